@@ -1,0 +1,143 @@
+"""The walk over decoder blocks: collect statistics, score, mask, propagate.
+
+`one-shot` takes all statistics from the dense model. `sequential` collects X of a block from
+inputs that passed the blocks pruned before it, as the Pruner-Zero release does; G is dense in
+both. The search evaluates its candidates through the same scores and masks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning import masks
+from pruning.calibration import STATISTICS, Statistics, activation_sums, collect
+from pruning.masks import Target
+from pruning.metric import Metric
+from pruning.models import block_inputs, decoder_blocks, linear_layers
+
+PROPAGATIONS = ("one-shot", "sequential")
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, the units done and the units in all."""
+
+
+@dataclass(frozen=True)
+class LayerScores(Mapping[str, Tensor]):
+    """Scores by layer name, computed when asked for and not kept.
+
+    Attributes:
+        metric: The formula.
+        weights: Dense weights by layer name, (out_features, in_features), any dtype.
+        statistics: Those that the metric names.
+    """
+
+    metric: Metric
+    weights: Mapping[str, Tensor]
+    statistics: Statistics
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the scores of one layer, (out_features, in_features), fp32.
+
+        Raises:
+            ValueError: If they are not finite or all the same; the message names the layer.
+        """
+        weight = self.weights[name].abs() if "W" in self.metric.leaves else None
+        scores = self.metric.score(weight, self.statistics.G.get(name), self.statistics.X.get(name))
+        low, high = torch.aminmax(scores)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ValueError(f"layer {name}: the scores of '{self.metric.text}' are not finite")
+        if low == high:
+            raise ValueError(f"layer {name}: the scores of '{self.metric.text}' are constant")
+        return scores
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def prune(
+    model: PreTrainedModel,
+    metric: Metric,
+    target: Target,
+    windows: Tensor,
+    propagation: str = "one-shot",
+    on_progress: Progress = lambda stage, done, total: None,
+) -> None:
+    """Zero the lowest-scoring weights of a model's decoder blocks, in place.
+
+    Args:
+        windows: Calibration token ids, (N, T); unused by a metric of W alone.
+        propagation: One of `PROPAGATIONS`.
+
+    Raises:
+        ValueError: If the metric cannot rank weights, a layer's scores are not finite or
+            constant, n:m does not divide a layer, or `sequential` is asked of a model-wide
+            threshold, which needs every layer's scores before the first is pruned.
+    """
+    metric.check_scores_weights()
+    if propagation not in PROPAGATIONS:
+        raise ValueError(
+            f"propagation must be one of {', '.join(PROPAGATIONS)}, got {propagation!r}"
+        )
+    sequential = propagation == "sequential"
+    if sequential and target.group == "model" and not target.pattern:
+        raise ValueError("propagation 'sequential' cannot serve group 'model': use one-shot")
+    layers = linear_layers(model)
+    dense_leaves = metric.leaves - {"X"} if sequential else metric.leaves
+    statistics = Statistics()
+    if dense_leaves & STATISTICS:
+        statistics = collect(
+            model,
+            layers,
+            windows,
+            dense_leaves,
+            lambda done: on_progress("calibrate", done, len(windows)),
+        )
+    if sequential:
+        _prune_sequentially(model, metric, target, windows, statistics, on_progress)
+    else:
+        _prune_layers(layers, metric, target, statistics, on_progress)
+
+
+@torch.no_grad()
+def _prune_layers(
+    layers: Mapping[str, nn.Linear],
+    metric: Metric,
+    target: Target,
+    statistics: Statistics,
+    on_progress: Progress,
+) -> None:
+    weights = {name: layer.weight for name, layer in layers.items()}
+    scores = LayerScores(metric, weights, statistics)
+    mask_of = masks.masker(target, scores)
+    for done, (name, weight) in enumerate(weights.items(), 1):
+        weight.masked_fill_(mask_of(scores[name]), 0)
+        on_progress("prune", done, len(weights))
+
+
+@torch.no_grad()
+def _prune_sequentially(
+    model: PreTrainedModel,
+    metric: Metric,
+    target: Target,
+    windows: Tensor,
+    statistics: Statistics,
+    on_progress: Progress,
+) -> None:
+    layers = linear_layers(model)
+    hidden, calls = block_inputs(model, windows)
+    blocks = decoder_blocks(model)
+    for i, (block_name, block) in enumerate(blocks.items()):
+        own = {name: layers[name] for name in layers if name.startswith(f"{block_name}.")}
+        with activation_sums(own) as X:
+            for state, call in zip(hidden, calls, strict=True):
+                call[i].run(block, state)
+        X = {name: total / len(windows) for name, total in X.items()}
+        _prune_layers(own, metric, target, Statistics(X, statistics.G), lambda *_: None)
+        hidden = [call[i].run(block, state) for state, call in zip(hidden, calls, strict=True)]
+        on_progress("prune", i + 1, len(blocks))

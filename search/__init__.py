@@ -1,0 +1,1 @@
+"""The search: breeding, evaluating and recording candidate metrics."""
