@@ -49,7 +49,8 @@ def perplexity(losses: Tensor) -> float:
 def _mean_nll(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> float:
     """Return the mean NLL of targets, (T - 1,), under hidden states, (T - 1, hidden_size)."""
     head = model.get_output_embeddings()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    # As the model's own forward does: Gemma3ForConditionalGeneration ignores its text part's cap.
+    cap = getattr(model.config, "final_logit_softcapping", None)
     total = 0.0
     for start in range(0, len(targets), CHUNK_TOKENS):
         logits = head(hidden[start : start + CHUNK_TOKENS]).float()

@@ -162,7 +162,7 @@ def _model_masker(
 
     def mask_of(scores: Tensor) -> Tensor:
         nonlocal ties
-        mask = scores < threshold
+        mask = (scores < threshold).contiguous()
         equal = torch.nonzero((scores == threshold).flatten()).flatten()[:ties]
         mask.view(-1)[equal] = True
         ties -= len(equal)

@@ -48,12 +48,15 @@ class Metric:
                 with the right number of operands, at most `MAX_DEPTH` deep. The message is one
                 line that points at the place.
         """
-        _check_surface(text)
+        text = _checked_line(text)
         try:
-            tree = ast.parse(text.strip(), mode="eval").body
+            tree = ast.parse(text, mode="eval").body
         except SyntaxError as error:
             _refuse(text, error.offset or 1, "is not a well-formed formula", "")
-        return _from_ast(tree, text.strip())
+        except (RecursionError, MemoryError):
+            # What the parser says to thousands of nested `not` or of calls of a call's result.
+            _refuse(text, 1, "is deeper than the parser goes", "")
+        return _from_ast(tree, text)
 
     @staticmethod
     def from_release_json(mapping: Mapping[str, Any]) -> "Metric":
@@ -162,13 +165,15 @@ class Metric:
         return self._hash
 
 
-def _check_surface(text: str) -> None:
-    """Refuse, before the parser sees it, what no metric contains."""
+def _checked_line(text: str) -> str:
+    """Return the text on one line; refuse, before the parser sees it, what no metric contains."""
     if len(text) > MAX_CHARACTERS:
+        start = " ".join(text[:40].split())
         raise ValueError(
-            f"metric '{text[:40]}...' has {len(text)} characters: at most {MAX_CHARACTERS} are read"
+            f"metric '{start}...' has {len(text)} characters: at most {MAX_CHARACTERS} are read"
         )
-    if not text.strip():
+    text = " ".join(text.split())
+    if not text:
         raise ValueError("metric '' is empty: write a formula such as mul(W, sqrt(X))")
     if foreign := _OUTSIDE_THE_LANGUAGE.search(text):
         _refuse(text, foreign.start() + 1, f"has {foreign.group()!r}", "; write calls, names, ','")
@@ -177,6 +182,7 @@ def _check_surface(text: str) -> None:
         depth += (character == "(") - (character == ")")
         if depth > MAX_DEPTH:
             _refuse(text, column, f"is deeper than {MAX_DEPTH} levels", "")
+    return text
 
 
 def _refuse(text: str, column: int, problem: str, way_out: str) -> Never:
@@ -211,7 +217,7 @@ def _from_json(mapping: Any, path: str, depth: int) -> Metric:
     if not isinstance(mapping, Mapping) or not isinstance(mapping.get("data"), str):
         refuse('is not a node: write {"data": name, "left": {...}, "right": {...}}')
     if foreign := sorted(set(mapping) - {"data", "left", "right"}, key=str):
-        refuse(f"has the unknown key {foreign[0]!r}: a node has data, left and right")
+        refuse(f"has the unknown key {str(foreign[0])[:40]!r}: a node has data, left and right")
     name = mapping["data"]
     if name in LEAVES:
         if len(mapping) > 1:
@@ -229,11 +235,12 @@ def _from_json(mapping: Any, path: str, depth: int) -> Metric:
 
 def _check_arity(name: str, given: int, refuse: Any) -> None:
     if given != RELEASE[name].arity:
-        refuse(f"gives {name} {given} operand(s), and it takes {RELEASE[name].arity},")
+        refuse(f"gives {name} {given} operand(s), and it takes {RELEASE[name].arity}")
 
 
 def _unknown(name: str, kind: str) -> tuple[str, str]:
-    near = difflib.get_close_matches(name, [*LEAVES, *RELEASE], n=1)
+    others = [other for other in (*LEAVES, *RELEASE) if other != name]
+    near = difflib.get_close_matches(name[:40], others, n=1)
     guess = f"; did you mean {near[0]}?" if near else ""
     return f"has the unknown {kind} {name[:40]!r}", f"{guess}{_leaves()}"
 

@@ -1,4 +1,4 @@
-"""Models: load, decoder blocks, their linear layers and inputs. The only file that knows architectures.
+"""Models: load, decoder blocks, linear layers, block inputs; the only file that knows families.
 
 A family is told by its config's `model_type`, never by a path. Everything that a block is called
 with is captured as it comes, so that a new keyword of transformers needs no change here.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -82,13 +83,20 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
         device: A torch device.
 
     Raises:
-        ValueError: If there is no such model, or its architecture is not supported.
+        ValueError: If there is no such model, its architecture is not supported, or a tensor is
+            missing, torn or of another shape.
     """
     load_config(model)
     with _one_line_errors(model):
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source_of(model), dtype=DTYPES[dtype], trust_remote_code=False
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            source_of(model),
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        if lost := sorted(found["missing_keys"]):
+            # transformers would go on with random weights in their place.
+            raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
     return loaded.to(device).eval()
 
 
@@ -162,7 +170,7 @@ def _one_line_errors(model: str) -> Iterator[None]:
     """Turn transformers' paragraphs about a missing model into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"model {model!r} cannot be loaded: give {EMBEDDED!r}, a Hugging Face folder, or a "

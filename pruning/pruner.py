@@ -88,6 +88,7 @@ def prune(
     if sequential and target.group == "model" and not target.pattern:
         raise ValueError("propagation 'sequential' cannot serve group 'model': use one-shot")
     layers = linear_layers(model)
+    _check_pattern(layers, target)
     dense_leaves = metric.leaves - {"X"} if sequential else metric.leaves
     statistics = Statistics()
     if dense_leaves & STATISTICS:
@@ -102,6 +103,16 @@ def prune(
         _prune_sequentially(model, metric, target, windows, statistics, on_progress)
     else:
         _prune_layers(layers, metric, target, statistics, on_progress)
+
+
+def _check_pattern(layers: Mapping[str, nn.Linear], target: Target) -> None:
+    """Refuse n:m that does not divide a layer before calibration, and before a weight goes."""
+    for name, layer in layers.items():
+        if target.pattern and layer.in_features % target.pattern[1]:
+            raise ValueError(
+                f"layer {name}: in_features must be a multiple of the pattern's "
+                f"{target.pattern[1]}, got {layer.in_features}"
+            )
 
 
 @torch.no_grad()

@@ -1,0 +1,213 @@
+"""The config: every knob, typed, with unit, range and default. Unknown keys are refused."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+DEFAULT = Path(__file__).parent / "embedded.yaml"
+"""The experiment that runs when no config is named: needs no network and no other file."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Text(_Section):
+    """Token windows of a corpus."""
+
+    corpus: str = Field(
+        description="embedded, wikitext2, c4, ptb, or a .txt, .jsonl, .parquet file"
+    )
+    split: str = Field(description="split and slice, such as validation[:50%]")
+    windows: int | None = Field(ge=1, description="how many; null: the whole text")
+    length: int = Field(ge=2, description="tokens in a window")
+    seed: int | None = Field(
+        default=None, ge=0, description="of random window starts; null: spread evenly"
+    )
+
+
+class Pruning(_Section):
+    """What each candidate is asked to remove."""
+
+    sparsity: float = Field(default=0.5, ge=0, lt=1, description="fraction of weights removed")
+    pattern: str = Field(default="unstructured", pattern=r"^(unstructured|\d{1,4}:\d{1,4})$")
+    group: Literal["row", "layer", "model"] = Field(
+        default="row", description="comparison group of unstructured sparsity"
+    )
+    propagation: Literal["one-shot"] = Field(
+        default="one-shot", description="statistics of the dense model serve every candidate"
+    )
+
+
+class Mutations(_Section):
+    """Relative weights of the mutations; they need not add up to 1."""
+
+    node: float = Field(default=1, ge=0)
+    subtree: float = Field(default=1, ge=0)
+    hoist: float = Field(default=1, ge=0)
+    insert: float = Field(default=1, ge=0)
+
+
+class Search(_Section):
+    """The evolutionary loop."""
+
+    seed: int = Field(default=0, ge=0)
+    candidates: int = Field(default=400, ge=1, description="children bred, whatever became of them")
+    population: int = Field(default=50, ge=2)
+    lag: int = Field(
+        default=8, ge=0, description="outcomes a child does not wait for; 0 is the paper's loop"
+    )
+    primitives: Literal["release"] = "release"
+    min_initial_depth: int = Field(default=2, ge=0, description="of random trees, root at 0")
+    max_initial_depth: int = Field(default=4, ge=1)
+    max_depth: int = Field(default=8, ge=1, le=16, description="of bred trees, root at 0")
+    max_size: int = Field(default=31, ge=3, le=200, description="nodes of a bred tree")
+    seeds: list[str] = Field(default=[], description="metric names or texts bred first")
+    pool: float = Field(default=0.5, gt=0, le=1, description="fraction of the population drawn")
+    parents: int = Field(default=10, ge=2, description="best of the pool that can be parents")
+    crossover: float = Field(default=0.7, ge=0, le=1, description="probability")
+    mutation: float = Field(default=0.6, ge=0, le=1, description="probability")
+    mutations: Mutations = Mutations()
+    stages: list[int] = Field(
+        default=[], description="windows after which a candidate may be stopped, ascending"
+    )
+    slack: float = Field(
+        default=0.15, ge=0, description="a stop needs this much more NLL rise than the threshold's"
+    )
+    hopeless: float = Field(
+        default=3.0, gt=0, description="NLL rise over dense, nats per token, that always stops"
+    )
+    finalists: int = Field(default=10, ge=1, description="metrics scored on the selection text")
+    checkpoint_every: int = Field(default=50, ge=1, description="candidates between checkpoints")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Search":
+        if self.min_initial_depth > self.max_initial_depth:
+            raise ValueError(
+                f"min_initial_depth must not exceed max_initial_depth, got {self.min_initial_depth}"
+            )
+        if self.max_initial_depth > self.max_depth:
+            raise ValueError(
+                f"max_initial_depth must not exceed max_depth, got {self.max_initial_depth}"
+            )
+        if self.stages != sorted(set(self.stages)) or any(stage < 1 for stage in self.stages):
+            raise ValueError(f"stages must be ascending window counts, got {self.stages}")
+        return self
+
+
+class Ray(_Section):
+    """Where evaluations run."""
+
+    address: str = Field(default="local", description="local, auto, or a cluster's address")
+    workers: int | None = Field(
+        default=None, ge=0, description="null: one for each GPU or core; 0: in this process"
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="also its torch threads")
+    gpus_per_worker: float = Field(default=0, ge=0)
+
+
+class Config(_Section):
+    """One experiment."""
+
+    model: str = Field(description="embedded, a Hugging Face folder or a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    calibration: Text
+    fitness: Text
+    selection: Text
+    report: Text
+    allow_test_selection: bool = Field(
+        default=False, description="let the report text overlap another: no honest result then"
+    )
+    pruning: Pruning = Pruning()
+    search: Search = Search()
+    ray: Ray = Ray()
+
+    @property
+    def texts(self) -> dict[str, Text]:
+        """The four texts by role."""
+        roles = ("calibration", "fitness", "selection", "report")
+        return {role: getattr(self, role) for role in roles}
+
+
+def load(path: Path | None, overrides: list[str]) -> Config:
+    """Load a YAML config and apply `key.path=value` overrides, values read as YAML.
+
+    Raises:
+        ValueError: If the file is missing or malformed, or a key or value breaks its rule. One
+            line that names the key, the value and the rule.
+    """
+    source = path or DEFAULT
+    try:
+        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"config {source} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"config {source} is not YAML: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"config {source} must be a mapping of keys, got {type(raw).__name__}")
+    return parse(apply_overrides(raw, overrides), str(source))
+
+
+def parse(raw: dict[str, Any], source: str) -> Config:
+    """Validate a mapping as a config; raises ValueError as `load` does."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"config {source}: {_first_problem(error)}") from error
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return a copy of a mapping with `key.path=value` texts put in.
+
+    Raises:
+        ValueError: If a text has no `=`, its value is not YAML, or its path leads through a value.
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(raw))
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or not path:
+            raise ValueError(f"--set takes key.path=value, got {override!r}")
+        *parents, last = path.split(".")
+        section = result
+        for key in parents:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise ValueError(f"--set {override}: {key} is a value and has no keys below it")
+        try:
+            section[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {override}: {value!r} is not a YAML value") from error
+    return result
+
+
+def to_yaml(config: Config) -> str:
+    """Return the resolved config as YAML, in the order of the schema; `load` reads it back."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        way_out = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
+        return f"{path} is an unknown key; {way_out}"
+    if problem["type"] == "missing":
+        return f"{path} is missing: it has no default"
+    rule = problem["msg"].removeprefix("Value error, ")
+    return f"{path or 'the whole'} = {str(problem['input'])[:60]!r}: {rule}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for key in location:
+        annotation = model.model_fields[str(key)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)

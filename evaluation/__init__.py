@@ -1,0 +1,1 @@
+"""What a pruned model is measured on, and how: corpora, perplexity, zero-shot tasks."""

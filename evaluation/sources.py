@@ -1,0 +1,251 @@
+"""Where texts come from: CPython's own help topics, the Hugging Face hub, local files."""
+
+import difflib
+import json
+import socket
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+
+# Topics that quote each other stand in one part, and each part has its share of statements, data
+# model and expressions. Any other topic, also one that a later CPython adds, is for training: no
+# wording of it can then stand in a text that a score is read from.
+HELD_OUT_TOPICS = {
+    "report": "sequence-types numeric-types callable-types import strings for while if else break "
+    "continue assert pass subscriptions slicings exprlists",
+    "selection": "typesmapping dict async await with context-managers execmodel naming "
+    "dynamic-features calls unary bitwise shifting",
+    "fitness": "customization function class lambda assignment augassign del global nonlocal "
+    "return booleans",
+    "calibration": "attribute-access try raise exceptions comparisons in binary",
+}
+EMBEDDED = "embedded"
+EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
+LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
+TEXT_TYPES = ("string", "large_string", "string_view")  # names of pyarrow's types
+HUB_SECONDS = 5.0  # how long to wait for the hub's port before calling it unreachable
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """Where a corpus stands on the hub. `joins`: split -> what goes between documents.
+
+    `data_files` gives one file per split where a whole corpus would be too much; of it the first
+    `documents` are read as a stream.
+    """
+
+    path: str
+    name: str | None
+    revision: str
+    column: str
+    joins: Mapping[str, str]
+    data_files: Mapping[str, str] | None = None
+    documents: int | None = None
+
+
+HUB_CORPORA = {
+    # Joined as in the data loaders of SparseGPT (arXiv:2301.00774) and Wanda (arXiv:2306.11695).
+    "wikitext2": HubCorpus(
+        path="Salesforce/wikitext",
+        name="wikitext-2-raw-v1",
+        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
+        column="text",
+        joins={"train": " ", "validation": "\n\n", "test": "\n\n"},
+    ),
+    # 4,000 documents are about 2 million tokens: 128 windows of 4,096 tokens four times over.
+    "c4": HubCorpus(
+        path="allenai/c4",
+        name=None,
+        revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        column="text",
+        joins={"train": " ", "validation": " "},
+        data_files={
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        },
+        documents=4000,
+    ),
+    # The main revision is a loading script, which datasets 4 and later refuse to run.
+    "ptb": HubCorpus(
+        path="ptb-text-only/ptb_text_only",
+        name=None,
+        revision="refs/convert/parquet",
+        column="sentence",
+        joins={"train": " ", "validation": " ", "test": " "},
+    ),
+}
+
+
+def read_split(corpus: str, name: str) -> str:
+    """Return the whole text of one split of a corpus, its documents joined.
+
+    Raises:
+        ValueError: As `check_source`; or a file is not what its suffix says, or the hub does not
+            serve the corpus.
+    """
+    check_source(corpus, name)
+    if corpus == EMBEDDED:
+        return _embedded_text(name)
+    if corpus in HUB_CORPORA:
+        return HUB_CORPORA[corpus].joins[name].join(_hub_documents(corpus, name))
+    return "\n\n".join(_local_documents(corpus))
+
+
+def check_source(corpus: str, name: str) -> None:
+    """Check a corpus and the name of its split as far as that needs no network.
+
+    Raises:
+        ValueError: If the corpus or the split is unknown, or a local file is missing, has the
+            wrong suffix or no text column.
+    """
+    if is_named(corpus):
+        known = list(HUB_CORPORA[corpus].joins) if corpus in HUB_CORPORA else list(EMBEDDED_PARTS)
+        if name not in known:
+            raise ValueError(f"split of corpus {corpus!r} must be one of {known}; got {name!r}")
+    else:
+        next(_local_documents(corpus), None)
+
+
+def is_named(corpus: str) -> bool:
+    """Tell a named corpus from a path."""
+    return corpus == EMBEDDED or corpus in HUB_CORPORA
+
+
+def local_path(corpus: str) -> Path:
+    """Return the file that a path means, the same for every way of writing it."""
+    return Path(corpus).expanduser().resolve()
+
+
+def _embedded_text(part: str) -> str:
+    """Return one part of CPython's help topics; no two parts share a paragraph.
+
+    Topics quote each other at length (`compound` holds the whole of `try`). A paragraph is kept
+    where it first stands, held-out parts before training, so what is quoted is never trained on.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise ValueError("corpus 'embedded' needs pydoc_data, which this Python lacks") from error
+    parts = {name: sorted(names.split()) for name, names in HELD_OUT_TOPICS.items()}
+    parts["training"] = sorted(set(topics) - {topic for names in parts.values() for topic in names})
+    seen: set[str] = set()
+    kept: dict[str, list[str]] = {}
+    for name, names in parts.items():
+        kept[name] = []
+        for paragraph in "\n\n".join(topics.get(topic, "") for topic in names).split("\n\n"):
+            words = " ".join(paragraph.split())  # an indented quotation is still a quotation
+            if words and words not in seen:
+                seen.add(words)
+                kept[name].append(paragraph.strip("\n"))
+    return "\n\n".join(kept[part]) + "\n"
+
+
+def _hub_documents(corpus: str, split: str) -> list[str]:
+    """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set."""
+    import datasets  # here, since only hub corpora need it and it takes a second to import
+    from huggingface_hub import constants
+
+    source = HUB_CORPORA[corpus]
+    if not constants.HF_HUB_OFFLINE:
+        _check_hub_answers(corpus)
+    try:
+        rows = datasets.load_dataset(
+            source.path,
+            source.name,
+            revision=source.revision,
+            data_files={split: source.data_files[split]} if source.data_files else None,
+            split=split,
+            streaming=source.documents is not None,
+        )
+        return [row[source.column] for row in islice(rows, source.documents)]
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        cause = str(error).partition("\n")[0]
+        raise ValueError(_no_hub(corpus, f"{type(error).__name__}: {cause}")) from error
+
+
+def _check_hub_answers(corpus: str) -> None:
+    """Knock once at the hub, or at the proxy to it: the library would retry for half a minute."""
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    proxy = None
+    if not urllib.request.proxy_bypass(hub.hostname or ""):
+        proxy = urllib.request.getproxies().get(hub.scheme)
+    door = urlsplit(proxy or constants.ENDPOINT)
+    address = (door.hostname, door.port or (443 if door.scheme == "https" else 80))
+    try:
+        socket.create_connection(address, timeout=HUB_SECONDS).close()
+    except OSError as error:
+        cause = f"{address[0]}:{address[1]}: {error}; HF_HUB_OFFLINE=1 reads its cache"
+        raise ValueError(_no_hub(corpus, cause)) from error
+
+
+def _no_hub(corpus: str, cause: str) -> str:
+    return (
+        f"corpus {corpus!r}: the Hugging Face hub could not be reached or did not serve it "
+        f"({cause}); use {EMBEDDED!r} or a local {', '.join(LOCAL_SUFFIXES)} file instead"
+    )
+
+
+def _local_documents(corpus: str) -> Iterator[str]:
+    """Yield the documents of a local file: a .txt is one, the others have one per record."""
+    _check_suffix(corpus)
+    path = local_path(corpus)
+    if not path.is_file():
+        raise ValueError(f"corpus file {corpus!r} is not there; looked at {str(path)!r}")
+    if path.suffix == ".parquet":
+        yield from _parquet_documents(corpus, path)
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from [file.read()] if path.suffix == ".txt" else _jsonl_documents(corpus, file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"corpus file {corpus!r} must be UTF-8 text: {error}") from error
+
+
+def _jsonl_documents(corpus: str, lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"corpus file {corpus!r} line {number} is no JSON: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise ValueError(f"corpus file {corpus!r} line {number} has no string field 'text'")
+        yield record["text"]
+
+
+def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
+    """Yield the column 'text'. Read by pyarrow: the datasets library would copy it to a cache."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"corpus file {corpus!r} is no parquet file: {error}") from error
+    with file:
+        names = file.schema_arrow.names
+        if "text" not in names or str(file.schema_arrow.field("text").type) not in TEXT_TYPES:
+            raise ValueError(
+                f"corpus file {corpus!r} must have a string column 'text'; has {names}"
+            )
+        for batch in file.iter_batches(columns=["text"]):
+            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+
+
+def _check_suffix(corpus: str) -> None:
+    path = Path(corpus)
+    if path.suffix in LOCAL_SUFFIXES:
+        return
+    suffixes = ", ".join(LOCAL_SUFFIXES)
+    if path.suffix or len(path.parts) > 1:
+        raise ValueError(f"corpus file must end in {suffixes}; got {corpus!r}")
+    names = [EMBEDDED, *HUB_CORPORA]
+    near = difflib.get_close_matches(corpus, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"corpus must be one of {names} or a path ending in {suffixes}; got {corpus!r}{hint}"
+    )

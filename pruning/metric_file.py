@@ -1,0 +1,162 @@
+"""What `--metric` may be: a baseline's name, a file that holds a metric, or the formula itself.
+
+Three kinds of file are read: `best_metric.json` as a search writes it, the bare JSON tree of the
+Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one formula.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruning.baselines import BASELINES
+from pruning.masks import GROUPS
+from pruning.metric import Metric
+from pruning.operators import LEAVES
+
+SCHEMA = 1
+"""Version of `best_metric.json` and of `pruning_recipe.json`."""
+
+MAX_BYTES = 2_000_000
+"""Longest file that is read, so that a wrong path to a large file costs nothing."""
+
+DEFAULT_GROUP = "row"
+"""Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
+
+FORMS = f"give one of {', '.join(BASELINES)}, a file, or a formula such as mul(W, sqrt(X))"
+
+
+@dataclass(frozen=True)
+class ResolvedMetric:
+    """A metric, the comparison group that belongs to it, and where it was found (one phrase)."""
+
+    metric: Metric
+    group: str
+    source: str
+
+
+def resolve_metric(argument: str) -> ResolvedMetric:
+    """Return the metric that a `--metric` argument means.
+
+    A baseline's name comes first, then a file that is there, then the formula. The group is the
+    baseline's or the file's; `DEFAULT_GROUP` where neither says.
+
+    Raises:
+        ValueError: If the argument is none of them, the file is not one of the three kinds, or
+            the metric cannot rank weights. The message is one line.
+    """
+    if argument in BASELINES:
+        baseline = BASELINES[argument]
+        return ResolvedMetric(baseline.metric, baseline.group, f"baseline {argument}")
+    if _is_file(argument):
+        resolved = _from_file(Path(argument))
+    else:
+        _refuse_what_is_no_formula(argument)
+        resolved = ResolvedMetric(Metric.parse(argument), DEFAULT_GROUP, "formula")
+    resolved.metric.check_scores_weights()
+    return resolved
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of at most `MAX_BYTES`.
+
+    Raises:
+        ValueError: If the file is longer, is no UTF-8 JSON, is nested too deeply, or holds
+            something else than an object.
+        OSError: If it cannot be read.
+    """
+    return _parse_json(_read_text(path), path)
+
+
+def _is_file(argument: str) -> bool:
+    try:
+        return Path(argument).expanduser().is_file()
+    except (OSError, RuntimeError):
+        return False  # a formula is longer than a file's name may be; ~nobody has no home
+
+
+def _refuse_what_is_no_formula(argument: str) -> None:
+    """Refuse a path to nothing and a misspelt name, whose errors as formulas would mislead."""
+    if re.search(r"[/\\~]|\.(json|txt)$", argument):
+        folder = "is a folder" if "\0" not in argument and _is_folder(argument) else ""
+        problem = folder or "looks like a file and there is no such file"
+        raise ValueError(f"metric {argument[:200]!r} {problem}: {FORMS}")
+    if re.fullmatch(r"[\w-]+", argument) and argument not in LEAVES:
+        near = difflib.get_close_matches(argument, BASELINES, n=1)
+        guess = f"did you mean {near[0]}? or " if near else ""
+        raise ValueError(f"metric {argument[:200]!r} is no known name: {guess}{FORMS}")
+
+
+def _is_folder(argument: str) -> bool:
+    try:
+        return Path(argument).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        return False
+
+
+def _from_file(path: Path) -> ResolvedMetric:
+    path = path.expanduser()
+    try:
+        text = _read_text(path)
+    except OSError as error:
+        raise ValueError(f"metric file {str(path)!r} cannot be read: {error.strerror}") from error
+    source = f"file {path.name}"
+    if not text.lstrip().startswith("{"):
+        return ResolvedMetric(Metric.parse(text), DEFAULT_GROUP, source)
+    content = _parse_json(text, path)
+    if "data" in content:
+        return ResolvedMetric(Metric.from_release_json(content), DEFAULT_GROUP, source)
+    try:
+        return ResolvedMetric(_metric_of(content), _group_of(content), source)
+    except ValueError as error:
+        raise ValueError(f"metric file {str(path)!r}: {error}") from error
+
+
+def _metric_of(content: Mapping[str, Any]) -> Metric:
+    if not isinstance(content.get("metric"), str):
+        raise ValueError("it has neither a string 'metric' nor a tree's 'data'")
+    if content.get("schema", SCHEMA) != SCHEMA:
+        raise ValueError(
+            f"schema must be {SCHEMA}, got {content['schema']!r:.40}: it is from another version"
+        )
+    metric = Metric.parse(content["metric"])
+    if "tree" in content and Metric.from_release_json(content["tree"]) != metric:
+        raise ValueError("'metric' and 'tree' differ: remove the one that is not meant")
+    return metric
+
+
+def _group_of(content: Mapping[str, Any]) -> str:
+    group = content.get("group")
+    if group is None:
+        return DEFAULT_GROUP
+    if group not in GROUPS:
+        raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r:.40}")
+    return str(group)
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"file {str(path)!r} is longer than {MAX_BYTES} bytes: not read")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"file {str(path)!r} must be UTF-8 text: {error}") from error
+
+
+def _parse_json(text: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(
+            f"file {str(path)!r} is nested too deeply to be a result of ours"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"file {str(path)!r} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"file {str(path)!r} must hold a JSON object, got a list or a value")
+    return content

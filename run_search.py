@@ -1,0 +1,114 @@
+"""Search for a pruning metric: launch, resume, validate, rebuild a report."""
+
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from configs import schema
+
+USAGE, WRONG_FOLDER = 2, 4
+
+
+def command(
+    config: Annotated[
+        Path | None, typer.Option(help="YAML experiment; none: the embedded default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Empty folder of the run; none: a new one in runs/.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=value, over the config; repeatable.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder, or extend a finished one.")
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Check all that can be checked without work.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Rebuild report.html of the run in this folder.")
+    ] = None,
+) -> None:
+    """Evolve a symbolic pruning metric.
+
+    Exit codes: 0 done; 2 usage or config; 3 interrupted, resumable; 4 the folder does not fit this
+    request; 5 no evaluation succeeded.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Imported here, so that --help and usage errors answer at once.
+    from search import launch
+    from search.journal import FolderError
+
+    console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _check_usage(config, out, resume, validate, report, bool(overrides))
+        if report:
+            code = launch.rebuild_report(report, console)
+        elif resume:
+            code = launch.resume(resume, overrides or [], console)
+        else:
+            resolved = schema.load(config, overrides or [])
+            if validate:
+                code = _say_valid(launch.validate(resolved), console)
+            else:
+                code = launch.launch(resolved, out or _new_folder(config), console)
+    except FolderError as error:
+        code = _fail(error, WRONG_FOLDER)
+    except ValueError as error:
+        code = _fail(error, USAGE)
+    sys.exit(code)
+
+
+def _check_usage(
+    config: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    validate: bool,
+    report: Path | None,
+    overrides: bool,
+) -> None:
+    if resume and (config or out or validate or report):
+        raise ValueError(
+            "--resume takes its config and folder from the run: only --set goes with it"
+        )
+    if report and (config or out or validate or overrides):
+        raise ValueError("--report takes no other option")
+
+
+def _say_valid(notes: list[str], console: Console) -> int:
+    for note in notes:
+        console.print(f"not checked: {note}", soft_wrap=True)
+    console.print("valid")
+    return 0
+
+
+def _new_folder(config: Path | None) -> Path:
+    name = config.stem if config else schema.DEFAULT.stem
+    return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Treat SIGTERM, which clusters send before they kill, as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Console entry."""
+    typer.run(command)
+
+
+if __name__ == "__main__":
+    main()

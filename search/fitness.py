@@ -1,0 +1,218 @@
+"""Metric text to outcome: prune, measure, restore. The only place where the two siblings meet.
+
+An `Evaluator` holds one model with a master copy of its dense weights, its statistics and the
+token windows, all loaded once. Candidates are pruned by `pruning` and measured by `evaluation`.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.perplexity import window_losses
+from pruning.calibration import Statistics, collect
+from pruning.masks import Target, masker
+from pruning.metric import Metric
+from pruning.models import decoder_blocks, linear_layers, load_model
+from pruning.pruner import LayerScores
+from search.fingerprint import statistics_digest, take_probe
+from search.population import Candidate, Outcome
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an evaluator is built from: plain values alone, so that any machine can build it.
+
+    Attributes:
+        model: `embedded`, a folder or a hub id.
+        dtype: Of weights and forward passes.
+        device: A torch device.
+        threads: torch threads.
+        windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
+        sparsity: Fraction of the weights to remove.
+        pattern: (kept, length), or None for unstructured sparsity.
+        stages: Fitness windows after which a candidate may be stopped, ascending.
+        slack: A stop needs this much more NLL rise than the threshold's, as a fraction.
+        hopeless: NLL rise over dense, nats per token, that always stops.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    threads: int
+    windows: Mapping[str, Tensor]
+    sparsity: float
+    pattern: tuple[int, int] | None
+    stages: tuple[int, ...]
+    slack: float
+    hopeless: float
+
+
+@dataclass
+class Evaluator:
+    """One resident model that evaluates candidates, one after the other."""
+
+    setup: Setup
+    statistics: Statistics = field(default_factory=Statistics)
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.setup.threads)
+        self._model = load_model(self.setup.model, self.setup.dtype, self.setup.device)
+        self._model.requires_grad_(False)
+        self._layers = linear_layers(self._model)
+        self._master = {name: layer.weight.clone() for name, layer in self._layers.items()}
+        self._dense: dict[str, Tensor] = {}
+
+    def collect_statistics(self) -> dict[str, Tensor]:
+        """Collect X and G on the calibration windows, use them, and return them by `X/layer`."""
+        windows = self.setup.windows["calibration"]
+        found = collect(self._model, self._layers, windows, frozenset({"X", "G"}))
+        self.use_statistics(to_tensors(found))
+        return to_tensors(found)
+
+    def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
+        """Use statistics that were collected elsewhere; moved to the device once."""
+        self.statistics = from_tensors(tensors, self.setup.device)
+
+    def probe_tensors(self) -> dict[str, Tensor]:
+        """Return the fingerprint's probe; see `search.fingerprint`."""
+        blocks = decoder_blocks(self._model)
+        return take_probe(self._master, self.statistics, blocks).to_tensors()
+
+    def model_digest(self) -> str:
+        """Return a hash of the dense weights that are pruned."""
+        return statistics_digest(self._master)
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        """Prune, measure on the fitness windows stage by stage, restore."""
+        try:
+            with self.pruned(candidate.metric, candidate.group):
+                return self._measure(candidate.stop_above)
+        except ValueError as error:
+            # Scores that no mask can be made of: the metric's fault, found only on all layers.
+            return Outcome("degenerate", reason=str(error))
+
+    def losses(self, role: str, metric: str | None, group: str) -> list[float] | None:
+        """Return each window's mean NLL on a text, dense if `metric` is None.
+
+        None if the metric is degenerate on this model.
+        """
+        if metric is None:
+            return self._dense_losses(role).tolist()
+        try:
+            with self.pruned(metric, group):
+                return window_losses(self._model, self.setup.windows[role]).tolist()
+        except ValueError:
+            return None
+
+    def sparsity_by_layer(self, metric: str, group: str) -> dict[str, float]:
+        """Return the fraction of zeros that a metric leaves in each layer."""
+        with self.pruned(metric, group):
+            return {
+                name: (layer.weight == 0).float().mean().item()
+                for name, layer in self._layers.items()
+            }
+
+    @contextmanager
+    def pruned(self, metric: str, group: str) -> Iterator[None]:
+        """While open, the model is pruned; then its weights are the dense ones, bit for bit."""
+        target = Target(self.setup.sparsity, group, self.setup.pattern)
+        scores = LayerScores(Metric.parse(metric), self._master, self.statistics)
+        try:
+            with torch.inference_mode():
+                mask_of = masker(target, scores)
+                for name, layer in self._layers.items():
+                    mask = mask_of(scores[name])
+                    layer.weight.copy_(self._master[name]).masked_fill_(mask, 0)
+            yield
+        finally:
+            for name, layer in self._layers.items():
+                layer.weight.copy_(self._master[name])
+
+    def _measure(self, stop_above: float | None) -> Outcome:
+        windows = self.setup.windows["fitness"]
+        dense = self._dense_losses("fitness")
+        losses = torch.empty(0, dtype=torch.float64)
+        for end in (*self.setup.stages, len(windows)):
+            part = windows[len(losses) : end]
+            losses = torch.cat([losses, window_losses(self._model, part)])
+            tokens = losses.numel() * windows.shape[1]
+            if not torch.isfinite(losses).all():
+                return Outcome("degenerate", None, tokens, "the loss is not finite")
+            if end >= len(windows):
+                break
+            rise = (losses - dense[: len(losses)]).mean().item()
+            if reason := self._stop_reason(rise, dense, stop_above):
+                return Outcome("stopped", None, tokens, reason)
+        return Outcome("evaluated", losses.mean().item(), tokens)
+
+    def _stop_reason(self, rise: float, dense: Tensor, stop_above: float | None) -> str:
+        """Compare rises over the dense model: they vary far less by window than losses do."""
+        limit = self.setup.hopeless
+        if stop_above is not None:
+            allowed = max(0.0, stop_above - dense.mean().item()) * (1 + self.setup.slack)
+            limit = min(limit, allowed)
+        return f"NLL rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
+
+    def _dense_losses(self, role: str) -> Tensor:
+        if role not in self._dense:
+            self._dense[role] = window_losses(self._model, self.setup.windows[role])
+        return self._dense[role]
+
+
+@dataclass
+class InProcessPool:
+    """Evaluations in this process, one when asked: for tests and for `ray.workers: 0`."""
+
+    evaluator: Evaluator
+    waiting: deque[Candidate] = field(default_factory=deque)
+    timings: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def submit(self, candidate: Candidate) -> None:
+        """Take a candidate; it is evaluated when an outcome is asked for."""
+        self.waiting.append(candidate)
+
+    def next_outcome(self) -> tuple[int, Outcome] | None:
+        """Evaluate the oldest submitted candidate."""
+        if not self.waiting:
+            return None
+        candidate = self.waiting.popleft()
+        began = time.monotonic()
+        outcome = self.evaluator.evaluate(candidate)
+        self.timings[candidate.index] = {"seconds": time.monotonic() - began, "worker": 0}
+        return candidate.index, outcome
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the evaluator and return its result."""
+        return getattr(self.evaluator, method)(*arguments)
+
+    def call_each(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """Call a method once for each tuple of arguments; results in the same order."""
+        return [self.call(method, *arguments) for arguments in calls]
+
+    def share_statistics(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give statistics to the evaluator."""
+        self.evaluator.use_statistics(tensors)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
+    """Return statistics by `X/layer` and `G/layer`, as they are stored and sent."""
+    parts = {"X": statistics.X, "G": statistics.G}
+    return {f"{leaf}/{name}": t for leaf, part in parts.items() for name, t in part.items()}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], device: str) -> Statistics:
+    """Rebuild statistics from `to_tensors` on a device."""
+    parts: dict[str, dict[str, Tensor]] = {"X": {}, "G": {}}
+    for key, tensor in tensors.items():
+        leaf, name = key.split("/", 1)
+        parts[leaf][name] = tensor.to(device)
+    return Statistics(parts["X"], parts["G"])

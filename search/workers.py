@@ -1,0 +1,211 @@
+"""Evaluations on Ray: one actor for each GPU, or some CPU actors with the threads divided.
+
+The only file that imports ray. An actor is an `Evaluator`, built from plain values; statistics
+reach it through the object store, which CPU actors on one node share without a copy. Lost actors
+are made anew and their candidate is given again, so a fault delays an outcome and never changes it.
+"""
+
+import hashlib
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import search
+from search.fitness import Evaluator, Setup
+from search.population import Candidate, Outcome
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray  # noqa: E402  (its settings must be in the environment first)
+
+ATTEMPTS = 3
+"""How often a candidate is given to a worker before it counts as failed."""
+
+_WAIT_SECONDS = 0.5
+
+
+class _Worker:
+    """An evaluator in an actor; every result is made of plain values and numpy arrays."""
+
+    def __init__(self, setup: dict[str, Any], windows: dict[str, np.ndarray], code: str) -> None:
+        if code != code_digest():
+            raise RuntimeError(
+                f"this worker runs other code than the driver ({Path(search.__file__).parent}): "
+                "install the driver's version on every node"
+            )
+        tokens = {role: torch.from_numpy(array.copy()) for role, array in windows.items()}
+        self._evaluator = Evaluator(Setup(windows=tokens, **setup))
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        try:
+            return self._evaluator.evaluate(candidate)
+        except (RuntimeError, ArithmeticError, MemoryError) as error:
+            # torch reports a device's faults, memory among them, as RuntimeError.
+            return Outcome("failed", reason=f"{type(error).__name__}: {str(error)[:200]}")
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        result = getattr(self._evaluator, method)(*arguments)
+        if isinstance(result, dict) and any(isinstance(v, Tensor) for v in result.values()):
+            return {name: tensor.cpu().numpy() for name, tensor in result.items()}
+        return result
+
+    def use_statistics(self, arrays: dict[str, np.ndarray]) -> None:
+        self._evaluator.use_statistics({k: _read_only_tensor(a) for k, a in arrays.items()})
+
+
+class RayPool:
+    """A pool of workers on a local or running Ray cluster.
+
+    Args:
+        setup: What every worker is built from.
+        address: `local`, `auto` or a cluster's address.
+        workers: How many; None for one for each GPU, or for each `cpus` cores.
+        cpus: Cores of a worker, and its torch threads.
+        gpus: GPUs of a worker; a fraction shares one.
+
+    Raises:
+        ValueError: If there is no cluster at the address, or it cannot hold one worker.
+    """
+
+    def __init__(
+        self, setup: Setup, address: str, workers: int | None, cpus: int, gpus: float
+    ) -> None:
+        _connect(address, cpus, workers, gpus)
+        available = ray.cluster_resources()
+        room = int(available.get("GPU", 0) // gpus if gpus else available.get("CPU", 0) // cpus)
+        if room < 1:
+            raise ValueError(
+                f"no worker fits: each takes {cpus} CPUs and {gpus} GPUs, and Ray has "
+                f"{available.get('CPU', 0):g} and {available.get('GPU', 0):g}; lower "
+                "ray.cpus_per_worker or ray.gpus_per_worker"
+            )
+        fields = {k: v for k, v in vars(setup).items() if k != "windows"}
+        windows = {role: tokens.numpy() for role, tokens in setup.windows.items()}
+        self._build = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus).remote
+        self._arguments = (fields, ray.put(windows), code_digest())
+        self._statistics: Any = None
+        self._actors = [self._new_actor() for _ in range(min(workers or room, room))]
+        self._idle = deque(range(len(self._actors)))
+        self._queue: deque[tuple[Candidate, int]] = deque()
+        self._running: dict[Any, tuple[int, Candidate, int, float]] = {}
+        self.timings: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def submit(self, candidate: Candidate) -> None:
+        """Give a candidate to an idle worker, or queue it."""
+        self._queue.append((candidate, 1))
+        self._dispatch()
+
+    def next_outcome(self) -> tuple[int, Outcome] | None:
+        """Return a candidate's index and outcome, or None after half a second without one."""
+        ready, _ = ray.wait(list(self._running), timeout=_WAIT_SECONDS)
+        if not ready:
+            return None
+        worker, candidate, attempt, began = self._running.pop(ready[0])
+        self.timings[candidate.index] = {"seconds": time.monotonic() - began, "worker": worker}
+        try:
+            outcome = ray.get(ready[0])
+        except ray.exceptions.RayActorError as error:
+            self._actors[worker] = self._new_actor()
+            outcome = Outcome(
+                "failed", reason=f"worker lost {attempt} times: {type(error).__name__}"
+            )
+            if attempt < ATTEMPTS:
+                self._queue.appendleft((candidate, attempt + 1))
+                outcome = None
+        self._idle.append(worker)
+        self._dispatch()
+        return (candidate.index, outcome) if outcome else None
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the first worker's evaluator; arrays come back as tensors."""
+        return self.call_each(method, [arguments])[0]
+
+    def call_each(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """Call a method once for each tuple of arguments, over the workers; results in order.
+
+        Raises:
+            ValueError: If a call fails; one line with the cause.
+        """
+        futures = [
+            self._actors[i % len(self._actors)].call.remote(method, *arguments)
+            for i, arguments in enumerate(calls)
+        ]
+        try:
+            results = ray.get(futures)
+        except ray.exceptions.RayError as error:
+            cause = " ".join(str(getattr(error, "cause", None) or error).split())[-300:]
+            raise ValueError(f"a worker failed in {method}: {cause}") from error
+        return [_to_tensors(result) for result in results]
+
+    def share_statistics(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put statistics into the object store and hand them to every worker."""
+        self._statistics = ray.put({name: t.cpu().numpy() for name, t in tensors.items()})
+        ray.get([actor.use_statistics.remote(self._statistics) for actor in self._actors])
+
+    def close(self) -> None:
+        """End the workers, and Ray with them if it was started here."""
+        ray.shutdown()
+
+    def _dispatch(self) -> None:
+        while self._queue and self._idle:
+            candidate, attempt = self._queue.popleft()
+            worker = self._idle.popleft()
+            future = self._actors[worker].evaluate.remote(candidate)
+            self._running[future] = (worker, candidate, attempt, time.monotonic())
+
+    def _new_actor(self) -> Any:
+        actor = self._build(*self._arguments)
+        if self._statistics is not None:
+            actor.use_statistics.remote(self._statistics)
+        return actor
+
+
+def code_digest() -> str:
+    """Return a hash of the source of everything that an evaluation runs."""
+    root = Path(search.__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in ("evaluation", "pruning", "search"):
+        for path in sorted((root / package).glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _connect(address: str, cpus: int, workers: int | None, gpus: float) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address == "local":
+        cores = max(os.cpu_count() or 1, cpus * (1 if gpus else workers or 1))
+        ray.init(num_cpus=cores, _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise ValueError(
+            f"no Ray cluster at ray.address {address!r}: start one with `ray start --head`, or "
+            "set ray.address=local"
+        ) from error
+
+
+def _to_tensors(result: Any) -> Any:
+    if isinstance(result, dict) and any(isinstance(v, np.ndarray) for v in result.values()):
+        return {name: torch.from_numpy(array.copy()) for name, array in result.items()}
+    return result
+
+
+def _read_only_tensor(array: np.ndarray) -> Tensor:
+    # The object store's memory is shared and read-only. Statistics are never written to, so the
+    # tensor looks at it without a copy, and torch's warning about that is not for us.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)

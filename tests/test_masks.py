@@ -1,0 +1,328 @@
+"""Masks: which weights go, in each comparison group, to the last tie."""
+
+import random
+import struct
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning.masks import (
+    Target,
+    lowest_in_layer,
+    lowest_in_model,
+    lowest_n_of_m,
+    lowest_per_row,
+    masker,
+    parse_pattern,
+)
+from pruning.metric import Metric
+from pruning.operators import RELEASE
+
+EXAMPLES = settings(deadline=None, max_examples=50)
+
+# Few distinct values, both zeros, the smallest and the largest fp32: ties nearly everywhere.
+TIED = st.sampled_from([-1e38, -2.0, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1.0000001, 3.4e38])
+ANY_FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FRACTIONS = st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, 0.25, 0.5, 0.999999])
+
+
+@st.composite
+def matrices(draw, values=TIED | ANY_FINITE):
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 8))
+    flat = draw(st.lists(values, min_size=rows * columns, max_size=rows * columns))
+    return torch.tensor(flat, dtype=torch.float32).reshape(rows, columns)
+
+
+class Lazy(Mapping):
+    """Scores made anew at each request, as those of a large model are; counts the requests."""
+
+    def __init__(self, scores):
+        self.scores = scores
+        self.requests = dict.fromkeys(scores, 0)
+
+    def __getitem__(self, name):
+        self.requests[name] += 1
+        return self.scores[name].clone()
+
+    def __iter__(self):
+        return iter(self.scores)
+
+    def __len__(self):
+        return len(self.scores)
+
+
+def stable_lowest(values, count):
+    """Mark the `count` lowest of a list by Python's stable sort."""
+    gone = set(sorted(range(len(values)), key=values.__getitem__)[:count])
+    return [i in gone for i in range(len(values))]
+
+
+def stable_per_row(scores, count):
+    return [stable_lowest(row, count) for row in scores.tolist()]
+
+
+def stable_n_of_m(scores, pruned, group):
+    return [
+        [
+            gone
+            for i in range(0, len(row), group)
+            for gone in stable_lowest(row[i : i + group], pruned)
+        ]
+        for row in scores.tolist()
+    ]
+
+
+# Rows
+
+
+def test_lowest_per_row_breaks_ties_leftmost_first():
+    scores = torch.tensor([[0.3, 0.1, 0.4, 0.2], [5.0, 5.0, 1.0, 9.0]])
+    mask = lowest_per_row(scores, sparsity=0.5)
+    assert mask.tolist() == [[False, True, False, True], [True, False, True, False]]
+
+
+def test_lowest_per_row_ranks_negative_scores_below_positive_ones():
+    mask = lowest_per_row(torch.tensor([[1.0, -3.0, 0.0, -2.0]]), 0.5)
+    assert mask.tolist() == [[False, True, False, True]]
+
+
+def test_lowest_per_row_takes_both_zeros_for_a_tie():
+    mask = lowest_per_row(torch.tensor([[0.0, -0.0, 0.0, -0.0], [-0.0, 0.0, -0.0, 0.0]]), 0.5)
+    assert mask.tolist() == [[True, True, False, False], [True, True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "removed"), [(0.0, 0), (0.09, 0), (0.1, 1), (0.29, 2), (0.5, 5), (0.999, 9)]
+)
+def test_lowest_per_row_rounds_the_count_down(sparsity, removed):
+    mask = lowest_per_row(torch.rand(4, 10, generator=torch.Generator().manual_seed(0)), sparsity)
+    assert mask.sum(1).tolist() == [removed] * 4
+
+
+@EXAMPLES
+@given(matrices(), FRACTIONS)
+def test_lowest_per_row_is_a_stable_sort(scores, sparsity):
+    expected = stable_per_row(scores, int(scores.shape[1] * sparsity))
+    assert lowest_per_row(scores, sparsity).tolist() == expected
+
+
+# Layers
+
+
+def test_lowest_in_layer_lets_rows_compete():
+    mask = lowest_in_layer(torch.tensor([[9.0, 8.0], [1.0, 2.0], [3.0, 7.0]]), 0.5)
+    assert mask.tolist() == [[False, False], [True, True], [True, False]]
+
+
+@EXAMPLES
+@given(matrices(), FRACTIONS)
+def test_lowest_in_layer_is_a_stable_sort_row_after_row(scores, sparsity):
+    expected = stable_lowest(scores.flatten().tolist(), int(scores.numel() * sparsity))
+    assert lowest_in_layer(scores, sparsity).flatten().tolist() == expected
+
+
+# n:m
+
+
+def test_lowest_n_of_m_ranks_inside_each_group_and_breaks_ties_leftmost_first():
+    scores = torch.tensor([[4.0, 1.0, 3.0, 2.0, 50.0, 50.0, 50.0, 50.0]])
+    mask = lowest_n_of_m(scores, pruned=2, group=4)
+    assert mask.int().tolist() == [[0, 1, 0, 1, 1, 1, 0, 0]]
+
+
+@EXAMPLES
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 3), st.integers(1, 3), st.data())
+def test_lowest_n_of_m_is_a_stable_sort_in_each_group(pruned, kept, rows, groups, data):
+    group, size = pruned + kept, rows * groups * (pruned + kept)
+    values = data.draw(st.lists(TIED | ANY_FINITE, min_size=size, max_size=size))
+    scores = torch.tensor(values).reshape(rows, groups * group)
+    expected = stable_n_of_m(scores, pruned, group)
+    assert lowest_n_of_m(scores, pruned, group).tolist() == expected
+
+
+@pytest.mark.parametrize(("pruned", "group"), [(0, 4), (4, 4), (-1, 4), (5, 4)])
+def test_lowest_n_of_m_refuses_to_remove_none_or_all(pruned, group):
+    with pytest.raises(ValueError) as caught:
+        lowest_n_of_m(torch.ones(2, 8), pruned, group)
+    assert str(caught.value) == f"pruned must be in [1, group), got {pruned} of {group}"
+
+
+def test_lowest_n_of_m_refuses_inputs_that_the_group_does_not_divide():
+    with pytest.raises(ValueError) as caught:
+        lowest_n_of_m(torch.rand(2, 10), 2, 4)
+    assert str(caught.value) == "in_features must be a multiple of the group length 4, got 10"
+
+
+# The whole model
+
+
+def test_lowest_in_model_lets_layers_compete_and_ties_go_to_the_first_layers():
+    scores = {
+        "a": torch.tensor([[5.0, 1.0], [2.0, 9.0]]),
+        "b": torch.tensor([[2.0, 8.0, 2.0, -4.0]]),
+    }
+    masks = lowest_in_model(scores, 0.5)
+    assert masks["a"].tolist() == [[False, True], [True, False]]
+    assert masks["b"].tolist() == [[True, False, False, True]]
+
+
+@EXAMPLES
+@given(st.lists(matrices(), min_size=1, max_size=4), FRACTIONS)
+def test_lowest_in_model_is_a_stable_sort_of_all_scores_in_a_row(layers, sparsity):
+    lazy = Lazy({f"layer {i}": scores for i, scores in enumerate(layers)})
+    masks = lowest_in_model(lazy, sparsity)
+    everything = torch.cat([scores.flatten() for scores in layers]).tolist()
+    expected = stable_lowest(everything, int(len(everything) * sparsity))
+    assert torch.cat([mask.flatten() for mask in masks.values()]).tolist() == expected
+    assert list(masks) == list(lazy)
+    assert all(masks[name].shape == lazy.scores[name].shape for name in masks)
+    assert max(lazy.requests.values()) <= 3
+
+
+@EXAMPLES
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=40), FRACTIONS)
+def test_lowest_in_model_is_exact_for_any_bit_pattern(patterns, sparsity):
+    floats = [struct.unpack("<f", struct.pack("<I", bits))[0] for bits in patterns]
+    floats = [value for value in floats if abs(value) < float("inf")] or [0.0]
+    mask = lowest_in_model({"a": torch.tensor([floats], dtype=torch.float32)}, sparsity)["a"]
+    assert mask[0].tolist() == stable_lowest(floats, int(len(floats) * sparsity))
+
+
+def test_lowest_in_model_takes_scores_in_any_memory_layout():
+    scores = torch.tensor([[1.0, 2.0, 2.0], [2.0, 0.0, 9.0]])
+    transposed = scores.t().contiguous().t()
+    assert not transposed.is_contiguous()
+    mask = lowest_in_model({"a": transposed}, 0.5)["a"]
+    assert mask.tolist() == [[True, True, False], [False, True, False]]
+
+
+# Scores that are refused
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "mask_of",
+    [
+        lambda scores: lowest_per_row(scores, 0.5),
+        lambda scores: lowest_in_layer(scores, 0.5),
+        lambda scores: lowest_n_of_m(scores, 2, 4),
+    ],
+)
+def test_masks_refuse_scores_that_are_not_finite(mask_of, bad):
+    scores = torch.ones(2, 8)
+    scores[1, 3] = bad
+    with pytest.raises(ValueError) as caught:
+        mask_of(scores)
+    assert str(caught.value) == "scores must be finite, got a NaN or an infinity"
+
+
+def test_lowest_in_model_names_the_layer_whose_scores_are_not_finite():
+    scores = {"fine": torch.ones(2, 2), "broken": torch.tensor([[1.0, float("nan")]])}
+    with pytest.raises(ValueError) as caught:
+        lowest_in_model(scores, 0.5)
+    assert str(caught.value) == "layer broken: scores must be finite, got a NaN or an infinity"
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, float("nan")])
+def test_sparsity_outside_its_range_is_refused(sparsity):
+    message = f"sparsity must be in [0, 1), got {sparsity}"
+    calls = [
+        lambda: lowest_per_row(torch.rand(2, 4), sparsity),
+        lambda: lowest_in_layer(torch.rand(2, 4), sparsity),
+        lambda: Target(sparsity, "row"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert str(caught.value) == message
+
+
+# Targets and patterns
+
+
+def test_target_refuses_an_unknown_group():
+    with pytest.raises(ValueError) as caught:
+        Target(0.5, "column")
+    assert str(caught.value) == "group must be one of row, layer, model, got 'column'"
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"), [("unstructured", None), ("2:4", (2, 4)), ("4:8", (4, 8)), ("1:3", (1, 3))]
+)
+def test_parse_pattern_reads(text, pattern):
+    assert parse_pattern(text) == pattern
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "2:", ":4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "2/4", "a:b", "2:2048"]
+)
+def test_parse_pattern_refuses(text):
+    with pytest.raises(ValueError) as caught:
+        parse_pattern(text)
+    assert str(caught.value) == (
+        f"pattern must be unstructured or n:m with 0 < n < m <= 1024, got {text!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (Target(0.5, "row"), [[[1, 0, 1, 0], [1, 1, 0, 0]], [[1, 0, 1, 0]]]),
+        (Target(0.5, "layer"), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
+        # The six lowest of the twelve are -1, 0, 1, 2 of the first layer and 3, 4 of the second.
+        (Target(0.5, "model"), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
+        # Three of the twelve: all in the first layer.
+        (Target(0.25, "model"), [[[0, 0, 0, 0], [1, 1, 1, 0]], [[0, 0, 0, 0]]]),
+        (Target(0.0, "row", pattern=(3, 4)), [[[0, 0, 1, 0], [1, 0, 0, 0]], [[1, 0, 0, 0]]]),
+    ],
+)
+def test_masker_follows_the_target(target, expected):
+    first = torch.tensor([[6.0, 8.0, 5.0, 7.0], [-1.0, 0.0, 1.0, 2.0]])
+    second = torch.tensor([[3.0, 9.0, 4.0, 9.0]])
+    mask_of = masker(target, {"first": first, "second": second})
+    assert [mask_of(scores).int().tolist() for scores in (first, second)] == expected
+
+
+@pytest.mark.parametrize(
+    "target", [Target(0.5, "row"), Target(0.5, "layer"), Target(0, "row", (2, 4))]
+)
+def test_masker_looks_at_the_scores_in_advance_only_for_the_model(target):
+    lazy = Lazy({"a": torch.rand(2, 4)})
+    masker(target, lazy)
+    assert lazy.requests == {"a": 0}
+
+
+# Any formula of the release, from statistics to masks
+
+
+def random_metric(generator, depth):
+    if depth == 0 or generator.random() < 0.2:
+        return Metric(generator.choice("WGX"))
+    name = generator.choice(sorted(RELEASE))
+    arity = RELEASE[name].arity
+    return Metric(name, tuple(random_metric(generator, depth - 1) for _ in range(arity)))
+
+
+def finite_scores(count):
+    """Yield texts and scores of random formulas that rank weights and stay finite."""
+    generator = random.Random(7)
+    random_numbers = torch.Generator().manual_seed(7)
+    while count:
+        # Rounded, so that ties are frequent.
+        W = torch.randn(6, 16, generator=random_numbers).abs().mul(4).round().div(4)
+        G = torch.rand(6, 16, generator=random_numbers).mul(8).round()
+        X = torch.rand(1, 16, generator=random_numbers).mul(4).round()
+        metric = random_metric(generator, 4)
+        scores = metric.score(W, G, X)
+        if metric.varies_by_row and torch.isfinite(scores).all():
+            count -= 1
+            yield metric.text, scores
+
+
+def test_masks_of_random_formulas_match_a_stable_sort():
+    for text, scores in finite_scores(80):
+        assert lowest_per_row(scores, 0.5).tolist() == stable_per_row(scores, 8), text
+        assert lowest_n_of_m(scores, 2, 4).tolist() == stable_n_of_m(scores, 2, 4), text

@@ -1,0 +1,340 @@
+"""The metric language: text and JSON in and out, and everything that it refuses."""
+
+import json
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning.metric import MAX_CHARACTERS, MAX_DEPTH, Metric
+from pruning.operators import RELEASE
+
+EXAMPLES = settings(deadline=None)
+PRUNER_ZERO = "mul(abs(mul(W, W)), mms(G))"
+PRUNER_ZERO_JSON = {
+    "data": "mul",
+    "left": {
+        "data": "abs",
+        "left": {"data": "mul", "left": {"data": "W"}, "right": {"data": "W"}},
+    },
+    "right": {"data": "mms", "left": {"data": "G"}},
+}
+VOCABULARY = (
+    "leaves are W, G, X, operators add, sub, mul, div, sqr, pow, neg, skp, abs, log, exp, "
+    "sqrt, tanh, mms, zsn"
+)
+NEITHER = "has something that is neither an operator call nor a leaf at column"
+
+
+def _nodes(children):
+    return st.sampled_from(sorted(RELEASE)).flatmap(
+        lambda name: st.tuples(*[children] * RELEASE[name].arity).map(
+            lambda operands: Metric(name, operands)
+        )
+    )
+
+
+METRICS = st.recursive(st.sampled_from("WGX").map(Metric), _nodes, max_leaves=12)
+
+
+def error_of(read, argument):
+    with pytest.raises(ValueError) as caught:
+        read(argument)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def nested(depth):
+    tree = {"data": "W"}
+    for _ in range(depth):
+        tree = {"data": "abs", "left": tree}
+    return tree
+
+
+# Text and JSON, in and out
+
+
+@EXAMPLES
+@given(METRICS)
+def test_parse_reads_back_what_text_prints(metric):
+    assert Metric.parse(metric.text) == metric
+
+
+@EXAMPLES
+@given(METRICS)
+def test_release_json_is_lossless(metric):
+    through_a_file = json.loads(json.dumps(metric.to_release_json()))
+    assert Metric.from_release_json(through_a_file) == metric
+
+
+@EXAMPLES
+@given(METRICS)
+def test_equal_metrics_hash_alike(metric):
+    assert hash(Metric.parse(metric.text)) == hash(metric)
+
+
+def test_parse_builds_the_tree_node_for_node():
+    square = Metric("mul", (Metric("W"), Metric("W")))
+    expected = Metric("mul", (Metric("abs", (square,)), Metric("mms", (Metric("G"),))))
+    assert Metric.parse(PRUNER_ZERO) == expected
+
+
+def test_release_json_of_the_published_metric():
+    assert Metric.parse(PRUNER_ZERO).to_release_json() == PRUNER_ZERO_JSON
+    assert Metric.from_release_json(PRUNER_ZERO_JSON).text == PRUNER_ZERO
+
+
+def test_parse_takes_any_spacing_and_text_prints_one():
+    assert Metric.parse("  mul (W,\n\tsqrt( X ))\n").text == "mul(W, sqrt(X))"
+
+
+def test_order_of_operands_is_kept():
+    assert Metric.parse("sub(W, G)") != Metric.parse("sub(G, W)")
+
+
+# What a metric knows about itself
+
+
+@pytest.mark.parametrize(
+    ("text", "leaves", "size", "depth"),
+    [
+        ("W", "W", 1, 0),
+        ("mul(W, sqrt(X))", "WX", 4, 2),
+        (PRUNER_ZERO, "WG", 7, 3),
+        ("add(add(W, W), neg(neg(neg(X))))", "WX", 8, 4),
+    ],
+)
+def test_leaves_size_and_depth(text, leaves, size, depth):
+    metric = Metric.parse(text)
+    assert (metric.leaves, metric.size, metric.depth) == (frozenset(leaves), size, depth)
+
+
+def test_nodes_are_in_prefix_order():
+    names = [node.name for node in Metric.parse(PRUNER_ZERO).nodes()]
+    assert names == ["mul", "abs", "mul", "W", "W", "mms", "G"]
+
+
+@pytest.mark.parametrize(
+    ("text", "varies"),
+    [
+        ("W", True),
+        ("G", True),
+        ("X", False),
+        ("mul(X, sqrt(X))", False),
+        ("mul(X, W)", True),
+        ("neg(add(X, G))", True),
+        ("div(X, W)", False),
+        ("div(W, X)", True),
+        ("mul(X, div(X, W))", False),
+        ("add(div(X, G), G)", True),
+    ],
+)
+def test_varies_by_row_sees_through_the_divisor(text, varies):
+    metric = Metric.parse(text)
+    assert metric.varies_by_row is varies
+    if varies:
+        assert metric.check_scores_weights() is metric
+
+
+def test_check_scores_weights_refuses_a_score_that_is_the_same_in_every_row():
+    assert error_of(Metric.check_scores_weights, Metric.parse("div(X, W)")) == (
+        "metric 'div(X, W)' gives every row the same scores: a metric must use W or G other than "
+        "as the divisor of div; for example mul(W, sqrt(X))"
+    )
+
+
+# Scores
+
+
+def test_score_of_the_published_metric_worked_by_hand():
+    W = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    G = torch.tensor([[5.0, 6.0], [7.0, 9.0]])
+    scores = Metric.parse(PRUNER_ZERO).score(W, G, None)
+    # W * W times (G - 5) / 4
+    torch.testing.assert_close(scores, torch.tensor([[0.0, 1.0], [4.5, 16.0]]))
+
+
+def test_score_broadcasts_the_activation_statistic_over_rows():
+    W = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    scores = Metric.parse("mul(W, sqrt(X))").score(W, None, torch.tensor([[4.0, 9.0]]))
+    assert scores.tolist() == [[2.0, 6.0], [6.0, 12.0]]
+
+
+def test_score_is_fp32_and_computed_in_fp32_from_bf16():
+    W = torch.tensor([[1.0, 1.0078125]], dtype=torch.bfloat16)
+    scores = Metric.parse("mul(W, W)").score(W, None, None)
+    assert scores.dtype == torch.float32
+    # 1.0078125 squared needs 15 bits; in bf16 it would round to 1.015625.
+    assert scores.tolist() == [[1.0, 1.01568603515625]]
+
+
+@pytest.mark.parametrize("leaf", ["W", "G", "X"])
+def test_score_names_the_leaf_that_is_missing(leaf):
+    given = {"W": torch.ones(2, 2), "G": torch.ones(2, 2), "X": torch.ones(1, 2)} | {leaf: None}
+    with pytest.raises(ValueError) as caught:
+        Metric.parse("add(add(W, G), X)").score(**given)
+    assert str(caught.value) == (
+        f"metric 'add(add(W, G), X)' uses {leaf}, and {leaf} is None: pass it"
+    )
+
+
+def test_score_leaves_the_statistics_unchanged():
+    W, G, X = torch.rand(3, 4), torch.rand(3, 4), torch.rand(1, 4)
+    before = [W.clone(), G.clone(), X.clone()]
+    Metric.parse("add(exp(neg(W)), mul(zsn(G), log(X)))").score(W, G, X)
+    assert all(torch.equal(a, b) for a, b in zip((W, G, X), before, strict=True))
+
+
+# Text that is refused: each message is one line and points at the place
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "metric '' is empty: write a formula such as mul(W, sqrt(X))"),
+        (" \n\t", "metric '' is empty: write a formula such as mul(W, sqrt(X))"),
+        (
+            "mul(W, sqrrt(X))",
+            "metric 'mul(W, sqrrt(X))' has the unknown operator 'sqrrt' at column 8; "
+            f"did you mean sqrt?; {VOCABULARY}",
+        ),
+        (
+            "mul(W, Y)",
+            f"metric 'mul(W, Y)' has the unknown leaf 'Y' at column 8; {VOCABULARY}",
+        ),
+        ("W(G)", f"metric 'W(G)' has the unknown operator 'W' at column 1; {VOCABULARY}"),
+        ("abs", f"metric 'abs' has the unknown leaf 'abs' at column 1; {VOCABULARY}"),
+        ("mul(W)", "metric 'mul(W)' gives mul 1 operand(s), and it takes 2 at column 1"),
+        (
+            "add(W, abs(W, G))",
+            "metric 'add(W, abs(W, G))' gives abs 2 operand(s), and it takes 1 at column 8",
+        ),
+        ("abs()", "metric 'abs()' gives abs 0 operand(s), and it takes 1 at column 1"),
+        ("W.abs", "metric 'W.abs' has '.' at column 2; write calls, names, ','"),
+        ("torch.abs(W)", "metric 'torch.abs(W)' has '.' at column 6; write calls, names, ','"),
+        ("abs(x=W)", "metric 'abs(x=W)' has '=' at column 6; write calls, names, ','"),
+        ("add(*W)", "metric 'add(*W)' has '*' at column 5; write calls, names, ','"),
+        ("-W", "metric '-W' has '-' at column 1; write calls, names, ','"),
+        ("W[0]", "metric 'W[0]' has '[' at column 2; write calls, names, ','"),
+        ("lambda: W", "metric 'lambda: W' has ':' at column 7; write calls, names, ','"),
+        ("'W'", "metric ''W'' has \"'\" at column 1; write calls, names, ','"),
+        ("é", "metric 'é' has 'é' at column 1; write calls, names, ','"),
+        ("W\0", "metric 'W\0' has '\\x00' at column 2; write calls, names, ','"),
+        ("mul(W, 1)", f"metric 'mul(W, 1)' {NEITHER} 8; {VOCABULARY}"),
+        ("(W, G)", f"metric '(W, G)' {NEITHER} 1; {VOCABULARY}"),
+        ("abs(abs)(W)", f"metric 'abs(abs)(W)' {NEITHER} 1; {VOCABULARY}"),
+        ("W if G else X", f"metric 'W if G else X' {NEITHER} 1; {VOCABULARY}"),
+        ("None", f"metric 'None' {NEITHER} 1; {VOCABULARY}"),
+        ("(yield)", f"metric '(yield)' {NEITHER} 2; {VOCABULARY}"),
+        ("W G", "metric 'W G' is not a well-formed formula at column 3"),
+        ("mul(W, G", "metric 'mul(W, G' is not a well-formed formula at column 4"),
+        ("abs(W))", "metric 'abs(W))' is not a well-formed formula at column 7"),
+    ],
+)
+def test_parse_refuses(text, message):
+    assert error_of(Metric.parse, text) == message
+
+
+def test_parse_error_is_one_line_and_counts_columns_over_lines_and_leading_space():
+    assert error_of(Metric.parse, "  mul(W,\n\n    Y)") == (
+        f"metric 'mul(W, Y)' has the unknown leaf 'Y' at column 8; {VOCABULARY}"
+    )
+
+
+def test_parse_error_shows_the_neighbourhood_of_a_far_place():
+    text = "add(" * 20 + "W" + ", G)" * 20
+    message = error_of(Metric.parse, text.replace("W", "Q"))
+    assert message == (
+        "metric '...(add(add(add(add(add(add(add(Q, G), G), G), G), G), G), G),...' "
+        f"has the unknown leaf 'Q' at column 81; {VOCABULARY}"
+    )
+
+
+def test_parse_reads_down_to_the_depth_limit_and_no_deeper():
+    assert Metric.parse("abs(" * MAX_DEPTH + "W" + ")" * MAX_DEPTH).depth == MAX_DEPTH
+    message = error_of(Metric.parse, "abs(" * 33 + "W" + ")" * 33)
+    assert message.endswith("is deeper than 32 levels at column 132")
+
+
+@pytest.mark.parametrize("text", ["not " * 4900 + "W", "W" + "(W)" * 6000])
+def test_parse_refuses_nesting_without_nested_brackets(text):
+    # How deep Python's own parser goes depends on its version.
+    message = error_of(Metric.parse, text)
+    assert "...' is deeper than the parser goes at column 1" in message or NEITHER in message
+
+
+def test_parse_refuses_a_number_too_long_for_python():
+    message = error_of(Metric.parse, "9" * 5000)
+    assert message == f"metric '{'9' * 31}...' is not a well-formed formula at column 1"
+
+
+def test_parse_refuses_ten_million_brackets_quickly():
+    start = time.perf_counter()
+    message = error_of(Metric.parse, "(" * 10_000_000)
+    assert time.perf_counter() - start < 1
+    assert message == (
+        f"metric '{'(' * 40}...' has 10000000 characters: at most {MAX_CHARACTERS} are read"
+    )
+
+
+# JSON that is refused: each message names the path to the node
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {"data": "mul", "left": {"data": "W"}, "right": {"data": "sqt", "left": {"data": "X"}}},
+            "metric file: tree.right has the unknown operator or leaf 'sqt'; did you mean sqrt?; "
+            f"{VOCABULARY}",
+        ),
+        (
+            {"data": "mul", "left": {"data": "W"}},
+            "metric file: tree gives mul 1 operand(s), and it takes 2",
+        ),
+        (
+            {"data": "abs", "left": {"data": "W"}, "right": None},
+            "metric file: tree gives abs 2 operand(s), and it takes 1",
+        ),
+        (
+            {"data": "abs", "right": {"data": "W"}},
+            "metric file: tree gives abs a right operand only: a unary node has 'left'",
+        ),
+        (
+            {"data": "abs", "left": {"data": "W", "left": {"data": "W"}}},
+            "metric file: tree.left gives the leaf W an operand: a leaf has none",
+        ),
+        (
+            {"data": "abs", "left": {"data": "W"}, "centre": {"data": "W"}},
+            "metric file: tree has the unknown key 'centre': a node has data, left and right",
+        ),
+        (
+            {"data": "W", "k" * 10**6: 0},
+            f"metric file: tree has the unknown key '{'k' * 40}': a node has data, left and right",
+        ),
+        (
+            {"data": "x" * 10**6},
+            f"metric file: tree has the unknown operator or leaf '{'x' * 40}'; {VOCABULARY}",
+        ),
+    ],
+)
+def test_from_release_json_refuses(tree, message):
+    assert error_of(Metric.from_release_json, tree) == message
+
+
+@pytest.mark.parametrize(
+    "node", [None, [], "W", 3, {}, {"data": 1}, {"data": None}, {"left": {"data": "W"}}]
+)
+def test_from_release_json_refuses_what_is_not_a_node(node):
+    assert error_of(Metric.from_release_json, {"data": "abs", "left": node}) == (
+        'metric file: tree.left is not a node: write {"data": name, "left": {...}, "right": {...}}'
+    )
+
+
+def test_from_release_json_reads_down_to_the_depth_limit_and_no_deeper():
+    assert Metric.from_release_json(nested(MAX_DEPTH)).depth == MAX_DEPTH
+    message = error_of(Metric.from_release_json, nested(900))
+    assert message == f"metric file: tree{'.left' * 33} is deeper than 32 levels"

@@ -1,0 +1,117 @@
+"""Every operator of the table against values worked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from pruning.operators import LEAVES, RELEASE, SETS
+
+A = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
+B = torch.tensor([[2.0, 5.0], [-1.0, 4.0]])
+ROW = torch.tensor([[3.0, 4.0]])
+
+
+def apply(name, *operands):
+    return RELEASE[name].function(*operands)
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "expected"),
+    [
+        ("add", (A, B), [[3.0, 3.0], [2.0, 4.0]]),
+        ("sub", (A, B), [[-1.0, -7.0], [4.0, -4.0]]),
+        ("mul", (A, B), [[2.0, -10.0], [-3.0, 0.0]]),
+        ("add", (A, ROW), [[4.0, 2.0], [6.0, 4.0]]),
+        ("sub", (ROW, A), [[2.0, 6.0], [0.0, 4.0]]),
+        ("mul", (A, ROW), [[3.0, -8.0], [9.0, 0.0]]),
+        ("sqr", (A,), [[1.0, 4.0], [9.0, 0.0]]),
+        ("pow", (A,), [[1.0, 4.0], [9.0, 0.0]]),
+        ("neg", (A,), [[-1.0, 2.0], [-3.0, 0.0]]),
+        ("skp", (A,), [[1.0, -2.0], [3.0, 0.0]]),
+        ("abs", (A,), [[1.0, 2.0], [3.0, 0.0]]),
+        ("sqrt", (torch.tensor([[4.0, -9.0]]),), [[2.0, 3.0]]),
+        # The range of A is [-2, 3].
+        ("mms", (A,), [[0.6, 0.0], [1.0, 0.4]]),
+    ],
+)
+def test_operator_gives_the_value_worked_by_hand(name, operands, expected):
+    torch.testing.assert_close(apply(name, *operands), torch.tensor(expected))
+
+
+def test_div_divides_by_the_norm_of_the_whole_divisor():
+    # ||A|| = sqrt(1 + 4 + 9) = sqrt(14), whatever the place.
+    torch.testing.assert_close(apply("div", B, A), B / math.sqrt(14))
+
+
+def test_div_counts_a_one_row_divisor_once_for_each_row():
+    # Broadcast to two rows, (3, 4) has the norm sqrt(2 * 25), not 5.
+    torch.testing.assert_close(apply("div", A, ROW), A / math.sqrt(50))
+
+
+def test_div_of_a_one_row_dividend_has_the_shape_of_the_divisor():
+    result = apply("div", ROW, A)
+    torch.testing.assert_close(result, torch.tensor([[3.0, 4.0], [3.0, 4.0]]) / math.sqrt(14))
+
+
+def test_div_by_zeros_is_not_guarded():
+    assert apply("div", A, torch.zeros(2, 2))[0, 0].isinf()
+
+
+def test_log_takes_the_absolute_value_plus_a_thousandth():
+    result = apply("log", torch.tensor([[0.0, 1.0, -1.0, -0.5]]))
+    expected = [math.log(0.001), math.log(1.001), math.log(1.001), math.log(0.501)]
+    torch.testing.assert_close(result, torch.tensor([expected]))
+
+
+def test_exp_clamps_at_one_hundred_and_still_overflows_above_88_7():
+    result = apply("exp", torch.tensor([[0.0, -1.0, 88.0, 89.0, 1000.0]]))
+    torch.testing.assert_close(result[0, :2], torch.tensor([1.0, math.exp(-1)]))
+    assert result.isinf().tolist() == [[False, False, False, True, True]]
+    in_double = apply("exp", torch.tensor([1000.0], dtype=torch.float64))
+    assert in_double.item() == pytest.approx(math.exp(100))
+
+
+def test_tanh_saturates_into_ties():
+    result = apply("tanh", torch.tensor([[0.5, 20.0, 30.0]]))
+    torch.testing.assert_close(result[0, 0].item(), math.tanh(0.5), rtol=1e-6, atol=0)
+    assert result[0, 1] == result[0, 2] == 1.0
+
+
+def test_mms_scales_over_the_whole_matrix_not_by_row():
+    result = apply("mms", torch.tensor([[0.0, 1.0], [2.0, 4.0]]))
+    assert result.tolist() == [[0.0, 0.25], [0.5, 1.0]]
+
+
+def test_zsn_uses_the_whole_matrix_and_the_unbiased_deviation():
+    # 1, 2, 3, 6: mean 3, squared deviations 4 + 1 + 0 + 9 = 14, over n - 1 = 3.
+    result = apply("zsn", torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    expected = torch.tensor([[-2.0, -1.0], [0.0, 3.0]]) / math.sqrt(14 / 3)
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("name", ["mms", "zsn"])
+def test_scaling_a_constant_is_not_guarded(name):
+    assert apply(name, torch.full((2, 2), 7.0)).isnan().all()
+
+
+@pytest.mark.parametrize("name", RELEASE)
+def test_operator_leaves_its_operands_unchanged(name):
+    operands = [A.clone(), B.clone()][: RELEASE[name].arity]
+    apply(name, *operands)
+    assert all(torch.equal(left, right) for left, right in zip(operands, (A, B), strict=False))
+
+
+@pytest.mark.parametrize("name", RELEASE)
+def test_operator_keeps_fp32(name):
+    assert apply(name, *(A, B)[: RELEASE[name].arity]).dtype == torch.float32
+
+
+def test_table_holds_the_operators_and_leaves_of_the_release():
+    binary = {name for name, operator in RELEASE.items() if operator.arity == 2}
+    unary = {name for name, operator in RELEASE.items() if operator.arity == 1}
+    assert binary == {"add", "sub", "mul", "div"}
+    scaling = {"mms", "zsn"}
+    assert unary == scaling | {"sqr", "pow", "neg", "skp", "abs", "log", "exp", "sqrt", "tanh"}
+    assert set(LEAVES) == {"W", "G", "X"}
+    assert SETS["release"] is RELEASE

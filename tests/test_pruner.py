@@ -1,0 +1,341 @@
+"""The walk over blocks against masks and loops written out here, for every family."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+from toy_models import FAMILIES, toy_model, toy_windows
+
+from pruning.calibration import Statistics
+from pruning.masks import Target
+from pruning.metric import Metric
+from pruning.models import decoder_blocks, linear_layers
+from pruning.pruner import LayerScores, prune
+
+WANDA = Metric.parse("mul(W, sqrt(X))")
+GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
+SNIP = Metric.parse("mul(W, G)")
+MAGNITUDE = Metric.parse("W")
+ROW = Target(0.5, "row")
+TWO_OF_FOUR = Target(0.5, "row", pattern=(2, 4))
+UP_PROJ = "model.layers.1.mlp.up_proj"
+
+
+# Independent statistics, masks and loops
+
+
+@torch.no_grad()
+def own_activations(model, names, windows):
+    """Return the mean over windows of each named layer's squared input norms, (1, in)."""
+    sums = dict.fromkeys(names, 0)
+
+    def watch(name):
+        def add(_, inputs):
+            tokens = inputs[0].flatten(end_dim=-2)  # some families merge batch and tokens
+            sums[name] = sums[name] + tokens.square().sum(0, keepdim=True)
+
+        return add
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(watch(n)) for n in names]
+    for window in windows:
+        model(input_ids=window[None])
+    for handle in handles:
+        handle.remove()
+    return {name: total / len(windows) for name, total in sums.items()}
+
+
+def own_gradients(model, windows):
+    """Return the root of the summed squares of the gradients times 100, (out, in)."""
+    layers = linear_layers(model)
+    weights = [layer.weight for layer in layers.values()]
+    sums = [torch.zeros_like(weight) for weight in weights]
+    for window in windows:
+        logits = model(input_ids=window[None]).logits[0]
+        loss = functional.cross_entropy(logits[:-1], window[1:])
+        for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+            total += (100 * gradient) ** 2
+    return {name: total.sqrt() for name, total in zip(layers, sums, strict=True)}
+
+
+def keep_highest(weight, scores, removed):
+    """Return the weight without the `removed` lowest of each row of scores, by a stable sort."""
+    order = torch.sort(scores, dim=-1, stable=True).indices[..., :removed]
+    return weight.masked_fill(
+        torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True), 0
+    )
+
+
+def weights_of(model):
+    return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
+
+
+def pruned_weights(model, metric, target, windows, propagation="one-shot"):
+    copied = copy.deepcopy(model)
+    prune(copied, metric, target, windows, propagation)
+    return weights_of(copied)
+
+
+def assert_same_weights(actual, expected):
+    assert list(actual) == list(expected)
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+
+
+def zeros(weight):
+    return int((weight == 0).sum())
+
+
+def error_of(*arguments, **keywords):
+    with pytest.raises(ValueError) as caught:
+        prune(*arguments, **keywords)
+    return str(caught.value)
+
+
+# One-shot
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_shot_removes_the_lowest_of_each_row_by_dense_statistics(family):
+    model, windows = toy_model(family), toy_windows()
+    dense = weights_of(model)
+    X, G = own_activations(model, dense, windows), own_gradients(model, windows)
+    expected = {
+        name: keep_highest(w, w.abs() * (G[name] + X[name].sqrt()), w.shape[1] // 2)
+        for name, w in dense.items()
+    }
+    assert_same_weights(pruned_weights(model, GBLM, ROW, windows), expected)
+
+
+def test_one_shot_by_layer_lets_rows_compete():
+    model, windows = toy_model("llama"), toy_windows()
+    dense = weights_of(model)
+    X = own_activations(model, dense, windows)
+    expected = {
+        name: keep_highest(
+            w.reshape(1, -1), (w.abs() * X[name].sqrt()).reshape(1, -1), int(w.numel() * 0.3)
+        ).reshape(w.shape)
+        for name, w in dense.items()
+    }
+    actual = pruned_weights(model, WANDA, Target(0.3, "layer"), windows)
+    assert_same_weights(actual, expected)
+
+
+def test_one_shot_over_the_model_lets_layers_compete():
+    model, windows = toy_model("llama"), toy_windows()
+    dense = weights_of(model)
+    G = own_gradients(model, windows)
+    scores = torch.cat([(w.abs() * G[name]).flatten() for name, w in dense.items()])[None]
+    everything = torch.cat([w.flatten() for w in dense.values()])[None]
+    left = keep_highest(everything, scores, int(scores.numel() * 0.6))[0]
+    pieces = left.split([w.numel() for w in dense.values()])
+    expected = {
+        name: piece.reshape(w.shape) for (name, w), piece in zip(dense.items(), pieces, strict=True)
+    }
+    actual = pruned_weights(model, SNIP, Target(0.6, "model"), windows)
+    assert_same_weights(actual, expected)
+    assert len({zeros(w) / w.numel() for w in actual.values()}) > 1
+
+
+def test_one_shot_n_of_m_ranks_inside_groups_of_four_inputs():
+    model, windows = toy_model("llama"), toy_windows()
+    dense = weights_of(model)
+    X = own_activations(model, dense, windows)
+    expected = {
+        name: keep_highest(
+            w.reshape(len(w), -1, 4), (w.abs() * X[name].sqrt()).reshape(len(w), -1, 4), 2
+        ).reshape(w.shape)
+        for name, w in dense.items()
+    }
+    assert_same_weights(pruned_weights(model, WANDA, TWO_OF_FOUR, windows), expected)
+
+
+# Sequential
+
+
+def prune_naively(model, score, windows):
+    """Prune rows by half, block after block, each time with a run of the whole model."""
+    for block in decoder_blocks(model):
+        names = [name for name in linear_layers(model) if name.startswith(f"{block}.")]
+        X = own_activations(model, names, windows)
+        for name in names:
+            weight = model.get_submodule(name).weight
+            with torch.no_grad():
+                weight.copy_(
+                    keep_highest(weight, score(name, weight.abs(), X[name]), weight.shape[1] // 2)
+                )
+    return weights_of(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sequential_equals_whole_runs_of_the_model_with_the_earlier_blocks_pruned(family):
+    model, windows = toy_model(family, num_hidden_layers=2), toy_windows()
+    actual = pruned_weights(model, WANDA, ROW, windows, "sequential")
+    expected = prune_naively(copy.deepcopy(model), lambda _, W, X: W * X.sqrt(), windows)
+    assert_same_weights(actual, expected)
+
+
+def test_sequential_takes_gradients_from_the_dense_model():
+    model, windows = toy_model("llama", num_hidden_layers=3), toy_windows()
+    G = own_gradients(model, windows)
+    actual = pruned_weights(model, GBLM, ROW, windows, "sequential")
+    expected = prune_naively(
+        copy.deepcopy(model), lambda name, W, X: W * (G[name] + X.sqrt()), windows
+    )
+    assert_same_weights(actual, expected)
+
+
+def test_sequential_and_one_shot_agree_on_the_first_block_and_part_after_it():
+    model, windows = toy_model("llama"), toy_windows()
+    one_shot = pruned_weights(model, WANDA, ROW, windows)
+    sequential = pruned_weights(model, WANDA, ROW, windows, "sequential")
+    same = {name: torch.equal(one_shot[name], sequential[name]) for name in one_shot}
+    assert all(same[name] for name in same if ".layers.0." in name)
+    assert not all(same[name] for name in same if ".layers.1." in name)
+
+
+# Counts, and what is left alone
+
+
+@pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
+@pytest.mark.parametrize("target", [Target(0.3, "row"), Target(0.3, "layer"), TWO_OF_FOUR])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_of_every_family_loses_exactly_its_share(family, target, propagation):
+    model = toy_model(family)
+    prune(model, GBLM, target, toy_windows(), propagation)
+    for name, weight in weights_of(model).items():
+        rows, columns = weight.shape
+        if target.pattern:
+            expected = rows * columns // 2
+            by_group = (weight.reshape(-1, 4) == 0).sum(1)
+            assert (by_group == 2).all(), name
+        elif target.group == "row":
+            expected = rows * int(columns * 0.3)
+        else:
+            expected = int(rows * columns * 0.3)
+        assert zeros(weight) == expected, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_wide_threshold_removes_exactly_its_share_of_every_family(family):
+    model = toy_model(family)
+    prune(model, SNIP, Target(0.37, "model"), toy_windows())
+    weights = weights_of(model).values()
+    assert sum(zeros(w) for w in weights) == int(sum(w.numel() for w in weights) * 0.37)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kept_weights_and_all_other_parameters_stay_as_they_were(family):
+    model = toy_model(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prune(model, GBLM, ROW, toy_windows(), "sequential")
+    pruned = {f"{name}.weight" for name in linear_layers(model)}
+    for name, value in model.state_dict().items():
+        kept = value != 0 if name in pruned else torch.ones_like(value, dtype=torch.bool)
+        assert torch.equal(value[kept], before[name][kept]), name
+
+
+def test_a_bf16_model_is_ranked_by_fp32_scores_and_stays_bf16():
+    model = toy_model("llama").to(torch.bfloat16)
+    dense = weights_of(model)
+    prune(model, Metric.parse("exp(W)"), ROW, toy_windows())
+    for name, weight in weights_of(model).items():
+        assert weight.dtype == torch.bfloat16
+        scores = dense[name].float().abs().exp()
+        assert torch.equal(weight, keep_highest(dense[name], scores, weight.shape[1] // 2))
+
+
+def test_zero_sparsity_removes_nothing():
+    model = toy_model("llama")
+    assert_same_weights(
+        pruned_weights(model, MAGNITUDE, Target(0.0, "row"), toy_windows()), weights_of(model)
+    )
+
+
+def test_a_metric_of_weights_alone_runs_no_calibration():
+    model = toy_model("llama")
+    model.model.forward = None  # would fail if it were called
+    prune(model, MAGNITUDE, ROW, toy_windows())
+    assert {zeros(w) / w.numel() for w in weights_of(model).values()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("metric", "propagation", "expected"),
+    [
+        (MAGNITUDE, "one-shot", {"prune": 14}),
+        (GBLM, "one-shot", {"calibrate": 3, "prune": 14}),
+        (WANDA, "sequential", {"prune": 2}),
+        (GBLM, "sequential", {"calibrate": 3, "prune": 2}),
+    ],
+)
+def test_progress_counts_windows_then_layers_or_blocks(metric, propagation, expected):
+    seen = []
+    prune(
+        *(toy_model("llama"), metric, ROW, toy_windows(count=3), propagation),
+        on_progress=lambda *stage: seen.append(stage),
+    )
+    units = [
+        (stage, done, total) for stage, total in expected.items() for done in range(1, total + 1)
+    ]
+    assert seen == units
+
+
+# What is refused
+
+
+def test_constant_scores_name_the_layer():
+    model = toy_model("llama")
+    model.get_submodule(UP_PROJ).weight.data.fill_(0.5)
+    expected = f"layer {UP_PROJ}: the scores of 'W' are constant"
+    assert error_of(model, MAGNITUDE, ROW, toy_windows()) == expected
+    assert error_of(model, MAGNITUDE, Target(0.5, "model"), toy_windows()) == expected
+    assert error_of(model, MAGNITUDE, ROW, toy_windows(), "sequential") == expected
+
+
+@pytest.mark.parametrize("text", ["mul(W, sqrt(X))", "exp(mul(W, exp(exp(W))))"])
+def test_scores_that_are_not_finite_name_the_layer(text):
+    model = toy_model("llama")
+    weight = model.get_submodule(UP_PROJ).weight
+    weight.data[0, 0] = float("nan") if text.startswith("mul") else 10.0
+    expected = f"layer {UP_PROJ}: the scores of '{text}' are not finite"
+    assert error_of(model, Metric.parse(text), ROW, toy_windows(), "sequential") == expected
+
+
+@pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
+def test_a_pattern_that_does_not_divide_a_layer_is_refused_before_anything_changes(propagation):
+    model = toy_model("llama", intermediate_size=26)
+    before = weights_of(model)
+    message = error_of(model, WANDA, TWO_OF_FOUR, toy_windows(), propagation)
+    assert message == (
+        "layer model.layers.0.mlp.down_proj: in_features must be a multiple of the pattern's 4, "
+        "got 26"
+    )
+    assert_same_weights(weights_of(model), before)
+
+
+def test_sequential_cannot_serve_a_model_wide_threshold():
+    model = toy_model("llama")
+    message = error_of(model, SNIP, Target(0.5, "model"), toy_windows(), "sequential")
+    assert message == "propagation 'sequential' cannot serve group 'model': use one-shot"
+    # A pattern has its own groups, so that the group's name does not matter.
+    prune(model, SNIP, Target(0.5, "model", pattern=(2, 4)), toy_windows(), "sequential")
+
+
+def test_an_unknown_propagation_is_refused():
+    assert error_of(toy_model("llama"), WANDA, ROW, toy_windows(), "both") == (
+        "propagation must be one of one-shot, sequential, got 'both'"
+    )
+
+
+def test_a_metric_that_cannot_rank_weights_is_refused():
+    message = error_of(toy_model("llama"), Metric.parse("sqrt(X)"), ROW, toy_windows())
+    assert message.startswith("metric 'sqrt(X)' gives every row the same scores: ")
+
+
+def test_layer_scores_follow_the_weights_that_they_were_given():
+    weights = {"a": torch.tensor([[1.0, -2.0]]), "b": torch.tensor([[3.0, 4.0]])}
+    scores = LayerScores(MAGNITUDE, weights, Statistics())
+    assert list(scores) == ["a", "b"]
+    assert len(scores) == 2
+    weights["a"].mul_(2)
+    assert scores["a"].tolist() == [[2.0, 4.0]]

@@ -1,0 +1,102 @@
+"""Random models of every supported family, small enough to run in milliseconds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 61
+TOKENS = 12
+SLIDING_WINDOW = 4
+"""Shorter than TOKENS, so that a family that slides has another mask than a causal one."""
+
+# Two blocks, grouped-query attention, and weights large enough for attention to be uneven.
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+_GEMMA = _COMMON | {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": SLIDING_WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "final_logit_softcapping": 3.0,
+}
+_OPT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "init_std": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+
+
+def _gemma3(settings: dict[str, Any]) -> PretrainedConfig:
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    return Gemma3Config(text_config=settings, vision_config=vision, mm_tokens_per_image=1)
+
+
+_CONFIGS = {
+    "llama": (LlamaConfig, _COMMON),
+    "mistral": (MistralConfig, _COMMON | {"sliding_window": SLIDING_WINDOW}),
+    "qwen2": (Qwen2Config, _COMMON),
+    "qwen3": (Qwen3Config, _COMMON | {"head_dim": 8}),
+    "gemma3_text": (Gemma3TextConfig, _GEMMA),
+    "gemma3": (lambda **settings: _gemma3(settings), _GEMMA),
+    "opt": (OPTConfig, _OPT),
+    "opt_projected": (OPTConfig, _OPT | {"word_embed_proj_dim": 8, "do_layer_norm_before": False}),
+}
+
+FAMILIES = tuple(_CONFIGS)
+
+
+def toy_model(family: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    """Return a random fp32 model in evaluation mode; `settings` go over the family's config."""
+    build, defaults = _CONFIGS[family]
+    config = build(**(defaults | settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if family == "gemma3":
+            return Gemma3ForConditionalGeneration(config).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def toy_windows(count: int = 3, tokens: int = TOKENS, seed: int = 1) -> Tensor:
+    """Return random token ids, (count, tokens)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (count, tokens), generator=generator)
