@@ -7,7 +7,6 @@ the texts, the folder, the model's architecture. Exit codes: 0 done, 2 a mistake
 
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress as Bars
-from rich.progress import TaskID
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 from typer import Option
@@ -29,11 +25,13 @@ from pruning.calibration import STATISTICS
 from pruning.masks import Target
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED, load_model
+from pruning.progress import shown_progress
 from pruning.pruner import Progress, prune
 from pruning.request import (
     Subject,
     check_layers,
     check_propagation,
+    make_recipe,
     resolve_subject,
     resolve_target,
 )
@@ -47,7 +45,6 @@ from pruning.result import (
 )
 
 EVAL_WINDOWS = 32
-SECONDS_BETWEEN_LINES = 5.0
 
 SPLITS = {
     EMBEDDED: ("calibration", "report"),
@@ -173,7 +170,9 @@ def _say_error(message: str) -> None:
 
 def _required(name: str, value: str | None) -> str:
     if not value:
-        raise ValueError(f"--{name} is required, as are --model, --metric and --out; see --help")
+        raise ValueError(
+            f"--{name} is required: give --model, --metric and --out, or --verify alone"
+        )
     return value
 
 
@@ -215,27 +214,20 @@ def _apply(request: Request) -> None:
     windows = {role: _windows(subject, text) for role, text in request.texts.items()}
     evaluation, calibration = windows["evaluation"], windows.get("calibration")
     print(f"pruning: {_summary(request)}", file=sys.stderr)
-    with _progress() as progress:
+    with shown_progress() as progress:
         model = load_model(subject.model, subject.dtype, subject.device)
         dense = _perplexity(model, evaluation, "dense perplexity", progress)
         tokens = calibration.tokens if calibration else evaluation.tokens[:0]
         prune(model, metric, request.target, tokens, request.propagation, progress)
         pruned = _perplexity(model, evaluation, "pruned perplexity", progress)
     perplexities = Perplexities(dense, pruned, {**evaluation.provenance, "dtype": subject.dtype})
-    recipe = {
-        "model": subject.model,
-        "revision": getattr(subject.config, "_commit_hash", None),
-        "metric": metric.text,
-        "tree": metric.to_release_json(),
-        "metric_source": request.chosen.source,
-        "group": None if request.target.pattern else request.target.group,
-        "pattern": pattern_text(request.target),
-        "sparsity": request.target.sparsity,
-        "propagation": request.propagation,
-        "calibration": calibration.provenance if calibration else None,
-        "dtype": subject.dtype,
-        "device": subject.device,
-    }
+    recipe = make_recipe(
+        subject,
+        request.chosen,
+        request.target,
+        request.propagation,
+        calibration.provenance if calibration else None,
+    )
     report = save_result(
         model,
         subject.tokenizer,
@@ -274,31 +266,6 @@ def _perplexity(model: PreTrainedModel, windows: Windows, stage: str, progress: 
     return perplexity(
         window_losses(model, windows.tokens, lambda done: progress(stage, done, total))
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show bars on a terminal; elsewhere a line now and then, and one at each stage's end."""
-    if sys.stderr.isatty():
-        with Bars(console=Console(stderr=True)) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def show(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage)
-                bars.update(tasks[stage], completed=done, total=total)
-
-            yield show
-        return
-    last = time.monotonic()
-
-    def tell(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
-            last = time.monotonic()
-
-    yield tell
 
 
 def _summary(request: Request) -> str:

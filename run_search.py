@@ -1,11 +1,9 @@
 """Search for a pruning metric: launch, resume, validate, rebuild a report."""
 
 import os
-import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -47,7 +45,6 @@ def command(
     from search.journal import FolderError
 
     console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         _check_usage(config, out, resume, validate, report, bool(overrides))
         if report:
@@ -93,11 +90,6 @@ def _say_valid(notes: list[str], console: Console) -> int:
 def _new_folder(config: Path | None) -> Path:
     name = config.stem if config else schema.DEFAULT.stem
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM, which clusters send before they kill, as Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 def _fail(error: Exception, code: int) -> int:

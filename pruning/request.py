@@ -1,6 +1,7 @@
 """What a pruning request asks of a model, checked before its weights are loaded."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from pruning.masks import Target, parse_pattern
+from pruning.metric_file import ResolvedMetric
 from pruning.models import DTYPES, linear_layers, load_config, load_tokenizer
 from pruning.pruner import PROPAGATIONS
+from pruning.result import pattern_text
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
@@ -141,6 +144,34 @@ def check_layers(subject: Subject, target: Target) -> int:
             )
     size = sum(weight.numel() for weight in shapes.parameters())
     return size * DTYPES[subject.dtype].itemsize
+
+
+def make_recipe(
+    subject: Subject,
+    chosen: ResolvedMetric,
+    target: Target,
+    propagation: str,
+    calibration: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return all that is needed to prune so again, JSON-able, under the command line's names.
+
+    Args:
+        calibration: Provenance of the calibration windows; None if none were read.
+    """
+    return {
+        "model": subject.model,
+        "revision": getattr(subject.config, "_commit_hash", None),  # of a model from the hub
+        "metric": chosen.metric.text,
+        "tree": chosen.metric.to_release_json(),
+        "metric_source": chosen.source,
+        "group": None if target.pattern else target.group,
+        "pattern": pattern_text(target),
+        "sparsity": target.sparsity,
+        "propagation": propagation,
+        "calibration": dict(calibration) if calibration else None,
+        "dtype": subject.dtype,
+        "device": subject.device,
+    }
 
 
 def _resolve_device(device: str | None) -> str:

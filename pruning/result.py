@@ -159,19 +159,12 @@ def verify_result(folder: Path) -> dict[str, Any]:
             raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
         recipe, report = read_json(folder / RECIPE), read_json(folder / REPORT)
-        target = Target(
-            report["sparsity"], recipe["group"] or "row", parse_pattern(report["pattern"])
-        )
-        promised = [LayerCount(**layer) for layer in report["layers"]]
-        recorded = dict(recipe["sha256"])
-        found = count_layers(folder, [layer.name for layer in promised], target)
-        _check_promise(folder, found, target)
-        problem = _layer_difference(promised, found) or _file_difference(
-            recorded, checksums(folder)
-        )
+        problem = _first_difference(folder, recipe, report)
     except (OSError, SafetensorError) as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except FolderMismatchError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderMismatchError(
             f"{str(folder)!r}: {RECIPE} or {REPORT} was altered ({type(error).__name__}: {error})"
         ) from error
@@ -235,34 +228,40 @@ def _holds(weight: Tensor, target: Target) -> bool:
 
 def _check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) -> None:
     """Refuse saved weights with fewer zeros than asked for: dense models get saved by mistake."""
-    owed = int(sum(layer.size for layer in layers) * target.sparsity)
-    short = next((layer.name for layer in layers if not layer.pattern_ok), None)
-    if short:
-        raise FolderMismatchError(
-            f"{str(folder)!r}: layer {short} does not hold {pattern_text(target)} at "
-            f"{target.sparsity:g} per {target.group}"
-        )
-    if target.group == "model" and not target.pattern:
-        zeros = sum(layer.zeros for layer in layers)
-        if zeros < owed:
-            raise FolderMismatchError(f"{str(folder)!r} has {zeros} zeros, and {owed} were asked")
+    if not layers:
+        raise FolderMismatchError(f"{str(folder)!r} has no pruned layer")
+    asked = pattern_text(target) if target.pattern else f"{target.sparsity:g} per {target.group}"
+    for layer in layers:
+        if not layer.pattern_ok:
+            raise FolderMismatchError(f"{str(folder)!r}: layer {layer.name} is not {asked}")
+    zeros, size = (sum(getattr(layer, key) for layer in layers) for key in ("zeros", "size"))
+    if target.group == "model" and zeros < int(size * target.sparsity):
+        raise FolderMismatchError(f"{str(folder)!r}: {zeros} zeros of {size} are not {asked}")
 
 
-def _layer_difference(promised: Sequence[LayerCount], found: Sequence[LayerCount]) -> str | None:
+def _first_difference(
+    folder: Path, recipe: Mapping[str, Any], report: Mapping[str, Any]
+) -> str | None:
+    """Describe the first difference between a folder's weights, its recipe and its report."""
+    for key in ("metric", "pattern", "sparsity"):
+        if recipe[key] != report[key]:
+            return f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report"
+    pattern = parse_pattern(report["pattern"])
+    target = Target(report["sparsity"], "row" if pattern else recipe["group"], pattern)
+    promised = [LayerCount(**layer) for layer in report["layers"]]
+    found = count_layers(folder, [layer.name for layer in promised], target)
     for was, now in zip(promised, found, strict=True):
         if was != now:
             return (
                 f"layer {was.name} has {now.zeros} zeros of {now.size}, the report says "
                 f"{was.zeros} of {was.size}"
             )
-    return None
-
-
-def _file_difference(recorded: Mapping[str, str], found: Mapping[str, str]) -> str | None:
-    for name in sorted({*recorded, *found}):
-        if recorded.get(name) != found.get(name):
-            now, was = found.get(name, "none"), recorded.get(name, "none")
-            return f"file {name} has sha256 {now:.16}, the recipe says {was:.16}"
+    _check_promise(folder, found, target)
+    recorded, sums = recipe["sha256"], checksums(folder)
+    for name in sorted({*recorded, *sums}):
+        if recorded.get(name) != sums.get(name):
+            own, told = sums.get(name, "none"), recorded.get(name, "none")
+            return f"file {name} has sha256 {own:.16}, the recipe says {told:.16}"
     return None
 
 

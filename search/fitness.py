@@ -66,7 +66,7 @@ class Evaluator:
         self._model.requires_grad_(False)
         self._layers = linear_layers(self._model)
         self._master = {name: layer.weight.clone() for name, layer in self._layers.items()}
-        self._dense: dict[str, Tensor] = {}
+        self._dense = window_losses(self._model, self.setup.windows["fitness"])
 
     def collect_statistics(self) -> dict[str, Tensor]:
         """Collect X and G on the calibration windows, use them, and return them by `X/layer`."""
@@ -102,11 +102,12 @@ class Evaluator:
 
         None if the metric is degenerate on this model.
         """
+        windows = self.setup.windows[role]
         if metric is None:
-            return self._dense_losses(role).tolist()
+            return window_losses(self._model, windows).tolist()
         try:
             with self.pruned(metric, group):
-                return window_losses(self._model, self.setup.windows[role]).tolist()
+                return window_losses(self._model, windows).tolist()
         except ValueError:
             return None
 
@@ -136,7 +137,6 @@ class Evaluator:
 
     def _measure(self, stop_above: float | None) -> Outcome:
         windows = self.setup.windows["fitness"]
-        dense = self._dense_losses("fitness")
         losses = torch.empty(0, dtype=torch.float64)
         for end in (*self.setup.stages, len(windows)):
             part = windows[len(losses) : end]
@@ -146,23 +146,18 @@ class Evaluator:
                 return Outcome("degenerate", None, tokens, "the loss is not finite")
             if end >= len(windows):
                 break
-            rise = (losses - dense[: len(losses)]).mean().item()
-            if reason := self._stop_reason(rise, dense, stop_above):
+            rise = (losses - self._dense[: len(losses)]).mean().item()
+            if reason := self._stop_reason(rise, stop_above):
                 return Outcome("stopped", None, tokens, reason)
         return Outcome("evaluated", losses.mean().item(), tokens)
 
-    def _stop_reason(self, rise: float, dense: Tensor, stop_above: float | None) -> str:
+    def _stop_reason(self, rise: float, stop_above: float | None) -> str:
         """Compare rises over the dense model: they vary far less by window than losses do."""
         limit = self.setup.hopeless
         if stop_above is not None:
-            allowed = max(0.0, stop_above - dense.mean().item()) * (1 + self.setup.slack)
+            allowed = max(0.0, stop_above - self._dense.mean().item()) * (1 + self.setup.slack)
             limit = min(limit, allowed)
         return f"NLL rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
-
-    def _dense_losses(self, role: str) -> Tensor:
-        if role not in self._dense:
-            self._dense[role] = window_losses(self._model, self.setup.windows[role])
-        return self._dense[role]
 
 
 @dataclass

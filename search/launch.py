@@ -2,12 +2,14 @@
 
 import os
 import platform
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -78,10 +80,12 @@ def validate(config: Config) -> list[str]:
 def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
     validate(config)
+    # Before the folder is made: a text that cannot be had must not leave a run behind.
+    windows = _windows(config)
     folder = RunFolder.create(out)
     try:
         folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, console)
+        return _run(folder, config, windows, console)
     finally:
         folder.close()
 
@@ -108,8 +112,9 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
                 f"{path} has: give more"
             )
         validate(config)
+        windows = _windows(config)
         folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, console)
+        return _run(folder, config, windows, console)
     finally:
         folder.close()
 
@@ -150,13 +155,16 @@ def settings_of(config: Config) -> Settings:
     )
 
 
-def _run(folder: RunFolder, config: Config, console: Console) -> int:
+def _run(
+    folder: RunFolder, config: Config, windows: dict[str, Windows], console: Console
+) -> int:
     started = time.monotonic()
     console.print(f"run folder {folder.path}", soft_wrap=True)
-    windows = _windows(config)
     records = folder.read_records()
     try:
         with _pool(config, windows) as pool:
+            # After Ray's start, which takes the handler for itself and aborts.
+            signal.signal(signal.SIGTERM, _interrupt)
             texts = {role: window.provenance for role, window in windows.items()}
             run = Run(folder, config, texts, pool, console)
             state = _evolve(run, _prepare(run), records)
@@ -176,6 +184,11 @@ def _run(folder: RunFolder, config: Config, console: Console) -> int:
         )
         return INTERRUPTED
     return DONE
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Treat SIGTERM, which clusters send before they kill, as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _windows(config: Config) -> dict[str, Windows]:

@@ -25,7 +25,7 @@ from search.population import Candidate, Outcome
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402  (its settings must be in the environment first)
+import ray
 
 ATTEMPTS = 3
 """How often a candidate is given to a worker before it counts as failed."""

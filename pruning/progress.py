@@ -1,0 +1,39 @@
+"""How far the work is: bars on a terminal, a line now and then elsewhere; always on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import TaskID
+
+from pruning.pruner import Progress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Show bars on a terminal; elsewhere a line now and then, and one at each stage's end."""
+    if sys.stderr.isatty():
+        with Bars(console=Console(stderr=True)) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def show(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage)
+                bars.update(tasks[stage], completed=done, total=total)
+
+            yield show
+        return
+    last = time.monotonic()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+    yield tell

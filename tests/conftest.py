@@ -1,0 +1,21 @@
+"""Fixtures that more than one test module reads."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from toy_models import toy_model
+from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random LLaMA with tied embeddings and a tokenizer of bytes; never written to."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    toy_model("llama", vocab_size=256, tie_word_embeddings=True).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    return folder

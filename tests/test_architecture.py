@@ -1,0 +1,205 @@
+"""Who may import whom, read from the source files; the table of docs/ARCHITECTURE.md."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("configs", "evaluation", "pruning", "search")
+SCRIPT_MODULES = ("run_prune", "run_search")
+
+# What the files of each package may not import. Later rows add to earlier ones.
+FORBIDDEN = {
+    "configs/": ("evaluation", "pruning", "search", "deap", "ray", "torch", "transformers"),
+    "pruning/": ("configs", "evaluation", "search", *SCRIPT_MODULES, "datasets", "deap", "ray"),
+    "evaluation/": ("configs", "pruning", "search", *SCRIPT_MODULES, "deap", "ray"),
+    "search/": (*SCRIPT_MODULES, "datasets"),
+    "search/evolution.py": ("configs", "evaluation", "torch", "pathlib", "os"),
+    "run_prune.py": ("configs", "search", "deap", "ray"),
+}
+# Modules that only the files named may import.
+RESERVED = {
+    "ray": ("search/workers.py",),
+    "deap": ("search/primitives.py", "search/variation.py"),
+    "datasets": ("evaluation/",),
+}
+MEETING_PLACES = ("search/fitness.py",)
+"""The modules of search that may import both pruning and evaluation."""
+
+UNSAFE_IMPORTS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {
+    *("eval", "exec", "compile", "builtins.eval", "builtins.exec", "gp.compile"),
+    *("torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load"),
+    *("gp.PrimitiveTree.from_string", "PrimitiveTree.from_string"),
+}
+
+
+def files(*places: str) -> list[str]:
+    """Return the Python files of packages and scripts that exist, relative to the root."""
+    found = [
+        path
+        for place in places
+        for path in (
+            [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py"))
+        )
+        if path.exists()
+    ]
+    return [path.relative_to(ROOT).as_posix() for path in found]
+
+
+OURS = files(*PACKAGES, *(f"{script}.py" for script in SCRIPT_MODULES))
+EVERYTHING = OURS + files("benchmarks", "scripts")
+
+
+@cache
+def syntax(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
+
+
+def imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """Yield the dotted name of everything imported anywhere in the tree."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = f"{package}." * bool(node.level) + (node.module or "")
+            yield from (f"{start.rstrip('.')}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            yield from (str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def dotted(node: ast.expr) -> str:
+    """Return `a.b.c` for such an expression; what is not a name reads `?`."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+@cache
+def imported_by(file: str) -> set[str]:
+    return set(imports(syntax(file), file.partition("/")[0]))
+
+
+def packages_imported_by(file: str) -> set[str]:
+    return {name.partition(".")[0] for name in imported_by(file)}
+
+
+def reached_from(file: str) -> set[str]:
+    """Return our files that are loaded with this one, itself included."""
+    reached, waiting = set(), [file]
+    while waiting:
+        current = waiting.pop()
+        if current not in reached:
+            reached.add(current)
+            for name in imported_by(current):
+                path = name.replace(".", "/")
+                candidates = (f"{path}.py", f"{path.rpartition('/')[0]}.py", f"{path}/__init__.py")
+                waiting += [other for other in candidates if other in OURS]
+    return reached
+
+
+@pytest.mark.parametrize(("place", "forbidden"), FORBIDDEN.items())
+def test_no_file_imports_what_its_place_forbids(place, forbidden):
+    broken = {
+        file: sorted(packages_imported_by(file) & set(forbidden))
+        for file in OURS
+        if file.startswith(place)
+    }
+    assert {file: names for file, names in broken.items() if names} == {}
+
+
+@pytest.mark.parametrize(("module", "places"), RESERVED.items())
+def test_reserved_modules_are_imported_only_where_they_belong(module, places):
+    users = [file for file in OURS if module in packages_imported_by(file)]
+    assert [file for file in users if not file.startswith(places)] == []
+
+
+def test_pruning_and_evaluation_meet_only_where_fitness_is_measured():
+    both = {"pruning", "evaluation"}
+    meeting = [file for file in files("search") if both <= packages_imported_by(file)]
+    assert [file for file in meeting if file not in MEETING_PLACES] == []
+
+
+@pytest.mark.skipif("run_prune.py" not in OURS, reason="not written yet")
+def test_run_prune_loads_neither_the_search_nor_its_libraries_even_indirectly():
+    loaded = reached_from("run_prune.py")
+    assert "pruning/metric.py" in loaded
+    assert [file for file in loaded if file.startswith(("search/", "configs/"))] == []
+    assert [file for file in loaded if packages_imported_by(file) & {"ray", "deap"}] == []
+
+
+@pytest.mark.parametrize("file", [file for file in OURS if file.endswith("__init__.py")])
+def test_package_files_hold_a_docstring_and_nothing_else(file):
+    tree = syntax(file)
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == 1
+
+
+@pytest.mark.parametrize("file", [file for file in OURS if not file.endswith("__init__.py")])
+def test_every_module_opens_by_saying_what_it_is(file):
+    assert ast.get_docstring(syntax(file))
+
+
+def test_no_module_or_package_is_named_like_a_standard_one():
+    names = {Path(file).stem for file in EVERYTHING} | set(PACKAGES)
+    assert names & set(sys.stdlib_module_names) == set()
+
+
+@pytest.mark.parametrize("file", EVERYTHING)
+def test_nothing_evaluates_text_or_unpickles(file):
+    assert packages_imported_by(file) & UNSAFE_IMPORTS == set()
+    calls = [node for node in ast.walk(syntax(file)) if isinstance(node, ast.Call)]
+    assert {dotted(call.func) for call in calls} & UNSAFE_CALLS == set()
+
+
+@pytest.mark.parametrize("file", EVERYTHING)
+def test_remote_code_is_never_trusted(file):
+    for node in ast.walk(syntax(file)):
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert isinstance(node.value, ast.Constant)
+            assert node.value.value is False
+
+
+# The reader itself, since a check that sees nothing passes
+
+
+def test_every_package_has_files_to_check():
+    assert {file.partition("/")[0] for file in OURS} >= {"evaluation", "pruning"}
+    assert "pruning/masks.py" in OURS
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import ray", {"ray"}),
+        ("import ray.util as u, deap", {"ray.util", "deap"}),
+        ("from pruning import masks", {"pruning.masks"}),
+        ("from pruning.masks import Target", {"pruning.masks.Target"}),
+        ("from . import workers", {"search.workers"}),
+        ("from .workers import Pool", {"search.workers.Pool"}),
+        ("def f():\n    if x:\n        import ray", {"ray"}),
+        ("importlib.import_module('ray')", {"ray"}),
+        ("__import__('ray')", {"ray"}),
+        ("text = 'import ray'", set()),
+    ],
+)
+def test_imports_are_seen_wherever_and_however_they_are_written(source, expected):
+    assert set(imports(ast.parse(source), "search")) == expected
+
+
+def test_reached_from_follows_imports_through_our_files():
+    reached = reached_from("pruning/pruner.py")
+    assert {"pruning/pruner.py", "pruning/masks.py", "pruning/operators.py"} <= reached
+    assert "pruning/baselines.py" not in reached_from("pruning/masks.py")
+
+
+def test_dotted_names_of_calls():
+    calls = ["eval(x)", "torch.load(f)", "model.to(device).eval()", "f()()"]
+    functions = [ast.parse(call, mode="eval").body.func for call in calls]
+    assert [dotted(function) for function in functions] == ["eval", "torch.load", "?.eval", "?"]
