@@ -32,6 +32,7 @@ from pruning.request import (
     check_layers,
     check_propagation,
     make_recipe,
+    pattern_text,
     resolve_subject,
     resolve_target,
 )
@@ -39,7 +40,6 @@ from pruning.result import (
     FolderMismatchError,
     Perplexities,
     check_output_folder,
-    pattern_text,
     save_result,
     verify_result,
 )
@@ -104,12 +104,12 @@ def prune_model(
     propagation: Annotated[str, Option(help="one-shot or sequential.")] = "one-shot",
     corpus: Annotated[str | None, Option(help="Calibration text; default embedded.")] = None,
     split: Annotated[str | None, Option(help="Its split, with or without a slice.")] = None,
-    samples: Annotated[int, Option(min=1, help="Calibration windows.")] = 128,
-    seqlen: Annotated[int | None, Option(min=2, help="Tokens per window; default 512.")] = None,
-    seed: Annotated[int, Option(min=0, help="Draws the calibration windows.")] = 0,
+    samples: Annotated[int, Option(help="Calibration windows.")] = 128,
+    seqlen: Annotated[int | None, Option(help="Tokens per window; default 512.")] = None,
+    seed: Annotated[int, Option(help="Draws the calibration windows.")] = 0,
     eval_corpus: Annotated[str, Option(help="Text that perplexity is measured on.")] = EMBEDDED,
     eval_split: Annotated[str | None, Option(help="Its split.")] = None,
-    eval_windows: Annotated[int | None, Option(min=1, help="Default: 32, or all.")] = None,
+    eval_windows: Annotated[int | None, Option(help="Default: 32, or all.")] = None,
     dtype: Annotated[str, Option(help="float32, bfloat16, float16; auto: the model's.")] = "auto",
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1; default cuda or cpu.")] = None,
     validate: Annotated[bool, Option("--validate", help="Check only; load no weights.")] = False,
@@ -180,6 +180,8 @@ def _text(
     corpus: str, split: str | None, role: int, windows: int | None, length: int, seed: int | None
 ) -> Text:
     """Return the windows of a role (0 calibration, 1 evaluation), its corpus and split checked."""
+    if windows is not None and windows < 1:
+        raise ValueError(f"{('samples', 'eval-windows')[role]} must be at least 1, got {windows}")
     default = SPLITS[corpus][role] if corpus in SPLITS else "all"
     text = Text(corpus, split or default, windows, length, seed)
     check_available(text.corpus, text.split)

@@ -12,7 +12,6 @@ from pruning.masks import Target, parse_pattern
 from pruning.metric_file import ResolvedMetric
 from pruning.models import DTYPES, linear_layers, load_config, load_tokenizer
 from pruning.pruner import PROPAGATIONS
-from pruning.result import pattern_text
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
@@ -119,8 +118,8 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
                 f"dtype of model {model!r} is {dtype}: choose one of {', '.join(DTYPES)}"
             )
     longest = getattr(text_config, "max_position_embeddings", None) or seqlen or SEQLEN
-    if seqlen is not None and seqlen > longest:
-        raise ValueError(f"seqlen must be at most {longest}, the model's context; got {seqlen}")
+    if seqlen is not None and not 2 <= seqlen <= longest:
+        raise ValueError(f"seqlen must be 2 to {longest}, the model's context; got {seqlen}")
     length = min(SEQLEN, longest) if seqlen is None else seqlen
     return Subject(model, config, load_tokenizer(model), dtype, device, length)
 
@@ -172,6 +171,11 @@ def make_recipe(
         "dtype": subject.dtype,
         "device": subject.device,
     }
+
+
+def pattern_text(target: Target) -> str:
+    """Return the text that `parse_pattern` reads: `unstructured`, `2:4`."""
+    return "{}:{}".format(*target.pattern) if target.pattern else "unstructured"
 
 
 def _resolve_device(device: str | None) -> str:

@@ -24,6 +24,7 @@ from pruning.masks import Target, parse_pattern
 from pruning.metric_file import SCHEMA, read_json
 from pruning.model_card import model_card
 from pruning.models import linear_layers
+from pruning.request import pattern_text
 
 RECIPE = "pruning_recipe.json"
 REPORT = "pruning_report.json"
@@ -125,16 +126,8 @@ def save_result(
         tokenizer.save_pretrained(folder)
         layers = count_layers(folder, names, target)
         _check_promise(folder, layers, target)
-        report = {
-            "metric": recipe["metric"],
-            "pattern": pattern_text(target),
-            "sparsity": target.sparsity,
-            "dense_perplexity": _finite(perplexities.dense),
-            "pruned_perplexity": _finite(perplexities.pruned),
-            "perplexity_of": dict(perplexities.provenance),
-            "layers": [asdict(layer) for layer in layers],
-            "warnings": [*warnings, *_layer_warnings(layers)],
-        }
+        lines = [*warnings, *_layer_warnings(layers)]
+        report = _report(recipe["metric"], target, perplexities, layers, lines)
         papers = {"schema": SCHEMA, **recipe, "versions": _versions(), "sha256": checksums(folder)}
         _write_json(folder / RECIPE, papers)
         model_card(papers, report).save(folder / "README.md")
@@ -145,10 +138,7 @@ def save_result(
 
 
 def verify_result(folder: Path) -> dict[str, Any]:
-    """Read a pruned model again and compare it with its report and its recipe.
-
-    Returns:
-        The report.
+    """Compare a pruned model's files with its recipe and its report, and return the report.
 
     Raises:
         FolderMismatchError: If the folder is no finished result, or differs from its papers; the
@@ -206,9 +196,23 @@ def checksums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def pattern_text(target: Target) -> str:
-    """Return the text that `parse_pattern` reads: `unstructured`, `2:4`."""
-    return "{}:{}".format(*target.pattern) if target.pattern else "unstructured"
+def _report(
+    metric: str,
+    target: Target,
+    perplexities: Perplexities,
+    layers: Sequence[LayerCount],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "metric": metric,
+        "pattern": pattern_text(target),
+        "sparsity": target.sparsity,
+        "dense_perplexity": _finite(perplexities.dense),
+        "pruned_perplexity": _finite(perplexities.pruned),
+        "perplexity_of": dict(perplexities.provenance),
+        "layers": [asdict(layer) for layer in layers],
+        "warnings": list(warnings),
+    }
 
 
 def _holds(weight: Tensor, target: Target) -> bool:

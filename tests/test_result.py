@@ -36,12 +36,12 @@ def tokenizer(tiny_llama_dir):
     return load_tokenizer(str(tiny_llama_dir))
 
 
-def saved(folder, tokenizer, target=HALF_OF_ROWS, family="llama", numbers=PERPLEXITIES, **options):
+def saved(folder, tokenizer, target=HALF_OF_ROWS, numbers=PERPLEXITIES, name="own/toy", **options):
     """Prune a toy model by magnitude, save it, and return its report."""
-    model = toy_model(family)
+    model = toy_model("llama")
     metric = ResolvedMetric(Metric("W"), target.group, "formula")
     prune(model, metric.metric, target, NO_WINDOWS)
-    subject = Subject("/home/me/toy", model.config, tokenizer, "float32", "cpu", 8)
+    subject = Subject(name, model.config, tokenizer, "float32", "cpu", 8)
     recipe = make_recipe(subject, metric, target, "one-shot", None)
     return save_result(model, tokenizer, folder, recipe, target, numbers, **options)
 
@@ -89,10 +89,12 @@ def test_save_result_recipe_is_a_metric_file(tmp_path, tokenizer):
     assert (resolved.metric.text, resolved.group) == ("W", "layer")
 
 
-def test_save_result_card_names_the_base_and_no_license_nor_path(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer, Target(0.5, "row", (2, 4)))
+def test_save_result_card_names_the_base_and_no_license_nor_path(
+    tmp_path, tokenizer, tiny_llama_dir
+):
+    saved(tmp_path, tokenizer, Target(0.5, "row", (2, 4)), name=str(tiny_llama_dir))
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.base_model == "/home/me/toy"  # not a folder here, so taken for a hub id
+    assert card.data.base_model == "tiny-llama"
     assert card.data.license is None
     assert card.data.tags == ["prunevolve", "pruning", "sparse", "2:4"]
     assert "| model | perplexity (own.txt, split all, 2 windows of 8 = 16 tokens, float32) |" in (
@@ -156,12 +158,8 @@ def test_count_layers_judges_each_comparison_group(tmp_path, target, rows, holds
     "target", [HALF_OF_ROWS, Target(0.5, "layer"), Target(0.5, "model"), Target(0.5, "row", (4, 8))]
 )
 def test_verify_result_accepts_what_was_saved(tmp_path, tokenizer, target):
-    assert verify_result(saved_folder(tmp_path, tokenizer, target))["sparsity"] == 0.5
-
-
-def saved_folder(folder, tokenizer, target):
-    saved(folder, tokenizer, target)
-    return folder
+    report = saved(tmp_path, tokenizer, target)
+    assert verify_result(tmp_path) == report
 
 
 def test_verify_result_names_the_layer_that_lost_zeros(tmp_path, tokenizer):

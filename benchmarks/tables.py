@@ -1,0 +1,52 @@
+"""What every benchmark shares: one table on the screen, the same figures in a JSON file."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+LOCAL_WIKITEXT2 = Path(__file__).parents[2] / "shared" / "data" / "wikitext2"
+"""A copy of WikiText-2 beside the project, where there is one; otherwise the hub is asked."""
+
+
+def wikitext2_corpora() -> tuple[str, str]:
+    """Return the corpora of the validation and the test text: local files, or the hub's name."""
+    if LOCAL_WIKITEXT2.is_dir():
+        return (
+            str(LOCAL_WIKITEXT2 / "valid.tokens.txt"),
+            str(LOCAL_WIKITEXT2 / "test.raw.txt"),
+        )
+    return "wikitext2", "wikitext2"
+
+
+def conditions(dtype: str) -> dict[str, Any]:
+    """Return what a figure depends on besides the code: cores, dtype, versions, date."""
+    return {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "dtype": dtype,
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def show(title: str, headings: list[str], rows: list[list[str]]) -> None:
+    """Print one table."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=110).print(table)
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write the figures, if a path was given."""
+    if path:
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,344 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy_models import toy_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_prune
+from evaluation.corpus import token_windows
+from pruning.models import linear_layers
+
+ROOT = Path(run_prune.__file__).parent
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the console entry; returns its exit code, standard output and standard error."""
+
+    def run(**options):
+        flags = {"--" + name.replace("_", "-"): value for name, value in options.items()}
+        given = [pair for pair in flags.items() if pair[1] is not None]
+        words = [str(word) for pair in given for word in pair if word is not True]
+        monkeypatch.setattr(sys, "argv", ["prunevolve-prune", *words])
+        with pytest.raises(SystemExit) as end:
+            run_prune.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def prune_small(call, tiny_llama_dir, tmp_path):
+    """Prune the tiny LLaMA into tmp_path/out with few short windows, options going over these."""
+
+    def run(**options):
+        defaults = {"model": tiny_llama_dir, "out": tmp_path / "out"}
+        small = {"metric": "wanda", "samples": 3, "seqlen": 16, "eval_windows": 4}
+        return call(**(defaults | small | options))
+
+    return run
+
+
+def report_of(tmp_path) -> dict:
+    return json.loads((tmp_path / "out" / "pruning_report.json").read_text())
+
+
+def recipe_of(tmp_path) -> dict:
+    return json.loads((tmp_path / "out" / "pruning_recipe.json").read_text())
+
+
+def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_small, tmp_path):
+    code, _, _ = prune_small(pattern="2:4")
+    report = report_of(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    windows = token_windows(tokenizer, "embedded", "report", 4, 16, None).tokens
+    with torch.no_grad():
+        losses = [model(input_ids=ids[None], labels=ids[None]).loss for ids in windows]
+    assert code == 0
+    assert torch.stack(losses).mean().exp().item() == pytest.approx(report["pruned_perplexity"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for layer in linear_layers(model).values():
+        assert ((layer.weight.view(-1, 4) == 0).sum(1) == 2).all()
+    assert all(layer["pattern_ok"] for layer in report["layers"])
+
+
+def test_run_prune_says_both_perplexities_with_their_text(prune_small, tmp_path):
+    code, out, _ = prune_small(pattern="2:4")
+    report, place = report_of(tmp_path), "embedded, split report, 4 windows of 16 = 64 tokens"
+    assert code == 0
+    assert out.splitlines() == [
+        f"dense perplexity  {report['dense_perplexity']:.4f} ({place}, float32)",
+        f"pruned perplexity {report['pruned_perplexity']:.4f} ({place}, float32)",
+        f"saved: {tmp_path / 'out'} (14 layers, 50.00% zeros, 2:4)",
+        f"verify: prunevolve-prune --verify {tmp_path / 'out'}",
+    ]
+
+
+def test_run_prune_takes_the_group_from_the_metric_and_from_the_option(prune_small, tmp_path):
+    prune_small(metric="snip", sparsity=0.6)
+    layers = report_of(tmp_path)["layers"]
+    zeros, size = sum(x["zeros"] for x in layers), sum(x["size"] for x in layers)
+    assert recipe_of(tmp_path)["group"] == "model"
+    assert zeros == int(0.6 * size)
+    assert len({x["zeros"] / x["size"] for x in layers}) > 1
+    prune_small(metric="snip", group="layer", out=tmp_path / "other")
+    other = json.loads((tmp_path / "other" / "pruning_report.json").read_text())
+    assert {x["zeros"] / x["size"] for x in other["layers"]} == {0.5}
+
+
+def test_run_prune_recipe_says_how_to_do_it_again(prune_small, tmp_path, tiny_llama_dir):
+    prune_small(metric="mul(W, sqrt(X))", propagation="sequential", seed=7)
+    recipe = recipe_of(tmp_path)
+    tree = {"data": "mul", "left": {"data": "W"}, "right": {"data": "sqrt", "left": {"data": "X"}}}
+    assert (recipe["metric"], recipe["tree"], recipe["group"]) == ("mul(W, sqrt(X))", tree, "row")
+    assert (recipe["model"], recipe["propagation"]) == (str(tiny_llama_dir), "sequential")
+    assert (recipe["pattern"], recipe["sparsity"]) == ("unstructured", 0.5)
+    assert (recipe["dtype"], recipe["device"]) == ("float32", "cpu")
+    calibration = recipe["calibration"]
+    assert (calibration["corpus"], calibration["split"]) == ("embedded", "calibration")
+    assert [calibration[key] for key in ("windows", "length", "seed")] == [3, 16, 7]
+
+
+def test_run_prune_gives_the_same_weights_from_the_same_request(prune_small, tmp_path):
+    prune_small(metric="gblm")
+    prune_small(metric=tmp_path / "out" / "pruning_recipe.json", out=tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "pruning_recipe.json").read_text())
+    assert again["sha256"] == recipe_of(tmp_path)["sha256"]
+
+
+def test_run_prune_reads_no_calibration_text_for_a_metric_of_weights(prune_small, tmp_path):
+    # A corpus of the hub, which is not asked.
+    code, _, err = prune_small(metric="magnitude", corpus="c4")
+    assert code == 0
+    assert recipe_of(tmp_path)["calibration"] is None
+    assert "calibrat" not in err
+
+
+def test_run_prune_saves_in_the_dtype_asked(prune_small, tmp_path):
+    prune_small(dtype="bfloat16", metric="magnitude")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert report_of(tmp_path)["perplexity_of"]["dtype"] == "bfloat16"
+
+
+def test_run_prune_takes_fewer_windows_where_the_text_is_short(prune_small, tmp_path):
+    text = tmp_path / "own.txt"
+    text.write_text("0123456789" * 10)  # 100 bytes are 6 windows of 16 tokens
+    prune_small(metric="magnitude", eval_corpus=text, eval_windows=None)
+    place = report_of(tmp_path)["perplexity_of"]
+    assert (place["corpus"], place["split"], place["windows"]) == (str(text), "all", 6)
+
+
+def test_run_prune_takes_at_most_32_windows_unasked(prune_small, tmp_path):
+    prune_small(metric="magnitude", eval_windows=None)
+    assert report_of(tmp_path)["perplexity_of"]["windows"] == 32
+
+
+def test_run_prune_takes_the_context_as_window_where_it_is_short(prune_small, tmp_path):
+    prune_small(metric="magnitude", seqlen=None)
+    assert report_of(tmp_path)["perplexity_of"]["length"] == 64
+
+
+def test_run_prune_warns_where_evaluation_overlaps_calibration(prune_small, tmp_path):
+    text = tmp_path / "own.txt"
+    text.write_text("0123456789\n" * 20)
+    code, _, err = prune_small(corpus=text, split="[:50%]", eval_corpus=text)
+    warning = (
+        f"calibration and evaluation overlap: {text} [:50%] and {text} all: "
+        "the pruned perplexity is flattered"
+    )
+    assert code == 0
+    assert f"warning: {warning}" in err.splitlines()
+    assert report_of(tmp_path)["warnings"] == [warning]
+
+
+def test_run_prune_says_when_the_default_text_may_not_suit_the_model(prune_small):
+    note = "note: calibrating on the embedded text"
+    assert note in prune_small(validate=True)[2]
+    assert note not in prune_small(validate=True, corpus="embedded")[2]
+
+
+def test_run_prune_validate_writes_nothing(prune_small, tmp_path, tiny_llama_dir):
+    code, out, _ = prune_small(validate=True)
+    assert code == 0
+    assert out == (
+        f"valid: {tiny_llama_dir} (float32, cpu) by mul(W, sqrt(X)): 50.0%, unstructured per row, "
+        "one-shot; nothing was loaded or written\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_prune_validate_says_what_the_hub_would_have_to_tell(prune_small):
+    code, out, _ = prune_small(validate=True, corpus="c4", eval_corpus="wikitext2")
+    assert code == 0
+    assert out.splitlines()[:2] == [
+        "corpus 'c4', split 'train' comes from the Hugging Face hub: not checked",
+        "corpus 'wikitext2', split 'test' comes from the Hugging Face hub: not checked",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "wnada"}, "metric 'wnada' is no known name: did you mean wanda? or give one"),
+        ({"metric": "a/b.json"}, "metric 'a/b.json' looks like a file and there is no such file"),
+        ({"metric": "mul(W"}, "metric 'mul(W' is not a well-formed formula at column"),
+        ({"metric": "sqrt(X)"}, "metric 'sqrt(X)' gives every row the same scores"),
+        ({"metric": None}, "--metric is required: give --model, --metric and --out, or --verify"),
+        ({"model": None}, "--model is required"),
+        ({"out": None}, "--out is required"),
+        (
+            {"pattern": "4:2"},
+            "pattern must be unstructured or n:m with 0 < n < m <= 1024, got '4:2'",
+        ),
+        (
+            {"pattern": "3:7"},
+            "pattern must divide the inputs of every layer, got 7 of 16 in model.l",
+        ),
+        ({"sparsity": 1}, "sparsity must be in [0, 1), got 1.0"),
+        ({"sparsity": "nan"}, "sparsity must be in [0, 1), got nan"),
+        ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity must be 0.5 with pattern 2:4, or left out"),
+        ({"group": "column"}, "group must be one of row, layer, model, got 'column'"),
+        (
+            {"group": "row", "pattern": "2:4"},
+            "group must be left out with pattern 2:4, whose weigh",
+        ),
+        ({"propagation": "both"}, "propagation must be one of one-shot, sequential; got 'both'"),
+        (
+            {"propagation": "sequential", "group": "model"},
+            "propagation must be one-shot with group model, whose threshold needs",
+        ),
+        ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
+        ({"seqlen": 1}, "seqlen must be 2 to 64, the model's context; got 1"),
+        ({"samples": "many"}, "Invalid value for '--samples': "),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"eval_windows": 0}, "eval-windows must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, or None; got -1"),
+        ({"sparcity": 0.5}, "No such option: --sparcity"),
+        ({"dtype": "int4"}, "dtype must be auto or one of float32, bfloat16, float16; got 'int4'"),
+        ({"device": "meta"}, "device 'meta' cannot be used (only cpu, cuda, mps are supported)"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used ("),
+        ({"corpus": "wikitext"}, "did you mean 'wikitext2'?"),
+        ({"corpus": "none.txt"}, "corpus file 'none.txt' is not there"),
+        ({"split": "test"}, "split of corpus 'embedded' must be one of"),
+        ({"eval_split": "report[9%"}, "split must be name, name[a%:b%]"),
+        ({"eval_windows": 10**6}, "tokens; 1000000 windows without overlap of 16 need 16000000"),
+        ({"model": "/no/such/folder"}, "model '/no/such/folder' cannot be loaded: give 'embedded'"),
+        ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
+    ],
+)
+def test_run_prune_says_a_mistake_in_one_line(prune_small, tmp_path, options, message):
+    code, out, err = prune_small(**options)
+    errors = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert code == 2
+    assert out == ""
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_prune_refuses_a_family_it_does_not_know(prune_small, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    code, _, err = prune_small(model=tmp_path / "model")
+    assert code == 2
+    assert err.startswith("error: model_type 'gpt2' is not supported: it must be one of gemma3")
+
+
+def test_run_prune_refuses_a_quantized_model(prune_small, tmp_path, tiny_llama_dir):
+    (tmp_path / "model").mkdir()
+    config = json.loads((tiny_llama_dir / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    code, _, err = prune_small(model=tmp_path / "model")
+    assert code == 2
+    assert err.endswith("is quantized: give the one that it was made from\n")
+
+
+def test_run_prune_refuses_the_tokenizer_of_another_model(prune_small, tmp_path, tiny_llama_dir):
+    toy_model("llama", vocab_size=40).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(tmp_path / "model")
+    code, _, err = prune_small(model=tmp_path / "model")
+    assert code == 2
+    assert "must stay below the model's vocab_size of 40, got token " in err
+
+
+def test_run_prune_names_the_layer_whose_scores_a_metric_spoils(prune_small):
+    code, _, err = prune_small(metric="mul(W, exp(exp(exp(exp(add(W, G))))))")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: layer model.layers.0.self_attn.q_proj: the sco")
+    assert "are not finite" in err
+
+
+def test_run_prune_refuses_a_folder_that_is_not_empty(prune_small, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").touch()
+    code, _, err = prune_small()
+    assert code == 4
+    assert err == f"error: out '{out}' is not empty: name a new folder\n"
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+def test_run_prune_verify_accepts_its_own_result(prune_small, call, tmp_path):
+    prune_small(pattern="2:4")
+    code, out, err = call(verify=tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert out == (
+        f"{tmp_path / 'out'}: 14 layers, 50.00% zeros, 2:4; counts and checksums are as reported\n"
+    )
+
+
+def test_run_prune_verify_catches_a_tampered_shard(prune_small, call, tmp_path):
+    prune_small(pattern="2:4")
+    path = tmp_path / "out" / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"][0, :4] = 1.0
+    save_file(weights, path, metadata={"format": "pt"})
+    code, out, err = call(verify=tmp_path / "out")
+    assert (code, out) == (4, "")
+    assert err == (
+        f"error: '{tmp_path / 'out'}' is not as it was saved: layer model.layers.1.mlp.up_proj "
+        "has 190 zeros of 384, the report says 192 of 384\n"
+    )
+
+
+def test_run_prune_verify_refuses_a_folder_that_is_no_result(call, tmp_path):
+    code, _, err = call(verify=tmp_path)
+    assert code == 4
+    assert "has no pruning_recipe.json: no finished pruned model" in err
+
+
+@pytest.fixture
+def interrupted_soon():
+    """Python's own answer to Ctrl-C, half a second from now."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_run_prune_stops_at_an_interrupt_with_one_line(prune_small, tmp_path, interrupted_soon):
+    code, out, err = prune_small(samples=100_000)
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1] == (
+        f"interrupted: '{tmp_path / 'out'}' is not finished; run the same command again"
+    )
+
+
+@pytest.mark.slow  # a process of its own has to import torch and transformers
+def test_run_prune_loads_neither_ray_nor_deap_nor_the_search():
+    script = "import run_prune, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"ray", "deap", "search", "configs", "datasets"} & set(result.stdout.split())
