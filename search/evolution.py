@@ -54,7 +54,7 @@ class Settings:
 
 @dataclass
 class Known:
-    """What has been bred so far: canonical texts and mask fingerprints, each with its first index."""
+    """What has been bred so far: canonical texts and mask fingerprints, by first index."""
 
     texts: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
+from search.fitness import perplexity_of
 from search.population import Record, State
 from search.report import end_table, write_report
 from search.run import Run
@@ -116,11 +116,11 @@ def _report_measurements(run: Run, winner: Record) -> dict[str, Any]:
     found = {name: losses for name, losses in zip(BASELINES, baselines, strict=True) if losses}
     gaps = {name: paired_difference(losses, best) for name, losses in found.items()}
     return {
-        "dense": _perplexity(dense),
-        "baselines": {name: _perplexity(losses) for name, losses in found.items()},
+        "dense": perplexity_of(dense),
+        "baselines": {name: perplexity_of(losses) for name, losses in found.items()},
         "best": {
             "metric": winner.metric,
-            "perplexity": _perplexity(best),
+            "perplexity": perplexity_of(best),
             "fitness": winner.fitness,
             "group": winner.group,
             "size": winner.size,
@@ -130,7 +130,3 @@ def _report_measurements(run: Run, winner: Record) -> dict[str, Any]:
             for name, gap in gaps.items()
         },
     }
-
-
-def _perplexity(losses: list[float]) -> float:
-    return perplexity(torch.tensor(losses, dtype=torch.float64))

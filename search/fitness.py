@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.perplexity import window_losses
+from evaluation.perplexity import perplexity, window_losses
 from pruning.calibration import Statistics, collect
 from pruning.masks import Target, masker
 from pruning.metric import Metric
@@ -196,6 +196,11 @@ class InProcessPool:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def perplexity_of(losses: list[float]) -> float:
+    """Return the perplexity that per-window losses in nats per token make."""
+    return perplexity(torch.tensor(losses, dtype=torch.float64))
 
 
 def to_tensors(statistics: Statistics) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from configs import schema
 from configs.schema import Config
-from evaluation.corpus import Windows, check_available, check_disjoint, token_windows
 from pruning import models
 from pruning.masks import parse_pattern
 from pruning.metric import Metric
@@ -32,6 +31,7 @@ from search.primitives import primitive_set
 from search.report import write_report
 from search.run import Run
 from search.screen import Screen
+from search.texts import check_texts, load_windows
 from search.variation import Variation
 
 DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
@@ -50,16 +50,10 @@ def validate(config: Config) -> list[str]:
     Raises:
         ValueError: If something is wrong; one line that names it.
     """
-    notes = []
     parse_pattern(config.pruning.pattern)
     for seed in config.search.seeds:
         _seed_metric(seed)
-    overlaps = check_disjoint({role: (t.corpus, t.split) for role, t in config.texts.items()})
-    if overlaps and not config.allow_test_selection:
-        raise ValueError(f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true")
-    for role, text in config.texts.items():
-        if note := check_available(text.corpus, text.split):
-            notes.append(f"{role}: {note}")
+    notes = check_texts(config)
     windows = config.fitness.windows
     if config.search.stages and windows and config.search.stages[-1] >= windows:
         raise ValueError(
@@ -81,7 +75,7 @@ def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
     validate(config)
     # Before the folder is made: a text that cannot be had must not leave a run behind.
-    windows = _windows(config)
+    windows = load_windows(config, models.load_tokenizer(config.model))
     folder = RunFolder.create(out)
     try:
         folder.write_text("config.yaml", schema.to_yaml(config))
@@ -112,7 +106,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
                 f"{path} has: give more"
             )
         validate(config)
-        windows = _windows(config)
+        windows = load_windows(config, models.load_tokenizer(config.model))
         folder.write_text("config.yaml", schema.to_yaml(config))
         return _run(folder, config, windows, console)
     finally:
@@ -155,9 +149,7 @@ def settings_of(config: Config) -> Settings:
     )
 
 
-def _run(
-    folder: RunFolder, config: Config, windows: dict[str, Windows], console: Console
-) -> int:
+def _run(folder: RunFolder, config: Config, windows: dict[str, Any], console: Console) -> int:
     started = time.monotonic()
     console.print(f"run folder {folder.path}", soft_wrap=True)
     records = folder.read_records()
@@ -191,18 +183,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _windows(config: Config) -> dict[str, Windows]:
-    tokenizer = models.load_tokenizer(config.model)
-    return {
-        role: token_windows(
-            tokenizer, text.corpus, text.split, text.windows, text.length, text.seed
-        )
-        for role, text in config.texts.items()
-    }
-
-
 @contextmanager
-def _pool(config: Config, windows: dict[str, Windows]) -> Iterator[Any]:
+def _pool(config: Config, windows: dict[str, Any]) -> Iterator[Any]:
     """Open the pool that the config asks for; closed at the end, whatever happens."""
     search, where = config.search, config.ray
     setup = Setup(

@@ -6,7 +6,9 @@ are made anew and their candidate is given again, so a fault delays an outcome a
 """
 
 import hashlib
+import logging
 import os
+import secrets
 import time
 import warnings
 from collections import deque
@@ -185,6 +187,9 @@ def code_digest() -> str:
 def _connect(address: str, cpus: int, workers: int | None, gpus: float) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address == "local":
+        # A token of our own for this one cluster: Ray would write one into the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         cores = max(os.cpu_count() or 1, cpus * (1 if gpus else workers or 1))
         ray.init(num_cpus=cores, _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
         return
