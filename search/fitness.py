@@ -123,9 +123,13 @@ class Evaluator:
     def pruned(self, metric: str, group: str) -> Iterator[None]:
         """While open, the model is pruned; then its weights are the dense ones, bit for bit."""
         target = Target(self.setup.sparsity, group, self.setup.pattern)
+        scores: Mapping[str, Tensor]
         scores = LayerScores(Metric.parse(metric), self._master, self.statistics)
         try:
             with torch.inference_mode():
+                if group == "model" and not self.setup.pattern:
+                    # Asked for three times each: a resident model has the memory to keep them.
+                    scores = dict(scores)
                 mask_of = masker(target, scores)
                 for name, layer in self._layers.items():
                     mask = mask_of(scores[name])
