@@ -11,7 +11,7 @@ import torch
 from pruning.baselines import BASELINES
 from search.fitness import perplexity_of
 from search.population import Record, State
-from search.report import end_table, write_report
+from search.report import end_table, title_of, write_report
 from search.run import Run
 
 
@@ -58,6 +58,7 @@ def finish(run: Run, records: list[Record], state: State, clock: Callable[[], fl
     }
     run.folder.write_json("summary.json", summary)
     write_report(run.folder)
+    run.console.print(title_of(summary), soft_wrap=True)
     run.console.print(end_table(summary))
     run.console.print(f"best metric: {run.folder.path / 'best_metric.json'}", soft_wrap=True)
     run.console.print(apply_line(run), soft_wrap=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,7 +44,10 @@ class RunFolder:
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
             )
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(f"--out {path} cannot be made: {error.strerror}") from error
         return _locked(path)
 
     @staticmethod
@@ -55,8 +59,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes use the folder."""
-        self.lock.release()
+        # Before the release: after it, the file could be another process's lock.
         Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
@@ -82,12 +87,21 @@ class RunFolder:
         """Write tensors as safetensors, whole or not at all."""
         temporary = self.path / f"{name}.tmp"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(self.path / name)
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
-        """Return a safetensors file's tensors, or None if it is not there."""
+        """Return a safetensors file's tensors, or None if it is not there.
+
+        Raises:
+            FolderError: If the file is damaged.
+        """
         path = self.path / name
-        return load_file(path) if path.is_file() else None
+        try:
+            return load_file(path) if path.is_file() else None
+        except (OSError, SafetensorError) as error:
+            raise FolderError(f"{path} cannot be read: {error}") from error
 
     def read_records(self) -> list[Record]:
         """Read the journal, cut a torn last line off it, and return its records.
@@ -106,7 +120,7 @@ class RunFolder:
         for number, line in enumerate(whole.splitlines()):
             try:
                 record = Record.from_dict(json.loads(line))
-            except (ValueError, AttributeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
             if record.index != number:
                 raise FolderError(f"{path} line {number + 1} is candidate {record.index}")

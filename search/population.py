@@ -1,5 +1,6 @@
 """Candidates, their outcomes, and the population and hall of fame that they make."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,6 +86,12 @@ class Record:
             raise ValueError(f"not a journal record: {str(fields)[:80]}") from error
         if record.outcome not in OUTCOMES:
             raise ValueError(f"outcome must be one of {OUTCOMES}, got {record.outcome!r}")
+        measured = isinstance(record.fitness, float) and math.isfinite(record.fitness)
+        if not (measured if record.outcome == "evaluated" else record.fitness is None):
+            raise ValueError(
+                f"fitness must be a finite number if evaluated, otherwise null, got "
+                f"{record.fitness!r:.40} of {record.outcome}"
+            )
         return record
 
     def to_dict(self) -> dict[str, Any]:

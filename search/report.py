@@ -14,7 +14,7 @@ from search.population import Record
 
 def end_table(summary: dict[str, Any]) -> Table:
     """Return the table of dense, baselines and best on the report text, from a summary."""
-    table = Table(title=title_of(summary))
+    table = Table()
     for heading in ("", "metric", "group"):
         table.add_column(heading, overflow="fold")
     for heading in ("size", "perplexity", "behind best, nats/token"):

@@ -1,0 +1,76 @@
+"""The named metrics on the embedded model, and how much they move with the calibration windows.
+
+Each metric prunes the model at one sparsity with statistics from several random sets of
+calibration windows; perplexity is over the report part. A difference between two metrics means
+something if it is larger than their spread over those sets.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tables import conditions, show, write_json
+
+from evaluation.corpus import token_windows
+from evaluation.perplexity import perplexity, window_losses
+from pruning.baselines import BASELINES
+from pruning.calibration import collect
+from pruning.masks import Target, masker
+from pruning.models import EMBEDDED, linear_layers, load_model, load_tokenizer
+from pruning.pruner import LayerScores
+
+LENGTH, CALIBRATION_WINDOWS = 256, 32
+
+
+def main(
+    sparsity: Annotated[float, typer.Option(help="Fraction removed.")] = 0.6,
+    seeds: Annotated[int, typer.Option(help="Sets of calibration windows.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print the table."""
+    model, tokenizer = load_model(EMBEDDED, "float32"), load_tokenizer(EMBEDDED)
+    layers = linear_layers(model)
+    master = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    report = token_windows(tokenizer, EMBEDDED, "report", None, LENGTH, None).tokens
+    dense = perplexity(window_losses(model, report))
+    found: dict[str, list[float]] = {name: [] for name in BASELINES}
+    for seed in range(seeds):
+        windows = token_windows(
+            tokenizer, EMBEDDED, "calibration", CALIBRATION_WINDOWS, LENGTH, seed
+        )
+        collected = collect(model, layers, windows.tokens, frozenset({"X", "G"}))
+        for name, baseline in BASELINES.items():
+            scores = LayerScores(baseline.metric, master, collected)
+            mask_of = masker(Target(sparsity, baseline.group), scores)
+            with torch.no_grad():
+                for layer_name, layer in layers.items():
+                    layer.weight.copy_(master[layer_name])
+                    layer.weight.masked_fill_(mask_of(scores[layer_name]), 0)
+            found[name].append(perplexity(window_losses(model, report)))
+        with torch.no_grad():
+            for layer_name, layer in layers.items():
+                layer.weight.copy_(master[layer_name])
+    rows = [
+        [
+            name,
+            BASELINES[name].group,
+            f"{statistics.mean(values):.2f}",
+            f"{statistics.stdev(values):.2f}" if seeds > 1 else "",
+            f"{statistics.mean(values) / dense:.2f}",
+        ]
+        for name, values in sorted(found.items(), key=lambda item: statistics.mean(item[1]))
+    ]
+    show(
+        f"embedded model, report part ({report.numel()} tokens), {sparsity:.0%}, float32, "
+        f"{seeds} calibration seeds, dense {dense:.2f}",
+        ["metric", "group", "perplexity", "spread (std)", "times dense"],
+        rows,
+    )
+    figures = {"dense": dense, "sparsity": sparsity, "perplexity": found}
+    write_json(json, {**conditions("float32"), **figures})
+
+
+if __name__ == "__main__":
+    typer.run(main)

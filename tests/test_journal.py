@@ -1,0 +1,371 @@
+"""The run folder: what a kill, a torn write or a stranger's file can do to it, and what not."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruning.metric import Metric
+from pruning.metric_file import resolve_metric
+from search.journal import FolderError, RunFolder
+from search.population import Record, State
+
+METRICS = ("W", "mul(G, W)", "mul(W, sqrt(X))", "abs(sub(W, mms(G)))", "add(G, W)")
+
+
+def record(index: int, fitness: float | None = 3.5, **fields) -> Record:
+    given = {
+        "index": index,
+        "metric": METRICS[index % len(METRICS)],
+        "group": "row",
+        "outcome": "failed" if fitness is None else "evaluated",
+        "fitness": fitness,
+        "fingerprint": f"{index:016x}",
+        "tokens": 64,
+        "parents": (index - 2, index - 1) if index >= 2 else (),
+        "reason": "worker lost: \u00fc" if fitness is None else "",
+    }
+    return Record(**(given | fields))
+
+
+def state_after(count: int) -> State:
+    state = State()
+    for index in range(count):
+        state = state.commit(record(index, 4 - index / 10), 3)
+    return state
+
+
+def names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An open folder of a new run."""
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_text("config.yaml", "model: embedded\n")
+    yield folder
+    folder.close()
+
+
+def refusal(action, *arguments) -> str:
+    with pytest.raises(FolderError) as error:
+        action(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# The folder and its lock
+
+
+def test_create_makes_missing_folders_and_takes_an_empty_one(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "a" / "b", tmp_path / "empty"):
+        RunFolder.create(path).close()
+        assert names(path) == set()
+
+
+def test_create_refuses_a_folder_that_is_not_empty(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert refusal(RunFolder.create, tmp_path) == (
+        f"--out {tmp_path} is not an empty folder: name another, or --resume {tmp_path}"
+    )
+    assert names(tmp_path) == {"notes.txt"}
+
+
+def test_create_refuses_a_file_and_a_place_below_a_file(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    assert refusal(RunFolder.create, path).startswith(f"--out {path} is not an empty folder")
+    below = path / "run"
+    assert refusal(RunFolder.create, below) == f"--out {below} cannot be made: Not a directory"
+    assert path.read_text() == "mine"
+
+
+def test_open_refuses_a_folder_that_is_no_run(tmp_path):
+    expected = f"{tmp_path} is not a run folder: it has no config.yaml"
+    assert refusal(RunFolder.open_, tmp_path) == expected
+    missing = tmp_path / "missing"
+    assert refusal(RunFolder.open_, missing).endswith("it has no config.yaml")
+    assert names(tmp_path) == set()
+
+
+def test_open_refuses_a_folder_that_is_open(folder):
+    assert refusal(RunFolder.open_, folder.path) == (
+        f"{folder.path} is in use by another process: wait for it to end"
+    )
+
+
+def test_open_works_again_after_close(folder):
+    folder.close()
+    RunFolder.open_(folder.path).close()
+    assert names(folder.path) == {"config.yaml"}
+
+
+def test_open_refuses_while_another_process_holds_the_lock_and_not_once_it_was_killed(folder):
+    folder.close()
+    holding = (
+        "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", holding, str(folder.path / ".lock")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            assert "is in use by another process" in refusal(RunFolder.open_, folder.path)
+        finally:
+            holder.kill()
+    RunFolder.open_(folder.path).close()
+
+
+# The journal
+
+
+def test_read_records_returns_what_was_appended(folder):
+    records = [record(0), record(1, None), record(2, None, outcome="duplicate", fingerprint=None)]
+    for one in records:
+        folder.append(one, {"seconds": 0.5, "worker": 1})
+    assert folder.read_records() == records
+    timings = [json.loads(line) for line in (folder.path / "timings.jsonl").open()]
+    assert timings == [{"index": i, "seconds": 0.5, "worker": 1} for i in range(3)]
+
+
+def test_append_writes_the_fields_of_the_contract_in_their_order(folder):
+    folder.append(record(0), {"seconds": 0.5})
+    assert (folder.path / "journal.jsonl").read_text() == (
+        '{"index": 0, "metric": "W", "group": "row", "outcome": "evaluated", "fitness": 3.5, '
+        '"fingerprint": "0000000000000000", "tokens": 64, "parents": [], "reason": ""}\n'
+    )
+
+
+def test_read_records_of_a_new_run_is_empty(folder):
+    assert folder.read_records() == []
+
+
+def test_read_records_cuts_a_torn_last_line_at_any_byte_and_continues_the_same(folder):
+    records = [record(0), record(1, None), record(2)]
+    for one in records:
+        folder.append(one, {})
+    path = folder.path / "journal.jsonl"
+    data = path.read_bytes()
+    for cut in range(len(data)):
+        path.write_bytes(data[:cut])
+        kept = folder.read_records()
+        assert kept == records[: data[:cut].count(b"\n")]
+        assert len(path.read_bytes()) == data[:cut].rfind(b"\n") + 1
+        if cut % 40 == 0:
+            for one in records[len(kept) :]:
+                folder.append(one, {})
+            assert path.read_bytes() == data
+
+
+GOOD = record(1).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"index": 1, "met', "Unterminated string"),
+        (b"", "Expecting value"),
+        (b"\xff\xfe", "'utf-8' codec can't decode"),
+        (b"[" * 100_000, "recursion"),
+        (b"7", "not a journal record: 7"),
+        (b"null", "not a journal record: None"),
+        (b"{}", "not a journal record: {}"),
+        (json.dumps(GOOD | {"speed": 1}).encode(), "not a journal record: {'index': 1"),
+        (json.dumps(GOOD | {"outcome": "won"}).encode(), "outcome must be one of"),
+        (json.dumps(GOOD | {"fitness": "3.5"}).encode(), "fitness must be a finite number"),
+        (json.dumps(GOOD | {"fitness": float("nan")}).encode(), "fitness must be a finite number"),
+        (json.dumps(GOOD | {"fitness": None}).encode(), "fitness must be a finite number"),
+        (json.dumps(GOOD | {"outcome": "stopped"}).encode(), "fitness must be a finite number"),
+    ],
+)
+def test_read_records_refuses_a_damaged_whole_line(folder, line, problem):
+    folder.append(record(0), {})
+    path = folder.path / "journal.jsonl"
+    before = path.read_bytes() + line + b"\n" + json.dumps(record(2).to_dict()).encode() + b"\n"
+    path.write_bytes(before)
+    message = refusal(folder.read_records)
+    assert message.startswith(f"{path} line 2 is damaged: ")
+    assert problem in message
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("indices", [(0, 2), (1,), (0, 1, 1), (0, 2, 1)])
+def test_read_records_refuses_lines_out_of_order(folder, indices):
+    for index in indices:
+        folder.append(record(index), {})
+    path = folder.path / "journal.jsonl"
+    line = next(i for i, index in enumerate(indices) if i != index)
+    expected = f"{path} line {line + 1} is candidate {indices[line]}"
+    assert refusal(folder.read_records) == expected
+
+
+# The checkpoint
+
+
+def test_read_checkpoint_returns_the_state_that_was_written(folder):
+    folder.write_checkpoint(state_after(5), state_after(9))
+    assert folder.read_checkpoint(9) == state_after(5)
+
+
+def test_read_checkpoint_returns_the_newest(folder):
+    for count in (2, 4, 7):
+        folder.write_checkpoint(state_after(count), state_after(count))
+    assert folder.read_checkpoint(7) == state_after(7)
+
+
+def test_read_checkpoint_without_one_is_the_empty_state(folder):
+    assert folder.read_checkpoint(7) == State()
+
+
+def altered(data: bytes) -> bytes:
+    return data.replace(b'"fitness": 3.', b'"fitness": 2.', 1)
+
+
+def of_another_schema(data: bytes) -> bytes:
+    body = json.loads(data) | {"schema": 2}
+    del body["sha256"]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": digest}).encode()
+
+
+DAMAGE = {
+    "altered": altered,
+    "torn": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "no digest": lambda data: b"{}",
+    "no object": lambda data: b"[1]",
+    "number": lambda data: b"1",
+    "not text": lambda data: b"\xff" + data,
+    "too deep": lambda data: b"[" * 100_000,
+    "another schema": of_another_schema,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_read_checkpoint_falls_back_to_the_one_before_a_damaged_one(folder, damage):
+    for count in (4, 7):
+        folder.write_checkpoint(state_after(count), state_after(count))
+    path = folder.path / "checkpoint.json"
+    assert damage(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(damage(path.read_bytes()))
+    assert folder.read_checkpoint(7) == state_after(4)
+    (folder.path / "checkpoint.previous.json").write_bytes(damage(path.read_bytes()))
+    assert folder.read_checkpoint(7) == State()
+
+
+def test_read_checkpoint_falls_back_where_a_kill_left_only_the_one_before(folder):
+    folder.write_checkpoint(state_after(4), state_after(4))
+    (folder.path / "checkpoint.json").replace(folder.path / "checkpoint.previous.json")
+    assert folder.read_checkpoint(7) == state_after(4)
+
+
+def test_read_checkpoint_never_uses_one_beyond_the_journal(folder):
+    for count in (4, 7):
+        folder.write_checkpoint(state_after(count), state_after(count))
+    assert folder.read_checkpoint(7) == state_after(7)
+    assert folder.read_checkpoint(6) == state_after(4)
+    assert folder.read_checkpoint(3) == State()
+
+
+def test_write_checkpoint_rewrites_the_hall_of_fame(folder):
+    state = State()
+    for index, fitness in enumerate([3.5, 3.25, 3.0, None, 3.125]):
+        state = state.commit(record(index, fitness, group="model"), 2)
+    folder.write_checkpoint(State(), state)
+    # add(G, W) is as large as mul(G, W) and fitter.
+    assert (folder.path / "hall_of_fame.csv").read_text() == (
+        "size,fitness,group,metric\n"
+        "1,3.5,model,W\n"
+        '3,3.125,model,"add(G, W)"\n'
+        '4,3.0,model,"mul(W, sqrt(X))"\n'
+    )
+
+
+# Files written whole
+
+
+def test_writing_leaves_no_temporary_file(folder):
+    folder.write_json("summary.json", {"dense": 6.0, "text": "\u00fc"})
+    folder.write_tensors("probe.safetensors", {"W/a": torch.ones(2, 2)})
+    folder.write_best(record(1), {})
+    folder.write_checkpoint(State(), State())
+    assert names(folder.path) - {".lock"} == {
+        *("config.yaml", "summary.json", "probe.safetensors", "best_metric.json"),
+        *("checkpoint.json", "hall_of_fame.csv"),
+    }
+    assert folder.read_json("summary.json") == {"dense": 6.0, "text": "\u00fc"}
+
+
+def test_write_text_that_fails_half_way_leaves_the_old_file(folder):
+    folder.write_text("report.html", "old")
+    with pytest.raises(UnicodeEncodeError):
+        folder.write_text("report.html", "new" * 10_000 + "\ud800")
+    assert (folder.path / "report.html").read_text() == "old"
+
+
+def test_a_temporary_file_that_a_kill_left_is_written_over(folder):
+    (folder.path / "report.html.tmp").write_text("a part of the old one that is longer")
+    folder.write_text("report.html", "new")
+    assert (folder.path / "report.html").read_text() == "new"
+    assert "report.html.tmp" not in names(folder.path)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[" * 100_000], ids=["missing", "", "{", "[["])
+def test_read_json_refuses_a_missing_or_damaged_file(folder, content):
+    path = folder.path / "summary.json"
+    if content is not None:
+        path.write_text(content)
+    message = refusal(folder.read_json, "summary.json")
+    assert message.startswith(f"{path} cannot be read: ")
+
+
+def test_read_tensors_returns_what_was_written_or_none(folder):
+    tensors = {"W/a": torch.arange(6.0).reshape(2, 3).T, "X/a": torch.ones(1, 2)}
+    assert folder.read_tensors("probe.safetensors") is None
+    folder.write_tensors("probe.safetensors", tensors)
+    found = folder.read_tensors("probe.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_read_tensors_refuses_a_damaged_file(folder):
+    folder.write_tensors("statistics.safetensors", {"X/a": torch.ones(1, 20)})
+    path = folder.path / "statistics.safetensors"
+    os.truncate(path, path.stat().st_size - 4)
+    message = refusal(folder.read_tensors, "statistics.safetensors")
+    assert message.startswith(f"{path} cannot be read: ")
+
+
+# The best metric
+
+
+def test_write_best_writes_what_run_prune_reads_back_with_its_group(folder):
+    best = record(3, 3.25, group="model")
+    folder.write_best(best, {"model": "embedded", "candidate": 3})
+    assert folder.read_json("best_metric.json") == {
+        "schema": 1,
+        "metric": "abs(sub(W, mms(G)))",
+        "tree": {
+            "data": "abs",
+            "left": {
+                "data": "sub",
+                "left": {"data": "W"},
+                "right": {"data": "mms", "left": {"data": "G"}},
+            },
+        },
+        "group": "model",
+        "leaves": ["G", "W"],
+        "fitness": 3.25,
+        "size": 5,
+        "provenance": {"model": "embedded", "candidate": 3},
+    }
+    resolved = resolve_metric(str(folder.path / "best_metric.json"))
+    assert resolved.metric == Metric.parse("abs(sub(W, mms(G)))")
+    assert (resolved.group, resolved.source) == ("model", "file best_metric.json")
