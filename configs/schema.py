@@ -1,6 +1,7 @@
 """The config: every knob, typed, with unit, range and default. Unknown keys are refused."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,12 @@ class Text(_Section):
     seed: int | None = Field(
         default=None, ge=0, description="of random window starts; null: spread evenly"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Text":
+        if self.windows is None and self.seed is not None:
+            raise ValueError(f"seed must be null where windows is null, got {self.seed}")
+        return self
 
 
 class Pruning(_Section):
@@ -141,7 +148,7 @@ def load(path: Path | None, overrides: list[str]) -> Config:
     """
     source = path or DEFAULT
     try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+        raw = _read_yaml(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"config {source} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -179,15 +186,37 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             if not isinstance(section, dict):
                 raise ValueError(f"--set {override}: {key} is a value and has no keys below it")
         try:
-            section[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--set {override}: {value!r} is not a YAML value") from error
+            section[last] = _read_yaml(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"--set {path}: {value[:60]!r} is not a YAML value") from error
     return result
 
 
 def to_yaml(config: Config) -> str:
     """Return the resolved config as YAML, in the order of the schema; `load` reads it back."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader without YAML 1.1's numbers to base 60: 2:4 is a pattern, not 124."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in rules if not tag.endswith(":int")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+
+
+def _read_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -102,5 +102,5 @@ def statistics_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import signal
 import time
 from collections import Counter
@@ -18,9 +19,10 @@ from rich.console import Console
 from configs import schema
 from configs.schema import Config
 from pruning import models
-from pruning.masks import parse_pattern
+from pruning.masks import Target, parse_pattern
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
+from pruning.request import check_layers, resolve_subject
 from search.evolution import Settings, evolve, replay
 from search.fingerprint import Probe, fingerprint, statistics_digest
 from search.finish import finish
@@ -39,6 +41,9 @@ DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
 
 RESUMABLE_KEYS = ("search.candidates", "ray.")
 """What `--set` may change of a run that is there: how long and where, never what."""
+
+_HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
+"""Owner and name; `models/` is where `make smollm2` puts its folder."""
 
 
 def validate(config: Config) -> list[str]:
@@ -60,8 +65,8 @@ def validate(config: Config) -> list[str]:
             f"search.stages must be below fitness.windows = {windows}, got {config.search.stages}"
         )
     if config.model == models.EMBEDDED or Path(config.model).is_dir():
-        _check_lengths(config)
-    elif config.model.count("/") == 1 and not config.model.startswith("models/"):
+        _check_model(config)
+    elif _HUB_ID.fullmatch(config.model):
         notes.append(f"model {config.model}: it is on the hub, and nothing was asked of the hub")
     else:
         raise ValueError(
@@ -292,7 +297,7 @@ def _seed_metric(argument: str) -> Metric:
     return resolve_metric(argument).metric.check_scores_weights()
 
 
-def _check_lengths(config: Config) -> None:
+def _check_model(config: Config) -> None:
     limit = getattr(
         models.load_config(config.model).get_text_config(), "max_position_embeddings", None
     )
@@ -301,3 +306,6 @@ def _check_lengths(config: Config) -> None:
             raise ValueError(
                 f"{role}.length must be at most the model's {limit} positions, got {text.length}"
             )
+    if pattern := parse_pattern(config.pruning.pattern):
+        subject = resolve_subject(config.model, config.dtype, "cpu", None)
+        check_layers(subject, Target(config.pruning.sparsity, config.pruning.group, pattern))

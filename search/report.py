@@ -1,6 +1,7 @@
 """What a person looks at when a run has ended: the table on the report text, and report.html."""
 
 import io
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import Environment
@@ -87,12 +88,11 @@ def _fitness_chart(records: list[Record]) -> str:
     evaluated = [(r.index, r.fitness) for r in records if r.fitness is not None]
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(*zip(*evaluated, strict=True), s=8, label="evaluated")
-    best, line = float("inf"), []
-    for index, fitness in evaluated:
-        best = min(best, fitness)
-        line.append((index, best))
-    axes.plot(*zip(*line, strict=True), drawstyle="steps-post", color="C1", label="best so far")
+    indices = [index for index, _ in evaluated]
+    fitness = [value for _, value in evaluated]
+    axes.scatter(indices, fitness, s=8, label="evaluated")
+    best = list(accumulate(fitness, min))
+    axes.plot(indices, best, drawstyle="steps-post", color="C1", label="best so far")
     axes.set(xlabel="candidate", ylabel="fitness: mean NLL, nats per token")
     axes.legend()
     text = io.StringIO()

@@ -47,6 +47,9 @@ class _Worker:
         tokens = {role: torch.from_numpy(array.copy()) for role, array in windows.items()}
         self._evaluator = Evaluator(Setup(windows=tokens, **setup))
 
+    def ready(self) -> bool:
+        return True
+
     def evaluate(self, candidate: Candidate) -> Outcome:
         try:
             return self._evaluator.evaluate(candidate)
@@ -96,6 +99,7 @@ class RayPool:
         self._arguments = (fields, ray.put(windows), code_digest())
         self._statistics: Any = None
         self._actors = [self._new_actor() for _ in range(min(workers or room, room))]
+        _get([actor.ready.remote() for actor in self._actors], "starting")
         self._idle = deque(range(len(self._actors)))
         self._queue: deque[tuple[Candidate, int]] = deque()
         self._running: dict[Any, tuple[int, Candidate, int, float]] = {}
@@ -144,17 +148,14 @@ class RayPool:
             self._actors[i % len(self._actors)].call.remote(method, *arguments)
             for i, arguments in enumerate(calls)
         ]
-        try:
-            results = ray.get(futures)
-        except ray.exceptions.RayError as error:
-            cause = " ".join(str(getattr(error, "cause", None) or error).split())[-300:]
-            raise ValueError(f"a worker failed in {method}: {cause}") from error
+        results = _get(futures, method)
         return [_to_tensors(result) for result in results]
 
     def share_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Put statistics into the object store and hand them to every worker."""
         self._statistics = ray.put({name: t.cpu().numpy() for name, t in tensors.items()})
-        ray.get([actor.use_statistics.remote(self._statistics) for actor in self._actors])
+        futures = [actor.use_statistics.remote(self._statistics) for actor in self._actors]
+        _get(futures, "taking the statistics")
 
     def close(self) -> None:
         """End the workers, and Ray with them if it was started here."""
@@ -200,6 +201,15 @@ def _connect(address: str, cpus: int, workers: int | None, gpus: float) -> None:
             f"no Ray cluster at ray.address {address!r}: start one with `ray start --head`, or "
             "set ray.address=local"
         ) from error
+
+
+def _get(futures: list[Any], doing: str) -> list[Any]:
+    """Wait for results that the run cannot do without; one line with the cause if one fails."""
+    try:
+        return list(ray.get(futures))
+    except ray.exceptions.RayError as error:
+        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+        raise ValueError(f"a worker failed in {doing}: {lines[-1].strip()[:300]}") from error
 
 
 def _to_tensors(result: Any) -> Any:

@@ -7,7 +7,6 @@ import torch
 
 from evaluation.perplexity import window_losses
 from pruning.masks import lowest_in_model, lowest_per_row
-from pruning.metric import Metric
 from pruning.models import linear_layers, load_model
 from search.fitness import Evaluator, InProcessPool, Setup, from_tensors, to_tensors
 from search.population import Candidate

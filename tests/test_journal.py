@@ -172,7 +172,7 @@ GOOD = record(1).to_dict()
     [
         (b'{"index": 1, "met', "Unterminated string"),
         (b"", "Expecting value"),
-        (b"\xff\xfe", "'utf-8' codec can't decode"),
+        (b'{"\xff', "'utf-8' codec can't decode"),
         (b"[" * 100_000, "recursion"),
         (b"7", "not a journal record: 7"),
         (b"null", "not a journal record: None"),

@@ -1,0 +1,255 @@
+"""Configs: shipped ones load, and every mistake is one line with the key, value and rule."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import schema
+
+SHIPPED = sorted(Path(schema.__file__).parent.glob("*.yaml"))
+NAMED = f"config {schema.DEFAULT}: "
+
+
+def refusal(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(ValueError) as error:
+        schema.load(path, list(overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Shipped configs
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_load_reads_a_shipped_config_and_to_yaml_gives_it_back(path, tmp_path):
+    config = schema.load(path, [])
+    (tmp_path / "config.yaml").write_text(schema.to_yaml(config))
+    assert schema.load(tmp_path / "config.yaml", []) == config
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_to_yaml_writes_every_key_in_the_order_of_the_schema(path):
+    written = yaml.safe_load(schema.to_yaml(schema.load(path, [])))
+    assert list(written) == list(schema.Config.model_fields)
+    assert list(written["search"]) == list(schema.Search.model_fields)
+
+
+def test_load_without_a_path_is_the_embedded_experiment():
+    config = schema.load(None, [])
+    assert config == schema.load(schema.DEFAULT, [])
+    assert config.model == "embedded"
+    assert {text.corpus for text in config.texts.values()} == {"embedded"}
+    assert list(config.texts) == ["calibration", "fitness", "selection", "report"]
+
+
+def test_paper_config_is_the_algorithm_that_the_paper_states():
+    search = schema.load(schema.DEFAULT.with_name("paper.yaml"), []).search
+    assert (search.population, search.lag, search.pool, search.parents) == (50, 0, 0.5, 10)
+    assert (search.crossover, search.mutation, search.stages) == (1.0, 0.5, [])
+    assert search.mutations.model_dump() == {"node": 1, "subtree": 0, "hoist": 0, "insert": 0}
+
+
+# Unknown keys
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modle=x", "modle is an unknown key; did you mean model?"),
+        ("search.candidate=5", "search.candidate is an unknown key; did you mean candidates?"),
+        (
+            "search.mutations.hoisted=1",
+            "search.mutations.hoisted is an unknown key; did you mean hoist?",
+        ),
+        (
+            "ray.zzz=1",
+            "ray.zzz is an unknown key; known keys are address, workers, cpus_per_worker, "
+            "gpus_per_worker",
+        ),
+        ("ray.=1", "ray. is an unknown key; known keys are address, workers, cpus_per_worker, "),
+    ],
+)
+def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message):
+    assert refusal(override).startswith(NAMED + message)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning.sparsity=1", "pruning.sparsity = '1': Input should be less than 1"),
+        ("pruning.sparsity=-0.1", "pruning.sparsity = '-0.1': Input should be greater than or"),
+        ("pruning.sparsity=half", "pruning.sparsity = 'half': Input should be a valid number, "),
+        ("pruning.group=column", "pruning.group = 'column': Input should be 'row', 'layer' or "),
+        ("pruning.pattern=2-4", "pruning.pattern = '2-4': String should match pattern"),
+        ("pruning.propagation=sequential", "pruning.propagation = 'sequential': Input should be "),
+        ("search.population=1", "search.population = '1': Input should be greater than or equal "),
+        ("search.lag=-1", "search.lag = '-1': Input should be greater than or equal to 0"),
+        ("search.candidates=many", "search.candidates = 'many': Input should be a valid integer"),
+        ("search.candidates=1.5", "search.candidates = '1.5': Input should be a valid integer"),
+        ("search.max_depth=17", "search.max_depth = '17': Input should be less than or equal to "),
+        ("search.pool=0", "search.pool = '0': Input should be greater than 0"),
+        ("search.mutations.node=-1", "search.mutations.node = '-1': Input should be greater than"),
+        ("search.seeds=wanda", "search.seeds = 'wanda': Input should be a valid list"),
+        ("search=5", "search = '5': Input should be a valid dictionary"),
+        ("dtype=int8", "dtype = 'int8': Input should be 'float32', 'bfloat16' or 'float16'"),
+        ("fitness.length=1", "fitness.length = '1': Input should be greater than or equal to 2"),
+        ("fitness.windows=0", "fitness.windows = '0': Input should be greater than or equal to 1"),
+        ("ray.cpus_per_worker=0", "ray.cpus_per_worker = '0': Input should be greater than or "),
+    ],
+)
+def test_load_refuses_a_value_and_says_its_rule(override, message):
+    assert refusal(override).startswith(NAMED + message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (["search.stages=[8, 2]"], "stages must be ascending window counts, got [8, 2]"),
+        (["search.stages=[2, 2]"], "stages must be ascending window counts, got [2, 2]"),
+        (["search.stages=[0, 2]"], "stages must be ascending window counts, got [0, 2]"),
+        (
+            ["search.min_initial_depth=5"],
+            "min_initial_depth must not exceed max_initial_depth, got 5",
+        ),
+        (["search.max_initial_depth=9"], "max_initial_depth must not exceed max_depth, got 9"),
+        (["search.max_depth=3"], "max_initial_depth must not exceed max_depth, got 4"),
+    ],
+)
+def test_load_refuses_values_that_contradict_each_other(overrides, rule):
+    message = refusal(*overrides)
+    assert message.startswith(f"{NAMED}search = ")
+    assert message.endswith(f": {rule}")
+
+
+def test_load_refuses_a_seed_of_windows_that_are_not_drawn():
+    message = refusal("calibration.windows=null")
+    assert message.startswith(f"{NAMED}calibration = ")
+    assert message.endswith(": seed must be null where windows is null, got 0")
+    assert schema.load(None, ["fitness.windows=null"]).fitness.windows is None
+
+
+@pytest.mark.parametrize("stages", [[], [1], [1, 4, 9]])
+def test_load_takes_ascending_stages(stages):
+    assert schema.load(None, [f"search.stages={stages}"]).search.stages == stages
+
+
+def test_load_names_a_missing_key(tmp_path):
+    raw = yaml.safe_load(schema.DEFAULT.read_text())
+    del raw["fitness"]["corpus"]
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    expected = f"config {path}: fitness.corpus is missing: it has no default"
+    assert refusal(path=path) == expected
+
+
+# Overrides
+
+
+def test_overrides_reach_nested_keys_and_are_read_as_yaml():
+    config = schema.load(
+        None,
+        [
+            "search.mutations.hoist=0.5",
+            "search.seeds=[wanda, 'mul(W, G)']",
+            "fitness.windows=null",
+            "allow_test_selection=true",
+            "report.split=report[:50%]",
+            "search.slack=2e-1",
+            "ray.workers=0",
+        ],
+    )
+    assert config.search.mutations.hoist == 0.5
+    assert config.search.seeds == ["wanda", "mul(W, G)"]
+    assert config.fitness.windows is None
+    assert config.allow_test_selection is True
+    assert config.report.split == "report[:50%]"
+    assert config.search.slack == 0.2
+    assert config.ray.workers == 0
+
+
+def test_the_last_of_two_overrides_counts():
+    assert schema.load(None, ["search.seed=1", "search.seed=2"]).search.seed == 2
+
+
+def test_overrides_may_hold_an_equals_sign():
+    assert schema.load(None, ["model=a=b"]).model == "a=b"
+
+
+def test_overrides_make_a_section_that_the_file_leaves_out():
+    raw = {"model": "embedded"}
+    assert schema.apply_overrides(raw, ["search.mutations.node=2"]) == {
+        "model": "embedded",
+        "search": {"mutations": {"node": 2}},
+    }
+    assert raw == {"model": "embedded"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.seed", "--set takes key.path=value, got 'search.seed'"),
+        ("=5", "--set takes key.path=value, got '=5'"),
+        ("", "--set takes key.path=value, got ''"),
+        ("model.name=x", "--set model.name=x: model is a value and has no keys below it"),
+        (
+            "search.seed.low=1",
+            "--set search.seed.low=1: seed is a value and has no keys below it",
+        ),
+        ("search.seeds=[wanda", "--set search.seeds: '[wanda' is not a YAML value"),
+        ("model=!!python/name:os.system", "--set model: '!!python/name:os.system' is not a "),
+    ],
+)
+def test_overrides_that_cannot_be_put_in_are_refused(override, message):
+    assert refusal(override).startswith(message)
+
+
+def test_an_override_nested_too_deeply_is_refused():
+    message = refusal("model=" + "[" * 5000)
+    assert message == f"--set model: {'[' * 60!r} is not a YAML value"
+
+
+# Files
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:59", "16:32", "unstructured"])
+def test_a_pattern_is_read_as_it_is_written_not_as_a_number_to_base_60(pattern, tmp_path):
+    config = schema.load(None, [f"pruning.pattern={pattern}"])
+    path = tmp_path / "c.yaml"
+    path.write_text(schema.to_yaml(config))
+    assert config.pruning.pattern == schema.load(path, []).pruning.pattern == pattern
+    text = schema.DEFAULT.read_text().replace("pattern: unstructured", f"pattern: {pattern}")
+    path.write_text(text)
+    assert schema.load(path, []) == config
+
+
+def test_load_refuses_a_file_that_is_not_there(tmp_path):
+    path = tmp_path / "missing.yaml"
+    assert refusal(path=path) == f"config {path} cannot be read: No such file or directory"
+    assert refusal(path=tmp_path) == f"config {tmp_path} cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize(
+    "content", [b"model: [", b"a: b: c", b"\xff\xfe\xff", b"[" * 5000, b"model: !!python/name:os"]
+)
+def test_load_refuses_a_file_that_is_no_yaml(content, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    assert refusal(path=path).startswith(f"config {path} is not YAML: ")
+
+
+@pytest.mark.parametrize(("content", "kind"), [("", "NoneType"), ("- a", "list"), ("a", "str")])
+def test_load_refuses_yaml_that_is_no_mapping(content, kind, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    assert refusal(path=path) == f"config {path} must be a mapping of keys, got {kind}"
+
+
+@pytest.mark.parametrize("content", ["1: 2", "model: {a: 1}", "model: null"])
+def test_load_refuses_keys_and_values_of_another_kind(content, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    assert refusal(path=path).startswith(f"config {path}: ")

@@ -1,0 +1,249 @@
+"""Breeding obeys its limits, leaves parents alone, and is repeatable from its key."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning.metric import Metric
+from search.primitives import primitive_set, to_metric, to_tree
+from search.variation import (
+    MUTATIONS,
+    Variation,
+    child_of,
+    choose_parents,
+    random_metric,
+    seeded,
+)
+
+PRIMITIVES = primitive_set("release")
+VARIATION = Variation(
+    primitives=PRIMITIVES,
+    min_initial_depth=1,
+    max_initial_depth=3,
+    max_depth=5,
+    max_size=13,
+    crossover=0.7,
+    mutation=0.6,
+    mutations={"node": 1, "subtree": 1, "hoist": 1, "insert": 1},
+)
+FIRST = Metric.parse("mul(W, sqrt(X))")
+SECOND = Metric.parse("add(mms(G), neg(log(W)))")
+
+
+def parents(seed: int) -> tuple[Metric, Metric]:
+    with seeded(seed):
+        return random_metric(VARIATION), random_metric(VARIATION)
+
+
+def is_within_limits(metric: Metric, variation: Variation = VARIATION) -> bool:
+    small = metric.depth <= variation.max_depth and metric.size <= variation.max_size
+    return small and metric.varies_by_row
+
+
+# The random generator
+
+
+def test_seeded_draws_the_same_from_the_same_key_and_other_from_another():
+    def draws(*key):
+        with seeded(*key):
+            return [random.random() for _ in range(3)]
+
+    assert draws(1, 2) == draws(1, 2)
+    assert len({tuple(draws(*key)) for key in [(1, 2), (2, 1), (12,), (1, 3), (3, 0)]}) == 5
+
+
+def test_seeded_puts_the_state_back_even_after_an_error():
+    random.seed(0)
+    before = random.getstate()
+    with pytest.raises(KeyError), seeded(1):
+        random.random()
+        raise KeyError
+    assert random.getstate() == before
+
+
+# Trees and metrics
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_a_metric_comes_back_from_its_tree_node_for_node(seed):
+    metric = parents(seed)[0]
+    tree = to_tree(metric, PRIMITIVES)
+    assert to_metric(tree) == metric
+    assert (len(tree), tree.height) == (metric.size, metric.depth)
+
+
+# Random metrics
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_random_metric_is_within_the_limits_and_the_initial_depths(seed):
+    metric = parents(seed)[0]
+    assert is_within_limits(metric)
+    assert 1 <= metric.depth <= 3
+
+
+def test_random_metrics_reach_every_depth_and_every_primitive():
+    drawn = [parents(seed)[0] for seed in range(400)]
+    assert {metric.depth for metric in drawn} == {1, 2, 3}
+    assert {node.name for metric in drawn for node in metric.nodes()} == {
+        *("W", "G", "X", "add", "sub", "mul", "div", "sqr", "pow", "neg", "skp", "abs", "log"),
+        *("exp", "sqrt", "tanh", "mms", "zsn"),
+    }
+
+
+def test_random_metric_falls_back_to_magnitude_where_the_limits_allow_nothing():
+    with seeded(0):
+        assert random_metric(replace(VARIATION, max_depth=0)) == Metric("W")
+
+
+# Children
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_child_is_within_the_limits_and_its_parents_are_unchanged(seed):
+    first, second = parents(seed)
+    texts = first.text, second.text
+    with seeded(seed, 1):
+        child = child_of(first, second, VARIATION)
+    assert is_within_limits(child)
+    assert (first.text, second.text) == texts
+    assert to_metric(to_tree(first, PRIMITIVES)).text == texts[0]
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_each_mutation_alone_stays_within_the_limits(name):
+    variation = replace(VARIATION, crossover=0, mutation=1, mutations={name: 1})
+    changed = 0
+    for seed in range(150):
+        first, second = parents(seed)
+        with seeded(seed, 1):
+            child = child_of(first, second, variation)
+        assert is_within_limits(child)
+        changed += child != first
+    assert changed > 75
+
+
+def test_child_without_crossover_and_mutation_is_the_first_parent():
+    with seeded(0):
+        assert child_of(FIRST, SECOND, replace(VARIATION, crossover=0, mutation=0)) == FIRST
+
+
+def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
+    allowed = Counter(node.name for parent in (FIRST, SECOND) for node in parent.nodes())
+    children = set()
+    for seed in range(50):
+        with seeded(seed):
+            child = child_of(FIRST, SECOND, replace(VARIATION, crossover=1, mutation=0))
+        assert Counter(node.name for node in child.nodes()) <= allowed
+        children.add(child.text)
+    assert len(children) > 5
+
+
+def test_child_where_no_draw_is_allowed_is_the_first_parent():
+    with seeded(0):
+        assert child_of(FIRST, SECOND, replace(VARIATION, max_size=1, mutation=0)) in (
+            FIRST,
+            Metric("W"),
+        )
+        deep = replace(VARIATION, max_depth=1, crossover=0, mutation=0)
+        assert child_of(FIRST, SECOND, deep) == FIRST
+
+
+def test_crossover_deeper_than_the_language_allows_is_never_read():
+    chain = Metric("W")
+    for _ in range(32):
+        chain = Metric("tanh", (chain,))
+    with seeded(0):
+        for _ in range(30):
+            child = child_of(chain, chain, replace(VARIATION, crossover=1))
+            assert child == chain or is_within_limits(child)
+
+
+def test_mutations_are_chosen_by_their_weights():
+    only_node = {"node": 1.0, "subtree": 0.0, "hoist": 0.0, "insert": 0.0}
+    variation = replace(VARIATION, crossover=0, mutation=1, mutations=only_node)
+    for seed in range(60):
+        with seeded(seed):
+            child = child_of(SECOND, FIRST, variation)
+        assert child.size == SECOND.size
+
+
+def test_mutation_with_all_weights_zero_does_nothing():
+    nothing = dict.fromkeys(MUTATIONS, 0.0)
+    with seeded(0):
+        child = child_of(FIRST, SECOND, replace(VARIATION, crossover=0, mutations=nothing))
+    assert child == FIRST
+
+
+# Each mutation on the tree
+
+
+def mutated(name: str, seed: int) -> tuple[Metric, Metric]:
+    metric = parents(seed)[0]
+    with seeded(seed, 2):
+        return metric, to_metric(MUTATIONS[name](to_tree(metric, PRIMITIVES), PRIMITIVES))
+
+
+@pytest.mark.parametrize("seed", range(0, 90, 3))
+def test_node_mutation_changes_one_node_and_no_shape(seed):
+    before, after = mutated("node", seed)
+    pairs = list(zip(before.nodes(), after.nodes(), strict=True))
+    assert sum(one.name != other.name for one, other in pairs) <= 1
+    assert [len(one.operands) for one, _ in pairs] == [len(other.operands) for _, other in pairs]
+
+
+def test_hoist_mutation_never_grows_and_nearly_always_shrinks():
+    sizes = [(before.size, after.size) for before, after in (mutated("hoist", s) for s in range(90))]
+    assert all(after <= before for before, after in sizes)
+    # DEAP's operator leaves trees of depth 1 and roots alone.
+    assert sum(after < before for before, after in sizes) > 30
+
+
+def test_insert_mutation_never_shrinks_and_keeps_every_leaf():
+    for seed in range(90):
+        before, after = mutated("insert", seed)
+        assert after.size > before.size
+        assert Counter(n.name for n in before.nodes()) <= Counter(n.name for n in after.nodes())
+
+
+def test_subtree_mutation_grows_by_a_tree_of_depth_2_at_most():
+    for seed in range(90):
+        before, after = mutated("subtree", seed)
+        assert after.size <= before.size - 1 + 7
+
+
+# Parents
+
+
+def test_choose_parents_draws_two_different_members_from_the_best_of_the_pool():
+    population = list(range(20))
+    for seed in range(200):
+        with seeded(seed):
+            first, second = choose_parents(population, 1.0, 4, lambda member: -member)
+        assert first != second
+        assert {first, second} <= {16, 17, 18, 19}
+
+
+def test_choose_parents_draws_the_pool_before_it_cuts():
+    population = list(range(20))
+    drawn = set()
+    for seed in range(400):
+        with seeded(seed):
+            drawn.update(choose_parents(population, 0.25, 2, lambda member: member))
+    # The two best of five: the worst three of twenty can never be among them.
+    assert drawn <= set(range(17))
+    assert max(drawn) > 8
+
+
+@pytest.mark.parametrize(("pool", "best"), [(0.01, 10), (1.0, 2)])
+def test_choose_parents_works_with_two_members(pool, best):
+    for seed in range(5):
+        with seeded(seed):
+            assert set(choose_parents(("a", "b"), pool, best, str)) == {"a", "b"}
