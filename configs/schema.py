@@ -200,12 +200,11 @@ def to_yaml(config: Config) -> str:
 class _Loader(yaml.SafeLoader):
     """The safe loader without YAML 1.1's numbers to base 60: 2:4 is a pattern, not 124."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, form) for tag, form in rules if not tag.endswith(":int")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
-
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in rules if not tag.endswith(":int")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
 )

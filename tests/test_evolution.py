@@ -166,7 +166,7 @@ def test_evolve_resumed_from_the_resumable_state_equals_uninterrupted(cut, lag):
     assert run(replace(SETTINGS, lag=lag), last, resumable, records[:cut]) == whole(lag)[cut:]
 
 
-@examples(max_examples=25, deadline=None, derandomize=True)
+@examples(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(1, 59), st.integers(0, 59), st.integers(0, 20), st.integers(0, 99))
 def test_evolve_resumed_from_an_older_checkpoint_equals_uninterrupted(cut, earlier, lag, seed):
     steps, records = whole(lag), records_of(whole(lag))
@@ -296,10 +296,11 @@ def test_evolve_submits_as_soon_as_the_lag_allows_and_no_sooner(lag):
 
 
 def test_evolve_breeds_children_of_two_different_members_once_there_is_a_population():
-    records = records_of(whole(0))
-    assert all(record.parents == () for record in records[:8])
-    children = [record for record in records[8:] if record.parents]
-    assert len(children) > 25
+    records = records_of(run(replace(SETTINGS, lag=0, population=20)))
+    assert sum(record.outcome == "evaluated" for record in records[:15]) > 2
+    assert all(record.parents == () for record in records[:20])
+    children = [record for record in records[20:] if record.parents]
+    assert len(children) > 20
     for child in children:
         one, other = child.parents
         assert one != other
@@ -320,6 +321,19 @@ def test_evolve_breeds_random_trees_while_fewer_than_two_were_evaluated():
     assert {record.outcome for record, _, _ in steps} == {"degenerate", "duplicate"}
     assert {record.parents for record, _, _ in steps} == {()}
     assert steps[-1][1] == State(60)
+
+
+def test_evolve_fixes_the_threshold_of_a_seed_too_once_the_population_is_full():
+    seeds = tuple(map(Metric.parse, ("W", "G", "log(W)", "log(G)", "exp(W)", "exp(G)", "tanh(W)")))
+    settings = replace(SETTINGS, seeds=seeds, population=2, lag=0, candidates=7)
+    evaluations = Evaluations(first)
+    records = [r for r, _, _ in evolve(settings, mark_of, evaluations, State(), [])]
+    limits = []
+    for candidate in evaluations.submitted:
+        before = [r.fitness for r in records[: candidate.index] if r.fitness is not None]
+        limits.append(sorted(before)[1] if len(before) > 1 else None)
+    assert [candidate.stop_above for candidate in evaluations.submitted] == limits
+    assert limits[-1] is not None
 
 
 def test_evolve_stops_when_asked_with_what_was_committed():

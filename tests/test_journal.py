@@ -103,6 +103,7 @@ def test_open_refuses_a_folder_that_is_open(folder):
 
 def test_open_works_again_after_close(folder):
     folder.close()
+    assert not folder.lock.is_locked
     RunFolder.open_(folder.path).close()
     assert names(folder.path) == {"config.yaml"}
 

@@ -319,9 +319,12 @@ def test_run_prune_verify_refuses_a_folder_that_is_no_result(call, tmp_path):
 
 @pytest.fixture
 def interrupted_soon():
-    """Python's own answer to Ctrl-C, half a second from now."""
+    """Python's own answer to Ctrl-C, half a second from now.
+
+    Again every five seconds: one that falls into a garbage collector's callback is swallowed.
+    """
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 5)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)

@@ -200,7 +200,9 @@ def test_node_mutation_changes_one_node_and_no_shape(seed):
 
 
 def test_hoist_mutation_never_grows_and_nearly_always_shrinks():
-    sizes = [(before.size, after.size) for before, after in (mutated("hoist", s) for s in range(90))]
+    sizes = [
+        (before.size, after.size) for before, after in (mutated("hoist", s) for s in range(90))
+    ]
     assert all(after <= before for before, after in sizes)
     # DEAP's operator leaves trees of depth 1 and roots alone.
     assert sum(after < before for before, after in sizes) > 30
