@@ -43,6 +43,7 @@ def command(
     # Imported here, so that --help and usage errors answer at once.
     from search import launch
     from search.journal import FolderError
+    from search.validation import validate as check
 
     console = Console(highlight=False)
     try:
@@ -54,7 +55,7 @@ def command(
         else:
             resolved = schema.load(config, overrides or [])
             if validate:
-                code = _say_valid(launch.validate(resolved), console)
+                code = _say_valid(check(resolved), console)
             else:
                 code = launch.launch(resolved, out or _new_folder(config), console)
     except FolderError as error:

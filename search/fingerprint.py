@@ -92,7 +92,7 @@ def fingerprint(metric: Metric, target: Target, probe: Probe) -> str:
         mask = mask_of(scores[name])
         rows_differ |= bool((mask != mask[0]).any())
         digest.update(np.packbits(mask.numpy()).tobytes())
-    if not rows_differ and target.sparsity > 0:
+    if not rows_differ and (target.pattern or target.sparsity > 0):
         raise ValueError(f"'{metric.text}' prunes the same inputs in every row")
     return digest.hexdigest()[:16]
 

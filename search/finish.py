@@ -21,17 +21,17 @@ class Difference:
 
     Attributes:
         mean: Positive where the first is worse.
-        standard_error: Of that mean; NaN for a single window.
+        standard_error: Of that mean; None for a single window.
     """
 
     mean: float
-    standard_error: float
+    standard_error: float | None
 
 
 def paired_difference(losses: list[float], reference: list[float]) -> Difference:
     """Compare two lists of losses window by window: far less noise than in the losses."""
     gap = torch.tensor(losses, dtype=torch.float64) - torch.tensor(reference, dtype=torch.float64)
-    error = gap.std().item() / math.sqrt(len(gap)) if len(gap) > 1 else math.nan
+    error = gap.std().item() / math.sqrt(len(gap)) if len(gap) > 1 else None
     return Difference(gap.mean().item(), error)
 
 
@@ -101,7 +101,7 @@ def _choose(run: Run, finalists: list[Record]) -> tuple[Record, list[dict[str, A
                 "fitness": record.fitness,
                 "selection_loss": sum(found) / len(found),
                 "difference": gap.mean,
-                "standard_error": None if math.isnan(gap.standard_error) else gap.standard_error,
+                "standard_error": gap.standard_error,
             }
         )
     return scored[0][0], standings

@@ -1,14 +1,10 @@
 """From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
 
-import os
-import platform
-import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,10 +15,7 @@ from rich.console import Console
 from configs import schema
 from configs.schema import Config
 from pruning import models
-from pruning.masks import Target, parse_pattern
-from pruning.metric import Metric
-from pruning.metric_file import resolve_metric
-from pruning.request import check_layers, resolve_subject
+from pruning.masks import parse_pattern
 from search.evolution import Settings, evolve, replay
 from search.fingerprint import Probe, fingerprint, statistics_digest
 from search.finish import finish
@@ -31,9 +24,10 @@ from search.journal import FolderError, RunFolder
 from search.population import Record, State
 from search.primitives import primitive_set
 from search.report import write_report
-from search.run import Run
+from search.run import Run, environment
 from search.screen import Screen
-from search.texts import check_texts, load_windows
+from search.texts import load_windows
+from search.validation import seed_metric, validate
 from search.variation import Variation
 
 DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
@@ -41,39 +35,6 @@ DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
 
 RESUMABLE_KEYS = ("search.candidates", "ray.")
 """What `--set` may change of a run that is there: how long and where, never what."""
-
-_HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
-"""Owner and name; `models/` is where `make smollm2` puts its folder."""
-
-
-def validate(config: Config) -> list[str]:
-    """Check all of a config that can be checked without work.
-
-    Returns:
-        One line for each thing that could not be checked here.
-
-    Raises:
-        ValueError: If something is wrong; one line that names it.
-    """
-    parse_pattern(config.pruning.pattern)
-    for seed in config.search.seeds:
-        _seed_metric(seed)
-    notes = check_texts(config)
-    windows = config.fitness.windows
-    if config.search.stages and windows and config.search.stages[-1] >= windows:
-        raise ValueError(
-            f"search.stages must be below fitness.windows = {windows}, got {config.search.stages}"
-        )
-    if config.model == models.EMBEDDED or Path(config.model).is_dir():
-        _check_model(config)
-    elif _HUB_ID.fullmatch(config.model):
-        notes.append(f"model {config.model}: it is on the hub, and nothing was asked of the hub")
-    else:
-        raise ValueError(
-            f"model {config.model!r} is no folder: give embedded, a folder or a hub id"
-            + (" (`make smollm2` builds it)" if "smollm2" in config.model else "")
-        )
-    return notes
 
 
 def launch(config: Config, out: Path, console: Console) -> int:
@@ -138,7 +99,7 @@ def settings_of(config: Config) -> Settings:
         population=search.population,
         lag=search.lag,
         group=config.pruning.group,
-        seeds=tuple(_seed_metric(seed) for seed in search.seeds),
+        seeds=tuple(seed_metric(seed) for seed in search.seeds),
         pool=search.pool,
         parents=search.parents,
         variation=Variation(
@@ -205,6 +166,11 @@ def _pool(config: Config, windows: dict[str, Any]) -> Iterator[Any]:
         hopeless=search.hopeless,
     )
     if where.workers == 0:
+        if where.gpus_per_worker and not torch.cuda.is_available():
+            raise ValueError(
+                f"ray.gpus_per_worker = {where.gpus_per_worker}, and this machine has no CUDA "
+                "device: set it to 0"
+            )
         yield InProcessPool(Evaluator(setup))
         return
     # Imported here, so that neither --validate nor an in-process run starts to load Ray.
@@ -239,7 +205,7 @@ def _prepare(run: Run) -> Probe:
     if (run.folder.path / "environment.json").exists():
         _check_same(run.folder.read_json("environment.json")["fingerprints"], fingerprints)
     else:
-        run.folder.write_json("environment.json", _environment(fingerprints))
+        run.folder.write_json("environment.json", environment(fingerprints))
     probe = run.folder.read_tensors("probe.safetensors")
     if probe is None:
         probe = run.pool.call("probe_tensors")
@@ -272,18 +238,6 @@ def _evolve(run: Run, probe: Probe, records: list[Record]) -> State:
     return state
 
 
-def _environment(fingerprints: dict[str, Any]) -> dict[str, Any]:
-    packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: metadata.version(name) for name in packages},
-        "fingerprints": fingerprints,
-    }
-
-
 def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
     for name in now:
         if before.get(name) != now[name]:
@@ -291,21 +245,3 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
                 f"the run's {name} had fingerprint {before.get(name)} and has {now[name]} here: "
                 "resume with what it began with, or start a new run"
             )
-
-
-def _seed_metric(argument: str) -> Metric:
-    return resolve_metric(argument).metric.check_scores_weights()
-
-
-def _check_model(config: Config) -> None:
-    limit = getattr(
-        models.load_config(config.model).get_text_config(), "max_position_embeddings", None
-    )
-    for role, text in config.texts.items():
-        if limit and text.length > limit:
-            raise ValueError(
-                f"{role}.length must be at most the model's {limit} positions, got {text.length}"
-            )
-    if pattern := parse_pattern(config.pruning.pattern):
-        subject = resolve_subject(config.model, config.dtype, "cpu", None)
-        check_layers(subject, Target(config.pruning.sparsity, config.pruning.group, pattern))

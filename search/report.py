@@ -50,7 +50,7 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
                 baseline.group if grouped else summary["pruning"]["pattern"],
                 str(baseline.metric.size),
                 f"{value:.2f}",
-                f"{gap['nats']:+.4f} ± {gap['standard_error']:.4f}",
+                difference_text(gap["nats"], gap["standard_error"]),
             )
         )
     best = summary["best"]
@@ -59,6 +59,11 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
         ("best found", best["metric"], group, str(best["size"]), f"{best['perplexity']:.2f}", "")
     )
     return rows
+
+
+def difference_text(nats: float, standard_error: float | None) -> str:
+    """Return a paired difference with its standard error, if it has one."""
+    return f"{nats:+.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")
 
 
 def write_report(folder: RunFolder) -> None:
@@ -74,6 +79,7 @@ def write_report(folder: RunFolder) -> None:
         title=title_of(summary),
         rows=table_rows(summary),
         summary=summary,
+        difference_text=difference_text,
         chart=_fitness_chart(records),
         tree=Metric.parse(summary["best"]["metric"]).text,
     )
@@ -131,9 +137,8 @@ svg { width: 100%; height: auto; }
 <th>behind best</th></tr>
 {% for one in summary.selection %}<tr><td>{{ one.index }}</td><td><code>{{ one.metric }}</code></td>
 <td>{{ one.size }}</td><td>{{ "%.4f"|format(one.fitness) }}</td>
-<td>{{ "%.4f"|format(one.selection_loss) }}</td><td>{{ "%+.4f"|format(one.difference) }}
-{% if one.standard_error is not none %}± {{ "%.4f"|format(one.standard_error) }}{% endif %}</td>
-</tr>
+<td>{{ "%.4f"|format(one.selection_loss) }}</td>
+<td>{{ difference_text(one.difference, one.standard_error) }}</td></tr>
 {% endfor %}</table>
 <h2>Search</h2>
 <p>{{ summary.candidates }} candidates in {{ summary.seconds }} seconds:

@@ -1,8 +1,12 @@
 """What a run works with once it is loaded, and what is said of its results' origin."""
 
+import os
+import platform
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from configs.schema import Config
@@ -42,3 +46,16 @@ class Run:
             "candidates": config.search.candidates,
             **more,
         }
+
+
+def environment(fingerprints: dict[str, Any]) -> dict[str, Any]:
+    """Return what `environment.json` holds: versions, devices and the given fingerprints."""
+    packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: metadata.version(name) for name in packages},
+        "fingerprints": fingerprints,
+    }
