@@ -1,6 +1,5 @@
 """Search for a pruning metric: launch, resume, validate, rebuild a report."""
 
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from configs import schema
 
-USAGE, WRONG_FOLDER = 2, 4
+USAGE, INTERRUPTED, WRONG_FOLDER = 2, 3, 4
 
 
 def command(
@@ -39,12 +38,14 @@ def command(
     Exit codes: 0 done; 2 usage or config; 3 interrupted, resumable; 4 the folder does not fit this
     request; 5 no evaluation succeeded.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Imported here, so that --help and usage errors answer at once.
+    from transformers.utils import logging as transformers_logging
+
     from search import launch
     from search.journal import FolderError
     from search.validation import validate as check
 
+    transformers_logging.disable_progress_bar()  # one progress is enough, ours
     console = Console(highlight=False)
     try:
         _check_usage(config, out, resume, validate, report, bool(overrides))
@@ -83,7 +84,7 @@ def _check_usage(
 
 def _say_valid(notes: list[str], console: Console) -> int:
     for note in notes:
-        console.print(f"not checked: {note}", soft_wrap=True)
+        console.print(note, soft_wrap=True)
     console.print("valid")
     return 0
 
@@ -93,14 +94,23 @@ def _new_folder(config: Path | None) -> Path:
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(command)
+
+
 def main() -> None:
-    """Console entry."""
-    typer.run(command)
+    """Console entry: runs the command, and says a mistake in its options in one line too."""
+    try:
+        app(standalone_mode=False)
+    except typer.TyperException as error:
+        sys.exit(_fail(error.format_message(), USAGE))
+    except typer.Abort:
+        sys.exit(_fail("interrupted before the run began; nothing was written", INTERRUPTED))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The end of a run: choose the winner on the selection text, measure it on the report text."""
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,18 +67,25 @@ def finish(run: Run, records: list[Record], state: State, clock: Callable[[], fl
 
 def apply_line(run: Run) -> str:
     """Return the command that applies the best metric to the same model and texts."""
-    config, pruning = run.config, run.config.pruning
-    rate = f"--pattern {pruning.pattern}"
-    if pruning.pattern == "unstructured":
-        rate = f"--sparsity {pruning.sparsity}"
-    calibration = config.calibration
-    return (
-        f"apply it: run_prune.py --model {config.model} "
-        f"--metric {run.folder.path / 'best_metric.json'} {rate} "
-        f"--corpus {calibration.corpus} --split '{calibration.split}' "
-        f"--samples {calibration.windows} --seqlen {calibration.length} "
-        f"--seed {calibration.seed} --dtype {config.dtype} --out DIR"
-    )
+    config, pruning, calibration = run.config, run.config.pruning, run.config.calibration
+    unstructured = pruning.pattern == "unstructured"
+    options = {
+        "model": config.model,
+        "metric": run.folder.path / "best_metric.json",
+        "sparsity": pruning.sparsity if unstructured else None,
+        "pattern": None if unstructured else pruning.pattern,
+        "corpus": calibration.corpus,
+        "split": calibration.split,
+        "samples": calibration.windows,
+        "seqlen": calibration.length,
+        "seed": calibration.seed,
+        "eval-corpus": config.report.corpus,
+        "eval-split": config.report.split,
+        "dtype": config.dtype,
+        "out": "DIR",
+    }
+    words = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
+    return "apply it: python run_prune.py " + shlex.join(word for pair in words for word in pair)
 
 
 def _choose(run: Run, finalists: list[Record]) -> tuple[Record, list[dict[str, Any]]]:

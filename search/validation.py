@@ -36,7 +36,7 @@ def validate(config: Config) -> list[str]:
     if config.model == models.EMBEDDED or Path(config.model).is_dir():
         _check_model(config)
     elif _HUB_ID.fullmatch(config.model):
-        notes.append(f"model {config.model}: it is on the hub, and nothing was asked of the hub")
+        notes.append(f"model {config.model}: it comes from the Hugging Face hub: not checked")
     else:
         raise ValueError(
             f"model {config.model!r} is no folder: give embedded, a folder or a hub id"

@@ -74,12 +74,11 @@ def test_validate_says_what_of_llama2_it_could_not_check(call):
     code, out, err = call("--validate", "--config", CONFIGS / "llama2_7b.yaml")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        f"not checked: calibration: corpus 'c4', split 'train' {HUB_NOTE}",
-        f"not checked: fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
-        f"not checked: selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
-        f"not checked: report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
-        "not checked: model meta-llama/Llama-2-7b-hf: it is on the hub, and nothing was asked of "
-        "the hub",
+        f"calibration: corpus 'c4', split 'train' {HUB_NOTE}",
+        f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
+        f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
+        f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
+        "model meta-llama/Llama-2-7b-hf: it comes from the Hugging Face hub: not checked",
         "valid",
     ]
 
@@ -105,8 +104,7 @@ def test_validate_asks_nothing_of_the_hub_about_a_hub_id(call):
     code, out, _ = call("--validate", *setting("model=facebook/opt-125m"))
     assert code == 0
     assert out == (
-        "not checked: model facebook/opt-125m: it is on the hub, and nothing was asked of the "
-        "hub\nvalid\n"
+        "model facebook/opt-125m: it comes from the Hugging Face hub: not checked\nvalid\n"
     )
 
 

@@ -1,0 +1,48 @@
+"""The engine on a CUDA device gives what it gives on the CPU."""
+
+import pytest
+import torch
+
+from pruning.masks import lowest_in_layer, lowest_in_model, lowest_n_of_m, lowest_per_row
+from search.fitness import Evaluator, Setup
+from search.population import Candidate
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def scores():
+    # One decimal: many ties.
+    return torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+
+
+def test_masks_are_those_of_the_cpu(scores):
+    on_gpu = scores.cuda()
+    assert torch.equal(lowest_per_row(on_gpu, 0.5).cpu(), lowest_per_row(scores, 0.5))
+    assert torch.equal(lowest_in_layer(on_gpu, 0.6).cpu(), lowest_in_layer(scores, 0.6))
+    assert torch.equal(lowest_n_of_m(on_gpu, 2, 4).cpu(), lowest_n_of_m(scores, 2, 4))
+
+
+def test_model_masks_are_those_of_the_cpu(scores):
+    layers = {"a": scores, "b": 2 * scores}
+    on_gpu = lowest_in_model({name: s.cuda() for name, s in layers.items()}, 0.37)
+    for name, mask in lowest_in_model(layers, 0.37).items():
+        assert torch.equal(on_gpu[name].cpu(), mask)
+
+
+def test_an_evaluator_measures_what_it_measures_on_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    windows = {
+        role: torch.randint(3, 1000, (4, 64), generator=generator)
+        for role in ("calibration", "fitness", "selection", "report")
+    }
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        setup = Setup("embedded", "float32", device, 1, windows, 0.5, None, (), 0.1, 100.0)
+        evaluator = Evaluator(setup)
+        evaluator.collect_statistics()
+        outcomes.append(evaluator.evaluate(Candidate(0, "mul(W, G)", "model")))
+    assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)
