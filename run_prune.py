@@ -26,11 +26,10 @@ from pruning.masks import Target
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED, load_model
 from pruning.progress import shown_progress
-from pruning.pruner import Progress, prune
+from pruning.pruner import Progress, check_propagation, prune
 from pruning.request import (
     Subject,
     check_layers,
-    check_propagation,
     make_recipe,
     pattern_text,
     resolve_subject,

@@ -80,15 +80,10 @@ def prune(
             threshold, which needs every layer's scores before the first is pruned.
     """
     metric.check_scores_weights()
-    if propagation not in PROPAGATIONS:
-        raise ValueError(
-            f"propagation must be one of {', '.join(PROPAGATIONS)}, got {propagation!r}"
-        )
-    sequential = propagation == "sequential"
-    if sequential and target.group == "model" and not target.pattern:
-        raise ValueError("propagation 'sequential' cannot serve group 'model': use one-shot")
+    check_propagation(propagation, target)
     layers = linear_layers(model)
-    _check_pattern(layers, target)
+    check_pattern(layers, target)
+    sequential = propagation == "sequential"
     dense_leaves = metric.leaves - {"X"} if sequential else metric.leaves
     statistics = Statistics()
     if dense_leaves & STATISTICS:
@@ -105,13 +100,26 @@ def prune(
         _prune_layers(layers, metric, target, statistics, on_progress)
 
 
-def _check_pattern(layers: Mapping[str, nn.Linear], target: Target) -> None:
-    """Refuse n:m that does not divide a layer before calibration, and before a weight goes."""
+def check_propagation(propagation: str, target: Target) -> None:
+    """Raise ValueError if a propagation is unknown, or cannot serve the target's group."""
+    if propagation not in PROPAGATIONS:
+        raise ValueError(
+            f"propagation must be one of {', '.join(PROPAGATIONS)}; got {propagation!r}"
+        )
+    if propagation == "sequential" and target.group == "model" and not target.pattern:
+        raise ValueError(
+            "propagation must be one-shot with group model, whose threshold needs every layer's "
+            "scores before the first is pruned; got 'sequential'"
+        )
+
+
+def check_pattern(layers: Mapping[str, nn.Linear], target: Target) -> None:
+    """Raise ValueError if n:m does not divide a layer: before calibration, before a weight goes."""
     for name, layer in layers.items():
         if target.pattern and layer.in_features % target.pattern[1]:
             raise ValueError(
-                f"layer {name}: in_features must be a multiple of the pattern's "
-                f"{target.pattern[1]}, got {layer.in_features}"
+                f"pattern must divide the inputs of every layer, got {target.pattern[1]} of "
+                f"{layer.in_features} in {name}"
             )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from pruning.masks import Target, parse_pattern
 from pruning.metric_file import ResolvedMetric
 from pruning.models import DTYPES, linear_layers, load_config, load_tokenizer
-from pruning.pruner import PROPAGATIONS
+from pruning.pruner import check_pattern
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
@@ -78,19 +78,6 @@ def resolve_target(
     return Target(implied, "row", parsed)
 
 
-def check_propagation(propagation: str, target: Target) -> None:
-    """Raise ValueError if a propagation is unknown, or cannot serve the target's group."""
-    if propagation not in PROPAGATIONS:
-        raise ValueError(
-            f"propagation must be one of {', '.join(PROPAGATIONS)}; got {propagation!r}"
-        )
-    if propagation == "sequential" and target.group == "model":
-        raise ValueError(
-            "propagation must be one-shot with group model, whose threshold needs every layer's "
-            "scores before the first is pruned; got 'sequential'"
-        )
-
-
 def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | None) -> Subject:
     """Load a model's config and tokenizer, and fill in what the request leaves open.
 
@@ -135,12 +122,7 @@ def check_layers(subject: Subject, target: Target) -> int:
     """
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(subject.config)
-    for name, layer in linear_layers(shapes).items():
-        if target.pattern and layer.in_features % target.pattern[1]:
-            raise ValueError(
-                f"pattern must divide the inputs of every layer, got {target.pattern[1]} of "
-                f"{layer.in_features} in {name}"
-            )
+    check_pattern(linear_layers(shapes), target)
     size = sum(weight.numel() for weight in shapes.parameters())
     return size * DTYPES[subject.dtype].itemsize
 

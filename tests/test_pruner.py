@@ -307,8 +307,7 @@ def test_a_pattern_that_does_not_divide_a_layer_is_refused_before_anything_chang
     before = weights_of(model)
     message = error_of(model, WANDA, TWO_OF_FOUR, toy_windows(), propagation)
     assert message == (
-        "layer model.layers.0.mlp.down_proj: in_features must be a multiple of the pattern's 4, "
-        "got 26"
+        "pattern must divide the inputs of every layer, got 4 of 26 in model.layers.0.mlp.down_proj"
     )
     assert_same_weights(weights_of(model), before)
 
@@ -316,14 +315,17 @@ def test_a_pattern_that_does_not_divide_a_layer_is_refused_before_anything_chang
 def test_sequential_cannot_serve_a_model_wide_threshold():
     model = toy_model("llama")
     message = error_of(model, SNIP, Target(0.5, "model"), toy_windows(), "sequential")
-    assert message == "propagation 'sequential' cannot serve group 'model': use one-shot"
+    assert message == (
+        "propagation must be one-shot with group model, whose threshold needs every layer's "
+        "scores before the first is pruned; got 'sequential'"
+    )
     # A pattern has its own groups, so that the group's name does not matter.
     prune(model, SNIP, Target(0.5, "model", pattern=(2, 4)), toy_windows(), "sequential")
 
 
 def test_an_unknown_propagation_is_refused():
     assert error_of(toy_model("llama"), WANDA, ROW, toy_windows(), "both") == (
-        "propagation must be one of one-shot, sequential, got 'both'"
+        "propagation must be one of one-shot, sequential; got 'both'"
     )
 
 
