@@ -45,8 +45,7 @@ def _small(model: str, seed: int) -> dict[str, Any]:
     bench = _Bench(model, "float32", "validation", (16, 512, seed), [i * 1024 for i in range(6)])
     found = {"dense": bench.dense()}
     for name, baseline in BASELINES.items():
-        group = "layer" if name == "magnitude" else "row"
-        found[f"{name} {group}"] = bench.pruned(baseline.metric, Target(0.5, group))
+        found[f"{name} row"] = bench.pruned(baseline.metric, Target(0.5, "row"))
     rows = [[name, f"{value:.1f}"] for name, value in found.items()]
     show(f"small protocol, {model}, float32, 50%", ["metric and group", "perplexity"], rows)
     return {**conditions("float32"), "perplexity": found}
