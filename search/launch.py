@@ -121,8 +121,10 @@ def _run(folder: RunFolder, config: Config, windows: dict[str, Any], console: Co
     records = folder.read_records()
     try:
         with _pool(config, windows) as pool:
-            # After Ray's start, which takes the handler for itself and aborts.
-            signal.signal(signal.SIGTERM, _interrupt)
+            # After Ray's start, which takes SIGTERM for itself and aborts. SIGINT too: a shell
+            # starts its background jobs with it ignored.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _interrupt)
             texts = {role: window.provenance for role, window in windows.items()}
             run = Run(folder, config, texts, pool, console)
             state = _evolve(run, _prepare(run), records)
@@ -145,7 +147,7 @@ def _run(folder: RunFolder, config: Config, windows: dict[str, Any], console: Co
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM, which clusters send before they kill, as Ctrl-C."""
+    """Treat SIGTERM, which clusters send before they kill, and SIGINT as Ctrl-C."""
     raise KeyboardInterrupt
 
 
