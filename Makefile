@@ -30,4 +30,4 @@ smollm2: install
 	$(BIN)/python scripts/make_smollm2.py --out models/smollm2-135m
 
 embedded: install
-	$(BIN)/python scripts/train_embedded.py --out build/embedded
+	$(BIN)/python scripts/train_embedded.py --threads 2 --out build/embedded
