@@ -18,10 +18,10 @@ from evaluation.corpus import load_text, token_windows
 from evaluation.perplexity import perplexity, window_losses
 from pruning.baselines import BASELINES
 from pruning.calibration import Statistics, collect
-from pruning.masks import Target, masker
+from pruning.masks import Target
 from pruning.metric import Metric
 from pruning.models import linear_layers, load_model, load_tokenizer
-from pruning.pruner import LayerScores
+from pruning.pruner import LayerScores, prune_copy, restore
 
 TEST_WINDOW = 1024
 
@@ -96,18 +96,13 @@ class _Bench:
         ids = torch.tensor(tokenizer(load_text(test, "test"), verbose=False)["input_ids"])
         self.test: Tensor = torch.stack([ids[s : s + TEST_WINDOW] for s in test_starts])
 
-    @torch.no_grad()
     def pruned(self, metric: Metric, target: Target) -> float:
         scores = LayerScores(metric, self.master, self.statistics)
-        mask_of = masker(target, scores)
-        for name, layer in self.layers.items():
-            layer.weight.copy_(self.master[name]).masked_fill_(mask_of(scores[name]), 0)
+        prune_copy(self.layers, self.master, scores, target)
         return perplexity(window_losses(self.model, self.test))
 
-    @torch.no_grad()
     def dense(self) -> float:
-        for name, layer in self.layers.items():
-            layer.weight.copy_(self.master[name])
+        restore(self.layers, self.master)
         return perplexity(window_losses(self.model, self.test))
 
 

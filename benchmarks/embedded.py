@@ -9,7 +9,6 @@ import statistics
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from tables import conditions, show, write_json
 
@@ -17,9 +16,9 @@ from evaluation.corpus import token_windows
 from evaluation.perplexity import perplexity, window_losses
 from pruning.baselines import BASELINES
 from pruning.calibration import collect
-from pruning.masks import Target, masker
+from pruning.masks import Target
 from pruning.models import EMBEDDED, linear_layers, load_model, load_tokenizer
-from pruning.pruner import LayerScores
+from pruning.pruner import LayerScores, prune_copy, restore
 
 LENGTH, CALIBRATION_WINDOWS = 256, 32
 
@@ -43,15 +42,9 @@ def main(
         collected = collect(model, layers, windows.tokens, frozenset({"X", "G"}))
         for name, baseline in BASELINES.items():
             scores = LayerScores(baseline.metric, master, collected)
-            mask_of = masker(Target(sparsity, baseline.group), scores)
-            with torch.no_grad():
-                for layer_name, layer in layers.items():
-                    layer.weight.copy_(master[layer_name])
-                    layer.weight.masked_fill_(mask_of(scores[layer_name]), 0)
+            prune_copy(layers, master, scores, Target(sparsity, baseline.group))
             found[name].append(perplexity(window_losses(model, report)))
-        with torch.no_grad():
-            for layer_name, layer in layers.items():
-                layer.weight.copy_(master[layer_name])
+        restore(layers, master)
     rows = [
         [
             name,

@@ -100,6 +100,32 @@ def prune(
         _prune_layers(layers, metric, target, statistics, on_progress)
 
 
+@torch.no_grad()
+def prune_copy(
+    layers: Mapping[str, nn.Linear],
+    dense: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    target: Target,
+) -> None:
+    """Write dense weights into a model's layers, less the lowest-scoring ones.
+
+    Whatever was in the layers is overwritten, so one model can be pruned again and again.
+
+    Raises:
+        ValueError: As `prune` does for scores; some layers are then written and some not.
+    """
+    mask_of = masks.masker(target, scores)
+    for name, layer in layers.items():
+        layer.weight.copy_(dense[name]).masked_fill_(mask_of(scores[name]), 0)
+
+
+@torch.no_grad()
+def restore(layers: Mapping[str, nn.Linear], dense: Mapping[str, Tensor]) -> None:
+    """Write dense weights into a model's layers, bit for bit."""
+    for name, layer in layers.items():
+        layer.weight.copy_(dense[name])
+
+
 def check_propagation(propagation: str, target: Target) -> None:
     """Raise ValueError if a propagation is unknown, or cannot serve the target's group."""
     if propagation not in PROPAGATIONS:

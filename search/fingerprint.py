@@ -97,7 +97,7 @@ def fingerprint(metric: Metric, target: Target, probe: Probe) -> str:
     return digest.hexdigest()[:16]
 
 
-def statistics_digest(tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a hash of named tensors' names and bytes, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

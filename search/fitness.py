@@ -16,11 +16,11 @@ from torch import Tensor
 
 from evaluation.perplexity import perplexity, window_losses
 from pruning.calibration import Statistics, collect
-from pruning.masks import Target, masker
+from pruning.masks import Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers, load_model
-from pruning.pruner import LayerScores
-from search.fingerprint import statistics_digest, take_probe
+from pruning.pruner import LayerScores, prune_copy, restore
+from search.fingerprint import take_probe, tensors_digest
 from search.population import Candidate, Outcome
 
 
@@ -86,7 +86,7 @@ class Evaluator:
 
     def model_digest(self) -> str:
         """Return a hash of the dense weights that are pruned."""
-        return statistics_digest(self._master)
+        return tensors_digest(self._master)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Prune, measure on the fitness windows stage by stage, restore."""
@@ -111,14 +111,6 @@ class Evaluator:
         except ValueError:
             return None
 
-    def sparsity_by_layer(self, metric: str, group: str) -> dict[str, float]:
-        """Return the fraction of zeros that a metric leaves in each layer."""
-        with self.pruned(metric, group):
-            return {
-                name: (layer.weight == 0).float().mean().item()
-                for name, layer in self._layers.items()
-            }
-
     @contextmanager
     def pruned(self, metric: str, group: str) -> Iterator[None]:
         """While open, the model is pruned; then its weights are the dense ones, bit for bit."""
@@ -130,14 +122,10 @@ class Evaluator:
                 if group == "model" and not self.setup.pattern:
                     # Asked for three times each: a resident model has the memory to keep them.
                     scores = dict(scores)
-                mask_of = masker(target, scores)
-                for name, layer in self._layers.items():
-                    mask = mask_of(scores[name])
-                    layer.weight.copy_(self._master[name]).masked_fill_(mask, 0)
+                prune_copy(self._layers, self._master, scores, target)
             yield
         finally:
-            for name, layer in self._layers.items():
-                layer.weight.copy_(self._master[name])
+            restore(self._layers, self._master)
 
     def _measure(self, stop_above: float | None) -> Outcome:
         windows = self.setup.windows["fitness"]
@@ -197,9 +185,6 @@ class InProcessPool:
     def share_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Give statistics to the evaluator."""
         self.evaluator.use_statistics(tensors)
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def perplexity_of(losses: list[float]) -> float:

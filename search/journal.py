@@ -21,9 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pruning.metric import Metric
+from pruning.metric_file import SCHEMA
 from search.population import Record, State
-
-SCHEMA = 1
 
 
 class FolderError(ValueError):

@@ -17,7 +17,7 @@ from configs.schema import Config
 from pruning import models
 from pruning.masks import parse_pattern
 from search.evolution import Settings, evolve, replay
-from search.fingerprint import Probe, fingerprint, statistics_digest
+from search.fingerprint import Probe, fingerprint, tensors_digest
 from search.finish import finish
 from search.fitness import Evaluator, InProcessPool, Setup
 from search.journal import FolderError, RunFolder
@@ -202,7 +202,7 @@ def _prepare(run: Run) -> Probe:
     fingerprints = {
         "model": run.pool.call("model_digest"),
         "texts": {role: text["text_sha256"] for role, text in run.texts.items()},
-        "statistics": statistics_digest(statistics),
+        "statistics": tensors_digest(statistics),
     }
     if (run.folder.path / "environment.json").exists():
         _check_same(run.folder.read_json("environment.json")["fingerprints"], fingerprints)

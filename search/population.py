@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from pruning.metric import Metric
@@ -97,7 +98,7 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of nodes of the metric."""
         return Metric.parse(self.metric).size

@@ -8,7 +8,7 @@ import torch
 from pruning.calibration import Statistics
 from pruning.masks import Target
 from pruning.metric import Metric
-from search.fingerprint import ROWS, Probe, fingerprint, statistics_digest, take_probe
+from search.fingerprint import ROWS, Probe, fingerprint, take_probe, tensors_digest
 
 HALF = Target(0.5, "row")
 TWO_OF_FOUR = Target(0.5, "row", (2, 4))
@@ -188,18 +188,18 @@ def test_probe_comes_back_from_its_tensors_whatever_their_order():
 # Digests of tensors
 
 
-def test_statistics_digest_sees_every_name_and_value_and_no_order():
+def test_tensors_digest_sees_every_name_and_value_and_no_order():
     tensors = {"W/a": torch.ones(2, 3), "X/a": torch.zeros(1, 3, dtype=torch.bfloat16)}
     changed = {
         "value": tensors | {"W/a": torch.ones(2, 3).index_fill_(1, torch.tensor([2]), 1.0001)},
         "name": {"W/b": tensors["W/a"], "X/a": tensors["X/a"]},
         "missing": {"W/a": tensors["W/a"]},
     }
-    digest = statistics_digest(tensors)
-    assert digest == statistics_digest(dict(reversed(tensors.items())))
-    assert len({digest, *map(statistics_digest, changed.values())}) == 4
+    digest = tensors_digest(tensors)
+    assert digest == tensors_digest(dict(reversed(tensors.items())))
+    assert len({digest, *map(tensors_digest, changed.values())}) == 4
 
 
-def test_statistics_digest_is_of_values_not_of_their_layout():
+def test_tensors_digest_is_of_values_not_of_their_layout():
     matrix = torch.arange(6.0).reshape(2, 3)
-    assert statistics_digest({"a": matrix.T.contiguous().T}) == statistics_digest({"a": matrix})
+    assert tensors_digest({"a": matrix.T.contiguous().T}) == tensors_digest({"a": matrix})
