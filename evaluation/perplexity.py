@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 256
 """Positions whose logits exist at one time."""
 
 

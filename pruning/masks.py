@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_SAMPLE_STEP = 61
+"""One score in so many says where the model's threshold lies; prime to the widths of layers."""
+
 GROUPS = ("row", "layer", "model")
 """Comparison groups of unstructured sparsity: the weights that compete for the same places."""
 
@@ -123,21 +126,28 @@ def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
         )
     _check(scores, 0.0)
     # Rank inside each group by counting who comes before: the groups are too short for a sort.
-    groups = scores.reshape(scores.shape[0], -1, group)  # (out, in / group, group)
-    mask = torch.empty(groups.shape, dtype=torch.bool, device=scores.device)
-    for place in range(group):
-        own = groups[..., place : place + 1]
-        before = (groups[..., :place] <= own).sum(-1) + (groups[..., place + 1 :] < own).sum(-1)
-        mask[..., place] = before < pruned
+    # One tensor for each place in the group, so that every comparison runs over whole vectors.
+    places = scores.reshape(scores.shape[0], -1, group).unbind(-1)
+    places = [place.contiguous() for place in places]  # each (out, in / group)
+    mask = torch.empty((*places[0].shape, group), dtype=torch.bool, device=scores.device)
+    for own in range(group):
+        before = torch.zeros_like(places[own], dtype=torch.int16)
+        for other in range(group):
+            if other < own:
+                before += places[other] <= places[own]
+            elif other > own:
+                before += places[other] < places[own]
+        mask[..., own] = before < pruned
     return mask.reshape(scores.shape)
 
 
 def lowest_in_model(scores_by_name: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
     """Mark the lowest-scoring weights of all matrices at once for removal.
 
-    One threshold for the whole model, so each layer's ratio comes out of the metric itself.
-    The threshold is exact: a radix selection over the scores' bit patterns, in two passes, that
-    never copies all scores. A mapping that computes its values is asked for each three times.
+    One threshold for the whole model, so each layer's ratio comes out of the metric itself. The
+    threshold is exact: an even sample of the scores says between which two values it lies, the
+    scores below are counted and those between looked through, so all scores are never copied. A
+    mapping that computes its values is asked for each three times.
 
     Args:
         scores_by_name: Layer name to scores, each (out_features, in_features), in layer order.
@@ -162,10 +172,11 @@ def _model_masker(
 
     def mask_of(scores: Tensor) -> Tensor:
         nonlocal ties
-        mask = (scores < threshold).contiguous()
-        equal = torch.nonzero((scores == threshold).flatten()).flatten()[:ties]
-        mask.view(-1)[equal] = True
-        ties -= len(equal)
+        mask = _below(scores, threshold).contiguous()
+        if ties:
+            equal = torch.nonzero((scores == threshold).flatten()).flatten()[:ties]
+            mask.view(-1)[equal] = True
+            ties -= len(equal)
         return mask
 
     return mask_of
@@ -184,7 +195,9 @@ def _lowest(scores: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = _kth_smallest(scores, count)  # (rows, 1)
-    mask = scores <= threshold
+    mask = _up_to(scores, threshold)
+    if _count(mask) == count * len(scores):
+        return mask
     excess = mask.sum(1) - count
     for row in torch.nonzero(excess).flatten().tolist():
         # More than `count` reach down to the threshold: the rightmost ties stay.
@@ -201,38 +214,86 @@ def _kth_smallest(scores: Tensor, k: int) -> Tensor:
     return torch.kthvalue(scores, k, dim=1, keepdim=True).values
 
 
-def _ordered_bits(scores: Tensor) -> Tensor:
-    """Map fp32 to int32 so that integer order is score order; both zeros map to one value."""
-    bits = (scores.float() + 0.0).contiguous().view(torch.int32)
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+def _below(scores: Tensor, threshold: float) -> Tensor:
+    """Return `scores < threshold`; numpy compares several times as fast as torch on the CPU."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy() < np.float32(threshold))
+    return scores < threshold
+
+
+def _up_to(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Return `scores <= thresholds`, as `_below` does."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy() <= thresholds.numpy())
+    return scores <= thresholds
+
+
+def _count(mask: Tensor) -> int:
+    if mask.device.type == "cpu":
+        return int(np.count_nonzero(mask.numpy()))
+    return int(torch.count_nonzero(mask))
 
 
 def _model_threshold(scores_by_name: Mapping[str, Tensor], sparsity: float) -> tuple[float, int]:
     """Return the score below which all go, and how many scores equal to it go too."""
-    high_digits = torch.zeros(1 << 16, dtype=torch.int64)
+    sample, total = _sample(scores_by_name, sparsity)
+    count = int(total * sparsity)
+    if count == 0:
+        return -torch.inf, 0
+    margin = 3 / max(1, len(sample)) ** 0.5  # six standard errors of the sample's median
+    while True:
+        low, high = _bracket(sample, count / total, margin)
+        up_to_low, inside = _look_through(scores_by_name, low, high)
+        rank = count - up_to_low
+        if 0 < rank <= len(inside):
+            threshold = float(_kth_smallest(inside[None], rank))
+            return threshold, rank - _count(_below(inside, threshold))
+        # The sample misled, or the bracket's end itself is the threshold, with many equal to it.
+        end = low if rank <= 0 else high
+        below = sum(_count(_below(scores, end)) for scores in scores_by_name.values())
+        equal = sum(_count(scores == end) for scores in scores_by_name.values())
+        if below < count <= below + equal:
+            return end, count - below
+        margin *= 8
+
+
+def _sample(scores_by_name: Mapping[str, Tensor], sparsity: float) -> tuple[Tensor, int]:
+    """Return every `_SAMPLE_STEP`-th score and the number of all; checks each layer."""
+    parts, total = [], 0
     for name, scores in scores_by_name.items():
         try:
             _check(scores, sparsity)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
-        digits = (_ordered_bits(scores) >> 16) + (1 << 15)
-        high_digits += torch.bincount(digits.flatten(), minlength=1 << 16).cpu()
-    count = int(int(high_digits.sum()) * sparsity)
-    if count == 0:
-        return -torch.inf, 0
-    high, rest = _digit_of(high_digits, count)
-    low_digits = torch.zeros(1 << 16, dtype=torch.int64)
+        # Started elsewhere in each layer, so that no column is sampled in every row of the model.
+        parts.append(scores.flatten()[len(parts) % _SAMPLE_STEP :: _SAMPLE_STEP].float())
+        total += scores.numel()
+    return torch.cat(parts), total
+
+
+def _bracket(sample: Tensor, fraction: float, margin: float) -> tuple[float, float]:
+    """Return two values between which the quantile lies, by a sample."""
+    low = int(len(sample) * (fraction - margin))
+    high = 1 + int(len(sample) * (fraction + margin))
+    return (
+        float(_kth_smallest(sample[None], low)) if low > 0 else -torch.inf,
+        float(_kth_smallest(sample[None], high)) if high <= len(sample) else torch.inf,
+    )
+
+
+def _look_through(
+    scores_by_name: Mapping[str, Tensor], low: float, high: float
+) -> tuple[int, Tensor]:
+    """Return how many scores are at or below `low`, and those strictly between the two, (n,)."""
+    up_to_low, inside = 0, []
     for scores in scores_by_name.values():
-        bits = _ordered_bits(scores)
-        inside = bits[(bits >> 16) + (1 << 15) == high] & 0xFFFF
-        low_digits += torch.bincount(inside, minlength=1 << 16).cpu()
-    low, rest = _digit_of(low_digits, rest)
-    bits = torch.tensor([((high - (1 << 15)) << 16) | low], dtype=torch.int32)
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32).item(), rest
-
-
-def _digit_of(histogram: Tensor, count: int) -> tuple[int, int]:
-    """Return the digit that holds the count-th smallest, and its rank among that digit's."""
-    reached = histogram.cumsum(0)
-    digit = int(torch.searchsorted(reached, count))
-    return digit, count - int(reached[digit] - histogram[digit])
+        if scores.device.type == "cpu":
+            values = scores.numpy()
+            above = values > np.float32(low)
+            inside.append(torch.from_numpy(values[above & (values < np.float32(high))]))
+            up_to_low += above.size - int(np.count_nonzero(above))
+        else:
+            above = scores > low
+            inside.append(scores[above & (scores < high)])
+            up_to_low += above.numel() - int(torch.count_nonzero(above))
+    return up_to_low, torch.cat(inside)

@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pruning.attention import use_blocked_attention
+
 EMBEDDED = "embedded"
 """Name of the tiny LLaMA that ships in this package."""
 
@@ -97,6 +99,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
         if lost := sorted(found["missing_keys"]):
             # transformers would go on with random weights in their place.
             raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
+    use_blocked_attention(loaded)
     return loaded.to(device).eval()
 
 

@@ -179,7 +179,12 @@ def test_lowest_in_model_is_a_stable_sort_of_all_scores_in_a_row(layers, sparsit
     assert torch.cat([mask.flatten() for mask in masks.values()]).tolist() == expected
     assert list(masks) == list(lazy)
     assert all(masks[name].shape == lazy.scores[name].shape for name in masks)
-    assert max(lazy.requests.values()) <= 3
+
+
+def test_lowest_in_model_asks_for_the_scores_of_a_layer_three_times():
+    lazy = Lazy({name: torch.rand(64, 64) for name in "abcd"})
+    lowest_in_model(lazy, 0.5)
+    assert lazy.requests == dict.fromkeys("abcd", 3)
 
 
 @EXAMPLES

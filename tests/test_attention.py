@@ -1,0 +1,61 @@
+"""Blocked attention against torch's: values, gradients, and who takes it."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.testing import assert_close
+from toy_models import FAMILIES, toy_model, toy_windows
+
+from pruning.attention import NAME, causal_attention, use_blocked_attention
+
+
+def heads(count, tokens, seed, width=8):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, count, tokens, width, generator=generator)
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize(("count", "key_count"), [(4, 4), (6, 2), (3, 1)])
+def test_causal_attention_is_torchs_with_shared_key_heads(tokens, count, key_count):
+    query, key, value = (
+        heads(count, tokens, 0),
+        heads(key_count, tokens, 1),
+        heads(key_count, tokens, 2),
+    )
+    expected = scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=0.3, enable_gqa=True
+    )
+    assert_close(causal_attention(query, key, value, 0.3), expected)
+
+
+def test_causal_attention_has_torchs_gradients():
+    tensors = [heads(count, 130, seed).requires_grad_() for seed, count in enumerate((4, 2, 2))]
+    found = torch.autograd.grad(causal_attention(*tensors, 0.3).square().sum(), tensors)
+    theirs = scaled_dot_product_attention(*tensors, is_causal=True, scale=0.3, enable_gqa=True)
+    expected = torch.autograd.grad(theirs.square().sum(), tensors)
+    for ours, other in zip(found, expected, strict=True):
+        assert_close(ours, other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_give_the_same_logits_with_blocked_attention(family):
+    model, windows = toy_model(family), toy_windows()
+    with torch.no_grad():
+        expected = model(input_ids=windows).logits
+        use_blocked_attention(model)
+        assert_close(model(input_ids=windows).logits, expected)
+
+
+def test_a_saved_model_does_not_name_our_attention(tmp_path):
+    model = toy_model("llama")
+    use_blocked_attention(model)
+    assert model.config._attn_implementation == NAME
+    model.save_pretrained(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
+
+
+def test_another_attention_than_torchs_is_left_alone():
+    model = toy_model("llama")
+    model.set_attn_implementation("eager")
+    use_blocked_attention(model)
+    assert model.config._attn_implementation == "eager"
