@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from pruning import masks
 from pruning.masks import Target
 from pruning.metric import Metric
-from pruning.operators import LEAVES, RELEASE
+from pruning.operators import LEAF_SETS, RELEASE
 from search import simplify as module
 from search.simplify import never_negative, simplify
 
 
 def random_tree(generator: random.Random, depth: int) -> Metric:
     if depth == 0 or generator.random() < 0.15:
-        return Metric(generator.choice(list(LEAVES)))
+        return Metric(generator.choice(LEAF_SETS["release"]))
     name = generator.choice(list(RELEASE))
     operands = [random_tree(generator, depth - 1) for _ in range(RELEASE[name].arity)]
     return Metric(name, tuple(operands))
