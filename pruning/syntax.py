@@ -69,14 +69,19 @@ def read_json(mapping: Any, path: str = "tree", depth: int = 0) -> Tree:
     return name, tuple(read_json(mapping[side], f"{path}.{side}", depth + 1) for side in sides)
 
 
+def is_number(value: float) -> bool:
+    """Tell whether the language has a number: 0, or a magnitude within `MAGNITUDES`."""
+    return value == 0 or MAGNITUDES[0] <= abs(value) <= MAGNITUDES[1]
+
+
 def number_text(value: float) -> str:
     """Return the shortest text that reads back as the same fp32 number.
 
     Raises:
         ValueError: If the magnitude is neither 0 nor within `MAGNITUDES`.
     """
-    smallest, largest = MAGNITUDES
-    if not (value == 0 or smallest <= abs(value) <= largest):
+    if not is_number(value):
+        smallest, largest = MAGNITUDES
         raise ValueError(
             f"the number {value:.6g}: its magnitude must be 0 or from {smallest} to {largest}"
         )
