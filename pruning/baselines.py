@@ -18,11 +18,16 @@ class Baseline:
         return Metric.parse(self.text)
 
 
+_RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"
+
 BASELINES: dict[str, Baseline] = {
     "magnitude": Baseline(
         "W", "layer", "Han et al., 2015, arXiv:1506.02626; over each whole matrix"
     ),
     "wanda": Baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
+    "ria": Baseline(
+        f"mul({_RELATIVE}, root4(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0.5"
+    ),
     "gblm": Baseline("mul(W, add(G, sqrt(X)))", "row", "Das et al., 2024, arXiv:2311.04902"),
     "snip": Baseline(
         "mul(W, G)", "model", "Lee et al., 2019, arXiv:1810.02340; G over many samples"
@@ -31,4 +36,22 @@ BASELINES: dict[str, Baseline] = {
         "mul(abs(mul(W, W)), mms(G))", "row", "Dong et al., 2024, arXiv:2406.02924"
     ),
 }
-"""RIA (arXiv:2402.12354) divides by row and column sums, which this language cannot say."""
+"""The metrics that every report measures beside what a search found."""
+
+NAMED: dict[str, Baseline] = BASELINES | {
+    "relative-importance": Baseline(
+        _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; no activations: exponent 0"
+    ),
+    "ria-full": Baseline(
+        f"mul({_RELATIVE}, sqrt(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 1"
+    ),
+    "gblm-gradient": Baseline(
+        "mul(W, G)", "row", "Das et al., 2024, arXiv:2311.04902; its gradient term alone"
+    ),
+    "wifv": Baseline(
+        "mul(V, sqr(W))",
+        "row",
+        "An et al., 2024, arXiv:2312.11983; a weight's term of FLAP's fluctuation of a channel",
+    ),
+}
+"""All metrics that can be given by name."""

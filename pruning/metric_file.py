@@ -1,4 +1,4 @@
-"""What `--metric` may be: a baseline's name, a file that holds a metric, or the formula itself.
+"""What `--metric` may be: a metric's name, a file that holds a metric, or the formula itself.
 
 Three kinds of file are read: `best_metric.json` as a search writes it, the bare JSON tree of the
 Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one formula.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.baselines import BASELINES
+from pruning.baselines import NAMED
 from pruning.masks import GROUPS
 from pruning.metric import Metric
 from pruning.operators import LEAVES
@@ -26,7 +26,7 @@ MAX_BYTES = 2_000_000
 DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
 
-FORMS = f"give one of {', '.join(BASELINES)}, a file, or a formula such as mul(W, sqrt(X))"
+FORMS = f"give one of {', '.join(NAMED)}, a file, or a formula such as mul(W, sqrt(X))"
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class ResolvedMetric:
 def resolve_metric(argument: str) -> ResolvedMetric:
     """Return the metric that a `--metric` argument means.
 
-    A baseline's name comes first, then a file that is there, then the formula. The group is the
-    baseline's or the file's; `DEFAULT_GROUP` where neither says.
+    A named metric comes first, then a file that is there, then the formula. The group is the
+    named metric's or the file's; `DEFAULT_GROUP` where neither says.
 
     Raises:
         ValueError: If the argument is none of them, the file is not one of the three kinds, or
             the metric cannot rank weights. The message is one line.
     """
-    if argument in BASELINES:
-        baseline = BASELINES[argument]
-        return ResolvedMetric(baseline.metric, baseline.group, f"baseline {argument}")
+    if argument in NAMED:
+        named = NAMED[argument]
+        return ResolvedMetric(named.metric, named.group, f"baseline {argument}")
     if _is_file(argument):
         resolved = _from_file(Path(argument))
     else:
@@ -85,7 +85,7 @@ def _refuse_what_is_no_formula(argument: str) -> None:
         problem = folder or "looks like a file and there is no such file"
         raise ValueError(f"metric {argument[:200]!r} {problem}: {FORMS}")
     if re.fullmatch(r"[\w-]+", argument) and argument not in LEAVES:
-        near = difflib.get_close_matches(argument, BASELINES, n=1)
+        near = difflib.get_close_matches(argument, NAMED, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
         raise ValueError(f"metric {argument[:200]!r} is no known name: {guess}{FORMS}")
 

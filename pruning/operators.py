@@ -1,36 +1,110 @@
-"""The operator table of the metric language: name, arity, tensor function, meaning.
+"""The tables of the metric language: operators and leaves, with meaning and shape.
 
-The functions are those of the Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), guards
-included, so that a formula ranks weights here as it does there. All take and return fp32 tensors
-that broadcast to (out_features, in_features).
+The operators of `RELEASE` are those of the Pruner-Zero release (Dong et al., 2024,
+arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there. Those
+of `EXTENDED` add what published metrics need beside them. All take and return fp32 tensors of two
+dimensions that broadcast to (out_features, in_features).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+SMALLEST_DIVISOR = 1e-12
+"""`quot` keeps the magnitude of its divisor at or above this."""
+
+
+class Shape(NamedTuple):
+    """The sides of (out_features, in_features) along which a value can vary."""
+
+    by_row: bool
+    by_column: bool
+
+
+MATRIX = Shape(True, True)
+PER_OUTPUT = Shape(True, False)
+PER_INPUT = Shape(False, True)
+NUMBER = Shape(False, False)
+
+
+@dataclass(frozen=True)
+class Typing:
+    """How a result's shape follows from the operands' shapes, and which operands are refused.
+
+    Attributes:
+        shape: From the operands' shapes to the result's.
+        refuses: Whether an operator means nothing on operands of these shapes.
+        why: The reason, to follow the operator's name in a message.
+    """
+
+    shape: Callable[..., Shape]
+    refuses: Callable[..., bool] = lambda *operands: False
+    why: str = ""
+
+
+def _any_side(*operands: Shape) -> Shape:
+    return Shape(any(x.by_row for x in operands), any(x.by_column for x in operands))
+
+
+def _first(*operands: Shape) -> Shape:
+    return operands[0]
+
+
+def _last_is_number(*operands: Shape) -> bool:
+    return operands[-1] == NUMBER
+
+
+_ELEMENTWISE = Typing(_any_side)
+_SCALING = Typing(_first, _last_is_number, "scales over a matrix, and its operand is a number")
+# The divisor enters as one number, so it adds no side.
+_BY_NORM = Typing(_first, _last_is_number, "divides by a norm: use quot or mul for a number")
+_OVER_INPUTS = Typing(
+    lambda x: Shape(x.by_row, False),
+    lambda x: not x.by_column,
+    "goes over the inputs, and its operand is the same for all of them",
+)
+_OVER_OUTPUTS = Typing(
+    lambda x: Shape(False, x.by_column),
+    lambda x: not x.by_row,
+    "goes over the outputs, and its operand is the same for all of them",
+)
+
 
 @dataclass(frozen=True)
 class Operator:
-    """One row of the table.
-
-    `shapes_by` tells which operands decide whether the result differs from row to row: "any" for
-    elementwise operators, "left" for `div`, whose right operand enters as a single number.
-    """
+    """One row of the table."""
 
     arity: int
     function: Callable[..., Tensor]
     meaning: str
-    shapes_by: str = "any"
+    typing: Typing = _ELEMENTWISE
 
 
-LEAVES: dict[str, str] = {
-    "W": "absolute weight",
-    "G": "root of the summed squares of the loss gradient times 100",
-    "X": "mean over samples of the squared norm of an input channel over tokens",
+@dataclass(frozen=True)
+class Leaf:
+    """A statistic that a metric can name; `pruning.calibration` collects all but W."""
+
+    meaning: str
+    shape: Shape
+
+
+LEAVES: dict[str, Leaf] = {
+    "W": Leaf("absolute weight", MATRIX),
+    "G": Leaf("root of the sum over windows of the squared loss gradient times 100", MATRIX),
+    "X": Leaf("mean over windows of the squared norm of an input channel over tokens", PER_INPUT),
+    "A": Leaf("mean over tokens of the absolute activation of an input channel", PER_INPUT),
+    "V": Leaf("variance over tokens of the activation of an input channel", PER_INPUT),
+    "B": Leaf(
+        "root of the mean over tokens of the squared loss gradient of an output times 100",
+        PER_OUTPUT,
+    ),
 }
+
+LEAF_SETS: dict[str, tuple[str, ...]] = {"release": ("W", "G", "X"), "extended": tuple(LEAVES)}
+"""Leaves that a search can draw from, by the name that the config gives."""
 
 
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
@@ -39,8 +113,17 @@ def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
     return x / torch.norm(y)
 
 
+def _quotient(x: Tensor, y: Tensor) -> Tensor:
+    smallest = SMALLEST_DIVISOR
+    return x / torch.where(y < 0, y.clamp(max=-smallest), y.clamp(min=smallest))
+
+
 def _square(x: Tensor) -> Tensor:
     return x * x
+
+
+def _cube(x: Tensor) -> Tensor:
+    return x * x * x
 
 
 def _guarded_exp(x: Tensor) -> Tensor:
@@ -53,6 +136,15 @@ def _guarded_log(x: Tensor) -> Tensor:
 
 def _guarded_sqrt(x: Tensor) -> Tensor:
     return torch.sqrt(x.abs())
+
+
+def _fourth_root(x: Tensor) -> Tensor:
+    # Two roots, each rounded correctly on every device; pow is not.
+    return x.abs().sqrt().sqrt()
+
+
+def _power_of_three_halves(x: Tensor) -> Tensor:
+    return x.abs() * x.abs().sqrt()
 
 
 def _min_max_scale(x: Tensor) -> Tensor:
@@ -68,11 +160,43 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _row_sum(x: Tensor) -> Tensor:
+    return x.sum(1, keepdim=True)
+
+
+def _row_mean(x: Tensor) -> Tensor:
+    return x.mean(1, keepdim=True)
+
+
+def _row_max(x: Tensor) -> Tensor:
+    return x.amax(1, keepdim=True)
+
+
+def _row_norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+
+
+def _column_sum(x: Tensor) -> Tensor:
+    return x.sum(0, keepdim=True)
+
+
+def _column_mean(x: Tensor) -> Tensor:
+    return x.mean(0, keepdim=True)
+
+
+def _column_max(x: Tensor) -> Tensor:
+    return x.amax(0, keepdim=True)
+
+
+def _column_norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=0, keepdim=True)
+
+
 RELEASE: dict[str, Operator] = {
     "add": Operator(2, torch.add, "x + y"),
     "sub": Operator(2, torch.sub, "x - y"),
     "mul": Operator(2, torch.mul, "x * y"),
-    "div": Operator(2, _divide_by_norm, "x / Frobenius norm of y (a number)", "left"),
+    "div": Operator(2, _divide_by_norm, "x / Frobenius norm of y (a number)", _BY_NORM),
     "sqr": Operator(1, _square, "x * x"),
     "pow": Operator(1, _square, "x * x"),
     "neg": Operator(1, torch.neg, "-x"),
@@ -82,9 +206,27 @@ RELEASE: dict[str, Operator] = {
     "exp": Operator(1, _guarded_exp, "exp(min(x, 100)); overflows fp32 above 88.7"),
     "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)"),
     "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties"),
-    "mms": Operator(1, _min_max_scale, "(x - min) / (max - min) over the matrix"),
-    "zsn": Operator(1, _z_score, "(x - mean) / std over the matrix, unbiased std"),
+    "mms": Operator(1, _min_max_scale, "(x - min) / (max - min) over the matrix", _SCALING),
+    "zsn": Operator(1, _z_score, "(x - mean) / std over the matrix, unbiased std", _SCALING),
 }
 
-SETS: dict[str, dict[str, Operator]] = {"release": RELEASE}
+EXTENDED: dict[str, Operator] = RELEASE | {
+    "quot": Operator(2, _quotient, "x / y, |y| kept at or above 1e-12, its sign kept, 0 as +"),
+    "root4": Operator(1, _fourth_root, "|x| ** 0.25"),
+    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5"),
+    "cube": Operator(1, _cube, "x * x * x"),
+    "rowsum": Operator(1, _row_sum, "sum over the inputs of each output", _OVER_INPUTS),
+    "rowmean": Operator(1, _row_mean, "mean over the inputs of each output", _OVER_INPUTS),
+    "rowmax": Operator(1, _row_max, "highest over the inputs of each output", _OVER_INPUTS),
+    "rownorm": Operator(1, _row_norm, "L2 norm over the inputs of each output", _OVER_INPUTS),
+    "colsum": Operator(1, _column_sum, "sum over the outputs of each input", _OVER_OUTPUTS),
+    "colmean": Operator(1, _column_mean, "mean over the outputs of each input", _OVER_OUTPUTS),
+    "colmax": Operator(1, _column_max, "highest over the outputs of each input", _OVER_OUTPUTS),
+    "colnorm": Operator(1, _column_norm, "L2 norm over the outputs of each input", _OVER_OUTPUTS),
+}
+
+SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
 """Operator sets that a search can draw from, by the name that the config gives."""
+
+OPERATORS: dict[str, Operator] = EXTENDED
+"""All operators: what the language reads, whatever a search draws from."""

@@ -1,19 +1,26 @@
 """The walk over decoder blocks: collect statistics, score, mask, propagate.
 
-`one-shot` takes all statistics from the dense model. `sequential` collects X of a block from
-inputs that passed the blocks pruned before it, as the Pruner-Zero release does; G is dense in
-both. The search evaluates its candidates through the same scores and masks.
+`one-shot` takes all statistics from the dense model. `sequential` collects X, A and V of a block
+from inputs that passed the blocks pruned before it, as the Pruner-Zero release does for X; G and B
+are dense in both. The search evaluates its candidates through the same scores and masks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning import masks
-from pruning.calibration import STATISTICS, Statistics, activation_sums, collect
+from pruning.calibration import (
+    ACTIVATIONS,
+    STATISTICS,
+    Statistics,
+    activation_statistics,
+    collect,
+    input_sums,
+)
 from pruning.masks import Target
 from pruning.metric import Metric
 from pruning.models import block_inputs, decoder_blocks, linear_layers
@@ -45,7 +52,7 @@ class LayerScores(Mapping[str, Tensor]):
             ValueError: If they are not finite or all the same; the message names the layer.
         """
         weight = self.weights[name].abs() if "W" in self.metric.leaves else None
-        scores = self.metric.score(weight, self.statistics.G.get(name), self.statistics.X.get(name))
+        scores = self.metric.score(weight, **self.statistics.of(name))
         low, high = torch.aminmax(scores)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ValueError(f"layer {name}: the scores of '{self.metric.text}' are not finite")
@@ -84,7 +91,7 @@ def prune(
     layers = linear_layers(model)
     check_pattern(layers, target)
     sequential = propagation == "sequential"
-    dense_leaves = metric.leaves - {"X"} if sequential else metric.leaves
+    dense_leaves = metric.leaves - ACTIVATIONS if sequential else metric.leaves
     statistics = Statistics()
     if dense_leaves & STATISTICS:
         statistics = collect(
@@ -185,10 +192,10 @@ def _prune_sequentially(
     blocks = decoder_blocks(model)
     for i, (block_name, block) in enumerate(blocks.items()):
         own = {name: layers[name] for name in layers if name.startswith(f"{block_name}.")}
-        with activation_sums(own) as X:
+        with input_sums(own, metric.leaves) as inputs:
             for state, call in zip(hidden, calls, strict=True):
                 call[i].run(block, state)
-        X = {name: total / len(windows) for name, total in X.items()}
-        _prune_layers(own, metric, target, Statistics(X, statistics.G), lambda *_: None)
+        both = replace(statistics, **activation_statistics(inputs, len(windows)))
+        _prune_layers(own, metric, target, both, lambda *_: None)
         hidden = [call[i].run(block, state) for state, call in zip(hidden, calls, strict=True)]
         on_progress("prune", i + 1, len(blocks))

@@ -16,6 +16,7 @@ from torch import Tensor
 from pruning.calibration import Statistics
 from pruning.masks import Target, masker
 from pruning.metric import Metric
+from pruning.operators import LEAVES
 from pruning.pruner import LayerScores
 
 ROWS = 16
@@ -28,25 +29,23 @@ class Probe:
 
     Attributes:
         weights: Dense weights by layer name, (rows, in_features), fp32.
-        statistics: G, (rows, in_features), and X, (1, in_features), of the same rows.
+        statistics: Of the same rows, those that were collected.
     """
 
     weights: Mapping[str, Tensor]
     statistics: Statistics
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by `W/layer`, `G/layer` and `X/layer`, as they are stored."""
-        parts = {"W": self.weights, "G": self.statistics.G, "X": self.statistics.X}
-        return {f"{leaf}/{name}": t for leaf, part in parts.items() for name, t in part.items()}
+        """Return all tensors by `W/layer`, `G/layer` and so on, as they are stored."""
+        weights = {f"W/{name}": weight for name, weight in self.weights.items()}
+        return weights | self.statistics.to_tensors()
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> "Probe":
         """Rebuild a probe from `to_tensors`, layers in the order of their names."""
-        parts: dict[str, dict[str, Tensor]] = {"W": {}, "G": {}, "X": {}}
-        for key in sorted(tensors):
-            leaf, name = key.split("/", 1)
-            parts[leaf][name] = tensors[key]
-        return Probe(parts["W"], Statistics(parts["X"], parts["G"]))
+        weights = {key[2:]: tensors[key] for key in sorted(tensors) if key.startswith("W/")}
+        others = {key: tensors[key] for key in sorted(tensors) if not key.startswith("W/")}
+        return Probe(weights, Statistics.from_tensors(others))
 
 
 def take_probe(
@@ -56,7 +55,7 @@ def take_probe(
 
     Args:
         weights: Dense weights by layer name.
-        statistics: X and G of the same layers.
+        statistics: Of the same layers.
         blocks: The decoder blocks by name, in order.
     """
     names = list(blocks)
@@ -67,14 +66,12 @@ def take_probe(
         step = max(1, matrix.shape[0] // ROWS)
         return matrix[::step][:ROWS].detach().float().cpu().clone()
 
-    probe = Probe(
-        {name: rows_of(weights[name]) for name in layers},
-        Statistics(
-            {name: statistics.X[name].cpu().clone() for name in layers},
-            {name: rows_of(statistics.G[name]) for name in layers},
-        ),
-    )
-    return Probe.from_tensors(probe.to_tensors())
+    parts: dict[str, Tensor] = {f"W/{layer}": rows_of(weights[layer]) for layer in layers}
+    for layer in layers:
+        for leaf, statistic in statistics.of(layer).items():
+            per_row = LEAVES[leaf].shape.by_row
+            parts[f"{leaf}/{layer}"] = rows_of(statistic) if per_row else statistic.cpu().clone()
+    return Probe.from_tensors(parts)
 
 
 def fingerprint(metric: Metric, target: Target, probe: Probe) -> str:

@@ -68,16 +68,18 @@ class Evaluator:
         self._master = {name: layer.weight.clone() for name, layer in self._layers.items()}
         self._dense = window_losses(self._model, self.setup.windows["fitness"])
 
-    def collect_statistics(self) -> dict[str, Tensor]:
-        """Collect X and G on the calibration windows, use them, and return them by `X/layer`."""
+    def collect_statistics(
+        self, leaves: frozenset[str] = frozenset({"X", "G"})
+    ) -> dict[str, Tensor]:
+        """Collect statistics on the calibration windows, use them, return them by `X/layer`."""
         windows = self.setup.windows["calibration"]
-        found = collect(self._model, self._layers, windows, frozenset({"X", "G"}))
-        self.use_statistics(to_tensors(found))
-        return to_tensors(found)
+        found = collect(self._model, self._layers, windows, leaves).to_tensors()
+        self.use_statistics(found)
+        return found
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Use statistics that were collected elsewhere; moved to the device once."""
-        self.statistics = from_tensors(tensors, self.setup.device)
+        self.statistics = Statistics.from_tensors(tensors, self.setup.device)
 
     def probe_tensors(self) -> dict[str, Tensor]:
         """Return the fingerprint's probe; see `search.fingerprint`."""
@@ -190,18 +192,3 @@ class InProcessPool:
 def perplexity_of(losses: list[float]) -> float:
     """Return the perplexity that per-window losses in nats per token make."""
     return perplexity(torch.tensor(losses, dtype=torch.float64))
-
-
-def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
-    """Return statistics by `X/layer` and `G/layer`, as they are stored and sent."""
-    parts = {"X": statistics.X, "G": statistics.G}
-    return {f"{leaf}/{name}": t for leaf, part in parts.items() for name, t in part.items()}
-
-
-def from_tensors(tensors: Mapping[str, Tensor], device: str) -> Statistics:
-    """Rebuild statistics from `to_tensors` on a device."""
-    parts: dict[str, dict[str, Tensor]] = {"X": {}, "G": {}}
-    for key, tensor in tensors.items():
-        leaf, name = key.split("/", 1)
-        parts[leaf][name] = tensor.to(device)
-    return Statistics(parts["X"], parts["G"])

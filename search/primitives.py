@@ -5,7 +5,7 @@ from typing import Any
 from deap import gp
 
 from pruning.metric import Metric
-from pruning.operators import LEAVES, SETS
+from pruning.operators import LEAF_SETS, SETS
 
 
 def primitive_set(name: str) -> Any:
@@ -13,7 +13,7 @@ def primitive_set(name: str) -> Any:
     primitives = gp.PrimitiveSet("metric", 0)
     for operator_name, operator in SETS[name].items():
         primitives.addPrimitive(operator.function, operator.arity, name=operator_name)
-    for leaf in LEAVES:
+    for leaf in LEAF_SETS[name]:
         primitives.addTerminal(None, name=leaf)
     return primitives
 

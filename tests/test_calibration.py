@@ -1,14 +1,15 @@
-"""X and G against their definitions, computed without the streaming code."""
+"""Each statistic against its definition, computed without the streaming code."""
 
 import pytest
 import torch
 from torch.nn import functional
 from toy_models import FAMILIES, VOCABULARY, toy_model, toy_windows
 
-from pruning.calibration import activation_sums, collect, gradient_sums
+from pruning.calibration import STATISTICS, Statistics, collect, gradient_sums, input_sums
 from pruning.models import linear_layers
 
 BOTH = frozenset({"X", "G"})
+ALL = frozenset(STATISTICS)
 
 
 def own_gradients(model, layers, windows):
@@ -20,6 +21,24 @@ def own_gradients(model, layers, windows):
         loss = functional.cross_entropy(logits[:-1], window[1:])
         by_window.append(torch.autograd.grad(loss, weights))
     return dict(zip(layers, zip(*by_window, strict=True), strict=True))
+
+
+def own_output_gradients(model, layers, windows):
+    """Return each layer's output gradients over all windows' tokens, by autograd.grad."""
+    kept = {}
+    handles = [
+        layer.register_forward_hook(lambda _, __, y, name=name: kept.update({name: y}))
+        for name, layer in layers.items()
+    ]
+    by_window = []
+    for window in windows:
+        logits = model(input_ids=window[None]).logits[0]
+        loss = functional.cross_entropy(logits[:-1], window[1:])
+        by_window.append(torch.autograd.grad(loss, [kept[name] for name in layers]))
+    for handle in handles:
+        handle.remove()
+    stacked = [torch.cat(gradients).flatten(0, -2) for gradients in zip(*by_window, strict=True)]
+    return dict(zip(layers, stacked, strict=True))
 
 
 @torch.no_grad()
@@ -77,48 +96,104 @@ def test_gradient_statistic_is_the_root_of_summed_squares_of_a_hundredfold_gradi
         assert G[name].count_nonzero() > 0
 
 
-def test_a_window_given_twice_leaves_X_and_multiplies_G_by_the_root_of_two():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_magnitude_and_variance_are_of_the_inputs_over_all_tokens(family):
+    model, windows = toy_model(family), toy_windows()
+    layers = linear_layers(model)
+    found = collect(model, layers, windows, frozenset({"A", "V"}))
+    assert list(found.A) == list(found.V) == list(layers)
+    for name, inputs in own_inputs(model, layers, windows).items():
+        tokens = torch.cat(inputs).double()  # (all tokens, in)
+        variance = tokens.square().mean(0, keepdim=True) - tokens.mean(0, keepdim=True).square()
+        torch.testing.assert_close(found.A[name].double(), tokens.abs().mean(0, keepdim=True))
+        torch.testing.assert_close(found.V[name].double(), variance, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("leaves", ["B", "BG", "BX"])
+def test_output_gradient_statistic_is_the_root_mean_square_over_all_tokens(family, leaves):
+    model, windows = toy_model(family), toy_windows()
+    layers = linear_layers(model)
+    B = collect(model, layers, windows, frozenset(leaves)).B
+    assert list(B) == list(layers)
+    for name, gradients in own_output_gradients(model, layers, windows).items():
+        expected = (100 * gradients).square().mean(0).sqrt()[:, None]
+        torch.testing.assert_close(B[name], expected, rtol=1e-4, atol=1e-5)
+        assert B[name].shape == (layers[name].out_features, 1)
+        assert B[name].count_nonzero() > 0
+
+
+def test_variance_holds_where_a_channel_is_far_from_zero():
+    # In fp32 the mean square of 4096 and its neighbours is coarser than their variance.
+    layer = torch.nn.Linear(1, 1, bias=False)
+    with input_sums({"a": layer}, frozenset({"V"})) as inputs:
+        for values in ([4095.0, 4097.0], [4096.0], [4096.0, 4094.0, 4098.0]):
+            layer(torch.tensor(values)[:, None])
+    # Deviations from 4096: -1, 1, 0, 0, -2, 2; squared 10 in all, over 6.
+    assert inputs["a"].means(3)["V"].item() == pytest.approx(10 / 6)
+
+
+def test_statistics_come_back_from_their_tensors():
+    model = toy_model("llama")
+    found = collect(model, linear_layers(model), toy_windows(), ALL)
+    tensors = found.to_tensors()
+    again = Statistics.from_tensors(tensors)
+    assert len(tensors) == len(STATISTICS) * len(linear_layers(model))
+    for name in STATISTICS:
+        assert list(again.leaf(name)) == list(found.leaf(name))
+    assert all(torch.equal(again.to_tensors()[key], tensors[key]) for key in tensors)
+
+
+def test_statistics_of_a_layer_are_those_that_are_there():
+    X, B = torch.ones(1, 2), torch.ones(3, 1)
+    statistics = Statistics(X={"a": X, "b": X}, B={"a": B})
+    assert statistics.of("a") == {"X": X, "B": B}
+    assert statistics.of("b") == {"X": X}
+    assert statistics.of("c") == {}
+
+
+def test_a_window_given_twice_leaves_means_and_multiplies_G_by_the_root_of_two():
     model, window = toy_model("llama"), toy_windows(count=1)
     layers = linear_layers(model)
-    once = collect(model, layers, window, BOTH)
-    twice = collect(model, layers, window.repeat(2, 1), BOTH)
+    once = collect(model, layers, window, ALL)
+    twice = collect(model, layers, window.repeat(2, 1), ALL)
     for name in layers:
-        torch.testing.assert_close(twice.X[name], once.X[name])
+        for leaf in STATISTICS - {"G"}:
+            torch.testing.assert_close(twice.leaf(leaf)[name], once.leaf(leaf)[name])
         torch.testing.assert_close(twice.G[name], once.G[name] * 2**0.5)
 
 
-@pytest.mark.parametrize("leaves", ["", "W", "X", "G", "WX", "WG", "WXG"])
+@pytest.mark.parametrize("leaves", ["", "W", *"XGAVB", "WX", "AG", "VB", "WXGAVB"])
 def test_only_what_is_named_is_collected(leaves):
     model = toy_model("llama")
     layers = linear_layers(model)
     statistics = collect(model, layers, toy_windows(), frozenset(leaves))
-    assert set(statistics.X) == (set(layers) if "X" in leaves else set())
-    assert set(statistics.G) == (set(layers) if "G" in leaves else set())
+    for leaf in STATISTICS:
+        assert set(statistics.leaf(leaf)) == (set(layers) if leaf in leaves else set())
 
 
 def test_statistics_collected_together_are_those_collected_alone():
     model, windows = toy_model("llama"), toy_windows()
     layers = linear_layers(model)
-    both = collect(model, layers, windows, BOTH)
-    X = collect(model, layers, windows, frozenset({"X"})).X
-    G = collect(model, layers, windows, frozenset({"G"})).G
-    for name in layers:
-        torch.testing.assert_close(both.X[name], X[name])
-        torch.testing.assert_close(both.G[name], G[name])
+    together = collect(model, layers, windows, ALL)
+    for leaf in STATISTICS:
+        alone = collect(model, layers, windows, frozenset({leaf})).leaf(leaf)
+        for name in layers:
+            torch.testing.assert_close(together.leaf(leaf)[name], alone[name])
 
 
-def test_X_alone_makes_no_logits():
+def test_activations_alone_make_no_logits():
     model = toy_model("llama")
     called = []
     model.lm_head.register_forward_hook(lambda *_: called.append(True))
-    collect(model, linear_layers(model), toy_windows(), frozenset({"X"}))
+    collect(model, linear_layers(model), toy_windows(), frozenset({"X", "A", "V"}))
     assert not called
 
 
 def test_only_the_layers_given_are_watched():
     model = toy_model("llama")
     name = "model.layers.1.mlp.up_proj"
-    statistics = collect(model, {name: model.get_submodule(name)}, toy_windows(), BOTH)
+    statistics = collect(model, {name: model.get_submodule(name)}, toy_windows(), ALL)
     assert list(statistics.X) == list(statistics.G) == [name]
 
 
@@ -129,11 +204,11 @@ def test_collect_leaves_the_model_as_it_was():
     flags = [parameter.requires_grad for parameter in model.parameters()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     layers = linear_layers(model)
-    collect(model, layers, toy_windows(), BOTH)
+    collect(model, layers, toy_windows(), ALL)
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(layer._forward_pre_hooks for layer in layers.values())
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers.values())
     assert not any(layer.weight._post_accumulate_grad_hooks for layer in layers.values())
 
 
@@ -142,9 +217,9 @@ def test_flags_and_hooks_are_restored_after_a_failure():
     layers = linear_layers(model)
     beyond = torch.tensor([[0, VOCABULARY]])
     with pytest.raises(IndexError):
-        collect(model, layers, beyond, BOTH)
+        collect(model, layers, beyond, ALL)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not any(layer._forward_pre_hooks for layer in layers.values())
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers.values())
 
 
 def test_collect_works_whether_or_not_gradients_are_enabled_outside():
@@ -160,23 +235,22 @@ def test_collect_works_whether_or_not_gradients_are_enabled_outside():
 
 def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
     model, windows = toy_model("llama"), toy_windows()
-    exact = collect(model, linear_layers(model), windows, BOTH)
+    exact = collect(model, linear_layers(model), windows, ALL).to_tensors()
     model.to(torch.bfloat16)
-    rough = collect(model, linear_layers(model), windows, BOTH)
-    for name in exact.X:
-        assert rough.X[name].dtype == rough.G[name].dtype == torch.float32
-        assert relative_error(rough.X[name], exact.X[name]) < 0.03
-        assert relative_error(rough.G[name], exact.G[name]) < 0.06
+    rough = collect(model, linear_layers(model), windows, ALL).to_tensors()
+    for key, statistic in rough.items():
+        assert statistic.dtype == torch.float32
+        assert relative_error(statistic, exact[key]) < (0.06 if key[0] in "GB" else 0.03)
 
 
 def test_sums_are_kept_in_fp32_where_bf16_would_stall():
     # In bf16 256 + 1 is 256, so a running sum of ones would stop there.
     layer = torch.nn.Linear(2, 3, bias=False).to(torch.bfloat16)
-    with activation_sums({"a": layer}) as X:
+    with input_sums({"a": layer}, frozenset({"X"})) as inputs:
         for _ in range(300):
             layer(torch.ones(1, 2, dtype=torch.bfloat16))
         layer(torch.ones(301, 2, dtype=torch.bfloat16))  # nor is 301 a bf16 number
-    assert X["a"].tolist() == [[601.0, 601.0]]
+    assert inputs["a"].means(1)["X"].tolist() == [[601.0, 601.0]]
 
 
 def test_gradients_are_freed_as_soon_as_they_are_added():

@@ -153,6 +153,15 @@ def test_take_probe_of_one_block_takes_it_once():
     assert list(taken.weights) == ["layers.0.attn.q", "layers.0.mlp.up"]
 
 
+def test_take_probe_takes_every_statistic_that_is_there_on_the_same_rows():
+    name, count = "layers.0.up", torch.arange(40.0)[:, None]
+    statistics = Statistics(A={name: torch.ones(1, 4)}, V={name: torch.ones(1, 4)}, B={name: count})
+    taken = take_probe({name: count.expand(40, 4)}, statistics, {"layers.0": None}).statistics
+    assert taken.B[name][:, 0].tolist() == list(range(0, 32, 2))
+    assert taken.A[name].shape == taken.V[name].shape == (1, 4)
+    assert not taken.X and not taken.G
+
+
 @pytest.mark.parametrize(("rows", "step", "count"), [(40, 2, 16), (16, 1, 16), (5, 1, 5)])
 def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, step, count):
     weights, statistics = model_tensors(blocks=1, rows=rows)

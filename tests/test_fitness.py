@@ -8,7 +8,7 @@ import torch
 from evaluation.perplexity import window_losses
 from pruning.masks import lowest_in_model, lowest_per_row
 from pruning.models import linear_layers, load_model
-from search.fitness import Evaluator, InProcessPool, Setup, from_tensors, to_tensors
+from search.fitness import Evaluator, InProcessPool, Setup
 from search.population import Candidate
 
 
@@ -128,11 +128,11 @@ def test_losses_of_a_degenerate_metric_are_none(evaluator):
     assert evaluator.losses("report", "sub(W, W)", "row") is None
 
 
-def test_statistics_survive_the_way_through_tensors(evaluator):
-    again = from_tensors(to_tensors(evaluator.statistics), "cpu")
-    assert list(again.X) == list(evaluator.statistics.X)
-    for name, G in evaluator.statistics.G.items():
-        assert torch.equal(again.G[name], G)
+def test_collect_statistics_collects_the_leaves_asked_and_uses_them(evaluator, setup):
+    made = Evaluator(setup)
+    tensors = made.collect_statistics(frozenset({"V", "B"}))
+    assert {key.split("/", 1)[0] for key in tensors} == {"V", "B"}
+    assert set(made.statistics.V) == set(made.statistics.B) == set(evaluator.statistics.X)
 
 
 def test_probe_covers_early_middle_and_late_blocks(evaluator):

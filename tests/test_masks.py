@@ -322,7 +322,7 @@ def finite_scores(count):
         X = torch.rand(1, 16, generator=random_numbers).mul(4).round()
         metric = random_metric(generator, 4)
         scores = metric.score(W, G, X)
-        if metric.varies_by_row and torch.isfinite(scores).all():
+        if metric.shape.by_row and torch.isfinite(scores).all():
             count -= 1
             yield metric.text, scores
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.metric import MAX_CHARACTERS, MAX_DEPTH, Metric
-from pruning.operators import RELEASE
+from pruning.metric import Metric
+from pruning.operators import LEAVES, OPERATORS
+from pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
 
 EXAMPLES = settings(deadline=None)
 PRUNER_ZERO = "mul(abs(mul(W, W)), mms(G))"
@@ -22,21 +23,25 @@ PRUNER_ZERO_JSON = {
     "right": {"data": "mms", "left": {"data": "G"}},
 }
 VOCABULARY = (
-    "leaves are W, G, X, operators add, sub, mul, div, sqr, pow, neg, skp, abs, log, exp, "
-    "sqrt, tanh, mms, zsn"
+    "leaves are W, G, X, A, V, B and numbers, operators add, sub, mul, div, sqr, pow, neg, skp, "
+    "abs, log, exp, sqrt, tanh, mms, zsn, quot, root4, pow15, cube, rowsum, rowmean, rowmax, "
+    "rownorm, colsum, colmean, colmax, colnorm"
 )
 NEITHER = "has something that is neither an operator call nor a leaf at column"
 
 
 def _nodes(children):
-    return st.sampled_from(sorted(RELEASE)).flatmap(
-        lambda name: st.tuples(*[children] * RELEASE[name].arity).map(
+    return st.sampled_from(sorted(OPERATORS)).flatmap(
+        lambda name: st.tuples(*[children] * OPERATORS[name].arity).map(
             lambda operands: Metric(name, operands)
         )
     )
 
 
-METRICS = st.recursive(st.sampled_from("WGX").map(Metric), _nodes, max_leaves=12)
+MAGNITUDES = st.floats(1e-37, 1e37)
+NUMBERS = st.one_of(st.just(0.0), MAGNITUDES, MAGNITUDES.map(lambda x: -x))
+ENDS = st.one_of(st.sampled_from(sorted(LEAVES)).map(Metric), NUMBERS.map(Metric.constant))
+METRICS = st.recursive(ENDS, _nodes, max_leaves=12)
 
 
 def error_of(read, argument):
@@ -118,32 +123,142 @@ def test_nodes_are_in_prefix_order():
 
 
 @pytest.mark.parametrize(
-    ("text", "varies"),
+    ("text", "shape"),
     [
-        ("W", True),
-        ("G", True),
-        ("X", False),
-        ("mul(X, sqrt(X))", False),
-        ("mul(X, W)", True),
-        ("neg(add(X, G))", True),
-        ("div(X, W)", False),
-        ("div(W, X)", True),
-        ("mul(X, div(X, W))", False),
-        ("add(div(X, G), G)", True),
+        ("W", (True, True)),
+        ("X", (False, True)),
+        ("B", (True, False)),
+        ("2", (False, False)),
+        ("mul(X, sqrt(X))", (False, True)),
+        ("mul(X, W)", (True, True)),
+        ("mul(X, B)", (True, True)),
+        ("mul(3, B)", (True, False)),
+        ("div(X, W)", (False, True)),
+        ("div(W, X)", (True, True)),
+        ("mul(X, div(X, W))", (False, True)),
+        ("add(div(X, G), G)", (True, True)),
+        ("rowsum(W)", (True, False)),
+        ("colnorm(W)", (False, True)),
+        ("rowmax(A)", (False, False)),
+        ("colmean(B)", (False, False)),
+        ("rowmean(mul(X, colmax(G)))", (False, False)),
+        ("quot(colsum(W), rowsum(W))", (True, True)),
     ],
 )
-def test_varies_by_row_sees_through_the_divisor(text, varies):
+def test_shape_is_the_sides_along_which_a_score_can_vary(text, shape):
     metric = Metric.parse(text)
-    assert metric.varies_by_row is varies
-    if varies:
+    assert metric.shape == shape
+    assert (metric.problem == "") is (shape == (True, True))
+    if shape == (True, True):
         assert metric.check_scores_weights() is metric
 
 
-def test_check_scores_weights_refuses_a_score_that_is_the_same_in_every_row():
-    assert error_of(Metric.check_scores_weights, Metric.parse("div(X, W)")) == (
-        "metric 'div(X, W)' gives every row the same scores: a metric must use W or G other than "
-        "as the divisor of div; for example mul(W, sqrt(X))"
+@pytest.mark.filterwarnings("ignore:std")
+@EXAMPLES
+@given(METRICS)
+def test_shape_agrees_with_the_scores_tensor(metric):
+    scores = metric.score(**random_leaves())
+    divides = any(node.name == "div" for node in metric.nodes())
+    for side, (length, varies) in enumerate(zip((3, 5), metric.shape, strict=True)):
+        # As in the release, div spreads its left operand over the sides of its divisor.
+        if not divides:
+            assert scores.shape[side] == (length if varies else 1)
+        spread = scores.select(side, 0).unsqueeze(side).expand_as(scores)
+        assert varies or torch.equal(scores.nan_to_num(), spread.nan_to_num())
+
+
+def random_leaves():
+    generator = torch.Generator().manual_seed(0)
+    sizes = {True: (3, 5), False: (1, 1)}
+    return {
+        name: torch.rand(sizes[leaf.shape[0]][0], sizes[leaf.shape[1]][1], generator=generator)
+        for name, leaf in LEAVES.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("div(X, W)", "every row the same scores"),
+        ("mul(A, V)", "every row the same scores"),
+        ("rowsum(W)", "every input of a row the same score"),
+        ("0.5", "all weights one score"),
+    ],
+)
+def test_check_scores_weights_refuses_a_score_that_does_not_vary(text, same):
+    assert error_of(Metric.check_scores_weights, Metric.parse(text)) == (
+        f"metric '{text}' gives {same}: a metric must vary from row to row and from input to "
+        "input; for example mul(W, sqrt(X))"
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ("rowsum(B)", "rowsum goes over the inputs, and its operand is the same for all of them"),
+        ("rownorm(2)", "rownorm goes over the inputs, and its operand is the same for all of them"),
+        ("colsum(X)", "colsum goes over the outputs, and its operand is the same for all of them"),
+        ("colmax(1)", "colmax goes over the outputs, and its operand is the same for all of them"),
+        ("mms(3)", "mms scales over a matrix, and its operand is a number"),
+        ("zsn(rowsum(X))", "zsn scales over a matrix, and its operand is a number"),
+        ("div(W, 2)", "div divides by a norm: use quot or mul for a number"),
+    ],
+)
+def test_check_scores_weights_refuses_an_operator_that_means_nothing_on_its_operand(part, why):
+    assert error_of(Metric.check_scores_weights, Metric.parse(f"mul(W, {part})")) == (
+        f"metric 'mul(W, {part})' has {part}: {why}; "
+        "for example quot(W, rowsum(W)), mul(0.5, mms(G))"
+    )
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("written", "printed"),
+    [
+        *(("0.50", "0.5"), (".5", "0.5"), ("5.", "5"), ("007.0", "7"), ("-2e-3", "-0.002")),
+        *(("1000000", "1e+06"), ("1E6", "1e+06"), ("-0.0", "0"), ("0.1", "0.1")),
+        ("0.333333333333", "0.33333334"),
+    ],
+)
+def test_a_number_is_printed_as_short_as_fp32_allows(written, printed):
+    metric = Metric.parse(f"add(W, {written})")
+    assert metric.text == f"add(W, {printed})"
+    assert Metric.from_release_json({"data": written}).text == printed
+    number = metric.operands[1]
+    assert number.is_constant and number.value == pytest.approx(float(written))
+    assert metric.leaves == {"W"}
+
+
+@EXAMPLES
+@given(NUMBERS)
+def test_a_number_keeps_its_fp32_value_through_its_text(value):
+    written = Metric.constant(value)
+    assert torch.equal(written.score(), torch.tensor([[value]]))
+    assert Metric.constant(written.value) == Metric.parse(written.text) == written
+
+
+def test_score_takes_a_number_in_fp32():
+    scores = Metric.parse("mul(-0.5, add(W, 1))").score(torch.tensor([[1.0, 2.0]]).bfloat16())
+    assert (scores.dtype, scores.tolist()) == (torch.float32, [[-1.0, -1.5]])
+
+
+@pytest.mark.parametrize("written", ["1e39", "-1e999", "1e-38", "4" * 400])
+def test_a_number_that_fp32_does_not_hold_is_refused(written):
+    expected = (
+        f"has the number {float(written):.6g}: its magnitude must be 0 or from 1e-37 to 1e+38"
+    )
+    assert expected in error_of(Metric.parse, f"mul(W, {written})")
+    assert f"tree.left {expected}" in error_of(
+        Metric.from_release_json, {"data": "abs", "left": {"data": written}}
+    )
+
+
+@pytest.mark.parametrize("name", ["nan", "inf", "-inf", "Infinity", "1_0", " 1", "0x1", "1e", "١"])
+def test_what_float_reads_and_the_language_does_not_is_refused(name):
+    message = error_of(Metric.from_release_json, {"data": name})
+    assert message.startswith(f"metric file: tree has the unknown operator or leaf {name!r}")
 
 
 # Scores
@@ -223,7 +338,20 @@ def test_score_leaves_the_statistics_unchanged():
         ("'W'", "metric ''W'' has \"'\" at column 1; write calls, names, ','"),
         ("é", "metric 'é' has 'é' at column 1; write calls, names, ','"),
         ("W\0", "metric 'W\0' has '\\x00' at column 2; write calls, names, ','"),
-        ("mul(W, 1)", f"metric 'mul(W, 1)' {NEITHER} 8; {VOCABULARY}"),
+        (
+            "mul(W, nan)",
+            f"metric 'mul(W, nan)' has the unknown leaf 'nan' at column 8; {VOCABULARY}",
+        ),
+        ("mul(W, -X)", "metric 'mul(W, -X)' has '-' at column 8; write calls, names, ','"),
+        ("mul(W, --2)", "metric 'mul(W, --2)' has '-' at column 8; write calls, names, ','"),
+        ("mul(W, - 2)", "metric 'mul(W, - 2)' has '-' at column 8; write calls, names, ','"),
+        ("mul(W, +2)", "metric 'mul(W, +2)' has '+' at column 8; write calls, names, ','"),
+        ("W -2", f"metric 'W -2' {NEITHER} 1; {VOCABULARY}"),
+        ("W-2", "metric 'W-2' has '-' at column 2; write calls, names, ','"),
+        ("2(W)", f"metric '2(W)' {NEITHER} 1; {VOCABULARY}"),
+        ("mul(W, 0x1)", f"metric 'mul(W, 0x1)' {NEITHER} 8; {VOCABULARY}"),
+        ("mul(W, 1j)", f"metric 'mul(W, 1j)' {NEITHER} 8; {VOCABULARY}"),
+        ("True", f"metric 'True' {NEITHER} 1; {VOCABULARY}"),
         ("(W, G)", f"metric '(W, G)' {NEITHER} 1; {VOCABULARY}"),
         ("abs(abs)(W)", f"metric 'abs(abs)(W)' {NEITHER} 1; {VOCABULARY}"),
         ("W if G else X", f"metric 'W if G else X' {NEITHER} 1; {VOCABULARY}"),

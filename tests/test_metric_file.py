@@ -35,6 +35,12 @@ def test_resolve_metric_takes_a_formula_and_compares_it_per_row():
     assert resolved.source == "formula"
 
 
+def test_resolve_metric_takes_a_number_in_a_formula():
+    assert resolve_metric("mul(W, add(mul(0.50, G), sqrt(X)))").metric.text == (
+        "mul(W, add(mul(0.5, G), sqrt(X)))"
+    )
+
+
 def test_resolve_metric_takes_a_formula_longer_than_a_file_name_may_be():
     text = "add(W, " * 30 + "G" + ")" * 30
     text = f"mul({text}, {text})"
@@ -73,7 +79,8 @@ def test_resolve_metric_reads_a_group_that_is_null_as_per_row(tmp_path):
         ("best.txt", "metric 'best.txt' looks like a file and there is no such file"),
         ("~/best", "looks like a file and there is no such file"),
         ("W/X", "or a formula such as mul(W, sqrt(X))"),
-        ("mul(W, 0.5)", "metric 'mul(W, 0.5)' has '.' at column 9"),
+        ("mul(W, 1e99)", "metric 'mul(W, 1e99)' has the number 1e+99"),
+        ("0.5", "gives all weights one score"),
         ("mul(W, Y)", "has the unknown leaf 'Y'"),
         ("sqrt(X)", "metric 'sqrt(X)' gives every row the same scores"),
         ("X", "gives every row the same scores"),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pruning.operators import LEAVES, RELEASE, SETS
+from pruning.operators import EXTENDED, LEAF_SETS, LEAVES, OPERATORS, RELEASE, SETS
 
 A = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
 B = torch.tensor([[2.0, 5.0], [-1.0, 4.0]])
@@ -13,7 +13,7 @@ ROW = torch.tensor([[3.0, 4.0]])
 
 
 def apply(name, *operands):
-    return RELEASE[name].function(*operands)
+    return OPERATORS[name].function(*operands)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,19 @@ def apply(name, *operands):
         ("sqrt", (torch.tensor([[4.0, -9.0]]),), [[2.0, 3.0]]),
         # The range of A is [-2, 3].
         ("mms", (A,), [[0.6, 0.0], [1.0, 0.4]]),
+        ("quot", (A, B), [[0.5, -0.4], [-3.0, 0.0]]),
+        ("quot", (B, torch.tensor([[2.0], [-4.0]])), [[1.0, 2.5], [0.25, -1.0]]),
+        ("root4", (torch.tensor([[16.0, -81.0]]),), [[2.0, 3.0]]),
+        ("pow15", (torch.tensor([[4.0, -9.0]]),), [[8.0, 27.0]]),
+        ("cube", (A,), [[1.0, -8.0], [27.0, 0.0]]),
+        ("rowsum", (A,), [[-1.0], [3.0]]),
+        ("rowmean", (A,), [[-0.5], [1.5]]),
+        ("rowmax", (A,), [[1.0], [3.0]]),
+        ("rownorm", (A,), [[5**0.5], [3.0]]),
+        ("colsum", (A,), [[4.0, -2.0]]),
+        ("colmean", (A,), [[2.0, -1.0]]),
+        ("colmax", (A,), [[3.0, 0.0]]),
+        ("colnorm", (A,), [[10**0.5, 2.0]]),
     ],
 )
 def test_operator_gives_the_value_worked_by_hand(name, operands, expected):
@@ -56,6 +69,50 @@ def test_div_of_a_one_row_dividend_has_the_shape_of_the_divisor():
 
 def test_div_by_zeros_is_not_guarded():
     assert apply("div", A, torch.zeros(2, 2))[0, 0].isinf()
+
+
+def test_quot_keeps_the_divisor_away_from_zero_and_keeps_its_sign():
+    tiny = torch.tensor([[0.0, -0.0, 1e-30, -1e-30, 1e-12, -1e-11]])
+    result = apply("quot", torch.ones(1, 1), tiny)
+    torch.testing.assert_close(result, torch.tensor([[1e12, 1e12, 1e12, -1e12, 1e12, -1e11]]))
+
+
+def test_quot_overflows_where_a_large_number_meets_a_small_divisor():
+    assert apply("quot", torch.full((1, 1), 1e30), torch.zeros(1, 1)).isinf().all()
+
+
+# Finite operands on which a result is not finite: everything that an operator can do wrong.
+PARTIAL = {
+    "zeros": {"div", "mms", "zsn"},
+    "constant": {"mms", "zsn"},
+    "one number": {"mms", "zsn"},
+    "huge": {"add", "mul", "sqr", "pow", "exp", "zsn", "pow15", "cube"}
+    | {"rowsum", "rowmean", "rownorm", "colsum", "colmean", "colnorm"},
+    "tiny": {"div"},
+}
+OPERANDS = {
+    "zeros": torch.zeros(3, 4),
+    "negative": -torch.arange(1.0, 13.0).reshape(3, 4),
+    "mixed": torch.linspace(-2, 2, 12).reshape(3, 4),
+    "constant": torch.full((3, 4), 0.5),
+    "huge": torch.linspace(1, 3, 12).reshape(3, 4) * 1e38,
+    "tiny": torch.linspace(1, 3, 12).reshape(3, 4) * 1e-38,
+    "one row": torch.linspace(-2, 2, 4).reshape(1, 4),
+    "one column": torch.linspace(-2, 2, 4).reshape(4, 1),
+    "one number": torch.full((1, 1), 2.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:std")
+@pytest.mark.parametrize("kind", OPERANDS)
+def test_operators_are_closed_on_finite_operands_but_for_the_known_cases(kind):
+    x = OPERANDS[kind]
+    assert x.isfinite().all()
+    results = {name: apply(name, *(x, x)[: OPERATORS[name].arity]) for name in OPERATORS}
+    assert {name for name, y in results.items() if not y.isfinite().all()} == PARTIAL.get(
+        kind, set()
+    )
+    assert all(y.dim() == 2 for y in results.values())
 
 
 def test_log_takes_the_absolute_value_plus_a_thousandth():
@@ -95,23 +152,36 @@ def test_scaling_a_constant_is_not_guarded(name):
     assert apply(name, torch.full((2, 2), 7.0)).isnan().all()
 
 
-@pytest.mark.parametrize("name", RELEASE)
+@pytest.mark.parametrize("name", OPERATORS)
 def test_operator_leaves_its_operands_unchanged(name):
-    operands = [A.clone(), B.clone()][: RELEASE[name].arity]
+    operands = [A.clone(), B.clone()][: OPERATORS[name].arity]
     apply(name, *operands)
     assert all(torch.equal(left, right) for left, right in zip(operands, (A, B), strict=False))
 
 
-@pytest.mark.parametrize("name", RELEASE)
+@pytest.mark.parametrize("name", OPERATORS)
 def test_operator_keeps_fp32(name):
-    assert apply(name, *(A, B)[: RELEASE[name].arity]).dtype == torch.float32
+    assert apply(name, *(A, B)[: OPERATORS[name].arity]).dtype == torch.float32
 
 
-def test_table_holds_the_operators_and_leaves_of_the_release():
-    binary = {name for name, operator in RELEASE.items() if operator.arity == 2}
-    unary = {name for name, operator in RELEASE.items() if operator.arity == 1}
+def arities(table):
+    return [{n for n, operator in table.items() if operator.arity == k} for k in (1, 2)]
+
+
+def test_release_holds_the_operators_and_leaves_of_the_release():
+    unary, binary = arities(RELEASE)
     assert binary == {"add", "sub", "mul", "div"}
     scaling = {"mms", "zsn"}
     assert unary == scaling | {"sqr", "pow", "neg", "skp", "abs", "log", "exp", "sqrt", "tanh"}
-    assert set(LEAVES) == {"W", "G", "X"}
+    assert LEAF_SETS["release"] == ("W", "G", "X")
     assert SETS["release"] is RELEASE
+
+
+def test_extended_adds_operators_and_leaves_to_the_release():
+    assert EXTENDED.items() >= RELEASE.items()
+    unary, binary = arities({name: EXTENDED[name] for name in EXTENDED if name not in RELEASE})
+    assert binary == {"quot"}
+    over_a_side = {f"{side}{what}" for side in ("row", "col") for what in ("sum", "mean", "max")}
+    assert unary == {"root4", "pow15", "cube", "rownorm", "colnorm"} | over_a_side
+    assert LEAF_SETS["extended"] == tuple(LEAVES) == ("W", "G", "X", "A", "V", "B")
+    assert SETS["extended"] is EXTENDED is OPERATORS

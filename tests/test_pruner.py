@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from toy_models import FAMILIES, toy_model, toy_windows
 
-from pruning.calibration import Statistics
+from pruning.calibration import Statistics, collect
 from pruning.masks import Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers
@@ -183,6 +183,21 @@ def test_sequential_takes_gradients_from_the_dense_model():
         copy.deepcopy(model), lambda name, W, X: W * (G[name] + X.sqrt()), windows
     )
     assert_same_weights(actual, expected)
+
+
+def test_sequential_takes_all_input_statistics_from_the_blocks_pruned_before():
+    model, windows = toy_model("llama", num_hidden_layers=3), toy_windows()
+    metric = Metric.parse("mul(W, add(add(A, V), mul(0.01, B)))")
+    actual = pruned_weights(model, metric, ROW, windows, "sequential")
+    B = collect(model, linear_layers(model), windows, frozenset("B")).B
+    expected = copy.deepcopy(model)
+    for block in decoder_blocks(expected):
+        found = collect(expected, linear_layers(expected), windows, frozenset("AV"))
+        for name in [name for name in found.A if name.startswith(f"{block}.")]:
+            weight = expected.get_submodule(name).weight.data
+            scores = weight.abs() * (found.A[name] + found.V[name] + 0.01 * B[name])
+            weight.copy_(keep_highest(weight, scores, weight.shape[1] // 2))
+    assert_same_weights(actual, weights_of(expected))
 
 
 def test_sequential_and_one_shot_agree_on_the_first_block_and_part_after_it():

@@ -41,7 +41,7 @@ def parents(seed: int) -> tuple[Metric, Metric]:
 
 def is_within_limits(metric: Metric, variation: Variation = VARIATION) -> bool:
     small = metric.depth <= variation.max_depth and metric.size <= variation.max_size
-    return small and metric.varies_by_row
+    return small and not metric.problem
 
 
 # The random generator

@@ -1,0 +1,45 @@
+"""The named metrics against their papers' formulas, in plain torch."""
+
+import pytest
+import torch
+
+from pruning.baselines import BASELINES, NAMED
+
+
+def relative_importance(W):
+    return W / W.sum(0, keepdim=True) + W / W.sum(1, keepdim=True)
+
+
+def min_max(G):
+    return (G - G.min()) / (G.max() - G.min())
+
+
+# By W (absolute), G, X (squared norms) and V.
+FORMULAS = {
+    "magnitude": lambda W, G, X, V: W,
+    "wanda": lambda W, G, X, V: W * X**0.5,
+    "ria": lambda W, G, X, V: relative_importance(W) * (X**0.5) ** 0.5,
+    "gblm": lambda W, G, X, V: W * X**0.5 + W * G,
+    "snip": lambda W, G, X, V: W * G,
+    "pruner-zero": lambda W, G, X, V: W**2 * min_max(G),
+    "relative-importance": lambda W, G, X, V: relative_importance(W),
+    "ria-full": lambda W, G, X, V: relative_importance(W) * X**0.5,
+    "gblm-gradient": lambda W, G, X, V: W * G,
+    "wifv": lambda W, G, X, V: V * W**2,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_metric_is_the_formula_of_its_paper(name):
+    generator = torch.Generator().manual_seed(0)
+    W, G = torch.rand(5, 7, generator=generator), torch.rand(5, 7, generator=generator)
+    X, V = torch.rand(1, 7, generator=generator), torch.rand(1, 7, generator=generator)
+    metric = NAMED[name].metric
+    scores = metric.check_scores_weights().score(W=W, G=G, X=X, V=V)
+    torch.testing.assert_close(scores, FORMULAS[name](W, G, X, V))
+    assert metric.text == NAMED[name].text
+
+
+def test_baselines_are_the_named_metrics_that_reports_measure():
+    assert list(BASELINES) == ["magnitude", "wanda", "ria", "gblm", "snip", "pruner-zero"]
+    assert NAMED.items() > BASELINES.items()
