@@ -6,14 +6,18 @@ arrive. So the records are the same for any number of workers, however they race
 was cut is continued by replaying its records.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pruning.metric import Metric
-from search.population import Candidate, Outcome, Record, State
+from search.population import Candidate, Outcome, Record, Rules, State
 from search.simplify import simplify
 from search.variation import Variation, child_of, choose_parents, random_metric, seeded
+
+Fingerprint = Callable[[str, str], str]
+"""Metric text and group to mask fingerprint; raises ValueError on a degenerate metric."""
 
 
 class Evaluations(Protocol):
@@ -33,22 +37,24 @@ class Settings:
     Attributes:
         seed: With a candidate's index, seeds its breeding.
         candidates: Children to breed, whatever becomes of them.
-        population: Evaluated candidates that survive.
-        lag: Outcomes that a child does not wait for.
-        group: Comparison group of every candidate.
-        seeds: Metrics bred first, in this order.
+        rules: Who survives; its `lag` is also how many outcomes a child does not wait for.
+        groups: Comparison groups that are bred with the metrics; at least one.
+        regroup: Probability that a child changes to another group than its parents'.
+        seeds: Metrics with their groups, bred first, in this order.
         pool: Fraction of the population from which parents are chosen.
         parents: How many of the best of that pool can be parents.
+        simplified: Whether children are brought to canonical form.
     """
 
     seed: int
     candidates: int
-    population: int
-    lag: int
-    group: str
-    seeds: tuple[Metric, ...]
+    rules: Rules
+    groups: tuple[str, ...]
+    regroup: float
+    seeds: tuple[tuple[Metric, str], ...]
     pool: float
     parents: int
+    simplified: bool
     variation: Variation
 
 
@@ -56,18 +62,18 @@ class Settings:
 class Known:
     """What has been bred so far: canonical texts and mask fingerprints, by first index."""
 
-    texts: dict[str, int] = field(default_factory=dict)
+    texts: dict[tuple[str, str], int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)
 
     def add(self, candidate: Candidate | Record) -> None:
-        self.texts.setdefault(candidate.metric, candidate.index)
+        self.texts.setdefault((candidate.metric, candidate.group), candidate.index)
         if candidate.fingerprint:
             self.fingerprints.setdefault(candidate.fingerprint, candidate.index)
 
 
 def evolve(
     settings: Settings,
-    fingerprint: Callable[[Metric], str],
+    fingerprint: Fingerprint | None,
     evaluations: Evaluations,
     start: State,
     records: Sequence[Record],
@@ -77,7 +83,7 @@ def evolve(
 
     Args:
         settings: The loop's knobs.
-        fingerprint: Metric to mask fingerprint; raises ValueError on a degenerate metric.
+        fingerprint: None to know candidates by their text alone.
         evaluations: Evaluates what cannot be decided here.
         start: A state of this search, `lag` or more outcomes before the end of `records`, or the
             empty state.
@@ -88,7 +94,8 @@ def evolve(
         For each new outcome, in order: its record, the state after it, and the state that a
         continuation can start from, `lag` outcomes earlier.
     """
-    states = replay(settings, start, records)
+    lag = settings.rules.lag
+    states = replay(settings.rules, start, records)
     known = Known()
     for record in records:
         known.add(record)
@@ -96,9 +103,10 @@ def evolve(
     waiting: dict[int, Candidate] = {}
     arrived: dict[int, Outcome] = {}
     while committed < settings.candidates and not stopping():
-        while bred < settings.candidates and bred - settings.lag <= committed:
-            candidate = breed(settings, bred, states[max(0, bred - settings.lag)])
-            candidate, outcome = _decide(candidate, known, fingerprint)
+        while bred < settings.candidates and bred - lag <= committed:
+            state = states[max(0, bred - lag)]
+            candidate, outcome = _decide(breed(settings, bred, state), known, fingerprint)
+            candidate = replace(candidate, stop_above=_threshold(candidate, state, settings.rules))
             known.add(candidate)
             waiting[bred] = candidate
             if outcome:
@@ -111,9 +119,9 @@ def evolve(
                 arrived[came[0]] = came[1]
             continue
         record = Record.of(waiting.pop(committed), arrived.pop(committed))
-        states[committed + 1] = states[committed].commit(record, settings.population)
+        states[committed + 1] = states[committed].commit(record, settings.rules)
         committed += 1
-        oldest = max(0, committed - settings.lag)
+        oldest = max(0, committed - lag)
         states.pop(oldest - 1, None)
         yield record, states[committed], states[oldest]
 
@@ -121,41 +129,61 @@ def evolve(
 def breed(settings: Settings, index: int, state: State) -> Candidate:
     """Make candidate `index`: a seed, a random tree, or a child of the population.
 
-    The first `population` candidates are seeds and random trees. A child equal to a parent is
-    replaced by a random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
+    The first of each population are random trees, those of the first one seeds before them. A
+    child equal to a parent is replaced by a random tree (Dong et al., 2024, arXiv:2406.02924,
+    Algorithm 1).
     """
-    stop_above = state.worst_fitness(settings.population)
     if index < len(settings.seeds):
-        text = simplify(settings.seeds[index], settings.group).text
-        return Candidate(index, text, settings.group, (), None, stop_above)
+        return Candidate(index, *_canonical(settings, *settings.seeds[index]))
     with seeded(settings.seed, index):
-        parents: tuple[int, ...] = ()
-        metric = None
-        if index >= settings.population and len(state.population) >= 2:
+        if index >= state.began + settings.rules.capacity and len(state.population) >= 2:
             first, second = choose_parents(
-                state.population, settings.pool, settings.parents, lambda record: record.rank
+                state.population, settings.pool, settings.parents, settings.rules.rank
             )
             child = child_of(
                 Metric.parse(first.metric), Metric.parse(second.metric), settings.variation
             )
-            metric = simplify(child, settings.group)
-            parents = (first.index, second.index)
-            if metric.text in (first.metric, second.metric):
-                metric, parents = None, ()
-        if metric is None:
-            metric = simplify(random_metric(settings.variation), settings.group)
-    return Candidate(index, metric.text, settings.group, parents, None, stop_above)
+            metric, group = _canonical(settings, child, _group_of(settings, first, second))
+            if (metric, group) not in ((p.metric, p.group) for p in (first, second)):
+                return Candidate(index, metric, group, (first.index, second.index))
+        tree = random_metric(settings.variation)
+        return Candidate(index, *_canonical(settings, tree, random.choice(settings.groups)))
+
+
+def _group_of(settings: Settings, first: Record, second: Record) -> str:
+    """Inherit the group of either parent, or now and then take another."""
+    others = [g for g in settings.groups if g not in (first.group, second.group)]
+    if others and random.random() < settings.regroup:
+        return random.choice(others)
+    return random.choice((first.group, second.group))
+
+
+def _canonical(settings: Settings, metric: Metric, group: str) -> tuple[str, str]:
+    return (simplify(metric, group) if settings.simplified else metric).text, group
+
+
+def _threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
+    """Return the fitness above which a candidate cannot enter the population as it is now."""
+    worst = state.worst_fitness(rules.capacity)
+    like = [
+        member.rank[0]
+        for member in state.population
+        if candidate.fingerprint and rules.near(candidate, member)
+    ]
+    return min([*like, *([] if worst is None else [worst])], default=None)
 
 
 def _decide(
-    candidate: Candidate, known: Known, fingerprint: Callable[[Metric], str]
+    candidate: Candidate, known: Known, fingerprint: Fingerprint | None
 ) -> tuple[Candidate, Outcome | None]:
     """Take the fingerprint and decide what needs no evaluation."""
-    if candidate.metric in known.texts:
-        twin = known.texts[candidate.metric]
-        return candidate, Outcome("duplicate", reason=f"same text as {twin}")
+    name = (candidate.metric, candidate.group)
+    if name in known.texts:
+        return candidate, Outcome("duplicate", reason=f"same text as {known.texts[name]}")
+    if not fingerprint:
+        return candidate, None
     try:
-        mark = fingerprint(Metric.parse(candidate.metric))
+        mark = fingerprint(*name)
     except ValueError as error:
         return candidate, Outcome("degenerate", reason=str(error))
     candidate = replace(candidate, fingerprint=mark)
@@ -165,10 +193,9 @@ def _decide(
     return candidate, None
 
 
-def replay(settings: Settings, start: State, records: Sequence[Record]) -> dict[int, State]:
+def replay(rules: Rules, start: State, records: Sequence[Record]) -> dict[int, State]:
     """Return the states by number of committed outcomes, from `start` to the end of `records`."""
     states = {start.committed: start}
     for record in records[start.committed :]:
-        state = states[record.index]
-        states[record.index + 1] = state.commit(record, settings.population)
+        states[record.index + 1] = states[record.index].commit(record, rules)
     return states

@@ -147,6 +147,8 @@ class RunFolder:
             "committed": resumable.committed,
             "population": [record.to_dict() for record in resumable.population],
             "hall_of_fame": [record.to_dict() for record in resumable.hall_of_fame],
+            "began": resumable.began,
+            "improved": resumable.improved,
         }
         current = self.path / "checkpoint.json"
         if current.exists():
@@ -209,15 +211,17 @@ def _state_of(data: bytes) -> State | None:
             key: tuple(Record.from_dict(fields) for fields in body[key])
             for key in ("population", "hall_of_fame")
         }
+        counts = [body[key] for key in ("began", "improved")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
-    return State(body["committed"], members["population"], members["hall_of_fame"])
+    return State(body["committed"], members["population"], members["hall_of_fame"], *counts)
 
 
 def _hall_of_fame_csv(state: State) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["size", "fitness", "group", "metric"])
+    writer.writerow(["size", "fitness", "group", "metric", "pareto"])
     for record in state.hall_of_fame:
-        writer.writerow([record.size, record.fitness, record.group, record.metric])
+        on_front = str(record in state.pareto_front).lower()
+        writer.writerow([record.size, record.fitness, record.group, record.metric, on_front])
     return text.getvalue()

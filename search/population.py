@@ -1,7 +1,8 @@
 """Candidates, their outcomes, and the population and hall of fame that they make."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -105,9 +106,39 @@ class Record:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """Sort key: better first, and of equals the older."""
+        """Sort key by fitness alone: better first, and of equals the older."""
         assert self.fitness is not None
         return self.fitness, self.index
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How outcomes make a population.
+
+    Attributes:
+        capacity: Members that survive.
+        resolution: Fitness is compared in steps of so much, nats per token; within a step the
+            smaller metric wins (lexicographic parsimony in buckets; Luke and Panait, GECCO 2002).
+            0 compares fitness alone.
+        near: Whether two records have nearly one mask; of such, only the fitter is a member, so
+            that a population never is one mask many times.
+        patience: Outcomes without a better best after which the population starts anew; None
+            for never.
+        lag: Outcomes that a child does not wait for.
+    """
+
+    capacity: int
+    resolution: float = 0.0
+    near: Callable[[Candidate | Record, Record], bool] = lambda record, other: False
+    patience: int | None = None
+    lag: int = 0
+
+    def rank(self, record: Record) -> tuple[float, ...]:
+        """Sort key: better first, then smaller, then older."""
+        assert record.fitness is not None
+        if not self.resolution:
+            return record.rank
+        return round(record.fitness / self.resolution), record.size, record.index
 
 
 @dataclass(frozen=True)
@@ -118,33 +149,66 @@ class State:
         committed: How many.
         population: The evaluated candidates that survive, best first.
         hall_of_fame: The best of each size so far, by ascending size.
+        began: Index of the first candidate that was bred for this population.
+        improved: Outcomes committed when this population's best was last improved upon.
     """
 
     committed: int = 0
     population: tuple[Record, ...] = ()
     hall_of_fame: tuple[Record, ...] = ()
+    began: int = 0
+    improved: int = 0
 
-    def commit(self, record: Record, capacity: int) -> "State":
-        """Return the state after one more outcome; the worst beyond `capacity` is dropped."""
+    def commit(self, record: Record, rules: Rules) -> "State":
+        """Return the state after one more outcome; the worst beyond the capacity is dropped."""
         assert record.index == self.committed, (record.index, self.committed)
-        if record.fitness is None:
-            return State(self.committed + 1, self.population, self.hall_of_fame)
-        population = tuple(sorted((*self.population, record), key=lambda r: r.rank)[:capacity])
+        state = replace(self, committed=self.committed + 1)
+        if record.fitness is not None:
+            state = replace(state, hall_of_fame=self._remember(record))
+            # Before `began` it was bred from a population that was given up.
+            if record.index >= self.began:
+                state = state._admit(record, rules)
+        if rules.patience and state.committed - max(state.improved, state.began) >= rules.patience:
+            state = replace(state, population=(), began=state.committed + rules.lag)
+        return state
+
+    def _remember(self, record: Record) -> tuple[Record, ...]:
         best = {member.size: member for member in self.hall_of_fame}
         champion = best.get(record.size)
         if champion is None or record.rank < champion.rank:
             best[record.size] = record
-        hall_of_fame = tuple(best[size] for size in sorted(best))
-        return State(self.committed + 1, population, hall_of_fame)
+        return tuple(best[size] for size in sorted(best))
+
+    def _admit(self, record: Record, rules: Rules) -> "State":
+        """Return the state with a record in the population, if it earns its place there."""
+        like = [member for member in self.population if rules.near(record, member)]
+        if any(rules.rank(member) < rules.rank(record) for member in like):
+            return self
+        others = (member for member in self.population if member not in like)
+        population = tuple(sorted((*others, record), key=rules.rank)[: rules.capacity])
+        improved = population[0] == record
+        return replace(
+            self, population=population, improved=self.committed if improved else self.improved
+        )
 
     @property
     def best(self) -> Record | None:
         """The fittest so far."""
-        return self.population[0] if self.population else None
+        return min(self.hall_of_fame, key=lambda record: record.rank, default=None)
+
+    @property
+    def pareto_front(self) -> tuple[Record, ...]:
+        """The members of the hall of fame that no smaller one equals or beats."""
+        front: list[Record] = []
+        for record in self.hall_of_fame:
+            if not front or record.rank < front[-1].rank:
+                front.append(record)
+        return tuple(front)
 
     def worst_fitness(self, capacity: int) -> float | None:
         """Return the fitness to beat for a place, or None while there are places left."""
-        return self.population[-1].fitness if len(self.population) >= capacity else None
+        full = len(self.population) >= capacity
+        return max(one.rank for one in self.population)[0] if full else None
 
     def finalists(self, count: int) -> list[Record]:
         """Return the fittest of population and hall of fame together, best first."""
