@@ -16,18 +16,8 @@ _SUM, _PRODUCT, _POWER, _ATOM = range(4)
 _Formula = tuple[str, int]
 _NUMBER = re.compile(r"(-?)(\d*\.?\d+|\d+\.)(?:e([+-]?\d+))?", re.IGNORECASE)
 _NEVER_NEGATIVE = {
-    "W",
-    "G",
-    "X",
-    "abs",
-    "exp",
-    "root4",
-    "pow15",
-    "rownorm",
-    "colnorm",
-    "sqr",
-    "pow",
-    "sqrt",
+    *("W", "G", "X", "abs", "exp", "sqr", "pow", "sqrt", "mms"),
+    *("root4", "pow15", "rownorm", "colnorm"),
 }
 
 

@@ -21,6 +21,7 @@ from search.population import Record
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: small, and found by a page search
     "svg.hashsalt": "prunevolve",  # without it the same run gives another file each time
+    "text.parse_math": False,  # a name with dollars in it is no formula
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -17,8 +17,8 @@ def formula_svg(name: str, metric: Metric) -> Markup:
     Args:
         name: Unique in the page.
     """
-    outlines = {**STYLE, "svg.fonttype": "path", "mathtext.fontset": "cm"}
-    with matplotlib.rc_context(outlines):
+    outlines = {"svg.fonttype": "path", "mathtext.fontset": "cm", "text.parse_math": True}
+    with matplotlib.rc_context({**STYLE, **outlines}):
         figure = Figure()
         # Fractions as large as on a line of their own, which LaTeX does by itself there.
         displayed = to_latex(metric).replace(r"\frac", r"\dfrac")
@@ -31,17 +31,17 @@ def tree_svg(name: str, metric: Metric) -> Markup:
     nodes = list(_placed(metric, 0, [0]))
     columns = 1 + max(x for _, x, _, _ in nodes)
     longest = max(len(node.name) for node, _, _, _ in nodes)
-    figure = Figure(figsize=(columns * (0.3 + 0.085 * longest), 0.5 * (metric.depth + 1)))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.5, columns - 0.5), ylim=(-metric.depth - 0.5, 0.5))
-    axes.axis("off")
-    for node, x, depth, children in nodes:
-        for child in children:
-            axes.plot([x, child], [-depth, -depth - 1], color="#8a94a0", linewidth=1, zorder=1)
-        colour = "#dce9f7" if node.operands else "#e2f2e6"
-        box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#6b7785"}
-        axes.text(x, -depth, node.name, ha="center", va="center", bbox=box)
     with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(columns * (0.3 + 0.085 * longest), 0.5 * (metric.depth + 1)))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(-metric.depth - 0.5, 0.5))
+        axes.axis("off")
+        for node, x, depth, children in nodes:
+            for child in children:
+                axes.plot([x, child], [-depth, -depth - 1], color="#8a94a0", linewidth=1, zorder=1)
+            colour = "#dce9f7" if node.operands else "#e2f2e6"
+            box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#6b7785"}
+            axes.text(x, -depth, node.name, ha="center", va="center", bbox=box)
         return svg_of(figure, name, f"Tree of {metric.text}")
 
 
