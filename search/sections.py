@@ -78,8 +78,9 @@ def front(records: Sequence[Record]) -> dict[str, Any]:
 
 def lineage(records: Sequence[Record], best: Mapping[str, Any]) -> list[tuple[int, Record]]:
     """Return the winner and its ancestors with their distance in generations."""
+    wanted = ("evaluated", best["metric"], best["group"])
     for record in records:
-        if record.outcome == "evaluated" and record.metric == best["metric"]:
+        if (record.outcome, record.metric, record.group) == wanted:
             return history.ancestry(records, record)
     return []
 

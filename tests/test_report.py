@@ -211,6 +211,14 @@ def test_ancestry_goes_back_by_generations_and_names_each_once():
     ]
 
 
+def test_lineage_begins_at_the_winner_in_its_own_group():
+    records = records_of(6)
+    records[3] = replace(records[5], index=3, group="layer", parents=())
+    best = {"metric": records[5].metric, "group": "row"}
+    assert sections.lineage(records, best)[0] == (0, records[5])
+    assert sections.lineage(records, {**best, "group": "model"}) == []
+
+
 # Layers
 
 
