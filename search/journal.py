@@ -135,6 +135,22 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
+    def read_timings(self) -> dict[int, dict[str, Any]]:
+        """Return what was noted of each candidate's evaluation, by index: seconds and worker.
+
+        Empty for candidates that cost no worker. A damaged line is passed over: timings are never
+        needed to go on.
+        """
+        path = self.path / "timings.jsonl"
+        timings = {}
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            try:
+                fields = json.loads(line)
+                timings[int(fields.pop("index"))] = fields
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue
+        return timings
+
     def write_checkpoint(self, resumable: State, state: State) -> None:
         """Write the checkpoint, keep the one before it, and rewrite the hall of fame.
 

@@ -1,16 +1,13 @@
 """What a person looks at when a run has ended: the table on the report text, and report.html."""
 
-import io
-from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from pruning.baselines import BASELINES
-from pruning.metric import Metric
 from search.journal import RunFolder
-from search.population import Record
 
 
 def end_table(summary: dict[str, Any]) -> Table:
@@ -42,13 +39,16 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
     grouped = summary["pruning"]["pattern"] == "unstructured"
     rows = [("dense", "", "", "", f"{summary['dense']:.2f}", "")]
     for name, value in sorted(summary["baselines"].items(), key=lambda item: -item[1]):
-        baseline, gap = BASELINES[name], summary["behind_best"][name]
+        known, gap = BASELINES.get(name), summary["behind_best"][name]
+        text, group, size = (
+            (known.text, known.group, str(known.metric.size)) if known else ("", "", "")
+        )
         rows.append(
             (
                 name,
-                baseline.text,
-                baseline.group if grouped else summary["pruning"]["pattern"],
-                str(baseline.metric.size),
+                text,
+                group if grouped else summary["pruning"]["pattern"],
+                size,
                 f"{value:.2f}",
                 difference_text(gap["nats"], gap["standard_error"]),
             )
@@ -72,79 +72,51 @@ def write_report(folder: RunFolder) -> None:
     Raises:
         FolderError: If the run has not ended or a file is damaged.
     """
+    # Imported here, so that a search does not start to load matplotlib.
+    from search import sections
+
     summary = folder.read_json("summary.json")
-    page = Environment(autoescape=True).from_string(_PAGE)
     records = folder.read_records()
-    html = page.render(
-        title=title_of(summary),
-        rows=table_rows(summary),
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    html = environment.get_template("report.html.j2").render(
         summary=summary,
+        winner=sections.winner(summary["best"]["metric"]),
+        tasks=[
+            {
+                "name": task.get("name", ""),
+                "model": task.get("model", ""),
+                "title": title_of(task),
+                "rows": table_rows(task),
+                "layers": sections.layers(f"task{number}", task),
+            }
+            for number, task in enumerate(tasks_of(summary))
+        ],
+        progress=sections.progress(records, folder.read_timings()),
+        breeding=sections.breeding(records),
+        front=sections.front(records),
+        lineage=sections.lineage(records, summary["best"]),
         difference_text=difference_text,
-        chart=_fitness_chart(records),
-        tree=Metric.parse(summary["best"]["metric"]).text,
     )
     folder.write_text("report.html", html)
 
 
-def _fitness_chart(records: list[Record]) -> str:
-    """Return fitness against candidates as SVG text: each evaluated one, and the best so far."""
-    # The figure class, not pyplot: no window, no global state.
-    from matplotlib.figure import Figure
-
-    evaluated = [(r.index, r.fitness) for r in records if r.fitness is not None]
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    axes = figure.subplots()
-    indices = [index for index, _ in evaluated]
-    fitness = [value for _, value in evaluated]
-    axes.scatter(indices, fitness, s=8, label="evaluated")
-    best = list(accumulate(fitness, min))
-    axes.plot(indices, best, drawstyle="steps-post", color="C1", label="best so far")
-    axes.set(xlabel="candidate", ylabel="fitness: mean NLL, nats per token")
-    axes.legend()
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    return text.getvalue().partition("<svg")[2].join(["<svg", ""])
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>prunevolve run</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ccc; text-align: left; }
-tr:last-child td { font-weight: bold; }
-code { overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; }
-</style>
-</head>
-<body>
-<h1>prunevolve run</h1>
-<p>Best metric: <code>{{ tree }}</code>, group {{ summary.best.group }}.</p>
-<h2>Report text</h2>
-<p>{{ title }}</p>
-<table>
-<tr><th></th><th>metric</th><th>group</th><th>size</th><th>perplexity</th>
-<th>behind best, nats/token</th></tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-<h2>Finalists on the selection text</h2>
-<table>
-<tr><th>candidate</th><th>metric</th><th>size</th><th>fitness</th><th>selection loss</th>
-<th>behind best</th></tr>
-{% for one in summary.selection %}<tr><td>{{ one.index }}</td><td><code>{{ one.metric }}</code></td>
-<td>{{ one.size }}</td><td>{{ "%.4f"|format(one.fitness) }}</td>
-<td>{{ "%.4f"|format(one.selection_loss) }}</td>
-<td>{{ difference_text(one.difference, one.standard_error) }}</td></tr>
-{% endfor %}</table>
-<h2>Search</h2>
-<p>{{ summary.candidates }} candidates in {{ summary.seconds }} seconds:
-{% for kind, count in summary.outcomes.items() %}{{ count }} {{ kind }}
-{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
-{{ chart|safe }}
-</body>
-</html>
-"""
+def tasks_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one summary for each task; a run without a list of tasks is its own only task."""
+    return [
+        {
+            **summary,
+            **task,
+            "pruning": {
+                **summary["pruning"],
+                **{key: task[key] for key in ("sparsity", "pattern") if key in task},
+            },
+            "best": {**summary["best"], **task["best"]},
+        }
+        for task in summary.get("tasks", [])
+    ] or [summary]

@@ -370,3 +370,20 @@ def test_write_best_writes_what_run_prune_reads_back_with_its_group(folder):
     resolved = resolve_metric(str(folder.path / "best_metric.json"))
     assert resolved.metric == Metric.parse("abs(sub(W, mms(G)))")
     assert (resolved.group, resolved.source) == ("model", "file best_metric.json")
+
+
+# Timings
+
+
+def test_timings_are_read_back_by_index(folder):
+    folder.append(record(0), {"seconds": 1.5, "worker": 1})
+    folder.append(record(1), {})
+    assert folder.read_timings() == {0: {"seconds": 1.5, "worker": 1}, 1: {}}
+
+
+def test_timings_that_are_missing_or_damaged_are_passed_over(folder):
+    assert folder.read_timings() == {}
+    folder.append(record(0), {"seconds": 1.5, "worker": 1})
+    with (folder.path / "timings.jsonl").open("a") as file:
+        file.write('{"index": 1, "sec\n[]\n{"seconds": 2}\n\n{"index": 2, "worker": 0}')
+    assert folder.read_timings() == {0: {"seconds": 1.5, "worker": 1}, 2: {"worker": 0}}

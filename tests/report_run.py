@@ -1,0 +1,118 @@
+"""A made-up finished run with all that a report can show: two tasks, layers, overlaps."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from pruning.operators import LEAVES, RELEASE
+from search.journal import RunFolder
+from search.population import OUTCOMES, Record
+
+BLOCKS = 3
+KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
+WINNER = "mul(W, add(G, sqr(W)))"
+
+
+def metric_text(generator: random.Random, depth: int = 4) -> str:
+    """Draw a random metric's text."""
+    if depth == 0 or generator.random() < 0.2:
+        return generator.choice(list(LEAVES))
+    name = generator.choice(list(RELEASE))
+    operands = [metric_text(generator, depth - 1) for _ in range(RELEASE[name].arity)]
+    return f"{name}({', '.join(operands)})"
+
+
+def records_of(count: int) -> list[Record]:
+    """Return a journal in which each candidate descends from the two before it; the last wins."""
+    generator = random.Random(0)
+    records = []
+    for index in range(count):
+        last = index == count - 1
+        outcome = "evaluated" if last or index % 3 else generator.choice(OUTCOMES[1:])
+        fitness = 3.0 if last else 3.1 + generator.expovariate(3 + index / 100)
+        records.append(
+            Record(
+                index=index,
+                metric=WINNER if last else metric_text(generator),
+                group="row",
+                outcome=outcome,
+                fitness=fitness if outcome == "evaluated" else None,
+                fingerprint=f"{index:016x}",
+                tokens=64,
+                parents=(index - 2, index - 1) if index >= 2 else (),
+                reason="",
+            )
+        )
+    return records
+
+
+def summary_of(records: list[Record]) -> dict[str, Any]:
+    """Return the summary of a run with two tasks."""
+    best = records[-1]
+    names = [f"model.layers.{block}.{kind}" for block in range(BLOCKS) for kind in KINDS]
+    best_zeros = {name: 0.5 + 0.02 * i for i, name in enumerate(names)}
+    measured = {
+        "dense": 25.0,
+        "baselines": {"wanda": 35.0, "snip": 50.0},
+        "behind_best": {
+            "wanda": {"nats": 0.15, "standard_error": 0.01},
+            "snip": {"nats": 0.5, "standard_error": None},
+        },
+        "perplexity_of": {
+            **{"corpus": "embedded", "split": "report", "windows": 3, "length": 32},
+            **{"tokens": 96, "dtype": "float32"},
+        },
+    }
+    task = {
+        **measured,
+        **{"name": "embedded 60%", "model": "embedded", "weight": 1.0},
+        **{"sparsity": 0.6, "pattern": "unstructured", "best": {"perplexity": 30.0}},
+        "layers": {
+            "best": best_zeros | {"model.layers.1.mlp.down_proj": 0.95},
+            "wanda": dict.fromkeys(names, 0.6),
+            "snip": {name: 0.8 - 0.03 * i for i, name in enumerate(names)},
+        },
+        "overlap": {
+            "wanda": {name: 0.4 + 0.01 * i for i, name in enumerate(names)},
+            "snip": {name: 0.9 - 0.02 * i for i, name in enumerate(names)},
+        },
+    }
+    other = {**task, "name": "embedded 2:4", "pattern": "2:4", "best": {"perplexity": 40.0}}
+    return {
+        **measured,
+        "best": {
+            **{"metric": best.metric, "perplexity": 30.0, "fitness": best.fitness},
+            **{"group": best.group, "size": best.size},
+        },
+        "selection": [
+            {
+                **{"index": best.index, "metric": best.metric, "group": best.group},
+                **{"size": best.size, "fitness": best.fitness, "selection_loss": 3.05},
+                **{"difference": 0.0, "standard_error": 0.0},
+            }
+        ],
+        "candidates": len(records),
+        "outcomes": {kind: sum(r.outcome == kind for r in records) for kind in OUTCOMES},
+        "seconds": 12.5,
+        "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
+        "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},
+        "tasks": [task, other],
+    }
+
+
+def write_run(
+    path: Path,
+    records: list[Record],
+    summary: dict[str, Any] | None = None,
+    timings: bool = True,
+) -> RunFolder:
+    """Write a finished run's folder, which is then open."""
+    folder = RunFolder.create(path)
+    lines = [record.to_dict() for record in records]
+    folder.write_text("journal.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+    if timings:
+        noted = [{"index": r.index, "seconds": 0.1, "worker": r.index % 2} for r in records]
+        folder.write_text("timings.jsonl", "".join(f"{json.dumps(one)}\n" for one in noted))
+    folder.write_json("summary.json", summary or summary_of(records))
+    return folder

@@ -1,0 +1,115 @@
+"""report.html in a browser: nothing is fetched, nothing is complained of, and it fits a phone."""
+
+import json
+import shutil
+
+import pytest
+from report_run import records_of, write_run
+
+from search.report import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER),
+        reason="no chromium and chromedriver here: apt-get install chromium chromium-driver",
+    ),
+]
+
+FLAGS = (
+    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
+    *("disable-background-networking", "disable-component-update", "disable-sync"),
+    "disable-dev-shm-usage",
+)
+PHONE, DESKTOP = 390, 1200
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The address of a report that has all sections."""
+    folder = write_run(tmp_path_factory.mktemp("report") / "run", records_of(200))
+    write_report(folder)
+    folder.close()
+    return (folder.path / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    # The driver is named, for Selenium would look for one elsewhere.
+    service = webdriver.ChromeService(DRIVER)
+    with webdriver.Chrome(options=options, service=service) as browser:
+        yield browser
+
+
+def show(browser, page, width):
+    """Load the page in a screen of this width; return what it asked for."""
+    browser.get_log("performance")
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get(page)
+    messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [params["request"]["url"] for params in sent]
+
+
+def test_page_asks_for_nothing_but_itself(browser, page):
+    assert show(browser, page, DESKTOP) == [page]
+
+
+def test_page_leaves_nothing_in_the_console(browser, page):
+    browser.get_log("browser")
+    show(browser, page, DESKTOP)
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_page_is_no_wider_than_the_screen_with_everything_opened(browser, page, width):
+    show(browser, page, width)
+    browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_charts_are_drawn_and_legible_on_a_phone(browser, page):
+    show(browser, page, PHONE)
+    charts = browser.find_elements("css selector", "figure > svg")
+    assert len(charts) == 16
+    for chart in charts:
+        assert chart.rect["width"] > 300
+        assert chart.rect["height"] > 60
+    text_heights = browser.execute_script(
+        "return [...document.querySelectorAll('figure > svg text')].map(text => {"
+        "  const place = text.getScreenCTM();"
+        "  return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(place.a, place.b)"
+        "})"
+    )
+    assert min(text_heights) > 9
+
+
+@pytest.mark.parametrize(
+    "section", ["best", "report", "finalists", "search", "front", "ancestry", "layers"]
+)
+def test_each_section_is_shown_and_reached_from_the_top(browser, page, section):
+    show(browser, page, PHONE)
+    assert browser.find_element("id", section).is_displayed()
+    assert browser.find_element("css selector", f"nav a[href='#{section}']").is_displayed()
+
+
+def test_formula_and_tree_of_the_winner_have_a_size(browser, page):
+    show(browser, page, PHONE)
+    for drawing in browser.find_elements("css selector", "#best ~ .wide > svg")[:2]:
+        assert drawing.rect["width"] > 50
+        assert drawing.rect["height"] > 10
+
+
+def test_a_click_on_a_metric_selects_it_whole(browser, page):
+    show(browser, page, DESKTOP)
+    browser.find_element("css selector", "code.copy").click()
+    assert browser.execute_script("return getSelection().toString()") == "mul(W, add(G, sqr(W)))"
