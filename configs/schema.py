@@ -3,13 +3,19 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 DEFAULT = Path(__file__).parent / "embedded.yaml"
 """The experiment that runs when no config is named: needs no network and no other file."""
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+ROLES = ("calibration", "fitness", "selection", "report")
+"""What the four texts of an experiment are for."""
 
 
 class _Section(BaseModel):
@@ -36,17 +42,48 @@ class Text(_Section):
         return self
 
 
+PATTERN = r"^(unstructured|\d{1,4}:\d{1,4})$"
+
+
 class Pruning(_Section):
     """What each candidate is asked to remove."""
 
     sparsity: float = Field(default=0.5, ge=0, lt=1, description="fraction of weights removed")
-    pattern: str = Field(default="unstructured", pattern=r"^(unstructured|\d{1,4}:\d{1,4})$")
-    group: Literal["row", "layer", "model"] = Field(
-        default="row", description="comparison group of unstructured sparsity"
+    pattern: str = Field(default="unstructured", pattern=PATTERN)
+    group: Literal["row", "layer", "model", "free"] = Field(
+        default="row", description="comparison group; free: bred together with the metric"
     )
     propagation: Literal["one-shot"] = Field(
         default="one-shot", description="statistics of the dense model serve every candidate"
     )
+
+
+class Task(_Section):
+    """One of several things that a candidate is asked to do; what is null is the experiment's."""
+
+    model: str | None = None
+    dtype: Dtype | None = None
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
+    pattern: str | None = Field(default=None, pattern=PATTERN)
+    weight: float = Field(default=1, gt=0, description="relative, of its rise of NLL over dense")
+    calibration: Text | None = None
+    fitness: Text | None = None
+    selection: Text | None = None
+    report: Text | None = None
+
+    @property
+    def texts(self) -> dict[str, Text]:
+        """The four texts by role, of a task that is filled in."""
+        texts = {role: getattr(self, role) for role in ROLES}
+        assert all(texts.values())
+        return texts
+
+    @property
+    def name(self) -> str:
+        """The task in a few words, such as `smollm2-135m 50%`, of one that is filled in."""
+        assert self.model is not None and self.sparsity is not None
+        removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
+        return f"{Path(self.model).name} {removed}"
 
 
 class Mutations(_Section):
@@ -56,6 +93,7 @@ class Mutations(_Section):
     subtree: float = Field(default=1, ge=0)
     hoist: float = Field(default=1, ge=0)
     insert: float = Field(default=1, ge=0)
+    constant: float = Field(default=1, ge=0, description="of trees that have a number")
 
 
 class Search(_Section):
@@ -67,17 +105,39 @@ class Search(_Section):
     lag: int = Field(
         default=8, ge=0, description="outcomes a child does not wait for; 0 is the paper's loop"
     )
-    primitives: Literal["release"] = "release"
+    primitives: Literal["release", "extended"] = Field(
+        default="release", description="operators and leaves of bred trees"
+    )
     min_initial_depth: int = Field(default=2, ge=0, description="of random trees, root at 0")
     max_initial_depth: int = Field(default=4, ge=1)
     max_depth: int = Field(default=8, ge=1, le=16, description="of bred trees, root at 0")
     max_size: int = Field(default=31, ge=3, le=200, description="nodes of a bred tree")
-    seeds: list[str] = Field(default=[], description="metric names or texts bred first")
+    seeds: list[str] = Field(
+        default=[],
+        description="bred first: names, texts, metric files, run folders; model:TEXT sets a group",
+    )
     pool: float = Field(default=0.5, gt=0, le=1, description="fraction of the population drawn")
     parents: int = Field(default=10, ge=2, description="best of the pool that can be parents")
     crossover: float = Field(default=0.7, ge=0, le=1, description="probability")
     mutation: float = Field(default=0.6, ge=0, le=1, description="probability")
     mutations: Mutations = Mutations()
+    regroup: float = Field(
+        default=0.1, ge=0, le=1, description="probability of another comparison group, if free"
+    )
+    parsimony: float = Field(
+        default=0.001, ge=0, description="nats per token: within a step of it the smaller wins"
+    )
+    crowding: float = Field(
+        default=0.002, ge=0, lt=1, description="masks that differ in less are one; 0 allows all"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="candidates without a better best before a new population"
+    )
+    objective: Literal["nll", "kl"] = Field(
+        default="nll", description="fitness: mean NLL, or KL divergence of dense to pruned"
+    )
+    simplify: bool = Field(default=True, description="bring trees to canonical form")
+    fingerprint: bool = Field(default=True, description="know candidates by their mask, too")
     stages: list[int] = Field(
         default=[], description="windows after which a candidate may be stopped, ascending"
     )
@@ -120,7 +180,7 @@ class Config(_Section):
     """One experiment."""
 
     model: str = Field(description="embedded, a Hugging Face folder or a hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     calibration: Text
     fitness: Text
     selection: Text
@@ -129,14 +189,24 @@ class Config(_Section):
         default=False, description="let the report text overlap another: no honest result then"
     )
     pruning: Pruning = Pruning()
+    tasks: list[Task] = Field(
+        default=[], description="several as one fitness; none: model and pruning above are it"
+    )
     search: Search = Search()
     ray: Ray = Ray()
 
     @property
-    def texts(self) -> dict[str, Text]:
-        """The four texts by role."""
-        roles = ("calibration", "fitness", "selection", "report")
-        return {role: getattr(self, role) for role in roles}
+    def all_tasks(self) -> list[Task]:
+        """The tasks with everything filled in; the first is what the report leads with."""
+        whole = {
+            "model": self.model,
+            "dtype": self.dtype,
+            "sparsity": self.pruning.sparsity,
+            "pattern": self.pruning.pattern,
+            **{role: getattr(self, role) for role in ROLES},
+        }
+        own = [{k: v for k, v in dict(task).items() if v is not None} for task in self.tasks]
+        return [Task.model_construct(**{"weight": 1.0, **whole, **one}) for one in own or [{}]]
 
 
 def load(path: Path | None, overrides: list[str]) -> Config:
@@ -234,8 +304,9 @@ def _first_problem(error: ValidationError) -> str:
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
-    for key in location:
-        annotation = model.model_fields[str(key)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
+    for key in (key for key in location if isinstance(key, str)):
+        annotation = model.model_fields[key].annotation
+        # A section is named alone, in a list, or with None.
+        inside = (annotation, *get_args(annotation))
+        model = next(t for t in inside if isinstance(t, type) and issubclass(t, BaseModel))
     return list(model.model_fields)

@@ -46,16 +46,19 @@ def perplexity(losses: Tensor) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def _mean_nll(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> float:
-    """Return the mean NLL of targets, (T - 1,), under hidden states, (T - 1, hidden_size)."""
-    head = model.get_output_embeddings()
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return the fp32 logits, (T, vocabulary), of final hidden states, (T, hidden_size)."""
+    logits = model.get_output_embeddings()(hidden).float()
     # As the model's own forward does: Gemma3ForConditionalGeneration ignores its text part's cap.
     cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _mean_nll(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> float:
+    """Return the mean NLL of targets, (T - 1,), under hidden states, (T - 1, hidden_size)."""
     total = 0.0
     for start in range(0, len(targets), CHUNK_TOKENS):
-        logits = head(hidden[start : start + CHUNK_TOKENS]).float()
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
+        logits = logits_of(model, hidden[start : start + CHUNK_TOKENS])
         chunk = targets[start : start + CHUNK_TOKENS]
         total += functional.cross_entropy(logits, chunk, reduction="sum").item()
     return total / len(targets)

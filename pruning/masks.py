@@ -4,8 +4,10 @@ Masks are boolean, True where a weight goes. Counts are exact and ties go leftmo
 CPU thresholds come from numpy's partial sort, which is several times faster than torch's.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,8 +129,8 @@ def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
     _check(scores, 0.0)
     # Rank inside each group by counting who comes before: the groups are too short for a sort.
     # One tensor for each place in the group, so that every comparison runs over whole vectors.
-    places = scores.reshape(scores.shape[0], -1, group).unbind(-1)
-    places = [place.contiguous() for place in places]  # each (out, in / group)
+    groups = scores.reshape(scores.shape[0], -1, group)
+    places = [place.contiguous() for place in groups.unbind(-1)]  # each (out, in / group)
     mask = torch.empty((*places[0].shape, group), dtype=torch.bool, device=scores.device)
     for own in range(group):
         before = torch.zeros_like(places[own], dtype=torch.int16)
@@ -195,7 +197,7 @@ def _lowest(scores: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = _kth_smallest(scores, count)  # (rows, 1)
-    mask = _up_to(scores, threshold)
+    mask = _compare(operator.le, scores, threshold)
     if _count(mask) == count * len(scores):
         return mask
     excess = mask.sum(1) - count
@@ -214,18 +216,15 @@ def _kth_smallest(scores: Tensor, k: int) -> Tensor:
     return torch.kthvalue(scores, k, dim=1, keepdim=True).values
 
 
+def _compare(relation: Callable[[Any, Any], Any], scores: Tensor, threshold: Tensor) -> Tensor:
+    """Return a relation of scores and threshold; on the CPU numpy is several times as fast."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(np.asarray(relation(scores.numpy(), threshold.numpy())))
+    return relation(scores, threshold)
+
+
 def _below(scores: Tensor, threshold: float) -> Tensor:
-    """Return `scores < threshold`; numpy compares several times as fast as torch on the CPU."""
-    if scores.device.type == "cpu":
-        return torch.from_numpy(scores.numpy() < np.float32(threshold))
-    return scores < threshold
-
-
-def _up_to(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """Return `scores <= thresholds`, as `_below` does."""
-    if scores.device.type == "cpu":
-        return torch.from_numpy(scores.numpy() <= thresholds.numpy())
-    return scores <= thresholds
+    return _compare(operator.lt, scores, torch.tensor(threshold, device=scores.device))
 
 
 def _count(mask: Tensor) -> int:
@@ -259,7 +258,8 @@ def _model_threshold(scores_by_name: Mapping[str, Tensor], sparsity: float) -> t
 
 def _sample(scores_by_name: Mapping[str, Tensor], sparsity: float) -> tuple[Tensor, int]:
     """Return every `_SAMPLE_STEP`-th score and the number of all; checks each layer."""
-    parts, total = [], 0
+    parts: list[Tensor] = []
+    total = 0
     for name, scores in scores_by_name.items():
         try:
             _check(scores, sparsity)
@@ -287,13 +287,12 @@ def _look_through(
     """Return how many scores are at or below `low`, and those strictly between the two, (n,)."""
     up_to_low, inside = 0, []
     for scores in scores_by_name.values():
+        bounds = torch.tensor([low, high], device=scores.device)
+        above = _compare(operator.gt, scores, bounds[0])
+        between = above & _compare(operator.lt, scores, bounds[1])
         if scores.device.type == "cpu":
-            values = scores.numpy()
-            above = values > np.float32(low)
-            inside.append(torch.from_numpy(values[above & (values < np.float32(high))]))
-            up_to_low += above.size - int(np.count_nonzero(above))
+            inside.append(torch.from_numpy(scores.numpy()[between.numpy()]))
         else:
-            above = scores > low
-            inside.append(scores[above & (scores < high)])
-            up_to_low += above.numel() - int(torch.count_nonzero(above))
+            inside.append(scores[between])
+        up_to_low += above.numel() - _count(above)
     return up_to_low, torch.cat(inside)

@@ -6,8 +6,11 @@ fingerprint. It runs in the driver and needs neither the model nor a worker.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +24,9 @@ from pruning.pruner import LayerScores
 
 ROWS = 16
 """Rows taken of each probed layer, evenly spaced."""
+
+KEPT_MASKS = 1024
+"""Masks that are kept, tens of kilobytes each."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +80,77 @@ def take_probe(
     return Probe.from_tensors(parts)
 
 
-def fingerprint(metric: Metric, target: Target, probe: Probe) -> str:
-    """Return a hash of a metric's mask on the probe, 16 hexadecimal digits.
+class Fingerprints:
+    """Fingerprints under one task or several; the last masks are kept, for their distances.
+
+    Args:
+        tasks: For each, its model's probe and what a comparison group asks of it.
+    """
+
+    def __init__(self, tasks: Sequence[tuple[Probe, Callable[[str], Target]]]) -> None:
+        self._tasks = tasks
+        self._mask = lru_cache(KEPT_MASKS)(self._probe_mask)
+
+    def fingerprint(self, metric: str, group: str) -> str:
+        """Return a hash of a metric's masks on the probes, 16 hexadecimal digits.
+
+        Raises:
+            ValueError: If the metric is degenerate there: a probed layer's scores are not finite
+                or constant, or every row of every layer has one and the same mask.
+        """
+        mask = self._mask(metric, group)
+        # With the group: on few rows two of them may agree, and not on the whole layers.
+        return hashlib.sha256(group.encode() + mask.tobytes()).hexdigest()[:16]
+
+    def distance(self, one: tuple[str, str], other: tuple[str, str]) -> float:
+        """Return the fraction of probed weights that one metric removes and the other keeps.
+
+        Both are given as metric and group. 0 is one mask; two unrelated halves differ in 0.5.
+        """
+        differing = np.bitwise_count(self._mask(*one) ^ self._mask(*other)).sum()
+        return float(differing) / self._probed
+
+    def diversity(self, members: Sequence[tuple[str, str]], least: float) -> dict[str, Any]:
+        """Count a population in masks: members, masks `least` apart, mean distance of a pair."""
+        masks: list[tuple[str, str]] = []
+        for member in members:
+            if all(self.distance(member, other) >= least for other in masks):
+                masks.append(member)
+        distances = [self.distance(*pair) for pair in combinations(members, 2)]
+        mean = sum(distances) / len(distances) if distances else 0.0
+        return {"members": len(members), "masks": len(masks), "mean_distance": mean}
+
+    @cached_property
+    def _probed(self) -> int:
+        return sum(w.numel() for probe, _ in self._tasks for w in probe.weights.values())
+
+    def _probe_mask(self, metric: str, group: str) -> np.ndarray:
+        scores: dict[int, Mapping[str, Tensor]] = {}
+        parts = []
+        for probe, target_of in self._tasks:
+            if id(probe) not in scores:
+                lazy = LayerScores(Metric.parse(metric), probe.weights, probe.statistics)
+                scores[id(probe)] = dict(lazy)
+            parts.append(probe_mask(scores[id(probe)], target_of(group), metric))
+        return np.concatenate(parts)
+
+
+def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> np.ndarray:
+    """Return the masks of probed layers as bits, packed into bytes layer by layer.
 
     Raises:
-        ValueError: If the metric is degenerate there: a probed layer's scores are not finite or
-            constant, or every row of every layer has one and the same mask.
+        ValueError: If every row of every layer has one and the same mask.
     """
-    scores = LayerScores(metric, probe.weights, probe.statistics)
     mask_of = masker(target, scores)
-    digest = hashlib.sha256()
+    packed = []
     rows_differ = False
-    for name in scores:
-        mask = mask_of(scores[name])
-        rows_differ |= bool((mask != mask[0]).any())
-        digest.update(np.packbits(mask.numpy()).tobytes())
+    for layer in scores.values():
+        mask = mask_of(layer).numpy()
+        rows_differ = rows_differ or bool((mask != mask[0]).any())
+        packed.append(np.packbits(mask))
     if not rows_differ and (target.pattern or target.sparsity > 0):
-        raise ValueError(f"'{metric.text}' prunes the same inputs in every row")
-    return digest.hexdigest()[:16]
+        raise ValueError(f"'{metric}' prunes the same inputs in every row")
+    return np.concatenate(packed)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

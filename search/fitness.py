@@ -1,27 +1,47 @@
-"""Metric text to outcome: prune, measure, restore. The only place where the two siblings meet.
+"""Metric text to outcome: prune, measure, restore; over one task or several.
 
-An `Evaluator` holds one model with a master copy of its dense weights, its statistics and the
-token windows, all loaded once. Candidates are pruned by `pruning` and measured by `evaluation`.
+An `Evaluator` holds its models with all that a candidate needs, loaded once. Each stage looks at
+a few more windows of every task, and a candidate that cannot enter the population goes no further.
 """
 
+import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluation.perplexity import perplexity, window_losses
-from pruning.calibration import Statistics, collect
+from evaluation.perplexity import perplexity
 from pruning.masks import Target
-from pruning.metric import Metric
-from pruning.models import decoder_blocks, linear_layers, load_model
-from pruning.pruner import LayerScores, prune_copy, restore
-from search.fingerprint import take_probe, tensors_digest
+from pruning.memory import keep_freed_memory
 from search.population import Candidate, Outcome
+from search.resident import Resident, Subject
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a candidate is asked to do.
+
+    Attributes:
+        name: In a few words.
+        subject: Index of the model.
+        sparsity: Fraction of the weights to remove.
+        pattern: (kept, length), or None for unstructured sparsity.
+        weight: Of this task's rise of NLL over dense in the fitness.
+    """
+
+    name: str
+    subject: int
+    sparsity: float
+    pattern: tuple[int, int] | None
+    weight: float
+
+    def target(self, group: str) -> Target:
+        """Return what to remove under a comparison group; a pattern has its own."""
+        return Target(self.sparsity, "row" if self.pattern else group, self.pattern)
 
 
 @dataclass(frozen=True)
@@ -29,129 +49,163 @@ class Setup:
     """What an evaluator is built from: plain values alone, so that any machine can build it.
 
     Attributes:
-        model: `embedded`, a folder or a hub id.
-        dtype: Of weights and forward passes.
+        subjects: The models.
+        windows: Token ids by role (calibration, fitness, selection, report), each (N, T), for
+            each model.
+        tasks: One or more.
+        leaves: Statistics that metrics may name.
+        objective: `nll` or `kl`.
         device: A torch device.
         threads: torch threads.
-        windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
-        sparsity: Fraction of the weights to remove.
-        pattern: (kept, length), or None for unstructured sparsity.
         stages: Fitness windows after which a candidate may be stopped, ascending.
-        slack: A stop needs this much more NLL rise than the threshold's, as a fraction.
-        hopeless: NLL rise over dense, nats per token, that always stops.
+        slack: A stop needs this much more rise than the threshold's, as a fraction.
+        hopeless: Rise over dense, nats per token, that always stops.
     """
 
-    model: str
-    dtype: str
+    subjects: tuple[Subject, ...]
+    windows: tuple[Mapping[str, Tensor], ...]
+    tasks: tuple[Task, ...]
+    leaves: frozenset[str]
+    objective: str
     device: str
     threads: int
-    windows: Mapping[str, Tensor]
-    sparsity: float
-    pattern: tuple[int, int] | None
     stages: tuple[int, ...]
     slack: float
     hopeless: float
 
 
-@dataclass
 class Evaluator:
-    """One resident model that evaluates candidates, one after the other."""
+    """Resident models that evaluate candidates, one candidate after the other.
 
-    setup: Setup
-    statistics: Statistics = field(default_factory=Statistics)
+    The fitness of one task is the mean of the objective over its fitness windows. Of several it
+    is the mean of the tasks' rises over dense by weight, since losses on unlike texts and models
+    have no common scale.
+    """
 
-    def __post_init__(self) -> None:
-        torch.set_num_threads(self.setup.threads)
-        self._model = load_model(self.setup.model, self.setup.dtype, self.setup.device)
-        self._model.requires_grad_(False)
-        self._layers = linear_layers(self._model)
-        self._master = {name: layer.weight.clone() for name, layer in self._layers.items()}
-        self._dense = window_losses(self._model, self.setup.windows["fitness"])
+    def __init__(self, setup: Setup) -> None:
+        torch.set_num_threads(setup.threads)
+        keep_freed_memory()
+        self.setup = setup
+        self.residents = [
+            Resident(subject, windows, setup.device, setup.objective)
+            for subject, windows in zip(setup.subjects, setup.windows, strict=True)
+        ]
 
-    def collect_statistics(
-        self, leaves: frozenset[str] = frozenset({"X", "G"})
-    ) -> dict[str, Tensor]:
-        """Collect statistics on the calibration windows, use them, return them by `X/layer`."""
-        windows = self.setup.windows["calibration"]
-        found = collect(self._model, self._layers, windows, leaves).to_tensors()
-        self.use_statistics(found)
-        return found
+    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
+        """Collect a model's statistics, use them, and return them by `X/layer`."""
+        return self.residents[subject].collect_statistics(self.setup.leaves)
 
-    def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use statistics that were collected elsewhere; moved to the device once."""
-        self.statistics = Statistics.from_tensors(tensors, self.setup.device)
+    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Use statistics of a model that were collected elsewhere."""
+        self.residents[subject].use_statistics(tensors)
 
-    def probe_tensors(self) -> dict[str, Tensor]:
-        """Return the fingerprint's probe; see `search.fingerprint`."""
-        blocks = decoder_blocks(self._model)
-        return take_probe(self._master, self.statistics, blocks).to_tensors()
+    def probe_tensors(self, subject: int) -> dict[str, Tensor]:
+        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
+        return self.residents[subject].probe_tensors()
 
-    def model_digest(self) -> str:
-        """Return a hash of the dense weights that are pruned."""
-        return tensors_digest(self._master)
+    def model_digest(self, subject: int) -> str:
+        """Return a hash of a model's dense weights that are pruned."""
+        return self.residents[subject].digest()
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Prune, measure on the fitness windows stage by stage, restore."""
         try:
-            with self.pruned(candidate.metric, candidate.group):
-                return self._measure(candidate.stop_above)
+            return self._measure(candidate)
         except ValueError as error:
             # Scores that no mask can be made of: the metric's fault, found only on all layers.
             return Outcome("degenerate", reason=str(error))
+        finally:
+            for resident in self.residents:
+                resident.restore()
 
-    def losses(self, role: str, metric: str | None, group: str) -> list[float] | None:
-        """Return each window's mean NLL on a text, dense if `metric` is None.
+    def losses(self, task: int, role: str, metric: str | None, group: str) -> list[float] | None:
+        """Return each window's mean NLL on a task's text, dense if `metric` is None.
 
         None if the metric is degenerate on this model.
         """
-        windows = self.setup.windows[role]
+        resident, target = self._of(task, group)
         if metric is None:
-            return window_losses(self._model, windows).tolist()
+            return resident.losses(role)
         try:
-            with self.pruned(metric, group):
-                return window_losses(self._model, windows).tolist()
+            with resident.pruned(metric, target):
+                return resident.losses(role)
         except ValueError:
             return None
 
-    @contextmanager
-    def pruned(self, metric: str, group: str) -> Iterator[None]:
-        """While open, the model is pruned; then its weights are the dense ones, bit for bit."""
-        target = Target(self.setup.sparsity, group, self.setup.pattern)
-        scores: Mapping[str, Tensor]
-        scores = LayerScores(Metric.parse(metric), self._master, self.statistics)
+    def zeros_and_overlap(
+        self, task: int, one: tuple[str, str], other: tuple[str, str]
+    ) -> dict[str, tuple[float, float]]:
+        """Compare the masks of two metrics, each with its group, layer by layer.
+
+        Returns:
+            By layer: the fraction of zeros under `other`, and the weights that both remove over
+            those that either does. Empty if one of them is degenerate on this model.
+        """
+        masks = []
+        for metric, group in (one, other):
+            resident, target = self._of(task, group)
+            masks.append(resident.masks(metric, target))
+        found = {}
         try:
-            with torch.inference_mode():
-                if group == "model" and not self.setup.pattern:
-                    # Asked for three times each: a resident model has the memory to keep them.
-                    scores = dict(scores)
-                prune_copy(self._layers, self._master, scores, target)
-            yield
-        finally:
-            restore(self._layers, self._master)
+            for (name, a), (_, b) in zip(*masks, strict=True):
+                either = int((a | b).sum())
+                overlap = int((a & b).sum()) / either if either else 1.0
+                found[name] = (int(b.sum()) / b.numel(), overlap)
+        except ValueError:
+            return {}
+        return found
 
-    def _measure(self, stop_above: float | None) -> Outcome:
-        windows = self.setup.windows["fitness"]
-        losses = torch.empty(0, dtype=torch.float64)
-        for end in (*self.setup.stages, len(windows)):
-            part = windows[len(losses) : end]
-            losses = torch.cat([losses, window_losses(self._model, part)])
-            tokens = losses.numel() * windows.shape[1]
-            if not torch.isfinite(losses).all():
-                return Outcome("degenerate", None, tokens, "the loss is not finite")
-            if end >= len(windows):
-                break
-            rise = (losses - self._dense[: len(losses)]).mean().item()
-            if reason := self._stop_reason(rise, stop_above):
-                return Outcome("stopped", None, tokens, reason)
-        return Outcome("evaluated", losses.mean().item(), tokens)
+    def _of(self, task: int, group: str) -> tuple[Resident, Target]:
+        asked = self.setup.tasks[task]
+        return self.residents[asked.subject], asked.target(group)
 
-    def _stop_reason(self, rise: float, stop_above: float | None) -> str:
+    def _measure(self, candidate: Candidate) -> Outcome:
+        tasks = self.setup.tasks
+        losses = [torch.empty(0, dtype=torch.float64) for _ in tasks]
+        for end in (*self.setup.stages, None):
+            for i in range(len(tasks)):
+                resident, target = self._of(i, candidate.group)
+                resident.prune(candidate.metric, target)
+                losses[i] = torch.cat([losses[i], resident.measure(len(losses[i]), end)])
+            if not all(torch.isfinite(part).all() for part in losses):
+                return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
+            if end and (reason := self._stop_reason(losses, candidate.stop_above)):
+                return Outcome("stopped", None, self._tokens(losses), reason)
+        return Outcome("evaluated", self._fitness(losses), self._tokens(losses))
+
+    def _tokens(self, losses: list[Tensor]) -> int:
+        subjects = [task.subject for task in self.setup.tasks]
+        lengths = [self.setup.windows[subject]["fitness"].shape[1] for subject in subjects]
+        return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
+
+    def _fitness(self, losses: list[Tensor]) -> float:
+        return losses[0].mean().item() if len(losses) == 1 else self._rise(losses)
+
+    def _rise(self, losses: list[Tensor]) -> float:
+        """Return the mean rise over dense of the windows so far, tasks by their weights."""
+        total = 0.0
+        for task, part in zip(self.setup.tasks, losses, strict=True):
+            dense = self.residents[task.subject].dense[: len(part)]
+            total += task.weight * (part - dense).mean().item()
+        return total / sum(task.weight for task in self.setup.tasks)
+
+    def _stop_reason(self, losses: list[Tensor], stop_above: float | None) -> str:
         """Compare rises over the dense model: they vary far less by window than losses do."""
-        limit = self.setup.hopeless
+        rise, limit = self._rise(losses), self.setup.hopeless
         if stop_above is not None:
-            allowed = max(0.0, stop_above - self._dense.mean().item()) * (1 + self.setup.slack)
-            limit = min(limit, allowed)
-        return f"NLL rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
+            if len(losses) == 1:
+                stop_above -= self.residents[self.setup.tasks[0].subject].dense.mean().item()
+            limit = min(limit, max(0.0, stop_above) * (1 + self.setup.slack))
+        return f"rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
+
+
+def timed(evaluator: Evaluator, candidate: Candidate) -> tuple[Outcome, dict[str, float]]:
+    """Evaluate, and return what is not reproducible beside the outcome: seconds and peak MiB."""
+    began = time.perf_counter()
+    outcome = evaluator.evaluate(candidate)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return outcome, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
 
 
 @dataclass
@@ -171,9 +225,8 @@ class InProcessPool:
         if not self.waiting:
             return None
         candidate = self.waiting.popleft()
-        began = time.monotonic()
-        outcome = self.evaluator.evaluate(candidate)
-        self.timings[candidate.index] = {"seconds": time.monotonic() - began, "worker": 0}
+        outcome, timing = timed(self.evaluator, candidate)
+        self.timings[candidate.index] = {**timing, "worker": 0}
         return candidate.index, outcome
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -184,9 +237,9 @@ class InProcessPool:
         """Call a method once for each tuple of arguments; results in the same order."""
         return [self.call(method, *arguments) for arguments in calls]
 
-    def share_statistics(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give statistics to the evaluator."""
-        self.evaluator.use_statistics(tensors)
+    def share_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Give a model's statistics to the evaluator."""
+        self.evaluator.use_statistics(subject, tensors)
 
 
 def perplexity_of(losses: list[float]) -> float:

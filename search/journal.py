@@ -203,6 +203,21 @@ class RunFolder:
         )
 
 
+def checkpoint_state(path: Path) -> State:
+    """Return the state in a checkpoint file, of any run.
+
+    Raises:
+        ValueError: If it cannot be read, is damaged or of another schema.
+    """
+    try:
+        state = _state_of(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    if not state:
+        raise ValueError(f"checkpoint {path} is damaged, or from another version")
+    return state
+
+
 def _locked(path: Path) -> RunFolder:
     lock = FileLock(path / ".lock")
     try:
@@ -227,7 +242,7 @@ def _state_of(data: bytes) -> State | None:
             key: tuple(Record.from_dict(fields) for fields in body[key])
             for key in ("population", "hall_of_fame")
         }
-        counts = [body[key] for key in ("began", "improved")]
+        counts = [body.get(key, 0) for key in ("began", "improved")]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
     return State(body["committed"], members["population"], members["hall_of_fame"], *counts)

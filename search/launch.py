@@ -11,23 +11,26 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from configs import schema
 from configs.schema import Config
-from pruning import models
-from pruning.masks import parse_pattern
+from pruning.baselines import BASELINES
+from pruning.masks import GROUPS
+from pruning.operators import LEAF_SETS
 from search.evolution import Settings, evolve, replay
-from search.fingerprint import Probe, fingerprint, tensors_digest
+from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.finish import finish
 from search.fitness import Evaluator, InProcessPool, Setup
 from search.journal import FolderError, RunFolder
-from search.population import Record, State
+from search.plan import Plan, load_plan
+from search.population import Candidate, Record, Rules, State
 from search.primitives import primitive_set
 from search.report import write_report
 from search.run import Run, environment
 from search.screen import Screen
-from search.texts import load_windows
-from search.validation import seed_metric, validate
+from search.seeds import read_seeds, write_seeds
+from search.validation import validate
 from search.variation import Variation
 
 DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
@@ -41,11 +44,16 @@ def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
     validate(config)
     # Before the folder is made: a text that cannot be had must not leave a run behind.
-    windows = load_windows(config, models.load_tokenizer(config.model))
+    plan = load_plan(config)
+    # As texts: the run folder alone must be enough to resume.
+    seeds = write_seeds(read_seeds(config.search.seeds, groups_of(config)))
+    config = schema.parse(
+        {**config.model_dump(), "search": {**config.search.model_dump(), "seeds": seeds}}, "seeds"
+    )
     folder = RunFolder.create(out)
     try:
         folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, windows, console)
+        return _run(folder, config, plan, console)
     finally:
         folder.close()
 
@@ -72,9 +80,9 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
                 f"{path} has: give more"
             )
         validate(config)
-        windows = load_windows(config, models.load_tokenizer(config.model))
+        plan = load_plan(config)
         folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, windows, console)
+        return _run(folder, config, plan, console)
     finally:
         folder.close()
 
@@ -90,18 +98,38 @@ def rebuild_report(path: Path, console: Console) -> int:
         folder.close()
 
 
-def settings_of(config: Config) -> Settings:
+def groups_of(config: Config) -> tuple[str, ...]:
+    """Return the comparison groups that candidates may have; n:m patterns know no other."""
+    if all(task.pattern != "unstructured" for task in config.all_tasks):
+        return ("row",)
+    group = config.pruning.group
+    return GROUPS if group == "free" else (group,)
+
+
+def settings_of(config: Config, fingerprints: Fingerprints) -> Settings:
     """Return the loop's knobs from a config."""
     search = config.search
+
+    def near(one: Candidate | Record, other: Record) -> bool:
+        names = (one.metric, one.group), (other.metric, other.group)
+        return fingerprints.distance(*names) < search.crowding
+
     return Settings(
         seed=search.seed,
         candidates=search.candidates,
-        population=search.population,
-        lag=search.lag,
-        group=config.pruning.group,
-        seeds=tuple(seed_metric(seed) for seed in search.seeds),
+        rules=Rules(
+            capacity=search.population,
+            resolution=search.parsimony,
+            patience=search.patience,
+            lag=search.lag,
+            **({"near": near} if search.crowding and search.fingerprint else {}),
+        ),
+        groups=groups_of(config),
+        regroup=search.regroup,
+        seeds=tuple(read_seeds(search.seeds, groups_of(config))),
         pool=search.pool,
         parents=search.parents,
+        simplified=search.simplify,
         variation=Variation(
             primitives=primitive_set(search.primitives),
             min_initial_depth=search.min_initial_depth,
@@ -115,19 +143,19 @@ def settings_of(config: Config) -> Settings:
     )
 
 
-def _run(folder: RunFolder, config: Config, windows: dict[str, Any], console: Console) -> int:
+def _run(folder: RunFolder, config: Config, plan: Plan, console: Console) -> int:
     started = time.monotonic()
     console.print(f"run folder {folder.path}", soft_wrap=True)
     records = folder.read_records()
     try:
-        with _pool(config, windows) as pool:
+        with _pool(config, plan) as pool:
             # After Ray's start, which takes SIGTERM for itself and aborts. SIGINT too: a shell
             # starts its background jobs with it ignored.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _interrupt)
-            texts = {role: window.provenance for role, window in windows.items()}
-            run = Run(folder, config, texts, pool, console)
-            state = _evolve(run, _prepare(run), records)
+            run = Run(folder, config, plan, pool, console)
+            fingerprints = _prepare(run)
+            state = _evolve(run, fingerprints, records)
             if state.best is None:
                 console.print(
                     "error: no candidate was evaluated to the end; breed more: "
@@ -135,7 +163,9 @@ def _run(folder: RunFolder, config: Config, windows: dict[str, Any], console: Co
                     soft_wrap=True,
                 )
                 return NOTHING_EVALUATED
-            finish(run, records, state, lambda: time.monotonic() - started)
+            members = [(one.metric, one.group) for one in state.population]
+            diversity = fingerprints.diversity(members, config.search.crowding)
+            finish(run, records, state, diversity, lambda: time.monotonic() - started)
     except KeyboardInterrupt:
         console.print(
             f"interrupted after {len(records)} candidates; continue with "
@@ -152,17 +182,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _pool(config: Config, windows: dict[str, Any]) -> Iterator[Any]:
+def _pool(config: Config, plan: Plan) -> Iterator[Any]:
     """Open the pool that the config asks for; closed at the end, whatever happens."""
     search, where = config.search, config.ray
+    named = [baseline.metric for baseline in BASELINES.values()]
+    named += [metric for metric, _ in read_seeds(search.seeds, groups_of(config))]
+    leaves = frozenset(LEAF_SETS[search.primitives]).union(*(metric.leaves for metric in named))
     setup = Setup(
-        model=config.model,
-        dtype=config.dtype,
+        subjects=plan.subjects,
+        windows=tuple({r: w.tokens for r, w in texts.items()} for texts in plan.windows),
+        tasks=plan.tasks,
+        leaves=leaves,
+        objective=search.objective,
         device="cuda" if where.gpus_per_worker else "cpu",
         threads=where.cpus_per_worker,
-        windows={role: window.tokens for role, window in windows.items()},
-        sparsity=config.pruning.sparsity,
-        pattern=parse_pattern(config.pruning.pattern),
         stages=tuple(search.stages),
         slack=search.slack,
         hopeless=search.hopeless,
@@ -187,43 +220,58 @@ def _pool(config: Config, windows: dict[str, Any]) -> Iterator[Any]:
         pool.close()
 
 
-def _prepare(run: Run) -> Probe:
-    """Get statistics and probe, from the folder or from a worker, and check the environment.
+def _prepare(run: Run) -> Fingerprints:
+    """Get statistics and probes, from the folder or from a worker, and check the environment.
 
     Raises:
-        FolderError: If model, texts or statistics are not those that the run began with.
+        FolderError: If models, texts or statistics are not those that the run began with.
     """
-    statistics = run.folder.read_tensors("statistics.safetensors")
-    if statistics is None:
-        run.console.print(f"collecting X and G on {run.texts['calibration']['tokens']} tokens")
-        statistics = run.pool.call("collect_statistics")
-        run.folder.write_tensors("statistics.safetensors", statistics)
-    run.pool.share_statistics(statistics)
-    fingerprints = {
-        "model": run.pool.call("model_digest"),
-        "texts": {role: text["text_sha256"] for role, text in run.texts.items()},
-        "statistics": tensors_digest(statistics),
-    }
+    found: dict[str, Any] = {"model": [], "texts": [], "statistics": []}
+    probes = []
+    for subject in range(len(run.plan.subjects)):
+        statistics = _statistics(run, subject)
+        found["model"].append(run.pool.call("model_digest", subject))
+        texts = run.texts(subject)
+        found["texts"].append({role: text["text_sha256"] for role, text in texts.items()})
+        found["statistics"].append(tensors_digest(statistics))
+        probes.append(_probe(run, subject))
     if (run.folder.path / "environment.json").exists():
-        _check_same(run.folder.read_json("environment.json")["fingerprints"], fingerprints)
+        _check_same(run.folder.read_json("environment.json")["fingerprints"], found)
     else:
-        run.folder.write_json("environment.json", environment(fingerprints))
-    probe = run.folder.read_tensors("probe.safetensors")
+        run.folder.write_json("environment.json", environment(found))
+    return Fingerprints([(probes[task.subject], task.target) for task in run.plan.tasks])
+
+
+def _statistics(run: Run, subject: int) -> dict[str, Tensor]:
+    """Return a model's statistics, which all workers have then."""
+    name = f"statistics{subject or ''}.safetensors"
+    statistics = run.folder.read_tensors(name)
+    if statistics is None:
+        tokens = run.texts(subject)["calibration"]["tokens"]
+        model = run.plan.subjects[subject].model
+        run.console.print(f"collecting statistics of {model} on {tokens} tokens", soft_wrap=True)
+        statistics = run.pool.call("collect_statistics", subject)
+        run.folder.write_tensors(name, statistics)
+    run.pool.share_statistics(subject, statistics)
+    return dict(statistics)
+
+
+def _probe(run: Run, subject: int) -> Probe:
+    name = f"probe{subject or ''}.safetensors"
+    probe = run.folder.read_tensors(name)
     if probe is None:
-        probe = run.pool.call("probe_tensors")
-        run.folder.write_tensors("probe.safetensors", probe)
+        probe = run.pool.call("probe_tensors", subject)
+        run.folder.write_tensors(name, probe)
     return Probe.from_tensors(probe)
 
 
-def _evolve(run: Run, probe: Probe, records: list[Record]) -> State:
+def _evolve(run: Run, fingerprints: Fingerprints, records: list[Record]) -> State:
     """Run the loop to its end; new records are appended to `records` as they are committed."""
-    settings = settings_of(run.config)
-    target = run.target()
-    start = resumable = run.folder.read_checkpoint(max(0, len(records) - settings.lag))
-    state = replay(settings, start, records)[len(records)]
-    loop = evolve(
-        settings, lambda metric: fingerprint(metric, target, probe), run.pool, start, records[:]
-    )
+    settings = settings_of(run.config, fingerprints)
+    start = resumable = run.folder.read_checkpoint(max(0, len(records) - settings.rules.lag))
+    state = replay(settings.rules, start, records)[len(records)]
+    mark = fingerprints.fingerprint if run.config.search.fingerprint else None
+    loop = evolve(settings, mark, run.pool, start, records[:])
     with Screen(run.console, settings.candidates, len(records)) as screen:
         screen.outcomes.update(Counter(record.outcome for record in records))
         try:

@@ -10,42 +10,57 @@ import torch
 from rich.console import Console
 
 from configs.schema import Config
-from pruning.masks import Target, parse_pattern
 from search.journal import RunFolder
+from search.plan import Plan
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its config, texts and pool.
+    """A run folder with its config, plan and pool.
 
     Attributes:
-        texts: Provenance of the token windows by role.
+        plan: Models, texts and tasks.
         pool: A `RayPool` or an `InProcessPool`.
     """
 
     folder: RunFolder
     config: Config
-    texts: dict[str, dict[str, Any]]
+    plan: Plan
     pool: Any
     console: Console
 
-    def target(self) -> Target:
-        """Return what every candidate is asked to remove."""
-        pruning = self.config.pruning
-        return Target(pruning.sparsity, pruning.group, parse_pattern(pruning.pattern))
+    def texts(self, subject: int) -> dict[str, dict[str, Any]]:
+        """Return the provenance of a model's token windows by role."""
+        return {role: text.provenance for role, text in self.plan.windows[subject].items()}
 
     def provenance(self, **more: Any) -> dict[str, Any]:
         """Return what makes a result repeatable; the same for any number of workers."""
         config = self.config
+        tasks = {"tasks": self.tasks()} if len(self.plan.tasks) > 1 else {}
         return {
             "model": config.model,
             "dtype": config.dtype,
             "pruning": config.pruning.model_dump(),
-            "texts": self.texts,
+            "texts": self.texts(0),
+            **tasks,
+            "objective": config.search.objective,
             "seed": config.search.seed,
             "candidates": config.search.candidates,
             **more,
         }
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
+        return [
+            {
+                "name": task.name,
+                "model": self.plan.subjects[task.subject].model,
+                "sparsity": task.sparsity,
+                "pattern": "{}:{}".format(*task.pattern) if task.pattern else "unstructured",
+                "weight": task.weight,
+            }
+            for task in self.plan.tasks
+        ]
 
 
 def environment(fingerprints: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import re
 from pathlib import Path
 
-from configs.schema import Config
+from configs.schema import Config, Task
 from pruning import models
-from pruning.masks import Target, parse_pattern
-from pruning.metric import Metric
-from pruning.metric_file import resolve_metric
+from pruning.masks import GROUPS, Target, parse_pattern
 from pruning.request import check_layers, resolve_subject
-from search.texts import check_texts
+from search.plan import check_texts
+from search.seeds import read_seeds
 
 _HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
 """Owner and name; `models/` is where `make smollm2` puts its folder."""
@@ -24,41 +23,39 @@ def validate(config: Config) -> list[str]:
     Raises:
         ValueError: If something is wrong; one line that names it.
     """
-    parse_pattern(config.pruning.pattern)
-    for seed in config.search.seeds:
-        seed_metric(seed)
-    notes = check_texts(config)
-    windows = config.fitness.windows
-    if config.search.stages and windows and config.search.stages[-1] >= windows:
-        raise ValueError(
-            f"search.stages must be below fitness.windows = {windows}, got {config.search.stages}"
-        )
-    if config.model == models.EMBEDDED or Path(config.model).is_dir():
-        _check_model(config)
-    elif _HUB_ID.fullmatch(config.model):
-        notes.append(f"model {config.model}: it comes from the Hugging Face hub: not checked")
-    else:
-        raise ValueError(
-            f"model {config.model!r} is no folder: give embedded, a folder or a hub id"
-            + (" (`make smollm2` builds it)" if "smollm2" in config.model else "")
-        )
-    return notes
+    for pattern in {config.pruning.pattern, *(task.pattern for task in config.all_tasks)}:
+        parse_pattern(str(pattern))
+    read_seeds(config.search.seeds, GROUPS)
+    notes = dict.fromkeys(check_texts(config))
+    for task in config.all_tasks:
+        windows = task.texts["fitness"].windows
+        if config.search.stages and windows and config.search.stages[-1] >= windows:
+            raise ValueError(
+                f"search.stages must be below fitness.windows = {windows}, got "
+                f"{config.search.stages}"
+            )
+        assert task.model
+        if task.model == models.EMBEDDED or Path(task.model).is_dir():
+            _check_model(task.model, task)
+        elif _HUB_ID.fullmatch(task.model):
+            note = f"model {task.model}: it comes from the Hugging Face hub: not checked"
+            notes[note] = None
+        else:
+            raise ValueError(
+                f"model {task.model!r} is no folder: give embedded, a folder or a hub id"
+                + (" (`make smollm2` builds it)" if "smollm2" in task.model else "")
+            )
+    return list(notes)
 
 
-def seed_metric(argument: str) -> Metric:
-    """Return the metric that an entry of `search.seeds` means; raises ValueError if none."""
-    return resolve_metric(argument).metric.check_scores_weights()
-
-
-def _check_model(config: Config) -> None:
-    limit = getattr(
-        models.load_config(config.model).get_text_config(), "max_position_embeddings", None
-    )
-    for role, text in config.texts.items():
+def _check_model(model: str, task: Task) -> None:
+    config = models.load_config(model).get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    for role, text in task.texts.items():
         if limit and text.length > limit:
             raise ValueError(
                 f"{role}.length must be at most the model's {limit} positions, got {text.length}"
             )
-    if pattern := parse_pattern(config.pruning.pattern):
-        subject = resolve_subject(config.model, config.dtype, "cpu", None)
-        check_layers(subject, Target(config.pruning.sparsity, config.pruning.group, pattern))
+    if pattern := parse_pattern(str(task.pattern)):
+        subject = resolve_subject(model, str(task.dtype), "cpu", None)
+        check_layers(subject, Target(task.sparsity or 0.0, "row", pattern))

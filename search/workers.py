@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import secrets
-import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 import search
-from search.fitness import Evaluator, Setup
+from search.fitness import Evaluator, Setup, timed
 from search.population import Candidate, Outcome
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,24 +37,26 @@ _WAIT_SECONDS = 0.5
 class _Worker:
     """An evaluator in an actor; every result is made of plain values and numpy arrays."""
 
-    def __init__(self, setup: dict[str, Any], windows: dict[str, np.ndarray], code: str) -> None:
+    def __init__(
+        self, setup: dict[str, Any], windows: list[dict[str, np.ndarray]], code: str
+    ) -> None:
         if code != code_digest():
             raise RuntimeError(
                 f"this worker runs other code than the driver ({Path(search.__file__).parent}): "
                 "install the driver's version on every node"
             )
-        tokens = {role: torch.from_numpy(array.copy()) for role, array in windows.items()}
-        self._evaluator = Evaluator(Setup(windows=tokens, **setup))
+        tokens = [{k: torch.from_numpy(v.copy()) for k, v in texts.items()} for texts in windows]
+        self._evaluator = Evaluator(Setup(windows=tuple(tokens), **setup))
 
     def ready(self) -> bool:
         return True
 
-    def evaluate(self, candidate: Candidate) -> Outcome:
+    def evaluate(self, candidate: Candidate) -> tuple[Outcome, dict[str, float]]:
         try:
-            return self._evaluator.evaluate(candidate)
+            return timed(self._evaluator, candidate)
         except (RuntimeError, ArithmeticError, MemoryError) as error:
             # torch reports a device's faults, memory among them, as RuntimeError.
-            return Outcome("failed", reason=f"{type(error).__name__}: {str(error)[:200]}")
+            return Outcome("failed", reason=f"{type(error).__name__}: {str(error)[:200]}"), {}
 
     def call(self, method: str, *arguments: Any) -> Any:
         result = getattr(self._evaluator, method)(*arguments)
@@ -63,8 +64,9 @@ class _Worker:
             return {name: tensor.cpu().numpy() for name, tensor in result.items()}
         return result
 
-    def use_statistics(self, arrays: dict[str, np.ndarray]) -> None:
-        self._evaluator.use_statistics({k: _read_only_tensor(a) for k, a in arrays.items()})
+    def use_statistics(self, subject: int, arrays: dict[str, np.ndarray]) -> None:
+        tensors = {k: _read_only_tensor(a) for k, a in arrays.items()}
+        self._evaluator.use_statistics(subject, tensors)
 
 
 class RayPool:
@@ -94,15 +96,15 @@ class RayPool:
                 "ray.cpus_per_worker or ray.gpus_per_worker"
             )
         fields = {k: v for k, v in vars(setup).items() if k != "windows"}
-        windows = {role: tokens.numpy() for role, tokens in setup.windows.items()}
+        windows = [{k: tokens.numpy() for k, tokens in texts.items()} for texts in setup.windows]
         self._build = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus).remote
         self._arguments = (fields, ray.put(windows), code_digest())
-        self._statistics: Any = None
+        self._statistics: dict[int, Any] = {}
         self._actors = [self._new_actor() for _ in range(min(workers or room, room))]
         _get([actor.ready.remote() for actor in self._actors], "starting")
         self._idle = deque(range(len(self._actors)))
         self._queue: deque[tuple[Candidate, int]] = deque()
-        self._running: dict[Any, tuple[int, Candidate, int, float]] = {}
+        self._running: dict[Any, tuple[int, Candidate, int]] = {}
         self.timings: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -118,10 +120,10 @@ class RayPool:
         ready, _ = ray.wait(list(self._running), timeout=_WAIT_SECONDS)
         if not ready:
             return None
-        worker, candidate, attempt, began = self._running.pop(ready[0])
-        self.timings[candidate.index] = {"seconds": time.monotonic() - began, "worker": worker}
+        worker, candidate, attempt = self._running.pop(ready[0])
         try:
-            outcome = ray.get(ready[0])
+            outcome, timing = ray.get(ready[0])
+            self.timings[candidate.index] = {**timing, "worker": worker}
         except ray.exceptions.RayActorError as error:
             self._actors[worker] = self._new_actor()
             outcome = Outcome(
@@ -151,10 +153,11 @@ class RayPool:
         results = _get(futures, method)
         return [_to_tensors(result) for result in results]
 
-    def share_statistics(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put statistics into the object store and hand them to every worker."""
-        self._statistics = ray.put({name: t.cpu().numpy() for name, t in tensors.items()})
-        futures = [actor.use_statistics.remote(self._statistics) for actor in self._actors]
+    def share_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put a model's statistics into the object store and hand them to every worker."""
+        shared = ray.put({name: t.cpu().numpy() for name, t in tensors.items()})
+        self._statistics[subject] = shared
+        futures = [actor.use_statistics.remote(subject, shared) for actor in self._actors]
         _get(futures, "taking the statistics")
 
     def close(self) -> None:
@@ -166,12 +169,12 @@ class RayPool:
             candidate, attempt = self._queue.popleft()
             worker = self._idle.popleft()
             future = self._actors[worker].evaluate.remote(candidate)
-            self._running[future] = (worker, candidate, attempt, time.monotonic())
+            self._running[future] = (worker, candidate, attempt)
 
     def _new_actor(self) -> Any:
         actor = self._build(*self._arguments)
-        if self._statistics is not None:
-            actor.use_statistics.remote(self._statistics)
+        for subject, shared in self._statistics.items():
+            actor.use_statistics.remote(subject, shared)
         return actor
 
 

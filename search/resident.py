@@ -1,0 +1,122 @@
+"""A model that stays loaded while candidates come and go: pruned from a master copy, measured.
+
+Here pruning and evaluation, which do not know each other, meet.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evaluation.divergence import final_hidden, window_divergences
+from evaluation.perplexity import window_losses
+from pruning.calibration import Statistics, collect
+from pruning.masks import Target, masker
+from pruning.metric import Metric
+from pruning.models import decoder_blocks, linear_layers, load_model
+from pruning.pruner import LayerScores, prune_copy, restore
+from search.fingerprint import take_probe, tensors_digest
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to prune: `embedded`, a folder or a hub id, and the dtype of its forward passes."""
+
+    model: str
+    dtype: str
+
+
+class Resident:
+    """One loaded model with a master copy of its dense weights and its token windows.
+
+    Args:
+        windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
+        objective: `nll` or `kl`, what `measure` returns of a window.
+    """
+
+    def __init__(
+        self, subject: Subject, windows: Mapping[str, Tensor], device: str, objective: str
+    ) -> None:
+        self.windows = windows
+        self.statistics = Statistics()
+        self.model = load_model(subject.model, subject.dtype, device)
+        self.model.requires_grad_(False)
+        self.layers = linear_layers(self.model)
+        self.master = {name: layer.weight.clone() for name, layer in self.layers.items()}
+        self._device = device
+        self._pruned: tuple[str, Target] | None = None
+        hidden = final_hidden(self.model, windows["fitness"]) if objective == "kl" else None
+        self._hidden = hidden
+        # The dense model's distance to itself is nothing, up to rounding.
+        self.dense = self.measure(0, None) if hidden is None else torch.zeros(len(hidden)).double()
+
+    def collect_statistics(self, leaves: frozenset[str]) -> dict[str, Tensor]:
+        """Collect statistics on the calibration windows, use them, return them by `X/layer`."""
+        self.restore()
+        found = collect(self.model, self.layers, self.windows["calibration"], leaves).to_tensors()
+        self.use_statistics(found)
+        return found
+
+    def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
+        """Use statistics that were collected elsewhere; moved to the device once."""
+        self.statistics = Statistics.from_tensors(tensors, self._device)
+
+    def probe_tensors(self) -> dict[str, Tensor]:
+        """Return the fingerprint's probe; see `search.fingerprint`."""
+        return take_probe(self.master, self.statistics, decoder_blocks(self.model)).to_tensors()
+
+    def digest(self) -> str:
+        """Return a hash of the dense weights that are pruned."""
+        return tensors_digest(self.master)
+
+    def measure(self, start: int, end: int | None) -> Tensor:
+        """Return the objective of fitness windows `start` to `end`, (n,), nats per token."""
+        part = self.windows["fitness"][start:end]
+        if self._hidden is None:
+            return window_losses(self.model, part)
+        return window_divergences(self.model, part, self._hidden[start:end])
+
+    def losses(self, role: str) -> list[float]:
+        """Return each window's mean NLL on one of the texts, in nats per token."""
+        return window_losses(self.model, self.windows[role]).tolist()
+
+    def prune(self, metric: str, target: Target) -> None:
+        """Prune the model as asked, whatever it was before.
+
+        Raises:
+            ValueError: If no mask can be made of the scores.
+        """
+        if self._pruned != (metric, target):
+            self._pruned = None
+            with torch.inference_mode():
+                prune_copy(self.layers, self.master, self._scores(metric, target), target)
+            self._pruned = (metric, target)
+
+    def restore(self) -> None:
+        """Make the weights the dense ones again, bit for bit."""
+        self._pruned = None
+        restore(self.layers, self.master)
+
+    @contextmanager
+    def pruned(self, metric: str, target: Target) -> Iterator[None]:
+        """While open, the model is pruned; then it is dense."""
+        try:
+            self.prune(metric, target)
+            yield
+        finally:
+            self.restore()
+
+    def masks(self, metric: str, target: Target) -> Iterator[tuple[str, Tensor]]:
+        """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
+        with torch.inference_mode():
+            scores = self._scores(metric, target)
+            mask_of = masker(target, scores)
+            for name in self.layers:
+                yield name, mask_of(scores[name])
+
+    def _scores(self, metric: str, target: Target) -> Mapping[str, Tensor]:
+        scores = LayerScores(Metric.parse(metric), self.master, self.statistics)
+        # A model's threshold asks for each layer three times: kept, since the memory is there.
+        return dict(scores) if target.group == "model" and not target.pattern else scores
