@@ -15,7 +15,9 @@ from rich.console import Console
 from configs import schema
 from configs.schema import Config
 from pruning import models
+from pruning.calibration import STATISTICS
 from pruning.masks import parse_pattern
+from pruning.operators import LEAF_SETS
 from search.evolution import Settings, evolve, replay
 from search.fingerprint import Probe, fingerprint, tensors_digest
 from search.finish import finish
@@ -195,8 +197,10 @@ def _prepare(run: Run) -> Probe:
     """
     statistics = run.folder.read_tensors("statistics.safetensors")
     if statistics is None:
-        run.console.print(f"collecting X and G on {run.texts['calibration']['tokens']} tokens")
-        statistics = run.pool.call("collect_statistics")
+        leaves = _statistics_named(run.config)
+        tokens = run.texts["calibration"]["tokens"]
+        run.console.print(f"collecting {', '.join(sorted(leaves))} on {tokens} tokens")
+        statistics = run.pool.call("collect_statistics", leaves)
         run.folder.write_tensors("statistics.safetensors", statistics)
     run.pool.share_statistics(statistics)
     fingerprints = {
@@ -213,6 +217,12 @@ def _prepare(run: Run) -> Probe:
         probe = run.pool.call("probe_tensors")
         run.folder.write_tensors("probe.safetensors", probe)
     return Probe.from_tensors(probe)
+
+
+def _statistics_named(config: Config) -> frozenset[str]:
+    """Return the statistics that candidates, seeds and baselines can name."""
+    seeds = (seed_metric(seed).leaves for seed in config.search.seeds)
+    return STATISTICS & frozenset(LEAF_SETS[config.search.primitives]).union(*seeds)
 
 
 def _evolve(run: Run, probe: Probe, records: list[Record]) -> State:
