@@ -93,7 +93,9 @@ class Mutations(_Section):
     subtree: float = Field(default=1, ge=0)
     hoist: float = Field(default=1, ge=0)
     insert: float = Field(default=1, ge=0)
-    constant: float = Field(default=1, ge=0, description="of trees that have a number")
+    constant: float = Field(
+        default=1, ge=0, description="tuning of a number; unused by primitives without numbers"
+    )
 
 
 class Search(_Section):
@@ -106,7 +108,7 @@ class Search(_Section):
         default=8, ge=0, description="outcomes a child does not wait for; 0 is the paper's loop"
     )
     primitives: Literal["release", "extended"] = Field(
-        default="release", description="operators and leaves of bred trees"
+        default="release", description="operators and leaves that trees are drawn from"
     )
     min_initial_depth: int = Field(default=2, ge=0, description="of random trees, root at 0")
     max_initial_depth: int = Field(default=4, ge=1)

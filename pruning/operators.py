@@ -228,5 +228,8 @@ EXTENDED: dict[str, Operator] = RELEASE | {
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
 """Operator sets that a search can draw from, by the name that the config gives."""
 
+SETS_WITH_NUMBERS = frozenset({"extended"})
+"""Sets that numbers are drawn in too; the release has none."""
+
 OPERATORS: dict[str, Operator] = EXTENDED
 """All operators: what the language reads, whatever a search draws from."""

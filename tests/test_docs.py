@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pruning.baselines import NAMED
+from pruning.operators import LEAVES, OPERATORS
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METRICS.md"]
 MADE_LATER = ("runs/", "models/")
@@ -46,3 +49,12 @@ def test_every_module_has_its_line_in_the_readme():
         for path in (ROOT / package).glob("*.py"):
             name = path.relative_to(ROOT).as_posix()
             assert path.name == "__init__.py" or f"| `{name}` |" in readme, name
+
+
+def test_every_leaf_operator_and_named_metric_has_its_row():
+    rows = [line for line in text_of("docs/METRICS.md").splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])]
+    assert {*LEAVES, *OPERATORS, *NAMED} <= set(named)
+    for name, metric in NAMED.items():
+        start = f"| `{name}` | `{metric.text}` | {metric.group} |"
+        assert any(row.startswith(start) for row in rows), name

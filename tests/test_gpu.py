@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pruning.calibration import STATISTICS
 from pruning.masks import lowest_in_layer, lowest_in_model, lowest_n_of_m, lowest_per_row
 from search.fitness import Evaluator, Setup
 from search.population import Candidate
@@ -33,7 +34,8 @@ def test_model_masks_are_those_of_the_cpu(scores):
         assert torch.equal(on_gpu[name].cpu(), mask)
 
 
-def test_an_evaluator_measures_what_it_measures_on_the_cpu():
+@pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(A))))"])
+def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric):
     generator = torch.Generator().manual_seed(0)
     windows = {
         role: torch.randint(3, 1000, (4, 64), generator=generator)
@@ -43,6 +45,6 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu():
     for device in ("cpu", "cuda"):
         setup = Setup("embedded", "float32", device, 1, windows, 0.5, None, (), 0.1, 100.0)
         evaluator = Evaluator(setup)
-        evaluator.collect_statistics()
-        outcomes.append(evaluator.evaluate(Candidate(0, "mul(W, G)", "model")))
+        evaluator.collect_statistics(STATISTICS)
+        outcomes.append(evaluator.evaluate(Candidate(0, metric, "model")))
     assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)

@@ -140,3 +140,24 @@ def test_n_of_m_patterns_are_searched(tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "perplexity at 2:4 on embedded report" in printed.out
     assert "--pattern 2:4" in printed.out
+
+
+def test_extended_primitives_collect_their_statistics_and_breed_from_them(
+    tmp_path, monkeypatch, capsys
+):
+    more = ("search.primitives=extended", "search.seeds=[ria, 'mul(W, add(A, mul(0.5, B)))', wifv]")
+    code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
+    assert code == 0, printed.err
+    assert "collecting A, B, G, V, X on 64 tokens" in printed.out
+    lines = [json.loads(line) for line in (tmp_path / "run/journal.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in lines[:3]] == ["evaluated"] * 3
+    named = set().union(*(Metric.parse(line["metric"]).leaves for line in lines))
+    assert named & {"A", "V", "B"}
+    assert not any("is None: pass it" in line["reason"] for line in lines)
+
+
+def test_release_primitives_collect_what_a_seed_names_beside_x_and_g(tmp_path, monkeypatch, capsys):
+    more = ("search.seeds=[wifv]", "search.candidates=3", "search.population=2")
+    code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
+    assert code == 0, printed.err
+    assert "collecting G, V, X on 64 tokens" in printed.out

@@ -5,11 +5,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from deap import gp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.metric import Metric
-from search.primitives import primitive_set, to_metric, to_tree
+from pruning.operators import LEAF_SETS, SETS
+from search.primitives import BLANK, fill_in_numbers, primitive_set, to_metric, to_tree
 from search.variation import (
     MUTATIONS,
     Variation,
@@ -28,15 +30,17 @@ VARIATION = Variation(
     max_size=13,
     crossover=0.7,
     mutation=0.6,
-    mutations={"node": 1, "subtree": 1, "hoist": 1, "insert": 1},
+    mutations=dict.fromkeys(MUTATIONS, 1),
 )
+EXTENDED = replace(VARIATION, primitives=primitive_set("extended"))
+BOTH = pytest.mark.parametrize("variation", [VARIATION, EXTENDED], ids=["release", "extended"])
 FIRST = Metric.parse("mul(W, sqrt(X))")
 SECOND = Metric.parse("add(mms(G), neg(log(W)))")
 
 
-def parents(seed: int) -> tuple[Metric, Metric]:
+def parents(seed: int, variation: Variation = VARIATION) -> tuple[Metric, Metric]:
     with seeded(seed):
-        return random_metric(VARIATION), random_metric(VARIATION)
+        return random_metric(variation), random_metric(variation)
 
 
 def is_within_limits(metric: Metric, variation: Variation = VARIATION) -> bool:
@@ -71,10 +75,22 @@ def test_seeded_puts_the_state_back_even_after_an_error():
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_a_metric_comes_back_from_its_tree_node_for_node(seed):
-    metric = parents(seed)[0]
-    tree = to_tree(metric, PRIMITIVES)
-    assert to_metric(tree) == metric
-    assert (len(tree), tree.height) == (metric.size, metric.depth)
+    # Also from the tree of a set that its operators, leaves and numbers are not drawn from.
+    for metric in (parents(seed)[0], parents(seed, EXTENDED)[0]):
+        for variation in (VARIATION, EXTENDED):
+            tree = to_tree(metric, variation.primitives)
+            assert to_metric(tree) == metric
+            assert (len(tree), tree.height) == (metric.size, metric.depth)
+
+
+def test_drawn_numbers_have_three_digits_and_the_range_of_the_set():
+    blank = gp.PrimitiveTree([EXTENDED.primitives.mapping[BLANK]])
+    with seeded(0):
+        trees = [fill_in_numbers(blank[:], EXTENDED.primitives) for _ in range(600)]
+    values = [float(node.name) for (node,) in trees]
+    assert all(1e-3 <= abs(value) <= 1e3 and value == float(f"{value:.3g}") for value in values)
+    assert 0.04 < sum(value < 0 for value in values) / len(values) < 0.16
+    assert min(map(abs, values)) < 1e-2 and max(map(abs, values)) > 1e2
 
 
 # Random metrics
@@ -83,18 +99,18 @@ def test_a_metric_comes_back_from_its_tree_node_for_node(seed):
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_random_metric_is_within_the_limits_and_the_initial_depths(seed):
-    metric = parents(seed)[0]
-    assert is_within_limits(metric)
-    assert 1 <= metric.depth <= 3
+    for metric in (parents(seed)[0], parents(seed, EXTENDED)[0]):
+        assert is_within_limits(metric)
+        assert 1 <= metric.depth <= 3
 
 
-def test_random_metrics_reach_every_depth_and_every_primitive():
-    drawn = [parents(seed)[0] for seed in range(400)]
+@BOTH
+def test_random_metrics_reach_every_depth_and_every_primitive(variation):
+    drawn = [parents(seed, variation)[0] for seed in range(800)]
     assert {metric.depth for metric in drawn} == {1, 2, 3}
-    assert {node.name for metric in drawn for node in metric.nodes()} == {
-        *("W", "G", "X", "add", "sub", "mul", "div", "sqr", "pow", "neg", "skp", "abs", "log"),
-        *("exp", "sqrt", "tanh", "mms", "zsn"),
-    }
+    name = "release" if variation is VARIATION else "extended"
+    names = {node.name for metric in drawn for node in metric.nodes() if not node.is_constant}
+    assert names == {*SETS[name], *LEAF_SETS[name]}
 
 
 def test_random_metric_falls_back_to_magnitude_where_the_limits_allow_nothing():
@@ -106,23 +122,23 @@ def test_random_metric_falls_back_to_magnitude_where_the_limits_allow_nothing():
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6))
-def test_child_is_within_the_limits_and_its_parents_are_unchanged(seed):
-    first, second = parents(seed)
+@given(st.integers(0, 10**6), st.sampled_from([VARIATION, EXTENDED]))
+def test_child_is_within_the_limits_and_its_parents_are_unchanged(seed, variation):
+    first, second = parents(seed, variation)
     texts = first.text, second.text
     with seeded(seed, 1):
-        child = child_of(first, second, VARIATION)
+        child = child_of(first, second, variation)
     assert is_within_limits(child)
     assert (first.text, second.text) == texts
-    assert to_metric(to_tree(first, PRIMITIVES)).text == texts[0]
+    assert to_metric(to_tree(first, variation.primitives)).text == texts[0]
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_each_mutation_alone_stays_within_the_limits(name):
-    variation = replace(VARIATION, crossover=0, mutation=1, mutations={name: 1})
+    variation = replace(EXTENDED, crossover=0, mutation=1, mutations={name: 1})
     changed = 0
     for seed in range(150):
-        first, second = parents(seed)
+        first, second = parents(seed, EXTENDED)
         with seeded(seed, 1):
             child = child_of(first, second, variation)
         assert is_within_limits(child)
@@ -178,6 +194,16 @@ def test_mutation_with_all_weights_zero_does_nothing():
     assert child == FIRST
 
 
+def test_child_of_the_release_has_no_number_of_its_own():
+    only = dict.fromkeys(MUTATIONS, 0.0) | {"constant": 1.0}
+    for seed in range(60):
+        with seeded(seed):
+            assert child_of(FIRST, SECOND, replace(VARIATION, crossover=0, mutations=only)) == FIRST
+        with seeded(seed, 1):
+            child = child_of(FIRST, SECOND, VARIATION)
+        assert not any(node.is_constant for node in child.nodes())
+
+
 # Each mutation on the tree
 
 
@@ -185,6 +211,37 @@ def mutated(name: str, seed: int) -> tuple[Metric, Metric]:
     metric = parents(seed)[0]
     with seeded(seed, 2):
         return metric, to_metric(MUTATIONS[name](to_tree(metric, PRIMITIVES), PRIMITIVES))
+
+
+def tunings(text: str, count: int = 60) -> set[str]:
+    """Return what the constant mutation makes of a formula, over some seeds."""
+    primitives, found = EXTENDED.primitives, set()
+    for seed in range(count):
+        with seeded(seed):
+            tree = MUTATIONS["constant"](to_tree(Metric.parse(text), primitives), primitives)
+        found.add(to_metric(tree).text)
+    return found
+
+
+def test_constant_mutation_tunes_one_number_by_the_few_factors():
+    # Of 7 nodes and 2 numbers the second is in focus.
+    assert tunings("add(mul(3, W), mul(0.6, G))") == {
+        f"add(mul(3, W), mul({tuned}, G))" for tuned in ("0.3", "0.5", "0.72", "1.2", "-0.6")
+    }
+
+
+def test_constant_mutation_puts_a_factor_below_the_root_of_a_tree_without_numbers():
+    places = ("mul(mul({}, W), G)", "mul(W, mul({}, G))")
+    factors = ("0.5", "0.833", "1.2", "2", "-1")
+    assert tunings("mul(W, G)") == {place.format(f) for place in places for f in factors}
+    assert tunings("W") == {f"mul({factor}, W)" for factor in factors}
+
+
+def test_constant_mutation_stays_within_the_numbers_of_the_language():
+    assert tunings("mul(1e38, W)") <= {
+        f"mul({x}, W)" for x in ("5e+37", "8.33e+37", "1e+38", "-1e+38")
+    }
+    assert tunings("add(0, W)") == {"add(0, W)"}
 
 
 @pytest.mark.parametrize("seed", range(0, 90, 3))
