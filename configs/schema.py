@@ -126,6 +126,12 @@ class Search(_Section):
     regroup: float = Field(
         default=0.1, ge=0, le=1, description="probability of another comparison group, if free"
     )
+    speciation: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="share of places, and of children, that comparison groups have each alike",
+    )
     parsimony: float = Field(
         default=0.001, ge=0, description="nats per token: within a step of it the smaller wins"
     )
@@ -144,7 +150,9 @@ class Search(_Section):
         default=[], description="windows after which a candidate may be stopped, ascending"
     )
     slack: float = Field(
-        default=0.15, ge=0, description="a stop needs this much more NLL rise than the threshold's"
+        default=0.2,
+        ge=0,
+        description="a stop after n windows needs slack / sqrt(n) more rise than the threshold's",
     )
     hopeless: float = Field(
         default=3.0, gt=0, description="NLL rise over dense, nats per token, that always stops"

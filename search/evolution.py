@@ -40,6 +40,7 @@ class Settings:
         rules: Who survives; its `lag` is also how many outcomes a child does not wait for.
         groups: Comparison groups that are bred with the metrics; at least one.
         regroup: Probability that a child changes to another group than its parents'.
+        within: Probability that both parents are of one group, each group as likely.
         seeds: Metrics with their groups, bred first, in this order.
         pool: Fraction of the population from which parents are chosen.
         parents: How many of the best of that pool can be parents.
@@ -51,6 +52,7 @@ class Settings:
     rules: Rules
     groups: tuple[str, ...]
     regroup: float
+    within: float
     seeds: tuple[tuple[Metric, str], ...]
     pool: float
     parents: int
@@ -138,7 +140,7 @@ def breed(settings: Settings, index: int, state: State) -> Candidate:
     with seeded(settings.seed, index):
         if index >= state.began + settings.rules.capacity and len(state.population) >= 2:
             first, second = choose_parents(
-                state.population, settings.pool, settings.parents, settings.rules.rank
+                _mates(settings, state), settings.pool, settings.parents, settings.rules.rank
             )
             child = child_of(
                 Metric.parse(first.metric), Metric.parse(second.metric), settings.variation
@@ -148,6 +150,16 @@ def breed(settings: Settings, index: int, state: State) -> Candidate:
                 return Candidate(index, metric, group, (first.index, second.index))
         tree = random_metric(settings.variation)
         return Candidate(index, *_canonical(settings, tree, random.choice(settings.groups)))
+
+
+def _mates(settings: Settings, state: State) -> Sequence[Record]:
+    """Return the members that parents are chosen from: all, or now and then those of a group."""
+    if len(settings.groups) > 1 and random.random() < settings.within:
+        group = random.choice(settings.groups)
+        mates = [member for member in state.population if member.group == group]
+        if len(mates) >= 2:
+            return mates
+    return state.population
 
 
 def _group_of(settings: Settings, first: Record, second: Record) -> str:
@@ -164,7 +176,7 @@ def _canonical(settings: Settings, metric: Metric, group: str) -> tuple[str, str
 
 def _threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
     """Return the fitness above which a candidate cannot enter the population as it is now."""
-    worst = state.worst_fitness(rules.capacity)
+    worst = state.worst_fitness(candidate.group, rules)
     like = [
         member.rank[0]
         for member in state.population

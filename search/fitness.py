@@ -4,21 +4,27 @@ An `Evaluator` holds its models with all that a candidate needs, loaded once. Ea
 a few more windows of every task, and a candidate that cannot enter the population goes no further.
 """
 
+import math
 import resource
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evaluation.perplexity import perplexity
+from pruning.baselines import BASELINES
 from pruning.masks import Target
 from pruning.memory import keep_freed_memory
 from search.population import Candidate, Outcome
 from search.resident import Resident, Subject
+
+REFERENCES = ("snip", "wanda")
+"""Baselines that tell how the windows of a fitness text differ under any pruning."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Setup:
         device: A torch device.
         threads: torch threads.
         stages: Fitness windows after which a candidate may be stopped, ascending.
-        slack: A stop needs this much more rise than the threshold's, as a fraction.
+        slack: A stop after one window needs this much more rise than the threshold's, as a
+            fraction; after n windows, 1 / sqrt(n) of it.
         hopeless: Rise over dense, nats per token, that always stops.
     """
 
@@ -98,6 +105,7 @@ class Evaluator:
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Use statistics of a model that were collected elsewhere."""
         self.residents[subject].use_statistics(tensors)
+        self.__dict__.pop("_profiles", None)
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
@@ -161,6 +169,8 @@ class Evaluator:
 
     def _measure(self, candidate: Candidate) -> Outcome:
         tasks = self.setup.tasks
+        if self.setup.stages:
+            _ = self._profiles  # before the model is pruned as the candidate asks
         losses = [torch.empty(0, dtype=torch.float64) for _ in tasks]
         for end in (*self.setup.stages, None):
             for i in range(len(tasks)):
@@ -182,12 +192,37 @@ class Evaluator:
         return losses[0].mean().item() if len(losses) == 1 else self._rise(losses)
 
     def _rise(self, losses: list[Tensor]) -> float:
-        """Return the mean rise over dense of the windows so far, tasks by their weights."""
+        """Return the mean rise over dense that the windows so far let expect, by weight."""
         total = 0.0
-        for task, part in zip(self.setup.tasks, losses, strict=True):
-            dense = self.residents[task.subject].dense[: len(part)]
-            total += task.weight * (part - dense).mean().item()
+        for i, (task, part) in enumerate(zip(self.setup.tasks, losses, strict=True)):
+            dense = self.residents[task.subject].dense
+            rise = (part - dense[: len(part)]).mean().item()
+            if len(part) < len(dense):
+                rise /= self._profiles[i][: len(part)].mean().item()
+            total += task.weight * rise
         return total / sum(task.weight for task in self.setup.tasks)
+
+    @cached_property
+    def _profiles(self) -> list[Tensor]:
+        """Each task's windows' rises over their mean, as they are under `REFERENCES`.
+
+        Some windows suffer more from any pruning than others; without that, the first windows
+        would judge all candidates too hard, or too softly.
+        """
+        profiles = []
+        for task in range(len(self.setup.tasks)):
+            shares = []
+            for name in REFERENCES:
+                resident, target = self._of(task, BASELINES[name].group)
+                with resident.pruned(BASELINES[name].text, target):
+                    rises = resident.measure(0, None) - resident.dense
+                if torch.isfinite(rises).all() and rises.mean() > 0:
+                    shares.append(rises / rises.mean())
+            even = torch.ones(len(resident.dense), dtype=torch.float64)
+            mean = torch.stack(shares or [even]).mean(0)
+            # A window that hardly suffers, or gains, says little: no division by next to nothing.
+            profiles.append(mean.clamp(min=0.1))
+        return profiles
 
     def _stop_reason(self, losses: list[Tensor], stop_above: float | None) -> str:
         """Compare rises over the dense model: they vary far less by window than losses do."""
@@ -195,7 +230,8 @@ class Evaluator:
         if stop_above is not None:
             if len(losses) == 1:
                 stop_above -= self.residents[self.setup.tasks[0].subject].dense.mean().item()
-            limit = min(limit, max(0.0, stop_above) * (1 + self.setup.slack))
+            slack = self.setup.slack / math.sqrt(min(len(part) for part in losses))
+            limit = min(limit, max(0.0, stop_above) * (1 + slack))
         return f"rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
 
 

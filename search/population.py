@@ -1,7 +1,8 @@
 """Candidates, their outcomes, and the population and hall of fame that they make."""
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -122,6 +123,8 @@ class Rules:
             0 compares fitness alone.
         near: Whether two records have nearly one mask; of such, only the fitter is a member, so
             that a population never is one mask many times.
+        kept: Members of each comparison group that stay, however they rank: a group that is worse
+            at first can be the better one after some breeding.
         patience: Outcomes without a better best after which the population starts anew; None
             for never.
         lag: Outcomes that a child does not wait for.
@@ -130,6 +133,7 @@ class Rules:
     capacity: int
     resolution: float = 0.0
     near: Callable[[Candidate | Record, Record], bool] = lambda record, other: False
+    kept: int = 0
     patience: int | None = None
     lag: int = 0
 
@@ -184,12 +188,12 @@ class State:
         like = [member for member in self.population if rules.near(record, member)]
         if any(rules.rank(member) < rules.rank(record) for member in like):
             return self
-        others = (member for member in self.population if member not in like)
-        population = tuple(sorted((*others, record), key=rules.rank)[: rules.capacity])
-        improved = population[0] == record
-        return replace(
-            self, population=population, improved=self.committed if improved else self.improved
-        )
+        others = [member for member in self.population if member not in like]
+        population = sorted((*others, record), key=rules.rank)
+        if len(population) > rules.capacity:
+            population.remove(_droppable(population, rules)[-1])
+        improved = self.committed if population[0] == record else self.improved
+        return replace(self, population=tuple(population), improved=improved)
 
     @property
     def best(self) -> Record | None:
@@ -205,12 +209,23 @@ class State:
                 front.append(record)
         return tuple(front)
 
-    def worst_fitness(self, capacity: int) -> float | None:
-        """Return the fitness to beat for a place, or None while there are places left."""
-        full = len(self.population) >= capacity
-        return max(one.rank for one in self.population)[0] if full else None
+    def worst_fitness(self, group: str, rules: Rules) -> float | None:
+        """Return the fitness to beat for a place in a group, or None while there is one free."""
+        if len(self.population) < rules.capacity:
+            return None
+        if sum(member.group == group for member in self.population) < rules.kept:
+            return None
+        droppable = _droppable(self.population, rules, also=group)
+        return max(member.rank for member in droppable)[0]
 
     def finalists(self, count: int) -> list[Record]:
         """Return the fittest of population and hall of fame together, best first."""
         members = {record.index: record for record in (*self.population, *self.hall_of_fame)}
         return sorted(members.values(), key=lambda record: record.rank)[:count]
+
+
+def _droppable(population: Sequence[Record], rules: Rules, also: str = "") -> list[Record]:
+    """Return the members of groups that have more than the kept ones, `also` counted once more."""
+    members = Counter(member.group for member in population)
+    members[also] += 1
+    return [member for member in population if members[member.group] > rules.kept]
