@@ -108,7 +108,7 @@ def evolve(
         while bred < settings.candidates and bred - lag <= committed:
             state = states[max(0, bred - lag)]
             candidate, outcome = _decide(breed(settings, bred, state), known, fingerprint)
-            candidate = replace(candidate, stop_above=_threshold(candidate, state, settings.rules))
+            candidate = replace(candidate, stop_above=threshold(candidate, state, settings.rules))
             known.add(candidate)
             waiting[bred] = candidate
             if outcome:
@@ -174,7 +174,7 @@ def _canonical(settings: Settings, metric: Metric, group: str) -> tuple[str, str
     return (simplify(metric, group) if settings.simplified else metric).text, group
 
 
-def _threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
+def threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
     """Return the fitness above which a candidate cannot enter the population as it is now."""
     worst = state.worst_fitness(candidate.group, rules)
     like = [

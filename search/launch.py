@@ -183,14 +183,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@contextmanager
-def _pool(config: Config, plan: Plan) -> Iterator[Any]:
-    """Open the pool that the config asks for; closed at the end, whatever happens."""
+def setup_of(config: Config, plan: Plan) -> Setup:
+    """Return what evaluators are built from."""
     search, where = config.search, config.ray
     named = [baseline.metric for baseline in BASELINES.values()]
     named += [metric for metric, _ in read_seeds(search.seeds, groups_of(config))]
     leaves = frozenset(LEAF_SETS[search.primitives]).union(*(metric.leaves for metric in named))
-    setup = Setup(
+    return Setup(
         subjects=plan.subjects,
         windows=tuple({r: w.tokens for r, w in texts.items()} for texts in plan.windows),
         tasks=plan.tasks,
@@ -202,6 +201,12 @@ def _pool(config: Config, plan: Plan) -> Iterator[Any]:
         slack=search.slack,
         hopeless=search.hopeless,
     )
+
+
+@contextmanager
+def _pool(config: Config, plan: Plan) -> Iterator[Any]:
+    """Open the pool that the config asks for; closed at the end, whatever happens."""
+    setup, where = setup_of(config, plan), config.ray
     if where.workers == 0:
         if where.gpus_per_worker and not torch.cuda.is_available():
             raise ValueError(

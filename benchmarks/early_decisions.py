@@ -1,0 +1,114 @@
+"""Are early decisions right? Candidates of a real run, all evaluated to the end.
+
+A run decides most candidates early: one whose mask on the probe is known is a duplicate, one that
+is far behind after a few windows is stopped. Here the same candidates are pruned and measured in
+full. Of each pair with one fingerprint the full masks are compared; of each stopped candidate it
+is asked whether its full fitness would have entered the run's final top ten.
+"""
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from real_run import RealRun
+from rich.progress import track
+from tables import conditions, show, write_json
+
+from search.fitness import Evaluator
+from search.population import Candidate, Record
+
+TOP = 10
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="Run folder of a search.")],
+    candidates: Annotated[int, typer.Option(help="Evaluated in full.")] = 80,
+    pairs: Annotated[int, typer.Option(help="Pairs of one fingerprint, at most.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print one table."""
+    real = RealRun(run)
+    evaluator = real.evaluator(stages=(), hopeless=float("inf"))
+    draw = random.Random(seed)
+    twins = _twins(real.records)
+    differing = _compare(evaluator, draw.sample(twins, min(pairs, len(twins))))
+    decided = [record for record in real.records if record.outcome in ("evaluated", "stopped")]
+    best = sorted(r.fitness for r in decided if r.fitness is not None)[:TOP]
+    sample = draw.sample(decided, min(candidates, len(decided)))
+    full = _evaluate(evaluator, sample)
+    stopped = [record for record in sample if record.outcome == "stopped" and record in full]
+    wrong = [record for record in stopped if full[record] < best[-1]]
+    again = [abs(full[r] - r.fitness) for r in sample if r.fitness is not None]
+    figures = {
+        "run_candidates": len(real.records),
+        "fingerprint_pairs": len(differing),
+        "mask_disagreements": sum(fraction > 0 for fraction in differing),
+        "largest_disagreement": max(differing, default=0.0),
+        "evaluated_in_full": len(full),
+        "stopped": len(stopped),
+        "wrongly_stopped": len(wrong),
+        "nearest_stopped": min((full[r] - best[-1] for r in stopped), default=None),
+        "largest_difference_to_the_run": max(again, default=None),
+    }
+    rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
+    rows.insert(-2, ["  by windows seen", _by_stage(stopped, wrong, real)])
+    show(f"early decisions of {run.name}, top {TOP} at {best[-1]:.4f}", ["", "figure"], rows)
+    write_json(json, {**conditions(real.config.dtype), **figures})
+
+
+def _twins(records: list[Record]) -> list[tuple[Record, Record]]:
+    """Return the pairs that the run took for one mask by their fingerprint alone."""
+    return [
+        (record, records[int(record.reason.split()[-1])])
+        for record in records
+        if record.outcome == "duplicate" and record.reason.startswith("same mask")
+    ]
+
+
+@torch.inference_mode()
+def _compare(evaluator: Evaluator, pairs: list[tuple[Record, Record]]) -> list[float]:
+    """Return for each pair the fraction of all weights that one removes and the other keeps."""
+    fractions = []
+    for one, other in track(pairs, "comparing full masks", transient=True):
+        differing = total = 0
+        for task in evaluator.setup.tasks:
+            resident = evaluator.residents[task.subject]
+            both = [resident.masks(r.metric, task.target(r.group)) for r in (one, other)]
+            try:
+                for (_, a), (_, b) in zip(*both, strict=True):
+                    differing += int((a ^ b).sum())
+                    total += a.numel()
+            except ValueError:
+                # One is degenerate on a layer outside the probe: it would not have been a rival.
+                differing, total = differing + 1, total + 1
+        fractions.append(differing / total)
+    return fractions
+
+
+def _evaluate(evaluator: Evaluator, sample: list[Record]) -> dict[Record, float]:
+    found = {}
+    for record in track(sample, "evaluating in full", transient=True):
+        outcome = evaluator.evaluate(Candidate(record.index, record.metric, record.group))
+        found[record] = float("inf") if outcome.fitness is None else outcome.fitness
+    return found
+
+
+def _by_stage(stopped: list[Record], wrong: list[Record], real: RealRun) -> str:
+    length = real.plan.windows[0]["fitness"].tokens.shape[1] * len(real.plan.tasks)
+    stages = sorted({record.tokens for record in stopped})
+    return ", ".join(
+        f"{tokens // length}: {sum(r.tokens == tokens for r in stopped)}"
+        f" ({sum(r.tokens == tokens for r in wrong)} wrong)"
+        for tokens in stages
+    )
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    typer.run(main)
