@@ -1,0 +1,256 @@
+"""What one candidate costs, and how many are decided in an hour, against two other ways.
+
+On the candidates of a real run, in this process, with one worker's threads:
+
+- the parts of an evaluation: score, select and apply a mask, forward with loss;
+- the forward pass's FLOP/s against the fastest matrix product of this machine in that dtype;
+- the driver's own work: breed, simplify, fingerprint, commit, journal;
+- candidates decided in an hour by the road that the search takes, against the plain way (reload
+  the model in fp32, collect X and G anew, prune by sorting rows, measure all fitness tokens), and
+  against the same resident worker without fingerprints and stages.
+"""
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from real_run import RealRun
+from rich.progress import track
+from tables import conditions, show, write_json
+from torch.utils.flop_counter import FlopCounterMode
+
+from evaluation.perplexity import window_losses
+from pruning.baselines import BASELINES
+from pruning.calibration import collect
+from pruning.masks import Target, masker
+from pruning.models import DTYPES, linear_layers, load_model
+from pruning.pruner import LayerScores, restore
+from search.evolution import evolve
+from search.fitness import Evaluator
+from search.journal import RunFolder
+from search.population import Candidate, Outcome, Record, State
+
+GEMM_SIDE = 2048
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="Run folder of a search.")],
+    candidates: Annotated[int, typer.Option(help="Consecutive candidates that are timed.")] = 150,
+    first: Annotated[int | None, typer.Option(help="The first; none: mid-run.")] = None,
+    calibration: Annotated[
+        int | None, typer.Option(help="Windows that the plain way collects on; none: the run's.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print three tables."""
+    real = RealRun(run)
+    assert len(real.plan.tasks) == 1, "a run of one task"
+    evaluator = real.evaluator()
+    parts = _parts(evaluator)
+    gemm = _gemm_flops(DTYPES[real.config.dtype])
+    forward = _forward_flops(evaluator)
+    driver = _driver_seconds(real)
+    start = len(real.records) // 2 if first is None else first
+    chosen = real.records[start : start + candidates]
+    ours = _seconds_decided(real, evaluator, chosen)
+    resident = _seconds_in_full(evaluator, chosen)
+    plain = _seconds_plain(real, calibration)
+    figures: dict[str, Any] = {
+        "seconds": parts,
+        "fitness_tokens": real.plan.windows[0]["fitness"].tokens.numel(),
+        "threads": torch.get_num_threads(),
+        "gemm_gflops": gemm / 1e9,
+        "forward_gflops": forward / 1e9,
+        "gemm_fraction": forward / gemm,
+        "driver_ms_per_candidate": 1000 * driver,
+        "candidates_an_hour": {
+            "plain": 3600 / plain,
+            "resident": 3600 / resident,
+            "ours": 3600 / (ours + driver),
+        },
+        "ratio_plain": plain / (ours + driver),
+        "ratio_resident": resident / (ours + driver),
+    }
+    _print(figures, real, chosen)
+    write_json(json, {**conditions(real.config.dtype), **figures})
+
+
+def _print(figures: dict[str, Any], real: RealRun, chosen: list[Record]) -> None:
+    show(
+        f"parts of an evaluation, {real.config.model}, {real.config.dtype}, "
+        f"{figures['threads']} threads",
+        ["part", "seconds"],
+        [[name, f"{value:.3f}"] for name, value in figures["seconds"].items()],
+    )
+    show(
+        "rates",
+        ["", "figure", "bar"],
+        [
+            ["fastest matrix product, GFLOP/s", f"{figures['gemm_gflops']:.0f}", ""],
+            ["forward with loss, GFLOP/s", f"{figures['forward_gflops']:.0f}", ""],
+            ["fraction", f"{figures['gemm_fraction']:.2f}", "0.75"],
+            ["driver, ms a candidate", f"{figures['driver_ms_per_candidate']:.1f}", "10"],
+        ],
+    )
+    pace = figures["candidates_an_hour"]
+    show(
+        f"candidates decided in an hour, {figures['fitness_tokens']} fitness tokens, "
+        f"{len(chosen)} candidates from {chosen[0].index} on",
+        ["way", "an hour", "ours is", "bar"],
+        [
+            ["plain", f"{pace['plain']:.1f}", f"{figures['ratio_plain']:.0f} times", "100"],
+            ["resident", f"{pace['resident']:.0f}", f"{figures['ratio_resident']:.1f} times", "4"],
+            ["ours", f"{pace['ours']:.0f}", "", ""],
+        ],
+    )
+
+
+@torch.inference_mode()
+def _parts(evaluator: Evaluator) -> dict[str, float]:
+    """Return the seconds of each part, for a row metric and for one over the model."""
+    resident = evaluator.residents[0]
+    found = {}
+    for name in ("wanda", "snip"):
+        baseline = BASELINES[name]
+        target = evaluator.setup.tasks[0].target(baseline.group)
+        lazy = LayerScores(baseline.metric, resident.master, resident.statistics)
+        found[f"score {baseline.text}"] = _best(partial(dict, lazy))
+        scores = dict(lazy)
+
+        def select(scores: Any = scores, target: Target = target) -> None:
+            mask_of = masker(target, scores)
+            for layer in scores.values():
+                mask_of(layer)
+
+        found[f"select, {target.group}"] = _best(select)
+    found["apply (restore)"] = _best(lambda: restore(resident.layers, resident.master))
+    found["prune in all, row"] = _best(lambda: _prune(evaluator, "wanda"))
+    found["prune in all, model"] = _best(lambda: _prune(evaluator, "snip"))
+    found["forward and loss, one window"] = _best(lambda: resident.measure(0, 1))
+    return found
+
+
+def _prune(evaluator: Evaluator, name: str) -> None:
+    baseline = BASELINES[name]
+    resident = evaluator.residents[0]
+    resident.restore()
+    resident.prune(baseline.text, evaluator.setup.tasks[0].target(baseline.group))
+
+
+@torch.inference_mode()
+def _gemm_flops(dtype: torch.dtype) -> float:
+    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE).to(dtype) for _ in range(2))
+    return 2 * GEMM_SIDE**3 / _best(lambda: a @ b, repeats=10)
+
+
+def _forward_flops(evaluator: Evaluator) -> float:
+    """Return the FLOP/s of forward pass and loss; FLOPs are torch's count of matrix products."""
+    resident = evaluator.residents[0]
+    window = resident.windows["fitness"][:1]
+    with FlopCounterMode(display=False) as counter:
+        window_losses(resident.model, window)
+    return counter.get_total_flops() / _best(lambda: resident.measure(0, 1), repeats=10)
+
+
+class _Recorded:
+    """Evaluations that the run already made."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self.waiting: list[int] = []
+
+    def submit(self, candidate: Candidate) -> None:
+        assert candidate.metric == self.records[candidate.index].metric
+        self.waiting.append(candidate.index)
+
+    def next_outcome(self) -> tuple[int, Outcome]:
+        record = self.records[self.waiting.pop(0)]
+        return record.index, Outcome(record.outcome, record.fitness, record.tokens, record.reason)
+
+
+def _driver_seconds(real: RealRun) -> float:
+    """Breed the run again with its own outcomes, and write its journal to a temporary folder."""
+    settings = real.settings
+    count = min(len(real.records) - settings.rules.lag, settings.candidates)
+    known = _Recorded(real.records)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = RunFolder.create(Path(folder) / "run")
+        began = time.perf_counter()
+        loop = evolve(settings, real.fingerprints.fingerprint, known, State(), [])
+        for record, _, _ in loop:
+            copy.append(record, {})
+            if record.index + 1 == count:
+                break
+        seconds = time.perf_counter() - began
+        copy.close()
+    return seconds / count
+
+
+def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: list[Record]) -> float:
+    """Return a worker's seconds a candidate: those decided by the driver cost it none."""
+    states = real.states()
+    evaluator.evaluate(real.candidate(chosen[0], states))  # warms up
+    began = time.perf_counter()
+    for record in track(chosen, "our way", transient=True):
+        if record.tokens or record.outcome == "evaluated":
+            outcome = evaluator.evaluate(real.candidate(record, states))
+            assert outcome.kind == record.outcome, (record, outcome)
+    return (time.perf_counter() - began) / len(chosen)
+
+
+def _seconds_in_full(evaluator: Evaluator, chosen: list[Record]) -> float:
+    """Return a resident worker's seconds a candidate when it knows texts alone and never stops."""
+    setup = evaluator.setup
+    evaluator.setup = type(setup)(**{**vars(setup), "stages": (), "hopeless": float("inf")})
+    asked = [record for record in chosen if not record.reason.startswith("same text")]
+    # Every candidate costs the same here, but for the metric's own price: a sample is enough.
+    sample = random.Random(0).sample(asked, min(len(asked), 30))
+    began = time.perf_counter()
+    for record in track(sample, "resident, all in full", transient=True):
+        evaluator.evaluate(Candidate(record.index, record.metric, record.group))
+    seconds = (time.perf_counter() - began) / len(sample)
+    evaluator.setup = setup
+    return seconds * len(asked) / len(chosen)
+
+
+def _seconds_plain(real: RealRun, calibration: int | None) -> float:
+    """Return the seconds of one candidate, Wanda, by the plain way."""
+    texts = real.plan.windows[0]
+    windows = texts["calibration"].tokens[:calibration]
+    began = time.perf_counter()
+    model = load_model(real.config.model, "float32")
+    layers = linear_layers(model)
+    collecting = time.perf_counter()
+    statistics = collect(model, layers, windows, frozenset({"X", "G"}))
+    collected = time.perf_counter()
+    sparsity = real.plan.tasks[0].sparsity
+    with torch.no_grad():
+        for name, layer in layers.items():
+            scores = BASELINES["wanda"].metric.score(layer.weight.abs(), **statistics.of(name))
+            lowest = torch.sort(scores, dim=1, stable=True).indices
+            layer.weight.scatter_(1, lowest[:, : int(scores.shape[1] * sparsity)], 0)
+    window_losses(model, texts["fitness"].tokens)
+    seconds = time.perf_counter() - began
+    left_out = len(texts["calibration"].tokens) / len(windows) - 1
+    return seconds + left_out * (collected - collecting)
+
+
+def _best(work: Callable[[], object], repeats: int = 5) -> float:
+    """Return the shortest of some timings, after one that is not counted."""
+    work()
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+if __name__ == "__main__":
+    typer.run(main)
