@@ -88,7 +88,7 @@ class Fingerprints:
     """
 
     def __init__(self, tasks: Sequence[tuple[Probe, Callable[[str], Target]]]) -> None:
-        self._tasks = tasks
+        self.tasks = tasks
         self._mask = lru_cache(KEPT_MASKS)(self._probe_mask)
 
     def fingerprint(self, metric: str, group: str) -> str:
@@ -122,12 +122,12 @@ class Fingerprints:
 
     @cached_property
     def _probed(self) -> int:
-        return sum(w.numel() for probe, _ in self._tasks for w in probe.weights.values())
+        return sum(w.numel() for probe, _ in self.tasks for w in probe.weights.values())
 
     def _probe_mask(self, metric: str, group: str) -> np.ndarray:
         scores: dict[int, Mapping[str, Tensor]] = {}
         parts = []
-        for probe, target_of in self._tasks:
+        for probe, target_of in self.tasks:
             if id(probe) not in scores:
                 lazy = LayerScores(Metric.parse(metric), probe.weights, probe.statistics)
                 scores[id(probe)] = dict(lazy)

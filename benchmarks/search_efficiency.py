@@ -1,0 +1,206 @@
+"""What each part of the search brings, for the same wall time and several seeds.
+
+Evolution, against random search, and against evolution without mask fingerprints, without stages
+and without simplification, each left out in turn; all from an unseeded start, in this process, on
+the same statistics. Reported are the best fitness after the given time and the time it took to
+reach the fitness of Wanda in rows and of mul(W, G) over the model. Then random trees are counted:
+as texts, as simplified texts, as masks.
+"""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+from tables import conditions, show, write_json
+
+from configs import schema
+from configs.schema import Config
+from pruning.baselines import BASELINES
+from search.evolution import evolve
+from search.fingerprint import Fingerprints, Probe
+from search.fitness import Evaluator, InProcessPool
+from search.launch import settings_of, setup_of
+from search.plan import load_plan
+from search.population import Candidate, State
+from search.primitives import primitive_set
+from search.simplify import simplify
+from search.variation import Variation, random_metric, seeded
+
+VARIANTS: dict[str, list[str]] = {
+    "evolution": [],
+    "random search": ["search.crossover=0", "search.mutation=0", "search.regroup=0"],
+    "no fingerprints": ["search.fingerprint=false"],
+    "no stages": ["search.stages=[]"],
+    "no simplification": ["search.simplify=false"],
+}
+"""Each a list of overrides of the config."""
+
+TARGETS = {"wanda": "Wanda (row)", "snip": "mul(W, G) (model)"}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One search: its best fitness, candidates, evaluations in full, seconds to each target."""
+
+    best: float
+    candidates: int
+    evaluated: int
+    reached: dict[str, float | None]
+
+
+def main(
+    config: Annotated[Path | None, typer.Option(help="Experiment; none: the embedded one.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value")] = None,
+    seconds: Annotated[float, typer.Option(help="Wall time of each search.")] = 60.0,
+    seeds: Annotated[int, typer.Option(help="Searches of each kind.")] = 5,
+    trees: Annotated[int, typer.Option(help="Random trees that are counted.")] = 2000,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print two tables."""
+    base = ["search.seeds=[]", "search.candidates=1000000", *(overrides or [])]
+    plain = schema.load(config, base)
+    bench = _Bench(plain)
+    targets = {name: bench.fitness_of(name) for name in TARGETS}
+    traces: dict[str, list[Trace]] = {variant: [] for variant in VARIANTS}
+    with Progress(transient=True) as progress:
+        task = progress.add_task("searching", total=seeds * len(VARIANTS))
+        # Seed by seed, so that a machine that slows down slows all variants.
+        for seed in range(seeds):
+            for variant, changes in VARIANTS.items():
+                changed = schema.load(config, [*base, f"search.seed={seed}", *changes])
+                traces[variant].append(bench.search(changed, seconds, targets))
+                progress.advance(task)
+    counts = _count(plain, bench.fingerprints, trees)
+    _print(plain, traces, targets, seconds, counts)
+    found = {name: [vars(trace) for trace in runs] for name, runs in traces.items()}
+    figures = {"seconds": seconds, "targets": targets, "runs": found, "trees": counts}
+    write_json(json, {**conditions(plain.dtype), **figures})
+
+
+class _Bench:
+    """Models and statistics that all searches share."""
+
+    def __init__(self, config: Config) -> None:
+        self.plan = load_plan(config)
+        self.evaluator = Evaluator(setup_of(config, self.plan))
+        probes = []
+        for subject in range(len(self.plan.subjects)):
+            self.evaluator.collect_statistics(subject)
+            probes.append(Probe.from_tensors(self.evaluator.probe_tensors(subject)))
+        tasks = [(probes[task.subject], task.target) for task in self.plan.tasks]
+        self.fingerprints = Fingerprints(tasks)
+        self.evaluator.evaluate(Candidate(0, "W", "row"))  # warms up
+
+    def fitness_of(self, name: str) -> float:
+        """Return a baseline's fitness."""
+        outcome = self.evaluator.evaluate(Candidate(0, BASELINES[name].text, BASELINES[name].group))
+        assert outcome.fitness is not None
+        return outcome.fitness
+
+    def search(self, config: Config, seconds: float, targets: dict[str, float]) -> Trace:
+        """Search until the time is over."""
+        self.evaluator.setup = setup_of(config, self.plan)
+        tasks = Fingerprints(self.fingerprints.tasks)  # with no mask remembered
+        mark = tasks.fingerprint if config.search.fingerprint else None
+        began = time.perf_counter()
+        reached: dict[str, float | None] = dict.fromkeys(targets)
+        state, evaluated = State(), 0
+        for record, state, _ in evolve(
+            settings_of(config, tasks),
+            mark,
+            InProcessPool(self.evaluator),
+            State(),
+            [],
+            stopping=lambda: time.perf_counter() - began > seconds,
+        ):
+            evaluated += record.outcome == "evaluated"
+            for name, fitness in targets.items():
+                if reached[name] is None and state.best and state.best.rank[0] <= fitness:
+                    reached[name] = time.perf_counter() - began
+        best = state.best.rank[0] if state.best else math.inf
+        return Trace(best, state.committed, evaluated, reached)
+
+
+def _count(config: Config, fingerprints: Fingerprints, trees: int) -> dict[str, Any]:
+    """Count random trees of the release's primitives as texts and as masks, in rows."""
+    search = config.search
+    variation = Variation(
+        primitives=primitive_set("release"),
+        min_initial_depth=search.min_initial_depth,
+        max_initial_depth=search.max_initial_depth,
+        max_depth=search.max_depth,
+        max_size=search.max_size,
+        crossover=0,
+        mutation=0,
+        mutations={},
+    )
+    texts, simplified, masks = set(), set(), set()
+    degenerate = 0
+    for index in range(trees):
+        with seeded(0, index):
+            metric = random_metric(variation)
+        texts.add(metric.text)
+        simple = simplify(metric, "row").text
+        if simple in simplified:
+            continue
+        simplified.add(simple)
+        try:
+            masks.add(fingerprints.fingerprint(simple, "row"))
+        except ValueError:
+            degenerate += 1
+    return {
+        "trees": trees,
+        "distinct_texts": len(texts),
+        "distinct_simplified_texts": len(simplified),
+        "distinct_masks": len(masks),
+        "degenerate_among_simplified": degenerate,
+    }
+
+
+def _print(
+    config: Config,
+    traces: dict[str, list[Trace]],
+    targets: dict[str, float],
+    seconds: float,
+    counts: dict[str, Any],
+) -> None:
+    rows = []
+    for variant, runs in traces.items():
+        best = [run.best for run in runs]
+        row = [variant, f"{statistics.median(best):.4f}", f"{max(best) - min(best):.4f}"]
+        row += [f"{statistics.median([run.candidates for run in runs]):.0f}"]
+        row += [f"{statistics.median([run.evaluated for run in runs]):.0f}"]
+        for name in targets:
+            times = [run.reached[name] for run in runs]
+            hits = [value for value in times if value is not None]
+            median = statistics.median([math.inf if t is None else t for t in times])
+            text = f"{median:.0f} s" if math.isfinite(median) else "not"
+            row.append(f"{text} ({len(hits)} of {len(runs)})")
+        rows.append(row)
+    show(
+        f"{config.model}, {config.all_tasks[0].name}, {seconds:.0f} s each, "
+        f"{len(next(iter(traces.values())))} seeds",
+        [
+            "search",
+            "best fitness, median",
+            "range",
+            "candidates",
+            "in full",
+            *(f"to {TARGETS[name]} {value:.4f}" for name, value in targets.items()),
+        ],
+        rows,
+    )
+    show(
+        "random trees of the release's primitives",
+        ["", "number"],
+        [[name.replace("_", " "), str(value)] for name, value in counts.items()],
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
