@@ -48,6 +48,26 @@ NAMED: dict[str, Baseline] = BASELINES | {
     "gblm-gradient": Baseline(
         "mul(W, G)", "row", "Das et al., 2024, arXiv:2311.04902; its gradient term alone"
     ),
+    "gblm-alpha-10": Baseline(
+        "mul(W, add(mul(0.1, G), sqrt(X)))",
+        "row",
+        "Das et al., 2024, arXiv:2311.04902; its alpha, 100 in `gblm` by G's factor, at 10",
+    ),
+    "wanda-root": Baseline(
+        "mul(W, root4(X))",
+        "row",
+        "Sun et al., 2024, arXiv:2306.11695, with the exponent 0.5 of arXiv:2402.12354",
+    ),
+    "symwanda": Baseline(
+        "mul(W, sqrt(add(X, sqr(B))))",
+        "row",
+        "Yi and Richtarik, 2025, arXiv:2501.18980: an input and an output side; B is the latter",
+    ),
+    "symwanda-l2": Baseline(
+        "mul(add(quot(W, colnorm(W)), quot(W, rownorm(W))), root4(X))",
+        "row",
+        "Yi and Richtarik, 2025, arXiv:2501.18980; relative importance by L2 norms",
+    ),
     "wifv": Baseline(
         "mul(V, sqr(W))",
         "row",
