@@ -1,0 +1,84 @@
+"""NLL or KL divergence: which ranks candidates better from few tokens?
+
+Candidates of a real run are measured with both objectives on the first windows of the fitness
+text, and with NLL on the selection text, which stands for the truth. The table shows the rank
+correlation of each with that truth, among all candidates and among the better half, where it
+matters.
+"""
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from real_run import RealRun
+from rich.progress import track
+from tables import conditions, show, write_json
+from torch import Tensor
+
+from evaluation.divergence import final_hidden, window_divergences
+from search.fitness import Evaluator
+from search.population import Record
+
+WINDOWS = (1, 2, 4, 8, 16, 32)
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="Run folder of a search.")],
+    candidates: Annotated[int, typer.Option(help="Evaluated ones that are compared.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print one table."""
+    real = RealRun(run)
+    evaluator = real.evaluator(stages=())
+    evaluated = [record for record in real.records if record.fitness is not None]
+    sample = random.Random(seed).sample(evaluated, min(candidates, len(evaluated)))
+    nll, kl, truth = _measure(evaluator, sample)
+    better = truth.argsort()[: len(truth) // 2]
+    counts = [count for count in WINDOWS if count <= nll.shape[1]]
+    length = evaluator.residents[0].windows["fitness"].shape[1]
+    figures: dict[str, Any] = {"candidates": len(truth), "tokens": [c * length for c in counts]}
+    for name, losses in (("nll", nll), ("kl", kl)):
+        means = [losses[:, :count].mean(1) for count in counts]
+        figures[name] = [_rank_correlation(mean, truth) for mean in means]
+        figures[f"{name}_better_half"] = [
+            _rank_correlation(mean[better], truth[better]) for mean in means
+        ]
+    columns = ("nll", "kl", "nll_better_half", "kl_better_half")
+    rows = [
+        [str(tokens), *(f"{figures[column][i]:.3f}" for column in columns)]
+        for i, tokens in enumerate(figures["tokens"])
+    ]
+    show(
+        f"rank correlation with NLL on the selection text, {len(truth)} candidates of {run.name}",
+        ["fitness tokens", "NLL", "KL", "NLL, better half", "KL, better half"],
+        rows,
+    )
+    write_json(json, {**conditions(real.config.dtype), **figures})
+
+
+def _measure(evaluator: Evaluator, sample: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return NLL and KL of each candidate's fitness windows, (N, windows), and the truth, (N,)."""
+    resident, task = evaluator.residents[0], evaluator.setup.tasks[0]
+    windows = resident.windows["fitness"]
+    hidden = final_hidden(resident.model, windows)
+    rows = []
+    for record in track(sample, "measuring", transient=True):
+        with resident.pruned(record.metric, task.target(record.group)):
+            divergences = window_divergences(resident.model, windows, hidden)
+            selection = torch.tensor(resident.losses("selection"))
+            rows.append((resident.measure(0, None), divergences, selection.mean()))
+    nll, kl, truth = (torch.stack(column) for column in zip(*rows, strict=True))
+    return nll, kl, truth
+
+
+def _rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Return Spearman's rank correlation of two (N,)."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
+    return torch.corrcoef(ranks)[0, 1].item()
+
+
+if __name__ == "__main__":
+    typer.run(main)
