@@ -25,6 +25,9 @@ from pruning.pruner import LayerScores, prune_copy, restore
 
 TEST_WINDOW = 1024
 
+LARGE_STARTS = [i * 40960 for i in range(7)]
+"""First tokens of the larger protocol's test windows."""
+
 
 def main(
     model: Annotated[str, typer.Option(help="A LLaMA-architecture folder or hub id.")],
@@ -42,7 +45,7 @@ def main(
 
 
 def _small(model: str, seed: int) -> dict[str, Any]:
-    bench = _Bench(model, "float32", "validation", (16, 512, seed), [i * 1024 for i in range(6)])
+    bench = Bench(model, "float32", "validation", (16, 512, seed), [i * 1024 for i in range(6)])
     found = {"dense": bench.dense()}
     for name, baseline in BASELINES.items():
         found[f"{name} row"] = bench.pruned(baseline.metric, Target(0.5, "row"))
@@ -52,8 +55,7 @@ def _small(model: str, seed: int) -> dict[str, Any]:
 
 
 def _large(model: str, seed: int) -> dict[str, Any]:
-    starts = [i * 40960 for i in range(7)]
-    bench = _Bench(model, "bfloat16", "validation[:50%]", (128, 512, seed), starts)
+    bench = Bench(model, "bfloat16", "validation[:50%]", (128, 512, seed), LARGE_STARTS)
     cases = [(name, baseline.metric, baseline.group) for name, baseline in BASELINES.items()]
     cases.append(("snip", BASELINES["snip"].metric, "row"))
     found: dict[str, dict[str, float]] = {}
@@ -72,7 +74,7 @@ def _large(model: str, seed: int) -> dict[str, Any]:
     return {**conditions("bfloat16"), "dense": dense, "perplexity": found}
 
 
-class _Bench:
+class Bench:
     """A model with its statistics and test windows; prunes from a master copy."""
 
     def __init__(
@@ -82,6 +84,7 @@ class _Bench:
         calibration_split: str,
         calibration: tuple[int, int, int],
         test_starts: list[int],
+        leaves: frozenset[str] = frozenset({"X", "G"}),
     ) -> None:
         validation, test = wikitext2_corpora()
         tokenizer = load_tokenizer(model)
@@ -90,9 +93,7 @@ class _Bench:
         self.model = load_model(model, dtype)
         self.layers = linear_layers(self.model)
         self.master = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        self.statistics: Statistics = collect(
-            self.model, self.layers, windows.tokens, frozenset({"X", "G"})
-        )
+        self.statistics: Statistics = collect(self.model, self.layers, windows.tokens, leaves)
         ids = torch.tensor(tokenizer(load_text(test, "test"), verbose=False)["input_ids"])
         self.test: Tensor = torch.stack([ids[s : s + TEST_WINDOW] for s in test_starts])
 
