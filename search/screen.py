@@ -76,7 +76,14 @@ class Screen:
             ("candidate", f"{self.done}/{self.candidates}"),
             ("best", f"{best.metric} ({best.group})" if best else "none yet"),
             ("fitness", f"{best.fitness:.4f} nats/token" if best else "-"),
+            ("population", _groups_text(state)),
             ("pace", f"{pace * 3600:.0f}/h"),
             ("left", f"{left / 60:.0f} min"),
             ("outcomes", kinds),
         ]
+
+
+def _groups_text(state: State) -> str:
+    """Return how many members there are of each comparison group; each has a mask of its own."""
+    groups = Counter(record.group for record in state.population)
+    return ", ".join(f"{count} {group}" for group, count in sorted(groups.items())) or "none"
