@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evaluation.perplexity import CHUNK_TOKENS, logits_of
+from evaluation.perplexity import logits_in_parts
 
 
 @torch.inference_mode()
@@ -39,11 +39,10 @@ def window_divergences(model: PreTrainedModel, windows: Tensor, dense: Tensor) -
     divergences = []
     for window, reference in zip(windows.to(model.device), dense, strict=True):
         hidden = model.base_model(input_ids=window[None], use_cache=False)[0][0, :-1]
-        total = 0.0
-        for start in range(0, len(hidden), CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
-            own = torch.log_softmax(logits_of(model, hidden[chunk]), -1)
-            theirs = torch.log_softmax(logits_of(model, reference[chunk]), -1)
-            total += torch.sum(theirs.exp() * (theirs - own)).item()
-        divergences.append(total / len(hidden))
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        both = zip(logits_in_parts(model, hidden), logits_in_parts(model, reference), strict=True)
+        for own, theirs in both:
+            own, theirs = torch.log_softmax(own, -1), torch.log_softmax(theirs, -1)
+            total += torch.sum(theirs.exp() * (theirs - own))
+        divergences.append(total.item() / len(hidden))
     return torch.tensor(divergences, dtype=torch.float64)

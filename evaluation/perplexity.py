@@ -7,7 +7,7 @@ of a whole batch over a large vocabulary dwarf everything else in memory.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -46,19 +46,28 @@ def perplexity(losses: Tensor) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Return the fp32 logits, (T, vocabulary), of final hidden states, (T, hidden_size)."""
-    logits = model.get_output_embeddings()(hidden).float()
+def logits_in_parts(model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
+    """Yield the logits of final hidden states, (T, hidden_size), in order, a few tokens at a time.
+
+    Each part is (tokens, vocabulary) in fp32. On the CPU parts are so small that what is done with
+    them stays in the cache.
+    """
+    head = model.get_output_embeddings()
     # As the model's own forward does: Gemma3ForConditionalGeneration ignores its text part's cap.
     cap = getattr(model.config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    tokens = 32 if hidden.device.type == "cpu" else CHUNK_TOKENS
+    for chunk in hidden.split(CHUNK_TOKENS):
+        for part in head(chunk).split(tokens):
+            logits = part.float()
+            yield cap * torch.tanh(logits / cap) if cap else logits
 
 
 def _mean_nll(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> float:
     """Return the mean NLL of targets, (T - 1,), under hidden states, (T - 1, hidden_size)."""
-    total = 0.0
-    for start in range(0, len(targets), CHUNK_TOKENS):
-        logits = logits_of(model, hidden[start : start + CHUNK_TOKENS])
-        chunk = targets[start : start + CHUNK_TOKENS]
-        total += functional.cross_entropy(logits, chunk, reduction="sum").item()
-    return total / len(targets)
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    start = 0
+    for logits in logits_in_parts(model, hidden):
+        part = targets[start : start + len(logits)]
+        total += functional.cross_entropy(logits, part, reduction="sum")
+        start += len(logits)
+    return total.item() / len(targets)
