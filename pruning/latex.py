@@ -16,7 +16,7 @@ _SUM, _PRODUCT, _POWER, _ATOM = range(4)
 _Formula = tuple[str, int]
 _NUMBER = re.compile(r"(-?)(\d*\.?\d+|\d+\.)(?:e([+-]?\d+))?", re.IGNORECASE)
 _NEVER_NEGATIVE = {
-    *("W", "G", "X", "abs", "exp", "sqr", "pow", "sqrt", "mms"),
+    *("W", "G", "X", "A", "V", "B", "abs", "exp", "sqr", "pow", "sqrt", "mms"),
     *("root4", "pow15", "rownorm", "colnorm"),
 }
 

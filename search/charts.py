@@ -102,7 +102,7 @@ def fitness_chart(
         label = f"evaluated, {above} above the chart" if above else "evaluated"
         axes.scatter(across, values, s=7, color="#7a9cc6", label=label)
         axes.plot(across, best, drawstyle="steps-post", color="#b03a2e", label="best so far")
-        axes.set(xlabel=axis, ylabel="mean NLL, nats per token", ylim=limits)
+        axes.set(xlabel=axis, ylabel="fitness, nats per token", ylim=limits)
         _legend(figure, 2)
         svg = svg_of(figure, name, title)
     rows = [
@@ -132,7 +132,7 @@ def front_chart(name: str, best: Sequence[Record], front: Sequence[Record]) -> C
             color="#b03a2e",
             label="Pareto front",
         )
-        axes.set(xlabel="size, nodes", ylabel="mean NLL, nats per token")
+        axes.set(xlabel="size, nodes", ylabel="fitness, nats per token")
         _legend(figure, 2)
         svg = svg_of(figure, name, title)
     rows = [

@@ -31,7 +31,7 @@ def winner(metric: str) -> dict[str, Any]:
     return {
         **formula("winner", metric),
         "tree": tree_svg("tree", parsed),
-        "leaves": {name: LEAVES[name] for name in sorted(parsed.leaves) if name in LEAVES},
+        "leaves": {name: LEAVES[name].meaning for name in sorted(parsed.leaves)},
     }
 
 
