@@ -23,8 +23,8 @@ class Candidate:
         group: Comparison group.
         parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
         fingerprint: Of its mask on the probe; None until taken.
-        stop_above: Fitness above which it cannot enter the population, fixed when it was bred;
-            None while the population is not full.
+        stop_above: Fitness above which it cannot enter the population, fixed when it was bred, but
+            for a smaller one within a step of parsimony; None while a place is free.
     """
 
     index: int
