@@ -167,7 +167,10 @@ def _group_of(settings: Settings, first: Record, second: Record) -> str:
     others = [g for g in settings.groups if g not in (first.group, second.group)]
     if others and random.random() < settings.regroup:
         return random.choice(others)
-    return random.choice((first.group, second.group))
+    # Without crossover a child has nothing of its second parent.
+    return (
+        random.choice((first.group, second.group)) if settings.variation.crossover else first.group
+    )
 
 
 def _canonical(settings: Settings, metric: Metric, group: str) -> tuple[str, str]:
@@ -176,13 +179,13 @@ def _canonical(settings: Settings, metric: Metric, group: str) -> tuple[str, str
 
 def threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
     """Return the fitness above which a candidate cannot enter the population as it is now."""
-    worst = state.worst_fitness(candidate.group, rules)
     like = [
         member.rank[0]
         for member in state.population
         if candidate.fingerprint and rules.near(candidate, member)
     ]
-    return min([*like, *([] if worst is None else [worst])], default=None)
+    # In the place of those that it is near to, it needs to beat no other.
+    return min(like, default=state.worst_fitness(candidate.group, rules))
 
 
 def _decide(

@@ -20,24 +20,6 @@ def elapsed_seconds(count: int, timings: Mapping[int, Mapping[str, Any]]) -> lis
     return [total / max(1, len(workers)) for total in accumulate(busy)]
 
 
-def best_of_each_size(records: Sequence[Record]) -> list[Record]:
-    """Return the fittest metric of each size, by ascending size."""
-    best: dict[int, Record] = {}
-    for record in records:
-        if record.fitness is not None:
-            best[record.size] = min(best.get(record.size, record), record, key=lambda r: r.rank)
-    return [best[size] for size in sorted(best)]
-
-
-def pareto_front(records: Sequence[Record]) -> list[Record]:
-    """Return the metrics that no smaller or equal one beats, by ascending size."""
-    front: list[Record] = []
-    for record in best_of_each_size(records):
-        if not front or record.rank < front[-1].rank:
-            front.append(record)
-    return front
-
-
 def bins(count: int, most: int = 24) -> list[range]:
     """Split the candidates 0 .. count - 1 into at most `most` ranges of one width."""
     width = max(1, -(-count // most))

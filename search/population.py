@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,8 +23,8 @@ class Candidate:
         group: Comparison group.
         parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
         fingerprint: Of its mask on the probe; None until taken.
-        stop_above: Fitness above which it cannot enter the population, fixed when it was bred;
-            None while the population is not full.
+        stop_above: Fitness above which it cannot enter the population, fixed when it was bred, but
+            for a smaller one within a step of parsimony; None while a place is free.
     """
 
     index: int
@@ -168,20 +168,14 @@ class State:
         assert record.index == self.committed, (record.index, self.committed)
         state = replace(self, committed=self.committed + 1)
         if record.fitness is not None:
-            state = replace(state, hall_of_fame=self._remember(record))
+            remembered = best_of_each_size((*self.hall_of_fame, record))
+            state = replace(state, hall_of_fame=remembered)
             # Before `began` it was bred from a population that was given up.
             if record.index >= self.began:
                 state = state._admit(record, rules)
         if rules.patience and state.committed - max(state.improved, state.began) >= rules.patience:
             state = replace(state, population=(), began=state.committed + rules.lag)
         return state
-
-    def _remember(self, record: Record) -> tuple[Record, ...]:
-        best = {member.size: member for member in self.hall_of_fame}
-        champion = best.get(record.size)
-        if champion is None or record.rank < champion.rank:
-            best[record.size] = record
-        return tuple(best[size] for size in sorted(best))
 
     def _admit(self, record: Record, rules: Rules) -> "State":
         """Return the state with a record in the population, if it earns its place there."""
@@ -203,11 +197,7 @@ class State:
     @property
     def pareto_front(self) -> tuple[Record, ...]:
         """The members of the hall of fame that no smaller one equals or beats."""
-        front: list[Record] = []
-        for record in self.hall_of_fame:
-            if not front or record.rank < front[-1].rank:
-                front.append(record)
-        return tuple(front)
+        return pareto_front(self.hall_of_fame)
 
     def worst_fitness(self, group: str, rules: Rules) -> float | None:
         """Return the fitness to beat for a place in a group, or None while there is one free."""
@@ -222,6 +212,25 @@ class State:
         """Return the fittest of population and hall of fame together, best first."""
         members = {record.index: record for record in (*self.population, *self.hall_of_fame)}
         return sorted(members.values(), key=lambda record: record.rank)[:count]
+
+
+def best_of_each_size(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Return the fittest evaluated record of each size, by ascending size."""
+    best: dict[int, Record] = {}
+    for record in records:
+        if record.fitness is not None:
+            best[record.size] = min(best.get(record.size, record), record, key=lambda r: r.rank)
+    return tuple(best[size] for size in sorted(best))
+
+
+def pareto_front(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Return the evaluated records that no smaller one equals or beats, by ascending size."""
+    front: list[Record] = []
+    for record in best_of_each_size(records):
+        # By fitness alone: a larger metric that is only as good is no gain, even if it is older.
+        if not front or record.rank[0] < front[-1].rank[0]:
+            front.append(record)
+    return tuple(front)
 
 
 def _droppable(population: Sequence[Record], rules: Rules, also: str = "") -> list[Record]:

@@ -10,7 +10,7 @@ from pruning.operators import LEAVES
 from search import charts, history
 from search.charts import BEST, Chart
 from search.drawing import formula_svg, tree_svg
-from search.population import Record
+from search.population import Record, best_of_each_size, pareto_front
 
 CROWDED = 0.9
 """Fraction of zeros above which a layer is warned of: its output hangs on few weights."""
@@ -68,8 +68,8 @@ def breeding(records: Sequence[Record]) -> list[Chart]:
 
 def front(records: Sequence[Record]) -> dict[str, Any]:
     """Return the chart of fitness against size, and the metrics on the Pareto front."""
-    members = history.pareto_front(records)
-    best = history.best_of_each_size(records)
+    members = pareto_front(records)
+    best = best_of_each_size(records)
     return {
         "chart": charts.front_chart("front", best, members),
         "members": [(one, formula(f"front{one.index}", one.metric)) for one in members],

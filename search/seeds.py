@@ -41,18 +41,19 @@ def write_seeds(seeds: list[Seed]) -> list[str]:
 
 
 def _read(entry: str) -> list[Seed]:
-    path = Path(entry).expanduser()
-    if _is_run(path):
-        path = path / "checkpoint.json"
-    if path.name.startswith("checkpoint") and path.suffix == ".json":
+    if path := _checkpoint_of(entry):
         state = checkpoint_state(path)
         return [(Metric.parse(one.metric), one.group) for one in state.finalists(10**6)]
     found = resolve_metric(entry)
     return [(found.metric, found.group)]
 
 
-def _is_run(path: Path) -> bool:
+def _checkpoint_of(entry: str) -> Path | None:
+    """Return the checkpoint that an entry names, or the run folder that it names has."""
     try:
-        return (path / "checkpoint.json").is_file()
-    except OSError:
-        return False  # a formula is longer than a file's name may be
+        path = Path(entry).expanduser()
+        if (path / "checkpoint.json").is_file():
+            return path / "checkpoint.json"
+    except (OSError, RuntimeError):
+        return None  # a formula is longer than a file's name may be; ~nobody has no home
+    return path if path.name.startswith("checkpoint") and path.suffix == ".json" else None

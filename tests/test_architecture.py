@@ -27,7 +27,7 @@ RESERVED = {
     "deap": ("search/primitives.py", "search/variation.py"),
     "datasets": ("evaluation/",),
 }
-MEETING_PLACES = ("search/fitness.py",)
+MEETING_PLACES = ("search/fitness.py", "search/resident.py", "search/plan.py")
 """The modules of search that may import both pruning and evaluation."""
 
 UNSAFE_IMPORTS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -120,10 +120,10 @@ def test_reserved_modules_are_imported_only_where_they_belong(module, places):
     assert [file for file in users if not file.startswith(places)] == []
 
 
-def test_pruning_and_evaluation_meet_only_where_fitness_is_measured():
+def test_pruning_and_evaluation_meet_only_where_the_table_says():
     both = {"pruning", "evaluation"}
     meeting = [file for file in files("search") if both <= packages_imported_by(file)]
-    assert [file for file in meeting if file not in MEETING_PLACES] == []
+    assert sorted(meeting) == sorted(MEETING_PLACES)
 
 
 @pytest.mark.skipif("run_prune.py" not in OURS, reason="not written yet")

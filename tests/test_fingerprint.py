@@ -1,14 +1,23 @@
 """One mask, one fingerprint; a metric that cannot prune is refused with the reason."""
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from pruning.calibration import Statistics
-from pruning.masks import Target
-from pruning.metric import Metric
-from search.fingerprint import ROWS, Probe, fingerprint, take_probe, tensors_digest
+from pruning.masks import GROUPS, Target
+from search.fingerprint import (
+    ROWS,
+    Fingerprints,
+    Probe,
+    probe_mask,
+    take_probe,
+    tensors_digest,
+)
 
 HALF = Target(0.5, "row")
 TWO_OF_FOUR = Target(0.5, "row", (2, 4))
@@ -29,7 +38,7 @@ def probe(seed: int = 0, x_scale: float = 1.0) -> Probe:
 
 
 def mark(text: str, target: Target = HALF, on: Probe | None = None) -> str:
-    return fingerprint(Metric.parse(text), target, on or probe())
+    return Fingerprints([(on or probe(), lambda group: target)]).fingerprint(text, target.group)
 
 
 def refusal(text: str, target: Target = HALF, on: Probe | None = None) -> str:
@@ -83,11 +92,154 @@ def test_fingerprint_of_n_of_m_is_shared_by_formulas_of_one_order():
     assert mark("W", TWO_OF_FOUR) != mark("G", TWO_OF_FOUR)
 
 
-def test_fingerprint_is_a_hash_of_the_packed_mask():
+def test_fingerprint_is_a_hash_of_the_group_and_the_packed_mask():
     weights = {"a": torch.tensor([[0.3, -0.1, 0.4, 0.2], [5.0, 6.0, -1.0, 2.0]])}
     # Row by row 0101 and 0011: one byte.
-    expected = hashlib.sha256(bytes([0b01010011])).hexdigest()[:16]
+    expected = hashlib.sha256(b"row" + bytes([0b01010011])).hexdigest()[:16]
     assert mark("W", on=Probe(weights, Statistics())) == expected
+
+
+# Several tasks, distances, diversity
+
+SMALL = Probe(
+    {
+        "a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]]),
+        "b": torch.tensor([[3.0, 6.0, 9.0, 12.0], [24.0, 21.0, 18.0, 15.0]]),
+    },
+    Statistics(
+        G={name: torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]) for name in "ab"},
+    ),
+)
+"""W and G of opposite order; b is a on three times the scale."""
+
+
+def asking(sparsity: float) -> Callable[[str], Target]:
+    return partial(Target, sparsity)
+
+
+HALVES = Fingerprints([(SMALL, asking(0.5))])
+QUARTERS = Fingerprints([(SMALL, asking(0.25))])
+
+
+def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
+    one, other = probe(), Probe(probe().weights, Statistics(X=probe(1).statistics.X))
+    both = Fingerprints([(one, asking(0.5)), (other, asking(0.5))])
+    again = Fingerprints([(other, asking(0.5)), (one, asking(0.5))])
+    marks = [each.fingerprint("mul(W, X)", "row") for each in (both, again)]
+    assert len({*marks, mark("mul(W, X)", on=one), mark("mul(W, X)", on=other)}) == 4
+    assert both.fingerprint("mul(W, X)", "row") == both.fingerprint("sqr(mul(W, X))", "row")
+
+
+def test_fingerprint_of_two_sparsities_tells_what_one_of_them_does_not():
+    weights = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
+    # Of each row X * W and W remove one first weight, but not the same second.
+    on = Probe({"a": weights}, Statistics(X={"a": torch.tensor([[1.0, 9.0, 1.0, 1.0]])}))
+    quarter, half = asking(0.25), asking(0.5)
+    assert mark("W", quarter("row"), on) == mark("mul(W, X)", quarter("row"), on)
+    for tasks in ([(on, quarter), (on, half)], [(on, half), (on, quarter)]):
+        marks = Fingerprints(tasks)
+        assert marks.fingerprint("W", "row") != marks.fingerprint("mul(W, X)", "row")
+
+
+def test_fingerprint_refuses_a_metric_that_is_degenerate_in_any_task():
+    drowned = probe(x_scale=1e5)
+    marks = Fingerprints([(probe(), asking(0.5)), (drowned, asking(0.5))])
+    with pytest.raises(ValueError, match="prunes the same inputs in every row"):
+        marks.fingerprint("add(W, X)", "row")
+
+
+def test_fingerprint_of_one_mask_differs_by_group():
+    weights = {"a": torch.tensor([[1.0, 9.0], [9.0, 1.0]])}
+    marks = Fingerprints([(Probe(weights, Statistics()), asking(0.5))])
+    assert {marks.distance(("W", one), ("W", other)) for one in GROUPS for other in GROUPS} == {0}
+    assert len({marks.fingerprint("W", group) for group in GROUPS}) == 3
+
+
+def test_distance_is_the_fraction_of_weights_that_one_removes_and_the_other_keeps():
+    # By row W removes the first two and G the last two: all differ. At a quarter, 2 of 4 do.
+    assert HALVES.distance(("W", "row"), ("G", "row")) == 1.0
+    assert QUARTERS.distance(("W", "row"), ("G", "row")) == 0.5
+    # By layer W removes the first rows. Across the model 1 to 6 of a go and 3 and 6 of b.
+    assert HALVES.distance(("W", "row"), ("W", "layer")) == 0.5
+    assert HALVES.distance(("W", "layer"), ("W", "model")) == 0.25
+    assert HALVES.distance(("W", "row"), ("W", "row")) == 0.0
+
+
+def test_distance_is_the_same_both_ways_and_0_for_one_order():
+    drawn = Fingerprints([(probe(), asking(0.5)), (probe(1), asking(0.25))])
+    names = [(text, group) for text in ("W", "G", "mul(W, G)") for group in GROUPS]
+    for one in names:
+        assert drawn.distance(one, (f"sqr({one[0]})", one[1])) == 0
+        for other in names:
+            assert drawn.distance(one, other) == drawn.distance(other, one)
+            assert (drawn.distance(one, other) == 0) == (one == other)
+
+
+def test_distance_over_several_tasks_is_over_all_their_weights():
+    # 16 weights that differ in 1.0 and 16 that differ in 0.5.
+    both = Fingerprints([(SMALL, asking(0.5)), (SMALL, asking(0.25))])
+    assert both.distance(("W", "row"), ("G", "row")) == 0.75
+
+
+def test_distance_does_not_count_the_bits_that_fill_a_byte():
+    weights = {"a": torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])}
+    on = Probe(weights, Statistics(G={"a": torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])}))
+    third = Fingerprints([(on, asking(0.34))])
+    assert third.distance(("W", "row"), ("G", "row")) == 4 / 6
+
+
+def test_distance_under_a_pattern_is_that_of_its_masks_whatever_the_group():
+    marks = Fingerprints([(SMALL, lambda group: TWO_OF_FOUR)])
+    assert marks.distance(("W", "row"), ("W", "model")) == 0
+    assert marks.distance(("W", "row"), ("G", "row")) == 1.0
+
+
+def test_diversity_counts_members_masks_apart_and_the_mean_distance_of_a_pair():
+    members = [("W", "row"), ("sqr(W)", "row"), ("G", "row"), ("W", "layer")]
+    # 0; 1 and 1; 0.5, 0.5 and, as G by row is what W by row is not, 0.5.
+    assert HALVES.diversity(members, least=0.1) == {
+        **{"members": 4, "masks": 3},
+        "mean_distance": pytest.approx(3.5 / 6),
+    }
+    assert HALVES.diversity(members, least=0.6)["masks"] == 2
+    assert HALVES.diversity(members, least=0.5)["masks"] == 3
+
+
+def test_diversity_of_none_or_one_has_no_distance():
+    assert HALVES.diversity([], 0.1) == {"members": 0, "masks": 0, "mean_distance": 0.0}
+    one = HALVES.diversity([("W", "row")], 0.1)
+    assert one == {"members": 1, "masks": 1, "mean_distance": 0.0}
+
+
+# Masks on a probe
+
+
+def test_probe_mask_across_the_model_pools_the_rows_of_all_layers():
+    scores = SMALL.weights
+    # Six of the layer on the smaller scale and two of the other; by row it is two of four each.
+    pooled = probe_mask(scores, Target(0.5, "model"), "W")
+    assert pooled.tolist() == [0b11110011, 0b11000000]
+    assert probe_mask(scores, HALF, "W").tolist() == [0b11000011, 0b11000011]
+
+
+def test_probe_mask_across_the_model_depends_on_the_scale_between_layers_and_by_row_not():
+    level = {"a": SMALL.weights["a"], "b": SMALL.weights["b"] / 3}
+    for group, same in (("row", True), ("layer", True), ("model", False)):
+        masks = [probe_mask(scores, Target(0.5, group), "W") for scores in (SMALL.weights, level)]
+        assert np.array_equal(*masks) == same
+
+
+def test_probe_mask_packs_each_layer_into_bytes_of_its_own():
+    scores = {"a": torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "b": torch.tensor([[1.0], [2.0]])}
+    assert probe_mask(scores, Target(0.5, "layer"), "W").tolist() == [0b10010000, 0b10000000]
+
+
+def test_probe_mask_refuses_one_mask_in_every_row_unless_nothing_is_removed():
+    scores = {"a": torch.tensor([[1.0, 2.0], [1.0, 2.0]])}
+    with pytest.raises(ValueError) as error:
+        probe_mask(scores, HALF, "X")
+    assert str(error.value) == "'X' prunes the same inputs in every row"
+    assert probe_mask(scores, Target(0.0, "row"), "X").tolist() == [0]
 
 
 # Degenerate metrics

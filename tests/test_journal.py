@@ -12,8 +12,8 @@ import torch
 
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
-from search.journal import FolderError, RunFolder
-from search.population import Record, State
+from search.journal import FolderError, RunFolder, checkpoint_state
+from search.population import Record, Rules, State
 
 METRICS = ("W", "mul(G, W)", "mul(W, sqrt(X))", "abs(sub(W, mms(G)))", "add(G, W)")
 
@@ -34,9 +34,11 @@ def record(index: int, fitness: float | None = 3.5, **fields) -> Record:
 
 
 def state_after(count: int) -> State:
+    """Ever fitter, and every fifth far less fit: at 9 outcomes the population begins anew."""
+    rules = Rules(capacity=3, patience=4, lag=1)
     state = State()
     for index in range(count):
-        state = state.commit(record(index, 4 - index / 10), 3)
+        state = state.commit(record(index, 4 - index % 5 / 10), rules)
     return state
 
 
@@ -225,6 +227,12 @@ def test_read_checkpoint_without_one_is_the_empty_state(folder):
     assert folder.read_checkpoint(7) == State()
 
 
+def signed(body: dict) -> bytes:
+    """A checkpoint's bytes with the digest that belongs to them."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": digest}).encode()
+
+
 def altered(data: bytes) -> bytes:
     return data.replace(b'"fitness": 3.', b'"fitness": 2.', 1)
 
@@ -232,8 +240,7 @@ def altered(data: bytes) -> bytes:
 def of_another_schema(data: bytes) -> bytes:
     body = json.loads(data) | {"schema": 2}
     del body["sha256"]
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**body, "sha256": digest}).encode()
+    return signed(body)
 
 
 DAMAGE = {
@@ -275,18 +282,71 @@ def test_read_checkpoint_never_uses_one_beyond_the_journal(folder):
     assert folder.read_checkpoint(3) == State()
 
 
-def test_write_checkpoint_rewrites_the_hall_of_fame(folder):
+def test_write_checkpoint_rewrites_the_hall_of_fame_and_marks_the_pareto_front(folder):
     state = State()
-    for index, fitness in enumerate([3.5, 3.25, 3.0, None, 3.125]):
-        state = state.commit(record(index, fitness, group="model"), 2)
+    for index, fitness in enumerate([3.5, 3.25, 3.125, None, 3.125]):
+        state = state.commit(record(index, fitness, group="model"), Rules(capacity=2))
     folder.write_checkpoint(State(), state)
-    # add(G, W) is as large as mul(G, W) and fitter.
+    # add(G, W) is as large as mul(G, W) and fitter, and smaller than what is as fit.
     assert (folder.path / "hall_of_fame.csv").read_text() == (
-        "size,fitness,group,metric\n"
-        "1,3.5,model,W\n"
-        '3,3.125,model,"add(G, W)"\n'
-        '4,3.0,model,"mul(W, sqrt(X))"\n'
+        "size,fitness,group,metric,pareto\n"
+        "1,3.5,model,W,true\n"
+        '3,3.125,model,"add(G, W)",true\n'
+        '4,3.125,model,"mul(W, sqrt(X))",false\n'
     )
+
+
+def test_read_checkpoint_keeps_when_the_population_began_and_when_it_improved(folder):
+    state = state_after(17)
+    assert (state.committed, state.began, state.improved) == (17, 10, 15)
+    assert state.population
+    folder.write_checkpoint(state, state)
+    assert folder.read_checkpoint(17) == state
+
+
+def test_read_checkpoint_reads_one_from_before_populations_began_anew(folder):
+    state = state_after(17)
+    folder.write_checkpoint(state, state)
+    path = folder.path / "checkpoint.json"
+    body = json.loads(path.read_bytes())
+    for key in ("sha256", "began", "improved"):
+        del body[key]
+    path.write_bytes(signed(body))
+    older = State(state.committed, state.population, state.hall_of_fame)
+    assert folder.read_checkpoint(17) == checkpoint_state(path) == older
+
+
+@pytest.mark.parametrize("key", ["began", "improved", "committed"])
+def test_read_checkpoint_sees_that_a_count_was_altered(folder, key):
+    folder.write_checkpoint(state_after(17), state_after(17))
+    path = folder.path / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: 0}))
+    assert folder.read_checkpoint(17) == State()
+
+
+def test_checkpoint_state_reads_a_file_of_any_run(folder, tmp_path):
+    folder.write_checkpoint(state_after(7), state_after(9))
+    path = tmp_path / "copy.json"
+    path.write_bytes((folder.path / "checkpoint.json").read_bytes())
+    assert checkpoint_state(path) == state_after(7)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_checkpoint_state_refuses_a_damaged_one_and_asks_for_no_other(folder, damage):
+    for count in (4, 7):
+        folder.write_checkpoint(state_after(count), state_after(count))
+    path = folder.path / "checkpoint.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError) as error:
+        checkpoint_state(path)
+    assert str(error.value) == f"checkpoint {path} is damaged, or from another version"
+
+
+def test_checkpoint_state_refuses_a_file_that_is_not_there(tmp_path):
+    path = tmp_path / "checkpoint.json"
+    with pytest.raises(ValueError) as error:
+        checkpoint_state(path)
+    assert str(error.value) == f"checkpoint {path} cannot be read: No such file or directory"
 
 
 # Files written whole

@@ -1,14 +1,22 @@
 """What `run_search.py` says before any work: exit codes and one-line errors, offline."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
 import run_search
 from configs import schema
+from pruning.calibration import Statistics
+from pruning.masks import GROUPS, Target
+from pruning.models import load_config
 from search import launch
+from search.evolution import Settings
+from search.fingerprint import Fingerprints, Probe
+from search.population import Candidate, Record
 
 CONFIGS = Path(schema.__file__).parent
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -191,10 +199,40 @@ def test_validate_refuses_a_stage_at_or_beyond_the_last_fitness_window(refusal, 
 
 
 def test_validate_refuses_windows_longer_than_the_context(refusal):
-    limit = launch.models.load_config("embedded").max_position_embeddings
+    limit = load_config("embedded").max_position_embeddings
     assert refusal(2, "--validate", *setting(f"report.length={limit + 1}")) == (
         f"report.length must be at most the model's {limit} positions, got {limit + 1}"
     )
+
+
+def test_validate_checks_every_task(refusal, call):
+    limit = load_config("embedded").max_position_embeddings
+    long = f"{{corpus: embedded, split: report, windows: 2, length: {limit + 1}}}"
+    few = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
+    for task, message in {
+        "{pattern: '4:2'}": "pattern must be unstructured or n:m with 0 < n < m <= 1024, ",
+        "{pattern: '3:7'}": "pattern must divide the inputs of every layer, got 7 of 192 in ",
+        "{model: nowhere}": "model 'nowhere' is no folder: give embedded, a folder or a hub id",
+        f"{{fitness: {few}}}": "search.stages must be below fitness.windows = 4, got [2, 4, 8, 16]",
+        f"{{report: {long}}}": f"report.length must be at most the model's {limit} positions, got ",
+    }.items():
+        assert refusal(2, "--validate", *setting(f"tasks=[{{}}, {task}]")).startswith(message)
+    assert call("--validate", *setting("tasks=[{}, {pattern: '2:4'}]")) == (0, "valid\n", "")
+
+
+def test_validate_refuses_texts_that_overlap_across_tasks(refusal, call):
+    half = "{corpus: embedded, split: 'report[%s]', windows: 4, length: 64}"
+    tasks = f"tasks=[{{}}, {{selection: {half % ':50%'}, report: {half % '50%:'}}}]"
+    # The second task selects on a half of what the first reports.
+    message = refusal(2, "--validate", *setting(tasks))
+    assert message.startswith("selection and report overlap: embedded report[:50%] and embedded ")
+    allowed = setting(tasks, "allow_test_selection=true")
+    assert call("--validate", *allowed) == (0, "valid\n", "")
+
+
+def test_validate_says_once_what_several_tasks_share(call):
+    _, out, _ = call("--validate", *setting("tasks=[{}, {sparsity: 0.3}]", "model=facebook/opt"))
+    assert out.count("model facebook/opt: it comes from the Hugging Face hub") == 1
 
 
 def test_validate_refuses_an_unknown_key_and_guesses(refusal):
@@ -207,6 +245,72 @@ def test_validate_returns_its_notes_to_a_program():
     assert launch.validate(schema.load(None, [])) == []
     hub = schema.load(None, ["report.corpus=ptb", "report.split=test"])
     assert launch.validate(hub) == [f"report: corpus 'ptb', split 'test' {HUB_NOTE}"]
+
+
+# From a config to the loop's knobs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "groups"),
+    [
+        (["pruning.group=free"], GROUPS),
+        (["pruning.group=layer"], ("layer",)),
+        (["pruning.group=free", "pruning.pattern=2:4"], ("row",)),
+        (["pruning.group=layer", "pruning.pattern=2:4"], ("row",)),
+        (["tasks=[{pattern: '2:4'}, {pattern: '4:8'}]"], ("row",)),
+        (["tasks=[{pattern: '2:4'}, {sparsity: 0.5}]"], GROUPS),
+        (["pruning.pattern=2:4", "tasks=[{pattern: unstructured}, {}]"], GROUPS),
+    ],
+)
+def test_groups_of_a_config_are_row_alone_where_all_tasks_have_a_pattern(overrides, groups):
+    assert launch.groups_of(schema.load(None, overrides)) == groups
+
+
+def settings(*overrides: str) -> Settings:
+    """Of a config, with a probe of two rows on which W and neg(W) have opposite masks."""
+    weights = {"a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]])}
+    half = partial(Target, 0.5)
+    fingerprints = Fingerprints([(Probe(weights, Statistics()), half)])
+    return launch.settings_of(schema.load(None, list(overrides)), fingerprints)
+
+
+def test_settings_of_a_config_share_the_kept_places_among_the_groups():
+    shares = ["search.population=50", "search.speciation=0.25"]
+    # A quarter of 50 is 12.5: four for each of three, twelve for one.
+    assert settings(*shares).rules.kept == 4
+    assert settings(*shares, "pruning.group=row").rules.kept == 12
+    assert settings("search.speciation=0").rules.kept == 0
+    assert settings("search.population=7", "search.speciation=1").rules.kept * 3 <= 7
+
+
+def test_settings_of_a_config_take_every_knob_of_survival():
+    knobs = ("parsimony=0.5", "patience=9", "lag=3", "population=20")
+    rules = settings(*(f"search.{knob}" for knob in knobs)).rules
+    assert (rules.resolution, rules.patience, rules.lag, rules.capacity) == (0.5, 9, 3, 20)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("search.crowding=0.1", [True, False, False]),
+        ("search.crowding=0.6", [True, True, False]),
+        ("search.crowding=0", [False, False, False]),
+        ("search.fingerprint=false", [False, False, False]),
+    ],
+)
+def test_settings_of_a_config_find_masks_near_below_the_crowding(override, expected):
+    near = settings(override).rules.near
+    record = Record(0, "W", "row", "evaluated", 2.0, "ab12", 64, (), "")
+    # One mask, a half of the weights otherwise, all of them otherwise.
+    others = [("sqr(W)", "row"), ("W", "layer"), ("neg(W)", "row")]
+    assert [near(Candidate(1, *other), record) for other in others] == expected
+
+
+def test_settings_of_a_config_read_its_seeds_with_their_groups():
+    found = settings("search.seeds=[snip, 'layer:W']").seeds
+    assert [(metric.text, group) for metric, group in found] == [
+        *(("mul(W, G)", "model"), ("W", "layer")),
+    ]
 
 
 # Launch: what is refused before a folder is made

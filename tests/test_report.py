@@ -11,6 +11,7 @@ from report_run import BLOCKS, KINDS, metric_text, records_of, summary_of, write
 from pruning.metric import Metric
 from search import charts, history, sections
 from search.drawing import tree_svg
+from search.population import pareto_front
 from search.report import table_rows, tasks_of, title_of, write_report
 
 
@@ -183,7 +184,7 @@ def test_elapsed_without_timings_is_nothing():
 
 def test_front_holds_what_no_smaller_metric_beats():
     records = records_of(200)
-    front = history.pareto_front(records)
+    front = pareto_front(records)
     measured = [r for r in records if r.fitness is not None]
     for one in front:
         assert all(r.fitness >= one.fitness for r in measured if r.size <= one.size)

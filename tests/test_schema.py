@@ -39,16 +39,65 @@ def test_load_without_a_path_is_the_embedded_experiment():
     config = schema.load(None, [])
     assert config == schema.load(schema.DEFAULT, [])
     assert config.model == "embedded"
-    assert {text.corpus for text in config.texts.values()} == {"embedded"}
-    assert list(config.texts) == ["calibration", "fitness", "selection", "report"]
+    (task,) = config.all_tasks
+    assert {text.corpus for text in task.texts.values()} == {"embedded"}
+    assert list(task.texts) == ["calibration", "fitness", "selection", "report"]
 
 
 def test_paper_config_is_the_algorithm_that_the_paper_states():
     search = schema.load(schema.DEFAULT.with_name("paper.yaml"), []).search
     assert (search.population, search.lag, search.pool, search.parents) == (50, 0, 0.5, 10)
     assert (search.crossover, search.mutation, search.stages) == (1.0, 0.5, [])
+    assert (search.parsimony, search.crowding, search.patience) == (0, 0, None)
+    assert (search.objective, search.simplify, search.seeds) == ("nll", True, [])
     others = {"subtree": 0, "hoist": 0, "insert": 0, "constant": 0}
     assert search.mutations.model_dump() == {"node": 1} | others
+
+
+# Tasks
+
+
+def test_all_tasks_without_any_is_the_experiment_itself():
+    config = schema.load(None, ["pruning.sparsity=0.7", "pruning.pattern=2:4", "dtype=float16"])
+    (task,) = config.all_tasks
+    assert (task.model, task.dtype, task.sparsity, task.pattern, task.weight) == (
+        *("embedded", "float16", 0.7, "2:4", 1.0),
+    )
+    assert task.texts == {role: getattr(config, role) for role in schema.ROLES}
+
+
+def test_all_tasks_fills_in_what_a_task_leaves_out():
+    fitness = {"corpus": "ptb", "split": "validation", "windows": 4, "length": 64}
+    overrides = [
+        "pruning.sparsity=0.7",
+        f"tasks=[{{model: other, weight: 2}}, {{sparsity: 0.0, dtype: bfloat16}}, "
+        f"{{pattern: '4:8', fitness: {fitness}}}]",
+    ]
+    config = schema.load(None, overrides)
+    fields = ("model", "dtype", "sparsity", "pattern", "weight")
+    assert [tuple(getattr(task, name) for name in fields) for task in config.all_tasks] == [
+        ("other", "float32", 0.7, "unstructured", 2),
+        ("embedded", "bfloat16", 0.0, "unstructured", 1),
+        ("embedded", "float32", 0.7, "4:8", 1),
+    ]
+    third = config.all_tasks[2]
+    assert third.texts == {
+        **config.all_tasks[0].texts,
+        "fitness": schema.Text.model_validate(fitness),
+    }
+
+
+def test_all_tasks_are_the_same_after_the_config_was_written(tmp_path):
+    config = schema.load(None, ["tasks=[{sparsity: 0.4}, {pattern: '2:4', weight: 0.5}]"])
+    path = tmp_path / "c.yaml"
+    path.write_text(schema.to_yaml(config))
+    assert schema.load(path, []).all_tasks == config.all_tasks
+
+
+def test_task_name_is_the_models_folder_and_what_is_removed():
+    overrides = ["tasks=[{model: models/smollm2-135m}, {pattern: '2:4'}, {sparsity: 0.25}]"]
+    names = [task.name for task in schema.load(None, overrides).all_tasks]
+    assert names == ["smollm2-135m 60%", "embedded 2:4", "embedded 25%"]
 
 
 # Unknown keys
@@ -68,6 +117,11 @@ def test_paper_config_is_the_algorithm_that_the_paper_states():
             "ray.zzz is an unknown key; known keys are address, workers, cpus_per_worker, "
             "gpus_per_worker",
         ),
+        ("tasks=[{modle: x}]", "tasks.0.modle is an unknown key; did you mean model?"),
+        (
+            "tasks=[{}, {fitness: {corpus: x, split: y, windows: 1, length: 2, sed: 3}}]",
+            "tasks.1.fitness.sed is an unknown key; did you mean seed?",
+        ),
         ("ray.=1", "ray. is an unknown key; known keys are address, workers, cpus_per_worker, "),
     ],
 )
@@ -84,7 +138,10 @@ def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message)
         ("pruning.sparsity=1", "pruning.sparsity = '1': Input should be less than 1"),
         ("pruning.sparsity=-0.1", "pruning.sparsity = '-0.1': Input should be greater than or"),
         ("pruning.sparsity=half", "pruning.sparsity = 'half': Input should be a valid number, "),
-        ("pruning.group=column", "pruning.group = 'column': Input should be 'row', 'layer' or "),
+        (
+            "pruning.group=column",
+            "pruning.group = 'column': Input should be 'row', 'layer', 'model' or ",
+        ),
         ("pruning.pattern=2-4", "pruning.pattern = '2-4': String should match pattern"),
         ("pruning.propagation=sequential", "pruning.propagation = 'sequential': Input should be "),
         ("search.population=1", "search.population = '1': Input should be greater than or equal "),
@@ -94,6 +151,15 @@ def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message)
         ("search.max_depth=17", "search.max_depth = '17': Input should be less than or equal to "),
         ("search.pool=0", "search.pool = '0': Input should be greater than 0"),
         ("search.mutations.node=-1", "search.mutations.node = '-1': Input should be greater than"),
+        ("search.regroup=1.1", "search.regroup = '1.1': Input should be less than or equal to 1"),
+        ("search.speciation=-1", "search.speciation = '-1': Input should be greater than or equal"),
+        ("search.parsimony=-1", "search.parsimony = '-1': Input should be greater than or equal "),
+        ("search.crowding=1", "search.crowding = '1': Input should be less than 1"),
+        ("search.patience=0", "search.patience = '0': Input should be greater than or equal to 1"),
+        ("search.objective=ppl", "search.objective = 'ppl': Input should be 'nll' or 'kl'"),
+        ("tasks=[{weight: 0}]", "tasks.0.weight = '0': Input should be greater than 0"),
+        ("tasks=[{sparsity: 1}]", "tasks.0.sparsity = '1': Input should be less than 1"),
+        ("tasks=[{pattern: 2-4}]", "tasks.0.pattern = '2-4': String should match pattern"),
         ("search.seeds=wanda", "search.seeds = 'wanda': Input should be a valid list"),
         ("search=5", "search = '5': Input should be a valid dictionary"),
         ("dtype=int8", "dtype = 'int8': Input should be 'float32', 'bfloat16' or 'float16'"),
