@@ -69,7 +69,10 @@ def setting(*overrides: str) -> list[str]:
 
 
 def test_validate_says_which_configs_are_shipped():
-    assert SHIPPED == ["embedded.yaml", "llama2_7b.yaml", "paper.yaml", "smollm2_135m.yaml"]
+    assert SHIPPED == [
+        *("embedded.yaml", "llama2_7b.yaml", "paper.yaml", "smollm2_135m.yaml"),
+        "two_models.yaml",
+    ]
 
 
 @pytest.mark.parametrize("words", [[], ["--config", CONFIGS / "paper.yaml"]])
