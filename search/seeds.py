@@ -43,7 +43,9 @@ def write_seeds(seeds: list[Seed]) -> list[str]:
 def _read(entry: str) -> list[Seed]:
     path = Path(entry).expanduser()
     if _is_run(path):
-        path = path / "checkpoint.json"
+        # The checkpoint is some outcomes old, so that it can be resumed: the best may be younger.
+        best = path / "best_metric.json"
+        return [*(_read(str(best)) if best.is_file() else ()), *_read(f"{path}/checkpoint.json")]
     if path.name.startswith("checkpoint") and path.suffix == ".json":
         state = checkpoint_state(path)
         return [(Metric.parse(one.metric), one.group) for one in state.finalists(10**6)]
