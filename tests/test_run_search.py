@@ -205,6 +205,8 @@ def test_best_metric_of_two_tasks_names_them_in_its_provenance(on_two_tasks):
         ("embedded 50%", 1.0),
         ("embedded 2:4", 3.0),
     ]
+    # An integer would become a float when a resume reads the config back.
+    assert {type(task["weight"]) for task in provenance["tasks"]} == {float}
 
 
 def test_the_winner_of_two_tasks_is_the_best_on_both_selection_texts(on_two_tasks):
