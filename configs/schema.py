@@ -65,7 +65,7 @@ class Task(_Section):
     dtype: Dtype | None = None
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     pattern: str | None = Field(default=None, pattern=PATTERN)
-    weight: float = Field(default=1, gt=0, description="relative, of its rise of NLL over dense")
+    weight: float = Field(default=1.0, gt=0, description="relative, of its rise of NLL over dense")
     calibration: Text | None = None
     fitness: Text | None = None
     selection: Text | None = None

@@ -108,13 +108,14 @@ class Resident:
         finally:
             self.restore()
 
+    # As a decorator: a `with` would leave the mode on wherever the generator is suspended.
+    @torch.inference_mode()
     def masks(self, metric: str, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
-        with torch.inference_mode():
-            scores = self._scores(metric, target)
-            mask_of = masker(target, scores)
-            for name in self.layers:
-                yield name, mask_of(scores[name])
+        scores = self._scores(metric, target)
+        mask_of = masker(target, scores)
+        for name in self.layers:
+            yield name, mask_of(scores[name])
 
     def _scores(self, metric: str, target: Target) -> Mapping[str, Tensor]:
         scores = LayerScores(Metric.parse(metric), self.master, self.statistics)

@@ -43,7 +43,11 @@ def write_seeds(seeds: list[Seed]) -> list[str]:
 def _read(entry: str) -> list[Seed]:
     if path := _checkpoint_of(entry):
         state = checkpoint_state(path)
-        return [(Metric.parse(one.metric), one.group) for one in state.finalists(10**6)]
+        seeds = [(Metric.parse(one.metric), one.group) for one in state.finalists(10**6)]
+        # A checkpoint is some outcomes old, so that it can be resumed: a run's best may be younger.
+        best = path.parent / "best_metric.json"
+        of_run = Path(entry).name != path.name
+        return [*_read(str(best)), *seeds] if of_run and best.is_file() else seeds
     found = resolve_metric(entry)
     return [(found.metric, found.group)]
 

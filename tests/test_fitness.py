@@ -1,32 +1,54 @@
 """An evaluator prunes, measures and restores, exactly, and decides as its stages say."""
 
 from dataclasses import replace
+from math import sqrt
 
 import pytest
 import torch
+from torch.nn import functional
 
+from evaluation.corpus import token_windows
 from evaluation.perplexity import window_losses
-from pruning.masks import lowest_in_model, lowest_per_row
-from pruning.models import linear_layers, load_model
-from search.fitness import Evaluator, InProcessPool, Setup
+from pruning.masks import Target, lowest_in_model, lowest_per_row
+from pruning.models import linear_layers, load_model, load_tokenizer
+from search.fitness import Evaluator, InProcessPool, Setup, Task
 from search.population import Candidate
+from search.resident import Subject
+
+EMBEDDED = Subject("embedded", "float32")
+ROLES = ("calibration", "fitness", "selection", "report")
+HALF = Task("half", 0, 0.5, None, 1.0)
+MOST = Task("most", 0, 0.7, None, 1.0)
+TWO_OF_FOUR = Task("2:4", 0, 0.5, (2, 4), 3.0)
+WANDA = "mul(W, sqrt(X))"
+SNIP = "mul(W, G)"
+
+
+def words(windows):
+    """Return windows of the embedded texts by role."""
+    tokenizer = load_tokenizer("embedded")
+    return {
+        role: token_windows(tokenizer, "embedded", role, windows, 32, None).tokens for role in ROLES
+    }
+
+
+def noise(windows=4, length=32, vocabulary=1000):
+    """Return windows of random tokens by role."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (windows, length)
+    return {role: torch.randint(3, vocabulary, shape, generator=generator) for role in ROLES}
 
 
 @pytest.fixture(scope="module")
 def setup():
-    generator = torch.Generator().manual_seed(0)
-    windows = {
-        role: torch.randint(3, 1000, (4, 32), generator=generator)
-        for role in ("calibration", "fitness", "selection", "report")
-    }
     return Setup(
-        model="embedded",
-        dtype="float32",
+        subjects=(EMBEDDED,),
+        windows=(words(4),),
+        tasks=(HALF,),
+        leaves=frozenset("XG"),
+        objective="nll",
         device="cpu",
         threads=1,
-        windows=windows,
-        sparsity=0.5,
-        pattern=None,
         stages=(),
         slack=0.1,
         hopeless=100.0,
@@ -35,18 +57,102 @@ def setup():
 
 @pytest.fixture(scope="module")
 def evaluator(setup):
+    return made_of(setup)
+
+
+@pytest.fixture(scope="module")
+def on_two_models(setup, tiny_llama_dir):
+    """Three tasks: two on the embedded model, one on another with other texts."""
+    other = Task("other", 1, 0.25, None, 2.0)
+    return made_of(
+        replace(
+            setup,
+            subjects=(EMBEDDED, Subject(str(tiny_llama_dir), "float32")),
+            windows=(words(4), noise(3, 16, vocabulary=256)),
+            tasks=(HALF, other, TWO_OF_FOUR),
+        )
+    )
+
+
+def made_of(setup):
     made = Evaluator(setup)
-    made.collect_statistics()
+    for subject in range(len(setup.subjects)):
+        made.collect_statistics(subject)
     return made
 
 
-def weights_of(evaluator):
-    return {name: layer.weight.clone() for name, layer in evaluator._layers.items()}
+def again(evaluator, **changes):
+    """Return an evaluator with other settings and the same statistics."""
+    made = Evaluator(replace(evaluator.setup, **changes))
+    for subject, resident in enumerate(evaluator.residents):
+        made.use_statistics(subject, resident.statistics.to_tensors())
+    return made
+
+
+def weights_of(evaluator, subject=0):
+    layers = evaluator.residents[subject].layers
+    return {name: layer.weight.clone() for name, layer in layers.items()}
+
+
+def assert_dense(evaluator):
+    for resident, subject in zip(evaluator.residents, evaluator.setup.subjects, strict=True):
+        dense = linear_layers(load_model(subject.model, subject.dtype))
+        for name, layer in resident.layers.items():
+            assert torch.equal(layer.weight, dense[name].weight), name
+
+
+def wanda_scores(evaluator, subject=0):
+    """Return the scores of `WANDA` by layer, from the dense weights and X alone."""
+    resident = evaluator.residents[subject]
+    return {
+        name: w.abs() * resident.statistics.X[name].sqrt() for name, w in resident.master.items()
+    }
+
+
+def lowest(scores, sparsity, pattern=None):
+    """Mark the lowest of each row, or of each n:m group, by a stable sort."""
+    length = pattern[1] if pattern else scores.shape[1]
+    groups = scores.reshape(-1, length)
+    count = length - pattern[0] if pattern else int(length * sparsity)
+    order = groups.sort(dim=1, stable=True).indices[:, :count]
+    return torch.zeros_like(groups, dtype=torch.bool).scatter(1, order, True).reshape(scores.shape)
+
+
+def pruned_by_wanda(evaluator, task):
+    """Return a model of a task that was pruned without the evaluator."""
+    subject = evaluator.setup.subjects[task.subject]
+    model = load_model(subject.model, subject.dtype)
+    scores = wanda_scores(evaluator, task.subject)
+    for name, layer in linear_layers(model).items():
+        layer.weight.data[lowest(scores[name], task.sparsity, task.pattern)] = 0
+    return model
+
+
+def rises_under_wanda(evaluator, task):
+    """Return each fitness window's rise of NLL over dense, (N,), without the evaluator."""
+    subject = evaluator.setup.subjects[task.subject]
+    windows = evaluator.setup.windows[task.subject]["fitness"]
+    dense = window_losses(load_model(subject.model, subject.dtype), windows)
+    return window_losses(pruned_by_wanda(evaluator, task), windows) - dense
+
+
+def stops_at(evaluator, metric, limit, group="row"):
+    """Whether a metric is stopped just below a rise over dense, and goes on just above it."""
+    dense = sum(evaluator.losses(0, "fitness", None, group)) / len(evaluator.residents[0].dense)
+    above = dense if len(evaluator.setup.tasks) == 1 else 0.0
+    kinds = [
+        evaluator.evaluate(Candidate(0, metric, group, stop_above=above + limit + by)).kind
+        for by in (-1e-5, 1e-5)
+    ]
+    return kinds == ["stopped", "evaluated"]
+
+
+# Prune, measure, restore
 
 
 def test_pruned_zeroes_the_masked_weights_and_keeps_the_others(evaluator):
     dense = weights_of(evaluator)
-    with evaluator.pruned("W", "row"):
+    with evaluator.residents[0].pruned("W", Target(0.5, "row")):
         for name, weight in weights_of(evaluator).items():
             mask = lowest_per_row(dense[name].abs(), 0.5)
             assert torch.equal(weight, dense[name].masked_fill(mask, 0))
@@ -55,51 +161,46 @@ def test_pruned_zeroes_the_masked_weights_and_keeps_the_others(evaluator):
 def test_pruned_over_the_model_uses_one_threshold(evaluator):
     dense = weights_of(evaluator)
     masks = lowest_in_model({name: w.abs() for name, w in dense.items()}, 0.5)
-    with evaluator.pruned("W", "model"):
+    with evaluator.residents[0].pruned("W", Target(0.5, "model")):
         for name, weight in weights_of(evaluator).items():
             assert torch.equal(weight, dense[name].masked_fill(masks[name], 0))
 
 
-@pytest.mark.parametrize("metric", ["mul(W, sqrt(X))", "sub(W, W)", "exp(exp(exp(mul(W, X))))"])
-def test_evaluate_restores_every_weight_bit_for_bit(evaluator, metric):
-    dense = weights_of(evaluator)
-    evaluator.evaluate(Candidate(0, metric, "row"))
-    for name, weight in weights_of(evaluator).items():
-        assert torch.equal(weight, dense[name])
+def test_n_of_m_overrides_the_group(evaluator):
+    two_of_four = again(evaluator, tasks=(TWO_OF_FOUR,))
+    with two_of_four.residents[0].pruned("W", TWO_OF_FOUR.target("model")):
+        for weight in weights_of(two_of_four).values():
+            assert ((weight.reshape(-1, 4) == 0).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("metric", "stop_above", "kind"),
+    [
+        (WANDA, None, "evaluated"),
+        ("neg(W)", 0.0, "stopped"),
+        ("sub(W, W)", None, "degenerate"),
+        ("exp(exp(exp(mul(W, X))))", None, "degenerate"),
+    ],
+)
+def test_evaluate_restores_every_weight_bit_for_bit(on_two_models, metric, stop_above, kind):
+    staged = again(on_two_models, stages=(1,))
+    outcome = staged.evaluate(Candidate(0, metric, "row", stop_above=stop_above))
+    assert outcome.kind == kind
+    assert_dense(staged)
 
 
 def test_evaluate_gives_the_mean_loss_of_the_pruned_model(evaluator, setup):
-    outcome = evaluator.evaluate(Candidate(0, "mul(W, sqrt(X))", "row"))
-    model = load_model("embedded", "float32")
-    for name, layer in linear_layers(model).items():
-        weight, X = layer.weight.detach(), evaluator.statistics.X[name]
-        layer.weight.data[lowest_per_row(weight.abs() * X.sqrt(), 0.5)] = 0
-    expected = window_losses(model, setup.windows["fitness"]).mean().item()
+    outcome = evaluator.evaluate(Candidate(0, WANDA, "row"))
+    expected = window_losses(pruned_by_wanda(evaluator, HALF), setup.windows[0]["fitness"])
     assert outcome.kind == "evaluated"
-    assert outcome.fitness == pytest.approx(expected, abs=1e-9)
+    assert outcome.fitness == pytest.approx(expected.mean().item(), abs=1e-9)
     assert outcome.tokens == 4 * 32
 
 
-def test_evaluate_is_the_same_after_other_candidates(evaluator):
-    first = evaluator.evaluate(Candidate(0, "mul(W, G)", "model"))
-    evaluator.evaluate(Candidate(1, "W", "layer"))
-    assert evaluator.evaluate(Candidate(2, "mul(W, G)", "model")) == first
-
-
-def test_evaluate_stops_after_a_stage_above_the_threshold(evaluator, setup):
-    staged = Evaluator(replace(setup, stages=(1, 2)), evaluator.statistics)
-    full = evaluator.evaluate(Candidate(0, "neg(W)", "row"))
-    dense = window_losses(staged._model, setup.windows["fitness"]).mean().item()
-    stopped = staged.evaluate(Candidate(0, "neg(W)", "row", stop_above=dense + 0.01))
-    passed = staged.evaluate(Candidate(0, "neg(W)", "row", stop_above=full.fitness + 10))
-    assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, 32)
-    assert stopped.reason.startswith("NLL rise ")
-    assert passed == full
-
-
-def test_a_hopeless_candidate_is_stopped_though_the_population_is_not_full(evaluator, setup):
-    staged = Evaluator(replace(setup, stages=(1,), hopeless=0.01), evaluator.statistics)
-    assert staged.evaluate(Candidate(0, "neg(W)", "row")).kind == "stopped"
+def test_evaluate_is_the_same_after_other_candidates(on_two_models):
+    first = on_two_models.evaluate(Candidate(0, SNIP, "model"))
+    on_two_models.evaluate(Candidate(1, "W", "layer"))
+    assert on_two_models.evaluate(Candidate(2, SNIP, "model")) == first
 
 
 def test_a_metric_that_no_mask_can_be_made_of_is_degenerate(evaluator):
@@ -110,40 +211,289 @@ def test_a_metric_that_no_mask_can_be_made_of_is_degenerate(evaluator):
     )
 
 
-def test_n_of_m_overrides_the_group(evaluator, setup):
-    made = Evaluator(replace(setup, pattern=(2, 4)), evaluator.statistics)
-    with made.pruned("W", "model"):
-        for weight in weights_of(made).values():
-            assert ((weight.reshape(-1, 4) == 0).sum(1) == 2).all()
+# Several tasks
 
 
-def test_losses_of_no_metric_are_the_dense_ones(evaluator, setup):
-    model = load_model("embedded", "float32")
-    assert evaluator.losses("report", None, "row") == (
-        window_losses(model, setup.windows["report"]).tolist()
+def test_fitness_of_several_tasks_is_the_mean_of_their_rises_by_weight(on_two_models):
+    half, other, two_of_four = (
+        rises_under_wanda(on_two_models, task).mean().item() for task in on_two_models.setup.tasks
     )
+    outcome = on_two_models.evaluate(Candidate(0, WANDA, "row"))
+    expected = (1 * half + 2 * other + 3 * two_of_four) / 6
+    assert outcome.fitness == pytest.approx(expected, abs=1e-9)
+
+
+def test_tokens_of_several_tasks_are_summed(on_two_models):
+    outcome = on_two_models.evaluate(Candidate(0, WANDA, "row"))
+    assert outcome.tokens == 4 * 32 + 3 * 16 + 4 * 32
+
+
+def test_a_group_changes_the_tasks_without_a_pattern_alone(on_two_models):
+    by_group = [
+        [on_two_models.losses(task, "fitness", WANDA, group) for group in ("row", "layer", "model")]
+        for task in range(3)
+    ]
+    assert [len({tuple(losses) for losses in of_task}) for of_task in by_group] == [3, 3, 1]
+
+
+def test_stages_of_several_tasks_look_at_so_many_windows_of_each(on_two_models):
+    for stages, tokens in [((1,), 32 + 16 + 32), ((2,), 2 * (32 + 16 + 32))]:
+        staged = again(on_two_models, stages=stages)
+        stopped = staged.evaluate(Candidate(0, "neg(W)", "row", stop_above=0.0))
+        assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, tokens)
+
+
+def test_stages_that_do_not_stop_change_nothing(on_two_models):
+    staged = again(on_two_models, stages=(1, 2))
+    candidate = Candidate(0, SNIP, "layer")
+    assert staged.evaluate(candidate) == on_two_models.evaluate(candidate)
+
+
+def test_several_tasks_are_stopped_by_their_rises_by_weight(on_two_models):
+    staged = again(on_two_models, tasks=(MOST, TWO_OF_FOUR), stages=(1,), slack=0.0)
+    staged._profiles = [torch.full((4,), 2.0), torch.full((4,), 0.5)]
+    most, two_of_four = (rises_under_wanda(staged, task)[0].item() for task in staged.setup.tasks)
+    assert stops_at(staged, WANDA, (1 * most / 2 + 3 * two_of_four / 0.5) / 4)
+
+
+# Stages
+
+
+def test_evaluate_stops_after_a_stage_above_the_threshold(evaluator):
+    staged = again(evaluator, stages=(1, 2))
+    full = evaluator.evaluate(Candidate(0, "neg(W)", "row"))
+    dense = staged.residents[0].dense.mean().item()
+    stopped = staged.evaluate(Candidate(0, "neg(W)", "row", stop_above=dense + 0.01))
+    passed = staged.evaluate(Candidate(0, "neg(W)", "row", stop_above=full.fitness + 10))
+    assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, 32)
+    assert stopped.reason.startswith("rise ")
+    assert stopped.reason.endswith(f" above {0.01 * 1.1:.4f}")
+    assert passed == full
+
+
+def test_a_hopeless_candidate_is_stopped_though_the_population_is_not_full(evaluator):
+    staged = again(evaluator, stages=(1,), hopeless=0.01)
+    assert staged.evaluate(Candidate(0, "neg(W)", "row")).kind == "stopped"
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_a_stage_divides_the_rise_by_the_profile_and_gives_slack_by_windows(evaluator, windows):
+    staged = again(evaluator, stages=(windows,), slack=0.3, tasks=(MOST,))
+    staged._profiles = [torch.tensor([2.0, 0.5, 0.8, 0.7], dtype=torch.float64)]
+    share = {1: 2.0, 2: 1.25, 3: 1.1}[windows]
+    rise = rises_under_wanda(staged, MOST)[:windows].mean().item()
+    assert stops_at(staged, WANDA, rise / share / (1 + 0.3 / sqrt(windows)))
+
+
+def rises_of(evaluator, metric, group="row"):
+    """Return each fitness window's rise of NLL over dense, (N,), by the evaluator's losses."""
+    pruned, dense = (evaluator.losses(0, "fitness", one, group) for one in (metric, None))
+    return torch.tensor(pruned) - torch.tensor(dense)
+
+
+def profile_by_hand(evaluator, references):
+    """Return each window's mean share of the rise under some references, (N,)."""
+    shares = []
+    for metric, group in references:
+        rises = rises_of(evaluator, metric, group)
+        assert rises.mean() > 0
+        shares.append(rises / rises.mean())
+    return sum(shares) / len(shares)
+
+
+def test_the_profile_is_how_snip_and_wanda_fare_on_each_window(evaluator):
+    staged = again(evaluator, stages=(1,), slack=0.0, tasks=(MOST,))
+    profile = profile_by_hand(staged, [(SNIP, "model"), (WANDA, "row")])
+    assert min(profile) > 0.1
+    assert abs(profile[0] - 1) > 0.01
+    rise = rises_of(staged, "W", "layer")[0]
+    assert stops_at(staged, "W", (rise / profile[0]).item(), "layer")
+
+
+def test_a_reference_that_gains_over_dense_is_not_in_the_profile(evaluator):
+    staged = again(evaluator, stages=(1,), slack=0.0)
+    assert rises_under_wanda(staged, HALF).mean() < 0
+    profile = profile_by_hand(staged, [(SNIP, "model")])
+    rise = rises_of(staged, SNIP, "row")[0]
+    assert stops_at(staged, SNIP, (rise / profile[0]).item())
+
+
+def test_a_window_that_hardly_suffers_counts_as_a_tenth(evaluator, setup):
+    # Noise first: pruning makes the model less sure of what is wrong anyway.
+    fitness = torch.cat([noise(1)["fitness"], setup.windows[0]["fitness"]])
+    windows = ({**setup.windows[0], "fitness": fitness},)
+    staged = again(evaluator, stages=(1,), slack=0.0, hopeless=1e3, tasks=(MOST,), windows=windows)
+    assert profile_by_hand(staged, [(SNIP, "model"), (WANDA, "row")])[0] < 0.1
+    rise = rises_of(staged, "neg(W)")[0]
+    assert stops_at(staged, "neg(W)", rise.item() / 0.1)
+
+
+def test_other_statistics_make_another_profile(evaluator):
+    staged = again(evaluator, stages=(1,), slack=0.0, tasks=(MOST,))
+    tensors = staged.residents[0].statistics.to_tensors()
+    staged.evaluate(Candidate(0, "W", "layer"))
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors.values():
+        tensor.copy_(torch.rand(tensor.shape, generator=generator))
+    staged.use_statistics(0, tensors)
+    profile = profile_by_hand(staged, [(SNIP, "model"), (WANDA, "row")])
+    rise = rises_of(staged, "W", "layer")[0]
+    assert stops_at(staged, "W", (rise / profile[0]).item(), "layer")
+
+
+# Divergence as the objective
+
+
+@torch.no_grad()
+def test_fitness_of_kl_is_the_mean_divergence_of_the_dense_distribution_to_the_pruned(evaluator):
+    diverging = again(evaluator, objective="kl")
+    windows = diverging.setup.windows[0]["fitness"]
+    models = (load_model("embedded", "float32"), pruned_by_wanda(diverging, HALF))
+    dense, pruned = (model(input_ids=windows).logits[:, :-1].log_softmax(-1) for model in models)
+    expected = functional.kl_div(pruned, dense, reduction="none", log_target=True).sum(-1).mean()
+    outcome = diverging.evaluate(Candidate(0, WANDA, "row"))
+    assert outcome.fitness == pytest.approx(expected.item(), rel=1e-4)
+    assert outcome.fitness > 0
+
+
+def test_the_dense_model_does_not_diverge_from_itself(evaluator):
+    diverging = again(evaluator, objective="kl")
+    assert torch.equal(diverging.residents[0].dense, torch.zeros(4, dtype=torch.float64))
+    assert diverging.residents[0].measure(0, None).abs().max() < 1e-7
+
+
+def test_kl_is_stopped_by_the_divergence_itself(evaluator):
+    diverging = again(evaluator, objective="kl", stages=(2,), slack=0.0, hopeless=0.01)
+    outcome = diverging.evaluate(Candidate(0, "neg(W)", "row"))
+    assert (outcome.kind, outcome.tokens) == ("stopped", 64)
+
+
+# Losses and masks
+
+
+def test_losses_of_no_metric_are_the_dense_ones(on_two_models, tiny_llama_dir):
+    for task, model in enumerate(("embedded", str(tiny_llama_dir), "embedded")):
+        windows = on_two_models.setup.windows[task % 2]["report"]
+        expected = window_losses(load_model(model, "float32"), windows).tolist()
+        assert on_two_models.losses(task, "report", None, "row") == expected
+
+
+def test_losses_of_a_metric_are_those_of_the_pruned_model(on_two_models):
+    for number, task in enumerate(on_two_models.setup.tasks):
+        windows = on_two_models.setup.windows[task.subject]["selection"]
+        expected = window_losses(pruned_by_wanda(on_two_models, task), windows).tolist()
+        assert on_two_models.losses(number, "selection", WANDA, "row") == pytest.approx(expected)
+    assert_dense(on_two_models)
 
 
 def test_losses_of_a_degenerate_metric_are_none(evaluator):
-    assert evaluator.losses("report", "sub(W, W)", "row") is None
+    assert evaluator.losses(0, "report", "sub(W, W)", "row") is None
+    assert_dense(evaluator)
+
+
+def test_zeros_and_overlap_count_the_masks_of_each_layer(on_two_models):
+    for number, task in enumerate(on_two_models.setup.tasks):
+        found = on_two_models.zeros_and_overlap(number, ("W", "row"), (WANDA, "row"))
+        resident = on_two_models.residents[task.subject]
+        expected = {}
+        for name, scores in wanda_scores(on_two_models, task.subject).items():
+            magnitude = lowest(resident.master[name].abs(), task.sparsity, task.pattern)
+            wanda = lowest(scores, task.sparsity, task.pattern)
+            both, either = (magnitude & wanda).sum().item(), (magnitude | wanda).sum().item()
+            expected[name] = (wanda.sum().item() / wanda.numel(), both / either)
+        assert found == expected
+        assert list(found) == list(resident.layers)
+
+
+def test_zeros_and_overlap_of_groups_are_of_each_ones_own(evaluator):
+    magnitudes = {name: w.abs() for name, w in evaluator.residents[0].master.items()}
+    in_model = lowest_in_model(magnitudes, 0.5)
+    found = evaluator.zeros_and_overlap(0, ("W", "row"), ("W", "model"))
+    for name, (zeros, overlap) in found.items():
+        one, other = lowest(magnitudes[name], 0.5), in_model[name]
+        assert zeros == other.sum().item() / other.numel()
+        assert overlap == (one & other).sum().item() / (one | other).sum().item()
+
+
+def test_a_metric_overlaps_with_itself_wholly_and_with_its_negative_not_at_all(evaluator):
+    itself = evaluator.zeros_and_overlap(0, (WANDA, "row"), (WANDA, "row"))
+    opposite = evaluator.zeros_and_overlap(0, (WANDA, "row"), (f"neg({WANDA})", "row"))
+    assert {overlap for _, overlap in itself.values()} == {1.0}
+    assert {overlap for _, overlap in opposite.values()} == {0.0}
+
+
+@pytest.mark.parametrize("group", ["row", "layer", "model"])
+def test_zeros_of_all_layers_are_the_sparsity(evaluator, group):
+    found = evaluator.zeros_and_overlap(0, ("W", "row"), (SNIP, group))
+    sizes = {name: weight.numel() for name, weight in evaluator.residents[0].master.items()}
+    removed = sum(zeros * sizes[name] for name, (zeros, _) in found.items())
+    assert removed / sum(sizes.values()) == pytest.approx(0.5, abs=1e-6)
+    assert (len({zeros for zeros, _ in found.values()}) > 1) == (group == "model")
+
+
+def test_nothing_removed_overlaps_wholly(evaluator):
+    none = again(evaluator, tasks=(replace(HALF, sparsity=0.0),))
+    found = none.zeros_and_overlap(0, ("W", "row"), (WANDA, "row"))
+    assert set(found.values()) == {(0.0, 1.0)}
+
+
+@pytest.mark.parametrize("pair", [("W", "sub(W, W)"), ("sub(W, W)", "W")])
+def test_zeros_and_overlap_with_a_degenerate_metric_are_empty(evaluator, pair):
+    one, other = ((metric, "row") for metric in pair)
+    assert evaluator.zeros_and_overlap(0, one, other) == {}
+
+
+@pytest.mark.parametrize("other", [WANDA, "sub(W, W)"])
+def test_zeros_and_overlap_leave_weights_and_autograd_as_they_were(evaluator, other):
+    evaluator.zeros_and_overlap(0, ("W", "row"), (other, "row"))
+    assert not torch.is_inference_mode_enabled()
+    assert_dense(evaluator)
+
+
+# Statistics and the pool
 
 
 def test_collect_statistics_collects_the_leaves_asked_and_uses_them(evaluator, setup):
-    made = Evaluator(setup)
-    tensors = made.collect_statistics(frozenset({"V", "B"}))
+    made = Evaluator(replace(setup, leaves=frozenset("VB")))
+    tensors = made.collect_statistics(0)
     assert {key.split("/", 1)[0] for key in tensors} == {"V", "B"}
-    assert set(made.statistics.V) == set(made.statistics.B) == set(evaluator.statistics.X)
+    statistics = made.residents[0].statistics
+    assert set(statistics.V) == set(statistics.B) == set(evaluator.residents[0].statistics.X)
+
+
+def test_each_model_has_its_own_statistics_and_digest(on_two_models):
+    names = [set(resident.statistics.X) for resident in on_two_models.residents]
+    layers = [set(resident.layers) for resident in on_two_models.residents]
+    assert names == layers
+    assert on_two_models.model_digest(0) != on_two_models.model_digest(1)
 
 
 def test_probe_covers_early_middle_and_late_blocks(evaluator):
-    names = {key.split("/", 1)[1].split(".")[2] for key in evaluator.probe_tensors()}
+    names = {key.split("/", 1)[1].split(".")[2] for key in evaluator.probe_tensors(0)}
     assert names == {"0", "2", "3"}
 
 
 def test_in_process_pool_gives_outcomes_in_order(evaluator):
     pool = InProcessPool(evaluator)
     assert pool.next_outcome() is None
-    for index, metric in enumerate(["W", "mul(W, G)"]):
+    for index, metric in enumerate(["W", SNIP]):
         pool.submit(Candidate(index, metric, "row"))
     assert [pool.next_outcome()[0] for _ in range(2)] == [0, 1]
     assert set(pool.timings) == {0, 1}
+
+
+def test_in_process_pool_notes_seconds_and_peak_memory(evaluator):
+    pool = InProcessPool(evaluator)
+    pool.submit(Candidate(7, "W", "row"))
+    pool.next_outcome()
+    timing = pool.timings[7]
+    assert list(timing) == ["seconds", "peak_mib", "worker"]
+    assert 0 < timing["seconds"] < 60
+    assert timing["peak_mib"] > 50  # torch alone is more
+    assert timing["worker"] == 0
+
+
+def test_in_process_pool_calls_in_order(evaluator):
+    pool = InProcessPool(evaluator)
+    calls = [(0, role, None, "row") for role in ("report", "fitness")]
+    assert pool.call_each("losses", calls) == [evaluator.losses(*call) for call in calls]

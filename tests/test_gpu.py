@@ -5,8 +5,9 @@ import torch
 
 from pruning.calibration import STATISTICS
 from pruning.masks import lowest_in_layer, lowest_in_model, lowest_n_of_m, lowest_per_row
-from search.fitness import Evaluator, Setup
+from search.fitness import Evaluator, Setup, Task
 from search.population import Candidate
+from search.resident import Subject
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +36,8 @@ def test_model_masks_are_those_of_the_cpu(scores):
 
 
 @pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(A))))"])
-def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric):
+@pytest.mark.parametrize("objective", ["nll", "kl"])
+def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, objective):
     generator = torch.Generator().manual_seed(0)
     windows = {
         role: torch.randint(3, 1000, (4, 64), generator=generator)
@@ -43,8 +45,19 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric):
     }
     outcomes = []
     for device in ("cpu", "cuda"):
-        setup = Setup("embedded", "float32", device, 1, windows, 0.5, None, (), 0.1, 100.0)
+        setup = Setup(
+            subjects=(Subject("embedded", "float32"),),
+            windows=(windows,),
+            tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 0, 0.5, (2, 4), 1.0)),
+            leaves=STATISTICS,
+            objective=objective,
+            device=device,
+            threads=1,
+            stages=(1,),
+            slack=0.1,
+            hopeless=100.0,
+        )
         evaluator = Evaluator(setup)
-        evaluator.collect_statistics(STATISTICS)
+        evaluator.collect_statistics(0)
         outcomes.append(evaluator.evaluate(Candidate(0, metric, "model")))
     assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)

@@ -11,7 +11,7 @@ from pruning.calibration import Statistics, collect
 from pruning.masks import Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers
-from pruning.pruner import LayerScores, prune
+from pruning.pruner import LayerScores, prune, prune_copy, restore
 
 WANDA = Metric.parse("mul(W, sqrt(X))")
 GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
@@ -207,6 +207,46 @@ def test_sequential_and_one_shot_agree_on_the_first_block_and_part_after_it():
     same = {name: torch.equal(one_shot[name], sequential[name]) for name in one_shot}
     assert all(same[name] for name in same if ".layers.0." in name)
     assert not all(same[name] for name in same if ".layers.1." in name)
+
+
+# A copy, pruned again and again
+
+
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def dense_and_layer(dtype):
+    """Return weights of both signs, subnormals, zeros and a NaN, and a layer full of NaNs."""
+    dense = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    dense[0, :4] = torch.tensor([-0.0, 0.0, torch.finfo(dtype).tiny / 4, float("nan")])
+    layer = torch.nn.Linear(16, 6, bias=False, dtype=dtype)
+    layer.weight.data.fill_(float("nan"))
+    return dense, layer
+
+
+@pytest.mark.parametrize("target", [ROW, Target(0.3, "layer"), Target(0.3, "model"), TWO_OF_FOUR])
+@pytest.mark.parametrize("dtype", BITS)
+def test_prune_copy_writes_zeros_and_the_dense_bits_elsewhere(dtype, target):
+    dense, layer = dense_and_layer(dtype)
+    scores = torch.rand(6, 16, generator=torch.Generator().manual_seed(1))
+    before = dense.clone()
+    prune_copy({"a": layer}, {"a": dense}, {"a": scores}, target)
+    groups = {"row": (6, 16), "layer": (1, 96), "model": (1, 96)}
+    shape = (24, 4) if target.pattern else groups[target.group]
+    ones = torch.ones(shape)
+    removed = int(shape[1] * target.sparsity)
+    kept = keep_highest(ones, scores.reshape(shape), removed).reshape(6, 16).bool()
+    bits = layer.weight.data.view(BITS[dtype])
+    assert torch.equal(bits[kept], dense.view(BITS[dtype])[kept])
+    assert (bits[~kept] == 0).all()  # the bits of +0, never of -0
+    assert torch.equal(dense.view(BITS[dtype]), before.view(BITS[dtype]))
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_restore_writes_the_dense_bits(dtype):
+    dense, layer = dense_and_layer(dtype)
+    restore({"a": layer}, {"a": dense})
+    assert torch.equal(layer.weight.data.view(BITS[dtype]), dense.view(BITS[dtype]))
 
 
 # Counts, and what is left alone

@@ -1,16 +1,27 @@
 """A whole search on the embedded model, in this process: its files, its table, its exit codes."""
 
+import io
 import json
 import re
 import shutil
 import sys
+from contextlib import redirect_stdout
 
 import pytest
+from safetensors import safe_open
 
 import run_search
+from configs import schema
+from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
+from pruning.masks import GROUPS, Target
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
+from pruning.models import load_model
+from pruning.pruner import prune
+from search.journal import checkpoint_state
+from search.plan import load_plan
+from search.seeds import read_seeds
 
 SMALL = [
     *("ray.workers=0", "search.candidates=16", "search.population=6", "search.stages=[1]"),
@@ -30,22 +41,50 @@ def settings(*more):
     return [f"--set={setting}" for setting in [*SMALL, *more]]
 
 
+def search(out, *more):
+    """Run a search to its end and return what it printed."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", ["run_search.py", "--out", str(out), *settings(*more)])
+        with pytest.raises(SystemExit) as stop:
+            run_search.main()
+    assert stop.value.code == 0
+    return printed.getvalue()
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("search") / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(sys, "argv", ["run_search.py", "--out", str(out), *settings()])
-        run_search.main()
-    assert stop.value.code == 0
+    out.with_suffix(".printed").write_text(search(out))
     return out
+
+
+@pytest.fixture(scope="module")
+def on_two_tasks(finished, tmp_path_factory):
+    """A run on two tasks that began with another run's metrics, and what it printed."""
+    folder = tmp_path_factory.mktemp("two-tasks")
+    shutil.copytree(finished, folder / "another")
+    tasks = "tasks=[{sparsity: 0.5}, {pattern: 2:4, weight: 3}]"
+    printed = search(folder / "run", tasks, f"search.seeds=[{folder / 'another'}, wanda]")
+    shutil.rmtree(folder / "another")
+    return folder / "run", printed
 
 
 def read(path):
     return json.loads(path.read_text())
 
 
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def leaves_in(path):
+    """Return the leaves whose statistics a file holds."""
+    with safe_open(path, "pt") as tensors:
+        return {key.split("/", 1)[0] for key in tensors.keys()}  # noqa: SIM118, it is no mapping
+
+
 def test_journal_has_one_line_a_candidate_with_the_agreed_keys(finished):
-    lines = [json.loads(line) for line in (finished / "journal.jsonl").read_text().splitlines()]
+    lines = lines_of(finished / "journal.jsonl")
     assert [line["index"] for line in lines] == list(range(16))
     for line in lines:
         assert list(line) == [
@@ -55,6 +94,21 @@ def test_journal_has_one_line_a_candidate_with_the_agreed_keys(finished):
         assert (line["fitness"] is None) == (line["outcome"] != "evaluated")
 
 
+def test_timings_tell_seconds_peak_memory_and_worker_of_each_evaluation(finished):
+    outcomes = {line["index"]: line["outcome"] for line in lines_of(finished / "journal.jsonl")}
+    timings = lines_of(finished / "timings.jsonl")
+    assert [line["index"] for line in timings] == list(outcomes)
+    for line in timings:
+        if outcomes[line["index"]] in ("evaluated", "stopped"):
+            assert list(line) == ["index", "seconds", "peak_mib", "worker"]
+            assert line["seconds"] > 0
+            assert line["peak_mib"] > 0
+            assert line["worker"] == 0
+        elif outcomes[line["index"]] == "duplicate":
+            assert list(line) == ["index"]
+    assert set(outcomes.values()) >= {"evaluated", "duplicate"}
+
+
 def test_best_metric_is_one_of_the_evaluated_and_can_be_applied(finished):
     best = read(finished / "best_metric.json")
     assert set(best) == {
@@ -62,7 +116,12 @@ def test_best_metric_is_one_of_the_evaluated_and_can_be_applied(finished):
     }
     assert Metric.from_release_json(best["tree"]).text == best["metric"]
     resolved = resolve_metric(str(finished / "best_metric.json"))
-    assert (resolved.metric.text, resolved.group) == (best["metric"], "model")
+    assert (resolved.metric.text, resolved.group) == (best["metric"], best["group"])
+    assert (best["metric"], best["group"], best["fitness"]) in [
+        (line["metric"], line["group"], line["fitness"])
+        for line in lines_of(finished / "journal.jsonl")
+        if line["outcome"] == "evaluated"
+    ]
 
 
 def test_summary_measures_dense_baselines_and_best(finished):
@@ -72,6 +131,151 @@ def test_summary_measures_dense_baselines_and_best(finished):
     assert summary["dense"] < summary["best"]["perplexity"]
     assert sum(summary["outcomes"].values()) == summary["candidates"] == 16
     assert summary["seconds"] > 0
+
+
+def test_summary_tells_the_diversity_of_the_population(finished):
+    diversity = read(finished / "summary.json")["diversity"]
+    assert set(diversity) == {"members", "masks", "mean_distance"}
+    assert 1 <= diversity["masks"] <= diversity["members"] <= 6
+    assert 0 < diversity["mean_distance"] < 1
+
+
+def test_summary_has_one_task_if_none_is_named(finished):
+    summary = read(finished / "summary.json")
+    (task,) = summary["tasks"]
+    named = {key: task[key] for key in ("name", "model", "sparsity", "pattern", "weight")}
+    assert named == {
+        "name": "embedded 60%",
+        "model": "embedded",
+        "sparsity": 0.6,
+        "pattern": "unstructured",
+        "weight": 1.0,
+    }
+    assert "tasks" not in read(finished / "best_metric.json")["provenance"]
+
+
+def test_candidates_of_a_free_group_are_bred_in_every_group(finished):
+    assert {line["group"] for line in lines_of(finished / "journal.jsonl")} == set(GROUPS)
+
+
+# Several tasks
+
+
+def test_summary_of_two_tasks_measures_each(on_two_tasks):
+    tasks = read(on_two_tasks[0] / "summary.json")["tasks"]
+    assert [task["name"] for task in tasks] == ["embedded 50%", "embedded 2:4"]
+    assert [task["pattern"] for task in tasks] == ["unstructured", "2:4"]
+    assert [task["weight"] for task in tasks] == [1.0, 3.0]
+    for task in tasks:
+        assert set(task["baselines"]) == set(task["behind_best"]) == set(BASELINES)
+        assert task["dense"] < task["best"]["perplexity"]
+    half, two_of_four = tasks
+    assert half["dense"] == two_of_four["dense"]
+    assert half["best"] != two_of_four["best"]
+    assert half["baselines"]["wanda"] != two_of_four["baselines"]["wanda"]
+
+
+def test_summary_of_two_tasks_leads_with_the_first(on_two_tasks):
+    summary = read(on_two_tasks[0] / "summary.json")
+    first = summary["tasks"][0]
+    for key in ("dense", "baselines", "behind_best", "perplexity_of"):
+        assert summary[key] == first[key]
+    assert summary["best"]["perplexity"] == first["best"]["perplexity"]
+    pruning = summary["pruning"]
+    assert (pruning["sparsity"], pruning["pattern"]) == (0.5, "unstructured")
+
+
+def test_summary_of_two_tasks_compares_the_masks_layer_by_layer(on_two_tasks):
+    half, two_of_four = read(on_two_tasks[0] / "summary.json")["tasks"]
+    for task in (half, two_of_four):
+        assert set(task["layers"]) == {"best", *BASELINES}
+        assert set(task["overlap"]) == set(BASELINES)
+        for by_layer in (*task["layers"].values(), *task["overlap"].values()):
+            assert len(by_layer) == 4 * 7
+            assert all(0 <= value <= 1 for value in by_layer.values())
+    for by_layer in two_of_four["layers"].values():
+        assert set(by_layer.values()) == {0.5}
+    assert set(half["layers"]["wanda"].values()) == {0.5}
+    assert len(set(half["layers"]["snip"].values())) > 1
+
+
+def test_best_metric_of_two_tasks_names_them_in_its_provenance(on_two_tasks):
+    provenance = read(on_two_tasks[0] / "best_metric.json")["provenance"]
+    assert [(task["name"], task["weight"]) for task in provenance["tasks"]] == [
+        ("embedded 50%", 1.0),
+        ("embedded 2:4", 3.0),
+    ]
+    # An integer would become a float when a resume reads the config back.
+    assert {type(task["weight"]) for task in provenance["tasks"]} == {float}
+
+
+def test_the_winner_of_two_tasks_is_the_best_on_both_selection_texts(on_two_tasks):
+    standings = read(on_two_tasks[0] / "summary.json")["selection"]
+    losses = [one["selection_loss"] for one in standings]
+    assert len(losses) > 1
+    assert losses == sorted(losses)
+    for one in standings:
+        assert one["difference"] == pytest.approx(one["selection_loss"] - losses[0], abs=1e-9)
+
+
+def test_a_selection_loss_of_two_tasks_is_their_mean_by_weight(on_two_tasks):
+    winner = read(on_two_tasks[0] / "summary.json")["selection"][0]
+    (windows,) = load_plan(schema.load(on_two_tasks[0] / "config.yaml", [])).windows
+    losses = []
+    for pattern in (None, (2, 4)):
+        model = load_model("embedded", "float32")
+        target = Target(0.5, winner["group"], pattern)
+        prune(model, Metric.parse(winner["metric"]), target, windows["calibration"].tokens)
+        losses.append(window_losses(model, windows["selection"].tokens).mean().item())
+    expected = (1 * losses[0] + 3 * losses[1]) / 4
+    assert winner["selection_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_tasks_print_two_tables(on_two_tasks):
+    printed = on_two_tasks[1]
+    assert "perplexity at 50% unstructured on embedded report: 3 windows of 32" in printed
+    assert "perplexity at 2:4 on embedded report: 3 windows of 32" in printed
+    assert printed.count("│ best found ") == 2
+    assert "--sparsity 0.5 --corpus" in printed  # the first is what the result is applied to
+
+
+# Seeds
+
+
+def test_a_run_seeded_from_another_begins_with_its_metrics(finished, on_two_tasks):
+    best = read(finished / "best_metric.json")
+    others = checkpoint_state(finished / "checkpoint.json").finalists(100)
+    expected = [(best["metric"], best["group"]), *((one.metric, one.group) for one in others)]
+    expected = [*dict.fromkeys(expected), ("mul(W, sqrt(X))", "row")]
+    bred = [(line["metric"], line["group"]) for line in lines_of(on_two_tasks[0] / "journal.jsonl")]
+    assert len(expected) > 3
+    assert bred[: len(expected)] == expected
+
+
+def test_the_best_of_another_run_is_a_seed_though_it_is_younger_than_the_checkpoint(
+    finished, tmp_path
+):
+    for name in ("checkpoint.json", "best_metric.json"):
+        shutil.copy(finished / name, tmp_path)
+    newest = Metric.parse("mul(W, sqrt(sqrt(mul(X, G))))")
+    changed = {"metric": newest.text, "tree": newest.to_release_json(), "group": "layer"}
+    best = tmp_path / "best_metric.json"
+    best.write_text(json.dumps(read(best) | changed))
+    older = read_seeds([str(tmp_path / "checkpoint.json")], GROUPS)
+    assert read_seeds([str(tmp_path)], GROUPS) == [(newest, "layer"), *older]
+
+
+def test_a_run_seeded_from_another_does_not_need_it_any_more(on_two_tasks):
+    out, _ = on_two_tasks
+    assert "another" not in (out / "config.yaml").read_text()
+    seeds = read_seeds(schema.load(out / "config.yaml", []).search.seeds, GROUPS)
+    lines = lines_of(out / "journal.jsonl")[: len(seeds)]
+    assert [(metric.text, group) for metric, group in seeds] == [
+        (line["metric"], line["group"]) for line in lines
+    ]
+
+
+# Files and exit codes
 
 
 def test_the_winner_is_the_best_on_the_selection_text(finished):
@@ -96,13 +300,12 @@ def test_report_can_be_rebuilt(finished, monkeypatch, capsys):
     assert (finished / "report.html").exists()
 
 
-def test_the_end_table_and_the_apply_line_are_printed(tmp_path, monkeypatch, capsys):
-    code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings())
-    assert code == 0
-    assert "perplexity at 60% unstructured on embedded report: 3 windows of 32" in printed.out
-    assert f"--metric {tmp_path / 'run' / 'best_metric.json'} --sparsity 0.6" in printed.out
+def test_the_end_table_and_the_apply_line_are_printed(finished):
+    printed = finished.with_suffix(".printed").read_text()
+    assert "perplexity at 60% unstructured on embedded report: 3 windows of 32" in printed
+    assert f"--metric {finished / 'best_metric.json'} --sparsity 0.6" in printed
     for name in ("dense", "best found", *BASELINES):
-        assert f"│ {name} " in printed.out
+        assert f"│ {name} " in printed
 
 
 def test_a_finished_run_can_be_extended(finished, tmp_path, monkeypatch, capsys):
@@ -116,15 +319,16 @@ def test_a_finished_run_can_be_extended(finished, tmp_path, monkeypatch, capsys)
     assert len(after.splitlines()) == 18
 
 
-def test_a_resume_with_other_statistics_is_refused(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
-    assert call(monkeypatch, capsys, "--out", out, *settings())[0] == 0
+def test_a_resume_with_other_statistics_is_refused(finished, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(finished, tmp_path / "run")
     environment = read(out / "environment.json")
-    environment["fingerprints"]["statistics"] = "another"
+    environment["fingerprints"]["statistics"] = ["another"]
     (out / "environment.json").write_text(json.dumps(environment))
     code, printed = call(monkeypatch, capsys, "--resume", out)
     assert code == 4
-    assert printed.err.startswith("error: the run's statistics had fingerprint another and has ")
+    assert printed.err.startswith(
+        "error: the run's statistics had fingerprint ['another'] and has "
+    )
 
 
 def test_a_search_in_which_nothing_was_evaluated_exits_5(tmp_path, monkeypatch, capsys):
@@ -148,8 +352,9 @@ def test_extended_primitives_collect_their_statistics_and_breed_from_them(
     more = ("search.primitives=extended", "search.seeds=[ria, 'mul(W, add(A, mul(0.5, B)))', wifv]")
     code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
     assert code == 0, printed.err
-    assert "collecting A, B, G, V, X on 64 tokens" in printed.out
-    lines = [json.loads(line) for line in (tmp_path / "run/journal.jsonl").read_text().splitlines()]
+    assert "collecting statistics of embedded on 64 tokens" in printed.out
+    assert leaves_in(tmp_path / "run/statistics.safetensors") == set("ABGVX")
+    lines = lines_of(tmp_path / "run/journal.jsonl")
     assert [line["outcome"] for line in lines[:3]] == ["evaluated"] * 3
     named = set().union(*(Metric.parse(line["metric"]).leaves for line in lines))
     assert named & {"A", "V", "B"}
@@ -160,4 +365,4 @@ def test_release_primitives_collect_what_a_seed_names_beside_x_and_g(tmp_path, m
     more = ("search.seeds=[wifv]", "search.candidates=3", "search.population=2")
     code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
     assert code == 0, printed.err
-    assert "collecting G, V, X on 64 tokens" in printed.out
+    assert leaves_in(tmp_path / "run/statistics.safetensors") == set("GVX")
