@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
 
-from evaluation import divergence as module
+from evaluation import perplexity
 from evaluation.divergence import final_hidden, window_divergences
 from pruning.masks import Target
 from pruning.metric import Metric
@@ -31,7 +31,7 @@ def own_divergences(dense, model, windows):
 @pytest.mark.parametrize("chunk", [1, 4, TOKENS - 1, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_window_divergences_are_torchs_whatever_the_chunk(family, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", chunk)
     dense, windows = toy_model(family), toy_windows(count=3)
     model = pruned(dense)
     found = window_divergences(model, windows, final_hidden(dense, windows))
