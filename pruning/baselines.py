@@ -68,6 +68,11 @@ NAMED: dict[str, Baseline] = BASELINES | {
         "row",
         "Yi and Richtarik, 2025, arXiv:2501.18980; relative importance by L2 norms",
     ),
+    "movement": Baseline(
+        "mul(W, M)",
+        "model",
+        "Sanh et al., 2020, arXiv:2005.07683, Section 4; on the dense model, which is not trained",
+    ),
     "wifv": Baseline(
         "mul(V, sqr(W))",
         "row",

@@ -24,7 +24,7 @@ STATISTICS = frozenset(LEAVES) - {"W"}
 ACTIVATIONS = frozenset({"X", "A", "V"})
 """The statistics of a layer's inputs: they need forward passes alone."""
 
-GRADIENTS = frozenset({"G", "B"})
+GRADIENTS = frozenset({"G", "B", "M"})
 """The statistics that need a backward pass for each window."""
 
 
@@ -41,6 +41,10 @@ class Statistics:
         V: Population variance over tokens of each input channel's activation, (1, in_features).
         B: Root of the mean over tokens of the squared gradient of the window's mean NLL with
             respect to each output, the gradient times 100, (out_features, 1).
+        M: Sum over windows of minus the gradient times 100 along the weight's sign, (out_features,
+            in_features): above 0 where the loss falls as the weight moves away from 0. W times M
+            is, up to the factor, what the loss gains to first order by keeping the weight
+            (Sanh et al., 2020, arXiv:2005.07683, Section 4, on a model that is not trained).
     """
 
     X: Mapping[str, Tensor] = field(default_factory=dict)
@@ -48,6 +52,7 @@ class Statistics:
     A: Mapping[str, Tensor] = field(default_factory=dict)
     V: Mapping[str, Tensor] = field(default_factory=dict)
     B: Mapping[str, Tensor] = field(default_factory=dict)
+    M: Mapping[str, Tensor] = field(default_factory=dict)
 
     def leaf(self, name: str) -> Mapping[str, Tensor]:
         """Return one statistic by layer name; empty if it was not collected."""
@@ -129,14 +134,15 @@ def collect(
     Args:
         model: A causal language model; its weights are not changed.
         layers: The layers to watch, by name.
-        windows: Token ids, (N, T); one forward pass each, and one backward pass if G or B is asked.
+        windows: Token ids, (N, T); one forward pass each, and one backward pass if
+            G, B or M is asked.
         leaves: The statistics wanted; leaves that are none are ignored.
         on_window: Called after each window with the number done.
     """
     needs_gradient = bool(leaves & GRADIENTS)
     with (
         input_sums(layers, leaves) as inputs,
-        gradient_sums(model, layers if "G" in leaves else {}) as G,
+        gradient_sums(model, layers, leaves) as gradients,
         output_gradient_sums(layers if "B" in leaves else {}) as B,
         torch.set_grad_enabled(needs_gradient),
     ):
@@ -148,7 +154,8 @@ def collect(
                 model.base_model(input_ids=ids, use_cache=False)
             on_window(done)
     return Statistics(
-        G={name: total.sqrt_() for name, total in G.items()},
+        G={name: total.sqrt_() for name, total in gradients["G"].items()},
+        M=gradients["M"],
         B={name: total.div_(windows.numel()).sqrt_() for name, total in B.items()},
         **activation_statistics(inputs, len(windows)),
     )
@@ -209,30 +216,40 @@ def output_gradient_sums(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, 
 
 @contextmanager
 def gradient_sums(
-    model: PreTrainedModel, layers: Mapping[str, nn.Linear]
-) -> Iterator[dict[str, Tensor]]:
-    """While open, add up each weight's squared gradient times 100, (out, in).
+    model: PreTrainedModel, layers: Mapping[str, nn.Linear], leaves: frozenset[str]
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """While open, add up G's squares and M, those that are asked, by leaf and layer, (out, in).
 
     A gradient is added as soon as it is there and then freed, so that at no time all layers'
     gradients are held.
     """
-    sums = {name: torch.zeros_like(w.weight, dtype=torch.float32) for name, w in layers.items()}
+    sums: dict[str, dict[str, Tensor]] = {
+        leaf: {
+            name: torch.zeros_like(layer.weight, dtype=torch.float32)
+            for name, layer in layers.items()
+            if leaf in leaves
+        }
+        for leaf in ("G", "M")
+    }
     wanted_before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
 
-    def watch(total: Tensor) -> Callable[[Tensor], None]:
+    def watch(name: str) -> Callable[[Tensor], None]:
         def add(weight: Tensor) -> None:
             assert weight.grad is not None
             scaled = weight.grad.float().mul_(GRADIENT_FACTOR)
-            total.addcmul_(scaled, scaled)
+            if name in sums["G"]:
+                sums["G"][name].addcmul_(scaled, scaled)
+            if name in sums["M"]:
+                sums["M"][name].addcmul_(scaled, weight.detach().sign().float(), value=-1)
             weight.grad = None
 
         return add
 
     handles = []
-    for name, layer in layers.items():
-        layer.weight.requires_grad_(True)
-        handles.append(layer.weight.register_post_accumulate_grad_hook(watch(sums[name])))
+    for name in sums["G"] | sums["M"]:
+        weight = layers[name].weight.requires_grad_(True)
+        handles.append(weight.register_post_accumulate_grad_hook(watch(name)))
     try:
         yield sums
     finally:

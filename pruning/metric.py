@@ -163,6 +163,7 @@ class Metric:
         A: Tensor | None = None,
         V: Tensor | None = None,
         B: Tensor | None = None,
+        M: Tensor | None = None,
     ) -> Tensor:
         """Score every weight of one matrix; low scores are pruned.
 
@@ -173,6 +174,7 @@ class Metric:
             A: Mean absolute activations, (1, in_features).
             V: Variances of activations, (1, in_features).
             B: Output gradient statistic, (out_features, 1).
+            M: Movement statistic, signed, (out_features, in_features).
                 Each is cast to fp32 and may be None if the metric does not name it.
 
         Returns:
@@ -182,7 +184,7 @@ class Metric:
         Raises:
             ValueError: If a leaf that the metric names is None.
         """
-        given = {"W": W, "G": G, "X": X, "A": A, "V": V, "B": B}
+        given = {"W": W, "G": G, "X": X, "A": A, "V": V, "B": B, "M": M}
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
         for leaf in sorted(self.leaves):

@@ -85,10 +85,14 @@ class Operator:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A statistic that a metric can name; `pruning.calibration` collects all but W."""
+    """A statistic that a metric can name; `pruning.calibration` collects all but W.
+
+    Only a `signed` one can be negative.
+    """
 
     meaning: str
     shape: Shape
+    signed: bool = False
 
 
 LEAVES: dict[str, Leaf] = {
@@ -100,6 +104,11 @@ LEAVES: dict[str, Leaf] = {
     "B": Leaf(
         "root of the mean over tokens of the squared loss gradient of an output times 100",
         PER_OUTPUT,
+    ),
+    "M": Leaf(
+        "sum over windows of the fall of the loss, times 100, as the weight moves away from 0",
+        MATRIX,
+        signed=True,
     ),
 }
 

@@ -1,8 +1,8 @@
 """The walk over decoder blocks: collect statistics, score, mask, propagate.
 
 `one-shot` takes all statistics from the dense model. `sequential` collects X, A and V of a block
-from inputs that passed the blocks pruned before it, as the Pruner-Zero release does for X; G and B
-are dense in both. The search evaluates its candidates through the same scores and masks.
+from inputs that passed the blocks pruned before it, as the Pruner-Zero release does for X; G, B
+and M are dense in both. The search evaluates its candidates through the same scores and masks.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -3,11 +3,11 @@
 Trees that differ only in pairs that undo each other collapse into one (Dong et al., 2024,
 arXiv:2406.02924, Section 3), so the population stays diverse and no evaluation is spent twice.
 Two kinds of rewrite: those that keep the value, applied everywhere, and those that keep the
-order, applied at the root alone. The leaves are never negative, and the guards of the operators
-decide what cancels: `exp(log(x))` stays, since its +0.001 swallows small scores in fp32, and so do
-tanh and exp at the root, which saturate into ties. Powers, factors and addends at the root go:
-they keep the order of the exact scores, and where fp32 would lose it to overflow, underflow or
-rounding, the simplified metric does not.
+order, applied at the root alone. All leaves but M are never negative, and the guards of the
+operators decide what cancels: `exp(log(x))` stays, since its +0.001 swallows small scores in fp32,
+and so do tanh and exp at the root, which saturate into ties. Powers, factors and addends at the
+root go: they keep the order of the exact scores, and where fp32 would lose it to overflow,
+underflow or rounding, the simplified metric does not.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,9 @@ _ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
 _POWERS = frozenset({"sqrt", "sqr", "root4", "pow15"})
 """Even operators that grow with the magnitude."""
 
-_NEVER_NEGATIVE = frozenset({*LEAVES, *_EVEN, "pow", "exp", "mms"}) - {"log"}
+_NEVER_NEGATIVE = frozenset({*_EVEN, "pow", "exp", "mms"}) - {"log"} | {
+    name for name, leaf in LEAVES.items() if not leaf.signed
+}
 
 _KEEPS_POSITIVE = _ODD | {"add", "mul", "quot", "tanh", "skp", "rowmax", "colmax"}
 """Operators whose result is 0 or more if all their operands are."""

@@ -14,22 +14,25 @@ def min_max(G):
     return (G - G.min()) / (G.max() - G.min())
 
 
-# By W (absolute), G, X (squared norms), V and B.
+# By W (absolute), G, X (squared norms), V, B and M.
 FORMULAS = {
-    "magnitude": lambda W, G, X, V, B: W,
-    "wanda": lambda W, G, X, V, B: W * X**0.5,
-    "ria": lambda W, G, X, V, B: relative_importance(W) * (X**0.5) ** 0.5,
-    "gblm": lambda W, G, X, V, B: W * X**0.5 + W * G,
-    "snip": lambda W, G, X, V, B: W * G,
-    "pruner-zero": lambda W, G, X, V, B: W**2 * min_max(G),
-    "relative-importance": lambda W, G, X, V, B: relative_importance(W),
-    "ria-full": lambda W, G, X, V, B: relative_importance(W) * X**0.5,
-    "gblm-gradient": lambda W, G, X, V, B: W * G,
-    "gblm-alpha-10": lambda W, G, X, V, B: W * X**0.5 + 10 * W * G / 100,
-    "wanda-root": lambda W, G, X, V, B: W * (X**0.5) ** 0.5,
-    "symwanda": lambda W, G, X, V, B: W * (X + B**2) ** 0.5,
-    "symwanda-l2": lambda W, G, X, V, B: (W / W.norm(dim=0) + W / W.norm(dim=1)[:, None]) * X**0.25,
-    "wifv": lambda W, G, X, V, B: V * W**2,
+    "magnitude": lambda W, G, X, V, B, M: W,
+    "wanda": lambda W, G, X, V, B, M: W * X**0.5,
+    "ria": lambda W, G, X, V, B, M: relative_importance(W) * (X**0.5) ** 0.5,
+    "gblm": lambda W, G, X, V, B, M: W * X**0.5 + W * G,
+    "snip": lambda W, G, X, V, B, M: W * G,
+    "pruner-zero": lambda W, G, X, V, B, M: W**2 * min_max(G),
+    "relative-importance": lambda W, G, X, V, B, M: relative_importance(W),
+    "ria-full": lambda W, G, X, V, B, M: relative_importance(W) * X**0.5,
+    "gblm-gradient": lambda W, G, X, V, B, M: W * G,
+    "gblm-alpha-10": lambda W, G, X, V, B, M: W * X**0.5 + 10 * W * G / 100,
+    "wanda-root": lambda W, G, X, V, B, M: W * (X**0.5) ** 0.5,
+    "symwanda": lambda W, G, X, V, B, M: W * (X + B**2) ** 0.5,
+    "symwanda-l2": lambda W, G, X, V, B, M: (
+        (W / W.norm(dim=0) + W / W.norm(dim=1)[:, None]) * X**0.25
+    ),
+    "movement": lambda W, G, X, V, B, M: W * M,
+    "wifv": lambda W, G, X, V, B, M: V * W**2,
 }
 
 
@@ -38,10 +41,10 @@ def test_named_metric_is_the_formula_of_its_paper(name):
     generator = torch.Generator().manual_seed(0)
     W, G = torch.rand(5, 7, generator=generator), torch.rand(5, 7, generator=generator)
     X, V = torch.rand(1, 7, generator=generator), torch.rand(1, 7, generator=generator)
-    B = torch.rand(5, 1, generator=generator)
+    B, M = torch.rand(5, 1, generator=generator), torch.randn(5, 7, generator=generator)
     metric = NAMED[name].metric
-    scores = metric.check_scores_weights().score(W=W, G=G, X=X, V=V, B=B)
-    torch.testing.assert_close(scores, FORMULAS[name](W, G, X, V, B))
+    scores = metric.check_scores_weights().score(W=W, G=G, X=X, V=V, B=B, M=M)
+    torch.testing.assert_close(scores, FORMULAS[name](W, G, X, V, B, M))
     assert metric.text == NAMED[name].text
 
 

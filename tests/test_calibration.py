@@ -123,6 +123,34 @@ def test_output_gradient_statistic_is_the_root_mean_square_over_all_tokens(famil
         assert B[name].count_nonzero() > 0
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_movement_statistic_is_the_summed_fall_of_the_loss_away_from_zero(family):
+    model, windows = toy_model(family), toy_windows()
+    layers = linear_layers(model)
+    M = collect(model, layers, windows, frozenset({"M"})).M
+    assert list(M) == list(layers)
+    for name, gradients in own_gradients(model, layers, windows).items():
+        expected = -100 * sum(gradients) * layers[name].weight.detach().sign()
+        torch.testing.assert_close(M[name], expected, rtol=1e-4, atol=1e-4)
+        assert (M[name] > 0).any() and (M[name] < 0).any()
+
+
+def test_weight_times_movement_foretells_what_the_loss_loses_to_a_smaller_weight():
+    model, windows = toy_model("llama"), toy_windows()
+    name, layer = next(iter(linear_layers(model).items()))
+    M = collect(model, {name: layer}, windows, frozenset({"M"})).M[name]
+
+    def loss():
+        with torch.no_grad():
+            return sum(model(input_ids=w[None], labels=w[None]).loss.item() for w in windows)
+
+    foretold = (layer.weight.detach().abs() * M).sum().item() / 100
+    before, shrink = loss(), 1e-3
+    with torch.no_grad():
+        layer.weight.mul_(1 - shrink)
+    assert (loss() - before) / shrink == pytest.approx(foretold, rel=0.05)
+
+
 def test_variance_holds_where_a_channel_is_far_from_zero():
     # In fp32 the mean square of 4096 and its neighbours is coarser than their variance.
     layer = torch.nn.Linear(1, 1, bias=False)
@@ -152,18 +180,19 @@ def test_statistics_of_a_layer_are_those_that_are_there():
     assert statistics.of("c") == {}
 
 
-def test_a_window_given_twice_leaves_means_and_multiplies_G_by_the_root_of_two():
+def test_a_window_given_twice_leaves_means_doubles_M_and_multiplies_G_by_the_root_of_two():
     model, window = toy_model("llama"), toy_windows(count=1)
     layers = linear_layers(model)
     once = collect(model, layers, window, ALL)
     twice = collect(model, layers, window.repeat(2, 1), ALL)
     for name in layers:
-        for leaf in STATISTICS - {"G"}:
+        for leaf in STATISTICS - {"G", "M"}:
             torch.testing.assert_close(twice.leaf(leaf)[name], once.leaf(leaf)[name])
+        torch.testing.assert_close(twice.M[name], once.M[name] * 2)
         torch.testing.assert_close(twice.G[name], once.G[name] * 2**0.5)
 
 
-@pytest.mark.parametrize("leaves", ["", "W", *"XGAVB", "WX", "AG", "VB", "WXGAVB"])
+@pytest.mark.parametrize("leaves", ["", "W", *"XGAVBM", "WX", "AG", "VB", "GM", "WXGAVBM"])
 def test_only_what_is_named_is_collected(leaves):
     model = toy_model("llama")
     layers = linear_layers(model)
@@ -240,7 +269,7 @@ def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
     rough = collect(model, linear_layers(model), windows, ALL).to_tensors()
     for key, statistic in rough.items():
         assert statistic.dtype == torch.float32
-        assert relative_error(statistic, exact[key]) < (0.06 if key[0] in "GB" else 0.03)
+        assert relative_error(statistic, exact[key]) < (0.06 if key[0] in "GBM" else 0.03)
 
 
 def test_sums_are_kept_in_fp32_where_bf16_would_stall():
@@ -256,7 +285,7 @@ def test_sums_are_kept_in_fp32_where_bf16_would_stall():
 def test_gradients_are_freed_as_soon_as_they_are_added():
     model, window = toy_model("llama"), toy_windows(count=1)
     layers = linear_layers(model)
-    with gradient_sums(model, layers):
+    with gradient_sums(model, layers, frozenset({"G", "M"})):
         model(input_ids=window, labels=window).loss.backward()
         assert all(parameter.grad is None for parameter in model.parameters())
 

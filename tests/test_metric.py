@@ -128,6 +128,7 @@ def test_nodes_are_in_prefix_order():
         ("W", (True, True)),
         ("X", (False, True)),
         ("B", (True, False)),
+        ("M", (True, True)),
         ("2", (False, False)),
         ("mul(X, sqrt(X))", (False, True)),
         ("mul(X, W)", (True, True)),

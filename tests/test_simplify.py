@@ -42,7 +42,7 @@ def random_metric(seed: int, depth: int) -> Metric:
 def leaves_of(seed: int) -> list[dict[str, torch.Tensor]]:
     """Leaves of two layers on different scales; no two values near each other."""
     generator = torch.Generator().manual_seed(seed)
-    scales = {"W": 1.0, "G": 2.0, "X": 5.0, "A": 1.0, "V": 2.0, "B": 3.0}
+    scales = {"W": 1.0, "G": 2.0, "X": 5.0, "A": 1.0, "V": 2.0, "B": 3.0, "M": 2.0}
     layers = []
     for scale in (1.0, 3.0):
         sizes = {
@@ -55,6 +55,8 @@ def leaves_of(seed: int) -> list[dict[str, torch.Tensor]]:
                 * scales[name]
                 * (scale if name == "W" else 1)
                 + 0.01
+                # A signed leaf has as many values on either side of 0.
+                - (scales[name] / 2 if LEAVES[name].signed else 0)
                 for name, size in sizes.items()
             }
         )
