@@ -23,7 +23,7 @@ PRUNER_ZERO_JSON = {
     "right": {"data": "mms", "left": {"data": "G"}},
 }
 VOCABULARY = (
-    "leaves are W, G, X, A, V, B and numbers, operators add, sub, mul, div, sqr, pow, neg, skp, "
+    "leaves are W, G, X, A, V, B, M and numbers, operators add, sub, mul, div, sqr, pow, neg, skp, "
     "abs, log, exp, sqrt, tanh, mms, zsn, quot, root4, pow15, cube, rowsum, rowmean, rowmax, "
     "rownorm, colsum, colmean, colmax, colnorm"
 )
