@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 
 from pruning.metric import Metric
+from pruning.operators import LEAVES
 
 _SUM, _PRODUCT, _POWER, _ATOM = range(4)
 """How tightly a formula holds together; a looser one is put into parentheses."""
@@ -16,8 +17,8 @@ _SUM, _PRODUCT, _POWER, _ATOM = range(4)
 _Formula = tuple[str, int]
 _NUMBER = re.compile(r"(-?)(\d*\.?\d+|\d+\.)(?:e([+-]?\d+))?", re.IGNORECASE)
 _NEVER_NEGATIVE = {
-    *("W", "G", "X", "A", "V", "B", "abs", "exp", "sqr", "pow", "sqrt", "mms"),
-    *("root4", "pow15", "rownorm", "colnorm"),
+    *(name for name, leaf in LEAVES.items() if not leaf.signed),
+    *("abs", "exp", "sqr", "pow", "sqrt", "mms", "root4", "pow15", "rownorm", "colnorm"),
 }
 
 
