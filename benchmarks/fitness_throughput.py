@@ -50,7 +50,6 @@ def main(
 ) -> None:
     """Print three tables."""
     real = RealRun(run)
-    assert len(real.plan.tasks) == 1, "a run of one task"
     evaluator = real.evaluator()
     parts = _parts(evaluator)
     gemm = _gemm_flops(DTYPES[real.config.dtype])
@@ -63,7 +62,9 @@ def main(
     plain = _seconds_plain(real, calibration)
     figures: dict[str, Any] = {
         "seconds": parts,
-        "fitness_tokens": real.plan.windows[0]["fitness"].tokens.numel(),
+        "fitness_tokens": sum(
+            real.plan.windows[task.subject]["fitness"].tokens.numel() for task in real.plan.tasks
+        ),
         "threads": torch.get_num_threads(),
         "gemm_gflops": gemm / 1e9,
         "forward_gflops": forward / 1e9,
@@ -220,21 +221,27 @@ def _seconds_in_full(evaluator: Evaluator, chosen: list[Record]) -> float:
 
 def _seconds_plain(real: RealRun, calibration: int | None) -> float:
     """Return the seconds of one candidate, Wanda, by the plain way."""
-    texts = real.plan.windows[0]
+    subjects = range(len(real.plan.subjects))
+    return sum(_seconds_plain_on(real, subject, calibration) for subject in subjects)
+
+
+def _seconds_plain_on(real: RealRun, subject: int, calibration: int | None) -> float:
+    """Load one model and collect its statistics, then prune and measure for each of its tasks."""
+    texts = real.plan.windows[subject]
     windows = texts["calibration"].tokens[:calibration]
     began = time.perf_counter()
-    model = load_model(real.config.model, "float32")
+    model = load_model(real.plan.subjects[subject].model, "float32")
     layers = linear_layers(model)
     collecting = time.perf_counter()
     statistics = collect(model, layers, windows, frozenset({"X", "G"}))
     collected = time.perf_counter()
-    sparsity = real.plan.tasks[0].sparsity
-    with torch.no_grad():
-        for name, layer in layers.items():
-            scores = BASELINES["wanda"].metric.score(layer.weight.abs(), **statistics.of(name))
-            lowest = torch.sort(scores, dim=1, stable=True).indices
-            layer.weight.scatter_(1, lowest[:, : int(scores.shape[1] * sparsity)], 0)
-    window_losses(model, texts["fitness"].tokens)
+    for task in (task for task in real.plan.tasks if task.subject == subject):
+        with torch.no_grad():
+            for name, layer in layers.items():
+                scores = BASELINES["wanda"].metric.score(layer.weight.abs(), **statistics.of(name))
+                lowest = torch.sort(scores, dim=1, stable=True).indices
+                layer.weight.scatter_(1, lowest[:, : int(scores.shape[1] * task.sparsity)], 0)
+        window_losses(model, texts["fitness"].tokens)
     seconds = time.perf_counter() - began
     left_out = len(texts["calibration"].tokens) / len(windows) - 1
     return seconds + left_out * (collected - collecting)
