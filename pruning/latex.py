@@ -9,17 +9,12 @@ import re
 from collections.abc import Callable
 
 from pruning.metric import Metric
-from pruning.operators import LEAVES
 
 _SUM, _PRODUCT, _POWER, _ATOM = range(4)
 """How tightly a formula holds together; a looser one is put into parentheses."""
 
 _Formula = tuple[str, int]
 _NUMBER = re.compile(r"(-?)(\d*\.?\d+|\d+\.)(?:e([+-]?\d+))?", re.IGNORECASE)
-_NEVER_NEGATIVE = {
-    *(name for name, leaf in LEAVES.items() if not leaf.signed),
-    *("abs", "exp", "sqr", "pow", "sqrt", "mms", "root4", "pow15", "rownorm", "colnorm"),
-}
 
 
 def to_latex(metric: Metric) -> str:
@@ -66,7 +61,7 @@ def _after_sign(metric: Metric, level: int) -> str:
 
 def _positive(metric: Metric) -> _Formula:
     """Return |x|, without bars around what cannot be negative."""
-    if metric.name in _NEVER_NEGATIVE:
+    if metric.never_negative:
         return _formula(metric)
     return rf"\left|{to_latex(metric)}\right|", _ATOM
 

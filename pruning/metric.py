@@ -113,6 +113,14 @@ class Metric:
         return NUMBER if self.is_constant else LEAVES[self.name].shape
 
     @cached_property
+    def never_negative(self) -> bool:
+        """Whether the score is certainly 0 or more, whatever the weights."""
+        if self.operands:
+            signs = (operand.never_negative for operand in self.operands)
+            return OPERATORS[self.name].never_negative(*signs)
+        return self.value >= 0 if self.is_constant else not LEAVES[self.name].signed
+
+    @cached_property
     def problem(self) -> str:
         """Why the metric cannot rank the weights of a matrix, in one line; empty if it can."""
         if ill_typed := next((node for node in self.nodes() if node._is_ill_typed), None):

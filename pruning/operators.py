@@ -61,25 +61,50 @@ _ELEMENTWISE = Typing(_any_side)
 _SCALING = Typing(_first, _last_is_number, "scales over a matrix, and its operand is a number")
 # The divisor enters as one number, so it adds no side.
 _BY_NORM = Typing(_first, _last_is_number, "divides by a norm: use quot or mul for a number")
-_OVER_INPUTS = Typing(
+_PER_ROW = Typing(
     lambda x: Shape(x.by_row, False),
     lambda x: not x.by_column,
     "goes over the inputs, and its operand is the same for all of them",
 )
-_OVER_OUTPUTS = Typing(
+_PER_COL = Typing(
     lambda x: Shape(False, x.by_column),
     lambda x: not x.by_row,
     "goes over the outputs, and its operand is the same for all of them",
 )
 
 
+def _perhaps(*operands: bool) -> bool:
+    return False
+
+
+def _always(*operands: bool) -> bool:
+    return True
+
+
+def _if_all(*operands: bool) -> bool:
+    return all(operands)
+
+
+def _if_first(*operands: bool) -> bool:
+    return operands[0]
+
+
 @dataclass(frozen=True)
 class Operator:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes:
+        arity: Number of operands.
+        function: From the operands' values to the result.
+        meaning: The result as a formula.
+        never_negative: Whether the result is certainly 0 or more, from whether each operand is.
+        typing: How the result's shape follows from the operands'.
+    """
 
     arity: int
     function: Callable[..., Tensor]
     meaning: str
+    never_negative: Callable[..., bool]
     typing: Typing = _ELEMENTWISE
 
 
@@ -202,36 +227,44 @@ def _column_norm(x: Tensor) -> Tensor:
 
 
 RELEASE: dict[str, Operator] = {
-    "add": Operator(2, torch.add, "x + y"),
-    "sub": Operator(2, torch.sub, "x - y"),
-    "mul": Operator(2, torch.mul, "x * y"),
-    "div": Operator(2, _divide_by_norm, "x / Frobenius norm of y (a number)", _BY_NORM),
-    "sqr": Operator(1, _square, "x * x"),
-    "pow": Operator(1, _square, "x * x"),
-    "neg": Operator(1, torch.neg, "-x"),
-    "skp": Operator(1, _same, "x"),
-    "abs": Operator(1, torch.abs, "|x|"),
-    "log": Operator(1, _guarded_log, "ln(|x| + 0.001)"),
-    "exp": Operator(1, _guarded_exp, "exp(min(x, 100)); overflows fp32 above 88.7"),
-    "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)"),
-    "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties"),
-    "mms": Operator(1, _min_max_scale, "(x - min) / (max - min) over the matrix", _SCALING),
-    "zsn": Operator(1, _z_score, "(x - mean) / std over the matrix, unbiased std", _SCALING),
+    "add": Operator(2, torch.add, "x + y", _if_all),
+    "sub": Operator(2, torch.sub, "x - y", _perhaps),
+    "mul": Operator(2, torch.mul, "x * y", _if_all),
+    "div": Operator(2, _divide_by_norm, "x / Frobenius norm of y (a number)", _if_first, _BY_NORM),
+    "sqr": Operator(1, _square, "x * x", _always),
+    "pow": Operator(1, _square, "x * x", _always),
+    "neg": Operator(1, torch.neg, "-x", _perhaps),
+    "skp": Operator(1, _same, "x", _if_all),
+    "abs": Operator(1, torch.abs, "|x|", _always),
+    "log": Operator(1, _guarded_log, "ln(|x| + 0.001)", _perhaps),
+    "exp": Operator(1, _guarded_exp, "exp(min(x, 100)); overflows fp32 above 88.7", _always),
+    "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)", _always),
+    "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties", _if_all),
+    "mms": Operator(
+        1, _min_max_scale, "(x - min) / (max - min) over the matrix", _always, _SCALING
+    ),
+    "zsn": Operator(
+        1, _z_score, "(x - mean) / std over the matrix, unbiased std", _perhaps, _SCALING
+    ),
 }
 
 EXTENDED: dict[str, Operator] = RELEASE | {
-    "quot": Operator(2, _quotient, "x / y, |y| kept at or above 1e-12, its sign kept, 0 as +"),
-    "root4": Operator(1, _fourth_root, "|x| ** 0.25"),
-    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5"),
-    "cube": Operator(1, _cube, "x * x * x"),
-    "rowsum": Operator(1, _row_sum, "sum over the inputs of each output", _OVER_INPUTS),
-    "rowmean": Operator(1, _row_mean, "mean over the inputs of each output", _OVER_INPUTS),
-    "rowmax": Operator(1, _row_max, "highest over the inputs of each output", _OVER_INPUTS),
-    "rownorm": Operator(1, _row_norm, "L2 norm over the inputs of each output", _OVER_INPUTS),
-    "colsum": Operator(1, _column_sum, "sum over the outputs of each input", _OVER_OUTPUTS),
-    "colmean": Operator(1, _column_mean, "mean over the outputs of each input", _OVER_OUTPUTS),
-    "colmax": Operator(1, _column_max, "highest over the outputs of each input", _OVER_OUTPUTS),
-    "colnorm": Operator(1, _column_norm, "L2 norm over the outputs of each input", _OVER_OUTPUTS),
+    "quot": Operator(
+        2, _quotient, "x / y, |y| kept at or above 1e-12, its sign kept, 0 as +", _if_all
+    ),
+    "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always),
+    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always),
+    "cube": Operator(1, _cube, "x * x * x", _if_all),
+    "rowsum": Operator(1, _row_sum, "sum over the inputs of each output", _if_all, _PER_ROW),
+    "rowmean": Operator(1, _row_mean, "mean over the inputs of each output", _if_all, _PER_ROW),
+    "rowmax": Operator(1, _row_max, "highest over the inputs of each output", _if_all, _PER_ROW),
+    "rownorm": Operator(1, _row_norm, "L2 norm over the inputs of each output", _always, _PER_ROW),
+    "colsum": Operator(1, _column_sum, "sum over the outputs of each input", _if_all, _PER_COL),
+    "colmean": Operator(1, _column_mean, "mean over the outputs of each input", _if_all, _PER_COL),
+    "colmax": Operator(1, _column_max, "highest over the outputs of each input", _if_all, _PER_COL),
+    "colnorm": Operator(
+        1, _column_norm, "L2 norm over the outputs of each input", _always, _PER_COL
+    ),
 }
 
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}

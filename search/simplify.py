@@ -13,7 +13,7 @@ underflow or rounding, the simplified metric does not.
 from collections.abc import Callable
 
 from pruning.metric import Metric
-from pruning.operators import LEAVES, OPERATORS
+from pruning.operators import OPERATORS
 from pruning.syntax import is_number
 
 Rewrite = Callable[[Metric], Metric | None]
@@ -27,13 +27,6 @@ _ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
 
 _POWERS = frozenset({"sqrt", "sqr", "root4", "pow15"})
 """Even operators that grow with the magnitude."""
-
-_NEVER_NEGATIVE = frozenset({*_EVEN, "pow", "exp", "mms"}) - {"log"} | {
-    name for name, leaf in LEAVES.items() if not leaf.signed
-}
-
-_KEEPS_POSITIVE = _ODD | {"add", "mul", "quot", "tanh", "skp", "rowmax", "colmax"}
-"""Operators whose result is 0 or more if all their operands are."""
 
 
 def simplify(metric: Metric, group: str) -> Metric:
@@ -51,17 +44,6 @@ def simplify(metric: Metric, group: str) -> Metric:
         metric = simpler
 
 
-def never_negative(metric: Metric) -> bool:
-    """Tell whether a formula's value is certainly 0 or more."""
-    if metric.is_constant:
-        return metric.value >= 0
-    if metric.name == "div":
-        return never_negative(metric.operands[0])
-    if metric.name in _KEEPS_POSITIVE:
-        return all(never_negative(operand) for operand in metric.operands)
-    return metric.name in _NEVER_NEGATIVE
-
-
 def _simplify_node(metric: Metric) -> Metric:
     metric = Metric(metric.name, tuple(_simplify_node(operand) for operand in metric.operands))
     for rewrite in VALUE_PRESERVING:
@@ -77,7 +59,7 @@ def _simplify_root(metric: Metric, group: str) -> Metric:
     while True:
         if metric.name in _POWERS:
             scored = metric.operands[0]
-            metric = scored if never_negative(scored) else Metric("abs", (scored,))
+            metric = scored if scored.never_negative else Metric("abs", (scored,))
         elif metric.name in dropped:
             metric = metric.operands[0]
         elif (simpler := _drop_number(metric)) is not None:
@@ -153,7 +135,7 @@ def _merge_factors(node: Metric) -> Metric | None:
 
 
 def _drop_abs(node: Metric) -> Metric | None:
-    return node.operands[0] if node.name == "abs" and never_negative(node.operands[0]) else None
+    return node.operands[0] if node.name == "abs" and node.operands[0].never_negative else None
 
 
 def _drop_sign_under_even(node: Metric) -> Metric | None:
