@@ -75,12 +75,18 @@ class RunFolder:
         """Write a value as JSON, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file; raises FolderError if it is missing or damaged."""
+    def read_json(self, name: str, *keys: str) -> Any:
+        """Read a JSON object; raises FolderError if it is missing, damaged or lacks a key."""
+        path = self.path / name
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise FolderError(f"{self.path / name} cannot be read: {error}") from error
+            raise FolderError(f"{path} cannot be read: {error}") from error
+        if not isinstance(value, dict):
+            raise FolderError(f"{path} cannot be read: it holds no object")
+        if missing := sorted(set(keys) - set(value)):
+            raise FolderError(f"{path} lacks {', '.join(missing)}: it was changed or is too old")
+        return value
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all."""

@@ -243,7 +243,8 @@ def _prepare(run: Run) -> Fingerprints:
         found["statistics"].append(tensors_digest(statistics))
         probes.append(_probe(run, subject))
     if (run.folder.path / "environment.json").exists():
-        _check_same(run.folder.read_json("environment.json")["fingerprints"], found)
+        before = run.folder.read_json("environment.json", "fingerprints")
+        _check_same(before["fingerprints"], found)
     else:
         run.folder.write_json("environment.json", environment(found))
     return Fingerprints([(probes[task.subject], task.target) for task in run.plan.tasks])

@@ -9,6 +9,12 @@ from rich.table import Table
 from pruning.baselines import BASELINES
 from search.journal import RunFolder
 
+_SHOWN = (
+    *("best", "dense", "baselines", "behind_best", "pruning", "perplexity_of"),
+    *("candidates", "outcomes", "seconds", "selection"),
+)
+"""What `summary.json` must have."""
+
 
 def end_table(summary: dict[str, Any]) -> Table:
     """Return the table of dense, baselines and best on the report text, from a summary."""
@@ -75,7 +81,7 @@ def write_report(folder: RunFolder) -> None:
     # Imported here, so that a search does not start to load matplotlib.
     from search import sections
 
-    summary = folder.read_json("summary.json")
+    summary = folder.read_json("summary.json", *_SHOWN)
     records = folder.read_records()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

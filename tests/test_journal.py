@@ -378,13 +378,22 @@ def test_a_temporary_file_that_a_kill_left_is_written_over(folder):
     assert "report.html.tmp" not in names(folder.path)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[" * 100_000], ids=["missing", "", "{", "[["])
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[]", "[" * 100_000], ids=["missing", "", "{", "[]", "[["]
+)
 def test_read_json_refuses_a_missing_or_damaged_file(folder, content):
     path = folder.path / "summary.json"
     if content is not None:
         path.write_text(content)
     message = refusal(folder.read_json, "summary.json")
     assert message.startswith(f"{path} cannot be read: ")
+
+
+def test_read_json_refuses_a_file_without_a_key(folder):
+    folder.write_json("summary.json", {"best": {}, "dense": 6.0})
+    assert folder.read_json("summary.json", "dense", "best") == {"best": {}, "dense": 6.0}
+    message = refusal(folder.read_json, "summary.json", "seconds", "best", "pruning")
+    assert message.startswith(f"{folder.path / 'summary.json'} lacks pruning, seconds: ")
 
 
 def test_read_tensors_returns_what_was_written_or_none(folder):
