@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import typer
 from safetensors.torch import load_file
 
 from configs import schema
@@ -16,11 +17,15 @@ from search.launch import settings_of, setup_of
 from search.plan import load_plan
 from search.population import Candidate, Record, State
 
+_NEEDED = ("config.yaml", "journal.jsonl", "probe.safetensors", "statistics.safetensors")
+
 
 class RealRun:
     """A run folder, read and never written to."""
 
     def __init__(self, path: Path) -> None:
+        if missing := [name for name in _NEEDED if not (path / name).is_file()]:
+            raise typer.BadParameter(f"{path} has no {missing[0]}: name a run that has begun")
         self.path = path
         self.config: Config = schema.load(path / "config.yaml", [])
         self.plan = load_plan(self.config)
