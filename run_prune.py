@@ -1,47 +1,49 @@
 """Prune a model with a metric, or check a model that was pruned so.
 
-Everything that can be wrong is looked at before the weights are loaded: the metric, the target,
-the texts, the folder, the model's architecture. Exit codes: 0 done, 2 a mistake in the request,
-3 interrupted, 4 the folder does not fit the request.
+Everything that can be wrong is looked at before the weights are read: the metric, the target, the
+texts, the folder, the model's architecture, memory and disk. Exit codes: 0 done, 2 a mistake in the
+request, 3 interrupted and resumable, 4 the folder does not fit the request.
 """
 
 import shlex
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import PreTrainedModel
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 from typer import Option
 
 from evaluation.corpus import Windows, check_available, check_disjoint, token_windows
-from evaluation.perplexity import perplexity, window_losses
-from pruning.calibration import STATISTICS
-from pruning.masks import Target
+from evaluation.perplexity import losses_of, perplexity
+from pruning.checkpoint import open_checkpoint
 from pruning.metric_file import ResolvedMetric, resolve_metric
-from pruning.models import EMBEDDED, load_model
+from pruning.models import EMBEDDED
 from pruning.progress import shown_progress
-from pruning.pruner import Progress, check_propagation, prune
-from pruning.request import (
+from pruning.pruner import Recipe, check_layers, prune
+from pruning.result.kept import open_statistics
+from pruning.result.plan import Load, Plan, make_plan, parse_size
+from pruning.result.request import (
     Subject,
-    check_layers,
     make_recipe,
-    pattern_text,
     resolve_subject,
     resolve_target,
+    shapes_of,
+    size_of,
 )
-from pruning.result import (
-    FolderMismatchError,
-    Perplexities,
-    check_output_folder,
-    save_result,
-    verify_result,
-)
+from pruning.result.save import Perplexities, save_papers
+from pruning.result.verify import verify_result
+from pruning.result.work import FolderMismatchError, WorkFolder, check_output_folder, opened
+from pruning.spool import DiskSpool, Spool
+from pruning.store import FolderStore
+from pruning.walk import Progress, Texts
 
 EVAL_WINDOWS = 32
 
@@ -73,17 +75,18 @@ class Request:
 
     subject: Subject
     chosen: ResolvedMetric
-    target: Target
-    propagation: str
+    recipe: Recipe
     calibration: Text
     evaluation: Text
     out: Path
+    statistics: Path | None
+    plan: Plan
 
     @property
     def texts(self) -> dict[str, Text]:
         """The texts that are read, by role: no calibration for a metric of W alone."""
         texts = {"calibration": self.calibration, "evaluation": self.evaluation}
-        return texts if self.chosen.metric.leaves & STATISTICS else {"evaluation": self.evaluation}
+        return texts if self.recipe.leaves else {"evaluation": self.evaluation}
 
     @property
     def warnings(self) -> list[str]:
@@ -111,7 +114,12 @@ def prune_model(
     eval_windows: Annotated[int | None, Option(help="Default: 32, or all.")] = None,
     dtype: Annotated[str, Option(help="float32, bfloat16, float16; auto: the model's.")] = "auto",
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1; default cuda or cpu.")] = None,
-    validate: Annotated[bool, Option("--validate", help="Check only; load no weights.")] = False,
+    max_memory: Annotated[str | None, Option(help="Such as 6GiB; default what is free.")] = None,
+    statistics: Annotated[
+        Path | None, Option(help="Folder where statistics are kept and reused; or a .pth file of G.")
+    ] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with an unfinished folder.")] = False,
+    validate: Annotated[bool, Option("--validate", help="Check and plan; read no weights.")] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
 ) -> None:
     """Prune a model with a metric and save it, or --verify a folder that was saved so."""
@@ -121,20 +129,26 @@ def prune_model(
             return
         chosen = resolve_metric(_required("metric", metric))
         target = resolve_target(pattern, sparsity, group, chosen.group)
-        check_propagation(propagation, target)
+        recipe = Recipe(chosen.metric, target, propagation)
+        recipe.check()
         folder = Path(_required("out", str(out or "")))
         subject = resolve_subject(_required("model", model), dtype, device, seqlen)
-        check_output_folder(folder, check_layers(subject, target))
         text = _text(corpus or EMBEDDED, split, 0, samples, subject.seqlen, seed)
         eval_text = _text(eval_corpus, eval_split, 1, eval_windows, subject.seqlen, None)
-        request = Request(subject, chosen, target, propagation, text, eval_text, folder)
-        _say_notes(request, corpus)
-        (_validate if validate else _apply)(request)
+        plan = _plan(subject, recipe, text, eval_text, max_memory)
+        check_output_folder(folder, plan.disk, resume)
+        request = Request(subject, chosen, recipe, text, eval_text, folder, statistics, plan)
+        _say_notes(request, corpus, dtype)
+        if validate:
+            _validate(request)
+        else:
+            _apply(request, resume)
 
 
 def main() -> None:
     """Console entry: runs the command, and says a mistake in its options in one line too."""
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send before they kill
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:
@@ -157,9 +171,10 @@ def _exit_codes(out: Path | None) -> Iterator[None]:
         _say_error(str(error))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        left = "remove it and " if out and out.is_dir() and any(out.iterdir()) else ""
-        what = f"{str(out)!r} is not finished; {left}run" if out else "run"
-        print(f"interrupted: {what} the same command again", file=sys.stderr)
+        begun = out is not None and out.is_dir() and any(out.iterdir())
+        what = f"{str(out)!r} is not finished; " if out else ""
+        how = " with --resume" if begun else ""
+        print(f"interrupted: {what}run the same command again{how}", file=sys.stderr)
         raise typer.Exit(3) from error
 
 
@@ -187,8 +202,26 @@ def _text(
     return text
 
 
-def _say_notes(request: Request, corpus: str | None) -> None:
+def _plan(
+    subject: Subject, recipe: Recipe, text: Text, eval_text: Text, max_memory: str | None
+) -> Plan:
+    """Return the plan of a request, after a look at the model's shapes."""
+    shapes = shapes_of(subject)
+    check_layers(shapes, recipe.target)
+    calibration = (text.windows or 0) if recipe.leaves else 0
+    load = Load(calibration, eval_text.windows or EVAL_WINDOWS, subject.seqlen)
+    budget = parse_size(max_memory) if max_memory else None
+    return make_plan(shapes, recipe, load, subject, size_of(subject, shapes), budget)
+
+
+def _say_notes(request: Request, corpus: str | None, dtype: str) -> None:
     """Say what a user may not expect; `corpus` is None where the default was taken."""
+    if dtype == "auto" and request.subject.dtype != request.subject.own_dtype:
+        print(
+            f"note: passes in {request.subject.dtype}, since this CPU has no fast arithmetic for "
+            f"{request.subject.own_dtype}; the result keeps the model's dtype",
+            file=sys.stderr,
+        )
     if "calibration" in request.texts and corpus is None and request.subject.model != EMBEDDED:
         print(
             f"note: calibrating on the {EMBEDDED} text, since the network is never reached "
@@ -200,45 +233,96 @@ def _say_notes(request: Request, corpus: str | None) -> None:
 
 
 def _validate(request: Request) -> None:
-    """Cut the windows that need no hub, and say what was not checked."""
+    """Cut the windows that need no hub, and say the plan and what was not checked."""
     for text in request.texts.values():
         if note := check_available(text.corpus, text.split):
             print(note)
         else:
             _windows(request.subject, text)
+    for line in request.plan.lines():
+        print(line)
     print(f"valid: {_summary(request)}; nothing was loaded or written")
 
 
-def _apply(request: Request) -> None:
-    """Measure, prune, measure again, save."""
-    subject, metric = request.subject, request.chosen.metric
+def _apply(request: Request, resume: bool) -> None:
+    """Measure, prune, measure again and save, in the walks that the recipe takes."""
+    subject = request.subject
     windows = {role: _windows(subject, text) for role, text in request.texts.items()}
-    evaluation, calibration = windows["evaluation"], windows.get("calibration")
-    print(f"pruning: {_summary(request)}", file=sys.stderr)
-    with shown_progress() as progress:
-        model = load_model(subject.model, subject.dtype, subject.device)
-        dense = _perplexity(model, evaluation, "dense perplexity", progress)
-        tokens = calibration.tokens if calibration else evaluation.tokens[:0]
-        prune(model, metric, request.target, tokens, request.propagation, progress)
-        pruned = _perplexity(model, evaluation, "pruned perplexity", progress)
-    perplexities = Perplexities(dense, pruned, {**evaluation.provenance, "dtype": subject.dtype})
-    recipe = make_recipe(
+    calibration = windows.get("calibration")
+    papers = make_recipe(
         subject,
         request.chosen,
-        request.target,
-        request.propagation,
+        request.recipe.target,
+        request.recipe.propagation,
         calibration.provenance if calibration else None,
     )
-    report = save_result(
-        model,
-        subject.tokenizer,
-        request.out,
-        recipe,
-        request.target,
-        perplexities,
-        request.warnings,
+    checkpoint = open_checkpoint(subject.model, papers["revision"])
+    identity = {
+        **{key: value for key, value in papers.items() if key not in ("model", "tree")},
+        "model": checkpoint.fingerprint(),
+        "evaluation": windows["evaluation"].provenance,
+    }
+    for line in (f"pruning: {_summary(request)}", *request.plan.lines()):
+        print(line, file=sys.stderr)
+    with shown_progress() as progress, opened(request.out, identity, resume) as work:
+        report = None
+        if not work.is_whole:
+            store = FolderStore(
+                *(checkpoint, subject.config, subject.dtype, subject.device),
+                shards=work.result,
+                held=request.plan.held,
+            )
+            _prune(request, store, windows, work, identity, progress)
+            perplexities = _perplexities(work, windows["evaluation"], subject)
+            save_papers(
+                *(store, subject.tokenizer, work.result, papers, request.recipe.target),
+                *(perplexities, request.warnings),
+            )
+        report = work.publish()
+    _print_outcome(request.out, report)
+
+
+def _prune(
+    request: Request,
+    store: FolderStore,
+    windows: Mapping[str, Windows],
+    work: WorkFolder,
+    identity: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Walk the blocks; each text's losses are put aside as soon as they are known."""
+    tokens = windows["evaluation"].tokens
+    known = work.losses()
+
+    def measure(
+        name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
+    ) -> None:
+        step = partial(progress, f"{name} perplexity", total=len(tokens))
+        losses = losses_of(states, logits, tokens, lambda done: step(done=done))
+        work.keep_losses(name, losses.tolist())
+
+    texts = Texts(
+        windows["calibration"].tokens if "calibration" in windows else tokens[:0],
+        {name: tokens for name in ("dense", "pruned") if name not in known},
+        measure,
     )
-    _print_outcome(request.out, report, perplexities)
+    statistics: Spool | None = None
+    if request.statistics:
+        statistics = open_statistics(request.statistics, identity, store)
+    elif request.plan.statistics_on_disk:
+        statistics = DiskSpool(work.statistics)
+    states: Spool = DiskSpool(work.states, fresh=True) if request.plan.states_on_disk else {}
+    prune(store, request.recipe, texts, states, statistics, progress)
+    work.forget_work()
+
+
+def _perplexities(work: WorkFolder, evaluation: Windows, subject: Subject) -> Perplexities:
+    losses = {name: torch.tensor(values).double() for name, values in work.losses().items()}
+    return Perplexities(
+        perplexity(losses["dense"]),
+        perplexity(losses["pruned"]),
+        {**evaluation.provenance, "dtype": subject.dtype},
+    )
 
 
 def _verify(folder: Path, other: object) -> None:
@@ -262,19 +346,12 @@ def _windows(subject: Subject, text: Text) -> Windows:
     return cut
 
 
-def _perplexity(model: PreTrainedModel, windows: Windows, stage: str, progress: Progress) -> float:
-    total = len(windows.tokens)
-    return perplexity(
-        window_losses(model, windows.tokens, lambda done: progress(stage, done, total))
-    )
-
-
 def _summary(request: Request) -> str:
-    target, subject = request.target, request.subject
-    group = "" if target.pattern else f" per {target.group}"
+    target, subject = request.recipe.target, request.subject
+    group = f" per {target.group_name}" if target.group_name else ""
     return (
         f"{subject.model} ({subject.dtype}, {subject.device}) by {request.chosen.metric.text}: "
-        f"{target.sparsity:.1%}, {pattern_text(target)}{group}, {request.propagation}"
+        f"{target.sparsity:.1%}, {target.pattern_text}{group}, {request.recipe.propagation}"
     )
 
 
@@ -284,13 +361,15 @@ def _counts(report: Mapping[str, Any]) -> str:
     return f"{len(layers)} layers, {zeros / size:.2%} zeros, {report['pattern']}"
 
 
-def _print_outcome(out: Path, report: Mapping[str, Any], perplexities: Perplexities) -> None:
+def _print_outcome(out: Path, report: Mapping[str, Any]) -> None:
     place = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
-    place = place.format(**perplexities.provenance)
+    place = place.format(**report["perplexity_of"])
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"dense perplexity  {perplexities.dense:.4f} ({place})")
-    print(f"pruned perplexity {perplexities.pruned:.4f} ({place})")
+    for name in ("dense", "pruned"):
+        value = report[f"{name}_perplexity"]
+        shown = "not finite" if value is None else f"{value:.4f}"
+        print(f"{name + ' perplexity':17} {shown} ({place})")
     print(f"saved: {out} ({_counts(report)})")
     print(f"verify: prunevolve-prune --verify {shlex.quote(str(out))}")
 

@@ -23,7 +23,7 @@ from pruning.memory import keep_freed_memory
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import EMBEDDED, linear_layers, load_model, load_tokenizer
-from pruning.operators import LEAF_SETS
+from pruning.leaves import LEAF_SETS
 from pruning.pruner import LayerScores, prune_copy
 
 SPARSITIES = (0.5, 0.6, 0.7)

@@ -7,23 +7,18 @@ the memory is bounded by tokens x hidden size, whatever the vocabulary.
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from evaluation.perplexity import logits_in_parts
+from evaluation.perplexity import LanguageModel
 
 
 @torch.inference_mode()
-def final_hidden(model: PreTrainedModel, windows: Tensor) -> Tensor:
+def final_hidden(model: LanguageModel, windows: Tensor) -> Tensor:
     """Return the states that enter the head, (N, T - 1, hidden_size), in the model's dtype."""
-    states = [
-        model.base_model(input_ids=window[None], use_cache=False)[0][0, :-1]
-        for window in windows.to(model.device)
-    ]
-    return torch.stack(states)
+    return torch.stack([states[:-1] for states in model.states(windows)])
 
 
 @torch.inference_mode()
-def window_divergences(model: PreTrainedModel, windows: Tensor, dense: Tensor) -> Tensor:
+def window_divergences(model: LanguageModel, windows: Tensor, dense: Tensor) -> Tensor:
     """Return each window's mean KL divergence of the dense model's distribution to the model's.
 
     The objective of EvoPress (Sieberling et al., 2024, arXiv:2410.14649, Section 4).
@@ -37,10 +32,10 @@ def window_divergences(model: PreTrainedModel, windows: Tensor, dense: Tensor) -
         Mean over predicted tokens of sum_v p_dense log(p_dense / p), nats, (N,), fp64 on the CPU.
     """
     divergences = []
-    for window, reference in zip(windows.to(model.device), dense, strict=True):
-        hidden = model.base_model(input_ids=window[None], use_cache=False)[0][0, :-1]
+    for states, reference in zip(model.states(windows), dense, strict=True):
+        hidden = states[:-1]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        both = zip(logits_in_parts(model, hidden), logits_in_parts(model, reference), strict=True)
+        both = zip(model.logits(hidden), model.logits(reference), strict=True)
         for own, theirs in both:
             own, theirs = torch.log_softmax(own, -1), torch.log_softmax(theirs, -1)
             total += torch.sum(theirs.exp() * (theirs - own))

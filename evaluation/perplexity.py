@@ -2,40 +2,59 @@
 
 A window of T tokens has T - 1 predictions, its mean NLL is over those, and the perplexity of N
 equally long windows is exp of the mean of the N means. (The mean of the windows' perplexities
-would be another, larger number.) Logits are made for a chunk of positions at a time, since those
-of a whole batch over a large vocabulary dwarf everything else in memory.
+would be another, larger number.) Logits come a few positions at a time, since those of a whole
+batch over a large vocabulary dwarf everything else in memory.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-CHUNK_TOKENS = 256
-"""Positions whose logits exist at one time."""
+Logits = Callable[[Tensor], Iterator[Tensor]]
+"""From states that enter the head, (T, hidden_size), to logits in order, (tokens, vocabulary)."""
+
+
+class LanguageModel(Protocol):
+    """A causal language model, wherever its weights are."""
+
+    def states(self, windows: Tensor) -> Iterator[Tensor]:
+        """Yield each window's states that enter the head, (T, hidden_size)."""
+
+    def logits(self, states: Tensor) -> Iterator[Tensor]:
+        """Yield the logits of states, in order, some tokens at a time, fp32."""
 
 
 @torch.inference_mode()
 def window_losses(
-    model: PreTrainedModel, windows: Tensor, on_window: Callable[[int], None] = lambda done: None
+    model: LanguageModel, windows: Tensor, on_window: Callable[[int], None] = lambda done: None
 ) -> Tensor:
     """Return each window's mean negative log-likelihood.
 
     Args:
-        model: A causal language model on any device.
         windows: Token ids, (N, T) with T of 2 or more; one forward pass each.
         on_window: Called after each window with the number done.
 
     Returns:
         Mean NLL in nats per predicted token, (N,), fp64 on the CPU.
     """
+    return losses_of(model.states(windows), model.logits, windows, on_window)
+
+
+@torch.inference_mode()
+def losses_of(
+    states: Iterable[Tensor],
+    logits: Logits,
+    windows: Tensor,
+    on_window: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Return what `window_losses` does, from states that a model made of the windows."""
     losses = []
-    for done, window in enumerate(windows.to(model.device), 1):
-        hidden = model.base_model(input_ids=window[None], use_cache=False)[0][0, :-1]
-        losses.append(_mean_nll(model, hidden, window[1:]))
+    for done, (hidden, window) in enumerate(zip(states, windows, strict=True), 1):
+        losses.append(_mean_nll(logits, hidden[:-1], window[1:].to(hidden.device)))
         on_window(done)
     return torch.tensor(losses, dtype=torch.float64)
 
@@ -46,28 +65,13 @@ def perplexity(losses: Tensor) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def logits_in_parts(model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
-    """Yield the logits of final hidden states, (T, hidden_size), in order, a few tokens at a time.
-
-    Each part is (tokens, vocabulary) in fp32. On the CPU parts are so small that what is done with
-    them stays in the cache.
-    """
-    head = model.get_output_embeddings()
-    # As the model's own forward does: Gemma3ForConditionalGeneration ignores its text part's cap.
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    tokens = 32 if hidden.device.type == "cpu" else CHUNK_TOKENS
-    for chunk in hidden.split(CHUNK_TOKENS):
-        for part in head(chunk).split(tokens):
-            logits = part.float()
-            yield cap * torch.tanh(logits / cap) if cap else logits
-
-
-def _mean_nll(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> float:
+def _mean_nll(logits: Logits, hidden: Tensor, targets: Tensor) -> float:
     """Return the mean NLL of targets, (T - 1,), under hidden states, (T - 1, hidden_size)."""
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     start = 0
-    for logits in logits_in_parts(model, hidden):
-        part = targets[start : start + len(logits)]
-        total += functional.cross_entropy(logits, part, reduction="sum")
-        start += len(logits)
+    for part in logits(hidden):
+        total += functional.cross_entropy(
+            part, targets[start : start + len(part)], reduction="sum"
+        )
+        start += len(part)
     return total.item() / len(targets)

@@ -1,7 +1,7 @@
 """The metric language: formulas as values that print, read back, and score weights.
 
-A metric is a formula over the leaves in `pruning.operators` and numbers, written as nested calls
-of the operators there: `mul(abs(mul(W, W)), mms(G))`.
+A metric is a formula over the leaves in `pruning.leaves` and numbers, written as nested calls
+of the operators in `pruning.operators`: `mul(abs(mul(W, W)), mms(G))`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.operators import LEAVES, MATRIX, NUMBER, OPERATORS, Shape
+from pruning.leaves import LEAVES
+from pruning.operators import MATRIX, NUMBER, OPERATORS, Shape
 from pruning.syntax import Tree, number_text, read_json, read_text
 
 
@@ -89,7 +90,7 @@ class Metric:
 
     @cached_property
     def leaves(self) -> frozenset[str]:
-        """The statistics that the metric names: a subset of `pruning.operators.LEAVES`."""
+        """The statistics that the metric names: a subset of `pruning.leaves.LEAVES`."""
         return frozenset(node.name for node in self.nodes() if node.name in LEAVES)
 
     @cached_property
@@ -163,40 +164,25 @@ class Metric:
             raise ValueError(self.problem)
         return self
 
-    def score(
-        self,
-        W: Tensor | None = None,
-        G: Tensor | None = None,
-        X: Tensor | None = None,
-        A: Tensor | None = None,
-        V: Tensor | None = None,
-        B: Tensor | None = None,
-        M: Tensor | None = None,
-    ) -> Tensor:
+    def score(self, **leaves: Tensor | None) -> Tensor:
         """Score every weight of one matrix; low scores are pruned.
 
         Args:
-            W: Absolute weights, (out_features, in_features).
-            G: Gradient statistic, (out_features, in_features).
-            X: Activation statistic, squared norms, (1, in_features).
-            A: Mean absolute activations, (1, in_features).
-            V: Variances of activations, (1, in_features).
-            B: Output gradient statistic, (out_features, 1).
-            M: Movement statistic, signed, (out_features, in_features).
-                Each is cast to fp32 and may be None if the metric does not name it.
+            leaves: Values by leaf, of the shapes that `pruning.leaves` says; W as absolute
+                weights. Each is cast to fp32; those that the metric does not name may be None or
+                left out.
 
         Returns:
             Scores in fp32, (out_features, in_features) if `problem` is empty, else perhaps of
             size 1 along a side. They may be non-finite: the masks refuse that.
 
         Raises:
-            ValueError: If a leaf that the metric names is None.
+            ValueError: If a leaf that the metric names is None or left out.
         """
-        given = {"W": W, "G": G, "X": X, "A": A, "V": V, "B": B, "M": M}
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
         for leaf in sorted(self.leaves):
-            tensor = given[leaf]
+            tensor = leaves.get(leaf)
             if tensor is None:
                 raise ValueError(f"metric '{self.text}' uses {leaf}, and {leaf} is None: pass it")
             known[Metric(leaf)] = tensor.to(torch.float32)

@@ -15,7 +15,7 @@ from typing import Any
 from pruning.baselines import NAMED
 from pruning.masks import GROUPS
 from pruning.metric import Metric
-from pruning.operators import LEAVES
+from pruning.leaves import LEAVES
 
 SCHEMA = 1
 """Version of `best_metric.json` and of `pruning_recipe.json`."""

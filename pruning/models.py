@@ -4,13 +4,15 @@ A family is told by its config's `model_type`, never by a path. Everything that 
 with is captured as it comes, so that a new keyword of transformers needs no change here.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -29,15 +31,43 @@ EMBEDDED = "embedded"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_BLOCKS = {
-    "llama": "model.layers",
-    "mistral": "model.layers",
-    "qwen2": "model.layers",
-    "qwen3": "model.layers",
-    "gemma3_text": "model.layers",
-    "gemma3": "model.language_model.layers",
-    "opt": "model.decoder.layers",
+HEAD_TOKENS = 256
+"""Positions whose logits exist at one time: those of a window over a large vocabulary dwarf all."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What must be known of a `model_type`.
+
+    Attributes:
+        blocks: Path of the list of decoder blocks in the model.
+        published: Prefixes of parameters whose published names differ: (ours, published).
+    """
+
+    blocks: str = "model.layers"
+    published: tuple[tuple[str, str], ...] = ()
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "gemma2": Family(),
+    "gemma3_text": Family(),
+    "gemma3": Family(
+        "model.language_model.layers",
+        (
+            ("model.language_model.", "language_model.model."),
+            ("model.vision_tower.", "vision_tower."),
+            ("model.multi_modal_projector.", "multi_modal_projector."),
+            ("lm_head.", "language_model.lm_head."),
+        ),
+    ),
+    "phi3": Family(),
+    "opt": Family("model.decoder.layers"),
 }
+"""The supported architectures by `model_type`; a new one is a row here and a toy in the tests."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +94,15 @@ def load_config(model: str) -> PretrainedConfig:
     Raises:
         ValueError: If there is no such model, or its architecture is not supported.
     """
-    with _one_line_errors(model):
+    with one_line_errors(model):
         config = AutoConfig.from_pretrained(source_of(model), trust_remote_code=False)
-    _blocks_path(config)
+    family_of(config)
     return config
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; raises ValueError if there is none."""
-    with _one_line_errors(model):
+    with one_line_errors(model):
         return AutoTokenizer.from_pretrained(source_of(model), trust_remote_code=False)
 
 
@@ -89,7 +119,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
             missing, torn or of another shape.
     """
     load_config(model)
-    with _one_line_errors(model):
+    with one_line_errors(model):
         loaded, found = AutoModelForCausalLM.from_pretrained(
             source_of(model),
             dtype=DTYPES[dtype],
@@ -109,7 +139,7 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
     Raises:
         ValueError: If the architecture is not supported.
     """
-    path = _blocks_path(model.config)
+    path = family_of(model.config).blocks
     return {f"{path}.{i}": block for i, block in enumerate(model.get_submodule(path))}
 
 
@@ -118,58 +148,155 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
     These are the linear layers inside the decoder blocks: never embeddings, norms or the head.
     """
+    layers: dict[str, nn.Linear] = {}
+    for name, block in decoder_blocks(model).items():
+        layers |= layers_of_block(name, block)
+    return layers
+
+
+def layers_of_block(name: str, block: nn.Module) -> dict[str, nn.Linear]:
+    """Return one decoder block's prunable layers by qualified name, in order."""
     return {
-        f"{block_name}.{name}": module
-        for block_name, block in decoder_blocks(model).items()
-        for name, module in block.named_modules()
+        f"{name}.{inner}": module
+        for inner, module in block.named_modules()
         if isinstance(module, nn.Linear)
     }
 
 
+def published_names(config: PretrainedConfig, name: str) -> list[str]:
+    """Return the names under which a parameter may stand in published files, likeliest first.
+
+    Besides the family's own renames there are files of the base model alone, without `model.`.
+    """
+    renamed = [
+        published + name.removeprefix(ours)
+        for ours, published in family_of(config).published
+        if name.startswith(ours)
+    ]
+    return [*renamed, name, name.removeprefix("model.")]
+
+
+def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model with everything but its parameters, which are on the meta device.
+
+    Buffers, such as the frequencies of position embeddings, are real: no file holds them.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    use_blocked_attention(model)
+    return model.requires_grad_(False).eval()
+
+
+def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters of the text model that are in no block: embeddings, norms, head."""
+    path = family_of(model.config).blocks
+    text = path.rpartition(".")[0]
+    head = {id(p) for p in model.get_output_embeddings().parameters()}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not name.startswith(f"{path}.")
+        and (name.startswith(f"{text}.") or id(parameter) in head)
+    }
+
+
 @torch.no_grad()
-def block_inputs(
-    model: PreTrainedModel, windows: Tensor
-) -> tuple[list[Tensor], list[list[BlockCall]]]:
-    """Run the model on windows and return what its blocks were called with.
+def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
+    """Return what the decoder blocks of a model are called with on windows.
+
+    No block runs: a stub stands in each one's place.
 
     Args:
         windows: Token ids, (N, T).
 
     Returns:
-        The N hidden states that enter the first block, each (1, T, hidden_size), and for each
-        window the call of every block. Masks and position embeddings are shared, not copied.
+        The N hidden states that enter the first block, each (1, T, hidden_size), and the call of
+        every block. Without padding that call depends on the windows' length alone.
     """
     hidden: list[Tensor] = []
-    calls: list[list[BlockCall]] = []
-
-    def capture(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if not calls[-1]:
-            hidden.append(arguments[0])
-        calls[-1].append(BlockCall(arguments[1:], keywords))
-
-    blocks = decoder_blocks(model).values()
-    handles = [block.register_forward_pre_hook(capture, with_kwargs=True) for block in blocks]
-    try:
+    stubs = [_Stub() for _ in decoder_blocks(model)]
+    with _in_place_of_blocks(model, stubs):
         for window in windows.to(model.device):
-            calls.append([])
             model.base_model(input_ids=window[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return hidden, calls
+            hidden.append(stubs[0].hidden)
+    return hidden, [stub.call for stub in stubs if len(windows)]
 
 
-def _blocks_path(config: PretrainedConfig) -> str:
-    if config.model_type not in _BLOCKS:
+def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tensor:
+    """Return what enters the head, (1, T, hidden_size), from what the last block returned.
+
+    Args:
+        window: The token ids, (T,); only their number counts.
+        hidden: The last block's output, (1, T, hidden_size). Gradients flow back to it.
+    """
+    stubs = [_Stub(hidden) for _ in decoder_blocks(model)]
+    with _in_place_of_blocks(model, stubs):
+        states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]
+    return states
+
+
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Return the logits, (T, vocabulary) in fp32, of states that enter the head, (T, hidden)."""
+    return _capped(model, model.get_output_embeddings()(states).float())
+
+
+def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
+    """Yield the logits of states that enter the head, (T, hidden), in order, a few tokens a time.
+
+    Each part is (tokens, vocabulary) in fp32. On the CPU parts are so small that what is done with
+    them stays in the cache.
+    """
+    head = model.get_output_embeddings()
+    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
+    for chunk in states.split(HEAD_TOKENS):
+        for part in head(chunk).split(tokens):
+            yield _capped(model, part.float())
+
+
+def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    # As the model's own forward does: Gemma3ForConditionalGeneration ignores its text part's cap.
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return a config's family; raises ValueError if it is not supported."""
+    if config.model_type not in FAMILIES:
         raise ValueError(
             f"model_type {config.model_type!r} is not supported: it must be one of "
-            f"{', '.join(sorted(_BLOCKS))}"
+            f"{', '.join(sorted(FAMILIES))}"
         )
-    return _BLOCKS[config.model_type]
+    return FAMILIES[config.model_type]
+
+
+class _Stub(nn.Module):
+    """Stands in a decoder block's place: keeps its call, returns its input or what it was given."""
+
+    def __init__(self, returned: Tensor | None = None) -> None:
+        super().__init__()
+        self._returned = returned
+
+    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        self.hidden, self.call = hidden, BlockCall(arguments, keywords)
+        return hidden if self._returned is None else self._returned
 
 
 @contextmanager
-def _one_line_errors(model: str) -> Iterator[None]:
+def _in_place_of_blocks(model: PreTrainedModel, stubs: Sequence[nn.Module]) -> Iterator[None]:
+    blocks = model.get_submodule(family_of(model.config).blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    real = list(blocks)
+    try:
+        for i, stub in enumerate(stubs):
+            blocks[i] = stub
+        yield
+    finally:
+        for i, block in enumerate(real):
+            blocks[i] = block
+
+
+@contextmanager
+def one_line_errors(model: str) -> Iterator[None]:
     """Turn transformers' paragraphs about a missing model into one line."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The tables of the metric language: operators and leaves, with meaning and shape.
+"""The table of the metric language's operators, with meaning and shape.
 
 The operators of `RELEASE` are those of the Pruner-Zero release (Dong et al., 2024,
 arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there. Those
@@ -106,39 +106,6 @@ class Operator:
     meaning: str
     never_negative: Callable[..., bool]
     typing: Typing = _ELEMENTWISE
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A statistic that a metric can name; `pruning.calibration` collects all but W.
-
-    Only a `signed` one can be negative.
-    """
-
-    meaning: str
-    shape: Shape
-    signed: bool = False
-
-
-LEAVES: dict[str, Leaf] = {
-    "W": Leaf("absolute weight", MATRIX),
-    "G": Leaf("root of the sum over windows of the squared loss gradient times 100", MATRIX),
-    "X": Leaf("mean over windows of the squared norm of an input channel over tokens", PER_INPUT),
-    "A": Leaf("mean over tokens of the absolute activation of an input channel", PER_INPUT),
-    "V": Leaf("variance over tokens of the activation of an input channel", PER_INPUT),
-    "B": Leaf(
-        "root of the mean over tokens of the squared loss gradient of an output times 100",
-        PER_OUTPUT,
-    ),
-    "M": Leaf(
-        "sum over windows of the fall of the loss, times 100, as the weight moves away from 0",
-        MATRIX,
-        signed=True,
-    ),
-}
-
-LEAF_SETS: dict[str, tuple[str, ...]] = {"release": ("W", "G", "X"), "extended": tuple(LEAVES)}
-"""Leaves that a search can draw from, by the name that the config gives."""
 
 
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import TaskID
 
-from pruning.pruner import Progress
+from pruning.walk import Progress
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -1,34 +1,29 @@
-"""The walk over decoder blocks: collect statistics, score, mask, propagate.
+"""Prune a model: collect statistics, score, select, update, write, in as few walks as it takes.
 
-`one-shot` takes all statistics from the dense model. `sequential` collects X, A and V of a block
-from inputs that passed the blocks pruned before it, as the Pruner-Zero release does for X; G, B
-and M are dense in both. The search evaluates its candidates through the same scores and masks.
+`one-shot` takes all statistics from the dense model. `sequential` collects those of a block's
+inputs from windows that passed the blocks pruned before it, as the Pruner-Zero release does for X;
+gradients are dense in both. The search evaluates its candidates through the same scores and masks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning import masks
-from pruning.calibration import (
-    ACTIVATIONS,
-    STATISTICS,
-    Statistics,
-    activation_statistics,
-    collect,
-    input_sums,
-)
-from pruning.masks import Target
+from pruning.allocation import UNIFORM, Allocation
+from pruning.calibration import statistics_of, watched_inputs
+from pruning.leaves import STATISTICS, Statistics, made_of, need_backward
+from pruning.masks import DegenerateScores, Target, select
 from pruning.metric import Metric
-from pruning.models import block_inputs, decoder_blocks, linear_layers
+from pruning.models import layers_of_block, linear_layers
+from pruning.spool import Spool
+from pruning.store import Store, in_turn
+from pruning.update import ZERO, Update
+from pruning.walk import Progress, Stream, Texts, walk_dense
 
 PROPAGATIONS = ("one-shot", "sequential")
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the units done and the units in all."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +33,28 @@ class LayerScores(Mapping[str, Tensor]):
     Attributes:
         metric: The formula.
         weights: Dense weights by layer name, (out_features, in_features), any dtype.
-        statistics: Those that the metric names.
+        statistics: From a layer's name to its statistics by leaf, those that the metric names.
     """
 
     metric: Metric
     weights: Mapping[str, Tensor]
-    statistics: Statistics
+    statistics: Callable[[str], Mapping[str, Tensor]]
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the scores of one layer, (out_features, in_features), fp32.
 
         Raises:
-            ValueError: If they are not finite or all the same; the message names the layer.
+            DegenerateScores: If they are not finite or all the same; the message names the layer.
         """
         weight = self.weights[name].abs() if "W" in self.metric.leaves else None
-        scores = self.metric.score(weight, **self.statistics.of(name))
+        scores = self.metric.score(W=weight, **self.statistics(name))
         low, high = torch.aminmax(scores)
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ValueError(f"layer {name}: the scores of '{self.metric.text}' are not finite")
+            raise DegenerateScores(
+                f"layer {name}: the scores of '{self.metric.text}' are not finite"
+            )
         if low == high:
-            raise ValueError(f"layer {name}: the scores of '{self.metric.text}' are constant")
+            raise DegenerateScores(f"layer {name}: the scores of '{self.metric.text}' are constant")
         return scores
 
     def __iter__(self) -> Iterator[str]:
@@ -67,135 +64,260 @@ class LayerScores(Mapping[str, Tensor]):
         return len(self.weights)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What to remove, by which score, and what to do with the rest.
+
+    Attributes:
+        metric: The score.
+        target: How much goes, and which weights compete.
+        propagation: One of `PROPAGATIONS`.
+        allocation: How much each layer gives.
+        update: What happens to the weights that stay.
+    """
+
+    metric: Metric
+    target: Target
+    propagation: str = "one-shot"
+    allocation: Allocation = UNIFORM
+    update: Update = ZERO
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The statistics that are needed."""
+        return (self.metric.leaves | self.update.leaves) & STATISTICS
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a block sees what the pruned blocks before it make of the windows."""
+        return self.propagation == "sequential"
+
+    @property
+    def needs_all_scores(self) -> bool:
+        """Whether no mask can be made before all layers have scores."""
+        return self.target.group.whole_model or self.allocation.sees_scores
+
+    @property
+    def decides(self) -> str:
+        """In which walk blocks are scored and written: `forward`, `backward` or `last`."""
+        backward = bool(need_backward(self.leaves))
+        if self.needs_all_scores or (self.sequential and backward):
+            return "last"
+        return "backward" if backward else "forward"
+
+    def check(self) -> None:
+        """Raise ValueError if the parts do not fit each other or the metric cannot rank weights."""
+        self.metric.check_scores_weights()
+        if self.propagation not in PROPAGATIONS:
+            raise ValueError(
+                f"propagation must be one of {', '.join(PROPAGATIONS)}; got {self.propagation!r}"
+            )
+        if self.sequential and self.needs_all_scores:
+            raise ValueError(
+                "propagation must be one-shot with group model, whose threshold needs every "
+                "layer's scores before the first is pruned; got 'sequential'"
+            )
+
+
 def prune(
-    model: PreTrainedModel,
-    metric: Metric,
-    target: Target,
-    windows: Tensor,
-    propagation: str = "one-shot",
+    store: Store,
+    recipe: Recipe,
+    texts: Texts,
+    states: Spool | None = None,
+    statistics: Spool | None = None,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> None:
-    """Zero the lowest-scoring weights of a model's decoder blocks, in place.
+    """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
+
+    Blocks that the store has written already stay as they are.
 
     Args:
-        windows: Calibration token ids, (N, T); unused by a metric of W alone.
-        propagation: One of `PROPAGATIONS`.
+        states: Where hidden states are put aside; None for memory.
+        statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay; what
+            is there is used. None for memory, as long as they are needed.
 
     Raises:
         ValueError: If the metric cannot rank weights, a layer's scores are not finite or
             constant, n:m does not divide a layer, or `sequential` is asked of a model-wide
             threshold, which needs every layer's scores before the first is pruned.
+        OSError: If a disk is full.
     """
-    metric.check_scores_weights()
-    check_propagation(propagation, target)
-    layers = linear_layers(model)
-    check_pattern(layers, target)
-    sequential = propagation == "sequential"
-    dense_leaves = metric.leaves - ACTIVATIONS if sequential else metric.leaves
-    statistics = Statistics()
-    if dense_leaves & STATISTICS:
-        statistics = collect(
-            model,
-            layers,
-            windows,
-            dense_leaves,
-            lambda done: on_progress("calibrate", done, len(windows)),
-        )
-    if sequential:
-        _prune_sequentially(model, metric, target, windows, statistics, on_progress)
-    else:
-        _prune_layers(layers, metric, target, statistics, on_progress)
+    recipe.check()
+    check_layers(store.model, recipe.target)
+    pruning = _Pruning(
+        store,
+        recipe,
+        texts,
+        {} if states is None else states,
+        {} if statistics is None else statistics,
+        forgets=statistics is None,
+        on_progress=on_progress,
+    )
+    if recipe.decides != "forward":
+        pruning.walk_dense()
+    pruning.walk_and_write()
 
 
-@torch.no_grad()
-def prune_copy(
-    layers: Mapping[str, nn.Linear],
-    dense: Mapping[str, Tensor],
-    scores: Mapping[str, Tensor],
-    target: Target,
-) -> None:
-    """Write dense weights into a model's layers, less the lowest-scoring ones.
-
-    Whatever was in the layers is overwritten, so one model can be pruned again and again.
-
-    Raises:
-        ValueError: As `prune` does for scores; some layers are then written and some not.
-    """
-    mask_of = masks.masker(target, scores)
-    for name, layer in layers.items():
-        _write_kept(layer.weight, dense[name], mask_of(scores[name]))
+def check_layers(model: PreTrainedModel, target: Target) -> None:
+    """Raise ValueError if n:m does not divide a layer: before a statistic, before a weight goes."""
+    for name, layer in linear_layers(model).items():
+        target.group.check_layer(name, layer.in_features)
 
 
-def _write_kept(weight: Tensor, dense: Tensor, mask: Tensor) -> None:
-    # The bits times 0 or 1, in one pass: 40 times as fast on the CPU as copy and fill.
-    bits = torch.int16 if dense.element_size() == 2 else torch.int32
-    torch.mul(dense.view(bits), ~mask, out=weight.view(bits))
+@dataclass
+class _Pruning:
+    """One pruning under way."""
 
+    store: Store
+    recipe: Recipe
+    texts: Texts
+    states: Spool
+    kept: Spool
+    forgets: bool
+    on_progress: Progress
+    fresh: dict[str, Tensor] = field(default_factory=dict)  # of inputs that passed pruned blocks
+    masks: Iterator[tuple[str, Tensor]] | None = None
 
-@torch.no_grad()
-def restore(layers: Mapping[str, nn.Linear], dense: Mapping[str, Tensor]) -> None:
-    """Write dense weights into a model's layers, bit for bit."""
-    for name, layer in layers.items():
-        layer.weight.copy_(dense[name])
-
-
-def check_propagation(propagation: str, target: Target) -> None:
-    """Raise ValueError if a propagation is unknown, or cannot serve the target's group."""
-    if propagation not in PROPAGATIONS:
-        raise ValueError(
-            f"propagation must be one of {', '.join(PROPAGATIONS)}; got {propagation!r}"
-        )
-    if propagation == "sequential" and target.group == "model" and not target.pattern:
-        raise ValueError(
-            "propagation must be one-shot with group model, whose threshold needs every layer's "
-            "scores before the first is pruned; got 'sequential'"
+    def walk_dense(self) -> None:
+        """Take what is needed of the dense model; write blocks on the way back if that can be."""
+        in_time = self.recipe.decides == "backward"
+        walk_dense(
+            self.store,
+            self.texts,
+            {block: self._wanted(block) for block in self.store.blocks},
+            self.states,
+            self._keep,
+            self._decide if in_time else lambda block, module: None,
+            self.on_progress,
         )
 
+    def walk_and_write(self) -> None:
+        """Walk forward: write each block, unless it was on the way back, and let text pass it."""
+        store, recipe = self.store, self.recipe
+        first = recipe.decides == "forward"
+        collects = bool(made_of(recipe.leaves, "inputs")) and (first or recipe.sequential)
+        with store.outside():
+            dense = self._enter("dense") if first else None
+            pruned = self._enter("pruned")
+            calibration = self._enter("calibration") if collects else None
+        after = [pruned, calibration if recipe.sequential else None]
+        for i, (block, then) in enumerate(in_turn(store.blocks)):
+            if dense or calibration or recipe.decides != "backward":
+                with store.open_dense(block, then) as module:
+                    if dense:
+                        dense.advance(i, module)
+                    if calibration:
+                        self._collect(calibration, i, block, module)
+                    self._decide(block, module)
+            if any(after):
+                with store.open(block) as module:
+                    for stream in filter(None, after):
+                        stream.advance(i, module)
+            self.on_progress("prune", i + 1, len(store.blocks))
+        with store.outside():
+            for stream in filter(None, (dense, pruned)):
+                stream.end(store, self.texts.measure)
+        if calibration:
+            calibration.drop(len(store.blocks))
 
-def check_pattern(layers: Mapping[str, nn.Linear], target: Target) -> None:
-    """Raise ValueError if n:m does not divide a layer: before calibration, before a weight goes."""
-    for name, layer in layers.items():
-        if target.pattern and layer.in_features % target.pattern[1]:
-            raise ValueError(
-                f"pattern must divide the inputs of every layer, got {target.pattern[1]} of "
-                f"{layer.in_features} in {name}"
-            )
+    def _enter(self, name: str) -> Stream | None:
+        windows = self.texts.by_stream(name)
+        return Stream.enter(self.store, name, windows, self.states) if len(windows) else None
+
+    def _wanted(self, block: str) -> frozenset[str]:
+        """Return the leaves of the dense model that a block needs and that are not there."""
+        if self._is_done(block):
+            return frozenset()
+        leaves = self.recipe.leaves
+        if self.recipe.sequential:
+            leaves -= made_of(leaves, "inputs")
+        layers = self.store.layers[block]
+        return frozenset(
+            leaf for leaf in leaves if any(f"{leaf}/{layer}" not in self.kept for layer in layers)
+        )
+
+    def _is_done(self, block: str) -> bool:
+        """Whether a block's scores are needed no more: one threshold needs them to the end."""
+        written = self.store.written
+        return block in written and (
+            not self.recipe.needs_all_scores or written.issuperset(self.store.blocks)
+        )
+
+    def _collect(self, calibration: Stream, i: int, block: str, module: nn.Module) -> None:
+        """Take the statistics of a block's inputs; the windows move on unless it goes first."""
+        leaves = made_of(self.recipe.leaves, "inputs")
+        if block in self.store.written:
+            leaves = frozenset()
+        elif not self.recipe.sequential:
+            leaves &= self._wanted(block)
+        with watched_inputs(layers_of_block(block, module), leaves) as sums:
+            move = calibration.look if self.recipe.sequential else calibration.advance
+            move(i, module)
+        kept = self.fresh if self.recipe.sequential else self.kept
+        kept.update(statistics_of(sums, calibration.windows).to_tensors())
+
+    def _keep(self, statistics: Statistics) -> None:
+        self.kept.update(statistics.to_tensors())
+
+    def _decide(self, block: str, module: nn.Module) -> None:
+        """Score, select, update and write a block, unless that was done."""
+        if self._is_done(block):
+            return
+        layers = layers_of_block(block, module)
+        masks = self._all_masks() if self.recipe.needs_all_scores else self._masks_of(layers)
+        weights = {}
+        for name in layers:
+            found, mask = next(masks)
+            assert found == name, (found, name)
+            if block not in self.store.written:
+                dense = self.store.dense(name)
+                weights[name] = self.recipe.update.apply(dense, mask, self._statistics(name))
+            self._forget(name)
+        if weights:
+            self.store.write(block, weights)
+
+    def _masks_of(self, layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, Tensor]]:
+        weights = {name: layer.weight.detach() for name, layer in layers.items()}
+        return self._select(LayerScores(self.recipe.metric, weights, self._statistics))
+
+    def _all_masks(self) -> Iterator[tuple[str, Tensor]]:
+        """Return the one iterator over all layers' masks, in their order."""
+        if self.masks is None:
+            scores = LayerScores(self.recipe.metric, _DenseWeights(self.store), self._statistics)
+            self.masks = self._select(scores)
+        return self.masks
+
+    def _select(self, scores: LayerScores) -> Iterator[tuple[str, Tensor]]:
+        fractions = self.recipe.allocation.fractions(scores, self.recipe.target.sparsity)
+        return select(scores, self.recipe.target, fractions)
+
+    def _statistics(self, layer: str) -> dict[str, Tensor]:
+        keys = {leaf: f"{leaf}/{layer}" for leaf in self.recipe.leaves}
+        held = (self.fresh, self.kept)
+        return {
+            leaf: next(part[key] for part in held if key in part).to(self.store.device)
+            for leaf, key in keys.items()
+        }
+
+    def _forget(self, layer: str) -> None:
+        for leaf in self.recipe.leaves:
+            self.fresh.pop(f"{leaf}/{layer}", None)
+            if self.forgets:
+                self.kept.pop(f"{leaf}/{layer}", None)
 
 
-@torch.no_grad()
-def _prune_layers(
-    layers: Mapping[str, nn.Linear],
-    metric: Metric,
-    target: Target,
-    statistics: Statistics,
-    on_progress: Progress,
-) -> None:
-    weights = {name: layer.weight for name, layer in layers.items()}
-    scores = LayerScores(metric, weights, statistics)
-    mask_of = masks.masker(target, scores)
-    for done, (name, weight) in enumerate(weights.items(), 1):
-        weight.masked_fill_(mask_of(scores[name]), 0)
-        on_progress("prune", done, len(weights))
+class _DenseWeights(Mapping[str, Tensor]):
+    """All layers' dense weights by name, each opened when it is asked for."""
 
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._names = [name for layers in store.layers.values() for name in layers]
 
-@torch.no_grad()
-def _prune_sequentially(
-    model: PreTrainedModel,
-    metric: Metric,
-    target: Target,
-    windows: Tensor,
-    statistics: Statistics,
-    on_progress: Progress,
-) -> None:
-    layers = linear_layers(model)
-    hidden, calls = block_inputs(model, windows)
-    blocks = decoder_blocks(model)
-    for i, (block_name, block) in enumerate(blocks.items()):
-        own = {name: layers[name] for name in layers if name.startswith(f"{block_name}.")}
-        with input_sums(own, metric.leaves) as inputs:
-            for state, call in zip(hidden, calls, strict=True):
-                call[i].run(block, state)
-        both = replace(statistics, **activation_statistics(inputs, len(windows)))
-        _prune_layers(own, metric, target, both, lambda *_: None)
-        hidden = [call[i].run(block, state) for state, call in zip(hidden, calls, strict=True)]
-        on_progress("prune", i + 1, len(blocks))
+    def __getitem__(self, name: str) -> Tensor:
+        return self._store.weight(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -12,7 +12,8 @@ from typing import Any, Never
 
 import numpy as np
 
-from pruning.operators import LEAVES, OPERATORS
+from pruning.leaves import LEAVES
+from pruning.operators import OPERATORS
 
 Tree = tuple[str, tuple["Tree", ...]]
 

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.calibration import Statistics
 from pruning.masks import Target, masker
 from pruning.metric import Metric
-from pruning.operators import LEAVES
+from pruning.leaves import LEAVES, Statistics
 from pruning.pruner import LayerScores
 
 ROWS = 16

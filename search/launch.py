@@ -17,7 +17,7 @@ from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.masks import GROUPS
-from pruning.operators import LEAF_SETS
+from pruning.leaves import LEAF_SETS
 from search.evolution import Settings, evolve, replay
 from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.finish import finish

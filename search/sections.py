@@ -6,7 +6,7 @@ from typing import Any
 
 from pruning.latex import to_latex
 from pruning.metric import Metric
-from pruning.operators import LEAVES
+from pruning.leaves import LEAVES
 from search import charts, history
 from search.charts import BEST, Chart
 from search.drawing import formula_svg, tree_svg

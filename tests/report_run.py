@@ -5,7 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from pruning.operators import LEAVES, RELEASE
+from pruning.leaves import LEAVES
+from pruning.operators import RELEASE
 from search.journal import RunFolder
 from search.population import OUTCOMES, Record
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pruning.baselines import NAMED
-from pruning.operators import LEAVES, OPERATORS
+from pruning.leaves import LEAVES
+from pruning.operators import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METRICS.md"]

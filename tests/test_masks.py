@@ -321,7 +321,7 @@ def finite_scores(count):
         G = torch.rand(6, 16, generator=random_numbers).mul(8).round()
         X = torch.rand(1, 16, generator=random_numbers).mul(4).round()
         metric = random_metric(generator, 4)
-        scores = metric.score(W, G, X)
+        scores = metric.score(W=W, G=G, X=X)
         if metric.shape.by_row and torch.isfinite(scores).all():
             count -= 1
             yield metric.text, scores

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.metric import Metric
-from pruning.operators import LEAVES, OPERATORS
+from pruning.leaves import LEAVES
+from pruning.operators import OPERATORS
 from pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
 
 EXAMPLES = settings(deadline=None)
@@ -241,7 +242,7 @@ def test_a_number_keeps_its_fp32_value_through_its_text(value):
 
 
 def test_score_takes_a_number_in_fp32():
-    scores = Metric.parse("mul(-0.5, add(W, 1))").score(torch.tensor([[1.0, 2.0]]).bfloat16())
+    scores = Metric.parse("mul(-0.5, add(W, 1))").score(W=torch.tensor([[1.0, 2.0]]).bfloat16())
     assert (scores.dtype, scores.tolist()) == (torch.float32, [[-1.0, -1.5]])
 
 
@@ -268,20 +269,20 @@ def test_what_float_reads_and_the_language_does_not_is_refused(name):
 def test_score_of_the_published_metric_worked_by_hand():
     W = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     G = torch.tensor([[5.0, 6.0], [7.0, 9.0]])
-    scores = Metric.parse(PRUNER_ZERO).score(W, G, None)
+    scores = Metric.parse(PRUNER_ZERO).score(W=W, G=G, X=None)
     # W * W times (G - 5) / 4
     torch.testing.assert_close(scores, torch.tensor([[0.0, 1.0], [4.5, 16.0]]))
 
 
 def test_score_broadcasts_the_activation_statistic_over_rows():
     W = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    scores = Metric.parse("mul(W, sqrt(X))").score(W, None, torch.tensor([[4.0, 9.0]]))
+    scores = Metric.parse("mul(W, sqrt(X))").score(W=W, G=None, X=torch.tensor([[4.0, 9.0]]))
     assert scores.tolist() == [[2.0, 6.0], [6.0, 12.0]]
 
 
 def test_score_is_fp32_and_computed_in_fp32_from_bf16():
     W = torch.tensor([[1.0, 1.0078125]], dtype=torch.bfloat16)
-    scores = Metric.parse("mul(W, W)").score(W, None, None)
+    scores = Metric.parse("mul(W, W)").score(W=W)
     assert scores.dtype == torch.float32
     # 1.0078125 squared needs 15 bits; in bf16 it would round to 1.015625.
     assert scores.tolist() == [[1.0, 1.01568603515625]]
@@ -300,7 +301,7 @@ def test_score_names_the_leaf_that_is_missing(leaf):
 def test_score_leaves_the_statistics_unchanged():
     W, G, X = torch.rand(3, 4), torch.rand(3, 4), torch.rand(1, 4)
     before = [W.clone(), G.clone(), X.clone()]
-    Metric.parse("add(exp(neg(W)), mul(zsn(G), log(X)))").score(W, G, X)
+    Metric.parse("add(exp(neg(W)), mul(zsn(G), log(X)))").score(W=W, G=G, X=X)
     assert all(torch.equal(a, b) for a, b in zip((W, G, X), before, strict=True))
 
 

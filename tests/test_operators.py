@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from pruning.operators import EXTENDED, LEAF_SETS, LEAVES, OPERATORS, RELEASE, SETS
+from pruning.leaves import LEAF_SETS, LEAVES
+from pruning.operators import EXTENDED, OPERATORS, RELEASE, SETS
 
 A = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
 B = torch.tensor([[2.0, 5.0], [-1.0, 4.0]])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pruning import masks
 from pruning.masks import Target
 from pruning.metric import Metric
-from pruning.operators import LEAVES, OPERATORS
+from pruning.leaves import LEAVES
+from pruning.operators import OPERATORS
 from search import simplify as module
 from search.simplify import simplify
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.metric import Metric
-from pruning.operators import LEAF_SETS, SETS
+from pruning.leaves import LEAF_SETS
+from pruning.operators import SETS
 from search.primitives import BLANK, fill_in_numbers, primitive_set, to_metric, to_tree
 from search.variation import (
     MUTATIONS,

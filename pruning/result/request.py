@@ -3,15 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from pruning.masks import Target, parse_pattern
+from pruning.checkpoint import Checkpoint
+from pruning.masks import Target, group_of, parse_pattern
 from pruning.metric_file import ResolvedMetric
-from pruning.models import DTYPES, linear_layers, load_config, load_tokenizer
-from pruning.pruner import check_pattern
+from pruning.models import DTYPES, load_config, load_tokenizer, skeleton, source_of
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
@@ -33,9 +34,10 @@ class Subject:
         model: `embedded`, a folder or a hub id.
         config: Its config, of a supported family.
         tokenizer: A Hugging Face tokenizer.
-        dtype: Of the weights, a key of `DTYPES`.
+        dtype: Of the passes, a key of `DTYPES`; the result keeps the files' own.
         device: A torch device that is there.
         seqlen: Window length in tokens, within the model's context.
+        own_dtype: The dtype that its config names.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Subject:
     dtype: str
     device: str
     seqlen: int
+    own_dtype: str
 
 
 def resolve_target(
@@ -64,25 +67,26 @@ def resolve_target(
     parsed = parse_pattern(pattern)
     if parsed is None:
         fraction = SPARSITY if sparsity is None else sparsity
-        return Target(fraction, own_group if group is None else group)
-    implied = 1 - parsed[0] / parsed[1]
+        return Target(fraction, group_of(own_group if group is None else group))
+    implied = parsed.implied_sparsity
     if group is not None:
         raise ValueError(
             f"group must be left out with pattern {pattern}, whose weights compete within every "
-            f"{parsed[1]} inputs; got {group!r}"
+            f"{parsed.length} inputs; got {group!r}"
         )
     if sparsity is not None and not math.isclose(sparsity, implied, abs_tol=SPARSITY_TOLERANCE):
         raise ValueError(
             f"sparsity must be {implied:g} with pattern {pattern}, or left out; got {sparsity}"
         )
-    return Target(implied, "row", parsed)
+    return Target(implied, parsed)
 
 
 def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | None) -> Subject:
     """Load a model's config and tokenizer, and fill in what the request leaves open.
 
     Args:
-        dtype: A key of `DTYPES`, or `auto` for the config's own (float32 if it names none).
+        dtype: A key of `DTYPES`, or `auto` for the config's own, or float32 if it names none or
+            the CPU is slow at it.
         device: None for the first GPU if there is one, otherwise the CPU.
         seqlen: Window length in tokens; None for `SEQLEN`, or the context if that is shorter.
 
@@ -97,34 +101,27 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
     if getattr(config, "quantization_config", None):
         raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
     text_config = config.get_text_config()
+    own_dtype = _own_dtype(model, config)
     if dtype == "auto":
-        own = getattr(config, "dtype", None) or getattr(text_config, "dtype", None) or "float32"
-        dtype = str(own).removeprefix("torch.")
-        if dtype not in DTYPES:
-            raise ValueError(
-                f"dtype of model {model!r} is {dtype}: choose one of {', '.join(DTYPES)}"
-            )
+        dtype = _quick_dtype(own_dtype, device)
     longest = getattr(text_config, "max_position_embeddings", None) or seqlen or SEQLEN
     if seqlen is not None and not 2 <= seqlen <= longest:
         raise ValueError(f"seqlen must be 2 to {longest}, the model's context; got {seqlen}")
     length = min(SEQLEN, longest) if seqlen is None else seqlen
-    return Subject(model, config, load_tokenizer(model), dtype, device, length)
+    return Subject(model, config, load_tokenizer(model), dtype, device, length, own_dtype)
 
 
-def check_layers(subject: Subject, target: Target) -> int:
-    """Check that n:m divides every layer, on a copy of the model that has shapes and no values.
+def shapes_of(subject: Subject) -> PreTrainedModel:
+    """Return the subject's model with shapes and no values."""
+    return skeleton(subject.config, DTYPES[subject.dtype])
 
-    Returns:
-        Size of the model in bytes at the subject's dtype.
 
-    Raises:
-        ValueError: If a layer's inputs are no multiple of the pattern's length.
-    """
-    with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(subject.config)
-    check_pattern(linear_layers(shapes), target)
-    size = sum(weight.numel() for weight in shapes.parameters())
-    return size * DTYPES[subject.dtype].itemsize
+def size_of(subject: Subject, shapes: PreTrainedModel) -> int:
+    """Return the bytes of the subject's files; of a hub's model, what its shapes let expect."""
+    source = Path(source_of(subject.model))
+    if source.is_dir():
+        return Checkpoint(source).size
+    return sum(weight.numel() for weight in shapes.parameters()) * DTYPES[subject.own_dtype].itemsize
 
 
 def make_recipe(
@@ -145,8 +142,8 @@ def make_recipe(
         "metric": chosen.metric.text,
         "tree": chosen.metric.to_release_json(),
         "metric_source": chosen.source,
-        "group": None if target.pattern else target.group,
-        "pattern": pattern_text(target),
+        "group": target.group_name,
+        "pattern": target.pattern_text,
         "sparsity": target.sparsity,
         "propagation": propagation,
         "calibration": dict(calibration) if calibration else None,
@@ -155,9 +152,25 @@ def make_recipe(
     }
 
 
-def pattern_text(target: Target) -> str:
-    """Return the text that `parse_pattern` reads: `unstructured`, `2:4`."""
-    return "{}:{}".format(*target.pattern) if target.pattern else "unstructured"
+def _own_dtype(model: str, config: PretrainedConfig) -> str:
+    """Return the dtype that a model's config names; float32 if it names none."""
+    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    dtype = str(own or "float32").removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype of model {model!r} is {dtype}: choose one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def _quick_dtype(dtype: str, device: str) -> str:
+    """Return a dtype for the passes: float32 where the device has no fast arithmetic for it."""
+    if device != "cpu" or dtype == "float32":
+        return dtype
+    # Without instructions for it a matrix product in half precision takes a hundred times as long.
+    fast = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype if fast[dtype]() else "float32"
 
 
 def _resolve_device(device: str | None) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from pruning.leaves import LEAVES
+from pruning.metric import Metric
+
 CARD = """---
 {data}
 ---
@@ -15,7 +18,8 @@ CARD = """---
 In every linear layer of the decoder blocks the weights with the lowest score are zero; all other
 weights are those of the base model, and its license applies.
 
-- Score: `{metric}`, where W is the absolute weight, G the gradient and X the activation statistic
+- Score: `{metric}`, where
+{leaves}
 - Weights compete within: {group}
 - Calibrated on: {calibration}
 
@@ -41,12 +45,14 @@ def model_card(recipe: Mapping[str, Any], report: Mapping[str, Any]) -> ModelCar
     base = Path(model).resolve().name if Path(model).is_dir() else model  # no path goes public
     tags = ["prunevolve", "pruning", "sparse", pattern]
     data = ModelCardData(base_model=base, library_name="transformers", tags=tags)
+    leaves = sorted(Metric.parse(report["metric"]).leaves)
     text = CARD.format(
         data=data.to_yaml(),
         base=base,
         pattern=pattern,
         sparsity=report["sparsity"],
         metric=report["metric"],
+        leaves="\n".join(f"  - {name} is the {LEAVES[name].meaning}" for name in leaves),
         group=recipe["group"] or f"groups of the pattern {pattern}",
         calibration=_place(recipe["calibration"]) if recipe["calibration"] else "no text",
         place=f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",

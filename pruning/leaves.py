@@ -1,0 +1,232 @@
+"""The leaves of the metric language: what each is, and how calibration makes it.
+
+Adding a leaf is one row of `LEAVES` and its line in docs/METRICS.md. X and G are defined as in the
+Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Statistics are sums over windows, kept in
+fp32 whatever the weights' dtype; no window's values are stored.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pruning.operators import MATRIX, PER_INPUT, PER_OUTPUT, Shape
+
+GRADIENT_FACTOR = 100.0
+"""The release multiplies gradients by this before it squares them, to fit them into fp16."""
+
+Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
+"""What a leaf is made of. Inputs come from forward passes, gradients from backward passes."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How much calibration text a sum has seen: windows, and tokens in all of them."""
+
+    windows: int
+    tokens: int
+
+
+class Sum(Protocol):
+    """A running sum of one leaf over the windows, for one layer."""
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        """Add one window's values in fp32, gradients times `GRADIENT_FACTOR`.
+
+        Args:
+            values: Inputs (tokens, in_features), output gradients (tokens, out_features), or some
+                rows of the weight's gradient, (rows, in_features).
+            rows: Which rows of the weight; of inputs and output gradients all.
+        """
+
+    def result(self, seen: Seen) -> Tensor:
+        """Return the statistic; the sum is given up."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A statistic that a metric can name.
+
+    Attributes:
+        meaning: In words.
+        shape: The sides along which it varies.
+        source: What it is made of.
+        start: Returns an empty sum for a layer; None for W, which needs no calibration.
+        signed: Whether it can be negative.
+    """
+
+    meaning: str
+    shape: Shape
+    source: Source
+    start: Callable[[nn.Linear], Sum] | None
+    signed: bool = False
+
+
+class _SquaredNorms:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._total = _per_input(layer)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total += values.square().sum(0, keepdim=True)
+
+    def result(self, seen: Seen) -> Tensor:
+        return self._total / seen.windows
+
+
+class _Magnitudes:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._total = _per_input(layer)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total += values.abs().sum(0, keepdim=True)
+
+    def result(self, seen: Seen) -> Tensor:
+        return self._total / seen.tokens
+
+
+class _Variances:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._mean, self._deviations, self._tokens = _per_input(layer), _per_input(layer), 0
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        # Squared deviations are merged window by window (Chan et al., 1983): the difference of the
+        # mean square and the squared mean would cancel where a channel is far from zero.
+        variance, mean = torch.var_mean(values, 0, correction=0, keepdim=True)
+        share = len(values) / (self._tokens + len(values))
+        apart = mean - self._mean
+        self._deviations += len(values) * (variance + apart.square() * (1 - share))
+        self._mean = self._mean + apart * share
+        self._tokens += len(values)
+
+    def result(self, seen: Seen) -> Tensor:
+        return self._deviations / seen.tokens
+
+
+class _SquaredOutputGradients:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._total = torch.zeros(layer.out_features, 1, device=layer.weight.device)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total += values.square().sum(0)[:, None]
+
+    def result(self, seen: Seen) -> Tensor:
+        return self._total.div_(seen.tokens).sqrt_()
+
+
+class _SquaredGradients:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._total = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total[rows].addcmul_(values, values)
+
+    def result(self, seen: Seen) -> Tensor:
+        return self._total.sqrt_()
+
+
+class _GradientsAwayFromZero:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._weight = layer.weight.detach()
+        self._total = torch.zeros_like(self._weight, dtype=torch.float32)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total[rows].addcmul_(values, self._weight[rows].sign().float(), value=-1)
+
+    def result(self, seen: Seen) -> Tensor:
+        return self._total
+
+
+LEAVES: dict[str, Leaf] = {
+    "W": Leaf("absolute weight", MATRIX, "weight", None),
+    "G": Leaf(
+        "root of the sum over windows of the squared loss gradient times 100",
+        MATRIX,
+        "weight gradients",
+        _SquaredGradients,
+    ),
+    "X": Leaf(
+        "mean over windows of the squared norm of an input channel over tokens",
+        PER_INPUT,
+        "inputs",
+        _SquaredNorms,
+    ),
+    "A": Leaf(
+        "mean over tokens of the absolute activation of an input channel",
+        PER_INPUT,
+        "inputs",
+        _Magnitudes,
+    ),
+    "V": Leaf(
+        "variance over tokens of the activation of an input channel",
+        PER_INPUT,
+        "inputs",
+        _Variances,
+    ),
+    "B": Leaf(
+        "root of the mean over tokens of the squared loss gradient of an output times 100",
+        PER_OUTPUT,
+        "output gradients",
+        _SquaredOutputGradients,
+    ),
+    # W times M is, up to the factor, what the loss gains to first order by keeping the weight
+    # (Sanh et al., 2020, arXiv:2005.07683, Section 4, here on a model that is not trained).
+    "M": Leaf(
+        "sum over windows of the fall of the loss, times 100, as the weight moves away from 0",
+        MATRIX,
+        "weight gradients",
+        _GradientsAwayFromZero,
+        signed=True,
+    ),
+}
+
+LEAF_SETS: dict[str, tuple[str, ...]] = {"release": ("W", "G", "X"), "extended": tuple(LEAVES)}
+"""Leaves that a search can draw from, by the name that the config gives."""
+
+STATISTICS = frozenset(name for name, leaf in LEAVES.items() if leaf.start)
+"""The leaves that need calibration windows."""
+
+
+def made_of(leaves: frozenset[str], *sources: Source) -> frozenset[str]:
+    """Return those leaves that are made of one of the sources."""
+    return frozenset(name for name in leaves if LEAVES[name].source in sources)
+
+
+def need_backward(leaves: frozenset[str]) -> frozenset[str]:
+    """Return those leaves that need backward passes."""
+    return made_of(leaves, "output gradients", "weight gradients")
+
+
+class Statistics(dict[str, Mapping[str, Tensor]]):
+    """Statistics by leaf and layer name, fp32, each of the shape that its leaf says."""
+
+    def leaf(self, name: str) -> Mapping[str, Tensor]:
+        """Return one leaf's statistics by layer name; empty if it was not collected."""
+        assert name in STATISTICS, name
+        return self.get(name, {})
+
+    def of(self, layer: str) -> dict[str, Tensor]:
+        """Return what is there of one layer by leaf, as `Metric.score` takes it."""
+        return {name: self[name][layer] for name in sorted(self) if layer in self[name]}
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all statistics by `X/layer`, `G/layer` and so on, as they are stored and sent."""
+        return {
+            f"{name}/{layer}": tensor
+            for name in sorted(self)
+            for layer, tensor in self[name].items()
+        }
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], device: str = "cpu") -> "Statistics":
+        """Rebuild statistics from `to_tensors` on a device."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, layer = key.split("/", 1)
+            found.setdefault(name, {})[layer] = tensor.to(device)
+        return Statistics(found)
+
+
+def _per_input(layer: nn.Linear) -> Tensor:
+    return torch.zeros(1, layer.in_features, device=layer.weight.device)

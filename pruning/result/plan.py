@@ -1,0 +1,210 @@
+"""What a pruning request will cost, said before any work: memory, disk, passes over the weights.
+
+Sizes are bytes. Activations are estimates from above, all else follows from the model's shapes.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import psutil
+from torch import nn
+from transformers import PreTrainedModel
+
+from pruning.leaves import LEAVES, made_of, need_backward
+from pruning.models import DTYPES, HEAD_TOKENS, decoder_blocks, linear_layers, outside_blocks
+from pruning.operators import MATRIX
+from pruning.pruner import Recipe
+from pruning.result.request import Subject
+
+GIB = 1 << 30
+
+LIBRARIES = 0.6 * GIB
+"""What Python, torch and transformers hold before a model is opened."""
+
+_SCORING = 6 * 4
+"""Bytes for each weight of a matrix while it is scored and selected: six fp32 values."""
+
+_SAVED_BY_GRAPH = 18
+"""Values of the hidden size, and half as many of the intermediate size, kept for each token."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """The windows that a request lets pass the blocks.
+
+    Attributes:
+        calibration: Windows for statistics, 0 if none are needed.
+        evaluation: Windows that perplexity is measured on.
+        length: Tokens in each.
+    """
+
+    calibration: int
+    evaluation: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request is carried out.
+
+    Attributes:
+        memory: Bytes held at the peak, by what.
+        budget: Bytes that may be held.
+        held: Blocks that stay in memory once they were opened: all of them, or none.
+        states_on_disk: Whether hidden states are put aside on disk.
+        statistics_on_disk: Bytes of statistics that are put aside on disk.
+        states: Bytes of hidden states that are put aside.
+        result: Bytes of the pruned model.
+        passes: How often all blocks are read.
+        model: Bytes of the dense model's files.
+    """
+
+    memory: dict[str, int]
+    budget: int
+    held: int
+    states_on_disk: bool
+    statistics_on_disk: int
+    states: int
+    result: int
+    passes: int
+    model: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes held at the peak."""
+        return sum(self.memory.values())
+
+    @property
+    def disk(self) -> int:
+        """Bytes of disk needed, the result among them."""
+        return self.result + self.statistics_on_disk + self.states * self.states_on_disk
+
+    @property
+    def read(self) -> int:
+        """Bytes read: the weights in each pass, and what was put aside on disk."""
+        weights = self.model * (1 if self.held else self.passes)
+        # A threshold over the model goes through all scores three times.
+        return weights + 3 * self.statistics_on_disk + 2 * self.states * self.states_on_disk
+
+    def lines(self) -> list[str]:
+        """Return the plan in words, the first line for itself."""
+        how = "resident" if self.held else "streamed, one block at a time"
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in self.memory.items() if size)
+        aside = "in memory"
+        if self.states_on_disk or self.statistics_on_disk:
+            on_disk = self.statistics_on_disk + self.states * self.states_on_disk
+            aside = f"{_size(on_disk)} on disk in the result's folder"
+        return [
+            f"plan: {how}; at most {_size(self.peak)} of {_size(self.budget)} memory",
+            f"plan: memory for {parts}",
+            f"plan: put aside {aside}; disk needed {_size(self.disk)}",
+            f"plan: {self.passes} passes over the weights; reads {_size(self.read)}, writes "
+            f"{_size(self.disk)}",
+        ]
+
+
+def make_plan(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    load: Load,
+    subject: Subject,
+    model_size: int,
+    budget: int | None,
+) -> Plan:
+    """Return how a request is carried out within a budget.
+
+    Args:
+        model: The model, of which the shapes alone are looked at.
+        subject: Its dtype and device of the passes are looked at.
+        model_size: Bytes of the dense model's files.
+        budget: Bytes; None for what is free.
+
+    Raises:
+        ValueError: If one block at a time is more than the budget; the message says what is
+            needed.
+    """
+    item = DTYPES[subject.dtype].itemsize
+    block = max(_elements(block) for block in decoder_blocks(model).values()) * item
+    sizes = [layer.weight.numel() for layer in linear_layers(model).values()]
+    blocks = len(decoder_blocks(model))
+    in_block = math.ceil(sum(sizes) / blocks)
+    matrix_leaves = [name for name in recipe.leaves if LEAVES[name].shape == MATRIX]
+    sums = 4 * in_block * len(matrix_leaves)
+    backward = bool(need_backward(recipe.leaves))
+    held_sums = sums if recipe.decides != "last" or backward else 0
+    window = _activations(model, load, backward, item)
+    memory = {
+        "libraries": int(LIBRARIES),
+        "a block": block,
+        "sums": held_sums,
+        "work": max(window + 2 * max(sizes) * item * backward, _SCORING * max(sizes) + in_block * 2),
+    }
+    outside = sum(p.numel() for p in set(outside_blocks(model).values())) * item
+    head = outside + 3 * 4 * HEAD_TOKENS * model.config.get_text_config().vocab_size
+    memory["work"] += max(0, head - block - held_sums - memory["work"])
+    states = _states(model, load, blocks if backward else 1, item)
+    available = psutil.virtual_memory().available if budget is None else budget
+    peak = sum(memory.values())
+    if peak > available:
+        raise ValueError(
+            f"max-memory must be at least {_size(peak, up=True)} here (a block {_size(block)}, "
+            f"sums {_size(held_sums)}, work {_size(memory['work'])}), got {_size(available)}: "
+            "give more, or a smaller --seqlen or --dtype"
+        )
+    waiting = sums * blocks if recipe.decides == "last" else 0
+    room = available - peak
+    whole = block * blocks
+    fits = states + waiting + whole <= room
+    states_fit = states <= room
+    memory |= {"hidden states": states * states_fit, "other blocks": whole * fits}
+    memory["statistics"] = waiting * fits
+    return Plan(
+        memory,
+        available,
+        blocks if fits else 0,
+        not states_fit,
+        0 if fits else waiting,
+        states,
+        model_size,
+        1 + (2 if backward else int(recipe.decides == "last" and bool(load.evaluation))),
+        model_size,
+    )
+
+
+def parse_size(text: str) -> int:
+    """Return bytes of a size such as `6GiB`, `512MiB` or `6GB`.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    units = {"GiB": GIB, "MiB": 1 << 20, "GB": 10**9, "MB": 10**6}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB)", text.strip())
+    if not match or not float(match[1]):
+        raise ValueError(f"max-memory must be a size such as 6GiB or 800MiB, got {text!r}")
+    return int(float(match[1]) * units[match[2]])
+
+
+def _activations(model: PreTrainedModel, load: Load, backward: bool, item: int) -> int:
+    """Return bytes of one window's activations in one block, from above."""
+    text = model.config.get_text_config()
+    wide = getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", 0)
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    values = load.length * (_SAVED_BY_GRAPH * hidden + _SAVED_BY_GRAPH // 2 * wide)
+    scores = load.length * min(load.length, 64 if not backward else load.length) * heads
+    return (values + 2 * scores) * item * bool(load.calibration or load.evaluation)
+
+
+def _states(model: PreTrainedModel, load: Load, kept: int, item: int) -> int:
+    """Return bytes of hidden states that are put aside at the peak."""
+    window = load.length * model.config.get_text_config().hidden_size * item
+    return window * (load.calibration * (kept + 1) + 2 * load.evaluation)
+
+
+def _elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _size(size: float, up: bool = False) -> str:
+    unit, name = (GIB, "GiB") if size >= GIB / 10 else (1 << 20, "MiB")
+    return f"{math.ceil(size / unit * 100) / 100 if up else size / unit:.2f} {name}"

@@ -1,0 +1,135 @@
+"""A pruned model's folder: shards, tokenizer, recipe, model card and report.
+
+The report comes last: a folder with a report is a finished one.
+"""
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from pruning.masks import Target
+from pruning.metric_file import SCHEMA
+from pruning.models import source_of
+from pruning.result.card import model_card
+from pruning.result.verify import RECIPE, LayerCount, check_promise, checksums, count_layers
+from pruning.result.work import REPORT, FolderMismatchError, write_json
+from pruning.store import FolderStore
+
+CROWDED = 0.9
+"""Fraction of zeros above which a layer is warned about: little is left of it."""
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """Perplexity before and after pruning, and where it was measured (JSON-able provenance)."""
+
+    dense: float
+    pruned: float
+    provenance: Mapping[str, Any]
+
+
+def save_papers(
+    store: FolderStore,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    recipe: Mapping[str, Any],
+    target: Target,
+    perplexities: Perplexities,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write all that makes a folder of shards a pruned model, the report last.
+
+    Args:
+        store: Has written a shard for every block into the folder.
+        recipe: All that is needed to do it again; schema, versions and checksums are added. Its
+            `model`, `metric`, `group` and `calibration` are read for the card.
+        warnings: Lines for the report, before those about the layers.
+
+    Returns:
+        The report, as written.
+
+    Raises:
+        FolderMismatchError: If the folder cannot be written, or what is read back from it does
+            not hold what `target` asks.
+    """
+    names = [name for block in store.blocks for name in store.layers[block]]
+    try:
+        store.write_outside()
+        _write_index(store, folder)
+        _save_configs(store.config, recipe["model"], folder)
+        tokenizer.save_pretrained(folder)
+        layers = count_layers(folder, store.config, names, target)
+        check_promise(folder, layers, target)
+        lines = [*warnings, *_layer_warnings(layers)]
+        report = _report(recipe["metric"], target, perplexities, layers, lines)
+        papers = {"schema": SCHEMA, **recipe, "versions": _versions(), "sha256": checksums(folder)}
+        write_json(folder / RECIPE, papers)
+        model_card(papers, report).save(folder / "README.md")
+        write_json(folder / REPORT, report)
+    except SafetensorError as error:
+        raise FolderMismatchError(f"{str(folder)!r} cannot be written: {error}") from error
+    return report
+
+
+def _write_index(store: FolderStore, folder: Path) -> None:
+    placed = store.placed()
+    content = {"metadata": {"total_size": store.size}, "weight_map": placed}
+    write_json(folder / "model.safetensors.index.json", content)
+
+
+def _save_configs(config: PretrainedConfig, model: str, folder: Path) -> None:
+    config.save_pretrained(folder)
+    try:
+        GenerationConfig.from_pretrained(source_of(model)).save_pretrained(folder)
+    except (OSError, ValueError):
+        return  # the model has none, or one that transformers refuses to write
+
+
+def _report(
+    metric: str,
+    target: Target,
+    perplexities: Perplexities,
+    layers: Sequence[LayerCount],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "metric": metric,
+        "pattern": target.pattern_text,
+        "sparsity": target.sparsity,
+        "dense_perplexity": _finite(perplexities.dense),
+        "pruned_perplexity": _finite(perplexities.pruned),
+        "perplexity_of": dict(perplexities.provenance),
+        "layers": [asdict(layer) for layer in layers],
+        "warnings": list(warnings),
+    }
+
+
+def _layer_warnings(layers: Sequence[LayerCount]) -> list[str]:
+    return [
+        f"layer {layer.name} is {layer.zeros / layer.size:.1%} zeros"
+        for layer in layers
+        if layer.zeros > CROWDED * layer.size
+    ]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("prunevolve", "torch", "transformers", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

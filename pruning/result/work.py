@@ -1,0 +1,170 @@
+"""The folder of a pruning under way: inside the result's folder, gone when the result is whole.
+
+Everything is written below `OUT/.unfinished` and moved to its final name at the end, the report
+last. What a killed run leaves there is the state that it is resumed from: every shard that has its
+name is whole, and `request.json` says what it is a shard of.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pruning.metric_file import read_json
+
+UNFINISHED = ".unfinished"
+REPORT = "pruning_report.json"
+
+
+class FolderMismatchError(ValueError):
+    """A folder does not fit what is asked of it."""
+
+
+class WorkFolder:
+    """The unfinished part of a result's folder; `opened` makes one."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out / UNFINISHED
+        self.result = self.path / "result"
+        self.states = self.path / "states"
+        self.statistics = self.path / "statistics"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the result has only to be moved to its place."""
+        return (self.result / REPORT).exists()
+
+    def losses(self) -> dict[str, list[float]]:
+        """Return the losses that are known, by stream."""
+        path = self.path / "losses.json"
+        return read_json(path) if path.exists() else {}
+
+    def keep_losses(self, stream: str, losses: list[float]) -> None:
+        """Put a stream's losses aside."""
+        write_json(self.path / "losses.json", self.losses() | {stream: losses})
+
+    def forget_work(self) -> None:
+        """Remove what was put aside on disk for the walks; finished shards stay."""
+        for folder in (self.states, self.statistics):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove all that is unfinished, and the result's folder if nothing else is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    def publish(self) -> dict[str, Any]:
+        """Give every file of the result its final name, the report last; return the report."""
+        files = sorted(self.result.iterdir(), key=lambda path: (path.name == REPORT, path.name))
+        for path in files:
+            path.replace(self.out / path.name)
+        shutil.rmtree(self.path)
+        return read_json(self.out / REPORT)
+
+
+@contextmanager
+def opened(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator[WorkFolder]:
+    """Open the work folder of a result, for this process alone.
+
+    Args:
+        request: All that the result depends on, JSON-able.
+        resume: Whether to go on with what is there.
+
+    Raises:
+        FolderMismatchError: If the folder belongs to another request, with the first difference,
+            or another process works in it.
+    """
+    work = WorkFolder(out)
+    try:
+        work.result.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work.path / "lock")
+        with lock.acquire(timeout=0):
+            _claim(work, request, resume)
+            with _left_as_it_should(work):
+                yield work
+    except Timeout as error:
+        raise FolderMismatchError(
+            f"out {str(out)!r} is in use by another process: wait, or name another folder"
+        ) from error
+
+
+@contextmanager
+def _left_as_it_should(work: WorkFolder) -> Iterator[None]:
+    """Keep after an interrupt what a resume needs, after a full disk the shards, else nothing."""
+    try:
+        yield
+    except OSError as error:
+        work.forget_work()
+        reason = error.strerror or str(error)
+        raise FolderMismatchError(
+            f"out {str(work.out)!r} cannot be written ({reason}): make room and go on with --resume"
+        ) from error
+    except FolderMismatchError:
+        raise
+    except (ValueError, RuntimeError):
+        work.discard()
+        raise
+
+
+def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
+    """Check that a result can be written into a folder, without creating it.
+
+    Args:
+        folder: An empty folder, one that is not there yet, or with `resume` an unfinished one.
+        size: Bytes that will be written.
+
+    Raises:
+        FolderMismatchError: If it is a file, holds something, cannot be written, or the disk has
+            less room.
+    """
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise FolderMismatchError(f"out {str(folder)!r}: {parent} is a file; name a new folder")
+    if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
+        raise FolderMismatchError(
+            f"out {str(folder)!r}: no right to write in {parent}; name another folder"
+        )
+    unfinished = (folder / UNFINISHED).is_dir()
+    if unfinished and not resume:
+        raise FolderMismatchError(
+            f"out {str(folder)!r} is unfinished: go on with --resume, or name a new folder"
+        )
+    if not unfinished and parent == folder and any(folder.iterdir()):
+        raise FolderMismatchError(f"out {str(folder)!r} is not empty: name a new folder")
+    there = sum(p.stat().st_size for p in (folder / UNFINISHED).rglob("*") if p.is_file())
+    free = shutil.disk_usage(parent).free + there
+    if size > free:
+        raise FolderMismatchError(
+            f"out {str(folder)!r} needs {size / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB "
+            "left: name a folder on another disk"
+        )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write by renaming, so that a file under its final name is a whole one."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _claim(work: WorkFolder, request: Mapping[str, Any], resume: bool) -> None:
+    """Write down what is asked, or compare it with what was."""
+    path = work.path / "request.json"
+    if not path.exists():
+        write_json(path, request)
+        return
+    assert resume
+    before = read_json(path)
+    for key in sorted({*before, *request}):
+        if before.get(key) != request.get(key):
+            raise FolderMismatchError(
+                f"out {str(work.out)!r} was begun with {key} {before.get(key)!r}, and it is "
+                f"{request.get(key)!r} now: give what it began with, or name a new folder"
+            )

@@ -1,0 +1,70 @@
+"""Tensors put aside while a walk goes on: in memory, or in a folder of safetensors files."""
+
+import shutil
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import safe_open, save_file
+from torch import Tensor
+
+Spool = MutableMapping[str, Tensor]
+"""Tensors by key; a plain dict keeps them in memory."""
+
+
+class DiskSpool(MutableMapping[str, Tensor]):
+    """Tensors by key in a folder of our own, one file each; read back memory-mapped.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        self.folder = folder
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __setitem__(self, key: str, tensor: Tensor) -> None:
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        write_tensors(path, {"tensor": tensor.contiguous()})
+
+    def __getitem__(self, key: str) -> Tensor:
+        path = self._path(key)
+        if not path.exists():
+            raise KeyError(key)
+        with safe_open(path, "pt") as file:
+            tensor: Tensor = file.get_tensor("tensor")
+        return tensor
+
+    def __delitem__(self, key: str) -> None:
+        self._path(key).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        for path in sorted(self.folder.rglob("*.safetensors")):
+            yield path.relative_to(self.folder).as_posix().removesuffix(".safetensors")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        return self._path(str(key)).exists()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file by renaming: under its final name it is a whole one.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.tmp")
+    try:
+        save_file(tensors, draft, metadata={"format": "pt"})
+    except SafetensorError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(f"{path.name} cannot be written: {error}") from error
+    draft.replace(path)

@@ -1,0 +1,288 @@
+"""The walk over decoder blocks: windows go through them forward, and gradients backward.
+
+One block is open at a time. What a block takes in and gives back is put aside by window, in memory
+or on disk, so that no more than a block's weights, sums and one window's activations are held.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pruning.calibration import statistics_of, watched_gradients, watched_inputs
+from pruning.leaves import STATISTICS, Statistics, need_backward
+from pruning.models import (
+    HEAD_TOKENS,
+    BlockCall,
+    block_inputs,
+    final_states,
+    head_logits,
+    layers_of_block,
+    logits_in_parts,
+)
+from pruning.spool import Spool
+from pruning.store import Store, in_turn
+
+Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
+"""Called with a stream's name, each window's states that enter the head, (T, hidden_size), and what
+makes logits of them."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, the units done and the units in all."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Windows of text, (N, T) each, and what becomes of them.
+
+    Attributes:
+        calibration: For the statistics; not looked at where none is needed.
+        evaluations: Windows by stream, `dense` and `pruned`: what enters the head is measured,
+            of the model before and after.
+        measure: Is given it.
+    """
+
+    calibration: Tensor
+    evaluations: Mapping[str, Tensor] = field(default_factory=dict)
+    measure: Measure = lambda name, states, head: None
+
+    def by_stream(self, name: str) -> Tensor:
+        """Return the windows of a stream; none if they are not asked for."""
+        if name == "calibration":
+            return self.calibration
+        return self.evaluations.get(name, self.calibration[:0])
+
+
+@dataclass
+class Stream:
+    """Windows of text on their way through the blocks.
+
+    Attributes:
+        name: Of the stream; its keys in the spool begin with it.
+        windows: Token ids, (N, T).
+        calls: What each block is called with besides the hidden states.
+        spool: Where the hidden states are put aside.
+        kept: Whether every block's inputs stay there, as a backward walk needs them.
+    """
+
+    name: str
+    windows: Tensor
+    calls: list[BlockCall]
+    spool: Spool
+    kept: bool = False
+
+    @staticmethod
+    def enter(
+        store: Store, name: str, windows: Tensor, spool: Spool, kept: bool = False
+    ) -> "Stream":
+        """Let windows pass the embeddings; the model's outside must be open."""
+        windows = windows.to(store.model.device)
+        calls: list[BlockCall] = []
+        for i, window in enumerate(windows):
+            hidden, of_window = block_inputs(store.model, window[None])
+            spool[_key(name, 0, i)] = hidden[0].cpu()
+            calls = calls or of_window
+        return Stream(name, windows, calls, spool, kept)
+
+    def input(self, block: int, window: int) -> Tensor:
+        """Return the hidden states that enter a block, (1, T, hidden_size)."""
+        return self.spool[_key(self.name, block, window)].to(self.windows.device).detach()
+
+    @torch.no_grad()
+    def look(self, block: int, module: nn.Module) -> None:
+        """Run a block on all windows, for those who watch it; nothing moves on."""
+        for i in range(len(self.windows)):
+            self.calls[block].run(module, self.input(block, i))
+
+    @torch.no_grad()
+    def advance(self, block: int, module: nn.Module) -> None:
+        """Run a block on all windows; its outputs enter the next one."""
+        for i in range(len(self.windows)):
+            output = self.calls[block].run(module, self.input(block, i))
+            self.spool[_key(self.name, block + 1, i)] = output.cpu()
+            if not self.kept:
+                del self.spool[_key(self.name, block, i)]
+
+    def drop(self, block: int) -> None:
+        """Forget what is put aside at a block's input."""
+        for i in range(len(self.windows)):
+            del self.spool[_key(self.name, block, i)]
+
+    def end(self, store: Store, measure: Measure) -> None:
+        """Let what left the last block be measured, and forget it; the outside must be open."""
+
+        @torch.no_grad()
+        def states() -> Iterator[Tensor]:
+            for i, window in enumerate(self.windows):
+                hidden = self.input(len(self.calls), i)
+                yield final_states(store.model, window, hidden)[0]
+                del self.spool[_key(self.name, len(self.calls), i)]
+
+        measure(self.name, states(), partial(logits_in_parts, store.model))
+
+
+def collect(
+    store: Store,
+    windows: Tensor,
+    leaves: frozenset[str],
+    on_progress: Progress = lambda stage, done, total: None,
+) -> Statistics:
+    """Collect statistics of the dense model; its weights are not changed.
+
+    Args:
+        windows: Token ids, (N, T); one forward pass each, and a backward pass if a leaf needs it.
+        leaves: The statistics wanted; leaves that are none are ignored.
+    """
+    found: dict[str, Tensor] = {}
+    walk_dense(
+        store,
+        Texts(windows),
+        dict.fromkeys(store.blocks, leaves & STATISTICS),
+        {},
+        lambda statistics: found.update(statistics.to_tensors()),
+        lambda block, module: None,
+        on_progress,
+    )
+    order = [f"{leaf}/{name}" for leaf in leaves for b in store.blocks for name in store.layers[b]]
+    return Statistics.from_tensors({key: found[key] for key in order if key in found})
+
+
+def walk_dense(
+    store: Store,
+    texts: Texts,
+    wanted: Mapping[str, frozenset[str]],
+    states: Spool,
+    keep: Callable[[Statistics], None],
+    visit: Callable[[str, nn.Module], None],
+    on_progress: Progress,
+) -> None:
+    """Walk the dense model forward and, if a leaf needs it, backward.
+
+    Args:
+        wanted: Leaves to collect, by block.
+        states: Where hidden states and gradients are put aside.
+        keep: Is given a block's statistics, those of its inputs and of its gradients in turn.
+        visit: Called with each block that is open for the last time, on the way back.
+    """
+    leaves = frozenset().union(*wanted.values())
+    backward = bool(need_backward(leaves))
+    with _frozen(store.model):
+        with store.outside():
+            streams = {
+                name: Stream.enter(store, name, windows, states, kept=backward and name == "calibration")
+                for name in (("dense", "calibration") if leaves else ("dense",))
+                if len(windows := texts.by_stream(name))
+            }
+        dense, calibration = streams.get("dense"), streams.get("calibration")
+        if streams:
+            _forward(store, dense, calibration, wanted, keep, on_progress)
+        with store.outside():
+            if dense:
+                dense.end(store, texts.measure)
+            if calibration and backward:
+                enter_gradients(store, calibration)
+        if calibration and backward:
+            _backward(store, calibration, wanted, keep, visit, on_progress)
+        elif calibration:
+            calibration.drop(len(store.blocks))
+
+
+def _forward(
+    store: Store,
+    dense: Stream | None,
+    calibration: Stream | None,
+    wanted: Mapping[str, frozenset[str]],
+    keep: Callable[[Statistics], None],
+    on_progress: Progress,
+) -> None:
+    for i, (block, then) in enumerate(in_turn(store.blocks)):
+        with store.open_dense(block, then) as module:
+            if dense:
+                dense.advance(i, module)
+            if calibration:
+                layers = layers_of_block(block, module)
+                with watched_inputs(layers, wanted[block]) as sums:
+                    calibration.advance(i, module)
+                keep(statistics_of(sums, calibration.windows))
+        on_progress("forward", i + 1, len(store.blocks))
+
+
+def _backward(
+    store: Store,
+    calibration: Stream,
+    wanted: Mapping[str, frozenset[str]],
+    keep: Callable[[Statistics], None],
+    visit: Callable[[str, nn.Module], None],
+    on_progress: Progress,
+) -> None:
+    total = len(store.blocks)
+    for done, (block, then) in enumerate(in_turn(reversed(store.blocks)), 1):
+        with store.open_dense(block, then) as module:
+            layers = layers_of_block(block, module)
+            with watched_gradients(layers, wanted[block]) as sums:
+                step_back(calibration, total - done, module)
+            keep(statistics_of(sums, calibration.windows))
+            visit(block, module)
+        on_progress("backward", done, total)
+    calibration.drop(0)
+
+
+def enter_gradients(store: Store, stream: Stream) -> None:
+    """Put aside the gradient of each window's mean NLL, nats per token, at the last block's output.
+
+    The model's outside must be open. The gradient is computed for a few positions at a time, so
+    that memory does not grow with the vocabulary times the window.
+    """
+    last = len(stream.calls)
+    for i, window in enumerate(stream.windows):
+        hidden = stream.input(last, i).requires_grad_(True)
+        with torch.enable_grad():
+            states = final_states(store.model, window, hidden)
+        at_head = torch.zeros_like(states)
+        for start in range(0, len(window) - 1, HEAD_TOKENS):
+            end = min(start + HEAD_TOKENS, len(window) - 1)
+            part = states[0, start:end].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = head_logits(store.model, part)
+                targets = window[start + 1 : end + 1]
+                loss = functional.cross_entropy(logits, targets, reduction="sum")
+                (loss / (len(window) - 1)).backward()
+            at_head[0, start:end] = part.grad
+        states.backward(at_head)
+        assert hidden.grad is not None
+        stream.spool[_key(stream.name, last, i)] = hidden.grad.cpu()
+
+
+def step_back(stream: Stream, block: int, module: nn.Module) -> None:
+    """Take every window's gradient from a block's output to its input.
+
+    The block is run again on its inputs, which were kept, and forgotten after it.
+    """
+    for i in range(len(stream.windows)):
+        hidden = stream.input(block, i).requires_grad_(True)
+        gradient = stream.input(block + 1, i)
+        with torch.enable_grad():
+            stream.calls[block].run(module, hidden).backward(gradient)
+        assert hidden.grad is not None
+        stream.spool[_key(stream.name, block, i)] = hidden.grad.cpu()
+        del stream.spool[_key(stream.name, block + 1, i)]
+
+
+def _key(name: str, block: int, window: int) -> str:
+    return f"{name}.{block}.{window}"
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """While open, no parameter takes part in a backward pass but those that are watched."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before.items():
+            parameter.requires_grad_(wanted)
