@@ -31,7 +31,6 @@ from pruning.request import (
     Subject,
     check_layers,
     make_recipe,
-    pattern_text,
     resolve_subject,
     resolve_target,
 )
@@ -271,10 +270,10 @@ def _perplexity(model: PreTrainedModel, windows: Windows, stage: str, progress: 
 
 def _summary(request: Request) -> str:
     target, subject = request.target, request.subject
-    group = "" if target.pattern else f" per {target.group}"
+    group = f" per {target.group_name}" if target.group_name else ""
     return (
         f"{subject.model} ({subject.dtype}, {subject.device}) by {request.chosen.metric.text}: "
-        f"{target.sparsity:.1%}, {pattern_text(target)}{group}, {request.propagation}"
+        f"{target.sparsity:.1%}, {target.pattern_text}{group}, {request.propagation}"
     )
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning import masks
 from pruning.calibration import (
     ACTIVATIONS,
     STATISTICS,
@@ -21,7 +20,7 @@ from pruning.calibration import (
     collect,
     input_sums,
 )
-from pruning.masks import Target
+from pruning.masks import Target, select
 from pruning.metric import Metric
 from pruning.models import block_inputs, decoder_blocks, linear_layers
 
@@ -121,9 +120,8 @@ def prune_copy(
     Raises:
         ValueError: As `prune` does for scores; some layers are then written and some not.
     """
-    mask_of = masks.masker(target, scores)
-    for name, layer in layers.items():
-        _write_kept(layer.weight, dense[name], mask_of(scores[name]))
+    for name, mask in select(scores, target):
+        _write_kept(layers[name].weight, dense[name], mask)
 
 
 def _write_kept(weight: Tensor, dense: Tensor, mask: Tensor) -> None:
@@ -145,21 +143,17 @@ def check_propagation(propagation: str, target: Target) -> None:
         raise ValueError(
             f"propagation must be one of {', '.join(PROPAGATIONS)}; got {propagation!r}"
         )
-    if propagation == "sequential" and target.group == "model" and not target.pattern:
+    if propagation == "sequential" and target.group.whole_model:
         raise ValueError(
-            "propagation must be one-shot with group model, whose threshold needs every layer's "
-            "scores before the first is pruned; got 'sequential'"
+            f"propagation must be one-shot with group {target.group.name}, whose threshold needs "
+            "every layer's scores before the first is pruned; got 'sequential'"
         )
 
 
 def check_pattern(layers: Mapping[str, nn.Linear], target: Target) -> None:
     """Raise ValueError if n:m does not divide a layer: before calibration, before a weight goes."""
     for name, layer in layers.items():
-        if target.pattern and layer.in_features % target.pattern[1]:
-            raise ValueError(
-                f"pattern must divide the inputs of every layer, got {target.pattern[1]} of "
-                f"{layer.in_features} in {name}"
-            )
+        target.group.check_layer(name, layer.in_features)
 
 
 @torch.no_grad()
@@ -172,9 +166,8 @@ def _prune_layers(
 ) -> None:
     weights = {name: layer.weight for name, layer in layers.items()}
     scores = LayerScores(metric, weights, statistics)
-    mask_of = masks.masker(target, scores)
-    for done, (name, weight) in enumerate(weights.items(), 1):
-        weight.masked_fill_(mask_of(scores[name]), 0)
+    for done, (name, mask) in enumerate(select(scores, target), 1):
+        weights[name].masked_fill_(mask, 0)
         on_progress("prune", done, len(weights))
 
 

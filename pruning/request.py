@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from pruning.masks import Target, parse_pattern
+from pruning.masks import Target, group_of, parse_pattern
 from pruning.metric_file import ResolvedMetric
 from pruning.models import DTYPES, linear_layers, load_config, load_tokenizer
 from pruning.pruner import check_pattern
@@ -64,18 +64,18 @@ def resolve_target(
     parsed = parse_pattern(pattern)
     if parsed is None:
         fraction = SPARSITY if sparsity is None else sparsity
-        return Target(fraction, own_group if group is None else group)
-    implied = 1 - parsed[0] / parsed[1]
+        return Target(fraction, group_of(own_group if group is None else group))
+    implied = parsed.implied_sparsity
     if group is not None:
         raise ValueError(
             f"group must be left out with pattern {pattern}, whose weights compete within every "
-            f"{parsed[1]} inputs; got {group!r}"
+            f"{parsed.length} inputs; got {group!r}"
         )
     if sparsity is not None and not math.isclose(sparsity, implied, abs_tol=SPARSITY_TOLERANCE):
         raise ValueError(
             f"sparsity must be {implied:g} with pattern {pattern}, or left out; got {sparsity}"
         )
-    return Target(implied, "row", parsed)
+    return Target(implied, parsed)
 
 
 def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | None) -> Subject:
@@ -145,19 +145,14 @@ def make_recipe(
         "metric": chosen.metric.text,
         "tree": chosen.metric.to_release_json(),
         "metric_source": chosen.source,
-        "group": None if target.pattern else target.group,
-        "pattern": pattern_text(target),
+        "group": target.group_name,
+        "pattern": target.pattern_text,
         "sparsity": target.sparsity,
         "propagation": propagation,
         "calibration": dict(calibration) if calibration else None,
         "dtype": subject.dtype,
         "device": subject.device,
     }
-
-
-def pattern_text(target: Target) -> str:
-    """Return the text that `parse_pattern` reads: `unstructured`, `2:4`."""
-    return "{}:{}".format(*target.pattern) if target.pattern else "unstructured"
 
 
 def _resolve_device(device: str | None) -> str:

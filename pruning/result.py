@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.masks import Target, parse_pattern
+from pruning.masks import Target, group_of, parse_pattern
 from pruning.metric_file import SCHEMA, read_json
 from pruning.model_card import model_card
 from pruning.models import linear_layers
-from pruning.request import pattern_text
 
 RECIPE = "pruning_recipe.json"
 REPORT = "pruning_report.json"
@@ -182,8 +180,9 @@ def count_layers(folder: Path, names: Sequence[str], target: Target) -> list[Lay
             raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {name}")
         with safe_open(place[0], "pt") as file:
             weight = file.get_tensor(place[1])
-        zeros = int((weight == 0).sum())
-        counts.append(LayerCount(name, zeros, weight.numel(), _holds(weight, target)))
+        zero = weight == 0
+        holds = weight.ndim == 2 and target.group.owes(zero, target.sparsity)
+        counts.append(LayerCount(name, int(zero.sum()), weight.numel(), holds))
     return counts
 
 
@@ -205,7 +204,7 @@ def _report(
 ) -> dict[str, Any]:
     return {
         "metric": metric,
-        "pattern": pattern_text(target),
+        "pattern": target.pattern_text,
         "sparsity": target.sparsity,
         "dense_perplexity": _finite(perplexities.dense),
         "pruned_perplexity": _finite(perplexities.pruned),
@@ -215,31 +214,17 @@ def _report(
     }
 
 
-def _holds(weight: Tensor, target: Target) -> bool:
-    """Tell whether a weight, (out, in), has the zeros that its own comparison groups owe."""
-    zero = weight == 0
-    if weight.ndim != 2:
-        return False
-    if target.pattern:
-        kept, length = target.pattern
-        groups = zero.unflatten(1, (-1, length)) if zero.shape[1] % length == 0 else None
-        return groups is not None and bool((groups.sum(-1) >= length - kept).all())
-    if target.group == "row":
-        return bool((zero.sum(1) >= int(zero.shape[1] * target.sparsity)).all())
-    owed = int(zero.numel() * target.sparsity) if target.group == "layer" else 0
-    return int(zero.sum()) >= owed
-
-
 def _check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) -> None:
     """Refuse saved weights with fewer zeros than asked for: dense models get saved by mistake."""
     if not layers:
         raise FolderMismatchError(f"{str(folder)!r} has no pruned layer")
-    asked = pattern_text(target) if target.pattern else f"{target.sparsity:g} per {target.group}"
+    name = target.group_name
+    asked = f"{target.sparsity:g} per {name}" if name else target.pattern_text
     for layer in layers:
         if not layer.pattern_ok:
             raise FolderMismatchError(f"{str(folder)!r}: layer {layer.name} is not {asked}")
     zeros, size = (sum(getattr(layer, key) for layer in layers) for key in ("zeros", "size"))
-    if target.group == "model" and zeros < int(size * target.sparsity):
+    if target.group.whole_model and zeros < int(size * target.sparsity):
         raise FolderMismatchError(f"{str(folder)!r}: {zeros} zeros of {size} are not {asked}")
 
 
@@ -250,8 +235,8 @@ def _first_difference(
     for key in ("metric", "pattern", "sparsity"):
         if recipe[key] != report[key]:
             return f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report"
-    pattern = parse_pattern(report["pattern"])
-    target = Target(report["sparsity"], "row" if pattern else recipe["group"], pattern)
+    group = parse_pattern(report["pattern"]) or group_of(recipe["group"])
+    target = Target(report["sparsity"], group)
     promised = [LayerCount(**layer) for layer in report["layers"]]
     found = count_layers(folder, [layer.name for layer in promised], target)
     for was, now in zip(promised, found, strict=True):

@@ -17,7 +17,7 @@ from search.simplify import simplify
 from search.variation import Variation, child_of, choose_parents, random_metric, seeded
 
 Fingerprint = Callable[[str, str], str]
-"""Metric text and group to mask fingerprint; raises ValueError on a degenerate metric."""
+"""Metric text and group to mask fingerprint; raises ValueError if there is none."""
 
 
 class Evaluations(Protocol):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pruning.calibration import Statistics
-from pruning.masks import Target, masker
+from pruning.masks import Target, select
 from pruning.metric import Metric
 from pruning.operators import LEAVES
 from pruning.pruner import LayerScores
@@ -95,8 +95,8 @@ class Fingerprints:
         """Return a hash of a metric's masks on the probes, 16 hexadecimal digits.
 
         Raises:
-            ValueError: If the metric is degenerate there: a probed layer's scores are not finite
-                or constant, or every row of every layer has one and the same mask.
+            ValueError: If a probed layer's scores are not finite or constant, or every row of
+                every layer has one and the same mask.
         """
         mask = self._mask(metric, group)
         # With the group: on few rows two of them may agree, and not on the whole layers.
@@ -141,14 +141,13 @@ def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> np.
     Raises:
         ValueError: If every row of every layer has one and the same mask.
     """
-    mask_of = masker(target, scores)
     packed = []
     rows_differ = False
-    for layer in scores.values():
-        mask = mask_of(layer).numpy()
+    for _, selected in select(scores, target):
+        mask = selected.numpy()
         rows_differ = rows_differ or bool((mask != mask[0]).any())
         packed.append(np.packbits(mask))
-    if not rows_differ and (target.pattern or target.sparsity > 0):
+    if not rows_differ and (target.group.implied_sparsity or target.sparsity):
         raise ValueError(f"'{metric}' prunes the same inputs in every row")
     return np.concatenate(packed)
 

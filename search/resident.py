@@ -13,7 +13,7 @@ from torch import Tensor
 from evaluation.divergence import final_hidden, window_divergences
 from evaluation.perplexity import window_losses
 from pruning.calibration import Statistics, collect
-from pruning.masks import Target, masker
+from pruning.masks import Target, select
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers, load_model
 from pruning.pruner import LayerScores, prune_copy, restore
@@ -112,12 +112,9 @@ class Resident:
     @torch.inference_mode()
     def masks(self, metric: str, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
-        scores = self._scores(metric, target)
-        mask_of = masker(target, scores)
-        for name in self.layers:
-            yield name, mask_of(scores[name])
+        yield from select(self._scores(metric, target), target)
 
     def _scores(self, metric: str, target: Target) -> Mapping[str, Tensor]:
         scores = LayerScores(Metric.parse(metric), self.master, self.statistics)
         # A model's threshold asks for each layer three times: kept, since the memory is there.
-        return dict(scores) if target.group == "model" and not target.pattern else scores
+        return dict(scores) if target.group.whole_model else scores
