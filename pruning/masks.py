@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pruning.ranking import DegenerateScores as DegenerateScores  # for all who make scores
 from pruning.ranking import below, lowest_in_layer, lowest_n_of_m, lowest_per_row
 from pruning.threshold import model_threshold
 
@@ -48,7 +49,8 @@ class Group(Protocol):
             fractions: Layer name to the fraction that goes, in [0, 1).
 
         Raises:
-            ValueError: If a fraction is outside [0, 1), or a score is not finite.
+            ValueError: If a fraction is outside [0, 1), or a score is not finite
+                (`DegenerateScores`).
         """
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
@@ -227,8 +229,8 @@ def lowest_in_model(scores_by_name: Mapping[str, Tensor], sparsity: float) -> di
         entries; ties go by layer order, then leftmost first.
 
     Raises:
-        ValueError: If `sparsity` is outside [0, 1), or a layer's scores are not finite; the message
-            names the layer.
+        ValueError: If `sparsity` is outside [0, 1), or a layer's scores are not finite
+            (`DegenerateScores`); the message names the layer.
     """
     return dict(Model().select(scores_by_name, dict.fromkeys(scores_by_name, sparsity)))
 

@@ -20,7 +20,7 @@ from pruning.calibration import (
     collect,
     input_sums,
 )
-from pruning.masks import Target, select
+from pruning.masks import DegenerateScores, Target, select
 from pruning.metric import Metric
 from pruning.models import block_inputs, decoder_blocks, linear_layers
 
@@ -48,15 +48,17 @@ class LayerScores(Mapping[str, Tensor]):
         """Return the scores of one layer, (out_features, in_features), fp32.
 
         Raises:
-            ValueError: If they are not finite or all the same; the message names the layer.
+            DegenerateScores: If they are not finite or all the same; the message names the layer.
         """
         weight = self.weights[name].abs() if "W" in self.metric.leaves else None
         scores = self.metric.score(weight, **self.statistics.of(name))
         low, high = torch.aminmax(scores)
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ValueError(f"layer {name}: the scores of '{self.metric.text}' are not finite")
+            raise DegenerateScores(
+                f"layer {name}: the scores of '{self.metric.text}' are not finite"
+            )
         if low == high:
-            raise ValueError(f"layer {name}: the scores of '{self.metric.text}' are constant")
+            raise DegenerateScores(f"layer {name}: the scores of '{self.metric.text}' are constant")
         return scores
 
     def __iter__(self) -> Iterator[str]:

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 
+class DegenerateScores(ValueError):
+    """Scores that no mask can be made of: not finite, or constant."""
+
+
 def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
     """Mark the lowest-scoring weights of each output row for removal.
 
@@ -27,7 +31,8 @@ def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
         exactly int(sparsity * in_features) True entries; ties go leftmost first.
 
     Raises:
-        ValueError: If `sparsity` is outside [0, 1), or a score is not finite.
+        ValueError: If `sparsity` is outside [0, 1), or a score is not finite
+            (`DegenerateScores`).
     """
     check_scores(scores, sparsity)
     return _lowest(scores, int(scores.shape[1] * sparsity))
@@ -58,7 +63,7 @@ def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
         Boolean mask shaped like `scores`; ties go leftmost first.
 
     Raises:
-        ValueError: If the numbers do not fit, or a score is not finite.
+        ValueError: If the numbers do not fit, or a score is not finite (`DegenerateScores`).
     """
     if not 0 < pruned < group:
         raise ValueError(f"pruned must be in [1, group), got {pruned} of {group}")
@@ -87,13 +92,14 @@ def check_scores(scores: Tensor, sparsity: float) -> None:
     """Check what every mask asks.
 
     Raises:
-        ValueError: If `sparsity` is outside [0, 1), or a score is not finite.
+        ValueError: If `sparsity` is outside [0, 1).
+        DegenerateScores: If a score is not finite.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
     low, high = torch.aminmax(scores)
     if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise ValueError("scores must be finite, got a NaN or an infinity")
+        raise DegenerateScores("scores must be finite, got a NaN or an infinity")
 
 
 def _lowest(scores: Tensor, removed: int) -> Tensor:

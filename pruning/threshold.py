@@ -29,8 +29,8 @@ def model_threshold(
         fractions: Layer name to fraction, in [0, 1): as many scores go as their sum by size.
 
     Raises:
-        ValueError: If a fraction is outside [0, 1), or a layer's scores are not finite; the message
-            names the layer.
+        ValueError: If a fraction is outside [0, 1), or a layer's scores are not finite
+            (`DegenerateScores`); the message names the layer.
     """
     sample, sizes = _sample(scores_by_name, fractions)
     total, removed = sum(sizes.values()), _removed(sizes, fractions)

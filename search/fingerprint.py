@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pruning.calibration import Statistics
-from pruning.masks import Target, select
+from pruning.masks import DegenerateScores, Target, select
 from pruning.metric import Metric
 from pruning.operators import LEAVES
 from pruning.pruner import LayerScores
@@ -95,7 +95,7 @@ class Fingerprints:
         """Return a hash of a metric's masks on the probes, 16 hexadecimal digits.
 
         Raises:
-            ValueError: If a probed layer's scores are not finite or constant, or every row of
+            DegenerateScores: If a probed layer's scores are not finite or constant, or every row of
                 every layer has one and the same mask.
         """
         mask = self._mask(metric, group)
@@ -139,7 +139,7 @@ def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> np.
     """Return the masks of probed layers as bits, packed into bytes layer by layer.
 
     Raises:
-        ValueError: If every row of every layer has one and the same mask.
+        DegenerateScores: If every row of every layer has one and the same mask.
     """
     packed = []
     rows_differ = False
@@ -148,7 +148,7 @@ def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> np.
         rows_differ = rows_differ or bool((mask != mask[0]).any())
         packed.append(np.packbits(mask))
     if not rows_differ and (target.group.implied_sparsity or target.sparsity):
-        raise ValueError(f"'{metric}' prunes the same inputs in every row")
+        raise DegenerateScores(f"'{metric}' prunes the same inputs in every row")
     return np.concatenate(packed)
 
 

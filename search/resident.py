@@ -86,7 +86,7 @@ class Resident:
         """Prune the model as asked, whatever it was before.
 
         Raises:
-            ValueError: If no mask can be made of the scores.
+            DegenerateScores: If no mask can be made of the scores.
         """
         if self._pruned != (metric, target):
             self._pruned = None

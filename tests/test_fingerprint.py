@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pruning.calibration import Statistics
-from pruning.masks import GROUPS, Layer, Model, NOfM, Row, Target, group_of
+from pruning.masks import GROUPS, DegenerateScores, Layer, Model, NOfM, Row, Target, group_of
 from search.fingerprint import (
     ROWS,
     Fingerprints,
@@ -43,7 +43,7 @@ def mark(text: str, target: Target = HALF, on: Probe | None = None) -> str:
 
 
 def refusal(text: str, target: Target = HALF, on: Probe | None = None) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DegenerateScores) as error:
         mark(text, target, on)
     return str(error.value)
 
@@ -145,7 +145,7 @@ def test_fingerprint_of_two_sparsities_tells_what_one_of_them_does_not():
 def test_fingerprint_refuses_a_metric_that_is_degenerate_in_any_task():
     drowned = probe(x_scale=1e5)
     marks = Fingerprints([(probe(), asking(0.5)), (drowned, asking(0.5))])
-    with pytest.raises(ValueError, match="prunes the same inputs in every row"):
+    with pytest.raises(DegenerateScores, match="prunes the same inputs in every row"):
         marks.fingerprint("add(W, X)", "row")
 
 
@@ -240,7 +240,7 @@ def test_probe_mask_packs_each_layer_into_bytes_of_its_own():
 
 def test_probe_mask_refuses_one_mask_in_every_row_unless_nothing_is_removed():
     scores = {"a": torch.tensor([[1.0, 2.0], [1.0, 2.0]])}
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DegenerateScores) as error:
         probe_mask(scores, HALF, "X")
     assert str(error.value) == "'X' prunes the same inputs in every row"
     assert probe_mask(scores, Target(0.0, Row()), "X").tolist() == [0]
@@ -282,6 +282,7 @@ def test_fingerprint_refuses_a_pattern_that_does_not_divide_the_inputs():
     with pytest.raises(ValueError) as error:
         mark("W", Target(0.5, NOfM(3, 7)))
     assert str(error.value) == "in_features must be a multiple of the group length 7, got 16"
+    assert not isinstance(error.value, DegenerateScores)  # a mistake, not the metric's fault
 
 
 # The probe

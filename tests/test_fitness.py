@@ -212,6 +212,26 @@ def test_a_metric_that_no_mask_can_be_made_of_is_degenerate(evaluator):
     )
 
 
+@pytest.mark.parametrize(
+    ("metric", "group", "message"),
+    [
+        ("W", "column", "group must be one of row, layer, model, got 'column'"),
+        ("mul(W, M)", "row", "metric 'mul(W, M)' uses M, and M is None: pass it"),
+    ],
+)
+def test_a_mistake_is_no_fault_of_the_metric(evaluator, metric, group, message):
+    calls = [
+        lambda: evaluator.evaluate(Candidate(0, metric, group)),
+        lambda: evaluator.losses(0, "report", metric, group),
+        lambda: evaluator.zeros_and_overlap(0, ("W", "row"), (metric, group)),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == message
+        assert_dense(evaluator)
+
+
 # Several tasks
 
 

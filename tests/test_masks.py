@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from toy_models import toy_model, toy_windows
 
 from pruning.masks import (
+    DegenerateScores,
     Group,
     Layer,
     Model,
@@ -227,14 +228,14 @@ def test_lowest_in_model_takes_scores_in_any_memory_layout():
 def test_masks_refuse_scores_that_are_not_finite(mask_of, bad):
     scores = torch.ones(2, 8)
     scores[1, 3] = bad
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DegenerateScores) as caught:
         mask_of(scores)
     assert str(caught.value) == "scores must be finite, got a NaN or an infinity"
 
 
 def test_lowest_in_model_names_the_layer_whose_scores_are_not_finite():
     scores = {"fine": torch.ones(2, 2), "broken": torch.tensor([[1.0, float("nan")]])}
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DegenerateScores) as caught:
         lowest_in_model(scores, 0.5)
     assert str(caught.value) == "layer broken: scores must be finite, got a NaN or an infinity"
 
