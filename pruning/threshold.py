@@ -16,6 +16,9 @@ from pruning.ranking import below, check_scores, compare, count, kth_smallest
 _SAMPLE_STEP = 61
 """One score in so many says where the threshold lies; prime to the widths of layers."""
 
+_SAMPLE_LIMIT = 8_000_000
+"""Scores in a sample; one that grows beyond loses every second, and the step is doubled."""
+
 
 def model_threshold(
     scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]
@@ -59,14 +62,19 @@ def _sample(
     """Return an even sample, (n,), and the number of scores by layer; checks each layer."""
     parts: list[Tensor] = []
     sizes: dict[str, int] = {}
+    step = _SAMPLE_STEP
     for name, scores in scores_by_name.items():
         try:
             check_scores(scores, fractions[name])
         except ValueError as error:
             raise type(error)(f"layer {name}: {error}") from error
         # Started elsewhere in each layer, so that no column is sampled in every row of the model.
-        parts.append(scores.flatten()[len(sizes) % _SAMPLE_STEP :: _SAMPLE_STEP].float())
+        part = scores.flatten()[len(sizes) % step :: step]
+        # A copy: a view would keep the layer's scores in memory until the last layer.
+        parts.append(part.to(torch.float32, copy=True))
         sizes[name] = scores.numel()
+        if sum(map(len, parts)) > _SAMPLE_LIMIT:
+            parts, step = [torch.cat(parts)[::2].clone()], 2 * step
     return torch.cat(parts), sizes
 
 

@@ -2,6 +2,7 @@
 
 import random
 import struct
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import toy_model, toy_windows
 
+from pruning import threshold
 from pruning.masks import (
     DegenerateScores,
     Group,
@@ -211,6 +213,46 @@ def test_lowest_in_model_takes_scores_in_any_memory_layout():
     assert not transposed.is_contiguous()
     mask = lowest_in_model({"a": transposed}, 0.5)["a"]
     assert mask.tolist() == [[True, True, False], [False, True, False]]
+
+
+def test_lowest_in_model_is_exact_with_a_sample_that_was_thinned(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    # Rounded, so that many scores equal the threshold; 10 x 64 x 96 / 61 = 1007 in a whole sample.
+    layers = {f"{i}": torch.randn(64, 96, generator=generator).mul(50).round() for i in range(10)}
+    monkeypatch.setattr(threshold, "_SAMPLE_LIMIT", 150)
+    sample, _ = threshold._sample(layers, dict.fromkeys(layers, 0.5))
+    assert 75 <= len(sample) <= 150
+    everything = torch.cat([scores.flatten() for scores in layers.values()]).tolist()
+    for sparsity in (0.001, 0.5, 0.9):
+        mask = torch.cat([mask.flatten() for mask in lowest_in_model(layers, sparsity).values()])
+        assert mask.tolist() == stable_lowest(everything, int(len(everything) * sparsity))
+
+
+def test_lowest_in_model_is_exact_though_its_sample_misleads():
+    scores = torch.arange(1.0, 6101.0)
+    scores[::61] *= -1  # the sample of a first layer: it knows of no positive score
+    mask = lowest_in_model({"a": scores[None]}, 0.5)["a"]
+    assert mask[0].tolist() == stable_lowest(scores.tolist(), 3050)
+
+
+class Counted(Lazy):
+    """Remembers how many of the scores that it gave were alive at each request."""
+
+    def __init__(self, scores):
+        super().__init__(scores)
+        self.given, self.alive = [], []
+
+    def __getitem__(self, name):
+        self.alive.append(sum(reference() is not None for reference in self.given))
+        scores = super().__getitem__(name)
+        self.given.append(weakref.ref(scores))
+        return scores
+
+
+def test_lowest_in_model_keeps_the_scores_of_one_layer_at_a_time():
+    counted = Counted({name: torch.rand(64, 64) for name in "abcdef"})
+    lowest_in_model(counted, 0.5)
+    assert max(counted.alive) == 1
 
 
 # Scores that are refused
