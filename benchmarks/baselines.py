@@ -18,7 +18,7 @@ from evaluation.corpus import load_text, token_windows
 from evaluation.perplexity import perplexity, window_losses
 from pruning.baselines import BASELINES
 from pruning.calibration import Statistics, collect
-from pruning.masks import Target
+from pruning.masks import Row, Target, group_of
 from pruning.metric import Metric
 from pruning.models import linear_layers, load_model, load_tokenizer
 from pruning.pruner import LayerScores, prune_copy, restore
@@ -48,7 +48,7 @@ def _small(model: str, seed: int) -> dict[str, Any]:
     bench = Bench(model, "float32", "validation", (16, 512, seed), [i * 1024 for i in range(6)])
     found = {"dense": bench.dense()}
     for name, baseline in BASELINES.items():
-        found[f"{name} row"] = bench.pruned(baseline.metric, Target(0.5, "row"))
+        found[f"{name} row"] = bench.pruned(baseline.metric, Target(0.5, Row()))
     rows = [[name, f"{value:.1f}"] for name, value in found.items()]
     show(f"small protocol, {model}, float32, 50%", ["metric and group", "perplexity"], rows)
     return {**conditions("float32"), "perplexity": found}
@@ -61,7 +61,7 @@ def _large(model: str, seed: int) -> dict[str, Any]:
     found: dict[str, dict[str, float]] = {}
     for name, metric, group in cases:
         found[f"{name} {group}"] = {
-            f"{sparsity:.0%}": bench.pruned(metric, Target(sparsity, group))
+            f"{sparsity:.0%}": bench.pruned(metric, Target(sparsity, group_of(group)))
             for sparsity in (0.5, 0.6, 0.7)
         }
     dense = bench.dense()

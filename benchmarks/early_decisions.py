@@ -16,6 +16,7 @@ from real_run import RealRun
 from rich.progress import track
 from tables import conditions, show, write_json
 
+from pruning.masks import DegenerateScores
 from search.fitness import Evaluator
 from search.population import Candidate, Record
 
@@ -81,7 +82,7 @@ def _compare(evaluator: Evaluator, pairs: list[tuple[Record, Record]]) -> list[f
                 for (_, a), (_, b) in zip(*both, strict=True):
                     differing += int((a ^ b).sum())
                     total += a.numel()
-            except ValueError:
+            except DegenerateScores:
                 # One is degenerate on a layer outside the probe: it would not have been a rival.
                 differing, total = differing + 1, total + 1
         fractions.append(differing / total)

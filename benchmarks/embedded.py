@@ -16,7 +16,7 @@ from evaluation.corpus import token_windows
 from evaluation.perplexity import perplexity, window_losses
 from pruning.baselines import BASELINES
 from pruning.calibration import collect
-from pruning.masks import Target
+from pruning.masks import Target, group_of
 from pruning.models import EMBEDDED, linear_layers, load_model, load_tokenizer
 from pruning.pruner import LayerScores, prune_copy, restore
 
@@ -42,7 +42,7 @@ def main(
         collected = collect(model, layers, windows.tokens, frozenset({"X", "G"}))
         for name, baseline in BASELINES.items():
             scores = LayerScores(baseline.metric, master, collected)
-            prune_copy(layers, master, scores, Target(sparsity, baseline.group))
+            prune_copy(layers, master, scores, Target(sparsity, group_of(baseline.group)))
             found[name].append(perplexity(window_losses(model, report)))
         restore(layers, master)
     rows = [

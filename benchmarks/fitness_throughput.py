@@ -13,7 +13,7 @@ On the candidates of a real run, in this process, with one worker's threads:
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
 from pruning.calibration import collect
-from pruning.masks import Target, masker
+from pruning.masks import Target, select
 from pruning.models import DTYPES, linear_layers, load_model
 from pruning.pruner import LayerScores, restore
 from search.evolution import evolve
@@ -124,17 +124,17 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
         found[f"score {baseline.text}"] = _best(partial(dict, lazy))
         scores = dict(lazy)
 
-        def select(scores: Any = scores, target: Target = target) -> None:
-            mask_of = masker(target, scores)
-            for layer in scores.values():
-                mask_of(layer)
-
-        found[f"select, {target.group}"] = _best(select)
+        found[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
     found["apply (restore)"] = _best(lambda: restore(resident.layers, resident.master))
     found["prune in all, row"] = _best(lambda: _prune(evaluator, "wanda"))
     found["prune in all, model"] = _best(lambda: _prune(evaluator, "snip"))
     found["forward and loss, one window"] = _best(lambda: resident.measure(0, 1))
     return found
+
+
+def _select_all(scores: Mapping[str, torch.Tensor], target: Target) -> None:
+    for _ in select(scores, target):
+        pass
 
 
 def _prune(evaluator: Evaluator, name: str) -> None:

@@ -18,7 +18,7 @@ from evaluation.corpus import token_windows
 from evaluation.perplexity import perplexity, window_losses
 from pruning.baselines import BASELINES
 from pruning.calibration import collect
-from pruning.masks import Target
+from pruning.masks import NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
@@ -74,11 +74,11 @@ def _on_model(
     found: dict[str, dict[str, float]] = {}
     for name, (metric, group) in track(named.items(), "measuring", transient=True):
         found[name] = {
-            f"{sparsity:.0%}": bench.pruned(metric, Target(sparsity, group))
+            f"{sparsity:.0%}": bench.pruned(metric, Target(sparsity, group_of(group)))
             for sparsity in SPARSITIES
         }
-        found[name]["2:4"] = bench.pruned(metric, Target(0.5, "row", (2, 4)))
-        bench.pruned(metric, Target(0.5, group))
+        found[name]["2:4"] = bench.pruned(metric, Target(0.5, NOfM(2, 4)))
+        bench.pruned(metric, Target(0.5, group_of(group)))
         found[name]["other text 50%"] = perplexity(window_losses(bench.model, other))
     return found, dense
 
@@ -93,7 +93,9 @@ def _on_embedded(named: Named) -> tuple[dict[str, float], float]:
     statistics = collect(model, layers, calibration, LEAVES)
     found: dict[str, Any] = {}
     for name, (metric, group) in named.items():
-        prune_copy(layers, master, LayerScores(metric, master, statistics), Target(0.5, group))
+        prune_copy(
+            layers, master, LayerScores(metric, master, statistics), Target(0.5, group_of(group))
+        )
         found[name] = perplexity(window_losses(model, report))
     return found, dense
 

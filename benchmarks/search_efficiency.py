@@ -21,6 +21,7 @@ from tables import conditions, show, write_json
 from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
+from pruning.masks import DegenerateScores
 from search.evolution import evolve
 from search.fingerprint import Fingerprints, Probe
 from search.fitness import Evaluator, InProcessPool
@@ -151,7 +152,7 @@ def _count(config: Config, fingerprints: Fingerprints, trees: int) -> dict[str, 
         simplified.add(simple)
         try:
             masks.add(fingerprints.fingerprint(simple, "row"))
-        except ValueError:
+        except DegenerateScores:
             degenerate += 1
     return {
         "trees": trees,

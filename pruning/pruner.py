@@ -126,6 +126,7 @@ def prune(
     states: Spool | None = None,
     statistics: Spool | None = None,
     on_progress: Progress = lambda stage, done, total: None,
+    keep_scores: bool = False,
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
@@ -135,10 +136,12 @@ def prune(
         states: Where hidden states are put aside; None for memory.
         statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay; what
             is there is used. None for memory, as long as they are needed.
+        keep_scores: Keep all layers' scores while one threshold is sought, fp32, where there is
+            memory for them; they are computed three times otherwise.
 
     Raises:
-        ValueError: If the metric cannot rank weights, a layer's scores are not finite or
-            constant, n:m does not divide a layer, or `sequential` is asked of a model-wide
+        DegenerateScores: If a layer's scores are not finite or constant.
+        ValueError: If the metric cannot rank weights, n:m does not divide a layer, or `sequential` is asked of a model-wide
             threshold, which needs every layer's scores before the first is pruned.
         OSError: If a disk is full.
     """
@@ -152,6 +155,7 @@ def prune(
         {} if statistics is None else statistics,
         forgets=statistics is None,
         on_progress=on_progress,
+        keep_scores=keep_scores,
     )
     if recipe.decides != "forward":
         pruning.walk_dense()
@@ -175,6 +179,7 @@ class _Pruning:
     kept: Spool
     forgets: bool
     on_progress: Progress
+    keep_scores: bool
     fresh: dict[str, Tensor] = field(default_factory=dict)  # of inputs that passed pruned blocks
     masks: Iterator[tuple[str, Tensor]] | None = None
 
@@ -284,10 +289,10 @@ class _Pruning:
         """Return the one iterator over all layers' masks, in their order."""
         if self.masks is None:
             scores = LayerScores(self.recipe.metric, _DenseWeights(self.store), self._statistics)
-            self.masks = self._select(scores)
+            self.masks = self._select(dict(scores) if self.keep_scores else scores)
         return self.masks
 
-    def _select(self, scores: LayerScores) -> Iterator[tuple[str, Tensor]]:
+    def _select(self, scores: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         fractions = self.recipe.allocation.fractions(scores, self.recipe.target.sparsity)
         return select(scores, self.recipe.target, fractions)
 

@@ -96,6 +96,17 @@ class ResidentStore:
 
     open_dense = open
 
+    def copies(self) -> dict[str, Tensor]:
+        """Return copies of the prunable layers' weights, by layer name."""
+        return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
+
+    @torch.no_grad()
+    def restore(self, dense: Mapping[str, Tensor]) -> None:
+        """Make the weights the dense ones again, bit for bit; no block counts as written then."""
+        for name, layer in self._layers.items():
+            layer.weight.copy_(dense[name])
+        self.written.clear()
+
     def states(self, windows: Tensor) -> Iterator[Tensor]:
         """Yield each window's states that enter the head, (T, hidden_size)."""
         for window in windows.to(self.device):

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pruning.masks import DegenerateScores
 from pruning.metric import Metric
 from search.population import Candidate, Outcome, Record, Rules, State
 from search.simplify import simplify
 from search.variation import Variation, child_of, choose_parents, random_metric, seeded
 
 Fingerprint = Callable[[str, str], str]
-"""Metric text and group to mask fingerprint; raises ValueError on a degenerate metric."""
+"""Metric text and group to mask fingerprint; raises DegenerateScores if there is none."""
 
 
 class Evaluations(Protocol):
@@ -199,7 +200,7 @@ def _decide(
         return candidate, None
     try:
         mark = fingerprint(*name)
-    except ValueError as error:
+    except DegenerateScores as error:
         return candidate, Outcome("degenerate", reason=str(error))
     candidate = replace(candidate, fingerprint=mark)
     if mark in known.fingerprints:

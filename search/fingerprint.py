@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.masks import Target, masker
-from pruning.metric import Metric
 from pruning.leaves import LEAVES, Statistics
+from pruning.masks import DegenerateScores, Target, select
+from pruning.metric import Metric
 from pruning.pruner import LayerScores
 
 ROWS = 16
@@ -94,8 +94,8 @@ class Fingerprints:
         """Return a hash of a metric's masks on the probes, 16 hexadecimal digits.
 
         Raises:
-            ValueError: If the metric is degenerate there: a probed layer's scores are not finite
-                or constant, or every row of every layer has one and the same mask.
+            DegenerateScores: If a probed layer's scores are not finite or constant, or every row of
+                every layer has one and the same mask.
         """
         mask = self._mask(metric, group)
         # With the group: on few rows two of them may agree, and not on the whole layers.
@@ -128,7 +128,7 @@ class Fingerprints:
         parts = []
         for probe, target_of in self.tasks:
             if id(probe) not in scores:
-                lazy = LayerScores(Metric.parse(metric), probe.weights, probe.statistics)
+                lazy = LayerScores(Metric.parse(metric), probe.weights, probe.statistics.of)
                 scores[id(probe)] = dict(lazy)
             parts.append(probe_mask(scores[id(probe)], target_of(group), metric))
         return np.concatenate(parts)
@@ -138,17 +138,16 @@ def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> np.
     """Return the masks of probed layers as bits, packed into bytes layer by layer.
 
     Raises:
-        ValueError: If every row of every layer has one and the same mask.
+        DegenerateScores: If every row of every layer has one and the same mask.
     """
-    mask_of = masker(target, scores)
     packed = []
     rows_differ = False
-    for layer in scores.values():
-        mask = mask_of(layer).numpy()
+    for _, selected in select(scores, target):
+        mask = selected.numpy()
         rows_differ = rows_differ or bool((mask != mask[0]).any())
         packed.append(np.packbits(mask))
-    if not rows_differ and (target.pattern or target.sparsity > 0):
-        raise ValueError(f"'{metric}' prunes the same inputs in every row")
+    if not rows_differ and (target.group.implied_sparsity or target.sparsity):
+        raise DegenerateScores(f"'{metric}' prunes the same inputs in every row")
     return np.concatenate(packed)
 
 

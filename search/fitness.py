@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
-from pruning.masks import Target
+from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from search.population import Candidate, Outcome
 from search.resident import Resident, Subject
@@ -35,19 +35,19 @@ class Task:
         name: In a few words.
         subject: Index of the model.
         sparsity: Fraction of the weights to remove.
-        pattern: (kept, length), or None for unstructured sparsity.
+        pattern: An n:m group, or None for unstructured sparsity.
         weight: Of this task's rise of NLL over dense in the fitness.
     """
 
     name: str
     subject: int
     sparsity: float
-    pattern: tuple[int, int] | None
+    pattern: NOfM | None
     weight: float
 
     def target(self, group: str) -> Target:
         """Return what to remove under a comparison group; a pattern has its own."""
-        return Target(self.sparsity, "row" if self.pattern else group, self.pattern)
+        return Target(self.sparsity, self.pattern or group_of(group))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Evaluator:
         """Prune, measure on the fitness windows stage by stage, restore."""
         try:
             return self._measure(candidate)
-        except ValueError as error:
+        except DegenerateScores as error:
             # Scores that no mask can be made of: the metric's fault, found only on all layers.
             return Outcome("degenerate", reason=str(error))
         finally:
@@ -137,7 +137,7 @@ class Evaluator:
         try:
             with resident.pruned(metric, target):
                 return resident.losses(role)
-        except ValueError:
+        except DegenerateScores:
             return None
 
     def zeros_and_overlap(
@@ -159,7 +159,7 @@ class Evaluator:
                 either = int((a | b).sum())
                 overlap = int((a & b).sum()) / either if either else 1.0
                 found[name] = (int(b.sum()) / b.numel(), overlap)
-        except ValueError:
+        except DegenerateScores:
             return {}
         return found
 

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from evaluation.divergence import final_hidden, window_divergences
 from evaluation.perplexity import window_losses
-from pruning.calibration import Statistics, collect
-from pruning.masks import Target, masker
+from pruning.leaves import Statistics
+from pruning.masks import Target, select
 from pruning.metric import Metric
-from pruning.models import decoder_blocks, linear_layers, load_model
-from pruning.pruner import LayerScores, prune_copy, restore
+from pruning.models import decoder_blocks, load_model
+from pruning.pruner import LayerScores, Recipe, prune
+from pruning.store import ResidentStore
+from pruning.walk import Texts, collect
 from search.fingerprint import take_probe, tensors_digest
 
 
@@ -41,13 +43,12 @@ class Resident:
     ) -> None:
         self.windows = windows
         self.statistics = Statistics()
-        self.model = load_model(subject.model, subject.dtype, device)
-        self.model.requires_grad_(False)
-        self.layers = linear_layers(self.model)
-        self.master = {name: layer.weight.clone() for name, layer in self.layers.items()}
+        self.store = ResidentStore(load_model(subject.model, subject.dtype, device))
+        self.store.model.requires_grad_(False)
+        self.master = self.store.copies()
         self._device = device
         self._pruned: tuple[str, Target] | None = None
-        hidden = final_hidden(self.model, windows["fitness"]) if objective == "kl" else None
+        hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
         # The dense model's distance to itself is nothing, up to rounding.
         self.dense = self.measure(0, None) if hidden is None else torch.zeros(len(hidden)).double()
@@ -55,7 +56,7 @@ class Resident:
     def collect_statistics(self, leaves: frozenset[str]) -> dict[str, Tensor]:
         """Collect statistics on the calibration windows, use them, return them by `X/layer`."""
         self.restore()
-        found = collect(self.model, self.layers, self.windows["calibration"], leaves).to_tensors()
+        found = collect(self.store, self.windows["calibration"], leaves).to_tensors()
         self.use_statistics(found)
         return found
 
@@ -65,7 +66,7 @@ class Resident:
 
     def probe_tensors(self) -> dict[str, Tensor]:
         """Return the fingerprint's probe; see `search.fingerprint`."""
-        return take_probe(self.master, self.statistics, decoder_blocks(self.model)).to_tensors()
+        return take_probe(self.master, self.statistics, decoder_blocks(self.store.model)).to_tensors()
 
     def digest(self) -> str:
         """Return a hash of the dense weights that are pruned."""
@@ -75,29 +76,35 @@ class Resident:
         """Return the objective of fitness windows `start` to `end`, (n,), nats per token."""
         part = self.windows["fitness"][start:end]
         if self._hidden is None:
-            return window_losses(self.model, part)
-        return window_divergences(self.model, part, self._hidden[start:end])
+            return window_losses(self.store, part)
+        return window_divergences(self.store, part, self._hidden[start:end])
 
     def losses(self, role: str) -> list[float]:
         """Return each window's mean NLL on one of the texts, in nats per token."""
-        return window_losses(self.model, self.windows[role]).tolist()
+        return window_losses(self.store, self.windows[role]).tolist()
 
     def prune(self, metric: str, target: Target) -> None:
         """Prune the model as asked, whatever it was before.
 
         Raises:
-            ValueError: If no mask can be made of the scores.
+            DegenerateScores: If no mask can be made of the scores.
         """
         if self._pruned != (metric, target):
-            self._pruned = None
+            self.restore()
             with torch.inference_mode():
-                prune_copy(self.layers, self.master, self._scores(metric, target), target)
+                prune(
+                    self.store,
+                    Recipe(Metric.parse(metric), target),
+                    Texts(self.windows["calibration"][:0]),
+                    statistics=self.statistics.to_tensors(),
+                    keep_scores=True,
+                )
             self._pruned = (metric, target)
 
     def restore(self) -> None:
         """Make the weights the dense ones again, bit for bit."""
         self._pruned = None
-        restore(self.layers, self.master)
+        self.store.restore(self.master)
 
     @contextmanager
     def pruned(self, metric: str, target: Target) -> Iterator[None]:
@@ -112,12 +119,6 @@ class Resident:
     @torch.inference_mode()
     def masks(self, metric: str, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
-        scores = self._scores(metric, target)
-        mask_of = masker(target, scores)
-        for name in self.layers:
-            yield name, mask_of(scores[name])
-
-    def _scores(self, metric: str, target: Target) -> Mapping[str, Tensor]:
-        scores = LayerScores(Metric.parse(metric), self.master, self.statistics)
+        scores = LayerScores(Metric.parse(metric), self.master, self.statistics.of)
         # A model's threshold asks for each layer three times: kept, since the memory is there.
-        return dict(scores) if target.group == "model" and not target.pattern else scores
+        yield from select(dict(scores) if target.group.whole_model else scores, target)

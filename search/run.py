@@ -56,7 +56,7 @@ class Run:
                 "name": task.name,
                 "model": self.plan.subjects[task.subject].model,
                 "sparsity": task.sparsity,
-                "pattern": "{}:{}".format(*task.pattern) if task.pattern else "unstructured",
+                "pattern": task.pattern.name if task.pattern else "unstructured",
                 "weight": task.weight,
             }
             for task in self.plan.tasks

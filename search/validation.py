@@ -58,4 +58,4 @@ def _check_model(model: str, task: Task) -> None:
             )
     if pattern := parse_pattern(str(task.pattern)):
         subject = resolve_subject(model, str(task.dtype), "cpu", None)
-        check_layers(subject, Target(task.sparsity or 0.0, "row", pattern))
+        check_layers(subject, Target(task.sparsity or 0.0, pattern))

@@ -9,14 +9,14 @@ from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
 
 from evaluation import perplexity
 from evaluation.divergence import final_hidden, window_divergences
-from pruning.masks import Target
+from pruning.masks import Row, Target
 from pruning.metric import Metric
 from pruning.pruner import prune
 
 
 def pruned(model):
     copied = copy.deepcopy(model)
-    prune(copied, Metric.parse("W"), Target(0.5, "row"), toy_windows())
+    prune(copied, Metric.parse("W"), Target(0.5, Row()), toy_windows())
     return copied
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from pruning.masks import DegenerateScores
 from pruning.metric import Metric
 from search.evolution import Settings, evolve
 from search.population import Candidate, Outcome, Record, Rules, State
@@ -110,7 +111,7 @@ def outcome_of(candidate: Candidate) -> Outcome:
 def mark_of(metric: str, group: str) -> str:
     """A mask fingerprint that some formulas share and some have none of."""
     if digits(metric) % 7 == 0:
-        raise ValueError(f"'{metric}' is constant")
+        raise DegenerateScores(f"'{metric}' is constant")
     return f"{digits(f'{group} {metric}') % 397:03}"
 
 
@@ -419,12 +420,20 @@ def test_evolve_replaces_a_child_that_equals_a_parent_by_a_random_tree():
 
 def test_evolve_breeds_random_trees_while_fewer_than_two_were_evaluated():
     def all_degenerate(metric: str, group: str) -> str:
-        raise ValueError("no")
+        raise DegenerateScores("no")
 
     steps = list(evolve(SETTINGS, all_degenerate, Evaluations(first), State(), []))
     assert {record.outcome for record, _, _ in steps} == {"degenerate", "duplicate"}
     assert {record.parents for record, _, _ in steps} == {()}
     assert steps[-1][1] == State(60)
+
+
+def test_evolve_does_not_take_a_mistake_for_a_degenerate_metric():
+    def broken(metric: str, group: str) -> str:
+        raise ValueError("pattern must divide the inputs")
+
+    with pytest.raises(ValueError, match="pattern must divide the inputs"):
+        list(evolve(SETTINGS, broken, Evaluations(first), State(), []))
 
 
 # Groups

@@ -2,14 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from pruning.calibration import Statistics
-from pruning.masks import GROUPS, Target
+from pruning.masks import GROUPS, DegenerateScores, Layer, Model, NOfM, Row, Target, group_of
 from search.fingerprint import (
     ROWS,
     Fingerprints,
@@ -19,8 +18,8 @@ from search.fingerprint import (
     tensors_digest,
 )
 
-HALF = Target(0.5, "row")
-TWO_OF_FOUR = Target(0.5, "row", (2, 4))
+HALF = Target(0.5, Row())
+TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
 
 
 def probe(seed: int = 0, x_scale: float = 1.0) -> Probe:
@@ -38,11 +37,13 @@ def probe(seed: int = 0, x_scale: float = 1.0) -> Probe:
 
 
 def mark(text: str, target: Target = HALF, on: Probe | None = None) -> str:
-    return Fingerprints([(on or probe(), lambda group: target)]).fingerprint(text, target.group)
+    return Fingerprints([(on or probe(), lambda group: target)]).fingerprint(
+        text, target.group.name
+    )
 
 
 def refusal(text: str, target: Target = HALF, on: Probe | None = None) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DegenerateScores) as error:
         mark(text, target, on)
     return str(error.value)
 
@@ -75,16 +76,16 @@ def test_fingerprint_differs_where_the_mask_does():
 
 def test_fingerprint_depends_on_the_target():
     targets = [
-        *(Target(0.5, group) for group in ("row", "layer", "model")),
-        *(Target(0.25, "row"), TWO_OF_FOUR, Target(0.5, "row", (4, 8))),
+        *(Target(0.5, group_of(group)) for group in ("row", "layer", "model")),
+        *(Target(0.25, Row()), TWO_OF_FOUR, Target(0.5, NOfM(4, 8))),
     ]
     assert len({mark("W", target) for target in targets}) == len(targets)
 
 
 def test_fingerprint_across_the_model_tells_layers_on_one_scale_from_layers_on_their_own():
     assert mark("W", HALF) == mark("mms(W)", HALF)
-    assert mark("W", Target(0.5, "layer")) == mark("mms(W)", Target(0.5, "layer"))
-    assert mark("W", Target(0.5, "model")) != mark("mms(W)", Target(0.5, "model"))
+    assert mark("W", Target(0.5, Layer())) == mark("mms(W)", Target(0.5, Layer()))
+    assert mark("W", Target(0.5, Model())) != mark("mms(W)", Target(0.5, Model()))
 
 
 def test_fingerprint_of_n_of_m_is_shared_by_formulas_of_one_order():
@@ -114,7 +115,7 @@ SMALL = Probe(
 
 
 def asking(sparsity: float) -> Callable[[str], Target]:
-    return partial(Target, sparsity)
+    return lambda group: Target(sparsity, group_of(group))
 
 
 HALVES = Fingerprints([(SMALL, asking(0.5))])
@@ -144,7 +145,7 @@ def test_fingerprint_of_two_sparsities_tells_what_one_of_them_does_not():
 def test_fingerprint_refuses_a_metric_that_is_degenerate_in_any_task():
     drowned = probe(x_scale=1e5)
     marks = Fingerprints([(probe(), asking(0.5)), (drowned, asking(0.5))])
-    with pytest.raises(ValueError, match="prunes the same inputs in every row"):
+    with pytest.raises(DegenerateScores, match="prunes the same inputs in every row"):
         marks.fingerprint("add(W, X)", "row")
 
 
@@ -217,7 +218,7 @@ def test_diversity_of_none_or_one_has_no_distance():
 def test_probe_mask_across_the_model_pools_the_rows_of_all_layers():
     scores = SMALL.weights
     # Six of the layer on the smaller scale and two of the other; by row it is two of four each.
-    pooled = probe_mask(scores, Target(0.5, "model"), "W")
+    pooled = probe_mask(scores, Target(0.5, Model()), "W")
     assert pooled.tolist() == [0b11110011, 0b11000000]
     assert probe_mask(scores, HALF, "W").tolist() == [0b11000011, 0b11000011]
 
@@ -225,21 +226,24 @@ def test_probe_mask_across_the_model_pools_the_rows_of_all_layers():
 def test_probe_mask_across_the_model_depends_on_the_scale_between_layers_and_by_row_not():
     level = {"a": SMALL.weights["a"], "b": SMALL.weights["b"] / 3}
     for group, same in (("row", True), ("layer", True), ("model", False)):
-        masks = [probe_mask(scores, Target(0.5, group), "W") for scores in (SMALL.weights, level)]
+        masks = [
+            probe_mask(scores, Target(0.5, group_of(group)), "W")
+            for scores in (SMALL.weights, level)
+        ]
         assert np.array_equal(*masks) == same
 
 
 def test_probe_mask_packs_each_layer_into_bytes_of_its_own():
     scores = {"a": torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "b": torch.tensor([[1.0], [2.0]])}
-    assert probe_mask(scores, Target(0.5, "layer"), "W").tolist() == [0b10010000, 0b10000000]
+    assert probe_mask(scores, Target(0.5, Layer()), "W").tolist() == [0b10010000, 0b10000000]
 
 
 def test_probe_mask_refuses_one_mask_in_every_row_unless_nothing_is_removed():
     scores = {"a": torch.tensor([[1.0, 2.0], [1.0, 2.0]])}
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DegenerateScores) as error:
         probe_mask(scores, HALF, "X")
     assert str(error.value) == "'X' prunes the same inputs in every row"
-    assert probe_mask(scores, Target(0.0, "row"), "X").tolist() == [0]
+    assert probe_mask(scores, Target(0.0, Row()), "X").tolist() == [0]
 
 
 # Degenerate metrics
@@ -255,7 +259,7 @@ def test_fingerprint_refuses_scores_that_are_not_finite(text):
     assert refusal(text) == f"layer a: the scores of '{text}' are not finite"
 
 
-@pytest.mark.parametrize("target", [HALF, Target(0.5, "layer"), Target(0.5, "model"), TWO_OF_FOUR])
+@pytest.mark.parametrize("target", [HALF, Target(0.5, Layer()), Target(0.5, Model()), TWO_OF_FOUR])
 @pytest.mark.parametrize("text", ["X", "div(X, W)", "mul(X, sqrt(X))"])
 def test_fingerprint_refuses_a_metric_of_x_alone(text, target):
     assert refusal(text, target) == f"'{text}' prunes the same inputs in every row"
@@ -275,8 +279,10 @@ def test_fingerprint_takes_a_metric_whose_rows_differ_in_one_layer_alone():
 
 
 def test_fingerprint_refuses_a_pattern_that_does_not_divide_the_inputs():
-    message = refusal("W", Target(0.5, "row", (3, 7)))
-    assert message == "in_features must be a multiple of the group length 7, got 16"
+    with pytest.raises(ValueError) as error:
+        mark("W", Target(0.5, NOfM(3, 7)))
+    assert str(error.value) == "in_features must be a multiple of the group length 7, got 16"
+    assert not isinstance(error.value, DegenerateScores)  # a mistake, not the metric's fault
 
 
 # The probe
@@ -342,7 +348,7 @@ def test_probe_comes_back_from_its_tensors_whatever_their_order():
     again = Probe.from_tensors(dict(reversed(tensors.items())))
     assert list(again.weights) == ["a", "b"]
     assert all(torch.equal(again.to_tensors()[key], tensors[key]) for key in tensors)
-    for target in (HALF, Target(0.5, "model"), TWO_OF_FOUR):
+    for target in (HALF, Target(0.5, Model()), TWO_OF_FOUR):
         assert mark("mul(W, G)", target, again) == mark("mul(W, G)", target, one)
 
 

@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from evaluation.corpus import token_windows
 from evaluation.perplexity import window_losses
-from pruning.masks import Target, lowest_in_model, lowest_per_row
+from pruning.masks import Model, NOfM, Row, Target, lowest_in_model
 from pruning.models import linear_layers, load_model, load_tokenizer
+from pruning.ranking import lowest_per_row
 from search.fitness import Evaluator, InProcessPool, Setup, Task
 from search.population import Candidate
 from search.resident import Subject
@@ -19,7 +20,7 @@ EMBEDDED = Subject("embedded", "float32")
 ROLES = ("calibration", "fitness", "selection", "report")
 HALF = Task("half", 0, 0.5, None, 1.0)
 MOST = Task("most", 0, 0.7, None, 1.0)
-TWO_OF_FOUR = Task("2:4", 0, 0.5, (2, 4), 3.0)
+TWO_OF_FOUR = Task("2:4", 0, 0.5, NOfM(2, 4), 3.0)
 WANDA = "mul(W, sqrt(X))"
 SNIP = "mul(W, G)"
 
@@ -111,9 +112,9 @@ def wanda_scores(evaluator, subject=0):
 
 def lowest(scores, sparsity, pattern=None):
     """Mark the lowest of each row, or of each n:m group, by a stable sort."""
-    length = pattern[1] if pattern else scores.shape[1]
+    length = pattern.length if pattern else scores.shape[1]
     groups = scores.reshape(-1, length)
-    count = length - pattern[0] if pattern else int(length * sparsity)
+    count = length - pattern.kept if pattern else int(length * sparsity)
     order = groups.sort(dim=1, stable=True).indices[:, :count]
     return torch.zeros_like(groups, dtype=torch.bool).scatter(1, order, True).reshape(scores.shape)
 
@@ -152,7 +153,7 @@ def stops_at(evaluator, metric, limit, group="row"):
 
 def test_pruned_zeroes_the_masked_weights_and_keeps_the_others(evaluator):
     dense = weights_of(evaluator)
-    with evaluator.residents[0].pruned("W", Target(0.5, "row")):
+    with evaluator.residents[0].pruned("W", Target(0.5, Row())):
         for name, weight in weights_of(evaluator).items():
             mask = lowest_per_row(dense[name].abs(), 0.5)
             assert torch.equal(weight, dense[name].masked_fill(mask, 0))
@@ -161,7 +162,7 @@ def test_pruned_zeroes_the_masked_weights_and_keeps_the_others(evaluator):
 def test_pruned_over_the_model_uses_one_threshold(evaluator):
     dense = weights_of(evaluator)
     masks = lowest_in_model({name: w.abs() for name, w in dense.items()}, 0.5)
-    with evaluator.residents[0].pruned("W", Target(0.5, "model")):
+    with evaluator.residents[0].pruned("W", Target(0.5, Model())):
         for name, weight in weights_of(evaluator).items():
             assert torch.equal(weight, dense[name].masked_fill(masks[name], 0))
 
@@ -209,6 +210,26 @@ def test_a_metric_that_no_mask_can_be_made_of_is_degenerate(evaluator):
     assert "model.layers.0.self_attn.q_proj: the scores of 'sub(W, W)' are constant" in (
         outcome.reason
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "group", "message"),
+    [
+        ("W", "column", "group must be one of row, layer, model, got 'column'"),
+        ("mul(W, M)", "row", "metric 'mul(W, M)' uses M, and M is None: pass it"),
+    ],
+)
+def test_a_mistake_is_no_fault_of_the_metric(evaluator, metric, group, message):
+    calls = [
+        lambda: evaluator.evaluate(Candidate(0, metric, group)),
+        lambda: evaluator.losses(0, "report", metric, group),
+        lambda: evaluator.zeros_and_overlap(0, ("W", "row"), (metric, group)),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == message
+        assert_dense(evaluator)
 
 
 # Several tasks

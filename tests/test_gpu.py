@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pruning.calibration import STATISTICS
-from pruning.masks import lowest_in_layer, lowest_in_model, lowest_n_of_m, lowest_per_row
+from pruning.masks import NOfM, lowest_in_model
+from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
 from search.fitness import Evaluator, Setup, Task
 from search.population import Candidate
 from search.resident import Subject
@@ -48,7 +49,7 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, objective):
         setup = Setup(
             subjects=(Subject("embedded", "float32"),),
             windows=(windows,),
-            tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 0, 0.5, (2, 4), 1.0)),
+            tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 0, 0.5, NOfM(2, 4), 1.0)),
             leaves=STATISTICS,
             objective=objective,
             device=device,

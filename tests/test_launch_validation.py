@@ -1,7 +1,6 @@
 """What `run_search.py` says before any work: exit codes and one-line errors, offline."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from transformers import LlamaConfig
 import run_search
 from configs import schema
 from pruning.calibration import Statistics
-from pruning.masks import GROUPS, Target
+from pruning.masks import GROUPS, Target, group_of
 from pruning.models import load_config
 from search import launch
 from search.evolution import Settings
@@ -270,8 +269,8 @@ def test_groups_of_a_config_are_row_alone_where_all_tasks_have_a_pattern(overrid
 def settings(*overrides: str) -> Settings:
     """Of a config, with a probe of two rows on which W and neg(W) have opposite masks."""
     weights = {"a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]])}
-    half = partial(Target, 0.5)
-    fingerprints = Fingerprints([(Probe(weights, Statistics()), half)])
+    probe = Probe(weights, Statistics())
+    fingerprints = Fingerprints([(probe, lambda group: Target(0.5, group_of(group)))])
     return launch.settings_of(schema.load(None, list(overrides)), fingerprints)
 
 

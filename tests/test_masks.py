@@ -2,24 +2,35 @@
 
 import random
 import struct
+import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_models import toy_model, toy_windows
 
+from pruning import threshold
 from pruning.masks import (
+    DegenerateScores,
+    Group,
+    Layer,
+    Model,
+    NOfM,
+    Row,
     Target,
-    lowest_in_layer,
+    group_of,
     lowest_in_model,
-    lowest_n_of_m,
-    lowest_per_row,
-    masker,
     parse_pattern,
+    select,
 )
 from pruning.metric import Metric
+from pruning.models import linear_layers
 from pruning.operators import RELEASE
+from pruning.pruner import prune
+from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 
@@ -204,6 +215,46 @@ def test_lowest_in_model_takes_scores_in_any_memory_layout():
     assert mask.tolist() == [[True, True, False], [False, True, False]]
 
 
+def test_lowest_in_model_is_exact_with_a_sample_that_was_thinned(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    # Rounded, so that many scores equal the threshold; 10 x 64 x 96 / 61 = 1007 in a whole sample.
+    layers = {f"{i}": torch.randn(64, 96, generator=generator).mul(50).round() for i in range(10)}
+    monkeypatch.setattr(threshold, "_SAMPLE_LIMIT", 150)
+    sample, _ = threshold._sample(layers, dict.fromkeys(layers, 0.5))
+    assert 75 <= len(sample) <= 150
+    everything = torch.cat([scores.flatten() for scores in layers.values()]).tolist()
+    for sparsity in (0.001, 0.5, 0.9):
+        mask = torch.cat([mask.flatten() for mask in lowest_in_model(layers, sparsity).values()])
+        assert mask.tolist() == stable_lowest(everything, int(len(everything) * sparsity))
+
+
+def test_lowest_in_model_is_exact_though_its_sample_misleads():
+    scores = torch.arange(1.0, 6101.0)
+    scores[::61] *= -1  # the sample of a first layer: it knows of no positive score
+    mask = lowest_in_model({"a": scores[None]}, 0.5)["a"]
+    assert mask[0].tolist() == stable_lowest(scores.tolist(), 3050)
+
+
+class Counted(Lazy):
+    """Remembers how many of the scores that it gave were alive at each request."""
+
+    def __init__(self, scores):
+        super().__init__(scores)
+        self.given, self.alive = [], []
+
+    def __getitem__(self, name):
+        self.alive.append(sum(reference() is not None for reference in self.given))
+        scores = super().__getitem__(name)
+        self.given.append(weakref.ref(scores))
+        return scores
+
+
+def test_lowest_in_model_keeps_the_scores_of_one_layer_at_a_time():
+    counted = Counted({name: torch.rand(64, 64) for name in "abcdef"})
+    lowest_in_model(counted, 0.5)
+    assert max(counted.alive) == 1
+
+
 # Scores that are refused
 
 
@@ -219,14 +270,14 @@ def test_lowest_in_model_takes_scores_in_any_memory_layout():
 def test_masks_refuse_scores_that_are_not_finite(mask_of, bad):
     scores = torch.ones(2, 8)
     scores[1, 3] = bad
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DegenerateScores) as caught:
         mask_of(scores)
     assert str(caught.value) == "scores must be finite, got a NaN or an infinity"
 
 
 def test_lowest_in_model_names_the_layer_whose_scores_are_not_finite():
     scores = {"fine": torch.ones(2, 2), "broken": torch.tensor([[1.0, float("nan")]])}
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DegenerateScores) as caught:
         lowest_in_model(scores, 0.5)
     assert str(caught.value) == "layer broken: scores must be finite, got a NaN or an infinity"
 
@@ -237,7 +288,7 @@ def test_sparsity_outside_its_range_is_refused(sparsity):
     calls = [
         lambda: lowest_per_row(torch.rand(2, 4), sparsity),
         lambda: lowest_in_layer(torch.rand(2, 4), sparsity),
-        lambda: Target(sparsity, "row"),
+        lambda: Target(sparsity, Row()),
     ]
     for call in calls:
         with pytest.raises(ValueError) as caught:
@@ -248,14 +299,34 @@ def test_sparsity_outside_its_range_is_refused(sparsity):
 # Targets and patterns
 
 
-def test_target_refuses_an_unknown_group():
+# No n:m, or `--group 2:4` would prune by a pattern at any sparsity that was asked for.
+@pytest.mark.parametrize("name", ["column", "2:4", "", None])
+def test_group_of_refuses_what_is_no_group_of_unstructured_sparsity(name):
     with pytest.raises(ValueError) as caught:
-        Target(0.5, "column")
-    assert str(caught.value) == "group must be one of row, layer, model, got 'column'"
+        group_of(name)
+    assert str(caught.value) == f"group must be one of row, layer, model, got {name!r}"
 
 
 @pytest.mark.parametrize(
-    ("text", "pattern"), [("unstructured", None), ("2:4", (2, 4)), ("4:8", (4, 8)), ("1:3", (1, 3))]
+    ("group", "name", "pattern", "implied"),
+    [
+        (Row(), "row", "unstructured", None),
+        (Layer(), "layer", "unstructured", None),
+        (Model(), "model", "unstructured", None),
+        (NOfM(1, 4), "1:4", "1:4", 0.75),
+    ],
+)
+def test_groups_know_their_names_and_what_they_imply(group, name, pattern, implied):
+    target = Target(0.75, group)
+    assert (group.name, group.implied_sparsity, target.pattern_text) == (name, implied, pattern)
+    assert (parse_pattern(pattern) or group_of(name)) == group
+    assert target.group_name == (name if implied is None else None)
+    assert group.whole_model == (name == "model")
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [("unstructured", None), ("2:4", NOfM(2, 4)), ("4:8", NOfM(4, 8)), ("1:3", NOfM(1, 3))],
 )
 def test_parse_pattern_reads(text, pattern):
     assert parse_pattern(text) == pattern
@@ -275,29 +346,82 @@ def test_parse_pattern_refuses(text):
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        (Target(0.5, "row"), [[[1, 0, 1, 0], [1, 1, 0, 0]], [[1, 0, 1, 0]]]),
-        (Target(0.5, "layer"), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
+        (Target(0.5, Row()), [[[1, 0, 1, 0], [1, 1, 0, 0]], [[1, 0, 1, 0]]]),
+        (Target(0.5, Layer()), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
         # The six lowest of the twelve are -1, 0, 1, 2 of the first layer and 3, 4 of the second.
-        (Target(0.5, "model"), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
+        (Target(0.5, Model()), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
         # Three of the twelve: all in the first layer.
-        (Target(0.25, "model"), [[[0, 0, 0, 0], [1, 1, 1, 0]], [[0, 0, 0, 0]]]),
-        (Target(0.0, "row", pattern=(3, 4)), [[[0, 0, 1, 0], [1, 0, 0, 0]], [[1, 0, 0, 0]]]),
+        (Target(0.25, Model()), [[[0, 0, 0, 0], [1, 1, 1, 0]], [[0, 0, 0, 0]]]),
+        (Target(0.0, NOfM(3, 4)), [[[0, 0, 1, 0], [1, 0, 0, 0]], [[1, 0, 0, 0]]]),
     ],
 )
-def test_masker_follows_the_target(target, expected):
+def test_select_follows_the_target(target, expected):
     first = torch.tensor([[6.0, 8.0, 5.0, 7.0], [-1.0, 0.0, 1.0, 2.0]])
     second = torch.tensor([[3.0, 9.0, 4.0, 9.0]])
-    mask_of = masker(target, {"first": first, "second": second})
-    assert [mask_of(scores).int().tolist() for scores in (first, second)] == expected
+    selected = list(select({"first": first, "second": second}, target))
+    assert [name for name, _ in selected] == ["first", "second"]
+    assert [mask.int().tolist() for _, mask in selected] == expected
 
 
 @pytest.mark.parametrize(
-    "target", [Target(0.5, "row"), Target(0.5, "layer"), Target(0, "row", (2, 4))]
+    "target", [Target(0.5, Row()), Target(0.5, Layer()), Target(0, NOfM(2, 4))]
 )
-def test_masker_looks_at_the_scores_in_advance_only_for_the_model(target):
-    lazy = Lazy({"a": torch.rand(2, 4)})
-    masker(target, lazy)
-    assert lazy.requests == {"a": 0}
+def test_select_looks_at_the_scores_in_advance_only_for_the_model(target):
+    lazy = Lazy({"a": torch.rand(2, 4), "b": torch.rand(2, 4)})
+    next(select(lazy, target))
+    assert lazy.requests == {"a": 1, "b": 0}
+    lazy = Lazy(lazy.scores)
+    next(select(lazy, Target(0.5, Model())))
+    assert lazy.requests == {"a": 3, "b": 2}
+
+
+def test_select_removes_of_each_layer_the_fraction_that_it_is_given():
+    scores = {"a": torch.tensor([[4.0, 3.0, 2.0, 1.0]]), "b": torch.tensor([[5.0, 6.0, 7.0, 8.0]])}
+    fractions = {"a": 0.25, "b": 0.75}
+    for group in (Row(), Layer()):
+        masks = dict(select(scores, Target(0.5, group), fractions))
+        assert masks["a"].int().tolist() == [[0, 0, 0, 1]]
+        assert masks["b"].int().tolist() == [[1, 1, 1, 0]]
+    pairs = dict(select(scores, Target(0.5, NOfM(1, 2)), fractions))
+    assert [mask.int().tolist() for mask in pairs.values()] == [[[0, 1, 0, 1]], [[1, 0, 1, 0]]]
+
+
+def test_select_in_the_model_takes_the_mean_of_the_fractions_by_size():
+    scores = {"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]])}
+    # 0.5 * 2 + 0.25 * 6 = 2.5: two go. The plain mean of 0.375 would be three of eight.
+    masks = dict(select(scores, Target(0.5, Model()), {"a": 0.5, "b": 0.25}))
+    assert [int(mask.sum()) for mask in masks.values()] == [2, 0]
+
+
+# A group of our own
+
+
+@dataclass(frozen=True)
+class Column(Group):
+    """Each input column on its own."""
+
+    name = "column"
+
+    def select(self, scores_by_name, fractions):
+        for name in scores_by_name:
+            yield name, lowest_per_row(scores_by_name[name].t().contiguous(), fractions[name]).t()
+
+    def owes(self, weight_zeros, fraction):
+        return Row().owes(weight_zeros.t(), fraction)
+
+
+@pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
+def test_a_new_group_is_one_class(propagation):
+    model, target = toy_model("llama"), Target(0.5, Column())
+    dense = {name: layer.weight.abs() for name, layer in linear_layers(model).items()}
+    prune(model, Metric("W"), target, toy_windows(), propagation)
+    assert (target.group_name, target.pattern_text) == ("column", "unstructured")
+    for name, layer in linear_layers(model).items():
+        half = len(layer.weight) // 2
+        for before, after in zip(dense[name].t().tolist(), layer.weight.t() == 0, strict=True):
+            assert after.tolist() == stable_lowest(before, half), name
+        assert target.group.owes(layer.weight == 0, 0.5)
+        assert not target.group.owes(layer.weight == 0, 0.75)
 
 
 # Any formula of the release, from statistics to masks

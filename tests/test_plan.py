@@ -4,6 +4,7 @@ import pytest
 
 from configs import schema
 from configs.schema import Config
+from pruning.masks import NOfM
 from search.plan import check_texts, load_plan
 
 ROLES = ("calibration", "fitness", "selection", "report")
@@ -41,7 +42,7 @@ def test_load_plan_holds_a_model_once_for_all_tasks_with_its_dtype_and_texts():
     assert len(plan.subjects) == len(plan.windows) == 1
     assert [task.subject for task in plan.tasks] == [0, 0, 0]
     assert [task.name for task in plan.tasks] == ["embedded 60%", "embedded 30%", "embedded 2:4"]
-    assert [task.pattern for task in plan.tasks] == [None, None, (2, 4)]
+    assert [task.pattern for task in plan.tasks] == [None, None, NOfM(2, 4)]
     assert [task.weight for task in plan.tasks] == [1, 2, 1]
 
 

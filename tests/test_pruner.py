@@ -8,7 +8,7 @@ from torch.nn import functional
 from toy_models import FAMILIES, toy_model, toy_windows
 
 from pruning.calibration import Statistics, collect
-from pruning.masks import Target
+from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers
 from pruning.pruner import LayerScores, prune, prune_copy, restore
@@ -17,8 +17,8 @@ WANDA = Metric.parse("mul(W, sqrt(X))")
 GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
 SNIP = Metric.parse("mul(W, G)")
 MAGNITUDE = Metric.parse("W")
-ROW = Target(0.5, "row")
-TWO_OF_FOUR = Target(0.5, "row", pattern=(2, 4))
+ROW = Target(0.5, Row())
+TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
 UP_PROJ = "model.layers.1.mlp.up_proj"
 
 
@@ -117,7 +117,7 @@ def test_one_shot_by_layer_lets_rows_compete():
         ).reshape(w.shape)
         for name, w in dense.items()
     }
-    actual = pruned_weights(model, WANDA, Target(0.3, "layer"), windows)
+    actual = pruned_weights(model, WANDA, Target(0.3, Layer()), windows)
     assert_same_weights(actual, expected)
 
 
@@ -132,7 +132,7 @@ def test_one_shot_over_the_model_lets_layers_compete():
     expected = {
         name: piece.reshape(w.shape) for (name, w), piece in zip(dense.items(), pieces, strict=True)
     }
-    actual = pruned_weights(model, SNIP, Target(0.6, "model"), windows)
+    actual = pruned_weights(model, SNIP, Target(0.6, Model()), windows)
     assert_same_weights(actual, expected)
     assert len({zeros(w) / w.numel() for w in actual.values()}) > 1
 
@@ -224,15 +224,15 @@ def dense_and_layer(dtype):
     return dense, layer
 
 
-@pytest.mark.parametrize("target", [ROW, Target(0.3, "layer"), Target(0.3, "model"), TWO_OF_FOUR])
+@pytest.mark.parametrize("target", [ROW, Target(0.3, Layer()), Target(0.3, Model()), TWO_OF_FOUR])
 @pytest.mark.parametrize("dtype", BITS)
 def test_prune_copy_writes_zeros_and_the_dense_bits_elsewhere(dtype, target):
     dense, layer = dense_and_layer(dtype)
     scores = torch.rand(6, 16, generator=torch.Generator().manual_seed(1))
     before = dense.clone()
     prune_copy({"a": layer}, {"a": dense}, {"a": scores}, target)
-    groups = {"row": (6, 16), "layer": (1, 96), "model": (1, 96)}
-    shape = (24, 4) if target.pattern else groups[target.group]
+    groups = {"row": (6, 16), "layer": (1, 96), "model": (1, 96), "2:4": (24, 4)}
+    shape = groups[target.group.name]
     ones = torch.ones(shape)
     removed = int(shape[1] * target.sparsity)
     kept = keep_highest(ones, scores.reshape(shape), removed).reshape(6, 16).bool()
@@ -253,18 +253,18 @@ def test_restore_writes_the_dense_bits(dtype):
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
-@pytest.mark.parametrize("target", [Target(0.3, "row"), Target(0.3, "layer"), TWO_OF_FOUR])
+@pytest.mark.parametrize("target", [Target(0.3, Row()), Target(0.3, Layer()), TWO_OF_FOUR])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_of_every_family_loses_exactly_its_share(family, target, propagation):
     model = toy_model(family)
     prune(model, GBLM, target, toy_windows(), propagation)
     for name, weight in weights_of(model).items():
         rows, columns = weight.shape
-        if target.pattern:
+        if target == TWO_OF_FOUR:
             expected = rows * columns // 2
             by_group = (weight.reshape(-1, 4) == 0).sum(1)
             assert (by_group == 2).all(), name
-        elif target.group == "row":
+        elif target.group == Row():
             expected = rows * int(columns * 0.3)
         else:
             expected = int(rows * columns * 0.3)
@@ -274,7 +274,7 @@ def test_every_layer_of_every_family_loses_exactly_its_share(family, target, pro
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_wide_threshold_removes_exactly_its_share_of_every_family(family):
     model = toy_model(family)
-    prune(model, SNIP, Target(0.37, "model"), toy_windows())
+    prune(model, SNIP, Target(0.37, Model()), toy_windows())
     weights = weights_of(model).values()
     assert sum(zeros(w) for w in weights) == int(sum(w.numel() for w in weights) * 0.37)
 
@@ -303,7 +303,7 @@ def test_a_bf16_model_is_ranked_by_fp32_scores_and_stays_bf16():
 def test_zero_sparsity_removes_nothing():
     model = toy_model("llama")
     assert_same_weights(
-        pruned_weights(model, MAGNITUDE, Target(0.0, "row"), toy_windows()), weights_of(model)
+        pruned_weights(model, MAGNITUDE, Target(0.0, Row()), toy_windows()), weights_of(model)
     )
 
 
@@ -343,7 +343,7 @@ def test_constant_scores_name_the_layer():
     model.get_submodule(UP_PROJ).weight.data.fill_(0.5)
     expected = f"layer {UP_PROJ}: the scores of 'W' are constant"
     assert error_of(model, MAGNITUDE, ROW, toy_windows()) == expected
-    assert error_of(model, MAGNITUDE, Target(0.5, "model"), toy_windows()) == expected
+    assert error_of(model, MAGNITUDE, Target(0.5, Model()), toy_windows()) == expected
     assert error_of(model, MAGNITUDE, ROW, toy_windows(), "sequential") == expected
 
 
@@ -369,13 +369,12 @@ def test_a_pattern_that_does_not_divide_a_layer_is_refused_before_anything_chang
 
 def test_sequential_cannot_serve_a_model_wide_threshold():
     model = toy_model("llama")
-    message = error_of(model, SNIP, Target(0.5, "model"), toy_windows(), "sequential")
+    message = error_of(model, SNIP, Target(0.5, Model()), toy_windows(), "sequential")
     assert message == (
         "propagation must be one-shot with group model, whose threshold needs every layer's "
         "scores before the first is pruned; got 'sequential'"
     )
-    # A pattern has its own groups, so that the group's name does not matter.
-    prune(model, SNIP, Target(0.5, "model", pattern=(2, 4)), toy_windows(), "sequential")
+    prune(model, SNIP, TWO_OF_FOUR, toy_windows(), "sequential")
 
 
 def test_an_unknown_propagation_is_refused():

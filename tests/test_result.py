@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
-from pruning.masks import Target
+from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import linear_layers, load_tokenizer
@@ -26,7 +26,7 @@ from pruning.result import (
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
 PERPLEXITIES = Perplexities(10.0, 12.5, PLACE | {"seed": None, "dtype": "float32"})
-HALF_OF_ROWS = Target(0.5, "row")
+HALF_OF_ROWS = Target(0.5, Row())
 NO_WINDOWS = torch.empty(0, 8, dtype=torch.int64)
 FIRST = "model.layers.0.self_attn.q_proj"
 
@@ -39,7 +39,7 @@ def tokenizer(tiny_llama_dir):
 def saved(folder, tokenizer, target=HALF_OF_ROWS, numbers=PERPLEXITIES, name="own/toy", **options):
     """Prune a toy model by magnitude, save it, and return its report."""
     model = toy_model("llama")
-    metric = ResolvedMetric(Metric("W"), target.group, "formula")
+    metric = ResolvedMetric(Metric("W"), target.group_name or "row", "formula")
     prune(model, metric.metric, target, NO_WINDOWS)
     subject = Subject(name, model.config, tokenizer, "float32", "cpu", 8)
     recipe = make_recipe(subject, metric, target, "one-shot", None)
@@ -84,7 +84,7 @@ def test_save_result_splits_weights_into_shards_with_their_checksums(tmp_path, t
 
 
 def test_save_result_recipe_is_a_metric_file(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer, Target(0.5, "layer"))
+    saved(tmp_path, tokenizer, Target(0.5, Layer()))
     resolved = resolve_metric(str(tmp_path / "pruning_recipe.json"))
     assert (resolved.metric.text, resolved.group) == ("W", "layer")
 
@@ -92,7 +92,7 @@ def test_save_result_recipe_is_a_metric_file(tmp_path, tokenizer):
 def test_save_result_card_names_the_base_and_no_license_nor_path(
     tmp_path, tokenizer, tiny_llama_dir
 ):
-    saved(tmp_path, tokenizer, Target(0.5, "row", (2, 4)), name=str(tiny_llama_dir))
+    saved(tmp_path, tokenizer, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir))
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "tiny-llama"
     assert card.data.license is None
@@ -113,7 +113,7 @@ def test_save_result_writes_null_for_a_perplexity_that_is_not_finite(tmp_path, t
 
 
 def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, tokenizer):
-    report = saved(tmp_path, tokenizer, Target(0.95, "layer"))
+    report = saved(tmp_path, tokenizer, Target(0.95, Layer()))
     assert report["warnings"][0] == f"layer {FIRST} is 94.9% zeros"  # int(0.95 * 256) = 243
 
 
@@ -132,21 +132,21 @@ def test_count_layers_finds_every_family_under_its_saved_names(tmp_path, family)
     for i, layer in enumerate(layers.values()):
         layer.weight.data.fill_(1.0).view(-1)[: i + 1] = 0.0
     model.save_pretrained(tmp_path)
-    counts = count_layers(tmp_path, list(layers), Target(0.0, "row"))
+    counts = count_layers(tmp_path, list(layers), Target(0.0, Row()))
     assert [count.zeros for count in counts] == list(range(1, len(layers) + 1))
 
 
 @pytest.mark.parametrize(
     ("target", "rows", "holds"),
     [
-        (Target(0.5, "row"), [[0, 0, 1, 1], [1, 0, 1, 0]], True),
-        (Target(0.5, "row"), [[0, 0, 0, 1], [1, 1, 1, 0]], False),
-        (Target(0.5, "layer"), [[0, 0, 0, 1], [1, 1, 1, 0]], True),
-        (Target(0.5, "layer"), [[0, 0, 1, 1], [1, 1, 1, 0]], False),
-        (Target(0.5, "model"), [[1, 1, 1, 1], [1, 1, 1, 1]], True),
-        (Target(0.5, "row", (1, 2)), [[0, 1, 1, 0], [0, 0, 1, 0]], True),
-        (Target(0.5, "row", (1, 2)), [[0, 0, 1, 1], [0, 1, 1, 0]], False),
-        (Target(1 / 3, "row", (2, 3)), [[0, 0, 0, 0], [0, 0, 0, 0]], False),
+        (Target(0.5, Row()), [[0, 0, 1, 1], [1, 0, 1, 0]], True),
+        (Target(0.5, Row()), [[0, 0, 0, 1], [1, 1, 1, 0]], False),
+        (Target(0.5, Layer()), [[0, 0, 0, 1], [1, 1, 1, 0]], True),
+        (Target(0.5, Layer()), [[0, 0, 1, 1], [1, 1, 1, 0]], False),
+        (Target(0.5, Model()), [[1, 1, 1, 1], [1, 1, 1, 1]], True),
+        (Target(0.5, NOfM(1, 2)), [[0, 1, 1, 0], [0, 0, 1, 0]], True),
+        (Target(0.5, NOfM(1, 2)), [[0, 0, 1, 1], [0, 1, 1, 0]], False),
+        (Target(1 / 3, NOfM(2, 3)), [[0, 0, 0, 0], [0, 0, 0, 0]], False),
     ],
 )
 def test_count_layers_judges_each_comparison_group(tmp_path, target, rows, holds):
@@ -155,7 +155,7 @@ def test_count_layers_judges_each_comparison_group(tmp_path, target, rows, holds
 
 
 @pytest.mark.parametrize(
-    "target", [HALF_OF_ROWS, Target(0.5, "layer"), Target(0.5, "model"), Target(0.5, "row", (4, 8))]
+    "target", [HALF_OF_ROWS, Target(0.5, Layer()), Target(0.5, Model()), Target(0.5, NOfM(4, 8))]
 )
 def test_verify_result_accepts_what_was_saved(tmp_path, tokenizer, target):
     report = saved(tmp_path, tokenizer, target)

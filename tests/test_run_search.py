@@ -14,7 +14,7 @@ import run_search
 from configs import schema
 from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
-from pruning.masks import GROUPS, Target
+from pruning.masks import GROUPS, NOfM, Target, group_of
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import load_model
@@ -222,9 +222,9 @@ def test_a_selection_loss_of_two_tasks_is_their_mean_by_weight(on_two_tasks):
     winner = read(on_two_tasks[0] / "summary.json")["selection"][0]
     (windows,) = load_plan(schema.load(on_two_tasks[0] / "config.yaml", [])).windows
     losses = []
-    for pattern in (None, (2, 4)):
+    for group in (group_of(winner["group"]), NOfM(2, 4)):
         model = load_model("embedded", "float32")
-        target = Target(0.5, winner["group"], pattern)
+        target = Target(0.5, group)
         prune(model, Metric.parse(winner["metric"]), target, windows["calibration"].tokens)
         losses.append(window_losses(model, windows["selection"].tokens).mean().item())
     expected = (1 * losses[0] + 3 * losses[1]) / 4

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning import masks
-from pruning.masks import Target
+from pruning.masks import Target, group_of, select
 from pruning.metric import Metric
 from pruning.leaves import LEAVES
 from pruning.operators import OPERATORS
@@ -68,8 +67,7 @@ def masks_of(metric: Metric, group: str, seed: int) -> dict[str, torch.Tensor] |
     scores = {f"layer{i}": metric.score(**leaves) for i, leaves in enumerate(leaves_of(seed))}
     if any(_is_tied(s, group) for s in scores.values()):
         return None
-    mask_of = masks.masker(Target(0.5, group), scores)
-    return {name: mask_of(s) for name, s in scores.items()}
+    return dict(select(scores, Target(0.5, group_of(group))))
 
 
 def _is_tied(scores: torch.Tensor, group: str) -> bool:

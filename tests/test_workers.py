@@ -4,6 +4,7 @@ import pytest
 import ray
 import torch
 
+from pruning.masks import NOfM
 from search import workers
 from search.fitness import Evaluator, Setup, Task
 from search.population import Candidate
@@ -22,7 +23,7 @@ def setup():
     return Setup(
         subjects=(Subject("embedded", "float32"), Subject("embedded", "bfloat16")),
         windows=(windows, {role: tokens[:, :16] for role, tokens in windows.items()}),
-        tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 1, 0.5, (2, 4), 2.0)),
+        tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 1, 0.5, NOfM(2, 4), 2.0)),
         leaves=frozenset("XG"),
         objective="nll",
         device="cpu",

@@ -1,0 +1,145 @@
+"""Which scores are the lowest: of each row, of a matrix, of every m inputs; to the last tie.
+
+On the CPU numpy's partial sort and comparisons are several times faster than torch's.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class DegenerateScores(ValueError):
+    """Scores that no mask can be made of: not finite, or constant."""
+
+
+def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
+    """Mark the lowest-scoring weights of each output row for removal.
+
+    Weights compete within their own row, the comparison group of Wanda
+    (Sun et al., 2024, arXiv:2306.11695, Section 3).
+
+    Args:
+        scores: Importance of each weight, (out_features, in_features); high is kept.
+        sparsity: Fraction of every row to remove, in [0, 1).
+
+    Returns:
+        Boolean mask shaped like `scores`, True where a weight goes. Every row has
+        exactly int(sparsity * in_features) True entries; ties go leftmost first.
+
+    Raises:
+        ValueError: If `sparsity` is outside [0, 1), or a score is not finite
+            (`DegenerateScores`).
+    """
+    check_scores(scores, sparsity)
+    return _lowest(scores, int(scores.shape[1] * sparsity))
+
+
+def lowest_in_layer(scores: Tensor, sparsity: float) -> Tensor:
+    """Mark the lowest-scoring weights of the whole matrix for removal.
+
+    Args, raises and ties as in `lowest_per_row`; the matrix has exactly
+    int(sparsity * out_features * in_features) True entries.
+    """
+    check_scores(scores, sparsity)
+    return _lowest(scores.reshape(1, -1), int(scores.numel() * sparsity)).reshape(scores.shape)
+
+
+def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
+    """Mark the `pruned` lowest of every `group` consecutive inputs of a row for removal.
+
+    A kept:group pattern such as 2:4 removes group - kept weights of each group
+    (Mishra et al., 2021, arXiv:2104.08378).
+
+    Args:
+        scores: Importance of each weight, (out_features, in_features); high is kept.
+        pruned: Weights to remove from each group, in [1, group).
+        group: Length of a group, a divisor of in_features.
+
+    Returns:
+        Boolean mask shaped like `scores`; ties go leftmost first.
+
+    Raises:
+        ValueError: If the numbers do not fit, or a score is not finite (`DegenerateScores`).
+    """
+    if not 0 < pruned < group:
+        raise ValueError(f"pruned must be in [1, group), got {pruned} of {group}")
+    if scores.shape[1] % group:
+        raise ValueError(
+            f"in_features must be a multiple of the group length {group}, got {scores.shape[1]}"
+        )
+    check_scores(scores, 0.0)
+    # Rank inside each group by counting who comes before: the groups are too short for a sort.
+    # One tensor for each place in the group, so that every comparison runs over whole vectors.
+    groups = scores.reshape(scores.shape[0], -1, group)
+    places = [place.contiguous() for place in groups.unbind(-1)]  # each (out, in / group)
+    mask = torch.empty((*places[0].shape, group), dtype=torch.bool, device=scores.device)
+    for own in range(group):
+        before = torch.zeros_like(places[own], dtype=torch.int16)
+        for other in range(group):
+            if other < own:
+                before += places[other] <= places[own]
+            elif other > own:
+                before += places[other] < places[own]
+        mask[..., own] = before < pruned
+    return mask.reshape(scores.shape)
+
+
+def check_scores(scores: Tensor, sparsity: float) -> None:
+    """Check what every mask asks.
+
+    Raises:
+        ValueError: If `sparsity` is outside [0, 1).
+        DegenerateScores: If a score is not finite.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    low, high = torch.aminmax(scores)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise DegenerateScores("scores must be finite, got a NaN or an infinity")
+
+
+def _lowest(scores: Tensor, removed: int) -> Tensor:
+    """Mark the `removed` lowest of each row, ties leftmost first; scores are (rows, columns)."""
+    if removed == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = kth_smallest(scores, removed)  # (rows, 1)
+    mask = compare(operator.le, scores, threshold)
+    if count(mask) == removed * len(scores):
+        return mask
+    excess = mask.sum(1) - removed
+    for row in torch.nonzero(excess).flatten().tolist():
+        # More than `removed` reach down to the threshold: the rightmost ties stay.
+        ties = torch.nonzero(scores[row] == threshold[row]).flatten()
+        mask[row, ties[len(ties) - int(excess[row]) :]] = False
+    return mask
+
+
+def kth_smallest(scores: Tensor, k: int) -> Tensor:
+    """Return the k-th smallest of each row, k counted from 1, as (rows, 1)."""
+    if scores.device.type == "cpu":
+        partitioned = np.partition(scores.numpy(), k - 1, axis=1)
+        return torch.from_numpy(partitioned[:, k - 1 : k].copy())
+    return torch.kthvalue(scores, k, dim=1, keepdim=True).values
+
+
+def compare(relation: Callable[[Any, Any], Any], scores: Tensor, threshold: Tensor) -> Tensor:
+    """Return a relation of scores and threshold, such as `operator.le`, as a boolean tensor."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(np.asarray(relation(scores.numpy(), threshold.numpy())))
+    return relation(scores, threshold)
+
+
+def below(scores: Tensor, threshold: float) -> Tensor:
+    """Mark the scores below a number."""
+    return compare(operator.lt, scores, torch.tensor(threshold, device=scores.device))
+
+
+def count(mask: Tensor) -> int:
+    """Return how many entries of a mask are True."""
+    if mask.device.type == "cpu":
+        return int(np.count_nonzero(mask.numpy()))
+    return int(torch.count_nonzero(mask))

@@ -1,0 +1,113 @@
+"""One threshold for all matrices of a model, exact, without a copy of all scores.
+
+An even sample of the scores says between which two values the threshold lies. The scores below
+are counted and those between looked through.
+"""
+
+import math
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pruning.ranking import below, check_scores, compare, count, kth_smallest
+
+_SAMPLE_STEP = 61
+"""One score in so many says where the threshold lies; prime to the widths of layers."""
+
+_SAMPLE_LIMIT = 8_000_000
+"""Scores in a sample; one that grows beyond loses every second, and the step is doubled."""
+
+
+def model_threshold(
+    scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]
+) -> tuple[float, int]:
+    """Return the score below which all go, and how many scores equal to it go too.
+
+    A mapping that computes its values is asked for each twice, seldom more often.
+
+    Args:
+        scores_by_name: Layer name to scores, each (out_features, in_features).
+        fractions: Layer name to fraction, in [0, 1): as many scores go as their sum by size.
+
+    Raises:
+        ValueError: If a fraction is outside [0, 1), or a layer's scores are not finite
+            (`DegenerateScores`); the message names the layer.
+    """
+    sample, sizes = _sample(scores_by_name, fractions)
+    total, removed = sum(sizes.values()), _removed(sizes, fractions)
+    if removed == 0:
+        return -torch.inf, 0
+    margin = 3 / max(1, len(sample)) ** 0.5  # six standard errors of the sample's median
+    while True:
+        low, high = _bracket(sample, removed / total, margin)
+        up_to_low, inside = _look_through(scores_by_name, low, high)
+        rank = removed - up_to_low
+        if 0 < rank <= len(inside):
+            threshold = float(kth_smallest(inside[None], rank))
+            return threshold, rank - count(below(inside, threshold))
+        # The sample misled, or the bracket's end itself is the threshold, with many equal to it.
+        end = low if rank <= 0 else high
+        lower = sum(count(below(scores, end)) for scores in scores_by_name.values())
+        equal = sum(count(scores == end) for scores in scores_by_name.values())
+        if lower < removed <= lower + equal:
+            return end, removed - lower
+        margin *= 8
+
+
+def _sample(
+    scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]
+) -> tuple[Tensor, dict[str, int]]:
+    """Return an even sample, (n,), and the number of scores by layer; checks each layer."""
+    parts: list[Tensor] = []
+    sizes: dict[str, int] = {}
+    step = _SAMPLE_STEP
+    for name, scores in scores_by_name.items():
+        try:
+            check_scores(scores, fractions[name])
+        except ValueError as error:
+            raise type(error)(f"layer {name}: {error}") from error
+        # Started elsewhere in each layer, so that no column is sampled in every row of the model.
+        part = scores.flatten()[len(sizes) % step :: step]
+        # A copy: a view would keep the layer's scores in memory until the last layer.
+        parts.append(part.to(torch.float32, copy=True))
+        sizes[name] = scores.numel()
+        if sum(map(len, parts)) > _SAMPLE_LIMIT:
+            parts, step = [torch.cat(parts)[::2].clone()], 2 * step
+    return torch.cat(parts), sizes
+
+
+def _removed(sizes: Mapping[str, int], fractions: Mapping[str, float]) -> int:
+    """Return how many scores go in all, rounded down."""
+    different = {fractions[name] for name in sizes}
+    if len(different) == 1:
+        return int(sum(sizes.values()) * different.pop())
+    return int(math.fsum(size * fractions[name] for name, size in sizes.items()))
+
+
+def _bracket(sample: Tensor, fraction: float, margin: float) -> tuple[float, float]:
+    """Return two values between which the quantile lies, by a sample."""
+    low = int(len(sample) * (fraction - margin))
+    high = 1 + int(len(sample) * (fraction + margin))
+    return (
+        float(kth_smallest(sample[None], low)) if low > 0 else -torch.inf,
+        float(kth_smallest(sample[None], high)) if high <= len(sample) else torch.inf,
+    )
+
+
+def _look_through(
+    scores_by_name: Mapping[str, Tensor], low: float, high: float
+) -> tuple[int, Tensor]:
+    """Return how many scores are at or below `low`, and those strictly between the two, (n,)."""
+    up_to_low, inside = 0, []
+    for scores in scores_by_name.values():
+        bounds = torch.tensor([low, high], device=scores.device)
+        above = compare(operator.gt, scores, bounds[0])
+        between = above & compare(operator.lt, scores, bounds[1])
+        if scores.device.type == "cpu":
+            inside.append(torch.from_numpy(scores.numpy()[between.numpy()]))
+        else:
+            inside.append(scores[between])
+        up_to_low += above.numel() - count(above)
+    return up_to_low, torch.cat(inside)
