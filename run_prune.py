@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,10 +115,10 @@ def prune_model(
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1; default cuda or cpu.")] = None,
     max_memory: Annotated[str | None, Option(help="Such as 6GiB; default what is free.")] = None,
     statistics: Annotated[
-        Path | None, Option(help="Folder where statistics are kept and reused; or a .pth file of G.")
+        Path | None, Option(help="Folder to keep statistics in and reuse; or a .pth file of G.")
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an unfinished folder.")] = False,
-    validate: Annotated[bool, Option("--validate", help="Check and plan; read no weights.")] = False,
+    validate: Annotated[bool, Option("--validate", help="Check and plan; read nothing.")] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
 ) -> None:
     """Prune a model with a metric and save it, or --verify a folder that was saved so."""
@@ -297,8 +296,8 @@ def _prune(
     def measure(
         name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
     ) -> None:
-        step = partial(progress, f"{name} perplexity", total=len(tokens))
-        losses = losses_of(states, logits, tokens, lambda done: step(done=done))
+        stage, total = f"{name} perplexity", len(tokens)
+        losses = losses_of(states, logits, tokens, lambda done: progress(stage, done, total))
         work.keep_losses(name, losses.tolist())
 
     texts = Texts(

@@ -18,12 +18,12 @@ from evaluation.corpus import token_windows
 from evaluation.perplexity import perplexity, window_losses
 from pruning.baselines import BASELINES
 from pruning.calibration import collect
+from pruning.leaves import LEAF_SETS
 from pruning.masks import NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import EMBEDDED, linear_layers, load_model, load_tokenizer
-from pruning.leaves import LEAF_SETS
 from pruning.pruner import LayerScores, prune_copy
 
 SPARSITIES = (0.5, 0.6, 0.7)

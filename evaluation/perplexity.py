@@ -70,8 +70,6 @@ def _mean_nll(logits: Logits, hidden: Tensor, targets: Tensor) -> float:
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     start = 0
     for part in logits(hidden):
-        total += functional.cross_entropy(
-            part, targets[start : start + len(part)], reduction="sum"
-        )
+        total += functional.cross_entropy(part, targets[start : start + len(part)], reduction="sum")
         start += len(part)
     return total.item() / len(targets)

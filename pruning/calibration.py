@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pruning.leaves import GRADIENT_FACTOR, LEAVES, Seen, Statistics, Sum, made_of
@@ -49,8 +48,8 @@ def watched_gradients(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -
     of_outputs = _start(layers, made_of(leaves, "output gradients"))
     of_weights = _start(layers, made_of(leaves, "weight gradients"))
     handles = [
-        *(layers[name].register_forward_hook(_watch_output(own)) for name, own in of_outputs.items()),
-        *(_watch_weight(layers[name].weight, own) for name, own in of_weights.items()),
+        *(layers[n].register_forward_hook(_watch_output(own)) for n, own in of_outputs.items()),
+        *(_watch_weight(layers[n].weight, own) for n, own in of_weights.items()),
     ]
     try:
         yield {
@@ -101,7 +100,7 @@ def _watch_output(sums: Mapping[str, Sum]) -> Callable[[nn.Module, Any, Tensor],
     return hook
 
 
-def _watch_weight(weight: nn.Parameter, sums: Mapping[str, Sum]) -> Any:
+def _watch_weight(weight: Tensor, sums: Mapping[str, Sum]) -> Any:
     def add(_: Tensor) -> None:
         gradient, weight.grad = weight.grad, None
         assert gradient is not None

@@ -83,9 +83,7 @@ class Checkpoint:
             return
         for entry in (self.entries[name] for name in names):
             with entry.path.open("rb") as file:
-                os.posix_fadvise(
-                    file.fileno(), entry.start, entry.length, os.POSIX_FADV_WILLNEED
-                )
+                os.posix_fadvise(file.fileno(), entry.start, entry.length, os.POSIX_FADV_WILLNEED)
 
     def fingerprint(self) -> str:
         """Return a hash of names, dtypes, shapes, and some bytes of every tensor, 16 digits.

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pruning.baselines import NAMED
+from pruning.leaves import LEAVES
 from pruning.masks import GROUPS
 from pruning.metric import Metric
-from pruning.leaves import LEAVES
 
 SCHEMA = 1
 """Version of `best_metric.json` and of `pruning_recipe.json`."""

@@ -141,8 +141,9 @@ def prune(
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant.
-        ValueError: If the metric cannot rank weights, n:m does not divide a layer, or `sequential` is asked of a model-wide
-            threshold, which needs every layer's scores before the first is pruned.
+        ValueError: If the metric cannot rank weights, n:m does not divide a layer, or `sequential`
+            is asked of a model-wide threshold, which needs every layer's scores before the first
+            is pruned.
         OSError: If a disk is full.
     """
     recipe.check()

@@ -1,4 +1,4 @@
-"""Where a model's decoder blocks live: a resident model, or a folder of shards opened block by block.
+"""Where a model's decoder blocks live: in memory, or in a folder of shards, opened one by one.
 
 The walk over blocks (`pruning.walk`) asks a store for one block at a time and gives it back pruned;
 it is the same walk for both stores.
@@ -39,7 +39,7 @@ class Store(Protocol):
 
     model: PreTrainedModel
     blocks: tuple[str, ...]
-    layers: Mapping[str, tuple[str, ...]]
+    layers: dict[str, tuple[str, ...]]
     written: set[str]
 
     @property

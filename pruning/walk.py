@@ -173,9 +173,9 @@ def walk_dense(
     with _frozen(store.model):
         with store.outside():
             streams = {
-                name: Stream.enter(store, name, windows, states, kept=backward and name == "calibration")
-                for name in (("dense", "calibration") if leaves else ("dense",))
-                if len(windows := texts.by_stream(name))
+                name: Stream.enter(store, name, windows, states, kept=kept)
+                for name, kept in {"dense": False, "calibration": backward}.items()
+                if len(windows := texts.by_stream(name)) and (name == "dense" or leaves)
             }
         dense, calibration = streams.get("dense"), streams.get("calibration")
         if streams:
@@ -251,6 +251,7 @@ def enter_gradients(store: Store, stream: Stream) -> None:
                 targets = window[start + 1 : end + 1]
                 loss = functional.cross_entropy(logits, targets, reduction="sum")
                 (loss / (len(window) - 1)).backward()
+            assert part.grad is not None
             at_head[0, start:end] = part.grad
         states.backward(at_head)
         assert hidden.grad is not None

@@ -16,8 +16,8 @@ from torch import Tensor
 from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
-from pruning.masks import GROUPS
 from pruning.leaves import LEAF_SETS
+from pruning.masks import GROUPS
 from search.evolution import Settings, evolve, replay
 from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.finish import finish

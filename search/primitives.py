@@ -6,8 +6,8 @@ from typing import Any
 
 from deap import gp
 
-from pruning.metric import Metric
 from pruning.leaves import LEAF_SETS, LEAVES
+from pruning.metric import Metric
 from pruning.operators import OPERATORS, SETS, SETS_WITH_NUMBERS
 from pruning.syntax import MAGNITUDES
 

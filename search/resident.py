@@ -66,7 +66,8 @@ class Resident:
 
     def probe_tensors(self) -> dict[str, Tensor]:
         """Return the fingerprint's probe; see `search.fingerprint`."""
-        return take_probe(self.master, self.statistics, decoder_blocks(self.store.model)).to_tensors()
+        blocks = decoder_blocks(self.store.model)
+        return take_probe(self.master, self.statistics, blocks).to_tensors()
 
     def digest(self) -> str:
         """Return a hash of the dense weights that are pruned."""

@@ -5,8 +5,8 @@ from statistics import mean
 from typing import Any
 
 from pruning.latex import to_latex
-from pruning.metric import Metric
 from pruning.leaves import LEAVES
+from pruning.metric import Metric
 from search import charts, history
 from search.charts import BEST, Chart
 from search.drawing import formula_svg, tree_svg

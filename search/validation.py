@@ -6,7 +6,8 @@ from pathlib import Path
 from configs.schema import Config, Task
 from pruning import models
 from pruning.masks import GROUPS, Target, parse_pattern
-from pruning.request import check_layers, resolve_subject
+from pruning.pruner import check_layers
+from pruning.result.request import resolve_subject, shapes_of
 from search.plan import check_texts
 from search.seeds import read_seeds
 
@@ -58,4 +59,4 @@ def _check_model(model: str, task: Task) -> None:
             )
     if pattern := parse_pattern(str(task.pattern)):
         subject = resolve_subject(model, str(task.dtype), "cpu", None)
-        check_layers(subject, Target(task.sparsity or 0.0, pattern))
+        check_layers(shapes_of(subject), Target(task.sparsity or 0.0, pattern))

@@ -183,8 +183,8 @@ def code_digest() -> str:
     root = Path(search.__file__).parent.parent
     digest = hashlib.sha256()
     for package in ("evaluation", "pruning", "search"):
-        for path in sorted((root / package).glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -7,8 +7,8 @@ from matplotlib.mathtext import MathTextParser
 
 from pruning.baselines import BASELINES
 from pruning.latex import to_latex
-from pruning.metric import Metric
 from pruning.leaves import LEAVES
+from pruning.metric import Metric
 from pruning.operators import RELEASE
 
 

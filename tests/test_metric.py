@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.metric import Metric
 from pruning.leaves import LEAVES
+from pruning.metric import Metric
 from pruning.operators import OPERATORS
 from pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
 

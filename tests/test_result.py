@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from pruning.request import Subject, make_recipe
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
@@ -14,7 +15,6 @@ from pruning.metric import Metric
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import linear_layers, load_tokenizer
 from pruning.pruner import prune
-from pruning.request import Subject, make_recipe
 from pruning.result import (
     FolderMismatchError,
     Perplexities,

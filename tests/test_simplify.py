@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning.leaves import LEAVES
 from pruning.masks import Target, group_of, select
 from pruning.metric import Metric
-from pruning.leaves import LEAVES
 from pruning.operators import OPERATORS
 from search import simplify as module
 from search.simplify import simplify

@@ -9,8 +9,8 @@ from deap import gp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.metric import Metric
 from pruning.leaves import LEAF_SETS
+from pruning.metric import Metric
 from pruning.operators import SETS
 from search.primitives import BLANK, fill_in_numbers, primitive_set, to_metric, to_tree
 from search.variation import (

@@ -1,4 +1,4 @@
-"""`--statistics`: a folder of statistics that later requests use again, or the release's gradients."""
+"""`--statistics`: a folder of statistics that are used again, or the release's gradients."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path

@@ -11,7 +11,7 @@ import psutil
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.leaves import LEAVES, made_of, need_backward
+from pruning.leaves import LEAVES, need_backward
 from pruning.models import DTYPES, HEAD_TOKENS, decoder_blocks, linear_layers, outside_blocks
 from pruning.operators import MATRIX
 from pruning.pruner import Recipe
@@ -138,7 +138,9 @@ def make_plan(
         "libraries": int(LIBRARIES),
         "a block": block,
         "sums": held_sums,
-        "work": max(window + 2 * max(sizes) * item * backward, _SCORING * max(sizes) + in_block * 2),
+        "work": max(
+            window + 2 * max(sizes) * item * backward, _SCORING * max(sizes) + in_block * 2
+        ),
     }
     outside = sum(p.numel() for p in set(outside_blocks(model).values())) * item
     head = outside + 3 * 4 * HEAD_TOKENS * model.config.get_text_config().vocab_size
@@ -188,7 +190,7 @@ def parse_size(text: str) -> int:
 def _activations(model: PreTrainedModel, load: Load, backward: bool, item: int) -> int:
     """Return bytes of one window's activations in one block, from above."""
     text = model.config.get_text_config()
-    wide = getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", 0)
+    wide: int = getattr(text, "intermediate_size", 0) or getattr(text, "ffn_dim", 0)
     hidden, heads = text.hidden_size, text.num_attention_heads
     values = load.length * (_SAVED_BY_GRAPH * hidden + _SAVED_BY_GRAPH // 2 * wide)
     scores = load.length * min(load.length, 64 if not backward else load.length) * heads

@@ -3,7 +3,6 @@
 The report comes last: a folder with a report is a finished one.
 """
 
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence

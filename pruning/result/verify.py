@@ -1,4 +1,4 @@
-"""What is in a pruned model's files: zeros by layer, patterns, checksums; and whether it is so still.
+"""What is in a pruned model's files: zeros by layer, patterns, checksums; is it so still?
 
 The zeros are counted in the files that were written, not in the model that was meant to be
 written, one tensor in memory at a time.
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import PretrainedConfig
 
 from pruning.checkpoint import Checkpoint
@@ -129,7 +128,6 @@ def check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) ->
         raise FolderMismatchError(f"{str(folder)!r}: {zeros} zeros of {size} are not {asked}")
 
 
-
 def _first_difference(
     folder: Path, recipe: Mapping[str, Any], report: Mapping[str, Any]
 ) -> str | None:
@@ -137,7 +135,9 @@ def _first_difference(
     for key in ("metric", "pattern", "sparsity"):
         if recipe[key] != report[key]:
             return f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report"
-    target = Target(report["sparsity"], parse_pattern(report["pattern"]) or group_of(recipe["group"]))
+    target = Target(
+        report["sparsity"], parse_pattern(report["pattern"]) or group_of(recipe["group"])
+    )
     promised = [LayerCount(**layer) for layer in report["layers"]]
     config = load_config(str(folder))
     found = count_layers(folder, config, [layer.name for layer in promised], target)
@@ -158,14 +158,13 @@ def _first_difference(
     return None
 
 
-
-
 def _untied(folder: Path, config: PretrainedConfig) -> str | None:
-    """Describe embeddings and head that should be one tensor and are two; they may be saved once."""
+    """Describe embeddings and head that are tied and differ; one of them may be left out."""
     if not config.get_text_config().tie_word_embeddings:
         return None
     checkpoint = Checkpoint(folder)
-    ends = [name for name in checkpoint.entries if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    tied = ("embed_tokens.weight", "lm_head.weight")
+    ends = [name for name in checkpoint.entries if name.endswith(tied)]
     tensors = list(checkpoint.read(ends).values())
     if len(tensors) == 2 and not torch.equal(*tensors):
         return f"{' and '.join(ends)} are tied by the config and differ"
