@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from pruning.ranking import DegenerateScores as DegenerateScores  # for all who make scores
-from pruning.ranking import below, lowest_in_layer, lowest_n_of_m, lowest_per_row
+from pruning.ranking import (
+    below,
+    count,
+    count_rows,
+    lowest_in_layer,
+    lowest_n_of_m,
+    lowest_per_row,
+)
 from pruning.threshold import model_threshold
 
 Masks = Iterator[tuple[str, Tensor]]
@@ -72,7 +79,7 @@ class Row(Group):
             yield name, lowest_per_row(scores_by_name[name], fractions[name])
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return bool((weight_zeros.sum(1) >= int(weight_zeros.shape[1] * fraction)).all())
+        return bool((count_rows(weight_zeros) >= int(weight_zeros.shape[1] * fraction)).all())
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Layer(Group):
             yield name, lowest_in_layer(scores_by_name[name], fractions[name])
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return int(weight_zeros.sum()) >= int(weight_zeros.numel() * fraction)
+        return count(weight_zeros) >= int(weight_zeros.numel() * fraction)
 
 
 @dataclass(frozen=True)
@@ -129,8 +136,8 @@ class NOfM(Group):
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         if weight_zeros.shape[1] % self.length:
             return False
-        groups = weight_zeros.unflatten(1, (-1, self.length))
-        return bool((groups.sum(-1) >= self.length - self.kept).all())
+        groups = weight_zeros.reshape(-1, self.length)
+        return bool((count_rows(groups) >= self.length - self.kept).all())
 
     def check_layer(self, name: str, in_features: int) -> None:
         if in_features % self.length:

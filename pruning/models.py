@@ -207,7 +207,7 @@ def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor],
     No block runs: a stub stands in each one's place.
 
     Args:
-        windows: Token ids, (N, T).
+        windows: Token ids, (N, T), on the model's device.
 
     Returns:
         The N hidden states that enter the first block, each (1, T, hidden_size), and the call of
@@ -216,7 +216,7 @@ def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor],
     hidden: list[Tensor] = []
     stubs = [_Stub() for _ in decoder_blocks(model)]
     with _in_place_of_blocks(model, stubs):
-        for window in windows.to(model.device):
+        for window in windows:
             model.base_model(input_ids=window[None], use_cache=False)
             hidden.append(stubs[0].hidden)
     return hidden, [stub.call for stub in stubs if len(windows)]

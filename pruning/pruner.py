@@ -158,7 +158,7 @@ def prune(
         on_progress=on_progress,
         keep_scores=keep_scores,
     )
-    if recipe.decides != "forward":
+    if pruning.decides != "forward":
         pruning.walk_dense()
     pruning.walk_and_write()
 
@@ -183,32 +183,40 @@ class _Pruning:
     keep_scores: bool
     fresh: dict[str, Tensor] = field(default_factory=dict)  # of inputs that passed pruned blocks
     masks: Iterator[tuple[str, Tensor]] | None = None
+    decides: str = ""
+
+    def __post_init__(self) -> None:
+        # Nothing is left to do on the way back where all gradients are kept from another time.
+        wanted = frozenset().union(*(self._wanted(block) for block in self.store.blocks))
+        back = self.recipe.decides == "backward" and not need_backward(wanted)
+        self.decides = "forward" if back else self.recipe.decides
 
     def walk_dense(self) -> None:
         """Take what is needed of the dense model; write blocks on the way back if that can be."""
-        in_time = self.recipe.decides == "backward"
         walk_dense(
             self.store,
             self.texts,
             {block: self._wanted(block) for block in self.store.blocks},
             self.states,
             self._keep,
-            self._decide if in_time else lambda block, module: None,
+            self._decide if self.decides == "backward" else lambda block, module: None,
             self.on_progress,
         )
 
     def walk_and_write(self) -> None:
         """Walk forward: write each block, unless it was on the way back, and let text pass it."""
         store, recipe = self.store, self.recipe
-        first = recipe.decides == "forward"
-        collects = bool(made_of(recipe.leaves, "inputs")) and (first or recipe.sequential)
+        first = self.decides == "forward"
+        inputs = made_of(recipe.leaves, "inputs")
+        missing = any(self._wanted(block) & inputs for block in store.blocks)
+        collects = bool(inputs) if recipe.sequential else first and missing
         with store.outside():
             dense = self._enter("dense") if first else None
             pruned = self._enter("pruned")
             calibration = self._enter("calibration") if collects else None
         after = [pruned, calibration if recipe.sequential else None]
         for i, (block, then) in enumerate(in_turn(store.blocks)):
-            if dense or calibration or recipe.decides != "backward":
+            if dense or calibration or self.decides != "backward":
                 with store.open_dense(block, then) as module:
                     if dense:
                         dense.advance(i, module)
@@ -263,7 +271,10 @@ class _Pruning:
         kept.update(statistics_of(sums, calibration.windows).to_tensors())
 
     def _keep(self, statistics: Statistics) -> None:
-        self.kept.update(statistics.to_tensors())
+        # What waits for a later walk does so in the machine's memory, not in a GPU's.
+        waits = not self.forgets or self.decides == "last"
+        for key, tensor in statistics.to_tensors().items():
+            self.kept[key] = tensor.cpu() if waits else tensor
 
     def _decide(self, block: str, module: nn.Module) -> None:
         """Score, select, update and write a block, unless that was done."""

@@ -110,7 +110,7 @@ def _lowest(scores: Tensor, removed: int) -> Tensor:
     mask = compare(operator.le, scores, threshold)
     if count(mask) == removed * len(scores):
         return mask
-    excess = mask.sum(1) - removed
+    excess = count_rows(mask) - removed
     for row in torch.nonzero(excess).flatten().tolist():
         # More than `removed` reach down to the threshold: the rightmost ties stay.
         ties = torch.nonzero(scores[row] == threshold[row]).flatten()
@@ -136,6 +136,15 @@ def compare(relation: Callable[[Any, Any], Any], scores: Tensor, threshold: Tens
 def below(scores: Tensor, threshold: float) -> Tensor:
     """Mark the scores below a number."""
     return compare(operator.lt, scores, torch.tensor(threshold, device=scores.device))
+
+
+def count_rows(mask: Tensor) -> Tensor:
+    """Return how many entries of each row of a mask, (rows, columns), are True, as (rows,)."""
+    if mask.device.type == "cpu":
+        # numpy adds bytes up forty times as fast as torch adds booleans.
+        bytes_ = mask.numpy().view(np.int8)
+        return torch.from_numpy(np.add.reduce(bytes_, axis=1, dtype=np.int64))
+    return mask.sum(1)
 
 
 def count(mask: Tensor) -> int:

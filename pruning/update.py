@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,7 +22,11 @@ class Update:
     apply: Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
-ZERO = Update(
-    frozenset(), lambda weight, mask, statistics: weight.masked_fill(mask.to(weight.device), 0)
-)
-"""The removed weights are zero, the others stay."""
+def _zero(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+    # The bits times 0 or 1, in one pass: several times as fast on the CPU as a masked fill.
+    bits = torch.int16 if weight.element_size() == 2 else torch.int32
+    return torch.mul(weight.view(bits), ~mask.to(weight.device)).view(weight.dtype)
+
+
+ZERO = Update(frozenset(), _zero)
+"""The removed weights are zero, the others keep their bits."""
