@@ -266,7 +266,6 @@ def _apply(request: Request, resume: bool) -> None:
     for line in (f"pruning: {_summary(request)}", *request.plan.lines()):
         print(line, file=sys.stderr)
     with shown_progress() as progress, opened(request.out, identity, resume) as work:
-        report = None
         if not work.is_whole:
             store = FolderStore(
                 *(checkpoint, subject.config, subject.dtype, subject.device),
@@ -279,6 +278,7 @@ def _apply(request: Request, resume: bool) -> None:
                 *(store, subject.tokenizer, work.result, papers, request.recipe.target),
                 *(perplexities, request.warnings),
             )
+            progress("save", 1, 1)
         report = work.publish()
     _print_outcome(request.out, report)
 

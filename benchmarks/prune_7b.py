@@ -11,6 +11,7 @@ it begins:
 
 import json as json_files
 import random
+import re
 import shutil
 import signal
 import sys
@@ -108,7 +109,8 @@ class Setting:
         with tempfile.TemporaryDirectory(dir=self.work) as room:
             out = Path(room) / "out"
             measured = self.engine(out, metric, [])
-            figures = {**_figures(measured), **_outcome(out)}
+            parts = _seconds_by_part(out.parent / "log.txt")
+            figures = {**_figures(measured), **_outcome(out), "seconds_by_part": parts}
         _say(f"{metric[0]}: {measured.seconds:.1f} s, peak {measured.peak_gib:.2f} GiB")
         return figures
 
@@ -120,8 +122,8 @@ def main(
     shrink: Annotated[int, Option(help="Divides all widths but the vocabulary.")] = 1,
     memory: Annotated[str, Option(help="The engine's limit.")] = "3.5GiB",
     samples: Annotated[int, Option(help="Calibration windows.")] = 4,
-    seqlen: Annotated[int, Option(help="Tokens per window.")] = 128,
-    eval_windows: Annotated[int, Option(help="Windows for perplexity.")] = 2,
+    seqlen: Annotated[int, Option(help="Tokens per window.")] = 64,
+    eval_windows: Annotated[int, Option(help="Windows for perplexity.")] = 1,
     seed: Annotated[int, Option(help="Of weights, windows and the moments of kills.")] = 0,
     json: Annotated[Path | None, Option(help="File for the figures.")] = None,
 ) -> None:
@@ -241,8 +243,13 @@ def _outcome(out: Path) -> dict[str, Any]:
     sums = _read_json(out / "pruning_recipe.json")["sha256"]
     lines = "".join(f"{name} {sums[name]}\n" for name in sorted(sums))
     figures = {key: report[key] for key in ("dense_perplexity", "pruned_perplexity")}
-    parts = {"seconds_by_part": report["seconds"]} if "seconds" in report else {}
-    return {"sha256": sha256(lines.encode()).hexdigest(), **figures, **parts}
+    return {"sha256": sha256(lines.encode()).hexdigest(), **figures}
+
+
+def _seconds_by_part(log: Path) -> dict[str, float]:
+    """Return the seconds of each stage, from the lines that the engine ends it with."""
+    ends = re.findall(r"^(.+): (\d+)/\2 \((\d+\.\d) s\)$", log.read_text(encoding="utf-8"), re.M)
+    return {stage: float(seconds) for stage, _, seconds in ends}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

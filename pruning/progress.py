@@ -28,12 +28,17 @@ def shown_progress() -> Iterator[Progress]:
 
             yield show
         return
-    last = time.monotonic()
+    began = last = time.monotonic()
 
     def tell(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+        nonlocal began, last
+        now = time.monotonic()
+        if done == total:
+            # Since the stage before it ended: what leads up to a stage is part of it.
+            print(f"{stage}: {done}/{total} ({now - began:.1f} s)", file=sys.stderr, flush=True)
+            began = last = now
+        elif now - last > SECONDS_BETWEEN_LINES:
             print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
-            last = time.monotonic()
+            last = now
 
     yield tell

@@ -1,5 +1,6 @@
 """Tensors put aside while a walk goes on: in memory, or in a folder of safetensors files."""
 
+import os
 import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -28,7 +29,8 @@ class DiskSpool(MutableMapping[str, Tensor]):
     def __setitem__(self, key: str, tensor: Tensor) -> None:
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        write_tensors(path, {"tensor": tensor.contiguous()})
+        # By renaming, as a killed process may leave a torn file; to be lost in a power cut is fine.
+        _write_draft(path, {"tensor": tensor.contiguous()}).replace(path)
 
     def __getitem__(self, key: str) -> Tensor:
         path = self._path(key)
@@ -56,15 +58,22 @@ class DiskSpool(MutableMapping[str, Tensor]):
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file by renaming: under its final name it is a whole one.
+    """Write a safetensors file that is whole when it has its name, also after a power cut.
 
     Raises:
         OSError: If it cannot be written.
     """
+    draft = _write_draft(path, tensors)
+    with draft.open("rb+") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _write_draft(path: Path, tensors: dict[str, Tensor]) -> Path:
     draft = path.with_name(f"{path.name}.tmp")
     try:
         save_file(tensors, draft, metadata={"format": "pt"})
     except SafetensorError as error:
         draft.unlink(missing_ok=True)
         raise OSError(f"{path.name} cannot be written: {error}") from error
-    draft.replace(path)
+    return draft
