@@ -23,7 +23,7 @@ from typer import Option
 from evaluation.corpus import Windows, check_available, check_disjoint, token_windows
 from evaluation.perplexity import losses_of, perplexity
 from pruning.checkpoint import open_checkpoint
-from pruning.memory import use_huge_pages
+from pruning.memory import keep_freed_memory
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED
 from pruning.progress import shown_progress
@@ -147,7 +147,7 @@ def prune_model(
 
 def main() -> None:
     """Console entry: runs the command, and says a mistake in its options in one line too."""
-    use_huge_pages()
+    keep_freed_memory()
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send before they kill
     try:

@@ -121,7 +121,7 @@ def main(
     layers: Annotated[int, Option(help="At most so many blocks.")] = LLAMA_7B.layers,
     shrink: Annotated[int, Option(help="Divides all widths but the vocabulary.")] = 1,
     memory: Annotated[str, Option(help="The engine's limit.")] = "3.5GiB",
-    samples: Annotated[int, Option(help="Calibration windows.")] = 4,
+    samples: Annotated[int, Option(help="Calibration windows.")] = 2,
     seqlen: Annotated[int, Option(help="Tokens per window.")] = 64,
     eval_windows: Annotated[int, Option(help="Windows for perplexity.")] = 1,
     seed: Annotated[int, Option(help="Of weights, windows and the moments of kills.")] = 0,

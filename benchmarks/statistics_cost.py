@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from evaluation.corpus import token_windows
 from pruning.checkpoint import open_checkpoint
 from pruning.leaves import LEAVES, Leaf, Seen
-from pruning.memory import use_huge_pages
+from pruning.memory import keep_freed_memory
 from pruning.models import EMBEDDED, load_config, load_tokenizer
 from pruning.store import FolderStore
 from pruning.walk import collect
@@ -50,7 +50,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print the table."""
-    use_huge_pages()
+    keep_freed_memory()
     store = FolderStore(open_checkpoint(model), load_config(model), dtype)
     tokens = token_windows(
         load_tokenizer(model), EMBEDDED, "calibration", windows, length, 0
