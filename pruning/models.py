@@ -216,7 +216,8 @@ def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor],
     hidden: list[Tensor] = []
     stubs = [_Stub() for _ in decoder_blocks(model)]
     with _in_place_of_blocks(model, stubs):
-        for window in windows.to(model.device):
+        # Not the model's device: its first parameter may be a vision tower's, which is not loaded.
+        for window in windows.to(model.get_input_embeddings().weight.device):
             model.base_model(input_ids=window[None], use_cache=False)
             hidden.append(stubs[0].hidden)
     return hidden, [stub.call for stub in stubs if len(windows)]

@@ -80,7 +80,7 @@ class Stream:
         store: Store, name: str, windows: Tensor, spool: Spool, kept: bool = False
     ) -> "Stream":
         """Let windows pass the embeddings; the model's outside must be open."""
-        windows = windows.to(store.model.device)
+        windows = windows.to(store.device)
         calls: list[BlockCall] = []
         for i, window in enumerate(windows):
             hidden, of_window = block_inputs(store.model, window[None])
