@@ -6,6 +6,7 @@ bf16; 128 random windows of 512 tokens of the validation text's first half; 7 wi
 tokens of the test text, 40,960 tokens apart. All from dense statistics (one-shot).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +16,12 @@ from tables import conditions, show, wikitext2_corpora, write_json
 from torch import Tensor
 
 from evaluation.corpus import load_text, token_windows
-from evaluation.perplexity import perplexity, window_losses
+from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
-from pruning.calibration import Statistics, collect
 from pruning.masks import Row, Target, group_of
 from pruning.metric import Metric
-from pruning.models import linear_layers, load_model, load_tokenizer
-from pruning.pruner import LayerScores, prune_copy, restore
+from pruning.models import load_tokenizer
+from search.resident import Resident, Subject
 
 TEST_WINDOW = 1024
 
@@ -45,26 +45,30 @@ def main(
 
 
 def _small(model: str, seed: int) -> dict[str, Any]:
-    bench = Bench(model, "float32", "validation", (16, 512, seed), [i * 1024 for i in range(6)])
-    found = {"dense": bench.dense()}
+    windows = wikitext2_windows(model, "validation", (16, 512, seed), [i * 1024 for i in range(6)])
+    resident = calibrated(model, "float32", windows, frozenset({"X", "G"}))
+    found = {"dense": perplexity(resident.dense)}
     for name, baseline in BASELINES.items():
-        found[f"{name} row"] = bench.pruned(baseline.metric, Target(0.5, Row()))
+        found[f"{name} row"] = pruned_perplexity(resident, baseline.metric, Target(0.5, Row()))
     rows = [[name, f"{value:.1f}"] for name, value in found.items()]
     show(f"small protocol, {model}, float32, 50%", ["metric and group", "perplexity"], rows)
     return {**conditions("float32"), "perplexity": found}
 
 
 def _large(model: str, seed: int) -> dict[str, Any]:
-    bench = Bench(model, "bfloat16", "validation[:50%]", (128, 512, seed), LARGE_STARTS)
+    windows = wikitext2_windows(model, "validation[:50%]", (128, 512, seed), LARGE_STARTS)
+    resident = calibrated(model, "bfloat16", windows, frozenset({"X", "G"}))
     cases = [(name, baseline.metric, baseline.group) for name, baseline in BASELINES.items()]
     cases.append(("snip", BASELINES["snip"].metric, "row"))
     found: dict[str, dict[str, float]] = {}
     for name, metric, group in cases:
         found[f"{name} {group}"] = {
-            f"{sparsity:.0%}": bench.pruned(metric, Target(sparsity, group_of(group)))
+            f"{sparsity:.0%}": pruned_perplexity(
+                resident, metric, Target(sparsity, group_of(group))
+            )
             for sparsity in (0.5, 0.6, 0.7)
         }
-    dense = bench.dense()
+    dense = perplexity(resident.dense)
     rows = [[name, *(f"{value:.1f}" for value in by.values())] for name, by in found.items()]
     show(
         f"larger protocol, {model}, bfloat16, dense {dense:.2f}",
@@ -74,37 +78,36 @@ def _large(model: str, seed: int) -> dict[str, Any]:
     return {**conditions("bfloat16"), "dense": dense, "perplexity": found}
 
 
-class Bench:
-    """A model with its statistics and test windows; prunes from a master copy."""
+def wikitext2_windows(
+    model: str, calibration_split: str, calibration: tuple[int, int, int], test_starts: list[int]
+) -> dict[str, Tensor]:
+    """Return windows of WikiText-2 by role.
 
-    def __init__(
-        self,
-        model: str,
-        dtype: str,
-        calibration_split: str,
-        calibration: tuple[int, int, int],
-        test_starts: list[int],
-        leaves: frozenset[str] = frozenset({"X", "G"}),
-    ) -> None:
-        validation, test = wikitext2_corpora()
-        tokenizer = load_tokenizer(model)
-        count, length, seed = calibration
-        windows = token_windows(tokenizer, validation, calibration_split, count, length, seed)
-        self.model = load_model(model, dtype)
-        self.layers = linear_layers(self.model)
-        self.master = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        self.statistics: Statistics = collect(self.model, self.layers, windows.tokens, leaves)
-        ids = torch.tensor(tokenizer(load_text(test, "test"), verbose=False)["input_ids"])
-        self.test: Tensor = torch.stack([ids[s : s + TEST_WINDOW] for s in test_starts])
+    Args:
+        calibration: Number, length and seed of random windows of the validation text.
+        test_starts: First tokens of the windows of the test text, the `fitness` ones.
+    """
+    validation, test = wikitext2_corpora()
+    tokenizer = load_tokenizer(model)
+    windows = token_windows(tokenizer, validation, calibration_split, *calibration)
+    ids = torch.tensor(tokenizer(load_text(test, "test"), verbose=False)["input_ids"])
+    tested = torch.stack([ids[start : start + TEST_WINDOW] for start in test_starts])
+    return {"calibration": windows.tokens, "fitness": tested}
 
-    def pruned(self, metric: Metric, target: Target) -> float:
-        scores = LayerScores(metric, self.master, self.statistics)
-        prune_copy(self.layers, self.master, scores, target)
-        return perplexity(window_losses(self.model, self.test))
 
-    def dense(self) -> float:
-        restore(self.layers, self.master)
-        return perplexity(window_losses(self.model, self.test))
+def calibrated(
+    model: str, dtype: str, windows: Mapping[str, Tensor], leaves: frozenset[str]
+) -> Resident:
+    """Return a resident model with its statistics, of which the `fitness` windows are measured."""
+    resident = Resident(Subject(model, dtype), windows, "cpu", "nll")
+    resident.collect_statistics(leaves)
+    return resident
+
+
+def pruned_perplexity(resident: Resident, metric: Metric, target: Target) -> float:
+    """Prune as asked, and return the perplexity of the `fitness` windows; it stays pruned."""
+    resident.prune(metric.text, target)
+    return perplexity(resident.measure(0, None))
 
 
 if __name__ == "__main__":

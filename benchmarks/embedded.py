@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from baselines import pruned_perplexity
 from tables import conditions, show, write_json
 
 from evaluation.corpus import token_windows
-from evaluation.perplexity import perplexity, window_losses
+from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
-from pruning.calibration import collect
 from pruning.masks import Target, group_of
-from pruning.models import EMBEDDED, linear_layers, load_model, load_tokenizer
-from pruning.pruner import LayerScores, prune_copy, restore
+from pruning.models import EMBEDDED, load_tokenizer
+from search.resident import Resident, Subject
 
 LENGTH, CALIBRATION_WINDOWS = 256, 32
 
@@ -29,22 +29,19 @@ def main(
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print the table."""
-    model, tokenizer = load_model(EMBEDDED, "float32"), load_tokenizer(EMBEDDED)
-    layers = linear_layers(model)
-    master = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    tokenizer = load_tokenizer(EMBEDDED)
     report = token_windows(tokenizer, EMBEDDED, "report", None, LENGTH, None).tokens
-    dense = perplexity(window_losses(model, report))
+    cut = (EMBEDDED, "calibration", CALIBRATION_WINDOWS, LENGTH)
+    windows = {f"seed {seed}": token_windows(tokenizer, *cut, seed).tokens for seed in range(seeds)}
+    subject = Subject(EMBEDDED, "float32")
+    resident = Resident(subject, {"fitness": report, **windows}, "cpu", "nll")
+    dense = perplexity(resident.dense)
     found: dict[str, list[float]] = {name: [] for name in BASELINES}
-    for seed in range(seeds):
-        windows = token_windows(
-            tokenizer, EMBEDDED, "calibration", CALIBRATION_WINDOWS, LENGTH, seed
-        )
-        collected = collect(model, layers, windows.tokens, frozenset({"X", "G"}))
+    for role in windows:
+        resident.collect_statistics(frozenset({"X", "G"}), role)
         for name, baseline in BASELINES.items():
-            scores = LayerScores(baseline.metric, master, collected)
-            prune_copy(layers, master, scores, Target(sparsity, group_of(baseline.group)))
-            found[name].append(perplexity(window_losses(model, report)))
-        restore(layers, master)
+            target = Target(sparsity, group_of(baseline.group))
+            found[name].append(pruned_perplexity(resident, baseline.metric, target))
     rows = [
         [
             name,

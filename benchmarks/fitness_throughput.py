@@ -27,10 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
-from pruning.calibration import collect
 from pruning.masks import Target, select
 from pruning.models import DTYPES, linear_layers, load_model
-from pruning.pruner import LayerScores, restore
+from pruning.pruner import LayerScores
+from pruning.store import ResidentStore
+from pruning.walk import collect
 from search.evolution import evolve
 from search.fitness import Evaluator
 from search.journal import RunFolder
@@ -120,12 +121,12 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
     for name in ("wanda", "snip"):
         baseline = BASELINES[name]
         target = evaluator.setup.tasks[0].target(baseline.group)
-        lazy = LayerScores(baseline.metric, resident.master, resident.statistics)
+        lazy = LayerScores(baseline.metric, resident.master, resident.statistics.of)
         found[f"score {baseline.text}"] = _best(partial(dict, lazy))
         scores = dict(lazy)
 
         found[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
-    found["apply (restore)"] = _best(lambda: restore(resident.layers, resident.master))
+    found["apply (restore)"] = _best(resident.restore)
     found["prune in all, row"] = _best(lambda: _prune(evaluator, "wanda"))
     found["prune in all, model"] = _best(lambda: _prune(evaluator, "snip"))
     found["forward and loss, one window"] = _best(lambda: resident.measure(0, 1))
@@ -155,7 +156,7 @@ def _forward_flops(evaluator: Evaluator) -> float:
     resident = evaluator.residents[0]
     window = resident.windows["fitness"][:1]
     with FlopCounterMode(display=False) as counter:
-        window_losses(resident.model, window)
+        window_losses(resident.store, window)
     return counter.get_total_flops() / _best(lambda: resident.measure(0, 1), repeats=10)
 
 
@@ -230,18 +231,18 @@ def _seconds_plain_on(real: RealRun, subject: int, calibration: int | None) -> f
     texts = real.plan.windows[subject]
     windows = texts["calibration"].tokens[:calibration]
     began = time.perf_counter()
-    model = load_model(real.plan.subjects[subject].model, "float32")
-    layers = linear_layers(model)
+    store = ResidentStore(load_model(real.plan.subjects[subject].model, "float32"))
     collecting = time.perf_counter()
-    statistics = collect(model, layers, windows, frozenset({"X", "G"}))
+    statistics = collect(store, windows, frozenset({"X", "G"}))
     collected = time.perf_counter()
     for task in (task for task in real.plan.tasks if task.subject == subject):
         with torch.no_grad():
-            for name, layer in layers.items():
-                scores = BASELINES["wanda"].metric.score(layer.weight.abs(), **statistics.of(name))
+            for name, layer in linear_layers(store.model).items():
+                leaves = statistics.of(name)
+                scores = BASELINES["wanda"].metric.score(W=layer.weight.abs(), **leaves)
                 lowest = torch.sort(scores, dim=1, stable=True).indices
                 layer.weight.scatter_(1, lowest[:, : int(scores.shape[1] * task.sparsity)], 0)
-        window_losses(model, texts["fitness"].tokens)
+        window_losses(store, texts["fitness"].tokens)
     seconds = time.perf_counter() - began
     left_out = len(texts["calibration"].tokens) / len(windows) - 1
     return seconds + left_out * (collected - collecting)

@@ -7,24 +7,23 @@ documentation of a programming language, and the embedded model with its own tex
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from baselines import LARGE_STARTS, Bench
+from baselines import LARGE_STARTS, calibrated, pruned_perplexity, wikitext2_windows
 from rich.progress import track
 from tables import conditions, show, write_json
 
 from evaluation.corpus import token_windows
-from evaluation.perplexity import perplexity, window_losses
+from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
-from pruning.calibration import collect
 from pruning.leaves import LEAF_SETS
 from pruning.masks import NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
-from pruning.models import EMBEDDED, linear_layers, load_model, load_tokenizer
-from pruning.pruner import LayerScores, prune_copy
+from pruning.models import EMBEDDED, load_tokenizer
+from search.fitness import perplexity_of
 
 SPARSITIES = (0.5, 0.6, 0.7)
 LEAVES = frozenset(LEAF_SETS["extended"])
@@ -68,36 +67,39 @@ def main(
 def _on_model(
     model: str, seed: int, named: Named
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    bench = Bench(model, "bfloat16", "validation[:50%]", (128, 512, seed), LARGE_STARTS, LEAVES)
+    windows = wikitext2_windows(model, "validation[:50%]", (128, 512, seed), LARGE_STARTS)
     other = token_windows(load_tokenizer(model), EMBEDDED, "report", 8, 1024, None).tokens
-    dense = {"test": bench.dense(), "other": perplexity(window_losses(bench.model, other))}
+    resident = calibrated(model, "bfloat16", {**windows, "other": other}, LEAVES)
+
+    def on_other() -> float:
+        return perplexity_of(resident.losses("other"))
+
+    dense = {"test": perplexity(resident.dense), "other": on_other()}
     found: dict[str, dict[str, float]] = {}
     for name, (metric, group) in track(named.items(), "measuring", transient=True):
+        targets = {f"{sparsity:.0%}": Target(sparsity, group_of(group)) for sparsity in SPARSITIES}
+        targets["2:4"] = Target(0.5, NOfM(2, 4))
         found[name] = {
-            f"{sparsity:.0%}": bench.pruned(metric, Target(sparsity, group_of(group)))
-            for sparsity in SPARSITIES
+            column: pruned_perplexity(resident, metric, target)
+            for column, target in targets.items()
         }
-        found[name]["2:4"] = bench.pruned(metric, Target(0.5, NOfM(2, 4)))
-        bench.pruned(metric, Target(0.5, group_of(group)))
-        found[name]["other text 50%"] = perplexity(window_losses(bench.model, other))
+        resident.prune(metric.text, targets["50%"])
+        found[name]["other text 50%"] = on_other()
     return found, dense
 
 
 def _on_embedded(named: Named) -> tuple[dict[str, float], float]:
-    model, tokenizer = load_model(EMBEDDED, "float32"), load_tokenizer(EMBEDDED)
-    layers = linear_layers(model)
-    master = {name: layer.weight.detach().clone() for name, layer in layers.items()}
-    calibration = token_windows(tokenizer, EMBEDDED, "calibration", 32, 256, 0).tokens
-    report = token_windows(tokenizer, EMBEDDED, "report", None, 256, None).tokens
-    dense = perplexity(window_losses(model, report))
-    statistics = collect(model, layers, calibration, LEAVES)
-    found: dict[str, Any] = {}
-    for name, (metric, group) in named.items():
-        prune_copy(
-            layers, master, LayerScores(metric, master, statistics), Target(0.5, group_of(group))
-        )
-        found[name] = perplexity(window_losses(model, report))
-    return found, dense
+    tokenizer = load_tokenizer(EMBEDDED)
+    windows = {
+        "calibration": token_windows(tokenizer, EMBEDDED, "calibration", 32, 256, 0).tokens,
+        "fitness": token_windows(tokenizer, EMBEDDED, "report", None, 256, None).tokens,
+    }
+    resident = calibrated(EMBEDDED, "float32", windows, LEAVES)
+    found = {
+        name: pruned_perplexity(resident, metric, Target(0.5, group_of(group)))
+        for name, (metric, group) in named.items()
+    }
+    return found, perplexity(resident.dense)
 
 
 if __name__ == "__main__":

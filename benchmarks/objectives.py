@@ -63,11 +63,11 @@ def _measure(evaluator: Evaluator, sample: list[Record]) -> tuple[Tensor, Tensor
     """Return NLL and KL of each candidate's fitness windows, (N, windows), and the truth, (N,)."""
     resident, task = evaluator.residents[0], evaluator.setup.tasks[0]
     windows = resident.windows["fitness"]
-    hidden = final_hidden(resident.model, windows)
+    hidden = final_hidden(resident.store, windows)
     rows = []
     for record in track(sample, "measuring", transient=True):
         with resident.pruned(record.metric, task.target(record.group)):
-            divergences = window_divergences(resident.model, windows, hidden)
+            divergences = window_divergences(resident.store, windows, hidden)
             selection = torch.tensor(resident.losses("selection"))
             rows.append((resident.measure(0, None), divergences, selection.mean()))
     nll, kl, truth = (torch.stack(column) for column in zip(*rows, strict=True))

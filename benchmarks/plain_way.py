@@ -17,6 +17,7 @@ from typer import Option
 
 from evaluation.corpus import token_windows
 from evaluation.perplexity import perplexity, window_losses
+from pruning.store import ResidentStore
 
 
 def main(
@@ -38,10 +39,11 @@ def main(
     test = token_windows(tokenizer, eval_corpus, eval_split, eval_windows, seqlen, None).tokens
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     layers = [layer for layer in whole.model.layers.modules() if isinstance(layer, nn.Linear)]
-    dense = perplexity(window_losses(whole, test))
+    store = ResidentStore(whole)
+    dense = perplexity(window_losses(store, test))
     sums = _squared_gradients(whole, layers, windows)
     _prune_rows(layers, sums, sparsity)
-    found = {"dense_perplexity": dense, "pruned_perplexity": perplexity(window_losses(whole, test))}
+    found = {"dense_perplexity": dense, "pruned_perplexity": perplexity(window_losses(store, test))}
     whole.to(torch.bfloat16).save_pretrained(out)
     (out / "perplexity.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
 

@@ -216,7 +216,7 @@ class _Pruning:
             calibration = self._enter("calibration") if collects else None
         after = [pruned, calibration if recipe.sequential else None]
         for i, (block, then) in enumerate(in_turn(store.blocks)):
-            if dense or calibration or self.decides != "backward":
+            if dense or calibration or not self._is_done(block):
                 with store.open_dense(block, then) as module:
                     if dense:
                         dense.advance(i, module)
@@ -309,12 +309,14 @@ class _Pruning:
         return select(scores, self.recipe.target, fractions)
 
     def _statistics(self, layer: str) -> dict[str, Tensor]:
-        keys = {leaf: f"{leaf}/{layer}" for leaf in self.recipe.leaves}
-        held = (self.fresh, self.kept)
-        return {
-            leaf: next(part[key] for part in held if key in part).to(self.store.device)
-            for leaf, key in keys.items()
-        }
+        """Return what is there of a layer by leaf; a metric that misses one says so."""
+        found = {}
+        for leaf in self.recipe.leaves:
+            key = f"{leaf}/{layer}"
+            part = self.fresh if key in self.fresh else self.kept
+            if key in part:
+                found[leaf] = part[key].to(self.store.device)
+        return found
 
     def _forget(self, layer: str) -> None:
         for leaf in self.recipe.leaves:

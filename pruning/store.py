@@ -262,7 +262,6 @@ class FolderStore:
         self, block: str, written: Checkpoint | None, then: str | None
     ) -> Iterator[nn.Module]:
         module = self.model.get_submodule(block)
-        empty = dict(module.named_parameters())
         if block not in self._opened:
             module.load_state_dict(self._load(block, written), assign=True)
         if then:
@@ -273,8 +272,8 @@ class FolderStore:
             if block in self._held and block not in self.written:
                 self._opened.add(block)
             elif block not in self._opened:
-                for name, parameter in empty.items():
-                    _set_parameter(module, name, parameter)
+                for name, parameter in list(module.named_parameters()):
+                    _set_parameter(module, name, torch.empty_like(parameter, device="meta"))
 
     def _load(self, block: str, written: Checkpoint | None) -> dict[str, Tensor]:
         """Return a block's tensors by its own parameter names, as the passes use them."""

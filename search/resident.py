@@ -53,10 +53,12 @@ class Resident:
         # The dense model's distance to itself is nothing, up to rounding.
         self.dense = self.measure(0, None) if hidden is None else torch.zeros(len(hidden)).double()
 
-    def collect_statistics(self, leaves: frozenset[str]) -> dict[str, Tensor]:
-        """Collect statistics on the calibration windows, use them, return them by `X/layer`."""
+    def collect_statistics(
+        self, leaves: frozenset[str], role: str = "calibration"
+    ) -> dict[str, Tensor]:
+        """Collect statistics on one of the texts, use them, return them by `X/layer`."""
         self.restore()
-        found = collect(self.store, self.windows["calibration"], leaves).to_tensors()
+        found = collect(self.store, self.windows[role], leaves).to_tensors()
         self.use_statistics(found)
         return found
 

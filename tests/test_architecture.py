@@ -27,6 +27,9 @@ RESERVED = {
     "deap": ("search/primitives.py", "search/variation.py"),
     "datasets": ("evaluation/",),
 }
+TENSOR_READERS = ("pruning/result/kept.py",)
+"""The modules that may call torch.load: with weights_only=True, written out."""
+
 MEETING_PLACES = ("search/fitness.py", "search/resident.py", "search/plan.py")
 """The modules of search that may import both pruning and evaluation."""
 
@@ -79,6 +82,19 @@ def dotted(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else "?"
+
+
+def calls_of(tree: ast.Module) -> list[tuple[str, ast.Call]]:
+    """Return every call in the tree with its dotted name."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(dotted(call.func), call) for call in calls]
+
+
+def reads_tensors(file: str, name: str, call: ast.Call) -> bool:
+    """Whether a call is torch.load of tensors alone, in a file that may do so."""
+    flags = [word.value for word in call.keywords if word.arg == "weights_only"]
+    literal = [isinstance(flag, ast.Constant) and flag.value is True for flag in flags]
+    return name == "torch.load" and file in TENSOR_READERS and literal == [True]
 
 
 @cache
@@ -154,8 +170,8 @@ def test_no_module_or_package_is_named_like_a_standard_one():
 @pytest.mark.parametrize("file", EVERYTHING)
 def test_nothing_evaluates_text_or_unpickles(file):
     assert packages_imported_by(file) & UNSAFE_IMPORTS == set()
-    calls = [node for node in ast.walk(syntax(file)) if isinstance(node, ast.Call)]
-    assert {dotted(call.func) for call in calls} & UNSAFE_CALLS == set()
+    unsafe = {name for name, call in calls_of(syntax(file)) if not reads_tensors(file, name, call)}
+    assert unsafe & UNSAFE_CALLS == set()
 
 
 @pytest.mark.parametrize("file", EVERYTHING)
@@ -191,6 +207,24 @@ def test_every_package_has_files_to_check():
 )
 def test_imports_are_seen_wherever_and_however_they_are_written(source, expected):
     assert set(imports(ast.parse(source), "search")) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "allowed"),
+    [
+        (TENSOR_READERS[0], "torch.load(f, weights_only=True)", True),
+        (TENSOR_READERS[0], "torch.load(f)", False),
+        (TENSOR_READERS[0], "torch.load(f, weights_only=False)", False),
+        (TENSOR_READERS[0], "torch.load(f, weights_only=flag)", False),
+        (TENSOR_READERS[0], "torch.load(f, weights_only=1)", False),
+        (TENSOR_READERS[0], "torch.load(f, **{'weights_only': True})", False),
+        (TENSOR_READERS[0], "torch.save(f, weights_only=True)", False),
+        ("pruning/models.py", "torch.load(f, weights_only=True)", False),
+    ],
+)
+def test_torch_load_is_for_tensors_alone_in_one_file(file, source, allowed):
+    ((name, call),) = calls_of(ast.parse(source))
+    assert reads_tensors(file, name, call) is allowed
 
 
 def test_reached_from_follows_imports_through_our_files():

@@ -47,7 +47,7 @@ def test_named_options_exist(script):
 def test_every_module_has_its_line_in_the_readme():
     readme = text_of("README.md")
     for package in ("pruning", "evaluation", "search", "scripts"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             name = path.relative_to(ROOT).as_posix()
             assert path.name == "__init__.py" or f"| `{name}` |" in readme, name
 

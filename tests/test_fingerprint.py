@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pruning.calibration import Statistics
+from pruning.leaves import Statistics
 from pruning.masks import GROUPS, DegenerateScores, Layer, Model, NOfM, Row, Target, group_of
 from search.fingerprint import (
     ROWS,
@@ -33,7 +33,7 @@ def probe(seed: int = 0, x_scale: float = 1.0) -> Probe:
     weights = {name: draw(6, 16) * scale - 0.8 for name, scale in names.items()}
     X = {name: draw(1, 16) * x_scale for name in names}
     G = {name: draw(6, 16) for name in names}
-    return Probe(weights, Statistics(X, G))
+    return Probe(weights, Statistics(X=X, G=G))
 
 
 def mark(text: str, target: Target = HALF, on: Probe | None = None) -> str:
@@ -123,7 +123,7 @@ QUARTERS = Fingerprints([(SMALL, asking(0.25))])
 
 
 def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
-    one, other = probe(), Probe(probe().weights, Statistics(X=probe(1).statistics.X))
+    one, other = probe(), Probe(probe().weights, Statistics(X=probe(1).statistics["X"]))
     both = Fingerprints([(one, asking(0.5)), (other, asking(0.5))])
     again = Fingerprints([(other, asking(0.5)), (one, asking(0.5))])
     marks = [each.fingerprint("mul(W, X)", "row") for each in (both, again)]
@@ -274,7 +274,7 @@ def test_fingerprint_refuses_a_metric_in_which_x_drowns_the_weights():
 
 def test_fingerprint_takes_a_metric_whose_rows_differ_in_one_layer_alone():
     one = probe(x_scale=1e5)
-    one.statistics.X["a"].div_(1e5)
+    one.statistics["X"]["a"].div_(1e5)
     assert mark("add(W, X)", on=one)
 
 
@@ -294,7 +294,7 @@ def model_tensors(blocks: int, rows: int) -> tuple[dict[str, torch.Tensor], Stat
     weights = {name: (count + i / 10).expand(rows, 4).bfloat16() for i, name in enumerate(names)}
     X = {name: torch.ones(1, 4) for name in names}
     G = {name: count.expand(rows, 4) * 2 for name in names}
-    return weights, Statistics(X, G)
+    return weights, Statistics(X=X, G=G)
 
 
 def test_take_probe_takes_an_early_a_middle_and_a_late_block():
@@ -315,9 +315,9 @@ def test_take_probe_takes_every_statistic_that_is_there_on_the_same_rows():
     name, count = "layers.0.up", torch.arange(40.0)[:, None]
     statistics = Statistics(A={name: torch.ones(1, 4)}, V={name: torch.ones(1, 4)}, B={name: count})
     taken = take_probe({name: count.expand(40, 4)}, statistics, {"layers.0": None}).statistics
-    assert taken.B[name][:, 0].tolist() == list(range(0, 32, 2))
-    assert taken.A[name].shape == taken.V[name].shape == (1, 4)
-    assert not taken.X and not taken.G
+    assert taken["B"][name][:, 0].tolist() == list(range(0, 32, 2))
+    assert taken["A"][name].shape == taken["V"][name].shape == (1, 4)
+    assert not taken.leaf("X") and not taken.leaf("G")
 
 
 @pytest.mark.parametrize(("rows", "step", "count"), [(40, 2, 16), (16, 1, 16), (5, 1, 5)])
@@ -327,16 +327,16 @@ def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, step, cou
     assert count <= ROWS
     expected = torch.arange(0.0, step * count, step)
     assert torch.equal(taken.weights["layers.0.mlp.up"][:, 0], expected)
-    assert torch.equal(taken.statistics.G["layers.0.mlp.up"][:, 0], 2 * expected)
-    assert taken.statistics.X["layers.0.mlp.up"].shape == (1, 4)
+    assert torch.equal(taken.statistics["G"]["layers.0.mlp.up"][:, 0], 2 * expected)
+    assert taken.statistics["X"]["layers.0.mlp.up"].shape == (1, 4)
     assert taken.weights["layers.0.mlp.up"].dtype == torch.float32
 
 
 def test_take_probe_is_a_copy():
     weights = {"layers.0.a": torch.ones(2, 4)}
-    statistics = Statistics({"layers.0.a": torch.ones(1, 4)}, {"layers.0.a": torch.ones(2, 4)})
+    statistics = Statistics(X={"layers.0.a": torch.ones(1, 4)}, G={"layers.0.a": torch.ones(2, 4)})
     taken = take_probe(weights, statistics, {"layers.0": None})
-    for tensor in (weights, statistics.X, statistics.G):
+    for tensor in (weights, statistics["X"], statistics["G"]):
         tensor["layers.0.a"].zero_()
     assert all(tensor.all() for tensor in taken.to_tensors().values())
 

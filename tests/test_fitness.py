@@ -12,6 +12,7 @@ from evaluation.perplexity import window_losses
 from pruning.masks import Model, NOfM, Row, Target, lowest_in_model
 from pruning.models import linear_layers, load_model, load_tokenizer
 from pruning.ranking import lowest_per_row
+from pruning.store import ResidentStore
 from search.fitness import Evaluator, InProcessPool, Setup, Task
 from search.population import Candidate
 from search.resident import Subject
@@ -91,14 +92,14 @@ def again(evaluator, **changes):
 
 
 def weights_of(evaluator, subject=0):
-    layers = evaluator.residents[subject].layers
+    layers = linear_layers(evaluator.residents[subject].store.model)
     return {name: layer.weight.clone() for name, layer in layers.items()}
 
 
 def assert_dense(evaluator):
     for resident, subject in zip(evaluator.residents, evaluator.setup.subjects, strict=True):
         dense = linear_layers(load_model(subject.model, subject.dtype))
-        for name, layer in resident.layers.items():
+        for name, layer in linear_layers(resident.store.model).items():
             assert torch.equal(layer.weight, dense[name].weight), name
 
 
@@ -106,7 +107,7 @@ def wanda_scores(evaluator, subject=0):
     """Return the scores of `WANDA` by layer, from the dense weights and X alone."""
     resident = evaluator.residents[subject]
     return {
-        name: w.abs() * resident.statistics.X[name].sqrt() for name, w in resident.master.items()
+        name: w.abs() * resident.statistics["X"][name].sqrt() for name, w in resident.master.items()
     }
 
 
@@ -126,14 +127,14 @@ def pruned_by_wanda(evaluator, task):
     scores = wanda_scores(evaluator, task.subject)
     for name, layer in linear_layers(model).items():
         layer.weight.data[lowest(scores[name], task.sparsity, task.pattern)] = 0
-    return model
+    return ResidentStore(model)
 
 
 def rises_under_wanda(evaluator, task):
     """Return each fitness window's rise of NLL over dense, (N,), without the evaluator."""
     subject = evaluator.setup.subjects[task.subject]
     windows = evaluator.setup.windows[task.subject]["fitness"]
-    dense = window_losses(load_model(subject.model, subject.dtype), windows)
+    dense = window_losses(ResidentStore(load_model(subject.model, subject.dtype)), windows)
     return window_losses(pruned_by_wanda(evaluator, task), windows) - dense
 
 
@@ -369,7 +370,7 @@ def test_other_statistics_make_another_profile(evaluator):
 def test_fitness_of_kl_is_the_mean_divergence_of_the_dense_distribution_to_the_pruned(evaluator):
     diverging = again(evaluator, objective="kl")
     windows = diverging.setup.windows[0]["fitness"]
-    models = (load_model("embedded", "float32"), pruned_by_wanda(diverging, HALF))
+    models = (load_model("embedded", "float32"), pruned_by_wanda(diverging, HALF).model)
     dense, pruned = (model(input_ids=windows).logits[:, :-1].log_softmax(-1) for model in models)
     expected = functional.kl_div(pruned, dense, reduction="none", log_target=True).sum(-1).mean()
     outcome = diverging.evaluate(Candidate(0, WANDA, "row"))
@@ -395,7 +396,7 @@ def test_kl_is_stopped_by_the_divergence_itself(evaluator):
 def test_losses_of_no_metric_are_the_dense_ones(on_two_models, tiny_llama_dir):
     for task, model in enumerate(("embedded", str(tiny_llama_dir), "embedded")):
         windows = on_two_models.setup.windows[task % 2]["report"]
-        expected = window_losses(load_model(model, "float32"), windows).tolist()
+        expected = window_losses(ResidentStore(load_model(model, "float32")), windows).tolist()
         assert on_two_models.losses(task, "report", None, "row") == expected
 
 
@@ -423,7 +424,7 @@ def test_zeros_and_overlap_count_the_masks_of_each_layer(on_two_models):
             both, either = (magnitude & wanda).sum().item(), (magnitude | wanda).sum().item()
             expected[name] = (wanda.sum().item() / wanda.numel(), both / either)
         assert found == expected
-        assert list(found) == list(resident.layers)
+        assert list(found) == list(linear_layers(resident.store.model))
 
 
 def test_zeros_and_overlap_of_groups_are_of_each_ones_own(evaluator):
@@ -479,12 +480,12 @@ def test_collect_statistics_collects_the_leaves_asked_and_uses_them(evaluator, s
     tensors = made.collect_statistics(0)
     assert {key.split("/", 1)[0] for key in tensors} == {"V", "B"}
     statistics = made.residents[0].statistics
-    assert set(statistics.V) == set(statistics.B) == set(evaluator.residents[0].statistics.X)
+    assert set(statistics["V"]) == set(statistics["B"]) == set(evaluator.residents[0].master)
 
 
 def test_each_model_has_its_own_statistics_and_digest(on_two_models):
-    names = [set(resident.statistics.X) for resident in on_two_models.residents]
-    layers = [set(resident.layers) for resident in on_two_models.residents]
+    names = [set(resident.statistics["X"]) for resident in on_two_models.residents]
+    layers = [set(linear_layers(resident.store.model)) for resident in on_two_models.residents]
     assert names == layers
     assert on_two_models.model_digest(0) != on_two_models.model_digest(1)
 

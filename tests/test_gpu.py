@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pruning.calibration import STATISTICS
+from pruning.leaves import STATISTICS
 from pruning.masks import NOfM, lowest_in_model
 from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
 from search.fitness import Evaluator, Setup, Task

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 import run_search
 from configs import schema
-from pruning.calibration import Statistics
+from pruning.leaves import Statistics
 from pruning.masks import GROUPS, Target, group_of
 from pruning.models import load_config
 from search import launch

@@ -29,8 +29,10 @@ from pruning.masks import (
 from pruning.metric import Metric
 from pruning.models import linear_layers
 from pruning.operators import RELEASE
-from pruning.pruner import prune
+from pruning.pruner import Recipe, prune
 from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
+from pruning.store import ResidentStore
+from pruning.walk import Texts
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 
@@ -414,7 +416,8 @@ class Column(Group):
 def test_a_new_group_is_one_class(propagation):
     model, target = toy_model("llama"), Target(0.5, Column())
     dense = {name: layer.weight.abs() for name, layer in linear_layers(model).items()}
-    prune(model, Metric("W"), target, toy_windows(), propagation)
+    recipe = Recipe(Metric("W"), target, propagation)
+    prune(ResidentStore(model), recipe, Texts(toy_windows()))
     assert (target.group_name, target.pattern_text) == ("column", "unstructured")
     for name, layer in linear_layers(model).items():
         half = len(layer.weight) // 2

@@ -19,7 +19,7 @@ from pruning.models import (
     source_of,
 )
 
-SUPPORTED = "gemma3, gemma3_text, llama, mistral, opt, qwen2, qwen3"
+SUPPORTED = "gemma2, gemma3, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3"
 GATED = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
@@ -28,6 +28,7 @@ OPT = (
     *("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj"),
     *("fc1", "fc2"),
 )
+FUSED = ("self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj")
 BLOCKS = {
     "gemma3": "model.language_model.layers",
     "opt": "model.decoder.layers",
@@ -48,7 +49,7 @@ def run_block_after_block(model, windows):
     hidden, calls = block_inputs(model, windows)
     with torch.no_grad():
         for i, block in enumerate(decoder_blocks(model).values()):
-            hidden = [call[i].run(block, state) for state, call in zip(hidden, calls, strict=True)]
+            hidden = [calls[i].run(block, state) for state in hidden]
     return torch.cat(hidden)
 
 
@@ -72,7 +73,7 @@ def test_blocks_and_their_linear_layers_are_found_in_order(family):
     model = toy_model(family)
     path = BLOCKS.get(family, "model.layers")
     assert list(decoder_blocks(model)) == [f"{path}.0", f"{path}.1"]
-    names = OPT if family.startswith("opt") else GATED
+    names = {"opt": OPT, "opt_projected": OPT, "phi3": FUSED}.get(family, GATED)
     found = linear_layers(model)
     assert list(found) == [f"{path}.{i}.{name}" for i in (0, 1) for name in names]
     assert all(found[name] is model.get_submodule(name) for name in found)
@@ -95,18 +96,18 @@ def test_running_block_after_block_notices_a_changed_block(family):
     with torch.no_grad():
         next(iter(linear_layers(model).values())).weight.mul_(3)
         for i, block in enumerate(decoder_blocks(model).values()):
-            hidden = [call[i].run(block, state) for state, call in zip(hidden, calls, strict=True)]
+            hidden = [calls[i].run(block, state) for state in hidden]
     after = last_block_output(model, windows)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(torch.cat(hidden), after)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_block_inputs_gives_one_state_and_a_call_for_each_block_by_window(family):
+def test_block_inputs_gives_a_state_for_each_window_and_a_call_for_each_block(family):
     model, windows = toy_model(family), toy_windows(count=3)
     hidden, calls = block_inputs(model, windows)
     assert [tuple(state.shape) for state in hidden] == [(1, TOKENS, 16)] * 3
-    assert [len(of_window) for of_window in calls] == [2, 2, 2]
+    assert len(calls) == 2
     assert not any(state.requires_grad for state in hidden)
 
 
@@ -115,7 +116,7 @@ def test_block_inputs_keeps_each_block_its_own_mask():
     hidden, calls = block_inputs(model, toy_windows(count=1))
     block = decoder_blocks(model)["model.layers.0"]
     with torch.no_grad():
-        sliding, full = (call.run(block, hidden[0]) for call in calls[0])
+        sliding, full = (call.run(block, hidden[0]) for call in calls)
     assert not torch.allclose(sliding[:, -1], full[:, -1])
 
 

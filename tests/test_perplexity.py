@@ -6,8 +6,10 @@ import pytest
 import torch
 from toy_models import FAMILIES, TOKENS, VOCABULARY, toy_model, toy_windows
 
-from evaluation import perplexity as module
-from evaluation.perplexity import logits_in_parts, perplexity, window_losses
+from evaluation.perplexity import perplexity, window_losses
+from pruning import models
+from pruning.models import logits_in_parts
+from pruning.store import ResidentStore
 
 
 @torch.no_grad()
@@ -18,9 +20,9 @@ def own_losses(model, windows):
 @pytest.mark.parametrize("chunk", [1, 4, TOKENS - 1, TOKENS, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_window_losses_are_the_models_own_whatever_the_chunk(family, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(models, "HEAD_TOKENS", chunk)
     model, windows = toy_model(family), toy_windows(count=3)
-    losses = window_losses(model, windows)
+    losses = window_losses(ResidentStore(model), windows)
     assert losses.dtype == torch.float64
     torch.testing.assert_close(losses, own_losses(model, windows).double(), rtol=1e-5, atol=1e-5)
 
@@ -42,25 +44,27 @@ def test_logits_of_a_bf16_model_are_fp32():
 
 def test_window_losses_heed_the_soft_cap_of_logits():
     windows = toy_windows()
-    capped, free = (toy_model("gemma3_text", final_logit_softcapping=cap) for cap in (3.0, None))
-    for model in (capped, free):
+    found = []
+    for cap in (3.0, None):
+        model = toy_model("gemma3_text", final_logit_softcapping=cap)
+        found.append(window_losses(ResidentStore(model), windows))
         expected = own_losses(model, windows).double()
-        torch.testing.assert_close(window_losses(model, windows), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(window_losses(capped, windows), window_losses(free, windows))
+        torch.testing.assert_close(found[-1], expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(*found)
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_the_vocabulary():
     model = toy_model("llama")
     model.lm_head.weight.data.zero_()
-    losses = window_losses(model, toy_windows())
+    losses = window_losses(ResidentStore(model), toy_windows())
     torch.testing.assert_close(losses, torch.full((3,), math.log(VOCABULARY), dtype=torch.float64))
     assert perplexity(losses) == pytest.approx(VOCABULARY)
 
 
 def test_each_window_is_measured_alone():
     model, windows = toy_model("gemma3_text"), toy_windows(count=4)
-    alone = torch.cat([window_losses(model, window[None]) for window in windows])
-    assert torch.equal(window_losses(model, windows), alone)
+    alone = torch.cat([window_losses(ResidentStore(model), window[None]) for window in windows])
+    assert torch.equal(window_losses(ResidentStore(model), windows), alone)
 
 
 def test_shortest_window_has_one_prediction():
@@ -68,12 +72,12 @@ def test_shortest_window_has_one_prediction():
     with torch.no_grad():
         log_probabilities = model(input_ids=windows).logits[:, 0].log_softmax(-1)
     expected = -log_probabilities.gather(1, windows[:, 1:]).flatten().double()
-    torch.testing.assert_close(window_losses(model, windows), expected)
+    torch.testing.assert_close(window_losses(ResidentStore(model), windows), expected)
 
 
 def test_on_window_counts_the_windows():
     seen = []
-    window_losses(toy_model("llama"), toy_windows(count=3), seen.append)
+    window_losses(ResidentStore(toy_model("llama")), toy_windows(count=3), seen.append)
     assert seen == [1, 2, 3]
 
 

@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional
 from toy_models import FAMILIES, toy_model, toy_windows
 
-from pruning.calibration import Statistics, collect
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers
-from pruning.pruner import LayerScores, prune, prune_copy, restore
+from pruning.pruner import LayerScores, Recipe, prune
+from pruning.store import ResidentStore
+from pruning.walk import Texts, collect
 
 WANDA = Metric.parse("mul(W, sqrt(X))")
 GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
@@ -20,6 +21,7 @@ MAGNITUDE = Metric.parse("W")
 ROW = Target(0.5, Row())
 TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
 UP_PROJ = "model.layers.1.mlp.up_proj"
+NO_WINDOWS = torch.empty(0, 8, dtype=torch.int64)
 
 
 # Independent statistics, masks and loops
@@ -70,9 +72,14 @@ def weights_of(model):
     return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
 
 
+def prune_model(model, metric, target, windows, propagation="one-shot", **options):
+    """Prune a model in memory, in place."""
+    prune(ResidentStore(model), Recipe(metric, target, propagation), Texts(windows), **options)
+
+
 def pruned_weights(model, metric, target, windows, propagation="one-shot"):
     copied = copy.deepcopy(model)
-    prune(copied, metric, target, windows, propagation)
+    prune_model(copied, metric, target, windows, propagation)
     return weights_of(copied)
 
 
@@ -88,7 +95,7 @@ def zeros(weight):
 
 def error_of(*arguments, **keywords):
     with pytest.raises(ValueError) as caught:
-        prune(*arguments, **keywords)
+        prune_model(*arguments, **keywords)
     return str(caught.value)
 
 
@@ -189,13 +196,14 @@ def test_sequential_takes_all_input_statistics_from_the_blocks_pruned_before():
     model, windows = toy_model("llama", num_hidden_layers=3), toy_windows()
     metric = Metric.parse("mul(W, add(add(A, V), mul(0.01, B)))")
     actual = pruned_weights(model, metric, ROW, windows, "sequential")
-    B = collect(model, linear_layers(model), windows, frozenset("B")).B
+    B = collect(ResidentStore(model), windows, frozenset("B"))["B"]
     expected = copy.deepcopy(model)
     for block in decoder_blocks(expected):
-        found = collect(expected, linear_layers(expected), windows, frozenset("AV"))
-        for name in [name for name in found.A if name.startswith(f"{block}.")]:
+        found = collect(ResidentStore(expected), windows, frozenset("AV"))
+        A, V = found["A"], found["V"]
+        for name in [name for name in A if name.startswith(f"{block}.")]:
             weight = expected.get_submodule(name).weight.data
-            scores = weight.abs() * (found.A[name] + found.V[name] + 0.01 * B[name])
+            scores = weight.abs() * (A[name] + V[name] + 0.01 * B[name])
             weight.copy_(keep_highest(weight, scores, weight.shape[1] // 2))
     assert_same_weights(actual, weights_of(expected))
 
@@ -209,44 +217,71 @@ def test_sequential_and_one_shot_agree_on_the_first_block_and_part_after_it():
     assert not all(same[name] for name in same if ".layers.1." in name)
 
 
-# A copy, pruned again and again
+# The bits that are written
 
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-def dense_and_layer(dtype):
-    """Return weights of both signs, subnormals, zeros and a NaN, and a layer full of NaNs."""
-    dense = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    dense[0, :4] = torch.tensor([-0.0, 0.0, torch.finfo(dtype).tiny / 4, float("nan")])
-    layer = torch.nn.Linear(16, 6, bias=False, dtype=dtype)
-    layer.weight.data.fill_(float("nan"))
-    return dense, layer
+def bits(weight):
+    return weight.detach().view(BITS[weight.dtype])
 
 
 @pytest.mark.parametrize("target", [ROW, Target(0.3, Layer()), Target(0.3, Model()), TWO_OF_FOUR])
 @pytest.mark.parametrize("dtype", BITS)
-def test_prune_copy_writes_zeros_and_the_dense_bits_elsewhere(dtype, target):
-    dense, layer = dense_and_layer(dtype)
-    scores = torch.rand(6, 16, generator=torch.Generator().manual_seed(1))
-    before = dense.clone()
-    prune_copy({"a": layer}, {"a": dense}, {"a": scores}, target)
-    groups = {"row": (6, 16), "layer": (1, 96), "model": (1, 96), "2:4": (24, 4)}
-    shape = groups[target.group.name]
-    ones = torch.ones(shape)
-    removed = int(shape[1] * target.sparsity)
-    kept = keep_highest(ones, scores.reshape(shape), removed).reshape(6, 16).bool()
-    bits = layer.weight.data.view(BITS[dtype])
-    assert torch.equal(bits[kept], dense.view(BITS[dtype])[kept])
-    assert (bits[~kept] == 0).all()  # the bits of +0, never of -0
-    assert torch.equal(dense.view(BITS[dtype]), before.view(BITS[dtype]))
+def test_prune_writes_zeros_and_the_dense_bits_elsewhere(dtype, target):
+    model = toy_model("llama", num_hidden_layers=1).to(dtype)
+    for layer in linear_layers(model).values():
+        special = [-0.0, 0.0, torch.finfo(dtype).tiny / 4, -torch.finfo(dtype).tiny / 4]
+        layer.weight.data[-1, -4:] = torch.tensor(special, dtype=dtype)
+    dense = weights_of(model)
+    prune_model(model, MAGNITUDE, target, NO_WINDOWS)
+    shapes = {
+        "row": lambda rows, columns: (rows, columns),
+        "layer": lambda rows, columns: (1, rows * columns),
+        "2:4": lambda rows, columns: (rows * columns // 4, 4),
+    }
+    if target.group == Model():
+        everything = torch.cat([weight.flatten() for weight in dense.values()])[None]
+        kept = keep_highest(
+            torch.ones_like(everything), everything.float().abs(), int(everything.numel() * 0.3)
+        )[0].split([weight.numel() for weight in dense.values()])
+    else:
+        shape = shapes[target.group.name]
+        kept = []
+        for weight in dense.values():
+            scores = weight.float().abs().reshape(shape(*weight.shape))
+            removed = int(scores.shape[1] * target.sparsity)
+            kept.append(keep_highest(torch.ones_like(scores), scores, removed))
+    for (name, weight), ones in zip(weights_of(model).items(), kept, strict=True):
+        stays = ones.reshape(weight.shape).bool()
+        assert torch.equal(bits(weight)[stays], bits(dense[name])[stays])
+        assert (bits(weight)[~stays] == 0).all()  # the bits of +0, never of -0
 
 
 @pytest.mark.parametrize("dtype", BITS)
 def test_restore_writes_the_dense_bits(dtype):
-    dense, layer = dense_and_layer(dtype)
-    restore({"a": layer}, {"a": dense})
-    assert torch.equal(layer.weight.data.view(BITS[dtype]), dense.view(BITS[dtype]))
+    store = ResidentStore(toy_model("llama").to(dtype))
+    master = store.copies()
+    first = next(iter(master.values()))
+    first[0, :4] = torch.tensor([-0.0, 0.0, torch.finfo(dtype).tiny / 4, float("nan")])
+    for layer in linear_layers(store.model).values():
+        layer.weight.data.fill_(float("nan"))
+    store.restore(master)
+    for name, weight in weights_of(store.model).items():
+        assert torch.equal(bits(weight), bits(master[name]))
+
+
+def test_a_restored_model_is_pruned_again():
+    store = ResidentStore(toy_model("llama"))
+    master = store.copies()
+    for target in (ROW, TWO_OF_FOUR):
+        store.restore(master)
+        prune(store, Recipe(MAGNITUDE, target), Texts(NO_WINDOWS))
+        expected = copy.deepcopy(store.model)
+        ResidentStore(expected).restore(master)
+        prune_model(expected, MAGNITUDE, target, NO_WINDOWS)
+        assert_same_weights(weights_of(store.model), weights_of(expected))
 
 
 # Counts, and what is left alone
@@ -257,7 +292,7 @@ def test_restore_writes_the_dense_bits(dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_of_every_family_loses_exactly_its_share(family, target, propagation):
     model = toy_model(family)
-    prune(model, GBLM, target, toy_windows(), propagation)
+    prune_model(model, GBLM, target, toy_windows(), propagation)
     for name, weight in weights_of(model).items():
         rows, columns = weight.shape
         if target == TWO_OF_FOUR:
@@ -274,7 +309,7 @@ def test_every_layer_of_every_family_loses_exactly_its_share(family, target, pro
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_wide_threshold_removes_exactly_its_share_of_every_family(family):
     model = toy_model(family)
-    prune(model, SNIP, Target(0.37, Model()), toy_windows())
+    prune_model(model, SNIP, Target(0.37, Model()), toy_windows())
     weights = weights_of(model).values()
     assert sum(zeros(w) for w in weights) == int(sum(w.numel() for w in weights) * 0.37)
 
@@ -283,7 +318,7 @@ def test_a_model_wide_threshold_removes_exactly_its_share_of_every_family(family
 def test_kept_weights_and_all_other_parameters_stay_as_they_were(family):
     model = toy_model(family)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    prune(model, GBLM, ROW, toy_windows(), "sequential")
+    prune_model(model, GBLM, ROW, toy_windows(), "sequential")
     pruned = {f"{name}.weight" for name in linear_layers(model)}
     for name, value in model.state_dict().items():
         kept = value != 0 if name in pruned else torch.ones_like(value, dtype=torch.bool)
@@ -293,7 +328,7 @@ def test_kept_weights_and_all_other_parameters_stay_as_they_were(family):
 def test_a_bf16_model_is_ranked_by_fp32_scores_and_stays_bf16():
     model = toy_model("llama").to(torch.bfloat16)
     dense = weights_of(model)
-    prune(model, Metric.parse("exp(W)"), ROW, toy_windows())
+    prune_model(model, Metric.parse("exp(W)"), ROW, toy_windows())
     for name, weight in weights_of(model).items():
         assert weight.dtype == torch.bfloat16
         scores = dense[name].float().abs().exp()
@@ -310,29 +345,27 @@ def test_zero_sparsity_removes_nothing():
 def test_a_metric_of_weights_alone_runs_no_calibration():
     model = toy_model("llama")
     model.model.forward = None  # would fail if it were called
-    prune(model, MAGNITUDE, ROW, toy_windows())
+    prune_model(model, MAGNITUDE, ROW, toy_windows())
     assert {zeros(w) / w.numel() for w in weights_of(model).values()} == {0.5}
 
 
 @pytest.mark.parametrize(
     ("metric", "propagation", "expected"),
     [
-        (MAGNITUDE, "one-shot", {"prune": 14}),
-        (GBLM, "one-shot", {"calibrate": 3, "prune": 14}),
-        (WANDA, "sequential", {"prune": 2}),
-        (GBLM, "sequential", {"calibrate": 3, "prune": 2}),
+        (MAGNITUDE, "one-shot", ["prune"]),
+        (WANDA, "one-shot", ["prune"]),
+        (GBLM, "one-shot", ["forward", "backward", "prune"]),
+        (WANDA, "sequential", ["prune"]),
+        (GBLM, "sequential", ["forward", "backward", "prune"]),
     ],
 )
-def test_progress_counts_windows_then_layers_or_blocks(metric, propagation, expected):
+def test_progress_counts_the_blocks_of_every_walk(metric, propagation, expected):
     seen = []
-    prune(
+    prune_model(
         *(toy_model("llama"), metric, ROW, toy_windows(count=3), propagation),
         on_progress=lambda *stage: seen.append(stage),
     )
-    units = [
-        (stage, done, total) for stage, total in expected.items() for done in range(1, total + 1)
-    ]
-    assert seen == units
+    assert seen == [(stage, done, 2) for stage in expected for done in (1, 2)]
 
 
 # What is refused
@@ -374,7 +407,7 @@ def test_sequential_cannot_serve_a_model_wide_threshold():
         "propagation must be one-shot with group model, whose threshold needs every layer's "
         "scores before the first is pruned; got 'sequential'"
     )
-    prune(model, SNIP, TWO_OF_FOUR, toy_windows(), "sequential")
+    prune_model(model, SNIP, TWO_OF_FOUR, toy_windows(), "sequential")
 
 
 def test_an_unknown_propagation_is_refused():
@@ -390,7 +423,7 @@ def test_a_metric_that_cannot_rank_weights_is_refused():
 
 def test_layer_scores_follow_the_weights_that_they_were_given():
     weights = {"a": torch.tensor([[1.0, -2.0]]), "b": torch.tensor([[3.0, 4.0]])}
-    scores = LayerScores(MAGNITUDE, weights, Statistics())
+    scores = LayerScores(MAGNITUDE, weights, lambda layer: {})
     assert list(scores) == ["a", "b"]
     assert len(scores) == 2
     weights["a"].mul_(2)

@@ -6,28 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from pruning.request import Subject, make_recipe
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
+from pruning.checkpoint import Checkpoint
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import linear_layers, load_tokenizer
-from pruning.pruner import prune
-from pruning.result import (
-    FolderMismatchError,
-    Perplexities,
-    check_output_folder,
-    count_layers,
-    save_result,
-    verify_result,
-)
+from pruning.pruner import Recipe, prune
+from pruning.result.request import Subject, make_recipe
+from pruning.result.save import Perplexities, save_papers
+from pruning.result.verify import count_layers, verify_result
+from pruning.result.work import FolderMismatchError, check_output_folder
+from pruning.store import FolderStore
+from pruning.walk import Texts
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
 PERPLEXITIES = Perplexities(10.0, 12.5, PLACE | {"seed": None, "dtype": "float32"})
 HALF_OF_ROWS = Target(0.5, Row())
 NO_WINDOWS = torch.empty(0, 8, dtype=torch.int64)
+SHARD = "model-00002-of-00003.safetensors"
+"""Of the first block: the one before it holds all that is in no block."""
 FIRST = "model.layers.0.self_attn.q_proj"
 
 
@@ -36,14 +36,33 @@ def tokenizer(tiny_llama_dir):
     return load_tokenizer(str(tiny_llama_dir))
 
 
-def saved(folder, tokenizer, target=HALF_OF_ROWS, numbers=PERPLEXITIES, name="own/toy", **options):
-    """Prune a toy model by magnitude, save it, and return its report."""
-    model = toy_model("llama")
-    metric = ResolvedMetric(Metric("W"), target.group_name or "row", "formula")
-    prune(model, metric.metric, target, NO_WINDOWS)
-    subject = Subject(name, model.config, tokenizer, "float32", "cpu", 8)
-    recipe = make_recipe(subject, metric, target, "one-shot", None)
-    return save_result(model, tokenizer, folder, recipe, target, numbers, **options)
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """The folder of a dense toy model."""
+    folder = tmp_path_factory.mktemp("dense") / "toy"
+    toy_model("llama").save_pretrained(folder)
+    return folder
+
+
+def store_of(dense, folder):
+    checkpoint = Checkpoint(dense)
+    return FolderStore(checkpoint, toy_model("llama").config, "float32", shards=folder)
+
+
+@pytest.fixture
+def saved(tokenizer, dense):
+    """Prune the toy model by magnitude into a folder, and return the report."""
+
+    def save(folder, target=HALF_OF_ROWS, numbers=PERPLEXITIES, name=None, **options):
+        store = store_of(dense, folder)
+        metric = ResolvedMetric(Metric("W"), target.group_name or "row", "formula")
+        prune(store, Recipe(metric.metric, target), Texts(NO_WINDOWS))
+        settings = (store.config, tokenizer, "float32", "cpu", 8, "float32")
+        subject = Subject(name or str(dense), *settings)
+        recipe = make_recipe(subject, metric, target, "one-shot", None)
+        return save_papers(store, tokenizer, folder, recipe, target, numbers, **options)
+
+    return save
 
 
 def altered(folder: Path, name: str, **changes) -> None:
@@ -57,8 +76,8 @@ def refusal(folder) -> str:
     return str(caught.value)
 
 
-def test_save_result_reports_every_layer_and_the_asked_names(tmp_path, tokenizer):
-    report = saved(tmp_path, tokenizer, warnings=["a warning"])
+def test_save_papers_reports_every_layer_and_the_asked_names(tmp_path, saved):
+    report = saved(tmp_path, warnings=["a warning"])
     layers = report.pop("layers")
     assert report == {
         "metric": "W",
@@ -74,25 +93,37 @@ def test_save_result_reports_every_layer_and_the_asked_names(tmp_path, tokenizer
     assert json.loads((tmp_path / "pruning_report.json").read_text())["layers"] == layers
 
 
-def test_save_result_splits_weights_into_shards_with_their_checksums(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer, shard_size="4KB")
+def test_save_papers_records_the_checksum_of_each_blocks_shard(tmp_path, saved):
+    saved(tmp_path)
     shards = sorted(tmp_path.glob("*.safetensors"))
+    assert [path.name for path in shards] == [
+        f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
+    ]
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
-    assert len(sums) > 2
     assert json.loads((tmp_path / "pruning_recipe.json").read_text())["sha256"] == sums
     verify_result(tmp_path)
 
 
-def test_save_result_recipe_is_a_metric_file(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer, Target(0.5, Layer()))
+def test_save_papers_index_names_the_file_of_every_tensor(tmp_path, saved, dense):
+    saved(tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    placed = {
+        name: path.name for path in tmp_path.glob("*.safetensors") for name in load_file(path)
+    }
+    weights = load_file(dense / "model.safetensors")
+    assert index["weight_map"] == placed
+    assert set(placed) == set(weights)
+    assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in weights.values())
+
+
+def test_save_papers_recipe_is_a_metric_file(tmp_path, saved):
+    saved(tmp_path, Target(0.5, Layer()))
     resolved = resolve_metric(str(tmp_path / "pruning_recipe.json"))
     assert (resolved.metric.text, resolved.group) == ("W", "layer")
 
 
-def test_save_result_card_names_the_base_and_no_license_nor_path(
-    tmp_path, tokenizer, tiny_llama_dir
-):
-    saved(tmp_path, tokenizer, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir))
+def test_save_papers_card_names_the_base_and_no_license_nor_path(tmp_path, saved, tiny_llama_dir):
+    saved(tmp_path, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir))
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "tiny-llama"
     assert card.data.license is None
@@ -104,24 +135,24 @@ def test_save_result_card_names_the_base_and_no_license_nor_path(
     assert "Zeros take the same space on disk" in card.text
 
 
-def test_save_result_writes_null_for_a_perplexity_that_is_not_finite(tmp_path, tokenizer):
-    report = saved(
-        tmp_path, tokenizer, numbers=Perplexities(10.0, math.inf, PERPLEXITIES.provenance)
-    )
+def test_save_papers_writes_null_for_a_perplexity_that_is_not_finite(tmp_path, saved):
+    report = saved(tmp_path, numbers=Perplexities(10.0, math.inf, PERPLEXITIES.provenance))
     assert report["pruned_perplexity"] is None
     assert "| pruned | not finite |" in (tmp_path / "README.md").read_text()
 
 
-def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, tokenizer):
-    report = saved(tmp_path, tokenizer, Target(0.95, Layer()))
+def test_save_papers_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):
+    report = saved(tmp_path, Target(0.95, Layer()))
     assert report["warnings"][0] == f"layer {FIRST} is 94.9% zeros"  # int(0.95 * 256) = 243
 
 
-def test_save_result_refuses_a_dense_model(tmp_path, tokenizer):
-    model = toy_model("llama")
-    recipe = {"model": "m", "metric": "W", "group": "row", "calibration": None}
+def test_save_papers_refuses_a_dense_model(tmp_path, tokenizer, dense):
+    store = store_of(dense, tmp_path)
+    for block in store.blocks:
+        store.write(block, {})
+    recipe = {"model": str(dense), "metric": "W", "group": "row", "calibration": None}
     with pytest.raises(FolderMismatchError, match=f"layer {FIRST} is not 0.5 per row"):
-        save_result(model, tokenizer, tmp_path, recipe, HALF_OF_ROWS, PERPLEXITIES)
+        save_papers(store, tokenizer, tmp_path, recipe, HALF_OF_ROWS, PERPLEXITIES)
     assert not (tmp_path / "pruning_report.json").exists()
 
 
@@ -132,7 +163,7 @@ def test_count_layers_finds_every_family_under_its_saved_names(tmp_path, family)
     for i, layer in enumerate(layers.values()):
         layer.weight.data.fill_(1.0).view(-1)[: i + 1] = 0.0
     model.save_pretrained(tmp_path)
-    counts = count_layers(tmp_path, list(layers), Target(0.0, Row()))
+    counts = count_layers(tmp_path, model.config, list(layers), Target(0.0, Row()))
     assert [count.zeros for count in counts] == list(range(1, len(layers) + 1))
 
 
@@ -151,20 +182,21 @@ def test_count_layers_finds_every_family_under_its_saved_names(tmp_path, family)
 )
 def test_count_layers_judges_each_comparison_group(tmp_path, target, rows, holds):
     save_file({"a.weight": torch.tensor(rows).float()}, tmp_path / "model.safetensors")
-    assert count_layers(tmp_path, ["a"], target)[0].pattern_ok is holds
+    config = toy_model("llama").config
+    assert count_layers(tmp_path, config, ["a"], target)[0].pattern_ok is holds
 
 
 @pytest.mark.parametrize(
     "target", [HALF_OF_ROWS, Target(0.5, Layer()), Target(0.5, Model()), Target(0.5, NOfM(4, 8))]
 )
-def test_verify_result_accepts_what_was_saved(tmp_path, tokenizer, target):
-    report = saved(tmp_path, tokenizer, target)
+def test_verify_result_accepts_what_was_saved(tmp_path, saved, target):
+    report = saved(tmp_path, target)
     assert verify_result(tmp_path) == report
 
 
-def test_verify_result_names_the_layer_that_lost_zeros(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer)
-    path = tmp_path / "model.safetensors"
+def test_verify_result_names_the_layer_that_lost_zeros(tmp_path, saved):
+    saved(tmp_path)
+    path = tmp_path / SHARD
     weights = load_file(path)
     weight = weights[f"{FIRST}.weight"]
     weight[weight == 0] = torch.tensor([1.0] + [0.0] * 127)
@@ -172,25 +204,27 @@ def test_verify_result_names_the_layer_that_lost_zeros(tmp_path, tokenizer):
     assert f"layer {FIRST} has 127 zeros of 256, the report says 128 of 256" in refusal(tmp_path)
 
 
-def test_verify_result_names_the_file_whose_kept_weights_changed(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer)
-    path = tmp_path / "model.safetensors"
+def test_verify_result_names_the_file_whose_kept_weights_changed(tmp_path, saved):
+    saved(tmp_path)
+    path = tmp_path / SHARD
     weights = load_file(path)
     save_file({name: weight * 2 for name, weight in weights.items()}, path)
-    assert "file model.safetensors has sha256 " in refusal(tmp_path)
+    assert f"file {SHARD} has sha256 " in refusal(tmp_path)
 
 
-def test_verify_result_refuses_a_shard_cut_short_or_missing(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer)
-    path = tmp_path / "model.safetensors"
+def test_verify_result_refuses_a_shard_cut_short_or_missing(tmp_path, saved):
+    saved(tmp_path)
+    path = tmp_path / SHARD
     path.write_bytes(path.read_bytes()[:-100])
-    assert "cannot be read" in refusal(tmp_path)
+    assert "cannot be read: weights file" in refusal(tmp_path)
     path.unlink()
-    assert f"has no weight of layer {FIRST}" in refusal(tmp_path)
+    assert f"cannot be read: model {str(tmp_path)!r} lacks its weights file {SHARD}" in (
+        refusal(tmp_path)
+    )
 
 
-def test_verify_result_refuses_a_folder_without_a_report(tmp_path, tokenizer):
-    saved(tmp_path, tokenizer)
+def test_verify_result_refuses_a_folder_without_a_report(tmp_path, saved):
+    saved(tmp_path)
     (tmp_path / "pruning_report.json").unlink()
     assert "has no pruning_report.json: no finished pruned model" in refusal(tmp_path)
 
@@ -209,9 +243,9 @@ def test_verify_result_refuses_a_folder_without_a_report(tmp_path, tokenizer):
     ],
 )
 def test_verify_result_names_what_was_altered_in_the_papers(
-    tmp_path, tokenizer, name, changes, message
+    tmp_path, saved, name, changes, message
 ):
-    saved(tmp_path, tokenizer)
+    saved(tmp_path)
     altered(tmp_path, name, **changes)
     assert message in refusal(tmp_path)
 

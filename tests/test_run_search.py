@@ -18,7 +18,9 @@ from pruning.masks import GROUPS, NOfM, Target, group_of
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import load_model
-from pruning.pruner import prune
+from pruning.pruner import Recipe, prune
+from pruning.store import ResidentStore
+from pruning.walk import Texts
 from search.journal import checkpoint_state
 from search.plan import load_plan
 from search.seeds import read_seeds
@@ -223,10 +225,10 @@ def test_a_selection_loss_of_two_tasks_is_their_mean_by_weight(on_two_tasks):
     (windows,) = load_plan(schema.load(on_two_tasks[0] / "config.yaml", [])).windows
     losses = []
     for group in (group_of(winner["group"]), NOfM(2, 4)):
-        model = load_model("embedded", "float32")
-        target = Target(0.5, group)
-        prune(model, Metric.parse(winner["metric"]), target, windows["calibration"].tokens)
-        losses.append(window_losses(model, windows["selection"].tokens).mean().item())
+        store = ResidentStore(load_model("embedded", "float32"))
+        recipe = Recipe(Metric.parse(winner["metric"]), Target(0.5, group))
+        prune(store, recipe, Texts(windows["calibration"].tokens))
+        losses.append(window_losses(store, windows["selection"].tokens).mean().item())
     expected = (1 * losses[0] + 3 * losses[1]) / 4
     assert winner["selection_loss"] == pytest.approx(expected, abs=1e-4)
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -47,6 +49,14 @@ _GEMMA = _COMMON | {
     "layer_types": ["sliding_attention", "full_attention"],
     "final_logit_softcapping": 3.0,
 }
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 _OPT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -76,11 +86,14 @@ def _gemma3(settings: dict[str, Any]) -> PretrainedConfig:
 
 _CONFIGS = {
     "llama": (LlamaConfig, _COMMON),
+    "llama3": (LlamaConfig, _COMMON | {"rope_parameters": _LLAMA3_ROPE}),
     "mistral": (MistralConfig, _COMMON | {"sliding_window": SLIDING_WINDOW}),
     "qwen2": (Qwen2Config, _COMMON),
     "qwen3": (Qwen3Config, _COMMON | {"head_dim": 8}),
+    "gemma2": (Gemma2Config, _GEMMA | {"attn_logit_softcapping": 2.0}),
     "gemma3_text": (Gemma3TextConfig, _GEMMA),
     "gemma3": (lambda **settings: _gemma3(settings), _GEMMA),
+    "phi3": (Phi3Config, _COMMON | {"sliding_window": SLIDING_WINDOW}),
     "opt": (OPTConfig, _OPT),
     "opt_projected": (OPTConfig, _OPT | {"word_embed_proj_dim": 8, "do_layer_norm_before": False}),
 }

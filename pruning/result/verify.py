@@ -78,10 +78,13 @@ def count_layers(
     """Count the zeros of layers in a folder's safetensors files, two tensors in memory at a time.
 
     Raises:
-        FolderMismatchError: If a layer's weight is not there, or a tensor holds a value that is
-            not finite.
+        FolderMismatchError: If a file is torn or missing, a layer's weight is not there, or a
+            tensor holds a value that is not finite.
     """
-    checkpoint = Checkpoint(folder)
+    try:
+        checkpoint = Checkpoint(folder)
+    except ValueError as error:
+        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
     layers = {checkpoint.find(config, f"{name}.weight"): name for name in names}
     if None in layers:
         raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {layers[None]}")
