@@ -29,7 +29,7 @@ from search.resident import Memory
 from search.run import Run, environment
 from search.screen import Screen
 from search.seeds import read_seeds, write_seeds
-from search.validation import validate
+from search.validation import memory_lines, validate
 from search.variation import Variation
 
 DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
@@ -42,6 +42,7 @@ RESUMABLE_KEYS = ("search.candidates", "ray.", "memory.master=", "memory.scores=
 def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
     validate(config)
+    memory_lines(config)  # refuses what cannot fit
     # Before the folder is made: a text that cannot be had must not leave a run behind.
     plan = load_plan(config)
     # As texts: the run folder alone must be enough to resume.
