@@ -43,6 +43,7 @@ def command(
 
     from search import launch
     from search.journal import FolderError
+    from search.validation import memory_lines
     from search.validation import validate as check
 
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
@@ -56,7 +57,7 @@ def command(
         else:
             resolved = schema.load(config, overrides or [])
             if validate:
-                code = _say_valid(check(resolved), console)
+                code = _say_valid(check(resolved) + memory_lines(resolved), console)
             else:
                 code = launch.launch(resolved, out or _new_folder(config), console)
     except FolderError as error:

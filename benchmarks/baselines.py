@@ -21,7 +21,7 @@ from pruning.baselines import BASELINES
 from pruning.masks import Row, Target, group_of
 from pruning.metric import Metric
 from pruning.models import load_tokenizer
-from search.resident import Resident, Subject
+from search.resident import Memory, Resident, Subject
 
 TEST_WINDOW = 1024
 
@@ -99,7 +99,7 @@ def calibrated(
     model: str, dtype: str, windows: Mapping[str, Tensor], leaves: frozenset[str]
 ) -> Resident:
     """Return a resident model with its statistics, of which the `fitness` windows are measured."""
-    resident = Resident(Subject(model, dtype), windows, "cpu", "nll")
+    resident = Resident(Subject(model, dtype), windows, "cpu", "nll", Memory())
     resident.collect_statistics(leaves)
     return resident
 

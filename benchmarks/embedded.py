@@ -18,7 +18,7 @@ from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
 from pruning.masks import Target, group_of
 from pruning.models import EMBEDDED, load_tokenizer
-from search.resident import Resident, Subject
+from search.resident import Memory, Resident, Subject
 
 LENGTH, CALIBRATION_WINDOWS = 256, 32
 
@@ -34,7 +34,7 @@ def main(
     cut = (EMBEDDED, "calibration", CALIBRATION_WINDOWS, LENGTH)
     windows = {f"seed {seed}": token_windows(tokenizer, *cut, seed).tokens for seed in range(seeds)}
     subject = Subject(EMBEDDED, "float32")
-    resident = Resident(subject, {"fitness": report, **windows}, "cpu", "nll")
+    resident = Resident(subject, {"fitness": report, **windows}, "cpu", "nll", Memory())
     dense = perplexity(resident.dense)
     found: dict[str, list[float]] = {name: [] for name in BASELINES}
     for role in windows:

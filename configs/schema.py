@@ -175,6 +175,20 @@ class Search(_Section):
         return self
 
 
+class Memory(_Section):
+    """What a worker holds, and where; the defaults are the fastest and take the most."""
+
+    statistics: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="dtype of G and M, which are as large as the weights"
+    )
+    master: Literal["device", "host"] = Field(
+        default="device", description="where the dense copy is that weights are restored from"
+    )
+    scores: Literal["keep", "recompute"] = Field(
+        default="keep", description="all scores, fp32, while one threshold is sought; or none"
+    )
+
+
 class Ray(_Section):
     """Where evaluations run."""
 
@@ -184,6 +198,9 @@ class Ray(_Section):
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="also its torch threads")
     gpus_per_worker: float = Field(default=0, ge=0)
+    gpu_memory: float | None = Field(
+        default=None, gt=0, description="GiB that a GPU has, where that cannot be looked up"
+    )
 
 
 class Config(_Section):
@@ -203,6 +220,7 @@ class Config(_Section):
         default=[], description="several as one fitness; none: model and pruning above are it"
     )
     search: Search = Search()
+    memory: Memory = Memory()
     ray: Ray = Ray()
 
     @property

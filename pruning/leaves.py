@@ -1,7 +1,7 @@
 """The leaves of the metric language: what each is, and how calibration makes it.
 
 Adding a leaf is one row of `LEAVES` and its line in docs/METRICS.md. X and G are defined as in the
-Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Statistics are sums over windows, kept in
+Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Statistics are sums over windows, made in
 fp32 whatever the weights' dtype; no window's values are stored.
 """
 
@@ -199,7 +199,7 @@ def need_backward(leaves: frozenset[str]) -> frozenset[str]:
 
 
 class Statistics(dict[str, Mapping[str, Tensor]]):
-    """Statistics by leaf and layer name, fp32, each of the shape that its leaf says."""
+    """Statistics by leaf and layer name, each of the shape that its leaf says; fp32 as made."""
 
     def leaf(self, name: str) -> Mapping[str, Tensor]:
         """Return one leaf's statistics by layer name; empty if it was not collected."""
@@ -209,6 +209,20 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
     def of(self, layer: str) -> dict[str, Tensor]:
         """Return what is there of one layer by leaf, as `Metric.score` takes it."""
         return {name: self[name][layer] for name in sorted(self) if layer in self[name]}
+
+    def rounded(self, dtype: torch.dtype) -> "Statistics":
+        """Return them with the matrices, such as G, in a dtype.
+
+        Vectors, such as X, stay as they are: they take a thousandth of the memory, and their
+        rounding would move whole rows and columns of scores.
+        """
+        matrices = {name for name in self if LEAVES[name].shape == MATRIX}
+        return Statistics(
+            {
+                name: {layer: t.to(dtype) if name in matrices else t for layer, t in own.items()}
+                for name, own in self.items()
+            }
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all statistics by `X/layer`, `G/layer` and so on, as they are stored and sent."""

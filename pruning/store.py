@@ -100,6 +100,14 @@ class ResidentStore:
         """Return copies of the prunable layers' weights, by layer name."""
         return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
 
+    def copies_on_host(self) -> dict[str, Tensor]:
+        """Return copies in the host's memory, pinned if the model is on a GPU: read back fast."""
+        copies = {}
+        for name, layer in self._layers.items():
+            copy = layer.weight.detach().to("cpu", copy=True)
+            copies[name] = copy.pin_memory() if self.device.type == "cuda" else copy
+        return copies
+
     @torch.no_grad()
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Make the weights the dense ones again, bit for bit; no block counts as written then."""

@@ -21,7 +21,7 @@ from pruning.baselines import BASELINES
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from search.population import Candidate, Outcome
-from search.resident import Resident, Subject
+from search.resident import Memory, Resident, Subject
 
 REFERENCES = ("snip", "wanda")
 """Baselines that tell how the windows of a fitness text differ under any pruning."""
@@ -67,6 +67,7 @@ class Setup:
         slack: A stop after one window needs this much more rise than the threshold's, as a
             fraction; after n windows, 1 / sqrt(n) of it.
         hopeless: Rise over dense, nats per token, that always stops.
+        memory: What is held beside the models, and where.
     """
 
     subjects: tuple[Subject, ...]
@@ -79,6 +80,7 @@ class Setup:
     stages: tuple[int, ...]
     slack: float
     hopeless: float
+    memory: Memory = field(default_factory=Memory)
 
 
 class Evaluator:
@@ -94,7 +96,7 @@ class Evaluator:
         keep_freed_memory()
         self.setup = setup
         self.residents = [
-            Resident(subject, windows, setup.device, setup.objective)
+            Resident(subject, windows, setup.device, setup.objective, setup.memory)
             for subject, windows in zip(setup.subjects, setup.windows, strict=True)
         ]
 

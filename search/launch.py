@@ -15,34 +15,34 @@ from torch import Tensor
 
 from configs import schema
 from configs.schema import Config
-from pruning.baselines import BASELINES
-from pruning.leaves import LEAF_SETS
 from pruning.masks import GROUPS
 from search.evolution import Settings, evolve, replay
 from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.finish import finish
 from search.fitness import Evaluator, InProcessPool, Setup
 from search.journal import FolderError, RunFolder
-from search.plan import Plan, load_plan
+from search.plan import Plan, leaves_of, load_plan
 from search.population import Candidate, Record, Rules, State
 from search.primitives import primitive_set
 from search.report import write_report
+from search.resident import Memory
 from search.run import Run, environment
 from search.screen import Screen
 from search.seeds import read_seeds, write_seeds
-from search.validation import validate
+from search.validation import memory_lines, validate
 from search.variation import Variation
 
 DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
 """Exit codes; 2 is a usage or config error and 4 a folder that does not fit."""
 
-RESUMABLE_KEYS = ("search.candidates", "ray.")
+RESUMABLE_KEYS = ("search.candidates", "ray.", "memory.master=", "memory.scores=")
 """What `--set` may change of a run that is there: how long and where, never what."""
 
 
 def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
     validate(config)
+    memory_lines(config)  # refuses what cannot fit
     # Before the folder is made: a text that cannot be had must not leave a run behind.
     plan = load_plan(config)
     # As texts: the run folder alone must be enough to resume.
@@ -68,7 +68,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
         if not override.startswith(RESUMABLE_KEYS):
             raise FolderError(
                 f"--set {override} would make {path} another search: a resumed run takes "
-                "search.candidates and ray.* alone"
+                "search.candidates, ray.*, memory.master and memory.scores alone"
             )
     folder = RunFolder.open_(path)
     try:
@@ -186,20 +186,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def setup_of(config: Config, plan: Plan) -> Setup:
     """Return what evaluators are built from."""
     search, where = config.search, config.ray
-    named = [baseline.metric for baseline in BASELINES.values()]
-    named += [metric for metric, _ in read_seeds(search.seeds, groups_of(config))]
-    leaves = frozenset(LEAF_SETS[search.primitives]).union(*(metric.leaves for metric in named))
     return Setup(
         subjects=plan.subjects,
         windows=tuple({r: w.tokens for r, w in texts.items()} for texts in plan.windows),
         tasks=plan.tasks,
-        leaves=leaves,
+        leaves=leaves_of(config),
         objective=search.objective,
         device="cuda" if where.gpus_per_worker else "cpu",
         threads=where.cpus_per_worker,
         stages=tuple(search.stages),
         slack=search.slack,
         hopeless=search.hopeless,
+        memory=Memory(**config.memory.model_dump()),
     )
 
 

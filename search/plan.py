@@ -6,10 +6,13 @@ from itertools import product
 from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
 from evaluation.corpus import Windows, check_available, check_disjoint, token_windows
-from pruning.masks import parse_pattern
+from pruning.baselines import BASELINES
+from pruning.leaves import LEAF_SETS
+from pruning.masks import GROUPS, parse_pattern
 from pruning.models import load_tokenizer
 from search.fitness import Task
 from search.resident import Subject
+from search.seeds import read_seeds
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ def check_texts(config: Config) -> list[str]:
         if (note := check_available(*place))
     }
     return list(notes)
+
+
+def leaves_of(config: Config) -> frozenset[str]:
+    """Return the leaves that a run's metrics may name: candidates, seeds and baselines."""
+    search = config.search
+    named = [baseline.metric for baseline in BASELINES.values()]
+    named += [metric for metric, _ in read_seeds(search.seeds, GROUPS)]
+    return frozenset(LEAF_SETS[search.primitives]).union(*(metric.leaves for metric in named))
 
 
 def load_plan(config: Config) -> Plan:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from evaluation.divergence import final_hidden, window_divergences
 from evaluation.perplexity import window_losses
-from pruning.leaves import Statistics
+from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
 from pruning.metric import Metric
-from pruning.models import decoder_blocks, load_model
+from pruning.models import DTYPES, decoder_blocks, load_model
 from pruning.pruner import LayerScores, Recipe, prune
 from pruning.store import ResidentStore
-from pruning.walk import Texts, collect
+from pruning.walk import Texts, walk_dense
 from search.fingerprint import take_probe, tensors_digest
 
 
@@ -30,22 +30,45 @@ class Subject:
     dtype: str
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What is held beside a model, and where; see `configs.schema.Memory`.
+
+    Attributes:
+        statistics: Dtype of the statistics that are matrices: `float32` or `bfloat16`.
+        master: Where the dense copy is: on the `device`, or on the `host`.
+        scores: `keep` or `recompute` all layers' scores while one threshold is sought.
+    """
+
+    statistics: str = "float32"
+    master: str = "device"
+    scores: str = "keep"
+
+
 class Resident:
     """One loaded model with a master copy of its dense weights and its token windows.
 
     Args:
         windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
         objective: `nll` or `kl`, what `measure` returns of a window.
+        memory: What is held beside the model, and where.
     """
 
     def __init__(
-        self, subject: Subject, windows: Mapping[str, Tensor], device: str, objective: str
+        self,
+        subject: Subject,
+        windows: Mapping[str, Tensor],
+        device: str,
+        objective: str,
+        memory: Memory,
     ) -> None:
         self.windows = windows
+        self.memory = memory
         self.statistics = Statistics()
         self.store = ResidentStore(load_model(subject.model, subject.dtype, device))
         self.store.model.requires_grad_(False)
-        self.master = self.store.copies()
+        on_host = memory.master == "host"
+        self.master = self.store.copies_on_host() if on_host else self.store.copies()
         self._device = device
         self._pruned: tuple[str, Target] | None = None
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
@@ -56,14 +79,33 @@ class Resident:
     def collect_statistics(
         self, leaves: frozenset[str], role: str = "calibration"
     ) -> dict[str, Tensor]:
-        """Collect statistics on one of the texts, use them, return them by `X/layer`."""
+        """Collect statistics on one of the texts, use them, return them by `X/layer`.
+
+        Each block's are rounded as `memory.statistics` says as soon as they are there and wait on
+        the host, so that the device holds one block's fp32 sums at a time.
+        """
         self.restore()
-        found = collect(self.store, self.windows[role], leaves).to_tensors()
+        found: dict[str, Tensor] = {}
+
+        def keep(statistics: Statistics) -> None:
+            rounded = statistics.rounded(DTYPES[self.memory.statistics])
+            found.update({key: tensor.cpu() for key, tensor in rounded.to_tensors().items()})
+
+        walk_dense(
+            self.store,
+            Texts(self.windows[role]),
+            dict.fromkeys(self.store.blocks, leaves & STATISTICS),
+            {},
+            keep,
+            lambda block, module: None,
+            lambda stage, done, total: None,
+        )
         self.use_statistics(found)
         return found
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Use statistics that were collected elsewhere; moved to the device once."""
+        self.statistics = Statistics()  # the device has no room for two
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
     def probe_tensors(self) -> dict[str, Tensor]:
@@ -100,7 +142,7 @@ class Resident:
                     Recipe(Metric.parse(metric), target),
                     Texts(self.windows["calibration"][:0]),
                     statistics=self.statistics.to_tensors(),
-                    keep_scores=True,
+                    keep_scores=self.memory.scores == "keep",
                 )
             self._pruned = (metric, target)
 
@@ -122,6 +164,25 @@ class Resident:
     @torch.inference_mode()
     def masks(self, metric: str, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
-        scores = LayerScores(Metric.parse(metric), self.master, self.statistics.of)
-        # A model's threshold asks for each layer three times: kept, since the memory is there.
-        yield from select(dict(scores) if target.group.whole_model else scores, target)
+        weights = _OnDevice(self.master, self._device)
+        scores = LayerScores(Metric.parse(metric), weights, self.statistics.of)
+        # A model's threshold asks for each layer three times.
+        keep = target.group.whole_model and self.memory.scores == "keep"
+        yield from select(dict(scores) if keep else scores, target)
+
+
+@dataclass(frozen=True)
+class _OnDevice(Mapping[str, Tensor]):
+    """Tensors by name, each brought to a device when it is asked for."""
+
+    tensors: Mapping[str, Tensor]
+    device: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].to(self.device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)

@@ -61,7 +61,7 @@ class _Worker:
     def call(self, method: str, *arguments: Any) -> Any:
         result = getattr(self._evaluator, method)(*arguments)
         if isinstance(result, dict) and any(isinstance(v, Tensor) for v in result.values()):
-            return {name: tensor.cpu().numpy() for name, tensor in result.items()}
+            return {name: _to_array(tensor) for name, tensor in result.items()}
         return result
 
     def use_statistics(self, subject: int, arrays: dict[str, np.ndarray]) -> None:
@@ -155,7 +155,7 @@ class RayPool:
 
     def share_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Put a model's statistics into the object store and hand them to every worker."""
-        shared = ray.put({name: t.cpu().numpy() for name, t in tensors.items()})
+        shared = ray.put({name: _to_array(tensor) for name, tensor in tensors.items()})
         self._statistics[subject] = shared
         futures = [actor.use_statistics.remote(subject, shared) for actor in self._actors]
         _get(futures, "taking the statistics")
@@ -217,8 +217,20 @@ def _get(futures: list[Any], doing: str) -> list[Any]:
 
 def _to_tensors(result: Any) -> Any:
     if isinstance(result, dict) and any(isinstance(v, np.ndarray) for v in result.values()):
-        return {name: torch.from_numpy(array.copy()) for name, array in result.items()}
+        return {name: _to_tensor(array.copy()) for name, array in result.items()}
     return result
+
+
+def _to_array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor for the object store; numpy has no bf16, whose bits go as int16."""
+    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    array: np.ndarray = bits.cpu().numpy()
+    return array
+
+
+def _to_tensor(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
 def _read_only_tensor(array: np.ndarray) -> Tensor:
@@ -226,4 +238,4 @@ def _read_only_tensor(array: np.ndarray) -> Tensor:
     # tensor looks at it without a copy, and torch's warning about that is not for us.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
+        return _to_tensor(array)

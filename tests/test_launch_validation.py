@@ -25,14 +25,17 @@ HUB_NOTE = "comes from the Hugging Face hub: not checked"
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Run the console entry in an empty folder; returns exit code, standard output and error."""
+    """Run the console entry in an empty folder; returns exit code, output but memory, and error."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["prunevolve-search", *map(str, words)])
         with pytest.raises(SystemExit) as end:
             run_search.main()
-        return end.value.code or 0, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        # What workers hold has tests of its own, in test_memory_plan.py.
+        lines = [line for line in out.splitlines(True) if not line.startswith("memory: ")]
+        return end.value.code or 0, "".join(lines), err
 
     return run
 
@@ -99,7 +102,9 @@ def test_validate_names_the_command_that_builds_a_missing_smollm2(refusal):
 
 
 def test_validate_accepts_smollm2_once_its_folder_is_there(call, tmp_path):
-    LlamaConfig(max_position_embeddings=2048).save_pretrained(tmp_path / "models/smollm2-135m")
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    config = LlamaConfig(max_position_embeddings=2048, num_attention_heads=4, **shape)
+    config.save_pretrained(tmp_path / "models/smollm2-135m")
     code, out, _ = call("--validate", "--config", CONFIGS / "smollm2_135m.yaml")
     assert code == 0
     assert [line.rpartition(" comes ")[2] for line in out.splitlines()[:4]] == [
@@ -381,13 +386,17 @@ def test_resume_and_report_refuse_a_folder_that_is_no_run(refusal, tmp_path, opt
 
 
 @pytest.mark.parametrize(
-    "override", ["search.seed=1", "pruning.sparsity=0.7", "search.lag=0", "model=x", "ray=null"]
+    "override",
+    [
+        *("search.seed=1", "pruning.sparsity=0.7", "search.lag=0", "model=x", "ray=null"),
+        "memory.statistics=bfloat16",
+    ],
 )
 def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, override):
     before = (run_folder / "config.yaml").read_text()
     assert refusal(4, "--resume", "run", "--set", override) == (
-        f"--set {override} would make run another search: a resumed run takes search.candidates "
-        "and ray.* alone"
+        f"--set {override} would make run another search: a resumed run takes search.candidates, "
+        "ray.*, memory.master and memory.scores alone"
     )
     assert (run_folder / "config.yaml").read_text() == before
 

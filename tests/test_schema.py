@@ -213,6 +213,29 @@ def test_load_names_a_missing_key(tmp_path):
     assert refusal(path=path) == expected
 
 
+def test_memory_is_by_default_what_is_fastest():
+    assert schema.load(None, []).memory.model_dump() == {
+        "statistics": "float32",
+        "master": "device",
+        "scores": "keep",
+    }
+    assert schema.load(None, []).ray.gpu_memory is None
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("memory.statistics=float16", "memory.statistics = 'float16': Input should be 'float32' "),
+        ("memory.master=cpu", "memory.master = 'cpu': Input should be 'device' or 'host'"),
+        ("memory.scores=true", "memory.scores = 'True': Input should be 'keep' or 'recompute'"),
+        ("memory.score=keep", "memory.score is an unknown key; did you mean scores?"),
+        ("ray.gpu_memory=0", "ray.gpu_memory = '0': Input should be greater than 0"),
+    ],
+)
+def test_memory_that_is_not_one_of_the_choices_is_refused(override, problem):
+    assert refusal(override).startswith(NAMED + problem)
+
+
 # Overrides
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.leaves import LEAVES, need_backward
 from pruning.models import DTYPES, HEAD_TOKENS, decoder_blocks, linear_layers, outside_blocks
@@ -22,7 +22,7 @@ GIB = 1 << 30
 LIBRARIES = 0.6 * GIB
 """What Python, torch and transformers hold before a model is opened."""
 
-_SCORING = 6 * 4
+SCORING = 6 * 4
 """Bytes for each weight of a matrix while it is scored and selected: six fp32 values."""
 
 _SAVED_BY_GRAPH = 18
@@ -90,17 +90,17 @@ class Plan:
     def lines(self) -> list[str]:
         """Return the plan in words, the first line for itself."""
         how = "resident" if self.held else "streamed, one block at a time"
-        parts = ", ".join(f"{name} {_size(size)}" for name, size in self.memory.items() if size)
+        parts = ", ".join(f"{name} {size_text(size)}" for name, size in self.memory.items() if size)
         aside = "in memory"
         if self.states_on_disk or self.statistics_on_disk:
             on_disk = self.statistics_on_disk + self.states * self.states_on_disk
-            aside = f"{_size(on_disk)} on disk in the result's folder"
+            aside = f"{size_text(on_disk)} on disk in the result's folder"
         return [
-            f"plan: {how}; at most {_size(self.peak)} of {_size(self.budget)} memory",
+            f"plan: {how}; at most {size_text(self.peak)} of {size_text(self.budget)} memory",
             f"plan: memory for {parts}",
-            f"plan: put aside {aside}; disk needed {_size(self.disk)}",
-            f"plan: {self.passes} passes over the weights; reads {_size(self.read)}, writes "
-            f"{_size(self.disk)}",
+            f"plan: put aside {aside}; disk needed {size_text(self.disk)}",
+            f"plan: {self.passes} passes over the weights; reads {size_text(self.read)}, writes "
+            f"{size_text(self.disk)}",
         ]
 
 
@@ -133,26 +133,27 @@ def make_plan(
     sums = 4 * in_block * len(matrix_leaves)
     backward = bool(need_backward(recipe.leaves))
     held_sums = sums if recipe.decides != "last" or backward else 0
-    window = _activations(model, load, backward, item)
+    config = model.config.get_text_config()
+    window = bool(load.calibration or load.evaluation) * window_activations(
+        config, load.length, backward, item
+    )
     memory = {
         "libraries": int(LIBRARIES),
         "a block": block,
         "sums": held_sums,
-        "work": max(
-            window + 2 * max(sizes) * item * backward, _SCORING * max(sizes) + in_block * 2
-        ),
+        "work": max(window + 2 * max(sizes) * item * backward, SCORING * max(sizes) + in_block * 2),
     }
     outside = sum(p.numel() for p in set(outside_blocks(model).values())) * item
-    head = outside + 3 * 4 * HEAD_TOKENS * model.config.get_text_config().vocab_size
+    head = outside + logits_size(config)
     memory["work"] += max(0, head - block - held_sums - memory["work"])
-    states = _states(model, load, blocks if backward else 1, item)
+    states = states_size(config, load, blocks if backward else 1, item)
     available = psutil.virtual_memory().available if budget is None else budget
     peak = sum(memory.values())
     if peak > available:
         raise ValueError(
-            f"max-memory must be at least {_size(peak, up=True)} here (a block {_size(block)}, "
-            f"sums {_size(held_sums)}, work {_size(memory['work'])}), got {_size(available)}: "
-            "give more, or a smaller --seqlen or --dtype"
+            f"max-memory must be at least {size_text(peak, up=True)} here (a block "
+            f"{size_text(block)}, sums {size_text(held_sums)}, work {size_text(memory['work'])}), "
+            f"got {size_text(available)}: give more, or a smaller --seqlen or --dtype"
         )
     waiting = sums * blocks if recipe.decides == "last" else 0
     room = available - peak
@@ -174,6 +175,45 @@ def make_plan(
     )
 
 
+def window_activations(config: PretrainedConfig, length: int, backward: bool, item: int) -> int:
+    """Return bytes of one window's activations in one block, from above.
+
+    Args:
+        config: Of the text model.
+        length: Tokens of the window.
+        backward: Whether they are kept for a backward pass.
+        item: Bytes of a value.
+    """
+    wide: int = getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0)
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    values = length * (_SAVED_BY_GRAPH * hidden + _SAVED_BY_GRAPH // 2 * wide)
+    scores = length * min(length, 64 if not backward else length) * heads
+    return (values + 2 * scores) * item
+
+
+def logits_size(config: PretrainedConfig) -> int:
+    """Return bytes of the fp32 logits that exist at one time, and what is made of them."""
+    return 3 * 4 * HEAD_TOKENS * config.vocab_size
+
+
+def states_size(config: PretrainedConfig, load: Load, kept: int, item: int) -> int:
+    """Return bytes of hidden states that are put aside at the peak.
+
+    Args:
+        config: Of the text model.
+        kept: Blocks whose inputs stay, of the calibration windows.
+        item: Bytes of a value.
+    """
+    window: int = load.length * config.hidden_size * item
+    return window * (load.calibration * (kept + 1) + 2 * load.evaluation)
+
+
+def size_text(size: float, up: bool = False) -> str:
+    """Return a size such as `12.55 GiB`, or in MiB where that says more; rounded up if asked."""
+    unit, name = (GIB, "GiB") if size >= GIB / 10 else (1 << 20, "MiB")
+    return f"{math.ceil(size / unit * 100) / 100 if up else size / unit:.2f} {name}"
+
+
 def parse_size(text: str) -> int:
     """Return bytes of a size such as `6GiB`, `512MiB` or `6GB`.
 
@@ -187,26 +227,5 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def _activations(model: PreTrainedModel, load: Load, backward: bool, item: int) -> int:
-    """Return bytes of one window's activations in one block, from above."""
-    text = model.config.get_text_config()
-    wide: int = getattr(text, "intermediate_size", 0) or getattr(text, "ffn_dim", 0)
-    hidden, heads = text.hidden_size, text.num_attention_heads
-    values = load.length * (_SAVED_BY_GRAPH * hidden + _SAVED_BY_GRAPH // 2 * wide)
-    scores = load.length * min(load.length, 64 if not backward else load.length) * heads
-    return (values + 2 * scores) * item * bool(load.calibration or load.evaluation)
-
-
-def _states(model: PreTrainedModel, load: Load, kept: int, item: int) -> int:
-    """Return bytes of hidden states that are put aside at the peak."""
-    window = load.length * model.config.get_text_config().hidden_size * item
-    return window * (load.calibration * (kept + 1) + 2 * load.evaluation)
-
-
 def _elements(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _size(size: float, up: bool = False) -> str:
-    unit, name = (GIB, "GiB") if size >= GIB / 10 else (1 << 20, "MiB")
-    return f"{math.ceil(size / unit * 100) / 100 if up else size / unit:.2f} {name}"

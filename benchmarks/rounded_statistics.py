@@ -1,0 +1,159 @@
+"""What rounded statistics change: masks and perplexity with G and M in bf16 or fp16 beside fp32.
+
+Statistics are collected once in fp32, from random windows of the WikiText-2 validation text's first
+half. Each metric then prunes half of the weights in its own group with them as they are, with
+the matrices G and M rounded to bf16 (`memory.statistics: bfloat16`), with X rounded too, and with
+all of them in fp16. Perplexity is over a few windows of the WikiText-2 test text, and of the
+embedded report text: documentation of a programming language.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import track
+from tables import conditions, show, wikitext2_corpora, write_json
+from torch import Tensor
+
+from evaluation.corpus import token_windows
+from evaluation.perplexity import perplexity, window_losses
+from pruning.baselines import NAMED
+from pruning.leaves import LEAVES, Statistics
+from pruning.masks import DegenerateScores, Target, group_of, select
+from pruning.memory import keep_freed_memory
+from pruning.metric import Metric
+from pruning.models import EMBEDDED, load_model, load_tokenizer
+from pruning.operators import MATRIX
+from pruning.pruner import LayerScores
+from pruning.store import ResidentStore
+from pruning.walk import collect
+
+FOUND = "mul(exp(mul(0.48, tanh(mul(2, colmean(quot(M, G)))))), mul(G, W))"
+"""What a search on SmolLM2 ended with; its group is `model`."""
+
+METRICS = {name: (NAMED[name].text, NAMED[name].group) for name in ("snip", "gblm", "pruner-zero")}
+METRICS |= {name: (NAMED[name].text, NAMED[name].group) for name in ("wanda", "movement")}
+METRICS |= {"found": (FOUND, "model")}
+
+ROUNDINGS = {
+    "bf16": (torch.bfloat16, False),
+    "bf16, X too": (torch.bfloat16, True),
+    "fp16, X too": (torch.float16, True),
+}
+"""The dtype, and whether what is no matrix is rounded too, by the column's name."""
+
+SPARSITY = 0.5
+
+
+@dataclass
+class Bench:
+    """A model in memory with its dense weights and the texts that it is measured on."""
+
+    store: ResidentStore
+    dense: Mapping[str, Tensor]
+    texts: Mapping[str, Tensor]
+
+    def masks(self, metric: str, group: str, statistics: Statistics) -> dict[str, Tensor] | None:
+        """Return all masks by layer; None if a score is not finite."""
+        scores = LayerScores(Metric.parse(metric), self.dense, statistics.of)
+        try:
+            return dict(select(scores, Target(SPARSITY, group_of(group))))
+        except DegenerateScores:
+            return None
+
+    def perplexities(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the perplexity of each text under masks, True where a weight goes."""
+        self.store.restore({name: self.dense[name] * ~mask for name, mask in masks.items()})
+        return {
+            name: perplexity(window_losses(self.store, windows))
+            for name, windows in self.texts.items()
+        }
+
+
+def main(
+    model: Annotated[str, typer.Option(help="A LLaMA-architecture folder or hub id.")],
+    windows: Annotated[int, typer.Option(help="Calibration windows of 256 tokens.")] = 32,
+    validation: Annotated[str, typer.Option(help="Its first half is for calibration.")] = "",
+    test: Annotated[str, typer.Option(help="A text file; none: WikiText-2's test text.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the random calibration windows.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print one table."""
+    keep_freed_memory()
+    corpora = wikitext2_corpora()
+    validation, test = validation or corpora[0], test or corpora[1]
+    tokenizer = load_tokenizer(model)
+    calibration = token_windows(tokenizer, validation, "validation[:50%]", windows, 256, seed)
+    texts = {
+        "test": token_windows(tokenizer, test, "test", 4, 512, None).tokens,
+        "other": token_windows(tokenizer, EMBEDDED, "report", 4, 512, None).tokens,
+    }
+    store = ResidentStore(load_model(model, "float32"))
+    statistics = collect(store, calibration.tokens, frozenset("GMX"))
+    bench = Bench(store, store.copies(), texts)
+    none_gone = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in bench.dense.items()}
+    dense = bench.perplexities(none_gone)
+    found = {
+        name: _compare(bench, *metric, statistics)
+        for name, metric in track(METRICS.items(), "measuring", transient=True)
+    }
+    show(
+        f"{model}, float32 passes, {SPARSITY:.0%}, dense {dense['test']:.2f} on the test text, "
+        f"{dense['other']:.2f} on the other; differing: weights in a million",
+        ["metric", "group", "statistics", "differing", "test", "other text"],
+        [row for name, cases in found.items() for row in _rows(name, cases)],
+    )
+    figures = {"model": model, "calibration": calibration.provenance, "dense": dense}
+    write_json(json, {**conditions("float32"), **figures, "metrics": found})
+
+
+def _compare(bench: Bench, metric: str, group: str, statistics: Statistics) -> dict[str, Any]:
+    """Return, by kind of statistics, the share of masks that differs and the perplexities."""
+    exact = bench.masks(metric, group, statistics)
+    assert exact is not None, metric
+    cases: dict[str, Any] = {"fp32": {"differing": 0.0, **bench.perplexities(exact)}}
+    total = sum(mask.numel() for mask in exact.values())
+    for name, (dtype, all_of_them) in ROUNDINGS.items():
+        masks = bench.masks(metric, group, _rounded(statistics, dtype, all_of_them))
+        if masks is None:
+            cases[name] = None
+            continue
+        share = sum(int((masks[layer] ^ mask).sum()) for layer, mask in exact.items()) / total
+        cases[name] = {"differing": share, **bench.perplexities(masks)}
+    return cases
+
+
+def _rounded(statistics: Statistics, dtype: torch.dtype, all_of_them: bool) -> Statistics:
+    return Statistics(
+        {
+            leaf: {
+                layer: tensor.to(dtype) if all_of_them or LEAVES[leaf].shape == MATRIX else tensor
+                for layer, tensor in layers.items()
+            }
+            for leaf, layers in statistics.items()
+        }
+    )
+
+
+def _rows(name: str, cases: Mapping[str, Any]) -> list[list[str]]:
+    group = METRICS[name][1]
+    return [
+        [name, group, kind, "not finite", "", ""]
+        if case is None
+        else [
+            *(name, group, kind, f"{1e6 * case['differing']:.1f}"),
+            *(_text(case["test"]), _text(case["other"])),
+        ]
+        for kind, case in cases.items()
+    ]
+
+
+def _text(value: float) -> str:
+    return f"{value:.3f}" if value < 1e6 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
