@@ -201,7 +201,9 @@ class _Pruning:
         """Walk forward: write each block, unless it was on the way back, and let text pass it."""
         store, recipe = self.store, self.recipe
         first = recipe.decides == "forward"
-        collects = bool(made_of(recipe.leaves, "inputs")) and (first or recipe.sequential)
+        collects = first and any(map(self._wanted, store.blocks))
+        if recipe.sequential:
+            collects = bool(made_of(recipe.leaves, "inputs"))
         with store.outside():
             dense = self._enter("dense") if first else None
             pruned = self._enter("pruned")
