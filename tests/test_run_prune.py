@@ -1,18 +1,30 @@
+import errno
 import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from toy_models import toy_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_prune
 from evaluation.corpus import token_windows
-from pruning.models import linear_layers
+from pruning import spool, store, walk
+from pruning.masks import Target, group_of
+from pruning.metric import Metric
+from pruning.models import linear_layers, load_model
+from pruning.pruner import Recipe, prune
+from pruning.result import plan
+from pruning.result.verify import verify_result
+from pruning.result.work import WorkFolder
+from pruning.store import ResidentStore
+from pruning.walk import Texts, collect
 
 ROOT = Path(run_prune.__file__).parent
 
@@ -173,12 +185,12 @@ def test_run_prune_says_when_the_default_text_may_not_suit_the_model(prune_small
 def test_run_prune_validate_writes_nothing(prune_small, tmp_path, tiny_llama_dir):
     code, out, _ = prune_small(validate=True)
     assert code == 0
-    *plan, valid = out.splitlines()
+    *planned, valid = out.splitlines()
     assert valid == (
         f"valid: {tiny_llama_dir} (float32, cpu) by mul(W, sqrt(X)): 50.0%, unstructured per row, "
         "one-shot; nothing was loaded or written"
     )
-    assert [line.partition(" ")[0] for line in plan] == ["plan:"] * 4
+    assert [line.partition(" ")[0] for line in planned] == ["plan:"] * 4
     assert list(tmp_path.iterdir()) == []
 
 
@@ -344,6 +356,454 @@ def test_run_prune_stops_at_an_interrupt_with_one_line(prune_small, tmp_path, in
         f"interrupted: '{tmp_path / 'out'}' is not finished; run the same command again"
         " with --resume"
     )
+
+
+# Memory, and the plan
+
+
+def needed_memory(err: str) -> str:
+    return err.partition("max-memory must be at least ")[2].partition(" here")[0]
+
+
+def test_run_prune_refuses_less_memory_than_it_needs_and_says_how_much(prune_small, tmp_path):
+    code, out, err = prune_small(max_memory="100MiB")
+    assert (code, out) == (2, "")
+    assert "max-memory must be at least 0.61 GiB here (a block " in err
+    assert err.endswith("got 100.00 MiB: give more, or a smaller --seqlen or --dtype\n")
+    assert list(tmp_path.iterdir()) == []
+    assert prune_small(max_memory=needed_memory(err))[0] == 0
+
+
+@pytest.mark.parametrize("size", ["6", "6 apples", "0GiB", "-1GiB"])
+def test_run_prune_refuses_what_is_no_size(prune_small, size):
+    code, _, err = prune_small(max_memory=size)
+    assert code == 2
+    assert err.endswith(f"max-memory must be a size such as 6GiB or 800MiB, got {size!r}\n")
+
+
+@pytest.fixture
+def tight(prune_small, monkeypatch):
+    """Prune with no more memory than one block at a time takes, the libraries apart."""
+    monkeypatch.setattr(plan, "LIBRARIES", 0)
+
+    def run(**options):
+        memory = needed_memory(prune_small(**options, max_memory="0.001MiB")[2])
+        return prune_small(**options, max_memory=memory)
+
+    return run
+
+
+def test_run_prune_validate_says_the_plan(prune_small, tight):
+    lines = prune_small(metric="snip", validate=True)[1].splitlines()
+    assert lines[0].startswith("plan: resident; at most ")
+    assert lines[1].startswith("plan: memory for a block ")
+    assert lines[2].startswith("plan: put aside in memory; disk needed ")
+    assert lines[3].startswith("plan: 3 passes over the weights; reads ")
+    lines = tight(metric="snip", validate=True)[1].splitlines()
+    assert lines[0].startswith("plan: streamed, one block at a time; at most ")
+    assert "on disk in the result's folder; disk needed " in lines[2]
+
+
+DECIDING = {
+    "forward": {"metric": "wanda"},
+    "sequential": {"metric": "wanda", "propagation": "sequential"},
+    "backward": {"metric": "snip", "group": "row"},
+    "last": {"metric": "snip"},
+    "last, sequential": {"metric": "gblm", "propagation": "sequential"},
+}
+"""A request for each walk in which blocks are decided."""
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Checksums of undisturbed runs by their options."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(prune_small, tmp_path, known):
+    """Prune without a disturbance, once for the module, and return the checksums."""
+
+    def checksums(**options):
+        key = tuple(options.items())
+        if key not in known:
+            assert prune_small(**options, out=tmp_path / "undisturbed")[0] == 0
+            known[key] = checksums_of(tmp_path / "undisturbed")
+        return known[key]
+
+    return checksums
+
+
+def checksums_of(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "pruning_recipe.json").read_text())["sha256"]
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder with its bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("options", DECIDING.values(), ids=DECIDING)
+def test_run_prune_gives_the_same_files_block_by_block(tight, undisturbed, tmp_path, options):
+    code, _, err = tight(**options)
+    assert code == 0
+    assert "plan: streamed, one block at a time" in err
+    assert checksums_of(tmp_path / "out") == undisturbed(**options)
+    assert not (tmp_path / "out" / ".unfinished").exists()
+
+
+# Interrupted and resumed
+
+
+@pytest.fixture
+def at_shard(monkeypatch):
+    """Let something happen in place of the n-th shard, once."""
+
+    def patch(number, act, module=store):
+        written, write = [], module.write_tensors
+
+        def count(path, tensors):
+            written.append(path)
+            if len(written) == number:
+                act()
+            write(path, tensors)
+
+        monkeypatch.setattr(module, "write_tensors", count)
+
+    return patch
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def fill_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def unfinished(prune_small, at_shard, tmp_path):
+    """Interrupt a run at its second shard; returns the folder."""
+    at_shard(2, interrupt)
+    assert prune_small()[0] == 3
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("options", DECIDING.values(), ids=DECIDING)
+def test_run_prune_resumed_ends_with_the_same_files(
+    prune_small, undisturbed, at_shard, tmp_path, options, number
+):
+    expected = undisturbed(**options)
+    at_shard(number, interrupt)
+    code, out, err = prune_small(**options)
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1].endswith(
+        "is not finished; run the same command again with --resume"
+    )
+    assert not (tmp_path / "out" / "pruning_report.json").exists()
+    assert prune_small(**options, resume=True)[0] == 0
+    assert checksums_of(tmp_path / "out") == expected
+    assert not (tmp_path / "out" / ".unfinished").exists()
+
+
+def test_run_prune_resumes_what_was_whole_but_not_published(
+    prune_small, undisturbed, tmp_path, monkeypatch
+):
+    expected = undisturbed(metric="wanda")
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkFolder, "publish", lambda self: interrupt())
+        assert prune_small(metric="wanda")[0] == 3
+    monkeypatch.setattr(run_prune, "prune", None)  # would fail if it were called
+    assert prune_small(metric="wanda", resume=True)[0] == 0
+    assert checksums_of(tmp_path / "out") == expected
+    verify_result(tmp_path / "out")
+
+
+def test_run_prune_refuses_an_unfinished_folder_without_resume(prune_small, unfinished):
+    before = contents_of(unfinished)
+    code, _, err = prune_small()
+    assert code == 4
+    assert err.splitlines()[-1] == (
+        f"error: out '{unfinished}' is unfinished: go on with --resume, or name a new folder"
+    )
+    assert contents_of(unfinished) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"metric": "mul(W, X)"}, "metric 'mul(W, sqrt(X))', and it is 'mul(W, X)' now"),
+        ({"metric": "magnitude"}, "calibration {"),
+        ({"sparsity": 0.6}, "sparsity 0.5, and it is 0.6 now"),
+        ({"pattern": "2:4"}, "group 'row', and it is None now"),
+        ({"propagation": "sequential"}, "propagation 'one-shot', and it is 'sequential' now"),
+        ({"seed": 1}, "calibration {"),
+        ({"samples": 4}, "calibration {"),
+        ({"eval_windows": 3}, "evaluation {"),
+        ({"dtype": "bfloat16"}, "dtype 'float32', and it is 'bfloat16' now"),
+        ({"model": "other"}, "model '"),
+    ],
+)
+def test_run_prune_resumes_no_other_request(
+    prune_small, unfinished, tmp_path, tiny_llama_dir, options, difference
+):
+    if "model" in options:
+        options = {"model": tmp_path / "other"}
+        toy_model("llama", seed=1, vocab_size=256, tie_word_embeddings=True).save_pretrained(
+            options["model"]
+        )
+        AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(options["model"])
+    before = contents_of(unfinished)
+    code, _, err = prune_small(**options, resume=True)
+    assert code == 4
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: out '{unfinished}' was begun with {difference}")
+    assert last.endswith(": give what it began with, or name a new folder")
+    assert contents_of(unfinished) == before
+    assert prune_small(resume=True)[0] == 0
+
+
+def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):
+    with FileLock(unfinished / ".unfinished" / "lock"):
+        code, _, err = prune_small(resume=True)
+    assert code == 4
+    assert err.splitlines()[-1].endswith(
+        "is in use by another process: wait, or name another folder"
+    )
+
+
+@pytest.mark.parametrize(("module", "number"), [(store, 2), (store, 3), (spool, 3), (spool, 12)])
+def test_run_prune_keeps_the_shards_of_a_full_disk_and_resumes(
+    tight, undisturbed, at_shard, tmp_path, module, number
+):
+    expected = undisturbed(metric="snip")
+    at_shard(number, fill_disk, module)
+    code, _, err = tight(metric="snip")
+    out, work = tmp_path / "out", tmp_path / "out" / ".unfinished"
+    assert code == 4
+    assert err.splitlines()[-1] == (
+        f"error: out '{out}' cannot be written (No space left on device): make room and go on "
+        "with --resume"
+    )
+    assert not (work / "states").exists() and not (work / "statistics").exists()
+    assert len(list((work / "result").glob("*.safetensors"))) == (
+        number - 1 if module is store else 0
+    )
+    assert tight(metric="snip", resume=True)[0] == 0
+    assert checksums_of(out) == expected
+
+
+# Statistics that are kept, or come from elsewhere
+
+
+@pytest.fixture
+def steps_back(monkeypatch):
+    """Count the steps of all windows' gradients back through a block."""
+    steps, step = [], walk.step_back
+
+    def counted(*arguments):
+        steps.append(arguments)
+        step(*arguments)
+
+    monkeypatch.setattr(walk, "step_back", counted)
+    return steps
+
+
+@pytest.mark.parametrize("options", [{"metric": "snip"}, {"metric": "snip", "group": "row"}])
+def test_run_prune_keeps_statistics_and_uses_them_again(
+    prune_small, undisturbed, steps_back, tmp_path, options
+):
+    expected = undisturbed(**options)
+    steps_back.clear()
+    kept = tmp_path / "kept"
+    assert prune_small(**options, statistics=kept)[0] == 0
+    assert len(steps_back) == 2  # blocks
+    assert len(list((kept / "G").iterdir())) == 14
+    before = contents_of(kept)
+    assert prune_small(**options, statistics=kept, out=tmp_path / "again")[0] == 0
+    assert len(steps_back) == 2
+    assert contents_of(kept) == before
+    assert checksums_of(tmp_path / "out") == checksums_of(tmp_path / "again") == expected
+
+
+def test_run_prune_adds_the_leaves_that_kept_statistics_lack(
+    prune_small, undisturbed, steps_back, tmp_path
+):
+    kept = tmp_path / "kept"
+    assert prune_small(metric="wanda", statistics=kept, out=tmp_path / "first")[0] == 0
+    assert {path.name for path in kept.iterdir()} == {"X", "statistics.json"}
+    assert prune_small(metric="gblm", statistics=kept)[0] == 0
+    assert {path.name for path in kept.iterdir()} == {"X", "G", "statistics.json"}
+    assert checksums_of(tmp_path / "out") == undisturbed(metric="gblm")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"model": "embedded"}, "model"),
+        ({"seed": 1}, "calibration"),
+        ({"dtype": "float16"}, "dtype"),
+    ],
+)
+def test_run_prune_refuses_statistics_of_something_else(prune_small, tmp_path, options, key):
+    kept = tmp_path / "kept"
+    assert prune_small(statistics=kept, out=tmp_path / "first")[0] == 0
+    before = contents_of(kept)
+    code, _, err = prune_small(**options, statistics=kept)
+    assert code == 4
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: statistics '{kept}' are of {key} ")
+    assert last.endswith(" here: name another folder")
+    assert contents_of(kept) == before
+
+
+def test_run_prune_keeps_no_statistics_among_other_files(prune_small, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+    code, _, err = prune_small(statistics=tmp_path / "mine")
+    assert code == 4
+    assert "has no statistics.json and is not empty: name another folder" in err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious"]
+
+
+@pytest.fixture
+def gradients(tiny_llama_dir):
+    """G of the tiny LLaMA by layer, on windows of our own, in fp16 as the release saves it."""
+    resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
+    windows = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    return {name: G.half() for name, G in collect(resident, windows, frozenset("G"))["G"].items()}
+
+
+def release_key(layer: str) -> str:
+    """Return `self_attn.q_proj_layer_0` of `model.layers.0.self_attn.q_proj`."""
+    number, _, name = layer.removeprefix("model.layers.").partition(".")
+    return f"{name}_layer_{number}"
+
+
+@pytest.mark.parametrize("options", [{"metric": "snip"}, {"metric": "gblm"}])
+def test_run_prune_reads_the_gradients_that_the_release_saved(
+    prune_small, gradients, steps_back, tmp_path, tiny_llama_dir, options
+):
+    torch.save({release_key(name): G for name, G in gradients.items()}, tmp_path / "g.pth")
+    assert prune_small(**options, statistics=tmp_path / "g.pth")[0] == 0
+    assert steps_back == []
+    resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
+    recipe = recipe_of(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    windows = token_windows(tokenizer, "embedded", "calibration", 3, 16, 0).tokens
+    found = collect(resident, windows, frozenset("X")).to_tensors()
+    found |= {f"G/{name}": G.float() for name, G in gradients.items()}
+    target = Target(0.5, group_of(recipe["group"]))
+    request = Recipe(Metric.parse(recipe["metric"]), target)
+    prune(resident, request, Texts(windows), statistics=found)
+    written = weights_of(tmp_path / "out")
+    for name, weight in resident.copies().items():
+        assert torch.equal(written[f"{name}.weight"], weight), name
+
+
+class Trap:
+    """Leaves a trace where it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("sprung"),)
+
+
+def test_run_prune_reads_no_class_from_a_file_of_gradients(
+    prune_small, tmp_path, monkeypatch, tiny_llama_dir
+):
+    torch.save({"self_attn.q_proj_layer_0": Trap()}, tmp_path / "g.pth")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = prune_small(metric="snip", statistics=tmp_path / "g.pth")
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(
+        f"error: statistics file '{tmp_path / 'g.pth'}' cannot be read: it names "
+    )
+    assert last.endswith(", and only tensors are read")
+    assert [path.name for path in tmp_path.iterdir()] == ["g.pth"]
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "list", "torn"])
+def test_run_prune_refuses_gradients_of_another_model(prune_small, gradients, tmp_path, change):
+    path = tmp_path / "g.pth"
+    found = {release_key(name): G for name, G in gradients.items()}
+    if change == "missing":
+        del found["mlp.up_proj_layer_1"]
+    elif change == "shape":
+        found["mlp.up_proj_layer_1"] = torch.zeros(3, 5)
+    torch.save(list(found.values()) if change == "list" else found, path)
+    if change == "torn":
+        path.write_bytes(path.read_bytes()[:1000])
+    code, _, err = prune_small(metric="snip", statistics=path)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: statistics file '{path}' ")
+    if change in ("missing", "shape"):
+        got = {"missing": "none", "shape": "(3, 5)"}[change]
+        assert last.endswith(
+            f"must have mlp.up_proj_layer_1 of shape (24, 16), got {got}: "
+            "give the gradients of this model"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["g.pth"]
+
+
+# Processes of their own, which have to import torch and transformers
+
+
+LONGER = {"metric": "gblm", "propagation": "sequential", "samples": "24", "seqlen": "128"}
+
+
+def started(out: Path, *flags: str) -> subprocess.Popen[bytes]:
+    options = {"model": "embedded", "out": str(out), "eval-windows": "4", **LONGER}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, str(ROOT / "run_prune.py"), *words, *flags]
+    with (out.parent / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
+def stopped_when(process: subprocess.Popen[bytes], path: Path, number: signal.Signals) -> int:
+    """Send a signal as soon as a file is there; return the exit code."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline, "the run did not get on"
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The checksums of an undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert started(out).wait(timeout=300) == 0
+    return checksums_of(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_prune_interrupted_from_outside_exits_3_and_resumes(whole, tmp_path, number):
+    out = tmp_path / "out"
+    shard = out / ".unfinished" / "result" / "model-00003-of-00005.safetensors"
+    assert stopped_when(started(out), shard, number) == 3
+    assert "with --resume" in (tmp_path / "log").read_text().splitlines()[-1]
+    assert started(out, "--resume").wait(timeout=300) == 0
+    assert checksums_of(out) == whole
+
+
+@pytest.mark.slow
+def test_run_prune_killed_at_three_moments_and_resumed_is_the_same(whole, tmp_path):
+    out = tmp_path / "out"
+    work, flags = out / ".unfinished", []
+    moments = ["request.json", "result/model-00002-of-00005.safetensors"]
+    for moment in [*moments, "result/model-00004-of-00005.safetensors"]:
+        assert stopped_when(started(out, *flags), work / moment, signal.SIGKILL) == -signal.SIGKILL
+        flags = ["--resume"]
+    assert started(out, *flags).wait(timeout=300) == 0
+    assert checksums_of(out) == whole
+    assert verify_result(out)
 
 
 @pytest.mark.slow  # a process of its own has to import torch and transformers
