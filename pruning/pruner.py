@@ -5,7 +5,7 @@ inputs from windows that passed the blocks pruned before it, as the Pruner-Zero 
 gradients are dense in both. The search evaluates its candidates through the same scores and masks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -161,6 +161,7 @@ def prune(
     if pruning.decides != "forward":
         pruning.walk_dense()
     pruning.walk_and_write()
+    store.finish()
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
@@ -214,19 +215,20 @@ class _Pruning:
             dense = self._enter("dense") if first else None
             pruned = self._enter("pruned")
             calibration = self._enter("calibration") if collects else None
-        after = [pruned, calibration if recipe.sequential else None]
+        after = [s for s in (pruned, calibration if recipe.sequential else None) if s]
         for i, (block, then) in enumerate(in_turn(store.blocks)):
+            fresh = False
             if dense or calibration or not self._is_done(block):
                 with store.open_dense(block, then) as module:
                     if dense:
                         dense.advance(i, module)
                     if calibration:
                         self._collect(calibration, i, block, module)
-                    self._decide(block, module)
-            if any(after):
+                    fresh = self._decide(block, module)
+                    _advance(after if fresh else [], i, module)
+            if after and not fresh:
                 with store.open(block) as module:
-                    for stream in filter(None, after):
-                        stream.advance(i, module)
+                    _advance(after, i, module)
             self.on_progress("prune", i + 1, len(store.blocks))
         with store.outside():
             for stream in filter(None, (dense, pruned)):
@@ -276,10 +278,13 @@ class _Pruning:
         for key, tensor in statistics.to_tensors().items():
             self.kept[key] = tensor.cpu() if waits else tensor
 
-    def _decide(self, block: str, module: nn.Module) -> None:
-        """Score, select, update and write a block, unless that was done."""
+    def _decide(self, block: str, module: nn.Module) -> bool:
+        """Score, select, update and write a block, unless that was done; return whether it was.
+
+        After it the open block has its new weights.
+        """
         if self._is_done(block):
-            return
+            return False
         layers = layers_of_block(block, module)
         masks = self._all_masks() if self.recipe.needs_all_scores else self._masks_of(layers)
         weights = {}
@@ -292,6 +297,7 @@ class _Pruning:
             self._forget(name)
         if weights:
             self.store.write(block, weights)
+        return bool(weights)
 
     def _masks_of(self, layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, Tensor]]:
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
@@ -323,6 +329,11 @@ class _Pruning:
             self.fresh.pop(f"{leaf}/{layer}", None)
             if self.forgets:
                 self.kept.pop(f"{leaf}/{layer}", None)
+
+
+def _advance(streams: Sequence[Stream], block: int, module: nn.Module) -> None:
+    for stream in streams:
+        stream.advance(block, module)
 
 
 class _DenseWeights(Mapping[str, Tensor]):

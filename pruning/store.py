@@ -65,7 +65,10 @@ class Store(Protocol):
         """Return a layer's dense weight as the passes use it."""
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
-        """Take a block's new weights, by layer name."""
+        """Take an open block's new weights, by layer name; the block has them from now on."""
+
+    def finish(self) -> None:
+        """Wait until all that was given back is where it belongs."""
 
 
 class ResidentStore:
@@ -137,6 +140,9 @@ class ResidentStore:
                 self._layers[name].weight.copy_(weight)
         self.written.add(block)
 
+    def finish(self) -> None:
+        """Nothing has to be waited for."""
+
 
 class FolderStore:
     """A folder of shards: a block is read when it is opened, and written as a shard of its own.
@@ -177,7 +183,8 @@ class FolderStore:
         self._check_outside()
         self._opened: set[str] = set()
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
-        self._thread = ThreadPoolExecutor(1)
+        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self.written = {name for name in blocks if shards and self.shard(name).exists()}
 
     @property
@@ -214,6 +221,7 @@ class FolderStore:
     @contextmanager
     def open(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
         """Open a block from its own shard if that was written."""
+        self.finish()
         written = Checkpoint(self.shard(block)) if block in self.written else None
         with self._open(block, written, then) as module:
             yield module
@@ -237,20 +245,30 @@ class FolderStore:
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
         """Write the block's shard: new weights, and all else as the dense model has it.
 
+        It is written while the walk goes on, one shard at a time.
+
         Raises:
-            OSError: If it cannot be written; the block does not count as written then.
+            OSError: If the shard before it could not be written.
         """
-        names = self._names[block]
+        self.finish()
+        names, module = self._names[block], self.model.get_submodule(block)
         tensors = self._checkpoint.read(names.values())
         for layer, weight in weights.items():
-            published = names[f"{layer}.weight".removeprefix(f"{block}.")]
+            parameter = f"{layer}.weight".removeprefix(f"{block}.")
+            published = names[parameter]
             tensors[published] = weight.to("cpu", tensors[published].dtype).contiguous()
-        write_tensors(self.shard(block), tensors)
+            _set_parameter(module, parameter, tensors[published].to(self.device, self._dtype))
         self._opened.discard(block)
         self.written.add(block)
+        self._writing = self._writer.submit(write_tensors, self.shard(block), tensors)
+
+    def finish(self) -> None:
+        """Wait for the shard that is being written; raises OSError if it cannot be."""
+        if self._writing:
+            self._writing.result()
 
     def write_outside(self) -> None:
-        """Write the shard of all tensors that are in no block; raises OSError as `write`."""
+        """Write the shard of all tensors that are in no block; raises OSError if it cannot be."""
         inside = {name for names in self._names.values() for name in names.values()}
         others = [name for name in self._checkpoint.entries if name not in inside]
         write_tensors(self.shard(None), self._checkpoint.read(others))
@@ -299,7 +317,7 @@ class FolderStore:
         if self.device.type == "cpu":
             self._checkpoint.read_ahead(self._names[block].values())
         elif block not in self._opened and not self._ahead:
-            self._ahead = block, self._thread.submit(self._read, block, self._checkpoint)
+            self._ahead = block, self._reader.submit(self._read, block, self._checkpoint)
 
     def _cast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: t.to(self.device, self._dtype) for name, t in tensors.items()}

@@ -157,7 +157,7 @@ def walk_dense(
     wanted: Mapping[str, frozenset[str]],
     states: Spool,
     keep: Callable[[Statistics], None],
-    visit: Callable[[str, nn.Module], None],
+    visit: Callable[[str, nn.Module], object],
     on_progress: Progress,
 ) -> None:
     """Walk the dense model forward and, if a leaf needs it, backward.
@@ -216,7 +216,7 @@ def _backward(
     calibration: Stream,
     wanted: Mapping[str, frozenset[str]],
     keep: Callable[[Statistics], None],
-    visit: Callable[[str, nn.Module], None],
+    visit: Callable[[str, nn.Module], object],
     on_progress: Progress,
 ) -> None:
     total = len(store.blocks)
