@@ -140,7 +140,7 @@ class Resident:
                 prune(
                     self.store,
                     Recipe(Metric.parse(metric), target),
-                    Texts(self.windows["calibration"][:0]),
+                    Texts(self.windows["fitness"][:0]),  # all statistics are there
                     statistics=self.statistics.to_tensors(),
                     keep_scores=self.memory.scores == "keep",
                 )
