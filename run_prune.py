@@ -259,20 +259,23 @@ def _apply(request: Request, resume: bool) -> None:
     )
     checkpoint = open_checkpoint(subject.model, papers["revision"])
     identity = {
-        **{key: value for key, value in papers.items() if key not in ("model", "tree")},
+        **{key: papers[key] for key in papers if key not in ("model", "tree", "metric_source")},
         "model": checkpoint.fingerprint(),
         "evaluation": windows["evaluation"].provenance,
     }
+    store = FolderStore(
+        *(checkpoint, subject.config, subject.dtype, subject.device),
+        shards=WorkFolder(request.out).result,
+        held=request.plan.held,
+    )
+    statistics: Spool | None = None
+    if request.statistics and request.recipe.leaves:
+        statistics = open_statistics(request.statistics, identity, store)
     for line in (f"pruning: {_summary(request)}", *request.plan.lines()):
         print(line, file=sys.stderr)
     with shown_progress() as progress, opened(request.out, identity, resume) as work:
         if not work.is_whole:
-            store = FolderStore(
-                *(checkpoint, subject.config, subject.dtype, subject.device),
-                shards=work.result,
-                held=request.plan.held,
-            )
-            _prune(request, store, windows, work, identity, progress)
+            _prune(request, store, windows, work, statistics, progress)
             perplexities = _perplexities(work, windows["evaluation"], subject)
             save_papers(
                 *(store, subject.tokenizer, work.result, papers, request.recipe.target),
@@ -288,7 +291,7 @@ def _prune(
     store: FolderStore,
     windows: Mapping[str, Windows],
     work: WorkFolder,
-    identity: Mapping[str, Any],
+    statistics: Spool | None,
     progress: Progress,
 ) -> None:
     """Walk the blocks; each text's losses are put aside as soon as they are known."""
@@ -307,10 +310,7 @@ def _prune(
         {name: tokens for name in ("dense", "pruned") if name not in known},
         measure,
     )
-    statistics: Spool | None = None
-    if request.statistics and request.recipe.leaves:
-        statistics = open_statistics(request.statistics, identity, store)
-    elif request.plan.statistics_on_disk:
+    if statistics is None and request.plan.statistics_on_disk:
         statistics = DiskSpool(work.statistics)
     states: Spool = DiskSpool(work.states, fresh=True) if request.plan.states_on_disk else {}
     prune(store, request.recipe, texts, states, statistics, progress)

@@ -158,10 +158,12 @@ def prune(
         on_progress=on_progress,
         keep_scores=keep_scores,
     )
-    if pruning.decides != "forward":
-        pruning.walk_dense()
-    pruning.walk_and_write()
-    store.finish()
+    try:
+        if pruning.decides != "forward":
+            pruning.walk_dense()
+        pruning.walk_and_write()
+    finally:
+        store.finish()
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:

@@ -458,18 +458,19 @@ def test_run_prune_gives_the_same_files_block_by_block(tight, undisturbed, tmp_p
 
 @pytest.fixture
 def at_shard(monkeypatch):
-    """Let something happen in place of the n-th shard, once."""
+    """Let something happen in place of the n-th shard, or spooled tensor, once."""
 
     def patch(number, act, module=store):
-        written, write = [], module.write_tensors
+        name = "write_tensors" if module is store else "_write_draft"
+        written, write = [], getattr(module, name)
 
         def count(path, tensors):
             written.append(path)
             if len(written) == number:
                 act()
-            write(path, tensors)
+            return write(path, tensors)
 
-        monkeypatch.setattr(module, "write_tensors", count)
+        monkeypatch.setattr(module, name, count)
 
     return patch
 
