@@ -39,10 +39,10 @@ from pruning.result.request import (
     size_of,
 )
 from pruning.result.save import Perplexities, save_papers
-from pruning.result.verify import verify_result
+from pruning.result.verify import Inspector, verify_result
 from pruning.result.work import FolderMismatchError, WorkFolder, check_output_folder, opened
 from pruning.spool import DiskSpool, Spool
-from pruning.store import FolderStore
+from pruning.store import FolderStore, all_layers
 from pruning.walk import Progress, Texts
 
 EVAL_WINDOWS = 32
@@ -268,6 +268,8 @@ def _apply(request: Request, resume: bool) -> None:
         shards=WorkFolder(request.out).result,
         held=request.plan.held,
     )
+    inspector = Inspector(subject.config, all_layers(store), request.recipe.target)
+    store.on_shard = inspector.look  # while it is in the system's cache
     statistics: Spool | None = None
     if request.statistics and request.recipe.leaves:
         statistics = open_statistics(request.statistics, identity, store)
@@ -279,7 +281,7 @@ def _apply(request: Request, resume: bool) -> None:
             perplexities = _perplexities(work, windows["evaluation"], subject)
             save_papers(
                 *(store, subject.tokenizer, work.result, papers, request.recipe.target),
-                *(perplexities, request.warnings),
+                *(inspector, perplexities, request.warnings),
             )
             progress("save", 1, 1)
         report = work.publish()

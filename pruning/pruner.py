@@ -19,7 +19,7 @@ from pruning.masks import DegenerateScores, Target, select
 from pruning.metric import Metric
 from pruning.models import layers_of_block, linear_layers
 from pruning.spool import Spool
-from pruning.store import Store, in_turn
+from pruning.store import Store, all_layers, in_turn
 from pruning.update import ZERO, Update
 from pruning.walk import Progress, Stream, Texts, walk_dense
 
@@ -343,7 +343,7 @@ class _DenseWeights(Mapping[str, Tensor]):
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._names = [name for layers in store.layers.values() for name in layers]
+        self._names = all_layers(store)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._store.weight(name)

@@ -4,7 +4,7 @@ The walk over blocks (`pruning.walk`) asks a store for one block at a time and g
 it is the same walk for both stores.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +156,9 @@ class FolderStore:
             written; None if nothing will be written.
         held: Blocks, from the first, that stay in memory once they were opened.
 
+    Attributes:
+        on_shard: Called with each finished shard, while the walk goes on.
+
     Raises:
         ValueError: If a tensor is missing or of another shape than the config says.
     """
@@ -185,6 +188,7 @@ class FolderStore:
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
+        self.on_shard: Callable[[Path], object] = lambda path: None
         self.written = {name for name in blocks if shards and self.shard(name).exists()}
 
     @property
@@ -260,7 +264,7 @@ class FolderStore:
             _set_parameter(module, parameter, tensors[published].to(self.device, self._dtype))
         self._opened.discard(block)
         self.written.add(block)
-        self._writing = self._writer.submit(write_tensors, self.shard(block), tensors)
+        self._writing = self._writer.submit(self._write_shard, self.shard(block), tensors)
 
     def finish(self) -> None:
         """Wait for the shard that is being written; raises OSError if it cannot be."""
@@ -269,6 +273,7 @@ class FolderStore:
 
     def write_outside(self) -> None:
         """Write the shard of all tensors that are in no block; raises OSError if it cannot be."""
+        self.finish()
         inside = {name for names in self._names.values() for name in names.values()}
         others = [name for name in self._checkpoint.entries if name not in inside]
         write_tensors(self.shard(None), self._checkpoint.read(others))
@@ -282,6 +287,10 @@ class FolderStore:
         }
         outside = self.shard(None).name
         return {name: files.get(name, outside) for name in self._checkpoint.entries}
+
+    def _write_shard(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        write_tensors(path, tensors)
+        self.on_shard(path)
 
     @contextmanager
     def _open(
@@ -362,6 +371,11 @@ class FolderStore:
                 f"model {str(self._checkpoint.place)!r} cannot be loaded: {len(lost)} tensors "
                 f"are missing, {lost[0]} among them"
             )
+
+
+def all_layers(store: Store) -> list[str]:
+    """Return the names of all prunable layers, in order."""
+    return [name for block in store.blocks for name in store.layers[block]]
 
 
 def in_turn(names: Iterable[str]) -> Iterator[tuple[str, str | None]]:

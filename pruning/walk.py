@@ -25,7 +25,7 @@ from pruning.models import (
     logits_in_parts,
 )
 from pruning.spool import Spool
-from pruning.store import Store, in_turn
+from pruning.store import Store, all_layers, in_turn
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
 """Called with a stream's name, each window's states that enter the head, (T, hidden_size), and what
@@ -147,7 +147,7 @@ def collect(
         lambda block, module: None,
         on_progress,
     )
-    order = [f"{leaf}/{name}" for leaf in leaves for b in store.blocks for name in store.layers[b]]
+    order = [f"{leaf}/{name}" for leaf in leaves for name in all_layers(store)]
     return Statistics.from_tensors({key: found[key] for key in order if key in found})
 
 

@@ -17,9 +17,9 @@ from pruning.models import linear_layers, load_tokenizer
 from pruning.pruner import Recipe, prune
 from pruning.result.request import Subject, make_recipe
 from pruning.result.save import Perplexities, save_papers
-from pruning.result.verify import count_layers, verify_result
+from pruning.result.verify import Inspector, verify_result
 from pruning.result.work import FolderMismatchError, check_output_folder
-from pruning.store import FolderStore
+from pruning.store import FolderStore, all_layers
 from pruning.walk import Texts
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
@@ -60,7 +60,8 @@ def saved(tokenizer, dense):
         settings = (store.config, tokenizer, "float32", "cpu", 8, "float32")
         subject = Subject(name or str(dense), *settings)
         recipe = make_recipe(subject, metric, target, "one-shot", None)
-        return save_papers(store, tokenizer, folder, recipe, target, numbers, **options)
+        inspector = Inspector(store.config, all_layers(store), target)
+        return save_papers(store, tokenizer, folder, recipe, target, inspector, numbers, **options)
 
     return save
 
@@ -152,7 +153,8 @@ def test_save_papers_refuses_a_dense_model(tmp_path, tokenizer, dense):
         store.write(block, {})
     recipe = {"model": str(dense), "metric": "W", "group": "row", "calibration": None}
     with pytest.raises(FolderMismatchError, match=f"layer {FIRST} is not 0.5 per row"):
-        save_papers(store, tokenizer, tmp_path, recipe, HALF_OF_ROWS, PERPLEXITIES)
+        inspector = Inspector(store.config, all_layers(store), HALF_OF_ROWS)
+        save_papers(store, tokenizer, tmp_path, recipe, HALF_OF_ROWS, inspector, PERPLEXITIES)
     assert not (tmp_path / "pruning_report.json").exists()
 
 
@@ -163,7 +165,8 @@ def test_count_layers_finds_every_family_under_its_saved_names(tmp_path, family)
     for i, layer in enumerate(layers.values()):
         layer.weight.data.fill_(1.0).view(-1)[: i + 1] = 0.0
     model.save_pretrained(tmp_path)
-    counts = count_layers(tmp_path, model.config, list(layers), Target(0.0, Row()))
+    inspector = Inspector(model.config, list(layers), Target(0.0, Row()))
+    counts, _ = inspector.look_at_all(tmp_path)
     assert [count.zeros for count in counts] == list(range(1, len(layers) + 1))
 
 
@@ -183,7 +186,8 @@ def test_count_layers_finds_every_family_under_its_saved_names(tmp_path, family)
 def test_count_layers_judges_each_comparison_group(tmp_path, target, rows, holds):
     save_file({"a.weight": torch.tensor(rows).float()}, tmp_path / "model.safetensors")
     config = toy_model("llama").config
-    assert count_layers(tmp_path, config, ["a"], target)[0].pattern_ok is holds
+    counts, _ = Inspector(config, ["a"], target).look_at_all(tmp_path)
+    assert counts[0].pattern_ok is holds
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ Sizes are bytes. Activations are estimates from above, all else follows from the
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -125,54 +127,80 @@ def make_plan(
             needed.
     """
     item = DTYPES[subject.dtype].itemsize
-    block = max(_elements(block) for block in decoder_blocks(model).values()) * item
-    sizes = [layer.weight.numel() for layer in linear_layers(model).values()]
-    blocks = len(decoder_blocks(model))
-    in_block = math.ceil(sum(sizes) / blocks)
-    matrix_leaves = [name for name in recipe.leaves if LEAVES[name].shape == MATRIX]
-    sums = 4 * in_block * len(matrix_leaves)
+    blocks = [_elements(block) * item for block in decoder_blocks(model).values()]
     backward = bool(need_backward(recipe.leaves))
-    held_sums = sums if recipe.decides != "last" or backward else 0
-    config = model.config.get_text_config()
-    window = bool(load.calibration or load.evaluation) * window_activations(
-        config, load.length, backward, item
-    )
-    memory = {
-        "libraries": int(LIBRARIES),
-        "a block": block,
-        "sums": held_sums,
-        "work": max(window + 2 * max(sizes) * item * backward, SCORING * max(sizes) + in_block * 2),
-    }
-    outside = sum(p.numel() for p in set(outside_blocks(model).values())) * item
-    head = outside + logits_size(config)
-    memory["work"] += max(0, head - block - held_sums - memory["work"])
-    states = states_size(config, load, blocks if backward else 1, item)
+    memory = _at_one_time(model, recipe, load, item)
     available = psutil.virtual_memory().available if budget is None else budget
-    peak = sum(memory.values())
-    if peak > available:
+    room = available - sum(memory.values())
+    if room < 0:
         raise ValueError(
-            f"max-memory must be at least {size_text(peak, up=True)} here (a block "
-            f"{size_text(block)}, sums {size_text(held_sums)}, work {size_text(memory['work'])}), "
-            f"got {size_text(available)}: give more, or a smaller --seqlen or --dtype"
+            f"max-memory must be at least {size_text(available - room, up=True)} here (a block "
+            f"{size_text(memory['a block'])}, sums {size_text(memory['sums'])}, work "
+            f"{size_text(memory['work'])}), got {size_text(available)}: give more, or a smaller "
+            "--seqlen or --dtype"
         )
-    waiting = sums * blocks if recipe.decides == "last" else 0
-    room = available - peak
-    whole = block * blocks
-    fits = states + waiting + whole <= room
+    states = states_size(model.config.get_text_config(), load, len(blocks) * backward or 1, item)
     states_fit = states <= room
-    memory |= {"hidden states": states * states_fit, "other blocks": whole * fits}
-    memory["statistics"] = waiting * fits
+    room -= states * states_fit
+    waiting = _sums(model, recipe) * len(blocks) if recipe.decides == "last" else 0
+    waiting_fits = waiting <= room
+    room -= waiting * waiting_fits
+    if torch.device(subject.device).type == "cuda":
+        room = _room_on_device(memory, subject.device)
+    held = sum(blocks) <= room
+    on_host = {"hidden states": states * states_fit, "statistics": waiting * waiting_fits}
     return Plan(
-        memory,
+        memory | on_host | {"other blocks": sum(blocks) * held},
         available,
-        blocks if fits else 0,
+        len(blocks) * held,
         not states_fit,
-        0 if fits else waiting,
+        0 if waiting_fits else waiting,
         states,
         model_size,
         1 + (2 if backward else int(recipe.decides == "last" and bool(load.evaluation))),
         model_size,
     )
+
+
+def _at_one_time(model: PreTrainedModel, recipe: Recipe, load: Load, item: int) -> dict[str, int]:
+    """Return the bytes that are held while one block is open, by what."""
+    sizes = [layer.weight.numel() for layer in linear_layers(model).values()]
+    config = model.config.get_text_config()
+    backward = bool(need_backward(recipe.leaves))
+    block = max(_elements(block) for block in decoder_blocks(model).values()) * item
+    sums = _sums(model, recipe) if recipe.decides != "last" or backward else 0
+    window = bool(load.calibration or load.evaluation) * window_activations(
+        config, load.length, backward, item
+    )
+    # A matrix is scored and selected in fp32; the block's new weights wait beside it.
+    scoring = SCORING * max(sizes) + 2 * sum(sizes) // len(decoder_blocks(model))
+    work = max(window + 2 * max(sizes) * item * backward, scoring)
+    outside = sum(p.numel() for p in set(outside_blocks(model).values())) * item
+    work = max(work, outside + logits_size(config) - block - sums)
+    return {"libraries": int(LIBRARIES), "a block": block, "sums": sums, "work": work}
+
+
+def _sums(model: PreTrainedModel, recipe: Recipe) -> int:
+    """Return the bytes of one block's statistics that are as large as its weights, fp32."""
+    matrices = [name for name in recipe.leaves if LEAVES[name].shape == MATRIX]
+    elements = sum(layer.weight.numel() for layer in linear_layers(model).values())
+    return 4 * len(matrices) * math.ceil(elements / len(decoder_blocks(model)))
+
+
+def _room_on_device(memory: Mapping[str, int], device: str) -> int:
+    """Return the bytes that a GPU has left beside an open block and the next one.
+
+    Raises:
+        ValueError: If these are more than it has.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = 2 * memory["a block"] + memory["sums"] + memory["work"]
+    if needed > free:
+        raise ValueError(
+            f"device {device!r} must have {size_text(needed, up=True)} free, got "
+            f"{size_text(free)}: use a smaller --seqlen, or --device cpu"
+        )
+    return free - needed
 
 
 def window_activations(config: PretrainedConfig, length: int, backward: bool, item: int) -> int:

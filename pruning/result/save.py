@@ -18,7 +18,7 @@ from pruning.masks import Target
 from pruning.metric_file import SCHEMA
 from pruning.models import source_of
 from pruning.result.card import model_card
-from pruning.result.verify import RECIPE, LayerCount, check_promise, checksums, count_layers
+from pruning.result.verify import RECIPE, Inspector, LayerCount, check_promise
 from pruning.result.work import REPORT, FolderMismatchError, write_json
 from pruning.store import FolderStore
 
@@ -41,6 +41,7 @@ def save_papers(
     folder: Path,
     recipe: Mapping[str, Any],
     target: Target,
+    inspector: Inspector,
     perplexities: Perplexities,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def save_papers(
         store: Has written a shard for every block into the folder.
         recipe: All that is needed to do it again; schema, versions and checksums are added. Its
             `model`, `metric`, `group` and `calibration` are read for the card.
+        inspector: Has looked at some of the shards, and looks at the others.
         warnings: Lines for the report, before those about the layers.
 
     Returns:
@@ -59,17 +61,16 @@ def save_papers(
         FolderMismatchError: If the folder cannot be written, or what is read back from it does
             not hold what `target` asks.
     """
-    names = [name for block in store.blocks for name in store.layers[block]]
     try:
         store.write_outside()
         _write_index(store, folder)
         _save_configs(store.config, recipe["model"], folder)
         tokenizer.save_pretrained(folder)
-        layers = count_layers(folder, store.config, names, target)
+        layers, sums = inspector.look_at_all(folder)
         check_promise(folder, layers, target)
         lines = [*warnings, *_layer_warnings(layers)]
         report = _report(recipe["metric"], target, perplexities, layers, lines)
-        papers = {"schema": SCHEMA, **recipe, "versions": _versions(), "sha256": checksums(folder)}
+        papers = {"schema": SCHEMA, **recipe, "versions": _versions(), "sha256": sums}
         write_json(folder / RECIPE, papers)
         model_card(papers, report).save(folder / "README.md")
         write_json(folder / REPORT, report)

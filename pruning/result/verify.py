@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from pruning.checkpoint import Checkpoint
 from pruning.masks import Target, group_of, parse_pattern
 from pruning.metric_file import read_json
-from pruning.models import load_config
+from pruning.models import load_config, published_names
 from pruning.ranking import count
 from pruning.result.work import REPORT, FolderMismatchError
 
@@ -72,40 +72,66 @@ def verify_result(folder: Path) -> dict[str, Any]:
     return report
 
 
-def count_layers(
-    folder: Path, config: PretrainedConfig, names: Sequence[str], target: Target
-) -> list[LayerCount]:
-    """Count the zeros of layers in a folder's safetensors files, two tensors in memory at a time.
+class Inspector:
+    """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
-    Raises:
-        FolderMismatchError: If a file is torn or missing, a layer's weight is not there, or a
-            tensor holds a value that is not finite.
+    Args:
+        config: The model's config.
+        names: Its prunable layers, in order.
+        target: What was asked for.
     """
-    try:
-        checkpoint = Checkpoint(folder)
-    except ValueError as error:
-        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-    layers = {checkpoint.find(config, f"{name}.weight"): name for name in names}
-    if None in layers:
-        raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {layers[None]}")
-    if missing := set(names) - set(layers.values()):
-        raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {min(missing)}")
 
-    def look(published: str) -> LayerCount | None:
-        weight = checkpoint.read([published])[published]
-        if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
-            raise FolderMismatchError(
-                f"{str(folder)!r}: tensor {published} has a value that is not finite"
-            )
-        if published not in layers:
-            return None
-        zero = _is_zero(weight)
-        holds = weight.ndim == 2 and target.group.owes(zero, target.sparsity)
-        return LayerCount(layers[published], count(zero), weight.numel(), holds)
+    def __init__(self, config: PretrainedConfig, names: Sequence[str], target: Target) -> None:
+        self._names, self._target = names, target
+        self._layers = {
+            published: name
+            for name in names
+            for published in published_names(config, f"{name}.weight")
+        }
+        self._sums: dict[str, str] = {}
+        self._counts: dict[str, LayerCount] = {}
 
-    with ThreadPoolExecutor(2) as pool:
-        counts = {one.name: one for one in pool.map(look, checkpoint.entries) if one}
-    return [counts[name] for name in names]
+    def look(self, path: Path) -> None:
+        """Count the zeros of a shard's layers and hash it, one tensor in memory at a time.
+
+        Raises:
+            FolderMismatchError: If the file is torn or a tensor holds a value that is not finite.
+        """
+        try:
+            shard = Checkpoint(path)
+        except ValueError as error:
+            raise FolderMismatchError(f"{str(path.parent)!r} cannot be read: {error}") from error
+        for published in shard.entries:
+            weight = shard.read([published])[published]
+            if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
+                raise FolderMismatchError(
+                    f"{str(path.parent)!r}: tensor {published} has a value that is not finite"
+                )
+            if name := self._layers.get(published):
+                zero = _is_zero(weight)
+                holds = weight.ndim == 2 and self._target.group.owes(zero, self._target.sparsity)
+                self._counts[name] = LayerCount(name, count(zero), weight.numel(), holds)
+        with path.open("rb") as file:
+            self._sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def look_at_all(self, folder: Path) -> tuple[list[LayerCount], dict[str, str]]:
+        """Return what is in a folder's layers, in order, and the sha256 of its files by name.
+
+        Raises:
+            FolderMismatchError: As `look`, or if a file or a layer's weight is not there.
+        """
+        try:
+            Checkpoint(folder)
+        except ValueError as error:
+            raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
+        left = [
+            path for path in sorted(folder.glob("*.safetensors")) if path.name not in self._sums
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.look, left))
+        if lost := [name for name in self._names if name not in self._counts]:
+            raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {lost[0]}")
+        return [self._counts[name] for name in self._names], dict(sorted(self._sums.items()))
 
 
 def _is_zero(weight: Tensor) -> Tensor:
@@ -114,18 +140,6 @@ def _is_zero(weight: Tensor) -> Tensor:
         return weight == 0
     bits = weight.view(torch.int16 if weight.element_size() == 2 else torch.int32).numpy()
     return torch.from_numpy(np.asarray(np.left_shift(bits, 1) == 0))
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every safetensors file in a folder, by file name."""
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    paths = sorted(folder.glob("*.safetensors"))
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip((path.name for path in paths), pool.map(digest, paths), strict=True))
 
 
 def check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) -> None:
@@ -154,7 +168,8 @@ def _first_difference(
     )
     promised = [LayerCount(**layer) for layer in report["layers"]]
     config = load_config(str(folder))
-    found = count_layers(folder, config, [layer.name for layer in promised], target)
+    names = [layer.name for layer in promised]
+    found, sums = Inspector(config, names, target).look_at_all(folder)
     for was, now in zip(promised, found, strict=True):
         if was != now:
             return (
@@ -164,7 +179,7 @@ def _first_difference(
     check_promise(folder, found, target)
     if problem := _untied(folder, config):
         return problem
-    recorded, sums = recipe["sha256"], checksums(folder)
+    recorded = recipe["sha256"]
     for name in sorted({*recorded, *sums}):
         if recorded.get(name) != sums.get(name):
             own, told = sums.get(name, "none"), recorded.get(name, "none")
