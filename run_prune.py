@@ -23,11 +23,13 @@ from typer import Option
 from evaluation.corpus import Windows, check_available, check_disjoint, token_windows
 from evaluation.perplexity import losses_of, perplexity
 from pruning.checkpoint import open_checkpoint
+from pruning.folder_store import FolderStore
 from pruning.memory import keep_freed_memory
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED
 from pruning.progress import shown_progress
-from pruning.pruner import Recipe, check_layers, prune
+from pruning.pruner import check_layers, prune
+from pruning.recipe import Recipe
 from pruning.result.kept import open_statistics
 from pruning.result.plan import Load, Plan, make_plan, parse_size
 from pruning.result.request import (
@@ -42,7 +44,7 @@ from pruning.result.save import Perplexities, save_papers
 from pruning.result.verify import Inspector, verify_result
 from pruning.result.work import FolderMismatchError, WorkFolder, check_output_folder, opened
 from pruning.spool import DiskSpool, Spool
-from pruning.store import FolderStore, all_layers
+from pruning.store import all_layers
 from pruning.walk import Progress, Texts
 
 EVAL_WINDOWS = 32

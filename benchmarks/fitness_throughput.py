@@ -29,7 +29,7 @@ from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
 from pruning.masks import Target, select
 from pruning.models import DTYPES, linear_layers, load_model
-from pruning.pruner import LayerScores
+from pruning.recipe import LayerScores
 from pruning.store import ResidentStore
 from pruning.walk import collect
 from search.evolution import evolve

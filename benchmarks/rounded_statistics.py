@@ -27,7 +27,7 @@ from pruning.memory import keep_freed_memory
 from pruning.metric import Metric
 from pruning.models import EMBEDDED, load_model, load_tokenizer
 from pruning.operators import MATRIX
-from pruning.pruner import LayerScores
+from pruning.recipe import LayerScores
 from pruning.store import ResidentStore
 from pruning.walk import collect
 

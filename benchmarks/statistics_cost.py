@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from evaluation.corpus import token_windows
 from pruning.checkpoint import open_checkpoint
+from pruning.folder_store import FolderStore
 from pruning.leaves import LEAVES, Leaf, Seen
 from pruning.memory import keep_freed_memory
 from pruning.models import EMBEDDED, load_config, load_tokenizer
-from pruning.store import FolderStore
 from pruning.walk import collect
 
 MEASURED = ("G", "M", "X")

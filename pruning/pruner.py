@@ -5,118 +5,20 @@ inputs from windows that passed the blocks pruned before it, as the Pruner-Zero 
 gradients are dense in both. The search evaluates its candidates through the same scores and masks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.allocation import UNIFORM, Allocation
 from pruning.calibration import statistics_of, watched_inputs
-from pruning.leaves import STATISTICS, Statistics, made_of, need_backward
-from pruning.masks import DegenerateScores, Target, select
-from pruning.metric import Metric
+from pruning.leaves import Statistics, made_of, need_backward
+from pruning.masks import Target, select
 from pruning.models import layers_of_block, linear_layers
+from pruning.recipe import LayerScores, Recipe
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
-from pruning.update import ZERO, Update
 from pruning.walk import Progress, Stream, Texts, walk_dense
-
-PROPAGATIONS = ("one-shot", "sequential")
-
-
-@dataclass(frozen=True)
-class LayerScores(Mapping[str, Tensor]):
-    """Scores by layer name, computed when asked for and not kept.
-
-    Attributes:
-        metric: The formula.
-        weights: Dense weights by layer name, (out_features, in_features), any dtype.
-        statistics: From a layer's name to its statistics by leaf, those that the metric names.
-    """
-
-    metric: Metric
-    weights: Mapping[str, Tensor]
-    statistics: Callable[[str], Mapping[str, Tensor]]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return the scores of one layer, (out_features, in_features), fp32.
-
-        Raises:
-            DegenerateScores: If they are not finite or all the same; the message names the layer.
-        """
-        weight = self.weights[name].abs() if "W" in self.metric.leaves else None
-        scores = self.metric.score(W=weight, **self.statistics(name))
-        low, high = torch.aminmax(scores)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise DegenerateScores(
-                f"layer {name}: the scores of '{self.metric.text}' are not finite"
-            )
-        if low == high:
-            raise DegenerateScores(f"layer {name}: the scores of '{self.metric.text}' are constant")
-        return scores
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to remove, by which score, and what to do with the rest.
-
-    Attributes:
-        metric: The score.
-        target: How much goes, and which weights compete.
-        propagation: One of `PROPAGATIONS`.
-        allocation: How much each layer gives.
-        update: What happens to the weights that stay.
-    """
-
-    metric: Metric
-    target: Target
-    propagation: str = "one-shot"
-    allocation: Allocation = UNIFORM
-    update: Update = ZERO
-
-    @property
-    def leaves(self) -> frozenset[str]:
-        """The statistics that are needed."""
-        return (self.metric.leaves | self.update.leaves) & STATISTICS
-
-    @property
-    def sequential(self) -> bool:
-        """Whether a block sees what the pruned blocks before it make of the windows."""
-        return self.propagation == "sequential"
-
-    @property
-    def needs_all_scores(self) -> bool:
-        """Whether no mask can be made before all layers have scores."""
-        return self.target.group.whole_model or self.allocation.sees_scores
-
-    @property
-    def decides(self) -> str:
-        """In which walk blocks are scored and written: `forward`, `backward` or `last`."""
-        backward = bool(need_backward(self.leaves))
-        if self.needs_all_scores or (self.sequential and backward):
-            return "last"
-        return "backward" if backward else "forward"
-
-    def check(self) -> None:
-        """Raise ValueError if the parts do not fit each other or the metric cannot rank weights."""
-        self.metric.check_scores_weights()
-        if self.propagation not in PROPAGATIONS:
-            raise ValueError(
-                f"propagation must be one of {', '.join(PROPAGATIONS)}; got {self.propagation!r}"
-            )
-        if self.sequential and self.needs_all_scores:
-            raise ValueError(
-                "propagation must be one-shot with group model, whose threshold needs every "
-                "layer's scores before the first is pruned; got 'sequential'"
-            )
 
 
 def prune(

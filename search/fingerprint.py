@@ -19,7 +19,7 @@ from torch import Tensor
 from pruning.leaves import LEAVES, Statistics
 from pruning.masks import DegenerateScores, Target, select
 from pruning.metric import Metric
-from pruning.pruner import LayerScores
+from pruning.recipe import LayerScores
 
 ROWS = 16
 """Rows taken of each probed layer, evenly spaced."""

@@ -16,7 +16,8 @@ from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, load_model
-from pruning.pruner import LayerScores, Recipe, prune
+from pruning.pruner import prune
+from pruning.recipe import LayerScores, Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts, walk_dense
 from search.fingerprint import take_probe, tensors_digest

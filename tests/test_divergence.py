@@ -11,7 +11,8 @@ from evaluation.divergence import final_hidden, window_divergences
 from pruning import models
 from pruning.masks import Row, Target
 from pruning.metric import Metric
-from pruning.pruner import Recipe, prune
+from pruning.pruner import prune
+from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
 

@@ -5,13 +5,14 @@ import torch
 from toy_models import toy_model, toy_windows
 
 from pruning.checkpoint import Checkpoint
+from pruning.folder_store import FolderStore
 from pruning.leaves import STATISTICS
 from pruning.masks import Model, NOfM, Row, Target, lowest_in_model
 from pruning.metric import Metric
 from pruning.models import load_config
-from pruning.pruner import Recipe, prune
+from pruning.pruner import prune
 from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
-from pruning.store import FolderStore
+from pruning.recipe import Recipe
 from pruning.walk import Texts
 from search.fitness import Evaluator, Setup, Task
 from search.population import Candidate

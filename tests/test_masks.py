@@ -29,8 +29,9 @@ from pruning.masks import (
 from pruning.metric import Metric
 from pruning.models import linear_layers
 from pruning.operators import RELEASE
-from pruning.pruner import Recipe, prune
+from pruning.pruner import prune
 from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
+from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
 

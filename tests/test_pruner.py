@@ -10,7 +10,8 @@ from toy_models import FAMILIES, toy_model, toy_windows
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers
-from pruning.pruner import LayerScores, Recipe, prune
+from pruning.pruner import prune
+from pruning.recipe import LayerScores, Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts, collect
 

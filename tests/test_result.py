@@ -10,16 +10,18 @@ from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
 from pruning.checkpoint import Checkpoint
+from pruning.folder_store import FolderStore
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import linear_layers, load_tokenizer
-from pruning.pruner import Recipe, prune
+from pruning.pruner import prune
+from pruning.recipe import Recipe
 from pruning.result.request import Subject, make_recipe
 from pruning.result.save import Perplexities, save_papers
 from pruning.result.verify import Inspector, verify_result
 from pruning.result.work import FolderMismatchError, check_output_folder
-from pruning.store import FolderStore, all_layers
+from pruning.store import all_layers
 from pruning.walk import Texts
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}

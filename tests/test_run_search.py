@@ -18,7 +18,8 @@ from pruning.masks import GROUPS, NOfM, Target, group_of
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import load_model
-from pruning.pruner import Recipe, prune
+from pruning.pruner import prune
+from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
 from search.journal import checkpoint_state

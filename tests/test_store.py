@@ -11,18 +11,21 @@ from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model, toy_windows
 from transformers import AutoModelForCausalLM
 
-from pruning import leaves, pruner, store, walk
+from pruning import folder_store, leaves, walk
+from pruning import recipe as recipes
 from pruning.allocation import Allocation
 from pruning.checkpoint import Checkpoint
+from pruning.folder_store import FolderStore
 from pruning.leaves import LEAVES, STATISTICS, Leaf
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import BlockCall, linear_layers, load_config, load_model, outside_blocks
 from pruning.operators import PER_INPUT
-from pruning.pruner import Recipe, prune
+from pruning.pruner import prune
+from pruning.recipe import Recipe
 from pruning.result.work import write_json
 from pruning.spool import DiskSpool, write_tensors
-from pruning.store import FolderStore, ResidentStore
+from pruning.store import ResidentStore
 from pruning.update import ZERO, Update
 from pruning.walk import Texts
 
@@ -521,7 +524,7 @@ class Peaks:
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
 def test_a_new_leaf_is_one_row_of_the_table(dense, tmp_path, monkeypatch, propagation):
     monkeypatch.setitem(LEAVES, "P", Leaf("peak", PER_INPUT, "inputs", Peaks))
-    for module in (leaves, pruner, walk):  # made of the table when they are imported
+    for module in (leaves, recipes, walk):  # made of the table when they are imported
         monkeypatch.setattr(module, "STATISTICS", STATISTICS | {"P"})
     folder, windows = dense("llama"), toy_windows()
     recipe = recipe_of(propagation, "mul(W, P)", "row")
@@ -559,7 +562,7 @@ class Stop(Exception):
 
 def stopped_after(count, monkeypatch, work):
     """Do some work until so many shards were written."""
-    written, write = [], store.write_tensors
+    written, write = [], folder_store.write_tensors
 
     def counted(path, tensors):
         if len(written) == count:
@@ -568,7 +571,7 @@ def stopped_after(count, monkeypatch, work):
         written.append(path)
 
     with monkeypatch.context() as patched, pytest.raises(Stop):
-        patched.setattr(store, "write_tensors", counted)
+        patched.setattr(folder_store, "write_tensors", counted)
         work()
     assert len(written) == count
 
@@ -602,7 +605,7 @@ def test_a_finished_folder_is_left_as_it_is(dense, tmp_path, monkeypatch, walk_n
     recipe = recipe_of(*DECIDING[walk_name])
     pruned_tensors(dense("llama"), tmp_path / "shards", recipe)
     before = bytes_of(tmp_path / "shards")
-    monkeypatch.setattr(store, "write_tensors", None)
+    monkeypatch.setattr(folder_store, "write_tensors", None)
     prune(opened(dense("llama"), tmp_path / "shards"), recipe, Texts(toy_windows()))
     assert bytes_of(tmp_path / "shards") == before
 

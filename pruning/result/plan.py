@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pruning.leaves import LEAVES, need_backward
 from pruning.models import DTYPES, HEAD_TOKENS, decoder_blocks, linear_layers, outside_blocks
 from pruning.operators import MATRIX
-from pruning.pruner import Recipe
+from pruning.recipe import Recipe
 from pruning.result.request import Subject
 
 GIB = 1 << 30

@@ -14,13 +14,13 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from pruning.folder_store import FolderStore
 from pruning.masks import Target
 from pruning.metric_file import SCHEMA
 from pruning.models import source_of
 from pruning.result.card import model_card
 from pruning.result.verify import RECIPE, Inspector, LayerCount, check_promise
 from pruning.result.work import REPORT, FolderMismatchError, write_json
-from pruning.store import FolderStore
 
 CROWDED = 0.9
 """Fraction of zeros above which a layer is warned about: little is left of it."""

@@ -1,0 +1,254 @@
+"""A store on disk: a folder of shards, from which one block at a time is opened.
+
+The model stands there with its parameters on the meta device. What is opened is memory-mapped and
+put in; what is closed is taken out again. A pruned block becomes a shard of its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pruning.checkpoint import Checkpoint
+from pruning.models import DTYPES, decoder_blocks, outside_blocks, skeleton
+from pruning.spool import write_tensors
+from pruning.store import layer_names
+
+
+class FolderStore:
+    """A folder of shards: a block is read when it is opened, and written as a shard of its own.
+
+    Args:
+        checkpoint: The dense model's files.
+        config: Its config.
+        dtype: Of the passes, a key of `DTYPES`; files keep their own.
+        device: Where passes run. On a GPU the next block is brought there meanwhile.
+        shards: Folder of the shards that are written. Finished ones that are there count as
+            written; None if nothing will be written.
+        held: Blocks, from the first, that stay in memory once they were opened.
+
+    Attributes:
+        on_shard: Called with each finished shard, while the walk goes on.
+
+    Raises:
+        ValueError: If a tensor is missing or of another shape than the config says.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: PretrainedConfig,
+        dtype: str,
+        device: str = "cpu",
+        shards: Path | None = None,
+        held: int = 0,
+    ) -> None:
+        self.model = skeleton(config, DTYPES[dtype])
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        blocks = decoder_blocks(self.model)
+        self.blocks = tuple(blocks)
+        self.layers = layer_names(blocks)
+        self.config, self._checkpoint, self._shards = config, checkpoint, shards
+        self._dtype, self.device = DTYPES[dtype], torch.device(device)
+        self._held = set(self.blocks[:held])
+        self._names = {name: self._published(name, block) for name, block in blocks.items()}
+        self._check_outside()
+        self._opened: set[str] = set()
+        self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
+        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        self.on_shard: Callable[[Path], object] = lambda path: None
+        self.written = {name for name in blocks if shards and self.shard(name).exists()}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors in the files."""
+        return self._checkpoint.size
+
+    def shard(self, block: str | None) -> Path:
+        """Return the file of a block's shard, or of all that is in no block."""
+        assert self._shards
+        number = 1 if block is None else 2 + self.blocks.index(block)
+        return self._shards / f"model-{number:05d}-of-{1 + len(self.blocks):05d}.safetensors"
+
+    @contextmanager
+    def outside(self) -> Iterator[PreTrainedModel]:
+        """Read embeddings, norms and head, and drop them again."""
+        parameters = outside_blocks(self.model)
+        names = {
+            name: published
+            for name in parameters
+            if (published := self._checkpoint.find(self.config, name))
+        }
+        tensors = self._cast(self._checkpoint.read(names.values()))
+        try:
+            for name, published in names.items():
+                _set_parameter(self.model, name, tensors[published])
+            self.model.tie_weights()
+            yield self.model
+        finally:
+            for name, parameter in parameters.items():
+                _set_parameter(self.model, name, parameter)
+            self.model.tie_weights()
+
+    @contextmanager
+    def open(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
+        """Open a block from its own shard if that was written."""
+        self.finish()
+        written = Checkpoint(self.shard(block)) if block in self.written else None
+        with self._open(block, written, then) as module:
+            yield module
+
+    @contextmanager
+    def open_dense(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
+        """Open a block from the dense model's files."""
+        with self._open(block, None, then) as module:
+            yield module
+
+    def dense(self, layer: str) -> Tensor:
+        """Return the layer's weight in the dense model's files, memory-mapped."""
+        published = self._checkpoint.find(self.config, f"{layer}.weight")
+        assert published
+        return self._checkpoint.read([published])[published]
+
+    def weight(self, layer: str) -> Tensor:
+        """Return the layer's dense weight in the dtype and on the device of the passes."""
+        return self.dense(layer).to(self.device, self._dtype)
+
+    def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
+        """Write the block's shard: new weights, and all else as the dense model has it.
+
+        It is written while the walk goes on, one shard at a time.
+
+        Raises:
+            OSError: If the shard before it could not be written.
+        """
+        self.finish()
+        names, module = self._names[block], self.model.get_submodule(block)
+        tensors = self._checkpoint.read(names.values())
+        for layer, weight in weights.items():
+            parameter = f"{layer}.weight".removeprefix(f"{block}.")
+            published = names[parameter]
+            tensors[published] = weight.to("cpu", tensors[published].dtype).contiguous()
+            _set_parameter(module, parameter, tensors[published].to(self.device, self._dtype))
+        self._opened.discard(block)
+        self.written.add(block)
+        self._writing = self._writer.submit(self._write_shard, self.shard(block), tensors)
+
+    def finish(self) -> None:
+        """Wait for the shard that is being written; raises OSError if it cannot be."""
+        if self._writing:
+            self._writing.result()
+
+    def write_outside(self) -> None:
+        """Write the shard of all tensors that are in no block; raises OSError if it cannot be."""
+        self.finish()
+        inside = {name for names in self._names.values() for name in names.values()}
+        others = [name for name in self._checkpoint.entries if name not in inside]
+        write_tensors(self.shard(None), self._checkpoint.read(others))
+
+    def placed(self) -> dict[str, str]:
+        """Return the file name of every tensor in the written shards, by published name."""
+        files = {
+            published: self.shard(block).name
+            for block, names in self._names.items()
+            for published in names.values()
+        }
+        outside = self.shard(None).name
+        return {name: files.get(name, outside) for name in self._checkpoint.entries}
+
+    def _write_shard(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        write_tensors(path, tensors)
+        self.on_shard(path)
+
+    @contextmanager
+    def _open(
+        self, block: str, written: Checkpoint | None, then: str | None
+    ) -> Iterator[nn.Module]:
+        module = self.model.get_submodule(block)
+        if block not in self._opened:
+            module.load_state_dict(self._load(block, written), assign=True)
+        if then:
+            self._read_ahead(then)
+        try:
+            yield module
+        finally:
+            if block in self._held and block not in self.written:
+                self._opened.add(block)
+            elif block not in self._opened:
+                for name, parameter in list(module.named_parameters()):
+                    _set_parameter(module, name, torch.empty_like(parameter, device="meta"))
+
+    def _load(self, block: str, written: Checkpoint | None) -> dict[str, Tensor]:
+        """Return a block's tensors by its own parameter names, as the passes use them."""
+        if written is None and self._ahead and self._ahead[0] == block:
+            tensors = self._ahead[1].result()
+            self._ahead = None
+        else:
+            tensors = self._read(block, written or self._checkpoint)
+        return {name: tensors[published] for name, published in self._names[block].items()}
+
+    def _read(self, block: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        return self._cast(checkpoint.read(self._names[block].values()))
+
+    def _read_ahead(self, block: str) -> None:
+        if self.device.type == "cpu":
+            self._checkpoint.read_ahead(self._names[block].values())
+        elif block not in self._opened and not self._ahead:
+            self._ahead = block, self._reader.submit(self._read, block, self._checkpoint)
+
+    def _cast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.to(self.device, self._dtype) for name, t in tensors.items()}
+
+    def _published(self, block: str, module: nn.Module) -> dict[str, str]:
+        """Return the published name of each parameter of a block, after a look at its shape."""
+        found: dict[str, str] = {}
+        lost: list[str] = []
+        for name, parameter in module.named_parameters():
+            published = self._checkpoint.find(self.config, f"{block}.{name}")
+            if published is None:
+                lost.append(f"{block}.{name}")
+            else:
+                self._check_shape(published, parameter)
+                found[name] = published
+        self._refuse_lost(lost)
+        return found
+
+    def _check_outside(self) -> None:
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        lost = []
+        for name, parameter in outside_blocks(self.model).items():
+            published = self._checkpoint.find(self.config, name)
+            if published:
+                self._check_shape(published, parameter)
+            elif name not in tied:
+                lost.append(name)
+        self._refuse_lost(lost)
+
+    def _check_shape(self, published: str, parameter: nn.Parameter) -> None:
+        entry = self._checkpoint.entries[published]
+        _ = entry.dtype
+        if entry.shape != tuple(parameter.shape):
+            raise ValueError(
+                f"model {str(self._checkpoint.place)!r} cannot be loaded: {published} must have "
+                f"shape {tuple(parameter.shape)} by its config, got {entry.shape}"
+            )
+
+    def _refuse_lost(self, lost: list[str]) -> None:
+        if lost:
+            raise ValueError(
+                f"model {str(self._checkpoint.place)!r} cannot be loaded: {len(lost)} tensors "
+                f"are missing, {lost[0]} among them"
+            )
+
+
+def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, last = name.rpartition(".")
+    parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
+    module.get_submodule(owner).register_parameter(last, parameter)
