@@ -492,6 +492,7 @@ def unfinished(prune_small, at_shard, tmp_path):
     return tmp_path / "out"
 
 
+@pytest.mark.slow  # the stores' own tests resume every way in the fast run
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("options", DECIDING.values(), ids=DECIDING)
 def test_run_prune_resumed_ends_with_the_same_files(

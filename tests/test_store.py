@@ -122,6 +122,7 @@ def pruned_tensors(folder, shards, recipe, held=0, windows=None, **spools):
 # The same bits as in memory
 
 
+@pytest.mark.slow  # the families below cover every part in the fast run
 @pytest.mark.parametrize(("tied", "held"), [(True, 0), (False, 2)])
 @pytest.mark.parametrize(("propagation", "metric", "group"), EVERY_RECIPE)
 def test_a_folder_gives_the_bits_that_memory_gives(
