@@ -22,15 +22,15 @@ from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.masks import DegenerateScores
+from search.breeding.primitives import primitive_set
+from search.breeding.simplify import simplify
+from search.breeding.variation import Variation, random_metric, seeded
 from search.evolution import evolve
 from search.fingerprint import Fingerprints, Probe
 from search.fitness import Evaluator, InProcessPool
 from search.launch import settings_of, setup_of
 from search.plan import load_plan
 from search.population import Candidate, State
-from search.primitives import primitive_set
-from search.simplify import simplify
-from search.variation import Variation, random_metric, seeded
 
 VARIANTS: dict[str, list[str]] = {
     "evolution": [],

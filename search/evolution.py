@@ -13,9 +13,9 @@ from typing import Protocol
 
 from pruning.masks import DegenerateScores
 from pruning.metric import Metric
+from search.breeding.simplify import simplify
+from search.breeding.variation import Variation, child_of, choose_parents, random_metric, seeded
 from search.population import Candidate, Outcome, Record, Rules, State
-from search.simplify import simplify
-from search.variation import Variation, child_of, choose_parents, random_metric, seeded
 
 Fingerprint = Callable[[str, str], str]
 """Metric text and group to mask fingerprint; raises DegenerateScores if there is none."""

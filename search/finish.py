@@ -11,8 +11,9 @@ import torch
 
 from pruning.baselines import BASELINES
 from search.fitness import perplexity_of
+from search.journal import RunFolder
 from search.population import Record, State
-from search.report import end_table, tasks_of, title_of, write_report
+from search.report.page import SHOWN, end_table, render, tasks_of, title_of
 from search.run import Run
 
 
@@ -88,6 +89,16 @@ def finish(
         run.console.print(end_table(task))
     run.console.print(f"best metric: {run.folder.path / 'best_metric.json'}", soft_wrap=True)
     run.console.print(apply_line(run), soft_wrap=True)
+
+
+def write_report(folder: RunFolder) -> None:
+    """Rebuild `report.html` from the run folder's other files.
+
+    Raises:
+        FolderError: If the run has not ended or a file is damaged.
+    """
+    summary = folder.read_json("summary.json", *SHOWN)
+    folder.write_text("report.html", render(summary, folder.read_records(), folder.read_timings()))
 
 
 def apply_line(run: Run) -> str:

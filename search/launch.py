@@ -16,21 +16,20 @@ from torch import Tensor
 from configs import schema
 from configs.schema import Config
 from pruning.masks import GROUPS
+from search.breeding.primitives import primitive_set
+from search.breeding.variation import Variation
 from search.evolution import Settings, evolve, replay
 from search.fingerprint import Fingerprints, Probe, tensors_digest
-from search.finish import finish
+from search.finish import finish, write_report
 from search.fitness import Evaluator, InProcessPool, Setup
 from search.journal import FolderError, RunFolder
 from search.plan import Plan, leaves_of, load_plan
 from search.population import Candidate, Record, Rules, State
-from search.primitives import primitive_set
-from search.report import write_report
 from search.resident import Memory
 from search.run import Run, environment
 from search.screen import Screen
 from search.seeds import read_seeds, write_seeds
 from search.validation import memory_lines, validate
-from search.variation import Variation
 
 DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
 """Exit codes; 2 is a usage or config error and 4 a folder that does not fit."""

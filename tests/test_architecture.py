@@ -24,8 +24,13 @@ FORBIDDEN = {
 # Modules that only the files named may import.
 RESERVED = {
     "ray": ("search/workers.py",),
-    "deap": ("search/primitives.py", "search/variation.py"),
+    "deap": ("search/breeding/primitives.py", "search/breeding/variation.py"),
     "datasets": ("evaluation/",),
+}
+# What a sub-package of search may import of search.
+SEARCH_IMPORTS = {
+    "search/breeding/": ("search.breeding",),
+    "search/report/": ("search.report", "search.population"),
 }
 TENSOR_READERS = ("pruning/result/kept.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""
@@ -106,6 +111,11 @@ def packages_imported_by(file: str) -> set[str]:
     return {name.partition(".")[0] for name in imported_by(file)}
 
 
+def modules_of_search_imported_by(file: str) -> set[str]:
+    """Return the modules and sub-packages of search that a file imports from."""
+    return {".".join(name.split(".")[:2]) for name in imported_by(file) if name[:7] == "search."}
+
+
 def reached_from(file: str) -> set[str]:
     """Return our files that are loaded with this one, itself included."""
     reached, waiting = set(), [file]
@@ -140,6 +150,16 @@ def test_pruning_and_evaluation_meet_only_where_the_table_says():
     both = {"pruning", "evaluation"}
     meeting = [file for file in files("search") if both <= packages_imported_by(file)]
     assert sorted(meeting) == sorted(MEETING_PLACES)
+
+
+@pytest.mark.parametrize(("place", "allowed"), SEARCH_IMPORTS.items())
+def test_sub_packages_of_the_search_know_no_more_of_it_than_the_table_says(place, allowed):
+    broken = {
+        file: sorted(modules_of_search_imported_by(file) - set(allowed))
+        for file in OURS
+        if file.startswith(place)
+    }
+    assert {file: names for file, names in broken.items() if names} == {}
 
 
 @pytest.mark.skipif("run_prune.py" not in OURS, reason="not written yet")

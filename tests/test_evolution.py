@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from pruning.masks import DegenerateScores
 from pruning.metric import Metric
+from search.breeding.primitives import primitive_set
+from search.breeding.variation import Variation
 from search.evolution import Settings, evolve
 from search.population import Candidate, Outcome, Record, Rules, State
-from search.primitives import primitive_set
-from search.variation import Variation
 
 VARIATION = Variation(
     primitives=primitive_set("release"),

@@ -185,7 +185,12 @@ def test_llama2_fits_a_gpu_of_80_gb_as_the_file_says(llama2, no_gpu):
 
 
 def test_llama2_fits_a_gpu_of_48_gb_with_the_copy_on_the_host(llama2, no_gpu):
-    smaller = (llama2, "ray.gpu_memory=47", "search.primitives=extended", "memory.master=host")
+    smaller = (
+        llama2,
+        "ray.gpu_memory=47",
+        "search.primitives=extended",
+        "memory.master=host",
+    )
     lines = validation.memory_lines(schema.load(LLAMA2, list(smaller)))
     assert device_total(lines[0]) == pytest.approx(40.51 + 12.07 - 12.06, abs=0.02)
     assert "master copy 12.06 GiB" in lines[1]

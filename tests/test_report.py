@@ -9,10 +9,11 @@ import pytest
 from report_run import BLOCKS, KINDS, metric_text, records_of, summary_of, write_run
 
 from pruning.metric import Metric
-from search import charts, history, sections
-from search.drawing import tree_svg
+from search.finish import write_report
 from search.population import pareto_front
-from search.report import table_rows, tasks_of, title_of, write_report
+from search.report import charts, history, sections
+from search.report.drawing import tree_svg
+from search.report.page import table_rows, tasks_of, title_of
 
 
 class Page(HTMLParser):

@@ -352,7 +352,10 @@ def test_n_of_m_patterns_are_searched(tmp_path, monkeypatch, capsys):
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(
     tmp_path, monkeypatch, capsys
 ):
-    more = ("search.primitives=extended", "search.seeds=[ria, 'mul(W, add(A, mul(0.5, B)))', wifv]")
+    more = (
+        "search.primitives=extended",
+        "search.seeds=[ria, 'mul(W, add(A, mul(0.5, B)))', wifv]",
+    )
     code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
     assert code == 0, printed.err
     assert "collecting statistics of embedded on 64 tokens" in printed.out

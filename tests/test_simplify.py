@@ -12,8 +12,8 @@ from pruning.leaves import LEAVES
 from pruning.masks import Target, group_of, select
 from pruning.metric import Metric
 from pruning.operators import OPERATORS
-from search import simplify as module
-from search.simplify import simplify
+from search.breeding import simplify as module
+from search.breeding.simplify import simplify
 
 NUMBERS = (0, 0.25, 0.3, 1, 2, 7.5, -1, -0.6, -3)
 RARE = ("quot", "mms", "neg", "skp", "abs", "sqrt", "sqr", "mul", "add", "sub", "cube")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pruning.latex import to_latex
 from pruning.metric import Metric
-from search.charts import STYLE, svg_of
+from search.report.charts import STYLE, svg_of
 
 
 def formula_svg(name: str, metric: Metric) -> Markup:

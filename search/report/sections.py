@@ -7,10 +7,10 @@ from typing import Any
 from pruning.latex import to_latex
 from pruning.leaves import LEAVES
 from pruning.metric import Metric
-from search import charts, history
-from search.charts import BEST, Chart
-from search.drawing import formula_svg, tree_svg
 from search.population import Record, best_of_each_size, pareto_front
+from search.report import charts, history
+from search.report.charts import BEST, Chart
+from search.report.drawing import formula_svg, tree_svg
 
 CROWDED = 0.9
 """Fraction of zeros above which a layer is warned of: its output hangs on few weights."""

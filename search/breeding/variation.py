@@ -14,7 +14,7 @@ from typing import Any
 from deap import gp
 
 from pruning.metric import Metric
-from search.primitives import (
+from search.breeding.primitives import (
     fill_in_numbers,
     has_numbers,
     is_number,

@@ -1,5 +1,6 @@
 """What a person looks at when a run has ended: the table on the report text, and report.html."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from pruning.baselines import BASELINES
-from search.journal import RunFolder
+from search.population import Record
 
-_SHOWN = (
+SHOWN = (
     *("best", "dense", "baselines", "behind_best", "pruning", "perplexity_of"),
     *("candidates", "outcomes", "seconds", "selection"),
 )
@@ -72,17 +73,19 @@ def difference_text(nats: float, standard_error: float | None) -> str:
     return f"{nats:+.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")
 
 
-def write_report(folder: RunFolder) -> None:
-    """Rebuild `report.html` from the run folder's other files.
+def render(
+    summary: dict[str, Any], records: Sequence[Record], timings: Mapping[int, Mapping[str, Any]]
+) -> str:
+    """Return `report.html`.
 
-    Raises:
-        FolderError: If the run has not ended or a file is damaged.
+    Args:
+        summary: What `summary.json` holds, with every key in `SHOWN`.
+        records: The journal.
+        timings: What was noted of each candidate's evaluation, by index.
     """
     # Imported here, so that a search does not start to load matplotlib.
-    from search import sections
+    from search.report import sections
 
-    summary = folder.read_json("summary.json", *_SHOWN)
-    records = folder.read_records()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -90,7 +93,7 @@ def write_report(folder: RunFolder) -> None:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    html = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         summary=summary,
         winner=sections.winner(summary["best"]["metric"]),
         tasks=[
@@ -103,13 +106,12 @@ def write_report(folder: RunFolder) -> None:
             }
             for number, task in enumerate(tasks_of(summary))
         ],
-        progress=sections.progress(records, folder.read_timings()),
+        progress=sections.progress(records, timings),
         breeding=sections.breeding(records),
         front=sections.front(records),
         lineage=sections.lineage(records, summary["best"]),
         difference_text=difference_text,
     )
-    folder.write_text("report.html", html)
 
 
 def tasks_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
