@@ -130,8 +130,8 @@ def prune_model(
             _verify(verify, model or metric or out)
             return
         chosen = resolve_metric(_required("metric", metric))
-        target = resolve_target(pattern, sparsity, group, chosen.group)
-        recipe = Recipe(chosen.metric, target, propagation)
+        target = resolve_target(pattern, sparsity, group, chosen.criterion.group)
+        recipe = Recipe(chosen.criterion.metric, target, propagation)
         recipe.check()
         folder = Path(_required("out", str(out or "")))
         subject = resolve_subject(_required("model", model), dtype, device, seqlen)
@@ -355,7 +355,7 @@ def _summary(request: Request) -> str:
     target, subject = request.recipe.target, request.subject
     group = f" per {target.group_name}" if target.group_name else ""
     return (
-        f"{subject.model} ({subject.dtype}, {subject.device}) by {request.chosen.metric.text}: "
+        f"{subject.model} ({subject.dtype}, {subject.device}) by {request.chosen.criterion.text}: "
         f"{target.sparsity:.1%}, {target.pattern_text}{group}, {request.recipe.propagation}"
     )
 

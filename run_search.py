@@ -42,9 +42,9 @@ def command(
     from transformers.utils import logging as transformers_logging
 
     from search import launch
+    from search.experiment import resolve
     from search.journal import FolderError
-    from search.validation import memory_lines
-    from search.validation import validate as check
+    from search.machine import memory_lines
 
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
     console = Console(highlight=False)
@@ -57,7 +57,8 @@ def command(
         else:
             resolved = schema.load(config, overrides or [])
             if validate:
-                code = _say_valid(check(resolved) + memory_lines(resolved), console)
+                experiment = resolve(resolved)
+                code = _say_valid([*experiment.notes, *memory_lines(experiment)], console)
             else:
                 code = launch.launch(resolved, out or _new_folder(config), console)
     except FolderError as error:

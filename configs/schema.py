@@ -58,7 +58,7 @@ class Pruning(_Section):
     )
 
 
-class Task(_Section):
+class TaskEntry(_Section):
     """One of several things that a candidate is asked to do; what is null is the experiment's."""
 
     model: str | None = None
@@ -71,17 +71,28 @@ class Task(_Section):
     selection: Text | None = None
     report: Text | None = None
 
+
+class Task(_Section):
+    """A task with everything filled in."""
+
+    model: str
+    dtype: Dtype
+    sparsity: float
+    pattern: str
+    weight: float = 1.0
+    calibration: Text
+    fitness: Text
+    selection: Text
+    report: Text
+
     @property
     def texts(self) -> dict[str, Text]:
-        """The four texts by role, of a task that is filled in."""
-        texts = {role: getattr(self, role) for role in ROLES}
-        assert all(texts.values())
-        return texts
+        """The four texts by role."""
+        return {role: getattr(self, role) for role in ROLES}
 
     @property
     def name(self) -> str:
-        """The task in a few words, such as `smollm2-135m 50%`, of one that is filled in."""
-        assert self.model is not None and self.sparsity is not None
+        """The task in a few words, such as `smollm2-135m 50%`."""
         removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
         return f"{Path(self.model).name} {removed}"
 
@@ -216,7 +227,7 @@ class Config(_Section):
         default=False, description="let the report text overlap another: no honest result then"
     )
     pruning: Pruning = Pruning()
-    tasks: list[Task] = Field(
+    tasks: list[TaskEntry] = Field(
         default=[], description="several as one fitness; none: model and pruning above are it"
     )
     search: Search = Search()
@@ -233,8 +244,8 @@ class Config(_Section):
             "pattern": self.pruning.pattern,
             **{role: getattr(self, role) for role in ROLES},
         }
-        own = [{k: v for k, v in dict(task).items() if v is not None} for task in self.tasks]
-        return [Task.model_construct(**{"weight": 1.0, **whole, **one}) for one in own or [{}]]
+        entries = [{k: v for k, v in dict(entry).items() if v is not None} for entry in self.tasks]
+        return [Task(**{**whole, **entry}) for entry in entries or [{}]]
 
 
 def load(path: Path | None, overrides: list[str]) -> Config:

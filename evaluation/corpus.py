@@ -24,12 +24,16 @@ from evaluation.sources import HUB_CORPORA, check_source, is_named, local_path, 
 SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
 
 
+Provenance = dict[str, str | int | None]
+"""Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, text_sha256."""
+
+
 @dataclass(frozen=True)
 class Windows:
-    """Equally long pieces of one text as token ids, (N, T) int64, and a JSON-able provenance."""
+    """Equally long pieces of one text as token ids, (N, T) int64, and where they come from."""
 
     tokens: Tensor
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 def token_windows(
@@ -63,7 +67,7 @@ def token_windows(
     ids = np.asarray(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
     starts = _window_starts(f"corpus {corpus!r}, split {split!r}", len(ids), windows, length, seed)
     tokens = torch.from_numpy(np.stack([ids[start : start + length] for start in starts]))
-    provenance = {
+    provenance: Provenance = {
         "corpus": corpus,
         "split": split,
         "windows": len(starts),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.baselines import NAMED
+from pruning.criterion import Criterion
 from pruning.leaves import LEAVES
 from pruning.masks import GROUPS
 from pruning.metric import Metric
@@ -31,10 +32,9 @@ FORMS = f"give one of {', '.join(NAMED)}, a file, or a formula such as mul(W, sq
 
 @dataclass(frozen=True)
 class ResolvedMetric:
-    """A metric, the comparison group that belongs to it, and where it was found (one phrase)."""
+    """A metric with its comparison group, and where it was found, in one phrase."""
 
-    metric: Metric
-    group: str
+    criterion: Criterion
     source: str
 
 
@@ -49,15 +49,18 @@ def resolve_metric(argument: str) -> ResolvedMetric:
             the metric cannot rank weights. The message is one line.
     """
     if argument in NAMED:
-        named = NAMED[argument]
-        return ResolvedMetric(named.metric, named.group, f"baseline {argument}")
+        return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
     if _is_file(argument):
         resolved = _from_file(Path(argument))
     else:
         _refuse_what_is_no_formula(argument)
-        resolved = ResolvedMetric(Metric.parse(argument), DEFAULT_GROUP, "formula")
-    resolved.metric.check_scores_weights()
+        resolved = _resolved(Metric.parse(argument), "formula")
+    resolved.criterion.metric.check_scores_weights()
     return resolved
+
+
+def _resolved(metric: Metric, source: str, group: str = DEFAULT_GROUP) -> ResolvedMetric:
+    return ResolvedMetric(Criterion(metric, group), source)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,12 +108,12 @@ def _from_file(path: Path) -> ResolvedMetric:
         raise ValueError(f"metric file {str(path)!r} cannot be read: {error.strerror}") from error
     source = f"file {path.name}"
     if not text.lstrip().startswith("{"):
-        return ResolvedMetric(Metric.parse(text), DEFAULT_GROUP, source)
+        return _resolved(Metric.parse(text), source)
     content = _parse_json(text, path)
     if "data" in content:
-        return ResolvedMetric(Metric.from_release_json(content), DEFAULT_GROUP, source)
+        return _resolved(Metric.from_release_json(content), source)
     try:
-        return ResolvedMetric(_metric_of(content), _group_of(content), source)
+        return _resolved(_metric_of(content), source, _group_of(content))
     except ValueError as error:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
 

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruning.metric import Metric
 from pruning.metric_file import SCHEMA
 from search.population import Record, State
 
@@ -193,14 +192,14 @@ class RunFolder:
 
     def write_best(self, record: Record, provenance: Mapping[str, Any]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
-        metric = Metric.parse(record.metric)
+        metric = record.criterion.metric
         self.write_json(
             "best_metric.json",
             {
                 "schema": SCHEMA,
                 "metric": metric.text,
                 "tree": metric.to_release_json(),
-                "group": record.group,
+                "group": record.criterion.group,
                 "leaves": sorted(metric.leaves),
                 "fitness": record.fitness,
                 "size": metric.size,
@@ -260,5 +259,6 @@ def _hall_of_fame_csv(state: State) -> str:
     writer.writerow(["size", "fitness", "group", "metric", "pareto"])
     for record in state.hall_of_fame:
         on_front = str(record in state.pareto_front).lower()
-        writer.writerow([record.size, record.fitness, record.group, record.metric, on_front])
+        criterion = record.criterion
+        writer.writerow([record.size, record.fitness, criterion.group, criterion.text, on_front])
     return text.getvalue()

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,21 +14,17 @@ from torch import Tensor
 
 from configs import schema
 from configs.schema import Config
-from pruning.masks import GROUPS
-from search.breeding.primitives import primitive_set
-from search.breeding.variation import Variation
-from search.evolution import Settings, evolve, replay
+from search.evolution import Evolution
+from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.finish import finish, write_report
-from search.fitness import Evaluator, InProcessPool, Setup
+from search.fitness import Evaluator
 from search.journal import FolderError, RunFolder
-from search.plan import Plan, leaves_of, load_plan
-from search.population import Candidate, Record, Rules, State
-from search.resident import Memory
-from search.run import Run, environment
+from search.machine import description, memory_lines
+from search.pool.in_process import InProcessPool
+from search.pool.protocol import Pool, Timing
+from search.population import Record
 from search.screen import Screen
-from search.seeds import read_seeds, write_seeds
-from search.validation import memory_lines, validate
 
 DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
 """Exit codes; 2 is a usage or config error and 4 a folder that does not fit."""
@@ -40,19 +35,11 @@ RESUMABLE_KEYS = ("search.candidates", "ray.", "memory.master=", "memory.scores=
 
 def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
-    validate(config)
-    memory_lines(config)  # refuses what cannot fit
     # Before the folder is made: a text that cannot be had must not leave a run behind.
-    plan = load_plan(config)
-    # As texts: the run folder alone must be enough to resume.
-    seeds = write_seeds(read_seeds(config.search.seeds, groups_of(config)))
-    config = schema.parse(
-        {**config.model_dump(), "search": {**config.search.model_dump(), "seeds": seeds}}, "seeds"
-    )
+    experiment = _ready(config)
     folder = RunFolder.create(out)
     try:
-        folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, plan, console)
+        return _run(folder, experiment, console)
     finally:
         folder.close()
 
@@ -78,10 +65,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
                 f"search.candidates = {config.search.candidates} is below the {done} that "
                 f"{path} has: give more"
             )
-        validate(config)
-        plan = load_plan(config)
-        folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, plan, console)
+        return _run(folder, _ready(config), console)
     finally:
         folder.close()
 
@@ -97,66 +81,25 @@ def rebuild_report(path: Path, console: Console) -> int:
         folder.close()
 
 
-def groups_of(config: Config) -> tuple[str, ...]:
-    """Return the comparison groups that candidates may have; n:m patterns know no other."""
-    if all(task.pattern != "unstructured" for task in config.all_tasks):
-        return ("row",)
-    group = config.pruning.group
-    return GROUPS if group == "free" else (group,)
+def _ready(config: Config) -> Experiment:
+    experiment = resolve(config)
+    memory_lines(experiment)  # refuses what cannot fit
+    return experiment.read_texts()
 
 
-def settings_of(config: Config, fingerprints: Fingerprints) -> Settings:
-    """Return the loop's knobs from a config."""
-    search = config.search
-
-    def near(one: Candidate | Record, other: Record) -> bool:
-        names = (one.metric, one.group), (other.metric, other.group)
-        return fingerprints.distance(*names) < search.crowding
-
-    return Settings(
-        seed=search.seed,
-        candidates=search.candidates,
-        rules=Rules(
-            capacity=search.population,
-            resolution=search.parsimony,
-            kept=int(search.population * search.speciation / len(groups_of(config))),
-            patience=search.patience,
-            lag=search.lag,
-            **({"near": near} if search.crowding and search.fingerprint else {}),
-        ),
-        groups=groups_of(config),
-        regroup=search.regroup,
-        within=search.speciation,
-        seeds=tuple(read_seeds(search.seeds, groups_of(config))),
-        pool=search.pool,
-        parents=search.parents,
-        simplified=search.simplify,
-        variation=Variation(
-            primitives=primitive_set(search.primitives),
-            min_initial_depth=search.min_initial_depth,
-            max_initial_depth=search.max_initial_depth,
-            max_depth=search.max_depth,
-            max_size=search.max_size,
-            crossover=search.crossover,
-            mutation=search.mutation,
-            mutations=search.mutations.model_dump(),
-        ),
-    )
-
-
-def _run(folder: RunFolder, config: Config, plan: Plan, console: Console) -> int:
+def _run(folder: RunFolder, experiment: Experiment, console: Console) -> int:
     started = time.monotonic()
+    folder.write_text("config.yaml", schema.to_yaml(experiment.config))
     console.print(f"run folder {folder.path}", soft_wrap=True)
-    records = folder.read_records()
     try:
-        with _pool(config, plan) as pool:
+        with _pool(experiment) as pool:
             # After Ray's start, which takes SIGTERM for itself and aborts. SIGINT too: a shell
             # starts its background jobs with it ignored.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _interrupt)
-            run = Run(folder, config, plan, pool, console)
-            fingerprints = _prepare(run)
-            state = _evolve(run, fingerprints, records)
+            marks = _prepare(folder, experiment, pool, console)
+            evolution = _evolve(folder, experiment, pool, marks, console)
+            state = evolution.state
             if state.best is None:
                 console.print(
                     "error: no candidate was evaluated to the end; breed more: "
@@ -164,12 +107,12 @@ def _run(folder: RunFolder, config: Config, plan: Plan, console: Console) -> int
                     soft_wrap=True,
                 )
                 return NOTHING_EVALUATED
-            members = [(one.metric, one.group) for one in state.population]
-            diversity = fingerprints.diversity(members, config.search.crowding)
-            finish(run, records, state, diversity, lambda: time.monotonic() - started)
+            members = [record.criterion for record in state.population]
+            diversity = marks.diversity(members, experiment.config.search.crowding)
+            finish(folder, experiment, pool, state, diversity, started, console)
     except KeyboardInterrupt:
         console.print(
-            f"interrupted after {len(records)} candidates; continue with "
+            f"interrupted after {len(folder.read_records())} candidates; continue with "
             f"run_search.py --resume {folder.path}",
             soft_wrap=True,
         )
@@ -182,28 +125,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def setup_of(config: Config, plan: Plan) -> Setup:
-    """Return what evaluators are built from."""
-    search, where = config.search, config.ray
-    return Setup(
-        subjects=plan.subjects,
-        windows=tuple({r: w.tokens for r, w in texts.items()} for texts in plan.windows),
-        tasks=plan.tasks,
-        leaves=leaves_of(config),
-        objective=search.objective,
-        device="cuda" if where.gpus_per_worker else "cpu",
-        threads=where.cpus_per_worker,
-        stages=tuple(search.stages),
-        slack=search.slack,
-        hopeless=search.hopeless,
-        memory=Memory(**config.memory.model_dump()),
-    )
-
-
 @contextmanager
-def _pool(config: Config, plan: Plan) -> Iterator[Any]:
+def _pool(experiment: Experiment) -> Iterator[Pool]:
     """Open the pool that the config asks for; closed at the end, whatever happens."""
-    setup, where = setup_of(config, plan), config.ray
+    setup, where = experiment.setup, experiment.config.ray
     if where.workers == 0:
         if where.gpus_per_worker and not torch.cuda.is_available():
             raise ValueError(
@@ -213,7 +138,7 @@ def _pool(config: Config, plan: Plan) -> Iterator[Any]:
         yield InProcessPool(Evaluator(setup))
         return
     # Imported here, so that neither --validate nor an in-process run starts to load Ray.
-    from search.workers import RayPool
+    from search.pool.on_ray import RayPool
 
     pool = RayPool(
         setup, where.address, where.workers, where.cpus_per_worker, where.gpus_per_worker
@@ -224,79 +149,99 @@ def _pool(config: Config, plan: Plan) -> Iterator[Any]:
         pool.close()
 
 
-def _prepare(run: Run) -> Fingerprints:
+def _prepare(
+    folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
+) -> Fingerprints:
     """Get statistics and probes, from the folder or from a worker, and check the environment.
 
     Raises:
         FolderError: If models, texts or statistics are not those that the run began with.
     """
-    found: dict[str, Any] = {"model": [], "texts": [], "statistics": []}
+    found: dict[str, list[object]] = {"model": [], "texts": [], "statistics": []}
     probes = []
-    for subject in range(len(run.plan.subjects)):
-        statistics = _statistics(run, subject)
-        found["model"].append(run.pool.call("model_digest", subject))
-        texts = run.texts(subject)
+    for subject in range(len(experiment.subjects)):
+        statistics = _statistics(folder, experiment, subject, pool, console)
+        texts = experiment.provenance(subject)
+        found["model"].append(pool.model_digest(subject))
         found["texts"].append({role: text["text_sha256"] for role, text in texts.items()})
         found["statistics"].append(tensors_digest(statistics))
-        probes.append(_probe(run, subject))
-    if (run.folder.path / "environment.json").exists():
-        before = run.folder.read_json("environment.json", "fingerprints")
-        _check_same(before["fingerprints"], found)
+        probes.append(_probe(folder, subject, pool))
+    if (folder.path / "environment.json").exists():
+        before = folder.read_json("environment.json", "fingerprints")["fingerprints"]
+        for name, now in found.items():
+            if before.get(name) != now:
+                raise FolderError(
+                    f"the run's {name} had fingerprint {before.get(name)} and has {now} here: "
+                    "resume with what it began with, or start a new run"
+                )
     else:
-        run.folder.write_json("environment.json", environment(found))
-    return Fingerprints([(probes[task.subject], task.target) for task in run.plan.tasks])
+        folder.write_json("environment.json", {**description(), "fingerprints": found})
+    return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
 
 
-def _statistics(run: Run, subject: int) -> dict[str, Tensor]:
+def _statistics(
+    folder: RunFolder, experiment: Experiment, subject: int, pool: Pool, console: Console
+) -> dict[str, Tensor]:
     """Return a model's statistics, which all workers have then."""
     name = f"statistics{subject or ''}.safetensors"
-    statistics = run.folder.read_tensors(name)
+    statistics = folder.read_tensors(name)
     if statistics is None:
-        tokens = run.texts(subject)["calibration"]["tokens"]
-        model = run.plan.subjects[subject].model
-        run.console.print(f"collecting statistics of {model} on {tokens} tokens", soft_wrap=True)
-        statistics = run.pool.call("collect_statistics", subject)
-        run.folder.write_tensors(name, statistics)
-    run.pool.share_statistics(subject, statistics)
-    return dict(statistics)
+        tokens = experiment.provenance(subject)["calibration"]["tokens"]
+        model = experiment.subjects[subject].model
+        console.print(f"collecting statistics of {model} on {tokens} tokens", soft_wrap=True)
+        statistics = dict(pool.collect_statistics(subject))
+        folder.write_tensors(name, statistics)
+    pool.use_statistics(subject, statistics)
+    return statistics
 
 
-def _probe(run: Run, subject: int) -> Probe:
+def _probe(folder: RunFolder, subject: int, pool: Pool) -> Probe:
     name = f"probe{subject or ''}.safetensors"
-    probe = run.folder.read_tensors(name)
+    probe = folder.read_tensors(name)
     if probe is None:
-        probe = run.pool.call("probe_tensors", subject)
-        run.folder.write_tensors(name, probe)
+        probe = dict(pool.probe_tensors(subject))
+        folder.write_tensors(name, probe)
     return Probe.from_tensors(probe)
 
 
-def _evolve(run: Run, fingerprints: Fingerprints, records: list[Record]) -> State:
-    """Run the loop to its end; new records are appended to `records` as they are committed."""
-    settings = settings_of(run.config, fingerprints)
-    start = resumable = run.folder.read_checkpoint(max(0, len(records) - settings.rules.lag))
-    state = replay(settings.rules, start, records)[len(records)]
-    mark = fingerprints.fingerprint if run.config.search.fingerprint else None
-    loop = evolve(settings, mark, run.pool, start, records[:])
-    with Screen(run.console, settings.candidates, len(records)) as screen:
-        screen.outcomes.update(Counter(record.outcome for record in records))
+def _evolve(
+    folder: RunFolder, experiment: Experiment, pool: Pool, marks: Fingerprints, console: Console
+) -> Evolution:
+    """Run the loop to its end; each record is in the journal before the next is committed."""
+    search = experiment.config.search
+    records = folder.read_records()
+    start = folder.read_checkpoint(max(0, len(records) - search.lag))
+    evolution = Evolution(
+        experiment.settings, marks if search.fingerprint else None, start, records
+    )
+    timings: dict[int, Timing] = {}
+    outcomes = Counter(record.outcome.kind for record in records)
+    with Screen(console, search.candidates, outcomes) as screen:
+
+        def commit(records: list[Record]) -> None:
+            for record in records:
+                folder.append(record, timings.pop(record.index, {}))
+                screen.show(record, evolution.state)
+            if records and _passes(search.checkpoint_every, records):
+                folder.write_checkpoint(evolution.resumable, evolution.state)
+
         try:
-            for record, state, resumable in loop:
-                run.folder.append(record, run.pool.timings.pop(record.index, {}))
-                records.append(record)
-                screen.show(record, state)
-                if len(records) % run.config.search.checkpoint_every == 0:
-                    run.folder.write_checkpoint(resumable, state)
+            while not evolution.done:
+                for candidate in evolution.ask():
+                    if candidate.decided:
+                        commit(evolution.tell(candidate.index, candidate.decided))
+                    else:
+                        pool.submit(candidate)
+                if not evolution.done and (arrival := pool.next_outcome()):
+                    timings[arrival.index] = arrival.timing
+                    commit(evolution.tell(arrival.index, arrival.outcome))
         finally:
-            run.folder.write_checkpoint(resumable, state)
-            if state.best:
-                run.folder.write_best(state.best, run.provenance())
-    return state
+            folder.write_checkpoint(evolution.resumable, evolution.state)
+            if evolution.state.best:
+                folder.write_best(evolution.state.best, experiment.origin())
+    return evolution
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in now:
-        if before.get(name) != now[name]:
-            raise FolderError(
-                f"the run's {name} had fingerprint {before.get(name)} and has {now[name]} here: "
-                "resume with what it began with, or start a new run"
-            )
+def _passes(step: int, records: list[Record]) -> bool:
+    """Tell whether records, in order, reach or pass a multiple of a step."""
+    return (records[-1].index + 1) // step > records[0].index // step

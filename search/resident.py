@@ -71,7 +71,7 @@ class Resident:
         on_host = memory.master == "host"
         self.master = self.store.copies_on_host() if on_host else self.store.copies()
         self._device = device
-        self._pruned: tuple[str, Target] | None = None
+        self._pruned: tuple[Metric, Target] | None = None
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
         # The dense model's distance to itself is nothing, up to rounding.
@@ -80,7 +80,7 @@ class Resident:
     def collect_statistics(
         self, leaves: frozenset[str], role: str = "calibration"
     ) -> dict[str, Tensor]:
-        """Collect statistics on one of the texts, use them, return them by `X/layer`.
+        """Collect statistics on one of the texts and return them by `X/layer`.
 
         Each block's are rounded as `memory.statistics` says as soon as they are there and wait on
         the host, so that the device holds one block's fp32 sums at a time.
@@ -101,11 +101,11 @@ class Resident:
             lambda block, module: None,
             lambda stage, done, total: None,
         )
-        self.use_statistics(found)
         return found
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use statistics that were collected elsewhere; moved to the device once."""
+        """Prune by these statistics from now on; moved to the device once."""
+        self.restore()
         self.statistics = Statistics()  # the device has no room for two
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
@@ -129,7 +129,7 @@ class Resident:
         """Return each window's mean NLL on one of the texts, in nats per token."""
         return window_losses(self.store, self.windows[role]).tolist()
 
-    def prune(self, metric: str, target: Target) -> None:
+    def prune(self, metric: Metric, target: Target) -> None:
         """Prune the model as asked, whatever it was before.
 
         Raises:
@@ -140,7 +140,7 @@ class Resident:
             with torch.inference_mode():
                 prune(
                     self.store,
-                    Recipe(Metric.parse(metric), target),
+                    Recipe(metric, target),
                     Texts(self.windows["fitness"][:0]),  # all statistics are there
                     statistics=self.statistics.to_tensors(),
                     keep_scores=self.memory.scores == "keep",
@@ -153,7 +153,7 @@ class Resident:
         self.store.restore(self.master)
 
     @contextmanager
-    def pruned(self, metric: str, target: Target) -> Iterator[None]:
+    def pruned(self, metric: Metric, target: Target) -> Iterator[None]:
         """While open, the model is pruned; then it is dense."""
         try:
             self.prune(metric, target)
@@ -163,10 +163,10 @@ class Resident:
 
     # As a decorator: a `with` would leave the mode on wherever the generator is suspended.
     @torch.inference_mode()
-    def masks(self, metric: str, target: Target) -> Iterator[tuple[str, Tensor]]:
+    def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
         weights = _OnDevice(self.master, self._device)
-        scores = LayerScores(Metric.parse(metric), weights, self.statistics.of)
+        scores = LayerScores(metric, weights, self.statistics.of)
         # A model's threshold asks for each layer three times.
         keep = target.group.whole_model and self.memory.scores == "keep"
         yield from select(dict(scores) if keep else scores, target)

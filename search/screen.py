@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -20,18 +20,17 @@ class Screen:
 
     Attributes:
         candidates: How many will be bred.
-        done: How many were committed before this process started.
+        outcomes: Of those that are committed, by kind.
     """
 
     console: Console
     candidates: int
-    done: int
-    outcomes: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str]
 
     def __post_init__(self) -> None:
         self._live: Live | None = None
         self._started = self._printed = time.monotonic()
-        self._first = self.done
+        self._first = self.done = self.outcomes.total()
 
     def __enter__(self) -> "Screen":
         if self.console.is_terminal:
@@ -50,7 +49,7 @@ class Screen:
 
     def show(self, record: Record, state: State) -> None:
         """Show the state after one more outcome."""
-        self.outcomes[record.outcome] += 1
+        self.outcomes[record.outcome.kind] += 1
         self.done = record.index + 1
         now = time.monotonic()
         if self._live:
@@ -74,7 +73,7 @@ class Screen:
         best = state.best
         return [
             ("candidate", f"{self.done}/{self.candidates}"),
-            ("best", f"{best.metric} ({best.group})" if best else "none yet"),
+            ("best", f"{best.criterion.text} ({best.criterion.group})" if best else "none yet"),
             ("fitness", f"{best.fitness:.4f} nats/token" if best else "-"),
             ("population", _groups_text(state)),
             ("pace", f"{pace * 3600:.0f}/h"),
@@ -85,5 +84,5 @@ class Screen:
 
 def _groups_text(state: State) -> str:
     """Return how many members there are of each comparison group; each has a mask of its own."""
-    groups = Counter(record.group for record in state.population)
+    groups = Counter(record.criterion.group for record in state.population)
     return ", ".join(f"{count} {group}" for group, count in sorted(groups.items())) or "none"

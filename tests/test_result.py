@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
 from pruning.checkpoint import Checkpoint
+from pruning.criterion import Criterion
 from pruning.folder_store import FolderStore
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
@@ -57,7 +58,7 @@ def saved(tokenizer, dense):
 
     def save(folder, target=HALF_OF_ROWS, numbers=PERPLEXITIES, name=None, **options):
         store = store_of(dense, folder)
-        metric = ResolvedMetric(Metric("W"), target.group_name or "row", "formula")
+        metric = ResolvedMetric(Criterion(Metric("W"), target.group_name or "row"), "formula")
         prune(store, Recipe(metric.metric, target), Texts(NO_WINDOWS))
         settings = (store.config, tokenizer, "float32", "cpu", 8, "float32")
         subject = Subject(name or str(dense), *settings)

@@ -141,8 +141,8 @@ def make_recipe(
     return {
         "model": subject.model,
         "revision": getattr(subject.config, "_commit_hash", None),  # of a model from the hub
-        "metric": chosen.metric.text,
-        "tree": chosen.metric.to_release_json(),
+        "metric": chosen.criterion.text,
+        "tree": chosen.criterion.metric.to_release_json(),
         "metric_source": chosen.source,
         "group": target.group_name,
         "pattern": target.pattern_text,

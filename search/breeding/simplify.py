@@ -12,6 +12,7 @@ underflow or rounding, the simplified metric does not.
 
 from collections.abc import Callable
 
+from pruning.criterion import Criterion
 from pruning.metric import Metric
 from pruning.operators import OPERATORS
 from pruning.syntax import is_number
@@ -29,18 +30,16 @@ _POWERS = frozenset({"sqrt", "sqr", "root4", "pow15"})
 """Even operators that grow with the magnitude."""
 
 
-def simplify(metric: Metric, group: str) -> Metric:
-    """Return the canonical form of a metric: the same mask, in no more nodes.
+def simplify(criterion: Criterion) -> Criterion:
+    """Return the canonical form of a criterion: the same mask, by a metric of no more nodes.
 
-    Args:
-        metric: Any metric.
-        group: Its comparison group. Across the model a root `mms` or `div` is kept: it puts
-            layers on one scale.
+    Across the model a root `mms` or `div` is kept: it puts layers on one scale.
     """
+    metric = criterion.metric
     while True:
-        simpler = _simplify_root(_simplify_node(metric), group)
+        simpler = _simplify_root(_simplify_node(metric), criterion.group)
         if simpler == metric:
-            return metric
+            return Criterion(metric, criterion.group)
         metric = simpler
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from deap import gp
 
@@ -22,6 +22,10 @@ from search.breeding.primitives import (
     to_metric,
     to_tree,
 )
+
+Member = TypeVar("Member")
+Rank = tuple[float, ...]
+"""A sort key: better first."""
 
 TRIES = 100
 """Draws before variation gives up. The limits reject one random tree in five of the release's
@@ -181,8 +185,8 @@ def _first_allowed(variation: Variation, draw: Callable[[], Any]) -> Metric | No
 
 
 def choose_parents(
-    population: Sequence[Any], pool: float, best: int, rank: Callable[[Any], Any]
-) -> tuple[Any, Any]:
+    population: Sequence[Member], pool: float, best: int, rank: Callable[[Member], Rank]
+) -> tuple[Member, Member]:
     """Draw a random share of the population and pick two parents from the best of it.
 
     This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the

@@ -136,7 +136,13 @@ def front_chart(name: str, best: Sequence[Record], front: Sequence[Record]) -> C
         _legend(figure, 2)
         svg = svg_of(figure, name, title)
     rows = [
-        (str(r.size), f"{r.fitness:.4f}", "yes" if r in front else "", str(r.index), r.metric)
+        (
+            str(r.size),
+            f"{r.fitness:.4f}",
+            "yes" if r in front else "",
+            str(r.index),
+            r.criterion.text,
+        )
         for r in best
     ]
     return Chart(title, svg, ("size", "fitness", "on the front", "candidate", "metric"), rows)

@@ -28,7 +28,7 @@ def bins(count: int, most: int = 24) -> list[range]:
 
 def outcomes_by_bin(records: Sequence[Record], spans: Sequence[range]) -> dict[str, list[int]]:
     """Return how many candidates of each span came to each kind of outcome; no row of zeros."""
-    counts = [Counter(records[index].outcome for index in span) for span in spans]
+    counts = [Counter(records[index].outcome.kind for index in span) for span in spans]
     rows = {kind: [count[kind] for count in counts] for kind in OUTCOMES}
     return {kind: row for kind, row in rows.items() if any(row)}
 
@@ -41,7 +41,7 @@ def shares_by_bin(
     Every metric that was bred counts, whatever became of it. All numbers count as one leaf. The
     most frequent comes first.
     """
-    held = [{(bool(n.operands), _name(n)) for n in Metric.parse(r.metric).nodes()} for r in records]
+    held = [{(bool(n.operands), _name(n)) for n in r.criterion.metric.nodes()} for r in records]
     totals = Counter(kind for kinds in held for kind in kinds)
     leaves, operators = (
         {
@@ -60,7 +60,7 @@ def ancestry(
     """Return a record and its ancestors with their distance, nearest first, each one once."""
     found, known, current = [(0, start)], {start.index}, [start]
     for distance in range(1, generations + 1):
-        parents = {parent for record in current for parent in record.parents} - known
+        parents = {parent for record in current for parent in record.candidate.parents} - known
         known |= parents
         current = [records[parent] for parent in sorted(parents)]
         found += [(distance, record) for record in current]

@@ -47,8 +47,11 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
     rows = [("dense", "", "", "", f"{summary['dense']:.2f}", "")]
     for name, value in sorted(summary["baselines"].items(), key=lambda item: -item[1]):
         known, gap = BASELINES.get(name), summary["behind_best"][name]
+        criterion = known.criterion if known else None
         text, group, size = (
-            (known.text, known.group, str(known.metric.size)) if known else ("", "", "")
+            (criterion.text, criterion.group, str(criterion.metric.size))
+            if criterion
+            else ("", "", "")
         )
         rows.append(
             (

@@ -72,7 +72,7 @@ def front(records: Sequence[Record]) -> dict[str, Any]:
     best = best_of_each_size(records)
     return {
         "chart": charts.front_chart("front", best, members),
-        "members": [(one, formula(f"front{one.index}", one.metric)) for one in members],
+        "members": [(one, formula(f"front{one.index}", one.criterion.text)) for one in members],
     }
 
 
@@ -80,7 +80,7 @@ def lineage(records: Sequence[Record], best: Mapping[str, Any]) -> list[tuple[in
     """Return the winner and its ancestors with their distance in generations."""
     wanted = ("evaluated", best["metric"], best["group"])
     for record in records:
-        if (record.outcome, record.metric, record.group) == wanted:
+        if (record.outcome.kind, record.criterion.text, record.criterion.group) == wanted:
             return history.ancestry(records, record)
     return []
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 import search
-from search.fitness import Evaluator, Setup, timed
+from search.fitness import Evaluator, Setup, ZerosAndOverlap, timed
+from search.pool.protocol import Arrival, LossRequest, MaskRequest
 from search.population import Candidate, Outcome
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -105,7 +106,6 @@ class RayPool:
         self._idle = deque(range(len(self._actors)))
         self._queue: deque[tuple[Candidate, int]] = deque()
         self._running: dict[Any, tuple[int, Candidate, int]] = {}
-        self.timings: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -115,15 +115,15 @@ class RayPool:
         self._queue.append((candidate, 1))
         self._dispatch()
 
-    def next_outcome(self) -> tuple[int, Outcome] | None:
-        """Return a candidate's index and outcome, or None after half a second without one."""
+    def next_outcome(self) -> Arrival | None:
+        """Return a candidate's outcome, or None after half a second without one."""
         ready, _ = ray.wait(list(self._running), timeout=_WAIT_SECONDS)
         if not ready:
             return None
         worker, candidate, attempt = self._running.pop(ready[0])
+        timing: dict[str, float] = {}
         try:
             outcome, timing = ray.get(ready[0])
-            self.timings[candidate.index] = {**timing, "worker": worker}
         except ray.exceptions.RayActorError as error:
             self._actors[worker] = self._new_actor()
             outcome = Outcome(
@@ -134,13 +134,38 @@ class RayPool:
                 outcome = None
         self._idle.append(worker)
         self._dispatch()
-        return (candidate.index, outcome) if outcome else None
+        if outcome is None:
+            return None
+        return Arrival(candidate.index, outcome, timing | {"worker": worker} if timing else {})
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the first worker's evaluator; arrays come back as tensors."""
-        return self.call_each(method, [arguments])[0]
+    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
+        """Collect a model's statistics, by `X/layer`."""
+        return _to_tensors(self._call_each("collect_statistics", [(subject,)])[0])
 
-    def call_each(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put a model's statistics into the object store and hand them to every worker."""
+        shared = ray.put({name: _to_array(tensor) for name, tensor in tensors.items()})
+        self._statistics[subject] = shared
+        futures = [actor.use_statistics.remote(subject, shared) for actor in self._actors]
+        _get(futures, "taking the statistics")
+
+    def probe_tensors(self, subject: int) -> dict[str, Tensor]:
+        """Return the fingerprint's probe of a model."""
+        return _to_tensors(self._call_each("probe_tensors", [(subject,)])[0])
+
+    def model_digest(self, subject: int) -> str:
+        """Return a hash of a model's dense weights that are pruned."""
+        return str(self._call_each("model_digest", [(subject,)])[0])
+
+    def losses(self, requests: Sequence[LossRequest]) -> list[list[float] | None]:
+        """Return each window's mean NLL, for each request in order."""
+        return self._call_each("losses", [(r.task, r.role, r.criterion) for r in requests])
+
+    def zeros_and_overlap(self, requests: Sequence[MaskRequest]) -> list[ZerosAndOverlap]:
+        """Return zeros and mask overlap by layer, for each request in order."""
+        return self._call_each("zeros_and_overlap", [(r.task, r.one, r.other) for r in requests])
+
+    def _call_each(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a method once for each tuple of arguments, over the workers; results in order.
 
         Raises:
@@ -150,15 +175,7 @@ class RayPool:
             self._actors[i % len(self._actors)].call.remote(method, *arguments)
             for i, arguments in enumerate(calls)
         ]
-        results = _get(futures, method)
-        return [_to_tensors(result) for result in results]
-
-    def share_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Put a model's statistics into the object store and hand them to every worker."""
-        shared = ray.put({name: _to_array(tensor) for name, tensor in tensors.items()})
-        self._statistics[subject] = shared
-        futures = [actor.use_statistics.remote(subject, shared) for actor in self._actors]
-        _get(futures, "taking the statistics")
+        return _get(futures, method)
 
     def close(self) -> None:
         """End the workers, and Ray with them if it was started here."""
@@ -215,10 +232,8 @@ def _get(futures: list[Any], doing: str) -> list[Any]:
         raise ValueError(f"a worker failed in {doing}: {lines[-1].strip()[:300]}") from error
 
 
-def _to_tensors(result: Any) -> Any:
-    if isinstance(result, dict) and any(isinstance(v, np.ndarray) for v in result.values()):
-        return {name: _to_tensor(array.copy()) for name, array in result.items()}
-    return result
+def _to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: _to_tensor(array.copy()) for name, array in arrays.items()}
 
 
 def _to_array(tensor: Tensor) -> np.ndarray:
