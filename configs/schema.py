@@ -209,6 +209,13 @@ class Ray(_Section):
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="also its torch threads")
     gpus_per_worker: float = Field(default=0, ge=0)
+    wait_seconds: float = Field(
+        default=300, gt=0, description="how long to go on without any worker, then exit 3"
+    )
+    start_seconds: float = Field(default=600, gt=0, description="what a worker may take to start")
+    ship_model: bool = Field(
+        default=False, description="workers get the model from the driver, not from its path"
+    )
     gpu_memory: float | None = Field(
         default=None, gt=0, description="GiB that a GPU has, where that cannot be looked up"
     )

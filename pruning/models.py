@@ -5,7 +5,7 @@ with is captured as it comes, so that a new keyword of transformers needs no cha
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,23 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
             raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
     use_blocked_attention(loaded)
     return loaded.to(device).eval()
+
+
+def with_weights(
+    config: Mapping[str, Any], dtype: str, tensors: Mapping[str, Tensor], device: str = "cpu"
+) -> PreTrainedModel:
+    """Make a model of its config and its tensors, which it looks at without a copy on the CPU.
+
+    Args:
+        config: As `PretrainedConfig.to_dict` writes it.
+        dtype: Of the tensors, a key of `DTYPES`.
+        tensors: As `state_dict` names them, tied ones perhaps once.
+        device: A torch device.
+    """
+    model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    return model.to(device).eval()
 
 
 def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:

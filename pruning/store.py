@@ -104,6 +104,11 @@ class ResidentStore:
             copies[name] = copy.pin_memory() if self.device.type == "cuda" else copy
         return copies
 
+    def own(self, dense: Mapping[str, Tensor]) -> None:
+        """Put copies of the dense weights in the model, which can be written to."""
+        for name, layer in self._layers.items():
+            layer.weight = nn.Parameter(dense[name].clone(), requires_grad=False)
+
     @torch.no_grad()
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Make the weights the dense ones again, bit for bit; no block counts as written then."""

@@ -5,10 +5,9 @@ a few more windows of every task, and a candidate that cannot enter the populati
 """
 
 import math
-import resource
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from search.population import Candidate, Outcome
-from search.resident import Memory, Resident, Subject
+from search.resident import Memory, Resident, Subject, Weights
 
 REFERENCES = ("snip", "wanda")
 """Baselines that tell how the windows of a fitness text differ under any pruning."""
@@ -91,17 +90,31 @@ class Evaluator:
     The fitness of one task is the mean of the objective over its fitness windows. Of several it
     is the mean of the tasks' rises over dense by weight, since losses on unlike texts and models
     have no common scale.
+
+    Args:
+        setup: What it is built from.
+        weights: Of each model, those that are here; the others are loaded.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, weights: Sequence[Weights | None] = ()) -> None:
         torch.set_num_threads(setup.threads)
         keep_freed_memory()
         self.setup = setup
         self.residents = [
-            Resident(subject, windows, setup.device, setup.objective, setup.memory)
-            for subject, windows in zip(setup.subjects, setup.windows, strict=True)
+            Resident(subject, windows, setup.device, setup.objective, setup.memory, given)
+            for subject, windows, given in zip_longest(setup.subjects, setup.windows, weights)
         ]
         self._profiles: dict[int, Tensor] = {}
+
+    @property
+    def seconds(self) -> float:
+        """How long all fitness windows took on the dense models."""
+        return sum(resident.seconds for resident in self.residents)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Hashes of the models' dense weights that are pruned."""
+        return tuple(resident.digest() for resident in self.residents)
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
@@ -118,10 +131,6 @@ class Evaluator:
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         return self.residents[subject].probe_tensors()
-
-    def model_digest(self, subject: int) -> str:
-        """Return a hash of a model's dense weights that are pruned."""
-        return self.residents[subject].digest()
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Prune, measure on the fitness windows stage by stage, restore."""
@@ -232,15 +241,6 @@ class Evaluator:
             slack = self.setup.slack / math.sqrt(min(len(part) for part in losses))
             limit = min(limit, max(0.0, stop_above) * (1 + slack))
         return f"rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
-
-
-def timed(evaluator: Evaluator, candidate: Candidate) -> tuple[Outcome, dict[str, float]]:
-    """Evaluate, and return what is not reproducible beside the outcome: seconds and peak MiB."""
-    began = time.perf_counter()
-    outcome = evaluator.evaluate(candidate)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return outcome, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
 
 
 def perplexity_of(losses: list[float]) -> float:

@@ -1,5 +1,6 @@
 """From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
 
+import os
 import signal
 import time
 from collections import Counter
@@ -18,11 +19,12 @@ from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.finish import finish, write_report
-from search.fitness import Evaluator
 from search.journal import FolderError, RunFolder
 from search.machine import description, memory_lines
-from search.pool.in_process import InProcessPool
-from search.pool.protocol import Pool, Timing
+from search.pool.crew import Crew
+from search.pool.in_process import InProcessCrew
+from search.pool.protocol import Pool, PoolError, Timing
+from search.pool.worker_pool import WorkerPool
 from search.population import Record
 from search.screen import Screen
 
@@ -117,6 +119,11 @@ def _run(folder: RunFolder, experiment: Experiment, console: Console) -> int:
             soft_wrap=True,
         )
         return INTERRUPTED
+    except PoolError as error:
+        console.print(
+            f"error: {error}; continue with run_search.py --resume {folder.path}", soft_wrap=True
+        )
+        return INTERRUPTED
     return DONE
 
 
@@ -128,6 +135,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @contextmanager
 def _pool(experiment: Experiment) -> Iterator[Pool]:
     """Open the pool that the config asks for; closed at the end, whatever happens."""
+    where = experiment.config.ray
+    with _crew(experiment) as crew:
+        most = 1 if where.workers == 0 else where.workers
+        yield WorkerPool(crew, experiment.setup, most, where.wait_seconds, where.start_seconds)
+
+
+@contextmanager
+def _crew(experiment: Experiment) -> Iterator[Crew]:
     setup, where = experiment.setup, experiment.config.ray
     if where.workers == 0:
         if where.gpus_per_worker and not torch.cuda.is_available():
@@ -135,18 +150,17 @@ def _pool(experiment: Experiment) -> Iterator[Pool]:
                 f"ray.gpus_per_worker = {where.gpus_per_worker}, and this machine has no CUDA "
                 "device: set it to 0"
             )
-        yield InProcessPool(Evaluator(setup))
+        yield InProcessCrew(setup)
         return
     # Imported here, so that neither --validate nor an in-process run starts to load Ray.
-    from search.pool.on_ray import RayPool
+    from search.pool.cluster import connection
+    from search.pool.on_ray import RayCrew
 
-    pool = RayPool(
-        setup, where.address, where.workers, where.cpus_per_worker, where.gpus_per_worker
-    )
-    try:
-        yield pool
-    finally:
-        pool.close()
+    local_cpus = where.address == "local" and not where.gpus_per_worker
+    cores = max(os.cpu_count() or 1, where.cpus_per_worker * (where.workers or 1))
+    with connection(where.address, cores):
+        ships = where.ship_model or local_cpus
+        yield RayCrew(setup, where.cpus_per_worker, where.gpus_per_worker, ships)
 
 
 def _prepare(

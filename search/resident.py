@@ -3,9 +3,11 @@
 Here pruning and evaluation, which do not know each other, meet.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,10 @@ from evaluation.perplexity import window_losses
 from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
 from pruning.metric import Metric
-from pruning.models import DTYPES, decoder_blocks, load_model
+from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
 from pruning.pruner import prune
 from pruning.recipe import LayerScores, Recipe
-from pruning.store import ResidentStore
+from pruning.store import ResidentStore, all_layers
 from pruning.walk import Texts, walk_dense
 from search.fingerprint import take_probe, tensors_digest
 
@@ -46,6 +48,19 @@ class Memory:
     scores: str = "keep"
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A model that is sent to workers, as plain values.
+
+    Attributes:
+        config: Its config, as transformers writes it.
+        tensors: Its parameters and buffers by name, tied ones once.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
 class Resident:
     """One loaded model with a master copy of its dense weights and its token windows.
 
@@ -53,6 +68,7 @@ class Resident:
         windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
         objective: `nll` or `kl`, what `measure` returns of a window.
         memory: What is held beside the model, and where.
+        weights: The model's own, shared with other workers on this node; None to load them.
     """
 
     def __init__(
@@ -62,20 +78,31 @@ class Resident:
         device: str,
         objective: str,
         memory: Memory,
+        weights: Weights | None = None,
     ) -> None:
         self.windows = windows
         self.memory = memory
         self.statistics = Statistics()
-        self.store = ResidentStore(load_model(subject.model, subject.dtype, device))
-        self.store.model.requires_grad_(False)
+        if weights:
+            model = with_weights(weights.config, subject.dtype, weights.tensors, device)
+        else:
+            model = load_model(subject.model, subject.dtype, device)
+        self.store = ResidentStore(model.requires_grad_(False))
         on_host = memory.master == "host"
-        self.master = self.store.copies_on_host() if on_host else self.store.copies()
+        if weights and device == "cpu":
+            # What is shared is the dense copy; of the layers the model has copies of its own.
+            self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
+            self.store.own(self.master)
+        else:
+            self.master = self.store.copies_on_host() if on_host else self.store.copies()
         self._device = device
         self._pruned: tuple[Metric, Target] | None = None
+        began = time.perf_counter()
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
         # The dense model's distance to itself is nothing, up to rounding.
         self.dense = self.measure(0, None) if hidden is None else torch.zeros(len(hidden)).double()
+        self.seconds = time.perf_counter() - began
 
     def collect_statistics(
         self, leaves: frozenset[str], role: str = "calibration"

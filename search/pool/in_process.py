@@ -1,55 +1,64 @@
-"""Evaluations in this process, one when asked: for tests and for `ray.workers: 0`."""
+"""A crew of one worker that is this process itself: for tests and for `ray.workers: 0`."""
 
-from collections import deque
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from search.fitness import Evaluator, ZerosAndOverlap, timed
-from search.pool.protocol import Arrival, LossRequest, MaskRequest
-from search.population import Candidate
+from search.fitness import Evaluator, Setup
+from search.pool.crew import Call, Ended, Event, Reply, Started, fault_of, perform
 
 
-@dataclass
-class InProcessPool:
-    """A pool of the one evaluator that it is given."""
+class InProcessCrew:
+    """Works while it is asked for events; a dismissed worker's models are loaded anew."""
 
-    evaluator: Evaluator
-    waiting: deque[Candidate] = field(default_factory=deque)
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._worker = 0
+        self._hired = False
+        self._evaluator: Evaluator | None = None
+        self._call: Call | None = None
 
-    def submit(self, candidate: Candidate) -> None:
-        """Take a candidate; it is evaluated when an outcome is asked for."""
-        self.waiting.append(candidate)
+    def room(self) -> int:
+        """Return how many more workers there is a place for: one in all."""
+        return 0 if self._hired else 1
 
-    def next_outcome(self) -> Arrival | None:
-        """Evaluate the oldest submitted candidate."""
-        if not self.waiting:
-            return None
-        candidate = self.waiting.popleft()
-        outcome, timing = timed(self.evaluator, candidate)
-        return Arrival(candidate.index, outcome, timing | {"worker": 0})
+    def hire(self) -> int:
+        """Begin to start the worker; its models are loaded when events are asked for."""
+        self._worker += 1
+        self._hired = True
+        return self._worker
 
-    def collect_statistics(self, subject: int) -> Mapping[str, Tensor]:
-        """Collect a model's statistics, by `X/layer`."""
-        return self.evaluator.collect_statistics(subject)
+    def give(self, worker: int, call: Call) -> None:
+        """Keep a call until events are asked for."""
+        self._call = call
 
-    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Give a model's statistics to the evaluator."""
-        self.evaluator.use_statistics(subject, tensors)
+    def dismiss(self, worker: int) -> None:
+        """Let go of the models."""
+        self._hired, self._evaluator, self._call = False, None, None
 
-    def probe_tensors(self, subject: int) -> Mapping[str, Tensor]:
-        """Return the fingerprint's probe of a model."""
-        return self.evaluator.probe_tensors(subject)
+    def events(self, seconds: float) -> Sequence[Event]:
+        """Start the worker, or do the call that it was given."""
+        if self._hired and self._evaluator is None:
+            return [self._start()]
+        if self._call is None or self._evaluator is None:
+            time.sleep(min(seconds, 0.05))
+            return []
+        call, self._call = self._call, None
+        result, timing = perform(self._evaluator, call.method, call.arguments)
+        return [Reply(self._worker, result, timing)]
 
-    def model_digest(self, subject: int) -> str:
-        """Return a hash of a model's dense weights that are pruned."""
-        return self.evaluator.model_digest(subject)
+    def share(self, tensors: Mapping[str, Tensor]) -> object:
+        """Return the tensors themselves."""
+        return tensors
 
-    def losses(self, requests: Sequence[LossRequest]) -> list[list[float] | None]:
-        """Return each window's mean NLL, for each request in order."""
-        return [self.evaluator.losses(r.task, r.role, r.criterion) for r in requests]
+    def wish(self, workers: int) -> None:
+        """There is nothing to grow."""
 
-    def zeros_and_overlap(self, requests: Sequence[MaskRequest]) -> list[ZerosAndOverlap]:
-        """Return zeros and mask overlap by layer, for each request in order."""
-        return [self.evaluator.zeros_and_overlap(r.task, r.one, r.other) for r in requests]
+    def _start(self) -> Event:
+        try:
+            self._evaluator = Evaluator(self._setup)
+        except (ValueError, RuntimeError, MemoryError, OSError) as error:
+            self.dismiss(self._worker)
+            return Ended(self._worker, fault_of(error))
+        return Started(self._worker, self._evaluator.digests, self._evaluator.seconds)

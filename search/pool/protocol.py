@@ -14,13 +14,55 @@ Timing = Mapping[str, float]
 """What is not reproducible of an evaluation: seconds, peak MiB, the worker's number."""
 
 
+class PoolError(RuntimeError):
+    """The workers are no more, or of no use: a run can be resumed when they are back."""
+
+
+class CallError(RuntimeError):
+    """A call that a run cannot do without failed for a reason of its own.
+
+    Attributes:
+        trace: The traceback in the worker.
+    """
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
 @dataclass(frozen=True)
 class Arrival:
-    """An outcome that came back, with the index of its candidate."""
+    """An outcome that came back.
+
+    Attributes:
+        index: Of its candidate.
+        timing: What is not reproducible.
+        trace: The traceback of a candidate that failed, if there is one.
+    """
 
     index: int
     outcome: Outcome
     timing: Timing
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Staff:
+    """The workers of a pool.
+
+    Attributes:
+        ready: How many can work.
+        busy: How many of them do.
+        starting: How many load their models.
+        faults: What went wrong so far, by kind.
+        trouble: The last of it, in one line.
+    """
+
+    ready: int
+    busy: int
+    starting: int
+    faults: Mapping[str, int]
+    trouble: str
 
 
 @dataclass(frozen=True)
@@ -70,3 +112,7 @@ class Pool(Protocol):
 
     def zeros_and_overlap(self, requests: Sequence[MaskRequest]) -> list[ZerosAndOverlap]:
         """Return zeros and mask overlap by layer, for each request in order."""
+
+    @property
+    def staff(self) -> Staff:
+        """The workers now, and what went wrong so far."""
