@@ -1,6 +1,12 @@
 """Search for a pruning metric: launch, resume, validate, rebuild a report."""
 
 import sys
+
+from search import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # before what takes long to import
+
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +16,7 @@ from rich.console import Console
 
 from configs import schema
 
-USAGE, INTERRUPTED, WRONG_FOLDER = 2, 3, 4
+USAGE, WRONG_FOLDER = 2, 4
 
 
 def command(
@@ -47,7 +53,7 @@ def command(
     from search.machine import memory_lines
 
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         _check_usage(config, out, resume, validate, report, bool(overrides))
         if report:
@@ -107,12 +113,17 @@ app.command()(command)
 
 def main() -> None:
     """Console entry: runs the command, and says a mistake in its options in one line too."""
+    interrupts.install()
+    sys.stdout = interrupts.Unbreakable(sys.stdout)
+    sys.stderr = interrupts.Unbreakable(sys.stderr)
     try:
-        app(standalone_mode=False)
+        # It ends by sys.exit; only an interrupt makes Typer return.
+        if app(standalone_mode=False) is not None:
+            interrupts.leave()
     except typer.TyperException as error:
         sys.exit(_fail(error.format_message(), USAGE))
-    except typer.Abort:
-        sys.exit(_fail("interrupted before the run began; nothing was written", INTERRUPTED))
+    except (typer.Abort, KeyboardInterrupt):
+        interrupts.leave()
 
 
 if __name__ == "__main__":

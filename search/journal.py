@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,30 @@ class FolderError(ValueError):
     """The folder does not fit the request; the command line exits with 4."""
 
 
-@dataclass(frozen=True)
+class WriteError(RuntimeError):
+    """A file of the folder cannot be written; what was written before is whole."""
+
+
+@dataclass
 class RunFolder:
     """One run's folder. Use `create` for a new run and `open_` for one that is there."""
 
     path: Path
     lock: FileLock
 
+    def __post_init__(self) -> None:
+        # Of the journal as it was read and appended to, so that a checkpoint can name it.
+        self._lines, self._digest = 0, hashlib.sha256()
+
+    @property
+    def lines(self) -> int:
+        """How many records the journal has."""
+        return self._lines
+
     @staticmethod
     def create(path: Path) -> "RunFolder":
         """Make the folder of a new run; raises FolderError if it is not empty or in use."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or _files_in(path)):
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
             )
@@ -64,11 +78,12 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
         temporary = self.path / f"{name}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        with _writing(temporary):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as JSON, whole or not at all."""
@@ -90,10 +105,11 @@ class RunFolder:
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all."""
         temporary = self.path / f"{name}.tmp"
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        with _writing(temporary):
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
         """Return a safetensors file's tensors, or None if it is not there.
@@ -107,6 +123,12 @@ class RunFolder:
         except (OSError, SafetensorError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
+    def write_failure(self, name: str, trace: str) -> None:
+        """Keep the traceback of something that failed, as `failures/NAME.txt`."""
+        with _writing(self.path / "failures"):
+            (self.path / "failures").mkdir(exist_ok=True)
+        self.write_text(f"failures/{name}.txt", trace)
+
     def read_records(self) -> list[Record]:
         """Read the journal, cut a torn last line off it, and return its records.
 
@@ -114,31 +136,27 @@ class RunFolder:
             FolderError: If a whole line is damaged or out of order.
         """
         path = self.path / "journal.jsonl"
-        if not path.exists():
-            return []
-        data = path.read_bytes()
+        data = path.read_bytes() if path.exists() else b""
+        records = parse_journal(data, path)
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        records = []
-        for number, line in enumerate(whole.splitlines()):
-            try:
-                record = Record.from_dict(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
-            if record.index != number:
-                raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
-            records.append(record)
+            with _writing(path):
+                os.truncate(path, len(whole))
+        self._lines, self._digest = len(records), hashlib.sha256(whole)
         return records
 
     def append(self, record: Record, timing: Mapping[str, Any]) -> None:
         """Append a record to the journal, and what is not reproducible to the timings."""
-        with (self.path / "timings.jsonl").open("a", encoding="utf-8") as file:
+        line = json.dumps(record.to_dict()) + "\n"
+        journal, timings = self.path / "journal.jsonl", self.path / "timings.jsonl"
+        with _writing(timings), timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"index": record.index, **timing}) + "\n")
-        with (self.path / "journal.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_dict()) + "\n")
+        with _writing(journal), journal.open("a", encoding="utf-8") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self._lines += 1
+        self._digest.update(line.encode())
 
     def read_timings(self) -> dict[int, dict[str, Any]]:
         """Return what was noted of each candidate's evaluation, by index: seconds and worker.
@@ -170,10 +188,12 @@ class RunFolder:
             "hall_of_fame": [record.to_dict() for record in resumable.hall_of_fame],
             "began": resumable.began,
             "improved": resumable.improved,
+            "journal": {"lines": self._lines, "sha256": self._digest.hexdigest()},
         }
         current = self.path / "checkpoint.json"
         if current.exists():
-            current.replace(self.path / "checkpoint.previous.json")
+            with _writing(current):
+                current.replace(self.path / "checkpoint.previous.json")
         self.write_json("checkpoint.json", {**body, "sha256": _digest(body)})
         self.write_text("hall_of_fame.csv", _hall_of_fame_csv(state))
 
@@ -181,14 +201,32 @@ class RunFolder:
         """Return the newest valid checkpoint's state, or the empty state if there is none.
 
         Args:
-            records: Length of the journal: a checkpoint beyond it is not used.
+            records: Outcomes that it may hold at most; one with more is not used.
+
+        Raises:
+            FolderError: If the journal is not the one that the checkpoint was written beside.
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
             if (self.path / name).is_file():
-                state = _state_of((self.path / name).read_bytes())
-                if state and state.committed <= records:
+                body = _body_of((self.path / name).read_bytes())
+                state = body and _state_of(body)
+                if body and state and state.committed <= records:
+                    self._check_journal(body, name)
                     return state
         return State()
+
+    def _check_journal(self, checkpoint: Mapping[str, Any], name: str) -> None:
+        """Compare the journal with what a checkpoint says of it; older ones say nothing."""
+        said = checkpoint.get("journal")
+        path = self.path / "journal.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if said and said["lines"] <= len(lines):
+            digest = hashlib.sha256(b"".join(lines[: said["lines"]])).hexdigest()
+            if digest != said["sha256"]:
+                raise FolderError(
+                    f"{path} is not the journal that {name} was written beside: its first "
+                    f"{said['lines']} lines were changed, or are another run's"
+                )
 
     def write_best(self, record: Record, provenance: Mapping[str, Any]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
@@ -208,6 +246,24 @@ class RunFolder:
         )
 
 
+def parse_journal(data: bytes, path: Path) -> list[Record]:
+    """Return the records of a journal's whole lines; a torn last line is left out.
+
+    Raises:
+        FolderError: If a whole line is damaged or out of order.
+    """
+    records = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines()):
+        try:
+            record = Record.from_dict(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
+        if record.index != number:
+            raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
+        records.append(record)
+    return records
+
+
 def checkpoint_state(path: Path) -> State:
     """Return the state in a checkpoint file, of any run.
 
@@ -215,9 +271,10 @@ def checkpoint_state(path: Path) -> State:
         ValueError: If it cannot be read, is damaged or of another schema.
     """
     try:
-        state = _state_of(path.read_bytes())
+        body = _body_of(path.read_bytes())
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    state = body and _state_of(body)
     if not state:
         raise ValueError(f"checkpoint {path} is damaged, or from another version")
     return state
@@ -226,7 +283,8 @@ def checkpoint_state(path: Path) -> State:
 def _locked(path: Path) -> RunFolder:
     lock = FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with _writing(path / ".lock"):
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise FolderError(f"{path} is in use by another process: wait for it to end") from error
     return RunFolder(path, lock)
@@ -236,21 +294,43 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _state_of(data: bytes) -> State | None:
-    """Return a checkpoint's state, or None if it is damaged or of another schema."""
+def _body_of(data: bytes) -> dict[str, Any] | None:
+    """Return what a checkpoint holds, or None if it is damaged or of another schema."""
     try:
         body = json.loads(data)
         digest = body.pop("sha256")
-        if digest != _digest(body) or body["schema"] != SCHEMA:
-            return None
-        members = {
-            key: tuple(Record.from_dict(fields) for fields in body[key])
-            for key in ("population", "hall_of_fame")
-        }
-        counts = [body.get(key, 0) for key in ("began", "improved")]
+        return body if digest == _digest(body) and body["schema"] == SCHEMA else None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
-    return State(body["committed"], members["population"], members["hall_of_fame"], *counts)
+
+
+def _state_of(body: Mapping[str, Any]) -> State | None:
+    """Return a checkpoint's state, or None if it is none."""
+    try:
+        population, hall_of_fame = (
+            tuple(Record.from_dict(fields) for fields in body[key])
+            for key in ("population", "hall_of_fame")
+        )
+        counts = [body.get(key, 0) for key in ("began", "improved")]
+        return State(body["committed"], population, hall_of_fame, *counts)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise WriteError(f"{path} cannot be written: {why}") from error
+
+
+def _files_in(path: Path) -> list[str]:
+    """Return what is in a folder; a lock alone is what a kill left before anything began."""
+    return [entry.name for entry in path.iterdir() if entry.name != ".lock"]
 
 
 def _hall_of_fame_csv(state: State) -> str:
