@@ -38,6 +38,9 @@ def command(
     report: Annotated[
         Path | None, typer.Option(help="Rebuild report.html of the run in this folder.")
     ] = None,
+    status: Annotated[
+        Path | None, typer.Option(help="Print where the run in this folder stands.")
+    ] = None,
 ) -> None:
     """Evolve a symbolic pruning metric.
 
@@ -49,14 +52,18 @@ def command(
 
     from search import launch
     from search.experiment import resolve
-    from search.journal import FolderError
+    from search.journal import FolderError, RunFolder
     from search.machine import memory_lines
+    from search.screen import print_status
 
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
     console = Console(highlight=False, markup=False)
     try:
-        _check_usage(config, out, resume, validate, report, bool(overrides))
-        if report:
+        _check_usage(config, out, resume, validate, report or status, bool(overrides))
+        if status:
+            print_status(RunFolder.look(status), console)
+            code = 0
+        elif report:
             code = launch.rebuild_report(report, console)
         elif resume:
             code = launch.resume(resume, overrides or [], console)
@@ -79,15 +86,15 @@ def _check_usage(
     out: Path | None,
     resume: Path | None,
     validate: bool,
-    report: Path | None,
+    look: Path | None,
     overrides: bool,
 ) -> None:
-    if resume and (config or out or validate or report):
+    if resume and (config or out or validate or look):
         raise ValueError(
             "--resume takes its config and folder from the run: only --set goes with it"
         )
-    if report and (config or out or validate or overrides):
-        raise ValueError("--report takes no other option")
+    if look and (config or out or validate or overrides):
+        raise ValueError("--report and --status take no other option")
 
 
 def _say_valid(notes: list[str], console: Console) -> int:

@@ -5,10 +5,9 @@ other file is written beside its place, fsync'd and renamed, so that a kill leav
 new one, never a part.
 """
 
-import csv
 import hashlib
-import io
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pruning.metric_file import SCHEMA
+from search import checkpoint
+from search.checkpoint import Checkpoint
 from search.population import Record, State
 
 
@@ -65,9 +66,14 @@ class RunFolder:
     @staticmethod
     def open_(path: Path) -> "RunFolder":
         """Open a run's folder; raises FolderError if it is none or in use."""
+        return _locked(RunFolder.look(path).path)
+
+    @staticmethod
+    def look(path: Path) -> "RunFolder":
+        """Return a run's folder to read from, also while another process works in it."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
-        return _locked(path)
+        return RunFolder(path, FileLock(path / ".lock"))
 
     def close(self) -> None:
         """Let other processes use the folder."""
@@ -181,52 +187,39 @@ class RunFolder:
             resumable: The state that a continuation starts from, `lag` outcomes earlier.
             state: The state now, which the hall of fame shows.
         """
-        body = {
-            "schema": SCHEMA,
-            "committed": resumable.committed,
-            "population": [record.to_dict() for record in resumable.population],
-            "hall_of_fame": [record.to_dict() for record in resumable.hall_of_fame],
-            "began": resumable.began,
-            "improved": resumable.improved,
-            "journal": {"lines": self._lines, "sha256": self._digest.hexdigest()},
-        }
+        journal = {"lines": self._lines, "sha256": self._digest.hexdigest()}
         current = self.path / "checkpoint.json"
         if current.exists():
             with _writing(current):
                 current.replace(self.path / "checkpoint.previous.json")
-        self.write_json("checkpoint.json", {**body, "sha256": _digest(body)})
-        self.write_text("hall_of_fame.csv", _hall_of_fame_csv(state))
+        self.write_json("checkpoint.json", checkpoint.to_dict(resumable, journal))
+        self.write_text("hall_of_fame.csv", checkpoint.hall_of_fame_csv(state))
 
-    def read_checkpoint(self, records: int) -> State:
+    def read_checkpoint(self, most: float = math.inf) -> State:
         """Return the newest valid checkpoint's state, or the empty state if there is none.
 
         Args:
-            records: Outcomes that it may hold at most; one with more is not used.
+            most: Outcomes that it may hold; one with more is not used.
 
         Raises:
             FolderError: If the journal is not the one that the checkpoint was written beside.
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
             if (self.path / name).is_file():
-                body = _body_of((self.path / name).read_bytes())
-                state = body and _state_of(body)
-                if body and state and state.committed <= records:
-                    self._check_journal(body, name)
-                    return state
+                found = checkpoint.parse((self.path / name).read_bytes())
+                if found and found.state.committed <= most:
+                    self._check_journal(found, name)
+                    return found.state
         return State()
 
-    def _check_journal(self, checkpoint: Mapping[str, Any], name: str) -> None:
-        """Compare the journal with what a checkpoint says of it; older ones say nothing."""
-        said = checkpoint.get("journal")
+    def _check_journal(self, found: Checkpoint, name: str) -> None:
         path = self.path / "journal.jsonl"
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if said and said["lines"] <= len(lines):
-            digest = hashlib.sha256(b"".join(lines[: said["lines"]])).hexdigest()
-            if digest != said["sha256"]:
-                raise FolderError(
-                    f"{path} is not the journal that {name} was written beside: its first "
-                    f"{said['lines']} lines were changed, or are another run's"
-                )
+        if not found.stood_beside(lines):
+            raise FolderError(
+                f"{path} is not the journal that {name} was written beside: its first "
+                f"{found.lines} lines were changed, or are another run's"
+            )
 
     def write_best(self, record: Record, provenance: Mapping[str, Any]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
@@ -264,22 +257,6 @@ def parse_journal(data: bytes, path: Path) -> list[Record]:
     return records
 
 
-def checkpoint_state(path: Path) -> State:
-    """Return the state in a checkpoint file, of any run.
-
-    Raises:
-        ValueError: If it cannot be read, is damaged or of another schema.
-    """
-    try:
-        body = _body_of(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    state = body and _state_of(body)
-    if not state:
-        raise ValueError(f"checkpoint {path} is damaged, or from another version")
-    return state
-
-
 def _locked(path: Path) -> RunFolder:
     lock = FileLock(path / ".lock")
     try:
@@ -288,33 +265,6 @@ def _locked(path: Path) -> RunFolder:
     except Timeout as error:
         raise FolderError(f"{path} is in use by another process: wait for it to end") from error
     return RunFolder(path, lock)
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _body_of(data: bytes) -> dict[str, Any] | None:
-    """Return what a checkpoint holds, or None if it is damaged or of another schema."""
-    try:
-        body = json.loads(data)
-        digest = body.pop("sha256")
-        return body if digest == _digest(body) and body["schema"] == SCHEMA else None
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return None
-
-
-def _state_of(body: Mapping[str, Any]) -> State | None:
-    """Return a checkpoint's state, or None if it is none."""
-    try:
-        population, hall_of_fame = (
-            tuple(Record.from_dict(fields) for fields in body[key])
-            for key in ("population", "hall_of_fame")
-        )
-        counts = [body.get(key, 0) for key in ("began", "improved")]
-        return State(body["committed"], population, hall_of_fame, *counts)
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 @contextmanager
@@ -331,14 +281,3 @@ def _writing(path: Path) -> Iterator[None]:
 def _files_in(path: Path) -> list[str]:
     """Return what is in a folder; a lock alone is what a kill left before anything began."""
     return [entry.name for entry in path.iterdir() if entry.name != ".lock"]
-
-
-def _hall_of_fame_csv(state: State) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["size", "fitness", "group", "metric", "pareto"])
-    for record in state.hall_of_fame:
-        on_front = str(record in state.pareto_front).lower()
-        criterion = record.criterion
-        writer.writerow([record.size, record.fitness, criterion.group, criterion.text, on_front])
-    return text.getvalue()

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from configs import schema
 from configs.schema import Config
 from search import interrupts
+from search.books import Books
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe, tensors_digest
@@ -23,9 +23,8 @@ from search.journal import FolderError, RunFolder, WriteError
 from search.machine import memory_lines
 from search.pool.crew import Crew
 from search.pool.in_process import InProcessCrew
-from search.pool.protocol import CallError, Pool, PoolError, Timing
+from search.pool.protocol import CallError, Pool, PoolError
 from search.pool.worker_pool import WorkerPool
-from search.population import Record
 from search.screen import Screen
 
 DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
@@ -219,54 +218,17 @@ def _evolve(
     check_records(folder, experiment, tells, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
     evolution = Evolution(experiment.settings, tells, start, records)
-    timings: dict[int, Timing] = {}
-    outcomes = Counter(record.outcome.kind for record in records)
-    with Screen(console, search.candidates, outcomes) as screen:
-
-        def commit(records: list[Record]) -> None:
-            for record in records:
-                folder.append(record, timings.pop(record.index, {}))
-                screen.show(record, evolution.state)
-            if records and _passes(search.checkpoint_every, records):
-                folder.write_checkpoint(evolution.resumable, evolution.state)
-
-        with _checkpoint_at_end(folder, experiment, evolution):
-            while not evolution.done:
-                for candidate in evolution.ask():
-                    if candidate.decided:
-                        commit(evolution.tell(candidate.index, candidate.decided))
-                    else:
-                        pool.submit(candidate)
-                if not evolution.done and (arrival := pool.next_outcome()):
-                    timings[arrival.index] = arrival.timing
-                    if arrival.trace:
-                        folder.write_failure(str(arrival.index), arrival.trace)
-                    commit(evolution.tell(arrival.index, arrival.outcome))
+    with Screen(console) as screen, Books(folder, experiment, evolution, pool, screen) as books:
+        books.outcomes.update(record.outcome.kind for record in records)
+        del records  # twenty thousand of them take their place
+        while not evolution.done:
+            for candidate in evolution.ask():
+                if candidate.decided:
+                    books.enter(evolution.tell(candidate.index, candidate.decided))
+                else:
+                    pool.submit(candidate)
+            if not evolution.done and (arrival := pool.next_outcome()):
+                books.note(arrival)
+                books.enter(evolution.tell(arrival.index, arrival.outcome))
+            books.show()
     return evolution
-
-
-@contextmanager
-def _checkpoint_at_end(
-    folder: RunFolder, experiment: Experiment, evolution: Evolution
-) -> Iterator[None]:
-    """Write checkpoint and best metric at the end, whatever it is, if anything can be written."""
-    try:
-        yield
-    except WriteError:
-        raise
-    except BaseException:
-        with suppress(WriteError):
-            _checkpoint(folder, experiment, evolution)
-        raise
-    _checkpoint(folder, experiment, evolution)
-
-
-def _checkpoint(folder: RunFolder, experiment: Experiment, evolution: Evolution) -> None:
-    folder.write_checkpoint(evolution.resumable, evolution.state)
-    if evolution.state.best:
-        folder.write_best(evolution.state.best, experiment.origin())
-
-
-def _passes(step: int, records: list[Record]) -> bool:
-    """Tell whether records, in order, reach or pass a multiple of a step."""
-    return (records[-1].index + 1) // step > records[0].index // step
