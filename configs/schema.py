@@ -240,6 +240,9 @@ class Config(_Section):
     search: Search = Search()
     memory: Memory = Memory()
     ray: Ray = Ray()
+    trackers: list[Literal["tensorboard", "mlflow"]] = Field(
+        default=[], description="where progress is shown beside the run folder"
+    )
 
     @property
     def all_tasks(self) -> list[Task]:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 
 from search.evolution import Evolution
@@ -11,6 +12,7 @@ from search.pool.protocol import Arrival, Pool, Timing
 from search.population import Record
 from search.screen import Screen
 from search.status import RUNNING, Status
+from search.trackers import Tracker
 
 _SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0
 """Between two looks at a run: on the screen, and in `status.json`."""
@@ -29,9 +31,10 @@ class Books:
         evolution: Evolution,
         pool: Pool,
         screen: Screen,
+        trackers: Sequence[Tracker],
     ) -> None:
         self.folder, self.experiment, self.evolution = folder, experiment, evolution
-        self.pool, self.screen = pool, screen
+        self.pool, self.screen, self.trackers = pool, screen, trackers
         self.outcomes: Counter[str] = Counter()
         self._timings: dict[int, Timing] = {}
         self._began, self._first = time.monotonic(), evolution.state.committed
@@ -60,9 +63,11 @@ class Books:
             self._shown = now
             status = self._status(RUNNING)
             self.screen.show(status)
-            if now - self._written >= _STATUS_SECONDS:
+            if now - self._written >= _STATUS_SECONDS or done:
                 self._written = now
                 self.folder.write_json("status.json", status.to_dict())
+                for tracker in self.trackers:
+                    tracker(status.candidates, status.values())
 
     def __enter__(self) -> "Books":
         return self

@@ -10,7 +10,7 @@ from search.journal import FolderError, RunFolder
 from search.machine import description
 from search.population import Record
 
-FREE_KEYS = ("search.candidates", "ray.", "memory.master", "memory.scores")
+FREE_KEYS = ("search.candidates", "ray.", "memory.master", "memory.scores", "trackers")
 """What may differ when a run is continued: how long and where, never what."""
 
 Fingerprints = Mapping[str, list[object]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from configs import schema
 from configs.schema import Config
-from search import interrupts
+from search import interrupts, trackers
 from search.books import Books
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
@@ -84,6 +84,7 @@ def rebuild_report(path: Path, console: Console) -> int:
 def _ready(config: Config) -> Experiment:
     experiment = resolve(config)
     memory_lines(experiment)  # refuses what cannot fit
+    trackers.check(config.trackers)
     return experiment.read_texts()
 
 
@@ -123,6 +124,8 @@ def _search(folder: RunFolder, experiment: Experiment, pool: Pool, console: Cons
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     finish(folder, experiment, pool, state, diversity, started, console)
+    status = folder.read_json("status.json")
+    folder.write_json("status.json", {**status, "state": "finished"})
     return DONE
 
 
@@ -218,7 +221,11 @@ def _evolve(
     check_records(folder, experiment, tells, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
     evolution = Evolution(experiment.settings, tells, start, records)
-    with Screen(console) as screen, Books(folder, experiment, evolution, pool, screen) as books:
+    with (
+        Screen(console) as screen,
+        trackers.opened(experiment.config.trackers, folder.path) as tracked,
+        Books(folder, experiment, evolution, pool, screen, tracked) as books,
+    ):
         books.outcomes.update(record.outcome.kind for record in records)
         del records  # twenty thousand of them take their place
         while not evolution.done:

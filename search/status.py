@@ -72,6 +72,16 @@ class Status:
         """Return what `status.json` holds."""
         return asdict(self)
 
+    def values(self) -> dict[str, float]:
+        """Return what a tracker draws, by name."""
+        return {
+            **{f"outcomes/{kind}": float(count) for kind, count in self.outcomes.items()},
+            **{f"faults/{kind}": float(count) for kind, count in self.faults.items()},
+            **{f"workers/{name}": float(count) for name, count in self.workers.items()},
+            "candidates_per_hour": self.per_hour,
+            **({"fitness/best": self.best["fitness"]} if self.best else {}),
+        }
+
     def rows(self) -> list[tuple[str, str]]:
         """Return what a person reads, as pairs of a name and a text."""
         left = (self.of - self.candidates) / self.per_hour * 60 if self.per_hour else None
