@@ -6,52 +6,39 @@ from math import sqrt
 import pytest
 import torch
 from torch.nn import functional
+from toy_setup import (
+    CONSTANT,
+    EMBEDDED,
+    HALF,
+    MAGNITUDE,
+    NEGATIVE,
+    ROLES,
+    SNIP,
+    TWO_OF_FOUR,
+    WANDA,
+    criterion_of,
+    made_of,
+    setup_of,
+    words,
+)
 
-from evaluation.corpus import token_windows
 from evaluation.perplexity import window_losses
 from pruning.criterion import Criterion
-from pruning.masks import GROUPS, Model, NOfM, Row, Target, lowest_in_model
-from pruning.metric import Metric
-from pruning.models import linear_layers, load_model, load_tokenizer
+from pruning.masks import GROUPS, Model, Row, Target, lowest_in_model
+from pruning.models import linear_layers, load_model
 from pruning.ranking import lowest_per_row
 from pruning.store import ResidentStore
-from search.fitness import Evaluator, Setup, Task
-from search.pool.in_process import InProcessPool
-from search.pool.protocol import LossRequest, MaskRequest
+from search.fitness import Evaluator, Task
 from search.population import Candidate
 from search.resident import Subject
 
-EMBEDDED = Subject("embedded", "float32")
-ROLES = ("calibration", "fitness", "selection", "report")
-HALF = Task("half", 0, 0.5, None, 1.0)
 MOST = Task("most", 0, 0.7, None, 1.0)
-TWO_OF_FOUR = Task("2:4", 0, 0.5, NOfM(2, 4), 3.0)
-
-
-def criterion_of(text, group="row"):
-    """Return a criterion, also of a metric that cannot rank weights."""
-    return Criterion(Metric.parse(text), group)
-
-
-def candidate(criterion, index=0, **more):
-    return Candidate(index, criterion, **more)
-
-
-MAGNITUDE = criterion_of("W")
-NEGATIVE = criterion_of("neg(W)")
-CONSTANT = criterion_of("sub(W, W)")
-WANDA = criterion_of("mul(W, sqrt(X))")
-SNIP = criterion_of("mul(W, G)", "model")
 SNIP_BY_ROW = criterion_of("mul(W, G)")
 BY_LAYER = criterion_of("W", "layer")
 
 
-def words(windows):
-    """Return windows of the embedded texts by role."""
-    tokenizer = load_tokenizer("embedded")
-    return {
-        role: token_windows(tokenizer, "embedded", role, windows, 32, None).tokens for role in ROLES
-    }
+def candidate(criterion, index=0, **more):
+    return Candidate(index, criterion, **more)
 
 
 def noise(windows=4, length=32, vocabulary=1000):
@@ -63,18 +50,7 @@ def noise(windows=4, length=32, vocabulary=1000):
 
 @pytest.fixture(scope="module")
 def setup():
-    return Setup(
-        subjects=(EMBEDDED,),
-        windows=(words(4),),
-        tasks=(HALF,),
-        leaves=frozenset("XG"),
-        objective="nll",
-        device="cpu",
-        threads=1,
-        stages=(),
-        slack=0.1,
-        hopeless=100.0,
-    )
+    return setup_of()
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +70,6 @@ def on_two_models(setup, tiny_llama_dir):
             tasks=(HALF, other, TWO_OF_FOUR),
         )
     )
-
-
-def made_of(setup):
-    made = Evaluator(setup)
-    for subject in range(len(setup.subjects)):
-        made.use_statistics(subject, made.collect_statistics(subject))
-    return made
 
 
 def again(evaluator, **changes):
@@ -493,7 +462,7 @@ def test_zeros_and_overlap_leave_weights_and_autograd_as_they_were(evaluator, ot
     assert_dense(evaluator)
 
 
-# Statistics and the pool
+# Statistics
 
 
 def test_collect_statistics_collects_the_leaves_asked_and_uses_none(evaluator, setup):
@@ -512,42 +481,9 @@ def test_each_model_has_its_own_statistics_and_digest(on_two_models):
     names = [set(resident.statistics["X"]) for resident in on_two_models.residents]
     layers = [set(linear_layers(resident.store.model)) for resident in on_two_models.residents]
     assert names == layers
-    assert on_two_models.model_digest(0) != on_two_models.model_digest(1)
+    assert len(set(on_two_models.digests)) == 2
 
 
 def test_probe_covers_early_middle_and_late_blocks(evaluator):
     names = {key.split("/", 1)[1].split(".")[2] for key in evaluator.probe_tensors(0)}
     assert names == {"0", "2", "3"}
-
-
-def test_in_process_pool_gives_outcomes_in_order(evaluator):
-    pool = InProcessPool(evaluator)
-    assert pool.next_outcome() is None
-    candidates = [candidate(MAGNITUDE), candidate(SNIP, 1)]
-    for one in candidates:
-        pool.submit(one)
-    arrivals = [pool.next_outcome() for _ in candidates]
-    assert [arrival.index for arrival in arrivals] == [0, 1]
-    assert [arrival.outcome for arrival in arrivals] == list(map(evaluator.evaluate, candidates))
-    assert pool.next_outcome() is None
-
-
-def test_in_process_pool_notes_seconds_and_peak_memory(evaluator):
-    pool = InProcessPool(evaluator)
-    pool.submit(candidate(MAGNITUDE, 7))
-    arrival = pool.next_outcome()
-    assert arrival.index == 7
-    assert list(arrival.timing) == ["seconds", "peak_mib", "worker"]
-    assert 0 < arrival.timing["seconds"] < 60
-    assert arrival.timing["peak_mib"] > 50  # torch alone is more
-    assert arrival.timing["worker"] == 0
-
-
-def test_in_process_pool_answers_requests_in_order(evaluator):
-    pool = InProcessPool(evaluator)
-    losses = [LossRequest(0, "report", None), LossRequest(0, "fitness", CONSTANT)]
-    assert pool.losses(losses) == [evaluator.losses(0, "report", None), None]
-    masks = [MaskRequest(0, MAGNITUDE, WANDA), MaskRequest(0, WANDA, WANDA)]
-    expected = [evaluator.zeros_and_overlap(0, one, WANDA) for one in (MAGNITUDE, WANDA)]
-    assert expected[0] != expected[1]
-    assert pool.zeros_and_overlap(masks) == expected
