@@ -24,14 +24,22 @@ import search
 from pruning.models import load_model
 from search.fitness import Evaluator, Setup
 from search.pool.cluster import LostCluster, capacities, on_node, ray, request_workers
-from search.pool.crew import Call, Ended, Event, Fault, Reply, Started, fault_of, perform
+from search.pool.crew import (
+    PACKAGES,
+    Call,
+    Ended,
+    Event,
+    Fault,
+    Reply,
+    Started,
+    attempt,
+    perform,
+)
 from search.pool.protocol import PoolError
 from search.resident import Weights
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-
-_LOST = "its process or its node was lost"
 
 
 class _Worker:
@@ -47,27 +55,29 @@ class _Worker:
             code: Digest of the driver's source.
             shipped: Of each model, its config and its tensors; empty if workers load them.
         """
-        try:
-            if code != code_digest():
-                raise ValueError(
-                    f"a worker runs other code than the driver ({Path(search.__file__).parent}): "
-                    "install the driver's version on every node"
-                )
-            texts = tuple(_to_tensors(arrays) for arrays in windows)
-            weights = [
-                Weights(config, _to_tensors(arrays))
-                for config, arrays in zip(shipped[::2], shipped[1::2], strict=True)
-            ]
-            self._evaluator = Evaluator(replace(setup, windows=texts), weights)
-            return self._evaluator.digests, self._evaluator.seconds
-        except Exception as error:  # noqa: BLE001 - what goes wrong here is a value for the pool
-            return fault_of(error)
+        return attempt(lambda: self._start(setup, windows, code, shipped))
 
     def do(self, method: str, *arguments: Any) -> tuple[object, dict[str, float]]:
         """Do a call, as `search.pool.crew.perform`."""
         tensors = [_to_tensors(a) if _holds(a, np.ndarray) else a for a in arguments]
         result, timing = perform(self._evaluator, method, tensors)
         return (_to_arrays(result) if _holds(result, Tensor) else result), dict(timing)
+
+    def _start(
+        self, setup: Setup, windows: list[Arrays], code: str, shipped: Sequence[Any]
+    ) -> tuple[tuple[str, ...], float]:
+        if code != code_digest():
+            raise ValueError(
+                f"a worker runs other code than the driver ({Path(search.__file__).parent}): "
+                "install the driver's version on every node"
+            )
+        texts = tuple(_to_tensors(arrays) for arrays in windows)
+        weights = [
+            Weights(config, _to_tensors(arrays))
+            for config, arrays in zip(shipped[::2], shipped[1::2], strict=True)
+        ]
+        self._evaluator = Evaluator(replace(setup, windows=texts), weights)
+        return self._evaluator.digests, self._evaluator.seconds
 
 
 class RayCrew:
@@ -97,19 +107,18 @@ class RayCrew:
         self._starting: set[int] = set()
         self._futures: dict[Any, int] = {}
         self._room: Counter[str] = Counter()
+        self._others: Counter[str] = Counter()
 
     def room(self) -> int:
         """Return how many more workers the nodes that are there have a place for."""
         mine = Counter(self._nodes.values())
-        busy = {self._nodes[worker] for worker in self._starting}
-        self._room = Counter(
-            {
-                node: min(capacity.whole - mine[node], capacity.free)
-                for node, capacity in capacities(self._cpus, self._gpus).items()
+        starting = {self._nodes[worker] for worker in self._starting}
+        self._room = Counter()
+        for node, capacity in capacities(self._cpus, self._gpus).items():
+            if node not in starting:
                 # What is free is only known once all that start there have their place.
-                if node not in busy
-            }
-        )
+                self._others[node] = max(0, capacity.whole - mine[node] - capacity.free)
+            self._room[node] = capacity.whole - mine[node] - self._others[node]
         return (+self._room).total()
 
     def hire(self) -> int:
@@ -165,13 +174,8 @@ class RayCrew:
         starting = worker in self._starting
         try:
             result = ray.get(future)
-        except ray.exceptions.OutOfMemoryError:
-            return self._ended(worker, Fault("crowded", "Ray ended it: its node lacked memory"))
-        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError):
-            return self._ended(worker, Fault("lost", _LOST))
         except ray.exceptions.RayError as error:
-            lines = str(getattr(error, "cause", None) or error).strip().splitlines()
-            return self._ended(worker, Fault("refused", lines[-1].strip()[:300]))
+            return self._ended(worker, _fault_of(error, starting))
         if not starting:
             result, timing = result
             return Reply(worker, _to_own(result) if _holds(result, np.ndarray) else result, timing)
@@ -185,11 +189,25 @@ class RayCrew:
         return Ended(worker, fault)
 
 
+def _fault_of(error: Exception, starting: bool) -> Fault:
+    """Return what it means that Ray has no result of a call."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return Fault("crowded", "Ray ended it: its node lacked memory")
+    unable = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError)
+    if starting and (unable or getattr(error, "actor_init_failed", False)):
+        # Such as a node without this project, or with other versions of what it needs.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return Fault("refused", lines[-1].strip()[:300])
+    if isinstance(error, ray.exceptions.RayActorError):
+        return Fault("lost", "its process or its node was lost")
+    return Fault("lost", f"Ray has no result of it ({type(error).__name__})")
+
+
 def code_digest() -> str:
     """Return a hash of the source of everything that an evaluation runs."""
     root = Path(search.__file__).parent.parent
     digest = hashlib.sha256()
-    for package in ("evaluation", "pruning", "search"):
+    for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
