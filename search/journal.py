@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from plain_files import check_plain, read_bytes, read_lines, read_object
+from pruning.headers import read_header
 from pruning.metric import Metric
 from pruning.metric_file import SCHEMA
 from search.population import Record, State
+
+MOST_BYTES = 20_000_000
+"""Longest JSON file that is read: the checkpoint of a population of some ten thousand."""
+
+MOST_JOURNAL, LONGEST_LINE = 2_000_000_000, 1_000_000
+"""Bytes of the longest journal that is read, of some million candidates, and of a line in it."""
 
 
 class FolderError(ValueError):
@@ -51,9 +59,13 @@ class RunFolder:
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raises FolderError if it is none or in use."""
+        """Open a run's folder; raises FolderError if it is none, in use or holds a pipe."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
+        try:
+            check_plain(path)
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{path} cannot be read: {error}") from error
         return _locked(path)
 
     def close(self) -> None:
@@ -79,11 +91,9 @@ class RunFolder:
         """Read a JSON object; raises FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            value = read_object(path, MOST_BYTES)
+        except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
-        if not isinstance(value, dict):
-            raise FolderError(f"{path} cannot be read: it holds no object")
         if missing := sorted(set(keys) - set(value)):
             raise FolderError(f"{path} lacks {', '.join(missing)}: it was changed or is too old")
         return value
@@ -103,34 +113,43 @@ class RunFolder:
             FolderError: If the file is damaged.
         """
         path = self.path / name
+        if not path.exists():
+            return None
         try:
-            return load_file(path) if path.is_file() else None
-        except (OSError, SafetensorError) as error:
+            read_header(path)
+            return load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
     def read_records(self) -> list[Record]:
         """Read the journal, cut a torn last line off it, and return its records.
 
         Raises:
-            FolderError: If a whole line is damaged or out of order.
+            FolderError: If a whole line is damaged or out of order, or the file no journal.
         """
         path = self.path / "journal.jsonl"
-        if not path.exists():
-            return []
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        records = []
-        for number, line in enumerate(whole.splitlines()):
+        records: list[Record] = []
+        whole = 0
+        for line in self._lines(path):
+            if not line.endswith(b"\n"):
+                os.truncate(path, whole)
+                break
+            number, whole = len(records), whole + len(line)
             try:
-                record = Record.from_dict(json.loads(line))
+                record = Record.from_dict(json.loads(line.rstrip(b"\n")))
             except (ValueError, RecursionError) as error:
                 raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
             if record.index != number:
                 raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
             records.append(record)
         return records
+
+    def _lines(self, path: Path) -> Iterator[bytes]:
+        try:
+            if path.exists():
+                yield from read_lines(path, MOST_JOURNAL, LONGEST_LINE)
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{path} cannot be read: {error}") from error
 
     def append(self, record: Record, timing: Mapping[str, Any]) -> None:
         """Append a record to the journal, and what is not reproducible to the timings."""
@@ -149,7 +168,7 @@ class RunFolder:
         """
         path = self.path / "timings.jsonl"
         timings = {}
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
+        for line in self._lines(path):
             try:
                 fields = json.loads(line)
                 timings[int(fields.pop("index"))] = fields
@@ -185,10 +204,12 @@ class RunFolder:
             records: Length of the journal: a checkpoint beyond it is not used.
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
-            if (self.path / name).is_file():
-                state = _state_of((self.path / name).read_bytes())
-                if state and state.committed <= records:
-                    return state
+            try:
+                state = _state_of(read_bytes(self.path / name, MOST_BYTES))
+            except (OSError, ValueError):
+                continue  # not there, or no checkpoint
+            if state and state.committed <= records:
+                return state
         return State()
 
     def write_best(self, record: Record, provenance: Mapping[str, Any]) -> None:
@@ -216,9 +237,11 @@ def checkpoint_state(path: Path) -> State:
         ValueError: If it cannot be read, is damaged or of another schema.
     """
     try:
-        state = _state_of(path.read_bytes())
+        state = _state_of(read_bytes(path, MOST_BYTES))
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
     if not state:
         raise ValueError(f"checkpoint {path} is damaged, or from another version")
     return state
