@@ -3,13 +3,13 @@
 import pytest
 import ray
 import torch
+from search.workers import RayPool
 
 from pruning.masks import NOfM
 from search import workers
 from search.fitness import Evaluator, Setup, Task
 from search.population import Candidate
 from search.resident import Subject
-from search.workers import RayPool
 
 pytestmark = pytest.mark.slow
 
