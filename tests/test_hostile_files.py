@@ -27,7 +27,8 @@ from configs import schema
 from evaluation import corpus
 from evaluation.corpus import token_windows
 from pruning.models import load_model, load_tokenizer, source_of
-from search.journal import FolderError, RunFolder, checkpoint_state
+from search.checkpoint import read_state
+from search.journal import FolderError, RunFolder
 from search.population import State
 
 SECONDS, MEGABYTES = 5, 500
@@ -735,7 +736,7 @@ def test_statistics_that_claim_what_they_have_not_are_refused(run):
 def test_a_checkpoint_that_is_no_short_file_is_refused(run, kind):
     path = make(run / "checkpoint.json", kind)
     with pytest.raises(ValueError, match="checkpoint"):
-        checkpoint_state(path)
+        read_state(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
