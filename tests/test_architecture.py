@@ -23,7 +23,7 @@ FORBIDDEN = {
 }
 # Modules that only the files named may import.
 RESERVED = {
-    "ray": ("search/workers.py",),
+    "ray": ("search/workers.py", "search/pool/"),
     "deap": ("search/primitives.py", "search/variation.py"),
     "datasets": ("evaluation/",),
 }
