@@ -12,7 +12,8 @@ import torch
 from toy_records import record_of
 
 from pruning.metric_file import resolve_metric
-from search.journal import FolderError, RunFolder, checkpoint_state
+from search.checkpoint import read_state
+from search.journal import FolderError, RunFolder
 from search.population import Record, Rules, State
 
 METRICS = ("W", "mul(G, W)", "mul(W, sqrt(X))", "abs(sub(W, mms(G)))", "add(G, W)")
@@ -309,7 +310,7 @@ def test_read_checkpoint_reads_one_from_before_populations_began_anew(folder):
         del body[key]
     path.write_bytes(signed(body))
     older = State(state.committed, state.population, state.hall_of_fame)
-    assert folder.read_checkpoint(17) == checkpoint_state(path) == older
+    assert folder.read_checkpoint(17) == read_state(path) == older
 
 
 @pytest.mark.parametrize("key", ["began", "improved", "committed"])
@@ -324,7 +325,7 @@ def test_checkpoint_state_reads_a_file_of_any_run(folder, tmp_path):
     folder.write_checkpoint(state_after(7), state_after(9))
     path = tmp_path / "copy.json"
     path.write_bytes((folder.path / "checkpoint.json").read_bytes())
-    assert checkpoint_state(path) == state_after(7)
+    assert read_state(path) == state_after(7)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -334,14 +335,14 @@ def test_checkpoint_state_refuses_a_damaged_one_and_asks_for_no_other(folder, da
     path = folder.path / "checkpoint.json"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError) as error:
-        checkpoint_state(path)
+        read_state(path)
     assert str(error.value) == f"checkpoint {path} is damaged, or from another version"
 
 
 def test_checkpoint_state_refuses_a_file_that_is_not_there(tmp_path):
     path = tmp_path / "checkpoint.json"
     with pytest.raises(ValueError) as error:
-        checkpoint_state(path)
+        read_state(path)
     assert str(error.value) == f"checkpoint {path} cannot be read: No such file or directory"
 
 

@@ -24,8 +24,8 @@ from pruning.pruner import prune
 from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
+from search.checkpoint import read_state
 from search.experiment import resolve
-from search.journal import checkpoint_state
 from search.seeds import read_seeds
 
 SMALL = [
@@ -108,7 +108,7 @@ def test_timings_tell_seconds_peak_memory_and_worker_of_each_evaluation(finished
             assert list(line) == ["index", "seconds", "peak_mib", "worker"]
             assert line["seconds"] > 0
             assert line["peak_mib"] > 0
-            assert line["worker"] == 0
+            assert line["worker"] == 1
         elif outcomes[line["index"]] == "duplicate":
             assert list(line) == ["index"]
     assert set(outcomes.values()) >= {"evaluated", "duplicate"}
@@ -250,7 +250,7 @@ def test_two_tasks_print_two_tables(on_two_tasks):
 
 def test_a_run_seeded_from_another_begins_with_its_metrics(finished, on_two_tasks):
     best = read(finished / "best_metric.json")
-    others = checkpoint_state(finished / "checkpoint.json").finalists(100)
+    others = read_state(finished / "checkpoint.json").finalists(100)
     expected = [(best["metric"], best["group"]), *map(named, others)]
     expected = [*dict.fromkeys(expected), ("mul(W, sqrt(X))", "row")]
     bred = [(line["metric"], line["group"]) for line in lines_of(on_two_tasks[0] / "journal.jsonl")]
