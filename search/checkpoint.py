@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plain_files import read_bytes
 from pruning.metric_file import SCHEMA
 from search.population import Record, State
+
+MOST_BYTES = 20_000_000
+"""Longest checkpoint that is read: that of a population of some ten thousand."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,11 @@ def read_state(path: Path) -> State:
         ValueError: If it cannot be read, is damaged or of another schema.
     """
     try:
-        checkpoint = parse(path.read_bytes())
+        checkpoint = parse(read_bytes(path, MOST_BYTES))
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
     if not checkpoint:
         raise ValueError(f"checkpoint {path} is damaged, or from another version")
     return checkpoint.state

@@ -20,10 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from plain_files import check_plain, read_bytes, read_lines, read_object
+from pruning.headers import read_header
 from pruning.metric_file import SCHEMA
 from search import checkpoint
-from search.checkpoint import Checkpoint
+from search.checkpoint import MOST_BYTES, Checkpoint
 from search.population import Record, State
+
+MOST_JOURNAL, LONGEST_LINE = 2_000_000_000, 1_000_000
+"""Bytes of the longest journal that is read, of some million candidates, and of a line in it."""
 
 
 class FolderError(ValueError):
@@ -65,7 +70,7 @@ class RunFolder:
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raises FolderError if it is none or in use."""
+        """Open a run's folder; raises FolderError if it is none, in use or holds a pipe."""
         return _locked(RunFolder.look(path).path)
 
     @staticmethod
@@ -73,6 +78,10 @@ class RunFolder:
         """Return a run's folder to read from, also while another process works in it."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
+        try:
+            check_plain(path)
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{path} cannot be read: {error}") from error
         return RunFolder(path, FileLock(path / ".lock"))
 
     def close(self) -> None:
@@ -99,11 +108,9 @@ class RunFolder:
         """Read a JSON object; raises FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            value = read_object(path, MOST_BYTES)
+        except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
-        if not isinstance(value, dict):
-            raise FolderError(f"{path} cannot be read: it holds no object")
         if missing := sorted(set(keys) - set(value)):
             raise FolderError(f"{path} lacks {', '.join(missing)}: it was changed or is too old")
         return value
@@ -124,9 +131,12 @@ class RunFolder:
             FolderError: If the file is damaged.
         """
         path = self.path / name
+        if not path.exists():
+            return None
         try:
-            return load_file(path) if path.is_file() else None
-        except (OSError, SafetensorError) as error:
+            read_header(path)
+            return load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
     def write_failure(self, name: str, trace: str) -> None:
@@ -139,17 +149,34 @@ class RunFolder:
         """Read the journal, cut a torn last line off it, and return its records.
 
         Raises:
-            FolderError: If a whole line is damaged or out of order.
+            FolderError: If a whole line is damaged or out of order, or the file no journal.
         """
         path = self.path / "journal.jsonl"
-        data = path.read_bytes() if path.exists() else b""
-        records = parse_journal(data, path)
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with _writing(path):
-                os.truncate(path, len(whole))
-        self._lines, self._digest = len(records), hashlib.sha256(whole)
+        records: list[Record] = []
+        whole, digest = 0, hashlib.sha256()
+        for line in self._lines_of(path):
+            if not line.endswith(b"\n"):
+                with _writing(path):
+                    os.truncate(path, whole)
+                break
+            number, whole = len(records), whole + len(line)
+            digest.update(line)
+            try:
+                record = Record.from_dict(json.loads(line.rstrip(b"\n")))
+            except (ValueError, RecursionError) as error:
+                raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
+            if record.index != number:
+                raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
+            records.append(record)
+        self._lines, self._digest = len(records), digest
         return records
+
+    def _lines_of(self, path: Path) -> Iterator[bytes]:
+        try:
+            if path.exists():
+                yield from read_lines(path, MOST_JOURNAL, LONGEST_LINE)
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{path} cannot be read: {error}") from error
 
     def append(self, record: Record, timing: Mapping[str, Any]) -> None:
         """Append a record to the journal, and what is not reproducible to the timings."""
@@ -172,7 +199,7 @@ class RunFolder:
         """
         path = self.path / "timings.jsonl"
         timings = {}
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
+        for line in self._lines_of(path):
             try:
                 fields = json.loads(line)
                 timings[int(fields.pop("index"))] = fields
@@ -205,16 +232,18 @@ class RunFolder:
             FolderError: If the journal is not the one that the checkpoint was written beside.
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
-            if (self.path / name).is_file():
-                found = checkpoint.parse((self.path / name).read_bytes())
-                if found and found.state.committed <= most:
-                    self._check_journal(found, name)
-                    return found.state
+            try:
+                found = checkpoint.parse(read_bytes(self.path / name, MOST_BYTES))
+            except (OSError, ValueError):
+                continue  # not there, or no checkpoint
+            if found and found.state.committed <= most:
+                self._check_journal(found, name)
+                return found.state
         return State()
 
     def _check_journal(self, found: Checkpoint, name: str) -> None:
         path = self.path / "journal.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        lines = list(self._lines_of(path))
         if not found.stood_beside(lines):
             raise FolderError(
                 f"{path} is not the journal that {name} was written beside: its first "
@@ -237,24 +266,6 @@ class RunFolder:
                 "provenance": dict(provenance),
             },
         )
-
-
-def parse_journal(data: bytes, path: Path) -> list[Record]:
-    """Return the records of a journal's whole lines; a torn last line is left out.
-
-    Raises:
-        FolderError: If a whole line is damaged or out of order.
-    """
-    records = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines()):
-        try:
-            record = Record.from_dict(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
-        if record.index != number:
-            raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
-        records.append(record)
-    return records
 
 
 def _locked(path: Path) -> RunFolder:

@@ -155,9 +155,9 @@ def _crew(experiment: Experiment) -> Iterator[Crew]:
 
     local_cpus = where.address == "local" and not where.gpus_per_worker
     cores = max(os.cpu_count() or 1, where.cpus_per_worker * (where.workers or 1))
-    with connection(where.address, cores):
+    with connection(where.address, cores) as cluster:
         ships = where.ship_model or local_cpus
-        yield RayCrew(setup, where.cpus_per_worker, where.gpus_per_worker, ships)
+        yield RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
 
 
 def _prepare(

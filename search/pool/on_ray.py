@@ -23,7 +23,7 @@ from torch import Tensor
 import search
 from pruning.models import load_model
 from search.fitness import Evaluator, Setup
-from search.pool.cluster import LostCluster, capacities, on_node, ray, request_workers
+from search.pool.cluster import Cluster, LostCluster, pinned, ray
 from search.pool.crew import (
     PACKAGES,
     Call,
@@ -81,16 +81,20 @@ class _Worker:
 
 
 class RayCrew:
-    """Actors on the Ray cluster that this process is connected to.
+    """Actors on a Ray cluster.
 
     Args:
+        cluster: The one that this process is connected to.
         setup: What every worker is built from.
         cpus: Cores of a worker, and its torch threads.
         gpus: GPUs of a worker; a fraction shares one.
         ship_model: Whether workers get the models from here, and once a node.
     """
 
-    def __init__(self, setup: Setup, cpus: int, gpus: float, ship_model: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, setup: Setup, cpus: int, gpus: float, ship_model: bool
+    ) -> None:
+        self._cluster = cluster
         self._cpus, self._gpus = cpus, gpus
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
         windows = [_to_arrays(texts) for texts in setup.windows]
@@ -114,7 +118,7 @@ class RayCrew:
         mine = Counter(self._nodes.values())
         starting = {self._nodes[worker] for worker in self._starting}
         self._room = Counter()
-        for node, capacity in capacities(self._cpus, self._gpus).items():
+        for node, capacity in self._cluster.capacities(self._cpus, self._gpus).items():
             if node not in starting:
                 # What is free is only known once all that start there have their place.
                 self._others[node] = max(0, capacity.whole - mine[node] - capacity.free)
@@ -126,7 +130,7 @@ class RayCrew:
         node = max(self._room, key=lambda name: self._room[name])
         self._room[node] -= 1
         self._hired += 1
-        actor = self._actor.options(scheduling_strategy=on_node(node)).remote()
+        actor = self._actor.options(scheduling_strategy=pinned(node)).remote()
         self._actors[self._hired] = actor
         self._nodes[self._hired] = node
         self._starting.add(self._hired)
@@ -149,17 +153,17 @@ class RayCrew:
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return what came back, waiting at most so long for the first of it."""
+        try:
+            self._cluster.check()
+        except LostCluster as error:
+            raise PoolError(str(error)) from error
         if not self._futures:
             time.sleep(seconds)
             return []
-        futures = list(self._futures)
-        try:
-            ready, rest = ray.wait(futures, timeout=seconds)
-            if ready and rest:
-                ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-            return [self._event(future) for future in ready]
-        except LostCluster as error:
-            raise PoolError(str(error)) from error
+        ready, rest = ray.wait(list(self._futures), timeout=seconds)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [self._event(future) for future in ready]
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:
         """Put tensors into the object store; an actor that gets the reference has them."""
@@ -167,7 +171,7 @@ class RayCrew:
 
     def wish(self, workers: int) -> None:
         """Ask an autoscaler for room for so many workers."""
-        request_workers(workers, self._cpus, self._gpus)
+        self._cluster.wish(workers, self._cpus, self._gpus)
 
     def _event(self, future: Any) -> Event:
         worker = self._futures.pop(future)
