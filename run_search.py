@@ -52,8 +52,9 @@ def command(
 
     from search import launch
     from search.experiment import resolve
-    from search.journal import FolderError, RunFolder
+    from search.journal import FolderError, RunFolder, WriteError
     from search.machine import memory_lines
+    from search.pool.protocol import PoolError
     from search.screen import print_status
 
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
@@ -76,6 +77,8 @@ def command(
                 code = launch.launch(resolved, out or _new_folder(config), console)
     except FolderError as error:
         code = _fail(error, WRONG_FOLDER)
+    except (PoolError, WriteError) as error:
+        code = _fail(error, interrupts.INTERRUPTED)
     except ValueError as error:
         code = _fail(error, USAGE)
     sys.exit(code)

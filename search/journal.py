@@ -56,12 +56,17 @@ class RunFolder:
         return self._lines
 
     @staticmethod
-    def create(path: Path) -> "RunFolder":
-        """Make the folder of a new run; raises FolderError if it is not empty or in use."""
+    def check_empty(path: Path) -> None:
+        """Raise FolderError if something is where the folder of a new run should be."""
         if path.exists() and (not path.is_dir() or _files_in(path)):
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
             )
+
+    @staticmethod
+    def create(path: Path) -> "RunFolder":
+        """Make the folder of a new run; raises FolderError if it is not empty or in use."""
+        RunFolder.check_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

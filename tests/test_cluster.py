@@ -40,7 +40,10 @@ class Worker:
         return os.getpid(), os.nice(0), ray.get_runtime_context().get_node_id()
 
 def serve(cluster):
-    node, room = max(cluster.room(1, 0).items(), key=lambda pair: pair[1])
+    node, room = max(
+        ((name, capacity.whole) for name, capacity in cluster.capacities(1, 0).items()),
+        key=lambda pair: pair[1],
+    )
     options = {"num_cpus": 1, "scheduling_strategy": pinned(node)}
     worker = ray.remote(Worker).options(**options).remote()
     pid, nice, place = ray.get(worker.facts.remote())

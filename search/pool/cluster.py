@@ -23,6 +23,7 @@ from typing import Any
 
 from search.pool import address as addresses
 from search.pool.keeper import LOOPBACK, own_ray
+from search.pool.protocol import PoolError
 
 
 @contextmanager
@@ -75,7 +76,7 @@ class Capacity:
     free: int
 
 
-class LostCluster(RuntimeError):
+class LostCluster(PoolError):
     """The cluster is gone while the search was connected; the message is one line."""
 
 
