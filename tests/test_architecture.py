@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ RESERVED = {
 # What a sub-package of search may import of search.
 SEARCH_IMPORTS = {
     "search/breeding/": ("search.breeding",),
+    "search/pool/": ("search.pool", "search.fitness", "search.resident", "search.population"),
     "search/report/": ("search.report", "search.population"),
 }
 TENSOR_READERS = ("pruning/result/kept.py",)
@@ -182,6 +184,12 @@ def test_package_files_hold_a_docstring_and_nothing_else(file):
 @pytest.mark.parametrize("file", [file for file in OURS if not file.endswith("__init__.py")])
 def test_every_module_opens_by_saying_what_it_is(file):
     assert ast.get_docstring(syntax(file))
+
+
+def test_every_package_is_installed():
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    there = {Path(file).parent.as_posix() for file in OURS if file.endswith("__init__.py")}
+    assert {name.replace(".", "/") for name in built["tool"]["setuptools"]["packages"]} == there
 
 
 def test_no_module_or_package_is_named_like_a_standard_one():

@@ -11,7 +11,7 @@ from pruning.operators import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METRICS.md"]
-MADE_LATER = ("runs/", "models/")
+MADE_LATER = ("runs/", "models/", "failures/")
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml))`")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from toy_records import record_of
 
 from pruning.metric_file import resolve_metric
 from search.checkpoint import read_state
-from search.journal import FolderError, RunFolder
+from search.journal import FolderError, RunFolder, WriteError
 from search.population import Record, Rules, State
 
 METRICS = ("W", "mul(G, W)", "mul(W, sqrt(X))", "abs(sub(W, mms(G)))", "add(G, W)")
@@ -321,7 +322,43 @@ def test_read_checkpoint_sees_that_a_count_was_altered(folder, key):
     assert folder.read_checkpoint(17) == State()
 
 
-def test_checkpoint_state_reads_a_file_of_any_run(folder, tmp_path):
+def begun(folder: RunFolder, count: int) -> None:
+    """Append records, with a checkpoint after the last."""
+    for index in range(count):
+        folder.append(record(index), {})
+    folder.write_checkpoint(state_after(count), state_after(count))
+
+
+@pytest.mark.parametrize("later", [0, 3])
+def test_read_checkpoint_takes_the_journal_that_it_was_written_beside(folder, later):
+    begun(folder, 4)
+    for index in range(4, 4 + later):
+        folder.append(record(index), {})
+    again = RunFolder.look(folder.path)
+    assert len(again.read_records()) == again.lines == 4 + later
+    assert again.read_checkpoint(4 + later) == state_after(4)
+
+
+def test_read_checkpoint_refuses_another_runs_journal(folder):
+    begun(folder, 4)
+    path = folder.path / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"3.5", b"3.4", 1))
+    assert refusal(folder.read_checkpoint, 4) == (
+        f"{path} is not the journal that checkpoint.json was written beside: its first 4 lines "
+        "were changed, or are another run's"
+    )
+
+
+def test_checkpoint_notes_the_journal_also_where_it_was_read_and_continued(folder):
+    begun(folder, 4)
+    again = RunFolder.look(folder.path)
+    again.read_records()
+    again.append(record(4), {})
+    again.write_checkpoint(state_after(5), state_after(5))
+    assert again.read_checkpoint(5) == state_after(5)
+
+
+def test_read_state_reads_a_file_of_any_run(folder, tmp_path):
     folder.write_checkpoint(state_after(7), state_after(9))
     path = tmp_path / "copy.json"
     path.write_bytes((folder.path / "checkpoint.json").read_bytes())
@@ -329,7 +366,7 @@ def test_checkpoint_state_reads_a_file_of_any_run(folder, tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_checkpoint_state_refuses_a_damaged_one_and_asks_for_no_other(folder, damage):
+def test_read_state_refuses_a_damaged_one_and_asks_for_no_other(folder, damage):
     for count in (4, 7):
         folder.write_checkpoint(state_after(count), state_after(count))
     path = folder.path / "checkpoint.json"
@@ -339,7 +376,7 @@ def test_checkpoint_state_refuses_a_damaged_one_and_asks_for_no_other(folder, da
     assert str(error.value) == f"checkpoint {path} is damaged, or from another version"
 
 
-def test_checkpoint_state_refuses_a_file_that_is_not_there(tmp_path):
+def test_read_state_refuses_a_file_that_is_not_there(tmp_path):
     path = tmp_path / "checkpoint.json"
     with pytest.raises(ValueError) as error:
         read_state(path)
@@ -373,6 +410,37 @@ def test_a_temporary_file_that_a_kill_left_is_written_over(folder):
     folder.write_text("report.html", "new")
     assert (folder.path / "report.html").read_text() == "new"
     assert "report.html.tmp" not in names(folder.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("report.html", lambda folder: folder.write_text("report.html", "new")),
+        ("probe.safetensors", lambda folder: folder.write_tensors("probe.safetensors", {})),
+        ("timings.jsonl", lambda folder: folder.append(record(0), {})),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_that_names_the_file(folder, name, write):
+    folder.close()
+    shutil.rmtree(folder.path)
+    with pytest.raises(WriteError) as error:
+        write(folder)
+    assert str(error.value).startswith(str(folder.path / name))
+    assert "cannot be written: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_write_failure_keeps_a_traceback_by_name(folder):
+    folder.write_failure("17", "Traceback: \u00fc")
+    folder.write_failure("17", "Traceback: again")
+    assert (folder.path / "failures" / "17.txt").read_text() == "Traceback: again"
+
+
+def test_look_reads_while_another_works_in_the_folder(folder):
+    folder.append(record(0), {})
+    assert RunFolder.look(folder.path).read_records() == [record(0)]
+    message = refusal(RunFolder.look, folder.path / "missing")
+    assert message.endswith("it has no config.yaml")
 
 
 @pytest.mark.parametrize(

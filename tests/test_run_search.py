@@ -24,7 +24,7 @@ from pruning.pruner import prune
 from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
-from search.checkpoint import read_state
+from search import checkpoint
 from search.experiment import resolve
 from search.seeds import read_seeds
 
@@ -250,7 +250,7 @@ def test_two_tasks_print_two_tables(on_two_tasks):
 
 def test_a_run_seeded_from_another_begins_with_its_metrics(finished, on_two_tasks):
     best = read(finished / "best_metric.json")
-    others = read_state(finished / "checkpoint.json").finalists(100)
+    others = checkpoint.read_state(finished / "checkpoint.json").finalists(100)
     expected = [(best["metric"], best["group"]), *map(named, others)]
     expected = [*dict.fromkeys(expected), ("mul(W, sqrt(X))", "row")]
     bred = [(line["metric"], line["group"]) for line in lines_of(on_two_tasks[0] / "journal.jsonl")]
@@ -295,6 +295,18 @@ def test_report_is_one_file_that_asks_for_nothing(finished):
     assert "<svg" in page
     assert not re.search(r"<(script|link|img|iframe)\b|src=|@import", page)
     assert read(finished / "summary.json")["best"]["metric"] in page
+
+
+def test_status_tells_where_a_finished_run_stands(finished, monkeypatch, capsys):
+    code, printed = call(monkeypatch, capsys, "--status", finished)
+    assert code == 0
+    assert printed.out.startswith(f"{finished}: finished, as of ")
+    best = checkpoint.read_state(finished / "checkpoint.json").best
+    front = f"{best.fitness:.4f} nats/token, {best.size} nodes, {best.criterion.group}: "
+    assert front + best.criterion.text in printed.out
+    status = read(finished / "status.json")
+    assert (status["candidates"], status["of"]) == (16, 16)
+    assert sum(status["outcomes"].values()) == 16
 
 
 def test_report_can_be_rebuilt(finished, monkeypatch, capsys):
