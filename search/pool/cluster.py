@@ -47,7 +47,7 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 # Without the second, a call after the end starts another Ray.
 with _environment({**LOOPBACK, "RAY_ENABLE_AUTO_CONNECT": "0"}):
-    import ray
+    import ray as ray
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.autoscaler.sdk import request_resources
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
