@@ -27,7 +27,7 @@ from pruning.metric_file import SCHEMA
 from search.population import Record, State
 
 MOST_BYTES = 20_000_000
-"""Longest JSON file that is read: the checkpoint of a population of some ten thousand."""
+"""Longest JSON file that is read; the checkpoint of the largest population is shorter."""
 
 MOST_JOURNAL, LONGEST_LINE = 2_000_000_000, 1_000_000
 """Bytes of the longest journal that is read, of some million candidates, and of a line in it."""
@@ -59,11 +59,12 @@ class RunFolder:
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raises FolderError if it is none, in use or holds a pipe."""
+        """Open a run's folder; raises FolderError if it is none, in use or made to hang."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
         try:
             check_plain(path)
+            check_plain(path, "*.json", MOST_BYTES)  # now, not after the statistics are collected
         except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
         return _locked(path)
