@@ -75,7 +75,7 @@ class RunFolder:
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raises FolderError if it is none, in use or holds a pipe."""
+        """Open a run's folder; raises FolderError if it is none, in use or made to hang."""
         return _locked(RunFolder.look(path).path)
 
     @staticmethod
@@ -85,6 +85,7 @@ class RunFolder:
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
         try:
             check_plain(path)
+            check_plain(path, "*.json", MOST_BYTES)  # now, not after the statistics are collected
         except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
         return RunFolder(path, FileLock(path / ".lock"))
