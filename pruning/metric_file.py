@@ -5,13 +5,13 @@ Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one f
 """
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plain_files import parse_object, read_object, read_text
 from pruning.baselines import NAMED
 from pruning.criterion import Criterion
 from pruning.leaves import LEAVES
@@ -64,19 +64,21 @@ def _resolved(metric: Metric, source: str, group: str = DEFAULT_GROUP) -> Resolv
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of at most `MAX_BYTES`.
+    """Return the JSON object in a regular file of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: If the file is longer, is no UTF-8 JSON, is nested too deeply, or holds
+        ValueError: If the file is none, is longer, is no UTF-8 JSON, is nested too deeply, or holds
             something else than an object.
         OSError: If it cannot be read.
     """
-    return _parse_json(_read_text(path), path)
+    return read_object(path, MAX_BYTES)
 
 
 def _is_file(argument: str) -> bool:
+    """Tell what is there and no folder: a pipe is refused as a file, not as a formula."""
     try:
-        return Path(argument).expanduser().is_file()
+        path = Path(argument).expanduser()
+        return path.exists() and not path.is_dir()
     except (OSError, RuntimeError):
         return False  # a formula is longer than a file's name may be; ~nobody has no home
 
@@ -103,13 +105,13 @@ def _is_folder(argument: str) -> bool:
 def _from_file(path: Path) -> ResolvedMetric:
     path = path.expanduser()
     try:
-        text = _read_text(path)
+        text = read_text(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(f"metric file {str(path)!r} cannot be read: {error.strerror}") from error
     source = f"file {path.name}"
     if not text.lstrip().startswith("{"):
         return _resolved(Metric.parse(text), source)
-    content = _parse_json(text, path)
+    content = parse_object(text, f"file {str(path)!r}")
     if "data" in content:
         return _resolved(Metric.from_release_json(content), source)
     try:
@@ -138,28 +140,3 @@ def _group_of(content: Mapping[str, Any]) -> str:
     if group not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r:.40}")
     return str(group)
-
-
-def _read_text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"file {str(path)!r} is longer than {MAX_BYTES} bytes: not read")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"file {str(path)!r} must be UTF-8 text: {error}") from error
-
-
-def _parse_json(text: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(
-            f"file {str(path)!r} is nested too deeply to be a result of ours"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"file {str(path)!r} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"file {str(path)!r} must hold a JSON object, got a list or a value")
-    return content

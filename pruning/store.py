@@ -12,12 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.models import (
-    decoder_blocks,
-    layers_of_block,
-    linear_layers,
-    logits_in_parts,
-)
+from pruning.ends import logits_in_parts
+from pruning.models import decoder_blocks, layers_of_block, linear_layers
 
 
 class Store(Protocol):
@@ -122,7 +118,7 @@ class ResidentStore:
             yield self.model.base_model(input_ids=window[None], use_cache=False)[0][0]
 
     def logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of states, (T, hidden_size), as `pruning.models.logits_in_parts`."""
+        """Yield the logits of states, (T, hidden_size), as `pruning.ends.logits_in_parts`."""
         return logits_in_parts(self.model, states)
 
     def dense(self, layer: str) -> Tensor:

@@ -17,6 +17,9 @@ from search.breeding.simplify import simplify
 from search.breeding.variation import Variation, child_of, choose_parents, random_metric, seeded
 from search.population import Candidate, Outcome, Record, Rules, State
 
+_BRED_AGAIN = 5
+"""Records that are compared with what a search breeds before it goes on from them."""
+
 
 class Marks(Protocol):
     """Tells criteria by the masks that they make on a probe."""
@@ -172,6 +175,23 @@ class Evolution:
         twin = known.fingerprints.get(mark)
         same = None if twin is None else Outcome("duplicate", reason=f"same mask as {twin}")
         return replace(candidate, fingerprint=mark, decided=same)
+
+
+def first_foreign(
+    settings: Settings, marks: Marks | None, records: Sequence[Record]
+) -> Record | None:
+    """Return the first of a few early records that this search would not have bred, if any.
+
+    The first ones depend on the settings alone, so they are bred again.
+    """
+    for record in records[: min(_BRED_AGAIN, settings.rules.capacity)]:
+        bred = breed(settings, record.index, State(), settings.rules)
+        mark = record.candidate.fingerprint
+        if (bred.criterion, bred.parents) != (record.criterion, record.candidate.parents):
+            return record
+        if marks and mark and marks.fingerprint(record.criterion) != mark:
+            return record
+    return None
 
 
 def breed(settings: Settings, index: int, state: State, rules: Rules) -> Candidate:

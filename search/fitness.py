@@ -116,6 +116,9 @@ class Evaluator:
         """Hashes of the models' dense weights that are pruned."""
         return tuple(resident.digest() for resident in self.residents)
 
+    def ping(self) -> None:
+        """Return at once: a worker that does is there."""
+
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
         return self.residents[subject].collect_statistics(self.setup.leaves)

@@ -1,13 +1,10 @@
 """From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
 
 import os
-import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.console import Console
@@ -15,24 +12,24 @@ from torch import Tensor
 
 from configs import schema
 from configs.schema import Config
+from search import interrupts, trackers
+from search.books import Books
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.finish import finish, write_report
-from search.journal import FolderError, RunFolder
-from search.machine import description, memory_lines
+from search.identity import check_config, check_fingerprints, check_records, is_free
+from search.journal import FolderError, RunFolder, WriteError
+from search.machine import memory_lines
 from search.pool.crew import Crew
 from search.pool.in_process import InProcessCrew
-from search.pool.protocol import Pool, PoolError, Timing
+from search.pool.protocol import CallError, Pool, PoolError
 from search.pool.worker_pool import WorkerPool
-from search.population import Record
 from search.screen import Screen
 
-DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
-"""Exit codes; 2 is a usage or config error and 4 a folder that does not fit."""
-
-RESUMABLE_KEYS = ("search.candidates", "ray.", "memory.master=", "memory.scores=")
-"""What `--set` may change of a run that is there: how long and where, never what."""
+DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
+"""Exit codes; 2 is a usage or config error, 3 a run that can be resumed, 4 a folder that does not
+fit."""
 
 
 def launch(config: Config, out: Path, console: Console) -> int:
@@ -53,7 +50,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
     """
     for override in overrides:
-        if not override.startswith(RESUMABLE_KEYS):
+        if not is_free(override.partition("=")[0]):
             raise FolderError(
                 f"--set {override} would make {path} another search: a resumed run takes "
                 "search.candidates, ray.*, memory.master and memory.scores alone"
@@ -62,6 +59,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
     try:
         config = schema.load(path / "config.yaml", overrides)
         done = len(folder.read_records())
+        check_config(folder, config, done)
         if config.search.candidates < done:
             raise FolderError(
                 f"search.candidates = {config.search.candidates} is below the {done} that "
@@ -86,50 +84,49 @@ def rebuild_report(path: Path, console: Console) -> int:
 def _ready(config: Config) -> Experiment:
     experiment = resolve(config)
     memory_lines(experiment)  # refuses what cannot fit
+    trackers.check(config.trackers)
     return experiment.read_texts()
 
 
 def _run(folder: RunFolder, experiment: Experiment, console: Console) -> int:
-    started = time.monotonic()
-    folder.write_text("config.yaml", schema.to_yaml(experiment.config))
-    console.print(f"run folder {folder.path}", soft_wrap=True)
+    """Run to the end, or to what ends it; what is written by then can be resumed."""
     try:
+        folder.write_text("config.yaml", schema.to_yaml(experiment.config))
+        console.print(f"run folder {folder.path}", soft_wrap=True)
         with _pool(experiment) as pool:
-            # After Ray's start, which takes SIGTERM for itself and aborts. SIGINT too: a shell
-            # starts its background jobs with it ignored.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _interrupt)
-            marks = _prepare(folder, experiment, pool, console)
-            evolution = _evolve(folder, experiment, pool, marks, console)
-            state = evolution.state
-            if state.best is None:
-                console.print(
-                    "error: no candidate was evaluated to the end; breed more: "
-                    f"run_search.py --resume {folder.path} --set search.candidates=N",
-                    soft_wrap=True,
-                )
-                return NOTHING_EVALUATED
-            members = [record.criterion for record in state.population]
-            diversity = marks.diversity(members, experiment.config.search.crowding)
-            finish(folder, experiment, pool, state, diversity, started, console)
+            # Once more: Ray takes SIGTERM for itself when it starts.
+            interrupts.install()
+            return _search(folder, experiment, pool, console)
     except KeyboardInterrupt:
+        why = f"interrupted after {folder.lines} candidates"
+    except (PoolError, WriteError) as error:
+        why = f"error: {error}"
+    except CallError as error:
+        folder.write_failure("run", error.trace)
+        console.print(f"error: {error}; see {folder.path / 'failures/run.txt'}", soft_wrap=True)
+        return BROKEN
+    console.print(f"{why}; continue with run_search.py --resume {folder.path}", soft_wrap=True)
+    return interrupts.INTERRUPTED
+
+
+def _search(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> int:
+    started = time.monotonic()
+    marks = _prepare(folder, experiment, pool, console)
+    evolution = _evolve(folder, experiment, pool, marks, console)
+    state = evolution.state
+    if state.best is None:
         console.print(
-            f"interrupted after {len(folder.read_records())} candidates; continue with "
-            f"run_search.py --resume {folder.path}",
+            "error: no candidate was evaluated to the end; breed more: "
+            f"run_search.py --resume {folder.path} --set search.candidates=N",
             soft_wrap=True,
         )
-        return INTERRUPTED
-    except PoolError as error:
-        console.print(
-            f"error: {error}; continue with run_search.py --resume {folder.path}", soft_wrap=True
-        )
-        return INTERRUPTED
+        return NOTHING_EVALUATED
+    members = [record.criterion for record in state.population]
+    diversity = marks.diversity(members, experiment.config.search.crowding)
+    finish(folder, experiment, pool, state, diversity, started, console)
+    status = folder.read_json("status.json")
+    folder.write_json("status.json", {**status, "state": "finished"})
     return DONE
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM, which clusters send before they kill, and SIGINT as Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -158,9 +155,9 @@ def _crew(experiment: Experiment) -> Iterator[Crew]:
 
     local_cpus = where.address == "local" and not where.gpus_per_worker
     cores = max(os.cpu_count() or 1, where.cpus_per_worker * (where.workers or 1))
-    with connection(where.address, cores):
+    with connection(where.address, cores) as cluster:
         ships = where.ship_model or local_cpus
-        yield RayCrew(setup, where.cpus_per_worker, where.gpus_per_worker, ships)
+        yield RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
 
 
 def _prepare(
@@ -171,25 +168,21 @@ def _prepare(
     Raises:
         FolderError: If models, texts or statistics are not those that the run began with.
     """
-    found: dict[str, list[object]] = {"model": [], "texts": [], "statistics": []}
+    found: dict[str, list[object]] = {
+        name: [] for name in ("model", "texts", "windows", "statistics", "probe")
+    }
     probes = []
     for subject in range(len(experiment.subjects)):
         statistics = _statistics(folder, experiment, subject, pool, console)
-        texts = experiment.provenance(subject)
+        texts = experiment.windows[subject]
+        probe = _probe(folder, subject, pool)
         found["model"].append(pool.model_digest(subject))
-        found["texts"].append({role: text["text_sha256"] for role, text in texts.items()})
+        found["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
+        found["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
         found["statistics"].append(tensors_digest(statistics))
-        probes.append(_probe(folder, subject, pool))
-    if (folder.path / "environment.json").exists():
-        before = folder.read_json("environment.json", "fingerprints")["fingerprints"]
-        for name, now in found.items():
-            if before.get(name) != now:
-                raise FolderError(
-                    f"the run's {name} had fingerprint {before.get(name)} and has {now} here: "
-                    "resume with what it began with, or start a new run"
-                )
-    else:
-        folder.write_json("environment.json", {**description(), "fingerprints": found})
+        found["probe"].append(tensors_digest(probe))
+        probes.append(Probe.from_tensors(probe))
+    check_fingerprints(folder, experiment, found)
     return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
 
 
@@ -209,13 +202,13 @@ def _statistics(
     return statistics
 
 
-def _probe(folder: RunFolder, subject: int, pool: Pool) -> Probe:
+def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
     name = f"probe{subject or ''}.safetensors"
     probe = folder.read_tensors(name)
     if probe is None:
         probe = dict(pool.probe_tensors(subject))
         folder.write_tensors(name, probe)
-    return Probe.from_tensors(probe)
+    return probe
 
 
 def _evolve(
@@ -223,39 +216,26 @@ def _evolve(
 ) -> Evolution:
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
+    tells = marks if search.fingerprint else None
     records = folder.read_records()
+    check_records(folder, experiment, tells, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
-    evolution = Evolution(
-        experiment.settings, marks if search.fingerprint else None, start, records
-    )
-    timings: dict[int, Timing] = {}
-    outcomes = Counter(record.outcome.kind for record in records)
-    with Screen(console, search.candidates, outcomes) as screen:
-
-        def commit(records: list[Record]) -> None:
-            for record in records:
-                folder.append(record, timings.pop(record.index, {}))
-                screen.show(record, evolution.state)
-            if records and _passes(search.checkpoint_every, records):
-                folder.write_checkpoint(evolution.resumable, evolution.state)
-
-        try:
-            while not evolution.done:
-                for candidate in evolution.ask():
-                    if candidate.decided:
-                        commit(evolution.tell(candidate.index, candidate.decided))
-                    else:
-                        pool.submit(candidate)
-                if not evolution.done and (arrival := pool.next_outcome()):
-                    timings[arrival.index] = arrival.timing
-                    commit(evolution.tell(arrival.index, arrival.outcome))
-        finally:
-            folder.write_checkpoint(evolution.resumable, evolution.state)
-            if evolution.state.best:
-                folder.write_best(evolution.state.best, experiment.origin())
+    evolution = Evolution(experiment.settings, tells, start, records)
+    with (
+        Screen(console) as screen,
+        trackers.opened(experiment.config.trackers, folder.path) as tracked,
+        Books(folder, experiment, evolution, pool, screen, tracked) as books,
+    ):
+        books.outcomes.update(record.outcome.kind for record in records)
+        del records  # twenty thousand of them take their place
+        while not evolution.done:
+            for candidate in evolution.ask():
+                if candidate.decided:
+                    books.enter(evolution.tell(candidate.index, candidate.decided))
+                else:
+                    pool.submit(candidate)
+            if not evolution.done and (arrival := pool.next_outcome()):
+                books.note(arrival)
+                books.enter(evolution.tell(arrival.index, arrival.outcome))
+            books.show()
     return evolution
-
-
-def _passes(step: int, records: list[Record]) -> bool:
-    """Tell whether records, in order, reach or pass a multiple of a step."""
-    return (records[-1].index + 1) // step > records[0].index // step

@@ -6,7 +6,7 @@ from pathlib import Path
 from pruning.criterion import Criterion
 from pruning.masks import GROUPS
 from pruning.metric_file import resolve_metric
-from search.journal import checkpoint_state
+from search.checkpoint import read_state
 
 
 def read_seeds(entries: Sequence[str], groups: Sequence[str]) -> list[Criterion]:
@@ -35,7 +35,7 @@ def read_seeds(entries: Sequence[str], groups: Sequence[str]) -> list[Criterion]
 
 def _read(entry: str) -> list[Criterion]:
     if path := _checkpoint_of(entry):
-        state = checkpoint_state(path)
+        state = read_state(path)
         seeds = [record.criterion for record in state.finalists(10**6)]
         # A checkpoint is some outcomes old, so that it can be resumed: a run's best may be younger.
         best = path.parent / "best_metric.json"

@@ -116,7 +116,7 @@ def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message
     ("content", "message"),
     [
         (b'{"metric": ', "is no JSON"),
-        (b'{"data": ' * 200_000, "is nested too deeply to be a result of ours"),
+        (b'{"data": ' * 200_000, "is nested too deeply"),
         (b"\xff\xfe", "must be UTF-8 text"),
         (b" " * (MAX_BYTES + 1), f"is longer than {MAX_BYTES} bytes: not read"),
         (b'{"metric": ' + b"9" * 5000 + b"}", "is no JSON"),

@@ -2,11 +2,11 @@
 
 import random
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from report_run import BLOCKS, KINDS, metric_text, records_of, summary_of, write_run
+from toy_records import record_of
 
 from pruning.metric import Metric
 from search.finish import write_report
@@ -200,7 +200,7 @@ def test_bins_cover_all_candidates_once_with_one_width():
 
 def test_shares_count_every_bred_metric_once_a_span():
     texts = ("mul(W, W)", "W", "abs(W)", "mul(W, G)")
-    records = [replace(r, metric=text) for r, text in zip(records_of(4), texts, strict=True)]
+    records = [record_of(index, text, 2.0) for index, text in enumerate(texts)]
     leaves, operators = history.shares_by_bin(records, [range(0, 2), range(2, 4)])
     assert leaves == {"W": [1.0, 1.0], "G": [0.0, 0.5]}
     assert operators == {"mul": [0.5, 0.5], "abs": [0.0, 0.5]}
@@ -215,8 +215,9 @@ def test_ancestry_goes_back_by_generations_and_names_each_once():
 
 def test_lineage_begins_at_the_winner_in_its_own_group():
     records = records_of(6)
-    records[3] = replace(records[5], index=3, group="layer", parents=())
-    best = {"metric": records[5].metric, "group": "row"}
+    winner = records[5].criterion.text
+    records[3] = record_of(3, winner, 3.0, "layer")
+    best = {"metric": winner, "group": "row"}
     assert sections.lineage(records, best)[0] == (0, records[5])
     assert sections.lineage(records, {**best, "group": "model"}) == []
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pruning.ends import HEAD_TOKENS
 from pruning.leaves import LEAVES, need_backward
-from pruning.models import DTYPES, HEAD_TOKENS, decoder_blocks, linear_layers, outside_blocks
+from pruning.models import DTYPES, decoder_blocks, linear_layers, outside_blocks
 from pruning.operators import MATRIX
 from pruning.recipe import Recipe
 from pruning.result.request import Subject

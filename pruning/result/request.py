@@ -98,8 +98,6 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
     config = load_config(model)
-    if getattr(config, "quantization_config", None):
-        raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
     text_config = config.get_text_config()
     own_dtype = _own_dtype(model, config)
     if dtype == "auto":

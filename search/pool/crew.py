@@ -4,13 +4,15 @@ A crew knows where its workers live and nothing of candidates or tries; a pool k
 processes. What goes wrong comes back as a value, a `Fault`, from every crew alike.
 """
 
+import errno
+import re
 import resource
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +25,14 @@ FaultKind = Literal["lost", "crowded", "exhausted", "late", "refused", "error"]
 """A worker's process ended; it was ended since its node lacked memory; it lacked memory itself, or
 its device failed; it did not answer in time; a value was wrong; anything else went wrong."""
 
-_DEVICE_FAULTS = ("CUDA error", "CUDA out of memory", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")
-_MEMORY_FAULTS = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+PACKAGES = ("evaluation", "pruning", "search")
+"""Those whose code an evaluation runs."""
+
+_DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")
+_MEMORY_FAULTS = ("out of memory", "not enough memory", "DefaultCPUAllocator")
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,13 @@ class Fault:
 
     Attributes:
         reason: One line, the same wherever it happens.
+        place: The line of ours where it happened, if it is a fault of the call.
         trace: The traceback, if there is one.
     """
 
     kind: FaultKind
     reason: str
+    place: str = ""
     trace: str = ""
 
 
@@ -81,7 +91,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker is no more, or never began."""
+    """A worker is no more, or never began; one that had a call was `lost` or `crowded`."""
 
     worker: int
     fault: Fault
@@ -115,15 +125,20 @@ class Crew(Protocol):
         """Tell a cluster that can grow how many workers are wanted in all."""
 
 
+def attempt(action: Callable[[], T]) -> T | Fault:
+    """Return what an action returns, or a fault in place of any exception."""
+    try:
+        return action()
+    except Exception as error:  # noqa: BLE001 - a worker's one place that turns all into a value
+        return fault_of(error)
+
+
 def perform(
     evaluator: Evaluator, method: str, arguments: Sequence[object]
 ) -> tuple[object, Timing]:
     """Do a call; return its result, or a `Fault`, and what is not reproducible beside it."""
     began = time.perf_counter()
-    try:
-        result = getattr(evaluator, method)(*arguments)
-    except Exception as error:  # noqa: BLE001 - a worker's one place that turns all into a value
-        result = fault_of(error)
+    result = attempt(lambda: getattr(evaluator, method)(*arguments))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - began
     return result, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
@@ -131,32 +146,33 @@ def perform(
 
 def fault_of(error: Exception) -> Fault:
     """Return what an exception means for a pool."""
-    message = (str(error).strip().splitlines() or [""])[0]
-    reason = f"{type(error).__name__}: {message[:200]}"
-    if _lacks_resources(error, message):
-        return Fault("exhausted", reason)
     trace = "".join(traceback.format_exception(error))
-    if isinstance(error, ValueError):
-        return Fault("refused", reason, trace)
-    return Fault("error", f"{reason} at {_place(error)}", trace)
+    message = (str(error).strip().splitlines() or [""])[0][:200]
+    # Sizes, addresses and the like differ from try to try.
+    if _lacks_memory(error, message):
+        return Fault("exhausted", f"{type(error).__name__}: out of memory", "", trace)
+    reason = f"{type(error).__name__}: {_ADDRESS.sub('0x...', message)}"
+    # torch reports a device's faults as RuntimeError.
+    if isinstance(error, RuntimeError) and any(word in message for word in _DEVICE_FAULTS):
+        return Fault("exhausted", reason, "", trace)
+    kind: FaultKind = "refused" if isinstance(error, ValueError) else "error"
+    return Fault(kind, reason, _place(error), trace)
 
 
-def _lacks_resources(error: Exception, message: str) -> bool:
+def _lacks_memory(error: Exception, message: str) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch reports a device's faults, and those of the CPU's allocator, as RuntimeError.
-    words = (*_DEVICE_FAULTS, *_MEMORY_FAULTS)
-    return isinstance(error, RuntimeError) and any(word in message for word in words)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # What torch's allocator for the CPU says is a RuntimeError, too.
+    return isinstance(error, RuntimeError) and any(word in message for word in _MEMORY_FAULTS)
 
 
 def _place(error: Exception) -> str:
     """Return the innermost of our lines that an error passed, as `search/fitness.py:120`."""
     root = Path(search.__file__).parent.parent
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [
-        f"{path.relative_to(root).as_posix()}:{frame.lineno}"
-        for frame in frames
-        for path in [Path(frame.filename)]
-        if path.is_relative_to(root) and "site-packages" not in path.parts
-    ]
-    return ours[-1] if ours else "a library"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(root) and path.relative_to(root).parts[0] in PACKAGES:
+            return f"{path.relative_to(root).as_posix()}:{frame.lineno}"
+    return "a library"

@@ -1,12 +1,13 @@
 """A crew of one worker that is this process itself: for tests and for `ray.workers: 0`."""
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from search.fitness import Evaluator, Setup
-from search.pool.crew import Call, Ended, Event, Reply, Started, fault_of, perform
+from search.pool.crew import Call, Ended, Event, Fault, Reply, Started, attempt, perform
 
 
 class InProcessCrew:
@@ -36,6 +37,7 @@ class InProcessCrew:
     def dismiss(self, worker: int) -> None:
         """Let go of the models."""
         self._hired, self._evaluator, self._call = False, None, None
+        gc.collect()  # before they are loaded anew: there may be no room for two
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Start the worker, or do the call that it was given."""
@@ -56,9 +58,9 @@ class InProcessCrew:
         """There is nothing to grow."""
 
     def _start(self) -> Event:
-        try:
-            self._evaluator = Evaluator(self._setup)
-        except (ValueError, RuntimeError, MemoryError, OSError) as error:
+        made = attempt(lambda: Evaluator(self._setup))
+        if isinstance(made, Fault):
             self.dismiss(self._worker)
-            return Ended(self._worker, fault_of(error))
-        return Started(self._worker, self._evaluator.digests, self._evaluator.seconds)
+            return Ended(self._worker, made)
+        self._evaluator = made
+        return Started(self._worker, made.digests, made.seconds)

@@ -23,15 +23,23 @@ from torch import Tensor
 import search
 from pruning.models import load_model
 from search.fitness import Evaluator, Setup
-from search.pool.cluster import LostCluster, capacities, on_node, ray, request_workers
-from search.pool.crew import Call, Ended, Event, Fault, Reply, Started, fault_of, perform
+from search.pool.cluster import Cluster, LostCluster, pinned, ray
+from search.pool.crew import (
+    PACKAGES,
+    Call,
+    Ended,
+    Event,
+    Fault,
+    Reply,
+    Started,
+    attempt,
+    perform,
+)
 from search.pool.protocol import PoolError
 from search.resident import Weights
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-
-_LOST = "its process or its node was lost"
 
 
 class _Worker:
@@ -47,21 +55,7 @@ class _Worker:
             code: Digest of the driver's source.
             shipped: Of each model, its config and its tensors; empty if workers load them.
         """
-        try:
-            if code != code_digest():
-                raise ValueError(
-                    f"a worker runs other code than the driver ({Path(search.__file__).parent}): "
-                    "install the driver's version on every node"
-                )
-            texts = tuple(_to_tensors(arrays) for arrays in windows)
-            weights = [
-                Weights(config, _to_tensors(arrays))
-                for config, arrays in zip(shipped[::2], shipped[1::2], strict=True)
-            ]
-            self._evaluator = Evaluator(replace(setup, windows=texts), weights)
-            return self._evaluator.digests, self._evaluator.seconds
-        except Exception as error:  # noqa: BLE001 - what goes wrong here is a value for the pool
-            return fault_of(error)
+        return attempt(lambda: self._start(setup, windows, code, shipped))
 
     def do(self, method: str, *arguments: Any) -> tuple[object, dict[str, float]]:
         """Do a call, as `search.pool.crew.perform`."""
@@ -69,18 +63,38 @@ class _Worker:
         result, timing = perform(self._evaluator, method, tensors)
         return (_to_arrays(result) if _holds(result, Tensor) else result), dict(timing)
 
+    def _start(
+        self, setup: Setup, windows: list[Arrays], code: str, shipped: Sequence[Any]
+    ) -> tuple[tuple[str, ...], float]:
+        if code != code_digest():
+            raise ValueError(
+                f"a worker runs other code than the driver ({Path(search.__file__).parent}): "
+                "install the driver's version on every node"
+            )
+        texts = tuple(_to_tensors(arrays) for arrays in windows)
+        weights = [
+            Weights(config, _to_tensors(arrays))
+            for config, arrays in zip(shipped[::2], shipped[1::2], strict=True)
+        ]
+        self._evaluator = Evaluator(replace(setup, windows=texts), weights)
+        return self._evaluator.digests, self._evaluator.seconds
+
 
 class RayCrew:
-    """Actors on the Ray cluster that this process is connected to.
+    """Actors on a Ray cluster.
 
     Args:
+        cluster: The one that this process is connected to.
         setup: What every worker is built from.
         cpus: Cores of a worker, and its torch threads.
         gpus: GPUs of a worker; a fraction shares one.
         ship_model: Whether workers get the models from here, and once a node.
     """
 
-    def __init__(self, setup: Setup, cpus: int, gpus: float, ship_model: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, setup: Setup, cpus: int, gpus: float, ship_model: bool
+    ) -> None:
+        self._cluster = cluster
         self._cpus, self._gpus = cpus, gpus
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
         windows = [_to_arrays(texts) for texts in setup.windows]
@@ -97,19 +111,18 @@ class RayCrew:
         self._starting: set[int] = set()
         self._futures: dict[Any, int] = {}
         self._room: Counter[str] = Counter()
+        self._others: Counter[str] = Counter()
 
     def room(self) -> int:
         """Return how many more workers the nodes that are there have a place for."""
         mine = Counter(self._nodes.values())
-        busy = {self._nodes[worker] for worker in self._starting}
-        self._room = Counter(
-            {
-                node: min(capacity.whole - mine[node], capacity.free)
-                for node, capacity in capacities(self._cpus, self._gpus).items()
+        starting = {self._nodes[worker] for worker in self._starting}
+        self._room = Counter()
+        for node, capacity in self._cluster.capacities(self._cpus, self._gpus).items():
+            if node not in starting:
                 # What is free is only known once all that start there have their place.
-                if node not in busy
-            }
-        )
+                self._others[node] = max(0, capacity.whole - mine[node] - capacity.free)
+            self._room[node] = capacity.whole - mine[node] - self._others[node]
         return (+self._room).total()
 
     def hire(self) -> int:
@@ -117,7 +130,7 @@ class RayCrew:
         node = max(self._room, key=lambda name: self._room[name])
         self._room[node] -= 1
         self._hired += 1
-        actor = self._actor.options(scheduling_strategy=on_node(node)).remote()
+        actor = self._actor.options(scheduling_strategy=pinned(node)).remote()
         self._actors[self._hired] = actor
         self._nodes[self._hired] = node
         self._starting.add(self._hired)
@@ -140,17 +153,17 @@ class RayCrew:
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return what came back, waiting at most so long for the first of it."""
+        try:
+            self._cluster.check()
+        except LostCluster as error:
+            raise PoolError(str(error)) from error
         if not self._futures:
             time.sleep(seconds)
             return []
-        futures = list(self._futures)
-        try:
-            ready, rest = ray.wait(futures, timeout=seconds)
-            if ready and rest:
-                ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-            return [self._event(future) for future in ready]
-        except LostCluster as error:
-            raise PoolError(str(error)) from error
+        ready, rest = ray.wait(list(self._futures), timeout=seconds)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [self._event(future) for future in ready]
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:
         """Put tensors into the object store; an actor that gets the reference has them."""
@@ -158,20 +171,15 @@ class RayCrew:
 
     def wish(self, workers: int) -> None:
         """Ask an autoscaler for room for so many workers."""
-        request_workers(workers, self._cpus, self._gpus)
+        self._cluster.wish(workers, self._cpus, self._gpus)
 
     def _event(self, future: Any) -> Event:
         worker = self._futures.pop(future)
         starting = worker in self._starting
         try:
             result = ray.get(future)
-        except ray.exceptions.OutOfMemoryError:
-            return self._ended(worker, Fault("crowded", "Ray ended it: its node lacked memory"))
-        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError):
-            return self._ended(worker, Fault("lost", _LOST))
         except ray.exceptions.RayError as error:
-            lines = str(getattr(error, "cause", None) or error).strip().splitlines()
-            return self._ended(worker, Fault("refused", lines[-1].strip()[:300]))
+            return self._ended(worker, _fault_of(error, starting))
         if not starting:
             result, timing = result
             return Reply(worker, _to_own(result) if _holds(result, np.ndarray) else result, timing)
@@ -185,11 +193,25 @@ class RayCrew:
         return Ended(worker, fault)
 
 
+def _fault_of(error: Exception, starting: bool) -> Fault:
+    """Return what it means that Ray has no result of a call."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return Fault("crowded", "Ray ended it: its node lacked memory")
+    unable = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError)
+    if starting and (unable or getattr(error, "actor_init_failed", False)):
+        # Such as a node without this project, or with other versions of what it needs.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return Fault("refused", lines[-1].strip()[:300])
+    if isinstance(error, ray.exceptions.RayActorError):
+        return Fault("lost", "its process or its node was lost")
+    return Fault("lost", f"Ray has no result of it ({type(error).__name__})")
+
+
 def code_digest() -> str:
     """Return a hash of the source of everything that an evaluation runs."""
     root = Path(search.__file__).parent.parent
     digest = hashlib.sha256()
-    for package in ("evaluation", "pruning", "search"):
+    for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
