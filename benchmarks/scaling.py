@@ -30,7 +30,7 @@ from configs import schema
 from search.experiment import Experiment, resolve
 from search.fitness import Evaluator
 from search.journal import RunFolder
-from search.pool.cluster import connection, ray
+from search.pool.cluster import Cluster, connection, ray
 from search.pool.crew import Call, Event, Reply
 from search.pool.on_ray import RayCrew
 from search.population import Candidate
@@ -201,8 +201,8 @@ def _on_ray(
     case: Case, experiment: Experiment, folder: RunFolder, evaluator: Evaluator, seconds: float
 ) -> tuple[Log, float]:
     # Cores by declaration: a sleeper needs none.
-    with connection("local", case.workers):
-        crew = SleepingCrew(experiment, evaluator.digests, case.duration, seconds)
+    with connection("local", case.workers) as cluster:
+        crew = SleepingCrew(cluster, experiment, evaluator.digests, case.duration, seconds)
         search_with(crew, experiment, folder, case.workers)
         return crew.log, crew.log.cpu_seconds
 
@@ -228,12 +228,13 @@ class SleepingCrew(RayCrew):
 
     def __init__(
         self,
+        cluster: Cluster,
         experiment: Experiment,
         digests: tuple[str, ...],
         seconds: Callable[[Candidate], float],
         limit: float,
     ) -> None:
-        super().__init__(experiment.setup, cpus=1, gpus=0, ship_model=False)
+        super().__init__(cluster, experiment.setup, cpus=1, gpus=0, ship_model=False)
         self._actor = ray.remote(num_cpus=1)(_Sleeper)
         self._arguments = [digests]
         self.log = Log(limit)
