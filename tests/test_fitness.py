@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional
 from toy_setup import (
     CONSTANT,
-    EMBEDDED,
     HALF,
     MAGNITUDE,
     NEGATIVE,
@@ -65,7 +64,7 @@ def on_two_models(setup, tiny_llama_dir):
     return made_of(
         replace(
             setup,
-            subjects=(EMBEDDED, Subject(str(tiny_llama_dir), "float32")),
+            subjects=(*setup.subjects, Subject(str(tiny_llama_dir), "float32")),
             windows=(words(4), noise(3, 16, vocabulary=256)),
             tasks=(HALF, other, TWO_OF_FOUR),
         )

@@ -15,6 +15,7 @@ from small_search import (
 )
 
 from pruning.criterion import Criterion
+from pruning.metric import Metric
 from search.fitness import Evaluator
 from search.pool.in_process import InProcessCrew
 from search.pool.jobs import MOST
@@ -155,6 +156,30 @@ def test_statistics_losses_and_masks_are_done_again(setup, injected):
     assert pool.losses([LossRequest(0, "report", ONE)]) == [expected[0]]
     assert pool.zeros_and_overlap([MaskRequest(0, ONE, OTHER)]) == [expected[1]]
     assert pool.staff.faults == {"exhausted": 4}
+
+
+def test_outcomes_come_in_order_with_seconds_peak_memory_and_worker(pool):
+    assert pool.next_outcome() is None
+    for candidate in CANDIDATES:
+        pool.submit(candidate)
+    found = [arrival for _ in range(10) if (arrival := pool.next_outcome())]
+    assert [arrival.index for arrival in found] == [0, 1]
+    for arrival in found:
+        assert list(arrival.timing) == ["seconds", "peak_mib", "worker"]
+        assert 0 < arrival.timing["seconds"] < 60
+        assert arrival.timing["peak_mib"] > 50  # torch alone is more
+
+
+def test_requests_are_answered_in_order_and_none_where_a_criterion_is_degenerate(pool):
+    constant = Criterion(Metric.parse("sub(W, W)"), "row")
+    texts = [LossRequest(0, "report", criterion) for criterion in (None, constant, ONE)]
+    dense, none, pruned = pool.losses(texts)
+    assert none is None
+    assert dense != pruned
+    masks = [MaskRequest(0, ONE, other) for other in (ONE, OTHER)]
+    same, another = pool.zeros_and_overlap(masks)
+    assert {overlap for _, overlap in same.values()} == {1.0}
+    assert min(overlap for _, overlap in another.values()) < 1
 
 
 def test_models_that_do_not_fit_end_the_run_with_the_reason(setup, monkeypatch):

@@ -1,5 +1,6 @@
 """What `run_search.py` says before any work: exit codes and one-line errors, offline."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def test_launch_refuses_a_config_that_is_not_there(refusal):
     assert refusal(2, "--config", "missing.yaml") == expected
 
 
-# --resume and --report
+# --resume, --report and --status
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,7 @@ def test_launch_refuses_a_config_that_is_not_there(refusal):
         ["--out", "elsewhere"],
         ["--validate"],
         ["--report", "run"],
+        ["--status", "run"],
         ["--report", "run", "--set", "search.candidates=5"],
     ],
 )
@@ -154,15 +156,17 @@ def test_resume_refuses_other_options(refusal, run_folder, words):
     )
 
 
+@pytest.mark.parametrize("option", ["--report", "--status"])
 @pytest.mark.parametrize(
     "words", [["--config", "c.yaml"], ["--out", "x"], ["--validate"], ["--set", "search.seed=1"]]
 )
-def test_report_refuses_other_options(refusal, run_folder, words):
-    assert refusal(2, "--report", "run", *words) == "--report takes no other option"
+def test_report_and_status_refuse_other_options(refusal, run_folder, option, words):
+    expected = "--report and --status take no other option"
+    assert refusal(2, option, "run", *words) == expected
 
 
-@pytest.mark.parametrize("option", ["--resume", "--report"])
-def test_resume_and_report_refuse_a_folder_that_is_no_run(refusal, tmp_path, option):
+@pytest.mark.parametrize("option", ["--resume", "--report", "--status"])
+def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_path, option):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing"):
         expected = f"{name} is not a run folder: it has no config.yaml"
@@ -174,7 +178,7 @@ def test_resume_and_report_refuse_a_folder_that_is_no_run(refusal, tmp_path, opt
     "override",
     [
         *("search.seed=1", "pruning.sparsity=0.7", "search.lag=0", "model=x", "ray=null"),
-        "memory.statistics=bfloat16",
+        *("memory.statistics=bfloat16", "search.candidatesx=9"),
     ],
 )
 def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, override):
@@ -190,7 +194,6 @@ def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, over
     ("override", "problem"),
     [
         ("search.candidates=0", "search.candidates = '0': Input should be greater than or equal"),
-        ("search.candidatesx=9", "search.candidatesx is an unknown key; did you mean candidates?"),
         ("ray.worker=1", "ray.worker is an unknown key; did you mean workers?"),
         ("search.candidates", "--set takes key.path=value, got 'search.candidates'"),
     ],
@@ -206,6 +209,8 @@ def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):
     )
     journal = "".join(line.format(index) for index in range(3))
     (run_folder / "journal.jsonl").write_text(journal)
+    environment = {"config": schema.load(None, []).model_dump(), "fingerprints": {}}
+    (run_folder / "environment.json").write_text(json.dumps(environment))
     assert refusal(4, "--resume", "run", "--set", "search.candidates=2") == (
         "search.candidates = 2 is below the 3 that run has: give more"
     )
@@ -215,6 +220,21 @@ def test_resume_refuses_a_damaged_journal(refusal, run_folder):
     (run_folder / "journal.jsonl").write_text("{}\n")
     message = refusal(4, "--resume", "run")
     assert message == "run/journal.jsonl line 1 is damaged: not a journal record: {}"
+
+
+def test_resume_refuses_a_config_that_was_edited(refusal, run_folder):
+    environment = {"config": schema.load(None, []).model_dump(), "fingerprints": {}}
+    (run_folder / "environment.json").write_text(json.dumps(environment))
+    edited = schema.load(None, ["search.seed=3"])
+    (run_folder / "config.yaml").write_text(schema.to_yaml(edited))
+    assert refusal(4, "--resume", "run") == (
+        "search.seed is 3 in run/config.yaml, and was 0 when the run began: put it back, or "
+        "start a new run"
+    )
+
+
+def test_status_refuses_a_run_that_has_none_yet(refusal, run_folder):
+    assert refusal(4, "--status", "run").startswith("run/status.json cannot be read: ")
 
 
 def test_report_refuses_a_run_that_has_not_ended(refusal, run_folder):

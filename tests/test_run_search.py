@@ -108,7 +108,7 @@ def test_timings_tell_seconds_peak_memory_and_worker_of_each_evaluation(finished
             assert list(line) == ["index", "seconds", "peak_mib", "worker"]
             assert line["seconds"] > 0
             assert line["peak_mib"] > 0
-            assert line["worker"] == 0
+            assert line["worker"] == 1
         elif outcomes[line["index"]] == "duplicate":
             assert list(line) == ["index"]
     assert set(outcomes.values()) >= {"evaluated", "duplicate"}

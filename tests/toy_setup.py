@@ -1,8 +1,9 @@
-"""What an evaluator on the embedded model is built from: four windows of each text, one task."""
+"""Evaluators on the embedded model, and the tasks and criteria that tests ask of them."""
 
 from dataclasses import replace
 from typing import Any
 
+from small_search import embedded_setup
 from torch import Tensor
 
 from evaluation.corpus import token_windows
@@ -11,9 +12,7 @@ from pruning.masks import NOfM
 from pruning.metric import Metric
 from pruning.models import load_tokenizer
 from search.fitness import Evaluator, Setup, Task
-from search.resident import Subject
 
-EMBEDDED = Subject("embedded", "float32")
 ROLES = ("calibration", "fitness", "selection", "report")
 HALF = Task("half", 0, 0.5, None, 1.0)
 TWO_OF_FOUR = Task("2:4", 0, 0.5, NOfM(2, 4), 3.0)
@@ -40,20 +39,8 @@ def words(windows: int) -> dict[str, Tensor]:
 
 
 def setup_of(**changes: Any) -> Setup:
-    """Return a setup without stages; any of its fields may be given."""
-    setup = Setup(
-        subjects=(EMBEDDED,),
-        windows=(),
-        tasks=(HALF,),
-        leaves=frozenset("XG"),
-        objective="nll",
-        device="cpu",
-        threads=1,
-        stages=(),
-        slack=0.1,
-        hopeless=100.0,
-    )
-    return replace(setup, **({"windows": (words(4),)} | changes))
+    """Return a setup of four windows of each text; any of its fields may be given."""
+    return replace(embedded_setup(), **({"windows": (words(4),)} | changes))
 
 
 def made_of(setup: Setup) -> Evaluator:

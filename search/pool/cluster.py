@@ -48,6 +48,7 @@ def _set(values: Mapping[str, str | None]) -> None:
 with _environment({**LOOPBACK, "RAY_ENABLE_AUTO_CONNECT": "0"}):
     import ray
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    from ray.autoscaler.sdk import request_resources
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOCAL = "local"
@@ -117,6 +118,8 @@ class Cluster:
         self._head = head
         self._node = ""
         self._resources: dict[str, dict[str, float]] = {}
+        self._free: dict[str, dict[str, float]] = {}
+        self._wish: list[dict[str, float]] = []
         self._draining: frozenset[str] = frozenset()
         self._answered = threading.Event()
         self._over = threading.Event()
@@ -129,8 +132,8 @@ class Cluster:
             self._over.set()
             raise LostCluster(self._reason)
 
-    def room(self, cpus: int, gpus: float) -> dict[str, int]:
-        """Return how many workers each live node holds when it is empty, by node id.
+    def capacities(self, cpus: int, gpus: float) -> dict[str, Capacity]:
+        """Return how many workers each live node holds, by node id.
 
         A node that is being drained keeps its workers for now and takes no other: it holds 0. One
         that is killed stays live for some 15 s more, until the head has missed its heartbeats.
@@ -139,10 +142,18 @@ class Cluster:
             cpus: CPUs of a worker, at least 1.
             gpus: GPUs of a worker; a fraction lies within one GPU.
         """
+        free = self._free
         return {
-            name: 0 if name in self._draining else workers_on(resources, cpus, gpus)
+            name: Capacity(
+                0 if name in self._draining else workers_on(resources, cpus, gpus),
+                at_most(free.get(name, {}), cpus, gpus),
+            )
             for name, resources in self._resources.items()
         }
+
+    def wish(self, workers: int, cpus: int, gpus: float) -> None:
+        """Ask an autoscaler, if there is one, for room for so many workers in all."""
+        self._wish = [{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * workers
 
     def open(self, login: Mapping[str, str | None]) -> None:
         """Connect this process; `login` has the variables that Ray takes its token from."""
@@ -179,21 +190,22 @@ class Cluster:
         """Ask the head for its nodes; returns this machine's, None if it is not alive."""
         live = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         self._draining = frozenset(ray._private.state.state.get_draining_nodes())
+        self._free = ray._private.state.available_resources_per_node()
         self._resources = {name: node["Resources"] for name, node in live.items()}
         return live.get(self._node)
 
     def _look(self) -> None:
         """Ask the head every second, and knock at this machine's node."""
+        wished: list[dict[str, float]] = []
         while not self._over.wait(1):
             own = self._ask()
+            if self._wish != wished:
+                wished = self._wish
+                request_resources(bundles=wished)
             if own is None or not _listens(own["NodeManagerAddress"], own["NodeManagerPort"]):
                 self._reason = "Ray's node on this machine is gone"
                 return
             self._answered.set()
-
-    def _ask(self) -> None:
-        self._free = ray._private.state.available_resources_per_node()
-        self._nodes = ray.nodes()
 
     def _judge(self) -> None:
         """Find the cluster lost by its silence, and end the process if nobody minds."""
