@@ -23,8 +23,8 @@ from search.pool.keeper import LOOPBACK
 HEAD_CPUS, NODE_CPUS, MOST_NODES = 2, 1, 2
 """Cores that the head and each further node declare, and how many of these there are."""
 
-WEIGHTS = {"worker killed": 4, "worker stopped": 2, "node": 3, "driver killed": 1}
-"""How often each fault is chosen, where it can be."""
+ROUND = {"worker killed": 3, "worker stopped": 1, "node": 2, "driver killed": 1}
+"""How often each fault is made before any is made again."""
 
 
 @contextmanager
@@ -190,18 +190,27 @@ class Killer:
     driver: Driver
     rng: random.Random
     faults: Counter[str] = field(default_factory=Counter)
+    _round: list[str] = field(default_factory=list)
 
     def strike(self) -> None:
-        """Make one fault, of those that can be made now."""
+        """Make one fault: the next that can be made now."""
+        if not self._round:
+            self._round = [kind for kind, times in ROUND.items() for _ in range(times)]
+            self.rng.shuffle(self._round)
         workers = self.nodes.workers()
-        possible = {"node"}
-        if workers:
-            possible |= {"worker killed", "worker stopped"}
-        # Else it would never get on.
-        if self.driver.committed > self.driver.lines:
-            possible.add("driver killed")
-        kinds = sorted(possible)
-        kind = self.rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
+        for kind in self._round:
+            if self._can(kind, workers):
+                self._round.remove(kind)
+                self._make(kind, workers)
+                return
+
+    def _can(self, kind: str, workers: list[psutil.Process]) -> bool:
+        if kind == "driver killed":
+            # Else it would never get on.
+            return self.driver.committed > self.driver.lines
+        return kind == "node" or bool(workers)
+
+    def _make(self, kind: str, workers: list[psutil.Process]) -> None:
         if kind == "node":
             kind = self._change_nodes()
         elif kind == "driver killed":

@@ -8,6 +8,7 @@ candidates take minutes.
 """
 
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,10 @@ ROOT = Path(__file__).parents[1]
 PAUSE = (2.0, 6.0)
 """Seconds between two faults."""
 
+PATIENCE = 60.0
+"""Seconds more that a fault waits for a commit: where workers take longer to start than live, a
+search never ends."""
+
 SMALL = [
     *("calibration.windows=4", "calibration.length=64", "fitness.windows=4", "fitness.length=64"),
     *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
@@ -43,6 +48,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table; exits 1 if the search did not end, or not as in peace."""
+    _end_by_sigterm()
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         figures = soak(Path(place), candidates, seed, 60 * minutes)
     _print(figures, candidates)
@@ -58,6 +64,7 @@ def soak(place: Path, candidates: int, seed: int, limit: float) -> dict[str, Any
     quiet_seconds = time.monotonic() - began
     began = time.monotonic()
     with cluster(place / "ray", ROOT) as nodes:
+        _end_by_sigterm()  # once more: Ray took it for itself
         driver = _driver(place, [*settings, f"ray.address={nodes.address}", "ray.workers=4"])
         killer = Killer(nodes, driver, random.Random(seed))
         exits = _under_fire(killer, time.monotonic() + limit)
@@ -76,6 +83,11 @@ def soak(place: Path, candidates: int, seed: int, limit: float) -> dict[str, Any
         "seconds": round(seconds, 1),
         "quiet_seconds": round(quiet_seconds, 1),
     }
+
+
+def _end_by_sigterm() -> None:
+    """Let SIGTERM end this process in order, so that nothing of it stays."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _in_peace(place: Path, settings: list[str], limit: float) -> None:
@@ -101,7 +113,7 @@ def _under_fire(killer: Killer, limit: float) -> dict[str, int]:
     driver, codes = killer.driver, Counter[str]()
     driver.start()
     try:
-        due = time.monotonic() + killer.rng.uniform(*PAUSE)
+        due, committed = time.monotonic() + killer.rng.uniform(*PAUSE), 0
         while (code := driver.code()) != 0:
             if code is not None:
                 codes[str(code)] += 1
@@ -110,9 +122,10 @@ def _under_fire(killer: Killer, limit: float) -> dict[str, int]:
                 driver.start()
             if time.monotonic() > limit:
                 raise SystemExit(f"only {driver.committed} candidates when time was up")
-            if time.monotonic() > due:
+            grown = driver.committed > committed
+            if time.monotonic() > due + PATIENCE * (not grown):
                 killer.strike()
-                due = time.monotonic() + killer.rng.uniform(*PAUSE)
+                due, committed = time.monotonic() + killer.rng.uniform(*PAUSE), driver.committed
             time.sleep(0.1)
     finally:
         driver.kill()
