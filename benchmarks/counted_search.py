@@ -45,7 +45,8 @@ class CountedCrew(on_ray.RayCrew):
 
     @property
     def _given(self) -> dict[int, int]:
-        return self.__dict__.setdefault("_given_indices", {})
+        given: dict[int, int] = self.__dict__.setdefault("_given_indices", {})
+        return given
 
 
 if __name__ == "__main__":

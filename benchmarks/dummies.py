@@ -195,7 +195,7 @@ def search_with(crew: Crew, experiment: Experiment, folder: RunFolder, workers: 
     pool = WorkerPool(crew, experiment.setup, workers, where.wait_seconds, where.start_seconds)
     marks = launch._prepare(folder, experiment, pool, console)
     with suppress(TimeIsUp):
-        launch._evolve(folder, experiment, pool, marks, console)
+        launch.evolve(folder, experiment, pool, marks, folder.read_records(), console)
 
 
 @contextmanager

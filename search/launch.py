@@ -25,6 +25,7 @@ from search.pool.crew import Crew
 from search.pool.in_process import InProcessCrew
 from search.pool.protocol import CallError, Pool, PoolError
 from search.pool.worker_pool import WorkerPool
+from search.population import Record
 from search.screen import Screen
 
 DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
@@ -38,7 +39,7 @@ def launch(config: Config, out: Path, console: Console) -> int:
     RunFolder.check_empty(out)
     experiment = _ready(config)
     with _crew(experiment) as crew, closing(RunFolder.create(out)) as folder:
-        return _run(folder, experiment, crew, console)
+        return _run(folder, experiment, crew, [], console)
 
 
 def resume(path: Path, overrides: list[str], console: Console) -> int:
@@ -55,7 +56,8 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
             )
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)
-        done = len(folder.read_records())
+        records = folder.read_records()
+        done = len(records)
         check_config(folder, config, done)
         if config.search.candidates < done:
             raise FolderError(
@@ -64,7 +66,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
             )
         experiment = _ready(config)
         with _crew(experiment) as crew:
-            return _run(folder, experiment, crew, console)
+            return _run(folder, experiment, crew, records, console)
 
 
 def rebuild_report(path: Path, console: Console) -> int:
@@ -82,8 +84,18 @@ def _ready(config: Config) -> Experiment:
     return experiment.read_texts()
 
 
-def _run(folder: RunFolder, experiment: Experiment, crew: Crew, console: Console) -> int:
-    """Run to the end, or to what ends it; what is written by then can be resumed."""
+def _run(
+    folder: RunFolder,
+    experiment: Experiment,
+    crew: Crew,
+    records: list[Record],
+    console: Console,
+) -> int:
+    """Run to the end, or to what ends it; what is written by then can be resumed.
+
+    Args:
+        records: The journal so far; emptied once it is replayed.
+    """
     where = experiment.config.ray
     most = 1 if where.workers == 0 else where.workers
     try:
@@ -97,7 +109,7 @@ def _run(folder: RunFolder, experiment: Experiment, crew: Crew, console: Console
             where.start_seconds,
             say=lambda line: console.print(line, soft_wrap=True),
         )
-        return _search(folder, experiment, pool, console)
+        return _search(folder, experiment, pool, records, console)
     except KeyboardInterrupt:
         why = f"interrupted after {folder.lines} candidates"
     except (PoolError, WriteError) as error:
@@ -110,10 +122,16 @@ def _run(folder: RunFolder, experiment: Experiment, crew: Crew, console: Console
     return interrupts.INTERRUPTED
 
 
-def _search(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> int:
+def _search(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    records: list[Record],
+    console: Console,
+) -> int:
     started = time.monotonic()
     marks = _prepare(folder, experiment, pool, console)
-    evolution = _evolve(folder, experiment, pool, marks, console)
+    evolution = evolve(folder, experiment, pool, marks, records, console)
     state = evolution.state
     if state.best is None:
         console.print(
@@ -209,13 +227,17 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
     return probe
 
 
-def _evolve(
-    folder: RunFolder, experiment: Experiment, pool: Pool, marks: Fingerprints, console: Console
+def evolve(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    marks: Fingerprints,
+    records: list[Record],
+    console: Console,
 ) -> Evolution:
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
     tells = marks if search.fingerprint else None
-    records = folder.read_records()
     check_records(folder, experiment, tells, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
     evolution = Evolution(experiment.settings, tells, start, records)
@@ -225,7 +247,7 @@ def _evolve(
         Books(folder, experiment, evolution, pool, screen, tracked) as books,
     ):
         books.outcomes.update(record.outcome.kind for record in records)
-        del records  # twenty thousand of them take their place
+        records.clear()  # twenty thousand of them would stay all the while
         while not evolution.done:
             for candidate in evolution.ask():
                 if candidate.decided:
