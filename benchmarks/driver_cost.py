@@ -104,7 +104,7 @@ def _search(experiment: Experiment, path: Path, candidates: int, step: int) -> M
     meter = Meter(step)
     crew = DummyCrew(Evaluator(experiment.setup), WORKERS, meter)
     with run_folder(path, experiment) as folder:
-        search_with(crew, experiment, folder, WORKERS)
+        search_with(crew, experiment, folder, WORKERS, crew.clock)
     meter.read(candidates)
     return meter
 

@@ -154,7 +154,7 @@ class DummyCrew:
             return
         (candidate,) = call.arguments
         assert isinstance(candidate, Candidate)
-        now = self._clock()
+        now = self.clock()
         self.log.check(now)
         due = now + self._seconds(candidate)
         heapq.heappush(self._due, (due, worker, candidate))
@@ -167,7 +167,7 @@ class DummyCrew:
     def events(self, seconds: float) -> Sequence[Event]:
         """Return what happened, waiting at most so long for the first of it."""
         events, self._ready = self._ready, []
-        now = self._clock()
+        now = self.clock()
         if not events:
             wake = min(now + seconds, self._due[0][0]) if self._due else now + seconds
             self._skipped += max(0.0, wake - now)
@@ -184,15 +184,23 @@ class DummyCrew:
     def wish(self, workers: int) -> None:
         """There is nothing to grow."""
 
-    def _clock(self) -> float:
+    def clock(self) -> float:
+        """Return CPU seconds of this process, and those that were skipped."""
         return time.process_time() + self._skipped
 
 
-def search_with(crew: Crew, experiment: Experiment, folder: RunFolder, workers: int) -> None:
+def search_with(
+    crew: Crew,
+    experiment: Experiment,
+    folder: RunFolder,
+    workers: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Run a search in a run folder as `run_search.py` does, to the end of its loop or its time."""
     console = Console(quiet=True)
     where = experiment.config.ray
-    pool = WorkerPool(crew, experiment.setup, workers, where.wait_seconds, where.start_seconds)
+    limits = where.wait_seconds, where.start_seconds
+    pool = WorkerPool(crew, experiment.setup, workers, *limits, clock)
     marks = launch._prepare(folder, experiment, pool, console)
     with suppress(TimeIsUp):
         launch.evolve(folder, experiment, pool, marks, folder.read_records(), console)

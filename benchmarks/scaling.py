@@ -154,7 +154,7 @@ class _Bench:
         self.evaluator = Evaluator(self.plain.setup)
         crew = DummyCrew(self.evaluator, 1, lambda candidate: 0.0)
         with run_folder(place / "prepared", self.plain) as folder:
-            search_with(crew, self.plain, folder, 1)
+            search_with(crew, self.plain, folder, 1, crew.clock)
 
     def measure(self, case: Case, seconds: float) -> dict[str, float]:
         """Search with a case's workers; return what they and the driver did."""
@@ -193,7 +193,7 @@ def _in_process(
     case: Case, experiment: Experiment, folder: RunFolder, evaluator: Evaluator, seconds: float
 ) -> tuple[Log, float]:
     crew = DummyCrew(evaluator, case.workers, case.duration, seconds)
-    search_with(crew, experiment, folder, case.workers)
+    search_with(crew, experiment, folder, case.workers, crew.clock)
     return crew.log, crew.log.cpu_seconds
 
 
