@@ -166,7 +166,7 @@ class Roster:
         """Do without a worker that is no more, and return it."""
         worker = self.workers.pop(number)
         self.faults[fault.kind] += 1
-        self.trouble = fault.reason
+        self.trouble = fault.line
         if fault.kind == "lost":
             for other in self.workers.values():
                 other.heard = -math.inf  # it may have been their node
