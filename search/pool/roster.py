@@ -171,8 +171,8 @@ class Roster:
         """Do without a worker that is no more, and return it."""
         worker = self.workers.pop(number)
         self.faults[fault.kind] += 1
-        self.trouble = fault.reason
-        self._tell(f"a worker ended: {fault.reason}")
+        self.trouble = fault.line
+        self._tell(f"a worker ended: {fault.line}")
         if fault.kind == "lost":
             for other in self.workers.values():
                 other.heard = -math.inf  # it may have been their node
