@@ -1,5 +1,6 @@
 """The pool on a real Ray: workers are killed, stopped and starved, nodes come and go."""
 
+import importlib
 import os
 import signal
 import threading
@@ -13,7 +14,6 @@ import psutil
 import pytest
 import torch
 from held_worker import HeldWorker
-from ray.cluster_utils import Cluster
 from small_search import arrivals_of, brief, embedded_setup, outcomes_of
 from toy_models import toy_model
 
@@ -31,6 +31,9 @@ from search.population import Candidate
 from search.resident import Memory, Subject
 
 pytestmark = pytest.mark.slow
+
+# After `search.pool.cluster`, which keeps Ray on the loopback interface when it is imported.
+Cluster = importlib.import_module("ray.cluster_utils").Cluster
 
 WANDA, SNIP = Criterion.parse("mul(W, sqrt(X))", "row"), Criterion.parse("mul(W, G)", "model")
 HERE = Path(__file__).parent
@@ -202,7 +205,7 @@ def test_timings_tell_seconds_peak_memory_and_worker(pool):
 
 
 def test_a_wrong_value_in_a_call_is_one_line(pool):
-    with pytest.raises(ValueError, match="^a worker failed in losses: ValueError: ") as error:
+    with pytest.raises(ValueError, match=r"^a worker failed in losses: ValueError: ") as error:
         pool.losses([LossRequest(0, "report", Criterion(WANDA.metric, "none"))])
     assert "\n" not in str(error.value)
 
@@ -340,7 +343,7 @@ def test_without_any_node_the_pool_gives_up_in_time(tmp_path, one_model):
 
 
 def test_a_cluster_that_is_full_is_waited_for_and_no_longer(tmp_path, one_model):
-    setup, expected = one_model
+    setup, _ = one_model
 
     @ray.remote(num_cpus=1)
     class Other:
@@ -371,7 +374,8 @@ def test_a_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_pat
 # What workers share
 
 
-def test_a_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
+@pytest.mark.parametrize("ships", [True, False])
+def test_a_further_worker_costs_its_pruned_copy_and_little_else(tmp_path, ships):
     folder = tmp_path / "model"
     model = toy_model(
         "llama", vocab_size=256, hidden_size=1024, intermediate_size=3072, num_hidden_layers=4
@@ -385,20 +389,19 @@ def test_a_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
         leaves=frozenset("XGM"),
         memory=Memory(scores="recompute"),
     )
-    for ships in (True, False):
-        orders = Orders(tmp_path / str(ships))
-        orders.folder.mkdir()
-        cores = {"num_cpus": 2, "object_store_memory": 1 << 30}
-        with (
-            cluster_of(orders.folder, **cores) as made,
-            pool_of(made, setup, ships=ships) as pool,
-        ):
-            brief(pool, setup)
-            until(pool, lambda: pool.staff.ready == 2)
-            outcomes_of(pool, [Candidate(index, SNIP) for index in range(8)])
-            until(pool, lambda: set(orders.doers("ping")) == set(orders.doers("start")))
-            libraries, now = orders.memory("start"), orders.memory("ping")
-        own = {pid: now[pid] - libraries[pid] for pid in now}
-        assert len(own) == 2
-        # As large as that each: weights, dense copy, and two matrices of statistics.
-        assert all(pruned_copy <= size < 1.5 * pruned_copy for size in own.values()), own
+    orders = Orders(tmp_path / str(ships))
+    orders.folder.mkdir()
+    cores = {"num_cpus": 2, "object_store_memory": 1 << 30}
+    with (
+        cluster_of(orders.folder, **cores) as made,
+        pool_of(made, setup, ships=ships) as pool,
+    ):
+        brief(pool, setup)
+        until(pool, lambda: pool.staff.ready == 2)
+        outcomes_of(pool, [Candidate(index, SNIP) for index in range(8)])
+        until(pool, lambda: set(orders.doers("ping")) == set(orders.doers("start")))
+        libraries, now = orders.memory("start"), orders.memory("ping")
+    own = {pid: now[pid] - libraries[pid] for pid in now}
+    assert len(own) == 2
+    # As large as that each: weights, dense copy, and two matrices of statistics.
+    assert all(pruned_copy <= size < 1.5 * pruned_copy for size in own.values()), own
