@@ -114,6 +114,8 @@ def driver(ray_address: str, **variables: str) -> Iterator[Driver]:
     with begin(ray_address, **variables) as process:
         try:
             line = process.stdout.readline()
+            if not line.startswith("up "):
+                process.kill()
             assert line.startswith("up "), line + process.stdout.read()
             yield Driver(process, json.loads(line[3:]))
         finally:

@@ -313,7 +313,7 @@ def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         assert (pool.staff.ready, pool.staff.starting) == (0, 0)
         first = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         brief(pool, setup)
-        assert pool.staff.ready == 1
+        until(pool, lambda: pool.staff.ready == 1)
         second = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         until(pool, lambda: pool.staff.ready == 2)
         orders.give("hold-0", "hold-1")
