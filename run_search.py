@@ -17,6 +17,7 @@ from rich.console import Console
 from configs import schema
 
 USAGE, WRONG_FOLDER = 2, 4
+_INTERRUPTED_BY_TYPER = 130
 
 
 def command(
@@ -127,8 +128,8 @@ def main() -> None:
     sys.stdout = interrupts.Unbreakable(sys.stdout)
     sys.stderr = interrupts.Unbreakable(sys.stderr)
     try:
-        # It ends by sys.exit; only an interrupt makes Typer return.
-        if app(standalone_mode=False) is not None:
+        # It ends by sys.exit, but for --help; Typer takes an interrupt and returns this.
+        if app(standalone_mode=False) == _INTERRUPTED_BY_TYPER:
             interrupts.leave()
     except typer.TyperException as error:
         sys.exit(_fail(error.format_message(), USAGE))
