@@ -1,11 +1,13 @@
 """Search for a pruning metric: launch, resume, validate, rebuild a report."""
 
 import sys
+from contextlib import ExitStack
 
 from search import interrupts
 
+_signals = ExitStack()
 if __name__ == "__main__":
-    interrupts.install()  # before what takes long to import
+    _signals.enter_context(interrupts.stoppable())  # before what takes long to import
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,9 +126,13 @@ app.command()(command)
 
 def main() -> None:
     """Console entry: runs the command, and says a mistake in its options in one line too."""
-    interrupts.install()
     sys.stdout = interrupts.Unbreakable(sys.stdout)
     sys.stderr = interrupts.Unbreakable(sys.stderr)
+    with interrupts.stoppable():
+        _run()
+
+
+def _run() -> None:
     try:
         # It ends by sys.exit, but for --help; Typer takes an interrupt and returns this.
         if app(standalone_mode=False) == _INTERRUPTED_BY_TYPER:

@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import NoReturn, TextIO
 
@@ -23,26 +24,34 @@ PATIENCE = 8.0
 """Seconds after the first signal in which a run comes to its end by itself."""
 
 
-def install() -> None:
-    """Let the first signal raise KeyboardInterrupt in the main thread, and watch what follows.
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """While open, let the first signal raise KeyboardInterrupt in the main thread, and watch.
 
-    To be called again after a library took the signals for itself; does nothing outside the main
-    thread, which alone can handle signals.
+    Does nothing outside the main thread, which alone can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    sys.excepthook = _hook
-    for number in SIGNALS:
-        signal.signal(number, _stop)
-    if not any(thread.name == _watch.__name__ for thread in threading.enumerate()):
-        # The byte arrives at once, also while the main thread is in a library's own code, where
-        # no Python handler runs.
-        inner, outer = socket.socketpair()
-        outer.setblocking(False)
-        signal.set_wakeup_fd(outer.fileno(), warn_on_full_buffer=False)
-        threading.Thread(
-            target=_watch, args=(inner, outer), name=_watch.__name__, daemon=True
-        ).start()
+    hook, sys.excepthook = sys.excepthook, _hook
+    # The byte arrives at once, also while the main thread is in a library's own code, where no
+    # Python handler runs.
+    inner, outer = socket.socketpair()
+    outer.setblocking(False)
+    before = signal.set_wakeup_fd(outer.fileno(), warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, _stop) for number in SIGNALS}
+    watch = threading.Thread(target=_watch, args=(inner,), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        outer.close()
+        watch.join()
+        inner.close()
+        sys.excepthook = hook
 
 
 def leave() -> NoReturn:
@@ -63,19 +72,26 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _watch(inner: socket.socket, outer: socket.socket) -> None:
+def _watch(inner: socket.socket) -> None:
     """Wait for a signal's byte; then end the process at the next, or when time is up."""
-    while inner.recv(1)[0] not in SIGNALS:
-        pass
-    inner.settimeout(PATIENCE)
-    began = time.monotonic()
-    try:
-        while inner.recv(1)[0] not in SIGNALS:
-            inner.settimeout(max(0.1, PATIENCE - (time.monotonic() - began)))
-    except TimeoutError:
-        pass
-    # Everything in the run folder is whole at any instant.
-    os._exit(INTERRUPTED)
+    if not _signal_came(inner, None):
+        return
+    if _signal_came(inner, PATIENCE):
+        # Everything in the run folder is whole at any instant.
+        os._exit(INTERRUPTED)
+
+
+def _signal_came(inner: socket.socket, seconds: float | None) -> bool:
+    """Wait for the byte of a signal of ours, or until time is up; False if the end is closed."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        inner.settimeout(None if end is None else max(0.01, end - time.monotonic()))
+        try:
+            byte = inner.recv(1)
+        except TimeoutError:
+            return True
+        if not byte or byte[0] in SIGNALS:
+            return bool(byte)
 
 
 class Unbreakable:
