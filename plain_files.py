@@ -37,19 +37,20 @@ def open_plain(path: Path, most: int | None = None) -> BinaryIO:
     return file
 
 
-def check_plain(folder: Path, pattern: str = "*") -> None:
+def check_plain(folder: Path, pattern: str = "*", most: int | None = None) -> None:
     """Check that what a folder holds is regular files and folders.
 
     Args:
         pattern: Of the names that are looked at, as of `Path.glob`.
+        most: Bytes that a file may have; None for any number.
 
     Raises:
-        ValueError: If one of them is a pipe or a device.
+        ValueError: If one of them is a pipe or a device, or is longer.
         OSError: If one cannot be opened.
     """
     for path in sorted(folder.glob(pattern)):
         if not path.is_dir():
-            open_plain(path).close()
+            open_plain(path, most).close()
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -17,6 +17,7 @@ from rich.console import Console
 from configs import schema
 
 USAGE, WRONG_FOLDER = 2, 4
+_INTERRUPTED_BY_TYPER = 130
 
 
 def command(
@@ -52,8 +53,9 @@ def command(
 
     from search import launch
     from search.experiment import resolve
-    from search.journal import FolderError, RunFolder
+    from search.journal import FolderError, RunFolder, WriteError
     from search.machine import memory_lines
+    from search.pool.protocol import PoolError
     from search.screen import print_status
 
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
@@ -76,6 +78,8 @@ def command(
                 code = launch.launch(resolved, out or _new_folder(config), console)
     except FolderError as error:
         code = _fail(error, WRONG_FOLDER)
+    except (PoolError, WriteError) as error:
+        code = _fail(error, interrupts.INTERRUPTED)
     except ValueError as error:
         code = _fail(error, USAGE)
     sys.exit(code)
@@ -124,8 +128,8 @@ def main() -> None:
     sys.stdout = interrupts.Unbreakable(sys.stdout)
     sys.stderr = interrupts.Unbreakable(sys.stderr)
     try:
-        # It ends by sys.exit; only an interrupt makes Typer return.
-        if app(standalone_mode=False) is not None:
+        # It ends by sys.exit, but for --help; Typer takes an interrupt and returns this.
+        if app(standalone_mode=False) == _INTERRUPTED_BY_TYPER:
             interrupts.leave()
     except typer.TyperException as error:
         sys.exit(_fail(error.format_message(), USAGE))

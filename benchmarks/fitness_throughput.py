@@ -186,7 +186,7 @@ def _forward_flops(evaluator: Evaluator) -> float:
     window = resident.windows["fitness"][:1]
     with FlopCounterMode(display=False) as counter:
         window_losses(resident.store, window)
-    return counter.get_total_flops() / _best(lambda: resident.measure(0, 1), repeats=10)
+    return float(counter.get_total_flops()) / _best(lambda: resident.measure(0, 1), repeats=10)
 
 
 def _driver_seconds(real: RealRun) -> float:

@@ -151,7 +151,7 @@ class Search(_Section):
 
     seed: Seed = 0
     candidates: Count = Field(default=400, description="children bred, whatever became of them")
-    population: int = Field(default=50, ge=2, le=10**6)
+    population: int = Field(default=50, ge=2, le=5000)
     lag: int = Field(
         default=8,
         ge=0,

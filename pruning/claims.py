@@ -188,6 +188,8 @@ def _problem(key: str, value: object) -> str | None:
         return f"must be a whole number from 1 to {SIZES[key]}, got {value!r:.60}"
     if key in _ATTENTION_KEYS and value not in ("eager", "sdpa"):
         return f"must be eager or sdpa, got {value!r:.60}: nothing else is torch's own"
+    if key == "output_hidden_states" and type(value) is not bool:
+        return f"must be true or false, got {value!r:.60}"
     if key in _SECTIONS and not isinstance(value, dict):
         return f"must be an object, got {value!r:.60}"
     if key in _ELSEWHERE:

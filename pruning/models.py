@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from plain_files import read_object
 from pruning.attention import use_blocked_attention
@@ -128,7 +129,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
     """Return a model's config, of a supported family, after a look at what it says."""
     source = source_of(model)
-    with one_line_errors(model):
+    with one_line_errors(model), _unlogged():
         if folder:
             settings = read_object(folder / CONFIG, SETTINGS_BYTES)
         else:
@@ -136,7 +137,7 @@ def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
     check_settings(model, CONFIG, settings)
     if "model_type" in settings:
         _family(settings["model_type"])
-    with one_line_errors(model):
+    with one_line_errors(model), _unlogged():
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     family_of(config)
     return config
@@ -287,6 +288,17 @@ def _family(kind: object) -> Family:
             f"{', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[kind]
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Let transformers log nothing: of a setting that it refuses it prints the whole config."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class ResidentStore:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.device
+        return torch.device(self.model.device)
 
     @contextmanager
     def outside(self) -> Iterator[PreTrainedModel]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
 from evaluation.corpus import (
@@ -19,7 +21,7 @@ from pruning import models
 from pruning.baselines import BASELINES
 from pruning.leaves import LEAF_SETS
 from pruning.masks import GROUPS, Target, parse_pattern
-from pruning.models import PreTrainedTokenizerBase, load_config, load_tokenizer
+from pruning.models import load_config, load_tokenizer
 from pruning.pruner import check_layers
 from pruning.result.request import resolve_subject, shapes_of
 from search.breeding.primitives import primitive_set

@@ -56,12 +56,17 @@ class RunFolder:
         return self._lines
 
     @staticmethod
-    def create(path: Path) -> "RunFolder":
-        """Make the folder of a new run; raises FolderError if it is not empty or in use."""
+    def check_empty(path: Path) -> None:
+        """Raise FolderError if something is where the folder of a new run should be."""
         if path.exists() and (not path.is_dir() or _files_in(path)):
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
             )
+
+    @staticmethod
+    def create(path: Path) -> "RunFolder":
+        """Make the folder of a new run; raises FolderError if it is not empty or in use."""
+        RunFolder.check_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,7 +75,7 @@ class RunFolder:
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raises FolderError if it is none, in use or holds a pipe."""
+        """Open a run's folder; raises FolderError if it is none, in use or made to hang."""
         return _locked(RunFolder.look(path).path)
 
     @staticmethod
@@ -80,6 +85,7 @@ class RunFolder:
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
         try:
             check_plain(path)
+            check_plain(path, "*.json", MOST_BYTES)  # now, not after the statistics are collected
         except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
         return RunFolder(path, FileLock(path / ".lock"))

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from search.pool.crew import Crew
 from search.pool.in_process import InProcessCrew
 from search.pool.protocol import CallError, Pool, PoolError
 from search.pool.worker_pool import WorkerPool
+from search.population import Record
 from search.screen import Screen
 
 DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
@@ -34,13 +35,11 @@ fit."""
 
 def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
-    # Before the folder is made: a text that cannot be had must not leave a run behind.
+    # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
+    RunFolder.check_empty(out)
     experiment = _ready(config)
-    folder = RunFolder.create(out)
-    try:
-        return _run(folder, experiment, console)
-    finally:
-        folder.close()
+    with _crew(experiment) as crew, closing(RunFolder.create(out)) as folder:
+        return _run(folder, experiment, crew, [], console)
 
 
 def resume(path: Path, overrides: list[str], console: Console) -> int:
@@ -55,30 +54,27 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
                 f"--set {override} would make {path} another search: a resumed run takes "
                 "search.candidates, ray.*, memory.master and memory.scores alone"
             )
-    folder = RunFolder.open_(path)
-    try:
+    with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)
-        done = len(folder.read_records())
+        records = folder.read_records()
+        done = len(records)
         check_config(folder, config, done)
         if config.search.candidates < done:
             raise FolderError(
                 f"search.candidates = {config.search.candidates} is below the {done} that "
                 f"{path} has: give more"
             )
-        return _run(folder, _ready(config), console)
-    finally:
-        folder.close()
+        experiment = _ready(config)
+        with _crew(experiment) as crew:
+            return _run(folder, experiment, crew, records, console)
 
 
 def rebuild_report(path: Path, console: Console) -> int:
     """Rebuild `report.html` of a finished run; returns the exit code."""
-    folder = RunFolder.open_(path)
-    try:
+    with closing(RunFolder.open_(path)) as folder:
         write_report(folder)
-        console.print(f"wrote {path / 'report.html'}", soft_wrap=True)
-        return DONE
-    finally:
-        folder.close()
+    console.print(f"wrote {path / 'report.html'}", soft_wrap=True)
+    return DONE
 
 
 def _ready(config: Config) -> Experiment:
@@ -88,15 +84,32 @@ def _ready(config: Config) -> Experiment:
     return experiment.read_texts()
 
 
-def _run(folder: RunFolder, experiment: Experiment, console: Console) -> int:
-    """Run to the end, or to what ends it; what is written by then can be resumed."""
+def _run(
+    folder: RunFolder,
+    experiment: Experiment,
+    crew: Crew,
+    records: list[Record],
+    console: Console,
+) -> int:
+    """Run to the end, or to what ends it; what is written by then can be resumed.
+
+    Args:
+        records: The journal so far; emptied once it is replayed.
+    """
+    where = experiment.config.ray
+    most = 1 if where.workers == 0 else where.workers
     try:
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)
-        with _pool(experiment) as pool:
-            # Once more: Ray takes SIGTERM for itself when it starts.
-            interrupts.install()
-            return _search(folder, experiment, pool, console)
+        pool = WorkerPool(
+            crew,
+            experiment.setup,
+            most,
+            where.wait_seconds,
+            where.start_seconds,
+            say=lambda line: console.print(line, soft_wrap=True),
+        )
+        return _search(folder, experiment, pool, records, console)
     except KeyboardInterrupt:
         why = f"interrupted after {folder.lines} candidates"
     except (PoolError, WriteError) as error:
@@ -109,10 +122,16 @@ def _run(folder: RunFolder, experiment: Experiment, console: Console) -> int:
     return interrupts.INTERRUPTED
 
 
-def _search(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> int:
+def _search(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    records: list[Record],
+    console: Console,
+) -> int:
     started = time.monotonic()
     marks = _prepare(folder, experiment, pool, console)
-    evolution = _evolve(folder, experiment, pool, marks, console)
+    evolution = evolve(folder, experiment, pool, marks, records, console)
     state = evolution.state
     if state.best is None:
         console.print(
@@ -130,16 +149,13 @@ def _search(folder: RunFolder, experiment: Experiment, pool: Pool, console: Cons
 
 
 @contextmanager
-def _pool(experiment: Experiment) -> Iterator[Pool]:
-    """Open the pool that the config asks for; closed at the end, whatever happens."""
-    where = experiment.config.ray
-    with _crew(experiment) as crew:
-        most = 1 if where.workers == 0 else where.workers
-        yield WorkerPool(crew, experiment.setup, most, where.wait_seconds, where.start_seconds)
-
-
-@contextmanager
 def _crew(experiment: Experiment) -> Iterator[Crew]:
+    """Open what the config asks workers to live in; gone at the end, whatever happens.
+
+    Raises:
+        ValueError: If there is no such device or cluster, or it does not let us in.
+        PoolError: If the cluster answered, and hangs.
+    """
     setup, where = experiment.setup, experiment.config.ray
     if where.workers == 0:
         if where.gpus_per_worker and not torch.cuda.is_available():
@@ -211,13 +227,17 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
     return probe
 
 
-def _evolve(
-    folder: RunFolder, experiment: Experiment, pool: Pool, marks: Fingerprints, console: Console
+def evolve(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    marks: Fingerprints,
+    records: list[Record],
+    console: Console,
 ) -> Evolution:
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
     tells = marks if search.fingerprint else None
-    records = folder.read_records()
     check_records(folder, experiment, tells, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
     evolution = Evolution(experiment.settings, tells, start, records)
@@ -227,7 +247,7 @@ def _evolve(
         Books(folder, experiment, evolution, pool, screen, tracked) as books,
     ):
         books.outcomes.update(record.outcome.kind for record in records)
-        del records  # twenty thousand of them take their place
+        records.clear()  # twenty thousand of them would stay all the while
         while not evolution.done:
             for candidate in evolution.ask():
                 if candidate.decided:

@@ -16,6 +16,7 @@ from evaluation.divergence import final_hidden, window_divergences
 from evaluation.perplexity import window_losses
 from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
+from pruning.memory import give_back_freed_memory
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
 from pruning.pruner import prune
@@ -89,8 +90,9 @@ class Resident:
             model = load_model(subject.model, subject.dtype, device)
         self.store = ResidentStore(model.requires_grad_(False))
         on_host = memory.master == "host"
-        if weights and device == "cpu":
-            # What is shared is the dense copy; of the layers the model has copies of its own.
+        if device == "cpu":
+            # What was loaded is the dense copy: it is shared with the node's other workers, in the
+            # object store or by the file that it is mapped from. The model's layers are its own.
             self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
             self.store.own(self.master)
         else:
@@ -134,6 +136,7 @@ class Resident:
         """Prune by these statistics from now on; moved to the device once."""
         self.restore()
         self.statistics = Statistics()  # the device has no room for two
+        give_back_freed_memory()  # what this process took if it collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
     def probe_tensors(self) -> dict[str, Tensor]:

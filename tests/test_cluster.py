@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 GONE_SECONDS = 10
 """Within which an exit, or the end after one, has to come; it takes half a second when idle."""
 
+HOSTILE = {"RAY_ADDRESS": "nowhere:1", "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known"}
+
 DRIVER = """
 import json, os, select, signal, sys, time
 
@@ -37,15 +39,20 @@ import ray
 
 class Worker:
     def facts(self):
-        return os.getpid(), os.nice(0), ray.get_runtime_context().get_node_id()
+        return os.getpid(), os.nice(0)
 
 def serve(cluster):
-    node, room = max(cluster.room(1, 0).items(), key=lambda pair: pair[1])
-    options = {"num_cpus": 1, "scheduling_strategy": pinned(node)}
-    worker = ray.remote(Worker).options(**options).remote()
-    pid, nice, place = ray.get(worker.facts.remote())
-    found = {"room": room, "worker": pid, "nice": nice, "pinned": place == node}
+    node, capacity = max(cluster.capacities(1, 0).items(), key=lambda pair: pair[1].whole)
+    build = ray.remote(Worker).options
+    worker = build(num_cpus=1, scheduling_strategy=pinned(node)).remote()
+    pid, nice = ray.get(worker.facts.remote())
+    found = {"room": capacity.whole, "worker": pid, "nice": nice}
     found["head"] = ray.get_runtime_context().gcs_address
+    found["environment"] = {k: v for k, v in os.environ.items() if k.startswith("RAY_")}
+    try:
+        ray.get(build(num_cpus=1, scheduling_strategy=pinned("ab" * 28)).remote().facts.remote())
+    except ray.exceptions.ActorUnschedulableError:
+        found["pinned"] = True
     print("up " + json.dumps(found), flush=True)
     line = ""
     while not line:
@@ -107,6 +114,8 @@ def driver(ray_address: str, **variables: str) -> Iterator[Driver]:
     with begin(ray_address, **variables) as process:
         try:
             line = process.stdout.readline()
+            if not line.startswith("up "):
+                process.kill()
             assert line.startswith("up "), line + process.stdout.read()
             yield Driver(process, json.loads(line[3:]))
         finally:
@@ -133,12 +142,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     temporary = tmp_path_factory.mktemp("ray")
     (temporary / "ray").mkdir()
     (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-    hostile = {
-        "RAY_TMPDIR": str(temporary),
-        "RAY_ADDRESS": "nowhere:1",
-        "RAY_AUTH_MODE": "disabled",
-    }
-    with driver("local", **hostile, RAY_AUTH_TOKEN="known") as started:
+    with driver("local", **HOSTILE, RAY_TMPDIR=str(temporary)) as started:
         yield started
 
 
@@ -214,6 +218,13 @@ def test_local_search_runs_beside_a_hostile_environment(local: Driver):
     assert local.found["room"] == 2
     assert local.found["pinned"]
     assert local.found["head"].startswith("127.0.0.1:")
+
+
+@pytest.mark.slow
+def test_local_search_leaves_the_environment_alone(local: Driver):
+    names_of_ray = ("RAY_CLIENT_MODE", "RAY_TMPDIR")  # the first set by itself
+    environment = {k: v for k, v in local.found["environment"].items() if k not in names_of_ray}
+    assert environment == HOSTILE
 
 
 @pytest.mark.slow

@@ -10,7 +10,13 @@ from pruning.leaves import LEAVES
 from pruning.operators import OPERATORS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METRICS.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/METRICS.md",
+    "docs/CLUSTER.md",
+]
 MADE_LATER = ("runs/", "models/", "failures/")
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml))`")
 

@@ -3,6 +3,7 @@
 Every test runs under a guard that ends what hangs, and measures time and memory.
 """
 
+import faulthandler
 import json
 import os
 import resource
@@ -59,11 +60,13 @@ def guard():
     before, began = memory("VmRSS"), time.monotonic()
     signal.signal(signal.SIGALRM, overdue)
     signal.alarm(2 * SECONDS)
+    faulthandler.dump_traceback_later(4 * SECONDS, exit=True)  # a loop in C hears no signal
     resource.setrlimit(resource.RLIMIT_AS, (room, limit[1]))
     try:
         yield
     finally:
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         resource.setrlimit(resource.RLIMIT_AS, limit)
     assert time.monotonic() - began < SECONDS
     assert memory("VmHWM") - before < MEGABYTES
@@ -198,9 +201,10 @@ def test_more_windows_than_any_text_has_are_refused(refused, role, seed):
     "override",
     [
         *(f"{key}=1{'0' * 30}" for key in ("fitness.length", "fitness.seed", "search.seed")),
-        *("search.candidates=1e30", "search.population=99999999999", "search.lag=99999999999"),
-        *("ray.workers=99999999999", "ray.cpus_per_worker=99999999999", "search.parents=1e15"),
-        *("search.stages=[1,99999999999999]", "search.finalists=1e15", "fitness.windows=many"),
+        *(f"search.{key}=99999999999" for key in ("candidates", "population", "lag", "parents")),
+        *(f"search.{key}=99999999999" for key in ("patience", "finalists", "checkpoint_every")),
+        *("ray.workers=99999999999", "ray.cpus_per_worker=99999999999"),
+        *("search.stages=[1,99999999999999]", "fitness.windows=many"),
         f"model={'x' * 5000}",
         f"fitness.corpus={'x' * 300}.txt",
         "fitness.corpus=~nobody-of-this-name/x.txt",
@@ -385,13 +389,14 @@ def test_sizes_are_looked_at_in_every_part_of_the_model(tmp_path, section, setti
     ("settings", "problem"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantized: give the one that it"),
+        ({"output_hidden_states": "x"}, "output_hidden_states must be true or false, got 'x'"),
         ({"text_config": 7}, "config.json: text_config must be an object, got 7"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights names other files"),
         ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files names other files"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "'own' is not supported"),
         ({"model_type": "own", "auto_map": 5}, "model_type 'own' is not supported"),
     ],
-    ids=["quantized", "part", "weights", "configs", "code", "map"],
+    ids=["quantized", "flag", "part", "weights", "configs", "code", "map"],
 )
 def test_what_leads_to_other_code_or_files_is_refused(
     search_refuses, prune_refuses, model, settings, problem
@@ -679,6 +684,14 @@ def test_a_run_folder_with_something_else_than_files_is_refused(refused, run, op
     message = refused(run_search, option, run, code=4)
     assert name in message
     assert reason(kind) in message
+
+
+@pytest.mark.parametrize("name", [name for name in RUN_FILES if name.endswith(".json")])
+def test_a_long_file_of_a_run_is_refused_before_any_work(refused, run, name):
+    make(run / name, "large")
+    message = refused(run_search, "--resume", run, code=4)
+    assert name in message
+    assert reason("large") in message
 
 
 @pytest.mark.parametrize("kind", KINDS)

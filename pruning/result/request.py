@@ -119,9 +119,8 @@ def size_of(subject: Subject, shapes: PreTrainedModel) -> int:
     source = Path(source_of(subject.model))
     if source.is_dir():
         return Checkpoint(source).size
-    return (
-        sum(weight.numel() for weight in shapes.parameters()) * DTYPES[subject.own_dtype].itemsize
-    )
+    weights = sum(weight.numel() for weight in shapes.parameters())
+    return int(weights * DTYPES[subject.own_dtype].itemsize)
 
 
 def make_recipe(

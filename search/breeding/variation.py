@@ -170,7 +170,7 @@ MUTATIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _grow(primitives: Any, pset: Any, type_: Any) -> list[Any]:
-    return gp.genGrow(primitives, 0, 2, type_)
+    return list(gp.genGrow(primitives, 0, 2, type_))
 
 
 def _first_allowed(variation: Variation, draw: Callable[[], Any]) -> Metric | None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from search.pool import address as addresses
 from search.pool.keeper import LOOPBACK, own_ray
+from search.pool.protocol import PoolError
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 # Without the second, a call after the end starts another Ray.
 with _environment({**LOOPBACK, "RAY_ENABLE_AUTO_CONNECT": "0"}):
-    import ray
+    import ray as ray
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.autoscaler.sdk import request_resources
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -75,7 +76,7 @@ class Capacity:
     free: int
 
 
-class LostCluster(RuntimeError):
+class LostCluster(PoolError):
     """The cluster is gone while the search was connected; the message is one line."""
 
 
@@ -159,9 +160,11 @@ class Cluster:
         """Connect this process; `login` has the variables that Ray takes its token from."""
         atexit.register(_leave)
         try:
-            _call(lambda: self._connect(login), _CONNECT_SECONDS)
-        except CallTimeout:
-            self._reason = f"Ray at {self._head} answered at first, and hangs now"
+            with _no_stderr():
+                _call(lambda: self._connect(login), _CONNECT_SECONDS)
+        except (CallTimeout, ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            kind = type(error).__name__
+            self._reason = f"Ray at {self._head} answered a moment ago, and fails now ({kind})"
             self.check()
         for thread in self._threads:
             thread.start()
@@ -177,9 +180,10 @@ class Cluster:
                 atexit.unregister(_leave)
 
     def _connect(self, login: Mapping[str, str | None]) -> None:
-        # Else a thread of Ray's prints the errors of its nodes on our stdout.
+        # Else Ray prints its own errors on our stderr, and those of its nodes on our stdout.
+        level = {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
         ray._private.worker._worker_logs_enabled = False
-        with _environment(login):
+        with _environment({**login, **level}):
             Config.initialize("")
             AuthenticationTokenLoader.instance().reset_cache()
             ray.init(address=self._head, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -262,6 +266,20 @@ def _call(call: Callable[[], object], seconds: float) -> None:
             result.get(0)
             return
         result.wait(0.01)
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Send this process's stderr nowhere: Ray announces there that it is going to be quiet."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _listens(host: str, port: int) -> bool:

@@ -65,6 +65,11 @@ class Fault:
     place: str = ""
     trace: str = ""
 
+    @property
+    def line(self) -> str:
+        """The reason, and where that is known the place."""
+        return f"{self.reason} at {self.place}" if self.place else self.reason
+
 
 @dataclass(frozen=True)
 class Started:

@@ -61,9 +61,7 @@ class Job:
         times = self.faults[fault.kind]
         if fault.kind in ("lost", "crowded"):
             return f"ended every worker that it was given to, {times} of {times}: {fault.reason}"
-        if times > 1:
-            return f"{fault.reason}, {times} times"
-        return f"{fault.reason} at {fault.place}" if fault.place else fault.reason
+        return f"{fault.reason}, {times} times" if times > 1 else fault.line
 
 
 class Jobs:

@@ -23,7 +23,7 @@ from torch import Tensor
 import search
 from pruning.models import load_model
 from search.fitness import Evaluator, Setup
-from search.pool.cluster import Cluster, LostCluster, pinned, ray
+from search.pool.cluster import Cluster, pinned, ray
 from search.pool.crew import (
     PACKAGES,
     Call,
@@ -35,7 +35,6 @@ from search.pool.crew import (
     attempt,
     perform,
 )
-from search.pool.protocol import PoolError
 from search.resident import Weights
 
 Array = npt.NDArray[Any]
@@ -153,10 +152,7 @@ class RayCrew:
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return what came back, waiting at most so long for the first of it."""
-        try:
-            self._cluster.check()
-        except LostCluster as error:
-            raise PoolError(str(error)) from error
+        self._cluster.check()
         if not self._futures:
             time.sleep(seconds)
             return []

@@ -60,6 +60,7 @@ class Roster:
         wait_seconds: How long to go on without a fit one.
         start_seconds: How long one may take to start.
         clock: Seconds, from whenever.
+        say: Takes a line for the person who waits.
 
     Attributes:
         now: Seconds that this process was not stopped.
@@ -76,8 +77,10 @@ class Roster:
         wait_seconds: float,
         start_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._crew, self._most = crew, workers
+        self._say, self._told = say, ""
         self._wait_seconds, self._start_seconds = wait_seconds, start_seconds
         self._clock, self._last = clock, clock()
         self.now = 0.0
@@ -120,6 +123,8 @@ class Roster:
                 return
             self._crew.wish(self._most - spared)
         room = self._crew.room()
+        if not room and not self.workers:
+            self._tell("no place for a worker now")
         least = 1 if room and not self.workers else 0
         for _ in range(int(max(least, min(wanted, room - spared)))):
             self.workers[self._crew.hire()] = Worker(self.now + self._start_seconds)
@@ -166,7 +171,8 @@ class Roster:
         """Do without a worker that is no more, and return it."""
         worker = self.workers.pop(number)
         self.faults[fault.kind] += 1
-        self.trouble = fault.reason
+        self.trouble = fault.line
+        self._tell(f"a worker ended: {fault.line}")
         if fault.kind == "lost":
             for other in self.workers.values():
                 other.heard = -math.inf  # it may have been their node
@@ -210,6 +216,14 @@ class Roster:
             raise PoolError(f"no worker could be started, {failed} times{why}")
         if self.now - self._alone_since > self._wait_seconds:
             raise PoolError(f"no worker for {self._wait_seconds:g} s (ray.wait_seconds){why}")
+
+    def _tell(self, what: str) -> None:
+        """Say what happened, once if it happens again and again."""
+        if not self.workers:
+            what += f"; waiting {self._wait_seconds:g} s for one (ray.wait_seconds)"
+        if what != self._told:
+            self._told = what
+            self._say(what)
 
     def _is_fit(self, worker: Worker) -> bool:
         return worker.ready and worker.briefed == len(self.briefings)

@@ -51,6 +51,7 @@ class WorkerPool:
         wait_seconds: How long to go on without any worker.
         start_seconds: How long a worker may take to start.
         clock: Seconds, from whenever.
+        say: Takes a line for the person who waits.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class WorkerPool:
         wait_seconds: float,
         start_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._crew, self._setup = crew, setup
-        self._roster = Roster(crew, workers, wait_seconds, start_seconds, clock)
+        self._roster = Roster(crew, workers, wait_seconds, start_seconds, clock, say)
         self._jobs = Jobs(self._fitness_tokens)
         self._arrivals: deque[Arrival] = deque()
         self._pace = self._longest = 0.0
