@@ -154,6 +154,7 @@ class Searching:
                     yield from self.told(candidate, candidate.decided)
                 else:
                     waiting.append(candidate)
+            assert waiting or self.evolution.done, "it asks for nothing, and nothing is on its way"
             if waiting and (place := self.pick(waiting)) is not None:
                 candidate = waiting.pop(place)
                 yield from self.told(candidate, outcome_of(candidate))
