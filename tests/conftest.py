@@ -1,22 +1,11 @@
 """Fixtures that more than one test module reads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy_models import toy_model
 from transformers import PreTrainedTokenizerFast
-
-from search import interrupts
-
-
-@pytest.fixture(scope="session", autouse=True)
-def signals_stay_pytests() -> Iterator[None]:
-    """Let no script that runs in this process take its signals: one of them would end all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interrupts, "install", lambda: None)
-        yield
 
 
 @pytest.fixture(scope="session")
