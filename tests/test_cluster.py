@@ -213,21 +213,21 @@ def test_probe_refuses_an_address_where_nobody_listens():
 # A local search
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_runs_beside_a_hostile_environment(local: Driver):
     assert local.found["room"] == 2
     assert local.found["pinned"]
     assert local.found["head"].startswith("127.0.0.1:")
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_leaves_the_environment_alone(local: Driver):
     names_of_ray = ("RAY_CLIENT_MODE", "RAY_TMPDIR")  # the first set by itself
     environment = {k: v for k, v in local.found["environment"].items() if k not in names_of_ray}
     assert environment == HOSTILE
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_listens_on_loopback_alone(local: Driver):
     processes = [psutil.Process(local.process.pid), *local.descendants()]
     assert local.found["worker"] in [process.pid for process in processes]
@@ -236,26 +236,26 @@ def test_local_search_listens_on_loopback_alone(local: Driver):
     assert {c.laddr.ip for c in sockets} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_hides_its_folder(local: Driver):
     folder = local.folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.glob("*/session_*/sockets/plasma_store"))
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_leaves_workers_their_priority(local: Driver):
     assert local.found["nice"] == os.nice(0)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize("login", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "known"}])
 def test_local_search_lets_no_other_in(local: Driver, login: dict[str, str]):
     with pytest.raises(ValueError, match=r"refuses this token: set RAY_AUTH_MODE=token"):
         address.probe(local.found["head"], {"RAY_AUTH_MODE": None, **login})
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     ("line", "expected"), [("end\n", "exit 0"), ("raise\n", "ZeroDivisionError: \nexit 2")]
 )
@@ -266,7 +266,7 @@ def test_local_search_leaves_nothing_when_it_ends(line: str, expected: str):
         assert_gone(processes, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
@@ -284,7 +284,7 @@ def test_local_search_leaves_nothing_when_it_is_stopped(number: signal.Signals, 
         assert_gone(processes, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_leaves_nothing_of_a_ray_that_hangs():
     with driver("local") as started:
         processes, folder = started.descendants(), started.folder()
@@ -294,7 +294,7 @@ def test_local_search_leaves_nothing_of_a_ray_that_hangs():
         assert_gone(processes, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("seconds", [0.3, 2.0, 4.0, 6.0])
 def test_local_search_can_be_stopped_while_it_starts(number: signal.Signals, seconds: float):
@@ -310,7 +310,7 @@ def test_local_search_can_be_stopped_while_it_starts(number: signal.Signals, sec
 # A running cluster
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_running_cluster_is_used_and_left_running(running: tuple[str, dict[str, str]]):
     head, login = running
     for _ in range(2):
@@ -321,7 +321,7 @@ def test_running_cluster_is_used_and_left_running(running: tuple[str, dict[str, 
             assert ended(started.process, "end\n") == "exit 0"
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
     running: tuple[str, dict[str, str]], tmp_path: Path
 ):
@@ -333,7 +333,7 @@ def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
         assert started.found["head"] == head
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     "login", [{}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
 )
@@ -349,7 +349,7 @@ def test_running_cluster_refuses_a_token_in_one_line(
     assert time.monotonic() - began < 20
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_probe_gives_up_on_what_accepts_and_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as mute:
         head = f"127.0.0.1:{mute.getsockname()[1]}"
@@ -360,7 +360,7 @@ def test_probe_gives_up_on_what_accepts_and_does_not_answer():
 # A cluster that is lost
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     ("part", "number", "expected"),
     [

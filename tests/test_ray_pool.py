@@ -30,7 +30,7 @@ from search.pool.worker_pool import WorkerPool
 from search.population import Candidate
 from search.resident import Memory, Subject
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.fire
 
 # After `search.pool.cluster`, which keeps Ray on the loopback interface when it is imported.
 Cluster = importlib.import_module("ray.cluster_utils").Cluster

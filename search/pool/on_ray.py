@@ -23,7 +23,7 @@ from torch import Tensor
 import search
 from pruning.models import load_model
 from search.fitness import Evaluator, Setup
-from search.pool.cluster import Cluster, pinned, ray
+from search.pool.cluster import Cluster, LostCluster, pinned, ray
 from search.pool.crew import (
     PACKAGES,
     Call,
@@ -156,10 +156,13 @@ class RayCrew:
         if not self._futures:
             time.sleep(seconds)
             return []
-        ready, rest = ray.wait(list(self._futures), timeout=seconds)
-        if ready and rest:
-            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        return [self._event(future) for future in ready]
+        try:
+            ready, rest = ray.wait(list(self._futures), timeout=seconds)
+            if ready and rest:
+                ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+            return [self._event(future) for future in ready]
+        except SystemExit as error:  # Ray's way to say that this machine's node is gone
+            raise LostCluster("Ray's node on this machine is gone") from error
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:
         """Put tensors into the object store; an actor that gets the reference has them."""
