@@ -7,7 +7,6 @@ import pytest
 import torch
 from small_search import (
     arrivals_of,
-    brief,
     embedded_setup,
     outcomes_of,
     records_of,
@@ -17,6 +16,7 @@ from small_search import (
 from pruning.criterion import Criterion
 from pruning.metric import Metric
 from search.fitness import Evaluator
+from search.pool.crew import fault_of
 from search.pool.in_process import InProcessCrew
 from search.pool.jobs import MOST
 from search.pool.protocol import LossRequest, MaskRequest, PoolError
@@ -59,16 +59,21 @@ def setup():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(setup):
+def statistics(setup):
+    return pool_of(setup).collect_statistics(0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setup, statistics):
     pool = pool_of(setup)
-    brief(pool, setup)
+    pool.use_statistics(0, statistics)
     return outcomes_of(pool, CANDIDATES)
 
 
 @pytest.fixture
-def pool(setup):
+def pool(setup, statistics):
     made = pool_of(setup)
-    brief(made, setup)
+    made.use_statistics(0, statistics)
     return made
 
 
@@ -91,8 +96,14 @@ def injected(monkeypatch):
     return inject
 
 
+@pytest.mark.parametrize("name", PASSING)
+def test_want_of_memory_and_faults_of_devices_are_one_kind(name):
+    fault = fault_of(PASSING[name]())
+    assert (fault.kind, fault.reason) == ("exhausted", REASONS[name])
+
+
 @pytest.mark.parametrize(
-    ("name", "times"), [("MemoryError", 1), *((name, MOST["exhausted"] - 1) for name in PASSING)]
+    ("name", "times"), [("MemoryError", 1), ("CUDA error", MOST["exhausted"] - 1)]
 )
 def test_want_of_memory_that_passes_changes_no_outcome(pool, undisturbed, injected, name, times):
     injected("prune", PASSING[name], lambda call, *_: call <= times)
@@ -100,7 +111,7 @@ def test_want_of_memory_that_passes_changes_no_outcome(pool, undisturbed, inject
     assert pool.staff.faults == {"exhausted": times}
 
 
-@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("name", ["CUDA out of memory", "no memory for torch"])
 def test_what_repeats_on_fresh_models_fails_with_a_reason_that_is_the_same_everywhere(
     pool, undisturbed, injected, name
 ):

@@ -41,7 +41,13 @@ def page_of(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = write_run(tmp_path_factory.mktemp("report") / "run", records_of(120))
+    """A run with two tasks; names of the second are HTML."""
+    records = records_of(120)
+    summary = summary_of(records)
+    hostile = summary["tasks"][1]
+    hostile["name"] = "<script>alert(1)</script>"
+    hostile["layers"] = {**hostile["layers"], "<b>": hostile["layers"]["wanda"]}
+    folder = write_run(tmp_path_factory.mktemp("report") / "run", records, summary)
     yield folder
     folder.close()
 
@@ -127,18 +133,14 @@ def test_page_warns_of_layers_above_ninety_percent_zeros(page):
     assert "model.layers.1.mlp.down_proj (95.0%)" in warning
 
 
-def test_page_escapes_what_comes_from_files(tmp_path):
-    records = records_of(12)
-    summary = summary_of(records)
-    summary["tasks"][1]["name"] = "<script>alert(1)</script>"
-    summary["tasks"][1]["layers"]["<b>"] = summary["tasks"][1]["layers"]["wanda"]
-    folder = write_run(tmp_path / "run", records, summary)
-    page = page_of(folder)
-    folder.close()
+def test_page_escapes_what_comes_from_files(page):
     assert "<script" not in page
     assert "<b>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "&lt;b&gt;" in page
 
 
+@pytest.mark.slow
 def test_page_of_three_thousand_candidates_is_far_below_five_megabytes(tmp_path):
     folder = write_run(tmp_path / "run", records_of(3000))
     size = len(page_of(folder).encode())
