@@ -46,21 +46,29 @@ class TimeIsUp(Exception):
     """A search has gone on for as long as it was to be measured."""
 
 
+WARM = 0.2
+"""Share of a measurement's time that does not count: all workers must have had work."""
+
+
 @dataclass
 class Log:
     """What a crew did, by some clock.
 
     Attributes:
+        workers: How many there are.
         limit: Seconds after which a search ends.
         spans: Of each worker's evaluations in order, when each began and when it ended.
+        doing: When an evaluation began whose end is not known yet.
         began: When the first was given; the CPU seconds of this process by then.
         stopped: When the time was up.
     """
 
+    workers: int
     limit: float = math.inf
     spans: defaultdict[int, list[tuple[float, float]]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    doing: dict[int, float] = field(default_factory=dict)
     began: tuple[float, float] | None = None
     stopped: float = math.inf
 
@@ -69,7 +77,14 @@ class Log:
         self.began = self.began or (now, time.process_time())
         if now - self.began[0] > self.limit:
             self.stopped = now
+            for worker, began in self.doing.items():
+                self.spans[worker].append((began, now))
             raise TimeIsUp
+
+    def add(self, worker: int, began: float, ended: float) -> None:
+        """Note an evaluation."""
+        self.doing.pop(worker, None)
+        self.spans[worker].append((began, ended))
 
     @property
     def cpu_seconds(self) -> float:
@@ -77,26 +92,22 @@ class Log:
         assert self.began
         return time.process_time() - self.began[1]
 
-    def add(self, worker: int, began: float, ended: float) -> None:
-        """Note an evaluation."""
-        self.spans[worker].append((began, ended))
-
     @property
     def evaluations(self) -> int:
-        """How many were done."""
+        """How many were given."""
         return sum(map(len, self.spans.values()))
 
     @property
     def busy_fraction(self) -> float:
-        """The busy share of the workers' time, between all at work and no work left for one."""
-        begin = max(spans[0][0] for spans in self.spans.values())
-        end = min(self.stopped, *(spans[-1][1] for spans in self.spans.values()))
+        """The busy share of all workers' time, once warm."""
+        assert self.began
+        begin = self.began[0] + WARM * self.limit
         busy = sum(
-            max(0.0, min(ended, end) - max(began, begin))
+            max(0.0, min(ended, self.stopped) - max(began, begin))
             for spans in self.spans.values()
             for began, ended in spans
         )
-        return busy / (len(self.spans) * (end - begin))
+        return busy / (self.workers * (self.stopped - begin))
 
     @property
     def gaps(self) -> list[float]:
@@ -125,7 +136,7 @@ class DummyCrew:
         seconds: Callable[[Candidate], float],
         limit: float = math.inf,
     ) -> None:
-        self.log = Log(limit)
+        self.log = Log(workers, limit)
         self._evaluator, self._workers, self._seconds = evaluator, workers, seconds
         self._hired = 0
         self._ready: list[Event] = []

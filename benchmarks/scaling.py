@@ -39,8 +39,8 @@ ROOT = Path(__file__).parents[1]
 BAR = 0.95
 LIMIT_SECONDS = 900.0
 ENDLESS = 10**6
-MOST_OF_EACH, MOST_EVALUATIONS = 60, 1500
-"""Evaluations of a worker, and in all, in a case in this process."""
+MOST_OF_EACH = 60
+"""Evaluations of a worker in a case in this process."""
 
 UNEVEN_SHARE, UNEVEN_FACTOR = 0.1, 10.0
 
@@ -71,6 +71,11 @@ class Case:
         """Seconds of an evaluation in the mean."""
         return self.seconds * (1 + self.uneven * UNEVEN_SHARE * (UNEVEN_FACTOR - 1))
 
+    def virtual(self, evaluations: int) -> float | None:
+        """Return the seconds that a case in this process lasts by its clock; None for another."""
+        each = min(MOST_OF_EACH, evaluations / self.workers)
+        return self.mean * each if self.where == "process" else None
+
     def duration(self, candidate: Candidate) -> float:
         """Return the seconds of a candidate's evaluation, the same each time."""
         long = self.uneven and random.Random(candidate.index).random() < UNEVEN_SHARE
@@ -88,6 +93,7 @@ CASES = [
 def main(
     real: Annotated[int, typer.Option(help="Candidates on real workers; 0: none.")] = 600,
     seconds: Annotated[float, typer.Option(help="Of each case on Ray.")] = 25.0,
+    evaluations: Annotated[int, typer.Option(help="At most, of each case in this process.")] = 1500,
     only: Annotated[str, typer.Option(help="Cases whose name has this in it.")] = "",
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
@@ -97,7 +103,7 @@ def main(
         bench = _Bench(Path(place))
         cases = [case for case in CASES if only in str(case)]
         dummies = {
-            str(case): bench.measure(case, seconds)
+            str(case): bench.measure(case, case.virtual(evaluations) or seconds)
             for case in track(cases, "searching", transient=True)
         }
     _print(workers, dummies)
@@ -158,8 +164,6 @@ class _Bench:
 
     def measure(self, case: Case, seconds: float) -> dict[str, float]:
         """Search with a case's workers; return what they and the driver did."""
-        if case.where == "process":  # waiting costs nothing there
-            seconds = case.mean * min(MOST_OF_EACH, MOST_EVALUATIONS / case.workers)
         experiment = _experiment(ENDLESS, case.lag * case.workers)
         path = self.place / "run"
         with run_folder(path, experiment) as folder:
@@ -202,9 +206,10 @@ def _on_ray(
 ) -> tuple[Log, float]:
     # Cores by declaration: a sleeper needs none.
     with connection("local", case.workers) as cluster:
-        crew = SleepingCrew(cluster, experiment, evaluator.digests, case.duration, seconds)
+        log = Log(case.workers, seconds)
+        crew = SleepingCrew(cluster, experiment, evaluator.digests, case.duration, log)
         search_with(crew, experiment, folder, case.workers)
-        return crew.log, crew.log.cpu_seconds
+        return log, log.cpu_seconds
 
 
 class _Sleeper:
@@ -232,12 +237,12 @@ class SleepingCrew(RayCrew):
         experiment: Experiment,
         digests: tuple[str, ...],
         seconds: Callable[[Candidate], float],
-        limit: float,
+        log: Log,
     ) -> None:
         super().__init__(cluster, experiment.setup, cpus=1, gpus=0, ship_model=False)
         self._actor = ray.remote(num_cpus=1)(_Sleeper)
         self._arguments = [digests]
-        self.log = Log(limit)
+        self.log = log
         self._seconds = seconds
         self._at: dict[int, Candidate] = {}
 
@@ -246,7 +251,9 @@ class SleepingCrew(RayCrew):
         if call.method == "evaluate":
             (candidate,) = call.arguments
             assert isinstance(candidate, Candidate)
-            self.log.check(time.monotonic())
+            now = time.monotonic()
+            self.log.check(now)
+            self.log.doing[worker] = now
             self._at[worker] = candidate
             call = replace(call, arguments=(candidate, self._seconds(candidate)))
         super().give(worker, call)
