@@ -1,6 +1,7 @@
 """Files made to hang, to fill the memory or to run code: one line, within 5 s and 500 MB.
 
-Every test runs under a guard that ends what hangs, and measures time and memory.
+Every test runs under a guard that ends what hangs, and measures memory, and time of the processor:
+that of the clock depends on what else runs.
 """
 
 import faulthandler
@@ -51,15 +52,15 @@ def guard():
     """End what takes too long or too much, and fail what took more than is promised."""
 
     def overdue(number, frame):
-        raise OverdueError(f"not done after {2 * SECONDS} s")
+        raise OverdueError(f"not done after {6 * SECONDS} s")
 
     limit = resource.getrlimit(resource.RLIMIT_AS)
     room = int((memory("VmSize") + 4 * MEGABYTES) * 1e6)
     Path("/proc/self/clear_refs").write_text("5")  # the peak, VmHWM, begins anew
-    before, began = memory("VmRSS"), time.monotonic()
+    before, began = memory("VmRSS"), time.process_time()
     signal.signal(signal.SIGALRM, overdue)
-    signal.alarm(2 * SECONDS)
-    faulthandler.dump_traceback_later(4 * SECONDS, exit=True)  # a loop in C hears no signal
+    signal.alarm(6 * SECONDS)
+    faulthandler.dump_traceback_later(12 * SECONDS, exit=True)  # a loop in C hears no signal
     resource.setrlimit(resource.RLIMIT_AS, (room, limit[1]))
     try:
         yield
@@ -67,7 +68,7 @@ def guard():
         signal.alarm(0)
         faulthandler.cancel_dump_traceback_later()
         resource.setrlimit(resource.RLIMIT_AS, limit)
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert memory("VmHWM") - before < MEGABYTES
 
 
@@ -278,6 +279,7 @@ SIZES = [
     {"vocab_size": 10**10},
     {"vocab_size": {}},
     {"max_position_embeddings": 0},
+    {"num_labels": 10**9},
     {"max_position_embeddings": 10**30},
 ]
 
@@ -388,6 +390,7 @@ def test_sizes_are_looked_at_in_every_part_of_the_model(tmp_path, section, setti
     ("settings", "problem"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantized: give the one that it"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, got nan"),
         ({"output_hidden_states": "x"}, "output_hidden_states must be true or false, got 'x'"),
         ({"text_config": 7}, "config.json: text_config must be an object, got 7"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights names other files"),
@@ -395,7 +398,7 @@ def test_sizes_are_looked_at_in_every_part_of_the_model(tmp_path, section, setti
         ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "'own' is not supported"),
         ({"model_type": "own", "auto_map": 5}, "model_type 'own' is not supported"),
     ],
-    ids=["quantized", "flag", "part", "weights", "configs", "code", "map"],
+    ids=["quantized", "nan", "flag", "part", "weights", "configs", "code", "map"],
 )
 def test_what_leads_to_other_code_or_files_is_refused(
     search_refuses, prune_refuses, model, settings, problem
@@ -730,7 +733,9 @@ def test_statistics_that_claim_what_they_have_not_are_refused(run):
     folder = RunFolder.open_(run)
     path = run / "statistics.safetensors"
     try:
-        for content in (header(b"{}", 2**60), header(b"[" * 1000), b"x"):
+        empty = tensor(shape=[0], data_offsets=[0, 0])["a"]
+        many = {"a" * 2000 + str(i): empty for i in range(6_000)}
+        for content in (header(b"{}", 2**60), header(b"[" * 1000), b"x", header(many)):
             path.write_bytes(content)
             with pytest.raises(FolderError, match=str(path)):
                 folder.read_tensors(path.name)
