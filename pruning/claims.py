@@ -5,6 +5,7 @@ can have, attention that is torch's, and no other code or files. Its sizes must 
 tensors that are there.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ SIZES = {
     **dict.fromkeys(("hidden_size", "head_dim", "word_embed_proj_dim"), 200_000),
     **dict.fromkeys(("intermediate_size", "ffn_dim"), 2_000_000),
     "vocab_size": 10_000_000,
+    "num_labels": 100_000,
     "max_position_embeddings": 1_000_000_000,
     **dict.fromkeys(("image_size", "patch_size", "num_channels", "mm_tokens_per_image"), 4_096),
 }
@@ -188,6 +190,8 @@ def _problem(key: str, value: object) -> str | None:
         return f"must be a whole number from 1 to {SIZES[key]}, got {value!r:.60}"
     if key in _ATTENTION_KEYS and value not in ("eager", "sdpa"):
         return f"must be eager or sdpa, got {value!r:.60}: nothing else is torch's own"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, got {value}"
     if key == "output_hidden_states" and type(value) is not bool:
         return f"must be true or false, got {value!r:.60}"
     if key in _SECTIONS and not isinstance(value, dict):
