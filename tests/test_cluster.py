@@ -26,7 +26,7 @@ GONE_SECONDS = 10
 HOSTILE = {"RAY_ADDRESS": "nowhere:1", "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known"}
 
 DRIVER = """
-import json, os, select, signal, sys, time
+import json, os, select, signal, subprocess, sys, time
 
 def stop(number, frame):
     signal.signal(number, signal.SIG_DFL)
@@ -39,14 +39,15 @@ import ray
 
 class Worker:
     def facts(self):
-        return os.getpid(), os.nice(0)
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        return os.getpid(), os.nice(0), child.pid
 
 def serve(cluster):
     node, room = max(cluster.room(1, 0).items(), key=lambda pair: pair[1])
     build = ray.remote(Worker).options
     worker = build(num_cpus=1, scheduling_strategy=pinned(node)).remote()
-    pid, nice = ray.get(worker.facts.remote())
-    found = {"room": room, "worker": pid, "nice": nice}
+    pid, nice, child = ray.get(worker.facts.remote())
+    found = {"room": room, "worker": pid, "nice": nice, "child": child}
     found["head"] = ray.get_runtime_context().gcs_address
     found["environment"] = {k: v for k, v in os.environ.items() if k.startswith("RAY_")}
     try:
@@ -114,6 +115,8 @@ def driver(ray_address: str, **variables: str) -> Iterator[Driver]:
     with begin(ray_address, **variables) as process:
         try:
             line = process.stdout.readline()
+            if not line.startswith("up "):
+                process.kill()
             assert line.startswith("up "), line + process.stdout.read()
             yield Driver(process, json.loads(line[3:]))
         finally:
@@ -289,6 +292,16 @@ def test_local_search_leaves_nothing_of_a_ray_that_hangs():
         started.named("raylet/raylet").suspend()
         started.process.send_signal(signal.SIGTERM)
         assert ended(started.process) == "interrupted\nexit 3"
+        assert_gone(processes, folder)
+
+
+@pytest.mark.slow
+def test_local_search_leaves_nothing_of_a_worker_that_was_killed():
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        assert started.found["child"] in [process.pid for process in processes]
+        psutil.Process(started.found["worker"]).kill()
+        started.process.kill()
         assert_gone(processes, folder)
 
 

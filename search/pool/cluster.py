@@ -136,8 +136,9 @@ class Cluster:
         try:
             with _no_stderr():
                 _call(lambda: self._connect(login), _CONNECT_SECONDS)
-        except CallTimeout:
-            self._reason = f"Ray at {self._head} answered at first, and hangs now"
+        except (CallTimeout, ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            kind = type(error).__name__
+            self._reason = f"Ray at {self._head} answered a moment ago, and fails now ({kind})"
             self.check()
         for thread in self._threads:
             thread.start()
