@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install search test check slow smollm2 embedded
+.PHONY: install search test check slow fire smollm2 embedded
 
 install: .venv/installed
 
@@ -25,6 +25,9 @@ check:
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+fire: install
+	$(BIN)/python -m pytest -m fire
 
 smollm2: install
 	$(BIN)/python scripts/make_smollm2.py --out models/smollm2-135m

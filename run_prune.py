@@ -20,7 +20,13 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 from typer import Option
 
-from evaluation.corpus import Windows, check_available, check_disjoint, token_windows
+from evaluation.corpus import (
+    Windows,
+    check_available,
+    check_disjoint,
+    check_layout,
+    token_windows,
+)
 from evaluation.perplexity import losses_of, perplexity
 from pruning.checkpoint import open_checkpoint
 from pruning.folder_store import FolderStore
@@ -130,8 +136,8 @@ def prune_model(
             _verify(verify, model or metric or out)
             return
         chosen = resolve_metric(_required("metric", metric))
-        target = resolve_target(pattern, sparsity, group, chosen.group)
-        recipe = Recipe(chosen.metric, target, propagation)
+        target = resolve_target(pattern, sparsity, group, chosen.criterion.group)
+        recipe = Recipe(chosen.criterion.metric, target, propagation)
         recipe.check()
         folder = Path(_required("out", str(out or "")))
         subject = resolve_subject(_required("model", model), dtype, device, seqlen)
@@ -201,6 +207,7 @@ def _text(
         raise ValueError(f"{('samples', 'eval-windows')[role]} must be at least 1, got {windows}")
     default = SPLITS[corpus][role] if corpus in SPLITS else "all"
     text = Text(corpus, split or default, windows, length, seed)
+    check_layout(windows, length, seed)
     check_available(text.corpus, text.split)
     return text
 
@@ -337,17 +344,11 @@ def _verify(folder: Path, other: object) -> None:
 
 
 def _windows(subject: Subject, text: Text) -> Windows:
-    """Cut a text into windows, and check that the model knows all of its tokens."""
-    arguments = (text.length, text.seed)
+    """Cut a text into windows of tokens that the model knows."""
+    arguments = (text.length, text.seed, subject.config.get_text_config().vocab_size)
     cut = token_windows(subject.tokenizer, text.corpus, text.split, text.windows, *arguments)
     if text.windows is None and len(cut.tokens) > EVAL_WINDOWS:
         cut = token_windows(subject.tokenizer, text.corpus, text.split, EVAL_WINDOWS, *arguments)
-    vocabulary, largest = subject.config.get_text_config().vocab_size, int(cut.tokens.max())
-    if largest >= vocabulary:
-        raise ValueError(
-            f"tokenizer of {subject.model!r} must stay below the model's vocab_size of "
-            f"{vocabulary}, got token {largest}: it belongs to another model"
-        )
     return cut
 
 
@@ -355,7 +356,7 @@ def _summary(request: Request) -> str:
     target, subject = request.recipe.target, request.subject
     group = f" per {target.group_name}" if target.group_name else ""
     return (
-        f"{subject.model} ({subject.dtype}, {subject.device}) by {request.chosen.metric.text}: "
+        f"{subject.model} ({subject.dtype}, {subject.device}) by {request.chosen.criterion.text}: "
         f"{target.sparsity:.1%}, {target.pattern_text}{group}, {request.recipe.propagation}"
     )
 

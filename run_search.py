@@ -1,6 +1,14 @@
 """Search for a pruning metric: launch, resume, validate, rebuild a report."""
 
 import sys
+from contextlib import ExitStack
+
+from search import interrupts
+
+_signals = ExitStack()
+if __name__ == "__main__":
+    _signals.enter_context(interrupts.stoppable())  # before what takes long to import
+
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +18,8 @@ from rich.console import Console
 
 from configs import schema
 
-USAGE, INTERRUPTED, WRONG_FOLDER = 2, 3, 4
+USAGE, WRONG_FOLDER = 2, 4
+_INTERRUPTED_BY_TYPER = 130
 
 
 def command(
@@ -32,6 +41,9 @@ def command(
     report: Annotated[
         Path | None, typer.Option(help="Rebuild report.html of the run in this folder.")
     ] = None,
+    status: Annotated[
+        Path | None, typer.Option(help="Print where the run in this folder stands.")
+    ] = None,
 ) -> None:
     """Evolve a symbolic pruning metric.
 
@@ -42,26 +54,34 @@ def command(
     from transformers.utils import logging as transformers_logging
 
     from search import launch
-    from search.journal import FolderError
-    from search.validation import memory_lines
-    from search.validation import validate as check
+    from search.experiment import resolve
+    from search.journal import FolderError, RunFolder, WriteError
+    from search.machine import memory_lines
+    from search.pool.protocol import PoolError
+    from search.screen import print_status
 
     transformers_logging.disable_progress_bar()  # one progress is enough, ours
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
-        _check_usage(config, out, resume, validate, report, bool(overrides))
-        if report:
+        _check_usage(config, out, resume, validate, report or status, bool(overrides))
+        if status:
+            print_status(RunFolder.look(status), console)
+            code = 0
+        elif report:
             code = launch.rebuild_report(report, console)
         elif resume:
             code = launch.resume(resume, overrides or [], console)
         else:
             resolved = schema.load(config, overrides or [])
             if validate:
-                code = _say_valid(check(resolved) + memory_lines(resolved), console)
+                experiment = resolve(resolved)
+                code = _say_valid([*experiment.notes, *memory_lines(experiment)], console)
             else:
                 code = launch.launch(resolved, out or _new_folder(config), console)
     except FolderError as error:
         code = _fail(error, WRONG_FOLDER)
+    except (PoolError, WriteError) as error:
+        code = _fail(error, interrupts.INTERRUPTED)
     except ValueError as error:
         code = _fail(error, USAGE)
     sys.exit(code)
@@ -72,15 +92,15 @@ def _check_usage(
     out: Path | None,
     resume: Path | None,
     validate: bool,
-    report: Path | None,
+    look: Path | None,
     overrides: bool,
 ) -> None:
-    if resume and (config or out or validate or report):
+    if resume and (config or out or validate or look):
         raise ValueError(
             "--resume takes its config and folder from the run: only --set goes with it"
         )
-    if report and (config or out or validate or overrides):
-        raise ValueError("--report takes no other option")
+    if look and (config or out or validate or overrides):
+        raise ValueError("--report and --status take no other option")
 
 
 def _say_valid(notes: list[str], console: Console) -> int:
@@ -106,12 +126,21 @@ app.command()(command)
 
 def main() -> None:
     """Console entry: runs the command, and says a mistake in its options in one line too."""
+    sys.stdout = interrupts.Unbreakable(sys.stdout)
+    sys.stderr = interrupts.Unbreakable(sys.stderr)
+    with interrupts.stoppable():
+        _run()
+
+
+def _run() -> None:
     try:
-        app(standalone_mode=False)
+        # It ends by sys.exit, but for --help; Typer takes an interrupt and returns this.
+        if app(standalone_mode=False) == _INTERRUPTED_BY_TYPER:
+            interrupts.leave()
     except typer.TyperException as error:
         sys.exit(_fail(error.format_message(), USAGE))
-    except typer.Abort:
-        sys.exit(_fail("interrupted before the run began; nothing was written", INTERRUPTED))
+    except (typer.Abort, KeyboardInterrupt):
+        interrupts.leave()
 
 
 if __name__ == "__main__":

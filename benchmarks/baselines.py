@@ -8,7 +8,7 @@ tokens of the test text, 40,960 tokens apart. All from dense statistics (one-sho
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -18,6 +18,7 @@ from torch import Tensor
 from evaluation.corpus import load_text, token_windows
 from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
 from pruning.masks import Row, Target, group_of
 from pruning.metric import Metric
 from pruning.models import load_tokenizer
@@ -36,7 +37,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table for each protocol."""
-    figures: dict[str, Any] = {"model": model, "seed": seed}
+    figures: dict[str, object] = {"model": model, "seed": seed}
     if protocol in ("small", "both"):
         figures["small"] = _small(model, seed)
     if protocol in ("large", "both"):
@@ -44,29 +45,29 @@ def main(
     write_json(json, figures)
 
 
-def _small(model: str, seed: int) -> dict[str, Any]:
+def _small(model: str, seed: int) -> dict[str, object]:
     windows = wikitext2_windows(model, "validation", (16, 512, seed), [i * 1024 for i in range(6)])
     resident = calibrated(model, "float32", windows, frozenset({"X", "G"}))
     found = {"dense": perplexity(resident.dense)}
     for name, baseline in BASELINES.items():
-        found[f"{name} row"] = pruned_perplexity(resident, baseline.metric, Target(0.5, Row()))
+        metric = baseline.criterion.metric
+        found[f"{name} row"] = pruned_perplexity(resident, metric, Target(0.5, Row()))
     rows = [[name, f"{value:.1f}"] for name, value in found.items()]
     show(f"small protocol, {model}, float32, 50%", ["metric and group", "perplexity"], rows)
     return {**conditions("float32"), "perplexity": found}
 
 
-def _large(model: str, seed: int) -> dict[str, Any]:
+def _large(model: str, seed: int) -> dict[str, object]:
     windows = wikitext2_windows(model, "validation[:50%]", (128, 512, seed), LARGE_STARTS)
     resident = calibrated(model, "bfloat16", windows, frozenset({"X", "G"}))
-    cases = [(name, baseline.metric, baseline.group) for name, baseline in BASELINES.items()]
-    cases.append(("snip", BASELINES["snip"].metric, "row"))
+    cases = [(name, baseline.criterion) for name, baseline in BASELINES.items()]
+    cases.append(("snip", Criterion(BASELINES["snip"].criterion.metric, "row")))
     found: dict[str, dict[str, float]] = {}
-    for name, metric, group in cases:
-        found[f"{name} {group}"] = {
-            f"{sparsity:.0%}": pruned_perplexity(
-                resident, metric, Target(sparsity, group_of(group))
-            )
-            for sparsity in (0.5, 0.6, 0.7)
+    for name, criterion in cases:
+        targets = [Target(sparsity, group_of(criterion.group)) for sparsity in (0.5, 0.6, 0.7)]
+        found[f"{name} {criterion.group}"] = {
+            f"{target.sparsity:.0%}": pruned_perplexity(resident, criterion.metric, target)
+            for target in targets
         }
     dense = perplexity(resident.dense)
     rows = [[name, *(f"{value:.1f}" for value in by.values())] for name, by in found.items()]
@@ -100,13 +101,13 @@ def calibrated(
 ) -> Resident:
     """Return a resident model with its statistics, of which the `fitness` windows are measured."""
     resident = Resident(Subject(model, dtype), windows, "cpu", "nll", Memory())
-    resident.collect_statistics(leaves)
+    resident.use_statistics(resident.collect_statistics(leaves))
     return resident
 
 
 def pruned_perplexity(resident: Resident, metric: Metric, target: Target) -> float:
     """Prune as asked, and return the perplexity of the `fitness` windows; it stays pruned."""
-    resident.prune(metric.text, target)
+    resident.prune(metric, target)
     return perplexity(resident.measure(0, None))
 
 

@@ -7,8 +7,9 @@ is asked whether its full fitness would have entered the run's final top ten.
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -32,18 +33,19 @@ def main(
 ) -> None:
     """Print one table."""
     real = RealRun(run)
-    evaluator = real.evaluator(stages=(), hopeless=float("inf"))
+    never_stopping = replace(real.experiment.setup, stages=(), hopeless=float("inf"))
+    evaluator = real.evaluator(never_stopping)
     draw = random.Random(seed)
     twins = _twins(real.records)
     differing = _compare(evaluator, draw.sample(twins, min(pairs, len(twins))))
-    decided = [record for record in real.records if record.outcome in ("evaluated", "stopped")]
+    decided = [r for r in real.records if r.outcome.kind in ("evaluated", "stopped")]
     best = sorted(r.fitness for r in decided if r.fitness is not None)[:TOP]
     sample = draw.sample(decided, min(candidates, len(decided)))
     full = _evaluate(evaluator, sample)
-    stopped = [record for record in sample if record.outcome == "stopped" and record in full]
+    stopped = [record for record in sample if record.outcome.kind == "stopped"]
     wrong = [record for record in stopped if full[record] < best[-1]]
     again = [abs(full[r] - r.fitness) for r in sample if r.fitness is not None]
-    figures = {
+    figures: dict[str, float | None] = {
         "run_candidates": len(real.records),
         "fingerprint_pairs": len(differing),
         "mask_disagreements": sum(fraction > 0 for fraction in differing),
@@ -57,15 +59,15 @@ def main(
     rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
     rows.insert(-2, ["  by windows seen", _by_stage(stopped, wrong, real)])
     show(f"early decisions of {run.name}, top {TOP} at {best[-1]:.4f}", ["", "figure"], rows)
-    write_json(json, {**conditions(real.config.dtype), **figures})
+    write_json(json, {**conditions(real.experiment.config.dtype), **figures})
 
 
 def _twins(records: list[Record]) -> list[tuple[Record, Record]]:
     """Return the pairs that the run took for one mask by their fingerprint alone."""
     return [
-        (record, records[int(record.reason.split()[-1])])
+        (record, records[int(record.outcome.reason.split()[-1])])
         for record in records
-        if record.outcome == "duplicate" and record.reason.startswith("same mask")
+        if record.outcome.kind == "duplicate" and record.outcome.reason.startswith("same mask")
     ]
 
 
@@ -77,7 +79,8 @@ def _compare(evaluator: Evaluator, pairs: list[tuple[Record, Record]]) -> list[f
         differing = total = 0
         for task in evaluator.setup.tasks:
             resident = evaluator.residents[task.subject]
-            both = [resident.masks(r.metric, task.target(r.group)) for r in (one, other)]
+            criteria = (one.criterion, other.criterion)
+            both = [resident.masks(c.metric, task.target(c.group)) for c in criteria]
             try:
                 for (_, a), (_, b) in zip(*both, strict=True):
                     differing += int((a ^ b).sum())
@@ -92,22 +95,23 @@ def _compare(evaluator: Evaluator, pairs: list[tuple[Record, Record]]) -> list[f
 def _evaluate(evaluator: Evaluator, sample: list[Record]) -> dict[Record, float]:
     found = {}
     for record in track(sample, "evaluating in full", transient=True):
-        outcome = evaluator.evaluate(Candidate(record.index, record.metric, record.group))
+        outcome = evaluator.evaluate(Candidate(record.index, record.criterion))
         found[record] = float("inf") if outcome.fitness is None else outcome.fitness
     return found
 
 
 def _by_stage(stopped: list[Record], wrong: list[Record], real: RealRun) -> str:
-    length = real.plan.windows[0]["fitness"].tokens.shape[1] * len(real.plan.tasks)
-    stages = sorted({record.tokens for record in stopped})
+    experiment = real.experiment
+    length = experiment.windows[0]["fitness"].tokens.shape[1] * len(experiment.tasks)
+    stages = sorted({record.outcome.tokens for record in stopped})
     return ", ".join(
-        f"{tokens // length}: {sum(r.tokens == tokens for r in stopped)}"
-        f" ({sum(r.tokens == tokens for r in wrong)} wrong)"
+        f"{tokens // length}: {sum(r.outcome.tokens == tokens for r in stopped)}"
+        f" ({sum(r.outcome.tokens == tokens for r in wrong)} wrong)"
         for tokens in stages
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: float | None) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -38,14 +38,15 @@ def main(
     dense = perplexity(resident.dense)
     found: dict[str, list[float]] = {name: [] for name in BASELINES}
     for role in windows:
-        resident.collect_statistics(frozenset({"X", "G"}), role)
+        resident.use_statistics(resident.collect_statistics(frozenset({"X", "G"}), role))
         for name, baseline in BASELINES.items():
-            target = Target(sparsity, group_of(baseline.group))
-            found[name].append(pruned_perplexity(resident, baseline.metric, target))
+            metric, group = baseline.criterion.metric, baseline.criterion.group
+            target = Target(sparsity, group_of(group))
+            found[name].append(pruned_perplexity(resident, metric, target))
     rows = [
         [
             name,
-            BASELINES[name].group,
+            BASELINES[name].criterion.group,
             f"{statistics.mean(values):.2f}",
             f"{statistics.stdev(values):.2f}" if seeds > 1 else "",
             f"{statistics.mean(values) / dense:.2f}",

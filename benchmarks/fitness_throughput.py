@@ -13,10 +13,11 @@ On the candidates of a real run, in this process, with one worker's threads:
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -32,10 +33,9 @@ from pruning.models import DTYPES, linear_layers, load_model
 from pruning.recipe import LayerScores
 from pruning.store import ResidentStore
 from pruning.walk import collect
-from search.evolution import evolve
 from search.fitness import Evaluator
 from search.journal import RunFolder
-from search.population import Candidate, Outcome, Record, State
+from search.population import Candidate, Record
 
 GEMM_SIDE = 2048
 
@@ -51,63 +51,93 @@ def main(
 ) -> None:
     """Print three tables."""
     real = RealRun(run)
-    evaluator = real.evaluator()
+    evaluator = real.evaluator(real.experiment.setup)
     parts = _parts(evaluator)
-    gemm = _gemm_flops(DTYPES[real.config.dtype])
+    dtype = real.experiment.config.dtype
+    gemm = _gemm_flops(DTYPES[dtype])
     forward = _forward_flops(evaluator)
     driver = _driver_seconds(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
-    ours = _seconds_decided(real, evaluator, chosen)
+    ours = driver + _seconds_decided(real, evaluator, chosen)
     resident = _seconds_in_full(evaluator, chosen)
     plain = _seconds_plain(real, calibration)
-    figures: dict[str, Any] = {
-        "seconds": parts,
-        "fitness_tokens": sum(
-            real.plan.windows[task.subject]["fitness"].tokens.numel() for task in real.plan.tasks
+    figures = Figures(
+        seconds=parts,
+        fitness_tokens=sum(
+            real.experiment.windows[task.subject]["fitness"].tokens.numel()
+            for task in real.experiment.tasks
         ),
-        "threads": torch.get_num_threads(),
-        "gemm_gflops": gemm / 1e9,
-        "forward_gflops": forward / 1e9,
-        "gemm_fraction": forward / gemm,
-        "driver_ms_per_candidate": 1000 * driver,
-        "candidates_an_hour": {
+        threads=torch.get_num_threads(),
+        gemm_gflops=gemm / 1e9,
+        forward_gflops=forward / 1e9,
+        gemm_fraction=forward / gemm,
+        driver_ms_per_candidate=1000 * driver,
+        candidates_an_hour={
             "plain": 3600 / plain,
             "resident": 3600 / resident,
-            "ours": 3600 / (ours + driver),
+            "ours": 3600 / ours,
         },
-        "ratio_plain": plain / (ours + driver),
-        "ratio_resident": resident / (ours + driver),
-    }
+        ratio_plain=plain / ours,
+        ratio_resident=resident / ours,
+    )
     _print(figures, real, chosen)
-    write_json(json, {**conditions(real.config.dtype), **figures})
+    write_json(json, {**conditions(dtype), **asdict(figures)})
 
 
-def _print(figures: dict[str, Any], real: RealRun, chosen: list[Record]) -> None:
+@dataclass(frozen=True)
+class Figures:
+    """What the tables show.
+
+    Attributes:
+        seconds: Of the parts of an evaluation, by name.
+        fitness_tokens: Of all tasks.
+        threads: torch threads.
+        gemm_gflops: Of the fastest matrix product, in the model's dtype.
+        forward_gflops: Of forward pass and loss.
+        gemm_fraction: The latter over the former.
+        driver_ms_per_candidate: Milliseconds of the driver's own work.
+        candidates_an_hour: By way: `plain`, `resident`, `ours`.
+        ratio_plain: How many times as many ours decides as the plain way.
+        ratio_resident: The same beside the resident way.
+    """
+
+    seconds: Mapping[str, float]
+    fitness_tokens: int
+    threads: int
+    gemm_gflops: float
+    forward_gflops: float
+    gemm_fraction: float
+    driver_ms_per_candidate: float
+    candidates_an_hour: Mapping[str, float]
+    ratio_plain: float
+    ratio_resident: float
+
+
+def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
+    config, pace = real.experiment.config, figures.candidates_an_hour
     show(
-        f"parts of an evaluation, {real.config.model}, {real.config.dtype}, "
-        f"{figures['threads']} threads",
+        f"parts of an evaluation, {config.model}, {config.dtype}, {figures.threads} threads",
         ["part", "seconds"],
-        [[name, f"{value:.3f}"] for name, value in figures["seconds"].items()],
+        [[name, f"{value:.3f}"] for name, value in figures.seconds.items()],
     )
     show(
         "rates",
         ["", "figure", "bar"],
         [
-            ["fastest matrix product, GFLOP/s", f"{figures['gemm_gflops']:.0f}", ""],
-            ["forward with loss, GFLOP/s", f"{figures['forward_gflops']:.0f}", ""],
-            ["fraction", f"{figures['gemm_fraction']:.2f}", "0.75"],
-            ["driver, ms a candidate", f"{figures['driver_ms_per_candidate']:.1f}", "10"],
+            ["fastest matrix product, GFLOP/s", f"{figures.gemm_gflops:.0f}", ""],
+            ["forward with loss, GFLOP/s", f"{figures.forward_gflops:.0f}", ""],
+            ["fraction", f"{figures.gemm_fraction:.2f}", "0.75"],
+            ["driver, ms a candidate", f"{figures.driver_ms_per_candidate:.1f}", "10"],
         ],
     )
-    pace = figures["candidates_an_hour"]
     show(
-        f"candidates decided in an hour, {figures['fitness_tokens']} fitness tokens, "
+        f"candidates decided in an hour, {figures.fitness_tokens} fitness tokens, "
         f"{len(chosen)} candidates from {chosen[0].index} on",
         ["way", "an hour", "ours is", "bar"],
         [
-            ["plain", f"{pace['plain']:.1f}", f"{figures['ratio_plain']:.0f} times", "100"],
-            ["resident", f"{pace['resident']:.0f}", f"{figures['ratio_resident']:.1f} times", "4"],
+            ["plain", f"{pace['plain']:.1f}", f"{figures.ratio_plain:.0f} times", "100"],
+            ["resident", f"{pace['resident']:.0f}", f"{figures.ratio_resident:.1f} times", "4"],
             ["ours", f"{pace['ours']:.0f}", "", ""],
         ],
     )
@@ -119,12 +149,11 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
     resident = evaluator.residents[0]
     found = {}
     for name in ("wanda", "snip"):
-        baseline = BASELINES[name]
-        target = evaluator.setup.tasks[0].target(baseline.group)
-        lazy = LayerScores(baseline.metric, resident.master, resident.statistics.of)
-        found[f"score {baseline.text}"] = _best(partial(dict, lazy))
+        criterion = BASELINES[name].criterion
+        target = evaluator.setup.tasks[0].target(criterion.group)
+        lazy = LayerScores(criterion.metric, resident.master, resident.statistics.of)
+        found[f"score {criterion.text}"] = _best(partial(dict, lazy))
         scores = dict(lazy)
-
         found[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
     found["apply (restore)"] = _best(resident.restore)
     found["prune in all, row"] = _best(lambda: _prune(evaluator, "wanda"))
@@ -139,10 +168,10 @@ def _select_all(scores: Mapping[str, torch.Tensor], target: Target) -> None:
 
 
 def _prune(evaluator: Evaluator, name: str) -> None:
-    baseline = BASELINES[name]
+    criterion = BASELINES[name].criterion
     resident = evaluator.residents[0]
     resident.restore()
-    resident.prune(baseline.text, evaluator.setup.tasks[0].target(baseline.group))
+    resident.prune(criterion.metric, evaluator.setup.tasks[0].target(criterion.group))
 
 
 @torch.inference_mode()
@@ -157,89 +186,70 @@ def _forward_flops(evaluator: Evaluator) -> float:
     window = resident.windows["fitness"][:1]
     with FlopCounterMode(display=False) as counter:
         window_losses(resident.store, window)
-    return counter.get_total_flops() / _best(lambda: resident.measure(0, 1), repeats=10)
-
-
-class _Recorded:
-    """Evaluations that the run already made."""
-
-    def __init__(self, records: list[Record]) -> None:
-        self.records = records
-        self.waiting: list[int] = []
-
-    def submit(self, candidate: Candidate) -> None:
-        assert candidate.metric == self.records[candidate.index].metric
-        self.waiting.append(candidate.index)
-
-    def next_outcome(self) -> tuple[int, Outcome]:
-        record = self.records[self.waiting.pop(0)]
-        return record.index, Outcome(record.outcome, record.fitness, record.tokens, record.reason)
+    return float(counter.get_total_flops()) / _best(lambda: resident.measure(0, 1), repeats=10)
 
 
 def _driver_seconds(real: RealRun) -> float:
     """Breed the run again with its own outcomes, and write its journal to a temporary folder."""
-    settings = real.settings
-    count = min(len(real.records) - settings.rules.lag, settings.candidates)
-    known = _Recorded(real.records)
     with tempfile.TemporaryDirectory() as folder:
         copy = RunFolder.create(Path(folder) / "run")
         began = time.perf_counter()
-        loop = evolve(settings, real.fingerprints.fingerprint, known, State(), [])
-        for record, _, _ in loop:
-            copy.append(record, {})
-            if record.index + 1 == count:
-                break
+        evolution = real.evolution()
+        for record, candidate in zip(real.records, evolution.ask(), strict=False):
+            assert candidate.criterion == record.criterion
+            for committed in evolution.tell(candidate.index, record.outcome):
+                copy.append(committed, {})
         seconds = time.perf_counter() - began
         copy.close()
-    return seconds / count
+    return seconds / len(real.records)
 
 
-def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: list[Record]) -> float:
+def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     """Return a worker's seconds a candidate: those decided by the driver cost it none."""
-    states = real.states()
-    evaluator.evaluate(real.candidate(chosen[0], states))  # warms up
+    candidates = real.candidates()
+    evaluator.evaluate(candidates[chosen[0].index])  # warms up
     began = time.perf_counter()
     for record in track(chosen, "our way", transient=True):
-        if record.tokens or record.outcome == "evaluated":
-            evaluator.evaluate(real.candidate(record, states))
+        if record.outcome.tokens:
+            evaluator.evaluate(candidates[record.index])
     return (time.perf_counter() - began) / len(chosen)
 
 
-def _seconds_in_full(evaluator: Evaluator, chosen: list[Record]) -> float:
+def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     """Return a resident worker's seconds a candidate when it knows texts alone and never stops."""
     setup = evaluator.setup
-    evaluator.setup = type(setup)(**{**vars(setup), "stages": (), "hopeless": float("inf")})
-    asked = [record for record in chosen if not record.reason.startswith("same text")]
+    evaluator.setup = replace(setup, stages=(), hopeless=float("inf"))
+    novel = [r for r in chosen if not r.outcome.reason.startswith("same text")]
     # Every candidate costs the same here, but for the metric's own price: a sample is enough.
-    sample = random.Random(0).sample(asked, min(len(asked), 30))
+    sample = random.Random(0).sample(novel, min(len(novel), 30))
     began = time.perf_counter()
     for record in track(sample, "resident, all in full", transient=True):
-        evaluator.evaluate(Candidate(record.index, record.metric, record.group))
+        evaluator.evaluate(Candidate(record.index, record.criterion))
     seconds = (time.perf_counter() - began) / len(sample)
     evaluator.setup = setup
-    return seconds * len(asked) / len(chosen)
+    return seconds * len(novel) / len(chosen)
 
 
 def _seconds_plain(real: RealRun, calibration: int | None) -> float:
     """Return the seconds of one candidate, Wanda, by the plain way."""
-    subjects = range(len(real.plan.subjects))
+    subjects = range(len(real.experiment.subjects))
     return sum(_seconds_plain_on(real, subject, calibration) for subject in subjects)
 
 
 def _seconds_plain_on(real: RealRun, subject: int, calibration: int | None) -> float:
     """Load one model and collect its statistics, then prune and measure for each of its tasks."""
-    texts = real.plan.windows[subject]
+    texts = real.experiment.windows[subject]
     windows = texts["calibration"].tokens[:calibration]
     began = time.perf_counter()
-    store = ResidentStore(load_model(real.plan.subjects[subject].model, "float32"))
+    store = ResidentStore(load_model(real.experiment.subjects[subject].model, "float32"))
     collecting = time.perf_counter()
     statistics = collect(store, windows, frozenset({"X", "G"}))
     collected = time.perf_counter()
-    for task in (task for task in real.plan.tasks if task.subject == subject):
+    for task in (task for task in real.experiment.tasks if task.subject == subject):
         with torch.no_grad():
             for name, layer in linear_layers(store.model).items():
                 leaves = statistics.of(name)
-                scores = BASELINES["wanda"].metric.score(W=layer.weight.abs(), **leaves)
+                scores = BASELINES["wanda"].criterion.metric.score(W=layer.weight.abs(), **leaves)
                 lowest = torch.sort(scores, dim=1, stable=True).indices
                 layer.weight.scatter_(1, lowest[:, : int(scores.shape[1] * task.sparsity)], 0)
         window_losses(store, texts["fitness"].tokens)

@@ -17,10 +17,10 @@ from tables import conditions, show, write_json
 from evaluation.corpus import token_windows
 from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
 from pruning.leaves import LEAF_SETS
 from pruning.masks import NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
-from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import EMBEDDED, load_tokenizer
 from search.fitness import perplexity_of
@@ -28,8 +28,8 @@ from search.fitness import perplexity_of
 SPARSITIES = (0.5, 0.6, 0.7)
 LEAVES = frozenset(LEAF_SETS["extended"])
 
-Named = dict[str, tuple[Metric, str]]
-"""Metric and group by name."""
+Named = dict[str, Criterion]
+"""What is compared, by name."""
 
 
 def main(
@@ -40,18 +40,20 @@ def main(
 ) -> None:
     """Print one table."""
     keep_freed_memory()
-    named: Named = {name: (one.metric, one.group) for name, one in BASELINES.items()}
+    named: Named = {name: baseline.criterion for name, baseline in BASELINES.items()}
     for argument in metric:
-        found = resolve_metric(argument)
-        named[Path(argument).parent.name or argument] = (found.metric, found.group)
+        named[Path(argument).parent.name or argument] = resolve_metric(argument).criterion
     perplexities, dense = _on_model(model, seed, named)
     embedded, embedded_dense = _on_embedded(named)
     for name, value in embedded.items():
         perplexities[name]["embedded 50%"] = value
     columns = list(next(iter(perplexities.values())))
     rows = [
-        [name, group, str(one.size), *(f"{perplexities[name][column]:.2f}" for column in columns)]
-        for name, (one, group) in named.items()
+        [
+            *(name, criterion.group, str(criterion.metric.size)),
+            *(f"{perplexities[name][column]:.2f}" for column in columns),
+        ]
+        for name, criterion in named.items()
     ]
     show(
         f"{model}, bfloat16, dense {dense['test']:.2f} on the test text, {dense['other']:.2f} on "
@@ -59,7 +61,7 @@ def main(
         ["metric", "group", "size", *columns],
         rows,
     )
-    texts = {name: {"metric": one.text, "group": group} for name, (one, group) in named.items()}
+    texts = {name: {"metric": c.text, "group": c.group} for name, c in named.items()}
     figures = {"dense": {**dense, "embedded": embedded_dense}, "metrics": texts}
     write_json(json, {**conditions("bfloat16"), **figures, "perplexity": perplexities})
 
@@ -76,14 +78,15 @@ def _on_model(
 
     dense = {"test": perplexity(resident.dense), "other": on_other()}
     found: dict[str, dict[str, float]] = {}
-    for name, (metric, group) in track(named.items(), "measuring", transient=True):
-        targets = {f"{sparsity:.0%}": Target(sparsity, group_of(group)) for sparsity in SPARSITIES}
+    for name, criterion in track(named.items(), "measuring", transient=True):
+        group = group_of(criterion.group)
+        targets = {f"{sparsity:.0%}": Target(sparsity, group) for sparsity in SPARSITIES}
         targets["2:4"] = Target(0.5, NOfM(2, 4))
         found[name] = {
-            column: pruned_perplexity(resident, metric, target)
+            column: pruned_perplexity(resident, criterion.metric, target)
             for column, target in targets.items()
         }
-        resident.prune(metric.text, targets["50%"])
+        resident.prune(criterion.metric, targets["50%"])
         found[name]["other text 50%"] = on_other()
     return found, dense
 
@@ -96,8 +99,8 @@ def _on_embedded(named: Named) -> tuple[dict[str, float], float]:
     }
     resident = calibrated(EMBEDDED, "float32", windows, LEAVES)
     found = {
-        name: pruned_perplexity(resident, metric, Target(0.5, group_of(group)))
-        for name, (metric, group) in named.items()
+        name: pruned_perplexity(resident, criterion.metric, Target(0.5, group_of(criterion.group)))
+        for name, criterion in named.items()
     }
     return found, perplexity(resident.dense)
 

@@ -7,8 +7,9 @@ matters.
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -32,31 +33,33 @@ def main(
 ) -> None:
     """Print one table."""
     real = RealRun(run)
-    evaluator = real.evaluator(stages=())
+    evaluator = real.evaluator(replace(real.experiment.setup, stages=()))
     evaluated = [record for record in real.records if record.fitness is not None]
     sample = random.Random(seed).sample(evaluated, min(candidates, len(evaluated)))
     nll, kl, truth = _measure(evaluator, sample)
     better = truth.argsort()[: len(truth) // 2]
     counts = [count for count in WINDOWS if count <= nll.shape[1]]
     length = evaluator.residents[0].windows["fitness"].shape[1]
-    figures: dict[str, Any] = {"candidates": len(truth), "tokens": [c * length for c in counts]}
+    tokens = [count * length for count in counts]
+    ranked: dict[str, list[float]] = {}
     for name, losses in (("nll", nll), ("kl", kl)):
         means = [losses[:, :count].mean(1) for count in counts]
-        figures[name] = [_rank_correlation(mean, truth) for mean in means]
-        figures[f"{name}_better_half"] = [
+        ranked[name] = [_rank_correlation(mean, truth) for mean in means]
+        ranked[f"{name}_better_half"] = [
             _rank_correlation(mean[better], truth[better]) for mean in means
         ]
     columns = ("nll", "kl", "nll_better_half", "kl_better_half")
     rows = [
-        [str(tokens), *(f"{figures[column][i]:.3f}" for column in columns)]
-        for i, tokens in enumerate(figures["tokens"])
+        [str(count), *(f"{ranked[column][i]:.3f}" for column in columns)]
+        for i, count in enumerate(tokens)
     ]
     show(
         f"rank correlation with NLL on the selection text, {len(truth)} candidates of {run.name}",
         ["fitness tokens", "NLL", "KL", "NLL, better half", "KL, better half"],
         rows,
     )
-    write_json(json, {**conditions(real.config.dtype), **figures})
+    figures = {"candidates": len(truth), "tokens": tokens, **ranked}
+    write_json(json, {**conditions(real.experiment.config.dtype), **figures})
 
 
 def _measure(evaluator: Evaluator, sample: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +69,8 @@ def _measure(evaluator: Evaluator, sample: list[Record]) -> tuple[Tensor, Tensor
     hidden = final_hidden(resident.store, windows)
     rows = []
     for record in track(sample, "measuring", transient=True):
-        with resident.pruned(record.metric, task.target(record.group)):
+        criterion = record.criterion
+        with resident.pruned(criterion.metric, task.target(criterion.group)):
             divergences = window_divergences(resident.store, windows, hidden)
             selection = torch.tensor(resident.losses("selection"))
             rows.append((resident.measure(0, None), divergences, selection.mean()))

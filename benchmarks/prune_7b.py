@@ -9,9 +9,7 @@ it begins:
 - plain: on a 1.3B shape, the engine beside the plain way with the whole model in memory.
 """
 
-import json as json_files
 import random
-import re
 import shutil
 import signal
 import sys
@@ -19,14 +17,25 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from measured import ROOT, Measured, copy_seconds, drop_cache, measure
+from pruning_results import (
+    BARS,
+    Kills,
+    Leg,
+    Perplexity,
+    Result,
+    read_digest,
+    read_seconds,
+    show_kills,
+    show_metrics,
+    show_ways,
+)
 from shapes import LLAMA_1_3B, LLAMA_7B, Shape, make_checkpoint
-from tables import LOCAL_WIKITEXT2, conditions, show, wikitext2_corpora, write_json
+from tables import LOCAL_WIKITEXT2, conditions, wikitext2_corpora, write_json
 from typer import Option
 
 PARTS = ("7b", "kill", "plain")
@@ -39,9 +48,6 @@ RESUME_OPTIONS = ["--resume"]
 
 KILLED_BETWEEN = (0.15, 0.85)
 """Fractions of the time that is left, between which a run is killed."""
-
-BARS = {"memory": 0.25, "time": 1.6}
-"""The engine's share of the plain way's memory and time that is still good enough."""
 
 DISK_FACTOR = 4
 """Disk needed, in checkpoints: the dense one, a result, an fp32 number a weight set aside."""
@@ -104,15 +110,16 @@ class Setting:
         command = [sys.executable, str(ROOT / "run_prune.py"), *files, *fixed, *more]
         return measure(command, out.parent / "log.txt", kill_after)
 
-    def pruned(self, *metric: str) -> dict[str, Any]:
-        """Prune to the end, remove the result, and return its figures."""
+    def pruned(self, *metric: str) -> Result:
+        """Prune to the end, and remove the files that it left."""
         with tempfile.TemporaryDirectory(dir=self.work) as room:
             out = Path(room) / "out"
-            measured = self.engine(out, metric, [])
-            parts = _seconds_by_part(out.parent / "log.txt")
-            figures = {**_figures(measured), **_outcome(out), "seconds_by_part": parts}
-        _say(f"{metric[0]}: {measured.seconds:.1f} s, peak {measured.peak_gib:.2f} GiB")
-        return figures
+            took = self.engine(out, metric, [])
+            perplexity = Perplexity.read(out / "pruning_report.json")
+            parts = read_seconds(out.parent / "log.txt")
+            result = Result(took, read_digest(out), perplexity, parts)
+        _say(f"{metric[0]}: {took.seconds:.1f} s, peak {took.peak_gib:.2f} GiB")
+        return result
 
 
 def main(
@@ -133,7 +140,7 @@ def main(
     _check_disk(folder, large if chosen != ["plain"] else small)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an error, so that files go
     protocol = Protocol(memory, samples, seqlen, eval_windows, seed)
-    figures: dict[str, Any] = {**conditions("float32"), "protocol": asdict(protocol)}
+    figures = {**conditions("float32"), "protocol": asdict(protocol)}
     try:
         if chosen != ["plain"]:
             with tempfile.TemporaryDirectory(dir=folder, prefix="prune-7b-") as work:
@@ -162,144 +169,73 @@ def _check_disk(folder: Path, shape: Shape) -> None:
         raise typer.BadParameter(text)
 
 
-def _large_parts(setting: Setting, chosen: list[str], figures: dict[str, Any]) -> None:
+def _large_parts(setting: Setting, chosen: list[str], figures: dict[str, object]) -> None:
     """Make the 7B shape once and run the parts on it; `figures` grows with each measurement."""
     figures["shape"], figures["made"] = asdict(setting.shape), setting.make()
-    metrics: dict[str, Any] = {}
+    results: dict[str, Result] = {}
     if "7b" in chosen:
-        figures["io_seconds"] = copy_seconds(setting.checkpoint, setting.work / "copy")
-        _say(f"the disk alone: {figures['io_seconds']:.1f} s to read and write it once")
-        figures["metrics"] = metrics
+        io_seconds = copy_seconds(setting.checkpoint, setting.work / "copy")
+        _say(f"the disk alone: {io_seconds:.1f} s to read and write it once")
+        shown: dict[str, dict[str, object]] = {}
+        figures |= {"io_seconds": io_seconds, "metrics": shown}
         for metric in METRICS:
-            found = setting.pruned(metric)
-            metrics[metric] = {**found, "io_ratio": found["seconds"] / figures["io_seconds"]}
-        _show_metrics(setting, metrics, figures["io_seconds"])
+            result = results[metric] = setting.pruned(metric)
+            ratio = result.took.seconds / io_seconds
+            shown[metric] = {**asdict(result), "io_ratio": ratio}
+        show_metrics(_title(setting), results, io_seconds)
     if "kill" in chosen:
-        undisturbed = metrics.get(KILLED_METRIC) or setting.pruned(KILLED_METRIC)
-        figures["kill"] = _kill(setting, undisturbed)
-        _show_kill(figures["kill"])
+        undisturbed = results.get(KILLED_METRIC) or setting.pruned(KILLED_METRIC)
+        kills = _kill(setting, undisturbed)
+        figures["kill"] = {**asdict(kills), "equal": kills.equal, "seconds": kills.seconds}
+        show_kills(KILLED_METRIC, kills)
 
 
-def _kill(setting: Setting, undisturbed: dict[str, Any]) -> dict[str, Any]:
-    """Kill a run twice and resume it each time; return its legs and whether its result is equal."""
-    draw, left = random.Random(setting.protocol.seed), undisturbed["seconds"]
+def _kill(setting: Setting, undisturbed: Result) -> Kills:
+    """Kill a run twice and resume it each time."""
+    draw, left = random.Random(setting.protocol.seed), undisturbed.took.seconds
     moments = []
     for _ in range(2):
         moments.append(draw.uniform(*KILLED_BETWEEN) * left)
         left -= moments[-1]
-    legs: list[dict[str, Any]] = []
+    legs: list[Leg] = []
     with tempfile.TemporaryDirectory(dir=setting.work) as room:
         out = Path(room) / "out"
         for kill_after in (*moments, None):
             more = RESUME_OPTIONS if legs else []
-            leg = setting.engine(out, [KILLED_METRIC], more, kill_after)
-            legs.append({"kill_after": kill_after, "killed": leg.killed, **_figures(leg)})
-            _say(f"{KILLED_METRIC}: {'killed' if leg.killed else 'ended'} at {leg.seconds:.1f} s")
-            if not leg.killed:  # it may end before its second moment
+            took = setting.engine(out, [KILLED_METRIC], more, kill_after)
+            legs.append(Leg(kill_after, took))
+            _say(f"{KILLED_METRIC}: {'killed' if took.killed else 'ended'} at {took.seconds:.1f} s")
+            if not took.killed:  # it may end before its second moment
                 break
-        outcome = _outcome(out)
-    return {
-        "undisturbed": undisturbed,
-        "legs": legs,
-        "sha256": outcome["sha256"],
-        "equal": outcome["sha256"] == undisturbed["sha256"],
-        "seconds": sum(leg["seconds"] for leg in legs),
-    }
+        return Kills(undisturbed, legs, read_digest(out))
 
 
-def _plain(setting: Setting) -> dict[str, Any]:
+def _plain(setting: Setting) -> dict[str, object]:
     """Measure the engine and the plain way on one checkpoint, and show them."""
-    figures: dict[str, Any] = {"shape": asdict(setting.shape), "made": setting.make()}
-    figures["engine"] = setting.pruned("mul(W, G)", "--group", "row")
+    made = setting.make()
+    engine = setting.pruned("mul(W, G)", "--group", "row")
     with tempfile.TemporaryDirectory(dir=setting.work) as room:
         out = Path(room) / "out"
         files = ["--model", str(setting.checkpoint), "--out", str(out)]
         script = str(ROOT / "benchmarks" / "plain_way.py")
         drop_cache(setting.checkpoint)
         command = [sys.executable, script, *files, *setting.protocol.windows()]
-        measured = measure(command, Path(room) / "log.txt")
-        figures["plain"] = {**_figures(measured), **_read_json(out / "perplexity.json")}
-    engine, plain = figures["engine"], figures["plain"]
-    figures["ratios"] = {
-        "memory": engine["peak_rss_gib"] / plain["peak_rss_gib"],
-        "time": engine["seconds"] / plain["seconds"],
+        took = measure(command, Path(room) / "log.txt")
+        perplexity = Perplexity.read(out / "perplexity.json")
+    ratios = {
+        "memory": engine.took.peak_gib / took.peak_gib,
+        "time": engine.took.seconds / took.seconds,
     }
-    figures["bars"] = BARS
-    _show_plain(setting, figures)
-    return figures
-
-
-def _figures(measured: Measured) -> dict[str, float]:
+    ways = {"engine": (engine.took, engine.perplexity), "plain": (took, perplexity)}
+    show_ways(f"mul(W, G) per row, {_title(setting)}", ways, ratios)
     return {
-        "seconds": measured.seconds,
-        "peak_rss_gib": measured.peak_gib,
-        "peak_rss_with_files_gib": measured.peak_with_files_gib,
+        "shape": asdict(setting.shape),
+        "made": made,
+        "engine": asdict(engine),
+        "plain": {"took": asdict(took), "perplexity": asdict(perplexity)},
+        "ratios": ratios,
+        "bars": BARS,
     }
-
-
-def _outcome(out: Path) -> dict[str, Any]:
-    """Return what a result says of itself: one hash of its files, perplexities, time by part."""
-    report = _read_json(out / "pruning_report.json")
-    sums = _read_json(out / "pruning_recipe.json")["sha256"]
-    lines = "".join(f"{name} {sums[name]}\n" for name in sorted(sums))
-    figures = {key: report[key] for key in ("dense_perplexity", "pruned_perplexity")}
-    return {"sha256": sha256(lines.encode()).hexdigest(), **figures}
-
-
-def _seconds_by_part(log: Path) -> dict[str, float]:
-    """Return the seconds of each stage, from the lines that the engine ends it with."""
-    ends = re.findall(r"^(.+): (\d+)/\2 \((\d+\.\d) s\)$", log.read_text(encoding="utf-8"), re.M)
-    return {stage: float(seconds) for stage, _, seconds in ends}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json_files.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _show_metrics(setting: Setting, metrics: dict[str, Any], io_seconds: float) -> None:
-    rows = [
-        [name, *_memory_and_time(found), f"{found['io_ratio']:.2f}", found["sha256"][:12]]
-        for name, found in metrics.items()
-    ]
-    title = f"{_title(setting)}; read and written once in {io_seconds:.1f} s"
-    show(title, ["metric", "GiB", "with files", "seconds", "of the disk's", "sha256"], rows)
-    by_part = {name: found.get("seconds_by_part", {}) for name, found in metrics.items()}
-    if any(by_part.values()):
-        lines = [
-            [name, ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())]
-            for name, parts in by_part.items()
-        ]
-        show("the engine's own clock", ["metric", "seconds by part"], lines)
-
-
-def _show_kill(figures: dict[str, Any]) -> None:
-    rows = [["undisturbed", *_memory_and_time(figures["undisturbed"])]]
-    for number, leg in enumerate(figures["legs"], 1):
-        rows.append([f"{number}, {'killed' if leg['killed'] else 'ended'}", *_memory_and_time(leg)])
-    rows.append(["all", "", "", f"{figures['seconds']:.1f}"])
-    kills = sum(leg["killed"] for leg in figures["legs"])
-    same = "the same files as" if figures["equal"] else "OTHER FILES than"
-    title = f"{KILLED_METRIC}, killed {kills} times and resumed: {same} undisturbed"
-    show(title, ["leg", "GiB", "with files", "seconds"], rows)
-
-
-def _show_plain(setting: Setting, figures: dict[str, Any]) -> None:
-    rows = []
-    for name in ("engine", "plain"):
-        found = figures[name]
-        perplexities = [f"{found[f'{state}_perplexity']:.1f}" for state in ("dense", "pruned")]
-        rows.append([name, *_memory_and_time(found), *perplexities])
-    ratios = {name: f"{ratio:.3f}" for name, ratio in figures["ratios"].items()}
-    rows.append(["engine / plain", ratios["memory"], "", ratios["time"], "", ""])
-    rows.append(["bar", f"{BARS['memory']}", "", f"{BARS['time']}", "", ""])
-    title = f"mul(W, G) per row, {_title(setting)}"
-    show(title, ["way", "GiB", "with files", "seconds", "dense", "pruned"], rows)
-
-
-def _memory_and_time(found: dict[str, Any]) -> list[str]:
-    keys = ("peak_rss_gib", "peak_rss_with_files_gib")
-    return [*(f"{found[key]:.2f}" for key in keys), f"{found['seconds']:.1f}"]
 
 
 def _title(setting: Setting) -> str:

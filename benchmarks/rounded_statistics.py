@@ -10,7 +10,7 @@ embedded report text: documentation of a programming language.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -21,10 +21,10 @@ from torch import Tensor
 from evaluation.corpus import token_windows
 from evaluation.perplexity import perplexity, window_losses
 from pruning.baselines import NAMED
+from pruning.criterion import Criterion
 from pruning.leaves import LEAVES, Statistics
 from pruning.masks import DegenerateScores, Target, group_of, select
 from pruning.memory import keep_freed_memory
-from pruning.metric import Metric
 from pruning.models import EMBEDDED, load_model, load_tokenizer
 from pruning.operators import MATRIX
 from pruning.recipe import LayerScores
@@ -34,9 +34,9 @@ from pruning.walk import collect
 FOUND = "mul(exp(mul(0.48, tanh(mul(2, colmean(quot(M, G)))))), mul(G, W))"
 """What a search on SmolLM2 ended with; its group is `model`."""
 
-METRICS = {name: (NAMED[name].text, NAMED[name].group) for name in ("snip", "gblm", "pruner-zero")}
-METRICS |= {name: (NAMED[name].text, NAMED[name].group) for name in ("wanda", "movement")}
-METRICS |= {"found": (FOUND, "model")}
+_BASELINES = ("snip", "gblm", "pruner-zero", "wanda", "movement")
+CRITERIA = {name: NAMED[name].criterion for name in _BASELINES}
+CRITERIA["found"] = Criterion.parse(FOUND, "model")
 
 ROUNDINGS = {
     "bf16": (torch.bfloat16, False),
@@ -47,6 +47,10 @@ ROUNDINGS = {
 
 SPARSITY = 0.5
 
+Cases = dict[str, dict[str, float] | None]
+"""By kind of statistics, the share of masks that differs and the perplexities; None where a score
+is not finite."""
+
 
 @dataclass
 class Bench:
@@ -56,11 +60,11 @@ class Bench:
     dense: Mapping[str, Tensor]
     texts: Mapping[str, Tensor]
 
-    def masks(self, metric: str, group: str, statistics: Statistics) -> dict[str, Tensor] | None:
+    def masks(self, criterion: Criterion, statistics: Statistics) -> dict[str, Tensor] | None:
         """Return all masks by layer; None if a score is not finite."""
-        scores = LayerScores(Metric.parse(metric), self.dense, statistics.of)
+        scores = LayerScores(criterion.metric, self.dense, statistics.of)
         try:
-            return dict(select(scores, Target(SPARSITY, group_of(group))))
+            return dict(select(scores, Target(SPARSITY, group_of(criterion.group))))
         except DegenerateScores:
             return None
 
@@ -97,8 +101,8 @@ def main(
     none_gone = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in bench.dense.items()}
     dense = bench.perplexities(none_gone)
     found = {
-        name: _compare(bench, *metric, statistics)
-        for name, metric in track(METRICS.items(), "measuring", transient=True)
+        name: _compare(bench, criterion, statistics)
+        for name, criterion in track(CRITERIA.items(), "measuring", transient=True)
     }
     show(
         f"{model}, float32 passes, {SPARSITY:.0%}, dense {dense['test']:.2f} on the test text, "
@@ -110,14 +114,13 @@ def main(
     write_json(json, {**conditions("float32"), **figures, "metrics": found})
 
 
-def _compare(bench: Bench, metric: str, group: str, statistics: Statistics) -> dict[str, Any]:
-    """Return, by kind of statistics, the share of masks that differs and the perplexities."""
-    exact = bench.masks(metric, group, statistics)
-    assert exact is not None, metric
-    cases: dict[str, Any] = {"fp32": {"differing": 0.0, **bench.perplexities(exact)}}
+def _compare(bench: Bench, criterion: Criterion, statistics: Statistics) -> Cases:
+    exact = bench.masks(criterion, statistics)
+    assert exact is not None, criterion
+    cases: Cases = {"fp32": {"differing": 0.0, **bench.perplexities(exact)}}
     total = sum(mask.numel() for mask in exact.values())
     for name, (dtype, all_of_them) in ROUNDINGS.items():
-        masks = bench.masks(metric, group, _rounded(statistics, dtype, all_of_them))
+        masks = bench.masks(criterion, _rounded(statistics, dtype, all_of_them))
         if masks is None:
             cases[name] = None
             continue
@@ -138,8 +141,8 @@ def _rounded(statistics: Statistics, dtype: torch.dtype, all_of_them: bool) -> S
     )
 
 
-def _rows(name: str, cases: Mapping[str, Any]) -> list[list[str]]:
-    group = METRICS[name][1]
+def _rows(name: str, cases: Cases) -> list[list[str]]:
+    group = CRITERIA[name].group
     return [
         [name, group, kind, "not finite", "", ""]
         if case is None

@@ -10,27 +10,27 @@ as texts, as simplified texts, as masks.
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import Progress
 from tables import conditions, show, write_json
 
 from configs import schema
-from configs.schema import Config
 from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
-from search.evolution import evolve
+from search.breeding.primitives import primitive_set
+from search.breeding.simplify import simplify
+from search.breeding.variation import random_metric, seeded
+from search.evolution import Evolution
+from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe
-from search.fitness import Evaluator, InProcessPool
-from search.launch import settings_of, setup_of
-from search.plan import load_plan
+from search.fitness import Evaluator
 from search.population import Candidate, State
-from search.primitives import primitive_set
-from search.simplify import simplify
-from search.variation import Variation, random_metric, seeded
 
 VARIANTS: dict[str, list[str]] = {
     "evolution": [],
@@ -64,7 +64,7 @@ def main(
 ) -> None:
     """Print two tables."""
     base = ["search.seeds=[]", "search.candidates=1000000", *(overrides or [])]
-    plain = schema.load(config, base)
+    plain = resolve(schema.load(config, base)).read_texts()
     bench = _Bench(plain)
     targets = {name: bench.fitness_of(name) for name in TARGETS}
     traces: dict[str, list[Trace]] = {variant: [] for variant in VARIANTS}
@@ -73,85 +73,76 @@ def main(
         # Seed by seed, so that a machine that slows down slows all variants.
         for seed in range(seeds):
             for variant, changes in VARIANTS.items():
-                changed = schema.load(config, [*base, f"search.seed={seed}", *changes])
-                traces[variant].append(bench.search(changed, seconds, targets))
+                changed = resolve(schema.load(config, [*base, f"search.seed={seed}", *changes]))
+                there = replace(changed, windows=plain.windows)
+                traces[variant].append(bench.search(there, seconds, targets))
                 progress.advance(task)
     counts = _count(plain, bench.fingerprints, trees)
     _print(plain, traces, targets, seconds, counts)
     found = {name: [vars(trace) for trace in runs] for name, runs in traces.items()}
     figures = {"seconds": seconds, "targets": targets, "runs": found, "trees": counts}
-    write_json(json, {**conditions(plain.dtype), **figures})
+    write_json(json, {**conditions(plain.config.dtype), **figures})
 
 
 class _Bench:
     """Models and statistics that all searches share."""
 
-    def __init__(self, config: Config) -> None:
-        self.plan = load_plan(config)
-        self.evaluator = Evaluator(setup_of(config, self.plan))
+    def __init__(self, experiment: Experiment) -> None:
+        self.evaluator = Evaluator(experiment.setup)
         probes = []
-        for subject in range(len(self.plan.subjects)):
-            self.evaluator.collect_statistics(subject)
+        for subject in range(len(experiment.subjects)):
+            statistics = self.evaluator.collect_statistics(subject)
+            self.evaluator.use_statistics(subject, statistics)
             probes.append(Probe.from_tensors(self.evaluator.probe_tensors(subject)))
-        tasks = [(probes[task.subject], task.target) for task in self.plan.tasks]
-        self.fingerprints = Fingerprints(tasks)
-        self.evaluator.evaluate(Candidate(0, "W", "row"))  # warms up
+        self.fingerprints = Fingerprints(
+            [(probes[task.subject], task.target) for task in experiment.tasks]
+        )
+        self.evaluator.evaluate(Candidate(0, Criterion.parse("W", "row")))  # warms up
 
     def fitness_of(self, name: str) -> float:
         """Return a baseline's fitness."""
-        outcome = self.evaluator.evaluate(Candidate(0, BASELINES[name].text, BASELINES[name].group))
+        outcome = self.evaluator.evaluate(Candidate(0, BASELINES[name].criterion))
         assert outcome.fitness is not None
         return outcome.fitness
 
-    def search(self, config: Config, seconds: float, targets: dict[str, float]) -> Trace:
+    def search(self, experiment: Experiment, seconds: float, targets: Mapping[str, float]) -> Trace:
         """Search until the time is over."""
-        self.evaluator.setup = setup_of(config, self.plan)
-        tasks = Fingerprints(self.fingerprints.tasks)  # with no mask remembered
-        mark = tasks.fingerprint if config.search.fingerprint else None
-        began = time.perf_counter()
+        self.evaluator.setup = experiment.setup
+        marks = Fingerprints(self.fingerprints.tasks)  # with no mask remembered
+        known = marks if experiment.config.search.fingerprint else None
+        evolution = Evolution(experiment.settings, known, State())
+        began, evaluated = time.perf_counter(), 0
         reached: dict[str, float | None] = dict.fromkeys(targets)
-        state, evaluated = State(), 0
-        for record, state, _ in evolve(
-            settings_of(config, tasks),
-            mark,
-            InProcessPool(self.evaluator),
-            State(),
-            [],
-            stopping=lambda: time.perf_counter() - began > seconds,
-        ):
-            evaluated += record.outcome == "evaluated"
+        # Told at once, each is followed by the next.
+        for candidate in evolution.ask():
+            outcome = candidate.decided or self.evaluator.evaluate(candidate)
+            evolution.tell(candidate.index, outcome)
+            evaluated += outcome.kind == "evaluated"
+            passed, best = time.perf_counter() - began, evolution.state.best
             for name, fitness in targets.items():
-                if reached[name] is None and state.best and state.best.rank[0] <= fitness:
-                    reached[name] = time.perf_counter() - began
-        best = state.best.rank[0] if state.best else math.inf
-        return Trace(best, state.committed, evaluated, reached)
+                if reached[name] is None and best and best.rank[0] <= fitness:
+                    reached[name] = passed
+            if passed > seconds:
+                break
+        fitness = evolution.state.best.rank[0] if evolution.state.best else math.inf
+        return Trace(fitness, evolution.state.committed, evaluated, reached)
 
 
-def _count(config: Config, fingerprints: Fingerprints, trees: int) -> dict[str, Any]:
+def _count(experiment: Experiment, fingerprints: Fingerprints, trees: int) -> dict[str, int]:
     """Count random trees of the release's primitives as texts and as masks, in rows."""
-    search = config.search
-    variation = Variation(
-        primitives=primitive_set("release"),
-        min_initial_depth=search.min_initial_depth,
-        max_initial_depth=search.max_initial_depth,
-        max_depth=search.max_depth,
-        max_size=search.max_size,
-        crossover=0,
-        mutation=0,
-        mutations={},
-    )
+    variation = replace(experiment.settings.variation, primitives=primitive_set("release"))
     texts, simplified, masks = set(), set(), set()
     degenerate = 0
     for index in range(trees):
         with seeded(0, index):
             metric = random_metric(variation)
         texts.add(metric.text)
-        simple = simplify(metric, "row").text
+        simple = simplify(Criterion(metric, "row"))
         if simple in simplified:
             continue
         simplified.add(simple)
         try:
-            masks.add(fingerprints.fingerprint(simple, "row"))
+            masks.add(fingerprints.fingerprint(simple))
         except DegenerateScores:
             degenerate += 1
     return {
@@ -164,11 +155,11 @@ def _count(config: Config, fingerprints: Fingerprints, trees: int) -> dict[str, 
 
 
 def _print(
-    config: Config,
-    traces: dict[str, list[Trace]],
-    targets: dict[str, float],
+    experiment: Experiment,
+    traces: Mapping[str, list[Trace]],
+    targets: Mapping[str, float],
     seconds: float,
-    counts: dict[str, Any],
+    counts: Mapping[str, int],
 ) -> None:
     rows = []
     for variant, runs in traces.items():
@@ -184,7 +175,7 @@ def _print(
             row.append(f"{text} ({len(hits)} of {len(runs)})")
         rows.append(row)
     show(
-        f"{config.model}, {config.all_tasks[0].name}, {seconds:.0f} s each, "
+        f"{experiment.config.model}, {experiment.tasks[0].name}, {seconds:.0f} s each, "
         f"{len(next(iter(traces.values())))} seeds",
         [
             "search",

@@ -3,10 +3,10 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +25,7 @@ def wikitext2_corpora() -> tuple[str, str]:
     return "wikitext2", "wikitext2"
 
 
-def conditions(dtype: str) -> dict[str, Any]:
+def conditions(dtype: str) -> dict[str, object]:
     """Return what a figure depends on besides the code: cores, dtype, versions, date."""
     return {
         "cores": os.cpu_count(),
@@ -46,7 +46,7 @@ def show(title: str, headings: list[str], rows: list[list[str]]) -> None:
     Console(highlight=False, width=110).print(table)
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+def write_json(path: Path | None, figures: Mapping[str, object]) -> None:
     """Write the figures, if a path was given."""
     if path:
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

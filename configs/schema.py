@@ -1,18 +1,48 @@
 """The config: every knob, typed, with unit, range and default. Unknown keys are refused."""
 
+import copy
 import difflib
-import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from configs.yaml_text import NO_YAML, read_yaml
+from plain_files import read_bytes
 
 DEFAULT = Path(__file__).parent / "embedded.yaml"
 """The experiment that runs when no config is named: needs no network and no other file."""
 
 
+MOST_BYTES = 300_000
+"""Longest config that is read: one with thousands of seeds is shorter."""
+
+MOST_TOKENS = 2**24
+"""Tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _can_be_a_path(text: str) -> str:
+    """Refuse what no file system takes as a path; to ask one about it is an error of its own."""
+    if len(text) > 4096 or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise ValueError("must have at most 255 bytes between slashes, and 4096 characters")
+    return text
+
+
+Place = Annotated[str, AfterValidator(_can_be_a_path)]
+"""The name of something, or a path to it."""
 
 ROLES = ("calibration", "fitness", "selection", "report")
 """What the four texts of an experiment are for."""
@@ -25,20 +55,27 @@ class _Section(BaseModel):
 class Text(_Section):
     """Token windows of a corpus."""
 
-    corpus: str = Field(
+    corpus: Place = Field(
         description="embedded, wikitext2, c4, ptb, or a .txt, .jsonl, .parquet file"
     )
     split: str = Field(description="split and slice, such as validation[:50%]")
-    windows: int | None = Field(ge=1, description="how many; null: the whole text")
-    length: int = Field(ge=2, description="tokens in a window")
-    seed: int | None = Field(
-        default=None, ge=0, description="of random window starts; null: spread evenly"
+    windows: Count | None = Field(
+        description="how many, of at most 2^24 tokens together; null: the whole text"
+    )
+    length: int = Field(ge=2, le=MOST_TOKENS, description="tokens in a window")
+    seed: Seed | None = Field(
+        default=None, description="of random window starts; null: spread evenly"
     )
 
     @model_validator(mode="after")
     def _check(self) -> "Text":
         if self.windows is None and self.seed is not None:
             raise ValueError(f"seed must be null where windows is null, got {self.seed}")
+        if (self.windows or 1) * self.length > MOST_TOKENS:
+            raise ValueError(
+                f"windows x length must be at most {MOST_TOKENS} tokens, got {self.windows} x "
+                f"{self.length}"
+            )
         return self
 
 
@@ -58,10 +95,10 @@ class Pruning(_Section):
     )
 
 
-class Task(_Section):
+class TaskEntry(_Section):
     """One of several things that a candidate is asked to do; what is null is the experiment's."""
 
-    model: str | None = None
+    model: Place | None = None
     dtype: Dtype | None = None
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     pattern: str | None = Field(default=None, pattern=PATTERN)
@@ -71,17 +108,28 @@ class Task(_Section):
     selection: Text | None = None
     report: Text | None = None
 
+
+class Task(_Section):
+    """A task with everything filled in."""
+
+    model: str
+    dtype: Dtype
+    sparsity: float
+    pattern: str
+    weight: float = 1.0
+    calibration: Text
+    fitness: Text
+    selection: Text
+    report: Text
+
     @property
     def texts(self) -> dict[str, Text]:
-        """The four texts by role, of a task that is filled in."""
-        texts = {role: getattr(self, role) for role in ROLES}
-        assert all(texts.values())
-        return texts
+        """The four texts by role."""
+        return {role: getattr(self, role) for role in ROLES}
 
     @property
     def name(self) -> str:
-        """The task in a few words, such as `smollm2-135m 50%`, of one that is filled in."""
-        assert self.model is not None and self.sparsity is not None
+        """The task in a few words, such as `smollm2-135m 50%`."""
         removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
         return f"{Path(self.model).name} {removed}"
 
@@ -101,11 +149,14 @@ class Mutations(_Section):
 class Search(_Section):
     """The evolutionary loop."""
 
-    seed: int = Field(default=0, ge=0)
-    candidates: int = Field(default=400, ge=1, description="children bred, whatever became of them")
-    population: int = Field(default=50, ge=2)
+    seed: Seed = 0
+    candidates: Count = Field(default=400, description="children bred, whatever became of them")
+    population: int = Field(default=50, ge=2, le=5000)
     lag: int = Field(
-        default=8, ge=0, description="outcomes a child does not wait for; 0 is the paper's loop"
+        default=8,
+        ge=0,
+        le=10**6,
+        description="outcomes a child does not wait for; 0 is the paper's loop",
     )
     primitives: Literal["release", "extended"] = Field(
         default="release", description="operators and leaves that trees are drawn from"
@@ -119,7 +170,9 @@ class Search(_Section):
         description="bred first: names, texts, metric files, run folders; model:TEXT sets a group",
     )
     pool: float = Field(default=0.5, gt=0, le=1, description="fraction of the population drawn")
-    parents: int = Field(default=10, ge=2, description="best of the pool that can be parents")
+    parents: int = Field(
+        default=10, ge=2, le=10**6, description="best of the pool that can be parents"
+    )
     crossover: float = Field(default=0.7, ge=0, le=1, description="probability")
     mutation: float = Field(default=0.6, ge=0, le=1, description="probability")
     mutations: Mutations = Mutations()
@@ -138,15 +191,15 @@ class Search(_Section):
     crowding: float = Field(
         default=0.002, ge=0, lt=1, description="masks that differ in less are one; 0 allows all"
     )
-    patience: int | None = Field(
-        default=None, ge=1, description="candidates without a better best before a new population"
+    patience: Count | None = Field(
+        default=None, description="candidates without a better best before a new population"
     )
     objective: Literal["nll", "kl"] = Field(
         default="nll", description="fitness: mean NLL, or KL divergence of dense to pruned"
     )
     simplify: bool = Field(default=True, description="bring trees to canonical form")
     fingerprint: bool = Field(default=True, description="know candidates by their mask, too")
-    stages: list[int] = Field(
+    stages: list[Annotated[int, Field(le=10**9)]] = Field(
         default=[], description="windows after which a candidate may be stopped, ascending"
     )
     slack: float = Field(
@@ -157,8 +210,8 @@ class Search(_Section):
     hopeless: float = Field(
         default=3.0, gt=0, description="NLL rise over dense, nats per token, that always stops"
     )
-    finalists: int = Field(default=10, ge=1, description="metrics scored on the selection text")
-    checkpoint_every: int = Field(default=50, ge=1, description="candidates between checkpoints")
+    finalists: Count = Field(default=10, description="metrics scored on the selection text")
+    checkpoint_every: Count = Field(default=50, description="candidates between checkpoints")
 
     @model_validator(mode="after")
     def _check(self) -> "Search":
@@ -194,10 +247,20 @@ class Ray(_Section):
 
     address: str = Field(default="local", description="local, auto, or a cluster's address")
     workers: int | None = Field(
-        default=None, ge=0, description="null: one for each GPU or core; 0: in this process"
+        default=None,
+        ge=0,
+        le=10**5,
+        description="null: one for each GPU or core; 0: in this process",
     )
-    cpus_per_worker: int = Field(default=1, ge=1, description="also its torch threads")
+    cpus_per_worker: int = Field(default=1, ge=1, le=1024, description="also its torch threads")
     gpus_per_worker: float = Field(default=0, ge=0)
+    wait_seconds: float = Field(
+        default=300, gt=0, description="how long to go on without any worker, then exit 3"
+    )
+    start_seconds: float = Field(default=600, gt=0, description="what a worker may take to start")
+    ship_model: bool = Field(
+        default=False, description="workers get the model from the driver, not from its path"
+    )
     gpu_memory: float | None = Field(
         default=None, gt=0, description="GiB that a GPU has, where that cannot be looked up"
     )
@@ -206,7 +269,7 @@ class Ray(_Section):
 class Config(_Section):
     """One experiment."""
 
-    model: str = Field(description="embedded, a Hugging Face folder or a hub id")
+    model: Place = Field(description="embedded, a Hugging Face folder or a hub id")
     dtype: Dtype = "float32"
     calibration: Text
     fitness: Text
@@ -216,12 +279,15 @@ class Config(_Section):
         default=False, description="let the report text overlap another: no honest result then"
     )
     pruning: Pruning = Pruning()
-    tasks: list[Task] = Field(
+    tasks: list[TaskEntry] = Field(
         default=[], description="several as one fitness; none: model and pruning above are it"
     )
     search: Search = Search()
     memory: Memory = Memory()
     ray: Ray = Ray()
+    trackers: list[Literal["tensorboard", "mlflow"]] = Field(
+        default=[], description="where progress is shown beside the run folder"
+    )
 
     @property
     def all_tasks(self) -> list[Task]:
@@ -233,23 +299,25 @@ class Config(_Section):
             "pattern": self.pruning.pattern,
             **{role: getattr(self, role) for role in ROLES},
         }
-        own = [{k: v for k, v in dict(task).items() if v is not None} for task in self.tasks]
-        return [Task.model_construct(**{"weight": 1.0, **whole, **one}) for one in own or [{}]]
+        entries = [{k: v for k, v in dict(entry).items() if v is not None} for entry in self.tasks]
+        return [Task(**{**whole, **entry}) for entry in entries or [{}]]
 
 
 def load(path: Path | None, overrides: list[str]) -> Config:
     """Load a YAML config and apply `key.path=value` overrides, values read as YAML.
 
     Raises:
-        ValueError: If the file is missing or malformed, or a key or value breaks its rule. One
-            line that names the key, the value and the rule.
+        ValueError: If the file is missing, no regular one, too long or malformed, or a key or
+            value breaks its rule. One line that names the key, the value and the rule.
     """
     source = path or DEFAULT
     try:
-        raw = _read_yaml(source.read_text(encoding="utf-8"))
+        content = read_bytes(source, MOST_BYTES)
     except OSError as error:
         raise ValueError(f"config {source} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    try:
+        raw = read_yaml(content.decode("utf-8"))
+    except NO_YAML as error:
         raise ValueError(
             f"config {source} is not YAML: {' '.join(str(error).split())[:200]}"
         ) from error
@@ -272,7 +340,7 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
     Raises:
         ValueError: If a text has no `=`, its value is not YAML, or its path leads through a value.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(raw))
+    result = copy.deepcopy(raw)
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path:
@@ -284,8 +352,8 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             if not isinstance(section, dict):
                 raise ValueError(f"--set {override}: {key} is a value and has no keys below it")
         try:
-            section[last] = _read_yaml(value)
-        except (yaml.YAMLError, RecursionError) as error:
+            section[last] = read_yaml(value)
+        except NO_YAML as error:
             raise ValueError(f"--set {path}: {value[:60]!r} is not a YAML value") from error
     return result
 
@@ -293,27 +361,6 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 def to_yaml(config: Config) -> str:
     """Return the resolved config as YAML, in the order of the schema; `load` reads it back."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader without YAML 1.1's numbers to base 60: 2:4 is a pattern, not 124."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in rules if not tag.endswith(":int")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
-)
-
-
-def _read_yaml(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
 
 
 def _first_problem(error: ValidationError) -> str:

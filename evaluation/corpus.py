@@ -17,23 +17,38 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from evaluation.sources import HUB_CORPORA, check_source, is_named, local_path, read_split
 
+MOST_TOKENS = 2**24
+"""Tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048. A seed could ask for any
+number of windows, as those overlap."""
+
 SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
+
+
+Provenance = dict[str, str | int | None]
+"""Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, text_sha256."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Equally long pieces of one text as token ids, (N, T) int64, and a JSON-able provenance."""
+    """Equally long pieces of one text as token ids, (N, T) int64, and where they come from."""
 
     tokens: Tensor
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 def token_windows(
-    tokenizer: Any, corpus: str, split: str, windows: int | None, length: int, seed: int | None
+    tokenizer: Any,
+    corpus: str,
+    split: str,
+    windows: int | None,
+    length: int,
+    seed: int | None,
+    vocabulary: int | None = None,
 ) -> Windows:
     """Cut a corpus into windows of tokens.
 
@@ -48,22 +63,28 @@ def token_windows(
         length: Tokens in each window.
         seed: Draws the starts at random, so windows may overlap; None spreads them evenly over
             the text, without overlap.
+        vocabulary: The model's vocab_size, which every token must be below; None for any tokens.
 
     Returns:
         Tokens (windows, length) and the provenance: corpus, split, windows, length, tokens,
         seed, text_sha256.
 
     Raises:
-        ValueError: If an argument breaks its rule, the text cannot be had, or it has fewer tokens
-            than the windows need.
+        ValueError: If an argument breaks its rule, the text cannot be had, it has fewer tokens
+            than the windows need, or one is beyond the vocabulary.
     """
-    _check_layout(windows, length, seed)
+    check_layout(windows, length, seed)
     text = load_text(corpus, split)
     # verbose=False: the text is meant to be longer than the model's context.
     ids = np.asarray(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
     starts = _window_starts(f"corpus {corpus!r}, split {split!r}", len(ids), windows, length, seed)
-    tokens = torch.from_numpy(np.stack([ids[start : start + length] for start in starts]))
-    provenance = {
+    tokens = torch.from_numpy(sliding_window_view(ids, length)[starts])
+    if vocabulary is not None and (largest := int(tokens.max())) >= vocabulary:
+        raise ValueError(
+            f"tokenizer must stay below the model's vocab_size of {vocabulary}, got token "
+            f"{largest}: it belongs to another model"
+        )
+    provenance: Provenance = {
         "corpus": corpus,
         "split": split,
         "windows": len(starts),
@@ -154,7 +175,8 @@ def _cut(text: str, percent: int) -> int:
     return end + 1 if end >= 0 else len(text)
 
 
-def _check_layout(windows: int | None, length: int, seed: int | None) -> None:
+def check_layout(windows: int | None, length: int, seed: int | None) -> None:
+    """Check how windows are to be cut; raises ValueError, as `token_windows` does."""
     if length < 1:
         raise ValueError(f"length must be at least 1 token; got {length}")
     if windows is not None and windows < 1:
@@ -163,18 +185,21 @@ def _check_layout(windows: int | None, length: int, seed: int | None) -> None:
         raise ValueError(f"seed must be None when windows is None (all windows); got {seed}")
     if seed is not None and seed < 0:
         raise ValueError(f"seed must be at least 0, or None; got {seed}")
+    if (windows or 1) * length > MOST_TOKENS:
+        raise ValueError(
+            f"windows x length must be at most {MOST_TOKENS} tokens; got {windows} x {length}"
+        )
 
 
 def _window_starts(
     what: str, n_tokens: int, windows: int | None, length: int, seed: int | None
-) -> list[int]:
+) -> np.ndarray:
     needed = length if windows is None or seed is not None else windows * length
     if n_tokens < needed:
         count = "a window" if needed == length else f"{windows} windows without overlap"
         raise ValueError(f"{what} has {n_tokens} tokens; {count} of {length} need {needed}")
     if windows is None:
-        return list(range(0, n_tokens - length + 1, length))
+        return np.arange(0, n_tokens - length + 1, length)
     if seed is None:
-        return [i * (n_tokens // windows) for i in range(windows)]
-    starts = np.random.default_rng(seed).integers(0, n_tokens - length + 1, size=windows)
-    return starts.tolist()
+        return np.arange(windows) * (n_tokens // windows)
+    return np.random.default_rng(seed).integers(0, n_tokens - length + 1, size=windows)

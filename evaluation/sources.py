@@ -1,14 +1,17 @@
 """Where texts come from: CPython's own help topics, the Hugging Face hub, local files."""
 
 import difflib
-import json
+import io
 import socket
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+from plain_files import open_plain, parse_object, read_bytes
 
 # Topics that quote each other stand in one part, and each part has its share of statements, data
 # model and expressions. Any other topic, also one that a later CPython adds, is for training: no
@@ -26,6 +29,7 @@ EMBEDDED = "embedded"
 EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 TEXT_TYPES = ("string", "large_string", "string_view")  # names of pyarrow's types
+MOST_BYTES = 2**26  # of a local file, and characters of its text: it is tokenized in one call
 HUB_SECONDS = 5.0  # how long to wait for the hub's port before calling it unreachable
 
 
@@ -115,8 +119,15 @@ def is_named(corpus: str) -> bool:
 
 
 def local_path(corpus: str) -> Path:
-    """Return the file that a path means, the same for every way of writing it."""
-    return Path(corpus).expanduser().resolve()
+    """Return the file that a path means, the same for every way of writing it.
+
+    Raises:
+        ValueError: If it begins at the home of nobody, or links lead in a circle.
+    """
+    try:
+        return Path(corpus).expanduser().resolve()
+    except RuntimeError as error:
+        raise ValueError(f"corpus file {corpus!r} cannot be found: {error}") from error
 
 
 def _embedded_text(part: str) -> str:
@@ -194,27 +205,34 @@ def _local_documents(corpus: str) -> Iterator[str]:
     """Yield the documents of a local file: a .txt is one, the others have one per record."""
     _check_suffix(corpus)
     path = local_path(corpus)
-    if not path.is_file():
-        raise ValueError(f"corpus file {corpus!r} is not there; looked at {str(path)!r}")
-    if path.suffix == ".parquet":
-        yield from _parquet_documents(corpus, path)
-        return
+    documents = {".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     try:
-        with path.open(encoding="utf-8") as file:
-            yield from [file.read()] if path.suffix == ".txt" else _jsonl_documents(corpus, file)
+        yield from documents.get(Path(corpus).suffix, _text)(corpus, path)
+    except FileNotFoundError as error:
+        raise ValueError(f"corpus file {corpus!r} is not there; looked at {str(path)!r}") from error
+    except OSError as error:
+        cause = error.strerror or error
+        raise ValueError(f"corpus file {corpus!r} cannot be read: {cause}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"corpus file {corpus!r} must be UTF-8 text: {error}") from error
 
 
-def _jsonl_documents(corpus: str, lines: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"corpus file {corpus!r} line {number} is no JSON: {error}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f"corpus file {corpus!r} line {number} has no string field 'text'")
-        yield record["text"]
+def _text(corpus: str, path: Path) -> Iterator[str]:
+    with _opened_text(path) as file:
+        yield file.read()
+
+
+def _opened_text(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path, MOST_BYTES)), encoding="utf-8")
+
+
+def _jsonl_documents(corpus: str, path: Path) -> Iterator[str]:
+    with _opened_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            record = parse_object(line, f"corpus file {corpus!r} line {number}")
+            if not isinstance(record.get("text"), str):
+                raise ValueError(f"corpus file {corpus!r} line {number} has no string field 'text'")
+            yield record["text"]
 
 
 def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
@@ -222,18 +240,42 @@ def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
     import pyarrow
     from pyarrow import parquet
 
+    length = 0
     try:
-        file = parquet.ParquetFile(path)
+        # A text that is repeated stays one in memory, until it is yielded.
+        with (
+            open_plain(path, MOST_BYTES) as source,
+            parquet.ParquetFile(source, read_dictionary=["text"]) as file,
+        ):
+            _check_column(corpus, file)
+            for batch in file.iter_batches(columns=["text"]):
+                for text in (value.as_py() for value in batch.column(0) if value.is_valid):
+                    length += len(text)
+                    if length > MOST_BYTES:
+                        raise ValueError(_too_much(corpus))
+                    yield text
     except pyarrow.ArrowException as error:
         raise ValueError(f"corpus file {corpus!r} is no parquet file: {error}") from error
-    with file:
-        names = file.schema_arrow.names
-        if "text" not in names or str(file.schema_arrow.field("text").type) not in TEXT_TYPES:
-            raise ValueError(
-                f"corpus file {corpus!r} must have a string column 'text'; has {names}"
-            )
-        for batch in file.iter_batches(columns=["text"]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+
+
+def _check_column(corpus: str, file: Any) -> None:
+    """Check that a parquet file has a string column 'text', of no more bytes than are read."""
+    schema, metadata = file.schema_arrow, file.metadata
+    kind = schema.field("text").type if schema.names.count("text") == 1 else None
+    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    if str(kind) not in TEXT_TYPES:
+        raise ValueError(
+            f"corpus file {corpus!r} must have a string column 'text'; has {schema.names}"
+        )
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    stored = [one.total_uncompressed_size for one in columns if one.path_in_schema == "text"]
+    if sum(stored) > MOST_BYTES:
+        raise ValueError(_too_much(corpus))
+
+
+def _too_much(corpus: str) -> str:
+    return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: give a part"
 
 
 def _check_suffix(corpus: str) -> None:

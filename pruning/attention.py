@@ -73,8 +73,9 @@ def _attention_forward(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     plain = attention_mask is None and causal and not dropout and not keywords.get("position_bias")
     if not (plain and query.device.type == "cpu" and query.shape[2] == key.shape[2]):
-        return sdpa_attention_forward(
+        output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **keywords
         )
+        return output, None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None

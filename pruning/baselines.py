@@ -2,78 +2,77 @@
 
 from dataclasses import dataclass
 
-from pruning.metric import Metric
+from pruning.criterion import Criterion
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A named metric: its formula, the group in which weights compete, and its source."""
+    """A named metric with its comparison group, and where it was published."""
 
-    text: str
-    group: str
+    criterion: Criterion
     source: str
 
-    @property
-    def metric(self) -> Metric:
-        return Metric.parse(self.text)
+
+def _baseline(text: str, group: str, source: str) -> Baseline:
+    return Baseline(Criterion.parse(text, group), source)
 
 
 _RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"
 
 BASELINES: dict[str, Baseline] = {
-    "magnitude": Baseline(
+    "magnitude": _baseline(
         "W", "layer", "Han et al., 2015, arXiv:1506.02626; over each whole matrix"
     ),
-    "wanda": Baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
-    "ria": Baseline(
+    "wanda": _baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
+    "ria": _baseline(
         f"mul({_RELATIVE}, root4(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0.5"
     ),
-    "gblm": Baseline("mul(W, add(G, sqrt(X)))", "row", "Das et al., 2024, arXiv:2311.04902"),
-    "snip": Baseline(
+    "gblm": _baseline("mul(W, add(G, sqrt(X)))", "row", "Das et al., 2024, arXiv:2311.04902"),
+    "snip": _baseline(
         "mul(W, G)", "model", "Lee et al., 2019, arXiv:1810.02340; G over many samples"
     ),
-    "pruner-zero": Baseline(
+    "pruner-zero": _baseline(
         "mul(abs(mul(W, W)), mms(G))", "row", "Dong et al., 2024, arXiv:2406.02924"
     ),
 }
 """The metrics that every report measures beside what a search found."""
 
 NAMED: dict[str, Baseline] = BASELINES | {
-    "relative-importance": Baseline(
+    "relative-importance": _baseline(
         _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; no activations: exponent 0"
     ),
-    "ria-full": Baseline(
+    "ria-full": _baseline(
         f"mul({_RELATIVE}, sqrt(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 1"
     ),
-    "gblm-gradient": Baseline(
+    "gblm-gradient": _baseline(
         "mul(W, G)", "row", "Das et al., 2024, arXiv:2311.04902; its gradient term alone"
     ),
-    "gblm-alpha-10": Baseline(
+    "gblm-alpha-10": _baseline(
         "mul(W, add(mul(0.1, G), sqrt(X)))",
         "row",
         "Das et al., 2024, arXiv:2311.04902; its alpha, 100 in `gblm` by G's factor, at 10",
     ),
-    "wanda-root": Baseline(
+    "wanda-root": _baseline(
         "mul(W, root4(X))",
         "row",
         "Sun et al., 2024, arXiv:2306.11695, with the exponent 0.5 of arXiv:2402.12354",
     ),
-    "symwanda": Baseline(
+    "symwanda": _baseline(
         "mul(W, sqrt(add(X, sqr(B))))",
         "row",
         "Yi and Richtarik, 2025, arXiv:2501.18980: an input and an output side; B is the latter",
     ),
-    "symwanda-l2": Baseline(
+    "symwanda-l2": _baseline(
         "mul(add(quot(W, colnorm(W)), quot(W, rownorm(W))), root4(X))",
         "row",
         "Yi and Richtarik, 2025, arXiv:2501.18980; relative importance by L2 norms",
     ),
-    "movement": Baseline(
+    "movement": _baseline(
         "mul(W, M)",
         "model",
         "Sanh et al., 2020, arXiv:2005.07683, Section 4; on the dense model, which is not trained",
     ),
-    "wifv": Baseline(
+    "wifv": _baseline(
         "mul(V, sqr(W))",
         "row",
         "An et al., 2024, arXiv:2312.11983; a weight's term of FLAP's fluctuation of a channel",

@@ -1,45 +1,20 @@
 """A model's published files: safetensors shards, read tensor by tensor and memory-mapped."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from pruning.headers import Entry, read_header, weights_files
 from pruning.models import one_line_errors, published_names, source_of
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SAMPLED_BYTES = 4096
-_LONGEST_HEADER = 100_000_000  # safetensors' own limit
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor stands: file, first byte and length in it, shape, and safetensors' dtype."""
-
-    path: Path
-    start: int
-    length: int
-    shape: tuple[int, ...]
-    kind: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of a weight; raises ValueError if it is none that can be pruned."""
-        if self.kind not in _DTYPES:
-            raise ValueError(
-                f"weights of {self.path.name} must be one of {', '.join(_DTYPES)}, got {self.kind}"
-            )
-        return _DTYPES[self.kind]
 
 
 class Checkpoint:
@@ -53,8 +28,8 @@ class Checkpoint:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.entries: dict[str, Entry] = {}
-        for path in [place] if place.is_file() else _files_of(place):
-            self.entries |= _read_header(path)
+        for path in [place] if place.is_file() else weights_files(place):
+            self.entries |= read_header(path)
 
     @cached_property
     def size(self) -> int:
@@ -112,47 +87,3 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         # Never the pickled `.bin` files beside them, nor weights in a subfolder's other format.
         kept = ["*.json", "*.safetensors"]
         return Checkpoint(Path(snapshot_download(source, revision=revision, allow_patterns=kept)))
-
-
-def _files_of(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / Path(name).name for name in names]
-    else:
-        files = [folder / "model.safetensors"]
-    if missing := [path for path in files if not path.is_file()]:
-        if any(folder.glob("*.bin")):
-            raise ValueError(
-                f"model {str(folder)!r} has .bin weights alone, which are pickles and are not "
-                "read: convert it with transformers, save_pretrained(FOLDER)"
-            )
-        raise ValueError(f"model {str(folder)!r} lacks its weights file {missing[0].name}")
-    return files
-
-
-def _read_header(path: Path) -> dict[str, Entry]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(min(length, _LONGEST_HEADER)))
-        header.pop("__metadata__", None)
-        entries = {
-            name: Entry(
-                path,
-                8 + length + about["data_offsets"][0],
-                about["data_offsets"][1] - about["data_offsets"][0],
-                tuple(about["shape"]),
-                about["dtype"],
-            )
-            for name, about in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"weights file {str(path)!r} is no safetensors file: {error}") from error
-    end = max((entry.start + entry.length for entry in entries.values()), default=0)
-    if end != path.stat().st_size:
-        raise ValueError(
-            f"weights file {str(path)!r} must have {end} bytes, got {path.stat().st_size}: it is "
-            "torn; copy it again"
-        )
-    return entries

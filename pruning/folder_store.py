@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.checkpoint import Checkpoint
-from pruning.models import DTYPES, decoder_blocks, outside_blocks, skeleton
+from pruning.models import DTYPES, check_tensors, decoder_blocks, outside_blocks, skeleton
 from pruning.spool import write_tensors
 from pruning.store import layer_names
 
@@ -57,8 +57,8 @@ class FolderStore:
         self.config, self._checkpoint, self._shards = config, checkpoint, shards
         self._dtype, self.device = DTYPES[dtype], torch.device(device)
         self._held = set(self.blocks[:held])
+        check_tensors(str(checkpoint.place), self.model, checkpoint.entries)
         self._names = {name: self._published(name, block) for name, block in blocks.items()}
-        self._check_outside()
         self._opened: set[str] = set()
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -207,45 +207,14 @@ class FolderStore:
         return {name: t.to(self.device, self._dtype) for name, t in tensors.items()}
 
     def _published(self, block: str, module: nn.Module) -> dict[str, str]:
-        """Return the published name of each parameter of a block, after a look at its shape."""
+        """Return the published name of each parameter of a block, of a dtype that is pruned."""
         found: dict[str, str] = {}
-        lost: list[str] = []
-        for name, parameter in module.named_parameters():
+        for name, _ in module.named_parameters():
             published = self._checkpoint.find(self.config, f"{block}.{name}")
-            if published is None:
-                lost.append(f"{block}.{name}")
-            else:
-                self._check_shape(published, parameter)
-                found[name] = published
-        self._refuse_lost(lost)
+            assert published
+            _ = self._checkpoint.entries[published].dtype
+            found[name] = published
         return found
-
-    def _check_outside(self) -> None:
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        lost = []
-        for name, parameter in outside_blocks(self.model).items():
-            published = self._checkpoint.find(self.config, name)
-            if published:
-                self._check_shape(published, parameter)
-            elif name not in tied:
-                lost.append(name)
-        self._refuse_lost(lost)
-
-    def _check_shape(self, published: str, parameter: nn.Parameter) -> None:
-        entry = self._checkpoint.entries[published]
-        _ = entry.dtype
-        if entry.shape != tuple(parameter.shape):
-            raise ValueError(
-                f"model {str(self._checkpoint.place)!r} cannot be loaded: {published} must have "
-                f"shape {tuple(parameter.shape)} by its config, got {entry.shape}"
-            )
-
-    def _refuse_lost(self, lost: list[str]) -> None:
-        if lost:
-            raise ValueError(
-                f"model {str(self._checkpoint.place)!r} cannot be loaded: {len(lost)} tensors "
-                f"are missing, {lost[0]} among them"
-            )
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -1,4 +1,7 @@
-"""Keep freed memory: large tensors that come and go must not be mapped anew each time."""
+"""Keep freed memory: large tensors that come and go must not be mapped anew each time.
+
+What came and went once is given back.
+"""
 
 import ctypes
 
@@ -18,3 +21,12 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def give_back_freed_memory() -> bool:
+    """Give what is free at this time back to the system; return whether it could be told."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(trim(0))

@@ -4,7 +4,7 @@ A metric is a formula over the leaves in `pruning.leaves` and numbers, written a
 of the operators in `pruning.operators`: `mul(abs(mul(W, W)), mms(G))`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -206,3 +206,7 @@ class Metric:
     def __hash__(self) -> int:
         # Cached at every node: `score` looks subtrees up by value.
         return self._hash
+
+    def __reduce__(self) -> tuple[Callable[[str], "Metric"], tuple[str]]:
+        """Cross to another process as text, without what is cached here."""
+        return Metric.parse, (self.text,)

@@ -5,14 +5,15 @@ Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one f
 """
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plain_files import parse_object, read_object, read_text
 from pruning.baselines import NAMED
+from pruning.criterion import Criterion
 from pruning.leaves import LEAVES
 from pruning.masks import GROUPS
 from pruning.metric import Metric
@@ -31,10 +32,9 @@ FORMS = f"give one of {', '.join(NAMED)}, a file, or a formula such as mul(W, sq
 
 @dataclass(frozen=True)
 class ResolvedMetric:
-    """A metric, the comparison group that belongs to it, and where it was found (one phrase)."""
+    """A metric with its comparison group, and where it was found, in one phrase."""
 
-    metric: Metric
-    group: str
+    criterion: Criterion
     source: str
 
 
@@ -49,31 +49,36 @@ def resolve_metric(argument: str) -> ResolvedMetric:
             the metric cannot rank weights. The message is one line.
     """
     if argument in NAMED:
-        named = NAMED[argument]
-        return ResolvedMetric(named.metric, named.group, f"baseline {argument}")
+        return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
     if _is_file(argument):
         resolved = _from_file(Path(argument))
     else:
         _refuse_what_is_no_formula(argument)
-        resolved = ResolvedMetric(Metric.parse(argument), DEFAULT_GROUP, "formula")
-    resolved.metric.check_scores_weights()
+        resolved = _resolved(Metric.parse(argument), "formula")
+    resolved.criterion.metric.check_scores_weights()
     return resolved
 
 
+def _resolved(metric: Metric, source: str, group: str = DEFAULT_GROUP) -> ResolvedMetric:
+    return ResolvedMetric(Criterion(metric, group), source)
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of at most `MAX_BYTES`.
+    """Return the JSON object in a regular file of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: If the file is longer, is no UTF-8 JSON, is nested too deeply, or holds
+        ValueError: If the file is none, is longer, is no UTF-8 JSON, is nested too deeply, or holds
             something else than an object.
         OSError: If it cannot be read.
     """
-    return _parse_json(_read_text(path), path)
+    return read_object(path, MAX_BYTES)
 
 
 def _is_file(argument: str) -> bool:
+    """Tell what is there and no folder: a pipe is refused as a file, not as a formula."""
     try:
-        return Path(argument).expanduser().is_file()
+        path = Path(argument).expanduser()
+        return path.exists() and not path.is_dir()
     except (OSError, RuntimeError):
         return False  # a formula is longer than a file's name may be; ~nobody has no home
 
@@ -100,17 +105,17 @@ def _is_folder(argument: str) -> bool:
 def _from_file(path: Path) -> ResolvedMetric:
     path = path.expanduser()
     try:
-        text = _read_text(path)
+        text = read_text(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(f"metric file {str(path)!r} cannot be read: {error.strerror}") from error
     source = f"file {path.name}"
     if not text.lstrip().startswith("{"):
-        return ResolvedMetric(Metric.parse(text), DEFAULT_GROUP, source)
-    content = _parse_json(text, path)
+        return _resolved(Metric.parse(text), source)
+    content = parse_object(text, f"file {str(path)!r}")
     if "data" in content:
-        return ResolvedMetric(Metric.from_release_json(content), DEFAULT_GROUP, source)
+        return _resolved(Metric.from_release_json(content), source)
     try:
-        return ResolvedMetric(_metric_of(content), _group_of(content), source)
+        return _resolved(_metric_of(content), source, _group_of(content))
     except ValueError as error:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
 
@@ -135,28 +140,3 @@ def _group_of(content: Mapping[str, Any]) -> str:
     if group not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r:.40}")
     return str(group)
-
-
-def _read_text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"file {str(path)!r} is longer than {MAX_BYTES} bytes: not read")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"file {str(path)!r} must be UTF-8 text: {error}") from error
-
-
-def _parse_json(text: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(
-            f"file {str(path)!r} is nested too deeply to be a result of ours"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"file {str(path)!r} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"file {str(path)!r} must hold a JSON object, got a list or a value")
-    return content

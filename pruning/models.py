@@ -1,19 +1,18 @@
-"""Models: load, decoder blocks, linear layers, block inputs; the only file that knows families.
+"""Models: load, decoder blocks, linear layers, published names; the only file that knows families.
 
-A family is told by its config's `model_type`, never by a path. Everything that a block is called
-with is captured as it comes, so that a new keyword of transformers needs no change here.
+A family is told by its config's `model_type`, never by a path.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -23,16 +22,27 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
+from plain_files import read_object
 from pruning.attention import use_blocked_attention
+from pruning.claims import (
+    CONFIG,
+    SETTINGS_BYTES,
+    TOKENIZER_CONFIG,
+    check_blocks,
+    check_place,
+    check_settings,
+    check_shapes,
+    entries_of,
+    unfit,
+)
+from pruning.headers import Entry
 
 EMBEDDED = "embedded"
 """Name of the tiny LLaMA that ships in this package."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-HEAD_TOKENS = 256
-"""Positions whose logits exist at one time: those of a window over a large vocabulary dwarf all."""
 
 
 @dataclass(frozen=True)
@@ -70,40 +80,67 @@ FAMILIES = {
 """The supported architectures by `model_type`; a new one is a row here and a toy in the tests."""
 
 
-@dataclass(frozen=True)
-class BlockCall:
-    """What one decoder block was called with besides the hidden states."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Return the block's output hidden states, (batch, tokens, hidden_size)."""
-        output = block(hidden, *self.arguments, **self.keywords)
-        return output if isinstance(output, Tensor) else output[0]
-
-
 def source_of(model: str) -> str:
     """Return what transformers loads for a model's name: a folder or a hub id."""
     return str(Path(__file__).parent / "embedded") if model == EMBEDDED else model
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """Load a model's config and check that its architecture can be pruned.
+    """Load a model's config, and check that it can be pruned and what a folder claims of it.
 
     Raises:
-        ValueError: If there is no such model, or its architecture is not supported.
+        ValueError: If there is no such model, its architecture is not supported, or its files,
+            settings or sizes are not those of a model; see `pruning.claims`.
     """
-    with one_line_errors(model):
-        config = AutoConfig.from_pretrained(source_of(model), trust_remote_code=False)
-    family_of(config)
+    folder = check_place(model, source_of(model))
+    config = _read_config(model, folder)
+    if folder and (entries := entries_of(folder)):
+        claimed = config.get_text_config().num_hidden_layers
+        paths = published_names(config, family_of(config).blocks)
+        check_blocks(model, claimed, entries, paths)  # before that many are built
+        check_tensors(model, skeleton(config, torch.float32), entries)
     return config
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; raises ValueError if there is none."""
+    """Load a model's tokenizer.
+
+    Raises:
+        ValueError: If there is none, or it has more tokens than the model.
+    """
+    source = source_of(model)
+    folder = check_place(model, source)
+    vocabulary = _read_config(model, folder).get_text_config().vocab_size
     with one_line_errors(model):
-        return AutoTokenizer.from_pretrained(source_of(model), trust_remote_code=False)
+        if folder and (folder / TOKENIZER_CONFIG).is_file():
+            settings = read_object(folder / TOKENIZER_CONFIG, SETTINGS_BYTES)
+            check_settings(model, TOKENIZER_CONFIG, settings)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        size = tokenizer.vocab_size  # without the tokens that were added, which no text becomes
+    if size > vocabulary:
+        raise unfit(
+            model,
+            f"its tokenizer must stay below the model's vocab_size of {vocabulary}, got token "
+            f"{size - 1}: it belongs to another model",
+        )
+    return tokenizer
+
+
+def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
+    """Return a model's config, of a supported family, after a look at what it says."""
+    source = source_of(model)
+    with one_line_errors(model), _unlogged():
+        if folder:
+            settings = read_object(folder / CONFIG, SETTINGS_BYTES)
+        else:
+            settings, _ = PretrainedConfig.get_config_dict(source)
+    check_settings(model, CONFIG, settings)
+    if "model_type" in settings:
+        _family(settings["model_type"])
+    with one_line_errors(model), _unlogged():
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    family_of(config)
+    return config
 
 
 def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
@@ -124,6 +161,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
             source_of(model),
             dtype=DTYPES[dtype],
             trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
         )
         if lost := sorted(found["missing_keys"]):
@@ -131,6 +169,23 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
             raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
     use_blocked_attention(loaded)
     return loaded.to(device).eval()
+
+
+def with_weights(
+    config: Mapping[str, Any], dtype: str, tensors: Mapping[str, Tensor], device: str = "cpu"
+) -> PreTrainedModel:
+    """Make a model of its config and its tensors, which it looks at without a copy on the CPU.
+
+    Args:
+        config: As `PretrainedConfig.to_dict` writes it.
+        dtype: Of the tensors, a key of `DTYPES`.
+        tensors: As `state_dict` names them, tied ones perhaps once.
+        device: A torch device.
+    """
+    model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    return model.to(device).eval()
 
 
 def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -181,7 +236,7 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
     Buffers, such as the frequencies of position embeddings, are real: no file holds them.
     """
-    with init_empty_weights(include_buffers=False):
+    with one_line_errors(config.name_or_path), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     use_blocked_attention(model)
     return model.requires_grad_(False).eval()
@@ -200,107 +255,61 @@ def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
-@torch.no_grad()
-def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
-    """Return what the decoder blocks of a model are called with on windows.
-
-    No block runs: a stub stands in each one's place.
+def check_tensors(name: str, model: PreTrainedModel, entries: Mapping[str, Entry]) -> None:
+    """Check that files have the text model's tensors, and all tensors in the model's shapes.
 
     Args:
-        windows: Token ids, (N, T), on the model's device.
+        name: What an error calls the model.
+        model: A skeleton.
+        entries: Of the files, by published name.
 
-    Returns:
-        The N hidden states that enter the first block, each (1, T, hidden_size), and the call of
-        every block. Without padding that call depends on the windows' length alone.
+    Raises:
+        ValueError: If a tensor is missing, except one that is tied to another, or has another
+            shape.
     """
-    hidden: list[Tensor] = []
-    stubs = [_Stub() for _ in decoder_blocks(model)]
-    with _in_place_of_blocks(model, stubs):
-        for window in windows:
-            model.base_model(input_ids=window[None], use_cache=False)
-            hidden.append(stubs[0].hidden)
-    return hidden, [stub.call for stub in stubs if len(windows)]
-
-
-def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tensor:
-    """Return what enters the head, (1, T, hidden_size), from what the last block returned.
-
-    Args:
-        window: The token ids, (T,); only their number counts.
-        hidden: The last block's output, (1, T, hidden_size). Gradients flow back to it.
-    """
-    stubs = [_Stub(hidden) for _ in decoder_blocks(model)]
-    with _in_place_of_blocks(model, stubs):
-        states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]
-    return states
-
-
-def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Return the logits, (T, vocabulary) in fp32, of states that enter the head, (T, hidden)."""
-    return _capped(model, model.get_output_embeddings()(states).float())
-
-
-def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
-    """Yield the logits of states that enter the head, (T, hidden), in order, a few tokens a time.
-
-    Each part is (tokens, vocabulary) in fp32. On the CPU parts are so small that what is done with
-    them stays in the cache.
-    """
-    head = model.get_output_embeddings()
-    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
-    for chunk in states.split(HEAD_TOKENS):
-        for part in head(chunk).split(tokens):
-            yield _capped(model, part.float())
-
-
-def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    # As the model's own forward does: Gemma3ForConditionalGeneration ignores its text part's cap.
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    path = family_of(model.config).blocks
+    blocks = {one for one in parameters if one.startswith(f"{path}.")}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    needed = blocks | (set(outside_blocks(model)) - set(tied))
+    find = partial(published_names, model.config)
+    check_shapes(name, parameters, needed, find, entries)
 
 
 def family_of(config: PretrainedConfig) -> Family:
     """Return a config's family; raises ValueError if it is not supported."""
-    if config.model_type not in FAMILIES:
+    return _family(config.model_type)
+
+
+def _family(kind: object) -> Family:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
-            f"model_type {config.model_type!r} is not supported: it must be one of "
+            f"model_type {kind!r:.60} is not supported: it must be one of "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    return FAMILIES[config.model_type]
-
-
-class _Stub(nn.Module):
-    """Stands in a decoder block's place: keeps its call, returns its input or what it was given."""
-
-    def __init__(self, returned: Tensor | None = None) -> None:
-        super().__init__()
-        self._returned = returned
-
-    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        self.hidden, self.call = hidden, BlockCall(arguments, keywords)
-        return hidden if self._returned is None else self._returned
+    return FAMILIES[kind]
 
 
 @contextmanager
-def _in_place_of_blocks(model: PreTrainedModel, stubs: Sequence[nn.Module]) -> Iterator[None]:
-    blocks = model.get_submodule(family_of(model.config).blocks)
-    assert isinstance(blocks, nn.ModuleList)
-    real = list(blocks)
+def _unlogged() -> Iterator[None]:
+    """Let transformers log nothing: of a setting that it refuses it prints the whole config."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
     try:
-        for i, stub in enumerate(stubs):
-            blocks[i] = stub
         yield
     finally:
-        for i, block in enumerate(real):
-            blocks[i] = block
+        logging.set_verbosity(before)
 
 
 @contextmanager
 def one_line_errors(model: str) -> Iterator[None]:
-    """Turn transformers' paragraphs about a missing model into one line."""
+    """Turn transformers' paragraphs about a model that is missing or malformed into one line.
+
+    Settings of another kind end in any error that there is, and tokenizers raises `Exception`.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"model {model!r} cannot be loaded: give {EMBEDDED!r}, a Hugging Face folder, or a "

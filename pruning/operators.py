@@ -8,7 +8,7 @@ dimensions that broadcast to (out_features, in_features).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ class Operator:
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
     # The release broadcasts before it takes the norm: a (1, in) divisor counts once for each row.
     x, y = torch.broadcast_tensors(x, y)
-    return x / torch.norm(y)
+    return cast(Tensor, x / torch.norm(y))
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def _row_max(x: Tensor) -> Tensor:
 
 
 def _row_norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return cast(Tensor, torch.linalg.vector_norm(x, dim=1, keepdim=True))
 
 
 def _column_sum(x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _column_max(x: Tensor) -> Tensor:
 
 
 def _column_norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=0, keepdim=True)
+    return cast(Tensor, torch.linalg.vector_norm(x, dim=0, keepdim=True))
 
 
 RELEASE: dict[str, Operator] = {

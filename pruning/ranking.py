@@ -5,7 +5,7 @@ On the CPU numpy's partial sort and comparisons are several times faster than to
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ def compare(relation: Callable[[Any, Any], Any], scores: Tensor, threshold: Tens
     """Return a relation of scores and threshold, such as `operator.le`, as a boolean tensor."""
     if scores.device.type == "cpu":
         return torch.from_numpy(np.asarray(relation(scores.numpy(), threshold.numpy())))
-    return relation(scores, threshold)
+    return cast(Tensor, relation(scores, threshold))
 
 
 def below(scores: Tensor, threshold: float) -> Tensor:

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import safe_open, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 Spool = MutableMapping[str, Tensor]

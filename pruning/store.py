@@ -12,12 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.models import (
-    decoder_blocks,
-    layers_of_block,
-    linear_layers,
-    logits_in_parts,
-)
+from pruning.ends import logits_in_parts
+from pruning.models import decoder_blocks, layers_of_block, linear_layers
 
 
 class Store(Protocol):
@@ -78,7 +74,7 @@ class ResidentStore:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.device
+        return torch.device(self.model.device)
 
     @contextmanager
     def outside(self) -> Iterator[PreTrainedModel]:
@@ -104,6 +100,11 @@ class ResidentStore:
             copies[name] = copy.pin_memory() if self.device.type == "cuda" else copy
         return copies
 
+    def own(self, dense: Mapping[str, Tensor]) -> None:
+        """Put copies of the dense weights in the model, which can be written to."""
+        for name, layer in self._layers.items():
+            layer.weight = nn.Parameter(dense[name].clone(), requires_grad=False)
+
     @torch.no_grad()
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Make the weights the dense ones again, bit for bit; no block counts as written then."""
@@ -117,7 +118,7 @@ class ResidentStore:
             yield self.model.base_model(input_ids=window[None], use_cache=False)[0][0]
 
     def logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of states, (T, hidden_size), as `pruning.models.logits_in_parts`."""
+        """Yield the logits of states, (T, hidden_size), as `pruning.ends.logits_in_parts`."""
         return logits_in_parts(self.model, states)
 
     def dense(self, layer: str) -> Tensor:

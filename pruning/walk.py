@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pruning.calibration import statistics_of, watched_gradients, watched_inputs
-from pruning.leaves import STATISTICS, Statistics, need_backward
-from pruning.models import (
+from pruning.ends import (
     HEAD_TOKENS,
     BlockCall,
     block_inputs,
     final_states,
     head_logits,
-    layers_of_block,
     logits_in_parts,
 )
+from pruning.leaves import STATISTICS, Statistics, need_backward
+from pruning.models import layers_of_block
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
 

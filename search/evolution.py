@@ -7,28 +7,28 @@ was cut is continued by replaying its records.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
-from pruning.metric import Metric
+from search.breeding.simplify import simplify
+from search.breeding.variation import Variation, child_of, choose_parents, random_metric, seeded
 from search.population import Candidate, Outcome, Record, Rules, State
-from search.simplify import simplify
-from search.variation import Variation, child_of, choose_parents, random_metric, seeded
 
-Fingerprint = Callable[[str, str], str]
-"""Metric text and group to mask fingerprint; raises DegenerateScores if there is none."""
+_BRED_AGAIN = 5
+"""Records that are compared with what a search breeds before it goes on from them."""
 
 
-class Evaluations(Protocol):
-    """Where candidates are evaluated."""
+class Marks(Protocol):
+    """Tells criteria by the masks that they make on a probe."""
 
-    def submit(self, candidate: Candidate) -> None:
-        """Take a candidate; does not wait."""
+    def fingerprint(self, criterion: Criterion) -> str:
+        """Return a mask's fingerprint; raises DegenerateScores if there is none."""
 
-    def next_outcome(self) -> tuple[int, Outcome] | None:
-        """Return some submitted candidate's index and outcome, or None if none came in time."""
+    def distance(self, one: Criterion, other: Criterion) -> float:
+        """Return the fraction of weights that one removes and the other keeps."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,12 @@ class Settings:
         groups: Comparison groups that are bred with the metrics; at least one.
         regroup: Probability that a child changes to another group than its parents'.
         within: Probability that both parents are of one group, each group as likely.
-        seeds: Metrics with their groups, bred first, in this order.
+        seeds: Criteria that are bred first, in this order.
         pool: Fraction of the population from which parents are chosen.
         parents: How many of the best of that pool can be parents.
         simplified: Whether children are brought to canonical form.
+        crowding: Masks that differ in a smaller fraction are one; 0 allows all.
+        variation: How children are made.
     """
 
     seed: int
@@ -54,82 +56,145 @@ class Settings:
     groups: tuple[str, ...]
     regroup: float
     within: float
-    seeds: tuple[tuple[Metric, str], ...]
+    seeds: tuple[Criterion, ...]
     pool: float
     parents: int
     simplified: bool
+    crowding: float
     variation: Variation
 
 
 @dataclass
-class Known:
-    """What has been bred so far: canonical texts and mask fingerprints, by first index."""
+class _Known:
+    """What has been bred so far: criteria and fingerprints, by their first index."""
 
-    texts: dict[tuple[str, str], int] = field(default_factory=dict)
+    criteria: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)
 
-    def add(self, candidate: Candidate | Record) -> None:
-        self.texts.setdefault((candidate.metric, candidate.group), candidate.index)
+    def add(self, candidate: Candidate) -> None:
+        self.criteria.setdefault(str(candidate.criterion), candidate.index)
         if candidate.fingerprint:
             self.fingerprints.setdefault(candidate.fingerprint, candidate.index)
 
 
-def evolve(
-    settings: Settings,
-    fingerprint: Fingerprint | None,
-    evaluations: Evaluations,
-    start: State,
-    records: Sequence[Record],
-    stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Record, State, State]]:
-    """Breed, evaluate and commit candidates until there are enough of them.
+class Evolution:
+    """A search that is asked for candidates and told what became of them.
 
     Args:
         settings: The loop's knobs.
-        fingerprint: None to know candidates by their text alone.
-        evaluations: Evaluates what cannot be decided here.
-        start: A state of this search, `lag` or more outcomes before the end of `records`, or the
-            empty state.
-        records: All outcomes so far, from 0. Those that `start` lacks are committed again.
-        stopping: Asked often; once True, the loop ends with what has been committed.
-
-    Yields:
-        For each new outcome, in order: its record, the state after it, and the state that a
-        continuation can start from, `lag` outcomes earlier.
+        marks: Tells which candidates need no evaluation; None tells them by their text alone.
+        start: A state from which all children can be bred that are not among the records.
+        records: All that was committed before, in order; none for a new search.
     """
-    lag = settings.rules.lag
-    states = replay(settings.rules, start, records)
-    known = Known()
-    for record in records:
-        known.add(record)
-    committed, bred = len(records), len(records)
-    waiting: dict[int, Candidate] = {}
-    arrived: dict[int, Outcome] = {}
-    while committed < settings.candidates and not stopping():
-        while bred < settings.candidates and bred - lag <= committed:
-            state = states[max(0, bred - lag)]
-            candidate, outcome = _decide(breed(settings, bred, state), known, fingerprint)
-            candidate = replace(candidate, stop_above=threshold(candidate, state, settings.rules))
-            known.add(candidate)
-            waiting[bred] = candidate
-            if outcome:
-                arrived[bred] = outcome
-            else:
-                evaluations.submit(candidate)
-            bred += 1
-        if committed not in arrived:
-            if came := evaluations.next_outcome():
-                arrived[came[0]] = came[1]
-            continue
-        record = Record.of(waiting.pop(committed), arrived.pop(committed))
-        states[committed + 1] = states[committed].commit(record, settings.rules)
-        committed += 1
-        oldest = max(0, committed - lag)
-        states.pop(oldest - 1, None)
-        yield record, states[committed], states[oldest]
+
+    def __init__(
+        self,
+        settings: Settings,
+        marks: Marks | None,
+        start: State,
+        records: Iterable[Record] = (),
+    ) -> None:
+        self.settings = settings
+        self.marks = marks
+        self.rules = settings.rules
+        if marks and settings.crowding:
+            self.rules = replace(settings.rules, near=self._near)
+        self._known = _Known()
+        self._states = {start.committed: start}
+        self._committed = start.committed
+        for record in records:
+            self._known.add(record.candidate)
+            if record.index >= start.committed:
+                self._commit(record)
+        self._bred = self._committed
+        self._waiting: dict[int, Candidate] = {}
+        self._arrived: dict[int, Outcome] = {}
+
+    @property
+    def state(self) -> State:
+        """The state after all that was committed."""
+        return self._states[self._committed]
+
+    @property
+    def resumable(self) -> State:
+        """The state `lag` outcomes earlier: the oldest that a missing child can be bred from."""
+        return self._states[max(0, self._committed - self.rules.lag)]
+
+    @property
+    def done(self) -> bool:
+        """Whether all candidates are bred and committed."""
+        return self._committed >= self.settings.candidates
+
+    def ask(self) -> Iterator[Candidate]:
+        """Breed the candidates that the lag allows, one at a time as they are taken.
+
+        Whoever takes them owes an outcome for each; `decided` is that of those that have it.
+        """
+        while (
+            self._bred < self.settings.candidates and self._bred - self.rules.lag <= self._committed
+        ):
+            state = self._states[max(0, self._bred - self.rules.lag)]
+            candidate = self._decide(breed(self.settings, self._bred, state, self.rules))
+            candidate = replace(candidate, stop_above=threshold(candidate, state, self.rules))
+            self._known.add(candidate)
+            self._waiting[self._bred] = candidate
+            self._bred += 1
+            yield candidate
+
+    def tell(self, index: int, outcome: Outcome) -> list[Record]:
+        """Take a candidate's outcome; return the records that are committed with it, in order."""
+        self._arrived[index] = outcome
+        records = []
+        while self._committed in self._arrived:
+            index = self._committed
+            records.append(Record(self._waiting.pop(index), self._arrived.pop(index)))
+            self._commit(records[-1])
+        return records
+
+    def _commit(self, record: Record) -> None:
+        self._states[record.index + 1] = self._states[record.index].commit(record, self.rules)
+        self._committed = record.index + 1
+        self._states.pop(self._committed - self.rules.lag - 1, None)
+
+    def _near(self, one: Criterion, other: Criterion) -> bool:
+        assert self.marks
+        return self.marks.distance(one, other) < self.settings.crowding
+
+    def _decide(self, candidate: Candidate) -> Candidate:
+        """Take the fingerprint, and decide what needs no evaluation."""
+        known = self._known
+        twin = known.criteria.get(str(candidate.criterion))
+        if twin is not None:
+            return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {twin}"))
+        if not self.marks:
+            return candidate
+        try:
+            mark = self.marks.fingerprint(candidate.criterion)
+        except DegenerateScores as error:
+            return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
+        twin = known.fingerprints.get(mark)
+        same = None if twin is None else Outcome("duplicate", reason=f"same mask as {twin}")
+        return replace(candidate, fingerprint=mark, decided=same)
 
 
-def breed(settings: Settings, index: int, state: State) -> Candidate:
+def first_foreign(
+    settings: Settings, marks: Marks | None, records: Sequence[Record]
+) -> Record | None:
+    """Return the first of a few early records that this search would not have bred, if any.
+
+    The first ones depend on the settings alone, so they are bred again.
+    """
+    for record in records[: min(_BRED_AGAIN, settings.rules.capacity)]:
+        bred = breed(settings, record.index, State(), settings.rules)
+        mark = record.candidate.fingerprint
+        if (bred.criterion, bred.parents) != (record.criterion, record.candidate.parents):
+            return record
+        if marks and mark and marks.fingerprint(record.criterion) != mark:
+            return record
+    return None
+
+
+def breed(settings: Settings, index: int, state: State, rules: Rules) -> Candidate:
     """Make candidate `index`: a seed, a random tree, or a child of the population.
 
     The first of each population are random trees, those of the first one seeds before them. A
@@ -137,45 +202,19 @@ def breed(settings: Settings, index: int, state: State) -> Candidate:
     Algorithm 1).
     """
     if index < len(settings.seeds):
-        return Candidate(index, *_canonical(settings, *settings.seeds[index]))
+        return Candidate(index, _canonical(settings, settings.seeds[index]))
     with seeded(settings.seed, index):
-        if index >= state.began + settings.rules.capacity and len(state.population) >= 2:
+        if index >= state.began + rules.capacity and len(state.population) >= 2:
             first, second = choose_parents(
-                _mates(settings, state), settings.pool, settings.parents, settings.rules.rank
+                _mates(settings, state), settings.pool, settings.parents, rules.rank
             )
-            child = child_of(
-                Metric.parse(first.metric), Metric.parse(second.metric), settings.variation
-            )
-            metric, group = _canonical(settings, child, _group_of(settings, first, second))
-            if (metric, group) not in ((p.metric, p.group) for p in (first, second)):
-                return Candidate(index, metric, group, (first.index, second.index))
+            metric = child_of(first.criterion.metric, second.criterion.metric, settings.variation)
+            child = _canonical(settings, Criterion(metric, _group_of(settings, first, second)))
+            if child not in (first.criterion, second.criterion):
+                return Candidate(index, child, (first.index, second.index))
         tree = random_metric(settings.variation)
-        return Candidate(index, *_canonical(settings, tree, random.choice(settings.groups)))
-
-
-def _mates(settings: Settings, state: State) -> Sequence[Record]:
-    """Return the members that parents are chosen from: all, or now and then those of a group."""
-    if len(settings.groups) > 1 and random.random() < settings.within:
         group = random.choice(settings.groups)
-        mates = [member for member in state.population if member.group == group]
-        if len(mates) >= 2:
-            return mates
-    return state.population
-
-
-def _group_of(settings: Settings, first: Record, second: Record) -> str:
-    """Inherit the group of either parent, or now and then take another."""
-    others = [g for g in settings.groups if g not in (first.group, second.group)]
-    if others and random.random() < settings.regroup:
-        return random.choice(others)
-    # Without crossover a child has nothing of its second parent.
-    return (
-        random.choice((first.group, second.group)) if settings.variation.crossover else first.group
-    )
-
-
-def _canonical(settings: Settings, metric: Metric, group: str) -> tuple[str, str]:
-    return (simplify(metric, group) if settings.simplified else metric).text, group
+        return Candidate(index, _canonical(settings, Criterion(tree, group)))
 
 
 def threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
@@ -183,35 +222,31 @@ def threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
     like = [
         member.rank[0]
         for member in state.population
-        if candidate.fingerprint and rules.near(candidate, member)
+        if candidate.fingerprint and rules.near(candidate.criterion, member.criterion)
     ]
     # In the place of those that it is near to, it needs to beat no other.
-    return min(like, default=state.worst_fitness(candidate.group, rules))
+    return min(like, default=state.worst_fitness(candidate.criterion.group, rules))
 
 
-def _decide(
-    candidate: Candidate, known: Known, fingerprint: Fingerprint | None
-) -> tuple[Candidate, Outcome | None]:
-    """Take the fingerprint and decide what needs no evaluation."""
-    name = (candidate.metric, candidate.group)
-    if name in known.texts:
-        return candidate, Outcome("duplicate", reason=f"same text as {known.texts[name]}")
-    if not fingerprint:
-        return candidate, None
-    try:
-        mark = fingerprint(*name)
-    except DegenerateScores as error:
-        return candidate, Outcome("degenerate", reason=str(error))
-    candidate = replace(candidate, fingerprint=mark)
-    if mark in known.fingerprints:
-        twin = known.fingerprints[mark]
-        return candidate, Outcome("duplicate", reason=f"same mask as {twin}")
-    return candidate, None
+def _mates(settings: Settings, state: State) -> Sequence[Record]:
+    """Return the members that parents are chosen from: all, or now and then those of a group."""
+    if len(settings.groups) > 1 and random.random() < settings.within:
+        group = random.choice(settings.groups)
+        mates = [member for member in state.population if member.criterion.group == group]
+        if len(mates) >= 2:
+            return mates
+    return state.population
 
 
-def replay(rules: Rules, start: State, records: Sequence[Record]) -> dict[int, State]:
-    """Return the states by number of committed outcomes, from `start` to the end of `records`."""
-    states = {start.committed: start}
-    for record in records[start.committed :]:
-        states[record.index + 1] = states[record.index].commit(record, rules)
-    return states
+def _group_of(settings: Settings, first: Record, second: Record) -> str:
+    """Inherit the group of either parent, or now and then take another."""
+    own = (first.criterion.group, second.criterion.group)
+    others = [group for group in settings.groups if group not in own]
+    if others and random.random() < settings.regroup:
+        return random.choice(others)
+    # Without crossover a child has nothing of its second parent.
+    return random.choice(own) if settings.variation.crossover else own[0]
+
+
+def _canonical(settings: Settings, criterion: Criterion) -> Criterion:
+    return simplify(criterion) if settings.simplified else criterion

@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pruning.criterion import Criterion
 from pruning.leaves import LEAVES, Statistics
 from pruning.masks import DegenerateScores, Target, select
-from pruning.metric import Metric
 from pruning.recipe import LayerScores
+
+Bits = npt.NDArray[np.uint8]
+"""Masks packed into bytes."""
 
 ROWS = 16
 """Rows taken of each probed layer, evenly spaced."""
@@ -90,28 +93,28 @@ class Fingerprints:
         self.tasks = tasks
         self._mask = lru_cache(KEPT_MASKS)(self._probe_mask)
 
-    def fingerprint(self, metric: str, group: str) -> str:
-        """Return a hash of a metric's masks on the probes, 16 hexadecimal digits.
+    def fingerprint(self, criterion: Criterion) -> str:
+        """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
 
         Raises:
             DegenerateScores: If a probed layer's scores are not finite or constant, or every row of
                 every layer has one and the same mask.
         """
-        mask = self._mask(metric, group)
+        mask = self._mask(criterion)
         # With the group: on few rows two of them may agree, and not on the whole layers.
-        return hashlib.sha256(group.encode() + mask.tobytes()).hexdigest()[:16]
+        return hashlib.sha256(criterion.group.encode() + mask.tobytes()).hexdigest()[:16]
 
-    def distance(self, one: tuple[str, str], other: tuple[str, str]) -> float:
-        """Return the fraction of probed weights that one metric removes and the other keeps.
+    def distance(self, one: Criterion, other: Criterion) -> float:
+        """Return the fraction of probed weights that one criterion removes and the other keeps.
 
-        Both are given as metric and group. 0 is one mask; two unrelated halves differ in 0.5.
+        0 is one mask; two unrelated halves differ in 0.5.
         """
-        differing = np.bitwise_count(self._mask(*one) ^ self._mask(*other)).sum()
+        differing = np.bitwise_count(self._mask(one) ^ self._mask(other)).sum()
         return float(differing) / self._probed
 
-    def diversity(self, members: Sequence[tuple[str, str]], least: float) -> dict[str, Any]:
+    def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
         """Count a population in masks: members, masks `least` apart, mean distance of a pair."""
-        masks: list[tuple[str, str]] = []
+        masks: list[Criterion] = []
         for member in members:
             if all(self.distance(member, other) >= least for other in masks):
                 masks.append(member)
@@ -123,18 +126,19 @@ class Fingerprints:
     def _probed(self) -> int:
         return sum(w.numel() for probe, _ in self.tasks for w in probe.weights.values())
 
-    def _probe_mask(self, metric: str, group: str) -> np.ndarray:
+    def _probe_mask(self, criterion: Criterion) -> Bits:
         scores: dict[int, Mapping[str, Tensor]] = {}
         parts = []
         for probe, target_of in self.tasks:
             if id(probe) not in scores:
-                lazy = LayerScores(Metric.parse(metric), probe.weights, probe.statistics.of)
+                lazy = LayerScores(criterion.metric, probe.weights, probe.statistics.of)
                 scores[id(probe)] = dict(lazy)
-            parts.append(probe_mask(scores[id(probe)], target_of(group), metric))
+            target = target_of(criterion.group)
+            parts.append(probe_mask(scores[id(probe)], target, criterion.text))
         return np.concatenate(parts)
 
 
-def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> np.ndarray:
+def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> Bits:
     """Return the masks of probed layers as bits, packed into bytes layer by layer.
 
     Raises:

@@ -2,18 +2,23 @@
 
 import math
 import shlex
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from pruning.baselines import BASELINES
-from search.fitness import perplexity_of
+from pruning.criterion import Criterion
+from search.experiment import Experiment
+from search.fitness import Task, perplexity_of
+from search.journal import RunFolder
+from search.pool.protocol import LossRequest, MaskRequest, Pool
 from search.population import Record, State
-from search.report import end_table, tasks_of, title_of, write_report
-from search.run import Run
+from search.report.page import SHOWN, end_table, render, tasks_of, title_of
 
 
 @dataclass(frozen=True)
@@ -37,67 +42,84 @@ def paired_difference(losses: list[float], reference: list[float]) -> Difference
 
 
 def finish(
-    run: Run,
-    records: list[Record],
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
     state: State,
-    diversity: dict[str, Any],
-    clock: Callable[[], float],
+    diversity: Mapping[str, float],
+    started: float,
+    console: Console,
 ) -> None:
     """Choose the winner, write `best_metric.json`, `summary.json` and `report.html`, print.
 
     Args:
-        records: The whole journal.
-        state: The state after it; it has at least one evaluated candidate.
+        state: The state after the whole journal; it has at least one evaluated candidate.
         diversity: Of the population's masks.
-        clock: Seconds since this process began the run.
+        started: By `time.monotonic`, when this process began the run.
     """
-    run.console.print("scoring the finalists on the selection text")
-    winner, standings = _choose(run, state.finalists(run.config.search.finalists))
-    run.folder.write_best(winner, run.provenance(candidate=winner.index, selection=standings))
-    run.console.print("measuring the winner and the baselines on the report text")
+    console.print("scoring the finalists on the selection text")
+    finalists = state.finalists(experiment.config.search.finalists)
+    winner, standings = _choose(experiment, pool, finalists)
+    folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
+    console.print("measuring the winner and the baselines on the report text")
     tasks = [
-        {**task, **_measurements(run, index, winner), **_by_layer(run, index, winner)}
-        for index, task in enumerate(run.tasks())
+        {
+            **row,
+            **_measurements(experiment, pool, index, winner.criterion),
+            **_by_layer(pool, index, winner.criterion),
+        }
+        for index, row in enumerate(experiment.task_rows())
     ]
+    outcomes = Counter(record.outcome.kind for record in folder.read_records())
     first = tasks[0]
     summary = {
         **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
         "best": {
-            "metric": winner.metric,
+            "metric": winner.criterion.text,
             "perplexity": first["best"]["perplexity"],
             "fitness": winner.fitness,
-            "group": winner.group,
+            "group": winner.criterion.group,
             "size": winner.size,
         },
         "selection": standings,
-        "candidates": len(records),
-        "outcomes": dict(Counter(record.outcome for record in records)),
-        "seconds": round(clock(), 1),
+        "candidates": outcomes.total(),
+        "outcomes": dict(outcomes),
+        "seconds": round(time.monotonic() - started, 1),
         "pruning": {
-            **run.config.pruning.model_dump(),
+            **experiment.config.pruning.model_dump(),
             **{key: first[key] for key in ("sparsity", "pattern")},
         },
-        "objective": run.config.search.objective,
+        "objective": experiment.config.search.objective,
         "diversity": diversity,
         "tasks": tasks,
     }
-    run.folder.write_json("summary.json", summary)
-    write_report(run.folder)
+    folder.write_json("summary.json", summary)
+    write_report(folder)
     for task in tasks_of(summary):
-        run.console.print(title_of(task), soft_wrap=True)
-        run.console.print(end_table(task))
-    run.console.print(f"best metric: {run.folder.path / 'best_metric.json'}", soft_wrap=True)
-    run.console.print(apply_line(run), soft_wrap=True)
+        console.print(title_of(task), soft_wrap=True)
+        console.print(end_table(task))
+    console.print(f"best metric: {folder.path / 'best_metric.json'}", soft_wrap=True)
+    console.print(apply_line(folder, experiment), soft_wrap=True)
 
 
-def apply_line(run: Run) -> str:
+def write_report(folder: RunFolder) -> None:
+    """Rebuild `report.html` from the run folder's other files.
+
+    Raises:
+        FolderError: If the run has not ended or a file is damaged.
+    """
+    summary = folder.read_json("summary.json", *SHOWN)
+    folder.write_text("report.html", render(summary, folder.read_records(), folder.read_timings()))
+
+
+def apply_line(folder: RunFolder, experiment: Experiment) -> str:
     """Return the command that applies the best metric to the same model and texts."""
-    task = run.config.all_tasks[0]
-    calibration, report = task.texts["calibration"], task.texts["report"]
+    task = experiment.config.all_tasks[0]
+    calibration, report = task.calibration, task.report
     unstructured = task.pattern == "unstructured"
     options = {
         "model": task.model,
-        "metric": run.folder.path / "best_metric.json",
+        "metric": folder.path / "best_metric.json",
         "sparsity": task.sparsity if unstructured else None,
         "pattern": None if unstructured else task.pattern,
         "corpus": calibration.corpus,
@@ -114,33 +136,38 @@ def apply_line(run: Run) -> str:
     return "apply it: python run_prune.py " + shlex.join(word for pair in words for word in pair)
 
 
-def _choose(run: Run, finalists: list[Record]) -> tuple[Record, list[dict[str, Any]]]:
+def _choose(
+    experiment: Experiment, pool: Pool, finalists: list[Record]
+) -> tuple[Record, list[dict[str, Any]]]:
     """Score finalists on the selection texts; return the best there, and all with differences."""
-    tasks = range(len(run.plan.tasks))
-    calls = [(i, "selection", one.metric, one.group) for one in finalists for i in tasks]
-    found = iter(run.pool.call_each("losses", calls))
+    tasks = experiment.tasks
+    requests = [
+        LossRequest(index, "selection", record.criterion)
+        for record in finalists
+        for index in range(len(tasks))
+    ]
+    answers = iter(pool.losses(requests))
     scored = []
     for record in finalists:
-        losses = [next(found) for _ in tasks]  # of each task, its windows
-        if all(losses):
-            scored.append(
-                (_weighted(run, [Difference(sum(x) / len(x), 0) for x in losses]), record, losses)
-            )
-    scored.sort(key=lambda one: (one[0].mean, one[1].index))
+        by_task = [next(answers) for _ in tasks]
+        losses = [windows for windows in by_task if windows]
+        if len(losses) == len(tasks):
+            means = [Difference(sum(windows) / len(windows), 0) for windows in losses]
+            scored.append((_weighted(tasks, means).mean, record, losses))
+    scored.sort(key=lambda entry: (entry[0], entry[1].index))
     reference = scored[0][2]
     standings = []
     for loss, record, losses in scored:
-        gap = _weighted(
-            run, [paired_difference(*pair) for pair in zip(losses, reference, strict=True)]
-        )
+        pairs = zip(losses, reference, strict=True)
+        gap = _weighted(tasks, [paired_difference(*pair) for pair in pairs])
         standings.append(
             {
                 "index": record.index,
-                "metric": record.metric,
-                "group": record.group,
+                "metric": record.criterion.text,
+                "group": record.criterion.group,
                 "size": record.size,
                 "fitness": record.fitness,
-                "selection_loss": loss.mean,
+                "selection_loss": loss,
                 "difference": gap.mean,
                 "standard_error": gap.standard_error,
             }
@@ -148,28 +175,28 @@ def _choose(run: Run, finalists: list[Record]) -> tuple[Record, list[dict[str, A
     return scored[0][1], standings
 
 
-def _weighted(run: Run, differences: list[Difference]) -> Difference:
+def _weighted(tasks: Sequence[Task], differences: Sequence[Difference]) -> Difference:
     """Return the mean of the tasks' differences by weight; their errors are independent."""
-    weights = [task.weight / sum(t.weight for t in run.plan.tasks) for task in run.plan.tasks]
+    weights = [task.weight / sum(t.weight for t in tasks) for task in tasks]
     pairs = list(zip(weights, differences, strict=True))
     errors = [d.standard_error for d in differences]
     known = [w * e for w, e in zip(weights, errors, strict=True) if e is not None]
     error = math.hypot(*known) if len(known) == len(errors) else None
-    return Difference(sum(weight * one.mean for weight, one in pairs), error)
+    return Difference(sum(weight * difference.mean for weight, difference in pairs), error)
 
 
-def _measurements(run: Run, index: int, winner: Record) -> dict[str, Any]:
+def _measurements(
+    experiment: Experiment, pool: Pool, index: int, winner: Criterion
+) -> dict[str, Any]:
     """Return a task's perplexities on its report text: dense, baselines and winner."""
-    task = run.plan.tasks[index]
-    calls: list[tuple[Any, ...]] = [
-        (index, "report", winner.metric, winner.group),
-        (index, "report", None, winner.group),
-        *((index, "report", one.text, one.group) for one in BASELINES.values()),
-    ]
-    best, dense, *baselines = run.pool.call_each("losses", calls)
+    criteria = [winner, None, *(baseline.criterion for baseline in BASELINES.values())]
+    best, dense, *baselines = pool.losses(
+        [LossRequest(index, "report", criterion) for criterion in criteria]
+    )
+    assert best is not None and dense is not None
     found = {name: losses for name, losses in zip(BASELINES, baselines, strict=True) if losses}
     gaps = {name: paired_difference(losses, best) for name, losses in found.items()}
-    dtype = run.plan.subjects[task.subject].dtype
+    subject = experiment.tasks[index].subject
     return {
         "dense": perplexity_of(dense),
         "baselines": {name: perplexity_of(losses) for name, losses in found.items()},
@@ -178,16 +205,18 @@ def _measurements(run: Run, index: int, winner: Record) -> dict[str, Any]:
             name: {"nats": gap.mean, "standard_error": gap.standard_error}
             for name, gap in gaps.items()
         },
-        "perplexity_of": {**run.texts(task.subject)["report"], "dtype": dtype},
+        "perplexity_of": {
+            **experiment.provenance(subject)["report"],
+            "dtype": experiment.subjects[subject].dtype,
+        },
     }
 
 
-def _by_layer(run: Run, index: int, winner: Record) -> dict[str, Any]:
+def _by_layer(pool: Pool, index: int, winner: Criterion) -> dict[str, Any]:
     """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
-    own = (winner.metric, winner.group)
-    others = {"best": own} | {name: (one.text, one.group) for name, one in BASELINES.items()}
-    calls = [(index, own, other) for other in others.values()]
-    found = dict(zip(others, run.pool.call_each("zeros_and_overlap", calls), strict=True))
+    others = {"best": winner} | {name: one.criterion for name, one in BASELINES.items()}
+    requests = [MaskRequest(index, winner, other) for other in others.values()]
+    found = dict(zip(others, pool.zeros_and_overlap(requests), strict=True))
     return {
         "layers": {
             name: {layer: zeros for layer, (zeros, _) in by_layer.items()}

@@ -5,26 +5,27 @@ a few more windows of every task, and a candidate that cannot enter the populati
 """
 
 import math
-import resource
-import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from search.population import Candidate, Outcome
-from search.resident import Memory, Resident, Subject
+from search.resident import Memory, Resident, Subject, Weights
 
 REFERENCES = ("snip", "wanda")
 """Baselines that tell how the windows of a fitness text differ under any pruning."""
+
+
+ZerosAndOverlap = dict[str, tuple[float, float]]
+"""By layer, a fraction of zeros and a mask overlap."""
 
 
 @dataclass(frozen=True)
@@ -89,33 +90,50 @@ class Evaluator:
     The fitness of one task is the mean of the objective over its fitness windows. Of several it
     is the mean of the tasks' rises over dense by weight, since losses on unlike texts and models
     have no common scale.
+
+    Args:
+        setup: What it is built from.
+        weights: Of each model, those that are here; the others are loaded.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, weights: Sequence[Weights | None] = ()) -> None:
         torch.set_num_threads(setup.threads)
         keep_freed_memory()
         self.setup = setup
         self.residents = [
-            Resident(subject, windows, setup.device, setup.objective, setup.memory)
-            for subject, windows in zip(setup.subjects, setup.windows, strict=True)
+            Resident(subject, windows, setup.device, setup.objective, setup.memory, given)
+            for subject, windows, given in zip_longest(setup.subjects, setup.windows, weights)
         ]
+        self._profiles: dict[int, Tensor] = {}
+
+    @property
+    def seconds(self) -> float:
+        """How long all fitness windows took on the dense models."""
+        return sum(resident.seconds for resident in self.residents)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Hashes of the models' dense weights that are pruned."""
+        return tuple(resident.digest() for resident in self.residents)
+
+    def ping(self) -> None:
+        """Return at once: a worker that does is there."""
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
-        """Collect a model's statistics, use them, and return them by `X/layer`."""
+        """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
         return self.residents[subject].collect_statistics(self.setup.leaves)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Use statistics of a model that were collected elsewhere."""
+        """Use a model's statistics, and see what its windows suffer under `REFERENCES`."""
         self.residents[subject].use_statistics(tensors)
-        self.__dict__.pop("_profiles", None)
+        if self.setup.stages:
+            for index, task in enumerate(self.setup.tasks):
+                if task.subject == subject:
+                    self._profiles[index] = self._profile(task)
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         return self.residents[subject].probe_tensors()
-
-    def model_digest(self, subject: int) -> str:
-        """Return a hash of a model's dense weights that are pruned."""
-        return self.residents[subject].digest()
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Prune, measure on the fitness windows stage by stage, restore."""
@@ -128,33 +146,33 @@ class Evaluator:
             for resident in self.residents:
                 resident.restore()
 
-    def losses(self, task: int, role: str, metric: str | None, group: str) -> list[float] | None:
-        """Return each window's mean NLL on a task's text, dense if `metric` is None.
+    def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
+        """Return each window's mean NLL on a task's text, dense if the criterion is None.
 
-        None if the metric is degenerate on this model.
+        None if the criterion is degenerate on this model.
         """
-        resident, target = self._of(task, group)
-        if metric is None:
+        resident = self.residents[self.setup.tasks[task].subject]
+        if criterion is None:
             return resident.losses(role)
         try:
-            with resident.pruned(metric, target):
+            with resident.pruned(criterion.metric, self.setup.tasks[task].target(criterion.group)):
                 return resident.losses(role)
         except DegenerateScores:
             return None
 
-    def zeros_and_overlap(
-        self, task: int, one: tuple[str, str], other: tuple[str, str]
-    ) -> dict[str, tuple[float, float]]:
-        """Compare the masks of two metrics, each with its group, layer by layer.
+    def zeros_and_overlap(self, task: int, one: Criterion, other: Criterion) -> ZerosAndOverlap:
+        """Compare the masks of two criteria, layer by layer.
 
         Returns:
             By layer: the fraction of zeros under `other`, and the weights that both remove over
             those that either does. Empty if one of them is degenerate on this model.
         """
-        masks = []
-        for metric, group in (one, other):
-            resident, target = self._of(task, group)
-            masks.append(resident.masks(metric, target))
+        asked = self.setup.tasks[task]
+        resident = self.residents[asked.subject]
+        masks = [
+            resident.masks(criterion.metric, asked.target(criterion.group))
+            for criterion in (one, other)
+        ]
         found = {}
         try:
             for (name, a), (_, b) in zip(*masks, strict=True):
@@ -165,19 +183,13 @@ class Evaluator:
             return {}
         return found
 
-    def _of(self, task: int, group: str) -> tuple[Resident, Target]:
-        asked = self.setup.tasks[task]
-        return self.residents[asked.subject], asked.target(group)
-
     def _measure(self, candidate: Candidate) -> Outcome:
-        tasks = self.setup.tasks
-        if self.setup.stages:
-            _ = self._profiles  # before the model is pruned as the candidate asks
-        losses = [torch.empty(0, dtype=torch.float64) for _ in tasks]
+        criterion = candidate.criterion
+        losses = [torch.empty(0, dtype=torch.float64) for _ in self.setup.tasks]
         for end in (*self.setup.stages, None):
-            for i in range(len(tasks)):
-                resident, target = self._of(i, candidate.group)
-                resident.prune(candidate.metric, target)
+            for i, task in enumerate(self.setup.tasks):
+                resident = self.residents[task.subject]
+                resident.prune(criterion.metric, task.target(criterion.group))
                 losses[i] = torch.cat([losses[i], resident.measure(len(losses[i]), end)])
             if not all(torch.isfinite(part).all() for part in losses):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
@@ -204,27 +216,24 @@ class Evaluator:
             total += task.weight * rise
         return total / sum(task.weight for task in self.setup.tasks)
 
-    @cached_property
-    def _profiles(self) -> list[Tensor]:
-        """Each task's windows' rises over their mean, as they are under `REFERENCES`.
+    def _profile(self, task: Task) -> Tensor:
+        """Return a task's windows' rises over their mean, as they are under `REFERENCES`.
 
         Some windows suffer more from any pruning than others; without that, the first windows
         would judge all candidates too hard, or too softly.
         """
-        profiles = []
-        for task in range(len(self.setup.tasks)):
-            shares = []
-            for name in REFERENCES:
-                resident, target = self._of(task, BASELINES[name].group)
-                with resident.pruned(BASELINES[name].text, target):
-                    rises = resident.measure(0, None) - resident.dense
-                if torch.isfinite(rises).all() and rises.mean() > 0:
-                    shares.append(rises / rises.mean())
-            even = torch.ones(len(resident.dense), dtype=torch.float64)
-            mean = torch.stack(shares or [even]).mean(0)
-            # A window that hardly suffers, or gains, says little: no division by next to nothing.
-            profiles.append(mean.clamp(min=0.1))
-        return profiles
+        resident = self.residents[task.subject]
+        shares = []
+        for name in REFERENCES:
+            criterion = BASELINES[name].criterion
+            with resident.pruned(criterion.metric, task.target(criterion.group)):
+                rises = resident.measure(0, None) - resident.dense
+            if torch.isfinite(rises).all() and rises.mean() > 0:
+                shares.append(rises / rises.mean())
+        even = torch.ones(len(resident.dense), dtype=torch.float64)
+        mean = torch.stack(shares or [even]).mean(0)
+        # A window that hardly suffers, or gains, says little: no division by next to nothing.
+        return mean.clamp(min=0.1)
 
     def _stop_reason(self, losses: list[Tensor], stop_above: float | None) -> str:
         """Compare rises over the dense model: they vary far less by window than losses do."""
@@ -235,49 +244,6 @@ class Evaluator:
             slack = self.setup.slack / math.sqrt(min(len(part) for part in losses))
             limit = min(limit, max(0.0, stop_above) * (1 + slack))
         return f"rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
-
-
-def timed(evaluator: Evaluator, candidate: Candidate) -> tuple[Outcome, dict[str, float]]:
-    """Evaluate, and return what is not reproducible beside the outcome: seconds and peak MiB."""
-    began = time.perf_counter()
-    outcome = evaluator.evaluate(candidate)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return outcome, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
-
-
-@dataclass
-class InProcessPool:
-    """Evaluations in this process, one when asked: for tests and for `ray.workers: 0`."""
-
-    evaluator: Evaluator
-    waiting: deque[Candidate] = field(default_factory=deque)
-    timings: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def submit(self, candidate: Candidate) -> None:
-        """Take a candidate; it is evaluated when an outcome is asked for."""
-        self.waiting.append(candidate)
-
-    def next_outcome(self) -> tuple[int, Outcome] | None:
-        """Evaluate the oldest submitted candidate."""
-        if not self.waiting:
-            return None
-        candidate = self.waiting.popleft()
-        outcome, timing = timed(self.evaluator, candidate)
-        self.timings[candidate.index] = {**timing, "worker": 0}
-        return candidate.index, outcome
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the evaluator and return its result."""
-        return getattr(self.evaluator, method)(*arguments)
-
-    def call_each(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """Call a method once for each tuple of arguments; results in the same order."""
-        return [self.call(method, *arguments) for arguments in calls]
-
-    def share_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Give a model's statistics to the evaluator."""
-        self.evaluator.use_statistics(subject, tensors)
 
 
 def perplexity_of(losses: list[float]) -> float:

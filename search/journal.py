@@ -5,12 +5,12 @@ other file is written beside its place, fsync'd and renamed, so that a kill leav
 new one, never a part.
 """
 
-import csv
 import hashlib
-import io
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,53 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruning.metric import Metric
+from plain_files import check_plain, read_bytes, read_lines, read_object
+from pruning.headers import read_header
 from pruning.metric_file import SCHEMA
+from search import checkpoint
+from search.checkpoint import MOST_BYTES, Checkpoint
 from search.population import Record, State
+
+MOST_JOURNAL, LONGEST_LINE = 2_000_000_000, 1_000_000
+"""Bytes of the longest journal that is read, of some million candidates, and of a line in it."""
 
 
 class FolderError(ValueError):
     """The folder does not fit the request; the command line exits with 4."""
 
 
-@dataclass(frozen=True)
+class WriteError(RuntimeError):
+    """A file of the folder cannot be written; what was written before is whole."""
+
+
+@dataclass
 class RunFolder:
     """One run's folder. Use `create` for a new run and `open_` for one that is there."""
 
     path: Path
     lock: FileLock
 
+    def __post_init__(self) -> None:
+        # Of the journal as it was read and appended to, so that a checkpoint can name it.
+        self._lines, self._digest = 0, hashlib.sha256()
+
+    @property
+    def lines(self) -> int:
+        """How many records the journal has."""
+        return self._lines
+
     @staticmethod
-    def create(path: Path) -> "RunFolder":
-        """Make the folder of a new run; raises FolderError if it is not empty or in use."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    def check_empty(path: Path) -> None:
+        """Raise FolderError if something is where the folder of a new run should be."""
+        if path.exists() and (not path.is_dir() or _files_in(path)):
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
             )
+
+    @staticmethod
+    def create(path: Path) -> "RunFolder":
+        """Make the folder of a new run; raises FolderError if it is not empty or in use."""
+        RunFolder.check_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -51,10 +75,20 @@ class RunFolder:
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raises FolderError if it is none or in use."""
+        """Open a run's folder; raises FolderError if it is none, in use or made to hang."""
+        return _locked(RunFolder.look(path).path)
+
+    @staticmethod
+    def look(path: Path) -> "RunFolder":
+        """Return a run's folder to read from, also while another process works in it."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
-        return _locked(path)
+        try:
+            check_plain(path)
+            check_plain(path, "*.json", MOST_BYTES)  # now, not after the statistics are collected
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{path} cannot be read: {error}") from error
+        return RunFolder(path, FileLock(path / ".lock"))
 
     def close(self) -> None:
         """Let other processes use the folder."""
@@ -65,11 +99,12 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
         temporary = self.path / f"{name}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        with _writing(temporary):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as JSON, whole or not at all."""
@@ -79,11 +114,9 @@ class RunFolder:
         """Read a JSON object; raises FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            value = read_object(path, MOST_BYTES)
+        except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
-        if not isinstance(value, dict):
-            raise FolderError(f"{path} cannot be read: it holds no object")
         if missing := sorted(set(keys) - set(value)):
             raise FolderError(f"{path} lacks {', '.join(missing)}: it was changed or is too old")
         return value
@@ -91,10 +124,11 @@ class RunFolder:
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all."""
         temporary = self.path / f"{name}.tmp"
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        with _writing(temporary):
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
         """Return a safetensors file's tensors, or None if it is not there.
@@ -103,43 +137,65 @@ class RunFolder:
             FolderError: If the file is damaged.
         """
         path = self.path / name
+        if not path.exists():
+            return None
         try:
-            return load_file(path) if path.is_file() else None
-        except (OSError, SafetensorError) as error:
+            read_header(path)
+            return load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
+
+    def write_failure(self, name: str, trace: str) -> None:
+        """Keep the traceback of something that failed, as `failures/NAME.txt`."""
+        with _writing(self.path / "failures"):
+            (self.path / "failures").mkdir(exist_ok=True)
+        self.write_text(f"failures/{name}.txt", trace)
 
     def read_records(self) -> list[Record]:
         """Read the journal, cut a torn last line off it, and return its records.
 
         Raises:
-            FolderError: If a whole line is damaged or out of order.
+            FolderError: If a whole line is damaged or out of order, or the file no journal.
         """
         path = self.path / "journal.jsonl"
-        if not path.exists():
-            return []
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        records = []
-        for number, line in enumerate(whole.splitlines()):
+        records: list[Record] = []
+        whole, digest = 0, hashlib.sha256()
+        for line in self._lines_of(path):
+            if not line.endswith(b"\n"):
+                with _writing(path):
+                    os.truncate(path, whole)
+                break
+            number, whole = len(records), whole + len(line)
+            digest.update(line)
             try:
-                record = Record.from_dict(json.loads(line))
+                record = Record.from_dict(json.loads(line.rstrip(b"\n")))
             except (ValueError, RecursionError) as error:
                 raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
             if record.index != number:
                 raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
             records.append(record)
+        self._lines, self._digest = len(records), digest
         return records
+
+    def _lines_of(self, path: Path) -> Iterator[bytes]:
+        try:
+            if path.exists():
+                yield from read_lines(path, MOST_JOURNAL, LONGEST_LINE)
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{path} cannot be read: {error}") from error
 
     def append(self, record: Record, timing: Mapping[str, Any]) -> None:
         """Append a record to the journal, and what is not reproducible to the timings."""
-        with (self.path / "timings.jsonl").open("a", encoding="utf-8") as file:
+        line = json.dumps(record.to_dict()) + "\n"
+        journal, timings = self.path / "journal.jsonl", self.path / "timings.jsonl"
+        with _writing(timings), timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"index": record.index, **timing}) + "\n")
-        with (self.path / "journal.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_dict()) + "\n")
+        with _writing(journal), journal.open("a", encoding="utf-8") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self._lines += 1
+        self._digest.update(line.encode())
 
     def read_timings(self) -> dict[int, dict[str, Any]]:
         """Return what was noted of each candidate's evaluation, by index: seconds and worker.
@@ -149,7 +205,7 @@ class RunFolder:
         """
         path = self.path / "timings.jsonl"
         timings = {}
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
+        for line in self._lines_of(path):
             try:
                 fields = json.loads(line)
                 timings[int(fields.pop("index"))] = fields
@@ -164,43 +220,52 @@ class RunFolder:
             resumable: The state that a continuation starts from, `lag` outcomes earlier.
             state: The state now, which the hall of fame shows.
         """
-        body = {
-            "schema": SCHEMA,
-            "committed": resumable.committed,
-            "population": [record.to_dict() for record in resumable.population],
-            "hall_of_fame": [record.to_dict() for record in resumable.hall_of_fame],
-            "began": resumable.began,
-            "improved": resumable.improved,
-        }
+        journal = {"lines": self._lines, "sha256": self._digest.hexdigest()}
         current = self.path / "checkpoint.json"
         if current.exists():
-            current.replace(self.path / "checkpoint.previous.json")
-        self.write_json("checkpoint.json", {**body, "sha256": _digest(body)})
-        self.write_text("hall_of_fame.csv", _hall_of_fame_csv(state))
+            with _writing(current):
+                current.replace(self.path / "checkpoint.previous.json")
+        self.write_json("checkpoint.json", checkpoint.to_dict(resumable, journal))
+        self.write_text("hall_of_fame.csv", checkpoint.hall_of_fame_csv(state))
 
-    def read_checkpoint(self, records: int) -> State:
+    def read_checkpoint(self, most: float = math.inf) -> State:
         """Return the newest valid checkpoint's state, or the empty state if there is none.
 
         Args:
-            records: Length of the journal: a checkpoint beyond it is not used.
+            most: Outcomes that it may hold; one with more is not used.
+
+        Raises:
+            FolderError: If the journal is not the one that the checkpoint was written beside.
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
-            if (self.path / name).is_file():
-                state = _state_of((self.path / name).read_bytes())
-                if state and state.committed <= records:
-                    return state
+            try:
+                found = checkpoint.parse(read_bytes(self.path / name, MOST_BYTES))
+            except (OSError, ValueError):
+                continue  # not there, or no checkpoint
+            if found and found.state.committed <= most:
+                self._check_journal(found, name)
+                return found.state
         return State()
+
+    def _check_journal(self, found: Checkpoint, name: str) -> None:
+        path = self.path / "journal.jsonl"
+        lines = list(self._lines_of(path))
+        if not found.stood_beside(lines):
+            raise FolderError(
+                f"{path} is not the journal that {name} was written beside: its first "
+                f"{found.lines} lines were changed, or are another run's"
+            )
 
     def write_best(self, record: Record, provenance: Mapping[str, Any]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
-        metric = Metric.parse(record.metric)
+        metric = record.criterion.metric
         self.write_json(
             "best_metric.json",
             {
                 "schema": SCHEMA,
                 "metric": metric.text,
                 "tree": metric.to_release_json(),
-                "group": record.group,
+                "group": record.criterion.group,
                 "leaves": sorted(metric.leaves),
                 "fitness": record.fitness,
                 "size": metric.size,
@@ -209,56 +274,27 @@ class RunFolder:
         )
 
 
-def checkpoint_state(path: Path) -> State:
-    """Return the state in a checkpoint file, of any run.
-
-    Raises:
-        ValueError: If it cannot be read, is damaged or of another schema.
-    """
-    try:
-        state = _state_of(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    if not state:
-        raise ValueError(f"checkpoint {path} is damaged, or from another version")
-    return state
-
-
 def _locked(path: Path) -> RunFolder:
     lock = FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with _writing(path / ".lock"):
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise FolderError(f"{path} is in use by another process: wait for it to end") from error
     return RunFolder(path, lock)
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _state_of(data: bytes) -> State | None:
-    """Return a checkpoint's state, or None if it is damaged or of another schema."""
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        body = json.loads(data)
-        digest = body.pop("sha256")
-        if digest != _digest(body) or body["schema"] != SCHEMA:
-            return None
-        members = {
-            key: tuple(Record.from_dict(fields) for fields in body[key])
-            for key in ("population", "hall_of_fame")
-        }
-        counts = [body.get(key, 0) for key in ("began", "improved")]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return None
-    return State(body["committed"], members["population"], members["hall_of_fame"], *counts)
+        yield
+    except Timeout:
+        raise
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise WriteError(f"{path} cannot be written: {why}") from error
 
 
-def _hall_of_fame_csv(state: State) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["size", "fitness", "group", "metric", "pareto"])
-    for record in state.hall_of_fame:
-        on_front = str(record in state.pareto_front).lower()
-        writer.writerow([record.size, record.fitness, record.group, record.metric, on_front])
-    return text.getvalue()
+def _files_in(path: Path) -> list[str]:
+    """Return what is in a folder; a lock alone is what a kill left before anything began."""
+    return [entry.name for entry in path.iterdir() if entry.name != ".lock"]

@@ -1,13 +1,10 @@
 """From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
 
-import signal
+import os
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,47 +12,34 @@ from torch import Tensor
 
 from configs import schema
 from configs.schema import Config
-from pruning.masks import GROUPS
-from search.evolution import Settings, evolve, replay
+from search import interrupts, trackers
+from search.books import Books
+from search.evolution import Evolution
+from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe, tensors_digest
-from search.finish import finish
-from search.fitness import Evaluator, InProcessPool, Setup
-from search.journal import FolderError, RunFolder
-from search.plan import Plan, leaves_of, load_plan
-from search.population import Candidate, Record, Rules, State
-from search.primitives import primitive_set
-from search.report import write_report
-from search.resident import Memory
-from search.run import Run, environment
+from search.finish import finish, write_report
+from search.identity import check_config, check_fingerprints, check_records, is_free
+from search.journal import FolderError, RunFolder, WriteError
+from search.machine import memory_lines
+from search.pool.crew import Crew
+from search.pool.in_process import InProcessCrew
+from search.pool.protocol import CallError, Pool, PoolError
+from search.pool.worker_pool import WorkerPool
+from search.population import Record
 from search.screen import Screen
-from search.seeds import read_seeds, write_seeds
-from search.validation import memory_lines, validate
-from search.variation import Variation
 
-DONE, INTERRUPTED, NOTHING_EVALUATED = 0, 3, 5
-"""Exit codes; 2 is a usage or config error and 4 a folder that does not fit."""
-
-RESUMABLE_KEYS = ("search.candidates", "ray.", "memory.master=", "memory.scores=")
-"""What `--set` may change of a run that is there: how long and where, never what."""
+DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
+"""Exit codes; 2 is a usage or config error, 3 a run that can be resumed, 4 a folder that does not
+fit."""
 
 
 def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
-    validate(config)
-    memory_lines(config)  # refuses what cannot fit
-    # Before the folder is made: a text that cannot be had must not leave a run behind.
-    plan = load_plan(config)
-    # As texts: the run folder alone must be enough to resume.
-    seeds = write_seeds(read_seeds(config.search.seeds, groups_of(config)))
-    config = schema.parse(
-        {**config.model_dump(), "search": {**config.search.model_dump(), "seeds": seeds}}, "seeds"
-    )
-    folder = RunFolder.create(out)
-    try:
-        folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, plan, console)
-    finally:
-        folder.close()
+    # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
+    RunFolder.check_empty(out)
+    experiment = _ready(config)
+    with _crew(experiment) as crew, closing(RunFolder.create(out)) as folder:
+        return _run(folder, experiment, crew, [], console)
 
 
 def resume(path: Path, overrides: list[str], console: Console) -> int:
@@ -65,239 +49,213 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
     """
     for override in overrides:
-        if not override.startswith(RESUMABLE_KEYS):
+        if not is_free(override.partition("=")[0]):
             raise FolderError(
                 f"--set {override} would make {path} another search: a resumed run takes "
                 "search.candidates, ray.*, memory.master and memory.scores alone"
             )
-    folder = RunFolder.open_(path)
-    try:
+    with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)
-        done = len(folder.read_records())
+        records = folder.read_records()
+        done = len(records)
+        check_config(folder, config, done)
         if config.search.candidates < done:
             raise FolderError(
                 f"search.candidates = {config.search.candidates} is below the {done} that "
                 f"{path} has: give more"
             )
-        validate(config)
-        plan = load_plan(config)
-        folder.write_text("config.yaml", schema.to_yaml(config))
-        return _run(folder, config, plan, console)
-    finally:
-        folder.close()
+        experiment = _ready(config)
+        with _crew(experiment) as crew:
+            return _run(folder, experiment, crew, records, console)
 
 
 def rebuild_report(path: Path, console: Console) -> int:
     """Rebuild `report.html` of a finished run; returns the exit code."""
-    folder = RunFolder.open_(path)
-    try:
+    with closing(RunFolder.open_(path)) as folder:
         write_report(folder)
-        console.print(f"wrote {path / 'report.html'}", soft_wrap=True)
-        return DONE
-    finally:
-        folder.close()
-
-
-def groups_of(config: Config) -> tuple[str, ...]:
-    """Return the comparison groups that candidates may have; n:m patterns know no other."""
-    if all(task.pattern != "unstructured" for task in config.all_tasks):
-        return ("row",)
-    group = config.pruning.group
-    return GROUPS if group == "free" else (group,)
-
-
-def settings_of(config: Config, fingerprints: Fingerprints) -> Settings:
-    """Return the loop's knobs from a config."""
-    search = config.search
-
-    def near(one: Candidate | Record, other: Record) -> bool:
-        names = (one.metric, one.group), (other.metric, other.group)
-        return fingerprints.distance(*names) < search.crowding
-
-    return Settings(
-        seed=search.seed,
-        candidates=search.candidates,
-        rules=Rules(
-            capacity=search.population,
-            resolution=search.parsimony,
-            kept=int(search.population * search.speciation / len(groups_of(config))),
-            patience=search.patience,
-            lag=search.lag,
-            **({"near": near} if search.crowding and search.fingerprint else {}),
-        ),
-        groups=groups_of(config),
-        regroup=search.regroup,
-        within=search.speciation,
-        seeds=tuple(read_seeds(search.seeds, groups_of(config))),
-        pool=search.pool,
-        parents=search.parents,
-        simplified=search.simplify,
-        variation=Variation(
-            primitives=primitive_set(search.primitives),
-            min_initial_depth=search.min_initial_depth,
-            max_initial_depth=search.max_initial_depth,
-            max_depth=search.max_depth,
-            max_size=search.max_size,
-            crossover=search.crossover,
-            mutation=search.mutation,
-            mutations=search.mutations.model_dump(),
-        ),
-    )
-
-
-def _run(folder: RunFolder, config: Config, plan: Plan, console: Console) -> int:
-    started = time.monotonic()
-    console.print(f"run folder {folder.path}", soft_wrap=True)
-    records = folder.read_records()
-    try:
-        with _pool(config, plan) as pool:
-            # After Ray's start, which takes SIGTERM for itself and aborts. SIGINT too: a shell
-            # starts its background jobs with it ignored.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _interrupt)
-            run = Run(folder, config, plan, pool, console)
-            fingerprints = _prepare(run)
-            state = _evolve(run, fingerprints, records)
-            if state.best is None:
-                console.print(
-                    "error: no candidate was evaluated to the end; breed more: "
-                    f"run_search.py --resume {folder.path} --set search.candidates=N",
-                    soft_wrap=True,
-                )
-                return NOTHING_EVALUATED
-            members = [(one.metric, one.group) for one in state.population]
-            diversity = fingerprints.diversity(members, config.search.crowding)
-            finish(run, records, state, diversity, lambda: time.monotonic() - started)
-    except KeyboardInterrupt:
-        console.print(
-            f"interrupted after {len(records)} candidates; continue with "
-            f"run_search.py --resume {folder.path}",
-            soft_wrap=True,
-        )
-        return INTERRUPTED
+    console.print(f"wrote {path / 'report.html'}", soft_wrap=True)
     return DONE
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM, which clusters send before they kill, and SIGINT as Ctrl-C."""
-    raise KeyboardInterrupt
+def _ready(config: Config) -> Experiment:
+    experiment = resolve(config)
+    memory_lines(experiment)  # refuses what cannot fit
+    trackers.check(config.trackers)
+    return experiment.read_texts()
 
 
-def setup_of(config: Config, plan: Plan) -> Setup:
-    """Return what evaluators are built from."""
-    search, where = config.search, config.ray
-    return Setup(
-        subjects=plan.subjects,
-        windows=tuple({r: w.tokens for r, w in texts.items()} for texts in plan.windows),
-        tasks=plan.tasks,
-        leaves=leaves_of(config),
-        objective=search.objective,
-        device="cuda" if where.gpus_per_worker else "cpu",
-        threads=where.cpus_per_worker,
-        stages=tuple(search.stages),
-        slack=search.slack,
-        hopeless=search.hopeless,
-        memory=Memory(**config.memory.model_dump()),
-    )
+def _run(
+    folder: RunFolder,
+    experiment: Experiment,
+    crew: Crew,
+    records: list[Record],
+    console: Console,
+) -> int:
+    """Run to the end, or to what ends it; what is written by then can be resumed.
+
+    Args:
+        records: The journal so far; emptied once it is replayed.
+    """
+    where = experiment.config.ray
+    most = 1 if where.workers == 0 else where.workers
+    try:
+        folder.write_text("config.yaml", schema.to_yaml(experiment.config))
+        console.print(f"run folder {folder.path}", soft_wrap=True)
+        pool = WorkerPool(
+            crew,
+            experiment.setup,
+            most,
+            where.wait_seconds,
+            where.start_seconds,
+            say=lambda line: console.print(line, soft_wrap=True),
+        )
+        return _search(folder, experiment, pool, records, console)
+    except KeyboardInterrupt:
+        why = f"interrupted after {folder.lines} candidates"
+    except (PoolError, WriteError) as error:
+        why = f"error: {error}"
+    except CallError as error:
+        folder.write_failure("run", error.trace)
+        console.print(f"error: {error}; see {folder.path / 'failures/run.txt'}", soft_wrap=True)
+        return BROKEN
+    console.print(f"{why}; continue with run_search.py --resume {folder.path}", soft_wrap=True)
+    return interrupts.INTERRUPTED
+
+
+def _search(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    records: list[Record],
+    console: Console,
+) -> int:
+    started = time.monotonic()
+    marks = _prepare(folder, experiment, pool, console)
+    evolution = evolve(folder, experiment, pool, marks, records, console)
+    state = evolution.state
+    if state.best is None:
+        console.print(
+            "error: no candidate was evaluated to the end; breed more: "
+            f"run_search.py --resume {folder.path} --set search.candidates=N",
+            soft_wrap=True,
+        )
+        return NOTHING_EVALUATED
+    members = [record.criterion for record in state.population]
+    diversity = marks.diversity(members, experiment.config.search.crowding)
+    finish(folder, experiment, pool, state, diversity, started, console)
+    status = folder.read_json("status.json")
+    folder.write_json("status.json", {**status, "state": "finished"})
+    return DONE
 
 
 @contextmanager
-def _pool(config: Config, plan: Plan) -> Iterator[Any]:
-    """Open the pool that the config asks for; closed at the end, whatever happens."""
-    setup, where = setup_of(config, plan), config.ray
+def _crew(experiment: Experiment) -> Iterator[Crew]:
+    """Open what the config asks workers to live in; gone at the end, whatever happens.
+
+    Raises:
+        ValueError: If there is no such device or cluster, or it does not let us in.
+        PoolError: If the cluster answered, and hangs.
+    """
+    setup, where = experiment.setup, experiment.config.ray
     if where.workers == 0:
         if where.gpus_per_worker and not torch.cuda.is_available():
             raise ValueError(
                 f"ray.gpus_per_worker = {where.gpus_per_worker}, and this machine has no CUDA "
                 "device: set it to 0"
             )
-        yield InProcessPool(Evaluator(setup))
+        yield InProcessCrew(setup)
         return
     # Imported here, so that neither --validate nor an in-process run starts to load Ray.
-    from search.workers import RayPool
+    from search.pool.cluster import connection
+    from search.pool.on_ray import RayCrew
 
-    pool = RayPool(
-        setup, where.address, where.workers, where.cpus_per_worker, where.gpus_per_worker
-    )
-    try:
-        yield pool
-    finally:
-        pool.close()
+    local_cpus = where.address == "local" and not where.gpus_per_worker
+    cores = max(os.cpu_count() or 1, where.cpus_per_worker * (where.workers or 1))
+    with connection(where.address, cores) as cluster:
+        ships = where.ship_model or local_cpus
+        yield RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
 
 
-def _prepare(run: Run) -> Fingerprints:
+def _prepare(
+    folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
+) -> Fingerprints:
     """Get statistics and probes, from the folder or from a worker, and check the environment.
 
     Raises:
         FolderError: If models, texts or statistics are not those that the run began with.
     """
-    found: dict[str, Any] = {"model": [], "texts": [], "statistics": []}
+    found: dict[str, list[object]] = {
+        name: [] for name in ("model", "texts", "windows", "statistics", "probe")
+    }
     probes = []
-    for subject in range(len(run.plan.subjects)):
-        statistics = _statistics(run, subject)
-        found["model"].append(run.pool.call("model_digest", subject))
-        texts = run.texts(subject)
-        found["texts"].append({role: text["text_sha256"] for role, text in texts.items()})
+    for subject in range(len(experiment.subjects)):
+        statistics = _statistics(folder, experiment, subject, pool, console)
+        texts = experiment.windows[subject]
+        probe = _probe(folder, subject, pool)
+        found["model"].append(pool.model_digest(subject))
+        found["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
+        found["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
         found["statistics"].append(tensors_digest(statistics))
-        probes.append(_probe(run, subject))
-    if (run.folder.path / "environment.json").exists():
-        before = run.folder.read_json("environment.json", "fingerprints")
-        _check_same(before["fingerprints"], found)
-    else:
-        run.folder.write_json("environment.json", environment(found))
-    return Fingerprints([(probes[task.subject], task.target) for task in run.plan.tasks])
+        found["probe"].append(tensors_digest(probe))
+        probes.append(Probe.from_tensors(probe))
+    check_fingerprints(folder, experiment, found)
+    return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
 
 
-def _statistics(run: Run, subject: int) -> dict[str, Tensor]:
+def _statistics(
+    folder: RunFolder, experiment: Experiment, subject: int, pool: Pool, console: Console
+) -> dict[str, Tensor]:
     """Return a model's statistics, which all workers have then."""
     name = f"statistics{subject or ''}.safetensors"
-    statistics = run.folder.read_tensors(name)
+    statistics = folder.read_tensors(name)
     if statistics is None:
-        tokens = run.texts(subject)["calibration"]["tokens"]
-        model = run.plan.subjects[subject].model
-        run.console.print(f"collecting statistics of {model} on {tokens} tokens", soft_wrap=True)
-        statistics = run.pool.call("collect_statistics", subject)
-        run.folder.write_tensors(name, statistics)
-    run.pool.share_statistics(subject, statistics)
-    return dict(statistics)
+        tokens = experiment.provenance(subject)["calibration"]["tokens"]
+        model = experiment.subjects[subject].model
+        console.print(f"collecting statistics of {model} on {tokens} tokens", soft_wrap=True)
+        statistics = dict(pool.collect_statistics(subject))
+        folder.write_tensors(name, statistics)
+    pool.use_statistics(subject, statistics)
+    return statistics
 
 
-def _probe(run: Run, subject: int) -> Probe:
+def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
     name = f"probe{subject or ''}.safetensors"
-    probe = run.folder.read_tensors(name)
+    probe = folder.read_tensors(name)
     if probe is None:
-        probe = run.pool.call("probe_tensors", subject)
-        run.folder.write_tensors(name, probe)
-    return Probe.from_tensors(probe)
+        probe = dict(pool.probe_tensors(subject))
+        folder.write_tensors(name, probe)
+    return probe
 
 
-def _evolve(run: Run, fingerprints: Fingerprints, records: list[Record]) -> State:
-    """Run the loop to its end; new records are appended to `records` as they are committed."""
-    settings = settings_of(run.config, fingerprints)
-    start = resumable = run.folder.read_checkpoint(max(0, len(records) - settings.rules.lag))
-    state = replay(settings.rules, start, records)[len(records)]
-    mark = fingerprints.fingerprint if run.config.search.fingerprint else None
-    loop = evolve(settings, mark, run.pool, start, records[:])
-    with Screen(run.console, settings.candidates, len(records)) as screen:
-        screen.outcomes.update(Counter(record.outcome for record in records))
-        try:
-            for record, state, resumable in loop:
-                run.folder.append(record, run.pool.timings.pop(record.index, {}))
-                records.append(record)
-                screen.show(record, state)
-                if len(records) % run.config.search.checkpoint_every == 0:
-                    run.folder.write_checkpoint(resumable, state)
-        finally:
-            run.folder.write_checkpoint(resumable, state)
-            if state.best:
-                run.folder.write_best(state.best, run.provenance())
-    return state
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in now:
-        if before.get(name) != now[name]:
-            raise FolderError(
-                f"the run's {name} had fingerprint {before.get(name)} and has {now[name]} here: "
-                "resume with what it began with, or start a new run"
-            )
+def evolve(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    marks: Fingerprints,
+    records: list[Record],
+    console: Console,
+) -> Evolution:
+    """Run the loop to its end; each record is in the journal before the next is committed."""
+    search = experiment.config.search
+    tells = marks if search.fingerprint else None
+    check_records(folder, experiment, tells, records)
+    start = folder.read_checkpoint(max(0, len(records) - search.lag))
+    evolution = Evolution(experiment.settings, tells, start, records)
+    with (
+        Screen(console) as screen,
+        trackers.opened(experiment.config.trackers, folder.path) as tracked,
+        Books(folder, experiment, evolution, pool, screen, tracked) as books,
+    ):
+        books.outcomes.update(record.outcome.kind for record in records)
+        records.clear()  # twenty thousand of them would stay all the while
+        while not evolution.done:
+            for candidate in evolution.ask():
+                if candidate.decided:
+                    books.enter(evolution.tell(candidate.index, candidate.decided))
+                else:
+                    pool.submit(candidate)
+            if not evolution.done and (arrival := pool.next_outcome()):
+                books.note(arrival)
+                books.enter(evolution.tell(arrival.index, arrival.outcome))
+            books.show()
+    return evolution

@@ -3,36 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pruning.metric import Metric
+from pruning.criterion import Criterion
 
 OUTCOMES = ("evaluated", "stopped", "duplicate", "degenerate", "failed")
 """What can become of a candidate; only `evaluated` has a fitness."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A bred metric on its way to an evaluation.
-
-    Attributes:
-        index: Its place in the order of breeding, from 0.
-        metric: Canonical text.
-        group: Comparison group.
-        parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
-        fingerprint: Of its mask on the probe; None until taken.
-        stop_above: Fitness above which it cannot enter the population, fixed when it was bred, but
-            for a smaller one within a step of parsimony; None while a place is free.
-    """
-
-    index: int
-    metric: str
-    group: str
-    parents: tuple[int, ...] = ()
-    fingerprint: str | None = None
-    stop_above: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,63 +30,129 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Record:
-    """A line of the journal: a candidate with its outcome. Only reproducible fields."""
+class Candidate:
+    """A bred criterion on its way to an outcome.
+
+    Attributes:
+        index: Its place in the order of breeding, from 0.
+        criterion: Its metric, in canonical form, and its comparison group.
+        parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
+        fingerprint: Of its mask on the probe; None until taken.
+        stop_above: Fitness above which it cannot enter the population, fixed when it was bred, but
+            for a smaller one within a step of parsimony; None while a place is free.
+        decided: Its outcome, if that is known without an evaluation.
+    """
 
     index: int
-    metric: str
-    group: str
-    outcome: str
-    fitness: float | None
-    fingerprint: str | None
-    tokens: int
-    parents: tuple[int, ...]
-    reason: str
+    criterion: Criterion
+    parents: tuple[int, ...] = ()
+    fingerprint: str | None = None
+    # Of the way to an outcome alone: the journal has neither.
+    stop_above: float | None = field(default=None, compare=False)
+    decided: Outcome | None = field(default=None, compare=False)
 
-    @staticmethod
-    def of(candidate: Candidate, outcome: Outcome) -> "Record":
-        return Record(
-            index=candidate.index,
-            metric=candidate.metric,
-            group=candidate.group,
-            outcome=outcome.kind,
-            fitness=outcome.fitness,
-            fingerprint=candidate.fingerprint,
-            tokens=outcome.tokens,
-            parents=candidate.parents,
-            reason=outcome.reason,
-        )
 
-    @staticmethod
-    def from_dict(fields: dict[str, Any]) -> "Record":
-        """Rebuild a record from its JSON object; raises ValueError if it is not one."""
-        try:
-            record = Record(**{**fields, "parents": tuple(fields["parents"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a journal record: {str(fields)[:80]}") from error
-        if record.outcome not in OUTCOMES:
-            raise ValueError(f"outcome must be one of {OUTCOMES}, got {record.outcome!r}")
-        measured = isinstance(record.fitness, float) and math.isfinite(record.fitness)
-        if not (measured if record.outcome == "evaluated" else record.fitness is None):
-            raise ValueError(
-                f"fitness must be a finite number if evaluated, otherwise null, got "
-                f"{record.fitness!r:.40} of {record.outcome}"
-            )
-        return record
+@dataclass(frozen=True)
+class Record:
+    """A candidate with its outcome: a line of the journal. Only what is reproducible."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    candidate: Candidate
+    outcome: Outcome
 
-    @cached_property
+    @property
+    def index(self) -> int:
+        """The candidate's place in the order of breeding."""
+        return self.candidate.index
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the candidate prunes by."""
+        return self.candidate.criterion
+
+    @property
+    def fitness(self) -> float | None:
+        """Nats per token; None unless evaluated."""
+        return self.outcome.fitness
+
+    @property
     def size(self) -> int:
         """Number of nodes of the metric."""
-        return Metric.parse(self.metric).size
+        return self.candidate.criterion.metric.size
 
     @property
     def rank(self) -> tuple[float, int]:
         """Sort key by fitness alone: better first, and of equals the older."""
         assert self.fitness is not None
         return self.fitness, self.index
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the journal's object, as `from_dict` reads it."""
+        candidate, outcome = self.candidate, self.outcome
+        return {
+            "index": candidate.index,
+            "metric": candidate.criterion.text,
+            "group": candidate.criterion.group,
+            "outcome": outcome.kind,
+            "fitness": outcome.fitness,
+            "fingerprint": candidate.fingerprint,
+            "tokens": outcome.tokens,
+            "parents": candidate.parents,
+            "reason": outcome.reason,
+        }
+
+    @staticmethod
+    def from_dict(fields: object) -> "Record":
+        """Rebuild a record from its JSON object.
+
+        Raises:
+            ValueError: If a field is missing, unknown or breaks its rule; one line that names it.
+        """
+        if not isinstance(fields, dict) or set(fields) != set(_RULES):
+            raise ValueError(f"not a journal record: {str(fields)[:80]}")
+        for name, (rule, holds) in _RULES.items():
+            if not holds(fields[name]):
+                raise ValueError(f"{name} must be {rule}, got {fields[name]!r:.40}")
+        if (fields["outcome"] == "evaluated") != (fields["fitness"] is not None):
+            raise ValueError(
+                "fitness must be a finite number if evaluated, otherwise null, got "
+                f"{fields['fitness']!r:.40} of {fields['outcome']}"
+            )
+        parents = tuple(fields["parents"])
+        if any(parent >= fields["index"] for parent in parents):
+            raise ValueError(f"parents must be older than {fields['index']}, got {parents}")
+        criterion = Criterion.parse(fields["metric"], fields["group"])
+        return Record(
+            Candidate(fields["index"], criterion, parents, fields["fingerprint"]),
+            Outcome(fields["outcome"], fields["fitness"], fields["tokens"], fields["reason"]),
+        )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "index": ("a whole number from 0", _is_count),
+    "metric": ("a text", _is_text),
+    "group": ("a text", _is_text),
+    "outcome": (f"one of {', '.join(OUTCOMES)}", lambda value: value in OUTCOMES),
+    "fitness": (
+        "a finite number or null",
+        lambda value: value is None or (isinstance(value, float) and math.isfinite(value)),
+    ),
+    "fingerprint": ("a text or null", lambda value: value is None or isinstance(value, str)),
+    "tokens": ("a whole number from 0", _is_count),
+    "parents": (
+        "a list of indices",
+        lambda value: isinstance(value, list | tuple) and all(map(_is_count, value)),
+    ),
+    "reason": ("a text", _is_text),
+}
+"""For each field of a journal's line, what it must be."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +164,7 @@ class Rules:
         resolution: Fitness is compared in steps of so much, nats per token; within a step the
             smaller metric wins (lexicographic parsimony in buckets; Luke and Panait, GECCO 2002).
             0 compares fitness alone.
-        near: Whether two records have nearly one mask; of such, only the fitter is a member, so
+        near: Whether two criteria make nearly one mask; of such, only the fitter is a member, so
             that a population never is one mask many times.
         kept: Members of each comparison group that stay, however they rank: a group that is worse
             at first can be the better one after some breeding.
@@ -132,7 +175,7 @@ class Rules:
 
     capacity: int
     resolution: float = 0.0
-    near: Callable[[Candidate | Record, Record], bool] = lambda record, other: False
+    near: Callable[[Criterion, Criterion], bool] = lambda criterion, other: False
     kept: int = 0
     patience: int | None = None
     lag: int = 0
@@ -179,7 +222,9 @@ class State:
 
     def _admit(self, record: Record, rules: Rules) -> "State":
         """Return the state with a record in the population, if it earns its place there."""
-        like = [member for member in self.population if rules.near(record, member)]
+        like = [
+            member for member in self.population if rules.near(record.criterion, member.criterion)
+        ]
         if any(rules.rank(member) < rules.rank(record) for member in like):
             return self
         others = [member for member in self.population if member not in like]
@@ -203,7 +248,7 @@ class State:
         """Return the fitness to beat for a place in a group, or None while there is one free."""
         if len(self.population) < rules.capacity:
             return None
-        if sum(member.group == group for member in self.population) < rules.kept:
+        if sum(member.criterion.group == group for member in self.population) < rules.kept:
             return None
         droppable = _droppable(self.population, rules, also=group)
         return max(member.rank for member in droppable)[0]
@@ -235,6 +280,6 @@ def pareto_front(records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _droppable(population: Sequence[Record], rules: Rules, also: str = "") -> list[Record]:
     """Return the members of groups that have more than the kept ones, `also` counted once more."""
-    members = Counter(member.group for member in population)
+    members = Counter(member.criterion.group for member in population)
     members[also] += 1
-    return [member for member in population if members[member.group] > rules.kept]
+    return [member for member in population if members[member.criterion.group] > rules.kept]

@@ -3,9 +3,11 @@
 Here pruning and evaluation, which do not know each other, meet.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +16,12 @@ from evaluation.divergence import final_hidden, window_divergences
 from evaluation.perplexity import window_losses
 from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
+from pruning.memory import give_back_freed_memory
 from pruning.metric import Metric
-from pruning.models import DTYPES, decoder_blocks, load_model
+from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
 from pruning.pruner import prune
 from pruning.recipe import LayerScores, Recipe
-from pruning.store import ResidentStore
+from pruning.store import ResidentStore, all_layers
 from pruning.walk import Texts, walk_dense
 from search.fingerprint import take_probe, tensors_digest
 
@@ -46,6 +49,19 @@ class Memory:
     scores: str = "keep"
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A model that is sent to workers, as plain values.
+
+    Attributes:
+        config: Its config, as transformers writes it.
+        tensors: Its parameters and buffers by name, tied ones once.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
 class Resident:
     """One loaded model with a master copy of its dense weights and its token windows.
 
@@ -53,6 +69,7 @@ class Resident:
         windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
         objective: `nll` or `kl`, what `measure` returns of a window.
         memory: What is held beside the model, and where.
+        weights: The model's own, shared with other workers on this node; None to load them.
     """
 
     def __init__(
@@ -62,25 +79,37 @@ class Resident:
         device: str,
         objective: str,
         memory: Memory,
+        weights: Weights | None = None,
     ) -> None:
         self.windows = windows
         self.memory = memory
         self.statistics = Statistics()
-        self.store = ResidentStore(load_model(subject.model, subject.dtype, device))
-        self.store.model.requires_grad_(False)
+        if weights:
+            model = with_weights(weights.config, subject.dtype, weights.tensors, device)
+        else:
+            model = load_model(subject.model, subject.dtype, device)
+        self.store = ResidentStore(model.requires_grad_(False))
         on_host = memory.master == "host"
-        self.master = self.store.copies_on_host() if on_host else self.store.copies()
+        if device == "cpu":
+            # What was loaded is the dense copy: it is shared with the node's other workers, in the
+            # object store or by the file that it is mapped from. The model's layers are its own.
+            self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
+            self.store.own(self.master)
+        else:
+            self.master = self.store.copies_on_host() if on_host else self.store.copies()
         self._device = device
-        self._pruned: tuple[str, Target] | None = None
+        self._pruned: tuple[Metric, Target] | None = None
+        began = time.perf_counter()
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
         # The dense model's distance to itself is nothing, up to rounding.
         self.dense = self.measure(0, None) if hidden is None else torch.zeros(len(hidden)).double()
+        self.seconds = time.perf_counter() - began
 
     def collect_statistics(
         self, leaves: frozenset[str], role: str = "calibration"
     ) -> dict[str, Tensor]:
-        """Collect statistics on one of the texts, use them, return them by `X/layer`.
+        """Collect statistics on one of the texts and return them by `X/layer`.
 
         Each block's are rounded as `memory.statistics` says as soon as they are there and wait on
         the host, so that the device holds one block's fp32 sums at a time.
@@ -101,12 +130,13 @@ class Resident:
             lambda block, module: None,
             lambda stage, done, total: None,
         )
-        self.use_statistics(found)
         return found
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use statistics that were collected elsewhere; moved to the device once."""
+        """Prune by these statistics from now on; moved to the device once."""
+        self.restore()
         self.statistics = Statistics()  # the device has no room for two
+        give_back_freed_memory()  # what this process took if it collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
     def probe_tensors(self) -> dict[str, Tensor]:
@@ -129,7 +159,7 @@ class Resident:
         """Return each window's mean NLL on one of the texts, in nats per token."""
         return window_losses(self.store, self.windows[role]).tolist()
 
-    def prune(self, metric: str, target: Target) -> None:
+    def prune(self, metric: Metric, target: Target) -> None:
         """Prune the model as asked, whatever it was before.
 
         Raises:
@@ -140,7 +170,7 @@ class Resident:
             with torch.inference_mode():
                 prune(
                     self.store,
-                    Recipe(Metric.parse(metric), target),
+                    Recipe(metric, target),
                     Texts(self.windows["fitness"][:0]),  # all statistics are there
                     statistics=self.statistics.to_tensors(),
                     keep_scores=self.memory.scores == "keep",
@@ -153,7 +183,7 @@ class Resident:
         self.store.restore(self.master)
 
     @contextmanager
-    def pruned(self, metric: str, target: Target) -> Iterator[None]:
+    def pruned(self, metric: Metric, target: Target) -> Iterator[None]:
         """While open, the model is pruned; then it is dense."""
         try:
             self.prune(metric, target)
@@ -163,10 +193,10 @@ class Resident:
 
     # As a decorator: a `with` would leave the mode on wherever the generator is suspended.
     @torch.inference_mode()
-    def masks(self, metric: str, target: Target) -> Iterator[tuple[str, Tensor]]:
+    def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
         weights = _OnDevice(self.master, self._device)
-        scores = LayerScores(Metric.parse(metric), weights, self.statistics.of)
+        scores = LayerScores(metric, weights, self.statistics.of)
         # A model's threshold asks for each layer three times.
         keep = target.group.whole_model and self.memory.scores == "keep"
         yield from select(dict(scores) if keep else scores, target)

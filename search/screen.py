@@ -1,41 +1,29 @@
 """Progress for a person: a live table on a terminal, plain lines elsewhere."""
 
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from search.population import OUTCOMES, Record, State
+from search.journal import RunFolder
+from search.status import Status
 
 _PLAIN_SECONDS = 10.0
 
 
-@dataclass
 class Screen:
-    """Shows how a search goes; use as a context manager.
+    """Shows how a search goes; use as a context manager."""
 
-    Attributes:
-        candidates: How many will be bred.
-        done: How many were committed before this process started.
-    """
-
-    console: Console
-    candidates: int
-    done: int
-    outcomes: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._live: Live | None = None
-        self._started = self._printed = time.monotonic()
-        self._first = self.done
+        self._printed = time.monotonic()
 
     def __enter__(self) -> "Screen":
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=4)
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -48,42 +36,34 @@ class Screen:
         if self._live:
             self._live.stop()
 
-    def show(self, record: Record, state: State) -> None:
-        """Show the state after one more outcome."""
-        self.outcomes[record.outcome] += 1
-        self.done = record.index + 1
+    def show(self, status: Status) -> None:
+        """Show a status; in plain lines not too often, and the last one."""
         now = time.monotonic()
         if self._live:
-            self._live.update(self._table(state))
-        elif now - self._printed >= _PLAIN_SECONDS or self.done == self.candidates:
+            self._live.update(table_of(status))
+        elif now - self._printed >= _PLAIN_SECONDS or status.candidates == status.of:
             self._printed = now
-            self.console.print("  ".join(f"{k} {v}" for k, v in self._rows(state)), soft_wrap=True)
-
-    def _table(self, state: State) -> Table:
-        table = Table(title="prunevolve search", show_header=False)
-        for key, value in self._rows(state):
-            table.add_row(key, value)
-        return table
-
-    def _rows(self, state: State) -> list[tuple[str, str]]:
-        seconds = time.monotonic() - self._started
-        fresh = self.done - self._first
-        pace = fresh / seconds if seconds > 0 else 0.0
-        left = (self.candidates - self.done) / pace if pace else 0.0
-        kinds = ", ".join(f"{self.outcomes[kind]} {kind}" for kind in OUTCOMES)
-        best = state.best
-        return [
-            ("candidate", f"{self.done}/{self.candidates}"),
-            ("best", f"{best.metric} ({best.group})" if best else "none yet"),
-            ("fitness", f"{best.fitness:.4f} nats/token" if best else "-"),
-            ("population", _groups_text(state)),
-            ("pace", f"{pace * 3600:.0f}/h"),
-            ("left", f"{left / 60:.0f} min"),
-            ("outcomes", kinds),
-        ]
+            line = "  ".join(f"{name} {text}" for name, text in status.rows())
+            self._console.print(line, soft_wrap=True)
 
 
-def _groups_text(state: State) -> str:
-    """Return how many members there are of each comparison group; each has a mask of its own."""
-    groups = Counter(record.group for record in state.population)
-    return ", ".join(f"{count} {group}" for group, count in sorted(groups.items())) or "none"
+def table_of(status: Status) -> Table:
+    """Return a status as a table."""
+    table = Table(title="prunevolve search", show_header=False)
+    for name, text in status.rows():
+        table.add_row(name, text)
+    return table
+
+
+def print_status(folder: RunFolder, console: Console) -> None:
+    """Print where a run stands, while it goes on or after it."""
+    status = Status(**folder.read_json("status.json", *Status.__annotations__))
+    console.print(f"{folder.path}: {status.state}, as of {status.written}", soft_wrap=True)
+    console.print(table_of(status))
+    for record in folder.read_checkpoint().pareto_front:
+        criterion = record.criterion
+        console.print(
+            f"{record.fitness:.4f} nats/token, {record.size} nodes, {criterion.group}: "
+            f"{criterion.text}",
+            soft_wrap=True,
+        )

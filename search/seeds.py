@@ -1,21 +1,19 @@
 """What an entry of `search.seeds` may be: a metric in any form, or another run's metrics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from pruning.criterion import Criterion
 from pruning.masks import GROUPS
-from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
-from search.journal import checkpoint_state
-
-Seed = tuple[Metric, str]
-"""A metric and its comparison group."""
+from search.checkpoint import read_state
 
 
-def read_seeds(entries: list[str], groups: tuple[str, ...]) -> list[Seed]:
-    """Return the metrics that entries mean, without repeats, in their order.
+def read_seeds(entries: Sequence[str], groups: Sequence[str]) -> list[Criterion]:
+    """Return the criteria that entries mean, without repeats, in their order.
 
     Of another run only texts and groups are taken, never a fitness: its model, sparsity or texts
-    may have been others.
+    may have been others. `str` of a criterion is an entry that means it without any other file.
 
     Args:
         entries: A metric's name, its text, a metric file, a run folder or its checkpoint; before
@@ -25,31 +23,25 @@ def read_seeds(entries: list[str], groups: tuple[str, ...]) -> list[Seed]:
     Raises:
         ValueError: If an entry is none of these, or its metric cannot rank weights.
     """
-    seeds: dict[Seed, None] = {}
+    seeds: dict[Criterion, None] = {}
     for entry in entries:
         prefix, colon, rest = entry.partition(":")
         asked = prefix if colon and prefix in GROUPS else ""
-        for metric, own in _read(rest if asked else entry):
-            group = groups[0] if len(groups) == 1 else asked or own
-            seeds[metric.check_scores_weights(), group] = None
+        for criterion in _read(rest if asked else entry):
+            group = groups[0] if len(groups) == 1 else asked or criterion.group
+            seeds[Criterion(criterion.metric.check_scores_weights(), group)] = None
     return list(seeds)
 
 
-def write_seeds(seeds: list[Seed]) -> list[str]:
-    """Return entries that mean the same without any other file."""
-    return [f"{group}:{metric.text}" for metric, group in seeds]
-
-
-def _read(entry: str) -> list[Seed]:
+def _read(entry: str) -> list[Criterion]:
     if path := _checkpoint_of(entry):
-        state = checkpoint_state(path)
-        seeds = [(Metric.parse(one.metric), one.group) for one in state.finalists(10**6)]
+        state = read_state(path)
+        seeds = [record.criterion for record in state.finalists(10**6)]
         # A checkpoint is some outcomes old, so that it can be resumed: a run's best may be younger.
         best = path.parent / "best_metric.json"
         of_run = Path(entry).name != path.name
         return [*_read(str(best)), *seeds] if of_run and best.is_file() else seeds
-    found = resolve_metric(entry)
-    return [(found.metric, found.group)]
+    return [resolve_metric(entry).criterion]
 
 
 def _checkpoint_of(entry: str) -> Path | None:

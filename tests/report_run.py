@@ -5,7 +5,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+from toy_records import record_of
+
 from pruning.leaves import LEAVES
+from pruning.metric import Metric
 from pruning.operators import RELEASE
 from search.journal import RunFolder
 from search.population import OUTCOMES, Record
@@ -15,12 +18,19 @@ KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
 WINNER = "mul(W, add(G, sqr(W)))"
 
 
-def metric_text(generator: random.Random, depth: int = 4) -> str:
-    """Draw a random metric's text."""
+def metric_text(generator: random.Random) -> str:
+    """Draw the text of a random metric that can rank weights, as journals have no other."""
+    while Metric.parse(text := random_text(generator, 4)).problem:
+        pass
+    return text
+
+
+def random_text(generator: random.Random, depth: int) -> str:
+    """Draw a random formula's text."""
     if depth == 0 or generator.random() < 0.2:
         return generator.choice(list(LEAVES))
     name = generator.choice(list(RELEASE))
-    operands = [metric_text(generator, depth - 1) for _ in range(RELEASE[name].arity)]
+    operands = [random_text(generator, depth - 1) for _ in range(RELEASE[name].arity)]
     return f"{name}({', '.join(operands)})"
 
 
@@ -30,19 +40,16 @@ def records_of(count: int) -> list[Record]:
     records = []
     for index in range(count):
         last = index == count - 1
-        outcome = "evaluated" if last or index % 3 else generator.choice(OUTCOMES[1:])
+        kind = "evaluated" if last or index % 3 else generator.choice(OUTCOMES[1:])
         fitness = 3.0 if last else 3.1 + generator.expovariate(3 + index / 100)
         records.append(
-            Record(
-                index=index,
-                metric=WINNER if last else metric_text(generator),
-                group="row",
-                outcome=outcome,
-                fitness=fitness if outcome == "evaluated" else None,
+            record_of(
+                index,
+                WINNER if last else metric_text(generator),
+                fitness if kind == "evaluated" else None,
+                kind=kind,
                 fingerprint=f"{index:016x}",
-                tokens=64,
                 parents=(index - 2, index - 1) if index >= 2 else (),
-                reason="",
             )
         )
     return records
@@ -83,18 +90,19 @@ def summary_of(records: list[Record]) -> dict[str, Any]:
     return {
         **measured,
         "best": {
-            **{"metric": best.metric, "perplexity": 30.0, "fitness": best.fitness},
-            **{"group": best.group, "size": best.size},
+            **{"metric": best.criterion.text, "perplexity": 30.0, "fitness": best.fitness},
+            **{"group": best.criterion.group, "size": best.size},
         },
         "selection": [
             {
-                **{"index": best.index, "metric": best.metric, "group": best.group},
-                **{"size": best.size, "fitness": best.fitness, "selection_loss": 3.05},
+                **{"index": best.index, "metric": best.criterion.text},
+                **{"group": best.criterion.group, "size": best.size},
+                **{"fitness": best.fitness, "selection_loss": 3.05},
                 **{"difference": 0.0, "standard_error": 0.0},
             }
         ],
         "candidates": len(records),
-        "outcomes": {kind: sum(r.outcome == kind for r in records) for kind in OUTCOMES},
+        "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
         "seconds": 12.5,
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
         "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("configs", "evaluation", "pruning", "search")
 SCRIPT_MODULES = ("run_prune", "run_search")
+LEAF_MODULES = ("plain_files",)
 
 # What the files of each package may not import. Later rows add to earlier ones.
 FORBIDDEN = {
+    "plain_files.py": (*PACKAGES, *SCRIPT_MODULES, "deap", "ray", "torch", "transformers"),
     "configs/": ("evaluation", "pruning", "search", "deap", "ray", "torch", "transformers"),
     "pruning/": ("configs", "evaluation", "search", *SCRIPT_MODULES, "datasets", "deap", "ray"),
     "evaluation/": ("configs", "pruning", "search", *SCRIPT_MODULES, "deap", "ray"),
@@ -23,14 +26,20 @@ FORBIDDEN = {
 }
 # Modules that only the files named may import.
 RESERVED = {
-    "ray": ("search/workers.py", "search/pool/"),
-    "deap": ("search/primitives.py", "search/variation.py"),
+    "ray": ("search/pool/",),
+    "deap": ("search/breeding/primitives.py", "search/breeding/variation.py"),
     "datasets": ("evaluation/",),
+}
+# What a sub-package of search may import of search.
+SEARCH_IMPORTS = {
+    "search/breeding/": ("search.breeding",),
+    "search/pool/": ("search.pool", "search.fitness", "search.resident", "search.population"),
+    "search/report/": ("search.report", "search.population"),
 }
 TENSOR_READERS = ("pruning/result/kept.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""
 
-MEETING_PLACES = ("search/fitness.py", "search/resident.py", "search/plan.py")
+MEETING_PLACES = ("search/experiment.py", "search/fitness.py", "search/resident.py")
 """The modules of search that may import both pruning and evaluation."""
 
 UNSAFE_IMPORTS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -54,7 +63,7 @@ def files(*places: str) -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in found]
 
 
-OURS = files(*PACKAGES, *(f"{script}.py" for script in SCRIPT_MODULES))
+OURS = files(*PACKAGES, *(f"{module}.py" for module in (*SCRIPT_MODULES, *LEAF_MODULES)))
 EVERYTHING = OURS + files("benchmarks", "scripts")
 
 
@@ -106,6 +115,11 @@ def packages_imported_by(file: str) -> set[str]:
     return {name.partition(".")[0] for name in imported_by(file)}
 
 
+def modules_of_search_imported_by(file: str) -> set[str]:
+    """Return the modules and sub-packages of search that a file imports from."""
+    return {".".join(name.split(".")[:2]) for name in imported_by(file) if name[:7] == "search."}
+
+
 def reached_from(file: str) -> set[str]:
     """Return our files that are loaded with this one, itself included."""
     reached, waiting = set(), [file]
@@ -142,6 +156,16 @@ def test_pruning_and_evaluation_meet_only_where_the_table_says():
     assert sorted(meeting) == sorted(MEETING_PLACES)
 
 
+@pytest.mark.parametrize(("place", "allowed"), SEARCH_IMPORTS.items())
+def test_sub_packages_of_the_search_know_no_more_of_it_than_the_table_says(place, allowed):
+    broken = {
+        file: sorted(modules_of_search_imported_by(file) - set(allowed))
+        for file in OURS
+        if file.startswith(place)
+    }
+    assert {file: names for file, names in broken.items() if names} == {}
+
+
 @pytest.mark.skipif("run_prune.py" not in OURS, reason="not written yet")
 def test_run_prune_loads_neither_the_search_nor_its_libraries_even_indirectly():
     loaded = reached_from("run_prune.py")
@@ -160,6 +184,12 @@ def test_package_files_hold_a_docstring_and_nothing_else(file):
 @pytest.mark.parametrize("file", [file for file in OURS if not file.endswith("__init__.py")])
 def test_every_module_opens_by_saying_what_it_is(file):
     assert ast.get_docstring(syntax(file))
+
+
+def test_every_package_is_installed():
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    there = {Path(file).parent.as_posix() for file in OURS if file.endswith("__init__.py")}
+    assert {name.replace(".", "/") for name in built["tool"]["setuptools"]["packages"]} == there
 
 
 def test_no_module_or_package_is_named_like_a_standard_one():
@@ -197,8 +227,8 @@ def test_every_package_has_files_to_check():
         ("import ray.util as u, deap", {"ray.util", "deap"}),
         ("from pruning import masks", {"pruning.masks"}),
         ("from pruning.masks import Target", {"pruning.masks.Target"}),
-        ("from . import workers", {"search.workers"}),
-        ("from .workers import Pool", {"search.workers.Pool"}),
+        ("from . import journal", {"search.journal"}),
+        ("from .journal import RunFolder", {"search.journal.RunFolder"}),
         ("def f():\n    if x:\n        import ray", {"ray"}),
         ("importlib.import_module('ray')", {"ray"}),
         ("__import__('ray')", {"ray"}),

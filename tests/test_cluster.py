@@ -43,11 +43,11 @@ class Worker:
         return os.getpid(), os.nice(0), child.pid
 
 def serve(cluster):
-    node, room = max(cluster.room(1, 0).items(), key=lambda pair: pair[1])
+    node, capacity = max(cluster.capacities(1, 0).items(), key=lambda pair: pair[1].whole)
     build = ray.remote(Worker).options
     worker = build(num_cpus=1, scheduling_strategy=pinned(node)).remote()
     pid, nice, child = ray.get(worker.facts.remote())
-    found = {"room": room, "worker": pid, "nice": nice, "child": child}
+    found = {"room": capacity.whole, "worker": pid, "nice": nice, "child": child}
     found["head"] = ray.get_runtime_context().gcs_address
     found["environment"] = {k: v for k, v in os.environ.items() if k.startswith("RAY_")}
     try:
@@ -214,21 +214,21 @@ def test_probe_refuses_an_address_where_nobody_listens():
 # A local search
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_runs_beside_a_hostile_environment(local: Driver):
     assert local.found["room"] == 2
     assert local.found["pinned"]
     assert local.found["head"].startswith("127.0.0.1:")
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_leaves_the_environment_alone(local: Driver):
     names_of_ray = ("RAY_CLIENT_MODE", "RAY_TMPDIR")  # the first set by itself
     environment = {k: v for k, v in local.found["environment"].items() if k not in names_of_ray}
     assert environment == HOSTILE
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_listens_on_loopback_alone(local: Driver):
     processes = [psutil.Process(local.process.pid), *local.descendants()]
     assert local.found["worker"] in [process.pid for process in processes]
@@ -237,26 +237,26 @@ def test_local_search_listens_on_loopback_alone(local: Driver):
     assert {c.laddr.ip for c in sockets} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_hides_its_folder(local: Driver):
     folder = local.folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.glob("*/session_*/sockets/plasma_store"))
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_leaves_workers_their_priority(local: Driver):
     assert local.found["nice"] == os.nice(0)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize("login", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "known"}])
 def test_local_search_lets_no_other_in(local: Driver, login: dict[str, str]):
     with pytest.raises(ValueError, match=r"refuses this token: set RAY_AUTH_MODE=token"):
         address.probe(local.found["head"], {"RAY_AUTH_MODE": None, **login})
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     ("line", "expected"), [("end\n", "exit 0"), ("raise\n", "ZeroDivisionError: \nexit 2")]
 )
@@ -267,7 +267,7 @@ def test_local_search_leaves_nothing_when_it_ends(line: str, expected: str):
         assert_gone(processes, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
@@ -285,7 +285,7 @@ def test_local_search_leaves_nothing_when_it_is_stopped(number: signal.Signals, 
         assert_gone(processes, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_leaves_nothing_of_a_ray_that_hangs():
     with driver("local") as started:
         processes, folder = started.descendants(), started.folder()
@@ -295,7 +295,7 @@ def test_local_search_leaves_nothing_of_a_ray_that_hangs():
         assert_gone(processes, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_local_search_leaves_nothing_of_a_worker_that_was_killed():
     with driver("local") as started:
         processes, folder = started.descendants(), started.folder()
@@ -305,7 +305,7 @@ def test_local_search_leaves_nothing_of_a_worker_that_was_killed():
         assert_gone(processes, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("seconds", [0.3, 2.0, 4.0, 6.0])
 def test_local_search_can_be_stopped_while_it_starts(number: signal.Signals, seconds: float):
@@ -321,7 +321,7 @@ def test_local_search_can_be_stopped_while_it_starts(number: signal.Signals, sec
 # A running cluster
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_running_cluster_is_used_and_left_running(running: tuple[str, dict[str, str]]):
     head, login = running
     for _ in range(2):
@@ -332,7 +332,7 @@ def test_running_cluster_is_used_and_left_running(running: tuple[str, dict[str, 
             assert ended(started.process, "end\n") == "exit 0"
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
     running: tuple[str, dict[str, str]], tmp_path: Path
 ):
@@ -344,7 +344,7 @@ def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
         assert started.found["head"] == head
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     "login", [{}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
 )
@@ -360,7 +360,7 @@ def test_running_cluster_refuses_a_token_in_one_line(
     assert time.monotonic() - began < 20
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 def test_probe_gives_up_on_what_accepts_and_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as mute:
         head = f"127.0.0.1:{mute.getsockname()[1]}"
@@ -371,7 +371,7 @@ def test_probe_gives_up_on_what_accepts_and_does_not_answer():
 # A cluster that is lost
 
 
-@pytest.mark.slow
+@pytest.mark.fire
 @pytest.mark.parametrize(
     ("part", "number", "expected"),
     [

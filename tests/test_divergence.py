@@ -8,7 +8,7 @@ from torch.nn import functional
 from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
 
 from evaluation.divergence import final_hidden, window_divergences
-from pruning import models
+from pruning import ends
 from pruning.masks import Row, Target
 from pruning.metric import Metric
 from pruning.pruner import prune
@@ -39,7 +39,7 @@ def own_divergences(dense, model, windows):
 @pytest.mark.parametrize("chunk", [1, 4, TOKENS - 1, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_window_divergences_are_torchs_whatever_the_chunk(family, chunk, monkeypatch):
-    monkeypatch.setattr(models, "HEAD_TOKENS", chunk)
+    monkeypatch.setattr(ends, "HEAD_TOKENS", chunk)
     dense, windows = stored(family), toy_windows(count=3)
     model = pruned(dense)
     found = window_divergences(model, windows, final_hidden(dense, windows))

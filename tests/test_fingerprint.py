@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from pruning.criterion import Criterion
 from pruning.leaves import Statistics
 from pruning.masks import GROUPS, DegenerateScores, Layer, Model, NOfM, Row, Target, group_of
+from pruning.metric import Metric
 from search.fingerprint import (
     ROWS,
     Fingerprints,
@@ -37,9 +39,8 @@ def probe(seed: int = 0, x_scale: float = 1.0) -> Probe:
 
 
 def mark(text: str, target: Target = HALF, on: Probe | None = None) -> str:
-    return Fingerprints([(on or probe(), lambda group: target)]).fingerprint(
-        text, target.group.name
-    )
+    marks = Fingerprints([(on or probe(), lambda group: target)])
+    return marks.fingerprint(Criterion(Metric.parse(text), target.group.name))
 
 
 def refusal(text: str, target: Target = HALF, on: Probe | None = None) -> str:
@@ -114,6 +115,9 @@ SMALL = Probe(
 """W and G of opposite order; b is a on three times the scale."""
 
 
+parse = Criterion.parse
+
+
 def asking(sparsity: float) -> Callable[[str], Target]:
     return lambda group: Target(sparsity, group_of(group))
 
@@ -126,9 +130,11 @@ def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
     one, other = probe(), Probe(probe().weights, Statistics(X=probe(1).statistics["X"]))
     both = Fingerprints([(one, asking(0.5)), (other, asking(0.5))])
     again = Fingerprints([(other, asking(0.5)), (one, asking(0.5))])
-    marks = [each.fingerprint("mul(W, X)", "row") for each in (both, again)]
+    marks = [each.fingerprint(parse("mul(W, X)", "row")) for each in (both, again)]
     assert len({*marks, mark("mul(W, X)", on=one), mark("mul(W, X)", on=other)}) == 4
-    assert both.fingerprint("mul(W, X)", "row") == both.fingerprint("sqr(mul(W, X))", "row")
+    assert both.fingerprint(parse("mul(W, X)", "row")) == both.fingerprint(
+        parse("sqr(mul(W, X))", "row")
+    )
 
 
 def test_fingerprint_of_two_sparsities_tells_what_one_of_them_does_not():
@@ -139,39 +145,41 @@ def test_fingerprint_of_two_sparsities_tells_what_one_of_them_does_not():
     assert mark("W", quarter("row"), on) == mark("mul(W, X)", quarter("row"), on)
     for tasks in ([(on, quarter), (on, half)], [(on, half), (on, quarter)]):
         marks = Fingerprints(tasks)
-        assert marks.fingerprint("W", "row") != marks.fingerprint("mul(W, X)", "row")
+        assert marks.fingerprint(parse("W", "row")) != marks.fingerprint(parse("mul(W, X)", "row"))
 
 
 def test_fingerprint_refuses_a_metric_that_is_degenerate_in_any_task():
     drowned = probe(x_scale=1e5)
     marks = Fingerprints([(probe(), asking(0.5)), (drowned, asking(0.5))])
     with pytest.raises(DegenerateScores, match="prunes the same inputs in every row"):
-        marks.fingerprint("add(W, X)", "row")
+        marks.fingerprint(parse("add(W, X)", "row"))
 
 
 def test_fingerprint_of_one_mask_differs_by_group():
     weights = {"a": torch.tensor([[1.0, 9.0], [9.0, 1.0]])}
     marks = Fingerprints([(Probe(weights, Statistics()), asking(0.5))])
-    assert {marks.distance(("W", one), ("W", other)) for one in GROUPS for other in GROUPS} == {0}
-    assert len({marks.fingerprint("W", group) for group in GROUPS}) == 3
+    assert {
+        marks.distance(parse("W", one), parse("W", other)) for one in GROUPS for other in GROUPS
+    } == {0}
+    assert len({marks.fingerprint(parse("W", group)) for group in GROUPS}) == 3
 
 
 def test_distance_is_the_fraction_of_weights_that_one_removes_and_the_other_keeps():
     # By row W removes the first two and G the last two: all differ. At a quarter, 2 of 4 do.
-    assert HALVES.distance(("W", "row"), ("G", "row")) == 1.0
-    assert QUARTERS.distance(("W", "row"), ("G", "row")) == 0.5
+    assert HALVES.distance(parse("W", "row"), parse("G", "row")) == 1.0
+    assert QUARTERS.distance(parse("W", "row"), parse("G", "row")) == 0.5
     # By layer W removes the first rows. Across the model 1 to 6 of a go and 3 and 6 of b.
-    assert HALVES.distance(("W", "row"), ("W", "layer")) == 0.5
-    assert HALVES.distance(("W", "layer"), ("W", "model")) == 0.25
-    assert HALVES.distance(("W", "row"), ("W", "row")) == 0.0
+    assert HALVES.distance(parse("W", "row"), parse("W", "layer")) == 0.5
+    assert HALVES.distance(parse("W", "layer"), parse("W", "model")) == 0.25
+    assert HALVES.distance(parse("W", "row"), parse("W", "row")) == 0.0
 
 
 def test_distance_is_the_same_both_ways_and_0_for_one_order():
     drawn = Fingerprints([(probe(), asking(0.5)), (probe(1), asking(0.25))])
-    names = [(text, group) for text in ("W", "G", "mul(W, G)") for group in GROUPS]
-    for one in names:
-        assert drawn.distance(one, (f"sqr({one[0]})", one[1])) == 0
-        for other in names:
+    criteria = [parse(text, group) for text in ("W", "G", "mul(W, G)") for group in GROUPS]
+    for one in criteria:
+        assert drawn.distance(one, parse(f"sqr({one.text})", one.group)) == 0
+        for other in criteria:
             assert drawn.distance(one, other) == drawn.distance(other, one)
             assert (drawn.distance(one, other) == 0) == (one == other)
 
@@ -179,24 +187,24 @@ def test_distance_is_the_same_both_ways_and_0_for_one_order():
 def test_distance_over_several_tasks_is_over_all_their_weights():
     # 16 weights that differ in 1.0 and 16 that differ in 0.5.
     both = Fingerprints([(SMALL, asking(0.5)), (SMALL, asking(0.25))])
-    assert both.distance(("W", "row"), ("G", "row")) == 0.75
+    assert both.distance(parse("W", "row"), parse("G", "row")) == 0.75
 
 
 def test_distance_does_not_count_the_bits_that_fill_a_byte():
     weights = {"a": torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])}
     on = Probe(weights, Statistics(G={"a": torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])}))
     third = Fingerprints([(on, asking(0.34))])
-    assert third.distance(("W", "row"), ("G", "row")) == 4 / 6
+    assert third.distance(parse("W", "row"), parse("G", "row")) == 4 / 6
 
 
 def test_distance_under_a_pattern_is_that_of_its_masks_whatever_the_group():
     marks = Fingerprints([(SMALL, lambda group: TWO_OF_FOUR)])
-    assert marks.distance(("W", "row"), ("W", "model")) == 0
-    assert marks.distance(("W", "row"), ("G", "row")) == 1.0
+    assert marks.distance(parse("W", "row"), parse("W", "model")) == 0
+    assert marks.distance(parse("W", "row"), parse("G", "row")) == 1.0
 
 
 def test_diversity_counts_members_masks_apart_and_the_mean_distance_of_a_pair():
-    members = [("W", "row"), ("sqr(W)", "row"), ("G", "row"), ("W", "layer")]
+    members = [parse("W", "row"), parse("sqr(W)", "row"), parse("G", "row"), parse("W", "layer")]
     # 0; 1 and 1; 0.5, 0.5 and, as G by row is what W by row is not, 0.5.
     assert HALVES.diversity(members, least=0.1) == {
         **{"members": 4, "masks": 3},
@@ -208,7 +216,7 @@ def test_diversity_counts_members_masks_apart_and_the_mean_distance_of_a_pair():
 
 def test_diversity_of_none_or_one_has_no_distance():
     assert HALVES.diversity([], 0.1) == {"members": 0, "masks": 0, "mean_distance": 0.0}
-    one = HALVES.diversity([("W", "row")], 0.1)
+    one = HALVES.diversity([parse("W", "row")], 0.1)
     assert one == {"members": 1, "masks": 1, "mean_distance": 0.0}
 
 

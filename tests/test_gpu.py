@@ -5,6 +5,7 @@ import torch
 from toy_models import toy_model, toy_windows
 
 from pruning.checkpoint import Checkpoint
+from pruning.criterion import Criterion
 from pruning.folder_store import FolderStore
 from pruning.leaves import STATISTICS
 from pruning.masks import Model, NOfM, Row, Target, lowest_in_model
@@ -67,8 +68,8 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, objective):
             hopeless=100.0,
         )
         evaluator = Evaluator(setup)
-        evaluator.collect_statistics(0)
-        outcomes.append(evaluator.evaluate(Candidate(0, metric, "model")))
+        evaluator.use_statistics(0, evaluator.collect_statistics(0))
+        outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)
 
 

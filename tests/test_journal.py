@@ -3,34 +3,33 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from toy_records import record_of
 
-from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
-from search.journal import FolderError, RunFolder, checkpoint_state
+from search.checkpoint import read_state
+from search.journal import FolderError, RunFolder, WriteError
 from search.population import Record, Rules, State
 
 METRICS = ("W", "mul(G, W)", "mul(W, sqrt(X))", "abs(sub(W, mms(G)))", "add(G, W)")
 
 
-def record(index: int, fitness: float | None = 3.5, **fields) -> Record:
-    given = {
-        "index": index,
-        "metric": METRICS[index % len(METRICS)],
-        "group": "row",
-        "outcome": "failed" if fitness is None else "evaluated",
-        "fitness": fitness,
-        "fingerprint": f"{index:016x}",
-        "tokens": 64,
-        "parents": (index - 2, index - 1) if index >= 2 else (),
-        "reason": "worker lost: \u00fc" if fitness is None else "",
-    }
-    return Record(**(given | fields))
+def record(index: int, fitness: float | None = 3.5, group: str = "row") -> Record:
+    return record_of(
+        index,
+        METRICS[index % len(METRICS)],
+        fitness,
+        group,
+        fingerprint=f"{index:016x}",
+        parents=(index - 2, index - 1) if index >= 2 else (),
+        reason="worker lost: \u00fc" if fitness is None else "",
+    )
 
 
 def state_after(count: int) -> State:
@@ -130,7 +129,8 @@ def test_open_refuses_while_another_process_holds_the_lock_and_not_once_it_was_k
 
 
 def test_read_records_returns_what_was_appended(folder):
-    records = [record(0), record(1, None), record(2, None, outcome="duplicate", fingerprint=None)]
+    duplicate = record_of(2, "W", None, kind="duplicate", fingerprint=None)
+    records = [record(0), record(1, None), duplicate]
     for one in records:
         folder.append(one, {"seconds": 0.5, "worker": 1})
     assert folder.read_records() == records
@@ -180,12 +180,10 @@ GOOD = record(1).to_dict()
         (b"7", "not a journal record: 7"),
         (b"null", "not a journal record: None"),
         (b"{}", "not a journal record: {}"),
+        # What else a record is not, tests/test_record.py asks.
         (json.dumps(GOOD | {"speed": 1}).encode(), "not a journal record: {'index': 1"),
-        (json.dumps(GOOD | {"outcome": "won"}).encode(), "outcome must be one of"),
-        (json.dumps(GOOD | {"fitness": "3.5"}).encode(), "fitness must be a finite number"),
         (json.dumps(GOOD | {"fitness": float("nan")}).encode(), "fitness must be a finite number"),
-        (json.dumps(GOOD | {"fitness": None}).encode(), "fitness must be a finite number"),
-        (json.dumps(GOOD | {"outcome": "stopped"}).encode(), "fitness must be a finite number"),
+        (json.dumps(GOOD | {"metric": "X"}).encode(), "metric 'X' gives every row the same scores"),
     ],
 )
 def test_read_records_refuses_a_damaged_whole_line(folder, line, problem):
@@ -313,7 +311,7 @@ def test_read_checkpoint_reads_one_from_before_populations_began_anew(folder):
         del body[key]
     path.write_bytes(signed(body))
     older = State(state.committed, state.population, state.hall_of_fame)
-    assert folder.read_checkpoint(17) == checkpoint_state(path) == older
+    assert folder.read_checkpoint(17) == read_state(path) == older
 
 
 @pytest.mark.parametrize("key", ["began", "improved", "committed"])
@@ -324,28 +322,64 @@ def test_read_checkpoint_sees_that_a_count_was_altered(folder, key):
     assert folder.read_checkpoint(17) == State()
 
 
-def test_checkpoint_state_reads_a_file_of_any_run(folder, tmp_path):
+def begun(folder: RunFolder, count: int) -> None:
+    """Append records, with a checkpoint after the last."""
+    for index in range(count):
+        folder.append(record(index), {})
+    folder.write_checkpoint(state_after(count), state_after(count))
+
+
+@pytest.mark.parametrize("later", [0, 3])
+def test_read_checkpoint_takes_the_journal_that_it_was_written_beside(folder, later):
+    begun(folder, 4)
+    for index in range(4, 4 + later):
+        folder.append(record(index), {})
+    again = RunFolder.look(folder.path)
+    assert len(again.read_records()) == again.lines == 4 + later
+    assert again.read_checkpoint(4 + later) == state_after(4)
+
+
+def test_read_checkpoint_refuses_another_runs_journal(folder):
+    begun(folder, 4)
+    path = folder.path / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"3.5", b"3.4", 1))
+    assert refusal(folder.read_checkpoint, 4) == (
+        f"{path} is not the journal that checkpoint.json was written beside: its first 4 lines "
+        "were changed, or are another run's"
+    )
+
+
+def test_checkpoint_notes_the_journal_also_where_it_was_read_and_continued(folder):
+    begun(folder, 4)
+    again = RunFolder.look(folder.path)
+    again.read_records()
+    again.append(record(4), {})
+    again.write_checkpoint(state_after(5), state_after(5))
+    assert again.read_checkpoint(5) == state_after(5)
+
+
+def test_read_state_reads_a_file_of_any_run(folder, tmp_path):
     folder.write_checkpoint(state_after(7), state_after(9))
     path = tmp_path / "copy.json"
     path.write_bytes((folder.path / "checkpoint.json").read_bytes())
-    assert checkpoint_state(path) == state_after(7)
+    assert read_state(path) == state_after(7)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_checkpoint_state_refuses_a_damaged_one_and_asks_for_no_other(folder, damage):
+def test_read_state_refuses_a_damaged_one_and_asks_for_no_other(folder, damage):
     for count in (4, 7):
         folder.write_checkpoint(state_after(count), state_after(count))
     path = folder.path / "checkpoint.json"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError) as error:
-        checkpoint_state(path)
+        read_state(path)
     assert str(error.value) == f"checkpoint {path} is damaged, or from another version"
 
 
-def test_checkpoint_state_refuses_a_file_that_is_not_there(tmp_path):
+def test_read_state_refuses_a_file_that_is_not_there(tmp_path):
     path = tmp_path / "checkpoint.json"
     with pytest.raises(ValueError) as error:
-        checkpoint_state(path)
+        read_state(path)
     assert str(error.value) == f"checkpoint {path} cannot be read: No such file or directory"
 
 
@@ -376,6 +410,37 @@ def test_a_temporary_file_that_a_kill_left_is_written_over(folder):
     folder.write_text("report.html", "new")
     assert (folder.path / "report.html").read_text() == "new"
     assert "report.html.tmp" not in names(folder.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("report.html", lambda folder: folder.write_text("report.html", "new")),
+        ("probe.safetensors", lambda folder: folder.write_tensors("probe.safetensors", {})),
+        ("timings.jsonl", lambda folder: folder.append(record(0), {})),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_that_names_the_file(folder, name, write):
+    folder.close()
+    shutil.rmtree(folder.path)
+    with pytest.raises(WriteError) as error:
+        write(folder)
+    assert str(error.value).startswith(str(folder.path / name))
+    assert "cannot be written: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_write_failure_keeps_a_traceback_by_name(folder):
+    folder.write_failure("17", "Traceback: \u00fc")
+    folder.write_failure("17", "Traceback: again")
+    assert (folder.path / "failures" / "17.txt").read_text() == "Traceback: again"
+
+
+def test_look_reads_while_another_works_in_the_folder(folder):
+    folder.append(record(0), {})
+    assert RunFolder.look(folder.path).read_records() == [record(0)]
+    message = refusal(RunFolder.look, folder.path / "missing")
+    assert message.endswith("it has no config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -437,8 +502,8 @@ def test_write_best_writes_what_run_prune_reads_back_with_its_group(folder):
         "provenance": {"model": "embedded", "candidate": 3},
     }
     resolved = resolve_metric(str(folder.path / "best_metric.json"))
-    assert resolved.metric == Metric.parse("abs(sub(W, mms(G)))")
-    assert (resolved.group, resolved.source) == ("model", "file best_metric.json")
+    assert resolved.criterion == best.criterion
+    assert resolved.source == "file best_metric.json"
 
 
 # Timings

@@ -99,7 +99,7 @@ def test_to_latex_puts_parentheses_only_where_the_reading_needs_them(metric, lat
 
 
 def test_to_latex_writes_wanda_as_its_paper_does():
-    assert to_latex(BASELINES["wanda"].metric) == r"W \, \sqrt{X}"
+    assert to_latex(BASELINES["wanda"].criterion.metric) == r"W \, \sqrt{X}"
 
 
 def trees():

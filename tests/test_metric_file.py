@@ -25,18 +25,18 @@ def best_metric(tmp_path, **changes):
 
 def test_resolve_metric_takes_a_baseline_with_its_own_group():
     resolved = resolve_metric("snip")
-    assert (resolved.metric.text, resolved.group) == ("mul(W, G)", "model")
+    assert (resolved.criterion.text, resolved.criterion.group) == ("mul(W, G)", "model")
     assert resolved.source == "baseline snip"
 
 
 def test_resolve_metric_takes_a_formula_and_compares_it_per_row():
     resolved = resolve_metric(PUBLISHED)
-    assert (resolved.metric.text, resolved.group) == (PUBLISHED, "row")
+    assert (resolved.criterion.text, resolved.criterion.group) == (PUBLISHED, "row")
     assert resolved.source == "formula"
 
 
 def test_resolve_metric_takes_a_number_in_a_formula():
-    assert resolve_metric("mul(W, add(mul(0.50, G), sqrt(X)))").metric.text == (
+    assert resolve_metric("mul(W, add(mul(0.50, G), sqrt(X)))").criterion.text == (
         "mul(W, add(mul(0.5, G), sqrt(X)))"
     )
 
@@ -45,12 +45,12 @@ def test_resolve_metric_takes_a_formula_longer_than_a_file_name_may_be():
     text = "add(W, " * 30 + "G" + ")" * 30
     text = f"mul({text}, {text})"
     assert len(text) > 255
-    assert resolve_metric(text).metric.text == text
+    assert resolve_metric(text).criterion.text == text
 
 
 def test_resolve_metric_reads_what_a_search_writes(tmp_path):
     resolved = resolve_metric(str(best_metric(tmp_path)))
-    assert (resolved.metric.text, resolved.group) == ("mul(W, G)", "model")
+    assert (resolved.criterion.text, resolved.criterion.group) == ("mul(W, G)", "model")
     assert resolved.source == "file best_metric.json"
 
 
@@ -58,17 +58,17 @@ def test_resolve_metric_reads_the_bare_tree_of_the_release(tmp_path):
     path = tmp_path / "best_tree.json"
     path.write_text(json.dumps(Metric.parse(PUBLISHED).to_release_json()), encoding="utf-8")
     resolved = resolve_metric(str(path))
-    assert (resolved.metric.text, resolved.group) == (PUBLISHED, "row")
+    assert (resolved.criterion.text, resolved.criterion.group) == (PUBLISHED, "row")
 
 
 def test_resolve_metric_reads_a_formula_from_a_text_file(tmp_path):
     path = tmp_path / "metric.txt"
     path.write_text("mul(W,\n    sqrt(X))\n", encoding="utf-8")
-    assert resolve_metric(str(path)).metric.text == "mul(W, sqrt(X))"
+    assert resolve_metric(str(path)).criterion.text == "mul(W, sqrt(X))"
 
 
 def test_resolve_metric_reads_a_group_that_is_null_as_per_row(tmp_path):
-    assert resolve_metric(str(best_metric(tmp_path, group=None))).group == "row"
+    assert resolve_metric(str(best_metric(tmp_path, group=None))).criterion.group == "row"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message
     ("content", "message"),
     [
         (b'{"metric": ', "is no JSON"),
-        (b'{"data": ' * 200_000, "is nested too deeply to be a result of ours"),
+        (b'{"data": ' * 200_000, "is nested too deeply"),
         (b"\xff\xfe", "must be UTF-8 text"),
         (b" " * (MAX_BYTES + 1), f"is longer than {MAX_BYTES} bytes: not read"),
         (b'{"metric": ' + b"9" * 5000 + b"}", "is no JSON"),

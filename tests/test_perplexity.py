@@ -7,8 +7,8 @@ import torch
 from toy_models import FAMILIES, TOKENS, VOCABULARY, toy_model, toy_windows
 
 from evaluation.perplexity import perplexity, window_losses
-from pruning import models
-from pruning.models import logits_in_parts
+from pruning import ends
+from pruning.ends import logits_in_parts
 from pruning.store import ResidentStore
 
 
@@ -20,7 +20,7 @@ def own_losses(model, windows):
 @pytest.mark.parametrize("chunk", [1, 4, TOKENS - 1, TOKENS, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_window_losses_are_the_models_own_whatever_the_chunk(family, chunk, monkeypatch):
-    monkeypatch.setattr(models, "HEAD_TOKENS", chunk)
+    monkeypatch.setattr(ends, "HEAD_TOKENS", chunk)
     model, windows = toy_model(family), toy_windows(count=3)
     losses = window_losses(ResidentStore(model), windows)
     assert losses.dtype == torch.float64

@@ -1,25 +1,27 @@
 """States: who survives, who is remembered, who is chosen at the end."""
 
-import json
+import operator
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from toy_records import record_of
 
-from search.population import Candidate, Outcome, Record, Rules, State, pareto_front
+from pruning.criterion import Criterion
+from search.population import Record, Rules, State, pareto_front
 
 SIZES = {1: "W", 2: "abs(W)", 3: "mul(G, W)", 4: "mul(G, sqrt(W))"}
 RULES = Rules(capacity=3)
 
 
 def record(index: int, fitness: float | None, size: int = 1, group: str = "row") -> Record:
-    outcome = "failed" if fitness is None else "evaluated"
     reason = "out of memory" if fitness is None else ""
-    return Record(index, SIZES[size], group, outcome, fitness, "ab12", 64, (), reason)
+    return record_of(index, SIZES[size], fitness, group, reason=reason)
 
 
 def after(*outcomes: tuple, rules: Rules = RULES) -> State:
@@ -30,9 +32,13 @@ def after(*outcomes: tuple, rules: Rules = RULES) -> State:
     return state
 
 
-def same_size(one: Candidate | Record, other: Record) -> bool:
+def same_size(one: Criterion, other: Criterion) -> bool:
     """Stands for nearly equal masks: sizes are free to choose here."""
-    return isinstance(one, Record) and one.size == other.size
+    return one.metric.size == other.metric.size
+
+
+def always(one: Criterion, other: Criterion) -> bool:
+    return True
 
 
 def indices(records) -> list[int]:
@@ -130,18 +136,18 @@ def test_near_of_two_equally_fit_the_older_stays():
 
 
 def test_near_compares_as_the_population_ranks():
-    rules = Rules(capacity=3, resolution=0.1, near=lambda one, other: True)
+    rules = Rules(capacity=3, resolution=0.1, near=always)
     assert indices(after((1.96, 4), (2.04, 1), rules=rules).population) == [1]
 
 
 def test_near_to_several_replaces_them_all_by_one():
-    like = Rules(capacity=4, near=lambda one, other: one.size == 4 and other.size < 3)
+    like = Rules(capacity=4, near=lambda one, other: one.metric.size == 4 and other.metric.size < 3)
     state = after((3.0, 1), (2.5, 2), (2.8, 3), (2.0, 4), rules=like)
     assert indices(state.population) == [3, 2]
 
 
 def test_near_to_several_and_less_fit_than_one_of_them_changes_nothing():
-    like = Rules(capacity=4, near=lambda one, other: one.size == 4)
+    like = Rules(capacity=4, near=lambda one, other: one.metric.size == 4)
     before = after((3.0, 1), (2.0, 2), rules=like)
     assert before.commit(record(2, 2.5, 4), like).population == before.population
 
@@ -152,7 +158,7 @@ def test_near_in_a_full_population_costs_no_other_member_its_place():
 
 
 def test_near_a_newcomer_that_is_turned_away_still_enters_the_hall_of_fame():
-    like = Rules(capacity=3, near=lambda one, other: True)
+    like = Rules(capacity=3, near=always)
     state = after((2.0, 1), (2.5, 3), rules=like)
     assert indices(state.population) == [0]
     assert indices(state.hall_of_fame) == [0, 1]
@@ -166,20 +172,20 @@ SOME_OF_TWO = ((9.0, 1, "layer"), (8.0, 1, "layer"), (7.0, 1, "layer"), (2.0, 1)
 
 def test_kept_members_of_a_group_stay_however_they_rank():
     state = after(*SOME_OF_TWO, (3.0, 1), (1.0, 1), rules=KEEPING)
-    assert [(one.index, one.group) for one in state.population] == [
+    assert [(one.index, one.criterion.group) for one in state.population] == [
         *((5, "row"), (3, "row"), (2, "layer"), (1, "layer")),
     ]
 
 
 def test_kept_none_lets_the_fitter_group_take_all_places():
     state = after(*SOME_OF_TWO, (3.0, 1), (1.0, 1), (4.0, 1), rules=Rules(capacity=4))
-    assert {one.group for one in state.population} == {"row"}
+    assert {one.criterion.group for one in state.population} == {"row"}
 
 
 def test_kept_members_are_the_best_of_their_group():
     outcomes = (*SOME_OF_TWO, (1.0, 1), (3.0, 1), (6.0, 1, "layer"))
     state = after(*outcomes, rules=KEEPING)
-    assert [one.index for one in state.population if one.group == "layer"] == [6, 2]
+    assert [one.index for one in state.population if one.criterion.group == "layer"] == [6, 2]
 
 
 def test_worst_fitness_is_none_for_a_group_below_the_kept_ones():
@@ -263,7 +269,7 @@ def test_patience_of_none_never_begins_anew():
 def test_commit_holds_its_promises_under_all_rules(
     outcomes, capacity, resolution, crowded, patience
 ):
-    near = (lambda a, b: (a.metric, a.group) == (b.metric, b.group)) if crowded else RULES.near
+    near = operator.eq if crowded else RULES.near
     kept = capacity // 3
     rules = Rules(capacity, resolution, near, kept, patience, lag=2)
     state = State()
@@ -271,25 +277,27 @@ def test_commit_holds_its_promises_under_all_rules(
     began = 0
     for index, outcome in enumerate(outcomes):
         one, before = record(index, *outcome), state
-        limit = before.worst_fitness(one.group, rules)
+        limit = before.worst_fitness(one.criterion.group, rules)
         state = state.commit(one, rules)
         population = state.population
+        criteria = [member.criterion for member in population]
         assert len(population) <= capacity
         assert list(population) == sorted(population, key=rules.rank)
         assert all(member.index >= before.began for member in population)
-        assert not any(near(a, b) for a in population for b in population if a is not b)
+        assert not any(near(*pair) for pair in combinations(criteria, 2))
         if state.began != began:
             assert population == ()
             admitted, began = Counter(), state.began
         # No rule replaces a member by one of another group, unless the group has enough.
-        members = Counter(member.group for member in population)
+        members = Counter(criterion.group for criterion in criteria)
         assert all(members[group] >= min(kept, admitted[group]) for group in admitted)
         if one in population:
-            admitted[one.group] = max(admitted[one.group], members[one.group])
-            replaced = any(near(one, member) for member in before.population)
+            group = one.criterion.group
+            admitted[group] = max(admitted[group], members[group])
+            replaced = any(near(one.criterion, m.criterion) for m in before.population)
             assert limit is None or replaced or one.fitness <= limit + resolution
         elif limit is None and one.fitness is not None and index >= before.began:
-            assert population == () or any(near(one, member) for member in population)
+            assert population == () or any(near(one.criterion, other) for other in criteria)
 
 
 # Hall of fame
@@ -343,59 +351,3 @@ def test_finalists_are_the_fittest_of_population_and_hall_of_fame_without_repeat
 
 def test_finalists_break_ties_by_age():
     assert indices(after((2.0, 4), (2.0, 1), (1.0, 2)).finalists(3)) == [2, 0, 1]
-
-
-# Records
-
-
-def test_record_of_joins_a_candidate_and_its_outcome():
-    candidate = Candidate(7, "W", "layer", (2, 5), "ab12", 3.5)
-    outcome = Outcome("stopped", None, 32, "NLL rise 2.0 above 1.0")
-    assert Record.of(candidate, outcome) == Record(
-        *(7, "W", "layer", "stopped", None, "ab12", 32, (2, 5), "NLL rise 2.0 above 1.0")
-    )
-
-
-@pytest.mark.parametrize("fitness", [None, 2.5, 0.1 + 0.2, 3.0])
-def test_record_comes_back_from_json_as_it_was(fitness):
-    one = record(3, fitness)
-    assert Record.from_dict(json.loads(json.dumps(one.to_dict()))) == one
-
-
-def test_record_size_is_the_number_of_nodes():
-    assert [record(0, 1.0, size).size for size in SIZES] == [1, 2, 3, 4]
-
-
-FIELDS = record(0, 1.0).to_dict()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "not a journal record: {}"),
-        (7, "not a journal record: 7"),
-        ({**FIELDS, "parents": None}, "not a journal record: {'index': 0"),
-        ({**FIELDS, "more": 1}, "not a journal record: {'index': 0"),
-        (
-            {**FIELDS, "outcome": "won"},
-            "outcome must be one of ('evaluated', 'stopped', 'duplicate', 'degenerate', "
-            "'failed'), got 'won'",
-        ),
-        (
-            {**FIELDS, "fitness": None},
-            "fitness must be a finite number if evaluated, otherwise null, got None of evaluated",
-        ),
-        (
-            {**FIELDS, "fitness": float("inf")},
-            "fitness must be a finite number if evaluated, otherwise null, got inf of evaluated",
-        ),
-        (
-            {**FIELDS, "outcome": "stopped"},
-            "fitness must be a finite number if evaluated, otherwise null, got 1.0 of stopped",
-        ),
-    ],
-)
-def test_record_from_dict_refuses_what_is_none(fields, message):
-    with pytest.raises(ValueError) as error:
-        Record.from_dict(fields)
-    assert str(error.value).startswith(message)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from report_run import records_of, write_run
 
-from search.report import write_report
+from search.finish import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

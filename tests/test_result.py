@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
 from pruning.checkpoint import Checkpoint
+from pruning.criterion import Criterion
 from pruning.folder_store import FolderStore
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
@@ -57,8 +58,8 @@ def saved(tokenizer, dense):
 
     def save(folder, target=HALF_OF_ROWS, numbers=PERPLEXITIES, name=None, **options):
         store = store_of(dense, folder)
-        metric = ResolvedMetric(Metric("W"), target.group_name or "row", "formula")
-        prune(store, Recipe(metric.metric, target), Texts(NO_WINDOWS))
+        metric = ResolvedMetric(Criterion(Metric("W"), target.group_name or "row"), "formula")
+        prune(store, Recipe(metric.criterion.metric, target), Texts(NO_WINDOWS))
         settings = (store.config, tokenizer, "float32", "cpu", 8, "float32")
         subject = Subject(name or str(dense), *settings)
         recipe = make_recipe(subject, metric, target, "one-shot", None)
@@ -122,7 +123,7 @@ def test_save_papers_index_names_the_file_of_every_tensor(tmp_path, saved, dense
 def test_save_papers_recipe_is_a_metric_file(tmp_path, saved):
     saved(tmp_path, Target(0.5, Layer()))
     resolved = resolve_metric(str(tmp_path / "pruning_recipe.json"))
-    assert (resolved.metric.text, resolved.group) == ("W", "layer")
+    assert resolved.criterion == Criterion.parse("W", "layer")
 
 
 def test_save_papers_card_names_the_base_and_no_license_nor_path(tmp_path, saved, tiny_llama_dir):

@@ -9,11 +9,13 @@ from contextlib import redirect_stdout
 
 import pytest
 from safetensors import safe_open
+from toy_records import named
 
 import run_search
 from configs import schema
 from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
 from pruning.masks import GROUPS, NOfM, Target, group_of
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
@@ -22,8 +24,8 @@ from pruning.pruner import prune
 from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
-from search.journal import checkpoint_state
-from search.plan import load_plan
+from search import checkpoint
+from search.experiment import resolve
 from search.seeds import read_seeds
 
 SMALL = [
@@ -106,7 +108,7 @@ def test_timings_tell_seconds_peak_memory_and_worker_of_each_evaluation(finished
             assert list(line) == ["index", "seconds", "peak_mib", "worker"]
             assert line["seconds"] > 0
             assert line["peak_mib"] > 0
-            assert line["worker"] == 0
+            assert line["worker"] == 1
         elif outcomes[line["index"]] == "duplicate":
             assert list(line) == ["index"]
     assert set(outcomes.values()) >= {"evaluated", "duplicate"}
@@ -119,7 +121,7 @@ def test_best_metric_is_one_of_the_evaluated_and_can_be_applied(finished):
     }
     assert Metric.from_release_json(best["tree"]).text == best["metric"]
     resolved = resolve_metric(str(finished / "best_metric.json"))
-    assert (resolved.metric.text, resolved.group) == (best["metric"], best["group"])
+    assert resolved.criterion == Criterion.parse(best["metric"], best["group"])
     assert (best["metric"], best["group"], best["fitness"]) in [
         (line["metric"], line["group"], line["fitness"])
         for line in lines_of(finished / "journal.jsonl")
@@ -223,7 +225,8 @@ def test_the_winner_of_two_tasks_is_the_best_on_both_selection_texts(on_two_task
 
 def test_a_selection_loss_of_two_tasks_is_their_mean_by_weight(on_two_tasks):
     winner = read(on_two_tasks[0] / "summary.json")["selection"][0]
-    (windows,) = load_plan(schema.load(on_two_tasks[0] / "config.yaml", [])).windows
+    experiment = resolve(schema.load(on_two_tasks[0] / "config.yaml", []))
+    (windows,) = experiment.read_texts().windows
     losses = []
     for group in (group_of(winner["group"]), NOfM(2, 4)):
         store = ResidentStore(load_model("embedded", "float32"))
@@ -247,8 +250,8 @@ def test_two_tasks_print_two_tables(on_two_tasks):
 
 def test_a_run_seeded_from_another_begins_with_its_metrics(finished, on_two_tasks):
     best = read(finished / "best_metric.json")
-    others = checkpoint_state(finished / "checkpoint.json").finalists(100)
-    expected = [(best["metric"], best["group"]), *((one.metric, one.group) for one in others)]
+    others = checkpoint.read_state(finished / "checkpoint.json").finalists(100)
+    expected = [(best["metric"], best["group"]), *map(named, others)]
     expected = [*dict.fromkeys(expected), ("mul(W, sqrt(X))", "row")]
     bred = [(line["metric"], line["group"]) for line in lines_of(on_two_tasks[0] / "journal.jsonl")]
     assert len(expected) > 3
@@ -265,7 +268,7 @@ def test_the_best_of_another_run_is_a_seed_though_it_is_younger_than_the_checkpo
     best = tmp_path / "best_metric.json"
     best.write_text(json.dumps(read(best) | changed))
     older = read_seeds([str(tmp_path / "checkpoint.json")], GROUPS)
-    assert read_seeds([str(tmp_path)], GROUPS) == [(newest, "layer"), *older]
+    assert read_seeds([str(tmp_path)], GROUPS) == [Criterion(newest, "layer"), *older]
 
 
 def test_a_run_seeded_from_another_does_not_need_it_any_more(on_two_tasks):
@@ -273,9 +276,7 @@ def test_a_run_seeded_from_another_does_not_need_it_any_more(on_two_tasks):
     assert "another" not in (out / "config.yaml").read_text()
     seeds = read_seeds(schema.load(out / "config.yaml", []).search.seeds, GROUPS)
     lines = lines_of(out / "journal.jsonl")[: len(seeds)]
-    assert [(metric.text, group) for metric, group in seeds] == [
-        (line["metric"], line["group"]) for line in lines
-    ]
+    assert seeds == [Criterion.parse(line["metric"], line["group"]) for line in lines]
 
 
 # Files and exit codes
@@ -294,6 +295,18 @@ def test_report_is_one_file_that_asks_for_nothing(finished):
     assert "<svg" in page
     assert not re.search(r"<(script|link|img|iframe)\b|src=|@import", page)
     assert read(finished / "summary.json")["best"]["metric"] in page
+
+
+def test_status_tells_where_a_finished_run_stands(finished, monkeypatch, capsys):
+    code, printed = call(monkeypatch, capsys, "--status", finished)
+    assert code == 0
+    assert printed.out.startswith(f"{finished}: finished, as of ")
+    best = checkpoint.read_state(finished / "checkpoint.json").best
+    front = f"{best.fitness:.4f} nats/token, {best.size} nodes, {best.criterion.group}: "
+    assert front + best.criterion.text in printed.out
+    status = read(finished / "status.json")
+    assert (status["candidates"], status["of"]) == (16, 16)
+    assert sum(status["outcomes"].values()) == 16
 
 
 def test_report_can_be_rebuilt(finished, monkeypatch, capsys):
@@ -352,7 +365,10 @@ def test_n_of_m_patterns_are_searched(tmp_path, monkeypatch, capsys):
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(
     tmp_path, monkeypatch, capsys
 ):
-    more = ("search.primitives=extended", "search.seeds=[ria, 'mul(W, add(A, mul(0.5, B)))', wifv]")
+    more = (
+        "search.primitives=extended",
+        "search.seeds=[ria, 'mul(W, add(A, mul(0.5, B)))', wifv]",
+    )
     code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
     assert code == 0, printed.err
     assert "collecting statistics of embedded on 64 tokens" in printed.out

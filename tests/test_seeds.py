@@ -3,17 +3,18 @@
 import json
 
 import pytest
+from toy_records import record_of
 
 from pruning.baselines import NAMED
+from pruning.criterion import Criterion
 from pruning.masks import GROUPS
-from pruning.metric import Metric
 from search.journal import RunFolder
-from search.population import Record, Rules, State
-from search.seeds import read_seeds, write_seeds
+from search.population import Rules, State
+from search.seeds import read_seeds
 
 
 def texts(entries: list[str], groups: tuple[str, ...] = GROUPS) -> list[tuple[str, str]]:
-    return [(metric.text, group) for metric, group in read_seeds(entries, groups)]
+    return [(criterion.text, criterion.group) for criterion in read_seeds(entries, groups)]
 
 
 def refusal(entry: str) -> str:
@@ -30,8 +31,7 @@ def run(tmp_path):
     state = State()
     outcomes = [("abs(G)", "model", 9.0), ("W", "layer", 3.0), ("mul(G, W)", "row", 2.0)]
     for index, (metric, group, fitness) in enumerate(outcomes):
-        record = Record(index, metric, group, "evaluated", fitness, None, 64, (), "")
-        state = state.commit(record, Rules(capacity=2))
+        state = state.commit(record_of(index, metric, fitness, group), Rules(capacity=2))
     folder.write_checkpoint(state, state)
     folder.close()
     return folder.path
@@ -46,7 +46,7 @@ OF_RUN = [("mul(G, W)", "row"), ("W", "layer"), ("abs(G)", "model")]
 
 @pytest.mark.parametrize("name", NAMED)
 def test_read_seeds_takes_a_name_with_its_own_group(name):
-    assert read_seeds([name], GROUPS) == [(NAMED[name].metric, NAMED[name].group)]
+    assert read_seeds([name], GROUPS) == [NAMED[name].criterion]
 
 
 def test_read_seeds_takes_a_text_by_row():
@@ -149,25 +149,27 @@ def test_read_seeds_refuses_a_damaged_checkpoint(run):
 
 def test_read_seeds_refuses_a_runs_metric_that_cannot_rank_weights(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
-    record = Record(0, "X", "row", "evaluated", 2.0, None, 64, (), "")
-    folder.write_checkpoint(State(1, (record,)), State())
+    folder.write_checkpoint(State(1, (record_of(0, "X", 2.0),)), State())
     folder.close()
-    assert refusal(str(folder.path)).startswith("metric 'X' gives every row the same scores: ")
+    path = folder.path / "checkpoint.json"
+    expected = f"checkpoint {path} is damaged, or from another version"
+    assert refusal(str(folder.path)) == expected
 
 
 # Written out
 
 
-def test_write_seeds_names_each_with_its_group():
-    seeds = [(Metric.parse("mul(W, sqrt(X))"), "row"), (Metric.parse("W"), "model")]
-    assert write_seeds(seeds) == ["row:mul(W, sqrt(X))", "model:W"]
-
-
 @pytest.mark.parametrize("groups", [GROUPS, ("layer",)])
 def test_read_seeds_reads_back_what_was_written_without_the_files(groups, run):
     seeds = read_seeds([*NAMED, "model:wanda", "mul(W, 0.25)", str(run)], groups)
-    written = write_seeds(seeds)
+    written = [str(criterion) for criterion in seeds]
     (run / "checkpoint.json").unlink()
     assert len(seeds) > 8
     assert read_seeds(written, groups) == seeds
-    assert write_seeds(read_seeds(written, groups)) == written
+    assert f"{groups[0]}:mul(W, sqrt(X))" in written
+
+
+def test_read_seeds_reads_the_text_of_a_criterion_as_the_criterion():
+    criterion = Criterion.parse("mul(W, sqrt(X))", "model")
+    assert str(criterion) == "model:mul(W, sqrt(X))"
+    assert read_seeds([str(criterion)], GROUPS) == [criterion]

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning.criterion import Criterion
 from pruning.leaves import LEAVES
 from pruning.masks import Target, group_of, select
 from pruning.metric import Metric
 from pruning.operators import OPERATORS
-from search import simplify as module
-from search.simplify import simplify
+from search.breeding import simplify as module
+from search.breeding.simplify import simplify
 
 NUMBERS = (0, 0.25, 0.3, 1, 2, 7.5, -1, -0.6, -3)
 RARE = ("quot", "mms", "neg", "skp", "abs", "sqrt", "sqr", "mul", "add", "sub", "cube")
@@ -86,7 +87,9 @@ def test_simplify_keeps_the_mask(tree_seed, tensor_seed, group):
     before = masks_of(metric, group, tensor_seed)
     if before is None:
         return
-    simpler = simplify(metric, group)
+    simplified = simplify(Criterion(metric, group))
+    simpler = simplified.metric
+    assert simplified.group == group
     assert not simpler.problem
     after = masks_of(simpler, group, tensor_seed)
     assert simpler.size <= metric.size
@@ -115,8 +118,8 @@ def test_each_rewrite_keeps_the_value_wherever_it_applies(rewrite):
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from(["row", "layer", "model"]))
 def test_simplify_is_idempotent(tree_seed, group):
-    once = simplify(random_metric(tree_seed, 5), group)
-    assert simplify(once, group) == once
+    once = simplify(Criterion(random_metric(tree_seed, 5), group))
+    assert simplify(once) == once
 
 
 @pytest.mark.filterwarnings("ignore:std")
@@ -171,4 +174,4 @@ def test_never_negative_holds_on_tensors(tree_seed):
     ],
 )
 def test_simplify_collapses_opposing_operations(text, group, expected):
-    assert simplify(Metric.parse(text), group).text == expected
+    assert simplify(Criterion.parse(text, group)).text == expected

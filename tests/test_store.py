@@ -15,11 +15,12 @@ from pruning import folder_store, leaves, walk
 from pruning import recipe as recipes
 from pruning.allocation import Allocation
 from pruning.checkpoint import Checkpoint
+from pruning.ends import BlockCall
 from pruning.folder_store import FolderStore
 from pruning.leaves import LEAVES, STATISTICS, Leaf
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
-from pruning.models import BlockCall, linear_layers, load_config, load_model, outside_blocks
+from pruning.models import linear_layers, load_config, load_model, outside_blocks
 from pruning.operators import PER_INPUT
 from pruning.pruner import prune
 from pruning.recipe import Recipe

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pruning.leaves import LEAF_SETS
 from pruning.metric import Metric
 from pruning.operators import SETS
-from search.primitives import BLANK, fill_in_numbers, primitive_set, to_metric, to_tree
-from search.variation import (
+from search.breeding.primitives import BLANK, fill_in_numbers, primitive_set, to_metric, to_tree
+from search.breeding.variation import (
     MUTATIONS,
     Variation,
     child_of,

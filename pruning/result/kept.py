@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plain_files import check_plain, open_plain
 from pruning.metric_file import read_json
 from pruning.result.work import FolderMismatchError, write_json
 from pruning.spool import DiskSpool, Spool
@@ -28,15 +29,20 @@ def open_statistics(path: Path, identity: Mapping[str, Any], store: Store) -> Sp
 
     Raises:
         FolderMismatchError: If the folder's statistics are of another model, text or dtype.
-        ValueError: If the file is no dictionary of the model's gradients.
+        ValueError: If the file is no dictionary of the model's gradients, the folder cannot be
+            made, or what is in it is no regular file.
     """
     if path.suffix == ".pth":
         return _Gradients(path, store)
+    check_plain(path, "**/*")
     settings = {key: identity[key] for key in _DEPENDS_ON}
     if path.is_dir() and any(path.iterdir()):
         _check_settings(path, settings)
     else:
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"statistics {str(path)!r} cannot be made: {error}") from error
         write_json(path / SETTINGS, settings)
     return DiskSpool(path)
 
@@ -88,6 +94,7 @@ class _Gradients(MutableMapping[str, Tensor]):
 def _load(path: Path) -> object:
     """Read a file of tensors, mapped, and never an object of a class that the file names."""
     try:
+        open_plain(path).close()
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if unsafe:
             raise ValueError(f"it names {unsafe[0]}, and only tensors are read")

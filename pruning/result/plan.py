@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pruning.ends import HEAD_TOKENS
 from pruning.leaves import LEAVES, need_backward
-from pruning.models import DTYPES, HEAD_TOKENS, decoder_blocks, linear_layers, outside_blocks
+from pruning.models import DTYPES, decoder_blocks, linear_layers, outside_blocks
 from pruning.operators import MATRIX
 from pruning.recipe import Recipe
 from pruning.result.request import Subject
@@ -216,12 +217,12 @@ def window_activations(config: PretrainedConfig, length: int, backward: bool, it
     hidden, heads = config.hidden_size, config.num_attention_heads
     values = length * (_SAVED_BY_GRAPH * hidden + _SAVED_BY_GRAPH // 2 * wide)
     scores = length * min(length, 64 if not backward else length) * heads
-    return (values + 2 * scores) * item
+    return int((values + 2 * scores) * item)
 
 
 def logits_size(config: PretrainedConfig) -> int:
     """Return bytes of the fp32 logits that exist at one time, and what is made of them."""
-    return 3 * 4 * HEAD_TOKENS * config.vocab_size
+    return int(3 * 4 * HEAD_TOKENS * config.vocab_size)
 
 
 def states_size(config: PretrainedConfig, load: Load, kept: int, item: int) -> int:

@@ -98,8 +98,6 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
     config = load_config(model)
-    if getattr(config, "quantization_config", None):
-        raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
     text_config = config.get_text_config()
     own_dtype = _own_dtype(model, config)
     if dtype == "auto":
@@ -121,9 +119,8 @@ def size_of(subject: Subject, shapes: PreTrainedModel) -> int:
     source = Path(source_of(subject.model))
     if source.is_dir():
         return Checkpoint(source).size
-    return (
-        sum(weight.numel() for weight in shapes.parameters()) * DTYPES[subject.own_dtype].itemsize
-    )
+    weights = sum(weight.numel() for weight in shapes.parameters())
+    return int(weights * DTYPES[subject.own_dtype].itemsize)
 
 
 def make_recipe(
@@ -141,8 +138,8 @@ def make_recipe(
     return {
         "model": subject.model,
         "revision": getattr(subject.config, "_commit_hash", None),  # of a model from the hub
-        "metric": chosen.metric.text,
-        "tree": chosen.metric.to_release_json(),
+        "metric": chosen.criterion.text,
+        "tree": chosen.criterion.metric.to_release_json(),
         "metric_source": chosen.source,
         "group": target.group_name,
         "pattern": target.pattern_text,

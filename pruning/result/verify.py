@@ -167,7 +167,10 @@ def _first_difference(
         report["sparsity"], parse_pattern(report["pattern"]) or group_of(recipe["group"])
     )
     promised = [LayerCount(**layer) for layer in report["layers"]]
-    config = load_config(str(folder))
+    try:
+        config = load_config(str(folder))
+    except ValueError as error:
+        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
     names = [layer.name for layer in promised]
     found, sums = Inspector(config, names, target).look_at_all(folder)
     for was, now in zip(promised, found, strict=True):

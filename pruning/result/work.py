@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from plain_files import check_plain
 from pruning.metric_file import read_json
 
 UNFINISHED = ".unfinished"
@@ -41,9 +42,13 @@ class WorkFolder:
         return (self.result / REPORT).exists()
 
     def losses(self) -> dict[str, list[float]]:
-        """Return the losses that are known, by stream."""
+        """Return the losses that are known, by stream; raises FolderMismatchError if altered."""
         path = self.path / "losses.json"
-        return read_json(path) if path.exists() else {}
+        found = _read(path) if path.exists() else {}
+        for losses in found.values():
+            if not (isinstance(losses, list) and all(isinstance(x, float) for x in losses)):
+                raise FolderMismatchError(f"{str(path)!r} was altered: name a new folder")
+        return found
 
     def keep_losses(self, stream: str, losses: list[float]) -> None:
         """Put a stream's losses aside."""
@@ -79,9 +84,13 @@ def opened(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator[Work
 
     Raises:
         FolderMismatchError: If the folder belongs to another request, with the first difference,
-            or another process works in it.
+            another process works in it, or what is in it is no regular file.
     """
     work = WorkFolder(out)
+    try:
+        check_plain(work.path, "**/*")
+    except (OSError, ValueError) as error:
+        raise FolderMismatchError(f"out {str(out)!r} cannot be resumed: {error}") from error
     try:
         work.result.mkdir(parents=True, exist_ok=True)
         lock = FileLock(work.path / "lock")
@@ -154,6 +163,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     draft.replace(path)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Return a JSON object of ours; raises FolderMismatchError if it is none any more."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise FolderMismatchError(f"{error}: name a new folder") from error
+
+
 def _claim(work: WorkFolder, request: Mapping[str, Any], resume: bool) -> None:
     """Write down what is asked, or compare it with what was."""
     path = work.path / "request.json"
@@ -161,7 +178,7 @@ def _claim(work: WorkFolder, request: Mapping[str, Any], resume: bool) -> None:
         write_json(path, request)
         return
     assert resume
-    before = read_json(path)
+    before = _read(path)
     for key in sorted({*before, *request}):
         if before.get(key) != request.get(key):
             raise FolderMismatchError(

@@ -1,1 +1,1 @@
-"""The pool of workers that evaluates candidates, here or on a Ray cluster."""
+"""Where candidates are evaluated: in this process, or by workers on Ray."""

@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import TimeoutError as CallTimeout
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from search.pool import address as addresses
 from search.pool.keeper import LOOPBACK, own_ray
+from search.pool.protocol import PoolError
 
 
 @contextmanager
@@ -45,8 +47,9 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 # Without the second, a call after the end starts another Ray.
 with _environment({**LOOPBACK, "RAY_ENABLE_AUTO_CONNECT": "0"}):
-    import ray
+    import ray as ray
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    from ray.autoscaler.sdk import request_resources
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOCAL = "local"
@@ -60,7 +63,20 @@ _SILENCE_SECONDS = 10.0
 _GRACE_SECONDS = 30.0
 
 
-class LostCluster(RuntimeError):
+@dataclass(frozen=True)
+class Capacity:
+    """How many workers a node holds.
+
+    Attributes:
+        whole: When it is empty.
+        free: Now, beside all that is there, at most; some seconds old.
+    """
+
+    whole: int
+    free: int
+
+
+class LostCluster(PoolError):
     """The cluster is gone while the search was connected; the message is one line."""
 
 
@@ -103,6 +119,8 @@ class Cluster:
         self._head = head
         self._node = ""
         self._resources: dict[str, dict[str, float]] = {}
+        self._free: dict[str, dict[str, float]] = {}
+        self._wish: list[dict[str, float]] = []
         self._draining: frozenset[str] = frozenset()
         self._answered = threading.Event()
         self._over = threading.Event()
@@ -115,8 +133,8 @@ class Cluster:
             self._over.set()
             raise LostCluster(self._reason)
 
-    def room(self, cpus: int, gpus: float) -> dict[str, int]:
-        """Return how many workers each live node holds when it is empty, by node id.
+    def capacities(self, cpus: int, gpus: float) -> dict[str, Capacity]:
+        """Return how many workers each live node holds, by node id.
 
         A node that is being drained keeps its workers for now and takes no other: it holds 0. One
         that is killed stays live for some 15 s more, until the head has missed its heartbeats.
@@ -125,10 +143,18 @@ class Cluster:
             cpus: CPUs of a worker, at least 1.
             gpus: GPUs of a worker; a fraction lies within one GPU.
         """
+        free = self._free
         return {
-            name: 0 if name in self._draining else workers_on(resources, cpus, gpus)
+            name: Capacity(
+                0 if name in self._draining else workers_on(resources, cpus, gpus),
+                at_most(free.get(name, {}), cpus, gpus),
+            )
             for name, resources in self._resources.items()
         }
+
+    def wish(self, workers: int, cpus: int, gpus: float) -> None:
+        """Ask an autoscaler, if there is one, for room for so many workers in all."""
+        self._wish = [{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * workers
 
     def open(self, login: Mapping[str, str | None]) -> None:
         """Connect this process; `login` has the variables that Ray takes its token from."""
@@ -168,13 +194,18 @@ class Cluster:
         """Ask the head for its nodes; returns this machine's, None if it is not alive."""
         live = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         self._draining = frozenset(ray._private.state.state.get_draining_nodes())
+        self._free = ray._private.state.available_resources_per_node()
         self._resources = {name: node["Resources"] for name, node in live.items()}
         return live.get(self._node)
 
     def _look(self) -> None:
         """Ask the head every second, and knock at this machine's node."""
+        wished: list[dict[str, float]] = []
         while not self._over.wait(1):
             own = self._ask()
+            if self._wish != wished:
+                wished = self._wish
+                request_resources(bundles=wished)
             if own is None or not _listens(own["NodeManagerAddress"], own["NodeManagerPort"]):
                 self._reason = "Ray's node on this machine is gone"
                 return
@@ -203,6 +234,12 @@ def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
     # The small number makes 1 / 0.1 ten, whatever its last bit.
     by_gpu = devices * int(1 / gpus + 1e-9) if gpus < 1 else devices // int(gpus)
     return min(by_cpu, by_gpu)
+
+
+def at_most(free: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """Return how many workers the free resources of a node can hold, if its GPUs were one."""
+    by_cpu = int(free.get("CPU", 0) // cpus)
+    return min(by_cpu, int(free.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
 
 
 def pinned(node: str) -> NodeAffinitySchedulingStrategy:

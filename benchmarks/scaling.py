@@ -1,0 +1,303 @@
+"""How the pace grows with workers, how busy they are kept, and what bounds it.
+
+Real workers first: a search of the embedded model on 1 and 2 of them, from the command line, its
+start left out. Then dummies, for which an evaluation only takes time, under the real driver with
+breeding, fingerprints and journal. Those in this process live by the driver's CPU clock (see
+`dummies`): what they lose, they lose to the driver's work or to the search's lag. Those on Ray are
+actors that sleep, on this machine as it is. A driver can feed as many workers as an evaluation
+takes longer than the driver's work for it; a lag too small for the longest evaluation makes
+workers wait for its commit.
+"""
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from dummies import DummyCrew, Log, outcome_of, run_folder, search_with
+from rich.progress import track
+from tables import conditions, show, write_json
+
+from configs import schema
+from search.experiment import Experiment, resolve
+from search.fitness import Evaluator
+from search.journal import RunFolder
+from search.pool.cluster import Cluster, connection, ray
+from search.pool.crew import Call, Event, Reply
+from search.pool.on_ray import RayCrew
+from search.population import Candidate
+
+ROOT = Path(__file__).parents[1]
+BAR = 0.95
+LIMIT_SECONDS = 900.0
+ENDLESS = 10**6
+MOST_OF_EACH = 60
+"""Evaluations of a worker in a case in this process."""
+
+UNEVEN_SHARE, UNEVEN_FACTOR = 0.1, 10.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A number of dummy workers with their work.
+
+    Attributes:
+        where: `process` or `ray`.
+        seconds: Of an evaluation; of the short ones if uneven.
+        uneven: Whether one in ten takes ten times as long.
+        lag: Of the search, in workers.
+    """
+
+    where: str
+    workers: int
+    seconds: float
+    uneven: bool = False
+    lag: int = 4
+
+    def __str__(self) -> str:
+        mix = "uneven" if self.uneven else "even"
+        return f"{self.where}, {self.workers} x {self.seconds:g} s, {mix}, lag {self.lag}x"
+
+    @property
+    def mean(self) -> float:
+        """Seconds of an evaluation in the mean."""
+        return self.seconds * (1 + self.uneven * UNEVEN_SHARE * (UNEVEN_FACTOR - 1))
+
+    def virtual(self, evaluations: int) -> float | None:
+        """Return the seconds that a case in this process lasts by its clock; None for another."""
+        each = min(MOST_OF_EACH, evaluations / self.workers)
+        return self.mean * each if self.where == "process" else None
+
+    def duration(self, candidate: Candidate) -> float:
+        """Return the seconds of a candidate's evaluation, the same each time."""
+        long = self.uneven and random.Random(candidate.index).random() < UNEVEN_SHARE
+        return self.seconds * (UNEVEN_FACTOR if long else 1)
+
+
+CASES = [
+    *(Case("process", workers, s) for s in (0.2, 2.0) for workers in (1, 4, 16, 64)),
+    *(Case("process", 16, s, uneven=True, lag=lag) for s in (0.2, 2.0) for lag in (2, 4, 8, 16)),
+    *(Case("ray", workers, s) for s in (0.2, 2.0) for workers in (4, 16)),
+    *(Case("ray", 16, 0.2, uneven=True, lag=lag) for lag in (4, 8, 16)),
+]
+
+
+def main(
+    real: Annotated[int, typer.Option(help="Candidates on real workers; 0: none.")] = 600,
+    seconds: Annotated[float, typer.Option(help="Of each case on Ray.")] = 25.0,
+    evaluations: Annotated[int, typer.Option(help="At most, of each case in this process.")] = 1500,
+    only: Annotated[str, typer.Option(help="Cases whose name has this in it.")] = "",
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print two tables."""
+    with tempfile.TemporaryDirectory() as place:
+        workers = {count: _real(Path(place), count, real) for count in (1, 2) if real}
+        bench = _Bench(Path(place))
+        cases = [case for case in CASES if only in str(case)]
+        dummies = {
+            str(case): bench.measure(case, case.virtual(evaluations) or seconds)
+            for case in track(cases, "searching", transient=True)
+        }
+    _print(workers, dummies)
+    figures: dict[str, Any] = {
+        "candidates_per_hour": {str(count): found["an_hour"] for count, found in workers.items()},
+        "busy_fraction": {name: found["busy"] for name, found in dummies.items()},
+        "real": workers,
+        "dummies": dummies,
+    }
+    write_json(json, {**conditions("float32"), **figures})
+
+
+def _real(place: Path, workers: int, candidates: int) -> dict[str, float]:
+    """Search with real workers; return pace and busy fraction without the first fifth."""
+    out = place / f"real{workers}"
+    settings = [f"search.candidates={candidates}", f"ray.workers={workers}"]
+    command = [sys.executable, str(ROOT / "run_search.py"), "--out", str(out)]
+    command += [f"--set={setting}" for setting in settings]
+    first = candidates // 5
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        try:
+            began = _when(out, first, process)
+            seconds = _when(out, candidates, process) - began
+        finally:
+            process.terminate()
+    timings = RunFolder.open_(out).read_timings()
+    busy = sum(timing.get("seconds", 0.0) for i, timing in timings.items() if i >= first)
+    return {
+        "an_hour": 3600 * (candidates - first) / seconds,
+        "busy": busy / (workers * seconds),
+        "evaluation_ms": 1000
+        * busy
+        / sum(i >= first and "seconds" in t for i, t in timings.items()),
+    }
+
+
+def _when(out: Path, lines: int, process: subprocess.Popen[bytes]) -> float:
+    """Wait until a journal has so many lines; return the time."""
+    limit = time.monotonic() + LIMIT_SECONDS
+    journal = out / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
+        if process.poll() is not None or time.monotonic() > limit:
+            raise SystemExit(f"the run in {out} did not get to {lines}, exit {process.poll()}")
+        time.sleep(0.05)
+    return time.monotonic()
+
+
+class _Bench:
+    """The embedded model with its statistics and probe, collected once."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.plain = _experiment(candidates=1, lag=0)
+        self.evaluator = Evaluator(self.plain.setup)
+        crew = DummyCrew(self.evaluator, 1, lambda candidate: 0.0)
+        with run_folder(place / "prepared", self.plain) as folder:
+            search_with(crew, self.plain, folder, 1, crew.clock)
+
+    def measure(self, case: Case, seconds: float) -> dict[str, float]:
+        """Search with a case's workers; return what they and the driver did."""
+        experiment = _experiment(ENDLESS, case.lag * case.workers)
+        path = self.place / "run"
+        with run_folder(path, experiment) as folder:
+            for name in ("statistics.safetensors", "probe.safetensors"):
+                shutil.copy(self.place / "prepared" / name, path)
+            run = _in_process if case.where == "process" else _on_ray
+            log, cpu = run(case, experiment, folder, self.evaluator, seconds)
+            candidates = len(folder.read_records())
+        shutil.rmtree(path)
+        gaps = log.gaps
+        return {
+            "busy": log.busy_fraction,
+            "driver_ms": 1000 * cpu / candidates,
+            "feeds": case.mean * log.evaluations / cpu,
+            "median_latency_ms": 1000 * median(gaps),
+            "p99_latency_ms": 1000 * gaps[int(0.99 * (len(gaps) - 1))],
+            "candidates": candidates,
+        }
+
+
+def _experiment(candidates: int, lag: int) -> Experiment:
+    settings = [
+        "search.primitives=extended",
+        f"search.lag={lag}",
+        f"search.candidates={candidates}",
+    ]
+    return resolve(schema.load(None, settings)).read_texts()
+
+
+def _in_process(
+    case: Case, experiment: Experiment, folder: RunFolder, evaluator: Evaluator, seconds: float
+) -> tuple[Log, float]:
+    crew = DummyCrew(evaluator, case.workers, case.duration, seconds)
+    search_with(crew, experiment, folder, case.workers, crew.clock)
+    return crew.log, crew.log.cpu_seconds
+
+
+def _on_ray(
+    case: Case, experiment: Experiment, folder: RunFolder, evaluator: Evaluator, seconds: float
+) -> tuple[Log, float]:
+    # Cores by declaration: a sleeper needs none.
+    with connection("local", case.workers) as cluster:
+        log = Log(case.workers, seconds)
+        crew = SleepingCrew(cluster, experiment, evaluator.digests, case.duration, log)
+        search_with(crew, experiment, folder, case.workers)
+        return log, log.cpu_seconds
+
+
+class _Sleeper:
+    """An actor in the place of `search.pool.on_ray`'s."""
+
+    def start(self, digests: tuple[str, ...]) -> tuple[tuple[str, ...], float]:
+        """Load nothing."""
+        return digests, 0.0
+
+    def do(self, method: str, *arguments: Any) -> tuple[None, dict[str, float]]:
+        """Sleep, if it is an evaluation; return when it began and ended."""
+        began = time.monotonic()
+        if method == "evaluate":
+            _, seconds = arguments
+            time.sleep(seconds)
+        return None, {"began": began, "ended": time.monotonic()}
+
+
+class SleepingCrew(RayCrew):
+    """Ray actors that sleep in place of an evaluation."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        experiment: Experiment,
+        digests: tuple[str, ...],
+        seconds: Callable[[Candidate], float],
+        log: Log,
+    ) -> None:
+        super().__init__(cluster, experiment.setup, cpus=1, gpus=0, ship_model=False)
+        self._actor = ray.remote(num_cpus=1)(_Sleeper)
+        self._arguments = [digests]
+        self.log = log
+        self._seconds = seconds
+        self._at: dict[int, Candidate] = {}
+
+    def give(self, worker: int, call: Call) -> None:
+        """Send a call, an evaluation with the seconds that it takes."""
+        if call.method == "evaluate":
+            (candidate,) = call.arguments
+            assert isinstance(candidate, Candidate)
+            now = time.monotonic()
+            self.log.check(now)
+            self.log.doing[worker] = now
+            self._at[worker] = candidate
+            call = replace(call, arguments=(candidate, self._seconds(candidate)))
+        super().give(worker, call)
+
+    def events(self, seconds: float) -> Sequence[Event]:
+        """Return what came back, with an outcome for each evaluation."""
+        return [self._finished(event) for event in super().events(seconds)]
+
+    def _finished(self, event: Event) -> Event:
+        if not isinstance(event, Reply) or event.worker not in self._at:
+            return event
+        self.log.add(event.worker, event.timing["began"], event.timing["ended"])
+        return Reply(event.worker, outcome_of(self._at.pop(event.worker)), {})
+
+
+def _print(workers: dict[int, dict[str, float]], dummies: dict[str, dict[str, float]]) -> None:
+    if workers:
+        show(
+            "real workers, the embedded model, fp32",
+            ["workers", "candidates an hour", "busy", "ms an evaluation"],
+            [
+                [
+                    str(count),
+                    f"{found['an_hour']:.0f}",
+                    f"{found['busy']:.1%}",
+                    f"{found['evaluation_ms']:.0f}",
+                ]
+                for count, found in workers.items()
+            ],
+        )
+    show(
+        f"dummies; bar for 16 uneven ones: {BAR:.0%} busy",
+        ["case", "busy", "driver CPU ms a candidate", "workers it can feed", "latency ms", "p99"],
+        [
+            [
+                name,
+                f"{found['busy']:.1%}",
+                *(f"{found[key]:.1f}" for key in ("driver_ms", "feeds")),
+                *(f"{found[key]:.1f}" for key in ("median_latency_ms", "p99_latency_ms")),
+            ]
+            for name, found in dummies.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,197 @@
+"""What a model's folder claims, checked before transformers reads a file or builds a layer of it.
+
+Its files must be regular ones and no longer than is sane. Its configs must name sizes that a model
+can have, attention that is torch's, and no other code or files. Its sizes must be those of the
+tensors that are there.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from plain_files import check_plain, check_values, open_plain, read_bytes
+from pruning.headers import Entry, named_files, read_header, weights_files
+
+CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+SETTINGS_BYTES = 10_000_000
+"""Longest of a model's small files: a `tokenizer_config.json` of 6,000 tokens has 1.2 million."""
+
+VOCABULARY_BYTES = 40_000_000
+"""Longest of its vocabularies: a `tokenizer.json` of 262,144 tokens has 33 million."""
+
+SIZES = {
+    "num_hidden_layers": 500,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 10_000),
+    **dict.fromkeys(("hidden_size", "head_dim", "word_embed_proj_dim"), 200_000),
+    **dict.fromkeys(("intermediate_size", "ffn_dim"), 2_000_000),
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 1_000_000_000,
+    **dict.fromkeys(("image_size", "patch_size", "num_channels", "mm_tokens_per_image"), 4_096),
+}
+"""How large a size in a config may be: some times that of the largest models."""
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "*.txt", "*.model", "*.model.*", "*.tiktoken")
+_SETTINGS = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_SECTIONS = ("text_config", "vision_config")
+_ELSEWHERE = ("transformers_weights", "configuration_files", "fast_tokenizer_files")
+
+
+def check_place(model: str, source: str) -> Path | None:
+    """Return the folder of a model, its files checked; None if it must be a hub id.
+
+    Raises:
+        ValueError: If it is a path to something else, or a file that transformers reads is a pipe,
+            a device or too long.
+    """
+    folder = Path(source)
+    try:
+        if not folder.exists():
+            return None
+        if folder.is_dir():
+            _check_files(folder)
+            return folder
+    except OSError as error:
+        raise unfit(model, f"{error.filename!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise unfit(model, str(error)) from error
+    raise ValueError(f"model {model!r} is no folder: give embedded, a folder or a hub id")
+
+
+def check_settings(model: str, name: str, settings: Mapping[str, Any]) -> None:
+    """Check what a config of a model says, in all of its sections.
+
+    Args:
+        name: Of the file.
+
+    Raises:
+        ValueError: If a size is no whole number or beyond `SIZES`, attention is not torch's, the
+            model is quantized, or other files are named.
+    """
+    for prefix, section in _sections(settings):
+        for key, value in section.items():
+            problem = _problem(key, value)
+            if problem == "quantized":
+                raise ValueError(
+                    f"model {model!r} is quantized: give the one that it was made from"
+                )
+            if problem:
+                raise unfit(model, f"{name}: {prefix}{key} {problem}")
+        heads, shared = (section.get(f"num_{kind}_heads") for kind in ("attention", "key_value"))
+        if heads and shared and heads % shared:
+            raise unfit(
+                model,
+                f"{name}: {prefix}num_attention_heads must be a multiple of num_key_value_heads, "
+                f"got {heads} and {shared}",
+            )
+
+
+def entries_of(folder: Path) -> dict[str, Entry]:
+    """Return where a model's tensors stand, by published name; empty if a file is not there yet.
+
+    Raises:
+        ValueError: As `weights_files` and `read_header`.
+    """
+    pickles = any(folder.glob("*.bin"))
+    if not pickles and not all(path.is_file() for path in named_files(folder)):
+        return {}  # of a model of the hub the config may be here alone
+    return {name: one for path in weights_files(folder) for name, one in read_header(path).items()}
+
+
+def check_blocks(model: str, claimed: int, names: Iterable[str], paths: Iterable[str]) -> None:
+    """Check how many decoder blocks a model's tensors are of.
+
+    Args:
+        claimed: Blocks by the config.
+        names: Of the tensors.
+        paths: Of the list of blocks in them, one for each way to publish a model.
+
+    Raises:
+        ValueError: If there are more or fewer.
+    """
+    block = re.compile(rf"(?:{'|'.join(map(re.escape, paths))})\.([0-9]{{1,9}})\.")
+    found = len({match[1] for match in map(block.match, names) if match})
+    if found != claimed:
+        raise unfit(
+            model,
+            f"{CONFIG}: num_hidden_layers is {claimed}, and the weights are of {found} blocks",
+        )
+
+
+def check_shapes(
+    model: str,
+    parameters: Mapping[str, nn.Parameter],
+    needed: Collection[str],
+    published: Callable[[str], Iterable[str]],
+    entries: Mapping[str, Entry],
+) -> None:
+    """Check that a model's tensors have the shapes that its parameters would have.
+
+    Args:
+        parameters: By our names, on the meta device.
+        needed: Those that must have a tensor.
+        published: Gives the names that a parameter's tensor may have.
+        entries: Of the tensors, by published name.
+
+    Raises:
+        ValueError: If one has another shape, or tensors are missing.
+    """
+    lost = []
+    for name, parameter in parameters.items():
+        found = next((one for one in published(name) if one in entries), None)
+        if found is None:
+            lost += [name] * (name in needed)
+        elif entries[found].shape != tuple(parameter.shape):
+            raise unfit(
+                model,
+                f"{found} must have shape {tuple(parameter.shape)} by its config, got "
+                f"{entries[found].shape}",
+            )
+    if lost:
+        raise unfit(model, f"{len(lost)} tensors are missing, {lost[0]} among them")
+
+
+def unfit(model: str, problem: str) -> ValueError:
+    """Return the error of a model that is there and cannot be taken."""
+    return ValueError(f"model {model!r} cannot be loaded: {problem}")
+
+
+def _check_files(folder: Path) -> None:
+    check_plain(folder, "*.safetensors")
+    vocabularies = {path for pattern in _VOCABULARIES for path in folder.glob(pattern)}
+    settings = {path for pattern in _SETTINGS for path in folder.glob(pattern)} - vocabularies
+    for paths, most in ((settings, SETTINGS_BYTES), (vocabularies, VOCABULARY_BYTES)):
+        for path in sorted(path for path in paths if not path.is_dir()):
+            open_plain(path, most).close()
+            if path.suffix == ".json":
+                check_values(read_bytes(path, most), f"file {str(path)!r}")
+
+
+def _sections(settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a config and the objects in it, each with what stands before its keys."""
+    waiting = [("", settings)]
+    while waiting:
+        prefix, section = waiting.pop()
+        yield prefix, section
+        waiting += [(f"{prefix}{k}.", v) for k, v in section.items() if isinstance(v, dict)]
+
+
+def _problem(key: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if key in SIZES and not (type(value) is int and 1 <= value <= SIZES[key]):
+        return f"must be a whole number from 1 to {SIZES[key]}, got {value!r:.60}"
+    if key in _ATTENTION_KEYS and value not in ("eager", "sdpa"):
+        return f"must be eager or sdpa, got {value!r:.60}: nothing else is torch's own"
+    if key == "output_hidden_states" and type(value) is not bool:
+        return f"must be true or false, got {value!r:.60}"
+    if key in _SECTIONS and not isinstance(value, dict):
+        return f"must be an object, got {value!r:.60}"
+    if key in _ELSEWHERE:
+        return "names other files, which are not read: remove it"
+    return "quantized" if key == "quantization_config" and value else None

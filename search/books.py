@@ -1,0 +1,101 @@
+"""The files of a run while it evolves: journal, checkpoint, best metric, status."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+
+from search.evolution import Evolution
+from search.experiment import Experiment
+from search.journal import RunFolder, WriteError
+from search.pool.protocol import Arrival, Pool, Timing
+from search.population import Record
+from search.screen import Screen
+from search.status import RUNNING, Status
+from search.trackers import Tracker
+
+_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0
+"""Between two looks at a run: on the screen, and in `status.json`."""
+
+
+class Books:
+    """Keeps a run's files up to date while it evolves; use as a context manager.
+
+    At the end, whatever it is, checkpoint, best metric and status are written, if they can be.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        experiment: Experiment,
+        evolution: Evolution,
+        pool: Pool,
+        screen: Screen,
+        trackers: Sequence[Tracker],
+    ) -> None:
+        self.folder, self.experiment, self.evolution = folder, experiment, evolution
+        self.pool, self.screen, self.trackers = pool, screen, trackers
+        self.outcomes: Counter[str] = Counter()
+        self._timings: dict[int, Timing] = {}
+        self._began, self._first = time.monotonic(), evolution.state.committed
+        self._shown = self._written = 0.0
+
+    def note(self, arrival: Arrival) -> None:
+        """Keep what came with an outcome until it is committed."""
+        self._timings[arrival.index] = arrival.timing
+        if arrival.trace:
+            self.folder.write_failure(str(arrival.index), arrival.trace)
+
+    def enter(self, records: list[Record]) -> None:
+        """Append committed records to the journal; write a checkpoint now and then."""
+        for record in records:
+            self.folder.append(record, self._timings.pop(record.index, {}))
+            self.outcomes[record.outcome.kind] += 1
+        step = self.experiment.config.search.checkpoint_every
+        if records and (records[-1].index + 1) // step > records[0].index // step:
+            self._checkpoint()
+
+    def show(self) -> None:
+        """Show where the run stands, and write it down, both not too often."""
+        now = time.monotonic()
+        done = self.evolution.done
+        if now - self._shown >= _SHOW_SECONDS or done:
+            self._shown = now
+            status = self._status(RUNNING)
+            self.screen.show(status)
+            if now - self._written >= _STATUS_SECONDS or done:
+                self._written = now
+                self.folder.write_json("status.json", status.to_dict())
+                for tracker in self.trackers:
+                    tracker(status.candidates, status.values())
+
+    def __enter__(self) -> "Books":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, WriteError):
+            return
+        why = "evolved" if error is None else str(error) or "interrupted"
+        try:
+            self._checkpoint()
+            self.folder.write_json("status.json", self._status(why).to_dict())
+        except WriteError:
+            if error is None:
+                raise
+
+    def _status(self, why: str) -> Status:
+        state = self.evolution.state
+        hours = (time.monotonic() - self._began) / 3600
+        per_hour = (state.committed - self._first) / hours if hours else 0.0
+        candidates = self.experiment.config.search.candidates
+        return Status.of_run(state, candidates, self.outcomes, per_hour, self.pool.staff, why)
+
+    def _checkpoint(self) -> None:
+        self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)
+        if self.evolution.state.best:
+            self.folder.write_best(self.evolution.state.best, self.experiment.origin())

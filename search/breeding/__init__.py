@@ -1,0 +1,1 @@
+"""How children are made: the primitive set, variation, and canonical form."""

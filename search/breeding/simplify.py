@@ -1,0 +1,217 @@
+"""Opposing-operation simplification: rewrites that leave the mask unchanged, and canonical text.
+
+Trees that differ only in pairs that undo each other collapse into one (Dong et al., 2024,
+arXiv:2406.02924, Section 3), so the population stays diverse and no evaluation is spent twice.
+Two kinds of rewrite: those that keep the value, applied everywhere, and those that keep the
+order, applied at the root alone. All leaves but M are never negative, and the guards of the
+operators decide what cancels: `exp(log(x))` stays, since its +0.001 swallows small scores in fp32,
+and so do tanh and exp at the root, which saturate into ties. Powers, factors and addends at the
+root go: they keep the order of the exact scores, and where fp32 would lose it to overflow,
+underflow or rounding, the simplified metric does not.
+"""
+
+from collections.abc import Callable
+
+from pruning.criterion import Criterion
+from pruning.metric import Metric
+from pruning.operators import OPERATORS
+from pruning.syntax import is_number
+
+Rewrite = Callable[[Metric], Metric | None]
+"""Returns the replacement of a node, or None where it does not apply."""
+
+_EVEN = frozenset({"abs", "sqrt", "log", "sqr", "root4", "pow15", "rownorm", "colnorm"})
+"""Operators that see only the magnitude of their operand."""
+
+_ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
+"""Operators of one operand that pass its sign on."""
+
+_POWERS = frozenset({"sqrt", "sqr", "root4", "pow15"})
+"""Even operators that grow with the magnitude."""
+
+
+def simplify(criterion: Criterion) -> Criterion:
+    """Return the canonical form of a criterion: the same mask, by a metric of no more nodes.
+
+    Across the model a root `mms` or `div` is kept: it puts layers on one scale.
+    """
+    metric = criterion.metric
+    while True:
+        simpler = _simplify_root(_simplify_node(metric), criterion.group)
+        if simpler == metric:
+            return Criterion(metric, criterion.group)
+        metric = simpler
+
+
+def _simplify_node(metric: Metric) -> Metric:
+    metric = Metric(metric.name, tuple(_simplify_node(operand) for operand in metric.operands))
+    for rewrite in VALUE_PRESERVING:
+        replacement = rewrite(metric)
+        if replacement is not None:
+            return _simplify_node(replacement)
+    return metric
+
+
+def _simplify_root(metric: Metric, group: str) -> Metric:
+    # mms and div are a positive factor and a shift, but not the same for each layer.
+    dropped = {"cube"} | (set() if group == "model" else {"mms", "div"})
+    while True:
+        if metric.name in _POWERS:
+            scored = metric.operands[0]
+            metric = scored if scored.never_negative else Metric("abs", (scored,))
+        elif metric.name in dropped:
+            metric = metric.operands[0]
+        elif (simpler := _drop_number(metric)) is not None:
+            metric = simpler
+        else:
+            break
+    if metric.name == "neg":
+        return Metric("neg", (_simplify_root(metric.operands[0], group),))
+    return metric
+
+
+def _drop_number(metric: Metric) -> Metric | None:
+    """Return what a number is added to, taken from, or scales; negated if that turns the order."""
+    if len(metric.operands) != 2:
+        return None
+    left, right = metric.operands
+    if metric.name == "sub" and left.is_constant:
+        return Metric("neg", (right,))
+    if metric.name in ("add", "mul") and left.is_constant:
+        left, right = right, left
+    if not right.is_constant or metric.name not in ("add", "mul", "quot"):
+        return None
+    if metric.name == "add" or right.value > 0:
+        return left
+    # A factor 0 stays, for its scores to be found constant.
+    return Metric("neg", (left,)) if right.value < 0 else None
+
+
+def _drop_skip(node: Metric) -> Metric | None:
+    return node.operands[0] if node.name == "skp" else None
+
+
+def _name_square(node: Metric) -> Metric | None:
+    if node.name == "pow" or (node.name == "mul" and node.operands[0] == node.operands[1]):
+        return Metric("sqr", node.operands[:1])
+    return None
+
+
+def _drop_double_negation(node: Metric) -> Metric | None:
+    return node.operands[0].operands[0] if _is(node, "neg", "neg") else None
+
+
+def _fold_numbers(node: Metric) -> Metric | None:
+    """An operator on numbers alone is a number, if it means anything and fp32 holds it."""
+    if not node.operands or not all(operand.is_constant for operand in node.operands):
+        return None
+    operator = OPERATORS[node.name]
+    if operator.typing.refuses(*(operand.shape for operand in node.operands)):
+        return None
+    value = operator.function(*(operand.score() for operand in node.operands)).item()
+    return Metric.constant(value) if is_number(value) else None
+
+
+def _drop_neutral_number(node: Metric) -> Metric | None:
+    """An addend 0 goes, and a factor or divisor 1."""
+    if node.name in ("add", "mul") and node.operands[0].is_constant:
+        neutral = 0 if node.name == "add" else 1
+        return node.operands[1] if node.operands[0].value == neutral else None
+    one = Metric.constant(1)
+    return node.operands[0] if node.name == "quot" and node.operands[1] == one else None
+
+
+def _merge_factors(node: Metric) -> Metric | None:
+    """A factor of a factor, or of a negated value, becomes one factor."""
+    if node.name == "neg":
+        return _opposite(node.operands[0])
+    if not _is_scaled(node) or not _is_scaled(node.operands[1]):
+        return None
+    factor, scaled = node.operands[1].operands
+    product = _fold_numbers(Metric("mul", (node.operands[0], factor)))
+    # A product beyond fp32, or lost in it, would not scale as its factors do one by one.
+    return Metric("mul", (product, scaled)) if product and product.value else None
+
+
+def _drop_abs(node: Metric) -> Metric | None:
+    return node.operands[0] if node.name == "abs" and node.operands[0].never_negative else None
+
+
+def _drop_sign_under_even(node: Metric) -> Metric | None:
+    if node.name in _EVEN and node.operands[0].name in ("neg", "abs"):
+        return Metric(node.name, node.operands[0].operands)
+    return None
+
+
+def _cancel_root_and_square(node: Metric) -> Metric | None:
+    if _is(node, "sqrt", "sqr") or _is(node, "sqr", "sqrt"):
+        return Metric("abs", node.operands[0].operands)
+    return None
+
+
+def _drop_repeated_scaling(node: Metric) -> Metric | None:
+    return node.operands[0] if _is(node, "mms", "mms") else None
+
+
+def _move_negation_out(node: Metric) -> Metric | None:
+    """`mul`, `div`, `quot`, sums and cubes pass a sign on, `add` and `sub` turn into each other."""
+    if node.name in _ODD and node.operands[0].name == "neg":
+        return Metric("neg", (Metric(node.name, node.operands[0].operands),))
+    if len(node.operands) != 2:
+        return None
+    left, right = node.operands
+    if node.name == "div" and right.name in ("neg", "abs"):
+        return Metric("div", (left, right.operands[0]))
+    if node.name in ("mul", "div", "quot") and left.name == "neg":
+        return Metric("neg", (Metric(node.name, (left.operands[0], right)),))
+    if node.name == "mul" and right.name == "neg":
+        return Metric("neg", (Metric("mul", (left, right.operands[0])),))
+    if node.name in ("add", "sub") and right.name == "neg":
+        return Metric("sub" if node.name == "add" else "add", (left, right.operands[0]))
+    if node.name == "sub" and (opposite := _opposite(right)):
+        return Metric("add", (left, opposite))
+    if node.name == "add" and left.name == "neg":
+        return Metric("sub", (right, left.operands[0]))
+    if node.name == "sub" and left.name == "neg":
+        return Metric("neg", (Metric("add", (left.operands[0], right)),))
+    return None
+
+
+def _order_operands(node: Metric) -> Metric | None:
+    if node.name in ("add", "mul") and node.operands[0].text > node.operands[1].text:
+        return Metric(node.name, node.operands[::-1])
+    return None
+
+
+VALUE_PRESERVING: tuple[Rewrite, ...] = (
+    _fold_numbers,
+    _drop_neutral_number,
+    _merge_factors,
+    _drop_skip,
+    _name_square,
+    _drop_double_negation,
+    _drop_abs,
+    _drop_sign_under_even,
+    _cancel_root_and_square,
+    _drop_repeated_scaling,
+    _move_negation_out,
+    _order_operands,
+)
+
+
+def _opposite(node: Metric) -> Metric | None:
+    """Return the negation of a number, or of what has a number as factor, in as many nodes."""
+    if node.is_constant:
+        return Metric.constant(-node.value)
+    if _is_scaled(node):
+        factor, scaled = node.operands
+        return Metric("mul", (Metric.constant(-factor.value), scaled))
+    return None
+
+
+def _is_scaled(node: Metric) -> bool:
+    return node.name == "mul" and node.operands[0].is_constant
+
+
+def _is(node: Metric, outer: str, inner: str) -> bool:
+    return node.name == outer and node.operands[0].name == inner

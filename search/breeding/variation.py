@@ -1,0 +1,197 @@
+"""Variation: ramped random trees, subtree crossover, five mutations, and the limits they obey.
+
+DEAP draws from the module `random` and takes no generator, so everything here is to be called
+inside `seeded`.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from deap import gp
+
+from pruning.metric import Metric
+from search.breeding.primitives import (
+    fill_in_numbers,
+    has_numbers,
+    is_number,
+    number_node,
+    to_metric,
+    to_tree,
+)
+
+Member = TypeVar("Member")
+Rank = tuple[float, ...]
+"""A sort key: better first."""
+
+TRIES = 100
+"""Draws before variation gives up. The limits reject one random tree in five of the release's
+primitives and five in six of the extended ones, so it is hardly ever met."""
+
+FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
+"""What a number is tuned by, with relative weights: few, so that its tunings meet again."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How children are made.
+
+    Attributes:
+        primitives: DEAP's primitive set.
+        min_initial_depth: Of random trees, root at 0.
+        max_initial_depth: Of random trees.
+        max_depth: Of every tree.
+        max_size: Nodes of every tree.
+        crossover: Probability of subtree crossover.
+        mutation: Probability of one mutation, after crossover.
+        mutations: Relative weights of the names in `MUTATIONS`; `constant` has none in a set
+            without numbers.
+    """
+
+    primitives: Any
+    min_initial_depth: int
+    max_initial_depth: int
+    max_depth: int
+    max_size: int
+    crossover: float
+    mutation: float
+    mutations: dict[str, float]
+
+    def allows(self, metric: Metric) -> bool:
+        """Tell whether a tree is within the limits and can rank the weights of a matrix."""
+        fits = metric.depth <= self.max_depth and metric.size <= self.max_size
+        return fits and not metric.problem
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed the module `random` from a key, and put its state back at the end."""
+    before = random.getstate()
+    random.seed("/".join(map(str, key)))
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+def random_metric(variation: Variation) -> Metric:
+    """Draw a tree by ramped half-and-half (Koza, 1992): random depth, full or grown."""
+    draw = partial(
+        gp.genHalfAndHalf,
+        variation.primitives,
+        variation.min_initial_depth,
+        variation.max_initial_depth,
+    )
+    metric = _first_allowed(variation, lambda: gp.PrimitiveTree(draw()))
+    return metric or Metric("W")
+
+
+def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
+    """Make a child by subtree crossover and mutation, each with its probability.
+
+    Returns a child within the limits; the parents are unchanged. If none is found in `TRIES`
+    draws, the first parent itself.
+    """
+    metric = _first_allowed(variation, lambda: _vary(first, second, variation))
+    return metric or first
+
+
+def _vary(first: Metric, second: Metric, variation: Variation) -> Any:
+    tree = to_tree(first, variation.primitives)
+    if random.random() < variation.crossover:
+        # Of the two children one is kept: the search breeds one at a time.
+        tree, _ = gp.cxOnePoint(tree, to_tree(second, variation.primitives))
+    if random.random() < variation.mutation:
+        weights = dict(variation.mutations)
+        if not has_numbers(variation.primitives):
+            weights.pop("constant", None)
+        if any(weights.values()):
+            chosen = random.choices(list(weights), list(weights.values()))[0]
+            tree = MUTATIONS[chosen](tree, variation.primitives)
+    return tree
+
+
+def _mutate_node(tree: Any, primitives: Any) -> Any:
+    """Point mutation: one node becomes another of the same arity."""
+    return gp.mutNodeReplacement(tree, primitives)[0]
+
+
+def _mutate_subtree(tree: Any, primitives: Any) -> Any:
+    """Subtree mutation: one subtree becomes a new random one of depth 0 to 2."""
+    return gp.mutUniform(tree, partial(_grow, primitives), primitives)[0]
+
+
+def _mutate_hoist(tree: Any, primitives: Any) -> Any:
+    """Hoist mutation: one subtree becomes one of its own operands, so the tree shrinks."""
+    return gp.mutShrink(tree)[0]
+
+
+def _mutate_insert(tree: Any, primitives: Any) -> Any:
+    """Insert mutation: a new operator is put above one subtree, its other operands leaves."""
+    return gp.mutInsert(tree, primitives)[0]
+
+
+def _mutate_constant(tree: Any, primitives: Any) -> Any:
+    """Constant mutation: one number is multiplied by one of a few factors.
+
+    Which number depends on the tree's form alone, so that a parent's tuned children lie along one
+    line. A tree without numbers gets one, as the factor of a subtree.
+    """
+    numbers = [index for index, node in enumerate(tree) if is_number(node)]
+    if not numbers:
+        return _multiply(tree, primitives)
+    index = numbers[len(tree) % len(numbers)]
+    tree[index] = number_node(float(tree[index].name) * _draw_factor(), primitives)
+    return tree
+
+
+def _multiply(tree: Any, primitives: Any) -> Any:
+    # Below the root, where a factor can matter to the order.
+    place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
+    factor = number_node(_draw_factor(), primitives)
+    tree[place] = [primitives.mapping["mul"], factor, *tree[place]]
+    return tree
+
+
+def _draw_factor() -> float:
+    return random.choices(list(FACTORS), list(FACTORS.values()))[0]
+
+
+MUTATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "node": _mutate_node,
+    "subtree": _mutate_subtree,
+    "hoist": _mutate_hoist,
+    "insert": _mutate_insert,
+    "constant": _mutate_constant,
+}
+
+
+def _grow(primitives: Any, pset: Any, type_: Any) -> list[Any]:
+    return list(gp.genGrow(primitives, 0, 2, type_))
+
+
+def _first_allowed(variation: Variation, draw: Callable[[], Any]) -> Metric | None:
+    for _ in range(TRIES):
+        tree = fill_in_numbers(draw(), variation.primitives)
+        # Checked before the text is read: crossover can nest deeper than the language allows.
+        if tree.height <= variation.max_depth and len(tree) <= variation.max_size:
+            metric = to_metric(tree)
+            if variation.allows(metric):
+                return metric
+    return None
+
+
+def choose_parents(
+    population: Sequence[Member], pool: float, best: int, rank: Callable[[Member], Rank]
+) -> tuple[Member, Member]:
+    """Draw a random share of the population and pick two parents from the best of it.
+
+    This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the
+    draw keeps mediocre members in play, the cut keeps the pressure.
+    """
+    drawn = random.sample(population, max(2, round(len(population) * pool)))
+    first, second = random.sample(sorted(drawn, key=rank)[:best], 2)
+    return first, second

@@ -1,0 +1,259 @@
+"""What a search works with, resolved from its config once: tasks, texts, seeds, settings."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from configs.schema import ROLES, Config, Text
+from configs.schema import Task as TaskConfig
+from evaluation.corpus import (
+    Provenance,
+    Windows,
+    check_available,
+    check_disjoint,
+    token_windows,
+)
+from pruning import models
+from pruning.baselines import BASELINES
+from pruning.leaves import LEAF_SETS
+from pruning.masks import GROUPS, Target, parse_pattern
+from pruning.models import load_config, load_tokenizer
+from pruning.pruner import check_layers
+from pruning.result.request import resolve_subject, shapes_of
+from search.breeding.primitives import primitive_set
+from search.breeding.variation import Variation
+from search.evolution import Settings
+from search.fitness import Setup, Task
+from search.population import Rules
+from search.resident import Memory, Subject
+from search.seeds import read_seeds
+
+_HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
+"""Owner and name; `models/` is where `make smollm2` puts its folder."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a search works with.
+
+    Attributes:
+        config: Where it comes from; its seeds as texts, so that they need no other file.
+        subjects: The models.
+        texts: The four texts of each model, by role.
+        tasks: What is asked of a candidate; the first is what the report leads with.
+        leaves: What metrics may name: candidates, seeds and baselines.
+        settings: The loop's knobs.
+        notes: What could not be checked here, a line for each thing.
+        windows: The texts as tokens, once they are read.
+    """
+
+    config: Config
+    subjects: tuple[Subject, ...]
+    texts: tuple[Mapping[str, Text], ...]
+    tasks: tuple[Task, ...]
+    leaves: frozenset[str]
+    settings: Settings
+    notes: tuple[str, ...]
+    windows: tuple[Mapping[str, Windows], ...] = ()
+
+    def read_texts(self) -> "Experiment":
+        """Return the experiment with its windows; raises ValueError if a text cannot be had."""
+        windows = []
+        for subject, texts in zip(self.subjects, self.texts, strict=True):
+            tokenizer = load_tokenizer(subject.model)
+            windows.append({role: _windows_of(tokenizer, text) for role, text in texts.items()})
+        return replace(self, windows=tuple(windows))
+
+    @property
+    def memory(self) -> Memory:
+        """What a worker holds beside its models, and where."""
+        return Memory(**self.config.memory.model_dump())
+
+    @property
+    def setup(self) -> Setup:
+        """What workers are built from."""
+        search, ray = self.config.search, self.config.ray
+        return Setup(
+            subjects=self.subjects,
+            windows=tuple(
+                {role: windows.tokens for role, windows in texts.items()} for texts in self.windows
+            ),
+            tasks=self.tasks,
+            leaves=self.leaves,
+            objective=search.objective,
+            device="cuda" if ray.gpus_per_worker else "cpu",
+            threads=ray.cpus_per_worker,
+            stages=tuple(search.stages),
+            slack=search.slack,
+            hopeless=search.hopeless,
+            memory=self.memory,
+        )
+
+    def provenance(self, subject: int) -> dict[str, Provenance]:
+        """Return where a model's windows come from, by role."""
+        return {role: windows.provenance for role, windows in self.windows[subject].items()}
+
+    def task_rows(self) -> list[dict[str, object]]:
+        """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
+        return [
+            {
+                "name": task.name,
+                "model": self.subjects[task.subject].model,
+                "sparsity": task.sparsity,
+                "pattern": task.pattern.name if task.pattern else "unstructured",
+                "weight": task.weight,
+            }
+            for task in self.tasks
+        ]
+
+    def origin(self, **more: object) -> dict[str, object]:
+        """Return what makes a result repeatable; the same for any number of workers."""
+        config = self.config
+        tasks = {"tasks": self.task_rows()} if len(self.tasks) > 1 else {}
+        return {
+            "model": config.model,
+            "dtype": config.dtype,
+            "pruning": config.pruning.model_dump(),
+            "texts": self.provenance(0),
+            **tasks,
+            "objective": config.search.objective,
+            "seed": config.search.seed,
+            "candidates": config.search.candidates,
+            **more,
+        }
+
+
+def resolve(config: Config) -> Experiment:
+    """Check all of a config that can be checked without work, and resolve it.
+
+    Raises:
+        ValueError: If something is wrong; one line that names it.
+    """
+    for task in config.all_tasks:
+        parse_pattern(task.pattern)
+    groups = _groups_of(config)
+    seeds = tuple(read_seeds(config.search.seeds, groups))
+    notes = [*_check_texts(config), *_check_models(config)]
+    held: list[tuple[Subject, dict[str, Text]]] = []
+    tasks = []
+    for task in config.all_tasks:
+        needed = (Subject(task.model, task.dtype), task.texts)
+        if needed not in held:
+            held.append(needed)
+        pattern = parse_pattern(task.pattern)
+        tasks.append(Task(task.name, held.index(needed), task.sparsity, pattern, task.weight))
+    named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
+    search = config.search.model_copy(update={"seeds": [str(criterion) for criterion in seeds]})
+    return Experiment(
+        config=config.model_copy(update={"search": search}),
+        subjects=tuple(subject for subject, _ in held),
+        texts=tuple(texts for _, texts in held),
+        tasks=tuple(tasks),
+        leaves=frozenset(LEAF_SETS[search.primitives]).union(*(c.metric.leaves for c in named)),
+        settings=Settings(
+            seed=search.seed,
+            candidates=search.candidates,
+            rules=Rules(
+                capacity=search.population,
+                resolution=search.parsimony,
+                kept=int(search.population * search.speciation / len(groups)),
+                patience=search.patience,
+                lag=search.lag,
+            ),
+            groups=groups,
+            regroup=search.regroup,
+            within=search.speciation,
+            seeds=seeds,
+            pool=search.pool,
+            parents=search.parents,
+            simplified=search.simplify,
+            crowding=search.crowding,
+            variation=Variation(
+                primitives=primitive_set(search.primitives),
+                min_initial_depth=search.min_initial_depth,
+                max_initial_depth=search.max_initial_depth,
+                max_depth=search.max_depth,
+                max_size=search.max_size,
+                crossover=search.crossover,
+                mutation=search.mutation,
+                mutations=search.mutations.model_dump(),
+            ),
+        ),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _windows_of(tokenizer: PreTrainedTokenizerBase, text: Text) -> Windows:
+    return token_windows(tokenizer, text.corpus, text.split, text.windows, text.length, text.seed)
+
+
+def _groups_of(config: Config) -> tuple[str, ...]:
+    """Return the comparison groups that candidates may have; n:m patterns know no other."""
+    if all(task.pattern != "unstructured" for task in config.all_tasks):
+        return ("row",)
+    group = config.pruning.group
+    return GROUPS if group == "free" else (group,)
+
+
+def _check_texts(config: Config) -> list[str]:
+    """Check texts without a network; return a line for each that needs the hub.
+
+    Raises:
+        ValueError: If a text is unknown, missing or malformed, or two of them overlap.
+    """
+    tasks = [
+        {role: (text.corpus, text.split) for role, text in task.texts.items()}
+        for task in config.all_tasks
+    ]
+    for one, other in product(tasks, tasks):
+        # Each role of the one beside the other roles of the other.
+        for role in ROLES:
+            overlaps = check_disjoint({**other, role: one[role]})
+            if overlaps and not config.allow_test_selection:
+                raise ValueError(
+                    f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
+                )
+    return [
+        f"{role}: {note}"
+        for task in tasks
+        for role, place in task.items()
+        if (note := check_available(*place))
+    ]
+
+
+def _check_models(config: Config) -> list[str]:
+    """Check models against their tasks; return a line for each that is not here."""
+    notes = []
+    for task in config.all_tasks:
+        windows = task.fitness.windows
+        if config.search.stages and windows and config.search.stages[-1] >= windows:
+            raise ValueError(
+                f"search.stages must be below fitness.windows = {windows}, got "
+                f"{config.search.stages}"
+            )
+        if task.model == models.EMBEDDED or Path(task.model).is_dir():
+            _check_model(task)
+        elif _HUB_ID.fullmatch(task.model):
+            notes.append(f"model {task.model}: it comes from the Hugging Face hub: not checked")
+        else:
+            raise ValueError(
+                f"model {task.model!r} is no folder: give embedded, a folder or a hub id"
+                + (" (`make smollm2` builds it)" if "smollm2" in task.model else "")
+            )
+    return notes
+
+
+def _check_model(task: TaskConfig) -> None:
+    limit = getattr(load_config(task.model).get_text_config(), "max_position_embeddings", None)
+    for role, text in task.texts.items():
+        if limit and text.length > limit:
+            raise ValueError(
+                f"{role}.length must be at most the model's {limit} positions, got {text.length}"
+            )
+    if pattern := parse_pattern(task.pattern):
+        shapes = shapes_of(resolve_subject(task.model, task.dtype, "cpu", None))
+        check_layers(shapes, Target(task.sparsity, pattern))

@@ -1,0 +1,108 @@
+"""This machine: what it is, and whether it holds what the workers of a search need."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from configs.schema import Config
+from pruning import models
+from pruning.result.plan import GIB
+from search.experiment import Experiment
+from search.worker_memory import Held, device_line, host_lines, needs_of
+
+
+def description() -> dict[str, object]:
+    """Return versions and devices, as JSON."""
+    packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+def memory_lines(experiment: Experiment) -> list[str]:
+    """Return what a worker and a node hold, in lines; no weight is read.
+
+    Raises:
+        ValueError: If it cannot fit; one line with what is needed, what is there, the way out.
+    """
+    config, held = experiment.config, []
+    for subject in range(len(experiment.subjects)):
+        folder = _folder_of(experiment.subjects[subject].model)
+        if folder is None:
+            return [
+                f"memory: model {experiment.subjects[subject].model}: its config is not here: "
+                "not known"
+            ]
+        held.append(_held(experiment, subject, folder))
+    needs = needs_of(
+        held,
+        experiment.leaves,
+        experiment.memory,
+        whole_model=any(task.pattern is None for task in experiment.tasks),
+        on_gpu=config.ray.gpus_per_worker > 0,
+        by_ray=config.ray.workers != 0,
+    )
+    lines = [
+        f"memory: {role} has windows: null: the hidden states of a whole text are not counted"
+        for role in ("calibration", *(("fitness",) if config.search.objective == "kl" else ()))
+        if any(texts[role].windows is None for texts in experiment.texts)
+    ]
+    lines += [device_line(needs, _device_memory(config))] if needs.device else []
+    return lines + host_lines(needs, _workers_here(config), psutil.virtual_memory().available)
+
+
+def _folder_of(model: str) -> str | None:
+    """Return where a model's config is on this machine; None if it is not."""
+    if model == models.EMBEDDED or Path(model).is_dir():
+        return model
+    cached = try_to_load_from_cache(model, "config.json")
+    return str(Path(cached).parent) if isinstance(cached, str) else None
+
+
+def _held(experiment: Experiment, subject: int, folder: str) -> Held:
+    texts, dtype = experiment.texts[subject], experiment.subjects[subject].dtype
+    calibration, fitness = texts["calibration"], texts["fitness"]
+    keeps_states = experiment.config.search.objective == "kl"
+    return Held(
+        model=models.skeleton(models.load_config(folder), models.DTYPES[dtype]),
+        dtype=dtype,
+        calibration=calibration.windows or 0,
+        calibration_length=calibration.length,
+        longest=max(text.length for role, text in texts.items() if role != "calibration"),
+        kept_tokens=keeps_states * (fitness.windows or 0) * fitness.length,
+    )
+
+
+def _device_memory(config: Config) -> float | None:
+    """Return bytes of a GPU that a worker has; None if no GPU is here and none is stated."""
+    ray = config.ray
+    stated = None if ray.gpu_memory is None else ray.gpu_memory * GIB
+    here = None
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        here = min(torch.cuda.get_device_properties(i).total_memory for i in devices)
+    # The workers of a cluster have other GPUs than this machine.
+    whole = here or stated if ray.address == "local" else stated or here
+    return whole and whole * min(1.0, ray.gpus_per_worker)
+
+
+def _workers_here(config: Config) -> int | None:
+    """Return how many workers this machine will have; None if they are a cluster's."""
+    ray = config.ray
+    if ray.workers == 0:
+        return 1
+    if ray.address != "local":
+        return None
+    if ray.gpus_per_worker:
+        room = max(1, int(torch.cuda.device_count() // ray.gpus_per_worker))
+        return min(ray.workers or room, room)
+    return ray.workers or max(1, (os.cpu_count() or 1) // ray.cpus_per_worker)

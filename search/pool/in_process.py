@@ -1,0 +1,66 @@
+"""A crew of one worker that is this process itself: for tests and for `ray.workers: 0`."""
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from search.fitness import Evaluator, Setup
+from search.pool.crew import Call, Ended, Event, Fault, Reply, Started, attempt, perform
+
+
+class InProcessCrew:
+    """Works while it is asked for events; a dismissed worker's models are loaded anew."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._worker = 0
+        self._hired = False
+        self._evaluator: Evaluator | None = None
+        self._call: Call | None = None
+
+    def room(self) -> int:
+        """Return how many more workers there is a place for: one in all."""
+        return 0 if self._hired else 1
+
+    def hire(self) -> int:
+        """Begin to start the worker; its models are loaded when events are asked for."""
+        self._worker += 1
+        self._hired = True
+        return self._worker
+
+    def give(self, worker: int, call: Call) -> None:
+        """Keep a call until events are asked for."""
+        self._call = call
+
+    def dismiss(self, worker: int) -> None:
+        """Let go of the models."""
+        self._hired, self._evaluator, self._call = False, None, None
+        gc.collect()  # before they are loaded anew: there may be no room for two
+
+    def events(self, seconds: float) -> Sequence[Event]:
+        """Start the worker, or do the call that it was given."""
+        if self._hired and self._evaluator is None:
+            return [self._start()]
+        if self._call is None or self._evaluator is None:
+            time.sleep(min(seconds, 0.05))
+            return []
+        call, self._call = self._call, None
+        result, timing = perform(self._evaluator, call.method, call.arguments)
+        return [Reply(self._worker, result, timing)]
+
+    def share(self, tensors: Mapping[str, Tensor]) -> object:
+        """Return the tensors themselves."""
+        return tensors
+
+    def wish(self, workers: int) -> None:
+        """There is nothing to grow."""
+
+    def _start(self) -> Event:
+        made = attempt(lambda: Evaluator(self._setup))
+        if isinstance(made, Fault):
+            self.dismiss(self._worker)
+            return Ended(self._worker, made)
+        self._evaluator = made
+        return Started(self._worker, made.digests, made.seconds)

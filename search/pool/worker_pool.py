@@ -1,0 +1,239 @@
+"""A pool of workers that come and go: who does what, and for how long.
+
+One policy for every crew. A worker that is lost, lacks memory or does not answer in time is
+dismissed, and its job is given to another; `search.pool.jobs` tells what is to blame. One that was
+silent for a while is asked whether it is there before it gets a job, so that its end is not the
+job's.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from torch import Tensor
+
+from search.fitness import Setup, ZerosAndOverlap
+from search.pool.crew import Call, Crew, Ended, Event, Fault, Reply, Started
+from search.pool.jobs import MOST, Job, Jobs
+from search.pool.protocol import (
+    Arrival,
+    CallError,
+    LossRequest,
+    MaskRequest,
+    PoolError,
+    Staff,
+)
+from search.pool.roster import Roster
+from search.population import Candidate, Outcome
+
+GRACE, FACTOR = 20.0, 10.0
+"""A call has seconds of grace and so many times what it should take before it counts as hung."""
+
+_BACKWARD = 6
+"""What collecting statistics costs a token, in forward passes, from above."""
+
+_SILENCE = 2.0
+"""Seconds after which a worker is asked whether it is there before it gets a job."""
+
+_STEP_SECONDS = 0.5
+
+_PING = Call("ping", (), 0)
+
+
+class WorkerPool:
+    """Workers of a crew, as a `Pool`.
+
+    Args:
+        crew: Where they live.
+        setup: What they are built from.
+        workers: How many at most; None for all that there is room for, now and later.
+        wait_seconds: How long to go on without any worker.
+        start_seconds: How long a worker may take to start.
+        clock: Seconds, from whenever.
+        say: Takes a line for the person who waits.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        setup: Setup,
+        workers: int | None,
+        wait_seconds: float,
+        start_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._crew, self._setup = crew, setup
+        self._roster = Roster(crew, workers, wait_seconds, start_seconds, clock, say)
+        self._jobs = Jobs(self._fitness_tokens)
+        self._arrivals: deque[Arrival] = deque()
+        self._pace = self._longest = 0.0
+
+    # What the search asks for
+
+    def submit(self, candidate: Candidate) -> None:
+        """Take a candidate; a worker that waits gets it at once."""
+        self._jobs.evaluate(candidate)
+        self._roster.tick()
+        self._assign()
+
+    def next_outcome(self) -> Arrival | None:
+        """Return a candidate's outcome, or None if none came in half a second.
+
+        Raises:
+            PoolError: If there is no worker and none comes, or no worker is of any use.
+            ValueError: If the very first worker cannot be started for a wrong value; one line.
+        """
+        self._turn(0.0 if self._arrivals else _STEP_SECONDS)
+        return self._arrivals.popleft() if self._arrivals else None
+
+    def collect_statistics(self, subject: int) -> Mapping[str, Tensor]:
+        """Collect a model's statistics, by `X/layer`."""
+        tokens = _BACKWARD * self._setup.windows[subject]["calibration"].numel()
+        (found,) = self._do([Call("collect_statistics", (subject,), tokens)])
+        return cast(Mapping[str, Tensor], found)
+
+    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Give a model's statistics to every worker, now or before its first evaluation."""
+        shared = self._crew.share(tensors)
+        self._roster.briefings.append(Call("use_statistics", (subject, shared), 0))
+        self._assign()
+
+    def probe_tensors(self, subject: int) -> Mapping[str, Tensor]:
+        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
+        (found,) = self._do([Call("probe_tensors", (subject,), 0)])
+        return cast(Mapping[str, Tensor], found)
+
+    def model_digest(self, subject: int) -> str:
+        """Return a hash of a model's dense weights that are pruned, the same in all workers."""
+        while self._roster.digests is None:
+            self._turn(_STEP_SECONDS)
+        return self._roster.digests[subject]
+
+    def losses(self, requests: Sequence[LossRequest]) -> list[list[float] | None]:
+        """Return each window's mean NLL in nats per token, for each request in order."""
+        calls = []
+        for request in requests:
+            windows = self._setup.windows[self._setup.tasks[request.task].subject]
+            arguments = (request.task, request.role, request.criterion)
+            calls.append(Call("losses", arguments, 2 * windows[request.role].numel()))
+        return cast(list[list[float] | None], self._do(calls))
+
+    def zeros_and_overlap(self, requests: Sequence[MaskRequest]) -> list[ZerosAndOverlap]:
+        """Return zeros and mask overlap by layer, for each request in order."""
+        tokens = self._fitness_tokens
+        calls = [Call("zeros_and_overlap", (r.task, r.one, r.other), tokens) for r in requests]
+        return cast(list[ZerosAndOverlap], self._do(calls))
+
+    @property
+    def staff(self) -> Staff:
+        """The workers now, and what went wrong so far."""
+        return self._roster.staff
+
+    @property
+    def _fitness_tokens(self) -> int:
+        tasks = self._setup.tasks
+        return sum(self._setup.windows[task.subject]["fitness"].numel() for task in tasks)
+
+    def _do(self, calls: Sequence[Call]) -> list[object]:
+        """Return the results of calls that the run cannot do without.
+
+        Raises:
+            ValueError: If a value in one was wrong; one line.
+            CallError: If one failed for a reason of its own.
+            PoolError: As `next_outcome`.
+        """
+        jobs = [self._jobs.call(call) for call in calls]
+        while not all(job.done for job in jobs):
+            self._turn(_STEP_SECONDS)
+        return [job.result for job in jobs]
+
+    # One turn: workers come, get work, report, are dismissed
+
+    def _turn(self, seconds: float) -> None:
+        self._roster.tick()
+        self._roster.hire()
+        self._assign()
+        events = self._crew.events(seconds)
+        self._roster.tick()
+        for event in events:
+            if event.worker in self._roster.workers:  # not dismissed meanwhile
+                self._take(event)
+        self._assign()  # before the driver does anything else
+        for number, fault in self._roster.late():
+            self._stumble(self._roster.dismiss(number, fault).job, fault)
+        if not self._arrivals:
+            self._roster.check()
+
+    def _assign(self) -> None:
+        roster = self._roster
+        for number, worker in roster.waiting():
+            if worker.briefed < len(roster.briefings):
+                roster.brief(number)
+            elif roster.now - worker.heard > _SILENCE:
+                roster.give(number, _PING, GRACE)
+            elif job := self._jobs.take():
+                worker.job = job
+                roster.give(number, job.call, self._allowed(job))
+
+    def _allowed(self, job: Job) -> float:
+        """Return the seconds after which a job counts as hung; twice as many at each try."""
+        expected = max(self._pace * job.call.tokens, self._longest)
+        return float((GRACE + FACTOR * expected) * 2 ** job.faults["late"])
+
+    def _take(self, event: Event) -> None:
+        self._roster.workers[event.worker].heard = self._roster.now
+        if isinstance(event, Started):
+            self._pace = max(self._pace, event.seconds / max(1, self._fitness_tokens))
+            self._roster.welcome(event)
+        elif isinstance(event, Ended):
+            self._stumble(self._roster.part(event.worker, event.fault).job, event.fault)
+        else:
+            self._reply(event)
+
+    def _reply(self, reply: Reply) -> None:
+        """Take what a worker says; one that lacks something, or is not fit, must go."""
+        worker, result = self._roster.workers[reply.worker], reply.result
+        if isinstance(result, Fault) and (result.kind in MOST or not worker.job):
+            self._stumble(self._roster.dismiss(reply.worker, result).job, result)
+            return
+        call, job = worker.call, worker.job
+        worker.call = worker.job = None
+        if job:
+            job.timing = {**reply.timing, "worker": reply.worker}
+            self._answer(job, result)
+        elif call is not _PING:
+            worker.briefed += 1
+            self._roster.settle(worker)
+
+    def _stumble(self, job: Job | None, fault: Fault) -> None:
+        """Let another worker do a job, if there is one; or it was its last try."""
+        if job and self._jobs.stumble(job, fault):
+            if not job.can_fail:
+                raise PoolError(f"no worker is of use: {job.reason(fault)}")
+            self._end(job, fault)
+
+    def _answer(self, job: Job, result: object) -> None:
+        self._jobs.answer(job)
+        if isinstance(result, Fault):
+            self._roster.faults[result.kind] += 1
+        elif job.candidate:
+            self._longest = max(self._longest, job.timing.get("seconds", 0.0))
+        if not job.is_witness:
+            self._end(job, result)
+
+    def _end(self, job: Job, result: object) -> None:
+        """Hand over what came of a job at last: a value or a fault."""
+        job.result, job.done = result, True
+        fault = result if isinstance(result, Fault) else None
+        if job.candidate:
+            outcome = Outcome("failed", reason=job.reason(fault)) if fault else result
+            trace = fault.trace if fault else ""
+            arrival = Arrival(job.candidate.index, cast(Outcome, outcome), job.timing, trace)
+            self._arrivals.append(arrival)
+        elif fault and fault.kind == "refused":
+            raise ValueError(f"a worker failed in {job.call.method}: {fault.reason}")
+        elif fault:
+            reason = job.reason(fault)
+            raise CallError(f"a worker failed in {job.call.method}: {reason}", fault.trace)

@@ -1,0 +1,65 @@
+"""Drawings of one metric: its formula, and its tree."""
+
+from collections.abc import Iterator
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from pruning.latex import to_latex
+from pruning.metric import Metric
+from search.report.charts import STYLE, svg_of
+
+
+def formula_svg(name: str, metric: Metric) -> Markup:
+    """Draw the formula as outlines, so that it needs no font where it is read.
+
+    Args:
+        name: Unique in the page.
+    """
+    outlines = {"svg.fonttype": "path", "mathtext.fontset": "cm", "text.parse_math": True}
+    with matplotlib.rc_context({**STYLE, **outlines}):
+        figure = Figure()
+        # Fractions as large as on a line of their own, which LaTeX does by itself there.
+        displayed = to_latex(metric).replace(r"\frac", r"\dfrac")
+        figure.text(0, 0, f"${displayed}$", fontsize=13)
+        return svg_of(figure, name, metric.text, bbox_inches="tight", pad_inches=0.04)
+
+
+def tree_svg(name: str, metric: Metric) -> Markup:
+    """Draw the tree from its root down: leaves side by side, an operator amid its operands."""
+    nodes = list(_placed(metric, 0, [0]))
+    columns = 1 + max(x for _, x, _, _ in nodes)
+    longest = max(len(node.name) for node, _, _, _ in nodes)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(columns * (0.3 + 0.085 * longest), 0.5 * (metric.depth + 1)))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(-metric.depth - 0.5, 0.5))
+        axes.axis("off")
+        for node, x, depth, children in nodes:
+            for child in children:
+                axes.plot([x, child], [-depth, -depth - 1], color="#8a94a0", linewidth=1, zorder=1)
+            colour = "#dce9f7" if node.operands else "#e2f2e6"
+            box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#6b7785"}
+            axes.text(x, -depth, node.name, ha="center", va="center", bbox=box)
+        return svg_of(figure, name, f"Tree of {metric.text}")
+
+
+def _placed(
+    metric: Metric, depth: int, free: list[int]
+) -> Iterator[tuple[Metric, float, int, list[float]]]:
+    """Yield every node with its column, its depth and its operands' columns, the root last.
+
+    Args:
+        free: Holds the next column for a leaf.
+    """
+    if not metric.operands:
+        yield metric, free[0], depth, []
+        free[0] += 1
+        return
+    columns = []
+    for operand in metric.operands:
+        below = list(_placed(operand, depth + 1, free))
+        yield from below
+        columns.append(below[-1][1])
+    yield metric, (columns[0] + columns[-1]) / 2, depth, columns

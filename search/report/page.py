@@ -1,0 +1,133 @@
+"""What a person looks at when a run has ended: the table on the report text, and report.html."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.table import Table
+
+from pruning.baselines import BASELINES
+from search.population import Record
+
+SHOWN = (
+    *("best", "dense", "baselines", "behind_best", "pruning", "perplexity_of"),
+    *("candidates", "outcomes", "seconds", "selection"),
+)
+"""What `summary.json` must have."""
+
+
+def end_table(summary: dict[str, Any]) -> Table:
+    """Return the table of dense, baselines and best on the report text, from a summary."""
+    table = Table()
+    for heading in ("", "metric", "group"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("size", "perplexity", "behind best, nats/token"):
+        table.add_column(heading, justify="right")
+    for row in table_rows(summary):
+        table.add_row(*row)
+    return table
+
+
+def title_of(summary: dict[str, Any]) -> str:
+    """Return one line that says what the perplexities are of."""
+    text, pruning = summary["perplexity_of"], summary["pruning"]
+    rate = pruning["pattern"]
+    if rate == "unstructured":
+        rate = f"{pruning['sparsity']:.0%} unstructured"
+    return (
+        f"perplexity at {rate} on {text['corpus']} {text['split']}: {text['windows']} windows of "
+        f"{text['length']} tokens ({text['tokens']} in all), {text['dtype']}"
+    )
+
+
+def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
+    """Return the table's rows, worst first, the best found last."""
+    grouped = summary["pruning"]["pattern"] == "unstructured"
+    rows = [("dense", "", "", "", f"{summary['dense']:.2f}", "")]
+    for name, value in sorted(summary["baselines"].items(), key=lambda item: -item[1]):
+        known, gap = BASELINES.get(name), summary["behind_best"][name]
+        criterion = known.criterion if known else None
+        text, group, size = (
+            (criterion.text, criterion.group, str(criterion.metric.size))
+            if criterion
+            else ("", "", "")
+        )
+        rows.append(
+            (
+                name,
+                text,
+                group if grouped else summary["pruning"]["pattern"],
+                size,
+                f"{value:.2f}",
+                difference_text(gap["nats"], gap["standard_error"]),
+            )
+        )
+    best = summary["best"]
+    group = best["group"] if grouped else summary["pruning"]["pattern"]
+    rows.append(
+        ("best found", best["metric"], group, str(best["size"]), f"{best['perplexity']:.2f}", "")
+    )
+    return rows
+
+
+def difference_text(nats: float, standard_error: float | None) -> str:
+    """Return a paired difference with its standard error, if it has one."""
+    return f"{nats:+.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")
+
+
+def render(
+    summary: dict[str, Any], records: Sequence[Record], timings: Mapping[int, Mapping[str, Any]]
+) -> str:
+    """Return `report.html`.
+
+    Args:
+        summary: What `summary.json` holds, with every key in `SHOWN`.
+        records: The journal.
+        timings: What was noted of each candidate's evaluation, by index.
+    """
+    # Imported here, so that a search does not start to load matplotlib.
+    from search.report import sections
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        winner=sections.winner(summary["best"]["metric"]),
+        tasks=[
+            {
+                "name": task.get("name", ""),
+                "model": task.get("model", ""),
+                "title": title_of(task),
+                "rows": table_rows(task),
+                "layers": sections.layers(f"task{number}", task),
+            }
+            for number, task in enumerate(tasks_of(summary))
+        ],
+        progress=sections.progress(records, timings),
+        breeding=sections.breeding(records),
+        front=sections.front(records),
+        lineage=sections.lineage(records, summary["best"]),
+        difference_text=difference_text,
+    )
+
+
+def tasks_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one summary for each task; a run without a list of tasks is its own only task."""
+    return [
+        {
+            **summary,
+            **task,
+            "pruning": {
+                **summary["pruning"],
+                **{key: task[key] for key in ("sparsity", "pattern") if key in task},
+            },
+            "best": {**summary["best"], **task["best"]},
+        }
+        for task in summary.get("tasks", [])
+    ] or [summary]

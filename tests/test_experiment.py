@@ -1,0 +1,415 @@
+"""A config resolved: models, tasks, texts, seeds, the loop's knobs; what is refused beforehand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from configs import schema
+from configs.schema import Config
+from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
+from pruning.leaves import Statistics
+from pruning.masks import GROUPS, NOfM, Target, group_of
+from pruning.models import load_config
+from search.evolution import Evolution, Settings
+from search.experiment import Experiment, resolve
+from search.fingerprint import Fingerprints, Probe
+from search.population import State
+from search.resident import Memory, Subject
+
+CONFIGS = Path(schema.__file__).parent
+ROLES = ("calibration", "fitness", "selection", "report")
+SMALL = tuple(f"{role}.{key}" for role in ROLES for key in ("windows=2", "length=16"))
+OTHER = "{corpus: embedded, split: '%s', windows: 3, length: 32}"
+LIMIT = load_config("embedded").max_position_embeddings
+HUB_NOTE = "comes from the Hugging Face hub: not checked"
+
+
+def config(*overrides: str) -> Config:
+    """The embedded experiment with some changes."""
+    return schema.load(None, list(overrides))
+
+
+def small(*overrides: str) -> Experiment:
+    """An experiment on two windows of 16 tokens of each text."""
+    return resolve(config(*SMALL, "search.stages=[1]", *overrides))
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ValueError) as error:
+        resolve(config(*overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Models, tasks, windows
+
+
+def test_one_task_is_of_one_model_and_its_four_texts():
+    experiment = small("pruning.sparsity=0.7", "dtype=bfloat16")
+    (subject,), (texts,), (task,) = experiment.subjects, experiment.texts, experiment.tasks
+    assert subject == Subject("embedded", "bfloat16")
+    assert (task.name, task.subject, task.sparsity, task.pattern) == ("embedded 70%", 0, 0.7, None)
+    assert {role: (text.split, text.windows, text.length) for role, text in texts.items()} == {
+        role: (role, 2, 16) for role in ROLES
+    }
+
+
+def test_read_texts_cuts_the_windows_that_were_not_there():
+    experiment = small()
+    assert experiment.windows == ()
+    (windows,) = experiment.read_texts().windows
+    assert list(windows) == list(ROLES)
+    for role, text in windows.items():
+        assert text.tokens.shape == (2, 16)
+        assert (text.provenance["split"], text.provenance["tokens"]) == (role, 32)
+
+
+def test_several_tasks_hold_a_model_once_with_its_dtype_and_texts():
+    experiment = small("tasks=[{}, {sparsity: 0.3, weight: 2}, {pattern: '2:4'}]")
+    tasks = experiment.tasks
+    assert len(experiment.subjects) == len(experiment.texts) == 1
+    assert [task.subject for task in tasks] == [0, 0, 0]
+    assert [task.name for task in tasks] == ["embedded 60%", "embedded 30%", "embedded 2:4"]
+    assert [task.pattern for task in tasks] == [None, None, NOfM(2, 4)]
+    assert [task.weight for task in tasks] == [1, 2, 1]
+
+
+def test_another_dtype_and_other_texts_hold_a_model_again():
+    fitness = OTHER % "fitness[:50%]"
+    tasks = f"tasks=[{{}}, {{dtype: float16}}, {{fitness: {fitness}}}, {{fitness: {fitness}}}]"
+    experiment = small(tasks)
+    assert [task.subject for task in experiment.tasks] == [0, 1, 2, 2]
+    assert [subject.dtype for subject in experiment.subjects] == ["float32", "float16", "float32"]
+    assert [texts["fitness"].windows for texts in experiment.texts] == [2, 2, 3]
+
+
+def test_read_texts_cuts_each_models_windows_with_its_own_tokenizer(tiny_llama_dir):
+    experiment = small(f"tasks=[{{}}, {{model: {tiny_llama_dir}}}]").read_texts()
+    assert [subject.model for subject in experiment.subjects] == ["embedded", str(tiny_llama_dir)]
+    of_embedded, of_bytes = (windows["report"] for windows in experiment.windows)
+    assert of_embedded.tokens.tolist() != of_bytes.tokens.tolist()
+    assert of_embedded.provenance["text_sha256"] == of_bytes.provenance["text_sha256"]
+
+
+def test_read_texts_refuses_a_text_that_is_too_short():
+    with pytest.raises(ValueError, match="windows without overlap of 16 need"):
+        small("report.windows=1000000").read_texts()
+
+
+# What workers are built from, what a result tells of its origin
+
+
+def test_setup_is_what_the_config_says_in_plain_values():
+    memory = ("memory.statistics=bfloat16", "memory.master=host", "memory.scores=recompute")
+    knobs = ("objective=kl", "slack=0.3", "hopeless=2.5")
+    search = (f"search.{knob}" for knob in knobs)
+    experiment = small(*memory, *search, "ray.cpus_per_worker=3").read_texts()
+    setup = experiment.setup
+    assert (setup.subjects, setup.tasks) == (experiment.subjects, experiment.tasks)
+    assert setup.leaves == experiment.leaves
+    assert (setup.objective, setup.device, setup.threads) == ("kl", "cpu", 3)
+    assert (setup.stages, setup.slack, setup.hopeless) == ((1,), 0.3, 2.5)
+    assert setup.memory == Memory("bfloat16", "host", "recompute")
+    (tokens,), (windows,) = setup.windows, experiment.windows
+    assert all(torch.equal(tokens[role], windows[role].tokens) for role in ROLES)
+    assert small("ray.gpus_per_worker=0.5").read_texts().setup.device == "cuda"
+
+
+def test_origin_of_one_task_names_what_repeats_a_result():
+    experiment = small("search.seed=4", "search.candidates=9").read_texts()
+    origin = experiment.origin(candidate=3)
+    assert origin["texts"] == experiment.provenance(0)
+    del origin["texts"]
+    assert origin == {
+        **{"model": "embedded", "dtype": "float32", "objective": "nll"},
+        "pruning": experiment.config.pruning.model_dump(),
+        **{"seed": 4, "candidates": 9, "candidate": 3},
+    }
+
+
+def test_origin_of_several_tasks_names_them():
+    experiment = small("tasks=[{}, {pattern: '2:4', weight: 3}]").read_texts()
+    assert experiment.origin()["tasks"] == experiment.task_rows() == [
+        {
+            **{"name": "embedded 60%", "model": "embedded", "sparsity": 0.6},
+            **{"pattern": "unstructured", "weight": 1.0},
+        },
+        {
+            **{"name": "embedded 2:4", "model": "embedded", "sparsity": 0.6},
+            **{"pattern": "2:4", "weight": 3.0},
+        },
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "leaves"),
+    [
+        ([], "WXG"),
+        (["search.seeds=[wifv]"], "WXGV"),
+        (["search.seeds=['mul(W, add(A, B))']"], "WXGAB"),
+        (["search.primitives=extended"], "WXGABVM"),
+    ],
+)
+def test_leaves_are_those_of_candidates_seeds_and_baselines(overrides, leaves):
+    experiment = small(*overrides)
+    assert experiment.leaves == experiment.setup.leaves == frozenset(leaves)
+    assert all(baseline.criterion.metric.leaves <= set("WXG") for baseline in BASELINES.values())
+
+
+# Seeds
+
+
+def test_seeds_are_read_with_their_groups_and_written_into_the_config():
+    experiment = small("search.seeds=[snip, 'layer:W', snip]")
+    seeds = (Criterion.parse("mul(W, G)", "model"), Criterion.parse("W", "layer"))
+    assert experiment.settings.seeds == seeds
+    assert experiment.config.search.seeds == ["model:mul(W, G)", "layer:W"]
+    assert resolve(experiment.config).settings.seeds == seeds
+
+
+def test_seeds_have_the_one_group_that_is_searched():
+    experiment = small("search.seeds=[snip, 'layer:W']", "pruning.group=row")
+    assert experiment.config.search.seeds == ["row:mul(W, G)", "row:W"]
+
+
+# Texts beside each other
+
+
+def test_texts_may_be_shared_by_tasks():
+    assert resolve(config("tasks=[{}, {sparsity: 0.3}]")).notes == ()
+
+
+def test_texts_of_one_role_may_overlap():
+    assert small(f"tasks=[{{}}, {{fitness: {OTHER % 'fitness[:50%]'}}}]").notes == ()
+
+
+def test_texts_that_are_slices_of_one_are_disjoint():
+    halves = ("fitness.split=selection[:50%]", "selection.split=selection[50%:]")
+    assert resolve(config(*halves)).notes == ()
+
+
+def test_texts_that_overlap_are_refused_with_the_way_out():
+    assert refusal("report.split=selection") == (
+        "selection and report overlap: embedded selection and embedded selection: "
+        "give disjoint texts, or set allow_test_selection: true"
+    )
+    assert refusal("fitness.split=calibration[50%:]").startswith(
+        "calibration and fitness overlap: embedded calibration and embedded calibration[50%:]: "
+    )
+    assert resolve(config("report.split=selection", "allow_test_selection=true")).notes == ()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_texts_that_overlap_across_tasks_are_refused(place):
+    # Each task is disjoint in itself: the one selects on a half of what the other reports.
+    halved = f"{{selection: {OTHER % 'report[:50%]'}, report: {OTHER % 'report[50%:]'}}}"
+    both = ["{}", "{}"]
+    both[place] = halved
+    tasks = f"tasks=[{', '.join(both)}]"
+    message = "selection and report overlap: embedded report[:50%] and embedded report"
+    assert refusal(tasks).startswith(message)
+    assert resolve(config(f"tasks=[{halved}]")).notes == ()
+    assert resolve(config(tasks, "allow_test_selection=true")).notes == ()
+
+
+def test_texts_from_the_hub_are_noted_once():
+    hub = ("report.corpus=ptb", "report.split=test", "tasks=[{}, {sparsity: 0.3}]")
+    assert resolve(config(*hub)).notes == (f"report: corpus 'ptb', split 'test' {HUB_NOTE}",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fitness.split=dev", "split of corpus 'embedded' must be one of "),
+        ("fitness.split=fitness[60%:40%]", "split must be name, "),
+        ("fitness.corpus=wikitext", "corpus must be one of "),
+        ("fitness.corpus=missing.txt", "corpus file 'missing.txt' is not there; looked at "),
+        (f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]", "split of corpus 'embedded' must be one "),
+        ("search.seeds=[wandaa]", "metric 'wandaa' is no known name: did you mean wanda? or give "),
+        ("search.seeds=[magnitude, 'mul(W']", "metric "),
+        ("search.seeds=[X]", "metric 'X' gives every row the same scores: "),
+        ("search.seeds=['div(X, W)']", "metric 'div(X, W)' gives every row the same scores: "),
+        ("search.seeds=[best.json]", "metric 'best.json' looks like a file and there is no such "),
+    ],
+)
+def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
+    assert refusal(override).startswith(message)
+
+
+# Models
+
+
+def test_a_hub_id_is_noted_and_the_hub_not_asked():
+    assert resolve(config("model=facebook/opt-125m")).notes == (
+        "model facebook/opt-125m: it comes from the Hugging Face hub: not checked",
+    )
+
+
+def test_a_model_from_the_hub_is_noted_once_for_several_tasks():
+    notes = resolve(config("tasks=[{}, {sparsity: 0.3}]", "model=facebook/opt")).notes
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("model", ["nowhere", "./nowhere", "/nowhere", "~/nowhere", "models/x"])
+def test_a_model_that_is_neither_a_folder_nor_a_hub_id_is_refused(model):
+    expected = f"model '{model}' is no folder: give embedded, a folder or a hub id"
+    assert refusal(f"model={model}") == expected
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    message = refusal(f"model={tmp_path}")
+    assert message.startswith(f"model '{tmp_path}' cannot be loaded: give 'embedded'")
+
+
+def test_a_missing_smollm2_is_refused_with_the_command_that_builds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smollm2 = schema.load(CONFIGS / "smollm2_135m.yaml", [])
+    with pytest.raises(ValueError) as error:
+        resolve(smollm2)
+    assert str(error.value) == (
+        "model 'models/smollm2-135m' is no folder: give embedded, a folder or a hub id "
+        "(`make smollm2` builds it)"
+    )
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    there = LlamaConfig(max_position_embeddings=2048, num_attention_heads=4, **shape)
+    there.save_pretrained(tmp_path / "models/smollm2-135m")
+    notes = resolve(smollm2).notes
+    assert len(notes) == 4
+    assert all(note.endswith(f" {HUB_NOTE}") for note in notes)
+
+
+def test_windows_longer_than_the_context_are_refused():
+    assert refusal(f"report.length={LIMIT + 1}") == (
+        f"report.length must be at most the model's {LIMIT} positions, got {LIMIT + 1}"
+    )
+
+
+def test_a_stage_at_or_beyond_the_last_fitness_window_is_refused():
+    assert refusal("search.stages=[2, 32]") == (
+        "search.stages must be below fitness.windows = 32, got [2, 32]"
+    )
+    assert resolve(config("search.stages=[2, 31]")).setup.stages == (2, 31)
+
+
+# Patterns, and every task
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("2:4", NOfM(2, 4)), ("4:8", NOfM(4, 8)), ("unstructured", None)],
+)
+def test_a_pattern_is_read_as_it_is_written(pattern, expected):
+    (task,) = resolve(config(f"pruning.pattern={pattern}")).tasks
+    assert task.pattern == expected
+
+
+@pytest.mark.parametrize("pattern", ["4:2", "2:2", "0:4"])
+def test_a_pattern_that_keeps_all_or_none_is_refused(pattern):
+    assert refusal(f"pruning.pattern={pattern}") == (
+        f"pattern must be unstructured or n:m with 0 < n < m <= 1024, got '{pattern}'"
+    )
+
+
+def test_a_pattern_that_does_not_divide_the_layers_is_refused():
+    assert refusal("pruning.pattern=3:7") == (
+        "pattern must divide the inputs of every layer, got 7 of 192 in "
+        "model.layers.0.self_attn.q_proj"
+    )
+
+
+LONG = f"{{corpus: embedded, split: report, windows: 2, length: {LIMIT + 1}}}"
+FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("{pattern: '4:2'}", "pattern must be unstructured or n:m with 0 < n < m <= 1024, "),
+        ("{pattern: '3:7'}", "pattern must divide the inputs of every layer, got 7 of 192 in "),
+        ("{model: nowhere}", "model 'nowhere' is no folder: give embedded, a folder or a hub id"),
+        (f"{{fitness: {FEW}}}", "search.stages must be below fitness.windows = 4, got [2, 4, 8, "),
+        (f"{{report: {LONG}}}", f"report.length must be at most the model's {LIMIT} positions, "),
+    ],
+)
+def test_every_task_is_checked(task, message):
+    assert refusal(f"tasks=[{{}}, {task}]").startswith(message)
+
+
+# The loop's knobs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "groups"),
+    [
+        (["pruning.group=free"], GROUPS),
+        (["pruning.group=layer"], ("layer",)),
+        (["pruning.group=free", "pruning.pattern=2:4"], ("row",)),
+        (["pruning.group=layer", "pruning.pattern=2:4"], ("row",)),
+        (["tasks=[{pattern: '2:4'}, {pattern: '4:8'}]"], ("row",)),
+        (["tasks=[{pattern: '2:4'}, {sparsity: 0.5}]"], GROUPS),
+        (["pruning.pattern=2:4", "tasks=[{pattern: unstructured}, {}]"], GROUPS),
+    ],
+)
+def test_groups_are_row_alone_where_all_tasks_have_a_pattern(overrides, groups):
+    assert small(*overrides).settings.groups == groups
+
+
+def settings(*overrides: str) -> Settings:
+    return small(*overrides).settings
+
+
+def test_settings_share_the_kept_places_among_the_groups():
+    shares = ["search.population=50", "search.speciation=0.25"]
+    # A quarter of 50 is 12.5: four for each of three, twelve for one.
+    assert settings(*shares).rules.kept == 4
+    assert settings(*shares, "pruning.group=row").rules.kept == 12
+    assert settings("search.speciation=0").rules.kept == 0
+    assert settings("search.population=7", "search.speciation=1").rules.kept * 3 <= 7
+
+
+def test_settings_take_every_knob_of_survival():
+    knobs = ("parsimony=0.5", "patience=9", "lag=3", "population=20")
+    rules = settings(*(f"search.{knob}" for knob in knobs)).rules
+    assert (rules.resolution, rules.patience, rules.lag, rules.capacity) == (0.5, 9, 3, 20)
+
+
+def test_settings_take_every_knob_of_breeding():
+    knobs = {
+        **{"seed": 7, "candidates": 11, "pool": 0.25, "parents": 4, "regroup": 0.3},
+        **{"speciation": 0.5, "simplify": False, "crowding": 0.125},
+        **{"min_initial_depth": 1, "max_initial_depth": 3, "max_depth": 5, "max_size": 21},
+        **{"crossover": 0.6, "mutation": 0.4, "mutations": {"hoist": 2, "node": 0}},
+    }
+    known = settings(*(f"search.{name}={value}" for name, value in knobs.items()))
+    assert (known.seed, known.candidates, known.pool, known.parents) == (7, 11, 0.25, 4)
+    assert (known.regroup, known.within, known.crowding) == (0.3, 0.5, 0.125)
+    assert known.simplified is False
+    variation = known.variation
+    assert (variation.min_initial_depth, variation.max_initial_depth) == (1, 3)
+    assert (variation.max_depth, variation.max_size) == (5, 21)
+    assert (variation.crossover, variation.mutation) == (0.6, 0.4)
+    assert variation.mutations == {"node": 0, "subtree": 1, "hoist": 2, "insert": 1, "constant": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("search.crowding=0.1", [True, False, False]),
+        ("search.crowding=0.6", [True, True, False]),
+        ("search.crowding=0", [False, False, False]),
+    ],
+)
+def test_settings_make_masks_one_that_differ_in_less_than_the_crowding(override, expected):
+    # A probe of two rows on which W and neg(W) have opposite masks.
+    weights = {"a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]])}
+    half = Fingerprints(
+        [(Probe(weights, Statistics()), lambda group: Target(0.5, group_of(group)))]
+    )
+    near = Evolution(settings(override), half, State()).rules.near
+    # One mask, a half of the weights otherwise, all of them otherwise.
+    others = [("sqr(W)", "row"), ("W", "layer"), ("neg(W)", "row")]
+    one = Criterion.parse("W", "row")
+    assert [near(one, Criterion.parse(*other)) for other in others] == expected

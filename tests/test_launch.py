@@ -1,0 +1,249 @@
+"""What `run_search.py` says before any work: exit codes and one-line errors, offline."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_search
+from configs import schema
+
+CONFIGS = Path(schema.__file__).parent
+SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+HUB_NOTE = "comes from the Hugging Face hub: not checked"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run the console entry in an empty folder; returns exit code, output but memory, and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["prunevolve-search", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_search.main()
+        out, err = capsys.readouterr()
+        # What workers hold has tests of its own, in tests/test_machine.py.
+        lines = [line for line in out.splitlines(True) if not line.startswith("memory: ")]
+        return end.value.code or 0, "".join(lines), err
+
+    return run
+
+
+@pytest.fixture
+def refusal(call):
+    """Run a command that must fail with a code; returns its one-line error."""
+
+    def run(code, *words):
+        found, out, err = call(*words)
+        assert (found, out) == (code, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err.removeprefix("error: ").removesuffix("\n")
+
+    return run
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """The folder of a run that was killed before its first candidate."""
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.yaml").write_text(schema.to_yaml(schema.load(None, [])))
+    return path
+
+
+def setting(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+# --validate
+
+
+def test_validate_says_which_configs_are_shipped():
+    names = ("embedded", "llama2_7b", "paper", "smollm2_135m", "two_models")
+    assert [f"{name}.yaml" for name in names] == SHIPPED
+
+
+@pytest.mark.parametrize("words", [[], ["--config", CONFIGS / "paper.yaml"]])
+def test_validate_checks_everything_of_an_embedded_experiment(call, words, tmp_path):
+    assert call("--validate", *words) == (0, "valid\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validate_says_what_of_llama2_it_could_not_check(call):
+    code, out, err = call("--validate", "--config", CONFIGS / "llama2_7b.yaml")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"calibration: corpus 'c4', split 'train' {HUB_NOTE}",
+        f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
+        f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
+        f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
+        "model meta-llama/Llama-2-7b-hf: it comes from the Hugging Face hub: not checked",
+        "valid",
+    ]
+
+
+def test_validate_refuses_in_one_line_with_exit_2(refusal):
+    # What else is refused, tests/test_experiment.py and tests/test_machine.py ask.
+    expected = "model 'nowhere' is no folder: give embedded, a folder or a hub id"
+    assert refusal(2, "--validate", *setting("model=nowhere")) == expected
+
+
+@pytest.mark.parametrize("pattern", ["2-4", "n:m", "2:4:8", "half"])
+def test_validate_refuses_a_malformed_pattern(refusal, pattern):
+    message = refusal(2, "--validate", *setting(f"pruning.pattern={pattern}"))
+    assert f"pruning.pattern = '{pattern}': String should match pattern" in message
+
+
+def test_validate_refuses_an_unknown_key_and_guesses(refusal):
+    assert refusal(2, "--validate", *setting("search.candidate=5")) == (
+        f"config {schema.DEFAULT}: search.candidate is an unknown key; did you mean candidates?"
+    )
+
+
+# Launch: what is refused before a folder is made
+
+
+@pytest.mark.parametrize(
+    "override", ["report.split=selection", "model=nowhere", "search.seeds=[X]", "searching.x=1"]
+)
+def test_launch_leaves_no_folder_behind_where_the_config_is_wrong(refusal, tmp_path, override):
+    refusal(2, "--out", "run", *setting(override))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launch_leaves_no_folder_behind_where_a_text_is_too_short(refusal, tmp_path):
+    (tmp_path / "short.txt").write_text("a few words")
+    message = refusal(2, "--out", "run", *setting("fitness.corpus=short.txt", "fitness.split=all"))
+    assert "'short.txt'" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+def test_launch_refuses_a_folder_that_is_not_empty(refusal, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert refusal(4, "--out", "run") == (
+        "--out run is not an empty folder: name another, or --resume run"
+    )
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_launch_refuses_a_config_that_is_not_there(refusal):
+    expected = "config missing.yaml cannot be read: No such file or directory"
+    assert refusal(2, "--config", "missing.yaml") == expected
+
+
+# --resume, --report and --status
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "c.yaml"],
+        ["--out", "elsewhere"],
+        ["--validate"],
+        ["--report", "run"],
+        ["--status", "run"],
+        ["--report", "run", "--set", "search.candidates=5"],
+    ],
+)
+def test_resume_refuses_other_options(refusal, run_folder, words):
+    assert refusal(2, "--resume", "run", *words) == (
+        "--resume takes its config and folder from the run: only --set goes with it"
+    )
+
+
+@pytest.mark.parametrize("option", ["--report", "--status"])
+@pytest.mark.parametrize(
+    "words", [["--config", "c.yaml"], ["--out", "x"], ["--validate"], ["--set", "search.seed=1"]]
+)
+def test_report_and_status_refuse_other_options(refusal, run_folder, option, words):
+    expected = "--report and --status take no other option"
+    assert refusal(2, option, "run", *words) == expected
+
+
+@pytest.mark.parametrize("option", ["--resume", "--report", "--status"])
+def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_path, option):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing"):
+        expected = f"{name} is not a run folder: it has no config.yaml"
+        assert refusal(4, option, name) == expected
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("search.seed=1", "pruning.sparsity=0.7", "search.lag=0", "model=x", "ray=null"),
+        *("memory.statistics=bfloat16", "search.candidatesx=9"),
+    ],
+)
+def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, override):
+    before = (run_folder / "config.yaml").read_text()
+    assert refusal(4, "--resume", "run", "--set", override) == (
+        f"--set {override} would make run another search: a resumed run takes search.candidates, "
+        "ray.*, memory.master and memory.scores alone"
+    )
+    assert (run_folder / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("search.candidates=0", "search.candidates = '0': Input should be greater than or equal"),
+        ("ray.worker=1", "ray.worker is an unknown key; did you mean workers?"),
+        ("search.candidates", "--set takes key.path=value, got 'search.candidates'"),
+    ],
+)
+def test_resume_refuses_an_override_that_is_wrong_in_itself(refusal, run_folder, override, problem):
+    assert problem in refusal(2, "--resume", "run", "--set", override)
+
+
+def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):
+    line = (
+        '{{"index": {0}, "metric": "W", "group": "model", "outcome": "duplicate", '
+        '"fitness": null, "fingerprint": null, "tokens": 0, "parents": [], "reason": ""}}\n'
+    )
+    journal = "".join(line.format(index) for index in range(3))
+    (run_folder / "journal.jsonl").write_text(journal)
+    environment = {"config": schema.load(None, []).model_dump(), "fingerprints": {}}
+    (run_folder / "environment.json").write_text(json.dumps(environment))
+    assert refusal(4, "--resume", "run", "--set", "search.candidates=2") == (
+        "search.candidates = 2 is below the 3 that run has: give more"
+    )
+
+
+def test_resume_refuses_a_damaged_journal(refusal, run_folder):
+    (run_folder / "journal.jsonl").write_text("{}\n")
+    message = refusal(4, "--resume", "run")
+    assert message == "run/journal.jsonl line 1 is damaged: not a journal record: {}"
+
+
+def test_resume_refuses_a_config_that_was_edited(refusal, run_folder):
+    environment = {"config": schema.load(None, []).model_dump(), "fingerprints": {}}
+    (run_folder / "environment.json").write_text(json.dumps(environment))
+    edited = schema.load(None, ["search.seed=3"])
+    (run_folder / "config.yaml").write_text(schema.to_yaml(edited))
+    assert refusal(4, "--resume", "run") == (
+        "search.seed is 3 in run/config.yaml, and was 0 when the run began: put it back, or "
+        "start a new run"
+    )
+
+
+def test_status_refuses_a_run_that_has_none_yet(refusal, run_folder):
+    assert refusal(4, "--status", "run").startswith("run/status.json cannot be read: ")
+
+
+def test_report_refuses_a_run_that_has_not_ended(refusal, run_folder):
+    message = refusal(4, "--report", "run")
+    assert message.startswith("run/summary.json cannot be read: ")
+    assert [path.name for path in run_folder.iterdir()] == ["config.yaml"]
+
+
+def test_usage_errors_of_the_command_line_exit_with_2(call):
+    code, _, err = call("--configuration", "x")
+    assert code == 2
+    assert "No such option" in err

@@ -1,0 +1,108 @@
+"""The two Slurm scripts, with stubs for Slurm's commands, Ray's and the search.
+
+The stubs write what they are called with into a file; the search's stub ends with the code that the
+test asks for, or with 3 when SIGTERM reaches it, as run_search.py does.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STUBS = {
+    "python": """
+        [ "$1" = -c ] && exec echo token
+        echo "python $*" >> "$CALLS"
+        [ -n "$CODE" ] && exit "$CODE"
+        trap 'exit 3' TERM
+        echo waiting >> "$CALLS"
+        for _ in $(seq 200); do sleep 0.05; done""",
+    "ray": """
+        echo "ray $*" >> "$CALLS"
+        [ "$1" = symmetric-run ] || exit 0
+        while [ "$1" != -- ]; do shift; done
+        shift
+        "$@" """,
+    "srun": """
+        while [ "${1#--}" != "$1" ]; do shift; done
+        exec "$@" """,
+    "scontrol": """
+        [ "$1" = getaddrs ] && exec echo "$2: 192.0.2.1:6818"
+        echo "scontrol $*" >> "$CALLS" """,
+    "squeue": 'echo "$STATE"',
+}
+
+
+@pytest.fixture(params=["slurm.sh", "slurm_symmetric.sh"])
+def start(request, tmp_path):
+    """A function that starts the script as Slurm would and returns the process."""
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURMD_NODENAME": "first",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+
+    def run(code="", state="RUNNING", **more):
+        environment = {
+            **os.environ,
+            **slurm,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "CALLS": str(tmp_path / "calls"),
+            "CODE": code,
+            "STATE": state,
+            **more,
+        }
+        command = [ROOT / "cluster" / request.param, tmp_path / "run", "--config", "some.yaml"]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    return run
+
+
+def calls(tmp_path):
+    path = tmp_path / "calls"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "restarts", "requeued"),
+    [
+        ("3", "RUNNING", "0", True),
+        ("0", "RUNNING", "0", False),
+        ("2", "RUNNING", "0", False),
+        ("3", "COMPLETING", "0", False),
+        ("3", "RUNNING", "100", False),
+    ],
+)
+def test_job_is_requeued_if_the_search_can_go_on(start, tmp_path, code, state, restarts, requeued):
+    process = start(code, state, SLURM_RESTART_COUNT=restarts)
+    assert process.wait(timeout=30) == int(code)
+    assert ("scontrol requeue 7" in calls(tmp_path)) is requeued
+
+
+def test_sigterm_reaches_the_search_and_its_exit_code_comes_back(start, tmp_path):
+    process = start()
+    deadline = time.monotonic() + 30
+    while "waiting" not in calls(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)  # the script sets its trap right after it has started the search
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 3
+    assert "scontrol requeue 7" in calls(tmp_path)
+
+
+def test_first_start_launches_and_the_next_resumes(start, tmp_path):
+    start("3").wait(timeout=30)
+    search = f"{tmp_path / 'run'} --set ray.address=192.0.2.1:6379"
+    assert f"python run_search.py --out {search} --config some.yaml" in calls(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    start("0").wait(timeout=30)
+    assert f"python run_search.py --resume {search}\n" in calls(tmp_path)

@@ -1,0 +1,25 @@
+"""A search under fire ends as in peace; `benchmarks/soak.py` in its small form."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KINDS = {"worker killed", "worker stopped", "node removed", "driver killed"}
+
+
+@pytest.mark.fire
+def test_a_search_under_fire_ends_as_in_peace(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--json", str(figures)]
+    command += ["--candidates=150", "--seed=1", "--minutes=20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(figures.read_text())
+    assert found["journal_identical"]
+    assert found["lost"] == 0
+    assert set(found["faults"]) >= KINDS
+    assert found["workers_left"] == 0

@@ -1,0 +1,26 @@
+"""Records of which a test says no more than what it is about."""
+
+from pruning.criterion import Criterion
+from pruning.metric import Metric
+from search.population import Candidate, Outcome, Record
+
+
+def record_of(
+    index: int,
+    metric: str,
+    fitness: float | None,
+    group: str = "row",
+    *,
+    kind: str = "failed",
+    fingerprint: str | None = "ab12",
+    parents: tuple[int, ...] = (),
+    reason: str = "",
+) -> Record:
+    """Return an evaluated record, or one of another kind if it has no fitness."""
+    candidate = Candidate(index, Criterion(Metric.parse(metric), group), parents, fingerprint)
+    return Record(candidate, Outcome(kind if fitness is None else "evaluated", fitness, 64, reason))
+
+
+def named(record: Record) -> tuple[str, str]:
+    """Return a record's metric text and group."""
+    return record.criterion.text, record.criterion.group
