@@ -26,7 +26,7 @@ GONE_SECONDS = 10
 HOSTILE = {"RAY_ADDRESS": "nowhere:1", "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known"}
 
 DRIVER = """
-import json, os, select, signal, sys, time
+import json, os, select, signal, subprocess, sys, time
 
 def stop(number, frame):
     signal.signal(number, signal.SIG_DFL)
@@ -39,14 +39,15 @@ import ray
 
 class Worker:
     def facts(self):
-        return os.getpid(), os.nice(0)
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        return os.getpid(), os.nice(0), child.pid
 
 def serve(cluster):
     node, capacity = max(cluster.capacities(1, 0).items(), key=lambda pair: pair[1].whole)
     build = ray.remote(Worker).options
     worker = build(num_cpus=1, scheduling_strategy=pinned(node)).remote()
-    pid, nice = ray.get(worker.facts.remote())
-    found = {"room": capacity.whole, "worker": pid, "nice": nice}
+    pid, nice, child = ray.get(worker.facts.remote())
+    found = {"room": capacity.whole, "worker": pid, "nice": nice, "child": child}
     found["head"] = ray.get_runtime_context().gcs_address
     found["environment"] = {k: v for k, v in os.environ.items() if k.startswith("RAY_")}
     try:
@@ -291,6 +292,16 @@ def test_local_search_leaves_nothing_of_a_ray_that_hangs():
         started.named("raylet/raylet").suspend()
         started.process.send_signal(signal.SIGTERM)
         assert ended(started.process) == "interrupted\nexit 3"
+        assert_gone(processes, folder)
+
+
+@pytest.mark.fire
+def test_local_search_leaves_nothing_of_a_worker_that_was_killed():
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        assert started.found["child"] in [process.pid for process in processes]
+        psutil.Process(started.found["worker"]).kill()
+        started.process.kill()
         assert_gone(processes, folder)
 
 
