@@ -205,7 +205,7 @@ def test_models_that_do_not_fit_end_the_run_with_the_reason(setup, monkeypatch):
 
 def test_a_model_that_is_not_there_is_one_line(setup):
     missing = replace(setup, subjects=(Subject("/nowhere", "float32"),))
-    with pytest.raises(ValueError, match=r"a worker failed in starting: .*'/nowhere'") as error:
+    with pytest.raises(PoolError, match=r"no worker could be started: .*'/nowhere'") as error:
         pool_of(missing).model_digest(0)
     assert "\n" not in str(error.value)
 

@@ -446,7 +446,7 @@ def test_a_wrong_value_at_the_very_first_start_is_said_at_once(crew):
     crew.starts = lambda worker: REFUSED
     pool = pool_of(crew)
     before = crew.clock.seconds
-    with pytest.raises(ValueError, match="a worker failed in starting: ValueError: model 'm'"):
+    with pytest.raises(PoolError, match="no worker could be started: ValueError: model 'm'"):
         pool.model_digest(0)
     assert crew.clock.seconds - before < 2
     assert crew.hired == 2

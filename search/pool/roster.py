@@ -89,7 +89,6 @@ class Roster:
         self.digests: tuple[str, ...] | None = None
         self.faults: Counter[str] = Counter()
         self.trouble = ""
-        self._refusal: Fault | None = None
         self._failed_starts: list[FaultKind] = []
         self._spared: list[float] = []
         self._crowded = -math.inf
@@ -112,7 +111,7 @@ class Roster:
     def hire(self) -> None:
         """Fill the places that there are, now and then."""
         alone = self.now - self._alone_since
-        if self.now < self._next_look or self._refusal or alone > self._wait_seconds:
+        if self.now < self._next_look or self._is_refused or alone > self._wait_seconds:
             return
         self._next_look = self.now + _LOOK_SECONDS
         spared = sum(until > self.now for until in self._spared)
@@ -152,7 +151,7 @@ class Roster:
             reason = f"its models are not the run's: {started.digests}, not {self.digests}"
             self.dismiss(started.worker, Fault("refused", reason))
             return
-        self.digests, self._refusal = started.digests, None
+        self.digests = started.digests
         worker = self.workers[started.worker]
         worker.ready = True
         self.settle(worker)
@@ -184,8 +183,6 @@ class Roster:
         else:
             self._failed_starts.append(fault.kind)
             self._next_look = self.now + min(_LONGEST_LOOK, 2.0 ** len(self._failed_starts))
-            if fault.kind == "refused" and self.digests is None:
-                self._refusal = fault
         return worker
 
     def late(self) -> list[tuple[int, Fault]]:
@@ -202,20 +199,24 @@ class Roster:
 
         Raises:
             PoolError: If that is not so.
-            ValueError: If the first of them could not be started for a wrong value.
         """
         if any(self._is_fit(worker) for worker in self.workers.values()):
             self._alone_since = self.now
         if self.workers:
             return  # those that start have a time by which they must
-        if self._refusal:
-            raise ValueError(f"a worker failed in starting: {self._refusal.reason}")
+        if self._is_refused:
+            raise PoolError(f"no worker could be started: {self.trouble}")
         why = f"; the last trouble: {self.trouble}" if self.trouble else ""
         failed = sum(kind not in ("lost", "crowded") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
             raise PoolError(f"no worker could be started, {failed} times{why}")
         if self.now - self._alone_since > self._wait_seconds:
             raise PoolError(f"no worker for {self._wait_seconds:g} s (ray.wait_seconds){why}")
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether a worker found a value wrong before any was ready: the next would, too."""
+        return self.digests is None and "refused" in self._failed_starts
 
     def _tell(self, what: str) -> None:
         """Say what happened, once if it happens again and again."""

@@ -83,7 +83,6 @@ class WorkerPool:
 
         Raises:
             PoolError: If there is no worker and none comes, or no worker is of any use.
-            ValueError: If the very first worker cannot be started for a wrong value; one line.
         """
         self._turn(0.0 if self._arrivals else _STEP_SECONDS)
         return self._arrivals.popleft() if self._arrivals else None
