@@ -1,8 +1,8 @@
-"""An actor of the pool that a test can hold, kill or starve while it does a call.
+"""An actor of the pool that a test can hold, kill, starve or break while it does a call.
 
-Orders are files in a folder that both know: `hold-NAME`, `kill-NAME` and `eat-NAME`, where a name
-is a method, or the index of a candidate. What a worker does is written down there, in `log`: the
-name, its process, and the MiB that it has for itself.
+Orders are files in a folder that both know: `hold-NAME`, `kill-NAME`, `eat-NAME` and `break-NAME`,
+where a name is a method, or the index of a candidate; the last two are obeyed once. What a worker
+does is written down there, in `log`: the name, its process, and the MiB that it has for itself.
 """
 
 import os
@@ -34,11 +34,26 @@ class HeldWorker(_Worker):
         orders = _log(name)
         if (orders / f"kill-{name}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        if (orders / f"eat-{name}").exists():
+        if _once(orders / f"eat-{name}"):
             _eat()
+        if _once(orders / f"break-{name}"):
+            self._evaluator = _BrokenDevice()
         while (orders / f"hold-{name}").exists():
             time.sleep(0.02)
         return super().do(method, *arguments)
+
+
+class _BrokenDevice:
+    """An evaluator whose GPU is of no use any more: a fault of CUDA stays with its process."""
+
+    def __getattr__(self, method):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def _once(order):
+    found = order.exists()
+    order.unlink(missing_ok=True)
+    return found
 
 
 def _log(name):

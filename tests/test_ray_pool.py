@@ -262,6 +262,17 @@ def test_a_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(
     until(pool, lambda: is_gone(stopped), 20)
 
 
+def test_a_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
+    before = dict(pool.staff.faults)
+    orders.give("break-0")
+    candidates = [Candidate(index, WANDA) for index in range(6)]
+    assert outcomes_of(pool, candidates) == [here.evaluate(candidate) for candidate in candidates]
+    assert faults_since(pool, before) == {"exhausted": 1}
+    broken, other = orders.doers("0")
+    assert broken != other
+    until(pool, lambda: is_gone(broken), 20)
+
+
 def test_a_worker_that_is_killed_while_it_waits_is_replaced_and_no_candidate_is_charged(
     pool, orders
 ):
@@ -369,6 +380,38 @@ def test_a_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_pat
         for _ in range(10):
             pool.next_outcome()
         assert (pool.staff.ready, pool.staff.starting) == (2, 0)
+
+
+def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
+    setup, expected = one_model
+    orders = Orders(tmp_path)
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + (2 << 30)) / memory.total
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.3f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    with cluster_of(tmp_path, num_cpus=2) as made, pool_of(made, setup) as pool:
+        brief(pool, setup)
+        orders.give("eat-0")
+        assert outcomes_of(pool, [Candidate(index, WANDA) for index in range(2)]) == expected
+        assert len(orders.doers("0")) > 1
+        assert set(pool.staff.faults) == {"crowded"}
+        assert "lacked memory" in pool.staff.trouble
+
+
+def test_workers_that_cannot_start_again_end_the_run_and_blame_no_candidate(tmp_path):
+    folder = tmp_path / "model"
+    toy_model("llama", vocab_size=256).save_pretrained(folder)
+    setup = replace(embedded_setup(), subjects=(Subject(str(folder), "float32"),))
+    orders = Orders(tmp_path)
+    with cluster_of(tmp_path, num_cpus=1) as made, pool_of(made, setup, ships=False) as pool:
+        brief(pool, setup)
+        orders.give("hold-0")
+        pool.submit(Candidate(0, WANDA))
+        worker = orders.wait_for(pool, "0")
+        folder.rename(tmp_path / "elsewhere")
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(PoolError, match=r"no worker could be started, 3 times; .*/model"):
+            until(pool, lambda: False)
 
 
 # What workers share

@@ -2,7 +2,6 @@
 
 import math
 import random
-from typing import Any
 
 from deap import gp
 
@@ -21,7 +20,7 @@ NEGATIVE = 0.1
 """Share of the drawn numbers that are negative."""
 
 
-def primitive_set(name: str) -> Any:
+def primitive_set(name: str) -> gp.PrimitiveSet:
     """Return DEAP's `PrimitiveSet` of an operator set in `pruning.operators.SETS`.
 
     Sets with numbers have one terminal for all, `BLANK`: DEAP's ephemeral constants are classes
@@ -37,12 +36,12 @@ def primitive_set(name: str) -> Any:
     return primitives
 
 
-def has_numbers(primitives: Any) -> bool:
+def has_numbers(primitives: gp.PrimitiveSet) -> bool:
     """Tell whether a set draws numbers."""
     return BLANK in primitives.mapping
 
 
-def to_tree(metric: Metric, primitives: Any) -> Any:
+def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Return a metric as DEAP's tree: its nodes in prefix order. No text is evaluated.
 
     The metric may have operators, leaves and numbers that the set does not draw: a seed can.
@@ -50,12 +49,12 @@ def to_tree(metric: Metric, primitives: Any) -> Any:
     return gp.PrimitiveTree([_node(node.name, primitives) for node in metric.nodes()])
 
 
-def to_metric(tree: Any) -> Metric:
+def to_metric(tree: gp.PrimitiveTree) -> Metric:
     """Return DEAP's tree as a metric, node for node."""
     return Metric.parse(str(tree))
 
 
-def fill_in_numbers(tree: Any, primitives: Any) -> Any:
+def fill_in_numbers(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Put a random number of three digits in each `BLANK` of a tree, in place; return the tree."""
     for index, node in enumerate(tree):
         if node.name == BLANK:
@@ -65,7 +64,7 @@ def fill_in_numbers(tree: Any, primitives: Any) -> Any:
     return tree
 
 
-def number_node(value: float, primitives: Any) -> Any:
+def number_node(value: float, primitives: gp.PrimitiveSet) -> gp.Terminal:
     """Return the terminal of a number, rounded to three digits and kept within the language's."""
     smallest, largest = MAGNITUDES
     magnitude = min(max(abs(value), smallest), largest) if value else 0.0
@@ -73,12 +72,12 @@ def number_node(value: float, primitives: Any) -> Any:
     return _node(Metric.constant(rounded).text, primitives)
 
 
-def is_number(node: Any) -> bool:
+def is_number(node: gp.Primitive | gp.Terminal) -> bool:
     """Tell whether a tree's node is a number."""
     return node.arity == 0 and node.name not in LEAVES and node.name != BLANK
 
 
-def _node(name: str, primitives: Any) -> Any:
+def _node(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Terminal:
     if name in primitives.mapping:
         return primitives.mapping[name]
     if name in OPERATORS:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from deap import gp
 
@@ -51,7 +51,7 @@ class Variation:
             without numbers.
     """
 
-    primitives: Any
+    primitives: gp.PrimitiveSet
     min_initial_depth: int
     max_initial_depth: int
     max_depth: int
@@ -99,7 +99,7 @@ def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
     return metric or first
 
 
-def _vary(first: Metric, second: Metric, variation: Variation) -> Any:
+def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTree:
     tree = to_tree(first, variation.primitives)
     if random.random() < variation.crossover:
         # Of the two children one is kept: the search breeds one at a time.
@@ -114,27 +114,27 @@ def _vary(first: Metric, second: Metric, variation: Variation) -> Any:
     return tree
 
 
-def _mutate_node(tree: Any, primitives: Any) -> Any:
+def _mutate_node(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Point mutation: one node becomes another of the same arity."""
     return gp.mutNodeReplacement(tree, primitives)[0]
 
 
-def _mutate_subtree(tree: Any, primitives: Any) -> Any:
+def _mutate_subtree(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Subtree mutation: one subtree becomes a new random one of depth 0 to 2."""
     return gp.mutUniform(tree, partial(_grow, primitives), primitives)[0]
 
 
-def _mutate_hoist(tree: Any, primitives: Any) -> Any:
+def _mutate_hoist(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Hoist mutation: one subtree becomes one of its own operands, so the tree shrinks."""
     return gp.mutShrink(tree)[0]
 
 
-def _mutate_insert(tree: Any, primitives: Any) -> Any:
+def _mutate_insert(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Insert mutation: a new operator is put above one subtree, its other operands leaves."""
     return gp.mutInsert(tree, primitives)[0]
 
 
-def _mutate_constant(tree: Any, primitives: Any) -> Any:
+def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Constant mutation: one number is multiplied by one of a few factors.
 
     Which number depends on the tree's form alone, so that a parent's tuned children lie along one
@@ -148,7 +148,7 @@ def _mutate_constant(tree: Any, primitives: Any) -> Any:
     return tree
 
 
-def _multiply(tree: Any, primitives: Any) -> Any:
+def _multiply(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     # Below the root, where a factor can matter to the order.
     place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
     factor = number_node(_draw_factor(), primitives)
@@ -160,7 +160,7 @@ def _draw_factor() -> float:
     return random.choices(list(FACTORS), list(FACTORS.values()))[0]
 
 
-MUTATIONS: dict[str, Callable[[Any, Any], Any]] = {
+MUTATIONS: dict[str, Callable[[gp.PrimitiveTree, gp.PrimitiveSet], gp.PrimitiveTree]] = {
     "node": _mutate_node,
     "subtree": _mutate_subtree,
     "hoist": _mutate_hoist,
@@ -169,11 +169,13 @@ MUTATIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _grow(primitives: Any, pset: Any, type_: Any) -> list[Any]:
+def _grow(
+    primitives: gp.PrimitiveSet, pset: gp.PrimitiveSet, type_: type
+) -> list[gp.Primitive | gp.Terminal]:
     return list(gp.genGrow(primitives, 0, 2, type_))
 
 
-def _first_allowed(variation: Variation, draw: Callable[[], Any]) -> Metric | None:
+def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -> Metric | None:
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), variation.primitives)
         # Checked before the text is read: crossover can nest deeper than the language allows.

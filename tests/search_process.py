@@ -1,0 +1,64 @@
+"""`run_search.py` as a process: started, watched, hit by signals, and run to its end."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+SIZES = [
+    *("fitness.windows=6", "fitness.length=64", "calibration.windows=4", "calibration.length=64"),
+    *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
+    *("search.population=12", "search.stages=[2]", "search.lag=4", "search.checkpoint_every=10"),
+]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run_search.py"), *arguments]
+
+
+def launch_command(out: Path, *overrides: str) -> list[str]:
+    """Return the command of a search of seconds on the embedded model."""
+    settings = [f"--set={setting}" for setting in (*SIZES, *overrides)]
+    return command("--out", str(out), *settings)
+
+
+def resume_command(out: Path, *overrides: str) -> list[str]:
+    return command("--resume", str(out), *(f"--set={setting}" for setting in overrides))
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def begin(arguments: list[str], **options) -> subprocess.Popen[str]:
+    """Start a search whose output is one pipe."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, cwd=ROOT, **{**pipes, **options})
+
+
+def wait_for_lines(process: subprocess.Popen[str], out: Path, lines: int) -> None:
+    """Wait until the journal of a search that runs has so many lines."""
+    deadline = time.monotonic() + 240
+    while journal(out).count(b"\n") < lines:
+        assert process.poll() is None, "the run ended before it got so far"
+        assert time.monotonic() < deadline, "the run did not get on"
+        time.sleep(0.02)
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def journal(out: Path) -> bytes:
+    path = out / "journal.jsonl"
+    return path.read_bytes() if path.exists() else b""
+
+
+def assert_same(out: Path, reference: Path) -> None:
+    """See that two runs have the same journal and found the same metric."""
+    assert journal(out) == journal(reference)
+    best = "best_metric.json"
+    assert (out / best).read_bytes() == (reference / best).read_bytes()

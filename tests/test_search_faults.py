@@ -1,0 +1,197 @@
+"""Faults of machines and people that hit `run_search.py` itself: one line, 3, and it goes on."""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import termios
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from search_process import (
+    assert_same,
+    begin,
+    descendants,
+    journal,
+    launch_command,
+    resume_command,
+    run,
+    wait_for_lines,
+)
+
+CANDIDATES = 40
+IN_PROCESS = "ray.workers=0"
+STOP_SECONDS = 10
+
+pytestmark = pytest.mark.slow
+
+
+def launch(out, *overrides):
+    return launch_command(out, f"search.candidates={CANDIDATES}", *overrides)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reference") / "run"
+    done = run(launch(out, IN_PROCESS))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def last_line(output):
+    return output.splitlines()[-1]
+
+
+def assert_interrupted(process, out, line):
+    """See that a search ends with 3, and with the line that says why and how to go on."""
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, output
+    assert "Traceback" not in output
+    said = last_line(output)
+    assert re.fullmatch(f"{line}; continue with run_search.py --resume {out}", said), output
+
+
+def assert_gone(processes):
+    _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
+    assert not alive
+
+
+# Ray is lost
+
+
+def test_a_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, tmp_path):
+    out = tmp_path / "run"
+    arguments = launch(out, "ray.workers=1")
+    parts = {
+        "gcs_server": r"error: Ray's head at \S+ has not answered for 10 s",
+        "raylet/raylet": "error: Ray's node on this machine is gone",
+    }
+    for lines, (part, said) in zip((8, 20), parts.items(), strict=True):
+        process = begin(arguments)
+        wait_for_lines(process, out, lines)
+        processes = descendants(process)
+        next(p for p in processes if part in p.cmdline()[0]).kill()
+        assert_interrupted(process, out, said)
+        assert_gone(processes)
+        arguments = resume_command(out)
+    assert run(resume_command(out, IN_PROCESS)).returncode == 0
+    assert_same(out, reference)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_a_cluster_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = run(launch(tmp_path / "run", f"ray.address={address}"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# The disk is full, or nobody may write
+
+
+@contextmanager
+def mounted(*arguments):
+    """Mount something on a folder, the last argument, and take it away again."""
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no right to mount a file system: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(arguments[-1])], check=True)
+
+
+def test_a_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(reference, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=32m", "tmpfs", disk):
+        out, filler = disk / "run", disk / "filler"
+        process = begin(launch(out, IN_PROCESS))
+        wait_for_lines(process, out, 5)
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while file.write(bytes(4096)):
+                pass
+        assert_interrupted(process, out, r"error: \S+ cannot be written: No space left on device")
+        assert b"}\n" in journal(out)
+        filler.unlink()
+        assert run(resume_command(out)).returncode == 0
+        assert_same(out, reference)
+
+
+def test_a_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_path):
+    out = tmp_path / "run"
+    process = begin(launch(out, IN_PROCESS))
+    wait_for_lines(process, out, 5)
+    with mounted("--bind", out, out):
+        subprocess.run(["mount", "-o", "remount,bind,ro", out], check=True)
+        assert_interrupted(process, out, r"error: \S+ cannot be written: Read-only file system")
+        again = run(resume_command(out))
+        assert (again.returncode, again.stderr.count("\n")) == (3, 1), again.stderr
+        assert "Read-only file system" in again.stderr
+    assert run(resume_command(out)).returncode == 0
+    assert_same(out, reference)
+
+
+# Signals, terminals and pipes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "numbers"),
+    [
+        (0.1, [signal.SIGTERM]),
+        (0.5, [signal.SIGHUP]),
+        (1.5, [signal.SIGINT]),
+        (3.0, [signal.SIGHUP]),
+        (4.5, [signal.SIGTERM, signal.SIGTERM]),
+        (6.0, [signal.SIGINT]),
+        (8.0, [signal.SIGHUP]),
+    ],
+)
+def test_a_search_can_be_stopped_at_any_time(tmp_path, seconds, numbers):
+    out = tmp_path / "run"
+    process = begin(launch(out, "ray.workers=1", "search.candidates=100000"))
+    time.sleep(seconds)
+    processes = descendants(process)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)
+    output, _ = process.communicate(timeout=STOP_SECONDS)
+    assert process.returncode == 3, output
+    assert "Traceback" not in output
+    if len(numbers) == 1:
+        assert last_line(output).startswith("interrupted")
+    assert_gone(processes)
+    if out.exists():
+        assert (out / "config.yaml").exists() or not list(out.iterdir())
+
+
+def test_a_closed_terminal_stops_a_search(tmp_path):
+    out = tmp_path / "run"
+    mine, terminal = os.openpty()
+    process = begin(
+        launch(out, IN_PROCESS, "search.candidates=100000"),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    wait_for_lines(process, out, 5)
+    os.close(mine)
+    assert process.wait(timeout=STOP_SECONDS) == 3
+    assert (out / "checkpoint.json").exists()
+
+
+def test_a_closed_pipe_stops_no_search(reference, tmp_path):
+    out = tmp_path / "run"
+    process = begin(launch(out, IN_PROCESS))
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert_same(out, reference)
