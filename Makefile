@@ -1,8 +1,10 @@
 # Every target works in a fresh clone: it makes the environment that it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
+# One process a core, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: install search test check slow fire smollm2 embedded
+.PHONY: install search test check slow smollm2 embedded
 
 install: .venv/installed
 
@@ -21,13 +23,10 @@ check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: install
-	$(BIN)/python -m pytest -m slow
-
-fire: install
-	$(BIN)/python -m pytest -m fire
+	$(PYTEST) -m slow
 
 smollm2: install
 	$(BIN)/python scripts/make_smollm2.py --out models/smollm2-135m

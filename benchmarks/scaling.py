@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import psutil
 import typer
 from dummies import DummyCrew, Log, outcome_of, run_folder, search_with
 from rich.progress import track
@@ -92,6 +93,9 @@ CASES = [
 
 def main(
     real: Annotated[int, typer.Option(help="Candidates on real workers; 0: none.")] = 600,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=value, for the real workers.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Of each case on Ray.")] = 25.0,
     evaluations: Annotated[int, typer.Option(help="At most, of each case in this process.")] = 1500,
     only: Annotated[str, typer.Option(help="Cases whose name has this in it.")] = "",
@@ -99,7 +103,8 @@ def main(
 ) -> None:
     """Print two tables."""
     with tempfile.TemporaryDirectory() as place:
-        workers = {count: _real(Path(place), count, real) for count in (1, 2) if real}
+        sizes = [f"search.candidates={real}", *(overrides or [])]
+        workers = {count: _real(Path(place), count, real, sizes) for count in (1, 2) if real}
         bench = _Bench(Path(place))
         cases = [case for case in CASES if only in str(case)]
         dummies = {
@@ -116,17 +121,17 @@ def main(
     write_json(json, {**conditions("float32"), **figures})
 
 
-def _real(place: Path, workers: int, candidates: int) -> dict[str, float]:
-    """Search with real workers; return pace and busy fraction without the first fifth."""
+def _real(place: Path, workers: int, candidates: int, settings: list[str]) -> dict[str, Any]:
+    """Search with real workers; return pace and busy fraction without the first fifth, memory."""
     out = place / f"real{workers}"
-    settings = [f"search.candidates={candidates}", f"ray.workers={workers}"]
     command = [sys.executable, str(ROOT / "run_search.py"), "--out", str(out)]
-    command += [f"--set={setting}" for setting in settings]
+    command += [f"--set={setting}" for setting in (*settings, f"ray.workers={workers}")]
     first = candidates // 5
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         try:
             began = _when(out, first, process)
             seconds = _when(out, candidates, process) - began
+            memory = _worker_mib(process)
         finally:
             process.terminate()
     timings = RunFolder.open_(out).read_timings()
@@ -137,7 +142,15 @@ def _real(place: Path, workers: int, candidates: int) -> dict[str, float]:
         "evaluation_ms": 1000
         * busy
         / sum(i >= first and "seconds" in t for i, t in timings.items()),
+        "worker_mib": memory,
     }
+
+
+def _worker_mib(process: subprocess.Popen[bytes]) -> list[int]:
+    """Return what each worker of a search has for itself, shared pages left out."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    workers = [p for p in below if "".join(p.cmdline()).startswith("ray::_Worker")]
+    return [worker.memory_full_info().uss >> 20 for worker in workers]
 
 
 def _when(out: Path, lines: int, process: subprocess.Popen[bytes]) -> float:
@@ -269,17 +282,18 @@ class SleepingCrew(RayCrew):
         return Reply(event.worker, outcome_of(self._at.pop(event.worker)), {})
 
 
-def _print(workers: dict[int, dict[str, float]], dummies: dict[str, dict[str, float]]) -> None:
+def _print(workers: dict[int, dict[str, Any]], dummies: dict[str, dict[str, float]]) -> None:
     if workers:
         show(
-            "real workers, the embedded model, fp32",
-            ["workers", "candidates an hour", "busy", "ms an evaluation"],
+            "real workers",
+            ["workers", "candidates an hour", "busy", "ms an evaluation", "MiB of its own"],
             [
                 [
                     str(count),
                     f"{found['an_hour']:.0f}",
                     f"{found['busy']:.1%}",
                     f"{found['evaluation_ms']:.0f}",
+                    ", ".join(map(str, found["worker_mib"])),
                 ]
                 for count, found in workers.items()
             ],

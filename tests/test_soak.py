@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 KINDS = {"worker killed", "worker stopped", "node removed", "driver killed"}
 
 
-@pytest.mark.fire
+@pytest.mark.slow
 def test_a_search_under_fire_ends_as_in_peace(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--json", str(figures)]

@@ -1,0 +1,102 @@
+"""A Ray cluster on this machine whose workers take orders, and a pool on it."""
+
+import importlib
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import held_worker
+import psutil
+import pytest
+from held_worker import HeldWorker
+
+from search.pool import on_ray
+from search.pool.cluster import connection
+from search.pool.on_ray import RayCrew
+from search.pool.worker_pool import WorkerPool
+
+# After `search.pool.cluster`, which keeps Ray on the loopback interface when it is imported.
+Cluster = importlib.import_module("ray.cluster_utils").Cluster
+
+HERE = Path(__file__).parent
+NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
+
+
+@contextmanager
+def cluster_of(orders, **head):
+    """Run a cluster of one machine, whose workers take orders, and connect to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(held_worker.FOLDER, str(orders))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent), str(HERE)]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setattr(on_ray, "_Worker", HeldWorker)
+        made = Cluster(initialize_head=True, head_node_args={**NODE, **head})
+        try:
+            with connection(made.address, 1) as made.connected:
+                yield made
+        finally:
+            made.shutdown()
+
+
+@contextmanager
+def pool_of(cluster, setup, workers=None, gpus=0.0, ships=True, wait=60.0):
+    """Open a pool; its workers are dismissed at the end, so that the next has their place."""
+    crew = RayCrew(cluster.connected, setup, 1, gpus, ships)
+    try:
+        yield WorkerPool(crew, setup, workers, wait, 120.0)
+    finally:
+        for worker in list(crew._actors):
+            crew.dismiss(worker)
+
+
+class Orders:
+    """What workers are ordered to do, and what they say that they do."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def give(self, *orders):
+        for order in orders:
+            (self.folder / order).touch()
+
+    def withdraw(self, *orders):
+        for order in orders:
+            (self.folder / order).unlink()
+
+    def doers(self, name):
+        """Return the processes that were given a candidate or a method, in order."""
+        return [pid for other, pid, _ in self._lines() if other == name]
+
+    def memory(self, name):
+        """Return what a process had for itself when it was last given something, MiB."""
+        return {pid: own for other, pid, own in self._lines() if other == name}
+
+    def _lines(self):
+        log = self.folder / "log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [(name, int(pid), int(own)) for name, pid, own in map(str.split, lines)]
+
+    def wait_for(self, pool, name, count=1):
+        """Let the pool go on until so many processes were given something; return the last."""
+        return until(pool, lambda: self.doers(name)[count - 1 :])[0]
+
+
+def until(pool, condition, seconds=120):
+    """Let the pool go on until a condition holds; return what it says."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, (pool.staff, condition)
+        assert pool.next_outcome() is None
+    return found
+
+
+def until_arrival(pool, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (arrival := pool.next_outcome()):
+        assert time.monotonic() < deadline, pool.staff
+    return arrival
+
+
+def is_gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

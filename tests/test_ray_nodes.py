@@ -1,0 +1,169 @@
+"""The pool on a real Ray whose nodes come and go, are full, lack memory or a model."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+from ray_cluster import Orders, cluster_of, pool_of, until, until_arrival
+from small_search import brief, embedded_setup, outcomes_of
+from toy_models import toy_model
+
+from pruning.criterion import Criterion
+from pruning.models import linear_layers
+from search.fitness import Evaluator
+from search.pool.cluster import ray
+from search.pool.protocol import PoolError
+from search.population import Candidate
+from search.resident import Memory, Subject
+
+pytestmark = pytest.mark.slow
+
+WANDA, SNIP = Criterion.parse("mul(W, sqrt(X))", "row"), Criterion.parse("mul(W, G)", "model")
+
+
+@pytest.fixture
+def one_model(tmp_path):
+    setup = embedded_setup()
+    evaluator = Evaluator(setup)
+    evaluator.use_statistics(0, evaluator.collect_statistics(0))
+    return setup, [evaluator.evaluate(Candidate(index, WANDA)) for index in range(2)]
+
+
+def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
+    setup, expected = one_model
+    orders = Orders(tmp_path)
+    with cluster_of(tmp_path, num_cpus=0) as cluster, pool_of(cluster, setup) as pool:
+        assert pool.next_outcome() is None
+        assert (pool.staff.ready, pool.staff.starting) == (0, 0)
+        first = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+        brief(pool, setup)
+        until(pool, lambda: pool.staff.ready == 1)
+        second = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+        until(pool, lambda: pool.staff.ready == 2)
+        orders.give("hold-0", "hold-1")
+        for index in range(2):
+            pool.submit(Candidate(index, WANDA))
+        until(pool, lambda: orders.doers("0") and orders.doers("1"))
+        cluster.remove_node(second)
+        until(pool, lambda: pool.staff.ready == 1)
+        orders.withdraw("hold-0", "hold-1")
+        arrivals = [until_arrival(pool) for _ in range(2)]
+        assert {arrival.index: arrival.outcome for arrival in arrivals} == dict(enumerate(expected))
+        assert pool.staff.starting == 0
+        assert pool.staff.faults == {"lost": 1}
+        cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+        until(pool, lambda: pool.staff.ready == 2)
+        cluster.remove_node(first)
+        assert outcomes_of(pool, [Candidate(2, WANDA)])[0] == expected[0]
+
+
+def test_without_any_node_the_pool_gives_up_in_time(tmp_path, one_model):
+    setup, _ = one_model
+    with cluster_of(tmp_path, num_cpus=0) as made, pool_of(made, setup, wait=3.0) as pool:
+        began = time.monotonic()
+        with pytest.raises(PoolError, match=r"no worker for 3 s \(ray.wait_seconds\)"):
+            pool.model_digest(0)
+        assert 3 < time.monotonic() - began < 10
+
+
+def test_a_cluster_that_is_full_is_waited_for_and_no_longer(tmp_path, one_model):
+    setup, _ = one_model
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def ready(self):
+            return True
+
+    with cluster_of(tmp_path, num_cpus=1) as made, pool_of(made, setup, wait=5.0) as pool:
+        other = Other.remote()
+        assert ray.get(other.ready.remote())
+        while any(node.free for node in made.connected.capacities(1, 0).values()):
+            time.sleep(0.1)  # what is known of nodes is some seconds old
+        with pytest.raises(PoolError, match="no worker for 5 s"):
+            pool.model_digest(0)
+        ray.kill(other)
+
+
+def test_a_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_path, one_model):
+    setup, _ = one_model
+    # Three of 0.6 fit two GPUs by their sum, and two in truth.
+    with (
+        cluster_of(tmp_path, num_cpus=4, num_gpus=2) as made,
+        pool_of(made, setup, gpus=0.6) as pool,
+    ):
+        until(pool, lambda: pool.staff.ready == 2)
+        for _ in range(10):
+            pool.next_outcome()
+        assert (pool.staff.ready, pool.staff.starting) == (2, 0)
+
+
+def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
+    setup, expected = one_model
+    orders = Orders(tmp_path)
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + (2 << 30)) / memory.total
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.3f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    with cluster_of(tmp_path, num_cpus=2) as made, pool_of(made, setup) as pool:
+        brief(pool, setup)
+        orders.give("eat-0")
+        assert outcomes_of(pool, [Candidate(index, WANDA) for index in range(2)]) == expected
+        assert len(orders.doers("0")) > 1
+        assert set(pool.staff.faults) == {"crowded"}
+        assert "lacked memory" in pool.staff.trouble
+
+
+def test_workers_that_cannot_start_again_end_the_run_and_blame_no_candidate(tmp_path):
+    folder = tmp_path / "model"
+    toy_model("llama", vocab_size=256).save_pretrained(folder)
+    setup = replace(embedded_setup(), subjects=(Subject(str(folder), "float32"),))
+    orders = Orders(tmp_path)
+    with cluster_of(tmp_path, num_cpus=1) as made, pool_of(made, setup, ships=False) as pool:
+        brief(pool, setup)
+        orders.give("hold-0")
+        pool.submit(Candidate(0, WANDA))
+        worker = orders.wait_for(pool, "0")
+        folder.rename(tmp_path / "elsewhere")
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(PoolError, match=r"no worker could be started, 3 times; .*/model"):
+            until(pool, lambda: False)
+
+
+# What workers share
+
+
+@pytest.mark.parametrize("ships", [True, False])
+def test_a_further_worker_costs_its_pruned_copy_and_little_else(tmp_path, ships):
+    folder = tmp_path / "model"
+    model = toy_model(
+        "llama", vocab_size=256, hidden_size=1024, intermediate_size=3072, num_hidden_layers=4
+    )
+    pruned_copy = sum(layer.weight.nbytes for layer in linear_layers(model).values()) >> 20
+    model.save_pretrained(folder)
+    del model
+    setup = replace(
+        embedded_setup(),
+        subjects=(Subject(str(folder), "float32"),),
+        leaves=frozenset("XGM"),
+        memory=Memory(scores="recompute"),
+    )
+    orders = Orders(tmp_path / str(ships))
+    orders.folder.mkdir()
+    cores = {"num_cpus": 2, "object_store_memory": 1 << 30}
+    with (
+        cluster_of(orders.folder, **cores) as made,
+        pool_of(made, setup, ships=ships) as pool,
+    ):
+        brief(pool, setup)
+        until(pool, lambda: pool.staff.ready == 2)
+        outcomes_of(pool, [Candidate(index, SNIP) for index in range(8)])
+        until(pool, lambda: set(orders.doers("ping")) == set(orders.doers("start")))
+        libraries, now = orders.memory("start"), orders.memory("ping")
+    own = {pid: now[pid] - libraries[pid] for pid in now}
+    assert len(own) == 2
+    # As large as that each: weights, dense copy, and two matrices of statistics. The rest is what
+    # the largest layer's score and its parts take.
+    assert all(pruned_copy <= size < 2 * pruned_copy for size in own.values()), own
