@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes use the folder."""
         # Before the release: after it, the file could be another process's lock.
-        Path(self.lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written any more, it stays
+            Path(self.lock.lock_file).unlink()
         self.lock.release()
 
     def write_text(self, name: str, text: str) -> None:

@@ -24,6 +24,7 @@ from search_process import (
 
 CANDIDATES = 40
 IN_PROCESS = "ray.workers=0"
+ENDLESS = "search.candidates=100000"
 STOP_SECONDS = 10
 
 pytestmark = pytest.mark.slow
@@ -64,21 +65,22 @@ def assert_gone(processes):
 
 def test_a_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, tmp_path):
     out = tmp_path / "run"
-    arguments = launch(out, "ray.workers=1")
+    arguments = launch(out, "ray.workers=1", ENDLESS)
     parts = {
-        "gcs_server": r"error: Ray's head at \S+ has not answered for 10 s",
         "raylet/raylet": "error: Ray's node on this machine is gone",
+        "gcs_server": r"error: Ray's head at \S+ has not answered for 10 s",
     }
-    for lines, (part, said) in zip((8, 20), parts.items(), strict=True):
+    for part, said in parts.items():
         process = begin(arguments)
-        wait_for_lines(process, out, lines)
+        wait_for_lines(process, out, journal(out).count(b"\n") + 5)
         processes = descendants(process)
         next(p for p in processes if part in p.cmdline()[0]).kill()
         assert_interrupted(process, out, said)
         assert_gone(processes)
         arguments = resume_command(out)
-    assert run(resume_command(out, IN_PROCESS)).returncode == 0
-    assert_same(out, reference)
+    candidates = max(CANDIDATES, journal(out).count(b"\n"))
+    assert run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}")).returncode == 0
+    assert journal(out).startswith(journal(reference))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
@@ -154,7 +156,7 @@ def test_a_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_p
 )
 def test_a_search_can_be_stopped_at_any_time(tmp_path, seconds, numbers):
     out = tmp_path / "run"
-    process = begin(launch(out, "ray.workers=1", "search.candidates=100000"))
+    process = begin(launch(out, "ray.workers=1", ENDLESS))
     time.sleep(seconds)
     processes = descendants(process)
     for number in numbers:
@@ -174,7 +176,7 @@ def test_a_closed_terminal_stops_a_search(tmp_path):
     out = tmp_path / "run"
     mine, terminal = os.openpty()
     process = begin(
-        launch(out, IN_PROCESS, "search.candidates=100000"),
+        launch(out, IN_PROCESS, ENDLESS),
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
