@@ -25,7 +25,7 @@ def call(monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit) as end:
             run_search.main()
         out, err = capsys.readouterr()
-        # What workers hold has tests of its own, in tests/test_machine.py.
+        # What workers hold has tests of its own, in tests/search/test_machine.py.
         lines = [line for line in out.splitlines(True) if not line.startswith("memory: ")]
         return end.value.code or 0, "".join(lines), err
 
@@ -87,7 +87,7 @@ def test_validate_says_what_of_llama2_it_could_not_check(call):
 
 
 def test_validate_refuses_in_one_line_with_exit_2(refusal):
-    # What else is refused, tests/test_experiment.py and tests/test_machine.py ask.
+    # What else is refused, tests/search/test_experiment.py and tests/search/test_machine.py ask.
     expected = "model 'nowhere' is no folder: give embedded, a folder or a hub id"
     assert refusal(2, "--validate", *setting("model=nowhere")) == expected
 

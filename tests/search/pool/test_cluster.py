@@ -19,7 +19,7 @@ from search.pool import address
 from search.pool.cluster import EXIT_LOST, workers_on
 from search.pool.keeper import own_ray
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 GONE_SECONDS = 10
 """Within which an exit, or the end after one, has to come; it takes half a second when idle."""
 
@@ -341,7 +341,7 @@ def test_probe_gives_up_on_what_accepts_and_does_not_answer():
             address.probe(head, {"RAY_AUTH_TOKEN": "any"})
 
 
-# A cluster that is lost; one that is killed is in tests/test_search_faults.py
+# A cluster that is lost; one that is killed is in tests/search/test_search_faults.py
 
 
 @pytest.mark.slow

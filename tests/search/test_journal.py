@@ -180,7 +180,7 @@ GOOD = record(1).to_dict()
         (b"7", "not a journal record: 7"),
         (b"null", "not a journal record: None"),
         (b"{}", "not a journal record: {}"),
-        # What else a record is not, tests/test_record.py asks.
+        # What else a record is not, tests/search/test_record.py asks.
         (json.dumps(GOOD | {"speed": 1}).encode(), "not a journal record: {'index': 1"),
         (json.dumps(GOOD | {"fitness": float("nan")}).encode(), "fitness must be a finite number"),
         (json.dumps(GOOD | {"metric": "X"}).encode(), "metric 'X' gives every row the same scores"),

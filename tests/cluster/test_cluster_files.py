@@ -18,7 +18,7 @@ from typer.main import get_command
 from configs.schema import Config
 from run_search import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 SHELL = sorted(CLUSTER.glob("*.sh"))
 RAY_UP = sorted(CLUSTER.glob("ray_up*.yaml"))

@@ -28,7 +28,7 @@ def cluster_of(orders, **head):
     """Run a cluster of one machine, whose workers take orders, and connect to it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(held_worker.FOLDER, str(orders))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent), str(HERE)]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setattr(on_ray, "_Worker", HeldWorker)
         made = Cluster(initialize_head=True, head_node_args={**NODE, **head})

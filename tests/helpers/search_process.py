@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = [
     *("fitness.windows=6", "fitness.length=64", "calibration.windows=4", "calibration.length=64"),
     *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
