@@ -24,9 +24,6 @@ from tables import conditions, show, write_json
 from configs import schema
 
 ROOT = Path(__file__).parents[1]
-PAUSE = (2.0, 6.0)
-"""Seconds between two faults."""
-
 PATIENCE = 60.0
 """Seconds more that a fault waits for a commit: where workers take longer to start than live, a
 search never ends."""
@@ -44,19 +41,20 @@ END_SECONDS = 60.0
 def main(
     candidates: Annotated[int, typer.Option(help="Of the search.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the search and of the faults.")] = 0,
+    pause: Annotated[float, typer.Option(help="Seconds between two faults, in the mean.")] = 4.0,
     minutes: Annotated[float, typer.Option(help="After which the search has failed.")] = 90.0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table; exits 1 if the search did not end, or not as in peace."""
     _end_by_sigterm()
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
-        figures = soak(Path(place), candidates, seed, 60 * minutes)
+        figures = soak(Path(place), candidates, seed, pause, 60 * minutes)
     _print(figures, candidates)
     write_json(json, {**conditions("float32"), **figures})
     raise typer.Exit(0 if figures["journal_identical"] else 1)
 
 
-def soak(place: Path, candidates: int, seed: int, limit: float) -> dict[str, Any]:
+def soak(place: Path, candidates: int, seed: int, pause: float, limit: float) -> dict[str, Any]:
     """Search under fire and in peace, in a folder with a short path; return the figures."""
     settings = [*SMALL, f"search.seed={seed}", f"search.candidates={candidates}"]
     began = time.monotonic()
@@ -67,7 +65,7 @@ def soak(place: Path, candidates: int, seed: int, limit: float) -> dict[str, Any
         _end_by_sigterm()  # once more: Ray took it for itself
         driver = _driver(place, [*settings, f"ray.address={nodes.address}", "ray.workers=4"])
         killer = Killer(nodes, driver, random.Random(seed))
-        exits = _under_fire(killer, time.monotonic() + limit)
+        exits = _under_fire(killer, pause, time.monotonic() + limit)
         seconds = time.monotonic() - began
         left = nodes.left(END_SECONDS)
     fired, quiet = (place / name / "journal.jsonl" for name in ("fired", "quiet"))
@@ -108,12 +106,13 @@ def _driver(place: Path, settings: list[str]) -> Driver:
     return Driver(begin, [*script, "--resume", str(out)], out, place / "fired.log")
 
 
-def _under_fire(killer: Killer, limit: float) -> dict[str, int]:
+def _under_fire(killer: Killer, pause: float, limit: float) -> dict[str, int]:
     """Make faults until the search is done; return how often it ended with which code."""
     driver, codes = killer.driver, Counter[str]()
+    pauses = pause / 2, pause * 1.5
     driver.start()
     try:
-        due, committed = time.monotonic() + killer.rng.uniform(*PAUSE), 0
+        due, committed = time.monotonic() + killer.rng.uniform(*pauses), 0
         while (code := driver.code()) != 0:
             if code is not None:
                 codes[str(code)] += 1
@@ -125,7 +124,7 @@ def _under_fire(killer: Killer, limit: float) -> dict[str, int]:
             grown = driver.committed > committed
             if time.monotonic() > due + PATIENCE * (not grown):
                 killer.strike()
-                due, committed = time.monotonic() + killer.rng.uniform(*PAUSE), driver.committed
+                due, committed = time.monotonic() + killer.rng.uniform(*pauses), driver.committed
             time.sleep(0.1)
     finally:
         driver.kill()
