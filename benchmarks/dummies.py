@@ -47,7 +47,7 @@ class TimeIsUp(Exception):
 
 
 WARM = 0.2
-"""Share of a measurement's time that does not count: all workers must have had work."""
+"""Share of a measurement's time, at least, that does not count."""
 
 
 @dataclass
@@ -100,14 +100,21 @@ class Log:
     @property
     def busy_fraction(self) -> float:
         """The busy share of all workers' time, once warm."""
-        assert self.began
-        begin = self.began[0] + WARM * self.limit
+        begin = self._warm
         busy = sum(
             max(0.0, min(ended, self.stopped) - max(began, begin))
             for spans in self.spans.values()
             for began, ended in spans
         )
         return busy / (self.workers * (self.stopped - begin))
+
+    @property
+    def _warm(self) -> float:
+        """When every worker had had work; early, if one never had: it counts as idle then."""
+        assert self.began
+        begin = self.began[0] + WARM * self.limit
+        firsts = [spans[0][0] for spans in self.spans.values()]
+        return max(begin, *firsts) if len(firsts) == self.workers else begin
 
     @property
     def gaps(self) -> list[float]:

@@ -85,9 +85,9 @@ class Case:
 
 CASES = [
     *(Case("process", workers, s) for s in (0.2, 2.0) for workers in (1, 4, 16, 64)),
-    *(Case("process", 16, s, uneven=True, lag=lag) for s in (0.2, 2.0) for lag in (2, 4, 8, 16)),
+    *(Case("process", 16, s, uneven=True, lag=lag) for s in (0.2, 2.0) for lag in (2, 8, 16, 32)),
     *(Case("ray", workers, s) for s in (0.2, 2.0) for workers in (4, 16)),
-    *(Case("ray", 16, 0.2, uneven=True, lag=lag) for lag in (4, 8, 16)),
+    *(Case("ray", 16, s, uneven=True, lag=lag) for s in (0.2, 2.0) for lag in (8, 16, 32)),
 ]
 
 
@@ -96,7 +96,7 @@ def main(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=value, for the real workers.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Of each case on Ray.")] = 25.0,
+    seconds: Annotated[float, typer.Option(help="Of each case on Ray.")] = 45.0,
     evaluations: Annotated[int, typer.Option(help="At most, of each case in this process.")] = 1500,
     only: Annotated[str, typer.Option(help="Cases whose name has this in it.")] = "",
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
