@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One process a core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: install search test check slow smollm2 embedded
+.PHONY: install search test check slow smollm2 gemma3 embedded
 
 install: .venv/installed
 
@@ -29,7 +29,10 @@ slow: install
 	$(PYTEST) -m slow
 
 smollm2: install
-	$(BIN)/python scripts/make_smollm2.py --out models/smollm2-135m
+	$(BIN)/python scripts/make_model.py smollm2-135m --out models/smollm2-135m
+
+gemma3: install
+	$(BIN)/python scripts/make_model.py gemma3-270m --out models/gemma3-270m
 
 embedded: install
 	$(BIN)/python scripts/train_embedded.py --threads 2 --out build/embedded
