@@ -8,7 +8,7 @@ request, 3 interrupted and resumable, 4 the folder does not fit the request.
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,9 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 from typer import Option
 
-from evaluation.corpus import (
-    Windows,
-    check_available,
-    check_disjoint,
-    check_layout,
-    token_windows,
-)
+from evaluation.corpus import Windows, check_disjoint
+from evaluation.mixture import Mixture
+from evaluation.options import EVAL_WINDOWS, calibration_text, cut_all, evaluation_texts
 from evaluation.perplexity import losses_of, perplexity
 from pruning.checkpoint import open_checkpoint
 from pruning.folder_store import FolderStore
@@ -53,28 +49,7 @@ from pruning.spool import DiskSpool, Spool
 from pruning.store import all_layers
 from pruning.walk import Progress, Texts
 
-EVAL_WINDOWS = 32
-
-SPLITS = {
-    EMBEDDED: ("calibration", "report"),
-    "wikitext2": ("train", "test"),
-    "c4": ("train", "validation"),
-    "ptb": ("train", "test"),
-}
-"""Splits for calibration and for evaluation; a local file has one, which is `all` of it."""
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True)
-class Text:
-    """Windows to cut from a corpus: None of them means as many as there are, up to a limit."""
-
-    corpus: str
-    split: str
-    windows: int | None
-    length: int
-    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -84,22 +59,23 @@ class Request:
     subject: Subject
     chosen: ResolvedMetric
     recipe: Recipe
-    calibration: Text
-    evaluation: Text
+    calibration: Mixture
+    evaluation: tuple[Mixture, ...]
     out: Path
     statistics: Path | None
     plan: Plan
 
     @property
-    def texts(self) -> dict[str, Text]:
+    def texts(self) -> dict[str, tuple[Mixture, ...]]:
         """The texts that are read, by role: no calibration for a metric of W alone."""
-        texts = {"calibration": self.calibration, "evaluation": self.evaluation}
+        texts = {"calibration": (self.calibration,), "evaluation": self.evaluation}
         return texts if self.recipe.leaves else {"evaluation": self.evaluation}
 
     @property
     def warnings(self) -> list[str]:
         """What makes the perplexity say less than it seems to."""
-        overlaps = check_disjoint({r: (text.corpus, text.split) for r, text in self.texts.items()})
+        places = {role: [p for t in texts for p in t.places] for role, texts in self.texts.items()}
+        overlaps = check_disjoint(places)
         return [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
 
 
@@ -112,14 +88,26 @@ def prune_model(
     pattern: Annotated[str, Option(help="unstructured, or n:m such as 2:4.")] = "unstructured",
     group: Annotated[str | None, Option(help="row, layer, model; default the metric's.")] = None,
     propagation: Annotated[str, Option(help="one-shot or sequential.")] = "one-shot",
-    corpus: Annotated[str | None, Option(help="Calibration text; default embedded.")] = None,
-    split: Annotated[str | None, Option(help="Its split, with or without a slice.")] = None,
+    corpus: Annotated[
+        list[str] | None, Option(help="Calibration text; again for other kinds of text.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, Option(help="Its split, with or without a slice; one a corpus.")
+    ] = None,
+    share: Annotated[
+        list[float] | None, Option(help="Its share of the windows; one a corpus.")
+    ] = None,
     samples: Annotated[int, Option(help="Calibration windows.")] = 128,
     seqlen: Annotated[int | None, Option(help="Tokens per window; default 512.")] = None,
     seed: Annotated[int, Option(help="Draws the calibration windows.")] = 0,
-    eval_corpus: Annotated[str, Option(help="Text that perplexity is measured on.")] = EMBEDDED,
-    eval_split: Annotated[str | None, Option(help="Its split.")] = None,
-    eval_windows: Annotated[int | None, Option(help="Default: 32, or all.")] = None,
+    eval_corpus: Annotated[
+        list[str] | None, Option(help="Text that perplexity is measured on; again for others.")
+    ] = None,
+    eval_split: Annotated[list[str] | None, Option(help="Its split; one a corpus.")] = None,
+    eval_windows: Annotated[int | None, Option(help="Of each; default: 32, or all.")] = None,
+    bos: Annotated[
+        bool | None, Option("--bos/--no-bos", help="Windows begin with bos; default the model's.")
+    ] = None,
     dtype: Annotated[str, Option(help="float32, bfloat16, float16; auto: the model's.")] = "auto",
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1; default cuda or cpu.")] = None,
     max_memory: Annotated[str | None, Option(help="Such as 6GiB; default what is free.")] = None,
@@ -141,11 +129,18 @@ def prune_model(
         recipe.check()
         folder = Path(_required("out", str(out or "")))
         subject = resolve_subject(_required("model", model), dtype, device, seqlen)
-        text = _text(corpus or EMBEDDED, split, 0, samples, subject.seqlen, seed)
-        eval_text = _text(eval_corpus, eval_split, 1, eval_windows, subject.seqlen, None)
-        plan = _plan(subject, recipe, text, eval_text, max_memory)
+        for name, count in (("samples", samples), ("eval-windows", eval_windows)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        text = calibration_text(
+            *(corpus or [EMBEDDED], split or [], share or [], samples, subject.seqlen, seed, bos)
+        )
+        eval_texts = evaluation_texts(
+            *(eval_corpus or [EMBEDDED], eval_split or [], eval_windows, subject.seqlen, bos)
+        )
+        plan = _plan(subject, recipe, text, eval_texts, max_memory)
         check_output_folder(folder, plan.disk, resume)
-        request = Request(subject, chosen, recipe, text, eval_text, folder, statistics, plan)
+        request = Request(subject, chosen, recipe, text, eval_texts, folder, statistics, plan)
         _say_notes(request, corpus, dtype)
         if validate:
             _validate(request)
@@ -199,32 +194,24 @@ def _required(name: str, value: str | None) -> str:
     return value
 
 
-def _text(
-    corpus: str, split: str | None, role: int, windows: int | None, length: int, seed: int | None
-) -> Text:
-    """Return the windows of a role (0 calibration, 1 evaluation), its corpus and split checked."""
-    if windows is not None and windows < 1:
-        raise ValueError(f"{('samples', 'eval-windows')[role]} must be at least 1, got {windows}")
-    default = SPLITS[corpus][role] if corpus in SPLITS else "all"
-    text = Text(corpus, split or default, windows, length, seed)
-    check_layout(windows, length, seed)
-    check_available(text.corpus, text.split)
-    return text
-
-
 def _plan(
-    subject: Subject, recipe: Recipe, text: Text, eval_text: Text, max_memory: str | None
+    subject: Subject,
+    recipe: Recipe,
+    text: Mixture,
+    eval_texts: Sequence[Mixture],
+    max_memory: str | None,
 ) -> Plan:
     """Return the plan of a request, after a look at the model's shapes."""
     shapes = shapes_of(subject)
     check_layers(shapes, recipe.target)
     calibration = (text.windows or 0) if recipe.leaves else 0
-    load = Load(calibration, eval_text.windows or EVAL_WINDOWS, subject.seqlen)
+    evaluation = sum(eval_text.windows or EVAL_WINDOWS for eval_text in eval_texts)
+    load = Load(calibration, evaluation, subject.seqlen)
     budget = parse_size(max_memory) if max_memory else None
     return make_plan(shapes, recipe, load, subject, size_of(subject, shapes), budget)
 
 
-def _say_notes(request: Request, corpus: str | None, dtype: str) -> None:
+def _say_notes(request: Request, corpus: list[str] | None, dtype: str) -> None:
     """Say what a user may not expect; `corpus` is None where the default was taken."""
     if dtype == "auto" and request.subject.dtype != request.subject.own_dtype:
         print(
@@ -244,11 +231,12 @@ def _say_notes(request: Request, corpus: str | None, dtype: str) -> None:
 
 def _validate(request: Request) -> None:
     """Cut the windows that need no hub, and say the plan and what was not checked."""
-    for text in request.texts.values():
-        if note := check_available(text.corpus, text.split):
-            print(note)
-        else:
-            _windows(request.subject, text)
+    for texts in request.texts.values():
+        for text in texts:
+            if notes := text.check():
+                print(*notes, sep="\n")
+            else:
+                _windows(request.subject, [text])
     for line in request.plan.lines():
         print(line)
     print(f"valid: {_summary(request)}; nothing was loaded or written")
@@ -257,7 +245,7 @@ def _validate(request: Request) -> None:
 def _apply(request: Request, resume: bool) -> None:
     """Measure, prune, measure again and save, in the walks that the recipe takes."""
     subject = request.subject
-    windows = {role: _windows(subject, text) for role, text in request.texts.items()}
+    windows = {role: _windows(subject, texts) for role, texts in request.texts.items()}
     calibration = windows.get("calibration")
     papers = make_recipe(
         subject,
@@ -330,10 +318,19 @@ def _prune(
 
 def _perplexities(work: WorkFolder, evaluation: Windows, subject: Subject) -> Perplexities:
     losses = {name: torch.tensor(values).double() for name, values in work.losses().items()}
+    kinds = torch.tensor(evaluation.kinds)
     return Perplexities(
         perplexity(losses["dense"]),
         perplexity(losses["pruned"]),
         {**evaluation.provenance, "dtype": subject.dtype},
+        [
+            {
+                "corpus": part["corpus"],
+                "split": part["split"],
+                **{name: perplexity(values[kinds == kind]) for name, values in losses.items()},
+            }
+            for kind, part in enumerate(evaluation.parts)
+        ],
     )
 
 
@@ -343,13 +340,9 @@ def _verify(folder: Path, other: object) -> None:
     print(f"{folder}: {_counts(verify_result(folder))}; counts and checksums are as reported")
 
 
-def _windows(subject: Subject, text: Text) -> Windows:
-    """Cut a text into windows of tokens that the model knows."""
-    arguments = (text.length, text.seed, subject.config.get_text_config().vocab_size)
-    cut = token_windows(subject.tokenizer, text.corpus, text.split, text.windows, *arguments)
-    if text.windows is None and len(cut.tokens) > EVAL_WINDOWS:
-        cut = token_windows(subject.tokenizer, text.corpus, text.split, EVAL_WINDOWS, *arguments)
-    return cut
+def _windows(subject: Subject, texts: Sequence[Mixture]) -> Windows:
+    """Cut texts into windows of tokens that the model knows."""
+    return cut_all(texts, subject.tokenizer, subject.config.get_text_config().vocab_size)
 
 
 def _summary(request: Request) -> str:
@@ -367,15 +360,20 @@ def _counts(report: Mapping[str, Any]) -> str:
     return f"{len(layers)} layers, {zeros / size:.2%} zeros, {report['pattern']}"
 
 
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
 def _print_outcome(out: Path, report: Mapping[str, Any]) -> None:
     place = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
     place = place.format(**report["perplexity_of"])
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     for name in ("dense", "pruned"):
-        value = report[f"{name}_perplexity"]
-        shown = "not finite" if value is None else f"{value:.4f}"
-        print(f"{name + ' perplexity':17} {shown} ({place})")
+        print(f"{name + ' perplexity':17} {_shown(report[f'{name}_perplexity'])} ({place})")
+    for text in report["by_text"] if len(report["by_text"]) > 1 else []:
+        both = ", ".join(f"{name} {_shown(text[name])}" for name in ("dense", "pruned"))
+        print(f"  of {text['corpus']}, split {text['split']}: {both}")
     print(f"saved: {out} ({_counts(report)})")
     print(f"verify: prunevolve-prune --verify {shlex.quote(str(out))}")
 

@@ -52,13 +52,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Text(_Section):
-    """Token windows of a corpus."""
+class Part(_Section):
+    """One kind of text in a mixture."""
 
     corpus: Place = Field(
         description="embedded, wikitext2, c4, ptb, or a .txt, .jsonl, .parquet file"
     )
     split: str = Field(description="split and slice, such as validation[:50%]")
+    share: float = Field(default=1.0, gt=0, description="of the windows, relative")
+
+
+class Text(_Section):
+    """Token windows of a corpus, or of several kinds of text."""
+
+    corpus: Place | None = Field(default=None, description="as in mix, for a single kind of text")
+    split: str | None = Field(default=None, description="of the single text")
+    mix: list[Part] = Field(default=[], description="several kinds of text, in place of one corpus")
     windows: Count | None = Field(
         description="how many, of at most 2^24 tokens together; null: the whole text"
     )
@@ -66,9 +75,26 @@ class Text(_Section):
     seed: Seed | None = Field(
         default=None, description="of random window starts; null: spread evenly"
     )
+    bos: bool | None = Field(
+        default=None, description="windows begin with bos; null: if the tokenizer puts one first"
+    )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The kinds of text; one if there is no mixture."""
+        if self.mix:
+            return tuple(self.mix)
+        assert self.corpus and self.split
+        return (Part(corpus=self.corpus, split=self.split),)
 
     @model_validator(mode="after")
     def _check(self) -> "Text":
+        if self.mix and (self.corpus or self.split):
+            raise ValueError("mix stands in place of corpus and split, got both")
+        if not self.mix and not (self.corpus and self.split):
+            raise ValueError("corpus or split is missing: give both, or mix")
+        if self.windows is None and self.mix:
+            raise ValueError("windows must be a number beside mix, got null")
         if self.windows is None and self.seed is not None:
             raise ValueError(f"seed must be null where windows is null, got {self.seed}")
         if (self.windows or 1) * self.length > MOST_TOKENS:

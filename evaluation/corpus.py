@@ -10,9 +10,9 @@ tokens, so that they mean the same for every tokenizer; neighbouring slices shar
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,24 @@ number of windows, as those overlap."""
 SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
 
 
-Provenance = dict[str, str | int | None]
-"""Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, text_sha256."""
+Provenance = dict[str, str | int | bool | None]
+"""Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, bos, text_sha256;
+for a mixture, what differs joined by ` + `."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Equally long pieces of one text as token ids, (N, T) int64, and where they come from."""
+    """Equally long pieces of text as token ids, (N, T) int64, and where they come from.
+
+    Attributes:
+        parts: Where each kind of text of a mixture comes from; one for a single text.
+        kinds: Of each window, the place of its text in `parts`.
+    """
 
     tokens: Tensor
     provenance: Provenance
+    parts: tuple[Provenance, ...]
+    kinds: tuple[int, ...]
 
 
 def token_windows(
@@ -49,11 +57,14 @@ def token_windows(
     length: int,
     seed: int | None,
     vocabulary: int | None = None,
+    bos: bool | None = None,
 ) -> Windows:
     """Cut a corpus into windows of tokens.
 
-    The text is tokenized in one call, as the field does, so a tokenizer's special tokens stand
-    once at its ends and not in each window.
+    The text is tokenized in one call. Windows that begin with bos, the token that a model saw at
+    the beginning of every text, have one token less of the text; Gemma is of no use without.
+    Published perplexities of LLaMA are of windows that do not: special tokens then stand where the
+    tokenizer puts them, once for the whole text.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -64,21 +75,30 @@ def token_windows(
         seed: Draws the starts at random, so windows may overlap; None spreads them evenly over
             the text, without overlap.
         vocabulary: The model's vocab_size, which every token must be below; None for any tokens.
+        bos: Whether each window begins with the tokenizer's bos; None if it puts one before a text.
 
     Returns:
         Tokens (windows, length) and the provenance: corpus, split, windows, length, tokens,
-        seed, text_sha256.
+        seed, bos, text_sha256.
 
     Raises:
         ValueError: If an argument breaks its rule, the text cannot be had, it has fewer tokens
-            than the windows need, or one is beyond the vocabulary.
+            than the windows need, one is beyond the vocabulary, or there is no bos.
     """
     check_layout(windows, length, seed)
+    first = _bos_of(tokenizer, bos)
     text = load_text(corpus, split)
     # verbose=False: the text is meant to be longer than the model's context.
-    ids = np.asarray(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
-    starts = _window_starts(f"corpus {corpus!r}, split {split!r}", len(ids), windows, length, seed)
-    tokens = torch.from_numpy(sliding_window_view(ids, length)[starts])
+    encoded = tokenizer(text, verbose=False, add_special_tokens=not first)
+    ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+    what, body = f"corpus {corpus!r}, split {split!r}", length - len(first)
+    if body < 1:
+        raise ValueError(f"length must be at least 2 tokens where bos is one of them; got {length}")
+    starts = _window_starts(what, len(ids), windows, body, seed)
+    cut = sliding_window_view(ids, body)[starts]
+    tokens = torch.from_numpy(
+        np.pad(cut, ((0, 0), (len(first), 0)), constant_values=first[0] if first else 0)
+    )
     if vocabulary is not None and (largest := int(tokens.max())) >= vocabulary:
         raise ValueError(
             f"tokenizer must stay below the model's vocab_size of {vocabulary}, got token "
@@ -91,9 +111,24 @@ def token_windows(
         "length": length,
         "tokens": tokens.numel(),
         "seed": seed,
+        "bos": bool(first),
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    return Windows(tokens, provenance)
+    return Windows(tokens, provenance, (provenance,), (0,) * len(starts))
+
+
+def _bos_of(tokenizer: Any, wanted: bool | None) -> list[int]:
+    """Return the token that each window begins with, in a list; an empty list for none.
+
+    Raises:
+        ValueError: If it is wanted, and the tokenizer has none.
+    """
+    bos = tokenizer.bos_token_id
+    if wanted is None:
+        wanted = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    if wanted and bos is None:
+        raise ValueError("bos must be false for a tokenizer that has no bos token, got true")
+    return [bos] if wanted else []
 
 
 def load_text(corpus: str, split: str) -> str:
@@ -125,20 +160,21 @@ def check_available(corpus: str, split: str) -> str | None:
     return None
 
 
-def check_disjoint(texts: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Describe each pair of roles whose texts overlap, one line a pair.
+def check_disjoint(texts: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """Describe each pair of texts of different roles that overlap, one line a pair.
 
     Args:
-        texts: role -> (corpus, split). Paths are the same corpus if they resolve to one file;
-            a file has one split, so only the slices of it are compared.
+        texts: role -> a (corpus, split) for each kind of text. Paths are the same corpus if they
+            resolve to one file; a file has one split, so only the slices of it are compared.
 
     Raises:
         ValueError: If a split is malformed.
     """
     return [
-        f"{one} and {other} overlap: {' '.join(texts[one])} and {' '.join(texts[other])}"
+        f"{one} and {other} overlap: {' '.join(a)} and {' '.join(b)}"
         for one, other in combinations(texts, 2)
-        if _overlap(*texts[one], *texts[other])
+        for a, b in product(texts[one], texts[other])
+        if _overlap(*a, *b)
     ]
 
 

@@ -1,22 +1,15 @@
 """What a search works with, resolved from its config once: tasks, texts, seeds, settings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
-from evaluation.corpus import (
-    Provenance,
-    Windows,
-    check_available,
-    check_disjoint,
-    token_windows,
-)
+from evaluation.corpus import Provenance, Windows, check_disjoint
+from evaluation.mixture import Mixture, Part
 from pruning import models
 from pruning.baselines import BASELINES
 from pruning.leaves import LEAF_SETS
@@ -65,7 +58,7 @@ class Experiment:
         windows = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
             tokenizer = load_tokenizer(subject.model)
-            windows.append({role: _windows_of(tokenizer, text) for role, text in texts.items()})
+            windows.append({role: _mixture_of(text).cut(tokenizer) for role, text in texts.items()})
         return replace(self, windows=tuple(windows))
 
     @property
@@ -187,8 +180,9 @@ def resolve(config: Config) -> Experiment:
     )
 
 
-def _windows_of(tokenizer: PreTrainedTokenizerBase, text: Text) -> Windows:
-    return token_windows(tokenizer, text.corpus, text.split, text.windows, text.length, text.seed)
+def _mixture_of(text: Text) -> Mixture:
+    parts = tuple(Part(part.corpus, part.split, part.share) for part in text.parts)
+    return Mixture(parts, text.windows, text.length, text.seed, text.bos)
 
 
 def _groups_of(config: Config) -> tuple[str, ...]:
@@ -206,10 +200,11 @@ def _check_texts(config: Config) -> list[str]:
         ValueError: If a text is unknown, missing or malformed, or two of them overlap.
     """
     tasks = [
-        {role: (text.corpus, text.split) for role, text in task.texts.items()}
-        for task in config.all_tasks
+        {role: _mixture_of(text) for role, text in task.texts.items()} for task in config.all_tasks
     ]
-    for one, other in product(tasks, tasks):
+    notes = [f"{role}: {note}" for task in tasks for role, note in _text_notes(task)]
+    places = [{role: mixture.places for role, mixture in task.items()} for task in tasks]
+    for one, other in product(places, places):
         # Each role of the one beside the other roles of the other.
         for role in ROLES:
             overlaps = check_disjoint({**other, role: one[role]})
@@ -217,12 +212,15 @@ def _check_texts(config: Config) -> list[str]:
                 raise ValueError(
                     f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
                 )
-    return [
-        f"{role}: {note}"
-        for task in tasks
-        for role, place in task.items()
-        if (note := check_available(*place))
-    ]
+    return notes
+
+
+def _text_notes(task: Mapping[str, Mixture]) -> Iterator[tuple[str, str]]:
+    for role, mixture in task.items():
+        try:
+            yield from ((role, note) for note in mixture.check())
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
 
 
 def _check_models(config: Config) -> list[str]:

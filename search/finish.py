@@ -122,17 +122,23 @@ def apply_line(folder: RunFolder, experiment: Experiment) -> str:
         "metric": folder.path / "best_metric.json",
         "sparsity": task.sparsity if unstructured else None,
         "pattern": None if unstructured else task.pattern,
-        "corpus": calibration.corpus,
-        "split": calibration.split,
+        "corpus": [part.corpus for part in calibration.parts],
+        "split": [part.split for part in calibration.parts],
+        "share": [part.share for part in calibration.mix],
         "samples": calibration.windows,
         "seqlen": calibration.length,
         "seed": calibration.seed,
-        "eval-corpus": report.corpus,
-        "eval-split": report.split,
+        "eval-corpus": [part.corpus for part in report.parts],
+        "eval-split": [part.split for part in report.parts],
         "dtype": task.dtype,
         "out": "DIR",
     }
-    words = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
+    words = [
+        (f"--{name}", str(value))
+        for name, values in options.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None
+    ]
     return "apply it: python run_prune.py " + shlex.join(word for pair in words for word in pair)
 
 

@@ -28,11 +28,16 @@ CROWDED = 0.9
 
 @dataclass(frozen=True)
 class Perplexities:
-    """Perplexity before and after pruning, and where it was measured (JSON-able provenance)."""
+    """Perplexity before and after pruning, and where it was measured (JSON-able provenance).
+
+    Attributes:
+        by_text: For each text `corpus`, `split`, and both perplexities, `dense` and `pruned`.
+    """
 
     dense: float
     pruned: float
     provenance: Mapping[str, Any]
+    by_text: Sequence[Mapping[str, Any]] = ()
 
 
 def save_papers(
@@ -107,6 +112,10 @@ def _report(
         "dense_perplexity": _finite(perplexities.dense),
         "pruned_perplexity": _finite(perplexities.pruned),
         "perplexity_of": dict(perplexities.provenance),
+        "by_text": [
+            {key: _finite(v) if isinstance(v, float) else v for key, v in text.items()}
+            for text in perplexities.by_text
+        ],
         "layers": [asdict(layer) for layer in layers],
         "warnings": list(warnings),
     }

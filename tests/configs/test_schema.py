@@ -204,12 +204,30 @@ def test_load_takes_ascending_stages(stages):
     assert schema.load(None, [f"search.stages={stages}"]).search.stages == stages
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["fitness.corpus=null"], "corpus or split is missing: give both, or mix"),
+        (["fitness.split=null"], "corpus or split is missing: give both, or mix"),
+        (["fitness.mix=[{corpus: c4, split: train}]"], "mix stands in place of corpus and split"),
+        (
+            ["fitness={mix: [{corpus: c4, split: train}], windows: null, length: 8}"],
+            "windows must be a number beside mix",
+        ),
+        (["fitness.mix=[{corpus: c4, split: train, share: 0}]"], "greater than 0"),
+    ],
+)
+def test_load_refuses_a_text_of_neither_one_kind_nor_several(overrides, problem):
+    with pytest.raises(ValueError, match=problem):
+        schema.load(None, overrides)
+
+
 def test_load_names_a_missing_key(tmp_path):
     raw = yaml.safe_load(schema.DEFAULT.read_text())
-    del raw["fitness"]["corpus"]
+    del raw["fitness"]["length"]
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(raw))
-    expected = f"config {path}: fitness.corpus is missing: it has no default"
+    expected = f"config {path}: fitness.length is missing: it has no default"
     assert refusal(path=path) == expected
 
 

@@ -297,6 +297,7 @@ def test_provenance_says_where_the_tokens_come_from(
         "length": 30,
         "tokens": 90,
         "seed": None,
+        "bos": False,
         "text_sha256": hashlib.sha256(NUMBERS.encode()).hexdigest(),
     }
 
@@ -355,30 +356,33 @@ def test_impossible_layout_is_refused(
 
 def test_disjoint_texts_give_no_line(text_file: str) -> None:
     texts = {
-        "calibration": ("embedded", "calibration"),
-        "fitness": ("embedded", "fitness[:50%]"),
-        "selection": ("embedded", "fitness[50%:]"),
-        "report": (text_file, "all"),
+        "calibration": [("embedded", "calibration"), ("embedded", "training")],
+        "fitness": [("embedded", "fitness[:50%]")],
+        "selection": [("embedded", "fitness[50%:]")],
+        "report": [(text_file, "all")],
     }
     assert check_disjoint(texts) == []
 
 
 def test_overlapping_slices_are_described() -> None:
-    texts = {"fitness": ("ptb", "train[:51%]"), "report": ("ptb", "train[50%:]")}
+    texts = {
+        "fitness": [("c4", "train"), ("ptb", "train[:51%]")],
+        "report": [("ptb", "train[50%:]")],
+    }
     assert check_disjoint(texts) == [
         "fitness and report overlap: ptb train[:51%] and ptb train[50%:]"
     ]
 
 
 def test_each_overlapping_pair_has_a_line() -> None:
-    assert len(check_disjoint(dict.fromkeys(("a", "b", "c"), ("c4", "train")))) == 3
+    assert len(check_disjoint({role: [("c4", "train")] for role in "abc"})) == 3
 
 
 def test_two_ways_to_write_a_path_are_one_corpus(
     text_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(text_file).parent)
-    texts = {"fitness": (text_file, "train"), "report": ("./lines.txt", "test")}
+    texts = {"fitness": [(text_file, "train")], "report": [("./lines.txt", "test")]}
     assert check_disjoint(texts) == [
         f"fitness and report overlap: {text_file} train and ./lines.txt test"
     ]

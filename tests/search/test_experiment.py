@@ -12,7 +12,7 @@ from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
 from pruning.leaves import Statistics
 from pruning.masks import GROUPS, NOfM, Target, group_of
-from pruning.models import load_config
+from pruning.models import load_config, load_tokenizer
 from search.evolution import Evolution, Settings
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe
@@ -215,6 +215,38 @@ def test_texts_that_overlap_across_tasks_are_refused(place):
     assert resolve(config(tasks, "allow_test_selection=true")).notes == ()
 
 
+MIX = "{mix: [{corpus: embedded, split: training}, {corpus: embedded, split: %s%s}], %s}"
+
+
+def test_several_kinds_of_text_are_mixed_by_their_shares():
+    text = MIX % ("calibration", ", share: 3", "windows: 8, length: 32, seed: 0")
+    experiment = resolve(config(f"calibration={text}")).read_texts()
+    found = experiment.windows[0]["calibration"]
+    assert found.kinds.count(1) == 6
+    assert found.provenance["split"] == "training + calibration"
+    assert [part["windows"] for part in found.parts] == [2, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MIX % ("calibration", ", share: 99", "windows: 8, length: 32"), "leaves none for corpus"),
+        (MIX % ("'training[50%:]'", "", "windows: 8, length: 32"), "part 1 and part 2 overlap: "),
+        (MIX % ("report", "", "windows: 8, length: 32"), "calibration and report overlap: "),
+        (MIX % ("dev", "", "windows: 8, length: 32"), "split of corpus 'embedded' must be one of"),
+    ],
+)
+def test_mixtures_that_cannot_be_used_are_refused(text, message):
+    assert message in refusal(f"calibration={text}")
+
+
+def test_windows_begin_with_bos_where_the_text_asks_for_it():
+    bos = load_tokenizer("embedded").bos_token_id
+    windows = resolve(config("fitness.bos=true")).read_texts().windows[0]
+    firsts = {role: (windows[role].tokens[:, 0] == bos).all() for role in windows}
+    assert firsts == {"calibration": False, "fitness": True, "selection": False, "report": False}
+
+
 def test_texts_from_the_hub_are_noted_once():
     hub = ("report.corpus=ptb", "report.split=test", "tasks=[{}, {sparsity: 0.3}]")
     assert resolve(config(*hub)).notes == (f"report: corpus 'ptb', split 'test' {HUB_NOTE}",)
@@ -223,11 +255,17 @@ def test_texts_from_the_hub_are_noted_once():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("fitness.split=dev", "split of corpus 'embedded' must be one of "),
-        ("fitness.split=fitness[60%:40%]", "split must be name, "),
-        ("fitness.corpus=wikitext", "corpus must be one of "),
-        ("fitness.corpus=missing.txt", "corpus file 'missing.txt' is not there; looked at "),
-        (f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]", "split of corpus 'embedded' must be one "),
+        ("fitness.split=dev", "fitness: split of corpus 'embedded' must be one of "),
+        ("fitness.split=fitness[60%:40%]", "fitness: split must be name, "),
+        ("fitness.corpus=wikitext", "fitness: corpus must be one of "),
+        (
+            "fitness.corpus=missing.txt",
+            "fitness: corpus file 'missing.txt' is not there",
+        ),
+        (
+            f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]",
+            "report: split of corpus 'embedded' must ",
+        ),
         ("search.seeds=[wandaa]", "metric 'wandaa' is no known name: did you mean wanda? or give "),
         ("search.seeds=[magnitude, 'mul(W']", "metric "),
         ("search.seeds=[X]", "metric 'X' gives every row the same scores: "),

@@ -90,6 +90,7 @@ def test_save_papers_reports_every_layer_and_the_asked_names(tmp_path, saved):
         "dense_perplexity": 10.0,
         "pruned_perplexity": 12.5,
         "perplexity_of": {**PLACE, "seed": None, "dtype": "float32"},
+        "by_text": [],
         "warnings": ["a warning"],
     }
     assert len(layers) == 14

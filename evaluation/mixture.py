@@ -1,0 +1,138 @@
+"""Several kinds of text as one: windows of each by its share, mixed so that any first few have all.
+
+A metric that was judged on one kind of text alone may lose everything on another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evaluation.corpus import (
+    Provenance,
+    Windows,
+    check_available,
+    check_disjoint,
+    check_layout,
+    token_windows,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of text.
+
+    Attributes:
+        corpus: A named corpus or a path; see `evaluation.corpus`.
+        split: Split of it, with or without a slice.
+        share: Of the windows, relative to the other parts'.
+    """
+
+    corpus: str
+    split: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Windows to cut from one kind of text or several.
+
+    Attributes:
+        windows: How many in all; None for all there are of a single text.
+        length: Tokens in a window.
+        seed: Of random window starts; None spreads them evenly.
+        bos: Whether windows begin with bos; None as the tokenizer does.
+    """
+
+    parts: tuple[Part, ...]
+    windows: int | None
+    length: int
+    seed: int | None
+    bos: bool | None = None
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Corpus and split of each part."""
+        return [(part.corpus, part.split) for part in self.parts]
+
+    def check(self) -> list[str]:
+        """Check what can be checked without work; return a line for each text of the hub.
+
+        Raises:
+            ValueError: If a text is unknown, the layout is wrong, a part would have no window, or
+                two parts share text.
+        """
+        for count in self.counts:
+            check_layout(count, self.length, self.seed)
+        kinds = {f"part {number}": [place] for number, place in enumerate(self.places, 1)}
+        if overlaps := check_disjoint(kinds):
+            raise ValueError(f"{overlaps[0]}: give each kind of text once, with its share")
+        return [note for place in self.places if (note := check_available(*place))]
+
+    @property
+    def counts(self) -> list[int | None]:
+        """How many windows each part has: its share, rounded so that they add up.
+
+        Raises:
+            ValueError: If a mixture has no number of windows, or a part would have none.
+        """
+        if len(self.parts) == 1:
+            return [self.windows]
+        if self.windows is None:
+            raise ValueError("windows must be a number where several texts are mixed, got null")
+        total = sum(part.share for part in self.parts)
+        exact = [self.windows * part.share / total for part in self.parts]
+        counts = [int(count) for count in exact]
+        # The largest remainders get what is left (Hamilton's method).
+        by_remainder = sorted(
+            range(len(exact)), key=lambda kind: (counts[kind] - exact[kind], kind)
+        )
+        for kind in by_remainder[: self.windows - sum(counts)]:
+            counts[kind] += 1
+        if 0 in counts:
+            part = self.parts[counts.index(0)]
+            raise ValueError(
+                f"windows = {self.windows} leaves none for corpus {part.corpus!r}, split "
+                f"{part.split!r}: give more windows or a larger share"
+            )
+        return list(counts)
+
+    def cut(self, tokenizer: Any, vocabulary: int | None = None) -> Windows:
+        """Cut the windows; raises ValueError as `evaluation.corpus.token_windows` does."""
+        return mixed(
+            [
+                token_windows(
+                    *(tokenizer, *place, count, self.length, self.seed),
+                    vocabulary=vocabulary,
+                    bos=self.bos,
+                )
+                for place, count in zip(self.places, self.counts, strict=True)
+            ]
+        )
+
+
+def mixed(cuts: Sequence[Windows]) -> Windows:
+    """Return the windows of several texts among each other, evenly.
+
+    A search that looks at the first few then sees each kind of text.
+    """
+    if len(cuts) == 1:
+        return cuts[0]
+    order = sorted(
+        ((place + 0.5) / len(cut.tokens), kind, place)
+        for kind, cut in enumerate(cuts)
+        for place in range(len(cut.tokens))
+    )
+    tokens = torch.stack([cuts[kind].tokens[place] for _, kind, place in order])
+    parts = tuple(cut.provenance for cut in cuts)
+    return Windows(tokens, _joined(parts), parts, tuple(kind for _, kind, _ in order))
+
+
+def _joined(found: Sequence[Provenance]) -> Provenance:
+    counted = {key: sum(int(one[key] or 0) for one in found) for key in ("windows", "tokens")}
+    joined = {
+        key: " + ".join(str(one[key]) for one in found)
+        for key in ("corpus", "split", "text_sha256")
+    }
+    return {**found[0], **joined, **counted}

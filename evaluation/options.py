@@ -1,0 +1,78 @@
+"""Texts as a command line names them: corpora in a row, with splits and shares beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from evaluation.corpus import Windows
+from evaluation.mixture import Mixture, Part, mixed
+from evaluation.sources import EMBEDDED
+
+EVAL_WINDOWS = 32
+"""Of each text, where all of them would be more."""
+
+SPLITS = {
+    EMBEDDED: ("calibration", "report"),
+    "wikitext2": ("train", "test"),
+    "c4": ("train", "validation"),
+    "ptb": ("train", "test"),
+}
+"""Splits for calibration and for evaluation; a local file has one, which is `all` of it."""
+
+
+def calibration_text(
+    corpora: Sequence[str],
+    splits: Sequence[str],
+    shares: Sequence[float],
+    windows: int,
+    length: int,
+    seed: int,
+    bos: bool | None,
+) -> Mixture:
+    """Return the text that statistics are collected on; raises ValueError as `Mixture.check`."""
+    text = Mixture(_parts(corpora, splits, shares, 0, ""), windows, length, seed, bos)
+    text.check()
+    return text
+
+
+def evaluation_texts(
+    corpora: Sequence[str],
+    splits: Sequence[str],
+    windows: int | None,
+    length: int,
+    bos: bool | None,
+) -> tuple[Mixture, ...]:
+    """Return the texts that perplexity is measured on, each by itself; raises ValueError."""
+    parts = _parts(corpora, splits, (), 1, "eval-")
+    texts = tuple(Mixture((part,), windows, length, None, bos) for part in parts)
+    for text in texts:
+        text.check()
+    return texts
+
+
+def cut_all(texts: Sequence[Mixture], tokenizer: Any, vocabulary: int) -> Windows:
+    """Cut the windows of all texts; where windows is None, all of a text up to `EVAL_WINDOWS`."""
+    return mixed([_cut(text, tokenizer, vocabulary) for text in texts])
+
+
+def _cut(text: Mixture, tokenizer: Any, vocabulary: int) -> Windows:
+    found = text.cut(tokenizer, vocabulary)
+    if text.windows is None and len(found.tokens) > EVAL_WINDOWS:
+        (part,) = text.parts
+        fewer = Mixture((part,), EVAL_WINDOWS, text.length, text.seed, text.bos)
+        return fewer.cut(tokenizer, vocabulary)
+    return found
+
+
+def _parts(
+    corpora: Sequence[str], splits: Sequence[str], shares: Sequence[float], role: int, prefix: str
+) -> tuple[Part, ...]:
+    for name, given in (("split", splits), ("share", shares)):
+        if given and len(given) != len(corpora):
+            raise ValueError(
+                f"--{prefix}{name} must be given once for each --{prefix}corpus, or not at all: "
+                f"got {len(given)} for {len(corpora)}"
+            )
+    if bad := [share for share in shares if share <= 0]:
+        raise ValueError(f"--share must be above 0, got {bad[0]:g}")
+    defaults = [SPLITS[corpus][role] if corpus in SPLITS else "all" for corpus in corpora]
+    return tuple(map(Part, corpora, splits or defaults, shares or [1.0] * len(corpora)))

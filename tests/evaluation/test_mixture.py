@@ -1,0 +1,149 @@
+"""Several kinds of text as one."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from evaluation.corpus import token_windows
+from evaluation.mixture import Mixture, Part, mixed
+from evaluation.options import calibration_text, cut_all, evaluation_texts
+
+BOS = 999
+
+
+def tokenizer(bos: str | None, adds: bool) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the words 0 to 99, which may have a bos and put it first."""
+    words = {str(number): number for number in range(100)} | ({"<s>": BOS} if bos else {})
+    backend = Tokenizer(models.WordLevel(words, unk_token="0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if adds:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", BOS)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Two texts: 0 to 39, and 60 to 99."""
+    paths = []
+    for name, first in (("low", 0), ("high", 60)):
+        path = tmp_path / f"{name}.txt"
+        path.write_text(" ".join(str(number) for number in range(first, first + 40)))
+        paths.append(str(path))
+    return paths
+
+
+def parts(texts, *shares):
+    return tuple(Part(text, "all", share) for text, share in zip(texts, shares, strict=True))
+
+
+# bos
+
+
+@pytest.mark.parametrize(
+    ("adds", "bos", "expected"),
+    [
+        (True, None, [[BOS, 0, 1], [BOS, 20, 21]]),
+        (False, None, [[0, 1, 2], [20, 21, 22]]),
+        (False, True, [[BOS, 0, 1], [BOS, 20, 21]]),
+        # As the field does: the tokenizer's own stands once, before the whole text of 41 tokens.
+        (True, False, [[BOS, 0, 1], [19, 20, 21]]),
+    ],
+)
+def test_windows_begin_with_bos_if_asked_or_if_the_tokenizer_puts_one_first(
+    texts, adds, bos, expected
+):
+    cut = token_windows(tokenizer("<s>", adds), texts[0], "all", 2, 3, None, bos=bos)
+    assert cut.tokens.tolist() == expected
+    assert cut.provenance["bos"] == (adds if bos is None else bos)
+
+
+def test_bos_needs_a_tokenizer_that_has_one_and_a_token_beside_it(texts):
+    with pytest.raises(ValueError, match="bos must be false for a tokenizer that has no bos"):
+        token_windows(tokenizer(None, False), texts[0], "all", 2, 3, None, bos=True)
+    with pytest.raises(ValueError, match="length must be at least 2 tokens where bos is one"):
+        token_windows(tokenizer("<s>", True), texts[0], "all", 2, 1, None)
+
+
+# Mixtures
+
+
+@pytest.mark.parametrize(
+    ("shares", "windows", "expected"),
+    [((1, 1), 6, [3, 3]), ((1, 3), 8, [2, 6]), ((1, 1), 5, [3, 2]), ((1, 2), 4, [1, 3])],
+)
+def test_counts_follow_the_shares_and_add_up(texts, shares, windows, expected):
+    assert Mixture(parts(texts, *shares), windows, 3, None).counts == expected
+
+
+def test_kinds_stand_among_each_other_evenly(texts):
+    cut = Mixture(parts(texts, 1, 3), 8, 3, None).cut(tokenizer(None, False))
+    assert cut.kinds == (1, 0, 1, 1, 1, 0, 1, 1)
+    assert [int(row[0] >= 60) for row in cut.tokens] == list(cut.kinds)
+    assert [part["windows"] for part in cut.parts] == [2, 6]
+    assert (cut.provenance["windows"], cut.provenance["tokens"]) == (8, 24)
+    assert cut.provenance["corpus"] == " + ".join(texts)
+
+
+def test_each_kind_is_cut_as_by_itself(texts):
+    cut = Mixture(parts(texts, 1, 1), 4, 3, 7).cut(tokenizer(None, False))
+    for kind, text in enumerate(texts):
+        alone = token_windows(tokenizer(None, False), text, "all", 2, 3, 7)
+        assert torch.equal(cut.tokens[torch.tensor(cut.kinds) == kind], alone.tokens)
+
+
+def test_a_single_text_is_not_touched(texts):
+    alone = token_windows(tokenizer(None, False), texts[0], "all", None, 3, None)
+    assert mixed([alone]) is alone
+
+
+@pytest.mark.parametrize(
+    ("shares", "windows", "problem"),
+    [
+        ((1, 1), None, "windows must be a number where several texts are mixed"),
+        ((1, 99), 8, "windows = 8 leaves none for corpus .*low.txt"),
+    ],
+)
+def test_a_mixture_without_a_window_of_each_kind_is_refused(texts, shares, windows, problem):
+    with pytest.raises(ValueError, match=problem):
+        Mixture(parts(texts, *shares), windows, 3, None).check()
+
+
+def test_a_text_that_is_mixed_with_itself_is_refused(texts):
+    twice = (Part(texts[0], "all[:60%]"), Part(texts[0], "all[50%:]"))
+    with pytest.raises(ValueError, match=r"part 1 and part 2 overlap: .* give each kind of text"):
+        Mixture(twice, 4, 3, None).check()
+
+
+# The command line's
+
+
+def test_splits_and_shares_go_with_the_corpora():
+    text = calibration_text(["embedded", "c4"], [], [3, 1], 8, 4, 0, None)
+    assert text.parts == (Part("embedded", "calibration", 3), Part("c4", "train", 1))
+    (one, other) = evaluation_texts(["embedded", "c4"], ["fitness", "validation"], 2, 4, None)
+    assert (one.places, other.places) == ([("embedded", "fitness")], [("c4", "validation")])
+
+
+@pytest.mark.parametrize(
+    ("splits", "shares", "problem"),
+    [
+        (["calibration"], [], r"--split must be given once for each --corpus, .* got 1 for 2"),
+        ([], [1.0], r"--share must be given once for each --corpus, or not at all: got 1 for 2"),
+        ([], [1.0, 0.0], r"--share must be above 0, got 0"),
+    ],
+)
+def test_splits_and_shares_that_fit_no_corpora_are_refused(splits, shares, problem):
+    with pytest.raises(ValueError, match=problem):
+        calibration_text(["embedded", "c4"], splits, shares, 8, 4, 0, None)
+
+
+def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch):
+    monkeypatch.setattr("evaluation.options.EVAL_WINDOWS", 5)
+    asked = evaluation_texts(texts, [], None, 10, None)
+    cut = cut_all(asked, tokenizer(None, False), 1000)
+    assert [part["windows"] for part in cut.parts] == [4, 4]
+    cut = cut_all(evaluation_texts(texts, [], None, 3, None), tokenizer(None, False), 1000)
+    assert [part["windows"] for part in cut.parts] == [5, 5]
