@@ -69,7 +69,7 @@ class Text(_Section):
     split: str | None = Field(default=None, description="of the single text")
     mix: list[Part] = Field(default=[], description="several kinds of text, in place of one corpus")
     windows: Count | None = Field(
-        description="how many, of at most 2^24 tokens together; null: the whole text"
+        description="how many, of at most 2^24 tokens together; null: all of each text"
     )
     length: int = Field(ge=2, le=MOST_TOKENS, description="tokens in a window")
     seed: Seed | None = Field(
@@ -93,8 +93,6 @@ class Text(_Section):
             raise ValueError("mix stands in place of corpus and split, got both")
         if not self.mix and not (self.corpus and self.split):
             raise ValueError("corpus or split is missing: give both, or mix")
-        if self.windows is None and self.mix:
-            raise ValueError("windows must be a number beside mix, got null")
         if self.windows is None and self.seed is not None:
             raise ValueError(f"seed must be null where windows is null, got {self.seed}")
         if (self.windows or 1) * self.length > MOST_TOKENS:
@@ -371,17 +369,34 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
         path, equals, value = override.partition("=")
         if not equals or not path:
             raise ValueError(f"--set takes key.path=value, got {override!r}")
-        *parents, last = path.split(".")
-        section = result
-        for key in parents:
-            section = section.setdefault(key, {})
-            if not isinstance(section, dict):
-                raise ValueError(f"--set {override}: {key} is a value and has no keys below it")
         try:
-            section[last] = read_yaml(value)
+            found = read_yaml(value)
         except NO_YAML as error:
             raise ValueError(f"--set {path}: {value[:60]!r} is not a YAML value") from error
+        *parents, last = path.split(".")
+        section: Any = result
+        for above, key in zip(("", *parents), parents, strict=False):
+            place = _place(section, key, above, override)
+            if isinstance(section, dict):
+                section.setdefault(key, {})
+            section = section[place]
+        section[_place(section, last, (parents or [""])[-1], override)] = found
     return result
+
+
+def _place(section: object, key: str, above: str, override: str) -> str | int:
+    """Return what a part of a path means: a key of a mapping, or a place in a list.
+
+    Raises:
+        ValueError: If what stands `above` is neither, or the list has no such place.
+    """
+    if isinstance(section, dict):
+        return key
+    if not isinstance(section, list):
+        raise ValueError(f"--set {override}: {above} is a value and has no keys below it")
+    if not key.isdigit() or int(key) >= len(section):
+        raise ValueError(f"--set {override}: {above} has places 0 to {len(section) - 1}, not {key}")
+    return int(key)
 
 
 def to_yaml(config: Config) -> str:

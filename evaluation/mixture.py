@@ -39,7 +39,7 @@ class Mixture:
     """Windows to cut from one kind of text or several.
 
     Attributes:
-        windows: How many in all; None for all there are of a single text.
+        windows: How many in all; None for all there are of each text.
         length: Tokens in a window.
         seed: Of random window starts; None spreads them evenly.
         bos: Whether windows begin with bos; None as the tokenizer does.
@@ -72,15 +72,13 @@ class Mixture:
 
     @property
     def counts(self) -> list[int | None]:
-        """How many windows each part has: its share, rounded so that they add up.
+        """How many windows each part has: its share, rounded so that they add up; or None for all.
 
         Raises:
-            ValueError: If a mixture has no number of windows, or a part would have none.
+            ValueError: If a part would have none.
         """
-        if len(self.parts) == 1:
-            return [self.windows]
         if self.windows is None:
-            raise ValueError("windows must be a number where several texts are mixed, got null")
+            return [None] * len(self.parts)
         total = sum(part.share for part in self.parts)
         exact = [self.windows * part.share / total for part in self.parts]
         counts = [int(count) for count in exact]

@@ -210,10 +210,6 @@ def test_load_takes_ascending_stages(stages):
         (["fitness.corpus=null"], "corpus or split is missing: give both, or mix"),
         (["fitness.split=null"], "corpus or split is missing: give both, or mix"),
         (["fitness.mix=[{corpus: c4, split: train}]"], "mix stands in place of corpus and split"),
-        (
-            ["fitness={mix: [{corpus: c4, split: train}], windows: null, length: 8}"],
-            "windows must be a number beside mix",
-        ),
         (["fitness.mix=[{corpus: c4, split: train, share: 0}]"], "greater than 0"),
     ],
 )
@@ -313,6 +309,14 @@ def test_overrides_make_a_section_that_the_file_leaves_out():
 )
 def test_overrides_that_cannot_be_put_in_are_refused(override, message):
     assert refusal(override).startswith(message)
+
+
+def test_overrides_reach_into_a_list_by_the_place():
+    raw = {"a": [{"b": 1}, {"b": 2}]}
+    assert schema.apply_overrides(raw, ["a.1.b=3", "a.0=4"]) == {"a": [4, {"b": 3}]}
+    for place in ("2", "b"):
+        with pytest.raises(ValueError, match=rf"a.{place}=x: a has places 0 to 1, not {place}"):
+            schema.apply_overrides(raw, [f"a.{place}=x"])
 
 
 def test_an_override_nested_too_deeply_is_refused():

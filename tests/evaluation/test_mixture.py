@@ -99,16 +99,14 @@ def test_a_single_text_is_not_touched(texts):
     assert mixed([alone]) is alone
 
 
-@pytest.mark.parametrize(
-    ("shares", "windows", "problem"),
-    [
-        ((1, 1), None, "windows must be a number where several texts are mixed"),
-        ((1, 99), 8, "windows = 8 leaves none for corpus .*low.txt"),
-    ],
-)
-def test_a_mixture_without_a_window_of_each_kind_is_refused(texts, shares, windows, problem):
-    with pytest.raises(ValueError, match=problem):
-        Mixture(parts(texts, *shares), windows, 3, None).check()
+def test_a_mixture_without_a_window_of_each_kind_is_refused(texts):
+    with pytest.raises(ValueError, match=r"windows = 8 leaves none for corpus .*low.txt"):
+        Mixture(parts(texts, 1, 99), 8, 3, None).check()
+
+
+def test_a_mixture_of_all_windows_has_all_of_each_text(texts):
+    cut = Mixture(parts(texts, 1, 1), None, 10, None).cut(tokenizer(None, False))
+    assert [part["windows"] for part in cut.parts] == [4, 4]
 
 
 def test_a_text_that_is_mixed_with_itself_is_refused(texts):
