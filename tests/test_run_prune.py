@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -36,7 +37,12 @@ def call(monkeypatch, capsys):
 
     def run(**options):
         flags = {"--" + name.replace("_", "-"): value for name, value in options.items()}
-        given = [pair for pair in flags.items() if pair[1] is not None]
+        given = [
+            (flag, one)
+            for flag, value in flags.items()
+            for one in (value if isinstance(value, list) else [value])
+            if one is not None
+        ]
         words = [str(word) for pair in given for word in pair if word is not True]
         monkeypatch.setattr(sys, "argv", ["prunevolve-prune", *words])
         with pytest.raises(SystemExit) as end:
@@ -174,7 +180,29 @@ def test_run_prune_warns_where_evaluation_overlaps_calibration(prune_small, tmp_
     )
     assert code == 0
     assert f"warning: {warning}" in err.splitlines()
-    assert report_of(tmp_path)["warnings"] == [warning]
+    assert report_of(tmp_path)["warnings"] == [warning, run_prune.ONE_KIND]
+
+
+def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tmp_path):
+    kinds = {"corpus": ["embedded", "embedded"], "split": ["training", "calibration"]}
+    judged = {"eval_corpus": ["embedded", "embedded"], "eval_split": ["report", "selection"]}
+    code, out, err = prune_small(samples=4, share=[1, 3], **kinds, **judged)
+    report, recipe = report_of(tmp_path), recipe_of(tmp_path)
+    assert (code, report["warnings"], "warning" in err) == (0, [], False)
+    assert recipe["calibration"]["split"] == "training + calibration"
+    assert (recipe["calibration"]["windows"], report["perplexity_of"]["windows"]) == (4, 8)
+    by_text = {text["split"]: text for text in report["by_text"]}
+    assert list(by_text) == ["report", "selection"]
+    for name in ("dense", "pruned"):
+        both = math.sqrt(math.prod(text[name] for text in by_text.values()))
+        assert report[f"{name}_perplexity"] == pytest.approx(both)
+    dense, pruned = (f"{by_text['selection'][name]:.4f}" for name in ("dense", "pruned"))
+    assert f"  of embedded, split selection: dense {dense}, pruned {pruned}" in out.splitlines()
+
+
+def test_run_prune_warns_where_statistics_are_of_one_kind_of_text(prune_small, tmp_path):
+    assert f"warning: {run_prune.ONE_KIND}" in prune_small(validate=True)[2]
+    assert "warning" not in prune_small(validate=True, metric="magnitude")[2]
 
 
 def test_run_prune_says_when_the_default_text_may_not_suit_the_model(prune_small):
