@@ -22,6 +22,20 @@ shift
 resumable=3
 most_restarts=100
 
+state() {
+    squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T
+}
+
+# Hands SIGTERM to the search, for which a second one is the end without a checkpoint: scancel
+# signals every process of the job, and sets its state before that.
+hand_on() {
+    trap '' TERM
+    case $(state) in
+        COMPLETING | CANCELLED) ;;
+        *) kill -TERM "$1" ;;
+    esac
+}
+
 # A random token for this start alone: it reaches the nodes in the environment of their steps.
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
@@ -42,7 +56,7 @@ fi
 
 cluster/search.sh "$folder" "$address" "$@" &
 search=$!
-trap 'trap "" TERM; kill -TERM "$search"' TERM
+trap 'hand_on "$search"' TERM
 wait "$search"
 code=$?
 if kill -0 "$search" 2>/dev/null; then # the signal ended the wait, not the search
@@ -52,8 +66,7 @@ fi
 
 echo "the search ended with exit code $code"
 # A job that scancel ends is not running any more, and stays away.
-state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-if [ "$code" -eq "$resumable" ] && [ "$state" = RUNNING ] &&
+if [ "$code" -eq "$resumable" ] && [ "$(state)" = RUNNING ] &&
     [ "${SLURM_RESTART_COUNT:-0}" -lt "$most_restarts" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

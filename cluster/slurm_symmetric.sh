@@ -20,6 +20,20 @@ shift
 resumable=3
 most_restarts=100
 
+state() {
+    squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T
+}
+
+# Hands SIGTERM to the search, for which a second one is the end without a checkpoint: scancel
+# signals every process of the job, and sets its state before that.
+hand_on() {
+    trap '' TERM
+    case $(state) in
+        COMPLETING | CANCELLED) ;;
+        *) kill -TERM "$1" ;;
+    esac
+}
+
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 host=$(scontrol getaddrs "$SLURMD_NODENAME" | sed -E 's/^[^:]+: (.*):[0-9]+$/\1/')
@@ -35,7 +49,7 @@ srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
     bash -c 'echo $$ > "$0"; exec cluster/search.sh "$@"' \
     "$process" "$folder" "$address" "$@" &
 step=$!
-trap 'trap "" TERM; kill -TERM "$(cat "$process")"' TERM
+trap 'hand_on "$(cat "$process")"' TERM
 wait "$step"
 code=$? # the highest of the nodes': the search's
 if kill -0 "$step" 2>/dev/null; then # the signal ended the wait, not the step
@@ -46,8 +60,7 @@ rm -f "$process"
 
 echo "the search ended with exit code $code"
 # A job that scancel ends is not running any more, and stays away.
-state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-if [ "$code" -eq "$resumable" ] && [ "$state" = RUNNING ] &&
+if [ "$code" -eq "$resumable" ] && [ "$(state)" = RUNNING ] &&
     [ "${SLURM_RESTART_COUNT:-0}" -lt "$most_restarts" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -176,7 +176,7 @@ class Cluster:
             self._threads[0].join(_END_SECONDS)
         if not self._reason and not self._threads[0].is_alive():
             with suppress(CallTimeout):
-                _call(ray.shutdown, _END_SECONDS)
+                _call(self._disconnect, _END_SECONDS)
                 atexit.unregister(_leave)
 
     def _connect(self, login: Mapping[str, str | None]) -> None:
@@ -189,6 +189,12 @@ class Cluster:
             ray.init(address=self._head, log_to_driver=False, logging_level=logging.CRITICAL)
         self._node = ray.get_runtime_context().get_node_id()
         self._ask()
+
+    def _disconnect(self) -> None:
+        if self._wish:  # Ray keeps it for the cluster, and an autoscaler the machines
+            with suppress(ConnectionError, RuntimeError, ray.exceptions.RayError):
+                request_resources(bundles=[])
+        ray.shutdown()
 
     def _ask(self) -> dict[str, Any] | None:
         """Ask the head for its nodes; returns this machine's, None if it is not alive."""

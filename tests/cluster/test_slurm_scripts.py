@@ -5,6 +5,7 @@ test asks for, or with 3 when SIGTERM reaches it, as run_search.py does.
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -19,7 +20,7 @@ STUBS = {
         echo "python $*" >> "$CALLS"
         [ -n "$CODE" ] && exit "$CODE"
         trap 'exit 3' TERM
-        echo waiting >> "$CALLS"
+        echo "waiting $$" >> "$CALLS"
         for _ in $(seq 200); do sleep 0.05; done""",
     "ray": """
         echo "ray $*" >> "$CALLS"
@@ -87,15 +88,33 @@ def test_job_is_requeued_if_the_search_can_go_on(start, tmp_path, code, state, r
     assert ("scontrol requeue 7" in calls(tmp_path)) is requeued
 
 
-def test_sigterm_reaches_the_search_and_its_exit_code_comes_back(start, tmp_path):
-    process = start()
+def search_of(tmp_path):
+    """Return the process id of the search's stub once it waits for a signal."""
     deadline = time.monotonic() + 30
-    while "waiting" not in calls(tmp_path) and time.monotonic() < deadline:
+    while not (found := re.search(r"waiting (\d+)\n", calls(tmp_path))):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.2)  # the script sets its trap right after it has started the search
+    return int(found[1])
+
+
+def test_sigterm_reaches_the_search_and_its_exit_code_comes_back(start, tmp_path):
+    process = start()
+    search_of(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 3
     assert "scontrol requeue 7" in calls(tmp_path)
+
+
+def test_sigterm_of_scancel_is_not_handed_on_since_the_search_has_it_too(start, tmp_path):
+    process = start(state="COMPLETING")
+    search = search_of(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    os.kill(search, signal.SIGTERM)
+    assert process.wait(timeout=30) == 3
+    assert "scontrol requeue" not in calls(tmp_path)
 
 
 def test_first_start_launches_and_the_next_resumes(start, tmp_path):
