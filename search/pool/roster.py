@@ -171,7 +171,6 @@ class Roster:
         worker = self.workers.pop(number)
         self.faults[fault.kind] += 1
         self.trouble = fault.line
-        self._tell(f"a worker ended: {fault.line}")
         if fault.kind == "lost":
             for other in self.workers.values():
                 other.heard = -math.inf  # it may have been their node
@@ -183,6 +182,8 @@ class Roster:
         else:
             self._failed_starts.append(fault.kind)
             self._next_look = self.now + min(_LONGEST_LOOK, 2.0 ** len(self._failed_starts))
+        if not self._is_refused:
+            self._tell(f"a worker ended: {fault.line}")
         return worker
 
     def late(self) -> list[tuple[int, Fault]]:
