@@ -72,6 +72,12 @@ NAMED: dict[str, Baseline] = BASELINES | {
         "model",
         "Sanh et al., 2020, arXiv:2005.07683, Section 4; on the dense model, which is not trained",
     ),
+    "sparsegpt-score": _baseline(
+        "quot(sqr(W), H)",
+        "layer",
+        "Frantar and Alistarh, 2023, arXiv:2301.00774, Section 3; of the whole matrix at once, and "
+        "no kept weight is changed",
+    ),
     "wifv": _baseline(
         "mul(V, sqr(W))",
         "row",

@@ -5,7 +5,7 @@ Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Statistics are sums o
 fp32 whatever the weights' dtype; no window's values are stored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,6 +16,12 @@ from pruning.operators import MATRIX, PER_INPUT, PER_OUTPUT, Shape
 
 GRADIENT_FACTOR = 100.0
 """The release multiplies gradients by this before it squares them, to fit them into fp16."""
+
+DAMPING = 0.01
+"""Of the Gram matrix, as a fraction of its mean diagonal: as in SparseGPT (Frantar and Alistarh,
+2023, arXiv:2301.00774, Section 4)."""
+
+_MOST_DAMPINGS = 4
 
 Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
 """What a leaf is made of. Inputs come from forward passes, gradients from backward passes."""
@@ -55,6 +61,7 @@ class Leaf:
         source: What it is made of.
         start: Returns an empty sum for a layer; None for W, which needs no calibration.
         signed: Whether it can be negative.
+        gram: Whether its sum is a matrix of inputs by inputs.
     """
 
     meaning: str
@@ -62,6 +69,7 @@ class Leaf:
     source: Source
     start: Callable[[nn.Linear], Sum] | None
     signed: bool = False
+    gram: bool = False
 
 
 class _SquaredNorms:
@@ -102,6 +110,33 @@ class _Variances:
 
     def result(self, seen: Seen) -> Tensor:
         return self._deviations / seen.tokens
+
+
+class _InverseGramDiagonal:
+    def __init__(self, layer: nn.Linear) -> None:
+        sides = layer.in_features, layer.in_features
+        self._total = torch.zeros(sides, device=layer.weight.device)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total.addmm_(values.T, values)
+
+    def result(self, seen: Seen) -> Tensor:
+        factor = _damped_factor(self._total.div_(seen.windows))
+        return torch.cholesky_inverse(factor).diagonal()[None].clone()
+
+
+def _damped_factor(gram: Tensor) -> Tensor:
+    """Return the Cholesky factor of a Gram matrix, damped until it has one in fp32."""
+    diagonal = gram.diagonal().clone()
+    damping = DAMPING * diagonal.mean()
+    for _ in range(_MOST_DAMPINGS):
+        gram.diagonal().copy_(diagonal + damping)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            break
+        damping = 10 * damping + torch.finfo(gram.dtype).tiny
+    found: Tensor = factor  # of values that are not finite if the inputs were such
+    return found
 
 
 class _SquaredOutputGradients:
@@ -170,6 +205,13 @@ LEAVES: dict[str, Leaf] = {
         "output gradients",
         _SquaredOutputGradients,
     ),
+    "H": Leaf(
+        "diagonal of the inverse of the damped Gram matrix of the inputs, mean over windows",
+        PER_INPUT,
+        "inputs",
+        _InverseGramDiagonal,
+        gram=True,
+    ),
     # W times M is, up to the factor, what the loss gains to first order by keeping the weight
     # (Sanh et al., 2020, arXiv:2005.07683, Section 4, here on a model that is not trained).
     "M": Leaf(
@@ -191,6 +233,17 @@ STATISTICS = frozenset(name for name, leaf in LEAVES.items() if leaf.start)
 def made_of(leaves: frozenset[str], *sources: Source) -> frozenset[str]:
     """Return those leaves that are made of one of the sources."""
     return frozenset(name for name in leaves if LEAVES[name].source in sources)
+
+
+def sums_size(layers: Iterable[nn.Linear], leaves: frozenset[str]) -> int:
+    """Return bytes of what is summed up for some layers, fp32; vectors are left out."""
+    found = [LEAVES[name] for name in leaves]
+    matrices = sum(leaf.shape == MATRIX and leaf.start is not None for leaf in found)
+    grams = sum(leaf.gram for leaf in found)
+    sides = [(layer.in_features, layer.out_features) for layer in layers]
+    sums = sum(inputs * (outputs * matrices + inputs * grams) for inputs, outputs in sides)
+    # A Gram matrix is factored and inverted, one layer after the other.
+    return 4 * (sums + 2 * max(inputs for inputs, _ in sides) ** 2 * bool(grams))
 
 
 def need_backward(leaves: frozenset[str]) -> frozenset[str]:

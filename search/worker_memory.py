@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pruning.leaves import LEAVES, STATISTICS, need_backward
+from pruning.leaves import LEAVES, STATISTICS, need_backward, sums_size
 from pruning.models import DTYPES, decoder_blocks, layers_of_block
 from pruning.operators import MATRIX
 from pruning.result.plan import (
@@ -173,7 +173,7 @@ def collecting(held: Sequence[Held], leaves: frozenset[str], memory: Memory) -> 
     backward = bool(need_backward(leaves))
     return {
         **_resident(held, memory),
-        "sums": max(4 * one.block for one in held) * len(_matrices(leaves)),
+        "sums": max(_sums(one, leaves) for one in held),
         "gradients": backward * max(2 * one.matrix * one.item for one in held),
         "activations": max(
             window_activations(_config(one), one.calibration_length, backward, one.item)
@@ -263,8 +263,10 @@ def _states(one: Held, leaves: frozenset[str]) -> int:
     return states_size(_config(one), load, kept, one.item)
 
 
-def _matrices(leaves: frozenset[str]) -> list[str]:
-    return [leaf for leaf in leaves if LEAVES[leaf].shape == MATRIX]
+def _sums(one: Held, leaves: frozenset[str]) -> int:
+    """Return bytes of the sums of the block that has most of them."""
+    blocks = decoder_blocks(one.model).items()
+    return max(sums_size(layers_of_block(*block).values(), leaves) for block in blocks)
 
 
 def _config(one: Held) -> PretrainedConfig:

@@ -14,8 +14,14 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.ends import HEAD_TOKENS
-from pruning.leaves import LEAVES, need_backward
-from pruning.models import DTYPES, decoder_blocks, linear_layers, outside_blocks
+from pruning.leaves import LEAVES, need_backward, sums_size
+from pruning.models import (
+    DTYPES,
+    decoder_blocks,
+    layers_of_block,
+    linear_layers,
+    outside_blocks,
+)
 from pruning.operators import MATRIX
 from pruning.recipe import Recipe
 from pruning.result.request import Subject
@@ -143,7 +149,7 @@ def make_plan(
     states = states_size(model.config.get_text_config(), load, len(blocks) * backward or 1, item)
     states_fit = states <= room
     room -= states * states_fit
-    waiting = _sums(model, recipe) * len(blocks) if recipe.decides == "last" else 0
+    waiting = _statistics(model, recipe) if recipe.decides == "last" else 0
     waiting_fits = waiting <= room
     room -= waiting * waiting_fits
     if torch.device(subject.device).type == "cuda":
@@ -182,10 +188,15 @@ def _at_one_time(model: PreTrainedModel, recipe: Recipe, load: Load, item: int) 
 
 
 def _sums(model: PreTrainedModel, recipe: Recipe) -> int:
-    """Return the bytes of one block's statistics that are as large as its weights, fp32."""
-    matrices = [name for name in recipe.leaves if LEAVES[name].shape == MATRIX]
-    elements = sum(layer.weight.numel() for layer in linear_layers(model).values())
-    return 4 * len(matrices) * math.ceil(elements / len(decoder_blocks(model)))
+    """Return the bytes of one block's sums that are as large as its weights, fp32."""
+    blocks = decoder_blocks(model).items()
+    return max(sums_size(layers_of_block(*block).values(), recipe.leaves) for block in blocks)
+
+
+def _statistics(model: PreTrainedModel, recipe: Recipe) -> int:
+    """Return the bytes of all blocks' statistics that are as large as their weights, fp32."""
+    matrices = frozenset(name for name in recipe.leaves if LEAVES[name].shape == MATRIX)
+    return sums_size(linear_layers(model).values(), matrices)
 
 
 def _room_on_device(memory: Mapping[str, int], device: str) -> int:

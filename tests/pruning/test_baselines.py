@@ -14,25 +14,26 @@ def min_max(G):
     return (G - G.min()) / (G.max() - G.min())
 
 
-# By W (absolute), G, X (squared norms), V, B and M.
+# By W (absolute), G, X (squared norms), V, B, H and M.
 FORMULAS = {
-    "magnitude": lambda W, G, X, V, B, M: W,
-    "wanda": lambda W, G, X, V, B, M: W * X**0.5,
-    "ria": lambda W, G, X, V, B, M: relative_importance(W) * (X**0.5) ** 0.5,
-    "gblm": lambda W, G, X, V, B, M: W * X**0.5 + W * G,
-    "snip": lambda W, G, X, V, B, M: W * G,
-    "pruner-zero": lambda W, G, X, V, B, M: W**2 * min_max(G),
-    "relative-importance": lambda W, G, X, V, B, M: relative_importance(W),
-    "ria-full": lambda W, G, X, V, B, M: relative_importance(W) * X**0.5,
-    "gblm-gradient": lambda W, G, X, V, B, M: W * G,
-    "gblm-alpha-10": lambda W, G, X, V, B, M: W * X**0.5 + 10 * W * G / 100,
-    "wanda-root": lambda W, G, X, V, B, M: W * (X**0.5) ** 0.5,
-    "symwanda": lambda W, G, X, V, B, M: W * (X + B**2) ** 0.5,
-    "symwanda-l2": lambda W, G, X, V, B, M: (
+    "magnitude": lambda W, G, X, V, B, H, M: W,
+    "wanda": lambda W, G, X, V, B, H, M: W * X**0.5,
+    "ria": lambda W, G, X, V, B, H, M: relative_importance(W) * (X**0.5) ** 0.5,
+    "gblm": lambda W, G, X, V, B, H, M: W * X**0.5 + W * G,
+    "snip": lambda W, G, X, V, B, H, M: W * G,
+    "pruner-zero": lambda W, G, X, V, B, H, M: W**2 * min_max(G),
+    "relative-importance": lambda W, G, X, V, B, H, M: relative_importance(W),
+    "ria-full": lambda W, G, X, V, B, H, M: relative_importance(W) * X**0.5,
+    "gblm-gradient": lambda W, G, X, V, B, H, M: W * G,
+    "gblm-alpha-10": lambda W, G, X, V, B, H, M: W * X**0.5 + 10 * W * G / 100,
+    "wanda-root": lambda W, G, X, V, B, H, M: W * (X**0.5) ** 0.5,
+    "symwanda": lambda W, G, X, V, B, H, M: W * (X + B**2) ** 0.5,
+    "symwanda-l2": lambda W, G, X, V, B, H, M: (
         (W / W.norm(dim=0) + W / W.norm(dim=1)[:, None]) * X**0.25
     ),
-    "movement": lambda W, G, X, V, B, M: W * M,
-    "wifv": lambda W, G, X, V, B, M: V * W**2,
+    "movement": lambda W, G, X, V, B, H, M: W * M,
+    "sparsegpt-score": lambda W, G, X, V, B, H, M: W**2 / H,
+    "wifv": lambda W, G, X, V, B, H, M: V * W**2,
 }
 
 
@@ -42,9 +43,10 @@ def test_named_metric_is_the_formula_of_its_paper(name):
     W, G = torch.rand(5, 7, generator=generator), torch.rand(5, 7, generator=generator)
     X, V = torch.rand(1, 7, generator=generator), torch.rand(1, 7, generator=generator)
     B, M = torch.rand(5, 1, generator=generator), torch.randn(5, 7, generator=generator)
+    H = torch.rand(1, 7, generator=generator) + 0.1
     metric = NAMED[name].criterion.metric
-    scores = metric.check_scores_weights().score(W=W, G=G, X=X, V=V, B=B, M=M)
-    torch.testing.assert_close(scores, FORMULAS[name](W, G, X, V, B, M))
+    scores = metric.check_scores_weights().score(W=W, G=G, X=X, V=V, B=B, H=H, M=M)
+    torch.testing.assert_close(scores, FORMULAS[name](W, G, X, V, B, H, M))
 
 
 def test_baselines_are_the_named_metrics_that_reports_measure():

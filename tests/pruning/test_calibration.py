@@ -6,7 +6,7 @@ from torch.nn import functional
 from toy_models import FAMILIES, VOCABULARY, toy_model, toy_windows
 
 from pruning.calibration import statistics_of, watched_gradients, watched_inputs
-from pruning.leaves import STATISTICS, Statistics
+from pruning.leaves import LEAVES, STATISTICS, Seen, Statistics
 from pruning.models import linear_layers
 from pruning.store import ResidentStore
 from pruning.walk import collect
@@ -97,6 +97,56 @@ def test_gradient_statistic_is_the_root_of_summed_squares_of_a_hundredfold_gradi
         torch.testing.assert_close(G[name], expected, rtol=1e-4, atol=1e-4)
         assert G[name].shape == layers[name].weight.shape
         assert G[name].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inverse_gram_diagonal_is_of_all_tokens_and_damped_by_a_hundredth(family):
+    model, windows = toy_model(family), toy_windows()
+    layers = linear_layers(model)
+    found = collect(ResidentStore(model), windows, frozenset({"H", "X"}))
+    assert list(found["H"]) == list(layers)
+    for name, inputs in own_inputs(model, layers, windows).items():
+        tokens = torch.cat(inputs).double()
+        gram = tokens.T @ tokens / len(windows)
+        torch.testing.assert_close(gram.diagonal()[None].float(), found["X"][name])
+        damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        expected = torch.linalg.inv(damped).diagonal()[None]
+        torch.testing.assert_close(found["H"][name], expected.float(), rtol=1e-3, atol=0)
+
+
+def gram_leaf(inputs):
+    """Return the leaf H of a layer that sees these inputs, (tokens, in), as one window."""
+    total = LEAVES["H"].start(torch.nn.Linear(inputs.shape[1], 2))
+    total.add(inputs, slice(None))
+    return total.result(Seen(1, len(inputs)))
+
+
+def test_inverse_gram_diagonal_by_hand():
+    # The Gram matrix is [[2, 1], [1, 1]], damped by 0.015: its inverse has the other diagonal
+    # entry over the determinant, 2.015 * 1.015 - 1.
+    found = gram_leaf(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    expected = torch.tensor([[1.015, 2.015]]) / (2.015 * 1.015 - 1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_inverse_gram_diagonal_is_finite_where_no_input_was_other_than_zero():
+    assert torch.isfinite(gram_leaf(torch.zeros(3, 4))).all()
+    one_dead = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    one_dead[:, 2] = 0
+    found = gram_leaf(one_dead)
+    assert torch.isfinite(found).all()
+    assert found.argmax() == 2
+
+
+def test_inverse_gram_diagonal_is_damped_more_where_fp32_needs_it():
+    # Two channels that are one: without enough damping there is no factor in fp32.
+    channel = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))
+    found = gram_leaf(torch.cat([channel * 1e6, channel * 1e6, channel], 1))
+    assert torch.isfinite(found).all() and (found > 0).all()
+
+
+def test_inverse_gram_diagonal_of_inputs_that_are_not_finite_ends():
+    assert not torch.isfinite(gram_leaf(torch.full((3, 2), float("inf")))).any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -197,7 +247,7 @@ def test_a_window_given_twice_leaves_means_doubles_M_and_multiplies_G_by_the_roo
         torch.testing.assert_close(twice["G"][name], once["G"][name] * 2**0.5)
 
 
-@pytest.mark.parametrize("leaves", ["", "W", *"XGAVBM", "WX", "AG", "VB", "GM", "WXGAVBM"])
+@pytest.mark.parametrize("leaves", ["", "W", *"XGAVBHM", "WX", "AG", "VB", "GM", "WXGAVBHM"])
 def test_only_what_is_named_is_collected(leaves):
     model = toy_model("llama")
     layers = linear_layers(model)
@@ -231,7 +281,7 @@ def test_only_the_layers_given_are_watched():
     with watched_inputs(layers, ALL) as of_inputs, watched_gradients(layers, ALL) as of_gradients:
         model(input_ids=windows, labels=windows).loss.backward()
     found = [statistics_of(sums, windows) for sums in (of_inputs, of_gradients)]
-    assert [set(part) for part in found] == [{"X", "A", "V"}, {"G", "B", "M"}]
+    assert [set(part) for part in found] == [{"X", "A", "V", "H"}, {"G", "B", "M"}]
     assert all(list(by_layer) == [name] for part in found for by_layer in part.values())
 
 
