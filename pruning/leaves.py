@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from pruning.operators import MATRIX, PER_INPUT, PER_OUTPUT, Shape
+from pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, Shape
 
 GRADIENT_FACTOR = 100.0
 """The release multiplies gradients by this before it squares them, to fit them into fp16."""
@@ -22,6 +22,10 @@ DAMPING = 0.01
 2023, arXiv:2301.00774, Section 4)."""
 
 _MOST_DAMPINGS = 4
+
+OUTLIER_FACTOR = 5.0
+"""How many times the mean of a layer's scores an outlier is: M of OWL (Yin et al., 2024,
+arXiv:2310.05175, Section 3.3)."""
 
 Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
 """What a leaf is made of. Inputs come from forward passes, gradients from backward passes."""
@@ -139,6 +143,19 @@ def _damped_factor(gram: Tensor) -> Tensor:
     return found
 
 
+class _OutlierRatio:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._weight = layer.weight.detach()
+        self._total = _per_input(layer)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total += values.square().sum(0, keepdim=True)
+
+    def result(self, seen: Seen) -> Tensor:
+        scores = self._weight.abs().float() * self._total.sqrt()
+        return (scores > OUTLIER_FACTOR * scores.mean()).float().mean().reshape(1, 1)
+
+
 class _SquaredOutputGradients:
     def __init__(self, layer: nn.Linear) -> None:
         self._total = torch.zeros(layer.out_features, 1, device=layer.weight.device)
@@ -211,6 +228,12 @@ LEAVES: dict[str, Leaf] = {
         "inputs",
         _InverseGramDiagonal,
         gram=True,
+    ),
+    "O": Leaf(
+        "fraction of a layer's weights whose magnitude times input norm is above 5 times the mean",
+        NUMBER,
+        "inputs",
+        _OutlierRatio,
     ),
     # W times M is, up to the factor, what the loss gains to first order by keeping the weight
     # (Sanh et al., 2020, arXiv:2005.07683, Section 4, here on a model that is not trained).

@@ -62,7 +62,7 @@ def own_inputs(model, layers, windows):
 
 
 def relative_error(actual, expected):
-    return (torch.norm(actual - expected) / torch.norm(expected)).item()
+    return (torch.norm(actual - expected) / torch.norm(expected).clamp(min=1e-12)).item()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,6 +119,20 @@ def gram_leaf(inputs):
     total = LEAVES["H"].start(torch.nn.Linear(inputs.shape[1], 2))
     total.add(inputs, slice(None))
     return total.result(Seen(1, len(inputs)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outlier_ratio_counts_what_is_above_five_times_the_mean(family):
+    model, windows = toy_model(family), toy_windows()
+    layers = linear_layers(model)
+    for layer in layers.values():
+        layer.weight.data[0, :3] *= 40  # else no toy has an outlier
+    found = collect(ResidentStore(model), windows, frozenset({"O"}))["O"]
+    for name, inputs in own_inputs(model, layers, windows).items():
+        scores = layers[name].weight.abs() * torch.cat(inputs).norm(dim=0)
+        outliers = (scores > 5 * scores.mean()).sum() / scores.numel()
+        assert found[name].tolist() == [[pytest.approx(outliers.item())]]
+        assert 0 < outliers < 0.1
 
 
 def test_inverse_gram_diagonal_by_hand():
@@ -247,7 +261,7 @@ def test_a_window_given_twice_leaves_means_doubles_M_and_multiplies_G_by_the_roo
         torch.testing.assert_close(twice["G"][name], once["G"][name] * 2**0.5)
 
 
-@pytest.mark.parametrize("leaves", ["", "W", *"XGAVBHM", "WX", "AG", "VB", "GM", "WXGAVBHM"])
+@pytest.mark.parametrize("leaves", ["", "W", *"XGAVBHOM", "WX", "AG", "VB", "GM", "WXGAVBHOM"])
 def test_only_what_is_named_is_collected(leaves):
     model = toy_model("llama")
     layers = linear_layers(model)
@@ -281,7 +295,7 @@ def test_only_the_layers_given_are_watched():
     with watched_inputs(layers, ALL) as of_inputs, watched_gradients(layers, ALL) as of_gradients:
         model(input_ids=windows, labels=windows).loss.backward()
     found = [statistics_of(sums, windows) for sums in (of_inputs, of_gradients)]
-    assert [set(part) for part in found] == [{"X", "A", "V", "H"}, {"G", "B", "M"}]
+    assert [set(part) for part in found] == [{"X", "A", "V", "H", "O"}, {"G", "B", "M"}]
     assert all(list(by_layer) == [name] for part in found for by_layer in part.values())
 
 

@@ -43,7 +43,9 @@ def test_statistics_round_matrices_and_not_vectors(dtype, item):
     assert size(model, frozenset("WG"), dtype) == item * TOY_PRUNABLE
     assert size(model, frozenset("X"), dtype) == 2 * 4 * inputs
     assert size(model, frozenset("B"), dtype) == 2 * 4 * outputs
-    assert size(model, ALL_LEAVES, dtype) == 2 * item * TOY_PRUNABLE + 8 * (4 * inputs + outputs)
+    assert size(model, ALL_LEAVES, dtype) == 2 * item * TOY_PRUNABLE + 8 * (
+        4 * inputs + outputs + 7
+    )
 
 
 def test_an_evaluating_device_holds_model_copy_statistics_scores_and_a_window():

@@ -43,7 +43,17 @@ def random_metric(seed: int, depth: int) -> Metric:
 def leaves_of(seed: int) -> list[dict[str, torch.Tensor]]:
     """Leaves of two layers on different scales; no two values near each other."""
     generator = torch.Generator().manual_seed(seed)
-    scales = {"W": 1.0, "G": 2.0, "X": 5.0, "A": 1.0, "V": 2.0, "B": 3.0, "H": 1.0, "M": 2.0}
+    scales = {
+        "W": 1.0,
+        "G": 2.0,
+        "X": 5.0,
+        "A": 1.0,
+        "V": 2.0,
+        "B": 3.0,
+        "H": 1.0,
+        "O": 1.0,
+        "M": 2.0,
+    }
     layers = []
     for scale in (1.0, 3.0):
         sizes = {
