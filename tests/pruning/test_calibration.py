@@ -62,7 +62,7 @@ def own_inputs(model, layers, windows):
 
 
 def relative_error(actual, expected):
-    return (torch.norm(actual - expected) / torch.norm(expected).clamp(min=1e-12)).item()
+    return (torch.norm(actual - expected) / torch.norm(expected)).item()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -342,7 +342,10 @@ def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
     rough = collect(ResidentStore(model), windows, ALL).to_tensors()
     for key, statistic in rough.items():
         assert statistic.dtype == torch.float32
-        assert relative_error(statistic, exact[key]) < (0.06 if key[0] in "GBM" else 0.03)
+        if key[0] == "O":  # a count: a weight or two at the limit are on its other side
+            assert (statistic - exact[key]).abs() < 0.02
+        else:
+            assert relative_error(statistic, exact[key]) < (0.06 if key[0] in "GBM" else 0.03)
 
 
 def test_sums_are_kept_in_fp32_where_bf16_would_stall():
