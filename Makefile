@@ -1,8 +1,8 @@
 # Every target works in a fresh clone: it makes the environment that it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process a core, each with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# One process a core, each with one thread; files in order, for the longest have few tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install search test check slow smollm2 gemma3 embedded
 
