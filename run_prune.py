@@ -138,9 +138,6 @@ def prune_model(
         recipe.check()
         folder = Path(_required("out", str(out or "")))
         subject = resolve_subject(_required("model", model), dtype, device, seqlen)
-        for name, count in (("samples", samples), ("eval-windows", eval_windows)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
         text = calibration_text(
             *(corpus or [EMBEDDED], split or [], share or [], samples, subject.seqlen, seed, bos)
         )

@@ -1,6 +1,7 @@
 """Texts as a command line names them: corpora in a row, with splits and shares beside them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from evaluation.corpus import Windows
@@ -29,6 +30,7 @@ def calibration_text(
     bos: bool | None,
 ) -> Mixture:
     """Return the text that statistics are collected on; raises ValueError as `Mixture.check`."""
+    _check_count("samples", windows)
     text = Mixture(_parts(corpora, splits, shares, 0, ""), windows, length, seed, bos)
     text.check()
     return text
@@ -42,6 +44,7 @@ def evaluation_texts(
     bos: bool | None,
 ) -> tuple[Mixture, ...]:
     """Return the texts that perplexity is measured on, each by itself; raises ValueError."""
+    _check_count("eval-windows", windows)
     parts = _parts(corpora, splits, (), 1, "eval-")
     texts = tuple(Mixture((part,), windows, length, None, bos) for part in parts)
     for text in texts:
@@ -54,12 +57,15 @@ def cut_all(texts: Sequence[Mixture], tokenizer: Any, vocabulary: int) -> Window
     return mixed([_cut(text, tokenizer, vocabulary) for text in texts])
 
 
+def _check_count(option: str, windows: int | None) -> None:
+    if windows is not None and windows < 1:
+        raise ValueError(f"{option} must be at least 1, got {windows}")
+
+
 def _cut(text: Mixture, tokenizer: Any, vocabulary: int) -> Windows:
     found = text.cut(tokenizer, vocabulary)
     if text.windows is None and len(found.tokens) > EVAL_WINDOWS:
-        (part,) = text.parts
-        fewer = Mixture((part,), EVAL_WINDOWS, text.length, text.seed, text.bos)
-        return fewer.cut(tokenizer, vocabulary)
+        return replace(text, windows=EVAL_WINDOWS).cut(tokenizer, vocabulary)
     return found
 
 

@@ -143,13 +143,10 @@ def _damped_factor(gram: Tensor) -> Tensor:
     return found
 
 
-class _OutlierRatio:
+class _OutlierRatio(_SquaredNorms):
     def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
         self._weight = layer.weight.detach()
-        self._total = _per_input(layer)
-
-    def add(self, values: Tensor, rows: slice) -> None:
-        self._total += values.square().sum(0, keepdim=True)
 
     def result(self, seen: Seen) -> Tensor:
         scores = self._weight.abs().float() * self._total.sqrt()
