@@ -57,7 +57,7 @@ def main(
         "largest_difference_to_the_run": max(again, default=None),
     }
     rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
-    rows.insert(-2, ["  by windows seen", _by_stage(stopped, wrong, real)])
+    rows.insert(-2, ["  by tokens seen", _by_tokens(stopped, wrong)])
     show(f"early decisions of {run.name}, top {TOP} at {best[-1]:.4f}", ["", "figure"], rows)
     write_json(json, {**conditions(real.experiment.config.dtype), **figures})
 
@@ -100,14 +100,11 @@ def _evaluate(evaluator: Evaluator, sample: list[Record]) -> dict[Record, float]
     return found
 
 
-def _by_stage(stopped: list[Record], wrong: list[Record], real: RealRun) -> str:
-    experiment = real.experiment
-    length = experiment.windows[0]["fitness"].tokens.shape[1] * len(experiment.tasks)
-    stages = sorted({record.outcome.tokens for record in stopped})
+def _by_tokens(stopped: list[Record], wrong: list[Record]) -> str:
     return ", ".join(
-        f"{tokens // length}: {sum(r.outcome.tokens == tokens for r in stopped)}"
+        f"{tokens}: {sum(r.outcome.tokens == tokens for r in stopped)}"
         f" ({sum(r.outcome.tokens == tokens for r in wrong)} wrong)"
-        for tokens in stages
+        for tokens in sorted({record.outcome.tokens for record in stopped})
     )
 
 

@@ -13,8 +13,12 @@ from search.experiment import resolve
 from search.fingerprint import Fingerprints, Probe
 from search.fitness import Evaluator, Setup
 from search.population import Candidate, Record, State
+from search.scale import Scale
 
-_NEEDED = ("config.yaml", "journal.jsonl", "probe.safetensors", "statistics.safetensors")
+_NEEDED = (
+    *("config.yaml", "journal.jsonl", "probe.safetensors", "statistics.safetensors"),
+    "scale.json",
+)
 
 
 class RealRun:
@@ -42,11 +46,12 @@ class RealRun:
         return Evolution(self.experiment.settings, marks, State())
 
     def evaluator(self, setup: Setup) -> Evaluator:
-        """Return an evaluator with the run's statistics."""
+        """Return an evaluator with the run's statistics and scale."""
         made = Evaluator(setup)
         for subject in range(len(self.experiment.subjects)):
             stored = load_file(self.path / f"statistics{subject or ''}.safetensors")
             made.use_statistics(subject, stored)
+        made.use_scale(Scale.model_validate_json((self.path / "scale.json").read_bytes()))
         return made
 
     def candidates(self) -> list[Candidate]:

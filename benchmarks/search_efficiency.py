@@ -31,6 +31,7 @@ from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe
 from search.fitness import Evaluator
 from search.population import Candidate, State
+from search.yardstick import asking, scale_of
 
 VARIANTS: dict[str, list[str]] = {
     "evolution": [],
@@ -94,6 +95,10 @@ class _Bench:
             statistics = self.evaluator.collect_statistics(subject)
             self.evaluator.use_statistics(subject, statistics)
             probes.append(Probe.from_tensors(self.evaluator.probe_tensors(subject)))
+        seconds = [self.evaluator.seconds_of(task) for task in range(len(experiment.tasks))]
+        aggregate = experiment.config.search.aggregate
+        ask = asking(self.evaluator)
+        self.evaluator.use_scale(scale_of(experiment.setup, aggregate, ask, seconds=seconds))
         self.fingerprints = Fingerprints(
             [(probes[task.subject], task.target) for task in experiment.tasks]
         )

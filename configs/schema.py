@@ -126,7 +126,7 @@ class TaskEntry(_Section):
     dtype: Dtype | None = None
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     pattern: str | None = Field(default=None, pattern=PATTERN)
-    weight: float = Field(default=1.0, gt=0, description="relative, of its rise of NLL over dense")
+    weight: float = Field(default=1.0, gt=0, description="relative to the other tasks'")
     calibration: Text | None = None
     fitness: Text | None = None
     selection: Text | None = None
@@ -210,7 +210,7 @@ class Search(_Section):
         description="share of places, and of children, that comparison groups have each alike",
     )
     parsimony: float = Field(
-        default=0.001, ge=0, description="nats per token: within a step of it the smaller wins"
+        default=0.001, ge=0, description="of fitness: within a step of it the smaller wins"
     )
     crowding: float = Field(
         default=0.002, ge=0, lt=1, description="masks that differ in less are one; 0 allows all"
@@ -220,6 +220,9 @@ class Search(_Section):
     )
     objective: Literal["nll", "kl"] = Field(
         default="nll", description="fitness: mean NLL, or KL divergence of dense to pruned"
+    )
+    aggregate: Literal["mean", "worst", "mean of the two"] = Field(
+        default="mean", description="over the relative rises of several tasks and kinds of text"
     )
     simplify: bool = Field(default=True, description="bring trees to canonical form")
     fingerprint: bool = Field(default=True, description="know candidates by their mask, too")
@@ -232,7 +235,9 @@ class Search(_Section):
         description="a stop after n windows needs slack / sqrt(n) more rise than the threshold's",
     )
     hopeless: float = Field(
-        default=3.0, gt=0, description="NLL rise over dense, nats per token, that always stops"
+        default=100.0,
+        gt=0,
+        description="a task's rise on a kind of text that always stops, in the best named metric's",
     )
     finalists: Count = Field(default=10, description="metrics scored on the selection text")
     checkpoint_every: Count = Field(default=50, description="candidates between checkpoints")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pruning.leaves import GRADIENT_FACTOR, LEAVES, Seen, Statistics, Sum, made_of
 
@@ -20,8 +21,15 @@ Sums = dict[str, dict[str, Sum]]
 
 
 @contextmanager
-def watched_inputs(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -> Iterator[Sums]:
-    """While open, add up what enters each layer, for the leaves that are made of inputs."""
+def watched_inputs(
+    layers: Mapping[str, nn.Linear], leaves: frozenset[str], block: nn.Module
+) -> Iterator[Sums]:
+    """While open, add up what enters each layer, for the leaves that are made of inputs.
+
+    Args:
+        layers: Of the block.
+        block: Its own input and output count for leaves such as its influence.
+    """
     sums = _start(layers, made_of(leaves, "inputs"))
 
     def watch(own: Mapping[str, Sum]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -30,12 +38,28 @@ def watched_inputs(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -> I
 
         return add
 
-    handles = [layers[name].register_forward_pre_hook(watch(sums[name])) for name in sums]
+    def watch_block(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        after = output if isinstance(output, Tensor) else output[0]
+        cosines = functional.cosine_similarity(inputs[0].float(), after.float(), dim=-1)
+        for by_leaf in sums.values():
+            _add_all(_part(by_leaf, of_block=True), cosines[..., None])
+
+    handles = [
+        layers[name].register_forward_pre_hook(watch(own))
+        for name in sums
+        if (own := _part(sums[name], of_block=False))
+    ]
+    if any(LEAVES[leaf].of_block for leaf in leaves):
+        handles.append(block.register_forward_hook(watch_block))
     try:
         yield sums
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _part(sums: Mapping[str, Sum], of_block: bool) -> dict[str, Sum]:
+    return {leaf: one for leaf, one in sums.items() if LEAVES[leaf].of_block == of_block}
 
 
 @contextmanager
@@ -63,9 +87,9 @@ def watched_gradients(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -
             layers[name].weight.requires_grad_(False)
 
 
-def statistics_of(sums: Sums, windows: Tensor) -> Statistics:
+def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> Statistics:
     """Return the statistics that sums over windows, (N, T), make; the sums are given up."""
-    seen = Seen(len(windows), windows.numel())
+    seen = Seen(len(windows), windows.numel(), depth)
     found: dict[str, dict[str, Tensor]] = {}
     for layer, by_leaf in sums.items():
         for leaf in list(by_leaf):

@@ -33,10 +33,17 @@ Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
 
 @dataclass(frozen=True)
 class Seen:
-    """How much calibration text a sum has seen: windows, and tokens in all of them."""
+    """What a sum has seen.
+
+    Attributes:
+        windows: Of calibration text.
+        tokens: In all of them.
+        depth: Of the layer's block among the blocks, from 0, the first, to 1, the last.
+    """
 
     windows: int
     tokens: int
+    depth: float = 0.0
 
 
 class Sum(Protocol):
@@ -46,9 +53,10 @@ class Sum(Protocol):
         """Add one window's values in fp32, gradients times `GRADIENT_FACTOR`.
 
         Args:
-            values: Inputs (tokens, in_features), output gradients (tokens, out_features), or some
-                rows of the weight's gradient, (rows, in_features).
-            rows: Which rows of the weight; of inputs and output gradients all.
+            values: Inputs (tokens, in_features), output gradients (tokens, out_features), some rows
+                of the weight's gradient, (rows, in_features), or the cosines of the block's input
+                and output, (tokens, 1).
+            rows: Which rows of the weight; all where the values are not its gradient.
         """
 
     def result(self, seen: Seen) -> Tensor:
@@ -66,6 +74,7 @@ class Leaf:
         start: Returns an empty sum for a layer; None for W, which needs no calibration.
         signed: Whether it can be negative.
         gram: Whether its sum is a matrix of inputs by inputs.
+        of_block: Whether it sees what the whole block does, and not the layer's inputs.
     """
 
     meaning: str
@@ -74,6 +83,7 @@ class Leaf:
     start: Callable[[nn.Linear], Sum] | None
     signed: bool = False
     gram: bool = False
+    of_block: bool = False
 
 
 class _SquaredNorms:
@@ -151,6 +161,28 @@ class _OutlierRatio(_SquaredNorms):
     def result(self, seen: Seen) -> Tensor:
         scores = self._weight.abs().float() * self._total.sqrt()
         return (scores > OUTLIER_FACTOR * scores.mean()).float().mean().reshape(1, 1)
+
+
+class _Depth:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._device = layer.weight.device
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        """No text changes it."""
+
+    def result(self, seen: Seen) -> Tensor:
+        return torch.full((1, 1), seen.depth, device=self._device)
+
+
+class _BlockInfluence:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._total = torch.zeros(1, 1, device=layer.weight.device)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total += values.sum()
+
+    def result(self, seen: Seen) -> Tensor:
+        return 1 - self._total / seen.tokens
 
 
 class _SquaredOutputGradients:
@@ -231,6 +263,20 @@ LEAVES: dict[str, Leaf] = {
         NUMBER,
         "inputs",
         _OutlierRatio,
+    ),
+    "D": Leaf(
+        "depth of a layer's block among the blocks, from 0, the first, to 1, the last",
+        NUMBER,
+        "inputs",
+        _Depth,
+        of_block=True,
+    ),
+    "I": Leaf(
+        "influence of a layer's block: one minus the mean cosine of its inputs and outputs",
+        NUMBER,
+        "inputs",
+        _BlockInfluence,
+        of_block=True,
     ),
     # W times M is, up to the factor, what the loss gains to first order by keeping the weight
     # (Sanh et al., 2020, arXiv:2005.07683, Section 4, here on a model that is not trained).

@@ -18,7 +18,7 @@ from pruning.models import layers_of_block, linear_layers
 from pruning.recipe import LayerScores, Recipe
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
-from pruning.walk import Progress, Stream, Texts, walk_dense
+from pruning.walk import Progress, Stream, Texts, depth_of, walk_dense
 
 
 def prune(
@@ -170,11 +170,12 @@ class _Pruning:
             leaves = frozenset()
         elif not self.recipe.sequential:
             leaves &= self._wanted(block)
-        with watched_inputs(layers_of_block(block, module), leaves) as sums:
+        with watched_inputs(layers_of_block(block, module), leaves, module) as sums:
             move = calibration.look if self.recipe.sequential else calibration.advance
             move(i, module)
         kept = self.fresh if self.recipe.sequential else self.kept
-        kept.update(statistics_of(sums, calibration.windows).to_tensors())
+        depth = depth_of(i, self.store)
+        kept.update(statistics_of(sums, calibration.windows, depth).to_tensors())
 
     def _keep(self, statistics: Statistics) -> None:
         # What waits for a later walk does so in the machine's memory, not in a GPU's.

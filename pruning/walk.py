@@ -205,9 +205,9 @@ def _forward(
                 dense.advance(i, module)
             if calibration:
                 layers = layers_of_block(block, module)
-                with watched_inputs(layers, wanted[block]) as sums:
+                with watched_inputs(layers, wanted[block], module) as sums:
                     calibration.advance(i, module)
-                keep(statistics_of(sums, calibration.windows))
+                keep(statistics_of(sums, calibration.windows, depth_of(i, store)))
         on_progress("forward", i + 1, len(store.blocks))
 
 
@@ -229,6 +229,11 @@ def _backward(
             visit(block, module)
         on_progress("backward", done, total)
     calibration.drop(0)
+
+
+def depth_of(block: int, store: Store) -> float:
+    """Return the relative depth of a block, from 0, the first, to 1, the last."""
+    return block / max(1, len(store.blocks) - 1)
 
 
 def enter_gradients(store: Store, stream: Stream) -> None:

@@ -93,7 +93,8 @@ class Books:
         hours = (time.monotonic() - self._began) / 3600
         per_hour = (state.committed - self._first) / hours if hours else 0.0
         candidates = self.experiment.config.search.candidates
-        return Status.of_run(state, candidates, self.outcomes, per_hour, self.pool.staff, why)
+        unit = self.experiment.fitness_unit
+        return Status.of_run(state, candidates, unit, self.outcomes, per_hour, self.pool.staff, why)
 
     def _checkpoint(self) -> None:
         self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)

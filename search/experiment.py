@@ -23,6 +23,7 @@ from search.evolution import Settings
 from search.fitness import Setup, Task
 from search.population import Rules
 from search.resident import Memory, Subject
+from search.scale import unit_of
 from search.seeds import read_seeds
 
 _HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
@@ -84,7 +85,17 @@ class Experiment:
             slack=search.slack,
             hopeless=search.hopeless,
             memory=self.memory,
+            kinds=tuple(
+                {role: _kinds_of(windows) for role, windows in texts.items()}
+                for texts in self.windows
+            ),
         )
+
+    @property
+    def fitness_unit(self) -> str:
+        """What a fitness is in; see `search.scale`."""
+        kinds = [kind for task in self.config.all_tasks for kind in task.fitness.parts]
+        return unit_of(len(kinds))
 
     def provenance(self, subject: int) -> dict[str, Provenance]:
         """Return where a model's windows come from, by role."""
@@ -178,6 +189,16 @@ def resolve(config: Config) -> Experiment:
         ),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _kinds_of(windows: Windows) -> tuple[str, ...]:
+    """Return each window's kind of text: its corpus, and where two are of one the split as well."""
+    corpora = [Path(str(part["corpus"])).name for part in windows.parts]
+    names = [
+        f"{corpus} {part['split']}" if corpora.count(corpus) > 1 else corpus
+        for corpus, part in zip(corpora, windows.parts, strict=True)
+    ]
+    return tuple(names[kind] for kind in windows.kinds)
 
 
 def _mixture_of(text: Text) -> Mixture:

@@ -1,44 +1,31 @@
 """The end of a run: choose the winner on the selection text, measure it on the report text."""
 
-import math
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
 from search.experiment import Experiment
-from search.fitness import Task, perplexity_of
+from search.fitness import perplexity_of
 from search.journal import RunFolder
 from search.pool.protocol import LossRequest, MaskRequest, Pool
 from search.population import Record, State
-from search.report.page import SHOWN, end_table, render, tasks_of, title_of
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference of two metrics' losses over the same windows, nats per token.
-
-    Attributes:
-        mean: Positive where the first is worse.
-        standard_error: Of that mean; None for a single window.
-    """
-
-    mean: float
-    standard_error: float | None
-
-
-def paired_difference(losses: list[float], reference: list[float]) -> Difference:
-    """Compare two lists of losses window by window: far less noise than in the losses."""
-    gap = torch.tensor(losses, dtype=torch.float64) - torch.tensor(reference, dtype=torch.float64)
-    error = gap.std().item() / math.sqrt(len(gap)) if len(gap) > 1 else None
-    return Difference(gap.mean().item(), error)
+from search.report.page import (
+    SHOWN,
+    end_table,
+    relative_rows,
+    relative_table,
+    render,
+    tasks_of,
+    title_of,
+)
+from search.scale import paired_difference
+from search.yardstick import cells_of, losses_of, scale_of
 
 
 def finish(
@@ -90,6 +77,8 @@ def finish(
             **{key: first[key] for key in ("sparsity", "pattern")},
         },
         "objective": experiment.config.search.objective,
+        "aggregate": experiment.config.search.aggregate,
+        "fitness_unit": experiment.fitness_unit,
         "diversity": diversity,
         "tasks": tasks,
     }
@@ -98,6 +87,8 @@ def finish(
     for task in tasks_of(summary):
         console.print(title_of(task), soft_wrap=True)
         console.print(end_table(task))
+    if len(rows := relative_rows(summary)) > 1:
+        console.print(relative_table(rows))
     console.print(f"best metric: {folder.path / 'best_metric.json'}", soft_wrap=True)
     console.print(apply_line(folder, experiment), soft_wrap=True)
 
@@ -146,11 +137,11 @@ def _choose(
     experiment: Experiment, pool: Pool, finalists: list[Record]
 ) -> tuple[Record, list[dict[str, Any]]]:
     """Score finalists on the selection texts; return the best there, and all with differences."""
-    tasks = experiment.tasks
+    tasks = range(len(experiment.tasks))
+    aggregate = experiment.config.search.aggregate
+    scale = scale_of(experiment.setup, aggregate, pool.losses, "selection")
     requests = [
-        LossRequest(index, "selection", record.criterion)
-        for record in finalists
-        for index in range(len(tasks))
+        LossRequest(task, "selection", record.criterion) for record in finalists for task in tasks
     ]
     answers = iter(pool.losses(requests))
     scored = []
@@ -158,14 +149,12 @@ def _choose(
         by_task = [next(answers) for _ in tasks]
         losses = [windows for windows in by_task if windows]
         if len(losses) == len(tasks):
-            means = [Difference(sum(windows) / len(windows), 0) for windows in losses]
-            scored.append((_weighted(tasks, means).mean, record, losses))
+            scored.append((scale.fitness(losses), record, losses))
     scored.sort(key=lambda entry: (entry[0], entry[1].index))
     reference = scored[0][2]
     standings = []
     for loss, record, losses in scored:
-        pairs = zip(losses, reference, strict=True)
-        gap = _weighted(tasks, [paired_difference(*pair) for pair in pairs])
+        gap = scale.difference(losses, reference)
         standings.append(
             {
                 "index": record.index,
@@ -181,26 +170,13 @@ def _choose(
     return scored[0][1], standings
 
 
-def _weighted(tasks: Sequence[Task], differences: Sequence[Difference]) -> Difference:
-    """Return the mean of the tasks' differences by weight; their errors are independent."""
-    weights = [task.weight / sum(t.weight for t in tasks) for task in tasks]
-    pairs = list(zip(weights, differences, strict=True))
-    errors = [d.standard_error for d in differences]
-    known = [w * e for w, e in zip(weights, errors, strict=True) if e is not None]
-    error = math.hypot(*known) if len(known) == len(errors) else None
-    return Difference(sum(weight * difference.mean for weight, difference in pairs), error)
-
-
 def _measurements(
     experiment: Experiment, pool: Pool, index: int, winner: Criterion
 ) -> dict[str, Any]:
     """Return a task's perplexities on its report text: dense, baselines and winner."""
-    criteria = [winner, None, *(baseline.criterion for baseline in BASELINES.values())]
-    best, dense, *baselines = pool.losses(
-        [LossRequest(index, "report", criterion) for criterion in criteria]
-    )
-    assert best is not None and dense is not None
-    found = {name: losses for name, losses in zip(BASELINES, baselines, strict=True) if losses}
+    dense, found = losses_of(pool.losses, index, "report")
+    (best,) = pool.losses([LossRequest(index, "report", winner)])
+    assert best is not None
     gaps = {name: paired_difference(losses, best) for name, losses in found.items()}
     subject = experiment.tasks[index].subject
     return {
@@ -211,6 +187,17 @@ def _measurements(
             name: {"nats": gap.mean, "standard_error": gap.standard_error}
             for name, gap in gaps.items()
         },
+        "by_text": [
+            {
+                "text": cell.text,
+                "dense": perplexity_of(cell.dense),
+                "named": cell.named,
+                "named_perplexity": perplexity_of([found[cell.named][i] for i in cell.windows]),
+                "perplexity": perplexity_of([best[i] for i in cell.windows]),
+                "relative_rise": cell.value(best),
+            }
+            for cell in cells_of(experiment.setup, index, "report", dense, found)
+        ],
         "perplexity_of": {
             **experiment.provenance(subject)["report"],
             "dtype": experiment.subjects[subject].dtype,

@@ -1,11 +1,13 @@
 """Metric text to outcome: prune, measure, restore; over one task or several.
 
-An `Evaluator` holds its models with all that a candidate needs, loaded once. Each stage looks at
-a few more windows of every task, and a candidate that cannot enter the population goes no further.
+An `Evaluator` holds its models with all that a candidate needs, loaded once. A first look at a few
+windows of each task, then stage by stage at more of them; a candidate that cannot enter the
+population goes no further.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -19,10 +21,7 @@ from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from search.population import Candidate, Outcome
 from search.resident import Memory, Resident, Subject, Weights
-
-REFERENCES = ("snip", "wanda")
-"""Baselines that tell how the windows of a fitness text differ under any pruning."""
-
+from search.scale import Scale
 
 ZerosAndOverlap = dict[str, tuple[float, float]]
 """By layer, a fraction of zeros and a mask overlap."""
@@ -37,7 +36,7 @@ class Task:
         subject: Index of the model.
         sparsity: Fraction of the weights to remove.
         pattern: An n:m group, or None for unstructured sparsity.
-        weight: Of this task's rise of NLL over dense in the fitness.
+        weight: Of this task among the others.
     """
 
     name: str
@@ -67,8 +66,10 @@ class Setup:
         stages: Fitness windows after which a candidate may be stopped, ascending.
         slack: A stop after one window needs this much more rise than the threshold's, as a
             fraction; after n windows, 1 / sqrt(n) of it.
-        hopeless: Rise over dense, nats per token, that always stops.
+        hopeless: Rise on one kind of text of one task, as a multiple of the best named metric's,
+            that always stops.
         memory: What is held beside the models, and where.
+        kinds: For each model by role, each window's kind of text; empty if there is one.
     """
 
     subjects: tuple[Subject, ...]
@@ -82,14 +83,20 @@ class Setup:
     slack: float
     hopeless: float
     memory: Memory = field(default_factory=Memory)
+    kinds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
+
+    def kinds_of(self, task: int, role: str) -> tuple[str, ...]:
+        """Return the kind of text of each window of a task."""
+        subject = self.tasks[task].subject
+        if self.kinds:
+            return self.kinds[subject][role]
+        return ("text",) * len(self.windows[subject][role])
 
 
 class Evaluator:
     """Resident models that evaluate candidates, one candidate after the other.
 
-    The fitness of one task is the mean of the objective over its fitness windows. Of several it
-    is the mean of the tasks' rises over dense by weight, since losses on unlike texts and models
-    have no common scale.
+    What a fitness is, its `scale` says.
 
     Args:
         setup: What it is built from.
@@ -104,7 +111,7 @@ class Evaluator:
             Resident(subject, windows, setup.device, setup.objective, setup.memory, given)
             for subject, windows, given in zip_longest(setup.subjects, setup.windows, weights)
         ]
-        self._profiles: dict[int, Tensor] = {}
+        self.scale: Scale | None = None
 
     @property
     def seconds(self) -> float:
@@ -124,12 +131,22 @@ class Evaluator:
         return self.residents[subject].collect_statistics(self.setup.leaves)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Use a model's statistics, and see what its windows suffer under `REFERENCES`."""
+        """Use a model's statistics; see `Resident.use_statistics`."""
         self.residents[subject].use_statistics(tensors)
-        if self.setup.stages:
-            for index, task in enumerate(self.setup.tasks):
-                if task.subject == subject:
-                    self._profiles[index] = self._profile(task)
+
+    def use_scale(self, scale: Scale) -> None:
+        """Measure candidates by this scale from now on."""
+        self.scale = scale
+
+    def seconds_of(self, task: int) -> float:
+        """Return how long the first stage of a task takes: pruning, and its windows."""
+        resident = self.residents[self.setup.tasks[task].subject]
+        criterion = BASELINES["wanda"].criterion
+        target = self.setup.tasks[task].target(criterion.group)
+        began = time.perf_counter()
+        with resident.pruned(criterion.metric, target):
+            resident.measure(0, self.setup.stages[0] if self.setup.stages else None)
+        return time.perf_counter() - began
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
@@ -149,13 +166,15 @@ class Evaluator:
     def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
         """Return each window's mean NLL on a task's text, dense if the criterion is None.
 
-        None if the criterion is degenerate on this model.
+        Of the fitness text it is the objective. None if the criterion is degenerate on this model.
         """
         resident = self.residents[self.setup.tasks[task].subject]
         if criterion is None:
-            return resident.losses(role)
+            return resident.dense.tolist() if role == "fitness" else resident.losses(role)
         try:
             with resident.pruned(criterion.metric, self.setup.tasks[task].target(criterion.group)):
+                if role == "fitness":
+                    return resident.measure(0, None).tolist()
                 return resident.losses(role)
         except DegenerateScores:
             return None
@@ -184,68 +203,57 @@ class Evaluator:
         return found
 
     def _measure(self, candidate: Candidate) -> Outcome:
+        assert self.scale, "use_scale comes before the first candidate"
         criterion = candidate.criterion
-        losses = [torch.empty(0, dtype=torch.float64) for _ in self.setup.tasks]
-        for end in (*self.setup.stages, None):
-            for i, task in enumerate(self.setup.tasks):
-                resident = self.residents[task.subject]
-                resident.prune(criterion.metric, task.target(criterion.group))
-                losses[i] = torch.cat([losses[i], resident.measure(len(losses[i]), end)])
-            if not all(torch.isfinite(part).all() for part in losses):
+        losses: list[list[float]] = [[] for _ in self.setup.tasks]
+        for i, end in self._visits(self.scale.order):
+            task = self.setup.tasks[i]
+            resident = self.residents[task.subject]
+            if len(losses[i]) == len(resident.dense):
+                continue
+            resident.prune(criterion.metric, task.target(criterion.group))
+            losses[i] += resident.measure(len(losses[i]), end).tolist()
+            if not all(map(math.isfinite, losses[i])):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
-            if end and (reason := self._stop_reason(losses, candidate.stop_above)):
+            if reason := self._stop_reason(self.scale, losses, candidate.stop_above):
                 return Outcome("stopped", None, self._tokens(losses), reason)
-        return Outcome("evaluated", self._fitness(losses), self._tokens(losses))
+        return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
-    def _tokens(self, losses: list[Tensor]) -> int:
+    def _visits(self, order: Sequence[int]) -> Iterator[tuple[int, int | None]]:
+        """Yield tasks and up to which window they are looked at: a first look at each, then all.
+
+        So a candidate that is of no use for one task costs no other more than that.
+        """
+        first, *others = (*self.setup.stages, None)
+        yield from ((task, first) for task in order)
+        yield from ((task, end) for task in order for end in others)
+
+    def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
         subjects = [task.subject for task in self.setup.tasks]
         lengths = [self.setup.windows[subject]["fitness"].shape[1] for subject in subjects]
         return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
 
-    def _fitness(self, losses: list[Tensor]) -> float:
-        return losses[0].mean().item() if len(losses) == 1 else self._rise(losses)
-
-    def _rise(self, losses: list[Tensor]) -> float:
-        """Return the mean rise over dense that the windows so far let expect, by weight."""
-        total = 0.0
-        for i, (task, part) in enumerate(zip(self.setup.tasks, losses, strict=True)):
-            dense = self.residents[task.subject].dense
-            rise = (part - dense[: len(part)]).mean().item()
-            if len(part) < len(dense):
-                rise /= self._profiles[i][: len(part)].mean().item()
-            total += task.weight * rise
-        return total / sum(task.weight for task in self.setup.tasks)
-
-    def _profile(self, task: Task) -> Tensor:
-        """Return a task's windows' rises over their mean, as they are under `REFERENCES`.
-
-        Some windows suffer more from any pruning than others; without that, the first windows
-        would judge all candidates too hard, or too softly.
-        """
-        resident = self.residents[task.subject]
-        shares = []
-        for name in REFERENCES:
-            criterion = BASELINES[name].criterion
-            with resident.pruned(criterion.metric, task.target(criterion.group)):
-                rises = resident.measure(0, None) - resident.dense
-            if torch.isfinite(rises).all() and rises.mean() > 0:
-                shares.append(rises / rises.mean())
-        even = torch.ones(len(resident.dense), dtype=torch.float64)
-        mean = torch.stack(shares or [even]).mean(0)
-        # A window that hardly suffers, or gains, says little: no division by next to nothing.
-        return mean.clamp(min=0.1)
-
-    def _stop_reason(self, losses: list[Tensor], stop_above: float | None) -> str:
-        """Compare rises over the dense model: they vary far less by window than losses do."""
-        rise, limit = self._rise(losses), self.setup.hopeless
-        if stop_above is not None:
-            if len(losses) == 1:
-                stop_above -= self.residents[self.setup.tasks[0].subject].dense.mean().item()
-            slack = self.setup.slack / math.sqrt(min(len(part) for part in losses))
-            limit = min(limit, max(0.0, stop_above) * (1 + slack))
-        return f"rise {rise:.4f} above {limit:.4f}" if rise > limit else ""
+    def _stop_reason(
+        self, scale: Scale, losses: Sequence[Sequence[float]], stop_above: float | None
+    ) -> str:
+        """Say why a candidate need not be looked at any more, if that is so."""
+        complete = all(
+            len(part) == len(self.residents[task.subject].dense)
+            for part, task in zip(losses, self.setup.tasks, strict=True)
+        )
+        if complete or not self.setup.stages:
+            return ""
+        for cell, value in zip(scale.cells, scale.values(losses), strict=True):
+            if value is not None and value > self.setup.hopeless:
+                what = f"{self.setup.tasks[cell.task].name}, {cell.text}"
+                return f"relative rise {value:.4f} on {what} above {self.setup.hopeless:.4f}"
+        if stop_above is None:
+            return ""
+        if beyond := scale.excess(losses, scale.relative(stop_above), self.setup.slack):
+            return "relative rise {:.4f} above {:.4f}".format(*beyond)
+        return ""
 
 
-def perplexity_of(losses: list[float]) -> float:
+def perplexity_of(losses: Sequence[float]) -> float:
     """Return the perplexity that per-window losses in nats per token make."""
     return perplexity(torch.tensor(losses, dtype=torch.float64))

@@ -1,5 +1,6 @@
 """From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor
 
@@ -26,7 +28,9 @@ from search.pool.in_process import InProcessCrew
 from search.pool.protocol import CallError, Pool, PoolError
 from search.pool.worker_pool import WorkerPool
 from search.population import Record
+from search.scale import Scale
 from search.screen import Screen
+from search.yardstick import scale_of
 
 DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
 """Exit codes; 2 is a usage or config error, 3 a run that can be resumed, 4 a folder that does not
@@ -179,13 +183,13 @@ def _crew(experiment: Experiment) -> Iterator[Crew]:
 def _prepare(
     folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
 ) -> Fingerprints:
-    """Get statistics and probes, from the folder or from a worker, and check the environment.
+    """Get statistics, probes and scale, from the folder or workers, and check the environment.
 
     Raises:
         FolderError: If models, texts or statistics are not those that the run began with.
     """
     found: dict[str, list[object]] = {
-        name: [] for name in ("model", "texts", "windows", "statistics", "probe")
+        name: [] for name in ("model", "texts", "windows", "statistics", "probe", "scale")
     }
     probes = []
     for subject in range(len(experiment.subjects)):
@@ -198,6 +202,8 @@ def _prepare(
         found["statistics"].append(tensors_digest(statistics))
         found["probe"].append(tensors_digest(probe))
         probes.append(Probe.from_tensors(probe))
+    scale = _scale(folder, experiment, pool, console)
+    found["scale"].append(hashlib.sha256(scale.model_dump_json().encode()).hexdigest()[:16])
     check_fingerprints(folder, experiment, found)
     return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
 
@@ -225,6 +231,25 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
         probe = dict(pool.probe_tensors(subject))
         folder.write_tensors(name, probe)
     return probe
+
+
+def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> Scale:
+    """Return the scale of a fitness, which all workers have then."""
+    name = "scale.json"
+    if (folder.path / name).exists():
+        try:
+            scale = Scale.model_validate(folder.read_json(name))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise FolderError(f"{folder.path / name} is damaged at {where or 'its top'}") from error
+    else:
+        setup, aggregate = experiment.setup, experiment.config.search.aggregate
+        console.print("measuring the dense model and the named metrics on the fitness text")
+        seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
+        scale = scale_of(setup, aggregate, pool.losses, seconds=seconds)
+        folder.write_json(name, scale.model_dump())
+    pool.use_scale(scale)
+    return scale
 
 
 def evolve(

@@ -60,10 +60,11 @@ def print_status(folder: RunFolder, console: Console) -> None:
     status = Status(**folder.read_json("status.json", *Status.__annotations__))
     console.print(f"{folder.path}: {status.state}, as of {status.written}", soft_wrap=True)
     console.print(table_of(status))
+    unit = (status.best or {}).get("unit", "")
     for record in folder.read_checkpoint().pareto_front:
         criterion = record.criterion
         console.print(
-            f"{record.fitness:.4f} nats/token, {record.size} nodes, {criterion.group}: "
+            f"{record.fitness:.4f} {unit}, {record.size} nodes, {criterion.group}: "
             f"{criterion.text}",
             soft_wrap=True,
         )

@@ -27,7 +27,7 @@ class Status:
         faults: What went wrong with workers and calls since this process began, by kind.
         trouble: The last of it, in one line.
         groups: Members of the population by comparison group.
-        best: Metric, group and fitness of the fittest; None if there is none.
+        best: Metric, group, fitness and its unit of the fittest; None if there is none.
     """
 
     state: str
@@ -44,7 +44,13 @@ class Status:
 
     @staticmethod
     def of_run(
-        state: State, of: int, outcomes: Mapping[str, int], per_hour: float, staff: Staff, why: str
+        state: State,
+        of: int,
+        unit: str,
+        outcomes: Mapping[str, int],
+        per_hour: float,
+        staff: Staff,
+        why: str,
     ) -> "Status":
         """Return the status of a run's state."""
         best = state.best
@@ -65,6 +71,7 @@ class Status:
                 "metric": best.criterion.text,
                 "group": best.criterion.group,
                 "fitness": best.fitness,
+                "unit": unit,
             },
         )
 
@@ -90,7 +97,7 @@ class Status:
         return [
             ("candidate", f"{self.candidates}/{self.of}"),
             ("best", f"{best['metric']} ({best['group']})" if best else "none yet"),
-            ("fitness", f"{best['fitness']:.4f} nats/token" if best else "-"),
+            ("fitness", f"{best['fitness']:.4f} {best['unit']}" if best else "-"),
             ("population", _counts(self.groups) or "none"),
             ("pace", f"{self.per_hour:.0f}/h"),
             ("left", "-" if left is None else f"{left:.0f} min"),

@@ -33,8 +33,11 @@ RESERVED = {
 # What a sub-package of search may import of search.
 SEARCH_IMPORTS = {
     "search/breeding/": ("search.breeding",),
-    "search/pool/": ("search.pool", "search.fitness", "search.resident", "search.population"),
-    "search/report/": ("search.report", "search.population"),
+    "search/pool/": (
+        *("search.pool", "search.fitness", "search.resident", "search.population"),
+        "search.scale",
+    ),
+    "search/report/": ("search.report", "search.population", "search.scale"),
 }
 TENSOR_READERS = ("pruning/result/kept.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shutil
 import sys
@@ -223,18 +224,38 @@ def test_the_winner_of_two_tasks_is_the_best_on_both_selection_texts(on_two_task
         assert one["difference"] == pytest.approx(one["selection_loss"] - losses[0], abs=1e-9)
 
 
-def test_a_selection_loss_of_two_tasks_is_their_mean_by_weight(on_two_tasks):
+def test_a_selection_loss_of_two_tasks_is_their_mean_relative_rise_by_weight(on_two_tasks):
     winner = read(on_two_tasks[0] / "summary.json")["selection"][0]
     experiment = resolve(schema.load(on_two_tasks[0] / "config.yaml", []))
     (windows,) = experiment.read_texts().windows
-    losses = []
-    for group in (group_of(winner["group"]), NOfM(2, 4)):
+    text = windows["selection"].tokens
+    dense = window_losses(ResidentStore(load_model("embedded", "float32")), text)
+
+    def rise(criterion, pattern):
         store = ResidentStore(load_model("embedded", "float32"))
-        recipe = Recipe(Metric.parse(winner["metric"]), Target(0.5, group))
+        recipe = Recipe(criterion.metric, Target(0.5, pattern or group_of(criterion.group)))
         prune(store, recipe, Texts(windows["calibration"].tokens))
-        losses.append(window_losses(store, windows["selection"].tokens).mean().item())
-    expected = (1 * losses[0] + 3 * losses[1]) / 4
-    assert winner["selection_loss"] == pytest.approx(expected, abs=1e-4)
+        rises = window_losses(store, text) - dense
+        return rises.mean().item(), rises.std().item() / math.sqrt(len(rises))
+
+    best = Criterion.parse(winner["metric"], winner["group"])
+    relative = []
+    for pattern in (None, NOfM(2, 4)):
+        unit = max(min(rise(baseline.criterion, pattern) for baseline in BASELINES.values()))
+        relative.append(rise(best, pattern)[0] / unit)
+    expected = (1 * relative[0] + 3 * relative[1]) / 4
+    assert winner["selection_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_metric(on_two_tasks):
+    out, printed = on_two_tasks
+    for task in read(out / "summary.json")["tasks"]:
+        (cell,) = task["by_text"]
+        assert (cell["text"], cell["dense"]) == ("embedded", task["dense"])
+        assert cell["named_perplexity"] == min(task["baselines"].values())
+        assert cell["perplexity"] == pytest.approx(task["best"]["perplexity"])
+        assert f"{cell['relative_rise']:.3f}" in printed
+        assert f"{cell['relative_rise']:.3f}" in (out / "report.html").read_text()
 
 
 def test_two_tasks_print_two_tables(on_two_tasks):

@@ -9,6 +9,7 @@ from torch import Tensor
 from pruning.criterion import Criterion
 from search.fitness import ZerosAndOverlap
 from search.population import Candidate, Outcome
+from search.scale import Scale
 
 Timing = Mapping[str, float]
 """What is not reproducible of an evaluation: seconds, peak MiB, the worker's number."""
@@ -98,6 +99,12 @@ class Pool(Protocol):
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Give a model's statistics to every worker; before that none is evaluated."""
 
+    def use_scale(self, scale: Scale) -> None:
+        """Give the scale of a fitness to every worker; before that none is evaluated."""
+
+    def seconds_of_tasks(self) -> list[float]:
+        """Return how long the first stage of each task takes."""
+
     def probe_tensors(self, subject: int) -> Mapping[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
 
@@ -107,7 +114,8 @@ class Pool(Protocol):
     def losses(self, requests: Sequence[LossRequest]) -> list[list[float] | None]:
         """Return each window's mean NLL in nats per token, for each request in order.
 
-        None where the criterion is degenerate on the model.
+        Of the fitness text it is the objective. None where the criterion is degenerate on the
+        model.
         """
 
     def zeros_and_overlap(self, requests: Sequence[MaskRequest]) -> list[ZerosAndOverlap]:

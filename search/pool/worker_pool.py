@@ -26,6 +26,7 @@ from search.pool.protocol import (
 )
 from search.pool.roster import Roster
 from search.population import Candidate, Outcome
+from search.scale import Scale
 
 GRACE, FACTOR = 20.0, 10.0
 """A call has seconds of grace and so many times what it should take before it counts as hung."""
@@ -98,6 +99,17 @@ class WorkerPool:
         shared = self._crew.share(tensors)
         self._roster.briefings.append(Call("use_statistics", (subject, shared), 0))
         self._assign()
+
+    def use_scale(self, scale: Scale) -> None:
+        """Give the scale of a fitness to every worker, now or before its first evaluation."""
+        self._roster.briefings.append(Call("use_scale", (scale,), 0))
+        self._assign()
+
+    def seconds_of_tasks(self) -> list[float]:
+        """Return how long the first stage of each task takes."""
+        tokens = self._fitness_tokens
+        calls = [Call("seconds_of", (task,), tokens) for task in range(len(self._setup.tasks))]
+        return cast(list[float], self._do(calls))
 
     def probe_tensors(self, subject: int) -> Mapping[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""

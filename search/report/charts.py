@@ -82,7 +82,12 @@ def svg_of(figure: Figure, name: str, label: str, **options: Any) -> Markup:
 
 
 def fitness_chart(
-    name: str, records: Sequence[Record], places: Sequence[float], axis: str, unit: str
+    name: str,
+    records: Sequence[Record],
+    places: Sequence[float],
+    axis: str,
+    unit: str,
+    scale: str,
 ) -> Chart:
     """Draw fitness against a place on an axis: each evaluated candidate, and the best so far.
 
@@ -90,6 +95,7 @@ def fitness_chart(
         places: Where each record stands on the axis.
         axis: What the places are, in words.
         unit: Heading of their column.
+        scale: What a fitness is in.
     """
     shown = [(places[r.index], r.index, r.fitness) for r in records if r.fitness is not None]
     best = list(accumulate((fitness for _, _, fitness in shown), min))
@@ -102,7 +108,7 @@ def fitness_chart(
         label = f"evaluated, {above} above the chart" if above else "evaluated"
         axes.scatter(across, values, s=7, color="#7a9cc6", label=label)
         axes.plot(across, best, drawstyle="steps-post", color="#b03a2e", label="best so far")
-        axes.set(xlabel=axis, ylabel="fitness, nats per token", ylim=limits)
+        axes.set(xlabel=axis, ylabel=f"fitness, {scale}", ylim=limits)
         _legend(figure, 2)
         svg = svg_of(figure, name, title)
     rows = [
@@ -112,7 +118,7 @@ def fitness_chart(
     return Chart(title, svg, ("candidate", unit, "fitness", "best so far"), rows)
 
 
-def front_chart(name: str, best: Sequence[Record], front: Sequence[Record]) -> Chart:
+def front_chart(name: str, best: Sequence[Record], front: Sequence[Record], scale: str) -> Chart:
     """Draw the best fitness of each size, and the line of those that no smaller one beats."""
     title = "Fitness against size"
     with matplotlib.rc_context(STYLE):
@@ -132,7 +138,7 @@ def front_chart(name: str, best: Sequence[Record], front: Sequence[Record]) -> C
             color="#b03a2e",
             label="Pareto front",
         )
-        axes.set(xlabel="size, nodes", ylabel="fitness, nats per token")
+        axes.set(xlabel="size, nodes", ylabel=f"fitness, {scale}")
         _legend(figure, 2)
         svg = svg_of(figure, name, title)
     rows = [

@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from pruning.baselines import BASELINES
 from search.population import Record
+from search.scale import unit_of
 
 SHOWN = (
     *("best", "dense", "baselines", "behind_best", "pruning", "perplexity_of"),
     *("candidates", "outcomes", "seconds", "selection"),
 )
 """What `summary.json` must have."""
+
+
+RELATIVE_HEADINGS = ("task", "text", "dense", "best named", "", "best found", "relative rise")
 
 
 def end_table(summary: dict[str, Any]) -> Table:
@@ -71,6 +75,34 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
     return rows
 
 
+def relative_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return for each task and kind of text what the best found is beside the best named metric."""
+    return [
+        (
+            task.get("name", ""),
+            cell["text"],
+            f"{cell['dense']:.2f}",
+            f"{cell['named_perplexity']:.2f}",
+            cell["named"],
+            f"{cell['perplexity']:.2f}",
+            f"{cell['relative_rise']:.3f}",
+        )
+        for task in tasks_of(summary)
+        for cell in task.get("by_text", [])
+    ]
+
+
+def relative_table(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Return the table of `relative_rows`."""
+    table = Table()
+    for heading in RELATIVE_HEADINGS:
+        justify: Literal["right", "left"] = "left" if heading in ("task", "text", "") else "right"
+        table.add_column(heading, overflow="fold", justify=justify)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def difference_text(nats: float, standard_error: float | None) -> str:
     """Return a paired difference with its standard error, if it has one."""
     return f"{nats:+.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")
@@ -96,6 +128,7 @@ def render(
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    unit = summary.get("fitness_unit", unit_of(1))
     return environment.get_template("report.html.j2").render(
         summary=summary,
         winner=sections.winner(summary["best"]["metric"]),
@@ -109,9 +142,12 @@ def render(
             }
             for number, task in enumerate(tasks_of(summary))
         ],
-        progress=sections.progress(records, timings),
+        unit=unit,
+        relative=relative_rows(summary),
+        relative_headings=RELATIVE_HEADINGS,
+        progress=sections.progress(records, timings, unit),
         breeding=sections.breeding(records),
-        front=sections.front(records),
+        front=sections.front(records, unit),
         lineage=sections.lineage(records, summary["best"]),
         difference_text=difference_text,
     )

@@ -35,10 +35,13 @@ def winner(metric: str) -> dict[str, Any]:
     }
 
 
-def progress(records: Sequence[Record], timings: Mapping[int, Mapping[str, Any]]) -> list[Chart]:
+def progress(
+    records: Sequence[Record], timings: Mapping[int, Mapping[str, Any]], scale: str
+) -> list[Chart]:
     """Return the charts of fitness against candidates and, if it was noted, against time."""
     indices = range(len(records))
-    drawn = [charts.fitness_chart("candidates", records, indices, "candidate", "candidates bred")]
+    axis = "candidates bred"
+    drawn = [charts.fitness_chart("candidates", records, indices, "candidate", axis, scale)]
     seconds = history.elapsed_seconds(len(records), timings)
     if any(seconds):
         unit, length = next(
@@ -48,7 +51,7 @@ def progress(records: Sequence[Record], timings: Mapping[int, Mapping[str, Any]]
         )
         axis = f"{unit}, estimated: busy time of the workers / their number"
         places = [value / length for value in seconds]
-        drawn.append(charts.fitness_chart("time", records, places, axis, unit))
+        drawn.append(charts.fitness_chart("time", records, places, axis, unit, scale))
     return drawn
 
 
@@ -66,12 +69,12 @@ def breeding(records: Sequence[Record]) -> list[Chart]:
     return drawn
 
 
-def front(records: Sequence[Record]) -> dict[str, Any]:
+def front(records: Sequence[Record], scale: str) -> dict[str, Any]:
     """Return the chart of fitness against size, and the metrics on the Pareto front."""
     members = pareto_front(records)
     best = best_of_each_size(records)
     return {
-        "chart": charts.front_chart("front", best, members),
+        "chart": charts.front_chart("front", best, members, scale),
         "members": [(one, formula(f"front{one.index}", one.criterion.text)) for one in members],
     }
 

@@ -9,6 +9,7 @@ from search.fitness import Setup, Task
 from search.pool.protocol import Arrival, Pool
 from search.population import Candidate, Outcome, Record, State
 from search.resident import Subject
+from search.yardstick import scale_of
 
 SIZES = [
     *("fitness.windows=4", "fitness.length=64", "calibration.windows=4", "calibration.length=64"),
@@ -39,9 +40,10 @@ def records_of(pool: Pool, experiment: Experiment) -> list[Record]:
 
 
 def brief(pool: Pool, setup: Setup) -> None:
-    """Collect statistics and give them to all workers."""
+    """Collect statistics, measure the scale, and give both to all workers."""
     for subject in range(len(setup.subjects)):
         pool.use_statistics(subject, pool.collect_statistics(subject))
+    pool.use_scale(scale_of(setup, "mean", pool.losses))
 
 
 def arrivals_of(pool: Pool, candidates: list[Candidate], most_turns: int = 2000) -> list[Arrival]:

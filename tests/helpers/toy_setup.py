@@ -12,6 +12,8 @@ from pruning.masks import NOfM
 from pruning.metric import Metric
 from pruning.models import load_tokenizer
 from search.fitness import Evaluator, Setup, Task
+from search.scale import Aggregate, Scale
+from search.yardstick import asking, scale_of
 
 ROLES = ("calibration", "fitness", "selection", "report")
 HALF = Task("half", 0, 0.5, None, 1.0)
@@ -44,8 +46,16 @@ def setup_of(**changes: Any) -> Setup:
 
 
 def made_of(setup: Setup) -> Evaluator:
-    """Return an evaluator that has collected its statistics and uses them."""
+    """Return an evaluator that has collected its statistics and uses them, and has its scale."""
     evaluator = Evaluator(setup)
     for subject in range(len(setup.subjects)):
         evaluator.use_statistics(subject, evaluator.collect_statistics(subject))
+    measure_scale(evaluator)
     return evaluator
+
+
+def measure_scale(evaluator: Evaluator, aggregate: Aggregate = "mean") -> Scale:
+    """Let an evaluator measure its own scale and use it; also return it."""
+    scale = scale_of(evaluator.setup, aggregate, asking(evaluator))
+    evaluator.use_scale(scale)
+    return scale

@@ -7,7 +7,7 @@ from toy_models import FAMILIES, VOCABULARY, toy_model, toy_windows
 
 from pruning.calibration import statistics_of, watched_gradients, watched_inputs
 from pruning.leaves import LEAVES, STATISTICS, Seen, Statistics
-from pruning.models import linear_layers
+from pruning.models import decoder_blocks, layers_of_block, linear_layers
 from pruning.store import ResidentStore
 from pruning.walk import collect
 
@@ -135,6 +135,24 @@ def test_outlier_ratio_counts_what_is_above_five_times_the_mean(family):
         assert 0 < outliers < 0.1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_depth_and_influence_are_those_of_the_block(family):
+    model, windows = toy_model(family), toy_windows()
+    with torch.no_grad():
+        states = model(input_ids=windows, output_hidden_states=True).hidden_states
+    found = collect(ResidentStore(model), windows, frozenset({"D", "I"}))
+    blocks = decoder_blocks(model)
+    for i, (block, module) in enumerate(blocks.items()):
+        influences = set()
+        for name in layers_of_block(block, module):
+            assert found["D"][name].tolist() == [[i / (len(blocks) - 1)]]
+            influences.add(found["I"][name].item())
+        assert len(influences) == 1
+        if i < len(blocks) - 1:  # the last state that is put out is after the final norm
+            cosines = functional.cosine_similarity(states[i], states[i + 1], dim=-1)
+            assert influences.pop() == pytest.approx(1 - cosines.mean().item(), abs=1e-5)
+
+
 def test_inverse_gram_diagonal_by_hand():
     # The Gram matrix is [[2, 1], [1, 1]], damped by 0.015: its inverse has the other diagonal
     # entry over the determinant, 2.015 * 1.015 - 1.
@@ -222,7 +240,7 @@ def test_weight_times_movement_foretells_what_the_loss_loses_to_a_smaller_weight
 def test_variance_holds_where_a_channel_is_far_from_zero():
     # In fp32 the mean square of 4096 and its neighbours is coarser than their variance.
     layer = torch.nn.Linear(1, 1, bias=False)
-    with watched_inputs({"a": layer}, frozenset({"V"})) as sums:
+    with watched_inputs({"a": layer}, frozenset({"V"}), layer) as sums:
         for values in ([4095.0, 4097.0], [4096.0], [4096.0, 4094.0, 4098.0]):
             layer(torch.tensor(values)[:, None])
     # Deviations from 4096: -1, 1, 0, 0, -2, 2; squared 10 in all, over 6.
@@ -292,10 +310,14 @@ def test_only_the_layers_given_are_watched():
     model, windows = toy_model("llama"), toy_windows()
     name = "model.layers.1.mlp.up_proj"
     layers = {name: model.get_submodule(name)}
-    with watched_inputs(layers, ALL) as of_inputs, watched_gradients(layers, ALL) as of_gradients:
+    block = model.get_submodule("model.layers.1")
+    with (
+        watched_inputs(layers, ALL, block) as of_inputs,
+        watched_gradients(layers, ALL) as of_gradients,
+    ):
         model(input_ids=windows, labels=windows).loss.backward()
     found = [statistics_of(sums, windows) for sums in (of_inputs, of_gradients)]
-    assert [set(part) for part in found] == [{"X", "A", "V", "H", "O"}, {"G", "B", "M"}]
+    assert [set(part) for part in found] == [{"X", "A", "V", "H", "O", "D", "I"}, {"G", "B", "M"}]
     assert all(list(by_layer) == [name] for part in found for by_layer in part.values())
 
 
@@ -342,7 +364,9 @@ def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
     rough = collect(ResidentStore(model), windows, ALL).to_tensors()
     for key, statistic in rough.items():
         assert statistic.dtype == torch.float32
-        if key[0] == "O":  # a count: a weight or two at the limit are on its other side
+        if key[0] == "D":
+            assert torch.equal(statistic, exact[key])
+        elif key[0] == "O":  # a count: a weight or two at the limit are on its other side
             assert (statistic - exact[key]).abs() < 0.02
         else:
             assert relative_error(statistic, exact[key]) < (0.06 if key[0] in "GBM" else 0.03)
@@ -351,7 +375,7 @@ def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
 def test_sums_are_kept_in_fp32_where_bf16_would_stall():
     # In bf16 256 + 1 is 256, so a running sum of ones would stop there.
     layer = torch.nn.Linear(2, 3, bias=False).to(torch.bfloat16)
-    with watched_inputs({"a": layer}, frozenset({"X"})) as sums:
+    with watched_inputs({"a": layer}, frozenset({"X"}), layer) as sums:
         for _ in range(300):
             layer(torch.ones(1, 2, dtype=torch.bfloat16))
         layer(torch.ones(301, 2, dtype=torch.bfloat16))  # nor is 301 a bf16 number

@@ -184,6 +184,10 @@ def test_extended_adds_operators_and_leaves_to_the_release():
     assert binary == {"quot"}
     over_a_side = {f"{side}{what}" for side in ("row", "col") for what in ("sum", "mean", "max")}
     assert unary == {"root4", "pow15", "cube", "rownorm", "colnorm"} | over_a_side
-    assert LEAF_SETS["extended"] == tuple(LEAVES) == ("W", "G", "X", "A", "V", "B", "H", "O", "M")
+    assert (
+        LEAF_SETS["extended"]
+        == tuple(LEAVES)
+        == ("W", "G", "X", "A", "V", "B", "H", "O", "D", "I", "M")
+    )
     assert SETS["extended"] is EXTENDED is OPERATORS
     assert [name for name, leaf in LEAVES.items() if leaf.signed] == ["M"]

@@ -150,7 +150,7 @@ def test_origin_of_several_tasks_names_them():
         ([], "WXG"),
         (["search.seeds=[wifv]"], "WXGV"),
         (["search.seeds=['mul(W, add(A, B))']"], "WXGAB"),
-        (["search.primitives=extended"], "WXGABVHOM"),
+        (["search.primitives=extended"], "WXGABVHODIM"),
     ],
 )
 def test_leaves_are_those_of_candidates_seeds_and_baselines(overrides, leaves):

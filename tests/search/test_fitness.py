@@ -1,6 +1,7 @@
 """An evaluator prunes, measures and restores, exactly, and decides as its stages say."""
 
 from dataclasses import replace
+from itertools import zip_longest
 from math import sqrt
 
 import pytest
@@ -17,6 +18,7 @@ from toy_setup import (
     WANDA,
     criterion_of,
     made_of,
+    measure_scale,
     setup_of,
     words,
 )
@@ -76,7 +78,18 @@ def again(evaluator, **changes):
     made = Evaluator(replace(evaluator.setup, **changes))
     for subject, resident in enumerate(evaluator.residents):
         made.use_statistics(subject, resident.statistics.to_tensors())
+    measure_scale(made)
     return made
+
+
+def rescaled(evaluator, *cells, **changes):
+    """Give an evaluator's cells other values, and its scale other settings."""
+    scale = evaluator.scale
+    own = [
+        cell.model_copy(update=update)
+        for cell, update in zip_longest(scale.cells, cells, fillvalue={})
+    ]
+    evaluator.use_scale(scale.model_copy(update={"cells": tuple(own), **changes}))
 
 
 def weights_of(evaluator, subject=0):
@@ -127,11 +140,11 @@ def rises_under_wanda(evaluator, task):
 
 
 def stops_at(evaluator, criterion, limit):
-    """Whether a criterion is stopped just below a rise over dense, and goes on just above it."""
-    dense = sum(evaluator.losses(0, "fitness", None)) / len(evaluator.residents[0].dense)
-    above = dense if len(evaluator.setup.tasks) == 1 else 0.0
+    """Whether a criterion is stopped just below a relative rise, and goes on just above it."""
+    first, *others = evaluator.scale.cells
+    unit, above = (1.0, 0.0) if others else (first.rise, sum(first.dense) / len(first.dense))
     kinds = [
-        evaluator.evaluate(candidate(criterion, stop_above=above + limit + by)).kind
+        evaluator.evaluate(candidate(criterion, stop_above=above + (limit + by) * unit)).kind
         for by in (-1e-5, 1e-5)
     ]
     return kinds == ["stopped", "evaluated"]
@@ -226,13 +239,14 @@ def test_a_mistake_is_no_fault_of_the_metric(evaluator, criterion, message):
 # Several tasks
 
 
-def test_fitness_of_several_tasks_is_the_mean_of_their_rises_by_weight(on_two_models):
+def test_fitness_of_several_tasks_is_the_mean_of_their_relative_rises_by_weight(on_two_models):
     half, other, two_of_four = (
-        rises_under_wanda(on_two_models, task).mean().item() for task in on_two_models.setup.tasks
+        rises_under_wanda(on_two_models, task).mean().item() / cell.rise
+        for task, cell in zip(on_two_models.setup.tasks, on_two_models.scale.cells, strict=True)
     )
     outcome = on_two_models.evaluate(candidate(WANDA))
     expected = (1 * half + 2 * other + 3 * two_of_four) / 6
-    assert outcome.fitness == pytest.approx(expected, abs=1e-9)
+    assert outcome.fitness == pytest.approx(expected, rel=1e-6)
 
 
 def test_tokens_of_several_tasks_are_summed(on_two_models):
@@ -248,37 +262,53 @@ def test_a_group_changes_the_tasks_without_a_pattern_alone(on_two_models):
     assert [len({tuple(losses) for losses in of_task}) for of_task in by_group] == [3, 3, 1]
 
 
-def test_stages_of_several_tasks_look_at_so_many_windows_of_each(on_two_models):
-    for stages, tokens in [((1,), 32 + 16 + 32), ((2,), 2 * (32 + 16 + 32))]:
-        staged = again(on_two_models, stages=stages)
-        stopped = staged.evaluate(candidate(NEGATIVE, stop_above=0.0))
-        assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, tokens)
+def test_stages_look_at_each_task_once_and_then_at_one_after_the_other(on_two_models):
+    staged = again(on_two_models, stages=(1, 2), hopeless=1e9)
+    rescaled(staged, order=(2, 0, 1))
+    seen = []
+    staged._stop_reason = lambda scale, losses, limit: seen.append([len(x) for x in losses]) or ""
+    staged.evaluate(candidate(WANDA))
+    first = [[0, 0, 1], [1, 0, 1], [1, 1, 1]]
+    assert seen == [*first, [1, 1, 2], [1, 1, 4], [2, 1, 4], [4, 1, 4], [4, 2, 4], [4, 3, 4]]
+
+
+@pytest.mark.parametrize("hopeless_on", [0, 1, 2])
+def test_a_candidate_that_is_hopeless_on_one_task_costs_those_after_it_nothing(
+    on_two_models, hopeless_on
+):
+    staged = again(on_two_models, stages=(1,), hopeless=1e6)
+    hard = {"rise": 1e-9, "dense": (0.0,) * len(staged.scale.cells[hopeless_on].dense)}
+    rescaled(staged, *(hard if task == hopeless_on else {"rise": 1e6} for task in range(3)))
+    stopped = staged.evaluate(candidate(NEGATIVE))
+    tokens = (32, 16, 32)
+    assert (stopped.kind, stopped.tokens) == ("stopped", sum(tokens[: hopeless_on + 1]))
+    assert f" on {staged.setup.tasks[hopeless_on].name}, text above 1000000.0000" in stopped.reason
 
 
 def test_stages_that_do_not_stop_change_nothing(on_two_models):
-    staged = again(on_two_models, stages=(1, 2))
+    staged = again(on_two_models, stages=(1, 2), hopeless=1e9)
     by_layer = candidate(criterion_of("mul(W, G)", "layer"))
     assert staged.evaluate(by_layer) == on_two_models.evaluate(by_layer)
 
 
-def test_several_tasks_are_stopped_by_their_rises_by_weight(on_two_models):
-    staged = again(on_two_models, tasks=(MOST, TWO_OF_FOUR), stages=(1,), slack=0.0)
-    staged._profiles = {0: torch.full((4,), 2.0), 1: torch.full((4,), 0.5)}
-    most, two_of_four = (rises_under_wanda(staged, task)[0].item() for task in staged.setup.tasks)
-    assert stops_at(staged, WANDA, (1 * most / 2 + 3 * two_of_four / 0.5) / 4)
+def test_without_stages_nothing_is_stopped(on_two_models):
+    unstaged = again(on_two_models, hopeless=1e-9)
+    outcome = unstaged.evaluate(candidate(NEGATIVE, stop_above=0.0))
+    assert (outcome.kind, outcome.tokens) == ("evaluated", 4 * 32 + 3 * 16 + 4 * 32)
 
 
 # Stages
 
 
 def test_evaluate_stops_after_a_stage_above_the_threshold(evaluator):
-    staged = again(evaluator, stages=(1, 2))
+    staged = again(evaluator, stages=(1, 2), hopeless=1e9)
     full = evaluator.evaluate(candidate(NEGATIVE))
     dense = staged.residents[0].dense.mean().item()
-    stopped = staged.evaluate(candidate(NEGATIVE, stop_above=dense + 0.01))
+    limit = 0.01 * staged.scale.cells[0].rise
+    stopped = staged.evaluate(candidate(NEGATIVE, stop_above=dense + limit))
     passed = staged.evaluate(candidate(NEGATIVE, stop_above=full.fitness + 10))
     assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, 32)
-    assert stopped.reason.startswith("rise ")
+    assert stopped.reason.startswith("relative rise ")
     assert stopped.reason.endswith(f" above {0.01 * 1.1:.4f}")
     assert passed == full
 
@@ -291,66 +321,10 @@ def test_a_hopeless_candidate_is_stopped_though_the_population_is_not_full(evalu
 @pytest.mark.parametrize("windows", [1, 2, 3])
 def test_a_stage_divides_the_rise_by_the_profile_and_gives_slack_by_windows(evaluator, windows):
     staged = again(evaluator, stages=(windows,), slack=0.3, tasks=(MOST,))
-    staged._profiles = {0: torch.tensor([2.0, 0.5, 0.8, 0.7], dtype=torch.float64)}
+    rescaled(staged, {"shares": (2.0, 0.5, 0.8, 0.7), "rise": 0.5})
     share = {1: 2.0, 2: 1.25, 3: 1.1}[windows]
     rise = rises_under_wanda(staged, MOST)[:windows].mean().item()
-    assert stops_at(staged, WANDA, rise / share / (1 + 0.3 / sqrt(windows)))
-
-
-def rises_of(evaluator, criterion):
-    """Return each fitness window's rise of NLL over dense, (N,), by the evaluator's losses."""
-    pruned, dense = (evaluator.losses(0, "fitness", one) for one in (criterion, None))
-    return torch.tensor(pruned) - torch.tensor(dense)
-
-
-def profile_by_hand(evaluator, references):
-    """Return each window's mean share of the rise under some references, (N,)."""
-    shares = []
-    for reference in references:
-        rises = rises_of(evaluator, reference)
-        assert rises.mean() > 0
-        shares.append(rises / rises.mean())
-    return sum(shares) / len(shares)
-
-
-def test_the_profile_is_how_snip_and_wanda_fare_on_each_window(evaluator):
-    staged = again(evaluator, stages=(1,), slack=0.0, tasks=(MOST,))
-    profile = profile_by_hand(staged, [SNIP, WANDA])
-    assert min(profile) > 0.1
-    assert abs(profile[0] - 1) > 0.01
-    rise = rises_of(staged, BY_LAYER)[0]
-    assert stops_at(staged, BY_LAYER, (rise / profile[0]).item())
-
-
-def test_a_reference_that_gains_over_dense_is_not_in_the_profile(evaluator):
-    staged = again(evaluator, stages=(1,), slack=0.0)
-    assert rises_under_wanda(staged, HALF).mean() < 0
-    profile = profile_by_hand(staged, [SNIP])
-    rise = rises_of(staged, SNIP_BY_ROW)[0]
-    assert stops_at(staged, SNIP_BY_ROW, (rise / profile[0]).item())
-
-
-def test_a_window_that_hardly_suffers_counts_as_a_tenth(evaluator, setup):
-    # Noise first: pruning makes the model less sure of what is wrong anyway.
-    fitness = torch.cat([noise(1)["fitness"], setup.windows[0]["fitness"]])
-    windows = ({**setup.windows[0], "fitness": fitness},)
-    staged = again(evaluator, stages=(1,), slack=0.0, hopeless=1e3, tasks=(MOST,), windows=windows)
-    assert profile_by_hand(staged, [SNIP, WANDA])[0] < 0.1
-    rise = rises_of(staged, NEGATIVE)[0]
-    assert stops_at(staged, NEGATIVE, rise.item() / 0.1)
-
-
-def test_other_statistics_make_another_profile(evaluator):
-    staged = again(evaluator, stages=(1,), slack=0.0, tasks=(MOST,))
-    tensors = staged.residents[0].statistics.to_tensors()
-    staged.evaluate(candidate(BY_LAYER))
-    generator = torch.Generator().manual_seed(0)
-    for tensor in tensors.values():
-        tensor.copy_(torch.rand(tensor.shape, generator=generator))
-    staged.use_statistics(0, tensors)
-    profile = profile_by_hand(staged, [SNIP, WANDA])
-    rise = rises_of(staged, BY_LAYER)[0]
-    assert stops_at(staged, BY_LAYER, (rise / profile[0]).item())
+    assert stops_at(staged, WANDA, rise / share / 0.5 / (1 + 0.3 / sqrt(windows)))
 
 
 # Divergence as the objective

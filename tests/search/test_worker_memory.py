@@ -152,6 +152,7 @@ def test_a_copy_on_the_host_and_scores_made_again_change_nothing(plenty, group):
     sparing = Evaluator(setup(Memory(master="host", scores="recompute")))
     statistics = sparing.collect_statistics(0)
     sparing.use_statistics(0, statistics)
+    sparing.use_scale(plenty.scale)
     assert sparing.digests == plenty.digests
     for name, tensor in plenty.residents[0].statistics.to_tensors().items():
         assert torch.equal(statistics[name], tensor.cpu())
@@ -167,6 +168,7 @@ def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
     rounding = Evaluator(setup(Memory(statistics="bfloat16")))
     rounded = rounding.collect_statistics(0)
     rounding.use_statistics(0, rounded)
+    rounding.use_scale(plenty.scale)
     exact = plenty.residents[0].statistics.to_tensors()
     assert rounded.keys() == exact.keys()
     for name, tensor in rounded.items():

@@ -23,6 +23,7 @@ from search.pool.protocol import LossRequest, MaskRequest, PoolError
 from search.pool.worker_pool import WorkerPool
 from search.population import Candidate
 from search.resident import Resident, Subject
+from search.yardstick import scale_of
 
 ONE, OTHER = Criterion.parse("mul(W, sqrt(X))", "row"), Criterion.parse("mul(W, G)", "model")
 CANDIDATES = [Candidate(0, ONE), Candidate(1, OTHER)]
@@ -64,17 +65,26 @@ def statistics(setup):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(setup, statistics):
+def scale(setup, statistics):
     pool = pool_of(setup)
     pool.use_statistics(0, statistics)
-    return outcomes_of(pool, CANDIDATES)
+    return scale_of(setup, "mean", pool.losses)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setup, statistics, scale):
+    return outcomes_of(briefed(pool_of(setup), statistics, scale), CANDIDATES)
 
 
 @pytest.fixture
-def pool(setup, statistics):
-    made = pool_of(setup)
-    made.use_statistics(0, statistics)
-    return made
+def pool(setup, statistics, scale):
+    return briefed(pool_of(setup), statistics, scale)
+
+
+def briefed(pool, statistics, scale):
+    pool.use_statistics(0, statistics)
+    pool.use_scale(scale)
+    return pool
 
 
 @pytest.fixture

@@ -278,7 +278,7 @@ def test_chart_ids_differ_between_charts():
 
 def test_fitness_chart_prints_every_evaluated_candidate():
     records = records_of(60)
-    chart = charts.fitness_chart("f", records, range(60), "candidate", "candidates")
+    chart = charts.fitness_chart("f", records, range(60), "candidate", "candidates", "nats")
     assert [row[0] for row in chart.rows] == [str(r.index) for r in records if r.fitness]
 
 

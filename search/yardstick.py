@@ -1,0 +1,86 @@
+"""Measuring what candidates are compared with: the dense model and the named metrics."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, variance
+
+from pruning.baselines import BASELINES
+from search.fitness import Evaluator, Setup
+from search.pool.protocol import LossRequest
+from search.scale import Aggregate, Cell, Scale, cell_of
+
+Ask = Callable[[Sequence[LossRequest]], Sequence[list[float] | None]]
+"""Returns the losses by window for each request; None where a criterion is degenerate."""
+
+Losses = dict[str, list[float]]
+
+
+def asking(evaluator: Evaluator) -> Ask:
+    """Return what asks one evaluator, without a pool."""
+    return lambda requests: [evaluator.losses(r.task, r.role, r.criterion) for r in requests]
+
+
+def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
+    """Return a task's losses by window: dense, and under each named metric that can prune it."""
+    criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
+    dense, *found = ask([LossRequest(task, role, criterion) for criterion in criteria])
+    assert dense is not None
+    named = {
+        name: losses
+        for name, losses in zip(BASELINES, found, strict=True)
+        if losses and all(map(math.isfinite, losses))
+    }
+    return dense, named
+
+
+def cells_of(
+    setup: Setup, task: int, role: str, dense: Sequence[float], named: Mapping[str, list[float]]
+) -> list[Cell]:
+    """Return a task's cells on one of its texts; a kind of text weighs as its windows are many."""
+    total = sum(one.weight for one in setup.tasks)
+    kinds = setup.kinds_of(task, role)
+    cells = []
+    for kind in dict.fromkeys(kinds):
+        places = [place for place, other in enumerate(kinds) if other == kind]
+        weight = setup.tasks[task].weight / total * len(places) / len(kinds)
+        cells.append(cell_of(task, kind, weight, places, dense, dict(named)))
+    return cells
+
+
+def scale_of(
+    setup: Setup,
+    aggregate: Aggregate,
+    ask: Ask,
+    role: str = "fitness",
+    seconds: Sequence[float] = (),
+) -> Scale:
+    """Measure the scale of one of the texts.
+
+    Args:
+        seconds: What the first stage of each task takes; the task that tells most a second is
+            looked at first. Without them tasks keep their order.
+    """
+    cells: list[Cell] = []
+    tells = []
+    for task in range(len(setup.tasks)):
+        dense, named = losses_of(ask, task, role)
+        own = cells_of(setup, task, role, dense, named)
+        tells.append(_telling(own, named) / seconds[task] if seconds else 0.0)
+        cells += own
+    # In powers of two: what is nearly alike keeps its order, on any machine.
+    order = sorted(range(len(tells)), key=lambda task: -round(math.log2(tells[task] + 1e-9)))
+    return Scale(aggregate=aggregate, order=tuple(order), cells=tuple(cells))
+
+
+def _telling(cells: Sequence[Cell], named: Mapping[str, list[float]]) -> float:
+    """Return how well one window tells metrics apart: their variance over that of a window."""
+    between, within = [], []
+    for cell in cells:
+        values = [
+            [rise / share / cell.rise for rise, share in zip(rises, cell.shares, strict=True)]
+            for rises in map(cell.rises, named.values())
+        ]
+        if len(values) > 1 and len(cell.windows) > 1:
+            between.append(variance(map(fmean, values)))
+            within.append(fmean(map(variance, values)))
+    return fmean(between) / max(fmean(within), 1e-9) if between else 0.0

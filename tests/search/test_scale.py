@@ -1,0 +1,193 @@
+"""Cells, their values and what becomes of them, against numbers worked by hand."""
+
+from math import sqrt
+
+import pytest
+from pydantic import ValidationError
+from toy_setup import HALF, SNIP, WANDA, made_of, setup_of, words
+
+from pruning.baselines import BASELINES
+from search.fitness import Task
+from search.pool.protocol import LossRequest
+from search.scale import Cell, Scale, cell_of, paired_difference
+from search.yardstick import asking, cells_of, losses_of, scale_of
+
+DENSE = [1.0, 2.0, 3.0, 4.0]
+NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}
+FIRST = Cell(
+    task=0,
+    text="a",
+    weight=0.25,
+    windows=(0, 2),
+    dense=(1.0, 3.0),
+    named="x",
+    rise=0.5,
+    shares=(0.5, 1.5),
+)
+SECOND = FIRST.model_copy(update={"text": "b", "windows": (1, 3), "weight": 0.25})
+THIRD = FIRST.model_copy(update={"task": 1, "windows": (0, 1), "weight": 0.5, "rise": 0.25})
+
+
+def scale(aggregate="mean", cells=(FIRST, SECOND, THIRD)):
+    return Scale(aggregate=aggregate, order=(0, 1), cells=cells)
+
+
+def test_a_cell_is_measured_in_the_rise_of_the_best_named_metric():
+    cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
+    assert (cell.named, cell.rise) == ("wanda", pytest.approx(0.25))
+    wanda, snip = (0.8, 2.4, 0.4, 0.4), (0.8, 0.8, 0.8, 1.6)
+    assert cell.shares == pytest.approx([(a + b) / 2 for a, b in zip(wanda, snip, strict=True)])
+    assert cell.value(NAMED["wanda"]) == pytest.approx(1.0)
+    assert cell.value(NAMED["snip"]) == pytest.approx(2.0)
+    assert cell.value(DENSE) == 0
+
+
+def test_the_best_named_metric_of_a_kind_of_text_is_that_of_its_windows():
+    cell = cell_of(0, "text", 1.0, [1], DENSE, NAMED)
+    assert (cell.named, cell.rise, cell.shares) == ("snip", pytest.approx(0.4), (1.0,))
+
+
+def test_what_some_windows_let_expect_is_their_rise_over_their_share():
+    assert FIRST.value([]) is None
+    assert SECOND.value([7.0]) is None
+    assert FIRST.value([1.5]) == pytest.approx(0.5 / 0.5 / 0.5)
+    assert FIRST.value([1.5, 9.0]) == pytest.approx(0.5 / 0.5 / 0.5)
+    assert FIRST.value([1.5, 9.0, 3.1]) == pytest.approx((0.5 + 0.1) / 2 / 0.5)
+
+
+def test_a_window_that_hardly_suffers_counts_as_a_tenth():
+    cell = cell_of(0, "text", 1.0, range(2), [0.0, 0.0], {"wanda": [0.001, 1.0]})
+    assert cell.shares == pytest.approx((0.1, 1.998), rel=1e-3)
+
+
+def test_a_named_metric_that_gains_over_dense_tells_nothing_of_windows():
+    losses = {"wanda": [0.9, 1.8, 3.0, 4.0], "snip": NAMED["snip"]}
+    cell = cell_of(0, "text", 1.0, range(4), DENSE, losses)
+    assert cell.shares == pytest.approx((0.8, 0.8, 0.8, 1.6))
+
+
+def test_a_rise_below_what_it_may_be_off_is_no_unit():
+    gains = {"wanda": [0.9, 1.8, 3.0, 4.3]}
+    rises = [-0.1, -0.2, 0.0, 0.3]
+    error = sqrt(sum((rise - sum(rises) / 4) ** 2 for rise in rises) / 3 / 4)
+    assert cell_of(0, "text", 1.0, range(4), DENSE, gains).rise == pytest.approx(error)
+    assert cell_of(0, "text", 1.0, range(4), DENSE, {"wanda": DENSE}).rise == 0.001
+
+
+def test_without_a_named_metric_there_is_nothing_to_compare_with():
+    with pytest.raises(ValueError, match=r"^no named metric can prune task 3: "):
+        cell_of(3, "text", 1.0, range(4), DENSE, {})
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    [("mean", 0.25 * 1 + 0.25 * 2 + 0.5 * 4), ("worst", 4.0), ("mean of the two", 3.375)],
+)
+def test_aggregates(aggregate, expected):
+    assert scale(aggregate).aggregated([1, 2, 4]) == pytest.approx(expected)
+
+
+def test_the_fitness_of_one_cell_is_the_loss_and_of_several_the_relative_rise():
+    one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
+    losses = [[1.5, 3.7]]
+    assert one.fitness(losses) == pytest.approx(2.6)
+    assert one.relative(2.6) == pytest.approx((2.6 - 2.0) / 0.5)
+    several = scale()
+    losses = [[1.5, 1.5, 3.5, 3.5], [1.25, 3.25]]
+    assert several.fitness(losses) == pytest.approx(1.0)
+    assert several.relative(0.7) == 0.7
+
+
+def test_excess_takes_what_was_not_looked_at_to_be_as_good_as_the_limit():
+    values = [FIRST.value([2.0]), 1.0, 1.0]
+    assert values[0] == pytest.approx(4.0)
+    off = sqrt(0.25**2 + 0.25**2 + 0.5**2)
+    expected = 0.25 * 4 + 0.25 + 0.5, 1 + 0.2 * off
+    assert scale().excess([[2.0], []], 1.0, 0.2) == pytest.approx(expected)
+    assert scale().excess([[2.0], []], 1.0, 3.0) is None
+    assert scale().excess([[1.1], []], 1.0, 0.0) is None
+    assert scale("worst").excess([[2.0], []], 1.0, 0.2) == pytest.approx((4.0, 1.2))
+
+
+def test_slack_falls_with_the_windows_that_were_seen():
+    one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
+    assert one.excess([[9.0]], 1.0, 0.3)[1] == pytest.approx(1.3)
+    assert one.excess([[9.0, 9.0]], 1.0, 0.3)[1] == pytest.approx(1 + 0.3 / sqrt(2))
+
+
+def test_a_limit_below_nothing_counts_as_nothing():
+    one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
+    assert one.excess([[1.1]], -1.0, 0.3) == pytest.approx((0.1 / 0.5 / 0.5, 0.0))
+
+
+def test_the_difference_of_one_cell_is_the_paired_one():
+    one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
+    losses, reference = [1.5, 3.9], [1.2, 3.2]
+    assert vars(one.difference([losses], [reference])) == pytest.approx(
+        vars(paired_difference(losses, reference))
+    )
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "worst", "mean of the two"])
+def test_a_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows(aggregate):
+    losses, reference = [[1.5, 1.5, 3.5, 3.5], [1.3, 3.6]], [[1.2, 1.9, 3.2, 3.2], [1.2, 3.1]]
+    both = scale(aggregate)
+    found = both.difference(losses, reference)
+    assert found.mean == pytest.approx(both.fitness(losses) - both.fitness(reference))
+    assert found.standard_error > 0
+    assert both.difference(losses, losses).standard_error == pytest.approx(0)
+
+
+def test_a_scale_survives_json():
+    again = Scale.model_validate_json(scale("worst").model_dump_json())
+    assert again == scale("worst")
+
+
+@pytest.mark.parametrize(
+    "change", [{"windows": (0,)}, {"rise": 0.0}, {"shares": ()}, {"dense": (1.0, float("nan"))}]
+)
+def test_a_cell_that_makes_no_sense_is_refused(change):
+    with pytest.raises(ValidationError):
+        Cell.model_validate(FIRST.model_dump() | change)
+
+
+# Measured
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    kinds = (dict.fromkeys(words(1), ("a", "b", "a", "a")),)
+    tasks = (HALF, Task("most", 0, 0.9, None, 3.0))
+    return made_of(setup_of(tasks=tasks, kinds=kinds))
+
+
+def test_the_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
+    measured = evaluator.scale
+    assert [(cell.task, cell.text, cell.windows) for cell in measured.cells] == [
+        *[(0, "a", (0, 2, 3)), (0, "b", (1,))],
+        *[(1, "a", (0, 2, 3)), (1, "b", (1,))],
+    ]
+    assert [cell.weight for cell in measured.cells] == pytest.approx(
+        [1 / 4 * 3 / 4, 1 / 4 / 4, 3 / 4 * 3 / 4, 3 / 4 / 4]
+    )
+    dense, named = losses_of(asking(evaluator), 1, "fitness")
+    assert list(named) == list(BASELINES)
+    assert named["wanda"] == evaluator.losses(1, "fitness", WANDA)
+    assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
+    assert list(measured.cells[2:]) == cells_of(evaluator.setup, 1, "fitness", dense, named)
+
+
+@pytest.mark.parametrize(("seconds", "order"), [((1.0, 1e6), (0, 1)), ((1e6, 1.0), (1, 0))])
+def test_the_task_that_tells_most_a_second_comes_first(evaluator, seconds, order):
+    measured = scale_of(evaluator.setup, "mean", asking(evaluator), seconds=seconds)
+    assert measured.order == order
+
+
+def test_a_named_metric_that_fails_is_left_out():
+    def ask(requests):
+        assert requests[1] == LossRequest(0, "fitness", BASELINES["magnitude"].criterion)
+        return [DENSE, None, [float("inf")] * 4, *([[2.0] * 4] * (len(requests) - 3))]
+
+    dense, named = losses_of(ask, 0, "fitness")
+    assert dense == DENSE
+    assert list(named) == list(BASELINES)[2:]
