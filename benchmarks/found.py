@@ -1,108 +1,282 @@
-"""A metric that a search found, beside the named ones: three sparsities, 2:4, other text and model.
+"""Metrics on models, texts and sparsities: relative rises by cell, their mean and the worst.
 
-The larger protocol of `baselines.py` (bf16; statistics from 128 random windows of 512 tokens of the
-WikiText-2 validation text's first half; 7 windows of 1,024 tokens of its test text), at 50%, 60%
-and 70% in each metric's own group and at 2:4. For transfer: at 50% on the embedded report text,
-documentation of a programming language, and the embedded model with its own texts at 50%.
+A cell is a model, a kind of text and a target: 50%, 60% and 70% in each metric's own group, and
+2:4. Real models (bf16) are tested on the WikiText-2 test text and on Python's documentation, and
+calibrated on both kinds or, beside it, on WikiText-2 alone; the embedded model (fp32) on its own
+text. A relative rise is the rise of log perplexity over dense, divided by that of the best
+published metric of the cell. What was measured is kept in a folder and not measured again, so a
+table of several models can be made in parts.
 """
 
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
-from baselines import LARGE_STARTS, calibrated, pruned_perplexity, wikitext2_windows
 from rich.progress import track
-from tables import conditions, show, write_json
+from safetensors.torch import load_file, save_file
+from tables import conditions, show, wikitext2_corpora, write_json
+from torch import Tensor
 
-from evaluation.corpus import token_windows
-from evaluation.perplexity import perplexity
-from pruning.baselines import BASELINES
+from evaluation.mixture import Mixture, Part
+from pruning.baselines import NAMED
 from pruning.criterion import Criterion
 from pruning.leaves import LEAF_SETS
-from pruning.masks import NOfM, Target, group_of
+from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
-from pruning.metric_file import resolve_metric
 from pruning.models import EMBEDDED, load_tokenizer
 from search.fitness import perplexity_of
+from search.resident import Memory, Resident, Subject
+from search.seeds import read_seeds
 
 SPARSITIES = (0.5, 0.6, 0.7)
+TARGETS = (*(f"{sparsity:.0%}" for sparsity in SPARSITIES), "2:4")
 LEAVES = frozenset(LEAF_SETS["extended"])
+GROUPS = ("row", "layer", "model")
 
-Named = dict[str, Criterion]
-"""What is compared, by name."""
+
+@dataclass(frozen=True)
+class Setting:
+    """What a model is calibrated and tested on.
+
+    Attributes:
+        calibration: In a word: `both`, `one` or `own`.
+        statistics: The windows for the statistics.
+        tests: The texts by kind.
+    """
+
+    model: str
+    dtype: str
+    calibration: str
+    statistics: Mixture
+    tests: Mapping[str, Mixture]
+
+    @property
+    def name(self) -> str:
+        """As it names a file."""
+        return f"{Path(self.model).name}-{self.calibration}"
 
 
 def main(
-    model: Annotated[str, typer.Option(help="A LLaMA-architecture folder or hub id.")],
-    metric: Annotated[list[str], typer.Option(help="Name, file or text; repeatable.")],
-    seed: Annotated[int, typer.Option(help="Of the random calibration windows.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+    model: Annotated[list[str], typer.Option(help="embedded, a folder or a hub id; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder that keeps what was measured.")],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Name, file, run folder or GROUP:TEXT; repeatable.")
+    ] = None,
+    calibration: Annotated[str, typer.Option(help="both, one, or both,one")] = "both,one",
+    samples: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 64,
+    windows: Annotated[int, typer.Option(help="Test windows of 512 tokens, of each kind.")] = 10,
+    json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Print one table."""
+    """Print a table of perplexities for each model and calibration, and one of relative rises."""
     keep_freed_memory()
-    named: Named = {name: baseline.criterion for name, baseline in BASELINES.items()}
-    for argument in metric:
-        named[Path(argument).parent.name or argument] = resolve_metric(argument).criterion
-    perplexities, dense = _on_model(model, seed, named)
-    embedded, embedded_dense = _on_embedded(named)
-    for name, value in embedded.items():
-        perplexities[name]["embedded 50%"] = value
-    columns = list(next(iter(perplexities.values())))
-    rows = [
-        [
-            *(name, criterion.group, str(criterion.metric.size)),
-            *(f"{perplexities[name][column]:.2f}" for column in columns),
-        ]
-        for name, criterion in named.items()
-    ]
-    show(
-        f"{model}, bfloat16, dense {dense['test']:.2f} on the test text, {dense['other']:.2f} on "
-        f"the other; embedded, float32, dense {embedded_dense:.2f}",
-        ["metric", "group", "size", *columns],
-        rows,
+    out.mkdir(parents=True, exist_ok=True)
+    named = {name: baseline.criterion for name, baseline in NAMED.items()}
+    given = {_label(criterion): criterion for criterion in read_seeds(metric or [], GROUPS)}
+    given = {name: c for name, c in given.items() if c not in named.values()}
+    figures: dict[str, object] = {}
+    rises: dict[str, dict[str, dict[str, float]]] = {}
+    for setting in _settings(model, calibration.split(","), samples, windows):
+        measured = Measured(setting, out)
+        perplexities = measured.of({**named, **given})
+        figures[setting.name] = {"dense": measured.dense, "perplexity": perplexities}
+        _print(setting, measured.dense, perplexities, {**named, **given})
+        group = "one" if setting.calibration == "one" else "both"
+        of_group = rises.setdefault(group, {})
+        for cell, by_metric in relative_rises(measured.dense, perplexities, list(named)).items():
+            of_group[f"{Path(setting.model).name} {cell}"] = by_metric
+    for group, cells in rises.items():
+        _print_rises(group, cells, {**named, **given})
+    texts = {name: asdict_of(criterion) for name, criterion in {**named, **given}.items()}
+    write_json(
+        json_, {**conditions("bfloat16"), "metrics": texts, **figures, "relative_rises": rises}
     )
-    texts = {name: {"metric": c.text, "group": c.group} for name, c in named.items()}
-    figures = {"dense": {**dense, "embedded": embedded_dense}, "metrics": texts}
-    write_json(json, {**conditions("bfloat16"), **figures, "perplexity": perplexities})
 
 
-def _on_model(
-    model: str, seed: int, named: Named
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    windows = wikitext2_windows(model, "validation[:50%]", (128, 512, seed), LARGE_STARTS)
-    other = token_windows(load_tokenizer(model), EMBEDDED, "report", 8, 1024, None).tokens
-    resident = calibrated(model, "bfloat16", {**windows, "other": other}, LEAVES)
+def asdict_of(criterion: Criterion) -> dict[str, object]:
+    """Return a criterion as JSON."""
+    return {"metric": criterion.text, "group": criterion.group, "size": criterion.metric.size}
 
-    def on_other() -> float:
-        return perplexity_of(resident.losses("other"))
 
-    dense = {"test": perplexity(resident.dense), "other": on_other()}
-    found: dict[str, dict[str, float]] = {}
-    for name, criterion in track(named.items(), "measuring", transient=True):
+def relative_rises(
+    dense: Mapping[str, float],
+    perplexities: Mapping[str, Mapping[str, float]],
+    published: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """Return relative rises by cell and metric.
+
+    Args:
+        dense: Perplexity by text.
+        perplexities: By metric and cell, which is a text and a target; infinite where no mask could
+            be made.
+        published: Metrics whose best is the unit.
+    """
+    found = {}
+    for cell in next(iter(perplexities.values())):
+        base = math.log(dense[cell.rsplit(" ", 1)[0]])
+        rises = {name: math.log(by_cell[cell]) - base for name, by_cell in perplexities.items()}
+        unit = min(rises[name] for name in published)
+        found[cell] = {name: rise / unit for name, rise in rises.items()}
+    return found
+
+
+class Measured:
+    """One model's perplexities, measured unless a file has them.
+
+    Attributes:
+        dense: Perplexity by kind of text.
+    """
+
+    def __init__(self, setting: Setting, out: Path) -> None:
+        self._setting, self._out = setting, out
+        self._path = out / f"{setting.name}.json"
+        self._resident: Resident | None = None
+        self._known = {"setting": _as_json(setting), "dense": {}, "perplexity": {}}
+        if self._path.exists():
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+            if known["setting"] != self._known["setting"]:
+                raise typer.BadParameter(
+                    f"{self._path} was measured with other texts: name another"
+                )
+            self._known = known
+        if not self._known["dense"]:
+            self._known["dense"] = {
+                kind: perplexity_of(self._loaded.losses(kind)) for kind in setting.tests
+            }
+            self._keep()
+        self.dense: dict[str, float] = self._known["dense"]
+
+    def of(self, named: Mapping[str, Criterion]) -> dict[str, dict[str, float]]:
+        """Return the perplexities of metrics by cell."""
+        found: dict[str, dict[str, dict[str, float]]] = self._known["perplexity"]
+        missing = [c for c in named.values() if str(c) not in found]
+        for criterion in track(missing, f"measuring on {self._setting.name}", transient=True):
+            found[str(criterion)] = self._measure(criterion)
+            self._keep()
+        return {name: found[str(criterion)] for name, criterion in named.items()}
+
+    def _measure(self, criterion: Criterion) -> dict[str, float]:
         group = group_of(criterion.group)
         targets = {f"{sparsity:.0%}": Target(sparsity, group) for sparsity in SPARSITIES}
         targets["2:4"] = Target(0.5, NOfM(2, 4))
-        found[name] = {
-            column: pruned_perplexity(resident, criterion.metric, target)
-            for column, target in targets.items()
+        found = {}
+        for name, target in targets.items():
+            try:
+                self._loaded.prune(criterion.metric, target)
+                values = {
+                    kind: perplexity_of(self._loaded.losses(kind)) for kind in self._setting.tests
+                }
+            except DegenerateScores:
+                values = dict.fromkeys(self._setting.tests, math.inf)
+            found |= {f"{kind} {name}": value for kind, value in values.items()}
+        self._loaded.restore()
+        return found
+
+    @property
+    def _loaded(self) -> Resident:
+        if self._resident is None:
+            self._resident = _resident(self._setting, self._out)
+        return self._resident
+
+    def _keep(self) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def _resident(setting: Setting, out: Path) -> Resident:
+    tokenizer = load_tokenizer(setting.model)
+    texts = {kind: mixture.cut(tokenizer).tokens for kind, mixture in setting.tests.items()}
+    windows: dict[str, Tensor] = {
+        "calibration": setting.statistics.cut(tokenizer).tokens,
+        "fitness": next(iter(texts.values()))[:1],
+        **texts,
+    }
+    resident = Resident(
+        Subject(setting.model, setting.dtype), windows, "cpu", "nll", Memory(scores="keep")
+    )
+    kept = out / f"{setting.name}.safetensors"
+    if not kept.exists():
+        began = time.monotonic()
+        save_file(resident.collect_statistics(LEAVES), kept)
+        print(f"statistics of {setting.name}: {time.monotonic() - began:.0f} s")
+    resident.use_statistics(load_file(kept))
+    return resident
+
+
+def _settings(
+    models: Sequence[str], calibrations: Sequence[str], samples: int, windows: int
+) -> Iterator[Setting]:
+    validation, test = wikitext2_corpora()
+    for model in models:
+        if model == EMBEDDED:
+            own = Mixture((Part(EMBEDDED, "calibration"),), 32, 256, 0)
+            report = {"own": Mixture((Part(EMBEDDED, "report"),), None, 256, None)}
+            yield Setting(model, "float32", "own", own, report)
+            continue
+        parts = (Part(validation, "validation[:50%]"), Part(EMBEDDED, "training"))
+        tests = {
+            "text": Mixture((Part(test, "test"),), windows, 512, None),
+            "documentation": Mixture((Part(EMBEDDED, "report"),), windows, 512, None),
         }
-        resident.prune(criterion.metric, targets["50%"])
-        found[name]["other text 50%"] = on_other()
-    return found, dense
+        for calibration in calibrations:
+            kinds = {"both": parts, "one": parts[:1]}[calibration]
+            yield Setting(model, "bfloat16", calibration, Mixture(kinds, samples, 512, 0), tests)
 
 
-def _on_embedded(named: Named) -> tuple[dict[str, float], float]:
-    tokenizer = load_tokenizer(EMBEDDED)
-    windows = {
-        "calibration": token_windows(tokenizer, EMBEDDED, "calibration", 32, 256, 0).tokens,
-        "fitness": token_windows(tokenizer, EMBEDDED, "report", None, 256, None).tokens,
-    }
-    resident = calibrated(EMBEDDED, "float32", windows, LEAVES)
-    found = {
-        name: pruned_perplexity(resident, criterion.metric, Target(0.5, group_of(criterion.group)))
-        for name, criterion in named.items()
-    }
-    return found, perplexity(resident.dense)
+def _as_json(setting: Setting) -> object:
+    # As a file gives it back: tuples become lists.
+    return json.loads(json.dumps(asdict(setting)))
+
+
+def _label(criterion: Criterion) -> str:
+    return f"{criterion.group}:{criterion.text}"
+
+
+def _print(
+    setting: Setting,
+    dense: Mapping[str, float],
+    perplexities: Mapping[str, Mapping[str, float]],
+    named: Mapping[str, Criterion],
+) -> None:
+    base = ", ".join(f"{value:.2f} on {kind}" for kind, value in dense.items())
+    columns = list(next(iter(perplexities.values())))
+    show(
+        f"perplexity, {setting.name}, {setting.dtype}, dense {base}",
+        ["metric", "group", *columns],
+        [
+            [name, named[name].group, *(_short(by_cell[column]) for column in columns)]
+            for name, by_cell in perplexities.items()
+        ],
+    )
+
+
+def _print_rises(
+    calibration: str, cells: Mapping[str, Mapping[str, float]], named: Mapping[str, Criterion]
+) -> None:
+    rows = []
+    for name, criterion in named.items():
+        values = {cell: by_metric[name] for cell, by_metric in cells.items()}
+        worst = max(values, key=lambda cell: values[cell])
+        lost = sum(value > 1 for value in values.values())
+        row = [name, str(criterion.metric.size), f"{fmean(values.values()):.3f}"]
+        rows.append([*row, f"{values[worst]:.3f}", worst, f"{lost} of {len(values)}"])
+    rows.sort(key=lambda row: float(row[2]))
+    show(
+        f"relative rises over {len(cells)} cells, calibrated on "
+        f"{'both kinds of text' if calibration == 'both' else 'the first kind alone'}",
+        ["metric", "size", "mean", "worst", "where", "above 1"],
+        rows,
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
 
 
 if __name__ == "__main__":
