@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import track
@@ -136,13 +136,15 @@ class Measured:
         self._setting, self._out = setting, out
         self._path = out / f"{setting.name}.json"
         self._resident: Resident | None = None
-        self._known = {"setting": _as_json(setting), "dense": {}, "perplexity": {}}
+        self._known: dict[str, Any] = {
+            "setting": _as_json(setting),
+            "dense": {},
+            "perplexity": {},
+        }
         if self._path.exists():
             known = json.loads(self._path.read_text(encoding="utf-8"))
             if known["setting"] != self._known["setting"]:
-                raise typer.BadParameter(
-                    f"{self._path} was measured with other texts: name another"
-                )
+                raise typer.BadParameter(f"{self._path} is of other texts: name another folder")
             self._known = known
         if not self._known["dense"]:
             self._known["dense"] = {
@@ -164,7 +166,7 @@ class Measured:
         group = group_of(criterion.group)
         targets = {f"{sparsity:.0%}": Target(sparsity, group) for sparsity in SPARSITIES}
         targets["2:4"] = Target(0.5, NOfM(2, 4))
-        found = {}
+        found: dict[str, float] = {}
         for name, target in targets.items():
             try:
                 self._loaded.prune(criterion.metric, target)
