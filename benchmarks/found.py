@@ -35,7 +35,6 @@ from search.resident import Memory, Resident, Subject
 from search.seeds import read_seeds
 
 SPARSITIES = (0.5, 0.6, 0.7)
-TARGETS = (*(f"{sparsity:.0%}" for sparsity in SPARSITIES), "2:4")
 LEAVES = frozenset(LEAF_SETS["extended"])
 GROUPS = ("row", "layer", "model")
 
@@ -155,7 +154,7 @@ class Measured:
 
     def of(self, named: Mapping[str, Criterion]) -> dict[str, dict[str, float]]:
         """Return the perplexities of metrics by cell."""
-        found: dict[str, dict[str, dict[str, float]]] = self._known["perplexity"]
+        found: dict[str, dict[str, float]] = self._known["perplexity"]
         missing = [c for c in named.values() if str(c) not in found]
         for criterion in track(missing, f"measuring on {self._setting.name}", transient=True):
             found[str(criterion)] = self._measure(criterion)
