@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from real_run import RealRun
 from rich.progress import Progress
 from tables import conditions, show, write_json
 
@@ -58,22 +59,29 @@ class Trace:
 def main(
     config: Annotated[Path | None, typer.Option(help="Experiment; none: the embedded one.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value")] = None,
-    seconds: Annotated[float, typer.Option(help="Wall time of each search.")] = 60.0,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder in place of a config: its statistics, too.")
+    ] = None,
+    variants: Annotated[str, typer.Option(help="Some of them, by commas; none: all.")] = "",
+    seconds: Annotated[float, typer.Option(help="Busy time of each search.")] = 60.0,
     seeds: Annotated[int, typer.Option(help="Searches of each kind.")] = 5,
     trees: Annotated[int, typer.Option(help="Random trees that are counted.")] = 2000,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print two tables."""
     base = ["search.seeds=[]", "search.candidates=1000000", *(overrides or [])]
+    real = RealRun(run) if run else None
+    config = run / "config.yaml" if run else config
     plain = resolve(schema.load(config, base)).read_texts()
-    bench = _Bench(plain)
+    bench = _Bench(plain, real)
+    tried = {name: VARIANTS[name] for name in variants.split(",")} if variants else VARIANTS
     targets = {name: bench.fitness_of(name) for name in TARGETS}
-    traces: dict[str, list[Trace]] = {variant: [] for variant in VARIANTS}
+    traces: dict[str, list[Trace]] = {variant: [] for variant in tried}
     with Progress(transient=True) as progress:
-        task = progress.add_task("searching", total=seeds * len(VARIANTS))
+        task = progress.add_task("searching", total=seeds * len(tried))
         # Seed by seed, so that a machine that slows down slows all variants.
         for seed in range(seeds):
-            for variant, changes in VARIANTS.items():
+            for variant, changes in tried.items():
                 changed = resolve(schema.load(config, [*base, f"search.seed={seed}", *changes]))
                 there = replace(changed, windows=plain.windows)
                 traces[variant].append(bench.search(there, seconds, targets))
@@ -88,7 +96,11 @@ def main(
 class _Bench:
     """Models and statistics that all searches share."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, real: RealRun | None) -> None:
+        if real:
+            self.evaluator = real.evaluator(experiment.setup)
+            self.fingerprints = real.fingerprints
+            return
         self.evaluator = Evaluator(experiment.setup)
         probes = []
         for subject in range(len(experiment.subjects)):

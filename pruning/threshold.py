@@ -62,7 +62,7 @@ def _sample(
     """Return an even sample, (n,), and the number of scores by layer; checks each layer."""
     parts: list[Tensor] = []
     sizes: dict[str, int] = {}
-    step = _SAMPLE_STEP
+    step, sampled = _SAMPLE_STEP, 0
     for name, scores in scores_by_name.items():
         try:
             check_scores(scores, fractions[name])
@@ -73,8 +73,10 @@ def _sample(
         # A copy: a view would keep the layer's scores in memory until the last layer.
         parts.append(part.to(torch.float32, copy=True))
         sizes[name] = scores.numel()
-        if sum(map(len, parts)) > _SAMPLE_LIMIT:
+        sampled += len(part)
+        if sampled > _SAMPLE_LIMIT:
             parts, step = [torch.cat(parts)[::2].clone()], 2 * step
+            sampled = len(parts[0])
     return torch.cat(parts), sizes
 
 

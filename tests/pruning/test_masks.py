@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import toy_model, toy_windows
 
-from pruning import threshold
+from pruning import ranking, threshold
 from pruning.masks import (
     DegenerateScores,
     Group,
@@ -426,6 +426,63 @@ def test_a_new_group_is_one_class(propagation):
             assert after.tolist() == stable_lowest(before, half), name
         assert target.group.owes(layer.weight == 0, 0.5)
         assert not target.group.owes(layer.weight == 0, 0.75)
+
+
+# Large matrices, where a threshold is found by counting
+
+
+def large(kind, rows=40, columns=1536):
+    """Return scores of a matrix as large as they come, with what makes counting hard."""
+    scores = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).abs()
+    return {
+        "smooth": scores,
+        "signed": scores * torch.tensor([1.0, -1.0]).repeat(columns // 2),
+        "wide": (scores * 15).exp(),
+        "rounded": (scores * 200).round() / 200,
+        "few values": (scores * 2).round(),
+        "zeros of both signs": torch.where(scores < 0.9, scores.sign() * 0.0, scores).mul(-1),
+        "one row constant": torch.where(torch.arange(rows)[:, None] == 7, 1.0, scores),
+        "sorted columns": scores.sort(1).values,
+        "far apart": torch.where(scores < 0.6, -3e38, torch.where(scores < 0.7, 3e38, scores)),
+    }[kind]
+
+
+KINDS = ("smooth", "signed", "wide", "rounded", "few values", "zeros of both signs")
+KINDS += ("one row constant", "sorted columns", "far apart")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sparsity", [0.01, 0.5, 0.7, 0.999])
+def test_thresholds_by_counting_are_those_of_a_stable_sort(kind, sparsity):
+    scores = large(kind)
+    order = scores.sort(dim=1, stable=True).indices[:, : int(1536 * sparsity)]
+    expected = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, True)
+    assert torch.equal(lowest_per_row(scores, sparsity), expected)
+    order = scores.flatten().sort(stable=True).indices[: int(scores.numel() * sparsity)]
+    expected = torch.zeros(scores.numel(), dtype=torch.bool).index_fill(0, order, True)
+    assert torch.equal(lowest_in_layer(scores, sparsity).flatten(), expected)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "signed", "rounded"])
+def test_no_more_than_one_code_is_sorted_where_scores_are_smooth(kind, monkeypatch):
+    monkeypatch.setattr(ranking, "_lowest_by_partition", None)
+    lowest_per_row(large(kind), 0.5)
+    lowest_in_layer(large(kind), 0.5)
+
+
+@pytest.mark.parametrize("columns", [1540, 4096, 1537])
+def test_rows_of_any_width_are_counted(columns):
+    scores = torch.rand(5, columns, generator=torch.Generator().manual_seed(1))
+    assert (lowest_per_row(scores, 0.6).sum(1) == int(columns * 0.6)).all()
+
+
+@pytest.mark.parametrize(("pruned", "group"), [(2, 4), (1, 3), (5, 8), (100, 192)])
+def test_n_of_m_of_a_large_matrix_is_that_of_a_stable_sort(pruned, group):
+    scores = large("rounded", rows=200)
+    groups = scores.reshape(-1, group)
+    order = groups.sort(dim=1, stable=True).indices[:, :pruned]
+    expected = torch.zeros_like(groups, dtype=torch.bool).scatter(1, order, True)
+    assert torch.equal(lowest_n_of_m(scores, pruned, group), expected.reshape(scores.shape))
 
 
 # Any formula of the release, from statistics to masks
