@@ -1,14 +1,13 @@
 """What the benchmarks take from a finished or running search: its evaluator and its candidates."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import typer
 from safetensors.torch import load_file
 
 from configs import schema
-from search.evolution import Evolution, threshold
+from search.evolution import Evolution, limited
 from search.experiment import resolve
 from search.fingerprint import Fingerprints, Probe
 from search.fitness import Evaluator, Setup
@@ -59,7 +58,6 @@ class RealRun:
         rules, states, found = self.evolution().rules, [State()], []
         for record in self.records:
             state = states[max(0, record.index - rules.lag)]
-            limit = threshold(record.candidate, state, rules)
-            found.append(replace(record.candidate, stop_above=limit))
+            found.append(limited(record.candidate, state, rules))
             states.append(states[-1].commit(record, rules))
         return found

@@ -234,6 +234,11 @@ class Search(_Section):
         ge=0,
         description="a stop after n windows needs slack / sqrt(n) more rise than the threshold's",
     )
+    leeway: float | None = Field(
+        default=None,
+        ge=1,
+        description="a free place is for at most so many times the best's relative rise; null: any",
+    )
     hopeless: float = Field(
         default=100.0,
         gt=0,

@@ -18,8 +18,8 @@ _CACHED = 1 << 18
 """Scores that are looked at together: with what is made of them they stay in a core's cache."""
 
 _SAMPLED, _SAMPLE_STEP = 48, 61
-"""Scores of a row, about, whose quantiles bracket the row's; and one in so many, at least. Odd steps,
-prime to the widths of layers, meet every column."""
+"""Scores of a row, about, whose quantiles bracket the row's; and one in so many, at least. Odd
+steps, prime to the widths of layers, meet every column."""
 
 _MOST_TIED = 0.05
 """Share of the scores that may have the threshold's code: to sort more is slower than otherwise."""

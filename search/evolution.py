@@ -135,7 +135,7 @@ class Evolution:
         ):
             state = self._states[max(0, self._bred - self.rules.lag)]
             candidate = self._decide(breed(self.settings, self._bred, state, self.rules))
-            candidate = replace(candidate, stop_above=threshold(candidate, state, self.rules))
+            candidate = limited(candidate, state, self.rules)
             self._known.add(candidate)
             self._waiting[self._bred] = candidate
             self._bred += 1
@@ -217,15 +217,19 @@ def breed(settings: Settings, index: int, state: State, rules: Rules) -> Candida
         return Candidate(index, _canonical(settings, Criterion(tree, group)))
 
 
-def threshold(candidate: Candidate, state: State, rules: Rules) -> float | None:
-    """Return the fitness above which a candidate cannot enter the population as it is now."""
+def limited(candidate: Candidate, state: State, rules: Rules) -> Candidate:
+    """Return a candidate with what it must be to enter the population as it is now."""
     like = [
         member.rank[0]
         for member in state.population
         if candidate.fingerprint and rules.near(candidate.criterion, member.criterion)
     ]
     # In the place of those that it is near to, it needs to beat no other.
-    return min(like, default=state.worst_fitness(candidate.criterion.group, rules))
+    limit = min(like, default=state.worst_fitness(candidate.criterion.group, rules))
+    if limit is None and rules.leeway and state.population:
+        best = min(member.rank[0] for member in state.population)
+        return replace(candidate, stop_above=best, leeway=rules.leeway)
+    return replace(candidate, stop_above=limit)
 
 
 def _mates(settings: Settings, state: State) -> Sequence[Record]:

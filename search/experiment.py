@@ -167,6 +167,7 @@ def resolve(config: Config) -> Experiment:
                 kept=int(search.population * search.speciation / len(groups)),
                 patience=search.patience,
                 lag=search.lag,
+                leeway=search.leeway,
             ),
             groups=groups,
             regroup=search.regroup,

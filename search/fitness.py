@@ -215,7 +215,7 @@ class Evaluator:
             losses[i] += resident.measure(len(losses[i]), end).tolist()
             if not all(map(math.isfinite, losses[i])):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
-            if reason := self._stop_reason(self.scale, losses, candidate.stop_above):
+            if reason := self._stop_reason(self.scale, losses, candidate):
                 return Outcome("stopped", None, self._tokens(losses), reason)
         return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
@@ -234,7 +234,7 @@ class Evaluator:
         return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
 
     def _stop_reason(
-        self, scale: Scale, losses: Sequence[Sequence[float]], stop_above: float | None
+        self, scale: Scale, losses: Sequence[Sequence[float]], candidate: Candidate
     ) -> str:
         """Say why a candidate need not be looked at any more, if that is so."""
         complete = all(
@@ -247,9 +247,10 @@ class Evaluator:
             if value is not None and value > self.setup.hopeless:
                 what = f"{self.setup.tasks[cell.task].name}, {cell.text}"
                 return f"relative rise {value:.4f} on {what} above {self.setup.hopeless:.4f}"
-        if stop_above is None:
+        if candidate.stop_above is None:
             return ""
-        if beyond := scale.excess(losses, scale.relative(stop_above), self.setup.slack):
+        limit = candidate.leeway * max(0.0, scale.relative(candidate.stop_above))
+        if beyond := scale.excess(losses, limit, self.setup.slack):
             return "relative rise {:.4f} above {:.4f}".format(*beyond)
         return ""
 

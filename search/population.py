@@ -39,7 +39,9 @@ class Candidate:
         parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
         fingerprint: Of its mask on the probe; None until taken.
         stop_above: Fitness above which it cannot enter the population, fixed when it was bred, but
-            for a smaller one within a step of parsimony; None while a place is free.
+            for a smaller one within a step of parsimony; None if there is none.
+        leeway: How many times the relative rise of `stop_above` it may have: more than once where
+            a place is free.
         decided: Its outcome, if that is known without an evaluation.
     """
 
@@ -49,6 +51,7 @@ class Candidate:
     fingerprint: str | None = None
     # Of the way to an outcome alone: the journal has neither.
     stop_above: float | None = field(default=None, compare=False)
+    leeway: float = field(default=1.0, compare=False)
     decided: Outcome | None = field(default=None, compare=False)
 
 
@@ -171,6 +174,8 @@ class Rules:
         patience: Outcomes without a better best after which the population starts anew; None
             for never.
         lag: Outcomes that a child does not wait for.
+        leeway: A free place is for who has at most so many times the relative rise of the best;
+            None lets anyone in.
     """
 
     capacity: int
@@ -179,6 +184,7 @@ class Rules:
     kept: int = 0
     patience: int | None = None
     lag: int = 0
+    leeway: float | None = None
 
     def rank(self, record: Record) -> tuple[float, ...]:
         """Sort key: better first, then smaller, then older."""

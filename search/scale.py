@@ -190,14 +190,14 @@ class Scale(_Values):
         Cells that were not looked at yet are taken to be as good as the limit.
 
         Args:
-            limit: The relative rise to beat.
+            limit: The relative rise to beat, 0 or more.
             slack: What one window's value may be off, as a fraction.
         """
         values = [limit if value is None else value for value in self.values(losses)]
         slopes = self.slopes(values)
         seen = [max(1, cell.seen(losses[cell.task])) for cell in self.cells]
         off = math.sqrt(sum(s * s / n for s, n in zip(slopes, seen, strict=True)))
-        rise, most = self.aggregated(values), max(0.0, limit) * (1 + slack * off)
+        rise, most = self.aggregated(values), limit * (1 + slack * off)
         return (rise, most) if rise > most else None
 
     def difference(

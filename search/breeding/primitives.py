@@ -31,6 +31,11 @@ def primitive_set(name: str) -> gp.PrimitiveSet:
         primitives.addPrimitive(operator.function, operator.arity, name=operator_name)
     for leaf in LEAF_SETS[name]:
         primitives.addTerminal(None, name=leaf)
+        if name in SETS_WITH_NUMBERS:
+            # Drawn more often the more sides it varies along: most leaves are vectors or numbers.
+            sides = LEAVES[leaf].shape.by_row + LEAVES[leaf].shape.by_column
+            terminals = primitives.terminals[primitives.ret]
+            terminals.extend([primitives.mapping[leaf]] * sides)
     if name in SETS_WITH_NUMBERS:
         primitives.addTerminal(None, name=BLANK)
     return primitives

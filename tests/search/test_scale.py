@@ -115,11 +115,6 @@ def test_slack_falls_with_the_windows_that_were_seen():
     assert one.excess([[9.0, 9.0]], 1.0, 0.3)[1] == pytest.approx(1 + 0.3 / sqrt(2))
 
 
-def test_a_limit_below_nothing_counts_as_nothing():
-    one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
-    assert one.excess([[1.1]], -1.0, 0.3) == pytest.approx((0.1 / 0.5 / 0.5, 0.0))
-
-
 def test_the_difference_of_one_cell_is_the_paired_one():
     one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
     losses, reference = [1.5, 3.9], [1.2, 3.2]

@@ -52,6 +52,8 @@ def leaves_of(seed: int) -> list[dict[str, torch.Tensor]]:
         "B": 3.0,
         "H": 1.0,
         "O": 1.0,
+        "D": 1.0,
+        "I": 1.0,
         "M": 2.0,
     }
     layers = []
