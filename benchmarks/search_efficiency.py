@@ -34,8 +34,14 @@ from search.fitness import Evaluator
 from search.population import Candidate, State
 from search.yardstick import asking, scale_of
 
+_SMALL = ["search.min_initial_depth=1", "search.max_initial_depth=2"]
+
 VARIANTS: dict[str, list[str]] = {
     "evolution": [],
+    "small trees": _SMALL,
+    "leeway 1.5": ["search.leeway=1.5"],
+    "small trees and leeway": [*_SMALL, "search.leeway=1.5"],
+    "small trees; leeway; mutation": [*_SMALL, "search.leeway=1.5", "search.crossover=0.3"],
     "random search": ["search.crossover=0", "search.mutation=0", "search.regroup=0"],
     "no fingerprints": ["search.fingerprint=false"],
     "no stages": ["search.stages=[]"],
