@@ -24,7 +24,7 @@ from tables import conditions, show, wikitext2_corpora, write_json
 from torch import Tensor
 
 from evaluation.mixture import Mixture, Part
-from pruning.baselines import NAMED
+from pruning.baselines import FOUND, PUBLISHED
 from pruning.criterion import Criterion
 from pruning.leaves import LEAF_SETS
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
@@ -75,7 +75,7 @@ def main(
     """Print a table of perplexities for each model and calibration, and one of relative rises."""
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
-    named = {name: baseline.criterion for name, baseline in NAMED.items()}
+    named = {name: baseline.criterion for name, baseline in (PUBLISHED | FOUND).items()}
     given = {_label(criterion): criterion for criterion in read_seeds(metric or [], GROUPS)}
     given = {name: c for name, c in given.items() if c not in named.values()}
     figures: dict[str, object] = {}
@@ -87,10 +87,11 @@ def main(
         _print(setting, measured.dense, perplexities, {**named, **given})
         group = "one" if setting.calibration == "one" else "both"
         of_group = rises.setdefault(group, {})
-        for cell, by_metric in relative_rises(measured.dense, perplexities, list(named)).items():
+        cells = relative_rises(measured.dense, perplexities, list(PUBLISHED))
+        for cell, by_metric in cells.items():
             of_group[f"{Path(setting.model).name} {cell}"] = by_metric
-    for group, cells in rises.items():
-        _print_rises(group, cells, {**named, **given})
+    for group, of_group in rises.items():
+        _print_rises(group, of_group, {**named, **given})
     texts = {name: asdict_of(criterion) for name, criterion in {**named, **given}.items()}
     write_json(
         json_, {**conditions("bfloat16"), "metrics": texts, **figures, "relative_rises": rises}

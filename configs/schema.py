@@ -165,6 +165,7 @@ class Mutations(_Section):
     subtree: float = Field(default=1, ge=0)
     hoist: float = Field(default=1, ge=0)
     insert: float = Field(default=1, ge=0)
+    factor: float = Field(default=0, ge=0, description="a subtree times, or over, a small new one")
     constant: float = Field(
         default=1, ge=0, description="tuning of a number; unused by primitives without numbers"
     )

@@ -1,4 +1,4 @@
-"""Published pruning metrics, written in the metric language, each with its comparison group."""
+"""Pruning metrics with names, in the metric language, each with its comparison group."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ BASELINES: dict[str, Baseline] = {
 }
 """The metrics that every report measures beside what a search found."""
 
-NAMED: dict[str, Baseline] = BASELINES | {
+PUBLISHED: dict[str, Baseline] = BASELINES | {
     "relative-importance": _baseline(
         _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; no activations: exponent 0"
     ),
@@ -84,4 +84,18 @@ NAMED: dict[str, Baseline] = BASELINES | {
         "An et al., 2024, arXiv:2312.11983; a weight's term of FLAP's fluctuation of a channel",
     ),
 }
+"""The metrics of other people's papers."""
+
+_DIRECTION = "exp(mul(0.96, tanh(mul(2, colmean(quot(M, G))))))"
+
+FOUND: dict[str, Baseline] = {
+    "directed-snip-wanda": _baseline(
+        f"quot(mul({_DIRECTION}, mul(sqr(W), mul(G, sqrt(X)))), mul(rowmean(W), rowmean(sqrt(X))))",
+        "model",
+        "this project: docs/METRICS.md",
+    ),
+}
+"""The metrics that came out of this project's searches and measurements."""
+
+NAMED: dict[str, Baseline] = PUBLISHED | FOUND
 """All metrics that can be given by name."""

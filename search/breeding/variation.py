@@ -134,6 +134,19 @@ def _mutate_insert(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     return gp.mutInsert(tree, primitives)[0]
 
 
+def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
+    """Factor mutation: the tree, or a subtree, is multiplied or divided by a small random tree.
+
+    What prunes well is mostly a product: of what a weight, its input and its row are worth.
+    """
+    index = 0 if random.random() < 0.5 else random.randrange(len(tree))
+    place = tree.searchSubtree(index)
+    operator = random.choice([name for name in ("mul", "quot", "div") if name in primitives.mapping])
+    factor = gp.genGrow(primitives, 0, 2, primitives.ret)
+    tree[place] = [primitives.mapping[operator], *tree[place], *factor]
+    return tree
+
+
 def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Constant mutation: one number is multiplied by one of a few factors.
 
@@ -165,6 +178,7 @@ MUTATIONS: dict[str, Callable[[gp.PrimitiveTree, gp.PrimitiveSet], gp.PrimitiveT
     "subtree": _mutate_subtree,
     "hoist": _mutate_hoist,
     "insert": _mutate_insert,
+    "factor": _mutate_factor,
     "constant": _mutate_constant,
 }
 

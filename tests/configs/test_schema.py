@@ -50,7 +50,7 @@ def test_paper_config_is_the_algorithm_that_the_paper_states():
     assert (search.crossover, search.mutation, search.stages) == (1.0, 0.5, [])
     assert (search.parsimony, search.crowding, search.patience) == (0, 0, None)
     assert (search.objective, search.simplify, search.seeds) == ("nll", True, [])
-    others = {"subtree": 0, "hoist": 0, "insert": 0, "constant": 0}
+    others = {"subtree": 0, "hoist": 0, "insert": 0, "factor": 0, "constant": 0}
     assert search.mutations.model_dump() == {"node": 1} | others
 
 

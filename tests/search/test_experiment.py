@@ -429,7 +429,8 @@ def test_settings_take_every_knob_of_breeding():
     assert (variation.min_initial_depth, variation.max_initial_depth) == (1, 3)
     assert (variation.max_depth, variation.max_size) == (5, 21)
     assert (variation.crossover, variation.mutation) == (0.6, 0.4)
-    assert variation.mutations == {"node": 0, "subtree": 1, "hoist": 2, "insert": 1, "constant": 1}
+    others = {"insert": 1, "factor": 0, "constant": 1}
+    assert variation.mutations == {"node": 0, "subtree": 1, "hoist": 2, **others}
 
 
 @pytest.mark.parametrize(

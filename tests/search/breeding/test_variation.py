@@ -263,6 +263,19 @@ def test_hoist_mutation_never_grows_and_nearly_always_shrinks():
     assert sum(after < before for before, after in sizes) > 30
 
 
+def test_factor_mutation_keeps_the_tree_and_multiplies_or_divides_a_part_of_it():
+    operators, whole = set(), 0
+    for seed in range(200):
+        before, after = mutated("factor", seed)
+        names = [[node.name for node in tree.nodes()] for tree in (before, after)]
+        operators |= set(names[1]) - set(names[0])
+        assert not Counter(names[0]) - Counter(names[1])
+        assert after.size >= before.size + 2
+        whole += names[1][1 : 1 + len(names[0])] == names[0]
+    assert {"mul", "div"} & operators
+    assert 60 < whole < 190
+
+
 def test_insert_mutation_never_shrinks_and_keeps_every_leaf():
     for seed in range(90):
         before, after = mutated("insert", seed)
