@@ -32,10 +32,12 @@ class Group(Protocol):
     Attributes:
         name: `row`, `layer`, `model`, or a pattern such as `2:4`.
         whole_model: Whether it needs all layers' scores before the first mask.
+        within_rows: Whether no row's mask depends on another row.
         implied_sparsity: The fraction that an n:m pattern removes, whatever is asked; else None.
     """
 
     whole_model: bool = False
+    within_rows: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +75,7 @@ class Row(Group):
     """Each output row on its own."""
 
     name = "row"
+    within_rows = True
 
     def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
         for name in scores_by_name:
@@ -120,6 +123,7 @@ class NOfM(Group):
 
     kept: int
     length: int
+    within_rows = True
 
     @property
     def name(self) -> str:

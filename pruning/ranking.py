@@ -3,6 +3,7 @@
 On the CPU numpy's comparisons and counts are several times faster than torch's.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,6 +21,9 @@ _CACHED = 1 << 18
 _SAMPLED, _SAMPLE_STEP = 48, 61
 """Scores of a row, about, whose quantiles bracket the row's; and one in so many, at least. Odd
 steps, prime to the widths of layers, meet every column."""
+
+_SMALL = 1 << 16
+"""Scores below which a partial sort is faster than counting."""
 
 _MOST_TIED = 0.05
 """Share of the scores that may have the threshold's code: to sort more is slower than otherwise."""
@@ -112,9 +116,15 @@ def check_scores(scores: Tensor, sparsity: float) -> None:
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-    low, high = torch.aminmax(scores)
-    if not (torch.isfinite(low) and torch.isfinite(high)):
+    low, high = extremes(scores)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise DegenerateScores("scores must be finite, got a NaN or an infinity")
+
+
+def extremes(scores: Tensor) -> tuple[float, float]:
+    """Return the lowest and the highest score; NaN if there is one."""
+    low, high = torch.aminmax(scores)
+    return low.item(), high.item()
 
 
 def by_rows(mark: Callable[[Array], Array], scores: Tensor) -> Tensor:
@@ -145,7 +155,9 @@ def _lowest(scores: Tensor, removed: int) -> Tensor:
     if removed == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if scores.device.type == "cpu":
-        return by_rows(lambda part: _lowest_by_codes(part, removed), scores)
+        small = scores.numel() < _SMALL
+        mark = _lowest_by_partition if small else _lowest_by_codes
+        return by_rows(lambda part: mark(part, removed), scores)
     threshold = kth_smallest(scores, removed)  # (rows, 1)
     mask = scores <= threshold
     excess = count_rows(mask) - removed

@@ -1,15 +1,16 @@
 """What is asked of a pruning, and the scores that follow: metric, target, propagation, seams."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pruning.allocation import UNIFORM, Allocation
 from pruning.leaves import STATISTICS, need_backward
 from pruning.masks import DegenerateScores, Target
 from pruning.metric import Metric
+from pruning.ranking import extremes
 from pruning.update import ZERO, Update
 
 PROPAGATIONS = ("one-shot", "sequential")
@@ -37,8 +38,8 @@ class LayerScores(Mapping[str, Tensor]):
         """
         weight = self.weights[name].abs() if "W" in self.metric.leaves else None
         scores = self.metric.score(W=weight, **self.statistics(name))
-        low, high = torch.aminmax(scores)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        low, high = extremes(scores)
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise DegenerateScores(
                 f"layer {name}: the scores of '{self.metric.text}' are not finite"
             )

@@ -139,20 +139,41 @@ class Fingerprints:
 
 
 def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> Bits:
-    """Return the masks of probed layers as bits, packed into bytes layer by layer.
+    """Return the masks of probed layers as bits, packed into bytes.
 
     Raises:
         DegenerateScores: If every row of every layer has one and the same mask.
     """
     packed = []
     rows_differ = False
-    for _, selected in select(scores, target):
+    for joined, layers in _joined(scores, target):
+        ((_, selected),) = select({"": joined}, target)
         mask = selected.numpy()
-        rows_differ = rows_differ or bool((mask != mask[0]).any())
         packed.append(np.packbits(mask))
+        start = 0
+        for layer in layers:
+            own = mask.reshape(-1)[start : start + layer.numel()].reshape(layer.shape)
+            start += layer.numel()
+            rows_differ = rows_differ or bool((own != own[0]).any())
     if not rows_differ and (target.group.implied_sparsity or target.sparsity):
         raise DegenerateScores(f"'{metric}' prunes the same inputs in every row")
     return np.concatenate(packed)
+
+
+def _joined(scores: Mapping[str, Tensor], target: Target) -> list[tuple[Tensor, list[Tensor]]]:
+    """Return matrices to select from, each with the layers that it is made of.
+
+    A call costs more than what it does on so few rows, so there are as few as the group allows.
+    """
+    if target.group.whole_model:
+        layers = list(scores.values())
+        return [(torch.cat([layer.flatten() for layer in layers])[None], layers)]
+    if not target.group.within_rows:
+        return [(layer, [layer]) for layer in scores.values()]
+    by_width: dict[int, list[Tensor]] = {}
+    for layer in scores.values():
+        by_width.setdefault(layer.shape[1], []).append(layer)
+    return [(torch.cat(layers), layers) for layers in by_width.values()]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -141,7 +141,9 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
-    operator = random.choice([name for name in ("mul", "quot", "div") if name in primitives.mapping])
+    operator = random.choice(
+        [name for name in ("mul", "quot", "div") if name in primitives.mapping]
+    )
     factor = gp.genGrow(primitives, 0, 2, primitives.ret)
     tree[place] = [primitives.mapping[operator], *tree[place], *factor]
     return tree

@@ -431,7 +431,7 @@ def test_a_new_group_is_one_class(propagation):
 # Large matrices, where a threshold is found by counting
 
 
-def large(kind, rows=40, columns=1536):
+def large(kind, rows=60, columns=1536):
     """Return scores of a matrix as large as they come, with what makes counting hard."""
     scores = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).abs()
     return {
