@@ -240,6 +240,10 @@ class Search(_Section):
         ge=1,
         description="a free place is for at most so many times the best's relative rise; null: any",
     )
+    settle: bool = Field(
+        default=False,
+        description="who is clearly not the best is measured no further; its fitness is estimated",
+    )
     hopeless: float = Field(
         default=100.0,
         gt=0,

@@ -226,8 +226,10 @@ def limited(candidate: Candidate, state: State, rules: Rules) -> Candidate:
     ]
     # In the place of those that it is near to, it needs to beat no other.
     limit = min(like, default=state.worst_fitness(candidate.criterion.group, rules))
-    if limit is None and rules.leeway and state.population:
-        best = min(member.rank[0] for member in state.population)
+    best = min((member.rank[0] for member in state.population), default=None)
+    if rules.settles:
+        candidate = replace(candidate, settle_above=best)
+    if limit is None and rules.leeway and best is not None:
         return replace(candidate, stop_above=best, leeway=rules.leeway)
     return replace(candidate, stop_above=limit)
 

@@ -168,6 +168,7 @@ def resolve(config: Config) -> Experiment:
                 patience=search.patience,
                 lag=search.lag,
                 leeway=search.leeway,
+                settles=search.settle,
             ),
             groups=groups,
             regroup=search.regroup,

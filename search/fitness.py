@@ -215,8 +215,12 @@ class Evaluator:
             losses[i] += resident.measure(len(losses[i]), end).tolist()
             if not all(map(math.isfinite, losses[i])):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
+            if not self.setup.stages or self._complete(losses):
+                continue
             if reason := self._stop_reason(self.scale, losses, candidate):
                 return Outcome("stopped", None, self._tokens(losses), reason)
+            if settled := self._settled(self.scale, losses, candidate):
+                return Outcome("evaluated", settled, self._tokens(losses), "not to the end")
         return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
     def _visits(self, order: Sequence[int]) -> Iterator[tuple[int, int | None]]:
@@ -228,21 +232,32 @@ class Evaluator:
         yield from ((task, first) for task in order)
         yield from ((task, end) for task in order for end in others)
 
+    def _complete(self, losses: Sequence[Sequence[float]]) -> bool:
+        return all(
+            len(part) == len(self.residents[task.subject].dense)
+            for part, task in zip(losses, self.setup.tasks, strict=True)
+        )
+
     def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
         subjects = [task.subject for task in self.setup.tasks]
         lengths = [self.setup.windows[subject]["fitness"].shape[1] for subject in subjects]
         return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
 
+    def _settled(
+        self, scale: Scale, losses: Sequence[Sequence[float]], candidate: Candidate
+    ) -> float | None:
+        """Return the fitness to expect if more windows would not make it the best."""
+        if candidate.settle_above is None:
+            return None
+        limit = max(0.0, scale.relative(candidate.settle_above))
+        if None in scale.values(losses) or not scale.excess(losses, limit, self.setup.slack):
+            return None
+        return scale.expected(losses)
+
     def _stop_reason(
         self, scale: Scale, losses: Sequence[Sequence[float]], candidate: Candidate
     ) -> str:
         """Say why a candidate need not be looked at any more, if that is so."""
-        complete = all(
-            len(part) == len(self.residents[task.subject].dense)
-            for part, task in zip(losses, self.setup.tasks, strict=True)
-        )
-        if complete or not self.setup.stages:
-            return ""
         for cell, value in zip(scale.cells, scale.values(losses), strict=True):
             if value is not None and value > self.setup.hopeless:
                 what = f"{self.setup.tasks[cell.task].name}, {cell.text}"

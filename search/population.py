@@ -42,6 +42,8 @@ class Candidate:
             for a smaller one within a step of parsimony; None if there is none.
         leeway: How many times the relative rise of `stop_above` it may have: more than once where
             a place is free.
+        settle_above: Fitness above which it is not measured to the end, fixed when it was bred:
+            that of the best; None if all are.
         decided: Its outcome, if that is known without an evaluation.
     """
 
@@ -52,6 +54,7 @@ class Candidate:
     # Of the way to an outcome alone: the journal has neither.
     stop_above: float | None = field(default=None, compare=False)
     leeway: float = field(default=1.0, compare=False)
+    settle_above: float | None = field(default=None, compare=False)
     decided: Outcome | None = field(default=None, compare=False)
 
 
@@ -176,6 +179,7 @@ class Rules:
         lag: Outcomes that a child does not wait for.
         leeway: A free place is for who has at most so many times the relative rise of the best;
             None lets anyone in.
+        settles: Whether those that are not the best need not be measured to the end.
     """
 
     capacity: int
@@ -185,6 +189,7 @@ class Rules:
     patience: int | None = None
     lag: int = 0
     leeway: float | None = None
+    settles: bool = False
 
     def rank(self, record: Record) -> tuple[float, ...]:
         """Sort key: better first, then smaller, then older."""

@@ -177,6 +177,12 @@ class Scale(_Values):
             return fmean(losses[self.cells[0].task])
         return self.aggregated([value for value in self.values(losses) if value is not None])
 
+    def expected(self, losses: Sequence[Sequence[float]]) -> float:
+        """Return the fitness that the windows so far let expect; each cell must have one."""
+        value = self.aggregated([value for value in self.values(losses) if value is not None])
+        cell = self.cells[0]
+        return fmean(cell.dense) + value * cell.rise if len(self.cells) == 1 else value
+
     def relative(self, fitness: float) -> float:
         """Return a fitness as a relative rise."""
         cell = self.cells[0]

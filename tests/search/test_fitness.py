@@ -266,7 +266,7 @@ def test_stages_look_at_each_task_once_and_then_at_one_after_the_other(on_two_mo
     staged = again(on_two_models, stages=(1, 2), hopeless=1e9)
     rescaled(staged, order=(2, 0, 1))
     seen = []
-    staged._stop_reason = lambda scale, losses, limit: seen.append([len(x) for x in losses]) or ""
+    staged._complete = lambda losses: seen.append([len(part) for part in losses]) or True
     staged.evaluate(candidate(WANDA))
     first = [[0, 0, 1], [1, 0, 1], [1, 1, 1]]
     assert seen == [*first, [1, 1, 2], [1, 1, 4], [2, 1, 4], [4, 1, 4], [4, 2, 4], [4, 3, 4]]
@@ -298,6 +298,26 @@ def test_without_stages_nothing_is_stopped(on_two_models):
 
 
 # Stages
+
+
+def test_who_is_clearly_not_the_best_is_measured_no_further_and_gets_an_estimate(on_two_models):
+    staged = again(on_two_models, stages=(1,), slack=0.0, hopeless=1e9)
+    full = staged.evaluate(candidate(NEGATIVE))
+    settled = staged.evaluate(candidate(NEGATIVE, settle_above=0.0))
+    assert (full.kind, settled.kind) == ("evaluated", "evaluated")
+    assert settled.tokens == 32 + 16 + 32 < full.tokens
+    assert settled.reason == "not to the end"
+    losses = [staged.losses(task, "fitness", NEGATIVE)[:1] for task in range(3)]
+    assert settled.fitness == pytest.approx(staged.scale.expected(losses))
+    assert staged.evaluate(candidate(NEGATIVE, settle_above=full.fitness * 10)) == full
+
+
+def test_an_estimate_on_one_cell_is_a_loss(evaluator):
+    staged = again(evaluator, stages=(2,), slack=0.0, hopeless=1e9)
+    settled = staged.evaluate(candidate(NEGATIVE, settle_above=0.0))
+    (cell,) = staged.scale.cells
+    value = cell.value(staged.losses(0, "fitness", NEGATIVE)[:2])
+    assert settled.fitness == pytest.approx(sum(cell.dense) / 4 + value * cell.rise)
 
 
 def test_evaluate_stops_after_a_stage_above_the_threshold(evaluator):
