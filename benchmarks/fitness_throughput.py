@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
-from pruning.masks import Target, select
+from pruning.masks import Group, Layer, Model, NOfM, Row, Target, select
 from pruning.models import DTYPES, linear_layers, load_model
 from pruning.recipe import LayerScores
 from pruning.store import ResidentStore
@@ -38,6 +38,16 @@ from search.journal import RunFolder
 from search.population import Candidate, Record
 
 GEMM_SIDE = 2048
+
+PRUNED: dict[str, Group] = {
+    "wanda": Row(),
+    "magnitude": Layer(),
+    "snip": Model(),
+    "gblm": NOfM(2, 4),
+}
+"""What is pruned by which metric, to see what a group costs."""
+
+PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
 
 def main(
@@ -121,6 +131,16 @@ def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
         ["part", "seconds"],
         [[name, f"{value:.3f}"] for name, value in figures.seconds.items()],
     )
+    window = figures.seconds[WINDOW]
+    show(
+        "pruning beside the window that decides most candidates",
+        ["group", "of that window", "bar"],
+        [
+            [name.removeprefix(PRUNE), f"{value / window:.2f}", "0.50"]
+            for name, value in figures.seconds.items()
+            if name.startswith(PRUNE)
+        ],
+    )
     show(
         "rates",
         ["", "figure", "bar"],
@@ -128,7 +148,7 @@ def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
             ["fastest matrix product, GFLOP/s", f"{figures.gemm_gflops:.0f}", ""],
             ["forward with loss, GFLOP/s", f"{figures.forward_gflops:.0f}", ""],
             ["fraction", f"{figures.gemm_fraction:.2f}", "0.75"],
-            ["driver, ms a candidate", f"{figures.driver_ms_per_candidate:.1f}", "10"],
+            ["driver, ms a candidate", f"{figures.driver_ms_per_candidate:.1f}", "5"],
         ],
     )
     show(
@@ -136,8 +156,8 @@ def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
         f"{len(chosen)} candidates from {chosen[0].index} on",
         ["way", "an hour", "ours is", "bar"],
         [
-            ["plain", f"{pace['plain']:.1f}", f"{figures.ratio_plain:.0f} times", "100"],
-            ["resident", f"{pace['resident']:.0f}", f"{figures.ratio_resident:.1f} times", "4"],
+            ["plain", f"{pace['plain']:.1f}", f"{figures.ratio_plain:.0f} times", "150"],
+            ["resident", f"{pace['resident']:.0f}", f"{figures.ratio_resident:.1f} times", "6"],
             ["ours", f"{pace['ours']:.0f}", "", ""],
         ],
     )
@@ -156,9 +176,9 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
         scores = dict(lazy)
         found[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
     found["apply (restore)"] = _best(resident.restore)
-    found["prune in all, row"] = _best(lambda: _prune(evaluator, "wanda"))
-    found["prune in all, model"] = _best(lambda: _prune(evaluator, "snip"))
-    found["forward and loss, one window"] = _best(lambda: resident.measure(0, 1))
+    for name, group in PRUNED.items():
+        found[f"{PRUNE}{group.name}"] = _best(partial(_prune, evaluator, name, group))
+    found[WINDOW] = _best(lambda: resident.measure(0, 1))
     return found
 
 
@@ -167,11 +187,10 @@ def _select_all(scores: Mapping[str, torch.Tensor], target: Target) -> None:
         pass
 
 
-def _prune(evaluator: Evaluator, name: str) -> None:
-    criterion = BASELINES[name].criterion
+def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident = evaluator.residents[0]
     resident.restore()
-    resident.prune(criterion.metric, evaluator.setup.tasks[0].target(criterion.group))
+    resident.prune(BASELINES[name].criterion.metric, Target(0.5, group))
 
 
 @torch.inference_mode()
