@@ -206,7 +206,7 @@ class Evaluator:
         assert self.scale, "use_scale comes before the first candidate"
         criterion = candidate.criterion
         losses: list[list[float]] = [[] for _ in self.setup.tasks]
-        for i, end in self._visits(self.scale.order):
+        for i, end in self._visits(self.scale):
             task = self.setup.tasks[i]
             resident = self.residents[task.subject]
             if len(losses[i]) == len(resident.dense):
@@ -223,14 +223,17 @@ class Evaluator:
                 return Outcome("evaluated", settled, self._tokens(losses), "not to the end")
         return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
-    def _visits(self, order: Sequence[int]) -> Iterator[tuple[int, int | None]]:
-        """Yield tasks and up to which window they are looked at: a first look at each, then all.
+    def _visits(self, scale: Scale) -> Iterator[tuple[int, int | None]]:
+        """Yield tasks and up to which window they are looked at.
 
-        So a candidate that is of no use for one task costs no other more than that.
+        A first look at each, and another until all kinds of text were seen; then one task after the
+        other. So a candidate that is of no use for one task costs no other more than a look.
         """
-        first, *others = (*self.setup.stages, None)
-        yield from ((task, first) for task in order)
-        yield from ((task, end) for task in order for end in others)
+        stages = (*self.setup.stages, None)
+        needed = 1 + max(cell.windows[0] for cell in scale.cells)
+        looks = 1 + sum(end is not None and end < needed for end in stages)
+        yield from ((task, end) for end in stages[:looks] for task in scale.order)
+        yield from ((task, end) for task in scale.order for end in stages[looks:])
 
     def _complete(self, losses: Sequence[Sequence[float]]) -> bool:
         return all(

@@ -272,6 +272,18 @@ def test_stages_look_at_each_task_once_and_then_at_one_after_the_other(on_two_mo
     assert seen == [*first, [1, 1, 2], [1, 1, 4], [2, 1, 4], [4, 1, 4], [4, 2, 4], [4, 3, 4]]
 
 
+def test_looks_go_round_until_every_kind_of_text_was_seen(on_two_models):
+    kinds = tuple(
+        {role: ("a", "a", "b", "b")[: len(t)] for role, t in w.items()}
+        for w in on_two_models.setup.windows
+    )
+    staged = again(on_two_models, stages=(1, 2, 3), kinds=kinds, hopeless=1e9)
+    assert list(staged._visits(staged.scale)) == [
+        *((task, end) for end in (1, 2, 3) for task in range(3)),
+        *((task, None) for task in range(3)),
+    ]
+
+
 @pytest.mark.parametrize("hopeless_on", [0, 1, 2])
 def test_a_candidate_that_is_hopeless_on_one_task_costs_those_after_it_nothing(
     on_two_models, hopeless_on
