@@ -393,7 +393,7 @@ def test_extended_primitives_collect_their_statistics_and_breed_from_them(
     code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
     assert code == 0, printed.err
     assert "collecting statistics of embedded on 64 tokens" in printed.out
-    assert leaves_in(tmp_path / "run/statistics.safetensors") == set("ABGHMOVX")
+    assert leaves_in(tmp_path / "run/statistics.safetensors") == set("ABDGHIMOVX")
     lines = lines_of(tmp_path / "run/journal.jsonl")
     assert [line["outcome"] for line in lines[:3]] == ["evaluated"] * 3
     named = set().union(*(Metric.parse(line["metric"]).leaves for line in lines))

@@ -44,7 +44,7 @@ def test_statistics_round_matrices_and_not_vectors(dtype, item):
     assert size(model, frozenset("X"), dtype) == 2 * 4 * inputs
     assert size(model, frozenset("B"), dtype) == 2 * 4 * outputs
     assert size(model, ALL_LEAVES, dtype) == 2 * item * TOY_PRUNABLE + 8 * (
-        4 * inputs + outputs + 7
+        4 * inputs + outputs + 3 * 7
     )
 
 
