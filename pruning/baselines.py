@@ -86,11 +86,13 @@ PUBLISHED: dict[str, Baseline] = BASELINES | {
 }
 """The metrics of other people's papers."""
 
-_DIRECTION = "exp(mul(0.96, tanh(mul(2, colmean(quot(M, G))))))"
+_DIRECTION = "exp(mul(2, colmean(quot(M, G))))"
+_BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
+_MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
 
 FOUND: dict[str, Baseline] = {
     "directed-snip-wanda": _baseline(
-        f"quot(mul({_DIRECTION}, mul(sqr(W), mul(G, sqrt(X)))), mul(rowmean(W), rowmean(sqrt(X))))",
+        f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})",
         "model",
         "this project: docs/METRICS.md",
     ),

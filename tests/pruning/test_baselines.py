@@ -36,9 +36,9 @@ FORMULAS = {
     "wifv": lambda W, G, X, V, B, H, M: V * W**2,
     "directed-snip-wanda": lambda W, G, X, V, B, H, M: (
         (W * G)
-        * (W / W.mean(1, keepdim=True))
+        * (W / (W.mean(1, keepdim=True) + W.mean(0)))
         * (X.sqrt() / X.sqrt().mean())
-        * torch.exp(0.96 * torch.tanh(2 * (M / G).mean(0, keepdim=True)))
+        * torch.exp(2 * (M / G).mean(0))
     ),
 }
 
