@@ -44,7 +44,12 @@ def main(
     full = _evaluate(evaluator, sample)
     stopped = [record for record in sample if record.outcome.kind == "stopped"]
     wrong = [record for record in stopped if full[record] < best[-1]]
-    again = [abs(full[r] - r.fitness) for r in sample if r.fitness is not None]
+    whole = [r for r in sample if r.outcome.kind == "evaluated" and not r.outcome.reason]
+    estimated = [r for r in sample if r.outcome.kind == "evaluated" and r.outcome.reason]
+    again, off = (
+        [abs(full[r] - r.fitness) for r in part if r.fitness is not None]
+        for part in (whole, estimated)
+    )
     figures: dict[str, float | None] = {
         "run_candidates": len(real.records),
         "fingerprint_pairs": len(differing),
@@ -54,10 +59,12 @@ def main(
         "stopped": len(stopped),
         "wrongly_stopped": len(wrong),
         "nearest_stopped": min((full[r] - best[-1] for r in stopped), default=None),
+        "not_measured_to_the_end": len(estimated),
+        "largest_error_of_an_estimate": max(off, default=None),
         "largest_difference_to_the_run": max(again, default=None),
     }
     rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
-    rows.insert(-2, ["  by tokens seen", _by_tokens(stopped, wrong)])
+    rows.insert(-4, ["  by tokens seen", _by_tokens(stopped, wrong)])
     show(f"early decisions of {run.name}, top {TOP} at {best[-1]:.4f}", ["", "figure"], rows)
     write_json(json, {**conditions(real.experiment.config.dtype), **figures})
 

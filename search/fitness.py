@@ -219,7 +219,7 @@ class Evaluator:
                 continue
             if reason := self._stop_reason(self.scale, losses, candidate):
                 return Outcome("stopped", None, self._tokens(losses), reason)
-            if settled := self._settled(self.scale, losses, candidate):
+            if (settled := self._settled(self.scale, losses, candidate)) is not None:
                 return Outcome("evaluated", settled, self._tokens(losses), "not to the end")
         return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
