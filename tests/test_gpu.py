@@ -3,6 +3,7 @@
 import pytest
 import torch
 from toy_models import toy_model, toy_windows
+from toy_setup import made_of
 
 from pruning.checkpoint import Checkpoint
 from pruning.criterion import Criterion
@@ -15,7 +16,7 @@ from pruning.pruner import prune
 from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
 from pruning.recipe import Recipe
 from pruning.walk import Texts
-from search.fitness import Evaluator, Setup, Task
+from search.fitness import Setup, Task
 from search.population import Candidate
 from search.resident import Subject
 
@@ -67,8 +68,7 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, objective):
             slack=0.1,
             hopeless=100.0,
         )
-        evaluator = Evaluator(setup)
-        evaluator.use_statistics(0, evaluator.collect_statistics(0))
+        evaluator = made_of(setup)
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)
 

@@ -18,7 +18,10 @@ from search_process import (
 
 CANDIDATES = 60
 VARIANTS = {
-    "extended": ["pruning.group=free", "search.primitives=extended", "search.patience=10"],
+    "extended": [
+        *("pruning.group=free", "search.primitives=extended", "search.patience=10"),
+        *("search.leeway=1.2", "search.settle=true", "search.mutations.factor=1"),
+    ],
     "two tasks": ["tasks=[{sparsity: 0.5}, {pattern: 2:4, weight: 2}]"],
 }
 

@@ -10,10 +10,10 @@ import pytest
 from ray_cluster import Orders, cluster_of, pool_of, until, until_arrival
 from small_search import brief, embedded_setup, outcomes_of
 from toy_models import toy_model
+from toy_setup import made_of
 
 from pruning.criterion import Criterion
 from pruning.models import linear_layers
-from search.fitness import Evaluator
 from search.pool.cluster import ray
 from search.pool.protocol import PoolError
 from search.population import Candidate
@@ -27,8 +27,7 @@ WANDA, SNIP = Criterion.parse("mul(W, sqrt(X))", "row"), Criterion.parse("mul(W,
 @pytest.fixture
 def one_model(tmp_path):
     setup = embedded_setup()
-    evaluator = Evaluator(setup)
-    evaluator.use_statistics(0, evaluator.collect_statistics(0))
+    evaluator = made_of(setup)
     return setup, [evaluator.evaluate(Candidate(index, WANDA)) for index in range(2)]
 
 

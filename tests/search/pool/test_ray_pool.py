@@ -10,10 +10,11 @@ import pytest
 import torch
 from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arrival
 from small_search import arrivals_of, brief, embedded_setup, outcomes_of
+from toy_setup import made_of
 
 from pruning.criterion import Criterion
 from pruning.masks import NOfM
-from search.fitness import Evaluator, Task
+from search.fitness import Task
 from search.pool import worker_pool
 from search.pool.jobs import MOST
 from search.pool.protocol import LossRequest, MaskRequest
@@ -41,10 +42,7 @@ def setup():
 @pytest.fixture(scope="module")
 def here(setup):
     """Return an evaluator in this process: what every worker must agree with."""
-    evaluator = Evaluator(setup)
-    for subject in range(2):
-        evaluator.use_statistics(subject, evaluator.collect_statistics(subject))
-    return evaluator
+    return made_of(setup)
 
 
 @pytest.fixture(scope="module")
