@@ -76,23 +76,24 @@ def main(
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     named = {name: baseline.criterion for name, baseline in (PUBLISHED | FOUND).items()}
-    given = {_label(criterion): criterion for criterion in read_seeds(metric or [], GROUPS)}
-    given = {name: c for name, c in given.items() if c not in named.values()}
+    for criterion in read_seeds(metric or [], GROUPS):
+        if criterion not in named.values():
+            named[str(criterion)] = criterion
     figures: dict[str, object] = {}
     rises: dict[str, dict[str, dict[str, float]]] = {}
     for setting in _settings(model, calibration.split(","), samples, windows):
         measured = Measured(setting, out)
-        perplexities = measured.of({**named, **given})
+        perplexities = measured.of(named)
         figures[setting.name] = {"dense": measured.dense, "perplexity": perplexities}
-        _print(setting, measured.dense, perplexities, {**named, **given})
+        _print(setting, measured.dense, perplexities, named)
         group = "one" if setting.calibration == "one" else "both"
         of_group = rises.setdefault(group, {})
         cells = relative_rises(measured.dense, perplexities, list(PUBLISHED))
         for cell, by_metric in cells.items():
             of_group[f"{Path(setting.model).name} {cell}"] = by_metric
     for group, of_group in rises.items():
-        _print_rises(group, of_group, {**named, **given})
-    texts = {name: asdict_of(criterion) for name, criterion in {**named, **given}.items()}
+        _print_rises(group, of_group, named)
+    texts = {name: asdict_of(criterion) for name, criterion in named.items()}
     write_json(
         json_, {**conditions("bfloat16"), "metrics": texts, **figures, "relative_rises": rises}
     )
@@ -234,10 +235,6 @@ def _settings(
 def _as_json(setting: Setting) -> object:
     # As a file gives it back: tuples become lists.
     return json.loads(json.dumps(asdict(setting)))
-
-
-def _label(criterion: Criterion) -> str:
-    return f"{criterion.group}:{criterion.text}"
 
 
 def _print(

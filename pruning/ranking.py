@@ -1,4 +1,4 @@
-"""Which scores are the lowest: of each row, of every m inputs; to the last tie.
+"""Which scores are the lowest: of each row, of a matrix, of every m inputs; to the last tie.
 
 On the CPU numpy's comparisons and counts are several times faster than torch's.
 """

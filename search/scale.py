@@ -113,7 +113,7 @@ def cell_of(
     shares = [[rise / fmean(part) for rise in part] for part in tell] or [[1.0] * len(base)]
     best = rises[ranked[0]]
     # On few short windows a rise can be less than what it may be off: no unit either.
-    error = math.sqrt(variance(best) / len(best)) if len(best) > 1 else 0.0
+    error = _standard_error(best) or 0.0
     return Cell(
         task=task,
         text=text,
@@ -175,11 +175,11 @@ class Scale(_Values):
         """Return the fitness from the losses of all windows of each task."""
         if len(self.cells) == 1:
             return fmean(losses[self.cells[0].task])
-        return self.aggregated([value for value in self.values(losses) if value is not None])
+        return self.aggregated(self._known(losses))
 
     def expected(self, losses: Sequence[Sequence[float]]) -> float:
         """Return the fitness that the windows so far let expect; each cell must have one."""
-        value = self.aggregated([value for value in self.values(losses) if value is not None])
+        value = self.aggregated(self._known(losses))
         cell = self.cells[0]
         return fmean(cell.dense) + value * cell.rise if len(self.cells) == 1 else value
 
@@ -211,22 +211,27 @@ class Scale(_Values):
     ) -> Difference:
         """Return how much worse than another a fitness is, with its error to first order."""
         parts, errors = [], []
-        weights = [
-            self.slopes([value for value in self.values(own) if value is not None])
-            for own in (losses, reference)
-        ]
+        weights = [self.slopes(self._known(own)) for own in (losses, reference)]
         for cell, one, other in zip(self.cells, *weights, strict=True):
             unit = 1.0 if len(self.cells) == 1 else cell.rise
             pairs = (cell.rises(own[cell.task]) for own in (losses, reference))
             gaps = [(one * a - other * b) / unit for a, b in zip(*pairs, strict=True)]
             parts.append(fmean(gaps))
-            errors.append(variance(gaps) / len(gaps) if len(gaps) > 1 else math.nan)
-        error = math.sqrt(sum(errors))
-        return Difference(sum(parts), None if math.isnan(error) else error)
+            errors.append(_standard_error(gaps))
+        known = [error for error in errors if error is not None]
+        return Difference(sum(parts), math.hypot(*known) if len(known) == len(errors) else None)
+
+    def _known(self, losses: Sequence[Sequence[float]]) -> list[float]:
+        """Return the values of the cells that were looked at."""
+        return [value for value in self.values(losses) if value is not None]
 
 
 def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> Difference:
     """Compare two lists of losses window by window: far less noise than in the losses."""
     gaps = [one - other for one, other in zip(losses, reference, strict=True)]
-    error = math.sqrt(variance(gaps) / len(gaps)) if len(gaps) > 1 else None
-    return Difference(fmean(gaps), error)
+    return Difference(fmean(gaps), _standard_error(gaps))
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of a mean; None for a single value."""
+    return math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
