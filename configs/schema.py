@@ -216,6 +216,12 @@ class Search(_Section):
     crowding: float = Field(
         default=0.002, ge=0, lt=1, description="masks that differ in less are one; 0 allows all"
     )
+    brood: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="children bred for each candidate; the one of the most promising mask is it",
+    )
     patience: Count | None = Field(
         default=None, description="candidates without a better best before a new population"
     )
@@ -262,6 +268,8 @@ class Search(_Section):
             raise ValueError(
                 f"max_initial_depth must not exceed max_depth, got {self.max_initial_depth}"
             )
+        if self.brood > 1 and not self.fingerprint:
+            raise ValueError(f"brood must be 1 without fingerprint, got {self.brood}")
         if self.stages != sorted(set(self.stages)) or any(stage < 1 for stage in self.stages):
             raise ValueError(f"stages must be ascending window counts, got {self.stages}")
         return self

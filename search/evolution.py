@@ -16,6 +16,7 @@ from pruning.masks import DegenerateScores
 from search.breeding.simplify import simplify
 from search.breeding.variation import Variation, child_of, choose_parents, random_metric, seeded
 from search.population import Candidate, Outcome, Record, Rules, State
+from search.surrogate import Sketch, Surrogate
 
 _BRED_AGAIN = 5
 """Records that are compared with what a search breeds before it goes on from them."""
@@ -29,6 +30,9 @@ class Marks(Protocol):
 
     def distance(self, one: Criterion, other: Criterion) -> float:
         """Return the fraction of weights that one removes and the other keeps."""
+
+    def sketch(self, criterion: Criterion) -> Sketch:
+        """Return a part of a mask, of one size for all."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Settings:
         parents: How many of the best of that pool can be parents.
         simplified: Whether children are brought to canonical form.
         crowding: Masks that differ in a smaller fraction are one; 0 allows all.
+        brood: Children that are bred for each candidate; the most promising is it. More than one
+            needs marks.
         variation: How children are made.
     """
 
@@ -61,6 +67,7 @@ class Settings:
     parents: int
     simplified: bool
     crowding: float
+    brood: int
     variation: Variation
 
 
@@ -100,10 +107,13 @@ class Evolution:
         if marks and settings.crowding:
             self.rules = replace(settings.rules, near=self._near)
         self._known = _Known()
+        self._surrogate = Surrogate(marks.sketch) if marks and settings.brood > 1 else None
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
             self._known.add(record.candidate)
+            if self._surrogate:
+                self._surrogate.learn(record)
             if record.index >= start.committed:
                 self._commit(record)
         self._bred = self._committed
@@ -134,8 +144,7 @@ class Evolution:
             self._bred < self.settings.candidates and self._bred - self.rules.lag <= self._committed
         ):
             state = self._states[max(0, self._bred - self.rules.lag)]
-            candidate = self._decide(breed(self.settings, self._bred, state, self.rules))
-            candidate = limited(candidate, state, self.rules)
+            candidate = limited(self._propose(state), state, self.rules)
             self._known.add(candidate)
             self._waiting[self._bred] = candidate
             self._bred += 1
@@ -148,8 +157,24 @@ class Evolution:
         while self._committed in self._arrived:
             index = self._committed
             records.append(Record(self._waiting.pop(index), self._arrived.pop(index)))
+            if self._surrogate:
+                self._surrogate.learn(records[-1])
             self._commit(records[-1])
         return records
+
+    def _propose(self, state: State) -> Candidate:
+        """Breed a brood, and return its most promising child of those that are new."""
+        brood = 1 if self._bred < len(self.settings.seeds) else self.settings.brood
+        children = [
+            self._decide(breed(self.settings, self._bred, state, self.rules, attempt))
+            for attempt in range(brood)
+        ]
+        new = [child for child in children if not child.decided]
+        surrogate = self._surrogate
+        if not surrogate or len(new) < 2:
+            return (new or children)[0]
+        surrogate.ask_before(state.committed)
+        return min(new, key=lambda child: surrogate.predict(child.criterion))
 
     def _commit(self, record: Record) -> None:
         self._states[record.index + 1] = self._states[record.index].commit(record, self.rules)
@@ -184,17 +209,17 @@ def first_foreign(
 
     The first ones depend on the settings alone, so they are bred again.
     """
+    evolution = Evolution(settings, marks, State())
     for record in records[: min(_BRED_AGAIN, settings.rules.capacity)]:
-        bred = breed(settings, record.index, State(), settings.rules)
-        mark = record.candidate.fingerprint
-        if (bred.criterion, bred.parents) != (record.criterion, record.candidate.parents):
+        if next(evolution.ask()) != record.candidate:
             return record
-        if marks and mark and marks.fingerprint(record.criterion) != mark:
-            return record
+        evolution.tell(record.index, record.outcome)
     return None
 
 
-def breed(settings: Settings, index: int, state: State, rules: Rules) -> Candidate:
+def breed(
+    settings: Settings, index: int, state: State, rules: Rules, attempt: int = 0
+) -> Candidate:
     """Make candidate `index`: a seed, a random tree, or a child of the population.
 
     The first of each population are random trees, those of the first one seeds before them. A
@@ -203,7 +228,7 @@ def breed(settings: Settings, index: int, state: State, rules: Rules) -> Candida
     """
     if index < len(settings.seeds):
         return Candidate(index, _canonical(settings, settings.seeds[index]))
-    with seeded(settings.seed, index):
+    with seeded(settings.seed, index, *([attempt] if attempt else [])):
         if index >= state.began + rules.capacity and len(state.population) >= 2:
             first, second = choose_parents(
                 _mates(settings, state), settings.pool, settings.parents, rules.rank

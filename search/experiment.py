@@ -178,6 +178,7 @@ def resolve(config: Config) -> Experiment:
             parents=search.parents,
             simplified=search.simplify,
             crowding=search.crowding,
+            brood=search.brood,
             variation=Variation(
                 primitives=primitive_set(search.primitives),
                 min_initial_depth=search.min_initial_depth,

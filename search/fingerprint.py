@@ -27,6 +27,8 @@ Bits = npt.NDArray[np.uint8]
 ROWS = 16
 """Rows taken of each probed layer, evenly spaced."""
 
+SKETCH_BYTES = 4096
+
 KEPT_MASKS = 1024
 """Masks that are kept, tens of kilobytes each."""
 
@@ -111,6 +113,11 @@ class Fingerprints:
         """
         differing = np.bitwise_count(self._mask(one) ^ self._mask(other)).sum()
         return float(differing) / self._probed
+
+    def sketch(self, criterion: Criterion) -> Bits:
+        """Return every so many bytes of a criterion's mask: enough to tell what it resembles."""
+        mask = self._mask(criterion)
+        return mask[:: 1 + mask.size // SKETCH_BYTES]
 
     def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
         """Count a population in masks: members, masks `least` apart, mean distance of a pair."""

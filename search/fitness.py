@@ -218,7 +218,8 @@ class Evaluator:
             if not self.setup.stages or self._complete(losses):
                 continue
             if reason := self._stop_reason(self.scale, losses, candidate):
-                return Outcome("stopped", None, self._tokens(losses), reason)
+                estimate = self.scale.expected(losses)
+                return Outcome("stopped", None, self._tokens(losses), reason, estimate)
             if (settled := self._settled(self.scale, losses, candidate)) is not None:
                 return Outcome("evaluated", settled, self._tokens(losses), "not to the end")
         return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))

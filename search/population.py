@@ -21,12 +21,19 @@ class Outcome:
         fitness: Mean NLL on the fitness text, nats per token; None unless evaluated.
         tokens: Fitness tokens that were run through the pruned model.
         reason: Why it was not evaluated to the end; empty if it was.
+        estimate: Of one that was stopped, what the windows seen let expect as fitness.
     """
 
     kind: str
     fitness: float | None = None
     tokens: int = 0
     reason: str = ""
+    estimate: float | None = None
+
+    @property
+    def expected(self) -> float | None:
+        """The fitness as well as it is known; None if nothing was measured."""
+        return self.estimate if self.fitness is None else self.fitness
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class Record:
             "tokens": outcome.tokens,
             "parents": candidate.parents,
             "reason": outcome.reason,
+            "estimate": outcome.estimate,
         }
 
     @staticmethod
@@ -129,7 +137,13 @@ class Record:
         criterion = Criterion.parse(fields["metric"], fields["group"])
         return Record(
             Candidate(fields["index"], criterion, parents, fields["fingerprint"]),
-            Outcome(fields["outcome"], fields["fitness"], fields["tokens"], fields["reason"]),
+            Outcome(
+                fields["outcome"],
+                fields["fitness"],
+                fields["tokens"],
+                fields["reason"],
+                fields["estimate"],
+            ),
         )
 
 
@@ -141,15 +155,16 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_finite_or_null(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "index": ("a whole number from 0", _is_count),
     "metric": ("a text", _is_text),
     "group": ("a text", _is_text),
     "outcome": (f"one of {', '.join(OUTCOMES)}", lambda value: value in OUTCOMES),
-    "fitness": (
-        "a finite number or null",
-        lambda value: value is None or (isinstance(value, float) and math.isfinite(value)),
-    ),
+    "fitness": ("a finite number or null", _is_finite_or_null),
     "fingerprint": ("a text or null", lambda value: value is None or isinstance(value, str)),
     "tokens": ("a whole number from 0", _is_count),
     "parents": (
@@ -157,6 +172,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, list | tuple) and all(map(_is_count, value)),
     ),
     "reason": ("a text", _is_text),
+    "estimate": ("a finite number or null", _is_finite_or_null),
 }
 """For each field of a journal's line, what it must be."""
 

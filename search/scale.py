@@ -178,8 +178,12 @@ class Scale(_Values):
         return self.aggregated(self._known(losses))
 
     def expected(self, losses: Sequence[Sequence[float]]) -> float:
-        """Return the fitness that the windows so far let expect; each cell must have one."""
-        value = self.aggregated(self._known(losses))
+        """Return the fitness that the windows so far let expect.
+
+        Cells that were not looked at yet are taken to be as good as the mean of the others.
+        """
+        mean = fmean(self._known(losses))
+        value = self.aggregated([mean if v is None else v for v in self.values(losses)])
         cell = self.cells[0]
         return fmean(cell.dense) + value * cell.rise if len(self.cells) == 1 else value
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
@@ -20,6 +21,7 @@ from search.breeding.primitives import primitive_set
 from search.breeding.variation import Variation
 from search.evolution import Evolution, Marks, Settings
 from search.population import Candidate, Outcome, Record, Rules, State
+from search.surrogate import Sketch
 
 VARIATION = Variation(
     primitives=primitive_set("release"),
@@ -44,6 +46,7 @@ SETTINGS = Settings(
     parents=3,
     simplified=True,
     crowding=0.0,
+    brood=1,
     variation=VARIATION,
 )
 GROUPED = replace(SETTINGS, groups=("row", "layer", "model"), regroup=0.2, within=0.25)
@@ -51,6 +54,7 @@ FULL = replace(
     GROUPED,
     candidates=160,
     crowding=12.5,
+    brood=3,
     rules=Rules(capacity=7, resolution=0.05, kept=2, patience=20, lag=7),
 )
 """Everything switched on."""
@@ -81,6 +85,9 @@ class Drawn:
     def distance(self, one: Criterion, other: Criterion) -> float:
         return abs(int(self.fingerprint(one)) - int(self.fingerprint(other)))
 
+    def sketch(self, criterion: Criterion) -> Sketch:
+        return np.frombuffer(criterion.text.ljust(60)[:60].encode(), np.uint8)
+
 
 @dataclass
 class Refusing(Drawn):
@@ -101,7 +108,7 @@ def outcome_of(candidate: Candidate) -> Outcome:
     behind = 0.5 if group == "layer" else 0
     fitness = 3 + len(text) / 40 + number % 100 / 100 + behind
     if candidate.stop_above is not None and fitness > 1.2 * candidate.stop_above:
-        return Outcome("stopped", tokens=10, reason=f"above {candidate.stop_above}")
+        return Outcome("stopped", None, 10, f"above {candidate.stop_above}", fitness)
     return Outcome("evaluated", fitness, 100)
 
 

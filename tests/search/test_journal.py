@@ -142,7 +142,8 @@ def test_append_writes_the_fields_of_the_contract_in_their_order(folder):
     folder.append(record(0), {"seconds": 0.5})
     assert (folder.path / "journal.jsonl").read_text() == (
         '{"index": 0, "metric": "W", "group": "row", "outcome": "evaluated", "fitness": 3.5, '
-        '"fingerprint": "0000000000000000", "tokens": 64, "parents": [], "reason": ""}\n'
+        '"fingerprint": "0000000000000000", "tokens": 64, "parents": [], "reason": "", '
+        '"estimate": null}\n'
     )
 
 

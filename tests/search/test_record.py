@@ -22,6 +22,7 @@ FIELDS = {
     "tokens": 64,
     "parents": (2, 5),
     "reason": "",
+    "estimate": None,
 }
 
 

@@ -1,0 +1,80 @@
+"""The surrogate: what a criterion is worth, by the masks of those that were measured before.
+
+Criteria that prune nearly the same weights lose nearly the same, whatever their text. So a few
+measured neighbours tell what a new mask is worth, for the price of a fingerprint and without a
+model: a phenotypic characterisation as in Hildebrandt and Branke (2015, Evolutionary Computation
+23(3), Section 3). It says which child of a brood to evaluate; a fitness is always measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pruning.criterion import Criterion
+from search.population import Record
+
+Sketch = npt.NDArray[np.uint8]
+"""Some of a criterion's mask bits on the probe, packed into bytes."""
+
+_NEIGHBOURS = 5
+_REMEMBERED = 1024
+"""The latest measured criteria that are asked: bounds a prediction's time and memory."""
+
+_ONE_MASK = 0.001
+"""A distance below which two masks are as good as one."""
+
+
+@dataclass
+class Surrogate:
+    """Measured criteria, by ascending index.
+
+    Attributes:
+        sketch_of: Returns a criterion's sketch.
+    """
+
+    sketch_of: Callable[[Criterion], Sketch]
+    _records: list[Record] = field(default_factory=list)
+    _asked: list[int] = field(default_factory=list)
+    _sketches: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
+    _ranks: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def learn(self, record: Record) -> None:
+        """Take a record; of use are those that were measured."""
+        if record.outcome.expected is not None:
+            self._records.append(record)
+
+    def ask_before(self, committed: int) -> None:
+        """Predict from records of an index below `committed` from now on; it never falls."""
+        usable = sum(record.index < committed for record in self._records)
+        self._records = self._records[max(0, usable - _REMEMBERED) :]
+        asked = [record for record in self._records if record.index < committed]
+        indices = [record.index for record in asked]
+        if indices == self._asked:
+            return
+        kept = dict(zip(self._asked, self._sketches, strict=True))
+        sketches = [
+            kept[record.index] if record.index in kept else self.sketch_of(record.criterion)
+            for record in asked
+        ]
+        self._asked, self._sketches = indices, np.stack(sketches)
+        values = np.array([record.outcome.expected for record in asked])
+        self._ranks = values.argsort(kind="stable").argsort() / len(values)
+
+    def predict(self, criterion: Criterion) -> float:
+        """Return the rank to expect among the remembered, from 0, the best, to 1.
+
+        It is the mean of the nearest masks' ranks, by the inverse square of their distance: sums
+        in a fixed order, so that it is the same on any machine. 0 while nothing was measured.
+        """
+        if not self._asked:
+            return 0.0
+        sketch = self.sketch_of(criterion)
+        differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
+        total = weights = 0.0
+        for i in differing.argsort(kind="stable")[:_NEIGHBOURS]:
+            weight = 1 / (float(differing[i]) / (8 * sketch.size) + _ONE_MASK) ** 2
+            total += weight * float(self._ranks[i])
+            weights += weight
+        return total / weights
