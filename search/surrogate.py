@@ -25,6 +25,10 @@ _REMEMBERED = 1024
 _ONE_MASK = 0.001
 """A distance below which two masks are as good as one."""
 
+_UNKNOWN = 3.0
+"""How much of all ranks a mask at distance 1 from all that was measured may be better than its
+neighbours: without it a brood's choice is a copy of what is best already."""
+
 
 @dataclass
 class Surrogate:
@@ -63,18 +67,22 @@ class Surrogate:
         self._ranks = values.argsort(kind="stable").argsort() / len(values)
 
     def predict(self, criterion: Criterion) -> float:
-        """Return the rank to expect among the remembered, from 0, the best, to 1.
+        """Return the rank that it may have among the remembered: lower is more promising.
 
-        It is the mean of the nearest masks' ranks, by the inverse square of their distance: sums
-        in a fixed order, so that it is the same on any machine. 0 while nothing was measured.
+        It is the mean of the nearest masks' ranks, from 0, the best, to 1, by the inverse square of
+        their distance, less what the distance to the nearest leaves open: a lower confidence bound.
+        Summed in a fixed order, so that it is the same on any machine. 0 while nothing was
+        measured.
         """
         if not self._asked:
             return 0.0
         sketch = self.sketch_of(criterion)
         differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
+        distances = differing / (8 * sketch.size)
+        nearest = distances.argsort(kind="stable")[:_NEIGHBOURS].tolist()
         total = weights = 0.0
-        for i in differing.argsort(kind="stable")[:_NEIGHBOURS]:
-            weight = 1 / (float(differing[i]) / (8 * sketch.size) + _ONE_MASK) ** 2
+        for i in nearest:
+            weight = 1 / (float(distances[i]) + _ONE_MASK) ** 2
             total += weight * float(self._ranks[i])
             weights += weight
-        return total / weights
+        return total / weights - _UNKNOWN * float(distances[nearest[0]])
