@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from plain_files import open_plain, parse_object, read_bytes
 
-# Topics that quote each other stand in one part, and each part has its share of statements, data
-# model and expressions. Any other topic, also one that a later CPython adds, is for training: no
-# wording of it can then stand in a text that a score is read from.
+# Topics that quote each other are in one part, and each part has its share of statements, data
+# model and expressions. Any other topic, including those that a later CPython adds, is for
+# training, so none of its wording can be in a text that is measured.
 HELD_OUT_TOPICS = {
     "report": "sequence-types numeric-types callable-types import strings for while if else break "
     "continue assert pass subscriptions slicings exprlists",
@@ -35,10 +35,10 @@ HUB_SECONDS = 5.0  # how long to wait for the hub's port before calling it unrea
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """Where a corpus stands on the hub. `joins`: split -> what goes between documents.
+    """Where a corpus is on the hub. `joins`: split -> what goes between documents.
 
-    `data_files` gives one file per split where a whole corpus would be too much; of it the first
-    `documents` are read as a stream.
+    `data_files` gives one file per split when a whole corpus would be too much; the first
+    `documents` of it are streamed.
     """
 
     path: str
@@ -87,8 +87,8 @@ def read_split(corpus: str, name: str) -> str:
     """Return the whole text of one split of a corpus, its documents joined.
 
     Raises:
-        ValueError: As `check_source`; or a file is not what its suffix says, or the hub does not
-            serve the corpus.
+        ValueError: As `check_source`; or a file is not of the kind its suffix says, or the hub
+            does not serve the corpus.
     """
     check_source(corpus, name)
     if corpus == EMBEDDED:
@@ -99,7 +99,7 @@ def read_split(corpus: str, name: str) -> str:
 
 
 def check_source(corpus: str, name: str) -> None:
-    """Check a corpus and the name of its split as far as that needs no network.
+    """Check a corpus and the name of its split, as far as possible without a network.
 
     Raises:
         ValueError: If the corpus or the split is unknown, or a local file is missing, has the
@@ -119,10 +119,10 @@ def is_named(corpus: str) -> bool:
 
 
 def local_path(corpus: str) -> Path:
-    """Return the file that a path means, the same for every way of writing it.
+    """Return the file that a path leads to, the same for every way of writing the path.
 
     Raises:
-        ValueError: If it begins at the home of nobody, or links lead in a circle.
+        ValueError: If it begins at an unknown user's home, or its links form a loop.
     """
     try:
         return Path(corpus).expanduser().resolve()
@@ -134,7 +134,8 @@ def _embedded_text(part: str) -> str:
     """Return one part of CPython's help topics; no two parts share a paragraph.
 
     Topics quote each other at length (`compound` holds the whole of `try`). A paragraph is kept
-    where it first stands, held-out parts before training, so what is quoted is never trained on.
+    where it first appears, and held-out parts come before training, so a held-out paragraph is
+    never trained on because another topic quotes it.
     """
     try:
         from pydoc_data.topics import topics
@@ -156,7 +157,7 @@ def _embedded_text(part: str) -> str:
 
 def _hub_documents(corpus: str, split: str) -> list[str]:
     """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set."""
-    import datasets  # here, since only hub corpora need it and it takes a second to import
+    import datasets  # here: only hub corpora need it, and it takes a second to import
     from huggingface_hub import constants
 
     source = HUB_CORPORA[corpus]
@@ -178,7 +179,7 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
 
 
 def _check_hub_answers(corpus: str) -> None:
-    """Knock once at the hub, or at the proxy to it: the library would retry for half a minute."""
+    """Try to connect once to the hub, or its proxy: the library would retry for half a minute."""
     from huggingface_hub import constants
 
     hub = urlsplit(constants.ENDPOINT)
@@ -202,7 +203,7 @@ def _no_hub(corpus: str, cause: str) -> str:
 
 
 def _local_documents(corpus: str) -> Iterator[str]:
-    """Yield the documents of a local file: a .txt is one, the others have one per record."""
+    """Yield the documents of a local file: a .txt file is one, the others have one per record."""
     _check_suffix(corpus)
     path = local_path(corpus)
     documents = {".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
@@ -236,13 +237,13 @@ def _jsonl_documents(corpus: str, path: Path) -> Iterator[str]:
 
 
 def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
-    """Yield the column 'text'. Read by pyarrow: the datasets library would copy it to a cache."""
+    """Yield the column 'text'. pyarrow reads it: the datasets library would copy it to a cache."""
     import pyarrow
     from pyarrow import parquet
 
     length = 0
     try:
-        # A text that is repeated stays one in memory, until it is yielded.
+        # A repeated text is in memory once, until it is yielded.
         with (
             open_plain(path, MOST_BYTES) as source,
             parquet.ParquetFile(source, read_dictionary=["text"]) as file,
@@ -255,11 +256,11 @@ def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
                         raise ValueError(_too_much(corpus))
                     yield text
     except pyarrow.ArrowException as error:
-        raise ValueError(f"corpus file {corpus!r} is no parquet file: {error}") from error
+        raise ValueError(f"corpus file {corpus!r} is not a parquet file: {error}") from error
 
 
 def _check_column(corpus: str, file: Any) -> None:
-    """Check that a parquet file has a string column 'text', of no more bytes than are read."""
+    """Check that a parquet file has a string column 'text' of at most `MOST_BYTES`."""
     schema, metadata = file.schema_arrow, file.metadata
     kind = schema.field("text").type if schema.names.count("text") == 1 else None
     kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
@@ -269,13 +270,15 @@ def _check_column(corpus: str, file: Any) -> None:
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    stored = [one.total_uncompressed_size for one in columns if one.path_in_schema == "text"]
+    stored = [
+        column.total_uncompressed_size for column in columns if column.path_in_schema == "text"
+    ]
     if sum(stored) > MOST_BYTES:
         raise ValueError(_too_much(corpus))
 
 
 def _too_much(corpus: str) -> str:
-    return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: give a part"
+    return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: use a part of it"
 
 
 def _check_suffix(corpus: str) -> None:

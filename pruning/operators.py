@@ -1,9 +1,9 @@
 """The table of the metric language's operators, with meaning and shape.
 
 The operators of `RELEASE` are those of the Pruner-Zero release (Dong et al., 2024,
-arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there. Those
-of `EXTENDED` add what published metrics need beside them. All take and return fp32 tensors of two
-dimensions that broadcast to (out_features, in_features).
+arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there.
+`EXTENDED` adds what other published metrics need. All operators take and return fp32 tensors of
+two dimensions that broadcast to (out_features, in_features).
 """
 
 from collections.abc import Callable
@@ -35,9 +35,9 @@ class Typing:
     """How a result's shape follows from the operands' shapes, and which operands are refused.
 
     Attributes:
-        shape: From the operands' shapes to the result's.
-        refuses: Whether an operator means nothing on operands of these shapes.
-        why: The reason, to follow the operator's name in a message.
+        shape: Maps the operands' shapes to the result's.
+        refuses: Whether an operator is meaningless on operands of these shapes.
+        why: The reason; follows the operator's name in a message.
     """
 
     shape: Callable[..., Shape]
@@ -95,9 +95,9 @@ class Operator:
 
     Attributes:
         arity: Number of operands.
-        function: From the operands' values to the result.
+        function: Maps the operands' values to the result.
         meaning: The result as a formula.
-        never_negative: Whether the result is certainly 0 or more, from whether each operand is.
+        never_negative: Whether the result is certainly 0 or more, given whether each operand is.
         typing: How the result's shape follows from the operands'.
     """
 
@@ -235,10 +235,10 @@ EXTENDED: dict[str, Operator] = RELEASE | {
 }
 
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
-"""Operator sets that a search can draw from, by the name that the config gives."""
+"""Operator sets that a search can draw from, by their name in the config."""
 
 SETS_WITH_NUMBERS = frozenset({"extended"})
-"""Sets that numbers are drawn in too; the release has none."""
+"""Sets that include numbers; the release has none."""
 
 OPERATORS: dict[str, Operator] = EXTENDED
-"""All operators: what the language reads, whatever a search draws from."""
+"""All operators: the language reads them whatever a search draws from."""

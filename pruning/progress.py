@@ -1,4 +1,4 @@
-"""How far the work is: bars on a terminal, a line now and then elsewhere; always on stderr."""
+"""Progress of the work: bars on a terminal, occasional lines elsewhere; always on stderr."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 @contextmanager
 def shown_progress() -> Iterator[Progress]:
-    """Show bars on a terminal; elsewhere a line now and then, and one at each stage's end."""
+    """Show bars on a terminal; elsewhere occasional lines, and one at each stage's end."""
     if sys.stderr.isatty():
         with Bars(console=Console(stderr=True)) as bars:
             tasks: dict[str, TaskID] = {}
@@ -34,7 +34,7 @@ def shown_progress() -> Iterator[Progress]:
         nonlocal began, last
         now = time.monotonic()
         if done == total:
-            # Since the stage before it ended: what leads up to a stage is part of it.
+            # Since the previous stage ended: preparations for a stage are part of it.
             print(f"{stage}: {done}/{total} ({now - began:.1f} s)", file=sys.stderr, flush=True)
             began = last = now
         elif now - last > SECONDS_BETWEEN_LINES:

@@ -1,7 +1,7 @@
 """The syntax of metrics: text and the release's JSON to plain trees of names, and numbers.
 
 A tree is a pair of a name and its operands' trees. Text is read with the `ast` module and never
-evaluated as Python; what is not in the tables of `pruning.operators`, and no number, is refused.
+evaluated as Python; whatever is neither in the language's tables nor a number is refused.
 """
 
 import ast
@@ -24,7 +24,7 @@ MAX_CHARACTERS = 20_000
 """Longest text that is read, so that hostile input costs nothing."""
 
 MAGNITUDES = (1e-37, 1e38)
-"""Smallest and largest magnitude of a number other than 0: what fp32 holds with full precision."""
+"""Smallest and largest magnitude of a number other than 0: where fp32 has full precision."""
 
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _NUMBER_IN_TEXT = re.compile(rf"(?<![\w.)]){_NUMBER.pattern}(?![\w.])")
@@ -39,7 +39,7 @@ def read_text(text: str) -> Tree:
     except SyntaxError as error:
         _refuse(text, error.offset or 1, "is not a well-formed formula", "")
     except (RecursionError, MemoryError):
-        # What the parser says to thousands of nested `not` or of calls of a call's result.
+        # From thousands of nested `not`, or of calls of a call's result.
         _refuse(text, 1, "is deeper than the parser goes", "")
     return _from_ast(tree, text)
 
@@ -71,7 +71,7 @@ def read_json(mapping: Any, path: str = "tree", depth: int = 0) -> Tree:
 
 
 def is_number(value: float) -> bool:
-    """Tell whether the language has a number: 0, or a magnitude within `MAGNITUDES`."""
+    """Whether a number is in the language: 0, or a magnitude within `MAGNITUDES`."""
     return value == 0 or MAGNITUDES[0] <= abs(value) <= MAGNITUDES[1]
 
 
@@ -97,7 +97,7 @@ def number_text(value: float) -> str:
 
 
 def _checked_line(text: str) -> str:
-    """Return the text on one line; refuse, before the parser sees it, what no metric contains."""
+    """Return the text on one line; refuse what no metric contains before the parser sees it."""
     if len(text) > MAX_CHARACTERS:
         start = " ".join(text[:40].split())
         raise ValueError(
@@ -106,7 +106,7 @@ def _checked_line(text: str) -> str:
     text = " ".join(text.split())
     if not text:
         raise ValueError("metric '' is empty: write a formula such as mul(W, sqrt(X))")
-    # Points and signs belong to numbers alone: with the numbers blanked, none may be left.
+    # Points and signs occur only in numbers: once the numbers are blanked, none may be left.
     blanked = _NUMBER_IN_TEXT.sub(lambda number: "0" * len(number.group()), text)
     if foreign := _OUTSIDE_THE_LANGUAGE.search(blanked):
         _refuse(text, foreign.start() + 1, f"has {foreign.group()!r}", "; write calls, names, ','")
@@ -133,7 +133,7 @@ def _from_ast(node: ast.expr, text: str) -> Tree:
         if node.id not in LEAVES:
             refuse(*_unknown(node.id, "leaf"))
         return node.id, ()
-    # Only ASCII is left in the text, so that the parser's byte offsets are characters.
+    # The text is ASCII by now, so the parser's byte offsets count characters.
     written = text[node.col_offset : node.end_col_offset]
     if _NUMBER.fullmatch(written):
         return _read_number(written, refuse), ()

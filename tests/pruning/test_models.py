@@ -197,7 +197,7 @@ def test_load_model_gives_one_line_for_a_torn_weights_file(tmp_path):
     [
         (
             {"num_hidden_layers": 3},
-            "config.json: num_hidden_layers is 3, and the weights are of 2 blocks",
+            "config.json: num_hidden_layers is 3, but the weights have 2 blocks",
         ),
         ({"hidden_size": 32}, "must have shape (61, 32) by its config, got (61, 16)"),
     ],
