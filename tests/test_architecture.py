@@ -195,6 +195,21 @@ def test_every_package_is_installed():
     assert {name.replace(".", "/") for name in built["tool"]["setuptools"]["packages"]} == there
 
 
+def test_what_a_package_reads_beside_its_code_is_installed():
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = built["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        there = {path for path in (ROOT / package).rglob("*") if path.is_file()}
+        there = {path for path in there if path.suffix not in (".py", ".pyc")}
+        installed = {
+            path
+            for name, some in patterns.items()
+            for pattern in some
+            for path in (ROOT / name.replace(".", "/")).glob(pattern)
+        }
+        assert there - installed == set()
+
+
 def test_no_module_or_package_is_named_like_a_standard_one():
     names = {Path(file).stem for file in EVERYTHING} | set(PACKAGES)
     assert names & set(sys.stdlib_module_names) == set()

@@ -365,3 +365,34 @@ def test_load_refuses_keys_and_values_of_another_kind(content, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(content)
     assert refusal(path=path).startswith(f"config {path}: ")
+
+
+# The schema for editors
+
+
+def test_shipped_files_are_what_the_schema_for_editors_allows():
+    import jsonschema
+
+    check = jsonschema.Draft202012Validator(schema.json_schema())
+    for path in SHIPPED:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert [error.message for error in check.iter_errors(raw)] == [], path.name
+        assert path.read_text(encoding="utf-8").startswith(
+            "# yaml-language-server: $schema=schema.json\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"modle": "embedded"},
+        {"search": {"population": 1}},
+        {"tasks": [{"base": 5}]},
+        {"fitness": {"base": "embedded"}},
+        {"pruning": {"pattern": "2-4"}},
+    ],
+)
+def test_the_schema_for_editors_refuses_what_load_refuses(raw):
+    import jsonschema
+
+    assert not jsonschema.Draft202012Validator(schema.json_schema()).is_valid(raw)
