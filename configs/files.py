@@ -154,7 +154,7 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _values(value: object, known: dict[int, int]) -> int:
     """Count the values in a value; what stands in several places is looked at once."""
     if id(value) not in known:
-        inside = value.values() if isinstance(value, dict) else value
-        parts = inside if isinstance(value, dict | list) else ()
+        inside = list(value.values()) if isinstance(value, dict) else value
+        parts: list[object] = inside if isinstance(inside, list) else []
         known[id(value)] = 1 + sum(_values(part, known) for part in parts)
     return known[id(value)]
