@@ -103,6 +103,13 @@ class Text(_Section):
         return self
 
 
+GroupName = Literal[
+    "row",
+    "layer",
+    "model",
+]
+"""The comparison groups of `pruning.masks.GROUPS`."""
+
 PATTERN = r"^(unstructured|\d{1,4}:\d{1,4})$"
 
 
@@ -111,7 +118,7 @@ class Pruning(_Section):
 
     sparsity: float = Field(default=0.5, ge=0, lt=1, description="fraction of weights removed")
     pattern: str = Field(default="unstructured", pattern=PATTERN)
-    group: Literal["row", "layer", "model", "free"] = Field(
+    group: Literal[GroupName, "free"] = Field(
         default="row", description="comparison group; free: bred together with the metric"
     )
     propagation: Literal["one-shot"] = Field(

@@ -16,6 +16,7 @@ DOCUMENTS = [
     "docs/ARCHITECTURE.md",
     "docs/METRICS.md",
     "docs/CLUSTER.md",
+    "docs/EXTENDING.md",
     "docs/PYTHON.md",
 ]
 MADE_LATER = ("runs/", "models/", "failures/")

@@ -1,11 +1,13 @@
 """Configs: shipped ones load, and every mistake is one line with the key, value and rule."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from configs import schema
+from pruning.masks import GROUPS
 
 SHIPPED = sorted(Path(schema.__file__).parent.glob("*.yaml"))
 NAMED = f"config {schema.DEFAULT}: "
@@ -52,6 +54,10 @@ def test_paper_config_is_the_algorithm_that_the_paper_states():
     assert (search.objective, search.simplify, search.seeds) == ("nll", True, [])
     others = {"subtree": 0, "hoist": 0, "insert": 0, "factor": 0, "constant": 0}
     assert search.mutations.model_dump() == {"node": 1} | others
+
+
+def test_the_groups_are_those_that_masks_are_made_of():
+    assert get_args(schema.GroupName) == GROUPS
 
 
 # Tasks
