@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from configs import schema
+from configs.files import shipped
 
 USAGE, WRONG_FOLDER = 2, 4
 _INTERRUPTED_BY_TYPER = 130
@@ -24,7 +25,10 @@ _INTERRUPTED_BY_TYPER = 130
 
 def command(
     config: Annotated[
-        Path | None, typer.Option(help="YAML experiment; none: the embedded default.")
+        Path | None,
+        typer.Option(
+            help=f"YAML experiment, or {', '.join(shipped())}; none: the embedded default."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Empty folder of the run; none: a new one in runs/.")
@@ -38,6 +42,9 @@ def command(
     validate: Annotated[
         bool, typer.Option("--validate", help="Check all that can be checked without work.")
     ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved config and end.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(help="Rebuild report.html of the run in this folder.")
     ] = None,
@@ -50,6 +57,8 @@ def command(
     Exit codes: 0 done; 2 usage or config; 3 interrupted, resumable; 4 the folder does not fit this
     request; 5 no evaluation succeeded.
     """
+    if print_config:
+        sys.exit(_print_config(config, overrides or [], out or resume or report or status))
     # Imported here, so that --help and usage errors answer at once.
     from transformers.utils import logging as transformers_logging
 
@@ -101,6 +110,16 @@ def _check_usage(
         )
     if look and (config or out or validate or overrides):
         raise ValueError("--report and --status take no other option")
+
+
+def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> int:
+    try:
+        if folder:
+            raise ValueError("--print-config goes with --config and --set alone")
+        print(schema.to_yaml(schema.load(config, overrides)), end="")
+    except ValueError as error:
+        return _fail(error, USAGE)
+    return 0
 
 
 def _say_valid(notes: list[str], console: Console) -> int:

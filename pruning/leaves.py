@@ -1,6 +1,6 @@
 """The leaves of the metric language: what each is, and how calibration computes it.
 
-To add a leaf, add a row to `LEAVES` and its line to docs/METRICS.md. X and G are defined as in the
+To add a leaf, add a row to `LEAVES` (docs/EXTENDING.md). X and G are defined as in the
 Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Statistics are sums over windows, in
 fp32 whatever the weights' dtype; no window's values are stored.
 """
@@ -222,57 +222,60 @@ class _GradientsAwayFromZero:
 LEAVES: dict[str, Leaf] = {
     "W": Leaf("absolute weight", MATRIX, "weight", None),
     "G": Leaf(
-        "root of the sum over windows of the squared loss gradient times 100",
+        "root of the sum over windows of (100 x gradient of the loss by the weight) squared",
         MATRIX,
         "weight gradients",
         _SquaredGradients,
     ),
     "X": Leaf(
-        "mean over windows of the squared norm of an input channel over tokens",
+        "mean over windows of the squared L2 norm of an input channel over tokens; no root",
         PER_INPUT,
         "inputs",
         _SquaredNorms,
     ),
     "A": Leaf(
-        "mean over tokens of the absolute activation of an input channel",
+        "mean over all tokens of the absolute activation of an input channel",
         PER_INPUT,
         "inputs",
         _Magnitudes,
     ),
     "V": Leaf(
-        "variance over tokens of the activation of an input channel",
+        "population variance over all tokens of the activation of an input channel",
         PER_INPUT,
         "inputs",
         _Variances,
     ),
     "B": Leaf(
-        "root of the mean over tokens of the squared loss gradient of an output times 100",
+        "root of the mean over all tokens of (100 x gradient of the loss by the output) squared",
         PER_OUTPUT,
         "output gradients",
         _SquaredOutputGradients,
     ),
     "H": Leaf(
-        "diagonal of the inverse of the damped Gram matrix of the inputs, mean over windows",
+        "diagonal of the inverse of the inputs' Gram matrix, which is the mean over windows of "
+        "x x^T summed over tokens, with 1% of its mean diagonal added to the diagonal",
         PER_INPUT,
         "inputs",
         _InverseGramDiagonal,
         gram=True,
     ),
     "O": Leaf(
-        "fraction of a layer's weights whose magnitude times input norm is above 5 times the mean",
+        "fraction of the layer's weights for which W sqrt(X) is above 5 times its mean over the "
+        "layer (OWL, Yin et al., 2024, arXiv:2310.05175)",
         NUMBER,
         "inputs",
         _OutlierRatio,
     ),
     "D": Leaf(
-        "depth of a layer's block among the blocks, from 0, the first, to 1, the last",
+        "relative depth of the layer's block, from 0, the first, to 1, the last",
         NUMBER,
         "inputs",
         _Depth,
         of_block=True,
     ),
     "I": Leaf(
-        "influence of a layer's block: one minus the mean cosine of its inputs and outputs",
+        "influence of the layer's block: one minus the mean over all tokens of the cosine of the "
+        "block's input and output (ShortGPT, Men et al., 2024, arXiv:2403.03853)",
         NUMBER,
         "inputs",
         _BlockInfluence,
@@ -281,7 +284,8 @@ LEAVES: dict[str, Leaf] = {
     # W times M is, up to the factor, what the loss gains to first order by keeping the weight
     # (Sanh et al., 2020, arXiv:2005.07683, Section 4, here on a model that is not trained).
     "M": Leaf(
-        "sum over windows of the fall of the loss, times 100, as the weight moves away from 0",
+        "sum over windows of 100 x the fall of the loss as the weight moves away from 0: minus "
+        "the gradient, along the weight's sign",
         MATRIX,
         "weight gradients",
         _GradientsAwayFromZero,

@@ -151,9 +151,15 @@ class NOfM(Group):
             )
 
 
-_UNSTRUCTURED: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
+_UNSTRUCTURED: tuple[Group, ...] = (
+    Row(),
+    Layer(),
+    Model(),
+)
 
-GROUPS = tuple(_UNSTRUCTURED)
+_BY_NAME = {group.name: group for group in _UNSTRUCTURED}
+
+GROUPS = tuple(_BY_NAME)
 """Names of the groups for unstructured sparsity."""
 
 
@@ -193,7 +199,7 @@ def group_of(name: str) -> Group:
     """
     if name not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}")
-    return _UNSTRUCTURED[name]
+    return _BY_NAME[name]
 
 
 def parse_pattern(text: str) -> NOfM | None:

@@ -59,6 +59,11 @@ def resolve_metric(argument: str) -> ResolvedMetric:
     return resolved
 
 
+def read_metric(argument: str) -> Criterion:
+    """Return what `resolve_metric` does, the criterion alone; raises as it does."""
+    return resolve_metric(argument).criterion
+
+
 def _resolved(metric: Metric, source: str, group: str = DEFAULT_GROUP) -> ResolvedMetric:
     return ResolvedMetric(Criterion(metric, group), source)
 

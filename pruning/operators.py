@@ -197,7 +197,13 @@ RELEASE: dict[str, Operator] = {
     "add": Operator(2, torch.add, "x + y", _if_all),
     "sub": Operator(2, torch.sub, "x - y", _perhaps),
     "mul": Operator(2, torch.mul, "x * y", _if_all),
-    "div": Operator(2, _divide_by_norm, "x / Frobenius norm of y (a number)", _if_first, _BY_NORM),
+    "div": Operator(
+        2,
+        _divide_by_norm,
+        "x / ||y||, the Frobenius norm of y after broadcasting: one number",
+        _if_first,
+        _BY_NORM,
+    ),
     "sqr": Operator(1, _square, "x * x", _always),
     "pow": Operator(1, _square, "x * x", _always),
     "neg": Operator(1, torch.neg, "-x", _perhaps),
@@ -217,11 +223,11 @@ RELEASE: dict[str, Operator] = {
 
 EXTENDED: dict[str, Operator] = RELEASE | {
     "quot": Operator(
-        2, _quotient, "x / y, |y| kept at or above 1e-12, its sign kept, 0 as +", _if_all
+        2, _quotient, "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive", _if_all
     ),
     "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always),
     "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always),
-    "cube": Operator(1, _cube, "x * x * x", _if_all),
+    "cube": Operator(1, _cube, "x * x * x, with its sign", _if_all),
     "rowsum": Operator(1, _row_sum, "sum over the inputs of each output", _if_all, _PER_ROW),
     "rowmean": Operator(1, _row_mean, "mean over the inputs of each output", _if_all, _PER_ROW),
     "rowmax": Operator(1, _row_max, "highest over the inputs of each output", _if_all, _PER_ROW),

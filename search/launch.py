@@ -1,9 +1,13 @@
-"""From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
+"""From a config to a finished run: check, load, evolve, finish. Resume takes the same road.
+
+`launch` and `resume` are the command line's: they print how a run ended. `run` and `run_on` do the
+work, and raise `Unfinished`.
+"""
 
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from torch import Tensor
 from configs import schema
 from configs.schema import Config
 from search import interrupts, trackers
-from search.books import Books
+from search.books import Books, OnRecord, ignore
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe, tensors_digest
@@ -37,13 +41,21 @@ DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
 fit."""
 
 
+class Unfinished(RuntimeError):
+    """A run that did not come to its end; the message says why, and how to go on.
+
+    Attributes:
+        code: The exit code of the command line.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def launch(config: Config, out: Path, console: Console) -> int:
     """Run a new search in an empty folder; returns the exit code."""
-    # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
-    RunFolder.check_empty(out)
-    experiment = _ready(config)
-    with _crew(experiment) as crew, closing(RunFolder.create(out)) as folder:
-        return _run(folder, experiment, crew, [], console)
+    return _told(console, lambda: run(config, out, console))
 
 
 def resume(path: Path, overrides: list[str], console: Console) -> int:
@@ -51,6 +63,49 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
+    """
+    return _told(console, lambda: run_on(path, overrides, console))
+
+
+def _told(console: Console, work: Callable[[], None]) -> int:
+    try:
+        work()
+    except Unfinished as end:
+        console.print(str(end), soft_wrap=True)
+        return end.code
+    return DONE
+
+
+def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> None:
+    """Run a new search in an empty folder to its end.
+
+    Args:
+        on_record: Called with each record once it is in the journal, in order.
+
+    Raises:
+        Unfinished: If the run ended before; its folder can mostly be resumed.
+        FolderError: If the folder is not empty or cannot be made.
+        ValueError: If something is wrong with the config.
+        Exception: Whatever `on_record` raises, after a checkpoint.
+    """
+    # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
+    RunFolder.check_empty(out)
+    experiment = _ready(config)
+    with _crew(experiment) as crew, closing(RunFolder.create(out)) as folder:
+        _run(folder, experiment, crew, [], console, on_record)
+
+
+def run_on(
+    path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
+) -> None:
+    """Continue a run to its end, or extend a finished one.
+
+    Args:
+        on_record: Called with each record that is new.
+
+    Raises:
+        FolderError: If the folder is no run, is damaged, or an override would change the search.
+        Unfinished: And what else `run` raises.
     """
     for override in overrides:
         if not is_free(override.partition("=")[0]):
@@ -70,7 +125,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
             )
         experiment = _ready(config)
         with _crew(experiment) as crew:
-            return _run(folder, experiment, crew, records, console)
+            _run(folder, experiment, crew, records, console, on_record)
 
 
 def rebuild_report(path: Path, console: Console) -> int:
@@ -94,11 +149,15 @@ def _run(
     crew: Crew,
     records: list[Record],
     console: Console,
-) -> int:
+    on_record: OnRecord,
+) -> None:
     """Run to the end, or to what ends it; what is written by then can be resumed.
 
     Args:
         records: The journal so far; emptied once it is replayed.
+
+    Raises:
+        Unfinished: If the run ended before.
     """
     where = experiment.config.ray
     most = 1 if where.workers == 0 else where.workers
@@ -113,17 +172,20 @@ def _run(
             where.start_seconds,
             say=lambda line: console.print(line, soft_wrap=True),
         )
-        return _search(folder, experiment, pool, records, console)
-    except KeyboardInterrupt:
-        why = f"interrupted after {folder.lines} candidates"
+        _search(folder, experiment, pool, records, console, on_record)
+    except KeyboardInterrupt as error:
+        raise _resumable(folder, f"interrupted after {folder.lines} candidates") from error
     except (PoolError, WriteError) as error:
-        why = f"error: {error}"
+        raise _resumable(folder, f"error: {error}") from error
     except CallError as error:
         folder.write_failure("run", error.trace)
-        console.print(f"error: {error}; see {folder.path / 'failures/run.txt'}", soft_wrap=True)
-        return BROKEN
-    console.print(f"{why}; continue with run_search.py --resume {folder.path}", soft_wrap=True)
-    return interrupts.INTERRUPTED
+        trace = folder.path / "failures/run.txt"
+        raise Unfinished(f"error: {error}; see {trace}", BROKEN) from error
+
+
+def _resumable(folder: RunFolder, why: str) -> Unfinished:
+    way_on = f"continue with run_search.py --resume {folder.path}"
+    return Unfinished(f"{why}; {way_on}", interrupts.INTERRUPTED)
 
 
 def _search(
@@ -132,24 +194,23 @@ def _search(
     pool: Pool,
     records: list[Record],
     console: Console,
-) -> int:
+    on_record: OnRecord,
+) -> None:
     started = time.monotonic()
     marks = _prepare(folder, experiment, pool, console)
-    evolution = evolve(folder, experiment, pool, marks, records, console)
+    evolution = evolve(folder, experiment, pool, marks, records, console, on_record)
     state = evolution.state
     if state.best is None:
-        console.print(
+        raise Unfinished(
             "error: no candidate was evaluated to the end; breed more: "
             f"run_search.py --resume {folder.path} --set search.candidates=N",
-            soft_wrap=True,
+            NOTHING_EVALUATED,
         )
-        return NOTHING_EVALUATED
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     finish(folder, experiment, pool, state, diversity, started, console)
     status = folder.read_json("status.json")
     folder.write_json("status.json", {**status, "state": "finished"})
-    return DONE
 
 
 @contextmanager
@@ -259,6 +320,7 @@ def evolve(
     marks: Fingerprints,
     records: list[Record],
     console: Console,
+    on_record: OnRecord = ignore,
 ) -> Evolution:
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
@@ -269,7 +331,7 @@ def evolve(
     with (
         Screen(console) as screen,
         trackers.opened(experiment.config.trackers, folder.path) as tracked,
-        Books(folder, experiment, evolution, pool, screen, tracked) as books,
+        Books(folder, experiment, evolution, pool, screen, tracked, on_record) as books,
     ):
         books.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # twenty thousand of them would stay all the while

@@ -22,6 +22,8 @@ DOCUMENTS = [
     "docs/METRICS.md",
     "docs/CLUSTER.md",
     "docs/APPLY.md",
+    "docs/EXTENDING.md",
+    "docs/PYTHON.md",
 ]
 LINKED = [*DOCUMENTS, "docs/LOG.md", "docs/LOG_ARCHIVE.md"]
 WORKFLOW = ".github/workflows/ci.yml"
