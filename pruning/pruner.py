@@ -15,10 +15,11 @@ from pruning.calibration import statistics_of, watched_inputs
 from pruning.leaves import Statistics, made_of, need_backward
 from pruning.masks import Target, select
 from pruning.models import layers_of_block, linear_layers
+from pruning.progress import Progress
 from pruning.recipe import LayerScores, Recipe
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
-from pruning.walk import Progress, Stream, Texts, depth_of, walk_dense
+from pruning.walk import Stream, Texts, depth_of, walk_dense
 
 
 def prune(

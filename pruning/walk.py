@@ -24,15 +24,13 @@ from pruning.ends import (
 )
 from pruning.leaves import STATISTICS, Statistics, need_backward
 from pruning.models import layers_of_block
+from pruning.progress import Progress
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
 """Called with a stream's name, each window's states that enter the head, (T, hidden_size), and what
 makes logits of them."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the units done and the units in all."""
 
 
 @dataclass(frozen=True)
