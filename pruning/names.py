@@ -83,7 +83,7 @@ def comes_from_hub(model: str) -> bool:
         ValueError: If it is neither `embedded`, nor a folder, nor called so.
     """
     try:
-        if model == EMBEDDED or Path(model).is_dir():
+        if model == EMBEDDED or (model and Path(model).is_dir()):
             return False
     except OSError:
         return False  # what is wrong with the folder is said where it is looked into

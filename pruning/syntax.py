@@ -150,6 +150,8 @@ def _call_of(node: ast.expr) -> str:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return number_text(float(str(node.value)))
     name, operands = _head_of(node)
+    if name == "neg" and isinstance(operands[0], ast.Constant):
+        return f"-{_call_of(operands[0])}"
     arity = OPERATORS[name].arity if name in OPERATORS else 0
     if arity != len(operands) or not (arity or name in LEAVES):
         raise ValueError(f"{name} is no operator of {len(operands)} operands, and no leaf")
