@@ -126,7 +126,7 @@ def prune_model(
         Option(help="A pruning_recipe.json: prune so again; other options go over its."),
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an unfinished folder.")] = False,
-    validate: Annotated[bool, Option("--validate", help="Check and plan; read nothing.")] = False,
+    validate: Annotated[bool, Option("--validate", help="Check and plan; write nothing.")] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
     as_json: Annotated[
         bool, Option("--json", help="Print one JSON object at the end, all else on stderr.")
