@@ -167,7 +167,8 @@ def make_request(
         subject.seqlen,
         options.bos,
     )
-    shapes = shapes_of(subject)
+    with step("looking at the model's shapes"):
+        shapes = shapes_of(subject)
     check_layers(shapes, recipe.target)
     load = Load(
         (calibration.windows or 0) if recipe.leaves else 0,

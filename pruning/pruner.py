@@ -112,6 +112,7 @@ class _Pruning:
     def walk_and_write(self) -> None:
         """Walk forward: write each block, unless it was on the way back, and let text pass it."""
         store, recipe = self.store, self.recipe
+        self.on_progress("prune", 0, len(store.blocks))
         first = self.decides == "forward"
         inputs = made_of(recipe.leaves, "inputs")
         missing = any(self._wanted(block) & inputs for block in store.blocks)

@@ -197,6 +197,7 @@ def _forward(
     keep: Callable[[Statistics], None],
     on_progress: Progress,
 ) -> None:
+    on_progress("forward", 0, len(store.blocks))
     for i, (block, then) in enumerate(in_turn(store.blocks)):
         with store.open_dense(block, then) as module:
             if dense:
@@ -218,6 +219,7 @@ def _backward(
     on_progress: Progress,
 ) -> None:
     total = len(store.blocks)
+    on_progress("backward", 0, total)
     for done, (block, then) in enumerate(in_turn(reversed(store.blocks)), 1):
         with store.open_dense(block, then) as module:
             layers = layers_of_block(block, module)
