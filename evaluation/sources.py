@@ -2,15 +2,13 @@
 
 import difflib
 import io
-import socket
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from hub_answers import silence
 from plain_files import open_plain, parse_object, read_bytes
 
 # Topics that quote each other are in one part, and each part has its share of statements, data
@@ -30,7 +28,6 @@ EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 TEXT_TYPES = ("string", "large_string", "string_view")  # names of pyarrow's types
 MOST_BYTES = 2**26  # of a local file, and characters of its text: it is tokenized in one call
-HUB_SECONDS = 5.0  # how long to wait for the hub's port before calling it unreachable
 
 
 @dataclass(frozen=True)
@@ -105,12 +102,29 @@ def check_source(corpus: str, name: str) -> None:
         ValueError: If the corpus or the split is unknown, or a local file is missing, has the
             wrong suffix or no text column.
     """
+    check_name(corpus)
     if is_named(corpus):
         known = list(HUB_CORPORA[corpus].joins) if corpus in HUB_CORPORA else list(EMBEDDED_PARTS)
         if name not in known:
             raise ValueError(f"split of corpus {corpus!r} must be one of {known}; got {name!r}")
     else:
         next(_local_documents(corpus), None)
+
+
+def check_name(corpus: str) -> None:
+    """Check that a corpus is a named one or reads as a local file; raises ValueError otherwise."""
+    path = Path(corpus)
+    if is_named(corpus) or path.suffix in LOCAL_SUFFIXES:
+        return
+    suffixes = ", ".join(LOCAL_SUFFIXES)
+    if path.suffix or len(path.parts) > 1:
+        raise ValueError(f"corpus file must end in {suffixes}; got {corpus!r}")
+    names = [EMBEDDED, *HUB_CORPORA]
+    near = difflib.get_close_matches(corpus.lower(), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"corpus must be one of {names} or a path ending in {suffixes}; got {corpus!r}{hint}"
+    )
 
 
 def is_named(corpus: str) -> bool:
@@ -157,12 +171,11 @@ def _embedded_text(part: str) -> str:
 
 def _hub_documents(corpus: str, split: str) -> list[str]:
     """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set."""
-    import datasets  # here: only hub corpora need it, and it takes a second to import
-    from huggingface_hub import constants
-
     source = HUB_CORPORA[corpus]
-    if not constants.HF_HUB_OFFLINE:
-        _check_hub_answers(corpus)
+    if cause := silence():
+        raise ValueError(_no_hub(corpus, cause))
+    import datasets  # here, since only hub corpora need it and it takes a second to import
+
     try:
         rows = datasets.load_dataset(
             source.path,
@@ -178,23 +191,6 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
         raise ValueError(_no_hub(corpus, f"{type(error).__name__}: {cause}")) from error
 
 
-def _check_hub_answers(corpus: str) -> None:
-    """Try to connect once to the hub, or its proxy: the library would retry for half a minute."""
-    from huggingface_hub import constants
-
-    hub = urlsplit(constants.ENDPOINT)
-    proxy = None
-    if not urllib.request.proxy_bypass(hub.hostname or ""):
-        proxy = urllib.request.getproxies().get(hub.scheme)
-    door = urlsplit(proxy or constants.ENDPOINT)
-    address = (door.hostname, door.port or (443 if door.scheme == "https" else 80))
-    try:
-        socket.create_connection(address, timeout=HUB_SECONDS).close()
-    except OSError as error:
-        cause = f"{address[0]}:{address[1]}: {error}; HF_HUB_OFFLINE=1 reads its cache"
-        raise ValueError(_no_hub(corpus, cause)) from error
-
-
 def _no_hub(corpus: str, cause: str) -> str:
     return (
         f"corpus {corpus!r}: the Hugging Face hub could not be reached or did not serve it "
@@ -204,7 +200,6 @@ def _no_hub(corpus: str, cause: str) -> str:
 
 def _local_documents(corpus: str) -> Iterator[str]:
     """Yield the documents of a local file: a .txt file is one, the others have one per record."""
-    _check_suffix(corpus)
     path = local_path(corpus)
     documents = {".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     try:
@@ -279,18 +274,3 @@ def _check_column(corpus: str, file: Any) -> None:
 
 def _too_much(corpus: str) -> str:
     return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: use a part of it"
-
-
-def _check_suffix(corpus: str) -> None:
-    path = Path(corpus)
-    if path.suffix in LOCAL_SUFFIXES:
-        return
-    suffixes = ", ".join(LOCAL_SUFFIXES)
-    if path.suffix or len(path.parts) > 1:
-        raise ValueError(f"corpus file must end in {suffixes}; got {corpus!r}")
-    names = [EMBEDDED, *HUB_CORPORA]
-    near = difflib.get_close_matches(corpus, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"corpus must be one of {names} or a path ending in {suffixes}; got {corpus!r}{hint}"
-    )

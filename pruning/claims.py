@@ -15,6 +15,7 @@ from torch import nn
 
 from plain_files import check_plain, check_values, open_plain, read_bytes
 from pruning.headers import Entry, named_files, read_header, weights_files
+from pruning.names import comes_from_hub
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -52,17 +53,15 @@ def check_place(model: str, source: str) -> Path | None:
             pipe, a device or too long.
     """
     folder = Path(source)
+    if source == model and comes_from_hub(model):
+        return None
     try:
-        if not folder.exists():
-            return None
-        if folder.is_dir():
-            _check_files(folder)
-            return folder
+        _check_files(folder)
+        return folder
     except OSError as error:
         raise unfit(model, f"{error.filename!r}: {error.strerror}") from error
     except ValueError as error:
         raise unfit(model, str(error)) from error
-    raise ValueError(f"model {model!r} is no folder: give embedded, a folder or a hub id")
 
 
 def check_settings(model: str, name: str, settings: Mapping[str, Any]) -> None:

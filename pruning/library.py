@@ -18,12 +18,13 @@ from pruning.masks import Target
 from pruning.metric import Metric
 from pruning.metric_file import DEFAULT_GROUP, read_metric
 from pruning.models import linear_layers
+from pruning.progress import Progress
 from pruning.ranking import count
 from pruning.recipe import Recipe
 from pruning.result.request import resolve_target
 from pruning.result.verify import LayerCount
 from pruning.store import ResidentStore
-from pruning.walk import Progress, Texts
+from pruning.walk import Texts
 
 
 def _quiet(stage: str, done: int, total: int) -> None:

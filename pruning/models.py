@@ -38,9 +38,8 @@ from pruning.claims import (
     unfit,
 )
 from pruning.headers import Entry
-
-EMBEDDED = "embedded"
-"""Name of the tiny LLaMA that ships in this package."""
+from pruning.names import EMBEDDED as EMBEDDED  # for all who load it
+from pruning.names import check_hub_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -130,6 +129,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
     """Return the checked config of a model of a supported family."""
     source = source_of(model)
+    if not folder:
+        check_hub_model(model)
     with one_line_errors(model), _unlogged():
         if folder:
             settings = read_object(folder / CONFIG, SETTINGS_BYTES)

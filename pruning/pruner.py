@@ -16,10 +16,11 @@ from pruning.calibration import statistics_of, watched_inputs
 from pruning.leaves import Statistics, made_of, need_backward
 from pruning.masks import Target, select
 from pruning.models import layers_of_block, linear_layers
+from pruning.progress import Progress
 from pruning.recipe import LayerScores, Recipe
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
-from pruning.walk import Progress, Stream, Texts, depth_of, walk_dense
+from pruning.walk import Stream, Texts, depth_of, walk_dense
 
 
 def prune(
@@ -112,6 +113,7 @@ class _Pruning:
     def walk_and_write(self) -> None:
         """Walk forward: write each block not yet written, and run the texts through it."""
         store, recipe = self.store, self.recipe
+        self.on_progress("prune", 0, len(store.blocks))
         first = self.decides == "forward"
         inputs = made_of(recipe.leaves, "inputs")
         missing = any(self._wanted(block) & inputs for block in store.blocks)

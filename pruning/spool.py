@@ -71,8 +71,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _write_draft(path: Path, tensors: dict[str, Tensor]) -> Path:
     draft = path.with_name(f"{path.name}.tmp")
+    draft.touch()
+    mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
     try:
         save_file(tensors, draft, metadata={"format": "pt"})
+        draft.chmod(mode)
     except SafetensorError as error:
         draft.unlink(missing_ok=True)
         raise OSError(f"{path.name} cannot be written: {error}") from error

@@ -24,15 +24,13 @@ from pruning.ends import (
 )
 from pruning.leaves import STATISTICS, Statistics, need_backward
 from pruning.models import layers_of_block
+from pruning.progress import Progress
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
 """Called with a stream's name, each window's states that enter the head, (T, hidden_size), and a
 function that makes logits from them."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the number of units done and the total."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +197,7 @@ def _forward(
     keep: Callable[[Statistics], None],
     on_progress: Progress,
 ) -> None:
+    on_progress("forward", 0, len(store.blocks))
     for i, (block, then) in enumerate(in_turn(store.blocks)):
         with store.open_dense(block, then) as module:
             if dense:
@@ -220,6 +219,7 @@ def _backward(
     on_progress: Progress,
 ) -> None:
     total = len(store.blocks)
+    on_progress("backward", 0, total)
     for done, (block, then) in enumerate(in_turn(reversed(store.blocks)), 1):
         with store.open_dense(block, then) as module:
             layers = layers_of_block(block, module)

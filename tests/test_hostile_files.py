@@ -106,7 +106,13 @@ def refused(monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             script.main()
         out, err = capsys.readouterr()
-        said = ("note: ", "warning: ", "pruning: ", "plan: ")  # before the folder is looked at
+        said = (
+            "note: ",
+            "warning: ",
+            "pruning: ",
+            "plan: ",
+            "verify: ",
+        )  # before the folder is looked at
         lines = [line for line in err.splitlines() if not line.startswith(said)]
         assert (end.value.code, out, len(lines)) == (code, "", 1), err
         assert lines[0].startswith("error: ")
