@@ -20,7 +20,8 @@ def extended(tmp_path_factory):
     root = tmp_path_factory.mktemp("extended")
     for folder in COPIED:
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "plain_files.py", root)
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, root)
     for block in blocks_of(PAGE):
         if PLACED.match(block):
             put_in(root, block)
