@@ -118,6 +118,22 @@ def is_named(corpus: str) -> bool:
     return corpus == EMBEDDED or corpus in HUB_CORPORA
 
 
+def check_name(corpus: str) -> None:
+    """Check that a corpus is known or named as a file of text is; raises ValueError otherwise."""
+    path = Path(corpus)
+    if is_named(corpus) or path.suffix in LOCAL_SUFFIXES:
+        return
+    suffixes = ", ".join(LOCAL_SUFFIXES)
+    if path.suffix or len(path.parts) > 1:
+        raise ValueError(f"corpus file must end in {suffixes}; got {corpus!r}")
+    names = [EMBEDDED, *HUB_CORPORA]
+    near = difflib.get_close_matches(corpus, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"corpus must be one of {names} or a path ending in {suffixes}; got {corpus!r}{hint}"
+    )
+
+
 def local_path(corpus: str) -> Path:
     """Return the file that a path means, the same for every way of writing it.
 
@@ -203,7 +219,7 @@ def _no_hub(corpus: str, cause: str) -> str:
 
 def _local_documents(corpus: str) -> Iterator[str]:
     """Yield the documents of a local file: a .txt is one, the others have one per record."""
-    _check_suffix(corpus)
+    check_name(corpus)
     path = local_path(corpus)
     documents = {".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     try:
@@ -276,18 +292,3 @@ def _check_column(corpus: str, file: Any) -> None:
 
 def _too_much(corpus: str) -> str:
     return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: give a part"
-
-
-def _check_suffix(corpus: str) -> None:
-    path = Path(corpus)
-    if path.suffix in LOCAL_SUFFIXES:
-        return
-    suffixes = ", ".join(LOCAL_SUFFIXES)
-    if path.suffix or len(path.parts) > 1:
-        raise ValueError(f"corpus file must end in {suffixes}; got {corpus!r}")
-    names = [EMBEDDED, *HUB_CORPORA]
-    near = difflib.get_close_matches(corpus, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"corpus must be one of {names} or a path ending in {suffixes}; got {corpus!r}{hint}"
-    )

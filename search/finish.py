@@ -3,17 +3,23 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from command_line import called
+from configs import schema
+from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
+from search.ending import DONE, Ending
 from search.experiment import Experiment
 from search.fitness import perplexity_of
-from search.journal import RunFolder
-from search.pool.protocol import LossRequest, MaskRequest, Pool
+from search.journal import FolderError, RunFolder
+from search.pool.protocol import Count, LossRequest, MaskRequest, Pool
 from search.population import Record, State
 from search.report.page import (
     SHOWN,
@@ -24,7 +30,9 @@ from search.report.page import (
     tasks_of,
     title_of,
 )
-from search.scale import paired_difference
+from search.scale import paired_difference, unit_of
+from search.screen import step
+from search.verdict import verdict_of
 from search.yardstick import cells_of, losses_of, scale_of
 
 
@@ -44,19 +52,22 @@ def finish(
         diversity: Of the population's masks.
         started: By `time.monotonic`, when this process began the run.
     """
-    console.print("scoring the finalists on the selection text")
     finalists = state.finalists(experiment.config.search.finalists)
-    winner, standings = _choose(experiment, pool, finalists)
+    parts, known = len(experiment.tasks), 1 + len(BASELINES)
+    what = "scoring the finalists on the selection text"
+    with step(console, what, parts * (known + len(finalists))) as progress:
+        winner, standings = _choose(experiment, pool, finalists, progress.advance)
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
-    console.print("measuring the winner and the baselines on the report text")
-    tasks = [
-        {
-            **row,
-            **_measurements(experiment, pool, index, winner.criterion),
-            **_by_layer(pool, index, winner.criterion),
-        }
-        for index, row in enumerate(experiment.task_rows())
-    ]
+    what = "measuring the winner and the baselines on the report text"
+    with step(console, what, parts * (known + 1 + known)) as progress:
+        tasks = [
+            {
+                **row,
+                **_measurements(experiment, pool, index, winner.criterion, progress.advance),
+                **_by_layer(pool, index, winner.criterion, progress.advance),
+            }
+            for index, row in enumerate(experiment.task_rows())
+        ]
     outcomes = Counter(record.outcome.kind for record in folder.read_records())
     first = tasks[0]
     summary = {
@@ -82,35 +93,91 @@ def finish(
         "diversity": diversity,
         "tasks": tasks,
     }
+    summary["verdict"] = verdict_of(summary)
     folder.write_json("summary.json", summary)
-    write_report(folder)
+    with step(console, "drawing the report"):
+        write_report(folder)
     for task in tasks_of(summary):
         console.print(title_of(task), soft_wrap=True)
         console.print(end_table(task))
     if len(rows := relative_rows(summary)) > 1:
         console.print(relative_table(rows))
-    console.print(f"best metric: {folder.path / 'best_metric.json'}", soft_wrap=True)
-    console.print(apply_line(folder, experiment), soft_wrap=True)
+    console.print(summary["verdict"], soft_wrap=True)
+    say_files(folder, experiment.config, console)
 
 
-def write_report(folder: RunFolder) -> None:
-    """Rebuild `report.html` from the run folder's other files.
+def say_files(folder: RunFolder, config: Config, console: Console) -> None:
+    """Print where a finished run's report and metric are, and how to apply the metric."""
+    for name, file in {"report": "report.html", "metric": "best_metric.json"}.items():
+        console.print(f"{name}: {folder.path / file}", soft_wrap=True)
+    console.print(apply_line(folder.path, config), soft_wrap=True)
+
+
+def rebuild_report(path: Path, console: Console) -> Ending:
+    """Rebuild `report.html` of a run from its other files, also while it goes on."""
+    folder = RunFolder.look(path)
+    whole = write_report(folder)
+    note = "" if whole else ": partial, for the run has not come to its end"
+    console.print(f"wrote {path / 'report.html'}{note}", soft_wrap=True)
+    return Ending(DONE, "written" if whole else "written, partial", path)
+
+
+def write_report(folder: RunFolder) -> bool:
+    """Rebuild `report.html` from the run folder's other files; tell whether the run is finished.
 
     Raises:
-        FolderError: If the run has not ended or a file is damaged.
+        FolderError: If nothing is evaluated yet, or a file is damaged.
     """
-    summary = folder.read_json("summary.json", *SHOWN)
-    folder.write_text("report.html", render(summary, folder.read_records(), folder.read_timings()))
+    # Without the lock: whoever works in the folder goes on, and only whole lines are read.
+    records = folder.records_so_far()
+    whole = folder.is_finished(len(records))
+    summary = folder.read_json("summary.json", *SHOWN) if whole else _partial(folder, records)
+    folder.write_text("report.html", render(summary, records, folder.read_timings()))
+    return whole
 
 
-def apply_line(folder: RunFolder, experiment: Experiment) -> str:
+def _partial(folder: RunFolder, records: Sequence[Record]) -> dict[str, Any]:
+    """Return what is known of a run before its end, in the shape of a summary.
+
+    Raises:
+        FolderError: If nothing is evaluated yet.
+    """
+    evaluated = [record for record in records if record.fitness is not None]
+    if not evaluated:
+        raise FolderError(
+            f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
+            f"see {called('run_search')} --status {folder.path}"
+        )
+    config = schema.load(folder.path / "config.yaml", [])
+    best = min(evaluated, key=lambda record: (record.fitness, record.index))
+    cells = [kind for task in config.all_tasks for kind in task.fitness.parts]
+    timings = folder.read_timings().values()
+    return {
+        "partial": f"{len(records)} of {config.search.candidates} candidates",
+        "best": {
+            "metric": best.criterion.text,
+            "fitness": best.fitness,
+            "group": best.criterion.group,
+            "size": best.size,
+        },
+        "candidates": len(records),
+        "outcomes": dict(Counter(record.outcome.kind for record in records)),
+        "seconds": round(sum(timing.get("seconds", 0.0) for timing in timings), 1),
+        "selection": [],
+        "objective": config.search.objective,
+        "aggregate": config.search.aggregate,
+        "fitness_unit": unit_of(len(cells)),
+    }
+
+
+def apply_line(folder: Path, config: Config) -> str:
     """Return the command that applies the best metric to the same model and texts."""
-    task = experiment.config.all_tasks[0]
+    task = config.all_tasks[0]
     calibration, report = task.calibration, task.report
     unstructured = task.pattern == "unstructured"
     options = {
         "model": task.model,
-        "metric": folder.path / "best_metric.json",
+        "metric": folder / "best_metric.json",
         "sparsity": task.sparsity if unstructured else None,
         "pattern": None if unstructured else task.pattern,
         "corpus": [part.corpus for part in calibration.parts],
@@ -130,20 +197,22 @@ def apply_line(folder: RunFolder, experiment: Experiment) -> str:
         for value in (values if isinstance(values, list) else [values])
         if value is not None
     ]
-    return "apply it: python run_prune.py " + shlex.join(word for pair in words for word in pair)
+    command = shlex.join(word for pair in words for word in pair)
+    return f"apply it: {called('run_prune')} {command}"
 
 
 def _choose(
-    experiment: Experiment, pool: Pool, finalists: list[Record]
+    experiment: Experiment, pool: Pool, finalists: list[Record], done: Count
 ) -> tuple[Record, list[dict[str, Any]]]:
     """Score finalists on the selection texts; return the best there, and all with differences."""
     tasks = range(len(experiment.tasks))
     aggregate = experiment.config.search.aggregate
-    scale = scale_of(experiment.setup, aggregate, pool.losses, "selection")
+    ask = partial(pool.losses, done=done)
+    scale = scale_of(experiment.setup, aggregate, ask, "selection")
     requests = [
         LossRequest(task, "selection", record.criterion) for record in finalists for task in tasks
     ]
-    answers = iter(pool.losses(requests))
+    answers = iter(ask(requests))
     scored = []
     for record in finalists:
         by_task = [next(answers) for _ in tasks]
@@ -171,11 +240,12 @@ def _choose(
 
 
 def _measurements(
-    experiment: Experiment, pool: Pool, index: int, winner: Criterion
+    experiment: Experiment, pool: Pool, index: int, winner: Criterion, done: Count
 ) -> dict[str, Any]:
     """Return a task's perplexities on its report text: dense, baselines and winner."""
-    dense, found = losses_of(pool.losses, index, "report")
-    (best,) = pool.losses([LossRequest(index, "report", winner)])
+    ask = partial(pool.losses, done=done)
+    dense, found = losses_of(ask, index, "report")
+    (best,) = ask([LossRequest(index, "report", winner)])
     assert best is not None
     gaps = {name: paired_difference(losses, best) for name, losses in found.items()}
     subject = experiment.tasks[index].subject
@@ -205,11 +275,11 @@ def _measurements(
     }
 
 
-def _by_layer(pool: Pool, index: int, winner: Criterion) -> dict[str, Any]:
+def _by_layer(pool: Pool, index: int, winner: Criterion, done: Count) -> dict[str, Any]:
     """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
     others = {"best": winner} | {name: one.criterion for name, one in BASELINES.items()}
     requests = [MaskRequest(index, winner, other) for other in others.values()]
-    found = dict(zip(others, pool.zeros_and_overlap(requests), strict=True))
+    found = dict(zip(others, pool.zeros_and_overlap(requests, done), strict=True))
     return {
         "layers": {
             name: {layer: zeros for layer, (zeros, _) in by_layer.items()}

@@ -1,53 +1,57 @@
 """From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
 
-import hashlib
 import os
+import shlex
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from rich.console import Console
-from torch import Tensor
 
+from command_line import called
 from configs import schema
 from configs.schema import Config
-from search import interrupts, trackers
+from interrupts import INTERRUPTED, Resumable
+from search import trackers
 from search.books import Books
+from search.ending import BROKEN, DONE, NOTHING_EVALUATED, Ending
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
-from search.fingerprint import Fingerprints, Probe, tensors_digest
-from search.finish import finish, write_report
-from search.identity import check_config, check_fingerprints, check_records, is_free
-from search.journal import FolderError, RunFolder, WriteError
-from search.machine import memory_lines
+from search.fingerprint import Fingerprints
+from search.finish import finish, say_files, write_report
+from search.identity import check_config, check_records, is_free
+from search.journal import FolderError, RunFolder
+from search.machine import check_cores, memory_lines
 from search.pool.crew import Crew
 from search.pool.in_process import InProcessCrew
-from search.pool.protocol import CallError, Pool, PoolError
+from search.pool.protocol import CallError, Pool
 from search.pool.worker_pool import WorkerPool
 from search.population import Record
-from search.scale import Scale
-from search.screen import Screen
-from search.yardstick import scale_of
-
-DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
-"""Exit codes; 2 is a usage or config error, 3 a run that can be resumed, 4 a folder that does not
-fit."""
+from search.prepare import prepare, read_scale
+from search.screen import Screen, step
+from search.status import FINISHED
 
 
-def launch(config: Config, out: Path, console: Console) -> int:
-    """Run a new search in an empty folder; returns the exit code."""
+def launch(config: Config, out: Path, console: Console) -> Ending:
+    """Run a new search in an empty folder, which is gone again if nothing came of it."""
     # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
     RunFolder.check_empty(out)
-    experiment = _ready(config)
-    with _crew(experiment) as crew, closing(RunFolder.create(out)) as folder:
-        return _run(folder, experiment, crew, [], console)
+    experiment = _ready(config, console)
+    with _crew(experiment, console) as crew, closing(RunFolder.create(out)) as folder:
+        try:
+            ending = _run(folder, experiment, crew, [], console)
+        finally:
+            unused = folder.discard_if_unused()
+    if ending.code == INTERRUPTED:
+        again = "nothing was measured yet, and no folder is left: run the same command again"
+        _say(console, ending, again if unused else f"continue with {_resume_call(out)}")
+    return ending
 
 
-def resume(path: Path, overrides: list[str], console: Console) -> int:
-    """Continue a run, or extend a finished one; returns the exit code.
+def resume(path: Path, overrides: list[str], console: Console) -> Ending:
+    """Continue a run, or extend a finished one; of one that is finished it only says so.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
@@ -68,24 +72,45 @@ def resume(path: Path, overrides: list[str], console: Console) -> int:
                 f"search.candidates = {config.search.candidates} is below the {done} that "
                 f"{path} has: give more"
             )
-        experiment = _ready(config)
-        with _crew(experiment) as crew:
-            return _run(folder, experiment, crew, records, console)
+        if done == config.search.candidates and folder.is_finished(done):
+            return _say_finished(folder, config, console)
+        experiment = _ready(config, console)
+        with _crew(experiment, console) as crew:
+            ending = _run(folder, experiment, crew, records, console)
+    if ending.code == INTERRUPTED:
+        _say(console, ending, f"continue with {_resume_call(path)}")
+    return ending
 
 
-def rebuild_report(path: Path, console: Console) -> int:
-    """Rebuild `report.html` of a finished run; returns the exit code."""
-    with closing(RunFolder.open_(path)) as folder:
+def _resume_call(path: Path) -> str:
+    return f"{called('run_search')} --resume {shlex.quote(str(path))}"
+
+
+def _say(console: Console, ending: Ending, way_on: str) -> None:
+    console.print(f"{ending.reason}; {way_on}", soft_wrap=True)
+
+
+def _say_finished(folder: RunFolder, config: Config, console: Console) -> Ending:
+    """Say that there is nothing to do, what the result is, and how to go further."""
+    if not (folder.path / "report.html").exists():  # a kill came between
         write_report(folder)
-    console.print(f"wrote {path / 'report.html'}", soft_wrap=True)
-    return DONE
+    done = config.search.candidates
+    console.print(
+        f"{folder.path} is finished: all {done} candidates are evaluated and the result is "
+        f"measured; breed more: {_resume_call(folder.path)} --set search.candidates=N",
+        soft_wrap=True,
+    )
+    say_files(folder, config, console)
+    return Ending(DONE, "finished before", folder.path)
 
 
-def _ready(config: Config) -> Experiment:
+def _ready(config: Config, console: Console) -> Experiment:
     experiment = resolve(config)
+    check_cores(config.ray)
     memory_lines(experiment)  # refuses what cannot fit
     trackers.check(config.trackers)
-    return experiment.read_texts()
+    with step(console, "reading the texts"):
+        return experiment.read_texts()
 
 
 def _run(
@@ -94,7 +119,7 @@ def _run(
     crew: Crew,
     records: list[Record],
     console: Console,
-) -> int:
+) -> Ending:
     """Run to the end, or to what ends it; what is written by then can be resumed.
 
     Args:
@@ -115,15 +140,15 @@ def _run(
         )
         return _search(folder, experiment, pool, records, console)
     except KeyboardInterrupt:
-        why = f"interrupted after {folder.lines} candidates"
-    except (PoolError, WriteError) as error:
-        why = f"error: {error}"
+        reason = f"interrupted after {folder.lines} candidates"
+        return Ending(INTERRUPTED, reason, folder.path)
+    except Resumable as error:
+        return Ending(INTERRUPTED, f"error: {error}", folder.path)
     except CallError as error:
         folder.write_failure("run", error.trace)
-        console.print(f"error: {error}; see {folder.path / 'failures/run.txt'}", soft_wrap=True)
-        return BROKEN
-    console.print(f"{why}; continue with run_search.py --resume {folder.path}", soft_wrap=True)
-    return interrupts.INTERRUPTED
+        reason = f"error: {error}; see {folder.path / 'failures/run.txt'}"
+        console.print(reason, soft_wrap=True)
+        return Ending(BROKEN, reason, folder.path)
 
 
 def _search(
@@ -132,28 +157,26 @@ def _search(
     pool: Pool,
     records: list[Record],
     console: Console,
-) -> int:
+) -> Ending:
     started = time.monotonic()
-    marks = _prepare(folder, experiment, pool, console)
+    marks = prepare(folder, experiment, pool, console)
     evolution = evolve(folder, experiment, pool, marks, records, console)
     state = evolution.state
     if state.best is None:
-        console.print(
-            "error: no candidate was evaluated to the end; breed more: "
-            f"run_search.py --resume {folder.path} --set search.candidates=N",
-            soft_wrap=True,
-        )
-        return NOTHING_EVALUATED
+        reason = "error: no candidate was evaluated to the end"
+        ending = Ending(NOTHING_EVALUATED, reason, folder.path)
+        _say(console, ending, f"breed more: {_resume_call(folder.path)} --set search.candidates=N")
+        return ending
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     finish(folder, experiment, pool, state, diversity, started, console)
     status = folder.read_json("status.json")
-    folder.write_json("status.json", {**status, "state": "finished"})
-    return DONE
+    folder.write_json("status.json", {**status, "state": FINISHED})
+    return Ending(DONE, FINISHED, folder.path)
 
 
 @contextmanager
-def _crew(experiment: Experiment) -> Iterator[Crew]:
+def _crew(experiment: Experiment, console: Console) -> Iterator[Crew]:
     """Open what the config asks workers to live in; gone at the end, whatever happens.
 
     Raises:
@@ -170,86 +193,17 @@ def _crew(experiment: Experiment) -> Iterator[Crew]:
         yield InProcessCrew(setup)
         return
     # Imported here, so that neither --validate nor an in-process run starts to load Ray.
-    from search.pool.cluster import connection
-    from search.pool.on_ray import RayCrew
-
     local_cpus = where.address == "local" and not where.gpus_per_worker
     cores = max(os.cpu_count() or 1, where.cpus_per_worker * (where.workers or 1))
-    with connection(where.address, cores) as cluster:
-        ships = where.ship_model or local_cpus
-        yield RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
+    with ExitStack() as stack:
+        with step(console, f"connecting to Ray: {where.address}"):
+            from search.pool.cluster import connection
+            from search.pool.on_ray import RayCrew
 
-
-def _prepare(
-    folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
-) -> Fingerprints:
-    """Get statistics, probes and scale, from the folder or workers, and check the environment.
-
-    Raises:
-        FolderError: If models, texts or statistics are not those that the run began with.
-    """
-    found: dict[str, list[object]] = {
-        name: [] for name in ("model", "texts", "windows", "statistics", "probe", "scale")
-    }
-    probes = []
-    for subject in range(len(experiment.subjects)):
-        statistics = _statistics(folder, experiment, subject, pool, console)
-        texts = experiment.windows[subject]
-        probe = _probe(folder, subject, pool)
-        found["model"].append(pool.model_digest(subject))
-        found["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
-        found["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
-        found["statistics"].append(tensors_digest(statistics))
-        found["probe"].append(tensors_digest(probe))
-        probes.append(Probe.from_tensors(probe))
-    scale = _scale(folder, experiment, pool, console)
-    found["scale"].append(hashlib.sha256(scale.model_dump_json().encode()).hexdigest()[:16])
-    check_fingerprints(folder, experiment, found)
-    return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
-
-
-def _statistics(
-    folder: RunFolder, experiment: Experiment, subject: int, pool: Pool, console: Console
-) -> dict[str, Tensor]:
-    """Return a model's statistics, which all workers have then."""
-    name = f"statistics{subject or ''}.safetensors"
-    statistics = folder.read_tensors(name)
-    if statistics is None:
-        tokens = experiment.provenance(subject)["calibration"]["tokens"]
-        model = experiment.subjects[subject].model
-        console.print(f"collecting statistics of {model} on {tokens} tokens", soft_wrap=True)
-        statistics = dict(pool.collect_statistics(subject))
-        folder.write_tensors(name, statistics)
-    pool.use_statistics(subject, statistics)
-    return statistics
-
-
-def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
-    name = f"probe{subject or ''}.safetensors"
-    probe = folder.read_tensors(name)
-    if probe is None:
-        probe = dict(pool.probe_tensors(subject))
-        folder.write_tensors(name, probe)
-    return probe
-
-
-def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> Scale:
-    """Return the scale of a fitness, which all workers have then."""
-    name = "scale.json"
-    if (folder.path / name).exists():
-        try:
-            scale = Scale.model_validate(folder.read_json(name))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise FolderError(f"{folder.path / name} is damaged at {where or 'its top'}") from error
-    else:
-        setup, aggregate = experiment.setup, experiment.config.search.aggregate
-        console.print("measuring the dense model and the named metrics on the fitness text")
-        seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
-        scale = scale_of(setup, aggregate, pool.losses, seconds=seconds)
-        folder.write_json(name, scale.model_dump())
-    pool.use_scale(scale)
-    return scale
+            cluster = stack.enter_context(connection(where.address, cores))
+            ships = where.ship_model or local_cpus
+            crew = RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
+        yield crew
 
 
 def evolve(
@@ -263,13 +217,15 @@ def evolve(
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
     tells = marks if search.fingerprint else None
+    scale = read_scale(folder)
+    assert scale, "prepare comes before"
     check_records(folder, experiment, tells, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
     evolution = Evolution(experiment.settings, tells, start, records)
     with (
         Screen(console) as screen,
         trackers.opened(experiment.config.trackers, folder.path) as tracked,
-        Books(folder, experiment, evolution, pool, screen, tracked) as books,
+        Books(folder, experiment, evolution, scale, pool, screen, tracked) as books,
     ):
         books.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # twenty thousand of them would stay all the while

@@ -152,6 +152,15 @@ class Scale(_Values):
     order: tuple[int, ...]
     cells: tuple[Cell, ...] = Field(min_length=1)
 
+    @property
+    def known(self) -> dict[str, float]:
+        """The fitness of the dense model, and of the best named metric."""
+        if len(self.cells) > 1:
+            return {"dense": 0.0, "best named of each": 1.0}
+        (cell,) = self.cells
+        dense = fmean(cell.dense)
+        return {"dense": dense, cell.named: dense + cell.rise}
+
     def values(self, losses: Sequence[Sequence[float]]) -> list[float | None]:
         """Return each cell's value, from the losses of each task's first windows."""
         return [cell.value(losses[cell.task]) for cell in self.cells]

@@ -361,7 +361,8 @@ def test_a_resume_with_other_statistics_is_refused(finished, tmp_path, monkeypat
     environment = read(out / "environment.json")
     environment["fingerprints"]["statistics"] = ["another"]
     (out / "environment.json").write_text(json.dumps(environment))
-    code, printed = call(monkeypatch, capsys, "--resume", out)
+    longer = ("--resume", out, "--set", "search.candidates=18")
+    code, printed = call(monkeypatch, capsys, *longer)
     assert code == 4
     assert printed.err.startswith(
         "error: the run's statistics had fingerprint ['another'] and has "

@@ -18,6 +18,8 @@ SHOWN = (
 """What `summary.json` must have."""
 
 
+FOUND = "best found"
+
 RELATIVE_HEADINGS = ("task", "text", "dense", "best named", "", "best found", "relative rise")
 
 
@@ -46,10 +48,11 @@ def title_of(summary: dict[str, Any]) -> str:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
-    """Return the table's rows, worst first, the best found last."""
+    """Return the table's rows: dense, then all others by perplexity, the best first."""
     grouped = summary["pruning"]["pattern"] == "unstructured"
-    rows = [("dense", "", "", "", f"{summary['dense']:.2f}", "")]
-    for name, value in sorted(summary["baselines"].items(), key=lambda item: -item[1]):
+    dense = ("dense", "", "", "", f"{summary['dense']:.2f}", "")
+    rows = []
+    for name, value in summary["baselines"].items():
         known, gap = BASELINES.get(name), summary["behind_best"][name]
         criterion = known.criterion if known else None
         text, group, size = (
@@ -57,22 +60,20 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
             if criterion
             else ("", "", "")
         )
-        rows.append(
-            (
-                name,
-                text,
-                group if grouped else summary["pruning"]["pattern"],
-                size,
-                f"{value:.2f}",
-                difference_text(gap["nats"], gap["standard_error"]),
-            )
+        shown = (
+            name,
+            text,
+            group if grouped else summary["pruning"]["pattern"],
+            size,
+            f"{value:.2f}",
+            difference_text(gap["nats"], gap["standard_error"]),
         )
+        rows.append((value, shown))
     best = summary["best"]
     group = best["group"] if grouped else summary["pruning"]["pattern"]
-    rows.append(
-        ("best found", best["metric"], group, str(best["size"]), f"{best['perplexity']:.2f}", "")
-    )
-    return rows
+    shown = (FOUND, best["metric"], group, str(best["size"]), f"{best['perplexity']:.2f}", "")
+    rows.append((best["perplexity"], shown))
+    return [dense, *(row for _, row in sorted(rows, key=lambda pair: pair[0]))]
 
 
 def relative_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -114,7 +115,8 @@ def render(
     """Return `report.html`.
 
     Args:
-        summary: What `summary.json` holds, with every key in `SHOWN`.
+        summary: What `summary.json` holds, with every key in `SHOWN`; of a run that goes on, what
+            is known so far, and a line about it as `partial`.
         records: The journal.
         timings: What was noted of each candidate's evaluation, by index.
     """
@@ -140,7 +142,7 @@ def render(
                 "rows": table_rows(task),
                 "layers": sections.layers(f"task{number}", task),
             }
-            for number, task in enumerate(tasks_of(summary))
+            for number, task in enumerate(tasks_of(summary) if "partial" not in summary else [])
         ],
         unit=unit,
         relative=relative_rows(summary),

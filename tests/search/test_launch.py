@@ -69,21 +69,25 @@ def test_validate_says_which_configs_are_shipped():
 
 @pytest.mark.parametrize("words", [[], ["--config", CONFIGS / "paper.yaml"]])
 def test_validate_checks_everything_of_an_embedded_experiment(call, words, tmp_path):
-    assert call("--validate", *words) == (0, "valid\n", "")
+    code, out, err = call("--validate", *words)
+    assert (code, err) == (0, "")
+    assert out.endswith("\nvalid\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_validate_says_what_of_llama2_it_could_not_check(call):
     code, out, err = call("--validate", "--config", CONFIGS / "llama2_7b.yaml")
     assert (code, err) == (0, "")
-    assert out.splitlines() == [
+    assert out.splitlines()[:5] == [
         f"calibration: corpus 'c4', split 'train' {HUB_NOTE}",
         f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
         f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
         f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
         "model meta-llama/Llama-2-7b-hf: it comes from the Hugging Face hub: not checked",
-        "valid",
     ]
+    assert "model meta-llama/Llama-2-7b-hf: float16; its size is not known here" in out
+    assert "time: not known, as a model or the length of a text is not" in out
+    assert out.endswith("\nvalid\n")
 
 
 def test_validate_refuses_in_one_line_with_exit_2(refusal):
@@ -238,9 +242,11 @@ def test_status_refuses_a_run_that_has_none_yet(refusal, run_folder):
     assert refusal(4, "--status", "run").startswith("run/status.json cannot be read: ")
 
 
-def test_report_refuses_a_run_that_has_not_ended(refusal, run_folder):
-    message = refusal(4, "--report", "run")
-    assert message.startswith("run/summary.json cannot be read: ")
+def test_report_refuses_a_run_in_which_nothing_was_evaluated_yet(refusal, run_folder):
+    assert refusal(4, "--report", "run") == (
+        "run has no evaluated candidate yet: there is nothing to report; see prunevolve-search "
+        "--status run"
+    )
     assert [path.name for path in run_folder.iterdir()] == ["config.yaml"]
 
 

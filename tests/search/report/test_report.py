@@ -155,9 +155,17 @@ def test_each_task_has_its_own_title_and_rows():
     first, second = tasks_of(summary_of(records_of(12)))
     assert title_of(first).startswith("perplexity at 60% unstructured on ")
     assert title_of(second).startswith("perplexity at 2:4 on ")
-    assert table_rows(first)[-1][4] == "30.00"
-    assert table_rows(second)[-1][4] == "40.00"
-    assert table_rows(second)[-1][2] == "2:4"
+    (one,), (other,) = (
+        [row for row in table_rows(task) if row[0] == "best found"] for task in (first, second)
+    )
+    assert (one[4], other[4], other[2]) == ("30.00", "40.00", "2:4")
+
+
+def test_table_has_dense_on_top_and_the_best_next():
+    rows = table_rows(summary_of(records_of(12)))
+    assert rows[0][0] == "dense"
+    perplexities = [float(row[4]) for row in rows[1:]]
+    assert perplexities == sorted(perplexities)
 
 
 def test_a_run_without_tasks_is_its_own_only_task():
@@ -170,7 +178,7 @@ def test_table_shows_a_baseline_that_it_does_not_know():
     summary = summary_of(records_of(12))
     summary["baselines"]["another"] = 99.0
     summary["behind_best"]["another"] = {"nats": 1.0, "standard_error": None}
-    assert table_rows(summary)[1] == ("another", "", "", "", "99.00", "+1.0000")
+    assert table_rows(summary)[-1] == ("another", "", "", "", "99.00", "+1.0000")
 
 
 # What the journal tells

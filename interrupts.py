@@ -1,6 +1,11 @@
 """Signals that end a run: the first asks it to stop, a second or a long silence ends it at once.
 
-Imported before anything that takes long, so only the standard library stands here.
+Both scripts import this before anything that takes long, so only the standard library stands here.
+A script opens with::
+
+    _signals = ExitStack()
+    if interrupts.is_program(__name__, "prunevolve-search"):
+        _signals.enter_context(interrupts.stoppable())  # before what takes long to import
 """
 
 import os
@@ -11,17 +16,34 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, TextIO
 
 INTERRUPTED = 3
 """Exit code of a run that was interrupted and can be resumed."""
 
+BEFORE_THE_RUN = "interrupted before the run began"
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; what clusters send before they kill; a terminal that was closed."""
 
 PATIENCE = 8.0
 """Seconds after the first signal in which a run comes to its end by itself."""
+
+
+def is_program(module: str, command: str) -> bool:
+    """Tell whether a script is this process's program, and not imported by another one.
+
+    Args:
+        module: The script's `__name__`.
+        command: The name of its console entry, which imports the script.
+    """
+    return module == "__main__" or Path(sys.argv[0]).stem == command
+
+
+class Resumable(RuntimeError):
+    """What ends a run that can be resumed; the message is one line."""
 
 
 @contextmanager
@@ -57,7 +79,7 @@ def stoppable() -> Iterator[None]:
 def leave() -> NoReturn:
     """End the process at once, in one line, where there is no run to speak of."""
     with suppress(OSError):
-        print("interrupted before the run began", file=sys.stderr, flush=True)
+        print(BEFORE_THE_RUN, file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 

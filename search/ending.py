@@ -1,0 +1,58 @@
+"""How a request to the search ended: its exit code, its reason, what its run folder has to show.
+
+Imports nothing that takes long.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plain_files import read_object
+
+DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
+"""Exit codes; 2 is a usage or config error, 3 a run that can be resumed, 4 a folder that does not
+fit."""
+
+MOST_BYTES = 20_000_000
+FILES = {
+    "config": "config.yaml",
+    "journal": "journal.jsonl",
+    "best_metric": "best_metric.json",
+    "summary": "summary.json",
+    "report": "report.html",
+}
+"""What of a run folder `--json` names, if it is there."""
+
+SHOWN = ("verdict", "dense", "baselines", "best", "candidates", "outcomes", "perplexity_of")
+"""What of a finished run's summary `--json` repeats."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a request came to.
+
+    Attributes:
+        code: The exit code.
+        reason: In a few words, or an error's line.
+        folder: The run's, if there is one.
+        more: What `--json` says beside these.
+    """
+
+    code: int
+    reason: str
+    folder: Path | None = None
+    more: Mapping[str, object] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        told: dict[str, Any] = {"exit": self.code, "reason": self.reason, **self.more}
+        if self.folder is None or not self.folder.is_dir():
+            return told
+        files = {name: self.folder / file for name, file in FILES.items()}
+        told["folder"] = str(self.folder)
+        told["files"] = {name: str(path) for name, path in files.items() if path.is_file()}
+        if self.code == DONE and files["summary"].is_file():
+            summary = read_object(files["summary"], MOST_BYTES)
+            told |= {key: summary[key] for key in SHOWN if key in summary and key not in told}
+        return told
