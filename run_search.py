@@ -21,7 +21,7 @@ from command_line import USAGE, Json, Version, application, fail, print_json
 from configs import schema
 from configs.schema import Config
 from search.ending import DONE, Ending
-from search.names import check_names
+from search.names import check_hub, check_names
 
 _INTERRUPTED_BY_TYPER = 130
 
@@ -117,6 +117,7 @@ def _check_usage(
 
 
 def _launch(config: Config, out: Path, console: Console) -> Ending:
+    check_hub(config)  # before what takes long to import
     from search import launch
 
     _silence_transformers()

@@ -3,6 +3,7 @@
 import difflib
 import io
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 TEXT_TYPES = ("string", "large_string", "string_view")  # names of pyarrow's types
 MOST_BYTES = 2**26  # of a local file, and characters of its text: it is tokenized in one call
-HUB_SECONDS = 5.0  # how long to wait for the hub's port before calling it unreachable
+HUB_SECONDS = 3.0  # how long to wait for the hub's port before calling it unreachable
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
     from huggingface_hub import constants
 
     source = HUB_CORPORA[corpus]
-    if not constants.HF_HUB_OFFLINE:
-        _check_hub_answers(corpus)
+    if not constants.HF_HUB_OFFLINE and (cause := why_no_hub()):
+        raise ValueError(_no_hub(corpus, f"{cause}; HF_HUB_OFFLINE=1 reads its cache"))
     try:
         rows = datasets.load_dataset(
             source.path,
@@ -193,8 +194,11 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
         raise ValueError(_no_hub(corpus, f"{type(error).__name__}: {cause}")) from error
 
 
-def _check_hub_answers(corpus: str) -> None:
-    """Knock once at the hub, or at the proxy to it: the library would retry for half a minute."""
+def why_no_hub() -> str:
+    """Knock once at the hub, or at the proxy to it; return why it does not answer, '' if it does.
+
+    Its library would retry for half a minute.
+    """
     from huggingface_hub import constants
 
     hub = urlsplit(constants.ENDPOINT)
@@ -202,12 +206,21 @@ def _check_hub_answers(corpus: str) -> None:
     if not urllib.request.proxy_bypass(hub.hostname or ""):
         proxy = urllib.request.getproxies().get(hub.scheme)
     door = urlsplit(proxy or constants.ENDPOINT)
-    address = (door.hostname, door.port or (443 if door.scheme == "https" else 80))
-    try:
-        socket.create_connection(address, timeout=HUB_SECONDS).close()
-    except OSError as error:
-        cause = f"{address[0]}:{address[1]}: {error}; HF_HUB_OFFLINE=1 reads its cache"
-        raise ValueError(_no_hub(corpus, cause)) from error
+    address = (door.hostname or "", door.port or (443 if door.scheme == "https" else 80))
+    causes = [f"no answer within {HUB_SECONDS:g} s"]
+
+    def knock() -> None:
+        try:
+            socket.create_connection(address, timeout=HUB_SECONDS).close()
+            causes.append("")
+        except OSError as error:
+            causes.append(str(error))
+
+    # A thread, since to look up a name has a patience of its own.
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return causes[-1] and f"{address[0]}:{address[1]}: {causes[-1]}"
 
 
 def _no_hub(corpus: str, cause: str) -> str:

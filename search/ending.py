@@ -25,7 +25,7 @@ FILES = {
 """What of a run folder `--json` names, if it is there."""
 
 SHOWN = ("verdict", "dense", "baselines", "best", "candidates", "outcomes", "perplexity_of")
-"""What of a finished run's summary `--json` repeats."""
+"""What `--json` repeats of a run's summary; of one that is not finished, of its status."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,12 @@ class Ending:
         files = {name: self.folder / file for name, file in FILES.items()}
         told["folder"] = str(self.folder)
         told["files"] = {name: str(path) for name, path in files.items() if path.is_file()}
-        if self.code == DONE and files["summary"].is_file():
-            summary = read_object(files["summary"], MOST_BYTES)
-            told |= {key: summary[key] for key in SHOWN if key in summary and key not in told}
+        summary, status = (_read(self.folder / name) for name in ("summary.json", "status.json"))
+        # The summary of a run that was extended since is not of all its candidates.
+        result = summary if summary.get("candidates") == status.get("candidates") else status
+        told |= {key: result[key] for key in SHOWN if key in result and key not in told}
         return told
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_object(path, MOST_BYTES) if path.is_file() else {}

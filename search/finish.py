@@ -102,7 +102,7 @@ def finish(
         console.print(end_table(task))
     if len(rows := relative_rows(summary)) > 1:
         console.print(relative_table(rows))
-    console.print(summary["verdict"], soft_wrap=True)
+    console.print(f"verdict: {summary['verdict']}", soft_wrap=True)
     say_files(folder, experiment.config, console)
 
 

@@ -24,6 +24,7 @@ from search.finish import finish, say_files, write_report
 from search.identity import check_config, check_records, is_free
 from search.journal import FolderError, RunFolder
 from search.machine import check_cores, memory_lines
+from search.names import check_hub
 from search.pool.crew import Crew
 from search.pool.in_process import InProcessCrew
 from search.pool.protocol import CallError, Pool
@@ -74,6 +75,7 @@ def resume(path: Path, overrides: list[str], console: Console) -> Ending:
             )
         if done == config.search.candidates and folder.is_finished(done):
             return _say_finished(folder, config, console)
+        check_hub(config)
         experiment = _ready(config, console)
         with _crew(experiment, console) as crew:
             ending = _run(folder, experiment, crew, records, console)

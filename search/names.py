@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from configs.schema import Config
-from evaluation.sources import EMBEDDED, check_name
+from evaluation.sources import EMBEDDED, HUB_CORPORA, check_name, why_no_hub
 
 _HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
 """Owner and name; `models/` is where `make smollm2` puts its folder."""
@@ -26,6 +26,34 @@ def check_names(config: Config) -> None:
                     check_name(part.corpus)
                 except ValueError as error:
                     raise ValueError(f"{role}: {error}") from error
+
+
+def check_hub(config: Config) -> None:
+    """Check that the hub answers if a model or a text has to come from there.
+
+    Raises:
+        ValueError: If it does not, or must not be asked; one line, within some seconds.
+    """
+    # Imported here, since few searches need it.
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    places = [(task.model, text) for task in config.all_tasks for text in task.texts.values()]
+    away = [
+        f"model {model!r}"
+        for model in dict.fromkeys(model for model, _ in places)
+        if not is_here(model) and not isinstance(try_to_load_from_cache(model, "config.json"), str)
+    ]
+    corpora = {part.corpus: None for _, text in places for part in text.parts}
+    if not constants.HF_HUB_OFFLINE:  # with it, texts are read from the cache
+        away += [f"corpus {corpus!r}" for corpus in corpora if corpus in HUB_CORPORA]
+    if not away:
+        return
+    offline = "HF_HUB_OFFLINE is set, and its cache does not have it"
+    if cause := offline if constants.HF_HUB_OFFLINE else why_no_hub():
+        raise ValueError(
+            f"{away[0]} comes from the Hugging Face hub, which cannot be reached ({cause}): give a "
+            "folder or a local file, or fill the hub's cache elsewhere and set HF_HUB_OFFLINE=1"
+        )
 
 
 def is_here(model: str) -> bool:

@@ -20,12 +20,14 @@ def verdict_of(summary: Mapping[str, Any]) -> str:
     """
     tasks = summary["tasks"]
     if same := _same_as(tasks):
+        best = _best_named(tasks[0])
+        behind = "" if same == best else f", and {best} is better"
         return (
-            f"verdict: the best found is {same} under another spelling: it prunes the same weights"
+            f"the best found is {same} under another spelling: it prunes the same weights{behind}"
         )
     if len(tasks) == 1 and len(tasks[0]["by_text"]) == 1:
-        return f"verdict: the best found {_of_one(tasks[0])}"
-    return f"verdict: the best found {_of_several(tasks)}"
+        return f"the best found {_of_one(tasks[0])}"
+    return f"the best found {_of_several(tasks)}"
 
 
 def _same_as(tasks: Sequence[Mapping[str, Any]]) -> str:
