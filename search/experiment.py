@@ -54,8 +54,7 @@ class Experiment:
         """Return the experiment with its windows; raises ValueError if a text cannot be had."""
         windows = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
-            tokenizer = load_tokenizer(subject.model)
-            windows.append({role: _mixture_of(text).cut(tokenizer) for role, text in texts.items()})
+            windows.append(_cut(subject.model, {r: _mixture_of(t) for r, t in texts.items()}))
         return replace(self, windows=tuple(windows))
 
     def read_texts_here(self) -> list[dict[str, int]]:
@@ -66,15 +65,10 @@ class Experiment:
         """
         found: list[dict[str, int]] = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
-            here = {role: _mixture_of(text) for role, text in texts.items()}
-            here = {role: mixture for role, mixture in here.items() if not mixture.check()}
-            if is_here(subject.model) and here:
-                tokenizer = load_tokenizer(subject.model)
-                found.append(
-                    {r: mixture.cut(tokenizer).tokens.numel() for r, mixture in here.items()}
-                )
-            else:
-                found.append({})
+            mixtures = {role: _mixture_of(text) for role, text in texts.items()}
+            here = {r: m for r, m in mixtures.items() if is_here(subject.model) and not m.check()}
+            cut = _cut(subject.model, here) if here else {}
+            found.append({role: windows.tokens.numel() for role, windows in cut.items()})
         return found
 
     @property
@@ -217,6 +211,18 @@ def _kinds_of(windows: Windows) -> tuple[str, ...]:
         for corpus, part in zip(corpora, windows.parts, strict=True)
     ]
     return tuple(names[kind] for kind in windows.kinds)
+
+
+def _cut(model: str, mixtures: Mapping[str, Mixture]) -> dict[str, Windows]:
+    """Return the windows of texts by role; an error names the role."""
+    tokenizer = load_tokenizer(model)
+    windows = {}
+    for role, mixture in mixtures.items():
+        try:
+            windows[role] = mixture.cut(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
+    return windows
 
 
 def _mixture_of(text: Text) -> Mixture:

@@ -1,6 +1,8 @@
 """What `run_search.py` says before any work: exit codes and one-line errors, offline."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 
 import run_search
 from configs import schema
+from pruning import models
+from search import names
 
 CONFIGS = Path(schema.__file__).parent
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -108,7 +112,82 @@ def test_validate_refuses_an_unknown_key_and_guesses(refusal):
     )
 
 
+def test_validate_shows_the_plan(call):
+    out = call("--validate")[1].splitlines()
+    assert out[:7] == [
+        "model embedded: 2,164,416 parameters, 8.26 MiB in float32",
+        "text calibration: embedded calibration: 8,192 tokens, windows of 256",
+        "text fitness: embedded fitness: 8,192 tokens, windows of 256",
+        "text selection: embedded selection: 8,192 tokens, windows of 256",
+        "text report: embedded report: 8,192 tokens, windows of 256",
+        "task embedded 60%: 60.0% zeros, unstructured, weight 1",
+        f"workers: {os.cpu_count()} here, 1 core each, of {os.cpu_count()} cores",
+    ]
+    assert out[7].startswith("evaluations: 600 candidates and 6 named metrics on fitness, ")
+    assert out[8].startswith("time: very roughly ")
+    assert out[9].startswith("keys at their defaults: ")
+    assert "search.patience=null" in out[9]
+    assert "search.lag" not in out[9]  # the file gives it
+
+
+def test_validate_counts_the_windows_of_a_whole_text(call):
+    out = call("--validate", *setting("report.windows=null"))[1]
+    (line,) = [line for line in out.splitlines() if line.startswith("text report: ")]
+    tokens = int(line.split(": ")[2].split()[0].replace(",", ""))
+    assert tokens > 8192
+    assert tokens % 256 == 0
+
+
+@pytest.mark.parametrize("option", ["--validate", "--out=run"])
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["fitness.corpus=short.txt", "fitness.split=all"],
+            "fitness: corpus 'short.txt', split 'all' has 6 tokens; 32 windows without overlap of "
+            "256 need 8192",
+        ),
+        (
+            ["ray.cpus_per_worker=1000"],
+            f"ray.cpus_per_worker = 1000 is more than the {os.cpu_count()} cores of this machine: "
+            f"give at most {os.cpu_count()}",
+        ),
+        (
+            ["pruning.pattern=2:4", "pruning.sparsity=0.7"],
+            "sparsity must be 0.5 with pattern 2:4, got 0.7",
+        ),
+        (["pruning.sparsity=0"], "pruning.sparsity = '0': Input should be greater than 0"),
+    ],
+)
+def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option, overrides, problem):
+    (tmp_path / "short.txt").write_text("a few words")
+    assert refusal(2, option, *setting(*overrides)).endswith(problem)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
 # Launch: what is refused before a folder is made
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model=nobody/nothing"], ["report.corpus=ptb", "report.split=test"]]
+)
+def test_a_hub_that_does_not_answer_is_one_line(refusal, tmp_path, monkeypatch, overrides):
+    monkeypatch.setattr(names, "why_no_hub", lambda: "huggingface.co:443: no route")
+    message = refusal(2, "--out", "run", *setting(*overrides))
+    assert "comes from the Hugging Face hub, which cannot be reached (huggingface.co:443" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_no_folder_behind(call, tmp_path):
+    # A model of which all is there but its weights: that is found by the first worker.
+    ours = Path(models.source_of("embedded"))
+    model = shutil.copytree(ours, tmp_path / "model", ignore=lambda *_: {"model.safetensors"})
+    code, out, _ = call("--out", "runs/first", *setting(f"model={model}", "ray.workers=0"))
+    assert code == 3
+    assert out.splitlines()[-1].startswith("error: no worker could be started: ")
+    way_on = "; nothing was measured yet, and no folder is left: run the same command again"
+    assert out.splitlines()[-1].endswith(way_on)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(
