@@ -1,73 +1,185 @@
-"""What the command lines of both scripts have in common: help, version, errors, JSON, own name.
+"""How a script starts and ends: signals while it loads, help, version, `--json`, exit codes.
 
-Imports nothing of ours and nothing that takes long, so that `--help` answers at once.
+Imported before anything else, so that what it guards is all that comes after: the standard library
+alone stands at its top.
 """
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Mapping
-from importlib import metadata
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-from typer.core import TyperCommand
+if TYPE_CHECKING:
+    import typer
 
-USAGE = 2
-"""Exit code of a mistake in the request."""
+DONE, BROKEN, USAGE, INTERRUPTED, WRONG_FOLDER, NOTHING_EVALUATED = range(6)
+"""Exit codes."""
+
+REASONS = {
+    DONE: "done",
+    BROKEN: "broken",
+    USAGE: "usage",
+    INTERRUPTED: "interrupted",
+    WRONG_FOLDER: "folder",
+    NOTHING_EVALUATED: "nothing evaluated",
+}
+"""What `--json` calls them."""
+
+_CLOSED = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *_CLOSED)
+"""Ctrl-C; what clusters send before they kill; a terminal that was closed, but under nohup."""
 
 _SCRIPTS = {"run_search": "prunevolve-search", "run_prune": "prunevolve-prune"}
 """The scripts and their console entries."""
 
-
-class _Command(TyperCommand):
-    """A command whose help names no type where an option takes no value."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        parameters = super().get_params(ctx)
-        for parameter in parameters:
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
-        return parameters
+_NOTHING_BEGUN = "interrupted before anything was written: run the same command again"
+_CLEAN_LINE = b"\r\x1b[K\x1b[?25h"
+"""Clears a terminal's line and shows the cursor, which a spinner hides."""
 
 
-def application(command: Callable[..., None]) -> typer.Typer:
-    """Return a script's application of one command: `-h`, shell completion, plain errors."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})(command)
+def leave_on_signals() -> None:
+    """From now on let a signal end the process at once, in one line and with exit code 3.
+
+    For the time in which nothing is written: an exception in the midst of an import may come out as
+    any other, or not at all.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """While open, treat signals as `leave_on_signals`; afterwards as before."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    leave_on_signals()
+    try:
+        yield
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def raise_on_signals() -> None:
+    """From now on let a signal raise KeyboardInterrupt, so that work can be left in order."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+
+
+def leave() -> NoReturn:
+    """End the process at once, in one line and with exit code 3, where nothing is written yet."""
+    # By the descriptors: the streams may be in the midst of a write.
+    os.write(2, (_CLEAN_LINE if os.isatty(2) else b"") + f"{_NOTHING_BEGUN}\n".encode())
+    if wants_json():
+        os.write(1, f"{json.dumps(outcome(INTERRUPTED, error=_NOTHING_BEGUN))}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    leave()
+
+
+def wants_json() -> bool:
+    """Tell whether the command line has `--json`, also where it cannot be parsed."""
+    return "--json" in sys.argv[1:]
+
+
+def outcome(code: int, **content: object) -> dict[str, Any]:
+    """Return what `--json` prints: exit code, its reason, and what there is to tell."""
+    return {"exit": code, "reason": REASONS[code], **content}
+
+
+def failed(code: int, error: Exception | str) -> dict[str, Any]:
+    """Print an error as one line; return what `--json` prints of it."""
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    return outcome(code, error=line)
+
+
+def make_app(command: Callable[..., Mapping[str, Any]], examples: tuple[str, ...]) -> "typer.Typer":
+    """Return the Typer application of one command.
+
+    It has `-h`, shell completion, and examples below its options; an option that is no more than a
+    flag shows no type.
+    """
+    import typer
+    from typer.core import TyperCommand
+
+    class Command(TyperCommand):
+        def get_params(self, ctx: Any) -> list[Any]:
+            """Return the options, flags without a type."""
+            params = super().get_params(ctx)
+            for param in params:
+                if getattr(param, "is_flag", False):
+                    param.metavar = ""
+            return params
+
+    app = typer.Typer(
+        pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
+    # Typer takes a single line break away.
+    app.command(cls=Command, epilog="\n\n".join(("Examples:", *examples)))(command)
     return app
+
+
+def json_option() -> Any:
+    """Return the option `--json`, whose value `wants_json` tells too."""
+    import typer
+
+    return typer.Option("--json", help="Print one JSON object at the end, all else on stderr.")
+
+
+def version_option() -> Any:
+    """Return the option `--version`, which prints the version and ends."""
+    import typer
+
+    return typer.Option(
+        "--version", help="Print the version.", callback=_print_version, is_eager=True
+    )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"prunevolve {metadata.version('prunevolve')}")
-        raise typer.Exit
+        print(f"prunevolve {version()}")
+        raise SystemExit(DONE)
 
 
-Version = Annotated[
-    bool,
-    typer.Option("--version", help="Show the version.", is_eager=True, callback=_print_version),
-]
-"""The type of an option `--version`, whose default is False."""
-
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="At the end print one JSON object; all else goes to stderr."),
-]
-"""The type of an option `--json`, whose default is False."""
+def version() -> str:
+    """Return the version: of the checkout that this file stands in, or what is installed."""
+    try:
+        with (Path(__file__).parent / "pyproject.toml").open("rb") as file:
+            return str(tomllib.load(file)["project"]["version"])
+    except (OSError, tomllib.TOMLDecodeError, KeyError):
+        return metadata.version("prunevolve")
 
 
-def fail(error: Exception | str, code: int) -> int:
-    """Print an error as one line and return the exit code."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+def run_to_end(app: "typer.Typer") -> NoReturn:
+    """Run a script's application as a console entry: its command returns what `--json` prints.
 
+    A mistake in its options is one line, too. Signals are treated as by `leave_on_signals` until
+    the command does otherwise.
+    """
+    import typer
 
-def print_json(result: Mapping[str, object]) -> None:
-    """Print what a script came to as one JSON object, on stdout."""
-    print(json.dumps(result, ensure_ascii=False))
+    as_json = wants_json()
+    with guarded(), redirect_stdout(sys.stderr) if as_json else nullcontext():
+        try:
+            ended = app(standalone_mode=False)
+        except typer.TyperException as error:
+            ended = failed(USAGE, error.format_message())
+    if not isinstance(ended, dict):
+        sys.exit(ended)  # of --help and its like
+    if as_json:
+        print(json.dumps(ended))
+    sys.exit(ended["exit"])
 
 
 def called(script: str) -> str:
@@ -87,3 +199,18 @@ def called(script: str) -> str:
     if program.stem in _SCRIPTS.values() and (not found or Path(found) != program.absolute()):
         return shlex.quote(str(program.with_name(entry)))
     return entry
+
+
+def prune() -> None:
+    """Run `run_prune.py` as a console script, guarded from its first import on."""
+    _start("run_prune")
+
+
+def search() -> None:
+    """Run `run_search.py` as a console script, guarded from its first import on."""
+    _start("run_search")
+
+
+def _start(script: str) -> None:
+    leave_on_signals()
+    import_module(script).main()

@@ -1,45 +1,22 @@
 """Signals that end a run: the first asks it to stop, a second or a long silence ends it at once.
 
-Both scripts import this before anything that takes long, so only the standard library stands here.
-A script opens with::
-
-    _signals = ExitStack()
-    if interrupts.is_program(__name__, "prunevolve-search"):
-        _signals.enter_context(interrupts.stoppable())  # before what takes long to import
+While a script loads, before there is a run, `command_line.py` has them.
 """
 
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn, TextIO
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
 
-INTERRUPTED = 3
-"""Exit code of a run that was interrupted and can be resumed."""
-
-BEFORE_THE_RUN = "interrupted before the run began"
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C; what clusters send before they kill; a terminal that was closed."""
+from command_line import INTERRUPTED, SIGNALS
 
 PATIENCE = 8.0
 """Seconds after the first signal in which a run comes to its end by itself."""
-
-
-def is_program(module: str, command: str) -> bool:
-    """Tell whether a script is this process's program, and not imported by another one.
-
-    Args:
-        module: The script's `__name__`.
-        command: The name of its console entry, which imports the script.
-    """
-    return module == "__main__" or Path(sys.argv[0]).stem == command
 
 
 class Resumable(RuntimeError):
@@ -55,7 +32,6 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    hook, sys.excepthook = sys.excepthook, _hook
     # The byte arrives at once, also while the main thread is in a library's own code, where no
     # Python handler runs.
     inner, outer = socket.socketpair()
@@ -73,21 +49,6 @@ def stoppable() -> Iterator[None]:
         outer.close()
         watch.join()
         inner.close()
-        sys.excepthook = hook
-
-
-def leave() -> NoReturn:
-    """End the process at once, in one line, where there is no run to speak of."""
-    with suppress(OSError):
-        print(BEFORE_THE_RUN, file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
-
-
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Leave where an interrupt came while modules were imported; show anything else."""
-    if issubclass(kind, KeyboardInterrupt):
-        leave()
-    sys.__excepthook__(kind, error, trace)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

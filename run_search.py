@@ -1,34 +1,42 @@
 """Search for a pruning metric: launch, resume, validate, rebuild a report."""
 
 import sys
-from contextlib import ExitStack
 
-import interrupts
+import command_line
 
-_signals = ExitStack()
-if interrupts.is_program(__name__, "prunevolve-search"):
-    _signals.enter_context(interrupts.stoppable())  # before what takes long to import
+if __name__ == "__main__":
+    command_line.leave_on_signals()  # before what takes long to import
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from typer import Option
 
-from command_line import USAGE, Json, Version, application, fail, print_json
+import interrupts
 from configs import schema
+from configs.files import shipped
 from configs.schema import Config
-from search.ending import DONE, Ending
+from search.ending import Ending
 from search.names import check_hub, check_names
 
-_INTERRUPTED_BY_TYPER = 130
+EXAMPLES = (
+    "prunevolve-search  (the embedded model, no download)",
+    "prunevolve-search --config smollm2_135m --out runs/first",
+    "prunevolve-search --set search.seed=1 --set pruning.sparsity=0.7",
+    "prunevolve-search --config llama2_7b --validate",
+    "prunevolve-search --resume runs/first --set search.candidates=5000",
+)
 
 
 def command(
     config: Annotated[
-        Path | None, Option(help="YAML experiment; none: the embedded default.")
+        Path | None,
+        Option(
+            help=f"YAML experiment, or {', '.join(shipped())}; none: the embedded default.",
+            autocompletion=shipped,
+        ),
     ] = None,
     out: Annotated[
         Path | None, Option(help="Empty folder of the run; none: a new one in runs/.")
@@ -43,35 +51,27 @@ def command(
     validate: Annotated[
         bool, Option("--validate", help="Check all that needs no work, and print the plan.")
     ] = False,
+    print_config: Annotated[
+        bool, Option("--print-config", help="Print the resolved config and end.")
+    ] = False,
     report: Annotated[
         Path | None, Option(help="Rebuild report.html of the run in this folder, even amid it.")
     ] = None,
     status: Annotated[
         Path | None, Option(help="Print where the run in this folder stands.")
     ] = None,
-    json: Json = False,
-    version: Version = False,
-) -> None:
+    as_json: Annotated[bool, command_line.json_option()] = False,
+    version: Annotated[bool, command_line.version_option()] = False,
+) -> dict[str, Any]:
     """Evolve a symbolic pruning metric.
 
-    \b
-    Examples:
-      run_search.py                              # the embedded model, no download
-      run_search.py --config configs/smollm2_135m.yaml --out runs/first
-      run_search.py --set search.seed=1 --set pruning.sparsity=0.7
-      run_search.py --config configs/llama2_7b.yaml --validate
-      run_search.py --resume runs/first --set search.candidates=5000
-
-    \b
-    Exit codes:
-      0 done
-      2 usage or config
-      3 interrupted, resumable
-      4 the folder does not fit this request
-      5 no evaluation succeeded
+    Exit codes: 0 done; 2 usage or config; 3 interrupted, resumable; 4 the folder does not fit this
+    request; 5 no evaluation succeeded.
     """
-    console, words = Console(highlight=False, markup=False, stderr=json), overrides or []
+    console, words = Console(highlight=False, markup=False), overrides or []
     try:
+        if print_config:
+            return _print_config(config, words, out or resume or report or status).to_dict()
         _check_usage(config, out, resume, validate, report or status, bool(overrides))
         if status:
             ending = _show_status(status, console)
@@ -88,16 +88,12 @@ def command(
                 _validate(resolved, console) if validate else _launch(resolved, folder, console)
             )
     except interrupts.Resumable as error:
-        ending = Ending(fail(error, interrupts.INTERRUPTED), str(error))
+        return command_line.failed(command_line.INTERRUPTED, error)
     except ValueError as error:
-        ending = Ending(fail(error, getattr(error, "exit_code", USAGE)), str(error))
+        return command_line.failed(getattr(error, "exit_code", command_line.USAGE), error)
     except KeyboardInterrupt:
-        if json:
-            print_json(Ending(interrupts.INTERRUPTED, interrupts.BEFORE_THE_RUN).to_dict())
-        interrupts.leave()
-    if json:
-        print_json(ending.to_dict())
-    sys.exit(ending.code)
+        command_line.leave()
+    return ending.to_dict()
 
 
 def _check_usage(
@@ -116,19 +112,28 @@ def _check_usage(
         raise ValueError("--report and --status take no other option")
 
 
+def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> Ending:
+    if folder:
+        raise ValueError("--print-config goes with --config and --set alone")
+    print(schema.to_yaml(schema.load(config, overrides)), end="")
+    return Ending(command_line.DONE, "shown")
+
+
 def _launch(config: Config, out: Path, console: Console) -> Ending:
     check_hub(config)  # before what takes long to import
     from search import launch
 
     _silence_transformers()
-    return launch.launch(config, out, console)
+    with interrupts.stoppable():
+        return launch.launch(config, out, console)
 
 
 def _resume(path: Path, overrides: list[str], console: Console) -> Ending:
     from search import launch
 
     _silence_transformers()
-    return launch.resume(path, overrides, console)
+    with interrupts.stoppable():
+        return launch.resume(path, overrides, console)
 
 
 def _validate(config: Config, console: Console) -> Ending:
@@ -139,7 +144,7 @@ def _validate(config: Config, console: Console) -> Ending:
     for line in lines:
         console.print(line, soft_wrap=True)
     console.print("valid")
-    return Ending(DONE, "valid", more={"plan": lines})
+    return Ending(command_line.DONE, "valid", more={"plan": lines})
 
 
 def _rebuild_report(path: Path, console: Console) -> Ending:
@@ -154,7 +159,7 @@ def _show_status(path: Path, console: Console) -> Ending:
 
     folder = RunFolder.look(path)
     print_status(folder, console)
-    return Ending(DONE, "shown", path, folder.read_json("status.json"))
+    return Ending(command_line.DONE, "shown", path, folder.read_json("status.json"))
 
 
 def _silence_transformers() -> None:
@@ -168,26 +173,14 @@ def _new_folder(config: Path | None) -> Path:
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-app = application(command)
+app = command_line.make_app(command, EXAMPLES)
 
 
 def main() -> None:
-    """Console entry: runs the command, and says a mistake in its options in one line too."""
+    """Console entry: runs the command; a reader of its output that goes away ends nothing."""
     sys.stdout = interrupts.Unbreakable(sys.stdout)
     sys.stderr = interrupts.Unbreakable(sys.stderr)
-    with interrupts.stoppable():
-        _run()
-
-
-def _run() -> None:
-    try:
-        # It ends by sys.exit, but for --help; Typer takes an interrupt and returns this.
-        if app(standalone_mode=False) == _INTERRUPTED_BY_TYPER:
-            interrupts.leave()
-    except typer.TyperException as error:
-        sys.exit(fail(error.format_message(), USAGE))
-    except (typer.Abort, KeyboardInterrupt):
-        interrupts.leave()
+    command_line.run_to_end(app)
 
 
 if __name__ == "__main__":

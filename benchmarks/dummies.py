@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from configs import schema
-from pruning.walk import Progress
+from pruning.progress import Progress
 from search import launch
 from search.experiment import Experiment
 from search.fitness import Evaluator

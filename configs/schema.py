@@ -1,8 +1,12 @@
-"""The config: every knob, typed, with unit, range and default. Unknown keys are refused."""
+"""The config: every knob, typed, with unit, range and default. Unknown keys are refused.
+
+How a file becomes a mapping of keys, its `base` included, is in `configs.files`.
+"""
 
 import copy
 import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,15 +20,11 @@ from pydantic import (
     model_validator,
 )
 
+from configs.files import BASE, FOLDER, find, read
 from configs.yaml_text import NO_YAML, read_yaml
-from plain_files import read_bytes
 
-DEFAULT = Path(__file__).parent / "embedded.yaml"
+DEFAULT = FOLDER / "embedded.yaml"
 """The experiment that runs when no config is named: needs no network and no other file."""
-
-
-MOST_BYTES = 300_000
-"""Longest config that is read: one with thousands of seeds is shorter."""
 
 MOST_TOKENS = 2**24
 """Tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048."""
@@ -104,6 +104,13 @@ class Text(_Section):
         return self
 
 
+GroupName = Literal[
+    "row",
+    "layer",
+    "model",
+]
+"""The comparison groups of `pruning.masks.GROUPS`."""
+
 PATTERN = r"^(unstructured|\d{1,4}:\d{1,4})$"
 
 
@@ -128,7 +135,7 @@ class Pruning(_Section):
         default=0.5, gt=0, lt=1, description="fraction of weights removed; by n:m, 1 - n/m"
     )
     pattern: str = Field(default="unstructured", pattern=PATTERN)
-    group: Literal["row", "layer", "model", "free"] = Field(
+    group: Literal[GroupName, "free"] = Field(
         default="row", description="comparison group; free: bred together with the metric"
     )
     propagation: Literal["one-shot"] = Field(
@@ -393,26 +400,19 @@ class Config(_Section):
         return self
 
 
-def load(path: Path | None, overrides: list[str]) -> Config:
-    """Load a YAML config and apply `key.path=value` overrides, values read as YAML.
+def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
+    """Load a config and apply `key.path=value` overrides, values read as YAML.
+
+    Args:
+        config: A YAML file or the name of a shipped experiment; None for the default.
+        overrides: Put in after what the config's `base` says, the last of two counts.
 
     Raises:
-        ValueError: If the file is missing, no regular one, too long or malformed, or a key or
-            value breaks its rule. One line that names the key, the value and the rule.
+        ValueError: If there is no such config, a file is no regular one, too long or malformed, or
+            a key or value breaks its rule. One line that names the key, the value and the rule.
     """
-    source = path or DEFAULT
-    try:
-        content = read_bytes(source, MOST_BYTES)
-    except OSError as error:
-        raise ValueError(f"config {source} cannot be read: {error.strerror}") from error
-    try:
-        raw = read_yaml(content.decode("utf-8"))
-    except NO_YAML as error:
-        raise ValueError(
-            f"config {source} is not YAML: {' '.join(str(error).split())[:200]}"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"config {source} must be a mapping of keys, got {type(raw).__name__}")
+    source = DEFAULT if config is None else find(Path(config))
+    raw = read(source, inherited=tuple(TaskEntry.model_fields))
     return parse(_without_replaced(apply_overrides(raw, overrides), overrides), str(source))
 
 
@@ -424,7 +424,7 @@ def parse(raw: dict[str, Any], source: str) -> Config:
         raise ValueError(f"config {source}: {_first_problem(error)}") from error
 
 
-def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of a mapping with `key.path=value` texts put in.
 
     Raises:
@@ -450,7 +450,7 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
     return result
 
 
-def _without_replaced(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _without_replaced(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Leave out a file's sparsity where an override gives an n:m pattern, which has its own."""
     keys = {override.partition("=")[0] for override in overrides}
     pruning = raw.get("pruning")
@@ -476,6 +476,21 @@ def _place(section: object, key: str, above: str, override: str) -> str | int:
     return int(key)
 
 
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a config file, by which editors complete and check keys.
+
+    No key is required there, since a `base` may have it; `parse` says what is missing.
+    """
+    schema = Config.model_json_schema()
+    definitions: dict[str, Any] = schema["$defs"]
+    base = {"type": "string", "description": "a config that holds where this says nothing"}
+    for section in (schema, *definitions.values()):
+        section.pop("required", None)
+    for section in (schema, definitions["TaskEntry"]):
+        section["properties"] = {BASE: base, **section["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
 def to_yaml(config: Config) -> str:
     """Return the resolved config as YAML, in the order of the schema; `load` reads it back."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -484,6 +499,8 @@ def to_yaml(config: Config) -> str:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"])
+    if path == BASE:  # the file's own is resolved by now
+        return "base is read from the file, before --set: name the config itself"
     if problem["type"] == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)

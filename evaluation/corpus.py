@@ -1,4 +1,4 @@
-"""Named corpora and local text files, cut into windows of tokens that say where they came from.
+"""Named corpora and local text files, cut into windows of tokens with their provenance.
 
 A corpus is one of four names or a path. `embedded` is the English text that every CPython carries
 (`pydoc_data.topics`), so that the whole project runs with no download; `wikitext2`, `c4` and `ptb`
@@ -23,15 +23,15 @@ from torch import Tensor
 from evaluation.sources import HUB_CORPORA, check_source, is_named, local_path, read_split
 
 MOST_TOKENS = 2**24
-"""Tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048. A seed could ask for any
-number of windows, as those overlap."""
+"""Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048. Windows drawn with
+a seed may overlap, so the text alone would not limit their number."""
 
 SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
 
 
 Provenance = dict[str, str | int | bool | None]
 """Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, bos, text_sha256;
-for a mixture, what differs joined by ` + `."""
+for a mixture, values that differ are joined by ` + `."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Windows:
     """Equally long pieces of text as token ids, (N, T) int64, and where they come from.
 
     Attributes:
-        parts: Where each kind of text of a mixture comes from; one for a single text.
-        kinds: Of each window, the place of its text in `parts`.
+        parts: The provenance of each kind of text in a mixture; of one for a single text.
+        kinds: For each window, the index of its text in `parts`.
     """
 
     tokens: Tensor
@@ -61,16 +61,16 @@ def token_windows(
 ) -> Windows:
     """Cut a corpus into windows of tokens.
 
-    The text is tokenized in one call. Windows that begin with bos, the token that a model saw at
-    the beginning of every text, have one token less of the text; Gemma is of no use without.
-    Published perplexities of LLaMA are of windows that do not: special tokens then stand where the
+    The text is tokenized in one call. A window that begins with bos, the token that a model saw at
+    the beginning of every text, holds one token less of the text; Gemma is useless without bos.
+    Published perplexities of LLaMA are of windows without it: special tokens then stand where the
     tokenizer puts them, once for the whole text.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
         corpus: `embedded`, `wikitext2`, `c4`, `ptb` or a path.
         split: Split of the corpus, with or without a slice.
-        windows: Number of windows; None for all contiguous ones, which needs `seed` None.
+        windows: Number of windows; None for all contiguous ones, and then `seed` must be None.
         length: Tokens in each window.
         seed: Draws the starts at random, so windows may overlap; None spreads them evenly over
             the text, without overlap.
@@ -82,8 +82,8 @@ def token_windows(
         seed, bos, text_sha256.
 
     Raises:
-        ValueError: If an argument breaks its rule, the text cannot be had, it has fewer tokens
-            than the windows need, one is beyond the vocabulary, or there is no bos.
+        ValueError: If an argument breaks its rule, the text cannot be read, it has fewer tokens
+            than the windows need, a token is beyond the vocabulary, or there is no bos.
     """
     check_layout(windows, length, seed)
     first = _bos_of(tokenizer, bos)
@@ -118,10 +118,10 @@ def token_windows(
 
 
 def _bos_of(tokenizer: Any, wanted: bool | None) -> list[int]:
-    """Return the token that each window begins with, in a list; an empty list for none.
+    """Return the bos token that each window begins with, in a list; empty if there is none.
 
     Raises:
-        ValueError: If it is wanted, and the tokenizer has none.
+        ValueError: If bos is wanted, but the tokenizer has none.
     """
     bos = tokenizer.bos_token_id
     if wanted is None:
@@ -135,8 +135,8 @@ def load_text(corpus: str, split: str) -> str:
     """Return the text of a split, the documents joined, the slice cut at line starts.
 
     Raises:
-        ValueError: If the corpus or split is unknown or malformed, a file is missing or not what
-            its suffix says, or the hub does not serve the corpus.
+        ValueError: If the corpus or split is unknown or malformed, a file is missing or is not of
+            the kind its suffix says, or the hub does not serve the corpus.
     """
     name, first, last = _parse_split(split)
     text = read_split(corpus, name)
@@ -147,7 +147,7 @@ def check_available(corpus: str, split: str) -> str | None:
     """Check what can be checked without a network or reading a whole text.
 
     Returns:
-        One line if the corpus comes from the hub, which is not asked here; otherwise None.
+        One line if the corpus comes from the hub, which is not contacted here; otherwise None.
 
     Raises:
         ValueError: If the corpus or split is unknown or malformed, a local file is missing, its
@@ -161,19 +161,19 @@ def check_available(corpus: str, split: str) -> str | None:
 
 
 def check_disjoint(texts: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
-    """Describe each pair of texts of different roles that overlap, one line a pair.
+    """Describe each pair of texts of different roles that overlap, in one line per pair.
 
     Args:
         texts: role -> a (corpus, split) for each kind of text. Paths are the same corpus if they
-            resolve to one file; a file has one split, so only the slices of it are compared.
+            resolve to one file; a file has one split, so only its slices are compared.
 
     Raises:
         ValueError: If a split is malformed.
     """
     return [
-        f"{one} and {other} overlap: {' '.join(a)} and {' '.join(b)}"
-        for one, other in combinations(texts, 2)
-        for a, b in product(texts[one], texts[other])
+        f"{role} and {other} overlap: {' '.join(a)} and {' '.join(b)}"
+        for role, other in combinations(texts, 2)
+        for a, b in product(texts[role], texts[other])
         if _overlap(*a, *b)
     ]
 

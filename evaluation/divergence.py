@@ -1,8 +1,8 @@
 """How far a pruned model's next-token distributions are from the dense model's.
 
-The dense model's final hidden states are kept, not its logits: a vocabulary is tens to hundreds
-of times as wide, and one product with the head, which is never pruned, gives the logits back. So
-the memory is bounded by tokens x hidden size, whatever the vocabulary.
+The dense model's final hidden states are kept rather than its logits: a vocabulary is tens to
+hundreds of times as wide, and one product with the head, which is never pruned, recovers the
+logits. So memory is bounded by tokens x hidden size, whatever the vocabulary.
 """
 
 import torch
@@ -19,7 +19,7 @@ def final_hidden(model: LanguageModel, windows: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def window_divergences(model: LanguageModel, windows: Tensor, dense: Tensor) -> Tensor:
-    """Return each window's mean KL divergence of the dense model's distribution to the model's.
+    """Return each window's mean KL divergence from the dense model to the model.
 
     The objective of EvoPress (Sieberling et al., 2024, arXiv:2410.14649, Section 4).
 
@@ -36,8 +36,8 @@ def window_divergences(model: LanguageModel, windows: Tensor, dense: Tensor) -> 
         hidden = states[:-1]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         both = zip(model.logits(hidden), model.logits(reference), strict=True)
-        for own, theirs in both:
-            own, theirs = torch.log_softmax(own, -1), torch.log_softmax(theirs, -1)
-            total += torch.sum(theirs.exp() * (theirs - own))
+        for logits, dense_logits in both:
+            log_p, log_dense = torch.log_softmax(logits, -1), torch.log_softmax(dense_logits, -1)
+            total += torch.sum(log_dense.exp() * (log_dense - log_p))
         divergences.append(total.item() / len(hidden))
     return torch.tensor(divergences, dtype=torch.float64)

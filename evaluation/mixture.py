@@ -1,6 +1,7 @@
-"""Several kinds of text as one: windows of each by its share, mixed so that any first few have all.
+"""Several kinds of text as one: windows of each by its share, mixed evenly.
 
-A metric that was judged on one kind of text alone may lose everything on another.
+A metric that was judged on one kind of text alone may lose everything on another. The mixing is
+even so that the first few windows already contain every kind.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ class Part:
 
     Attributes:
         corpus: A named corpus or a path; see `evaluation.corpus`.
-        split: Split of it, with or without a slice.
-        share: Of the windows, relative to the other parts'.
+        split: Split of the corpus, with or without a slice.
+        share: Its share of the windows, relative to the other parts'.
     """
 
     corpus: str
@@ -36,13 +37,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Windows to cut from one kind of text or several.
+    """Windows to cut from one or several kinds of text.
 
     Attributes:
-        windows: How many in all; None for all there are of each text.
+        windows: Number of windows in all; None for as many as each text has.
         length: Tokens in a window.
-        seed: Of random window starts; None spreads them evenly.
-        bos: Whether windows begin with bos; None as the tokenizer does.
+        seed: Draws the window starts at random; None spreads them evenly.
+        bos: Whether windows begin with bos; None leaves it to the tokenizer.
     """
 
     parts: tuple[Part, ...]
@@ -57,11 +58,11 @@ class Mixture:
         return [(part.corpus, part.split) for part in self.parts]
 
     def check(self) -> list[str]:
-        """Check what can be checked without work; return a line for each text of the hub.
+        """Check what can be checked without work; return a line for each text from the hub.
 
         Raises:
-            ValueError: If a text is unknown, the layout is wrong, a part would have no window, or
-                two parts share text.
+            ValueError: If a text is unknown, the layout is wrong, a part would get no window, or
+                two parts overlap.
         """
         for count in self.counts:
             check_layout(count, self.length, self.seed)
@@ -72,17 +73,17 @@ class Mixture:
 
     @property
     def counts(self) -> list[int | None]:
-        """How many windows each part has: its share, rounded so that they add up; or None for all.
+        """Number of windows of each part: shares rounded so that they add up; or None for all.
 
         Raises:
-            ValueError: If a part would have none.
+            ValueError: If a part would get none.
         """
         if self.windows is None:
             return [None] * len(self.parts)
         total = sum(part.share for part in self.parts)
         exact = [self.windows * part.share / total for part in self.parts]
         counts = [int(count) for count in exact]
-        # The largest remainders get what is left (Hamilton's method).
+        # The windows that are left go to the largest remainders (Hamilton's method).
         by_remainder = sorted(
             range(len(exact)), key=lambda kind: (counts[kind] - exact[kind], kind)
         )
@@ -111,9 +112,9 @@ class Mixture:
 
 
 def mixed(cuts: Sequence[Windows]) -> Windows:
-    """Return the windows of several texts among each other, evenly.
+    """Return the windows of several texts, evenly interleaved.
 
-    A search that looks at the first few then sees each kind of text.
+    A search that looks at the first few windows then sees each kind of text.
     """
     if len(cuts) == 1:
         return cuts[0]
@@ -127,10 +128,10 @@ def mixed(cuts: Sequence[Windows]) -> Windows:
     return Windows(tokens, _joined(parts), parts, tuple(kind for _, kind, _ in order))
 
 
-def _joined(found: Sequence[Provenance]) -> Provenance:
-    counted = {key: sum(int(one[key] or 0) for one in found) for key in ("windows", "tokens")}
+def _joined(parts: Sequence[Provenance]) -> Provenance:
+    counted = {key: sum(int(part[key] or 0) for part in parts) for key in ("windows", "tokens")}
     joined = {
-        key: " + ".join(str(one[key]) for one in found)
+        key: " + ".join(str(part[key]) for part in parts)
         for key in ("corpus", "split", "text_sha256")
     }
-    return {**found[0], **joined, **counted}
+    return {**parts[0], **joined, **counted}

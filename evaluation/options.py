@@ -1,4 +1,4 @@
-"""Texts as a command line names them: corpora in a row, with splits and shares beside them."""
+"""Texts as a command line names them: lists of corpora, with their splits and shares."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from evaluation.mixture import Mixture, Part, mixed
 from evaluation.sources import EMBEDDED
 
 EVAL_WINDOWS = 32
-"""Of each text, where all of them would be more."""
+"""Most windows of each text when no number is given."""
 
 SPLITS = {
     EMBEDDED: ("calibration", "report"),
@@ -17,7 +17,7 @@ SPLITS = {
     "c4": ("train", "validation"),
     "ptb": ("train", "test"),
 }
-"""Splits for calibration and for evaluation; a local file has one, which is `all` of it."""
+"""Splits for calibration and for evaluation; a local file has a single split, `all`."""
 
 
 def calibration_text(
@@ -43,7 +43,7 @@ def evaluation_texts(
     length: int,
     bos: bool | None,
 ) -> tuple[Mixture, ...]:
-    """Return the texts that perplexity is measured on, each by itself; raises ValueError."""
+    """Return the texts on which perplexity is measured, one by one; raises ValueError."""
     _check_count("eval-windows", windows)
     parts = _parts(corpora, splits, (), 1, "eval-")
     texts = tuple(Mixture((part,), windows, length, None, bos) for part in parts)
@@ -53,7 +53,7 @@ def evaluation_texts(
 
 
 def cut_all(texts: Sequence[Mixture], tokenizer: Any, vocabulary: int) -> Windows:
-    """Cut the windows of all texts; where windows is None, all of a text up to `EVAL_WINDOWS`."""
+    """Cut the windows of all texts; if a text's `windows` is None, at most `EVAL_WINDOWS`."""
     return mixed([_cut(text, tokenizer, vocabulary) for text in texts])
 
 
@@ -63,10 +63,10 @@ def _check_count(option: str, windows: int | None) -> None:
 
 
 def _cut(text: Mixture, tokenizer: Any, vocabulary: int) -> Windows:
-    found = text.cut(tokenizer, vocabulary)
-    if text.windows is None and len(found.tokens) > EVAL_WINDOWS:
+    windows = text.cut(tokenizer, vocabulary)
+    if text.windows is None and len(windows.tokens) > EVAL_WINDOWS:
         return replace(text, windows=EVAL_WINDOWS).cut(tokenizer, vocabulary)
-    return found
+    return windows
 
 
 def _parts(

@@ -1,9 +1,9 @@
 """Perplexity of a causal language model on token windows.
 
-A window of T tokens has T - 1 predictions, its mean NLL is over those, and the perplexity of N
+A window of T tokens has T - 1 predictions. Its mean NLL is over those, and the perplexity of N
 equally long windows is exp of the mean of the N means. (The mean of the windows' perplexities
-would be another, larger number.) Logits come a few positions at a time, since those of a whole
-batch over a large vocabulary dwarf everything else in memory.
+would be a different, larger number.) Logits are made for a few positions at a time, since those of
+a whole batch over a large vocabulary would dwarf everything else in memory.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Logits = Callable[[Tensor], Iterator[Tensor]]
-"""From states that enter the head, (T, hidden_size), to logits in order, (tokens, vocabulary)."""
+"""Maps states that enter the head, (T, hidden_size), to logits in order, (tokens, vocabulary)."""
 
 
 class LanguageModel(Protocol):
@@ -25,7 +25,7 @@ class LanguageModel(Protocol):
         """Yield each window's states that enter the head, (T, hidden_size)."""
 
     def logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of states, in order, some tokens at a time, fp32."""
+        """Yield the logits of states in order, in fp32, some tokens at a time."""
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def window_losses(
 
     Args:
         windows: Token ids, (N, T) with T of 2 or more; one forward pass each.
-        on_window: Called after each window with the number done.
+        on_window: Called after each window with the number of windows done.
 
     Returns:
         Mean NLL in nats per predicted token, (N,), fp64 on the CPU.
@@ -51,7 +51,7 @@ def losses_of(
     windows: Tensor,
     on_window: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Return what `window_losses` does, from states that a model made of the windows."""
+    """Return what `window_losses` returns, from states that a model made of the windows."""
     losses = []
     for done, (hidden, window) in enumerate(zip(states, windows, strict=True), 1):
         losses.append(_mean_nll(logits, hidden[:-1], window[1:].to(hidden.device)))
@@ -60,7 +60,7 @@ def losses_of(
 
 
 def perplexity(losses: Tensor) -> float:
-    """Return exp of the mean of per-window losses in nats per token; inf where that overflows."""
+    """Return exp of the mean of per-window losses in nats per token; inf if that overflows."""
     mean = losses.mean().item()
     return math.exp(mean) if mean < 700 else math.inf
 

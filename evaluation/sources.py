@@ -2,21 +2,18 @@
 
 import difflib
 import io
-import socket
-import threading
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from hub_answers import silence
 from plain_files import open_plain, parse_object, read_bytes
 
-# Topics that quote each other stand in one part, and each part has its share of statements, data
-# model and expressions. Any other topic, also one that a later CPython adds, is for training: no
-# wording of it can then stand in a text that a score is read from.
+# Topics that quote each other are in one part, and each part has its share of statements, data
+# model and expressions. Any other topic, including those that a later CPython adds, is for
+# training, so none of its wording can be in a text that is measured.
 HELD_OUT_TOPICS = {
     "report": "sequence-types numeric-types callable-types import strings for while if else break "
     "continue assert pass subscriptions slicings exprlists",
@@ -31,15 +28,14 @@ EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 TEXT_TYPES = ("string", "large_string", "string_view")  # names of pyarrow's types
 MOST_BYTES = 2**26  # of a local file, and characters of its text: it is tokenized in one call
-HUB_SECONDS = 3.0  # how long to wait for the hub's port before calling it unreachable
 
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """Where a corpus stands on the hub. `joins`: split -> what goes between documents.
+    """Where a corpus is on the hub. `joins`: split -> what goes between documents.
 
-    `data_files` gives one file per split where a whole corpus would be too much; of it the first
-    `documents` are read as a stream.
+    `data_files` gives one file per split when a whole corpus would be too much; the first
+    `documents` of it are streamed.
     """
 
     path: str
@@ -88,8 +84,8 @@ def read_split(corpus: str, name: str) -> str:
     """Return the whole text of one split of a corpus, its documents joined.
 
     Raises:
-        ValueError: As `check_source`; or a file is not what its suffix says, or the hub does not
-            serve the corpus.
+        ValueError: As `check_source`; or a file is not of the kind its suffix says, or the hub
+            does not serve the corpus.
     """
     check_source(corpus, name)
     if corpus == EMBEDDED:
@@ -100,12 +96,13 @@ def read_split(corpus: str, name: str) -> str:
 
 
 def check_source(corpus: str, name: str) -> None:
-    """Check a corpus and the name of its split as far as that needs no network.
+    """Check a corpus and the name of its split, as far as possible without a network.
 
     Raises:
         ValueError: If the corpus or the split is unknown, or a local file is missing, has the
             wrong suffix or no text column.
     """
+    check_name(corpus)
     if is_named(corpus):
         known = list(HUB_CORPORA[corpus].joins) if corpus in HUB_CORPORA else list(EMBEDDED_PARTS)
         if name not in known:
@@ -114,13 +111,8 @@ def check_source(corpus: str, name: str) -> None:
         next(_local_documents(corpus), None)
 
 
-def is_named(corpus: str) -> bool:
-    """Tell a named corpus from a path."""
-    return corpus == EMBEDDED or corpus in HUB_CORPORA
-
-
 def check_name(corpus: str) -> None:
-    """Check that a corpus is known or named as a file of text is; raises ValueError otherwise."""
+    """Check that a corpus is a named one or reads as a local file; raises ValueError otherwise."""
     path = Path(corpus)
     if is_named(corpus) or path.suffix in LOCAL_SUFFIXES:
         return
@@ -128,18 +120,23 @@ def check_name(corpus: str) -> None:
     if path.suffix or len(path.parts) > 1:
         raise ValueError(f"corpus file must end in {suffixes}; got {corpus!r}")
     names = [EMBEDDED, *HUB_CORPORA]
-    near = difflib.get_close_matches(corpus, names, n=1)
+    near = difflib.get_close_matches(corpus.lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"corpus must be one of {names} or a path ending in {suffixes}; got {corpus!r}{hint}"
     )
 
 
+def is_named(corpus: str) -> bool:
+    """Tell a named corpus from a path."""
+    return corpus == EMBEDDED or corpus in HUB_CORPORA
+
+
 def local_path(corpus: str) -> Path:
-    """Return the file that a path means, the same for every way of writing it.
+    """Return the file that a path leads to, the same for every way of writing the path.
 
     Raises:
-        ValueError: If it begins at the home of nobody, or links lead in a circle.
+        ValueError: If it begins at an unknown user's home, or its links form a loop.
     """
     try:
         return Path(corpus).expanduser().resolve()
@@ -151,7 +148,8 @@ def _embedded_text(part: str) -> str:
     """Return one part of CPython's help topics; no two parts share a paragraph.
 
     Topics quote each other at length (`compound` holds the whole of `try`). A paragraph is kept
-    where it first stands, held-out parts before training, so what is quoted is never trained on.
+    where it first appears, and held-out parts come before training, so a held-out paragraph is
+    never trained on because another topic quotes it.
     """
     try:
         from pydoc_data.topics import topics
@@ -173,12 +171,11 @@ def _embedded_text(part: str) -> str:
 
 def _hub_documents(corpus: str, split: str) -> list[str]:
     """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set."""
-    import datasets  # here, since only hub corpora need it and it takes a second to import
-    from huggingface_hub import constants
-
     source = HUB_CORPORA[corpus]
-    if not constants.HF_HUB_OFFLINE and (cause := why_no_hub()):
-        raise ValueError(_no_hub(corpus, f"{cause}; HF_HUB_OFFLINE=1 reads its cache"))
+    if cause := silence():
+        raise ValueError(_no_hub(corpus, cause))
+    import datasets  # here, since only hub corpora need it and it takes a second to import
+
     try:
         rows = datasets.load_dataset(
             source.path,
@@ -194,35 +191,6 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
         raise ValueError(_no_hub(corpus, f"{type(error).__name__}: {cause}")) from error
 
 
-def why_no_hub() -> str:
-    """Knock once at the hub, or at the proxy to it; return why it does not answer, '' if it does.
-
-    Its library would retry for half a minute.
-    """
-    from huggingface_hub import constants
-
-    hub = urlsplit(constants.ENDPOINT)
-    proxy = None
-    if not urllib.request.proxy_bypass(hub.hostname or ""):
-        proxy = urllib.request.getproxies().get(hub.scheme)
-    door = urlsplit(proxy or constants.ENDPOINT)
-    address = (door.hostname or "", door.port or (443 if door.scheme == "https" else 80))
-    causes = [f"no answer within {HUB_SECONDS:g} s"]
-
-    def knock() -> None:
-        try:
-            socket.create_connection(address, timeout=HUB_SECONDS).close()
-            causes.append("")
-        except OSError as error:
-            causes.append(str(error))
-
-    # A thread, since to look up a name has a patience of its own.
-    thread = threading.Thread(target=knock, daemon=True)
-    thread.start()
-    thread.join(HUB_SECONDS)
-    return causes[-1] and f"{address[0]}:{address[1]}: {causes[-1]}"
-
-
 def _no_hub(corpus: str, cause: str) -> str:
     return (
         f"corpus {corpus!r}: the Hugging Face hub could not be reached or did not serve it "
@@ -231,8 +199,7 @@ def _no_hub(corpus: str, cause: str) -> str:
 
 
 def _local_documents(corpus: str) -> Iterator[str]:
-    """Yield the documents of a local file: a .txt is one, the others have one per record."""
-    check_name(corpus)
+    """Yield the documents of a local file: a .txt file is one, the others have one per record."""
     path = local_path(corpus)
     documents = {".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     try:
@@ -265,13 +232,13 @@ def _jsonl_documents(corpus: str, path: Path) -> Iterator[str]:
 
 
 def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
-    """Yield the column 'text'. Read by pyarrow: the datasets library would copy it to a cache."""
+    """Yield the column 'text'. pyarrow reads it: the datasets library would copy it to a cache."""
     import pyarrow
     from pyarrow import parquet
 
     length = 0
     try:
-        # A text that is repeated stays one in memory, until it is yielded.
+        # A repeated text is in memory once, until it is yielded.
         with (
             open_plain(path, MOST_BYTES) as source,
             parquet.ParquetFile(source, read_dictionary=["text"]) as file,
@@ -284,11 +251,11 @@ def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
                         raise ValueError(_too_much(corpus))
                     yield text
     except pyarrow.ArrowException as error:
-        raise ValueError(f"corpus file {corpus!r} is no parquet file: {error}") from error
+        raise ValueError(f"corpus file {corpus!r} is not a parquet file: {error}") from error
 
 
 def _check_column(corpus: str, file: Any) -> None:
-    """Check that a parquet file has a string column 'text', of no more bytes than are read."""
+    """Check that a parquet file has a string column 'text' of at most `MOST_BYTES`."""
     schema, metadata = file.schema_arrow, file.metadata
     kind = schema.field("text").type if schema.names.count("text") == 1 else None
     kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
@@ -298,10 +265,12 @@ def _check_column(corpus: str, file: Any) -> None:
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    stored = [one.total_uncompressed_size for one in columns if one.path_in_schema == "text"]
+    stored = [
+        column.total_uncompressed_size for column in columns if column.path_in_schema == "text"
+    ]
     if sum(stored) > MOST_BYTES:
         raise ValueError(_too_much(corpus))
 
 
 def _too_much(corpus: str) -> str:
-    return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: give a part"
+    return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: use a part of it"

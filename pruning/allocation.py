@@ -1,4 +1,4 @@
-"""How much each layer gives: fractions by layer from the scores and the sparsity of the whole."""
+"""How much of each layer is pruned: a fraction per layer, from the scores and the sparsity."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Allocation:
-    """A rule that shares a sparsity among layers.
+    """A rule that distributes a sparsity over the layers.
 
     Attributes:
-        sees_scores: Whether the rule looks at scores; then it is given those of all layers at
+        sees_scores: Whether the rule looks at scores; it then gets those of all layers at
             once, and no block can be pruned before all are scored.
-        fractions: From the scores by layer name (computed when asked for) and the sparsity of
-            the whole to the fraction of each layer, in [0, 1).
+        fractions: Maps the scores by layer name (computed on access) and the overall sparsity
+            to the fraction of each layer, in [0, 1).
     """
 
     sees_scores: bool
@@ -22,4 +22,4 @@ class Allocation:
 
 
 UNIFORM = Allocation(False, lambda scores, sparsity: dict.fromkeys(scores, sparsity))
-"""Every layer gives the same fraction."""
+"""Every layer loses the same fraction."""

@@ -2,7 +2,7 @@
 
 torch's flash kernel for the CPU computes in fp32 and skips little; two batched matrix products on
 a block of queries and the keys before it use the processor's bf16 instructions and leave out half
-of the work. Only what is plainly causal takes this road; whatever has a mask goes to torch's.
+of the work. Only plainly causal attention is computed here; calls with a mask go to torch's kernel.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from transformers.masking_utils import sdpa_mask
 NAME = "sdpa_blocked_on_cpu"
 
 _QUERIES = 64
-"""Queries in a block: scores of a block and all heads stay in the cache."""
+"""Queries in a block: few enough that a block's scores of all heads stay in the cache."""
 
 
 def use_blocked_attention(model: PreTrainedModel) -> None:
-    """Let a model whose attention is torch's run it in blocks on the CPU."""
+    """Make a model that uses torch's attention compute it in blocks on the CPU."""
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, _attention_forward)
         AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -41,15 +41,15 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     """
     batch, heads, tokens, width = query.shape
     shared = heads // key.shape[1]
-    # Query heads that share a key head stand one below the other: one matrix product for all.
+    # Query heads that share a key head are stacked, so that one matrix product serves all.
     query = (query * scaling).reshape(-1, shared, tokens, width)
     key = key.reshape(-1, tokens, key.shape[-1])
     value = value.reshape(-1, tokens, value.shape[-1])
     blocks = []
     for start in range(0, tokens, _QUERIES):
         end = min(start + _QUERIES, tokens)
-        own = query[:, :, start:end].reshape(-1, shared * (end - start), width)
-        scores = torch.bmm(own, key[:, :end].transpose(1, 2))
+        queries = query[:, :, start:end].reshape(-1, shared * (end - start), width)
+        scores = torch.bmm(queries, key[:, :end].transpose(1, 2))
         scores = scores.reshape(-1, shared, end - start, end)
         later = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).triu(1)
         scores[..., start:].masked_fill_(later, -torch.inf)

@@ -1,84 +1,94 @@
-"""Pruning metrics with names, in the metric language, each with its comparison group."""
+"""Pruning metrics with names, in the metric language, each with its comparison group.
+
+A table of texts: names are known before torch, which takes seconds to import.
+"""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from pruning.criterion import Criterion
+if TYPE_CHECKING:
+    from pruning.criterion import Criterion
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A named metric with its comparison group, and where it was published."""
+    """A named metric's text with its comparison group, and where it was published."""
 
-    criterion: Criterion
+    text: str
+    group: str
     source: str
 
+    @cached_property
+    def criterion(self) -> "Criterion":
+        """The metric and its group, parsed."""
+        from pruning.criterion import Criterion
 
-def _baseline(text: str, group: str, source: str) -> Baseline:
-    return Baseline(Criterion.parse(text, group), source)
+        return Criterion.parse(self.text, self.group)
 
 
 _RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"
 
 BASELINES: dict[str, Baseline] = {
-    "magnitude": _baseline(
+    "magnitude": Baseline(
         "W", "layer", "Han et al., 2015, arXiv:1506.02626; over each whole matrix"
     ),
-    "wanda": _baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
-    "ria": _baseline(
+    "wanda": Baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
+    "ria": Baseline(
         f"mul({_RELATIVE}, root4(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0.5"
     ),
-    "gblm": _baseline("mul(W, add(G, sqrt(X)))", "row", "Das et al., 2024, arXiv:2311.04902"),
-    "snip": _baseline(
+    "gblm": Baseline("mul(W, add(G, sqrt(X)))", "row", "Das et al., 2024, arXiv:2311.04902"),
+    "snip": Baseline(
         "mul(W, G)", "model", "Lee et al., 2019, arXiv:1810.02340; G over many samples"
     ),
-    "pruner-zero": _baseline(
+    "pruner-zero": Baseline(
         "mul(abs(mul(W, W)), mms(G))", "row", "Dong et al., 2024, arXiv:2406.02924"
     ),
 }
 """The metrics that every report measures beside what a search found."""
 
 PUBLISHED: dict[str, Baseline] = BASELINES | {
-    "relative-importance": _baseline(
+    "relative-importance": Baseline(
         _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; no activations: exponent 0"
     ),
-    "ria-full": _baseline(
+    "ria-full": Baseline(
         f"mul({_RELATIVE}, sqrt(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 1"
     ),
-    "gblm-gradient": _baseline(
+    "gblm-gradient": Baseline(
         "mul(W, G)", "row", "Das et al., 2024, arXiv:2311.04902; its gradient term alone"
     ),
-    "gblm-alpha-10": _baseline(
+    "gblm-alpha-10": Baseline(
         "mul(W, add(mul(0.1, G), sqrt(X)))",
         "row",
         "Das et al., 2024, arXiv:2311.04902; its alpha, 100 in `gblm` by G's factor, at 10",
     ),
-    "wanda-root": _baseline(
+    "wanda-root": Baseline(
         "mul(W, root4(X))",
         "row",
         "Sun et al., 2024, arXiv:2306.11695, with the exponent 0.5 of arXiv:2402.12354",
     ),
-    "symwanda": _baseline(
+    "symwanda": Baseline(
         "mul(W, sqrt(add(X, sqr(B))))",
         "row",
         "Yi and Richtarik, 2025, arXiv:2501.18980: an input and an output side; B is the latter",
     ),
-    "symwanda-l2": _baseline(
+    "symwanda-l2": Baseline(
         "mul(add(quot(W, colnorm(W)), quot(W, rownorm(W))), root4(X))",
         "row",
         "Yi and Richtarik, 2025, arXiv:2501.18980; relative importance by L2 norms",
     ),
-    "movement": _baseline(
+    "movement": Baseline(
         "mul(W, M)",
         "model",
         "Sanh et al., 2020, arXiv:2005.07683, Section 4; on the dense model, which is not trained",
     ),
-    "sparsegpt-score": _baseline(
+    "sparsegpt-score": Baseline(
         "quot(sqr(W), H)",
         "layer",
         "Frantar and Alistarh, 2023, arXiv:2301.00774, Section 3; of the whole matrix at once, and "
         "no kept weight is changed",
     ),
-    "wifv": _baseline(
+    "wifv": Baseline(
         "mul(V, sqr(W))",
         "row",
         "An et al., 2024, arXiv:2312.11983; a weight's term of FLAP's fluctuation of a channel",
@@ -91,7 +101,7 @@ _BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
 _MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
 
 FOUND: dict[str, Baseline] = {
-    "directed-snip-wanda": _baseline(
+    "directed-snip-wanda": Baseline(
         f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})",
         "model",
         "this project: docs/METRICS.md",

@@ -1,7 +1,7 @@
 """Running sums over calibration windows for the layers of one decoder block, by hooks.
 
-A block is watched while windows run through it, forward or backward. What is added up, and what
-becomes of it, is each leaf's own (`pruning.leaves`).
+A block is watched while windows run through it, forward or backward. Each leaf defines what is
+added up, and how the sum becomes a statistic (`pruning.leaves`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ from torch.nn import functional
 from pruning.leaves import GRADIENT_FACTOR, LEAVES, Seen, Statistics, Sum, made_of
 
 _CHUNK = 1 << 17
-"""Gradient elements that are added at a time: what is made of them stays in the cache."""
+"""Gradient elements added at a time: few enough that intermediate results stay in the cache."""
 
 Sums = dict[str, dict[str, Sum]]
 """Running sums by layer and leaf."""
@@ -27,14 +27,14 @@ def watched_inputs(
     """While open, add up what enters each layer, for the leaves that are made of inputs.
 
     Args:
-        layers: Of the block.
-        block: Its own input and output count for leaves such as its influence.
+        layers: The block's layers.
+        block: Its input and output are watched too, for leaves such as the block's influence.
     """
     sums = _start(layers, made_of(leaves, "inputs"))
 
-    def watch(own: Mapping[str, Sum]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def watch(by_leaf: Mapping[str, Sum]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            _add_all(own, inputs[0].detach())
+            _add_all(by_leaf, inputs[0].detach())
 
         return add
 
@@ -45,9 +45,9 @@ def watched_inputs(
             _add_all(_part(by_leaf, of_block=True), cosines[..., None])
 
     handles = [
-        layers[name].register_forward_pre_hook(watch(own))
+        layers[name].register_forward_pre_hook(watch(of_layer))
         for name in sums
-        if (own := _part(sums[name], of_block=False))
+        if (of_layer := _part(sums[name], of_block=False))
     ]
     if any(LEAVES[leaf].of_block for leaf in leaves):
         handles.append(block.register_forward_hook(watch_block))
@@ -59,7 +59,7 @@ def watched_inputs(
 
 
 def _part(sums: Mapping[str, Sum], of_block: bool) -> dict[str, Sum]:
-    return {leaf: one for leaf, one in sums.items() if LEAVES[leaf].of_block == of_block}
+    return {leaf: total for leaf, total in sums.items() if LEAVES[leaf].of_block == of_block}
 
 
 @contextmanager
@@ -67,13 +67,13 @@ def watched_gradients(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -
     """While open, add up each backward pass's gradients, for the leaves that are made of them.
 
     The inputs of the layers must take part in the backward pass. A weight's gradient is added as
-    soon as it is there and then freed.
+    soon as it is complete, and then freed.
     """
     of_outputs = _start(layers, made_of(leaves, "output gradients"))
     of_weights = _start(layers, made_of(leaves, "weight gradients"))
     handles = [
-        *(layers[n].register_forward_hook(_watch_output(own)) for n, own in of_outputs.items()),
-        *(_watch_weight(layers[n].weight, own) for n, own in of_weights.items()),
+        *(layers[n].register_forward_hook(_watch_output(sums)) for n, sums in of_outputs.items()),
+        *(_watch_weight(layers[n].weight, sums) for n, sums in of_weights.items()),
     ]
     try:
         yield {
@@ -88,13 +88,13 @@ def watched_gradients(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -
 
 
 def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> Statistics:
-    """Return the statistics that sums over windows, (N, T), make; the sums are given up."""
+    """Turn sums over windows, (N, T), into statistics; the sums cannot be used afterwards."""
     seen = Seen(len(windows), windows.numel(), depth)
-    found: dict[str, dict[str, Tensor]] = {}
+    statistics: dict[str, dict[str, Tensor]] = {}
     for layer, by_leaf in sums.items():
         for leaf in list(by_leaf):
-            found.setdefault(leaf, {})[layer] = by_leaf.pop(leaf).result(seen)
-    return Statistics(found)
+            statistics.setdefault(leaf, {})[layer] = by_leaf.pop(leaf).result(seen)
+    return Statistics(statistics)
 
 
 def _start(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -> Sums:
@@ -108,10 +108,10 @@ def _start(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -> Sums:
 
 
 def _add_all(sums: Mapping[str, Sum], values: Tensor) -> None:
-    """Add values whose last side is a layer's input or output, as (tokens, features)."""
+    """Add values whose last dimension is a layer's input or output, as (tokens, features)."""
     tokens = values.reshape(-1, values.shape[-1]).float()
-    for one in sums.values():
-        one.add(tokens, slice(None))
+    for total in sums.values():
+        total.add(tokens, slice(None))
 
 
 def _watch_output(sums: Mapping[str, Sum]) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -132,7 +132,7 @@ def _watch_weight(weight: Tensor, sums: Mapping[str, Sum]) -> Any:
         for start in range(0, len(gradient), step):
             rows = slice(start, start + step)
             scaled = gradient[rows].float() * GRADIENT_FACTOR
-            for one in sums.values():
-                one.add(scaled, rows)
+            for total in sums.values():
+                total.add(scaled, rows)
 
     return weight.requires_grad_(True).register_post_accumulate_grad_hook(add)

@@ -21,7 +21,7 @@ class Checkpoint:
     """The tensors of a folder of safetensors files, or of one file, by their published names.
 
     Raises:
-        ValueError: If the folder has no safetensors files, `.bin` files alone among them, or one
+        ValueError: If the folder has no safetensors files (`.bin` files do not count), or one
             is torn or missing.
     """
 
@@ -37,7 +37,7 @@ class Checkpoint:
         return sum(entry.length for entry in self.entries.values())
 
     def find(self, config: PretrainedConfig, parameter: str) -> str | None:
-        """Return the published name of a parameter of ours; None if no file has it."""
+        """Return the published name of a parameter; None if no file has it."""
         candidates = published_names(config, parameter)
         return next((name for name in candidates if name in self.entries), None)
 
@@ -46,14 +46,14 @@ class Checkpoint:
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self.entries[name].path, []).append(name)
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for path, inside in by_file.items():
             with safe_open(path, "pt") as file:
-                found |= {name: file.get_tensor(name) for name in inside}
-        return found
+                tensors |= {name: file.get_tensor(name) for name in inside}
+        return tensors
 
     def read_ahead(self, names: Iterable[str]) -> None:
-        """Ask the system to bring tensors into its cache while other work goes on."""
+        """Ask the system to read tensors into its cache while other work continues."""
         if not hasattr(os, "posix_fadvise"):
             return
         for entry in (self.entries[name] for name in names):
@@ -61,9 +61,9 @@ class Checkpoint:
                 os.posix_fadvise(file.fileno(), entry.start, entry.length, os.POSIX_FADV_WILLNEED)
 
     def fingerprint(self) -> str:
-        """Return a hash of names, dtypes, shapes, and some bytes of every tensor, 16 digits.
+        """Return a hash of names, dtypes, shapes, and some bytes of every tensor, in 16 digits.
 
-        All bytes of a large model would take as long to hash as to prune by magnitude.
+        To hash all bytes of a large model would take as long as to prune it by magnitude.
         """
         digest = hashlib.sha256()
         for name, entry in sorted(self.entries.items()):
@@ -84,6 +84,6 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     if Path(source).is_dir():
         return Checkpoint(Path(source))
     with one_line_errors(model):
-        # Never the pickled `.bin` files beside them, nor weights in a subfolder's other format.
+        # Never the pickled `.bin` files beside them, nor weights of another format in a subfolder.
         kept = ["*.json", "*.safetensors"]
         return Checkpoint(Path(snapshot_download(source, revision=revision, allow_patterns=kept)))

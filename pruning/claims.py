@@ -1,8 +1,8 @@
 """What a model's folder claims, checked before transformers reads a file or builds a layer of it.
 
-Its files must be regular ones and no longer than is sane. Its configs must name sizes that a model
-can have, attention that is torch's, and no other code or files. Its sizes must be those of the
-tensors that are there.
+Its files must be regular files of reasonable length. Its configs must give sizes that a model
+can have and torch's own attention, and name no other code or files. The sizes must agree with the
+tensors in the files.
 """
 
 import math
@@ -15,15 +15,16 @@ from torch import nn
 
 from plain_files import check_plain, check_values, open_plain, read_bytes
 from pruning.headers import Entry, named_files, read_header, weights_files
+from pruning.names import comes_from_hub
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 SETTINGS_BYTES = 10_000_000
-"""Longest of a model's small files: a `tokenizer_config.json` of 6,000 tokens has 1.2 million."""
+"""Most bytes in a small file: a `tokenizer_config.json` of 6,000 tokens has 1.2 million."""
 
 VOCABULARY_BYTES = 40_000_000
-"""Longest of its vocabularies: a `tokenizer.json` of 262,144 tokens has 33 million."""
+"""Most bytes in a vocabulary: a `tokenizer.json` of 262,144 tokens has 33 million."""
 
 SIZES = {
     "num_hidden_layers": 500,
@@ -35,7 +36,7 @@ SIZES = {
     "max_position_embeddings": 1_000_000_000,
     **dict.fromkeys(("image_size", "patch_size", "num_channels", "mm_tokens_per_image"), 4_096),
 }
-"""How large a size in a config may be: some times that of the largest models."""
+"""How large a size in a config may be: several times that of the largest models."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "*.txt", "*.model", "*.model.*", "*.tiktoken")
 _SETTINGS = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")
@@ -45,35 +46,33 @@ _ELSEWHERE = ("transformers_weights", "configuration_files", "fast_tokenizer_fil
 
 
 def check_place(model: str, source: str) -> Path | None:
-    """Return the folder of a model, its files checked; None if it must be a hub id.
+    """Return the folder of a model after a check of its files; None if it must be a hub id.
 
     Raises:
-        ValueError: If it is a path to something else, or a file that transformers reads is a pipe,
-            a device or too long.
+        ValueError: If the path leads to something else, or a file that transformers reads is a
+            pipe, a device or too long.
     """
     folder = Path(source)
+    if source == model and comes_from_hub(model):
+        return None
     try:
-        if not folder.exists():
-            return None
-        if folder.is_dir():
-            _check_files(folder)
-            return folder
+        _check_files(folder)
+        return folder
     except OSError as error:
         raise unfit(model, f"{error.filename!r}: {error.strerror}") from error
     except ValueError as error:
         raise unfit(model, str(error)) from error
-    raise ValueError(f"model {model!r} is no folder: give embedded, a folder or a hub id")
 
 
 def check_settings(model: str, name: str, settings: Mapping[str, Any]) -> None:
-    """Check what a config of a model says, in all of its sections.
+    """Check all sections of a model's config.
 
     Args:
-        name: Of the file.
+        name: Name of the config file.
 
     Raises:
-        ValueError: If a size is no whole number or beyond `SIZES`, attention is not torch's, the
-            model is quantized, or other files are named.
+        ValueError: If a size is not a whole number or is beyond `SIZES`, attention is not torch's,
+            the model is quantized, or other files are named.
     """
     for prefix, section in _sections(settings):
         for key, value in section.items():
@@ -94,34 +93,35 @@ def check_settings(model: str, name: str, settings: Mapping[str, Any]) -> None:
 
 
 def entries_of(folder: Path) -> dict[str, Entry]:
-    """Return where a model's tensors stand, by published name; empty if a file is not there yet.
+    """Return where a model's tensors are, by published name; empty if a file is not there yet.
 
     Raises:
         ValueError: As `weights_files` and `read_header`.
     """
     pickles = any(folder.glob("*.bin"))
     if not pickles and not all(path.is_file() for path in named_files(folder)):
-        return {}  # of a model of the hub the config may be here alone
-    return {name: one for path in weights_files(folder) for name, one in read_header(path).items()}
+        return {}  # the hub's cache may hold the config alone
+    headers = [read_header(path) for path in weights_files(folder)]
+    return {name: entry for header in headers for name, entry in header.items()}
 
 
 def check_blocks(model: str, claimed: int, names: Iterable[str], paths: Iterable[str]) -> None:
-    """Check how many decoder blocks a model's tensors are of.
+    """Check how many decoder blocks a model's tensors belong to.
 
     Args:
-        claimed: Blocks by the config.
-        names: Of the tensors.
-        paths: Of the list of blocks in them, one for each way to publish a model.
+        claimed: Number of blocks according to the config.
+        names: The tensors' names.
+        paths: Where the list of blocks may be in these names, one for each way to publish a model.
 
     Raises:
-        ValueError: If there are more or fewer.
+        ValueError: If there are more or fewer than claimed.
     """
     block = re.compile(rf"(?:{'|'.join(map(re.escape, paths))})\.([0-9]{{1,9}})\.")
-    found = len({match[1] for match in map(block.match, names) if match})
-    if found != claimed:
+    present = len({match[1] for match in map(block.match, names) if match})
+    if present != claimed:
         raise unfit(
             model,
-            f"{CONFIG}: num_hidden_layers is {claimed}, and the weights are of {found} blocks",
+            f"{CONFIG}: num_hidden_layers is {claimed}, but the weights have {present} blocks",
         )
 
 
@@ -135,31 +135,31 @@ def check_shapes(
     """Check that a model's tensors have the shapes that its parameters would have.
 
     Args:
-        parameters: By our names, on the meta device.
-        needed: Those that must have a tensor.
-        published: Gives the names that a parameter's tensor may have.
-        entries: Of the tensors, by published name.
+        parameters: The parameters by name in the model, on the meta device.
+        needed: Names of those that must have a tensor.
+        published: Maps a parameter's name to the names that its tensor may have in the files.
+        entries: The tensors' entries, by published name.
 
     Raises:
-        ValueError: If one has another shape, or tensors are missing.
+        ValueError: If a tensor has another shape, or tensors are missing.
     """
     lost = []
     for name, parameter in parameters.items():
-        found = next((one for one in published(name) if one in entries), None)
-        if found is None:
+        tensor = next((candidate for candidate in published(name) if candidate in entries), None)
+        if tensor is None:
             lost += [name] * (name in needed)
-        elif entries[found].shape != tuple(parameter.shape):
+        elif entries[tensor].shape != tuple(parameter.shape):
             raise unfit(
                 model,
-                f"{found} must have shape {tuple(parameter.shape)} by its config, got "
-                f"{entries[found].shape}",
+                f"{tensor} must have shape {tuple(parameter.shape)} by its config, got "
+                f"{entries[tensor].shape}",
             )
     if lost:
         raise unfit(model, f"{len(lost)} tensors are missing, {lost[0]} among them")
 
 
 def unfit(model: str, problem: str) -> ValueError:
-    """Return the error of a model that is there and cannot be taken."""
+    """Return the error for a model that exists but cannot be used."""
     return ValueError(f"model {model!r} cannot be loaded: {problem}")
 
 
@@ -175,7 +175,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _sections(settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield a config and the objects in it, each with what stands before its keys."""
+    """Yield a config and the objects nested in it, each with the prefix of its keys."""
     waiting = [("", settings)]
     while waiting:
         prefix, section = waiting.pop()

@@ -12,8 +12,8 @@ class Criterion:
 
     Attributes:
         metric: Scores every weight.
-        group: One of `pruning.masks.GROUPS`: the weights that compete with each other. An n:m
-            pattern has groups of its own.
+        group: One of `pruning.masks.GROUPS`: which weights compete with one another. An n:m
+            pattern has its own groups.
     """
 
     metric: Metric
@@ -24,7 +24,7 @@ class Criterion:
         """Read a criterion from its metric's text and its group.
 
         Raises:
-            ValueError: If the group is unknown, or as `Metric.parse` and `check_scores_weights`.
+            ValueError: If the group is unknown, and as `Metric.parse` and `check_scores_weights`.
         """
         if group not in GROUPS:
             raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r:.40}")
@@ -32,7 +32,7 @@ class Criterion:
 
     @property
     def text(self) -> str:
-        """The metric's text alone."""
+        """The metric's text, without the group."""
         return self.metric.text
 
     def __str__(self) -> str:

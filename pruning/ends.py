@@ -1,6 +1,6 @@
 """The ends of a forward pass: what decoder blocks are called with, and what follows the last one.
 
-Everything that a block is called with is captured as it comes, so that a new keyword of
+All arguments of a block's call are captured as they are, so that a new keyword in
 transformers needs no change here.
 """
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from pruning.models import decoder_blocks, family_of
 
 HEAD_TOKENS = 256
-"""Positions whose logits exist at one time: those of a window over a large vocabulary dwarf all."""
+"""Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BlockCall:
 def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
     """Return what the decoder blocks of a model are called with on windows.
 
-    No block runs: a stub stands in each one's place.
+    No block runs: each is replaced by a stub.
 
     Args:
         windows: Token ids, (N, T), on the model's device.
@@ -58,7 +58,7 @@ def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tens
     """Return what enters the head, (1, T, hidden_size), from what the last block returned.
 
     Args:
-        window: The token ids, (T,); only their number counts.
+        window: The token ids, (T,); only their number matters.
         hidden: The last block's output, (1, T, hidden_size). Gradients flow back to it.
     """
     stubs = [_Stub(hidden) for _ in decoder_blocks(model)]
@@ -73,10 +73,10 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
-    """Yield the logits of states that enter the head, (T, hidden), in order, a few tokens a time.
+    """Yield the logits of states that enter the head, (T, hidden), in order, some tokens at a time.
 
-    Each part is (tokens, vocabulary) in fp32. On the CPU parts are so small that what is done with
-    them stays in the cache.
+    Each part is (tokens, vocabulary) in fp32. On the CPU parts are small enough to stay in the
+    cache while they are used.
     """
     head = model.get_output_embeddings()
     tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
@@ -86,13 +86,13 @@ def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
 
 
 def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    # As the model's own forward does: Gemma3ForConditionalGeneration ignores its text part's cap.
+    # As in the model's own forward: Gemma3ForConditionalGeneration ignores its text part's cap.
     cap = getattr(model.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
 class _Stub(nn.Module):
-    """Stands in a decoder block's place: keeps its call, returns its input or what it was given."""
+    """Replaces a decoder block: records its call and returns its input, or a given tensor."""
 
     def __init__(self, returned: Tensor | None = None) -> None:
         super().__init__()

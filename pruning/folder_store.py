@@ -1,7 +1,7 @@
 """A store on disk: a folder of shards, from which one block at a time is opened.
 
-The model stands there with its parameters on the meta device. What is opened is memory-mapped and
-put in; what is closed is taken out again. A pruned block becomes a shard of its own.
+The model is built with its parameters on the meta device. Opening a block puts memory-mapped
+weights into it; closing it takes them out again. A pruned block becomes a shard of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,18 +24,18 @@ class FolderStore:
 
     Args:
         checkpoint: The dense model's files.
-        config: Its config.
-        dtype: Of the passes, a key of `DTYPES`; files keep their own.
-        device: Where passes run. On a GPU the next block is brought there meanwhile.
-        shards: Folder of the shards that are written. Finished ones that are there count as
-            written; None if nothing will be written.
-        held: Blocks, from the first, that stay in memory once they were opened.
+        config: The model's config.
+        dtype: Dtype of the passes, a key of `DTYPES`; files keep their own.
+        device: Where passes run. On a GPU the next block is loaded while one is open.
+        shards: Folder for the shards that are written; finished shards in it count as
+            written. None if nothing will be written.
+        held: Number of blocks, from the first, that stay in memory once they have been opened.
 
     Attributes:
-        on_shard: Called with each finished shard, while the walk goes on.
+        on_shard: Called with each finished shard, while the walk continues.
 
     Raises:
-        ValueError: If a tensor is missing or of another shape than the config says.
+        ValueError: If a tensor is missing, or its shape is not the one in the config.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class FolderStore:
         return self._checkpoint.size
 
     def shard(self, block: str | None) -> Path:
-        """Return the file of a block's shard, or of all that is in no block."""
+        """Return the file of a block's shard; for None, that of all tensors outside the blocks."""
         assert self._shards
         number = 1 if block is None else 2 + self.blocks.index(block)
         return self._shards / f"model-{number:05d}-of-{1 + len(self.blocks):05d}.safetensors"
@@ -99,7 +99,7 @@ class FolderStore:
 
     @contextmanager
     def open(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
-        """Open a block from its own shard if that was written."""
+        """Open a block from its own shard if it has been written."""
         self.finish()
         written = Checkpoint(self.shard(block)) if block in self.written else None
         with self._open(block, written, then) as module:
@@ -122,12 +122,12 @@ class FolderStore:
         return self.dense(layer).to(self.device, self._dtype)
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
-        """Write the block's shard: new weights, and all else as the dense model has it.
+        """Write the block's shard: the new weights, and the rest as in the dense model.
 
-        It is written while the walk goes on, one shard at a time.
+        The shard is written while the walk continues, one shard at a time.
 
         Raises:
-            OSError: If the shard before it could not be written.
+            OSError: If the previous shard could not be written.
         """
         self.finish()
         names, module = self._names[block], self.model.get_submodule(block)
@@ -142,12 +142,12 @@ class FolderStore:
         self._writing = self._writer.submit(self._write_shard, self.shard(block), tensors)
 
     def finish(self) -> None:
-        """Wait for the shard that is being written; raises OSError if it cannot be."""
+        """Wait for the shard that is being written; raises OSError if that failed."""
         if self._writing:
             self._writing.result()
 
     def write_outside(self) -> None:
-        """Write the shard of all tensors that are in no block; raises OSError if it cannot be."""
+        """Write the shard of all tensors outside the blocks; raises OSError if that fails."""
         self.finish()
         inside = {name for names in self._names.values() for name in names.values()}
         others = [name for name in self._checkpoint.entries if name not in inside]
@@ -186,7 +186,7 @@ class FolderStore:
                     _set_parameter(module, name, torch.empty_like(parameter, device="meta"))
 
     def _load(self, block: str, written: Checkpoint | None) -> dict[str, Tensor]:
-        """Return a block's tensors by its own parameter names, as the passes use them."""
+        """Return a block's tensors by its parameter names, in dtype and device of the passes."""
         if written is None and self._ahead and self._ahead[0] == block:
             tensors = self._ahead[1].result()
             self._ahead = None
@@ -207,14 +207,18 @@ class FolderStore:
         return {name: t.to(self.device, self._dtype) for name, t in tensors.items()}
 
     def _published(self, block: str, module: nn.Module) -> dict[str, str]:
-        """Return the published name of each parameter of a block, of a dtype that is pruned."""
-        found: dict[str, str] = {}
+        """Return the published name of each parameter of a block.
+
+        Raises:
+            ValueError: If a tensor's dtype cannot be pruned.
+        """
+        names: dict[str, str] = {}
         for name, _ in module.named_parameters():
             published = self._checkpoint.find(self.config, f"{block}.{name}")
             assert published
-            _ = self._checkpoint.entries[published].dtype
-            found[name] = published
-        return found
+            _ = self._checkpoint.entries[published].dtype  # raises
+            names[name] = published
+        return names
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:

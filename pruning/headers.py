@@ -1,4 +1,4 @@
-"""The headers of safetensors files: which tensors stand where, before one of them is read."""
+"""The headers of safetensors files: which tensors are where, before one of them is read."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from plain_files import open_plain, parse_object, read_object
 INDEX = "model.safetensors.index.json"
 
 LONGEST = 10_000_000
-"""Bytes of a header or an index that is read: that of a hundred thousand tensors is as long."""
+"""Most bytes in a header or an index: about as many as a hundred thousand tensors need."""
 
 _FILE = re.compile(r"[^/\\]+\.safetensors")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -21,7 +21,7 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor stands: file, first byte and length in it, shape, and safetensors' dtype."""
+    """Where one tensor is: file, first byte and length in it, shape, and safetensors' dtype."""
 
     path: Path
     start: int
@@ -31,7 +31,7 @@ class Entry:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of a weight; raises ValueError if it is none that can be pruned."""
+        """The dtype of a weight; raises ValueError if it cannot be pruned."""
         if self.kind not in _DTYPES:
             raise ValueError(
                 f"weights of {self.path.name} must be one of {', '.join(_DTYPES)}, got {self.kind}"
@@ -40,10 +40,10 @@ class Entry:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """Return a model's safetensors files, all of which are there.
+    """Return a model's safetensors files, all of which exist.
 
     Raises:
-        ValueError: If it has none, `.bin` files alone among them, one is missing, or its index is
+        ValueError: If it has none (`.bin` files do not count), one is missing, or its index is
             malformed or names a file elsewhere.
     """
     files = named_files(folder)
@@ -76,17 +76,17 @@ def named_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Return where the tensors of a safetensors file stand, by name.
+    """Return where the tensors of a safetensors file are, by name.
 
     Raises:
-        ValueError: If it is no regular file, no safetensors file, or torn.
+        ValueError: If it is not a regular file, not a safetensors file, or torn.
     """
     with open_plain(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST:
             raise ValueError(
-                f"weights file {str(path)!r} is no safetensors file: its header must have at most "
-                f"{LONGEST} bytes, got {length}"
+                f"weights file {str(path)!r} is not a safetensors file: its header must have at "
+                f"most {LONGEST} bytes, got {length}"
             )
         text = file.read(length)
     try:
@@ -94,7 +94,9 @@ def read_header(path: Path) -> dict[str, Entry]:
         header.pop("__metadata__", None)
         entries = {name: _entry(path, 8 + length, about) for name, about in header.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"weights file {str(path)!r} is no safetensors file: {error}") from error
+        raise ValueError(
+            f"weights file {str(path)!r} is not a safetensors file: {error}"
+        ) from error
     end = max((entry.start + entry.length for entry in entries.values()), default=0)
     if end != path.stat().st_size:
         raise ValueError(
@@ -111,9 +113,11 @@ def _entry(path: Path, offset: int, about: dict[str, Any]) -> Entry:
 
 
 def _ask_the_library(path: Path) -> None:
-    """Let safetensors look at what it will read: gaps, overlaps, sizes that are not the shape's."""
+    """Let safetensors check the file: gaps, overlaps, sizes that do not fit the shapes."""
     try:
         with safe_open(path, "pt"):
             pass
     except SafetensorError as error:
-        raise ValueError(f"weights file {str(path)!r} is no safetensors file: {error}") from error
+        raise ValueError(
+            f"weights file {str(path)!r} is not a safetensors file: {error}"
+        ) from error

@@ -1,7 +1,7 @@
 """A metric as a LaTeX formula, within the subset that matplotlib's mathtext draws too.
 
-Parentheses stand only where the reading would change without them. The guards of the operators
-show where they matter: sqrt(x) is the root of |x|, and the bars are left out around what cannot be
+Parentheses appear only where the meaning would change without them. The operators' guards are
+shown where they matter: sqrt(x) is the root of |x|, without the bars if x cannot be
 negative.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pruning.metric import Metric
 
 _SUM, _PRODUCT, _POWER, _ATOM = range(4)
-"""How tightly a formula holds together; a looser one is put into parentheses."""
+"""How tightly a formula binds; a looser operand is put into parentheses."""
 
 _Formula = tuple[str, int]
 _NUMBER = re.compile(r"(-?)(\d*\.?\d+|\d+\.)(?:e([+-]?\d+))?", re.IGNORECASE)
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"(-?)(\d*\.?\d+|\d+\.)(?:e([+-]?\d+))?", re.IGNORECASE)
 def to_latex(metric: Metric) -> str:
     r"""Return the metric as LaTeX, such as `W \, \sqrt{X}`.
 
-    An operator or leaf that is not known here appears by its name: `\mathrm{name}(x)`.
+    An operator or leaf without a form here appears by its name: `\mathrm{name}(x)`.
     """
     return _formula(metric)[0]
 
@@ -47,20 +47,20 @@ def _upright(name: str) -> str:
     return rf"\mathrm{{{escaped}}}"
 
 
-def _held(metric: Metric, level: int) -> str:
-    """Return the formula, in parentheses if it holds together less than `level`."""
-    text, own = _formula(metric)
-    return text if own >= level else rf"\left({text}\right)"
+def _in_parentheses(metric: Metric, level: int) -> str:
+    """Return the formula, in parentheses if it binds less tightly than `level`."""
+    text, binding = _formula(metric)
+    return text if binding >= level else rf"\left({text}\right)"
 
 
 def _after_sign(metric: Metric, level: int) -> str:
-    """Return the formula as the right side of + or -, where no second sign may stand."""
-    text = _held(metric, level)
+    """Return the formula as the right side of + or -, where no second sign may follow."""
+    text = _in_parentheses(metric, level)
     return rf"\left({text}\right)" if text.startswith("-") else text
 
 
 def _positive(metric: Metric) -> _Formula:
-    """Return |x|, without bars around what cannot be negative."""
+    """Return |x|, without the bars if x cannot be negative."""
     if metric.never_negative:
         return _formula(metric)
     return rf"\left|{to_latex(metric)}\right|", _ATOM
@@ -75,14 +75,14 @@ def _subtract(x: Metric, y: Metric) -> _Formula:
 
 
 def _multiply(x: Metric, y: Metric) -> _Formula:
-    left, right = _held(x, _PRODUCT), _held(y, _PRODUCT)
+    left, right = _in_parentheses(x, _PRODUCT), _in_parentheses(y, _PRODUCT)
     # Without the dot two numbers would read as one, and two pairs of bars as a norm.
     dot = right[0].isdigit() or (left.endswith(r"\right|") and right.startswith(r"\left|"))
     return rf"{left} {chr(92)}{'cdot' if dot else ','} {right}", _PRODUCT
 
 
 def _negate(x: Metric) -> _Formula:
-    return f"-{_held(x, _PRODUCT)}", _SUM
+    return f"-{_in_parentheses(x, _PRODUCT)}", _SUM
 
 
 def _divide_by_norm(x: Metric, y: Metric) -> _Formula:
@@ -94,7 +94,7 @@ def _divide(x: Metric, y: Metric) -> _Formula:
 
 
 def _absolute(x: Metric) -> _Formula:
-    # Bars within bars would read as a norm, and change nothing.
+    # Bars within bars would read as a norm, and they change nothing.
     return _formula(x) if x.name == "abs" else (rf"\left|{to_latex(x)}\right|", _ATOM)
 
 
@@ -107,7 +107,7 @@ def _root(x: Metric) -> _Formula:
 
 
 def _power(exponent: str) -> Callable[[Metric], _Formula]:
-    return lambda x: (f"{_held(x, _ATOM)}^{{{exponent}}}", _POWER)
+    return lambda x: (f"{_in_parentheses(x, _ATOM)}^{{{exponent}}}", _POWER)
 
 
 def _power_of_absolute(exponent: str) -> Callable[[Metric], _Formula]:

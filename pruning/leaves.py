@@ -1,7 +1,7 @@
-"""The leaves of the metric language: what each is, and how calibration makes it.
+"""The leaves of the metric language: what each is, and how calibration computes it.
 
-Adding a leaf is one row of `LEAVES` and its line in docs/METRICS.md. X and G are defined as in the
-Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Statistics are sums over windows, made in
+To add a leaf, add a row to `LEAVES` (docs/EXTENDING.md). X and G are defined as in the
+Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Statistics are sums over windows, in
 fp32 whatever the weights' dtype; no window's values are stored.
 """
 
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, Shape
 
 GRADIENT_FACTOR = 100.0
-"""The release multiplies gradients by this before it squares them, to fit them into fp16."""
+"""The release multiplies gradients by this before it squares them, so that they fit into fp16."""
 
 DAMPING = 0.01
-"""Of the Gram matrix, as a fraction of its mean diagonal: as in SparseGPT (Frantar and Alistarh,
-2023, arXiv:2301.00774, Section 4)."""
+"""Damping of the Gram matrix, as a fraction of its mean diagonal: as in SparseGPT (Frantar and
+Alistarh, 2023, arXiv:2301.00774, Section 4)."""
 
 _MOST_DAMPINGS = 4
 
 OUTLIER_FACTOR = 5.0
-"""How many times the mean of a layer's scores an outlier is: M of OWL (Yin et al., 2024,
+"""An outlier is above this many times the mean of its layer's scores: M of OWL (Yin et al., 2024,
 arXiv:2310.05175, Section 3.3)."""
 
 Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
@@ -36,9 +36,9 @@ class Seen:
     """What a sum has seen.
 
     Attributes:
-        windows: Of calibration text.
-        tokens: In all of them.
-        depth: Of the layer's block among the blocks, from 0, the first, to 1, the last.
+        windows: Number of calibration windows.
+        tokens: Number of tokens in all of them.
+        depth: Relative depth of the layer's block, from 0, the first, to 1, the last.
     """
 
     windows: int
@@ -56,11 +56,11 @@ class Sum(Protocol):
             values: Inputs (tokens, in_features), output gradients (tokens, out_features), some rows
                 of the weight's gradient, (rows, in_features), or the cosines of the block's input
                 and output, (tokens, 1).
-            rows: Which rows of the weight; all where the values are not its gradient.
+            rows: Which rows of the weight; all if the values are not its gradient.
         """
 
     def result(self, seen: Seen) -> Tensor:
-        """Return the statistic; the sum is given up."""
+        """Return the statistic; the sum cannot be used afterwards."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Leaf:
     """A statistic that a metric can name.
 
     Attributes:
-        meaning: In words.
+        meaning: What it is, in words.
         shape: The sides along which it varies.
         source: What it is made of.
         start: Returns an empty sum for a layer; None for W, which needs no calibration.
         signed: Whether it can be negative.
-        gram: Whether its sum is a matrix of inputs by inputs.
-        of_block: Whether it sees what the whole block does, and not the layer's inputs.
+        gram: Whether its sum is an (in_features, in_features) matrix.
+        of_block: Whether it is made of the whole block's input and output, not the layer's inputs.
     """
 
     meaning: str
@@ -113,8 +113,8 @@ class _Variances:
         self._mean, self._deviations, self._tokens = _per_input(layer), _per_input(layer), 0
 
     def add(self, values: Tensor, rows: slice) -> None:
-        # Squared deviations are merged window by window (Chan et al., 1983): the difference of the
-        # mean square and the squared mean would cancel where a channel is far from zero.
+        # Squared deviations are merged window by window (Chan et al., 1983): the mean square minus
+        # the squared mean would cancel for a channel that is far from zero.
         variance, mean = torch.var_mean(values, 0, correction=0, keepdim=True)
         share = len(values) / (self._tokens + len(values))
         apart = mean - self._mean
@@ -149,8 +149,8 @@ def _damped_factor(gram: Tensor) -> Tensor:
         if not failed:
             break
         damping = 10 * damping + torch.finfo(gram.dtype).tiny
-    found: Tensor = factor  # of values that are not finite if the inputs were such
-    return found
+    damped: Tensor = factor  # not finite if the inputs were not
+    return damped
 
 
 class _OutlierRatio(_SquaredNorms):
@@ -168,7 +168,7 @@ class _Depth:
         self._device = layer.weight.device
 
     def add(self, values: Tensor, rows: slice) -> None:
-        """No text changes it."""
+        """Do nothing: depth does not depend on the text."""
 
     def result(self, seen: Seen) -> Tensor:
         return torch.full((1, 1), seen.depth, device=self._device)
@@ -222,57 +222,60 @@ class _GradientsAwayFromZero:
 LEAVES: dict[str, Leaf] = {
     "W": Leaf("absolute weight", MATRIX, "weight", None),
     "G": Leaf(
-        "root of the sum over windows of the squared loss gradient times 100",
+        "root of the sum over windows of (100 x gradient of the loss by the weight) squared",
         MATRIX,
         "weight gradients",
         _SquaredGradients,
     ),
     "X": Leaf(
-        "mean over windows of the squared norm of an input channel over tokens",
+        "mean over windows of the squared L2 norm of an input channel over tokens; no root",
         PER_INPUT,
         "inputs",
         _SquaredNorms,
     ),
     "A": Leaf(
-        "mean over tokens of the absolute activation of an input channel",
+        "mean over all tokens of the absolute activation of an input channel",
         PER_INPUT,
         "inputs",
         _Magnitudes,
     ),
     "V": Leaf(
-        "variance over tokens of the activation of an input channel",
+        "population variance over all tokens of the activation of an input channel",
         PER_INPUT,
         "inputs",
         _Variances,
     ),
     "B": Leaf(
-        "root of the mean over tokens of the squared loss gradient of an output times 100",
+        "root of the mean over all tokens of (100 x gradient of the loss by the output) squared",
         PER_OUTPUT,
         "output gradients",
         _SquaredOutputGradients,
     ),
     "H": Leaf(
-        "diagonal of the inverse of the damped Gram matrix of the inputs, mean over windows",
+        "diagonal of the inverse of the inputs' Gram matrix, which is the mean over windows of "
+        "x x^T summed over tokens, with 1% of its mean diagonal added to the diagonal",
         PER_INPUT,
         "inputs",
         _InverseGramDiagonal,
         gram=True,
     ),
     "O": Leaf(
-        "fraction of a layer's weights whose magnitude times input norm is above 5 times the mean",
+        "fraction of the layer's weights for which W sqrt(X) is above 5 times its mean over the "
+        "layer (OWL, Yin et al., 2024, arXiv:2310.05175)",
         NUMBER,
         "inputs",
         _OutlierRatio,
     ),
     "D": Leaf(
-        "depth of a layer's block among the blocks, from 0, the first, to 1, the last",
+        "relative depth of the layer's block, from 0, the first, to 1, the last",
         NUMBER,
         "inputs",
         _Depth,
         of_block=True,
     ),
     "I": Leaf(
-        "influence of a layer's block: one minus the mean cosine of its inputs and outputs",
+        "influence of the layer's block: one minus the mean over all tokens of the cosine of the "
+        "block's input and output (ShortGPT, Men et al., 2024, arXiv:2403.03853)",
         NUMBER,
         "inputs",
         _BlockInfluence,
@@ -281,7 +284,8 @@ LEAVES: dict[str, Leaf] = {
     # W times M is, up to the factor, what the loss gains to first order by keeping the weight
     # (Sanh et al., 2020, arXiv:2005.07683, Section 4, here on a model that is not trained).
     "M": Leaf(
-        "sum over windows of the fall of the loss, times 100, as the weight moves away from 0",
+        "sum over windows of 100 x the fall of the loss as the weight moves away from 0: minus "
+        "the gradient, along the weight's sign",
         MATRIX,
         "weight gradients",
         _GradientsAwayFromZero,
@@ -290,35 +294,35 @@ LEAVES: dict[str, Leaf] = {
 }
 
 LEAF_SETS: dict[str, tuple[str, ...]] = {"release": ("W", "G", "X"), "extended": tuple(LEAVES)}
-"""Leaves that a search can draw from, by the name that the config gives."""
+"""Leaves that a search can draw from, by their name in the config."""
 
 STATISTICS = frozenset(name for name, leaf in LEAVES.items() if leaf.start)
 """The leaves that need calibration windows."""
 
 
 def made_of(leaves: frozenset[str], *sources: Source) -> frozenset[str]:
-    """Return those leaves that are made of one of the sources."""
+    """Return the leaves that are made of one of the sources."""
     return frozenset(name for name in leaves if LEAVES[name].source in sources)
 
 
 def sums_size(layers: Iterable[nn.Linear], leaves: frozenset[str]) -> int:
-    """Return bytes of what is summed up for some layers, fp32; vectors are left out."""
-    found = [LEAVES[name] for name in leaves]
-    matrices = sum(leaf.shape == MATRIX and leaf.start is not None for leaf in found)
-    grams = sum(leaf.gram for leaf in found)
+    """Return the bytes of the running sums of some layers, in fp32, vectors left out."""
+    rows = [LEAVES[name] for name in leaves]
+    matrices = sum(leaf.shape == MATRIX and leaf.start is not None for leaf in rows)
+    grams = sum(leaf.gram for leaf in rows)
     sides = [(layer.in_features, layer.out_features) for layer in layers]
     sums = sum(inputs * (outputs * matrices + inputs * grams) for inputs, outputs in sides)
-    # A Gram matrix is factored and inverted, one layer after the other.
+    # Gram matrices are factored and inverted one layer at a time.
     return 4 * (sums + 2 * max(inputs for inputs, _ in sides) ** 2 * bool(grams))
 
 
 def need_backward(leaves: frozenset[str]) -> frozenset[str]:
-    """Return those leaves that need backward passes."""
+    """Return the leaves that need backward passes."""
     return made_of(leaves, "output gradients", "weight gradients")
 
 
 class Statistics(dict[str, Mapping[str, Tensor]]):
-    """Statistics by leaf and layer name, each of the shape that its leaf says; fp32 as made."""
+    """Statistics by leaf and layer name, each of its leaf's shape; in fp32 unless rounded."""
 
     def leaf(self, name: str) -> Mapping[str, Tensor]:
         """Return one leaf's statistics by layer name; empty if it was not collected."""
@@ -326,25 +330,25 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
         return self.get(name, {})
 
     def of(self, layer: str) -> dict[str, Tensor]:
-        """Return what is there of one layer by leaf, as `Metric.score` takes it."""
+        """Return one layer's statistics by leaf, as `Metric.score` takes them."""
         return {name: self[name][layer] for name in sorted(self) if layer in self[name]}
 
     def rounded(self, dtype: torch.dtype) -> "Statistics":
-        """Return them with the matrices, such as G, in a dtype.
+        """Return a copy with the matrices, such as G, in another dtype.
 
-        Vectors, such as X, stay as they are: they take a thousandth of the memory, and their
-        rounding would move whole rows and columns of scores.
+        Vectors, such as X, stay as they are: they take a thousandth of the memory, and
+        rounding them would shift whole rows and columns of scores.
         """
         matrices = {name for name in self if LEAVES[name].shape == MATRIX}
         return Statistics(
             {
-                name: {layer: t.to(dtype) if name in matrices else t for layer, t in own.items()}
-                for name, own in self.items()
+                name: {layer: t.to(dtype) if name in matrices else t for layer, t in leaf.items()}
+                for name, leaf in self.items()
             }
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return all statistics by `X/layer`, `G/layer` and so on, as they are stored and sent."""
+        """Return all statistics by `X/layer`, `G/layer` and so on, for storage and transport."""
         return {
             f"{name}/{layer}": tensor
             for name in sorted(self)
@@ -354,11 +358,11 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], device: str = "cpu") -> "Statistics":
         """Rebuild statistics from `to_tensors` on a device."""
-        found: dict[str, dict[str, Tensor]] = {}
+        by_leaf: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, layer = key.split("/", 1)
-            found.setdefault(name, {})[layer] = tensor.to(device)
-        return Statistics(found)
+            by_leaf.setdefault(name, {})[layer] = tensor.to(device)
+        return Statistics(by_leaf)
 
 
 def _per_input(layer: nn.Linear) -> Tensor:

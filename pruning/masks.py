@@ -1,7 +1,7 @@
 """Scores to masks: which weights go, in each comparison group.
 
 Masks are boolean, True where a weight goes. Counts are exact and ties go leftmost first. A group
-is a value that knows all that is particular to it: another group is one more class.
+is a value that holds everything specific to it: to add a group, add a class.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pruning.ranking import DegenerateScores as DegenerateScores  # for all who make scores
+from pruning.ranking import DegenerateScores as DegenerateScores  # for callers that score
 from pruning.ranking import (
     below,
     count,
@@ -23,7 +23,7 @@ from pruning.ranking import (
 from pruning.threshold import model_threshold
 
 Masks = Iterator[tuple[str, Tensor]]
-"""Layer names and masks, each like the layer's weight, made one at a time when asked for."""
+"""Layer names and masks, each shaped like the layer's weight, computed one at a time."""
 
 
 class Group(Protocol):
@@ -32,8 +32,8 @@ class Group(Protocol):
     Attributes:
         name: `row`, `layer`, `model`, or a pattern such as `2:4`.
         whole_model: Whether it needs all layers' scores before the first mask.
-        within_rows: Whether no row's mask depends on another row.
-        implied_sparsity: The fraction that an n:m pattern removes, whatever is asked; else None.
+        within_rows: Whether each row's mask is independent of the other rows.
+        implied_sparsity: The fraction that an n:m pattern always removes; None for other groups.
     """
 
     whole_model: bool = False
@@ -53,7 +53,7 @@ class Group(Protocol):
 
         Args:
             scores_by_name: Layer name to scores, each (out_features, in_features); high is kept.
-                A mapping that computes its values is asked for each once, or three times if the
+                A mapping that computes its values does so once for each, or three times if the
                 group needs the whole model.
             fractions: Layer name to the fraction that goes, in [0, 1).
 
@@ -63,10 +63,10 @@ class Group(Protocol):
         """
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
-        """Tell whether the zeros of one layer, (out, in), hold what the group owes of it alone."""
+        """Whether one layer's zeros, (out, in), include all that the group requires of it."""
 
     def check_layer(self, name: str, in_features: int) -> None:
-        """Raise ValueError if the group cannot be made of a layer's inputs."""
+        """Raise ValueError if the group does not fit a layer's number of inputs."""
         return None
 
 
@@ -101,7 +101,7 @@ class Layer(Group):
 
 @dataclass(frozen=True)
 class Model(Group):
-    """All matrices together, under one threshold; of the fractions only their sum counts."""
+    """All matrices together, under one threshold; only the total of the fractions matters."""
 
     name = "model"
     whole_model = True
@@ -119,7 +119,7 @@ class Model(Group):
 
 @dataclass(frozen=True)
 class NOfM(Group):
-    """Every `length` consecutive inputs of a row, of which `kept` stay: 2:4 and the like."""
+    """Every `length` consecutive inputs of a row, of which `kept` stay, as in 2:4."""
 
     kept: int
     length: int
@@ -151,10 +151,16 @@ class NOfM(Group):
             )
 
 
-_UNSTRUCTURED: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
+_UNSTRUCTURED: tuple[Group, ...] = (
+    Row(),
+    Layer(),
+    Model(),
+)
 
-GROUPS = tuple(_UNSTRUCTURED)
-"""Names of the groups of unstructured sparsity."""
+_BY_NAME = {group.name: group for group in _UNSTRUCTURED}
+
+GROUPS = tuple(_BY_NAME)
+"""Names of the groups for unstructured sparsity."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ class Target:
     """What to remove: a fraction of each comparison group, or all but n of every m.
 
     Attributes:
-        sparsity: Fraction to remove, in [0, 1); n:m removes its own, whatever this says.
+        sparsity: Fraction to remove, in [0, 1); ignored by n:m, which implies its own.
     """
 
     sparsity: float
@@ -184,16 +190,16 @@ class Target:
 
 
 def group_of(name: str) -> Group:
-    """Return the group of unstructured sparsity that a name means.
+    """Return the group for unstructured sparsity of a name.
 
-    A pattern is no such name: `parse_pattern(pattern) or group_of(name)` reads both.
+    Patterns are not names: `parse_pattern(pattern) or group_of(name)` reads both.
 
     Raises:
-        ValueError: If it is none of `GROUPS`.
+        ValueError: If the name is not one of `GROUPS`.
     """
     if name not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}")
-    return _UNSTRUCTURED[name]
+    return _BY_NAME[name]
 
 
 def parse_pattern(text: str) -> NOfM | None:
@@ -218,7 +224,7 @@ def select(
     """Yield each layer's name and mask, in the mapping's order; see `Group.select`.
 
     Args:
-        fractions: Layer name to the fraction that goes; None for the target's in every layer.
+        fractions: Layer name to the fraction that goes; None for the target's sparsity in each.
     """
     if fractions is None:
         fractions = dict.fromkeys(scores_by_name, target.sparsity)
@@ -228,8 +234,8 @@ def select(
 def lowest_in_model(scores_by_name: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
     """Mark the lowest-scoring weights of all matrices at once for removal.
 
-    One exact threshold for the whole model, so each layer's ratio comes out of the metric itself;
-    see `pruning.threshold`. A mapping that computes its values is asked for each three times.
+    One exact threshold for the whole model, so each layer's ratio follows from the metric;
+    see `pruning.threshold`. A mapping that computes its values does so three times for each.
 
     Args:
         scores_by_name: Layer name to scores, each (out_features, in_features), in layer order.
@@ -247,10 +253,10 @@ def lowest_in_model(scores_by_name: Mapping[str, Tensor], sparsity: float) -> di
 
 
 def _up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
-    """Mark what is below a threshold and, leftmost first, up to `ties` of what equals it.
+    """Mark the scores below a threshold and, leftmost first, up to `ties` that equal it.
 
     Returns:
-        The mask, and the number of ties that it took.
+        The mask, and the number of ties in it.
     """
     mask = below(scores, threshold).contiguous()
     if ties == 0:

@@ -1,6 +1,6 @@
-"""Keep freed memory: large tensors that come and go must not be mapped anew each time.
+"""Keep freed memory, so that large temporary tensors are not mapped anew each time.
 
-What came and went once is given back.
+After a step that will not come again the memory can be given back.
 """
 
 import ctypes
@@ -10,11 +10,11 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large freed blocks; return whether it could be told.
+    """Tell glibc to reuse large freed blocks; return whether that worked.
 
-    By default it gives every large block back to the system, and each page of the next one costs
-    a fault: that was three quarters of the time of scoring a model. The process then holds its
-    peak until it ends. Other C libraries are left as they are.
+    By default it returns every large block to the system, and each page of the next one costs
+    a page fault: three quarters of the time of scoring a model. With this the process holds its
+    peak memory until it ends. Other C libraries are left alone.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give what is free at this time back to the system; return whether it could be told."""
+    """Return currently free memory to the system; return whether that worked."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

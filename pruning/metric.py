@@ -84,7 +84,7 @@ class Metric:
 
     @property
     def value(self) -> float:
-        """The number that a constant is; of constants alone."""
+        """The number; only a constant has one."""
         assert self.is_constant, self.text
         return float(self.name)
 
@@ -100,7 +100,7 @@ class Metric:
 
     @cached_property
     def depth(self) -> int:
-        """Longest way from the root to a leaf; a single leaf has depth 0."""
+        """Length of the longest path from the root to a leaf; a single leaf has depth 0."""
         return 1 + max(operand.depth for operand in self.operands) if self.operands else 0
 
     @cached_property
@@ -156,9 +156,9 @@ class Metric:
         """Return this metric if it can rank the weights of a matrix.
 
         Raises:
-            ValueError: If an operator in it means nothing on its operands, such as `colsum(X)`, or
-                its score is the same in every row, or for every input of a row, whatever the
-                weights.
+            ValueError: If an operator in it is meaningless on its operands, such as `colsum(X)`,
+                or if its score is the same in every row, or for every input of a row, whatever
+                the weights.
         """
         if self.problem:
             raise ValueError(self.problem)
@@ -168,13 +168,13 @@ class Metric:
         """Score every weight of one matrix; low scores are pruned.
 
         Args:
-            leaves: Values by leaf, of the shapes that `pruning.leaves` says; W as absolute
-                weights. Each is cast to fp32; those that the metric does not name may be None or
+            leaves: Values by leaf, of the shapes given in `pruning.leaves`; W as absolute
+                weights. Each is cast to fp32. Leaves that the metric does not name may be None or
                 left out.
 
         Returns:
-            Scores in fp32, (out_features, in_features) if `problem` is empty, else perhaps of
-            size 1 along a side. They may be non-finite: the masks refuse that.
+            Scores in fp32, (out_features, in_features) if `problem` is empty, else possibly of
+            size 1 along a side. They may be non-finite: the masks refuse such scores.
 
         Raises:
             ValueError: If a leaf that the metric names is None or left out.
@@ -192,7 +192,7 @@ class Metric:
     def _evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:
         if self not in known:
             if self.is_constant:
-                # Two dimensions, so that every operator takes it.
+                # Two dimensions, as every operator expects.
                 known[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
             else:
                 operands = [operand._evaluate(known, device) for operand in self.operands]
@@ -208,5 +208,5 @@ class Metric:
         return self._hash
 
     def __reduce__(self) -> tuple[Callable[[str], "Metric"], tuple[str]]:
-        """Cross to another process as text, without what is cached here."""
+        """Travel to another process as text, without the cached values."""
         return Metric.parse, (self.text,)

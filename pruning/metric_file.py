@@ -1,11 +1,9 @@
-"""What `--metric` may be: a metric's name, a file that holds a metric, or the formula itself.
+"""What `--metric` may be: a name, a file or folder that holds a metric, or the formula itself.
 
 Three kinds of file are read: `best_metric.json` as a search writes it, the bare JSON tree of the
 Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one formula.
 """
 
-import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import Any
 from plain_files import parse_object, read_object, read_text
 from pruning.baselines import NAMED
 from pruning.criterion import Criterion
-from pruning.leaves import LEAVES
 from pruning.masks import GROUPS
 from pruning.metric import Metric
+from pruning.names import metric_file
 
 SCHEMA = 1
 """Version of `best_metric.json` and of `pruning_recipe.json`."""
@@ -26,8 +24,6 @@ MAX_BYTES = 2_000_000
 
 DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
-
-FORMS = f"give one of {', '.join(NAMED)}, a file, or a formula such as mul(W, sqrt(X))"
 
 
 @dataclass(frozen=True)
@@ -41,8 +37,9 @@ class ResolvedMetric:
 def resolve_metric(argument: str) -> ResolvedMetric:
     """Return the metric that a `--metric` argument means.
 
-    A named metric comes first, then a file that is there, then the formula. The group is the
-    named metric's or the file's; `DEFAULT_GROUP` where neither says.
+    A named metric comes first, then what is there under that path, then the formula. A folder is
+    a run's or a pruned model's. The group is the named metric's or the file's; `DEFAULT_GROUP`
+    where neither says.
 
     Raises:
         ValueError: If the argument is none of them, the file is not one of the three kinds, or
@@ -50,13 +47,15 @@ def resolve_metric(argument: str) -> ResolvedMetric:
     """
     if argument in NAMED:
         return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
-    if _is_file(argument):
-        resolved = _from_file(Path(argument))
-    else:
-        _refuse_what_is_no_formula(argument)
-        resolved = _resolved(Metric.parse(argument), "formula")
+    path = metric_file(argument)
+    resolved = _from_file(path) if path else _resolved(Metric.parse(argument), "formula")
     resolved.criterion.metric.check_scores_weights()
     return resolved
+
+
+def read_metric(argument: str) -> Criterion:
+    """Return what `resolve_metric` does, the criterion alone; raises as it does."""
+    return resolve_metric(argument).criterion
 
 
 def _resolved(metric: Metric, source: str, group: str = DEFAULT_GROUP) -> ResolvedMetric:
@@ -74,36 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_object(path, MAX_BYTES)
 
 
-def _is_file(argument: str) -> bool:
-    """Tell what is there and no folder: a pipe is refused as a file, not as a formula."""
-    try:
-        path = Path(argument).expanduser()
-        return path.exists() and not path.is_dir()
-    except (OSError, RuntimeError):
-        return False  # a formula is longer than a file's name may be; ~nobody has no home
-
-
-def _refuse_what_is_no_formula(argument: str) -> None:
-    """Refuse a path to nothing and a misspelt name, whose errors as formulas would mislead."""
-    if re.search(r"[/\\~]|\.(json|txt)$", argument):
-        folder = "is a folder" if "\0" not in argument and _is_folder(argument) else ""
-        problem = folder or "looks like a file and there is no such file"
-        raise ValueError(f"metric {argument[:200]!r} {problem}: {FORMS}")
-    if re.fullmatch(r"[\w-]+", argument) and argument not in LEAVES:
-        near = difflib.get_close_matches(argument, NAMED, n=1)
-        guess = f"did you mean {near[0]}? or " if near else ""
-        raise ValueError(f"metric {argument[:200]!r} is no known name: {guess}{FORMS}")
-
-
-def _is_folder(argument: str) -> bool:
-    try:
-        return Path(argument).expanduser().is_dir()
-    except (OSError, RuntimeError):
-        return False
-
-
 def _from_file(path: Path) -> ResolvedMetric:
-    path = path.expanduser()
     try:
         text = read_text(path, MAX_BYTES)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Models: load, decoder blocks, linear layers, published names; the only file that knows families.
 
-A family is told by its config's `model_type`, never by a path.
+A family is recognized by its config's `model_type`, never by a path.
 """
 
 import copy
@@ -38,20 +38,20 @@ from pruning.claims import (
     unfit,
 )
 from pruning.headers import Entry
-
-EMBEDDED = "embedded"
-"""Name of the tiny LLaMA that ships in this package."""
+from pruning.names import EMBEDDED as EMBEDDED  # for all who load it
+from pruning.names import check_hub_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Family:
-    """What must be known of a `model_type`.
+    """What must be known about a `model_type`.
 
     Attributes:
         blocks: Path of the list of decoder blocks in the model.
-        published: Prefixes of parameters whose published names differ: (ours, published).
+        published: Prefixes of parameters that have other names in published files: (name in the
+            model, published name).
     """
 
     blocks: str = "model.layers"
@@ -86,18 +86,18 @@ def source_of(model: str) -> str:
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """Load a model's config, and check that it can be pruned and what a folder claims of it.
+    """Load a model's config; check that the model can be pruned and that its folder is sound.
 
     Raises:
         ValueError: If there is no such model, its architecture is not supported, or its files,
-            settings or sizes are not those of a model; see `pruning.claims`.
+            settings or sizes cannot be a model's; see `pruning.claims`.
     """
     folder = check_place(model, source_of(model))
     config = _read_config(model, folder)
     if folder and (entries := entries_of(folder)):
         claimed = config.get_text_config().num_hidden_layers
         paths = published_names(config, family_of(config).blocks)
-        check_blocks(model, claimed, entries, paths)  # before that many are built
+        check_blocks(model, claimed, entries, paths)  # before the claimed number is built
         check_tensors(model, skeleton(config, torch.float32), entries)
     return config
 
@@ -116,7 +116,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
             settings = read_object(folder / TOKENIZER_CONFIG, SETTINGS_BYTES)
             check_settings(model, TOKENIZER_CONFIG, settings)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        size = tokenizer.vocab_size  # without the tokens that were added, which no text becomes
+        size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
     if size > vocabulary:
         raise unfit(
             model,
@@ -127,8 +127,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
-    """Return a model's config, of a supported family, after a look at what it says."""
+    """Return the checked config of a model of a supported family."""
     source = source_of(model)
+    if not folder:
+        check_hub_model(model)
     with one_line_errors(model), _unlogged():
         if folder:
             settings = read_object(folder / CONFIG, SETTINGS_BYTES)
@@ -153,19 +155,19 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
 
     Raises:
         ValueError: If there is no such model, its architecture is not supported, or a tensor is
-            missing, torn or of another shape.
+            missing, torn or of the wrong shape.
     """
     load_config(model)
     with one_line_errors(model):
-        loaded, found = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             source_of(model),
             dtype=DTYPES[dtype],
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
-        if lost := sorted(found["missing_keys"]):
-            # transformers would go on with random weights in their place.
+        if lost := sorted(report["missing_keys"]):
+            # transformers would continue with random weights instead.
             raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
     use_blocked_attention(loaded)
     return loaded.to(device).eval()
@@ -174,12 +176,12 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
 def with_weights(
     config: Mapping[str, Any], dtype: str, tensors: Mapping[str, Tensor], device: str = "cpu"
 ) -> PreTrainedModel:
-    """Make a model of its config and its tensors, which it looks at without a copy on the CPU.
+    """Build a model from its config and its tensors, which are not copied on the CPU.
 
     Args:
         config: As `PretrainedConfig.to_dict` writes it.
-        dtype: Of the tensors, a key of `DTYPES`.
-        tensors: As `state_dict` names them, tied ones perhaps once.
+        dtype: The tensors' dtype, a key of `DTYPES`.
+        tensors: Named as in `state_dict`; of tied ones, one is enough.
         device: A torch device.
     """
     model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
@@ -219,9 +221,9 @@ def layers_of_block(name: str, block: nn.Module) -> dict[str, nn.Linear]:
 
 
 def published_names(config: PretrainedConfig, name: str) -> list[str]:
-    """Return the names under which a parameter may stand in published files, likeliest first.
+    """Return the names that a parameter may have in published files, likeliest first.
 
-    Besides the family's own renames there are files of the base model alone, without `model.`.
+    Besides the family's renames there are files of the base model alone, without `model.`.
     """
     renamed = [
         published + name.removeprefix(ours)
@@ -234,7 +236,7 @@ def published_names(config: PretrainedConfig, name: str) -> list[str]:
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model with everything but its parameters, which are on the meta device.
 
-    Buffers, such as the frequencies of position embeddings, are real: no file holds them.
+    Buffers, such as the frequencies of position embeddings, are real, as no file holds them.
     """
     with one_line_errors(config.name_or_path), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
@@ -243,7 +245,7 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return the parameters of the text model that are in no block: embeddings, norms, head."""
+    """Return the text model's parameters outside the blocks: embeddings, norms, head."""
     path = family_of(model.config).blocks
     text = path.rpartition(".")[0]
     head = {id(p) for p in model.get_output_embeddings().parameters()}
@@ -256,20 +258,19 @@ def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 
 def check_tensors(name: str, model: PreTrainedModel, entries: Mapping[str, Entry]) -> None:
-    """Check that files have the text model's tensors, and all tensors in the model's shapes.
+    """Check that files have all tensors of the text model, and every tensor in the model's shape.
 
     Args:
-        name: What an error calls the model.
+        name: The model's name in an error.
         model: A skeleton.
-        entries: Of the files, by published name.
+        entries: The files' entries, by published name.
 
     Raises:
-        ValueError: If a tensor is missing, except one that is tied to another, or has another
-            shape.
+        ValueError: If a tensor is missing that is not tied to another, or has the wrong shape.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     path = family_of(model.config).blocks
-    blocks = {one for one in parameters if one.startswith(f"{path}.")}
+    blocks = {parameter for parameter in parameters if parameter.startswith(f"{path}.")}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     needed = blocks | (set(outside_blocks(model)) - set(tied))
     find = partial(published_names, model.config)
@@ -292,7 +293,7 @@ def _family(kind: object) -> Family:
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """Let transformers log nothing: of a setting that it refuses it prints the whole config."""
+    """Silence transformers, which prints the whole config when it refuses a setting."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -303,9 +304,9 @@ def _unlogged() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(model: str) -> Iterator[None]:
-    """Turn transformers' paragraphs about a model that is missing or malformed into one line.
+    """Turn transformers' paragraphs about a missing or malformed model into one line.
 
-    Settings of another kind end in any error that there is, and tokenizers raises `Exception`.
+    Settings of the wrong type can end in any exception, and tokenizers raises `Exception` itself.
     """
     try:
         yield

@@ -1,9 +1,9 @@
 """The table of the metric language's operators, with meaning and shape.
 
 The operators of `RELEASE` are those of the Pruner-Zero release (Dong et al., 2024,
-arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there. Those
-of `EXTENDED` add what published metrics need beside them. All take and return fp32 tensors of two
-dimensions that broadcast to (out_features, in_features).
+arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there.
+`EXTENDED` adds what other published metrics need. All operators take and return fp32 tensors of
+two dimensions that broadcast to (out_features, in_features).
 """
 
 from collections.abc import Callable
@@ -35,9 +35,9 @@ class Typing:
     """How a result's shape follows from the operands' shapes, and which operands are refused.
 
     Attributes:
-        shape: From the operands' shapes to the result's.
-        refuses: Whether an operator means nothing on operands of these shapes.
-        why: The reason, to follow the operator's name in a message.
+        shape: Maps the operands' shapes to the result's.
+        refuses: Whether an operator is meaningless on operands of these shapes.
+        why: The reason; follows the operator's name in a message.
     """
 
     shape: Callable[..., Shape]
@@ -95,9 +95,9 @@ class Operator:
 
     Attributes:
         arity: Number of operands.
-        function: From the operands' values to the result.
+        function: Maps the operands' values to the result.
         meaning: The result as a formula.
-        never_negative: Whether the result is certainly 0 or more, from whether each operand is.
+        never_negative: Whether the result is certainly 0 or more, given whether each operand is.
         typing: How the result's shape follows from the operands'.
     """
 
@@ -197,7 +197,13 @@ RELEASE: dict[str, Operator] = {
     "add": Operator(2, torch.add, "x + y", _if_all),
     "sub": Operator(2, torch.sub, "x - y", _perhaps),
     "mul": Operator(2, torch.mul, "x * y", _if_all),
-    "div": Operator(2, _divide_by_norm, "x / Frobenius norm of y (a number)", _if_first, _BY_NORM),
+    "div": Operator(
+        2,
+        _divide_by_norm,
+        "x / ||y||, the Frobenius norm of y after broadcasting: one number",
+        _if_first,
+        _BY_NORM,
+    ),
     "sqr": Operator(1, _square, "x * x", _always),
     "pow": Operator(1, _square, "x * x", _always),
     "neg": Operator(1, torch.neg, "-x", _perhaps),
@@ -217,11 +223,11 @@ RELEASE: dict[str, Operator] = {
 
 EXTENDED: dict[str, Operator] = RELEASE | {
     "quot": Operator(
-        2, _quotient, "x / y, |y| kept at or above 1e-12, its sign kept, 0 as +", _if_all
+        2, _quotient, "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive", _if_all
     ),
     "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always),
     "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always),
-    "cube": Operator(1, _cube, "x * x * x", _if_all),
+    "cube": Operator(1, _cube, "x * x * x, with its sign", _if_all),
     "rowsum": Operator(1, _row_sum, "sum over the inputs of each output", _if_all, _PER_ROW),
     "rowmean": Operator(1, _row_mean, "mean over the inputs of each output", _if_all, _PER_ROW),
     "rowmax": Operator(1, _row_max, "highest over the inputs of each output", _if_all, _PER_ROW),
@@ -235,10 +241,10 @@ EXTENDED: dict[str, Operator] = RELEASE | {
 }
 
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
-"""Operator sets that a search can draw from, by the name that the config gives."""
+"""Operator sets that a search can draw from, by their name in the config."""
 
 SETS_WITH_NUMBERS = frozenset({"extended"})
-"""Sets that numbers are drawn in too; the release has none."""
+"""Sets that include numbers; the release has none."""
 
 OPERATORS: dict[str, Operator] = EXTENDED
-"""All operators: what the language reads, whatever a search draws from."""
+"""All operators: the language reads them whatever a search draws from."""

@@ -1,8 +1,9 @@
 """Prune a model: collect statistics, score, select, update, write, in as few walks as it takes.
 
 `one-shot` takes all statistics from the dense model. `sequential` collects those of a block's
-inputs from windows that passed the blocks pruned before it, as the Pruner-Zero release does for X;
-gradients are dense in both. The search evaluates its candidates through the same scores and masks.
+inputs from windows that passed the already pruned blocks before it, as the Pruner-Zero release does
+for X; gradients are those of the dense model in both. The search scores and masks its candidates
+with the same code.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +16,11 @@ from pruning.calibration import statistics_of, watched_inputs
 from pruning.leaves import Statistics, made_of, need_backward
 from pruning.masks import Target, select
 from pruning.models import layers_of_block, linear_layers
+from pruning.progress import Progress
 from pruning.recipe import LayerScores, Recipe
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
-from pruning.walk import Progress, Stream, Texts, depth_of, walk_dense
+from pruning.walk import Stream, Texts, depth_of, walk_dense
 
 
 def prune(
@@ -32,20 +34,20 @@ def prune(
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
-    Blocks that the store has written already stay as they are.
+    Blocks that the store has already written stay as they are.
 
     Args:
         states: Where hidden states are put aside; None for memory.
-        statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay; what
-            is there is used. None for memory, as long as they are needed.
-        keep_scores: Keep all layers' scores while one threshold is sought, fp32, where there is
-            memory for them; they are computed three times otherwise.
+        statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay;
+            those already there are used. None keeps them in memory for as long as they are needed.
+        keep_scores: Keep all layers' scores, in fp32, while a model-wide threshold is found;
+            otherwise they are computed three times.
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant.
         ValueError: If the metric cannot rank weights, n:m does not divide a layer, or `sequential`
-            is asked of a model-wide threshold, which needs every layer's scores before the first
-            is pruned.
+            is combined with a model-wide threshold, which needs every layer's scores before the
+            first layer is pruned.
         OSError: If a disk is full.
     """
     recipe.check()
@@ -69,14 +71,14 @@ def prune(
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
-    """Raise ValueError if n:m does not divide a layer: before a statistic, before a weight goes."""
+    """Raise ValueError if n:m does not divide a layer; called before any work."""
     for name, layer in linear_layers(model).items():
         target.group.check_layer(name, layer.in_features)
 
 
 @dataclass
 class _Pruning:
-    """One pruning under way."""
+    """One pruning in progress."""
 
     store: Store
     recipe: Recipe
@@ -91,13 +93,13 @@ class _Pruning:
     decides: str = ""
 
     def __post_init__(self) -> None:
-        # Nothing is left to do on the way back where all gradients are kept from another time.
+        # Nothing is left to do on the way back if all gradients were kept by an earlier run.
         wanted = frozenset().union(*(self._wanted(block) for block in self.store.blocks))
         back = self.recipe.decides == "backward" and not need_backward(wanted)
         self.decides = "forward" if back else self.recipe.decides
 
     def walk_dense(self) -> None:
-        """Take what is needed of the dense model; write blocks on the way back if that can be."""
+        """Collect the dense model's statistics; write blocks on the way back where possible."""
         walk_dense(
             self.store,
             self.texts,
@@ -109,8 +111,9 @@ class _Pruning:
         )
 
     def walk_and_write(self) -> None:
-        """Walk forward: write each block, unless it was on the way back, and let text pass it."""
+        """Walk forward: write each block not yet written, and run the texts through it."""
         store, recipe = self.store, self.recipe
+        self.on_progress("prune", 0, len(store.blocks))
         first = self.decides == "forward"
         inputs = made_of(recipe.leaves, "inputs")
         missing = any(self._wanted(block) & inputs for block in store.blocks)
@@ -145,7 +148,7 @@ class _Pruning:
         return Stream.enter(self.store, name, windows, self.states) if len(windows) else None
 
     def _wanted(self, block: str) -> frozenset[str]:
-        """Return the leaves of the dense model that a block needs and that are not there."""
+        """Return the leaves of the dense model that a block needs and that are still missing."""
         if self._is_done(block):
             return frozenset()
         leaves = self.recipe.leaves
@@ -157,14 +160,17 @@ class _Pruning:
         )
 
     def _is_done(self, block: str) -> bool:
-        """Whether a block's scores are needed no more: one threshold needs them to the end."""
+        """Whether a block's scores are no longer needed; one threshold needs all to the end."""
         written = self.store.written
         return block in written and (
             not self.recipe.needs_all_scores or written.issuperset(self.store.blocks)
         )
 
     def _collect(self, calibration: Stream, i: int, block: str, module: nn.Module) -> None:
-        """Take the statistics of a block's inputs; the windows move on unless it goes first."""
+        """Collect the statistics of a block's inputs.
+
+        The windows move on to the next block, unless the block has to be pruned before they do.
+        """
         leaves = made_of(self.recipe.leaves, "inputs")
         if block in self.store.written:
             leaves = frozenset()
@@ -178,15 +184,15 @@ class _Pruning:
         kept.update(statistics_of(sums, calibration.windows, depth).to_tensors())
 
     def _keep(self, statistics: Statistics) -> None:
-        # What waits for a later walk does so in the machine's memory, not in a GPU's.
+        # Statistics for a later walk wait in host memory, not in a GPU's.
         waits = not self.forgets or self.decides == "last"
         for key, tensor in statistics.to_tensors().items():
             self.kept[key] = tensor.cpu() if waits else tensor
 
     def _decide(self, block: str, module: nn.Module) -> bool:
-        """Score, select, update and write a block, unless that was done; return whether it was.
+        """Score, select, update and write a block unless it is done; return whether it was written.
 
-        After it the open block has its new weights.
+        The open block then has its new weights.
         """
         if self._is_done(block):
             return False
@@ -194,8 +200,8 @@ class _Pruning:
         masks = self._all_masks() if self.recipe.needs_all_scores else self._masks_of(layers)
         weights = {}
         for name in layers:
-            found, mask = next(masks)
-            assert found == name, (found, name)
+            layer, mask = next(masks)
+            assert layer == name, (layer, name)
             if block not in self.store.written:
                 dense = self.store.dense(name)
                 weights[name] = self.recipe.update.apply(dense, mask, self._statistics(name))
@@ -209,7 +215,7 @@ class _Pruning:
         return self._select(LayerScores(self.recipe.metric, weights, self._statistics))
 
     def _all_masks(self) -> Iterator[tuple[str, Tensor]]:
-        """Return the one iterator over all layers' masks, in their order."""
+        """Return the single iterator over all layers' masks, in layer order."""
         if self.masks is None:
             scores = LayerScores(self.recipe.metric, _DenseWeights(self.store), self._statistics)
             self.masks = self._select(dict(scores) if self.keep_scores else scores)
@@ -220,14 +226,14 @@ class _Pruning:
         return select(scores, self.recipe.target, fractions)
 
     def _statistics(self, layer: str) -> dict[str, Tensor]:
-        """Return what is there of a layer by leaf; a metric that misses one says so."""
-        found = {}
+        """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
+        by_leaf = {}
         for leaf in self.recipe.leaves:
             key = f"{leaf}/{layer}"
             part = self.fresh if key in self.fresh else self.kept
             if key in part:
-                found[leaf] = part[key].to(self.store.device)
-        return found
+                by_leaf[leaf] = part[key].to(self.store.device)
+        return by_leaf
 
     def _forget(self, layer: str) -> None:
         for leaf in self.recipe.leaves:
@@ -242,7 +248,7 @@ def _advance(streams: Sequence[Stream], block: int, module: nn.Module) -> None:
 
 
 class _DenseWeights(Mapping[str, Tensor]):
-    """All layers' dense weights by name, each opened when it is asked for."""
+    """All layers' dense weights by name, each read on access."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

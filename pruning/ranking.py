@@ -1,4 +1,4 @@
-"""Which scores are the lowest: of each row, of a matrix, of every m inputs; to the last tie.
+"""Which scores are the lowest: of each row, of a matrix, of every m inputs; exact down to ties.
 
 On the CPU numpy's comparisons and counts are several times faster than torch's.
 """
@@ -16,21 +16,22 @@ from torch import Tensor
 Array = npt.NDArray[Any]
 
 _CACHED = 1 << 18
-"""Scores that are looked at together: with what is made of them they stay in a core's cache."""
+"""Scores processed at a time: they and their intermediate results fit a core's cache."""
 
 _SAMPLED, _SAMPLE_STEP = 48, 61
-"""Scores of a row, about, whose quantiles bracket the row's; and one in so many, at least. Odd
-steps, prime to the widths of layers, meet every column."""
+"""About how many scores of a row are sampled to bracket its quantile, and the largest step between
+them. Steps are odd and prime to the widths of layers, so that they meet every column."""
 
 _SMALL = 1 << 16
-"""Scores below which a partial sort is faster than counting."""
+"""Number of scores below which a partial sort is faster than counting."""
 
 _MOST_TIED = 0.05
-"""Share of the scores that may have the threshold's code: to sort more is slower than otherwise."""
+"""Largest share of the scores that may have the threshold's code: with more of them to sort, a
+partial sort of all is faster."""
 
 
 class DegenerateScores(ValueError):
-    """Scores that no mask can be made of: not finite, or constant."""
+    """Scores that no mask can be made from: not finite, or constant."""
 
 
 def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
@@ -91,24 +92,24 @@ def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
     check_scores(scores, 0.0)
     if scores.device.type == "cpu":
         return by_rows(lambda part: _lowest_n_of_m(part, pruned, group), scores)
-    # Rank inside each group by counting who comes before: the groups are too short for a sort.
+    # Rank inside each group by counting which scores come first: the groups are too short to sort.
     # One tensor for each place in the group, so that every comparison runs over whole vectors.
     groups = scores.reshape(scores.shape[0], -1, group)
     places = [place.contiguous() for place in groups.unbind(-1)]  # each (out, in / group)
     mask = torch.empty((*places[0].shape, group), dtype=torch.bool, device=scores.device)
-    for own in range(group):
-        before = torch.zeros_like(places[own], dtype=torch.int16)
+    for place in range(group):
+        before = torch.zeros_like(places[place], dtype=torch.int16)
         for other in range(group):
-            if other < own:
-                before += places[other] <= places[own]
-            elif other > own:
-                before += places[other] < places[own]
-        mask[..., own] = before < pruned
+            if other < place:
+                before += places[other] <= places[place]
+            elif other > place:
+                before += places[other] < places[place]
+        mask[..., place] = before < pruned
     return mask.reshape(scores.shape)
 
 
 def check_scores(scores: Tensor, sparsity: float) -> None:
-    """Check what every mask asks.
+    """Check what every mask requires.
 
     Raises:
         ValueError: If `sparsity` is outside [0, 1).
@@ -128,7 +129,7 @@ def extremes(scores: Tensor) -> tuple[float, float]:
 
 
 def by_rows(mark: Callable[[Array], Array], scores: Tensor) -> Tensor:
-    """Return the mask that numpy makes of some rows at a time, which fit a core's cache."""
+    """Return the mask that numpy makes, as many rows at a time as fit a core's cache."""
     values = scores.numpy()
     mask = np.empty(values.shape, dtype=np.bool_)
     step = max(1, _CACHED // values.shape[1])
@@ -138,13 +139,13 @@ def by_rows(mark: Callable[[Array], Array], scores: Tensor) -> Tensor:
 
 
 def _lowest_n_of_m(scores: Array, pruned: int, group: int) -> Array:
-    """Mark the lowest of every group by numpy: each pair is compared once, for both."""
+    """Mark the lowest of every group with numpy: each pair is compared once, for both ranks."""
     groups = scores.reshape(-1, group)
     places = [np.ascontiguousarray(groups[:, place]) for place in range(group)]
     ranks = np.zeros((group, len(groups)), dtype=np.int16 if group > 127 else np.int8)
     for later in range(group):
         for earlier in range(later):
-            first = places[earlier] <= places[later]  # of equals the earlier goes first
+            first = places[earlier] <= places[later]  # of equal scores the earlier goes first
             ranks[later] += first
             ranks[earlier] += ~first
     return np.stack(list(ranks < pruned), axis=1).reshape(scores.shape)
@@ -169,11 +170,11 @@ def _lowest(scores: Tensor, removed: int) -> Tensor:
 
 
 def _lowest_by_codes(scores: Array, removed: int) -> Array:
-    """Mark the `removed` lowest of each row, ties leftmost first, without a sort of them.
+    """Mark the `removed` lowest of each row, ties leftmost first, without sorting the row.
 
-    A sample of each row says between which values its threshold lies. What is between gets one of
-    254 codes, in order; counting passes over these bytes find the code of the threshold, and only
-    what has this very code is sorted. Several times as fast as a partial sort of fp32.
+    A sample of each row gives two values between which its threshold lies. Scores in between get
+    one of 254 codes, in order; counting passes over these bytes find the threshold's code, and only
+    scores with that code are sorted. Several times as fast as a partial sort of fp32.
 
     Args:
         scores: Finite, (rows, columns).
@@ -183,7 +184,7 @@ def _lowest_by_codes(scores: Array, removed: int) -> Array:
     codes = _codes_of(scores, removed / columns)
     if codes is None:
         return _lowest_by_partition(scores, removed)
-    # The threshold's code is above `low`, up to which too few go, and at most `high`.
+    # The threshold's code is above `low`, up to which there are too few scores, and at most `high`.
     low, high = (np.full(len(scores), end) for end in (-1, 255))
     up_to_low, up_to_high = np.zeros(len(scores), np.int64), np.full(len(scores), columns)
     for _ in range(8):
@@ -198,7 +199,7 @@ def _lowest_by_codes(scores: Array, removed: int) -> Array:
     if len(places) > _MOST_TIED * codes.size:
         return _lowest_by_partition(scores, removed)
     rows, values = places // columns, scores.reshape(-1)[places]
-    order = np.lexsort((values, rows))  # stable: of equals the leftmost comes first
+    order = np.lexsort((values, rows))  # stable: of equal scores the leftmost comes first
     tied = up_to_high - up_to_low
     rank = np.arange(len(rows)) - (np.cumsum(tied) - tied)[rows]
     mask.reshape(-1)[places[order[rank < (removed - up_to_low)[rows]]]] = True
@@ -206,9 +207,9 @@ def _lowest_by_codes(scores: Array, removed: int) -> Array:
 
 
 def _codes_of(scores: Array, fraction: float) -> Array | None:
-    """Return a byte for each score, of one order with them in each row; None if they have none.
+    """Return a byte for each score, in the order of each row's scores; None if there is none.
 
-    It is 0 below a bracket of the row's quantile and 255 above it.
+    The byte is 0 below a bracket around the row's quantile and 255 above it.
     """
     step = min(scores.shape[1] // _SAMPLED | 1, _SAMPLE_STEP)
     sample = np.sort(scores[:, ::step], axis=1)
@@ -220,7 +221,7 @@ def _codes_of(scores: Array, fraction: float) -> Array | None:
     with np.errstate(over="ignore", divide="ignore"):
         scale = 254 / (high - low)
         if not ((scale > 0) & np.isfinite(scale)).all():
-            return None  # all but equal, or too far apart for fp32
+            return None  # nearly equal, or too far apart for fp32
         codes = np.subtract(scores, low)
         codes *= scale
         codes += 1
@@ -229,7 +230,7 @@ def _codes_of(scores: Array, fraction: float) -> Array | None:
 
 
 def _lowest_by_partition(scores: Array, removed: int) -> Array:
-    """Mark as `_lowest_by_codes` does, by a partial sort of all scores."""
+    """Mark as `_lowest_by_codes` does, with a partial sort of all scores."""
     threshold = np.partition(scores, removed - 1, axis=1)[:, removed - 1 : removed]
     mask = scores <= threshold
     excess = _count_rows(mask) - removed
@@ -241,7 +242,7 @@ def _lowest_by_partition(scores: Array, removed: int) -> Array:
 
 
 def kth_smallest(scores: Tensor, k: int) -> Tensor:
-    """Return the k-th smallest of each row, k counted from 1, as (rows, 1)."""
+    """Return the k-th smallest score of each row, k counted from 1, as (rows, 1)."""
     if scores.device.type == "cpu":
         partitioned = np.partition(scores.numpy(), k - 1, axis=1)
         return torch.from_numpy(partitioned[:, k - 1 : k].copy())
@@ -249,7 +250,7 @@ def kth_smallest(scores: Tensor, k: int) -> Tensor:
 
 
 def compare(relation: Callable[[Any, Any], Any], scores: Tensor, threshold: Tensor) -> Tensor:
-    """Return a relation of scores and threshold, such as `operator.le`, as a boolean tensor."""
+    """Apply a relation such as `operator.le` to scores and threshold; return a boolean tensor."""
     if scores.device.type == "cpu":
         return torch.from_numpy(np.asarray(relation(scores.numpy(), threshold.numpy())))
     return cast(Tensor, relation(scores, threshold))
@@ -270,9 +271,9 @@ def _count_rows(mask: Array) -> Array:
     if rows == 1:
         return np.array([np.count_nonzero(mask)])
     if columns % 8 or columns > 8 * 255:
-        # numpy adds bytes up forty times as fast as torch adds booleans.
+        # numpy sums bytes forty times as fast as torch sums booleans.
         return cast(Array, np.add.reduce(mask.view(np.int8), axis=1, dtype=np.int64))
-    # Eight bytes at a time, none of which overflows.
+    # Eight bytes at a time; none of them can overflow.
     lanes = np.add.reduce(np.ascontiguousarray(mask).view(np.uint64), axis=1)
     return cast(Array, np.add.reduce(lanes.view(np.uint8).reshape(rows, 8), axis=1, dtype=np.int64))
 

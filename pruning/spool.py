@@ -1,4 +1,4 @@
-"""Tensors put aside while a walk goes on: in memory, or in a folder of safetensors files."""
+"""Tensors put aside during a walk: in memory, or in a folder of safetensors files."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ Spool = MutableMapping[str, Tensor]
 
 
 class DiskSpool(MutableMapping[str, Tensor]):
-    """Tensors by key in a folder of our own, one file each; read back memory-mapped.
+    """Tensors by key in a folder of this process, one file each; read back memory-mapped.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written.
@@ -23,13 +23,13 @@ class DiskSpool(MutableMapping[str, Tensor]):
     def __init__(self, folder: Path, fresh: bool = False) -> None:
         self.folder = folder
         if fresh:
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
         folder.mkdir(parents=True, exist_ok=True)
 
     def __setitem__(self, key: str, tensor: Tensor) -> None:
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        # By renaming, as a killed process may leave a torn file; to be lost in a power cut is fine.
+        # Renamed, as a killed process may leave a torn file. No fsync: a power cut may lose it.
         _write_draft(path, {"tensor": tensor.contiguous()}).replace(path)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -58,7 +58,7 @@ class DiskSpool(MutableMapping[str, Tensor]):
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file that is whole when it has its name, also after a power cut.
+    """Write a safetensors file that is complete once it has its name, even after a power cut.
 
     Raises:
         OSError: If it cannot be written.
@@ -71,8 +71,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _write_draft(path: Path, tensors: dict[str, Tensor]) -> Path:
     draft = path.with_name(f"{path.name}.tmp")
+    draft.touch()
+    mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
     try:
         save_file(tensors, draft, metadata={"format": "pt"})
+        draft.chmod(mode)
     except SafetensorError as error:
         draft.unlink(missing_ok=True)
         raise OSError(f"{path.name} cannot be written: {error}") from error

@@ -1,7 +1,7 @@
 """Where a model's decoder blocks live: what a store is, and the store of a model in memory.
 
-The walk over blocks (`pruning.walk`) asks a store for one block at a time and gives it back pruned;
-it is the same walk for every store. The other one is a folder of shards (`pruning.folder_store`).
+The walk over blocks (`pruning.walk`) asks a store for one block at a time and hands it back pruned;
+it is the same for every store. The other store is a folder of shards (`pruning.folder_store`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,10 +20,10 @@ class Store(Protocol):
     """A model whose blocks are opened one at a time.
 
     Attributes:
-        model: The model; a parameter is real only while what it belongs to is open.
+        model: The model; a parameter is real only while its block, or the outside, is open.
         blocks: Names of the decoder blocks, in order.
         layers: Names of the prunable layers, by block.
-        written: Blocks that were given back pruned.
+        written: Blocks that have been handed back pruned.
     """
 
     model: PreTrainedModel
@@ -33,22 +33,22 @@ class Store(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where passes run and scores are made."""
+        """Where passes run and scores are computed."""
 
     @contextmanager
     def outside(self) -> Iterator[PreTrainedModel]:
-        """While open, all that is in no block is real: embeddings, norms and head."""
+        """While open, everything outside the blocks is real: embeddings, norms and head."""
 
     @contextmanager
     def open(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
-        """Open a block as it was written, or dense if it was not; `then` is the next one."""
+        """Open a block as it was written, or dense if it was not; `then` names the next block."""
 
     @contextmanager
     def open_dense(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
         """Open a block with its dense weights."""
 
     def dense(self, layer: str) -> Tensor:
-        """Return a layer's dense weight in its own dtype; never to be written to."""
+        """Return a layer's dense weight in its own dtype; it must not be written to."""
 
     def weight(self, layer: str) -> Tensor:
         """Return a layer's dense weight as the passes use it."""
@@ -57,7 +57,7 @@ class Store(Protocol):
         """Take an open block's new weights, by layer name; the block has them from now on."""
 
     def finish(self) -> None:
-        """Wait until all that was given back is where it belongs."""
+        """Wait until all blocks that were handed back are written."""
 
 
 class ResidentStore:
@@ -78,7 +78,7 @@ class ResidentStore:
 
     @contextmanager
     def outside(self) -> Iterator[PreTrainedModel]:
-        """Nothing has to be opened."""
+        """Return the model: nothing has to be opened."""
         yield self.model
 
     @contextmanager
@@ -93,7 +93,7 @@ class ResidentStore:
         return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
 
     def copies_on_host(self) -> dict[str, Tensor]:
-        """Return copies in the host's memory, pinned if the model is on a GPU: read back fast."""
+        """Return copies in host memory, pinned if the model is on a GPU so that reads are fast."""
         copies = {}
         for name, layer in self._layers.items():
             copy = layer.weight.detach().to("cpu", copy=True)
@@ -101,13 +101,13 @@ class ResidentStore:
         return copies
 
     def own(self, dense: Mapping[str, Tensor]) -> None:
-        """Put copies of the dense weights in the model, which can be written to."""
+        """Give the model its own, writable copies of the dense weights."""
         for name, layer in self._layers.items():
             layer.weight = nn.Parameter(dense[name].clone(), requires_grad=False)
 
     @torch.no_grad()
     def restore(self, dense: Mapping[str, Tensor]) -> None:
-        """Make the weights the dense ones again, bit for bit; no block counts as written then."""
+        """Restore the dense weights, bit for bit; no block then counts as written."""
         for name, layer in self._layers.items():
             layer.weight.copy_(dense[name])
         self.written.clear()
@@ -118,7 +118,7 @@ class ResidentStore:
             yield self.model.base_model(input_ids=window[None], use_cache=False)[0][0]
 
     def logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of states, (T, hidden_size), as `pruning.ends.logits_in_parts`."""
+        """Yield the logits of states, (T, hidden_size); see `pruning.ends.logits_in_parts`."""
         return logits_in_parts(self.model, states)
 
     def dense(self, layer: str) -> Tensor:
@@ -135,7 +135,7 @@ class ResidentStore:
         self.written.add(block)
 
     def finish(self) -> None:
-        """Nothing has to be waited for."""
+        """Do nothing: blocks are written at once."""
 
 
 def all_layers(store: Store) -> list[str]:

@@ -1,7 +1,7 @@
 """The syntax of metrics: text and the release's JSON to plain trees of names, and numbers.
 
 A tree is a pair of a name and its operands' trees. Text is read with the `ast` module and never
-evaluated as Python; what is not in the tables of `pruning.operators`, and no number, is refused.
+evaluated as Python; whatever is neither in the language's tables nor a number is refused.
 """
 
 import ast
@@ -24,10 +24,22 @@ MAX_CHARACTERS = 20_000
 """Longest text that is read, so that hostile input costs nothing."""
 
 MAGNITUDES = (1e-37, 1e38)
-"""Smallest and largest magnitude of a number other than 0: what fp32 holds with full precision."""
+"""Smallest and largest magnitude of a number other than 0: where fp32 has full precision."""
 
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _NUMBER_IN_TEXT = re.compile(rf"(?<![\w.)]){_NUMBER.pattern}(?![\w.])")
+_MAX_INFIX = 300
+"""Characters of an infix formula whose calls are told: no more than the parser can nest."""
+
+_INFIX = re.compile(r"[\w\s().,+*/-]*", re.ASCII)
+_SIGNS: dict[type[ast.operator], str] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.Div: "quot",
+}
+_POWERS: dict[object, str] = {0.25: "root4", 0.5: "sqrt", 1.5: "pow15", 2: "sqr", 3: "cube"}
+
 _OUTSIDE_THE_LANGUAGE = re.compile(r"[^A-Za-z0-9_(),\s]")
 
 
@@ -39,7 +51,7 @@ def read_text(text: str) -> Tree:
     except SyntaxError as error:
         _refuse(text, error.offset or 1, "is not a well-formed formula", "")
     except (RecursionError, MemoryError):
-        # What the parser says to thousands of nested `not` or of calls of a call's result.
+        # From thousands of nested `not`, or of calls of a call's result.
         _refuse(text, 1, "is deeper than the parser goes", "")
     return _from_ast(tree, text)
 
@@ -71,7 +83,7 @@ def read_json(mapping: Any, path: str = "tree", depth: int = 0) -> Tree:
 
 
 def is_number(value: float) -> bool:
-    """Tell whether the language has a number: 0, or a magnitude within `MAGNITUDES`."""
+    """Whether a number is in the language: 0, or a magnitude within `MAGNITUDES`."""
     return value == 0 or MAGNITUDES[0] <= abs(value) <= MAGNITUDES[1]
 
 
@@ -97,7 +109,7 @@ def number_text(value: float) -> str:
 
 
 def _checked_line(text: str) -> str:
-    """Return the text on one line; refuse, before the parser sees it, what no metric contains."""
+    """Return the text on one line; refuse what no metric contains before the parser sees it."""
     if len(text) > MAX_CHARACTERS:
         start = " ".join(text[:40].split())
         raise ValueError(
@@ -106,9 +118,11 @@ def _checked_line(text: str) -> str:
     text = " ".join(text.split())
     if not text:
         raise ValueError("metric '' is empty: write a formula such as mul(W, sqrt(X))")
-    # Points and signs belong to numbers alone: with the numbers blanked, none may be left.
+    # Points and signs occur only in numbers: once the numbers are blanked, none may be left.
     blanked = _NUMBER_IN_TEXT.sub(lambda number: "0" * len(number.group()), text)
     if foreign := _OUTSIDE_THE_LANGUAGE.search(blanked):
+        if prefix := _prefix_form(text):
+            raise ValueError(f"metric '{text}' is written infix: write {prefix}")
         _refuse(text, foreign.start() + 1, f"has {foreign.group()!r}", "; write calls, names, ','")
     depth = 0
     for column, character in enumerate(text, 1):
@@ -116,6 +130,48 @@ def _checked_line(text: str) -> str:
         if depth > MAX_DEPTH:
             _refuse(text, column, f"is deeper than {MAX_DEPTH} levels", "")
     return text
+
+
+def _prefix_form(text: str) -> str | None:
+    """Return a metric that was written with signs as calls; None if it cannot be read so.
+
+    To say, not to take: `/` could be `quot` or `div`, and a metric has one spelling everywhere.
+    """
+    if len(text) > _MAX_INFIX or not _INFIX.fullmatch(text):
+        return None
+    try:
+        return _call_of(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _call_of(node: ast.expr) -> str:
+    """Return a parsed infix formula as text of calls; raises ValueError if it is none."""
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return number_text(float(str(node.value)))
+    name, operands = _head_of(node)
+    if name == "neg" and isinstance(operands[0], ast.Constant):
+        return f"-{_call_of(operands[0])}"
+    arity = OPERATORS[name].arity if name in OPERATORS else 0
+    if arity != len(operands) or not (arity or name in LEAVES):
+        raise ValueError(f"{name} is no operator of {len(operands)} operands, and no leaf")
+    return f"{name}({', '.join(map(_call_of, operands))})" if arity else name
+
+
+def _head_of(node: ast.expr) -> tuple[str, list[ast.expr]]:
+    """Return what an expression applies, as the language calls it, and to what."""
+    if isinstance(node, ast.Name):
+        return node.id, []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        return node.func.id, node.args
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return "neg", [node.operand]
+    if isinstance(node, ast.BinOp) and type(node.op) in _SIGNS:
+        return _SIGNS[type(node.op)], [node.left, node.right]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        exponent = node.right.value if isinstance(node.right, ast.Constant) else None
+        return _POWERS.get(exponent, "?"), [node.left]
+    raise ValueError("no formula")
 
 
 def _refuse(text: str, column: int, problem: str, way_out: str) -> Never:
@@ -133,7 +189,7 @@ def _from_ast(node: ast.expr, text: str) -> Tree:
         if node.id not in LEAVES:
             refuse(*_unknown(node.id, "leaf"))
         return node.id, ()
-    # Only ASCII is left in the text, so that the parser's byte offsets are characters.
+    # The text is ASCII by now, so the parser's byte offsets count characters.
     written = text[node.col_offset : node.end_col_offset]
     if _NUMBER.fullmatch(written):
         return _read_number(written, refuse), ()

@@ -1,7 +1,7 @@
-"""One threshold for all matrices of a model, exact, without a copy of all scores.
+"""One exact threshold for all matrices of a model, without a copy of all scores.
 
-An even sample of the scores says between which two values the threshold lies. The scores below
-are counted and those between looked through.
+An even sample of the scores gives two values between which the threshold lies. The scores below
+are counted and those in between are searched.
 """
 
 import math
@@ -14,10 +14,10 @@ from torch import Tensor
 from pruning.ranking import below, check_scores, compare, count, kth_smallest
 
 _SAMPLE_STEP = 61
-"""One score in so many says where the threshold lies; prime to the widths of layers."""
+"""One score in this many is sampled; prime to the widths of layers."""
 
 _SAMPLE_LIMIT = 8_000_000
-"""Scores in a sample; one that grows beyond loses every second, and the step is doubled."""
+"""Most scores in a sample; beyond it every second one is dropped and the step doubled."""
 
 
 def model_threshold(
@@ -25,11 +25,12 @@ def model_threshold(
 ) -> tuple[float, int]:
     """Return the score below which all go, and how many scores equal to it go too.
 
-    A mapping that computes its values is asked for each twice, seldom more often.
+    A mapping that computes its values does so twice for each, rarely more often.
 
     Args:
         scores_by_name: Layer name to scores, each (out_features, in_features).
-        fractions: Layer name to fraction, in [0, 1): as many scores go as their sum by size.
+        fractions: Layer name to fraction, in [0, 1); together they give the number of scores that
+            go, each weighted by its layer's size.
 
     Raises:
         ValueError: If a fraction is outside [0, 1), or a layer's scores are not finite
@@ -47,7 +48,7 @@ def model_threshold(
         if 0 < rank <= len(inside):
             threshold = float(kth_smallest(inside[None], rank))
             return threshold, rank - count(below(inside, threshold))
-        # The sample misled, or the bracket's end itself is the threshold, with many equal to it.
+        # The sample misled, or the threshold is an end of the bracket that many scores equal.
         end = low if rank <= 0 else high
         lower = sum(count(below(scores, end)) for scores in scores_by_name.values())
         equal = sum(count(scores == end) for scores in scores_by_name.values())
@@ -59,7 +60,7 @@ def model_threshold(
 def _sample(
     scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]
 ) -> tuple[Tensor, dict[str, int]]:
-    """Return an even sample, (n,), and the number of scores by layer; checks each layer."""
+    """Return an even sample, (n,), and the number of scores by layer; check each layer."""
     parts: list[Tensor] = []
     sizes: dict[str, int] = {}
     step, sampled = _SAMPLE_STEP, 0
@@ -68,7 +69,7 @@ def _sample(
             check_scores(scores, fractions[name])
         except ValueError as error:
             raise type(error)(f"layer {name}: {error}") from error
-        # Started elsewhere in each layer, so that no column is sampled in every row of the model.
+        # The start differs by layer, so that no column is sampled in every row of the model.
         part = scores.flatten()[len(sizes) % step :: step]
         # A copy: a view would keep the layer's scores in memory until the last layer.
         parts.append(part.to(torch.float32, copy=True))
@@ -81,7 +82,7 @@ def _sample(
 
 
 def _removed(sizes: Mapping[str, int], fractions: Mapping[str, float]) -> int:
-    """Return how many scores go in all, rounded down."""
+    """Return how many scores go in total, rounded down."""
     different = {fractions[name] for name in sizes}
     if len(different) == 1:
         return int(sum(sizes.values()) * different.pop())
@@ -89,7 +90,7 @@ def _removed(sizes: Mapping[str, int], fractions: Mapping[str, float]) -> int:
 
 
 def _bracket(sample: Tensor, fraction: float, margin: float) -> tuple[float, float]:
-    """Return two values between which the quantile lies, by a sample."""
+    """Return two values between which the quantile lies, judging by a sample."""
     low = int(len(sample) * (fraction - margin))
     high = 1 + int(len(sample) * (fraction + margin))
     return (

@@ -13,9 +13,9 @@ class Update:
 
     Attributes:
         leaves: The statistics that the rule needs.
-        apply: From the dense weight in its own dtype, (out_features, in_features) and never to be
-            written to, the mask, True where a weight goes, and the layer's statistics by leaf, to
-            the new weight.
+        apply: Maps the dense weight in its own dtype, (out_features, in_features), the mask, True
+            where a weight goes, and the layer's statistics by leaf to the new weight. The dense
+            weight must not be written to.
     """
 
     leaves: frozenset[str]
@@ -23,10 +23,10 @@ class Update:
 
 
 def _zero(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-    # The bits times 0 or 1, in one pass: several times as fast on the CPU as a masked fill.
+    # Multiply the bits by 0 or 1, in one pass: on the CPU several times as fast as a masked fill.
     bits = torch.int16 if weight.element_size() == 2 else torch.int32
     return torch.mul(weight.view(bits), ~mask.to(weight.device)).view(weight.dtype)
 
 
 ZERO = Update(frozenset(), _zero)
-"""The removed weights are zero, the others keep their bits."""
+"""Removed weights become zero, the others keep their bits."""

@@ -1,7 +1,7 @@
 """The walk over decoder blocks: windows go through them forward, and gradients backward.
 
-One block is open at a time. What a block takes in and gives back is put aside by window, in memory
-or on disk, so that no more than a block's weights, sums and one window's activations are held.
+One block is open at a time. A block's inputs and outputs are put aside by window, in memory
+or on disk, so that only one block's weights and sums and one window's activations are held.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,26 +24,24 @@ from pruning.ends import (
 )
 from pruning.leaves import STATISTICS, Statistics, need_backward
 from pruning.models import layers_of_block
+from pruning.progress import Progress
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
-"""Called with a stream's name, each window's states that enter the head, (T, hidden_size), and what
-makes logits of them."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the units done and the units in all."""
+"""Called with a stream's name, each window's states that enter the head, (T, hidden_size), and a
+function that makes logits from them."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Windows of text, (N, T) each, and what becomes of them.
+    """Windows of text, (N, T) each, and what they are for.
 
     Attributes:
-        calibration: For the statistics; not looked at where none is needed.
-        evaluations: Windows by stream, `dense` and `pruned`: what enters the head is measured,
-            of the model before and after.
-        measure: Is given it.
+        calibration: For the statistics; ignored if none is needed.
+        evaluations: Windows by stream, `dense` and `pruned`, which pass the model before and after
+            pruning.
+        measure: Gets the states of these streams that enter the head.
     """
 
     calibration: Tensor
@@ -51,7 +49,7 @@ class Texts:
     measure: Measure = lambda name, states, head: None
 
     def by_stream(self, name: str) -> Tensor:
-        """Return the windows of a stream; none if they are not asked for."""
+        """Return the windows of a stream; zero windows if there is no such stream."""
         if name == "calibration":
             return self.calibration
         return self.evaluations.get(name, self.calibration[:0])
@@ -62,7 +60,7 @@ class Stream:
     """Windows of text on their way through the blocks.
 
     Attributes:
-        name: Of the stream; its keys in the spool begin with it.
+        name: The stream's name; its keys in the spool begin with it.
         windows: Token ids, (N, T).
         calls: What each block is called with besides the hidden states.
         spool: Where the hidden states are put aside.
@@ -79,7 +77,7 @@ class Stream:
     def enter(
         store: Store, name: str, windows: Tensor, spool: Spool, kept: bool = False
     ) -> "Stream":
-        """Let windows pass the embeddings; the model's outside must be open."""
+        """Run windows through the embeddings; the model's outside must be open."""
         windows = windows.to(store.device)
         calls: list[BlockCall] = []
         for i, window in enumerate(windows):
@@ -94,7 +92,7 @@ class Stream:
 
     @torch.no_grad()
     def look(self, block: int, module: nn.Module) -> None:
-        """Run a block on all windows, for those who watch it; nothing moves on."""
+        """Run a block on all windows for its hooks' sake; the stream does not move on."""
         for i in range(len(self.windows)):
             self.calls[block].run(module, self.input(block, i))
 
@@ -108,12 +106,12 @@ class Stream:
                 del self.spool[_key(self.name, block, i)]
 
     def drop(self, block: int) -> None:
-        """Forget what is put aside at a block's input."""
+        """Delete the hidden states at a block's input."""
         for i in range(len(self.windows)):
             del self.spool[_key(self.name, block, i)]
 
     def end(self, store: Store, measure: Measure) -> None:
-        """Let what left the last block be measured, and forget it; the outside must be open."""
+        """Measure and delete the outputs of the last block; the model's outside must be open."""
 
         @torch.no_grad()
         def states() -> Iterator[Tensor]:
@@ -135,20 +133,20 @@ def collect(
 
     Args:
         windows: Token ids, (N, T); one forward pass each, and a backward pass if a leaf needs it.
-        leaves: The statistics wanted; leaves that are none are ignored.
+        leaves: The statistics to collect; leaves that need no calibration are ignored.
     """
-    found: dict[str, Tensor] = {}
+    collected: dict[str, Tensor] = {}
     walk_dense(
         store,
         Texts(windows),
         dict.fromkeys(store.blocks, leaves & STATISTICS),
         {},
-        lambda statistics: found.update(statistics.to_tensors()),
+        lambda statistics: collected.update(statistics.to_tensors()),
         lambda block, module: None,
         on_progress,
     )
     order = [f"{leaf}/{name}" for leaf in leaves for name in all_layers(store)]
-    return Statistics.from_tensors({key: found[key] for key in order if key in found})
+    return Statistics.from_tensors({key: collected[key] for key in order if key in collected})
 
 
 def walk_dense(
@@ -165,8 +163,8 @@ def walk_dense(
     Args:
         wanted: Leaves to collect, by block.
         states: Where hidden states and gradients are put aside.
-        keep: Is given a block's statistics, those of its inputs and of its gradients in turn.
-        visit: Called with each block that is open for the last time, on the way back.
+        keep: Called with a block's statistics, first of its inputs, later of its gradients.
+        visit: Called with each block on the way back, when it is open for the last time.
     """
     leaves = frozenset().union(*wanted.values())
     backward = bool(need_backward(leaves))
@@ -199,6 +197,7 @@ def _forward(
     keep: Callable[[Statistics], None],
     on_progress: Progress,
 ) -> None:
+    on_progress("forward", 0, len(store.blocks))
     for i, (block, then) in enumerate(in_turn(store.blocks)):
         with store.open_dense(block, then) as module:
             if dense:
@@ -220,6 +219,7 @@ def _backward(
     on_progress: Progress,
 ) -> None:
     total = len(store.blocks)
+    on_progress("backward", 0, total)
     for done, (block, then) in enumerate(in_turn(reversed(store.blocks)), 1):
         with store.open_dense(block, then) as module:
             layers = layers_of_block(block, module)
@@ -239,8 +239,8 @@ def depth_of(block: int, store: Store) -> float:
 def enter_gradients(store: Store, stream: Stream) -> None:
     """Put aside the gradient of each window's mean NLL, nats per token, at the last block's output.
 
-    The model's outside must be open. The gradient is computed for a few positions at a time, so
-    that memory does not grow with the vocabulary times the window.
+    The model's outside must be open. The gradient is computed a few positions at a time, so
+    that memory does not grow with vocabulary times window.
     """
     last = len(stream.calls)
     for i, window in enumerate(stream.windows):
@@ -264,9 +264,9 @@ def enter_gradients(store: Store, stream: Stream) -> None:
 
 
 def step_back(stream: Stream, block: int, module: nn.Module) -> None:
-    """Take every window's gradient from a block's output to its input.
+    """Carry every window's gradient from a block's output to its input.
 
-    The block is run again on its inputs, which were kept, and forgotten after it.
+    The block is run again on its kept inputs, which the gradients then replace.
     """
     for i in range(len(stream.windows)):
         hidden = stream.input(block, i).requires_grad_(True)
@@ -284,7 +284,7 @@ def _key(name: str, block: int, window: int) -> str:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """While open, no parameter takes part in a backward pass but those that are watched."""
+    """While open, only watched parameters take part in a backward pass."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
     try:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from search.evolution import Evolution
@@ -15,8 +15,15 @@ from search.screen import Screen
 from search.status import RUNNING, Status
 from search.trackers import Tracker
 
+OnRecord = Callable[[Record], object]
+"""Called with each record once it is in the journal, in the order of breeding."""
+
 _SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0
 """Between two looks at a run: on the screen, and in `status.json`."""
+
+
+def ignore(record: Record) -> None:
+    """Do nothing with a record."""
 
 
 class Books:
@@ -34,10 +41,12 @@ class Books:
         pool: Pool,
         screen: Screen,
         trackers: Sequence[Tracker],
+        on_record: OnRecord = ignore,
     ) -> None:
         self.folder, self.experiment, self.evolution = folder, experiment, evolution
         self.scale = scale
         self.pool, self.screen, self.trackers = pool, screen, trackers
+        self.on_record = on_record
         self.outcomes: Counter[str] = Counter()
         self._timings: dict[int, Timing] = {}
         self._began, self._first = time.monotonic(), evolution.state.committed
@@ -50,13 +59,15 @@ class Books:
             self.folder.write_failure(str(arrival.index), arrival.trace)
 
     def enter(self, records: list[Record]) -> None:
-        """Append committed records to the journal; write a checkpoint now and then."""
+        """Append committed records to the journal and pass them on; write a checkpoint at times."""
         for record in records:
             self.folder.append(record, self._timings.pop(record.index, {}))
             self.outcomes[record.outcome.kind] += 1
         step = self.experiment.config.search.checkpoint_every
         if records and (records[-1].index + 1) // step > records[0].index // step:
             self._checkpoint()
+        for record in records:  # all are in the journal by now: it may raise
+            self.on_record(record)
 
     def show(self) -> None:
         """Show where the run stands, and write it down, both not too often."""

@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from command_line import outcome
 from plain_files import read_object
-
-DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
-"""Exit codes; 2 is a usage or config error, 3 a run that can be resumed, 4 a folder that does not
-fit."""
 
 MOST_BYTES = 20_000_000
 FILES = {
@@ -34,7 +31,7 @@ class Ending:
 
     Attributes:
         code: The exit code.
-        reason: In a few words, or an error's line.
+        reason: What came of it in a few words, or an error's line.
         folder: The run's, if there is one.
         more: What `--json` says beside these.
     """
@@ -46,7 +43,8 @@ class Ending:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        told: dict[str, Any] = {"exit": self.code, "reason": self.reason, **self.more}
+        what = "error" if self.code else "state"
+        told = outcome(self.code, **{what: self.reason}, **self.more)
         if self.folder is None or not self.folder.is_dir():
             return told
         files = {name: self.folder / file for name, file in FILES.items()}

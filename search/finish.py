@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from command_line import called
+from command_line import DONE, called
 from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
-from search.ending import DONE, Ending
+from search.ending import Ending
 from search.experiment import Experiment
 from search.fitness import perplexity_of
 from search.journal import FolderError, RunFolder

@@ -19,7 +19,7 @@ from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
-from pruning.walk import Progress
+from pruning.progress import Progress
 from search.population import Candidate, Outcome
 from search.resident import Memory, Resident, Subject, Weights, unwatched
 from search.scale import Scale

@@ -107,9 +107,9 @@ class RunFolder:
     def discard_if_unused(self) -> bool:
         """Take a folder away again in which nothing was measured yet; tell whether it was so.
 
-        What was there before `create` stays.
+        What was there before `create` stays. A second call does nothing more.
         """
-        if set(_files_in(self.path)) - {"config.yaml", "config.yaml.tmp"}:
+        if self.path.is_dir() and set(_files_in(self.path)) - {"config.yaml", "config.yaml.tmp"}:
             return False
         with suppress(OSError):  # where nothing can be written any more, it stays
             for name in _files_in(self.path):

@@ -1,22 +1,27 @@
-"""From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
+"""From a config to a finished run: check, load, evolve, finish. Resume takes the same road.
+
+`launch` and `resume` are the command line's: they print how a run ended. `run` and `run_on` do the
+work, and raise `Unfinished`.
+"""
 
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from command_line import called
+from command_line import BROKEN, DONE, INTERRUPTED, NOTHING_EVALUATED, called
 from configs import schema
 from configs.schema import Config
-from interrupts import INTERRUPTED, Resumable
+from interrupts import Resumable
 from search import trackers
-from search.books import Books
-from search.ending import BROKEN, DONE, NOTHING_EVALUATED, Ending
+from search.books import Books, OnRecord, ignore
+from search.ending import Ending
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints
@@ -34,28 +39,86 @@ from search.prepare import prepare, read_scale
 from search.screen import Screen, step
 from search.status import FINISHED
 
+_NOTHING_LEFT = "nothing was measured yet, and no folder is left: run the same command again"
+
+
+class Unfinished(RuntimeError):
+    """A run that did not come to its end; the message says why, and how to go on.
+
+    Attributes:
+        code: The exit code of the command line.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 def launch(config: Config, out: Path, console: Console) -> Ending:
-    """Run a new search in an empty folder, which is gone again if nothing came of it."""
+    """Run a new search in an empty folder, and print how it ended."""
+    return _told(console, out, lambda: run(config, out, console))
+
+
+def resume(path: Path, overrides: Sequence[str], console: Console) -> Ending:
+    """Continue a run, or extend a finished one, and print how it ended.
+
+    Raises:
+        FolderError: If the folder is no run, is damaged, or an override would change the search.
+    """
+    return _told(console, path, lambda: run_on(path, overrides, console))
+
+
+def _told(console: Console, folder: Path, work: Callable[[], str]) -> Ending:
+    try:
+        return Ending(DONE, work(), folder)
+    except Unfinished as end:
+        console.print(str(end), soft_wrap=True)
+        return Ending(end.code, str(end), folder)
+
+
+def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
+    """Run a new search in an empty folder to its end; the folder is gone if nothing came of it.
+
+    Args:
+        on_record: Called with each record once it is in the journal, in order.
+
+    Returns:
+        How the run ended, in a word.
+
+    Raises:
+        Unfinished: If the run ended before; its folder can mostly be resumed.
+        FolderError: If the folder is not empty or cannot be made.
+        ValueError: If something is wrong with the config.
+        Exception: Whatever `on_record` raises, after a checkpoint.
+    """
     # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
     RunFolder.check_empty(out)
     experiment = _ready(config, console)
     with _crew(experiment, console) as crew, closing(RunFolder.create(out)) as folder:
+
+        def way_on() -> str:
+            return _NOTHING_LEFT if folder.discard_if_unused() else _continue_with(out)
+
         try:
-            ending = _run(folder, experiment, crew, [], console)
+            return _run(folder, experiment, crew, [], console, on_record, way_on)
         finally:
-            unused = folder.discard_if_unused()
-    if ending.code == INTERRUPTED:
-        again = "nothing was measured yet, and no folder is left: run the same command again"
-        _say(console, ending, again if unused else f"continue with {_resume_call(out)}")
-    return ending
+            folder.discard_if_unused()
 
 
-def resume(path: Path, overrides: list[str], console: Console) -> Ending:
-    """Continue a run, or extend a finished one; of one that is finished it only says so.
+def run_on(
+    path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
+) -> str:
+    """Continue a run to its end, or extend a finished one; without more to do, only say so.
+
+    Args:
+        on_record: Called with each record that is new.
+
+    Returns:
+        How the run ended, in a word or two.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
+        Unfinished: And what else `run` raises.
     """
     for override in overrides:
         if not is_free(override.partition("=")[0]):
@@ -74,25 +137,24 @@ def resume(path: Path, overrides: list[str], console: Console) -> Ending:
                 f"{path} has: give more"
             )
         if done == config.search.candidates and folder.is_finished(done):
-            return _say_finished(folder, config, console)
+            _say_finished(folder, config, console)
+            return "finished before"
         check_hub(config)
         experiment = _ready(config, console)
         with _crew(experiment, console) as crew:
-            ending = _run(folder, experiment, crew, records, console)
-    if ending.code == INTERRUPTED:
-        _say(console, ending, f"continue with {_resume_call(path)}")
-    return ending
+            way_on = partial(_continue_with, path)
+            return _run(folder, experiment, crew, records, console, on_record, way_on)
 
 
 def _resume_call(path: Path) -> str:
     return f"{called('run_search')} --resume {shlex.quote(str(path))}"
 
 
-def _say(console: Console, ending: Ending, way_on: str) -> None:
-    console.print(f"{ending.reason}; {way_on}", soft_wrap=True)
+def _continue_with(path: Path) -> str:
+    return f"continue with {_resume_call(path)}"
 
 
-def _say_finished(folder: RunFolder, config: Config, console: Console) -> Ending:
+def _say_finished(folder: RunFolder, config: Config, console: Console) -> None:
     """Say that there is nothing to do, what the result is, and how to go further."""
     if not (folder.path / "report.html").exists():  # a kill came between
         write_report(folder)
@@ -103,7 +165,6 @@ def _say_finished(folder: RunFolder, config: Config, console: Console) -> Ending
         soft_wrap=True,
     )
     say_files(folder, config, console)
-    return Ending(DONE, "finished before", folder.path)
 
 
 def _ready(config: Config, console: Console) -> Experiment:
@@ -121,11 +182,17 @@ def _run(
     crew: Crew,
     records: list[Record],
     console: Console,
-) -> Ending:
+    on_record: OnRecord,
+    way_on: Callable[[], str],
+) -> str:
     """Run to the end, or to what ends it; what is written by then can be resumed.
 
     Args:
         records: The journal so far; emptied once it is replayed.
+        way_on: Says how to go on after an interrupt.
+
+    Raises:
+        Unfinished: If the run ended before.
     """
     where = experiment.config.ray
     most = 1 if where.workers == 0 else where.workers
@@ -140,17 +207,16 @@ def _run(
             where.start_seconds,
             say=lambda line: console.print(line, soft_wrap=True),
         )
-        return _search(folder, experiment, pool, records, console)
-    except KeyboardInterrupt:
-        reason = f"interrupted after {folder.lines} candidates"
-        return Ending(INTERRUPTED, reason, folder.path)
+        return _search(folder, experiment, pool, records, console, on_record)
+    except KeyboardInterrupt as error:
+        why = f"interrupted after {folder.lines} candidates"
+        raise Unfinished(f"{why}; {way_on()}", INTERRUPTED) from error
     except Resumable as error:
-        return Ending(INTERRUPTED, f"error: {error}", folder.path)
+        raise Unfinished(f"error: {error}; {way_on()}", INTERRUPTED) from error
     except CallError as error:
         folder.write_failure("run", error.trace)
-        reason = f"error: {error}; see {folder.path / 'failures/run.txt'}"
-        console.print(reason, soft_wrap=True)
-        return Ending(BROKEN, reason, folder.path)
+        trace = folder.path / "failures/run.txt"
+        raise Unfinished(f"error: {error}; see {trace}", BROKEN) from error
 
 
 def _search(
@@ -159,22 +225,24 @@ def _search(
     pool: Pool,
     records: list[Record],
     console: Console,
-) -> Ending:
+    on_record: OnRecord,
+) -> str:
     started = time.monotonic()
     marks = prepare(folder, experiment, pool, console)
-    evolution = evolve(folder, experiment, pool, marks, records, console)
+    evolution = evolve(folder, experiment, pool, marks, records, console, on_record)
     state = evolution.state
     if state.best is None:
-        reason = "error: no candidate was evaluated to the end"
-        ending = Ending(NOTHING_EVALUATED, reason, folder.path)
-        _say(console, ending, f"breed more: {_resume_call(folder.path)} --set search.candidates=N")
-        return ending
+        raise Unfinished(
+            "error: no candidate was evaluated to the end; breed more: "
+            f"{_resume_call(folder.path)} --set search.candidates=N",
+            NOTHING_EVALUATED,
+        )
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     finish(folder, experiment, pool, state, diversity, started, console)
     status = folder.read_json("status.json")
     folder.write_json("status.json", {**status, "state": FINISHED})
-    return Ending(DONE, FINISHED, folder.path)
+    return FINISHED
 
 
 @contextmanager
@@ -215,6 +283,7 @@ def evolve(
     marks: Fingerprints,
     records: list[Record],
     console: Console,
+    on_record: OnRecord = ignore,
 ) -> Evolution:
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
@@ -227,7 +296,7 @@ def evolve(
     with (
         Screen(console) as screen,
         trackers.opened(experiment.config.trackers, folder.path) as tracked,
-        Books(folder, experiment, evolution, scale, pool, screen, tracked) as books,
+        Books(folder, experiment, evolution, scale, pool, screen, tracked, on_record) as books,
     ):
         books.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # twenty thousand of them would stay all the while

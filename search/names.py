@@ -1,14 +1,11 @@
 """Names in a config, checked before anything is imported that takes long."""
 
-import difflib
-import re
 from pathlib import Path
 
 from configs.schema import Config
-from evaluation.sources import EMBEDDED, HUB_CORPORA, check_name, why_no_hub
-
-_HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
-"""Owner and name; `models/` is where `make smollm2` puts its folder."""
+from evaluation.sources import HUB_CORPORA, check_name
+from hub_answers import silence
+from pruning.names import EMBEDDED, comes_from_hub
 
 
 def check_names(config: Config) -> None:
@@ -49,10 +46,10 @@ def check_hub(config: Config) -> None:
     if not away:
         return
     offline = "HF_HUB_OFFLINE is set, and its cache does not have it"
-    if cause := offline if constants.HF_HUB_OFFLINE else why_no_hub():
+    if cause := offline if constants.HF_HUB_OFFLINE else silence():
         raise ValueError(
             f"{away[0]} comes from the Hugging Face hub, which cannot be reached ({cause}): give a "
-            "folder or a local file, or fill the hub's cache elsewhere and set HF_HUB_OFFLINE=1"
+            "folder or a local file, or fill the hub's cache elsewhere"
         )
 
 
@@ -62,13 +59,9 @@ def is_here(model: str) -> bool:
     Raises:
         ValueError: If it is neither.
     """
-    if model == EMBEDDED or Path(model).is_dir():
-        return True
-    if _HUB_ID.fullmatch(model):
-        return False
-    near = difflib.get_close_matches(model.lower(), [EMBEDDED], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"model {model!r} is no folder: give embedded, a folder or a hub id{hint}"
-        + (" (`make smollm2` builds it)" if "smollm2" in model else "")
-    )
+    if model.startswith("models/") and not Path(model).is_dir():
+        raise ValueError(
+            f"model {model!r} is no folder: give {EMBEDDED}, a folder or a hub id"
+            + (" (`make smollm2` builds it)" if "smollm2" in model else "")
+        )
+    return not comes_from_hub(model)

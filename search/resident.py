@@ -19,10 +19,11 @@ from pruning.masks import Target, select
 from pruning.memory import give_back_freed_memory
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
+from pruning.progress import Progress
 from pruning.pruner import prune
 from pruning.recipe import LayerScores, Recipe
 from pruning.store import ResidentStore, all_layers
-from pruning.walk import Progress, Texts, walk_dense
+from pruning.walk import Texts, walk_dense
 from search.fingerprint import take_probe, tensors_digest
 
 

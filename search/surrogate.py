@@ -25,7 +25,7 @@ _REMEMBERED = 1024
 _ONE_MASK = 0.001
 """A distance below which two masks are as good as one."""
 
-_UNKNOWN = 3.0
+_UNKNOWN = 1.0
 """How much of all ranks a mask at distance 1 from all that was measured may be better than its
 neighbours: without it a brood's choice is a copy of what is best already."""
 

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("configs", "evaluation", "pruning", "search")
-SCRIPT_MODULES = ("run_prune", "run_search")
-LEAF_MODULES = ("command_line", "interrupts", "plain_files")
+SCRIPT_MODULES = ("apply_metric", "run_prune", "run_search")
+LEAF_MODULES = ("command_line", "hub_answers", "interrupts", "plain_files")
 
 # What the files of each package may not import. Later rows add to earlier ones.
 FORBIDDEN = {
@@ -25,6 +25,7 @@ FORBIDDEN = {
     "evaluation/": ("configs", "pruning", "search", *SCRIPT_MODULES, "deap", "ray"),
     "search/": (*SCRIPT_MODULES, "datasets"),
     "search/evolution.py": ("configs", "evaluation", "torch", "pathlib", "os"),
+    "apply_metric.py": ("configs", "search", "deap", "ray"),
     "run_prune.py": ("configs", "search", "deap", "ray"),
 }
 # Modules that only the files named may import.
@@ -42,10 +43,15 @@ SEARCH_IMPORTS = {
     ),
     "search/report/": ("search.report", "search.population", "search.scale"),
 }
+API = ("pruning/__init__.py", "search/__init__.py")
+"""The package files that hand out the names of docs/PYTHON.md."""
+
 TENSOR_READERS = ("pruning/result/kept.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""
 
-MEETING_PLACES = ("search/experiment.py", "search/fitness.py", "search/resident.py")
+MEETING_PLACES = (
+    *("search/experiment.py", "search/fitness.py", "search/names.py", "search/resident.py"),
+)
 """The modules of search that may import both pruning and evaluation."""
 
 UNSAFE_IMPORTS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -181,10 +187,13 @@ def test_run_prune_loads_neither_the_search_nor_its_libraries_even_indirectly():
 
 
 @pytest.mark.parametrize("file", [file for file in OURS if file.endswith("__init__.py")])
-def test_package_files_hold_a_docstring_and_nothing_else(file):
+def test_package_files_hold_a_docstring_and_perhaps_names_that_are_imported_when_asked_for(file):
     tree = syntax(file)
     assert ast.get_docstring(tree)
-    assert len(tree.body) == 1
+    if file not in API:
+        assert len(tree.body) == 1
+    at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert {node.module for node in at_import} <= {"importlib", "typing"}
 
 
 @pytest.mark.parametrize("file", [file for file in OURS if not file.endswith("__init__.py")])
@@ -196,6 +205,21 @@ def test_every_package_is_installed():
     built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     there = {Path(file).parent.as_posix() for file in OURS if file.endswith("__init__.py")}
     assert {name.replace(".", "/") for name in built["tool"]["setuptools"]["packages"]} == there
+
+
+def test_what_a_package_reads_beside_its_code_is_installed():
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = built["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        there = {path for path in (ROOT / package).rglob("*") if path.is_file()}
+        there = {path for path in there if path.suffix not in (".py", ".pyc")}
+        installed = {
+            path
+            for name, some in patterns.items()
+            for pattern in some
+            for path in (ROOT / name.replace(".", "/")).glob(pattern)
+        }
+        assert there - installed == set()
 
 
 def test_no_module_or_package_is_named_like_a_standard_one():

@@ -1,9 +1,14 @@
-"""What the documents name exists: paths, make targets, options of the two scripts."""
+"""What the documents name exists: paths, make targets, options, headings, numbers of pictures."""
 
 import re
+import runpy
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pruning.baselines import NAMED
 from pruning.leaves import LEAVES
@@ -16,7 +21,12 @@ DOCUMENTS = [
     "docs/ARCHITECTURE.md",
     "docs/METRICS.md",
     "docs/CLUSTER.md",
+    "docs/APPLY.md",
+    "docs/EXTENDING.md",
+    "docs/PYTHON.md",
 ]
+LINKED = [*DOCUMENTS, "docs/LOG.md", "docs/LOG_ARCHIVE.md"]
+WORKFLOW = ".github/workflows/ci.yml"
 MADE_LATER = ("runs/", "models/", "failures/")
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml))`")
 
@@ -50,12 +60,87 @@ def test_named_options_exist(script):
                 assert f"    {name}:" in source or f'"--{option}"' in source, (document, option)
 
 
-def test_every_module_has_its_line_in_the_readme():
-    readme = text_of("README.md")
+def anchor_of(heading: str) -> str:
+    """Return what GitHub makes of a heading: lower case, no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", LINKED)
+def test_links_lead_to_files_and_headings(document):
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(document)):
+        file, _, anchor = target.partition("#")
+        page = folder / file if file else ROOT / document
+        assert page.exists(), target
+        if anchor:
+            headings = re.findall(
+                r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE
+            )
+            assert anchor in map(anchor_of, headings), target
+
+
+def test_every_module_has_its_line_in_the_table_of_files():
+    table = text_of("docs/ARCHITECTURE.md")
     for package in ("pruning", "evaluation", "search", "scripts"):
         for path in (ROOT / package).rglob("*.py"):
             name = path.relative_to(ROOT).as_posix()
-            assert path.name == "__init__.py" or f"| `{name}` |" in readme, name
+            assert path.name == "__init__.py" or f"| `{name}` |" in table, name
+
+
+def test_the_log_begins_with_its_results_newest_first():
+    table, *sections = text_of("docs/LOG.md").split("\n## ")
+    dates = re.findall(r"^\| (\d{4}-\d\d-\d\d) \|", table, flags=re.MULTILINE)
+    assert dates
+    assert dates == sorted(dates, reverse=True)
+    measured = [section[:10] for section in sections]
+    assert measured == sorted(measured)
+
+
+def test_the_picture_of_the_results_shows_the_numbers_of_the_log():
+    script = runpy.run_path(str(ROOT / "scripts/draw_results.py"))
+    drawn = script["draw"](script["read_rises"](text_of("docs/LOG.md")))
+
+    def words(svg: str) -> list[str]:
+        return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+    assert "directed-snip-wanda (this project)" in words(drawn)
+    assert words(text_of("docs/results.svg")) == words(drawn)
+
+
+def test_the_table_of_the_readme_has_the_numbers_of_the_log():
+    script = runpy.run_path(str(ROOT / "scripts/draw_results.py"))
+    rises = script["read_rises"](text_of("docs/LOG.md"))
+    measured = {(rise.mean, rise.worst) for rise in rises}
+    rows = re.findall(r"^\|.*\| ([\d.]+) \| ([\d.]+) \|$", text_of("README.md"), flags=re.MULTILINE)
+    assert len(rows) == 4
+    assert {(float(mean), float(worst)) for mean, worst in rows} <= measured
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("arguments", [[], ["help"]])
+def test_make_lists_its_targets(arguments):
+    phony = re.search(r"^\.PHONY: (.*)$", text_of("Makefile"), flags=re.MULTILINE)
+    command = ["make", "--no-print-directory", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = re.findall(r"^  make (\w+)  ", done.stdout, flags=re.MULTILINE)
+    assert listed == phony[1].split()
+
+
+def test_the_workflow_calls_what_make_check_calls_on_every_python():
+    job = yaml.safe_load(text_of(WORKFLOW))["jobs"]["check"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    commands = [step.get("run", "") for step in job["steps"]]
+    called = {command.split()[1] for command in commands if command.startswith("make ")}
+    check = re.search(r"^check: ([\w ]+?)  ##", text_of("Makefile"), flags=re.MULTILINE)
+    assert {"install", *check[1].split()} <= called
+    for target in called:
+        assert re.search(rf"^{target}:", text_of("Makefile"), flags=re.MULTILINE), target
+
+
+def test_the_citation_names_the_version_and_licence_of_the_package():
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
 def test_every_leaf_operator_and_named_metric_has_its_row():

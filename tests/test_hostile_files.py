@@ -106,7 +106,13 @@ def refused(monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             script.main()
         out, err = capsys.readouterr()
-        said = ("note: ", "warning: ", "pruning: ", "plan: ")  # before the folder is looked at
+        said = (
+            "note: ",
+            "warning: ",
+            "pruning: ",
+            "plan: ",
+            "verify: ",
+        )  # before the folder is looked at
         lines = [line for line in err.splitlines() if not line.startswith(said)]
         assert (end.value.code, out, len(lines)) == (code, "", 1), err
         assert lines[0].startswith("error: ")
@@ -302,8 +308,8 @@ def test_a_size_that_no_model_has_is_refused(search_refuses, prune_refuses, mode
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"num_hidden_layers": 400}, "num_hidden_layers is 400, and the weights are of 2 blocks"),
-        ({"num_hidden_layers": 1}, "num_hidden_layers is 1, and the weights are of 2 blocks"),
+        ({"num_hidden_layers": 400}, "num_hidden_layers is 400, but the weights have 2 blocks"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers is 1, but the weights have 2 blocks"),
         ({"hidden_size": 32}, "must have shape"),
         ({"intermediate_size": 25}, "must have shape"),
         ({"vocab_size": 300}, "must have shape (300, 16) by its config, got (256, 16)"),

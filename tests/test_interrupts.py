@@ -1,4 +1,4 @@
-"""A signal in the first moments of a script: one line and exit code 3, from the first import on."""
+"""A signal in the first moments of a search: one line and exit code 3, from the first import on."""
 
 import os
 import signal
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import interrupts
-
 ROOT = Path(__file__).parents[1]
-ENTRY = "import sys\nfrom run_search import main\nsys.exit(main())\n"
+ENTRY = "import sys\nfrom command_line import search\nsys.exit(search())\n"
+IN_ONE_LINE = "interrupted before anything was written: run the same command again\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -35,13 +34,5 @@ def test_a_signal_while_modules_are_imported_is_one_line_and_3(tmp_path, program
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == f"{interrupts.BEFORE_THE_RUN}\n"
+    assert done.stderr == IN_ONE_LINE
     assert not (tmp_path / "run").exists()
-
-
-def test_a_script_that_is_imported_by_another_program_is_not_the_program(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
-    assert not interrupts.is_program("run_search", "prunevolve-search")
-    assert interrupts.is_program("__main__", "prunevolve-search")
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/prunevolve-search"])
-    assert interrupts.is_program("run_search", "prunevolve-search")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from toy_models import toy_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import apply_metric
 import run_prune
 from evaluation.corpus import token_windows
 from pruning import folder_store, spool, walk
@@ -23,6 +24,7 @@ from pruning.models import linear_layers, load_model
 from pruning.pruner import prune
 from pruning.recipe import Recipe
 from pruning.result import plan
+from pruning.result.request import resolve_subject
 from pruning.result.verify import verify_result
 from pruning.result.work import WorkFolder
 from pruning.store import ResidentStore
@@ -62,6 +64,9 @@ def prune_small(call, tiny_llama_dir, tmp_path):
         return call(**(defaults | small | options))
 
     return run
+
+
+TWO_KINDS = {"corpus": ["embedded", "embedded"], "split": ["training", "calibration"]}
 
 
 def report_of(tmp_path) -> dict:
@@ -137,6 +142,136 @@ def test_run_prune_gives_the_same_weights_from_the_same_request(prune_small, tmp
     assert again["sha256"] == recipe_of(tmp_path)["sha256"]
 
 
+def test_run_prune_repeats_a_recipe_and_says_that_it_did(prune_small, call, tmp_path):
+    prune_small(metric="snip", sparsity=0.6, seed=7, share=[2, 1], **TWO_KINDS)
+    recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
+    code, out, _ = call(recipe=recipe, out=again)
+    assert code == 0
+    assert out.splitlines()[-1] == "repeated: all files are the recipe's, byte for byte"
+    repeated = json.loads((again / "pruning_recipe.json").read_text())
+    assert repeated == recipe_of(tmp_path) | {"metric_source": "formula"}
+    report = json.loads((again / "pruning_report.json").read_text())
+    assert report["pruned_perplexity"] == report_of(tmp_path)["pruned_perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "expected"),
+    [
+        ({}, {"sparsity": 0.6}, {"sparsity": 0.6, "group": "row"}),
+        ({"group": "layer"}, {"pattern": "2:4"}, {"pattern": "2:4", "metric": "mul(W, sqrt(X))"}),
+        ({"pattern": "2:4"}, {"pattern": "unstructured"}, {"sparsity": 0.5, "group": "row"}),
+        ({"group": "layer"}, {"metric": "snip"}, {"metric": "mul(W, G)", "group": "model"}),
+        ({}, {"corpus": "embedded"}, {"split": ["calibration"], "share": [1.0]}),
+    ],
+)
+def test_run_prune_takes_other_options_over_those_of_a_recipe(
+    prune_small, call, tmp_path, first, changes, expected
+):
+    prune_small(**first, **({} if "metric" in changes else TWO_KINDS))
+    recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
+    code, out, _ = call(recipe=recipe, out=again, validate=True, json=True, **changes)
+    options = json.loads(out)["options"]
+    assert code == 0
+    assert {key: options[key] for key in expected} == expected
+    assert ("group" in options) is (options["pattern"] == "unstructured")
+
+
+def test_run_prune_warns_where_a_repeated_recipe_gives_other_files(prune_small, call, tmp_path):
+    prune_small()
+    recipe = tmp_path / "out" / "pruning_recipe.json"
+    code, out, err = call(recipe=recipe, out=tmp_path / "again", sparsity=0.6, json=True)
+    assert (code, json.loads(out)["repeated"]) == (0, False)
+    assert err.splitlines()[-1] == (
+        "warning: 2 of 3 files are not the recipe's, model-00002-of-00003.safetensors first: the "
+        "model, the texts, the options or the versions differ"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (None, "has no 'options' or 'sha256': give a pruning_recipe.json of this version"),
+        ({"device": "cpu"}, "has the unknown option 'device'"),
+        ({"samples": "3"}, ": samples: Input should be a valid integer"),
+        ({"corpus": "c4"}, ": corpus: Input should be a valid array"),
+    ],
+)
+def test_run_prune_refuses_an_altered_recipe(call, tmp_path, options, problem):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"sha256": {}} | ({"options": options} if options else {})))
+    code, _, err = call(recipe=path, out=tmp_path / "out")
+    assert code == 2
+    assert err.startswith(f"error: recipe {str(path)!r}")
+    assert problem in err
+
+
+def test_run_prune_takes_a_pruned_models_folder_as_a_metric(prune_small, tmp_path):
+    prune_small(metric="snip")
+    prune_small(metric=tmp_path / "out", out=tmp_path / "again")
+    assert checksums_of(tmp_path / "again") == checksums_of(tmp_path / "out")
+
+
+def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, call, tmp_path):
+    code, out, err = prune_small(pattern="2:4", json=True)
+    told, report, folder = json.loads(out), report_of(tmp_path), tmp_path / "out"
+    assert (code, told["exit"], told["reason"]) == (0, 0, "done")
+    assert told["report"] == str(folder / "pruning_report.json")
+    assert told["recipe"] == str(folder / "pruning_recipe.json")
+    assert told["pruned_perplexity"] == report["pruned_perplexity"]
+    assert told["zeros"] == sum(layer["zeros"] for layer in report["layers"])
+    assert 2 * told["zeros"] == told["weights"]
+    assert f"saved: {folder} (14 layers, 50.00% zeros, 2:4)" in err.splitlines()
+    code, out, _ = call(verify=folder, json=True)
+    assert (code, json.loads(out)["zeros"]) == (0, told["zeros"])
+    code, out, _ = prune_small(json=True)
+    assert (code, json.loads(out)["reason"]) == (4, "folder")
+
+
+def test_run_prune_measures_the_embedded_model_as_its_published_figures():
+    subject = resolve_subject("embedded", "auto", "cpu", None)
+    assert (subject.dtype, subject.seqlen) == ("float32", 256)
+    asked = resolve_subject("embedded", "float16", "cpu", 512)
+    assert (asked.dtype, asked.seqlen) == ("float16", 512)
+
+
+def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
+    spoilt = {"metric": "mul(W, exp(exp(exp(exp(add(W, G))))))"}
+    out, kept = tmp_path / "a" / "b", tmp_path / "c" / "d"
+    code, _, _ = prune_small(metric="snip", statistics=tmp_path / "none.pth", out=out)
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    code, _, err = prune_small(**spoilt, out=out)
+    assert (code, list(tmp_path.iterdir())) == (2, []), err
+    (tmp_path / "in use" / ".unfinished").mkdir(parents=True)
+    with FileLock(tmp_path / "in use" / ".unfinished" / "lock"):
+        code, _, _ = prune_small(statistics=kept, out=tmp_path / "in use", resume=True)
+    assert code == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["in use"]
+
+
+def test_run_prune_writes_files_that_follow_the_umask(prune_small, tmp_path):
+    (tmp_path / "file").touch()
+    prune_small(statistics=tmp_path / "kept")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "file").stat().st_mode}
+
+
+def test_run_prune_says_when_a_model_is_sparse_already(prune_small, tmp_path):
+    assert "sparse already" not in prune_small(pattern="2:4")[2]
+    warning = (
+        f"model '{tmp_path / 'out'}' is sparse already: about 50% of the weights in its layers are "
+        "zero, and count as removed; 'dense' is the model as it is"
+    )
+    again = {"model": tmp_path / "out", "out": tmp_path / "again"}
+    assert f"warning: {warning}" in prune_small(**again, validate=True)[2].splitlines()
+    lines = prune_small(**again)[2].splitlines()
+    told = next(n for n, line in enumerate(lines) if line.startswith("pruning: "))
+    assert f"warning: {warning}" in lines[:told]
+    assert (
+        warning in json.loads((tmp_path / "again" / "pruning_report.json").read_text())["warnings"]
+    )
+
+
 def test_run_prune_reads_no_calibration_text_for_a_metric_of_weights(prune_small, tmp_path):
     # A corpus of the hub, which is not asked.
     code, _, err = prune_small(metric="magnitude", corpus="c4")
@@ -180,7 +315,7 @@ def test_run_prune_warns_where_evaluation_overlaps_calibration(prune_small, tmp_
     )
     assert code == 0
     assert f"warning: {warning}" in err.splitlines()
-    assert report_of(tmp_path)["warnings"] == [warning, run_prune.ONE_KIND]
+    assert report_of(tmp_path)["warnings"] == [warning, apply_metric.ONE_KIND]
 
 
 def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tmp_path):
@@ -201,7 +336,7 @@ def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tm
 
 
 def test_run_prune_warns_where_statistics_are_of_one_kind_of_text(prune_small, tmp_path):
-    assert f"warning: {run_prune.ONE_KIND}" in prune_small(validate=True)[2]
+    assert f"warning: {apply_metric.ONE_KIND}" in prune_small(validate=True)[2]
     assert "warning" not in prune_small(validate=True, metric="magnitude")[2]
 
 
@@ -239,7 +374,7 @@ def test_run_prune_validate_says_what_the_hub_would_have_to_tell(prune_small):
         ({"metric": "a/b.json"}, "metric 'a/b.json' looks like a file and there is no such file"),
         ({"metric": "mul(W"}, "metric 'mul(W' is not a well-formed formula at column"),
         ({"metric": "sqrt(X)"}, "metric 'sqrt(X)' gives every row the same scores"),
-        ({"metric": None}, "--metric is required: give --model, --metric and --out, or --verify"),
+        ({"metric": None}, "--metric is required: give --model, --metric and --out, --recipe"),
         ({"model": None}, "--model is required"),
         ({"out": None}, "--out is required"),
         (
@@ -278,7 +413,13 @@ def test_run_prune_validate_says_what_the_hub_would_have_to_tell(prune_small):
         ({"split": "test"}, "split of corpus 'embedded' must be one of"),
         ({"eval_split": "report[9%"}, "split must be name, name[a%:b%]"),
         ({"eval_windows": 10**6}, "tokens; 1000000 windows without overlap of 16 need 16000000"),
-        ({"model": "/no/such/folder"}, "model '/no/such/folder' cannot be loaded: give 'embedded'"),
+        ({"model": "/no/such/folder"}, "model '/no/such/folder' is no folder: give embedded, a "),
+        ({"model": "Embeded"}, "model 'Embeded' is no folder: did you mean embedded? or give"),
+        ({"metric": "WANDA"}, "metric 'WANDA' is no known name: did you mean wanda? or give one"),
+        ({"metric": "W * sqrt(X)"}, "metric 'W * sqrt(X)' is written infix: write mul(W, sqrt(X))"),
+        ({"sparsity": 50}, "sparsity must be in [0, 1), got 50.0: did you mean 0.5?"),
+        ({"sparsity": 100}, "sparsity must be in [0, 1), got 100.0"),
+        ({"recipe": "none.json"}, "recipe 'none.json' cannot be read: No such file or directory"),
         ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
     ],
 )
@@ -339,7 +480,8 @@ def test_run_prune_refuses_a_folder_that_is_not_empty(prune_small, tmp_path):
 def test_run_prune_verify_accepts_its_own_result(prune_small, call, tmp_path):
     prune_small(pattern="2:4")
     code, out, err = call(verify=tmp_path / "out")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert [line.partition(" (")[0] for line in err.splitlines()] == ["verify: 3/3"]
     assert out == (
         f"{tmp_path / 'out'}: 14 layers, 50.00% zeros, 2:4; counts and checksums are as reported\n"
     )
@@ -353,9 +495,9 @@ def test_run_prune_verify_catches_a_tampered_shard(prune_small, call, tmp_path):
     save_file(weights, path, metadata={"format": "pt"})
     code, out, err = call(verify=tmp_path / "out")
     assert (code, out) == (4, "")
-    assert err == (
+    assert err.splitlines()[-1] == (
         f"error: '{tmp_path / 'out'}' is not as it was saved: layer model.layers.1.mlp.up_proj "
-        "has 190 zeros of 384, the report says 192 of 384\n"
+        "has 190 zeros of 384, the report says 192 of 384"
     )
 
 
@@ -524,7 +666,7 @@ def test_run_prune_resumes_what_was_whole_but_not_published(
     with monkeypatch.context() as patched:
         patched.setattr(WorkFolder, "publish", lambda self: interrupt())
         assert prune_small(metric="wanda")[0] == 3
-    monkeypatch.setattr(run_prune, "prune", None)  # would fail if it were called
+    monkeypatch.setattr(apply_metric, "prune", None)  # would fail if it were called
     assert prune_small(metric="wanda", resume=True)[0] == 0
     assert checksums_of(tmp_path / "out") == expected
     verify_result(tmp_path / "out")
@@ -821,7 +963,9 @@ def test_run_prune_killed_at_three_moments_and_resumed_is_the_same(whole, tmp_pa
 
 @pytest.mark.slow  # a process of its own has to import torch and transformers
 def test_run_prune_loads_neither_ray_nor_deap_nor_the_search():
-    script = "import run_prune, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    script = (
+        "import apply_metric, run_prune, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    )
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

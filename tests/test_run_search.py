@@ -392,7 +392,7 @@ def test_json_of_a_finished_run_is_one_object_with_its_result(
 ):
     code, printed = call(monkeypatch, capsys, "--json", "--resume", finished)
     told, summary = json.loads(printed.out), read(finished / "summary.json")
-    assert (code, told["exit"], told["reason"]) == (0, 0, "finished before")
+    assert (code, told["exit"], told["state"]) == (0, 0, "finished before")
     assert told["folder"] == str(finished)
     assert told["files"]["report"] == str(finished / "report.html")
     for key in ("verdict", "dense", "baselines", "best", "candidates", "outcomes"):
@@ -500,3 +500,36 @@ def test_release_primitives_collect_what_a_seed_names_beside_x_and_g(tmp_path, m
     code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *settings(*more))
     assert code == 0, printed.err
     assert leaves_in(tmp_path / "run/statistics.safetensors") == set("GVX")
+
+
+def test_print_config_shows_the_resolved_config_and_does_nothing_else(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call(
+        monkeypatch, capsys, "--config", "two_models", "--set", "search.seed=4", "--print-config"
+    )
+    assert code == 0
+    assert printed.out == schema.to_yaml(schema.load("two_models", ["search.seed=4"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--config", "tow_models"], "config 'tow_models' is neither a file nor a shipped "),
+        (["--set", "search.seed=x"], "search.seed = 'x': Input should be a valid integer"),
+        (["--resume", "runs/x"], "--print-config goes with --config and --set alone"),
+        (["--out", "runs/x"], "--print-config goes with --config and --set alone"),
+    ],
+)
+def test_print_config_refuses_what_it_cannot_show(arguments, problem, monkeypatch, capsys):
+    code, printed = call(monkeypatch, capsys, *arguments, "--print-config")
+    assert (code, printed.out) == (2, "")
+    assert printed.err.startswith("error: ")
+    assert problem in printed.err
+
+
+def test_a_shipped_experiment_is_named_on_the_command_line(monkeypatch, capsys):
+    code, printed = call(monkeypatch, capsys, "--config", "paper", "--validate")
+    assert (code, printed.out.splitlines()[-1]) == (0, "valid")

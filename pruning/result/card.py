@@ -1,19 +1,22 @@
 """The README.md of a pruned model: what was removed, by which score, and what it cost."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pruning.leaves import LEAVES
 from pruning.metric import Metric
+from pruning.names import comes_from_hub
 
 CARD = """---
 {data}
 ---
 
-# {base}, pruned: {pattern}, {sparsity:.1%} zeros
+# {title}
 
 In every linear layer of the decoder blocks the weights with the lowest score are zero; all other
 weights are those of the base model, and its license applies.
@@ -29,28 +32,42 @@ weights are those of the base model, and its license applies.
 | pruned | {pruned} |
 
 Zeros take the same space on disk and the same time to multiply; only a 2:4 pattern can be faster,
-and it needs a kernel for it. `pruning_recipe.json` says how to do it again, `pruning_report.json`
-what is in each layer.
+and it needs a kernel for it. `pruning_report.json` says what is in each layer, and
+`pruning_recipe.json` how to do it again, where the same model and texts are:
+
+```
+prunevolve-prune --recipe pruning_recipe.json --out DIR
+```
 """
 
 
-def model_card(recipe: Mapping[str, Any], report: Mapping[str, Any]) -> ModelCard:
+@dataclass(frozen=True)
+class Dataset:
+    """Where a corpus stands on the hub: its id, and the name of a part if it has several."""
+
+    path: str
+    name: str | None = None
+
+
+def model_card(
+    recipe: Mapping[str, Any],
+    report: Mapping[str, Any],
+    datasets: Mapping[str, Dataset],
+) -> ModelCard:
     """Return the card of a pruned model; it names no license, since the base model's applies.
 
     Args:
         recipe: `model`, `group` and `calibration` are read.
         report: `metric`, `pattern`, `sparsity` and the perplexities are read.
+        datasets: Named corpora that the hub has, by name.
     """
     model, pattern = recipe["model"], report["pattern"]
     base = Path(model).resolve().name if Path(model).is_dir() else model  # no path goes public
-    tags = ["prunevolve", "pruning", "sparse", pattern]
-    data = ModelCardData(base_model=base, library_name="transformers", tags=tags)
+    title = f"{base}, pruned: {pattern}, {report['sparsity']:.1%} zeros"
     leaves = sorted(Metric.parse(report["metric"]).leaves)
     text = CARD.format(
-        data=data.to_yaml(),
-        base=base,
-        pattern=pattern,
-        sparsity=report["sparsity"],
+        data=_metadata(title, recipe, report, datasets).to_yaml(),
+        title=title,
         metric=report["metric"],
         leaves="\n".join(f"  - {name} is the {LEAVES[name].meaning}" for name in leaves),
         group=recipe["group"] or f"groups of the pattern {pattern}",
@@ -60,6 +77,56 @@ def model_card(recipe: Mapping[str, Any], report: Mapping[str, Any]) -> ModelCar
         pruned=_number(report["pruned_perplexity"]),
     )
     return ModelCard(text)
+
+
+def _metadata(
+    title: str,
+    recipe: Mapping[str, Any],
+    report: Mapping[str, Any],
+    datasets: Mapping[str, Dataset],
+) -> ModelCardData:
+    """Return what the hub reads: a base model and data sets only where it has them."""
+    results = _results(report, datasets)
+    corpora = (recipe["calibration"] or {}).get("corpus", "").split(" + ")
+    of_hub = dict.fromkeys(datasets[corpus].path for corpus in corpora if corpus in datasets)
+    # Of the hub's four relations (quantized, adapter, merge, finetune) the one in which weights of
+    # the same number format have changed.
+    base = {}
+    if comes_from_hub(recipe["model"]):
+        base = {"base_model": recipe["model"], "base_model_relation": "finetune"}
+    return ModelCardData(
+        **base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["prunevolve", "pruning", "sparse", report["pattern"]],
+        datasets=list(of_hub) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(report: Mapping[str, Any], datasets: Mapping[str, Dataset]) -> list[EvalResult]:
+    """Return the pruned perplexity on each text, where it is finite."""
+    windows = "{windows} windows of {length} tokens".format(**report["perplexity_of"])
+    results = []
+    for text in report["by_text"]:
+        corpus = Path(text["corpus"]).name  # of a local file
+        dataset = datasets.get(corpus, Dataset(corpus))
+        split, _, slice_ = text["split"].partition("[")
+        if text["pruned"] is not None:
+            results.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=re.sub(r"[^\w./-]", "-", dataset.path),
+                    dataset_name=f"{corpus} [{slice_}" if slice_ else corpus,
+                    dataset_config=dataset.name,
+                    dataset_split=split or None,
+                    metric_type="perplexity",
+                    metric_name=f"perplexity, {windows} in all",
+                    metric_value=text["pruned"],
+                )
+            )
+    return results
 
 
 def _place(provenance: Mapping[str, Any]) -> str:

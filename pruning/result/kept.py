@@ -1,6 +1,7 @@
 """`--statistics`: a folder of statistics that are used again, or the release's gradients."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from plain_files import check_plain, open_plain
 from pruning.metric_file import read_json
-from pruning.result.work import FolderMismatchError, write_json
+from pruning.result.work import FolderMismatchError, made, write_json
 from pruning.spool import DiskSpool, Spool
 from pruning.store import Store
 
@@ -19,12 +20,16 @@ _DEPENDS_ON = ("model", "calibration", "dtype")
 """What statistics depend on, of all that a result does."""
 
 
-def open_statistics(path: Path, identity: Mapping[str, Any], store: Store) -> Spool:
-    """Return the statistics that are kept at a path, by `G/layer`; new ones are kept there too.
+@contextmanager
+def opened_statistics(
+    path: Path | None, identity: Mapping[str, Any], store: Store
+) -> Iterator[Spool | None]:
+    """Open the statistics that are kept at a path, by `G/layer`; new ones are kept there too.
 
     Args:
-        path: A folder, made if it is not there; or a `.pth` file, the gradients that the release
-            of Pruner-Zero or GBLM saved, to which nothing is added.
+        path: A folder, made if it is not there, and taken away again if nothing came into it; or a
+            `.pth` file, the gradients that the release of Pruner-Zero or GBLM saved, to which
+            nothing is added. None if nothing is kept.
         identity: What the result depends on; model, calibration and dtype are looked at.
 
     Raises:
@@ -32,19 +37,34 @@ def open_statistics(path: Path, identity: Mapping[str, Any], store: Store) -> Sp
         ValueError: If the file is no dictionary of the model's gradients, the folder cannot be
             made, or what is in it is no regular file.
     """
-    if path.suffix == ".pth":
-        return _Gradients(path, store)
-    check_plain(path, "**/*")
-    settings = {key: identity[key] for key in _DEPENDS_ON}
-    if path.is_dir() and any(path.iterdir()):
-        _check_settings(path, settings)
+    if path is None:
+        yield None
+    elif path.suffix == ".pth":
+        yield _Gradients(path, store)
     else:
+        check_plain(path, "**/*")
+        settings = {key: identity[key] for key in _DEPENDS_ON}
+        if path.is_dir() and any(path.iterdir()):
+            _check_settings(path, settings)
+            yield DiskSpool(path)
+        else:
+            with _new_folder(path, settings):
+                yield DiskSpool(path)
+
+
+@contextmanager
+def _new_folder(path: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    with ExitStack() as stack:
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(made(path))
+            write_json(path / SETTINGS, settings)
         except OSError as error:
             raise ValueError(f"statistics {str(path)!r} cannot be made: {error}") from error
-        write_json(path / SETTINGS, settings)
-    return DiskSpool(path)
+        try:
+            yield
+        finally:
+            if len(list(path.iterdir())) == 1:  # the settings alone
+                (path / SETTINGS).unlink()
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

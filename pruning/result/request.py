@@ -12,13 +12,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pruning.checkpoint import Checkpoint
 from pruning.masks import Target, group_of, parse_pattern
 from pruning.metric_file import ResolvedMetric
-from pruning.models import DTYPES, load_config, load_tokenizer, skeleton, source_of
+from pruning.models import DTYPES, EMBEDDED, load_config, load_tokenizer, skeleton, source_of
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
 
 SEQLEN = 512
 """Tokens of a window where nothing else is said and the model's context is no shorter."""
+
+OWN = {EMBEDDED: ("float32", 256)}
+"""Dtype and window of a model where nothing else is said: those of its published figures."""
 
 SPARSITY_TOLERANCE = 1e-3
 """How exactly a sparsity must repeat what n:m implies: 0.667 may stand for 1 - 1/3."""
@@ -85,10 +88,11 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
     """Load a model's config and tokenizer, and fill in what the request leaves open.
 
     Args:
-        dtype: A key of `DTYPES`, or `auto` for the config's own, or float32 if it names none or
-            the CPU is slow at it.
+        dtype: A key of `DTYPES`, or `auto` for the model's in `OWN`, else the config's, or float32
+            if it names none or the CPU is slow at it.
         device: None for the first GPU if there is one, otherwise the CPU.
-        seqlen: Window length in tokens; None for `SEQLEN`, or the context if that is shorter.
+        seqlen: Window length in tokens; None for the model's in `OWN`, else `SEQLEN`; never more
+            than the context.
 
     Raises:
         ValueError: If there is no such model or device, the model is quantized or its family is
@@ -100,12 +104,13 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
     config = load_config(model)
     text_config = config.get_text_config()
     own_dtype = _own_dtype(model, config)
+    of_model = OWN.get(model, (_quick_dtype(own_dtype, device), SEQLEN))
     if dtype == "auto":
-        dtype = _quick_dtype(own_dtype, device)
+        dtype = of_model[0]
     longest = getattr(text_config, "max_position_embeddings", None) or seqlen or SEQLEN
     if seqlen is not None and not 2 <= seqlen <= longest:
         raise ValueError(f"seqlen must be 2 to {longest}, the model's context; got {seqlen}")
-    length = min(SEQLEN, longest) if seqlen is None else seqlen
+    length = min(of_model[1], longest) if seqlen is None else seqlen
     return Subject(model, config, load_tokenizer(model), dtype, device, length, own_dtype)
 
 

@@ -18,7 +18,8 @@ from pruning.folder_store import FolderStore
 from pruning.masks import Target
 from pruning.metric_file import SCHEMA
 from pruning.models import source_of
-from pruning.result.card import model_card
+from pruning.progress import Progress
+from pruning.result.card import Dataset, model_card
 from pruning.result.verify import RECIPE, Inspector, LayerCount, check_promise
 from pruning.result.work import REPORT, FolderMismatchError, write_json
 
@@ -49,6 +50,8 @@ def save_papers(
     inspector: Inspector,
     perplexities: Perplexities,
     warnings: Sequence[str] = (),
+    datasets: Mapping[str, Dataset] | None = None,
+    on_progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Write all that makes a folder of shards a pruned model, the report last.
 
@@ -58,6 +61,8 @@ def save_papers(
             `model`, `metric`, `group` and `calibration` are read for the card.
         inspector: Has looked at some of the shards, and looks at the others.
         warnings: Lines for the report, before those about the layers.
+        datasets: Named corpora that the hub has, by name, for the card.
+        on_progress: Told how many of the files that were not looked at yet have been read back.
 
     Returns:
         The report, as written.
@@ -71,13 +76,13 @@ def save_papers(
         _write_index(store, folder)
         _save_configs(store.config, recipe["model"], folder)
         tokenizer.save_pretrained(folder)
-        layers, sums = inspector.look_at_all(folder)
+        layers, sums = inspector.look_at_all(folder, "save", on_progress)
         check_promise(folder, layers, target)
-        lines = [*warnings, *_layer_warnings(layers)]
+        lines = [*warnings, *_crowded(layers)]
         report = _report(recipe["metric"], target, perplexities, layers, lines)
         papers = {"schema": SCHEMA, **recipe, "versions": _versions(), "sha256": sums}
         write_json(folder / RECIPE, papers)
-        model_card(papers, report).save(folder / "README.md")
+        model_card(papers, report, datasets or {}).save(folder / "README.md")
         write_json(folder / REPORT, report)
     except SafetensorError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be written: {error}") from error
@@ -121,11 +126,16 @@ def _report(
     }
 
 
-def _layer_warnings(layers: Sequence[LayerCount]) -> list[str]:
+def _crowded(layers: Sequence[LayerCount]) -> list[str]:
+    """Return one warning about all layers of which little is left, or none."""
+    crowded = [layer for layer in layers if layer.zeros > CROWDED * layer.size]
+    if not crowded:
+        return []
+    worst = max(crowded, key=lambda layer: layer.zeros / layer.size)
+    told = f"layer {worst.name} is {worst.zeros / worst.size:.1%} zeros"
+    others = len(crowded) - 1
     return [
-        f"layer {layer.name} is {layer.zeros / layer.size:.1%} zeros"
-        for layer in layers
-        if layer.zeros > CROWDED * layer.size
+        told if not others else f"{told}, and {others} of {len(layers)} are above {CROWDED:.0%}"
     ]
 
 

@@ -21,10 +21,18 @@ from pruning.checkpoint import Checkpoint
 from pruning.masks import Target, group_of, parse_pattern
 from pruning.metric_file import read_json
 from pruning.models import load_config, published_names
+from pruning.progress import Progress
 from pruning.ranking import count
 from pruning.result.work import REPORT, FolderMismatchError
 
 RECIPE = "pruning_recipe.json"
+
+_SAMPLED = 1 << 16
+"""Weights of a layer in whose sample zeros are counted."""
+
+
+def _quietly(stage: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class LayerCount:
     pattern_ok: bool
 
 
-def verify_result(folder: Path) -> dict[str, Any]:
+def verify_result(folder: Path, on_progress: Progress = _quietly) -> dict[str, Any]:
     """Compare a pruned model's files with its recipe and its report, and return the report.
 
     Raises:
@@ -58,7 +66,7 @@ def verify_result(folder: Path) -> dict[str, Any]:
             raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
         recipe, report = read_json(folder / RECIPE), read_json(folder / REPORT)
-        problem = _first_difference(folder, recipe, report)
+        problem = _first_difference(folder, recipe, report, on_progress)
     except (OSError, SafetensorError) as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
     except FolderMismatchError:
@@ -114,8 +122,14 @@ class Inspector:
         with path.open("rb") as file:
             self._sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
 
-    def look_at_all(self, folder: Path) -> tuple[list[LayerCount], dict[str, str]]:
+    def look_at_all(
+        self, folder: Path, stage: str = "", on_progress: Progress = _quietly
+    ) -> tuple[list[LayerCount], dict[str, str]]:
         """Return what is in a folder's layers, in order, and the sha256 of its files by name.
+
+        Args:
+            stage: What progress calls it.
+            on_progress: Told the files that were looked at, of those that were not before.
 
         Raises:
             FolderMismatchError: As `look`, or if a file or a layer's weight is not there.
@@ -128,10 +142,30 @@ class Inspector:
             path for path in sorted(folder.glob("*.safetensors")) if path.name not in self._sums
         ]
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(self.look, left))
+            for done, _ in enumerate(pool.map(self.look, left), 1):
+                on_progress(stage, done, len(left))
         if lost := [name for name in self._names if name not in self._counts]:
             raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {lost[0]}")
         return [self._counts[name] for name in self._names], dict(sorted(self._sums.items()))
+
+
+def sampled_zeros(checkpoint: Checkpoint, config: PretrainedConfig, names: Sequence[str]) -> float:
+    """Return about what fraction of a model's layers is zero, from the middle of each of them.
+
+    Args:
+        checkpoint: The model's files.
+        config: Its config.
+        names: Its prunable layers.
+    """
+    published = [checkpoint.find(config, f"{name}.weight") for name in names]
+    zeros = size = 0
+    for weight in checkpoint.read(name for name in published if name).values():
+        flat = weight.flatten()
+        start = max(0, (len(flat) - _SAMPLED) // 2)
+        sample = flat[start : start + _SAMPLED]
+        zeros += count(_is_zero(sample))
+        size += len(sample)
+    return zeros / max(1, size)
 
 
 def _is_zero(weight: Tensor) -> Tensor:
@@ -157,7 +191,7 @@ def check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) ->
 
 
 def _first_difference(
-    folder: Path, recipe: Mapping[str, Any], report: Mapping[str, Any]
+    folder: Path, recipe: Mapping[str, Any], report: Mapping[str, Any], on_progress: Progress
 ) -> str | None:
     """Describe the first difference between a folder's weights, its recipe and its report."""
     for key in ("metric", "pattern", "sparsity"):
@@ -172,7 +206,7 @@ def _first_difference(
     except ValueError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
     names = [layer.name for layer in promised]
-    found, sums = Inspector(config, names, target).look_at_all(folder)
+    found, sums = Inspector(config, names, target).look_at_all(folder, "verify", on_progress)
     for was, now in zip(promised, found, strict=True):
         if was != now:
             return (

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ REPORT = "pruning_report.json"
 
 class FolderMismatchError(ValueError):
     """A folder does not fit what is asked of it."""
+
+    exit_code = 4
 
 
 class WorkFolder:
@@ -60,10 +62,8 @@ class WorkFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove all that is unfinished, and the result's folder if nothing else is in it."""
+        """Remove all that is unfinished."""
         shutil.rmtree(self.path, ignore_errors=True)
-        if not any(self.out.iterdir()):
-            self.out.rmdir()
 
     def publish(self) -> dict[str, Any]:
         """Give every file of the result its final name, the report last; return the report."""
@@ -92,16 +92,33 @@ def opened(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator[Work
     except (OSError, ValueError) as error:
         raise FolderMismatchError(f"out {str(out)!r} cannot be resumed: {error}") from error
     try:
-        work.result.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work.path / "lock")
-        with lock.acquire(timeout=0):
-            _claim(work, request, resume)
-            with _left_as_it_should(work):
-                yield work
+        with made(out):
+            work.result.mkdir(parents=True, exist_ok=True)
+            with FileLock(work.path / "lock").acquire(timeout=0):
+                _claim(work, request, resume)
+                with _left_as_it_should(work):
+                    yield work
     except Timeout as error:
         raise FolderMismatchError(
             f"out {str(out)!r} is in use by another process: wait, or name another folder"
         ) from error
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; at the end take those away that hold nothing.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # what holds something ends it
+            for path in missing:
+                path.rmdir()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import search
-from pruning.walk import Progress
+from pruning.progress import Progress
 from search.fitness import Evaluator
 from search.pool.protocol import Timing
 

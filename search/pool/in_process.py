@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from pruning.walk import Progress
+from pruning.progress import Progress
 from search.fitness import Evaluator, Setup
 from search.pool.crew import Call, Ended, Event, Fault, Reply, Started, attempt, perform
 from search.resident import unwatched

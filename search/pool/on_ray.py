@@ -22,7 +22,7 @@ from torch import Tensor
 
 import search
 from pruning.models import load_model
-from pruning.walk import Progress
+from pruning.progress import Progress
 from search.fitness import Evaluator, Setup
 from search.pool.cluster import Cluster, LostCluster, pinned, ray
 from search.pool.crew import (

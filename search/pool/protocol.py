@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interrupts import Resumable
 from pruning.criterion import Criterion
-from pruning.walk import Progress
+from pruning.progress import Progress
 from search.fitness import ZerosAndOverlap
 from search.population import Candidate, Outcome
 from search.resident import unwatched

@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor
 
-from pruning.walk import Progress
+from pruning.progress import Progress
 from search.fitness import Setup, ZerosAndOverlap
 from search.pool.crew import Call, Crew, Ended, Event, Fault, Reply, Started
 from search.pool.jobs import MOST, Job, Jobs

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from configs import schema
+from pruning.masks import GROUPS
 
 SHIPPED = sorted(Path(schema.__file__).parent.glob("*.yaml"))
 NAMED = f"config {schema.DEFAULT}: "
@@ -53,6 +55,10 @@ def test_paper_config_is_the_algorithm_that_the_paper_states():
     assert (search.objective, search.simplify, search.seeds) == ("nll", True, [])
     others = {"subtree": 0, "hoist": 0, "insert": 0, "factor": 0, "constant": 0}
     assert search.mutations.model_dump() == {"node": 1} | others
+
+
+def test_the_groups_are_those_that_masks_are_made_of():
+    assert get_args(schema.GroupName) == GROUPS
 
 
 # Tasks
@@ -399,3 +405,34 @@ def test_load_refuses_keys_and_values_of_another_kind(content, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(content)
     assert refusal(path=path).startswith(f"config {path}: ")
+
+
+# The schema for editors
+
+
+def test_shipped_files_are_what_the_schema_for_editors_allows():
+    import jsonschema
+
+    check = jsonschema.Draft202012Validator(schema.json_schema())
+    for path in SHIPPED:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert [error.message for error in check.iter_errors(raw)] == [], path.name
+        assert path.read_text(encoding="utf-8").startswith(
+            "# yaml-language-server: $schema=schema.json\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"modle": "embedded"},
+        {"search": {"population": 1}},
+        {"tasks": [{"base": 5}]},
+        {"fitness": {"base": "embedded"}},
+        {"pruning": {"pattern": "2-4"}},
+    ],
+)
+def test_the_schema_for_editors_refuses_what_load_refuses(raw):
+    import jsonschema
+
+    assert not jsonschema.Draft202012Validator(schema.json_schema()).is_valid(raw)

@@ -160,7 +160,7 @@ def test_parquet_without_text_column_is_refused(tmp_path: Path) -> None:
 def test_broken_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "broken.parquet"
     path.write_bytes(b"no parquet")
-    assert f"corpus file {str(path)!r} is no parquet file: " in refusal(str(path), "all")
+    assert f"corpus file {str(path)!r} is not a parquet file: " in refusal(str(path), "all")
 
 
 def test_jsonl_record_without_text_names_its_line(tmp_path: Path) -> None:

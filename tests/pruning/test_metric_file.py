@@ -78,7 +78,9 @@ def test_resolve_metric_reads_a_group_that_is_null_as_per_row(tmp_path):
         ("runs/7/best_metric.json", "looks like a file and there is no such file: give one of"),
         ("best.txt", "metric 'best.txt' looks like a file and there is no such file"),
         ("~/best", "looks like a file and there is no such file"),
-        ("W/X", "or a formula such as mul(W, sqrt(X))"),
+        ("W/X", "metric 'W/X' is written infix: write quot(W, X)"),
+        ("Pruner_Zero", "is no known name: did you mean pruner-zero? or give one of magnitude"),
+        ("runs/7", "metric 'runs/7' looks like a file and there is no such file"),
         ("mul(W, 1e99)", "metric 'mul(W, 1e99)' has the number 1e+99"),
         ("0.5", "gives all weights one score"),
         ("mul(W, Y)", "has the unknown leaf 'Y'"),
@@ -92,8 +94,22 @@ def test_resolve_metric_names_what_is_wrong_with_an_argument(argument, message):
     assert message in refusal(argument)
 
 
-def test_resolve_metric_names_a_folder(tmp_path):
-    assert "is a folder: give one of" in refusal(tmp_path)
+def test_resolve_metric_reads_the_folder_of_a_run(tmp_path):
+    assert resolve_metric(str(best_metric(tmp_path).parent)) == resolve_metric(
+        str(tmp_path / "best_metric.json")
+    )
+
+
+def test_resolve_metric_reads_the_folder_of_a_pruned_model(tmp_path):
+    best_metric(tmp_path).rename(tmp_path / "pruning_recipe.json")
+    assert resolve_metric(str(tmp_path)).criterion.text == "mul(W, G)"
+
+
+def test_resolve_metric_says_what_another_folder_lacks(tmp_path):
+    assert refusal(tmp_path).startswith(
+        f"metric {str(tmp_path)!r} is a folder without best_metric.json, which a search writes at "
+        "its end: give one of magnitude"
+    )
 
 
 @pytest.mark.parametrize(

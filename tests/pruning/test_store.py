@@ -365,7 +365,7 @@ def test_a_torn_shard_is_named(tmp_path, cut):
 def test_a_file_that_is_no_safetensors_file_is_named(tmp_path, content):
     path = rewritten(tmp_path, lambda tensors: None) / "model.safetensors"
     path.write_bytes(content)
-    assert refusal(tmp_path).startswith(f"weights file {str(path)!r} is no safetensors file: ")
+    assert refusal(tmp_path).startswith(f"weights file {str(path)!r} is not a safetensors file: ")
 
 
 def test_a_shard_that_the_index_names_must_be_there(dense, tmp_path):

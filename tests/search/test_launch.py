@@ -172,7 +172,7 @@ def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option, override
     "overrides", [["model=nobody/nothing"], ["report.corpus=ptb", "report.split=test"]]
 )
 def test_a_hub_that_does_not_answer_is_one_line(refusal, tmp_path, monkeypatch, overrides):
-    monkeypatch.setattr(names, "why_no_hub", lambda: "huggingface.co:443: no route")
+    monkeypatch.setattr(names, "silence", lambda: "huggingface.co:443: no route")
     message = refusal(2, "--out", "run", *setting(*overrides))
     assert "comes from the Hugging Face hub, which cannot be reached (huggingface.co:443" in message
     assert list(tmp_path.iterdir()) == []

@@ -136,7 +136,9 @@ def test_read_seeds_refuses_what_is_no_metric_in_one_line(entry, message):
 
 
 def test_read_seeds_refuses_a_folder_that_is_no_run(tmp_path):
-    assert refusal(str(tmp_path)).startswith(f"metric '{tmp_path}' is a folder: give one of ")
+    assert refusal(str(tmp_path)).startswith(
+        f"metric '{tmp_path}' is a folder without best_metric.json"
+    )
 
 
 def test_read_seeds_refuses_a_damaged_checkpoint(run):

@@ -18,6 +18,7 @@ from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import linear_layers, load_tokenizer
 from pruning.pruner import prune
 from pruning.recipe import Recipe
+from pruning.result.card import Dataset, model_card
 from pruning.result.request import Subject, make_recipe
 from pruning.result.save import Perplexities, save_papers
 from pruning.result.verify import Inspector, verify_result
@@ -130,7 +131,9 @@ def test_save_papers_recipe_is_a_metric_file(tmp_path, saved):
 def test_save_papers_card_names_the_base_and_no_license_nor_path(tmp_path, saved, tiny_llama_dir):
     saved(tmp_path, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir))
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.base_model == "tiny-llama"
+    assert card.data.base_model is None
+    assert "# tiny-llama, pruned: 2:4, 50.0% zeros" in card.text
+    assert str(tiny_llama_dir) not in card.content
     assert card.data.license is None
     assert card.data.tags == ["prunevolve", "pruning", "sparse", "2:4"]
     assert "| model | perplexity (own.txt, split all, 2 windows of 8 = 16 tokens, float32) |" in (
@@ -138,6 +141,54 @@ def test_save_papers_card_names_the_base_and_no_license_nor_path(tmp_path, saved
     )
     assert "| dense | 10 |\n| pruned | 12.5 |" in card.text
     assert "Zeros take the same space on disk" in card.text
+
+
+def card_of(model="owner/name", corpus="c4", **report) -> ModelCard:
+    """Return a card as it reads back from its text."""
+    place = {"corpus": corpus, "split": "train", "windows": 2, "length": 8, "tokens": 16}
+    text = {"corpus": corpus, "split": "validation[:5%]", "dense": 10.0, "pruned": 12.5}
+    shown = {
+        "metric": "mul(W, sqrt(X))",
+        "pattern": "2:4",
+        "sparsity": 0.5,
+        "dense_perplexity": 10.0,
+        "pruned_perplexity": 12.5,
+        "perplexity_of": place | {"dtype": "float32"},
+        "by_text": [text],
+    }
+    recipe = {"model": model, "group": None, "calibration": place}
+    datasets = {"c4": Dataset("allenai/c4", "en")}
+    return ModelCard(str(model_card(recipe, shown | report, datasets)))
+
+
+def test_card_of_a_model_of_the_hub_says_what_the_hub_reads():
+    data = card_of().data
+    assert (data.base_model, data.base_model_relation) == ("owner/name", "finetune")
+    assert (data.pipeline_tag, data.library_name) == ("text-generation", "transformers")
+    assert data.datasets == ["allenai/c4"]
+    (result,) = data.eval_results
+    assert data.model_name == "owner/name, pruned: 2:4, 50.0% zeros"
+    assert (result.task_type, result.metric_type) == ("text-generation", "perplexity")
+    assert (result.dataset_type, result.dataset_config) == ("allenai/c4", "en")
+    assert (result.dataset_split, result.metric_value) == ("validation", 12.5)
+
+
+def test_card_names_no_data_set_that_is_a_local_file():
+    card = card_of(corpus="/home/me/own text.txt", by_text=[])
+    assert card.data.datasets is None
+    assert card.data.eval_results is None
+    told = {"corpus": "/home/me/own text.txt", "split": "all", "dense": 1.0, "pruned": 2.0}
+    (result,) = card_of(corpus="/home/me/own text.txt", by_text=[told]).data.eval_results
+    assert (result.dataset_type, result.dataset_name) == ("own-text.txt", "own text.txt")
+
+
+def test_card_leaves_out_a_result_that_is_not_finite():
+    told = {"corpus": "c4", "split": "validation", "dense": 10.0, "pruned": None}
+    assert card_of(by_text=[told]).data.eval_results is None
+
+
+def test_card_says_the_line_that_prunes_so_again():
+    assert "prunevolve-prune --recipe pruning_recipe.json --out DIR" in card_of().text
 
 
 def test_save_papers_writes_null_for_a_perplexity_that_is_not_finite(tmp_path, saved):
@@ -148,7 +199,8 @@ def test_save_papers_writes_null_for_a_perplexity_that_is_not_finite(tmp_path, s
 
 def test_save_papers_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):
     report = saved(tmp_path, Target(0.95, Layer()))
-    assert report["warnings"][0] == f"layer {FIRST} is 94.9% zeros"  # int(0.95 * 256) = 243
+    # int(0.95 * 256) = 243 of 256; int(0.95 * 384) = 364 of 384 are fewer.
+    assert report["warnings"] == [f"layer {FIRST} is 94.9% zeros, and 13 of 14 are above 90%"]
 
 
 def test_save_papers_refuses_a_dense_model(tmp_path, tokenizer, dense):

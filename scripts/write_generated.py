@@ -1,0 +1,98 @@
+"""Write what is made from code: the tables of docs/METRICS.md and configs/schema.json.
+
+With `--check` nothing is written: it fails if a file is not what the code makes.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from configs.schema import json_schema
+from pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
+from pruning.operators import EXTENDED, MATRIX, RELEASE, Operator, Shape
+
+ROOT = Path(__file__).parents[1]
+METRICS, SCHEMA = ROOT / "docs/METRICS.md", ROOT / "configs/schema.json"
+_MARKED = re.compile(r"(<!-- made by scripts/\w+\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if stale.")] = False,
+) -> None:
+    """Write the files, or check them."""
+    stale = [path for path, text in generated().items() if read(path) != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is stale' if check else 'written'}")
+        if not check:
+            path.write_text(generated()[path], encoding="utf-8")
+    if check and stale:
+        print("run scripts/write_generated.py", file=sys.stderr)
+        sys.exit(1)
+
+
+def generated() -> dict[Path, str]:
+    """Return the whole text of each file, as the code makes it."""
+    return {
+        METRICS: with_tables(read(METRICS), tables()),
+        SCHEMA: json.dumps(json_schema(), indent=2) + "\n",
+    }
+
+
+def read(path: Path) -> str:
+    """Return a file's text; empty if it is not there."""
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """Return a text with each table between its two markers.
+
+    Raises:
+        KeyError: If a marker names no table.
+    """
+    return _MARKED.sub(lambda found: found[1] + tables[found[2]] + found[3], text)
+
+
+def tables() -> dict[str, str]:
+    """Return the tables by the names that their markers have."""
+    extended = {name: row for name, row in EXTENDED.items() if name not in RELEASE}
+    operators = ("operator", "operands", "result of matrices", "meaning")
+    leaves = ("leaf", "shape", "meaning", "needs", "set")
+    return {
+        "leaves": _table(leaves, (_leaf_row(*row) for row in LEAVES.items())),
+        "release": _table(operators, (_operator_row(*row) for row in RELEASE.items())),
+        "extended": _table(operators, (_operator_row(*row) for row in extended.items())),
+    }
+
+
+def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:
+    needs = "nothing"
+    if leaf.start:
+        needs = f"a {'backward' if need_backward(frozenset([name])) else 'forward'} pass per window"
+    if leaf.gram:
+        needs += ", and `(in, in)` of memory a layer"
+    smallest = next(set_name for set_name, leaves in LEAF_SETS.items() if name in leaves)
+    return f"`{name}`", _shape(leaf.shape), leaf.meaning, needs, smallest
+
+
+def _operator_row(name: str, operator: Operator) -> tuple[str, ...]:
+    result = operator.typing.shape(*[MATRIX] * operator.arity)
+    return f"`{name}`", str(operator.arity), _shape(result), operator.meaning
+
+
+def _shape(shape: Shape) -> str:
+    return f"`({'out' if shape.by_row else 1}, {'in' if shape.by_column else 1})`"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells).replace("| --- ", "|---")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,81 @@
+"""A search from Python: run, resume, and what came out; see docs/PYTHON.md."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from configs.schema import Config
+from pruning.criterion import Criterion
+from pruning.metric_file import read_metric
+from search import launch
+from search.books import OnRecord, ignore
+from search.journal import RunFolder
+from search.launch import Unfinished
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished search.
+
+    Attributes:
+        folder: The run's, from which it can be extended.
+        best: The winner on the selection text.
+        summary: `summary.json`: perplexities on the report text of the dense model, the baselines
+            and the winner, outcomes by kind, seconds.
+    """
+
+    folder: Path
+    best: Criterion
+    summary: dict[str, Any]
+
+
+def run(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Result:
+    """Run a new search to its end, and print nothing.
+
+    Args:
+        config: As `configs.schema.load` returns it.
+        out: The run's folder, which must be empty or not there.
+        on_record: Called with each candidate and its outcome once they are in the journal, in the
+            order of breeding. What it raises ends the run after a checkpoint, and is raised here;
+            `resume` goes on.
+
+    Raises:
+        Unfinished: If the run ended before: workers or disk failed, or nothing was evaluated.
+        FolderError: If the folder is not empty or cannot be made.
+        ValueError: If something is wrong with the config; one line that names it.
+    """
+    return _finish(Path(out), lambda console: launch.run(config, Path(out), console, on_record))
+
+
+def resume(
+    folder: Path | str, overrides: Sequence[str] = (), on_record: OnRecord = ignore
+) -> Result:
+    """Continue a run to its end, or extend a finished one.
+
+    Args:
+        folder: The run's.
+        overrides: Such as `search.candidates=500`; what would make it another search is refused.
+        on_record: As for `run`; called with what is new.
+
+    Raises:
+        FolderError: If the folder is no run, is damaged, or an override would change the search.
+        Unfinished: As `run`.
+    """
+    path = Path(folder)
+    return _finish(path, lambda console: launch.run_on(path, overrides, console, on_record))
+
+
+def _finish(path: Path, work: Callable[[Console], object]) -> Result:
+    try:
+        # No terminal, so that what the caller prints goes where it should.
+        work(Console(file=io.StringIO()))
+    except Unfinished as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt(str(error)) from error  # stops the caller, too
+        raise
+    best = read_metric(str(path / "best_metric.json"))
+    return Result(path, best, RunFolder.look(path).read_json("summary.json"))

@@ -1,0 +1,66 @@
+"""The recipes of docs/EXTENDING.md, followed in a copy of the project."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_examples import PLACED, blocks_of, put_in
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/EXTENDING.md"
+COPIED = ("configs", "docs", "evaluation", "pruning", "scripts", "search", "tests/helpers")
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the project in which every block stands where the page says."""
+    root = tmp_path_factory.mktemp("extended")
+    for folder in COPIED:
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "plain_files.py", root)
+    for block in blocks_of(PAGE):
+        if PLACED.match(block):
+            put_in(root, block)
+    return root
+
+
+def run(root, *arguments):
+    places = os.pathsep.join([str(root), str(root / "tests/helpers")])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_the_recipes_add_works(extended):
+    assert run(extended, "tests/helpers/doc_examples.py", str(PAGE)) == "8\n"
+
+
+def test_the_tables_and_the_schema_take_the_additions(extended):
+    printed = run(extended, "scripts/write_generated.py")
+    assert printed == "docs/METRICS.md written\nconfigs/schema.json written\n"
+    text = (extended / "docs/METRICS.md").read_text(encoding="utf-8")
+    assert "| `cbrt` | 1 | `(out, in)` | cube root of x, with its sign |" in text
+    assert "| `P` | `(1, in)` | highest absolute activation" in text
+    assert '"column"' in (extended / "configs/schema.json").read_text(encoding="utf-8")
+
+
+def test_what_a_recipe_adds_is_not_there_already():
+    places = [(PLACED.match(block), block) for block in blocks_of(PAGE)]
+    rows = [
+        (place[1], block.splitlines()[1])
+        for place, block in places
+        if place and place[2] == "last in"
+    ]
+    assert len(rows) == 7
+    for path, row in rows:
+        assert row not in (ROOT / path).read_text(encoding="utf-8").splitlines()
