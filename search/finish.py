@@ -3,16 +3,20 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
+from configs import schema
+from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
 from search.experiment import Experiment
 from search.fitness import perplexity_of
-from search.journal import RunFolder
+from search.journal import FolderError, RunFolder
 from search.pool.protocol import LossRequest, MaskRequest, Pool
 from search.population import Record, State
 from search.report.page import (
@@ -24,7 +28,8 @@ from search.report.page import (
     tasks_of,
     title_of,
 )
-from search.scale import paired_difference
+from search.report.run import Run
+from search.scale import Scale, paired_difference
 from search.yardstick import cells_of, losses_of, scale_of
 
 
@@ -48,11 +53,12 @@ def finish(
     finalists = state.finalists(experiment.config.search.finalists)
     winner, standings = _choose(experiment, pool, finalists)
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
-    console.print("measuring the winner and the baselines on the report text")
+    console.print("measuring the winner, the front and the baselines on the report text")
     tasks = [
         {
             **row,
             **_measurements(experiment, pool, index, winner.criterion),
+            "front": _perplexities(pool, index, state.pareto_front),
             **_by_layer(pool, index, winner.criterion),
         }
         for index, row in enumerate(experiment.task_rows())
@@ -90,22 +96,69 @@ def finish(
     if len(rows := relative_rows(summary)) > 1:
         console.print(relative_table(rows))
     console.print(f"best metric: {folder.path / 'best_metric.json'}", soft_wrap=True)
-    console.print(apply_line(folder, experiment), soft_wrap=True)
+    console.print(f"apply it: {apply_command(folder, experiment.config)}", soft_wrap=True)
 
 
 def write_report(folder: RunFolder) -> None:
     """Rebuild `report.html` from the run folder's other files.
 
     Raises:
-        FolderError: If the run has not ended or a file is damaged.
+        FolderError: If a file is damaged.
     """
-    summary = folder.read_json("summary.json", *SHOWN)
-    folder.write_text("report.html", render(summary, folder.read_records(), folder.read_timings()))
+    summary, environment, status = (
+        folder.read_json(name, *keys) if (folder.path / name).exists() else {}
+        for name, keys in (("summary.json", SHOWN), ("environment.json", ()), ("status.json", ()))
+    )
+    run = Run(
+        records=folder.read_records(),
+        summary=summary,
+        timings=folder.read_timings(),
+        scale=read_scale(folder),
+        environment=environment,
+        ended=str(status.get("written", "")),
+    )
+    if config := _config_of(folder):
+        run = replace(
+            run,
+            tasks=[
+                {"model": task.model, "sparsity": task.sparsity, "pattern": task.pattern}
+                for task in config.all_tasks
+            ],
+            objective=config.search.objective,
+            config=schema.to_yaml(config),
+            seed=config.search.seed,
+            apply=apply_command(folder, config) if summary else "",
+        )
+    folder.write_text("report.html", render(run))
 
 
-def apply_line(folder: RunFolder, experiment: Experiment) -> str:
+def read_scale(folder: RunFolder) -> Scale | None:
+    """Return the scale that a run folder has; None if it was not measured yet.
+
+    Raises:
+        FolderError: If the file is damaged.
+    """
+    path = folder.path / "scale.json"
+    if not path.exists():
+        return None
+    try:
+        return Scale.model_validate(folder.read_json(path.name))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise FolderError(f"{path} is damaged at {where or 'its top'}") from error
+
+
+def _config_of(folder: RunFolder) -> Config | None:
+    """Return a run's config; None if this version has no such keys, which a report survives."""
+    try:
+        return schema.load(folder.path / "config.yaml", [])
+    except ValueError:
+        return None
+
+
+def apply_command(folder: RunFolder, config: Config) -> str:
     """Return the command that applies the best metric to the same model and texts."""
-    task = experiment.config.all_tasks[0]
+    task = config.all_tasks[0]
     calibration, report = task.calibration, task.report
     unstructured = task.pattern == "unstructured"
     options = {
@@ -130,7 +183,7 @@ def apply_line(folder: RunFolder, experiment: Experiment) -> str:
         for value in (values if isinstance(values, list) else [values])
         if value is not None
     ]
-    return "apply it: python run_prune.py " + shlex.join(word for pair in words for word in pair)
+    return "python run_prune.py " + shlex.join(word for pair in words for word in pair)
 
 
 def _choose(
@@ -203,6 +256,16 @@ def _measurements(
             "dtype": experiment.subjects[subject].dtype,
         },
     }
+
+
+def _perplexities(pool: Pool, index: int, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return records' perplexities on a task's report text, which decide nothing any more."""
+    requests = [LossRequest(index, "report", record.criterion) for record in records]
+    return [
+        {"index": record.index, "perplexity": perplexity_of(losses)}
+        for record, losses in zip(records, pool.losses(requests), strict=True)
+        if losses
+    ]
 
 
 def _by_layer(pool: Pool, index: int, winner: Criterion) -> dict[str, Any]:

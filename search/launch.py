@@ -1,6 +1,5 @@
 """From a config to a finished run: check, load, evolve, finish. Resume takes the same road."""
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -8,7 +7,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from search.books import Books
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints, Probe, tensors_digest
-from search.finish import finish, write_report
+from search.finish import finish, read_scale, write_report
 from search.identity import check_config, check_fingerprints, check_records, is_free
 from search.journal import FolderError, RunFolder, WriteError
 from search.machine import memory_lines
@@ -203,7 +201,7 @@ def _prepare(
         found["probe"].append(tensors_digest(probe))
         probes.append(Probe.from_tensors(probe))
     scale = _scale(folder, experiment, pool, console)
-    found["scale"].append(hashlib.sha256(scale.model_dump_json().encode()).hexdigest()[:16])
+    found["scale"].append(scale.digest())
     check_fingerprints(folder, experiment, found)
     return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
 
@@ -235,19 +233,13 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
 
 def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> Scale:
     """Return the scale of a fitness, which all workers have then."""
-    name = "scale.json"
-    if (folder.path / name).exists():
-        try:
-            scale = Scale.model_validate(folder.read_json(name))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise FolderError(f"{folder.path / name} is damaged at {where or 'its top'}") from error
-    else:
+    scale = read_scale(folder)
+    if scale is None:
         setup, aggregate = experiment.setup, experiment.config.search.aggregate
         console.print("measuring the dense model and the named metrics on the fitness text")
         seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
         scale = scale_of(setup, aggregate, pool.losses, seconds=seconds)
-        folder.write_json(name, scale.model_dump())
+        folder.write_json("scale.json", scale.model_dump())
     pool.use_scale(scale)
     return scale
 

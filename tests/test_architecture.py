@@ -37,7 +37,7 @@ SEARCH_IMPORTS = {
         *("search.pool", "search.fitness", "search.resident", "search.population"),
         "search.scale",
     ),
-    "search/report/": ("search.report", "search.population", "search.scale"),
+    "search/report/": ("search.report", "search.population", "search.scale", "search.verdict"),
 }
 TENSOR_READERS = ("pruning/result/kept.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""

@@ -11,7 +11,7 @@ from toy_records import record_of
 from pruning.metric import Metric
 from search.finish import write_report
 from search.population import pareto_front
-from search.report import charts, history, sections
+from search.report import charts, fitness_charts, history, layers, sections
 from search.report.drawing import tree_svg
 from search.report.page import table_rows, tasks_of, title_of
 
@@ -236,26 +236,26 @@ def test_lineage_begins_at_the_winner_in_its_own_group():
     ],
 )
 def test_place_reads_block_and_kind_from_a_name(layer, expected):
-    assert sections.place(layer) == expected
+    assert layers.place(layer) == expected
 
 
 def test_by_place_averages_over_layers():
     zeros = {"wanda": {"layers.0.q_proj": 0.2, "layers.0.fc1": 0.4, "layers.1.q_proj": 0.8}}
-    block, kind = sections.by_place("x", "Zeros", zeros)
+    block, kind = layers.by_place("x", "Zeros", zeros)
     assert block.rows == [("0", "30.00%"), ("1", "80.00%")]
     assert kind.rows == [("q_proj", "50.00%"), ("fc1", "40.00%")]
 
 
 def test_layers_of_a_task_have_every_layer_in_the_table():
     task = summary_of(records_of(12))["tasks"][0]
-    headings, rows = sections.layers("x", task)["tables"]["Zeros of every layer"]
+    headings, rows = layers.layers("x", task)["tables"]["Zeros of every layer"]
     assert headings == ("layer", "best found", "wanda", "snip")
     assert len(rows) == BLOCKS * len(KINDS)
 
 
 def test_crowded_takes_only_layers_above_the_limit_fullest_first():
     zeros = {"a": {"x": 0.9, "y": 0.91, "z": 1.0}, "b": {"x": 0.5}}
-    assert sections.crowded(zeros) == {"a": [("z", 1.0), ("y", 0.91)]}
+    assert layers.crowded(zeros) == {"a": [("z", 1.0), ("y", 0.91)]}
 
 
 # Drawings
@@ -278,7 +278,7 @@ def test_chart_ids_differ_between_charts():
 
 def test_fitness_chart_prints_every_evaluated_candidate():
     records = records_of(60)
-    chart = charts.fitness_chart("f", records, range(60), "candidate", "candidates", "nats")
+    chart = fitness_charts.fitness_chart("f", records, range(60), "candidate", "candidates", "nats")
     assert [row[0] for row in chart.rows] == [str(r.index) for r in records if r.fitness]
 
 
