@@ -10,6 +10,8 @@ from pruning.baselines import BASELINES
 CLEAR = 2.0
 """Standard errors from which on a difference counts as one."""
 
+_AGAINST = "the best named metric on the report text"
+
 Kind = Literal["better", "level", "worse", "unknown"]
 
 
@@ -68,10 +70,10 @@ def verdict_of(summary: Mapping[str, Any]) -> Verdict:
     double = _double(tasks)
     if not double:
         return Verdict(kind, sentence)
-    identity = _identity(double, summary["best"])
+    is_best = all(one.named == double for one in found)
+    identity = _identity(double, is_best, summary["best"])
     # Beside its own double it is level, which need not be said.
-    others = [one for one in found if one.named != double]
-    return Verdict(kind, f"{identity} {sentence}" if others else identity)
+    return Verdict(kind, identity if is_best else f"{identity} {sentence}")
 
 
 def _compared(task: Mapping[str, Any]) -> _Comparison:
@@ -96,7 +98,7 @@ def _compared(task: Mapping[str, Any]) -> _Comparison:
 
 
 def _sentence(one: _Comparison) -> str:
-    against = f"{one.named}, the best named metric on the report text"
+    against = f"{one.named}, {_AGAINST}"
     values = f"perplexity {one.found:.2f} against {one.best_named:.2f}"
     if one.kind == "better":
         return f"Beats {against}: {values}, {one.fall:.1%} lower, {_errors(one)}."
@@ -112,13 +114,12 @@ def _errors(one: _Comparison) -> str:
 
 
 def _over_tasks(names: Sequence[str], found: Sequence[_Comparison]) -> str:
-    against = "the best named metric on the report text"
     count = len(found)
     if all(one.kind == "better" for one in found):
         falls = [one.fall for one in found]
         errors = [one.errors or 0.0 for one in found]
         return (
-            f"Beats {against} of each of the {count} tasks, by {min(falls):.1%} to "
+            f"Beats {_AGAINST} of each of the {count} tasks, by {min(falls):.1%} to "
             f"{max(falls):.1%} of perplexity and {min(errors):.1f} to {max(errors):.1f} "
             "standard errors."
         )
@@ -133,7 +134,7 @@ def _over_tasks(names: Sequence[str], found: Sequence[_Comparison]) -> str:
         those = [name for name, one in zip(names, found, strict=True) if one.kind == kind]
         if those:
             parts.append(f"{word} {len(those)} of {count} tasks ({', '.join(those)})")
-    return f"Beside {against}: {', '.join(parts)}."
+    return f"Beside {_AGAINST}: {', '.join(parts)}."
 
 
 def _double(tasks: Sequence[Mapping[str, Any]]) -> str | None:
@@ -144,11 +145,12 @@ def _double(tasks: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def _identity(named: str, best: Mapping[str, Any]) -> str:
+def _identity(named: str, is_best: bool, best: Mapping[str, Any]) -> str:
     known = BASELINES.get(named)
+    name = f"{named}, {_AGAINST}," if is_best else named
     if known and known.criterion.text == best.get("metric"):
-        return f"Is {named} itself."
-    return f"Is {named} under another spelling: every mask is the same."
+        return f"Is {named} itself" + (f", {_AGAINST}." if is_best else ".")
+    return f"Is {name} under another spelling: every mask is the same."
 
 
 def _same_masks(task: Mapping[str, Any], name: str) -> bool:

@@ -27,6 +27,7 @@ from pruning.store import ResidentStore
 from pruning.walk import Texts
 from search import checkpoint
 from search.experiment import resolve
+from search.population import Record, pareto_front
 from search.seeds import read_seeds
 
 SMALL = [
@@ -256,6 +257,20 @@ def test_the_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_met
         assert cell["perplexity"] == pytest.approx(task["best"]["perplexity"])
         assert f"{cell['relative_rise']:.3f}" in printed
         assert f"{cell['relative_rise']:.3f}" in (out / "report.html").read_text()
+
+
+def test_the_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):
+    out, _ = on_two_tasks
+    lines = (out / "journal.jsonl").read_text().splitlines()
+    front = pareto_front(Record.from_dict(json.loads(line)) for line in lines)
+    page = (out / "report.html").read_text()
+    tasks = read(out / "summary.json")["tasks"]
+    for record, *found in zip(front, *(task["front"] for task in tasks), strict=True):
+        assert [one["index"] for one in found] == [record.index] * 2
+        assert " / ".join(f"{one['perplexity']:.2f}" for one in found) in page
+        if record.criterion.text == read(out / "best_metric.json")["metric"]:
+            best = [task["best"]["perplexity"] for task in tasks]
+            assert [one["perplexity"] for one in found] == pytest.approx(best)
 
 
 def test_two_tasks_print_two_tables(on_two_tasks):

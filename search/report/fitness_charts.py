@@ -1,10 +1,9 @@
 """The report's charts of fitness, with the dense model and the named metrics."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import Any
 
 import matplotlib
@@ -226,18 +225,9 @@ def _reference_lines(axes: Any, references: References, limits: tuple[float, flo
     lines = {} if references.dense is None else {"dense": references.dense}
     lines |= sorted(references.named.items(), key=lambda item: item[1])
     low, high = limits
-    apart = 0.065
-    free = -math.inf
-    places = []
-    for value in lines.values():
-        free = max((min(value, high) - low) / (high - low), free + apart)
-        places.append(free)
-    # From the top down again: what was pushed out of the chart comes back into it.
-    ceiling = 1.0
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], ceiling)
-        ceiling = places[i] - apart
-    for (name, value), place in zip(lines.items(), places, strict=True):
+    heights = [(min(value, high) - low) / (high - low) for value in lines.values()]
+    places = spread(heights)
+    for (name, value), height, place in zip(lines.items(), heights, places, strict=True):
         seen = value <= high
         if seen:
             axes.axhline(
@@ -249,7 +239,7 @@ def _reference_lines(axes: Any, references: References, limits: tuple[float, flo
             )
         axes.annotate(
             name if seen else f"{name} ↑",
-            (1, (min(value, high) - low) / (high - low)),
+            (1, height),
             (1.05, place),
             xycoords="axes fraction",
             va="center",
@@ -259,6 +249,29 @@ def _reference_lines(axes: Any, references: References, limits: tuple[float, flo
             if seen
             else None,
         )
+
+
+def spread(heights: Sequence[float], apart: float = 0.065) -> list[float]:
+    """Return places from 0 to 1 that are far enough apart for names, each as near as may be.
+
+    Args:
+        heights: Ascending, from 0 to 1; at most as many as there is room for.
+    """
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _lowest(groups[-1], apart) < _lowest(
+            groups[-2], apart
+        ) + apart * len(groups[-2]):
+            above = groups.pop()
+            groups[-1] += above
+    return [_lowest(group, apart) + apart * i for group in groups for i in range(len(group))]
+
+
+def _lowest(group: Sequence[float], apart: float) -> float:
+    """Return where a group of names begins whose middle is that of its lines."""
+    tall = apart * (len(group) - 1)
+    return min(max(fmean(group) - tall / 2, 0.0), 1.0 - tall)
 
 
 def _points_of(records: Sequence[Record]) -> tuple[list[int], list[float]]:

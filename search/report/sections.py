@@ -150,6 +150,8 @@ def progress(
 
 def breeding(records: Sequence[Record]) -> list[Chart]:
     """Return the charts of outcomes and of leaf and operator frequencies over the candidates."""
+    if not records:
+        return []
     spans = history.bins(len(records))
     leaves, operators = history.shares_by_bin(records, spans)
     drawn = [
