@@ -240,7 +240,7 @@ def _reference_lines(axes: Any, references: References, limits: tuple[float, flo
         axes.annotate(
             name if seen else f"{name} ↑",
             (1, height),
-            (1.05, place),
+            (1.07, place),
             xycoords="axes fraction",
             va="center",
             fontsize=9,
