@@ -103,14 +103,20 @@ def write_report(folder: RunFolder) -> None:
     """Rebuild `report.html` from the run folder's other files.
 
     Raises:
-        FolderError: If a file is damaged.
+        FolderError: If nothing was evaluated yet, or a file is damaged.
     """
+    records = folder.read_records()
+    if not any(record.fitness is not None for record in records):
+        raise FolderError(
+            f"{folder.path} has no evaluated candidate yet: there is nothing to report; see "
+            f"run_search.py --status {folder.path}"
+        )
     summary, environment, status = (
         folder.read_json(name, *keys) if (folder.path / name).exists() else {}
         for name, keys in (("summary.json", SHOWN), ("environment.json", ()), ("status.json", ()))
     )
     run = Run(
-        records=folder.read_records(),
+        records=records,
         summary=summary,
         timings=folder.read_timings(),
         scale=read_scale(folder),

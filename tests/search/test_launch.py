@@ -238,9 +238,9 @@ def test_status_refuses_a_run_that_has_none_yet(refusal, run_folder):
     assert refusal(4, "--status", "run").startswith("run/status.json cannot be read: ")
 
 
-def test_report_refuses_a_run_that_has_not_ended(refusal, run_folder):
+def test_report_refuses_a_run_that_has_nothing_to_report(refusal, run_folder):
     message = refusal(4, "--report", "run")
-    assert message.startswith("run/summary.json cannot be read: ")
+    assert message.startswith("run has no evaluated candidate yet: ")
     assert [path.name for path in run_folder.iterdir()] == ["config.yaml"]
 
 

@@ -137,6 +137,14 @@ def test_page_of_a_run_that_goes_on_says_so_and_shows_its_journal():
         assert f'<h2 id="{section}">' not in page
 
 
+def test_page_of_a_run_that_was_killed_is_made_of_its_journal(tmp_path):
+    folder = write_run(tmp_path / "run", records_of(12))
+    (folder.path / "summary.json").unlink()
+    page = page_of(folder)
+    folder.close()
+    assert "This run has not ended: the report shows its first 12 candidates." in page
+
+
 def test_page_of_a_run_without_a_candidate_is_a_page():
     page = render(Run([]))
     assert "its first 0 candidates" in page
