@@ -4,6 +4,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from search.fitness import perplexity_of
 from search.journal import FolderError, RunFolder
 from search.pool.protocol import Count, LossRequest, MaskRequest, Pool
 from search.population import Record, State
+from search.prepare import read_scale
 from search.report.page import (
     SHOWN,
     end_table,
@@ -30,7 +32,8 @@ from search.report.page import (
     tasks_of,
     title_of,
 )
-from search.scale import paired_difference, unit_of
+from search.report.run import Run
+from search.scale import paired_difference
 from search.screen import step
 from search.verdict import verdict_of
 from search.yardstick import cells_of, losses_of, scale_of
@@ -58,12 +61,14 @@ def finish(
     with step(console, what, parts * (known + len(finalists))) as progress:
         winner, standings = _choose(experiment, pool, finalists, progress.advance)
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
-    what = "measuring the winner and the baselines on the report text"
-    with step(console, what, parts * (known + 1 + known)) as progress:
+    front = state.pareto_front
+    what = "measuring the winner, the front and the baselines on the report text"
+    with step(console, what, parts * (known + 1 + len(front) + known)) as progress:
         tasks = [
             {
                 **row,
                 **_measurements(experiment, pool, index, winner.criterion, progress.advance),
+                "front": _perplexities(pool, index, front, progress.advance),
                 **_by_layer(pool, index, winner.criterion, progress.advance),
             }
             for index, row in enumerate(experiment.task_rows())
@@ -93,7 +98,7 @@ def finish(
         "diversity": diversity,
         "tasks": tasks,
     }
-    summary["verdict"] = verdict_of(summary)
+    summary["verdict"] = verdict_of(summary).sentence
     folder.write_json("summary.json", summary)
     with step(console, "drawing the report"):
         write_report(folder)
@@ -110,7 +115,7 @@ def say_files(folder: RunFolder, config: Config, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply the metric."""
     for name, file in {"report": "report.html", "metric": "best_metric.json"}.items():
         console.print(f"{name}: {folder.path / file}", soft_wrap=True)
-    console.print(apply_line(folder.path, config), soft_wrap=True)
+    console.print(f"apply it: {apply_command(folder.path, config)}", soft_wrap=True)
 
 
 def rebuild_report(path: Path, console: Console) -> Ending:
@@ -130,47 +135,48 @@ def write_report(folder: RunFolder) -> bool:
     """
     # Without the lock: whoever works in the folder goes on, and only whole lines are read.
     records = folder.records_so_far()
-    whole = folder.is_finished(len(records))
-    summary = folder.read_json("summary.json", *SHOWN) if whole else _partial(folder, records)
-    folder.write_text("report.html", render(summary, records, folder.read_timings()))
-    return whole
-
-
-def _partial(folder: RunFolder, records: Sequence[Record]) -> dict[str, Any]:
-    """Return what is known of a run before its end, in the shape of a summary.
-
-    Raises:
-        FolderError: If nothing is evaluated yet.
-    """
-    evaluated = [record for record in records if record.fitness is not None]
-    if not evaluated:
+    if not any(record.fitness is not None for record in records):
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
             f"see {called('run_search')} --status {folder.path}"
         )
-    config = schema.load(folder.path / "config.yaml", [])
-    best = min(evaluated, key=lambda record: (record.fitness, record.index))
-    cells = [kind for task in config.all_tasks for kind in task.fitness.parts]
-    timings = folder.read_timings().values()
-    return {
-        "partial": f"{len(records)} of {config.search.candidates} candidates",
-        "best": {
-            "metric": best.criterion.text,
-            "fitness": best.fitness,
-            "group": best.criterion.group,
-            "size": best.size,
-        },
-        "candidates": len(records),
-        "outcomes": dict(Counter(record.outcome.kind for record in records)),
-        "seconds": round(sum(timing.get("seconds", 0.0) for timing in timings), 1),
-        "selection": [],
-        "objective": config.search.objective,
-        "aggregate": config.search.aggregate,
-        "fitness_unit": unit_of(len(cells)),
-    }
+    summary, environment, status = (
+        folder.read_json(name, *keys) if (folder.path / name).exists() else {}
+        for name, keys in (("summary.json", SHOWN), ("environment.json", ()), ("status.json", ()))
+    )
+    run = Run(
+        records=records,
+        summary=summary,
+        timings=folder.read_timings(),
+        scale=read_scale(folder),
+        environment=environment,
+        ended=str(status.get("written", "")),
+    )
+    if config := _config_of(folder):
+        run = replace(
+            run,
+            tasks=[
+                {"model": task.model, "sparsity": task.sparsity, "pattern": task.pattern}
+                for task in config.all_tasks
+            ],
+            objective=config.search.objective,
+            config=schema.to_yaml(config),
+            seed=config.search.seed,
+            apply=apply_command(folder.path, config) if summary else "",
+        )
+    folder.write_text("report.html", render(run))
+    return folder.is_finished(len(records))
 
 
-def apply_line(folder: Path, config: Config) -> str:
+def _config_of(folder: RunFolder) -> Config | None:
+    """Return a run's config; None if this version has no such keys, which a report survives."""
+    try:
+        return schema.load(folder.path / "config.yaml", [])
+    except ValueError:
+        return None
+
+
+def apply_command(folder: Path, config: Config) -> str:
     """Return the command that applies the best metric to the same model and texts."""
     task = config.all_tasks[0]
     calibration, report = task.calibration, task.report
@@ -198,7 +204,7 @@ def apply_line(folder: Path, config: Config) -> str:
         if value is not None
     ]
     command = shlex.join(word for pair in words for word in pair)
-    return f"apply it: {called('run_prune')} {command}"
+    return f"{called('run_prune')} {command}"
 
 
 def _choose(
@@ -273,6 +279,18 @@ def _measurements(
             "dtype": experiment.subjects[subject].dtype,
         },
     }
+
+
+def _perplexities(
+    pool: Pool, index: int, records: Sequence[Record], done: Count
+) -> list[dict[str, Any]]:
+    """Return records' perplexities on a task's report text, which decide nothing any more."""
+    requests = [LossRequest(index, "report", record.criterion) for record in records]
+    return [
+        {"index": record.index, "perplexity": perplexity_of(losses)}
+        for record, losses in zip(records, pool.losses(requests, done), strict=True)
+        if losses
+    ]
 
 
 def _by_layer(pool: Pool, index: int, winner: Criterion, done: Count) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a search needs before its first candidate: statistics, probes and the scale of a fitness."""
 
-import hashlib
 from functools import partial
 
 from pydantic import ValidationError
@@ -45,7 +44,7 @@ def prepare(
         found["probe"].append(tensors_digest(probe))
         probes.append(Probe.from_tensors(probe))
     scale = _scale(folder, experiment, pool, console)
-    found["scale"].append(hashlib.sha256(scale.model_dump_json().encode()).hexdigest()[:16])
+    found["scale"].append(scale.digest())
     check_fingerprints(folder, experiment, found)
     return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
 

@@ -60,6 +60,7 @@ class Status:
     ) -> "Status":
         """Return the status of a run's state."""
         best, unit = state.best, unit_of(len(scale.cells))
+        named, fitness = min(scale.named_fitness.items(), key=lambda one: one[1])
         return Status(
             state=why,
             written=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,7 +81,7 @@ class Status:
                 "unit": unit,
             },
             seconds=round(seconds, 1),
-            known=scale.known,
+            known={"dense": scale.dense_fitness, named: fitness},
         )
 
     @property

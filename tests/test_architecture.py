@@ -41,7 +41,7 @@ SEARCH_IMPORTS = {
         *("search.pool", "search.fitness", "search.resident", "search.population"),
         "search.scale",
     ),
-    "search/report/": ("search.report", "search.population", "search.scale"),
+    "search/report/": ("search.report", "search.population", "search.scale", "search.verdict"),
 }
 API = ("pruning/__init__.py", "search/__init__.py")
 """The package files that hand out the names of docs/PYTHON.md."""

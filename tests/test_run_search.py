@@ -28,6 +28,7 @@ from pruning.walk import Texts
 from search import checkpoint, launch
 from search.experiment import resolve
 from search.journal import RunFolder
+from search.population import Record, pareto_front
 from search.seeds import read_seeds
 
 SMALL = [
@@ -259,6 +260,20 @@ def test_the_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_met
         assert f"{cell['relative_rise']:.3f}" in (out / "report.html").read_text()
 
 
+def test_the_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):
+    out, _ = on_two_tasks
+    lines = (out / "journal.jsonl").read_text().splitlines()
+    front = pareto_front(Record.from_dict(json.loads(line)) for line in lines)
+    page = (out / "report.html").read_text()
+    tasks = read(out / "summary.json")["tasks"]
+    for record, *found in zip(front, *(task["front"] for task in tasks), strict=True):
+        assert [one["index"] for one in found] == [record.index] * 2
+        assert " / ".join(f"{one['perplexity']:.2f}" for one in found) in page
+        if record.criterion.text == read(out / "best_metric.json")["metric"]:
+            best = [task["best"]["perplexity"] for task in tasks]
+            assert [one["perplexity"] for one in found] == pytest.approx(best)
+
+
 def test_two_tasks_print_two_tables(on_two_tasks):
     printed = on_two_tasks[1]
     assert "perplexity at 50% unstructured on embedded report: 3 windows of 32" in printed
@@ -354,8 +369,8 @@ def test_report_of_a_run_that_goes_on_is_partial_and_leaves_it_its_lock(
         f"wrote {run / 'report.html'}: partial, for the run has not come to its end\n"
     )
     page = (run / "report.html").read_text()
-    assert "made before the end of the run, after\n15 of 16 candidates" in page
-    assert "Partial" not in (finished / "report.html").read_text()
+    assert "This run has not ended: the report shows its first 15 candidates." in page
+    assert "has not ended" not in (finished / "report.html").read_text()
     assert (run / "journal.jsonl").read_bytes() == lines[:-7]
 
 
@@ -413,12 +428,14 @@ def test_the_end_is_a_verdict_and_where_everything_is(finished):
 
 def test_every_step_says_how_far_it_came(finished):
     printed = finished.with_suffix(".printed").read_text()
+    parts = 15 + len(read(finished / "summary.json")["tasks"][0]["front"])
+    measured = f"{parts} of {parts}"
     for line in (
         "starting the first worker: ",
         "collecting statistics of embedded on 64 tokens: backward 4 of 4, ",
         "measuring the dense model and the named metrics on the fitness text: 7 of 7, ",
         "scoring the finalists on the selection text: ",
-        "measuring the winner and the baselines on the report text: 15 of 15, ",
+        f"measuring the winner, the front and the baselines on the report text: {measured}, ",
         "drawing the report: ",
     ):
         assert line in printed

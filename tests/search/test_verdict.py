@@ -1,83 +1,125 @@
-"""The verdict on a run: one sentence that its numbers bear out."""
+"""The verdict on a run: better, level, worse, unknown, or a named metric in disguise."""
 
 import pytest
 
 from search.verdict import verdict_of
 
 
-def task(best, named, gap, error, overlap=0.9):
-    """Return a task whose best named metric is wanda."""
+def task_of(perplexity, gaps, baselines=None, **more):
+    """One task's measurements; gaps are (nats, standard error) by name."""
     return {
-        "baselines": {"snip": named + 10, "wanda": named},
-        "best": {"perplexity": best},
+        "baselines": baselines or {"wanda": 40.0, "snip": 50.0},
         "behind_best": {
-            "snip": {"nats": gap + 1, "standard_error": error},
-            "wanda": {"nats": gap, "standard_error": error},
+            name: {"nats": nats, "standard_error": error} for name, (nats, error) in gaps.items()
         },
-        "by_text": [{"relative_rise": best / named}],
-        "overlap": {"snip": {"a": 0.5, "b": 1.0}, "wanda": {"a": 1.0, "b": overlap}},
+        "best": {"perplexity": perplexity},
+        **more,
     }
 
 
-@pytest.mark.parametrize(
-    ("gap", "best", "expected"),
-    [
-        (
-            0.3,
-            30.0,
-            "the best found beats the best named metric, wanda, by 25.0% of perplexity "
-            "(30.00 against 40.00, 3.0 standard errors)",
-        ),
-        (
-            0.1,
-            39.0,
-            "the best found does not clearly beat the best named metric, wanda: its perplexity is "
-            "2.5% better, which may be chance (39.00 against 40.00, 1.0 standard errors)",
-        ),
-        (
-            -0.1,
-            41.0,
-            "the best found does not clearly beat the best named metric, wanda: its perplexity is "
-            "2.5% worse, which may be chance (41.00 against 40.00, 1.0 standard errors)",
-        ),
-        (
-            -0.4,
-            50.0,
-            "the best found does not beat the best named metric, wanda: its perplexity is 25.0% "
-            "worse (50.00 against 40.00, 4.0 standard errors)",
-        ),
-    ],
-)
-def test_verdict_says_by_how_much_and_how_many_standard_errors(gap, best, expected):
-    assert verdict_of({"tasks": [task(best, 40.0, gap, 0.1)]}) == expected
+def run_of(*tasks, metric="mul(W, add(G, X))"):
+    """A summary; its first task also stands at its top, as in the file."""
+    first = tasks[0]
+    best = {"metric": metric, "group": "row", **first["best"]}
+    return {**first, "best": best, "tasks": list(tasks) if len(tasks) > 1 else []}
 
 
-def test_verdict_without_a_standard_error_gives_none():
-    assert verdict_of({"tasks": [task(30.0, 40.0, 0.3, None)]}) == (
-        "the best found is 25.0% below the best named metric, wanda, in perplexity "
-        "(30.00 against 40.00)"
+def test_better_by_two_standard_errors_beats_the_best_named_metric():
+    found = verdict_of(run_of(task_of(36.0, {"wanda": (0.1, 0.05), "snip": (0.3, 0.01)})))
+    assert found.kind == "better"
+    assert found.sentence == (
+        "Beats wanda, the best named metric on the report text: perplexity 36.00 against 40.00, "
+        "10.0% lower, 2.0 standard errors apart."
     )
 
 
-def test_a_named_metric_under_another_spelling_is_called_by_its_name():
-    same = task(40.0, 40.0, 0.0, 0.0, overlap=1.0)
-    expected = "the best found is wanda under another spelling: it prunes the same weights"
-    assert verdict_of({"tasks": [same, same]}) == expected
-    # The same weights in one task alone are not the same metric.
-    other = task(30.0, 40.0, 0.3, 0.1)
-    assert "spelling" not in verdict_of({"tasks": [same, other]})
+def test_less_than_two_standard_errors_is_level_to_either_side():
+    for nats in (0.09, -0.09):
+        found = verdict_of(run_of(task_of(38.0, {"wanda": (nats, 0.05)}, {"wanda": 40.0})))
+        assert found.kind == "level"
+        assert found.sentence == (
+            "Does not clearly beat wanda, the best named metric on the report text, nor lose to "
+            "it: perplexity 38.00 against 40.00, 1.8 standard errors apart."
+        )
 
 
-def test_another_spelling_of_what_is_not_the_best_named_says_so():
-    snip = task(50.0, 40.0, -0.3, 0.1)
-    snip["overlap"]["snip"] = {"a": 1.0, "b": 1.0}
-    assert verdict_of({"tasks": [snip]}).endswith("the same weights, and wanda is better")
+def test_worse_than_the_best_named_metric_though_better_than_another():
+    found = verdict_of(run_of(task_of(44.0, {"wanda": (-0.1, 0.01), "snip": (0.2, 0.01)})))
+    assert found.kind == "worse"
+    assert found.sentence == (
+        "Does not beat wanda, the best named metric on the report text: perplexity 44.00 against "
+        "40.00, 10.0% higher, 10.0 standard errors apart."
+    )
 
 
-def test_verdict_on_several_tasks_is_about_their_rises():
-    tasks = [task(30.0, 40.0, 0.3, 0.1), task(38.0, 40.0, 0.1, 0.1)]
-    assert verdict_of({"tasks": tasks}) == (
-        "the best found beats the best named metrics: its rise over dense is 0.850 of theirs, the "
-        "mean over 2 tasks and kinds of text, and it is 2 standard errors or more ahead in 1 of 2 "
-        "tasks"
+def test_a_single_window_has_no_error_and_no_verdict():
+    found = verdict_of(run_of(task_of(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0})))
+    assert found.kind == "unknown"
+    assert found.sentence.endswith("on a single window, so the error is not known.")
+
+
+def test_without_named_metrics_there_is_nothing_to_compare_with():
+    summary = run_of(task_of(36.0, {}, {"wanda": 1.0}))
+    summary["baselines"] = {}
+    assert verdict_of(summary).kind == "unknown"
+
+
+def test_the_best_named_metric_in_disguise_is_said_to_be_it():
+    overlap = {"snip": {"a": 1.0, "b": 1.0}, "wanda": {"a": 1.0, "b": 0.99}}
+    gaps = {"snip": (0.0, 0.0), "wanda": (0.1, 0.01)}
+    task = task_of(30.0, gaps, {"snip": 30.0, "wanda": 33.0}, overlap=overlap)
+    found = verdict_of(run_of(task))
+    assert found.kind == "level"
+    assert found.sentence == (
+        "Is snip, the best named metric on the report text, under another spelling: every mask is "
+        "the same."
+    )
+
+
+def test_a_worse_named_metric_in_disguise_is_also_compared_with_the_best():
+    gaps = {"snip": (0.0, 0.0), "wanda": (-0.1, 0.01)}
+    found = verdict_of(run_of(task_of(44.0, gaps, {"snip": 44.0, "wanda": 40.0})))
+    assert found.kind == "worse"
+    assert found.sentence.startswith("Is snip under another spelling: every mask is the same. Does")
+
+
+def test_a_named_metric_as_it_is_written_is_itself():
+    task = task_of(30.0, {"snip": (0.0, 0.0)}, {"snip": 30.0})
+    found = verdict_of(run_of(task, metric="mul(W, G)"))
+    assert found.sentence == "Is snip itself, the best named metric on the report text."
+
+
+def test_masks_that_differ_are_no_disguise_whatever_the_losses():
+    gaps = {"snip": (0.0, 0.0)}
+    task = task_of(30.0, gaps, {"snip": 30.0}, overlap={"snip": {"a": 1.0, "b": 0.999}})
+    assert "spelling" not in verdict_of(run_of(task)).sentence
+
+
+BETTER = task_of(36.0, {"wanda": (0.1, 0.02)}, {"wanda": 40.0}, name="a")
+BETTER_BY_MORE = task_of(30.0, {"wanda": (0.3, 0.03)}, {"wanda": 40.0}, name="b")
+LEVEL = task_of(39.9, {"wanda": (0.002, 0.02)}, {"wanda": 40.0}, name="c")
+WORSE = task_of(50.0, {"wanda": (-0.2, 0.02)}, {"wanda": 40.0}, name="d")
+
+
+def test_better_on_every_task_is_one_sentence_with_the_least_and_the_most():
+    found = verdict_of(run_of(BETTER, BETTER_BY_MORE))
+    assert found.kind == "better"
+    assert found.sentence == (
+        "Beats the best named metric on the report text of each of the 2 tasks, by 10.0% to 25.0% "
+        "of perplexity and 5.0 to 10.0 standard errors."
+    )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "kind"),
+    [((BETTER, LEVEL), "level"), ((BETTER, LEVEL, WORSE), "worse"), ((LEVEL, LEVEL), "level")],
+)
+def test_tasks_that_differ_are_as_good_as_the_worst(tasks, kind):
+    assert verdict_of(run_of(*tasks)).kind == kind
+
+
+def test_tasks_that_differ_are_named():
+    assert verdict_of(run_of(BETTER, LEVEL, WORSE)).sentence == (
+        "Beside the best named metric on the report text: better on 1 of 3 tasks (a), level on 1 "
+        "of 3 tasks (c), worse on 1 of 3 tasks (d)."
     )
