@@ -87,13 +87,13 @@ def command(
             ending = (
                 _validate(resolved, console) if validate else _launch(resolved, folder, console)
             )
+        return ending.to_dict()
     except interrupts.Resumable as error:
         return command_line.failed(command_line.INTERRUPTED, error)
     except ValueError as error:
         return command_line.failed(getattr(error, "exit_code", command_line.USAGE), error)
     except KeyboardInterrupt:
         command_line.leave()
-    return ending.to_dict()
 
 
 def _check_usage(

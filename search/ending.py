@@ -43,7 +43,7 @@ class Ending:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        what = "error" if self.code else "state"
+        what = "error" if self.code else "ending"
         told = outcome(self.code, **{what: self.reason}, **self.more)
         if self.folder is None or not self.folder.is_dir():
             return told

@@ -223,5 +223,5 @@ def test_json_of_a_search_says_a_mistake_too(call):
 def test_json_of_a_plan_has_its_lines(call):
     code, out, err = call("--json", "--validate")
     told = json.loads(out)
-    assert (code, told["exit"], told["reason"], told["state"]) == (0, 0, "done", "valid")
+    assert (code, told["exit"], told["reason"], told["ending"]) == (0, 0, "done", "valid")
     assert err.splitlines() == [*told["plan"], "valid"]

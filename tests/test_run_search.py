@@ -407,7 +407,7 @@ def test_json_of_a_finished_run_is_one_object_with_its_result(
 ):
     code, printed = call(monkeypatch, capsys, "--json", "--resume", finished)
     told, summary = json.loads(printed.out), read(finished / "summary.json")
-    assert (code, told["exit"], told["state"]) == (0, 0, "finished before")
+    assert (code, told["exit"], told["ending"]) == (0, 0, "finished before")
     assert told["folder"] == str(finished)
     assert told["files"]["report"] == str(finished / "report.html")
     for key in ("verdict", "dense", "baselines", "best", "candidates", "outcomes"):

@@ -123,7 +123,7 @@ def test_page_shows_where_the_run_comes_from(tmp_path):
     assert "config.yaml, resolved" in page
     assert "fingerprint: true" in page  # a key of the config
     words = re.findall(r'<span class="word">(.*?)</span>', page)
-    assert words[:2] == ["python", "run_prune.py"]
+    assert words[0] == "prunevolve-prune"
     assert f"{tmp_path / 'run' / 'best_metric.json'}" in words
 
 
