@@ -1,4 +1,4 @@
-"""How a script starts and ends: signals while it loads, `--help`, `--version`, `--json`.
+"""How a script starts and ends: signals while it loads, help, version, `--json`, exit codes.
 
 Imported before anything else, so that what it guards is all that comes after: the standard library
 alone stands at its top.
@@ -6,27 +6,40 @@ alone stands at its top.
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib import import_module, metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import typer
 
-DONE, USAGE, INTERRUPTED, WRONG_FOLDER = 0, 2, 3, 4
+DONE, BROKEN, USAGE, INTERRUPTED, WRONG_FOLDER, NOTHING_EVALUATED = range(6)
 """Exit codes."""
 
-REASONS = {DONE: "done", USAGE: "usage", INTERRUPTED: "interrupted", WRONG_FOLDER: "folder"}
+REASONS = {
+    DONE: "done",
+    BROKEN: "broken",
+    USAGE: "usage",
+    INTERRUPTED: "interrupted",
+    WRONG_FOLDER: "folder",
+    NOTHING_EVALUATED: "nothing evaluated",
+}
 """What `--json` calls them."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what clusters send before they kill."""
+_CLOSED = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *_CLOSED)
+"""Ctrl-C; what clusters send before they kill; a terminal that was closed, but under nohup."""
+
+_SCRIPTS = {"run_search": "prunevolve-search", "run_prune": "prunevolve-prune"}
+"""The scripts and their console entries."""
 
 _NOTHING_BEGUN = "interrupted before anything was written: run the same command again"
 _CLEAN_LINE = b"\r\x1b[K\x1b[?25h"
@@ -61,12 +74,17 @@ def raise_on_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def leave() -> NoReturn:
+    """End the process at once, in one line and with exit code 3, where nothing is written yet."""
     # By the descriptors: the streams may be in the midst of a write.
     os.write(2, (_CLEAN_LINE if os.isatty(2) else b"") + f"{_NOTHING_BEGUN}\n".encode())
     if wants_json():
         os.write(1, f"{json.dumps(outcome(INTERRUPTED, error=_NOTHING_BEGUN))}\n".encode())
     os._exit(INTERRUPTED)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    leave()
 
 
 def wants_json() -> bool:
@@ -77,6 +95,13 @@ def wants_json() -> bool:
 def outcome(code: int, **content: object) -> dict[str, Any]:
     """Return what `--json` prints: exit code, its reason, and what there is to tell."""
     return {"exit": code, "reason": REASONS[code], **content}
+
+
+def failed(code: int, error: Exception | str) -> dict[str, Any]:
+    """Print an error as one line; return what `--json` prints of it."""
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    return outcome(code, error=line)
 
 
 def make_app(command: Callable[..., Mapping[str, Any]], examples: tuple[str, ...]) -> "typer.Typer":
@@ -105,8 +130,23 @@ def make_app(command: Callable[..., Mapping[str, Any]], examples: tuple[str, ...
     return app
 
 
-def print_version(wanted: bool) -> None:
-    """Print the version and end, if it is wanted: the callback of `--version`."""
+def json_option() -> Any:
+    """Return the option `--json`, whose value `wants_json` tells too."""
+    import typer
+
+    return typer.Option("--json", help="Print one JSON object at the end, all else on stderr.")
+
+
+def version_option() -> Any:
+    """Return the option `--version`, which prints the version and ends."""
+    import typer
+
+    return typer.Option(
+        "--version", help="Print the version.", callback=_print_version, is_eager=True
+    )
+
+
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"prunevolve {version()}")
         raise SystemExit(DONE)
@@ -121,9 +161,56 @@ def version() -> str:
         return metadata.version("prunevolve")
 
 
+def run_to_end(app: "typer.Typer") -> NoReturn:
+    """Run a script's application as a console entry: its command returns what `--json` prints.
+
+    A mistake in its options is one line, too. Signals are treated as by `leave_on_signals` until
+    the command does otherwise.
+    """
+    import typer
+
+    as_json = wants_json()
+    with guarded(), redirect_stdout(sys.stderr) if as_json else nullcontext():
+        try:
+            ended = app(standalone_mode=False)
+        except typer.TyperException as error:
+            ended = failed(USAGE, error.format_message())
+    if not isinstance(ended, dict):
+        sys.exit(ended)  # of --help and its like
+    if as_json:
+        print(json.dumps(ended))
+    sys.exit(ended["exit"])
+
+
+def called(script: str) -> str:
+    """Return how to call a script, spelled as this process was called.
+
+    Args:
+        script: `run_search` or `run_prune`.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = Path(sys.argv[0])
+    if spec is not None and spec.name in _SCRIPTS:
+        return f"python -m {script}"
+    if program.stem in _SCRIPTS:
+        return f"python {shlex.quote(str(program.with_name(f'{script}.py')))}"
+    entry = _SCRIPTS[script]
+    found = shutil.which(program.stem)
+    if program.stem in _SCRIPTS.values() and (not found or Path(found) != program.absolute()):
+        return shlex.quote(str(program.with_name(entry)))
+    return entry
+
+
 def prune() -> None:
     """Run `run_prune.py` as a console script, guarded from its first import on."""
-    leave_on_signals()
-    from run_prune import main
+    _start("run_prune")
 
-    main()
+
+def search() -> None:
+    """Run `run_search.py` as a console script, guarded from its first import on."""
+    _start("run_search")
+
+
+def _start(script: str) -> None:
+    leave_on_signals()
+    import_module(script).main()

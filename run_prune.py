@@ -5,7 +5,6 @@ fit the request. What the words of a request tell is checked first; torch and tr
 take seconds, are imported after that.
 """
 
-import json
 import sys
 
 import command_line
@@ -14,11 +13,9 @@ if __name__ == "__main__":
     command_line.leave_on_signals()  # before what takes long to import
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from typer import Option
 
 from evaluation.sources import EMBEDDED, HUB_CORPORA, check_name
@@ -128,18 +125,8 @@ def prune_model(
     resume: Annotated[bool, Option("--resume", help="Go on with an unfinished folder.")] = False,
     validate: Annotated[bool, Option("--validate", help="Check and plan; write nothing.")] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
-    as_json: Annotated[
-        bool, Option("--json", help="Print one JSON object at the end, all else on stderr.")
-    ] = False,
-    version: Annotated[
-        bool,
-        Option(
-            "--version",
-            help="Print the version.",
-            callback=command_line.print_version,
-            is_eager=True,
-        ),
-    ] = False,
+    as_json: Annotated[bool, command_line.json_option()] = False,
+    version: Annotated[bool, command_line.version_option()] = False,
 ) -> dict[str, Any]:
     """Prune a model with a metric and save it, or --verify a folder that was saved so.
 
@@ -201,7 +188,7 @@ def _ended(run: Callable[[], Mapping[str, Any]], out: Path | None) -> dict[str, 
     try:
         return command_line.outcome(command_line.DONE, **run())
     except ValueError as error:
-        return _failed(getattr(error, "exit_code", command_line.USAGE), str(error))
+        return command_line.failed(getattr(error, "exit_code", command_line.USAGE), error)
     except KeyboardInterrupt:
         begun = out is not None and out.is_dir() and any(out.iterdir())
         what = f"{str(out)!r} is not finished; " if out else ""
@@ -210,29 +197,13 @@ def _ended(run: Callable[[], Mapping[str, Any]], out: Path | None) -> dict[str, 
         return command_line.outcome(command_line.INTERRUPTED, error=line)
 
 
-def _failed(code: int, message: str) -> dict[str, Any]:
-    line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
-    return command_line.outcome(code, error=line)
-
-
 app = command_line.make_app(prune_model, EXAMPLES)
 
 
 def main() -> None:
     """Console entry: runs the command, and says a mistake in its options in one line too."""
     keep_freed_memory()
-    as_json = command_line.wants_json()
-    with command_line.guarded(), redirect_stdout(sys.stderr) if as_json else nullcontext():
-        try:
-            ended = app(standalone_mode=False)
-        except typer.TyperException as error:
-            ended = _failed(command_line.USAGE, error.format_message())
-    if not isinstance(ended, dict):
-        sys.exit(ended)  # of --help and its like
-    if as_json:
-        print(json.dumps(ended))
-    sys.exit(ended["exit"])
+    command_line.run_to_end(app)
 
 
 if __name__ == "__main__":

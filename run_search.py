@@ -1,99 +1,99 @@
 """Search for a pruning metric: launch, resume, validate, rebuild a report."""
 
 import sys
-from contextlib import ExitStack
 
-from search import interrupts
+import command_line
 
-_signals = ExitStack()
 if __name__ == "__main__":
-    _signals.enter_context(interrupts.stoppable())  # before what takes long to import
+    command_line.leave_on_signals()  # before what takes long to import
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
 from rich.console import Console
+from typer import Option
 
+import interrupts
 from configs import schema
 from configs.files import shipped
+from configs.schema import Config
+from search.ending import Ending
+from search.names import check_hub, check_names
 
-USAGE, WRONG_FOLDER = 2, 4
-_INTERRUPTED_BY_TYPER = 130
+EXAMPLES = (
+    "prunevolve-search  (the embedded model, no download)",
+    "prunevolve-search --config smollm2_135m --out runs/first",
+    "prunevolve-search --set search.seed=1 --set pruning.sparsity=0.7",
+    "prunevolve-search --config llama2_7b --validate",
+    "prunevolve-search --resume runs/first --set search.candidates=5000",
+)
 
 
 def command(
     config: Annotated[
         Path | None,
-        typer.Option(
-            help=f"YAML experiment, or {', '.join(shipped())}; none: the embedded default."
+        Option(
+            help=f"YAML experiment, or {', '.join(shipped())}; none: the embedded default.",
+            autocompletion=shipped,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Empty folder of the run; none: a new one in runs/.")
+        Path | None, Option(help="Empty folder of the run; none: a new one in runs/.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key.path=value, over the config; repeatable.")
+        list[str] | None,
+        Option("--set", metavar="KEY=VALUE", help="Over the config; repeatable: search.seed=1."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this folder, or extend a finished one.")
+        Path | None, Option(help="Continue the run in this folder, or extend a finished one.")
     ] = None,
     validate: Annotated[
-        bool, typer.Option("--validate", help="Check all that can be checked without work.")
+        bool, Option("--validate", help="Check all that needs no work, and print the plan.")
     ] = False,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved config and end.")
+        bool, Option("--print-config", help="Print the resolved config and end.")
     ] = False,
     report: Annotated[
-        Path | None, typer.Option(help="Rebuild report.html of the run in this folder.")
+        Path | None, Option(help="Rebuild report.html of the run in this folder, even amid it.")
     ] = None,
     status: Annotated[
-        Path | None, typer.Option(help="Print where the run in this folder stands.")
+        Path | None, Option(help="Print where the run in this folder stands.")
     ] = None,
-) -> None:
+    as_json: Annotated[bool, command_line.json_option()] = False,
+    version: Annotated[bool, command_line.version_option()] = False,
+) -> dict[str, Any]:
     """Evolve a symbolic pruning metric.
 
     Exit codes: 0 done; 2 usage or config; 3 interrupted, resumable; 4 the folder does not fit this
     request; 5 no evaluation succeeded.
     """
-    if print_config:
-        sys.exit(_print_config(config, overrides or [], out or resume or report or status))
-    # Imported here, so that --help and usage errors answer at once.
-    from transformers.utils import logging as transformers_logging
-
-    from search import launch
-    from search.experiment import resolve
-    from search.journal import FolderError, RunFolder, WriteError
-    from search.machine import memory_lines
-    from search.pool.protocol import PoolError
-    from search.screen import print_status
-
-    transformers_logging.disable_progress_bar()  # one progress is enough, ours
-    console = Console(highlight=False, markup=False)
+    console, words = Console(highlight=False, markup=False), overrides or []
     try:
+        if print_config:
+            return _print_config(config, words, out or resume or report or status).to_dict()
         _check_usage(config, out, resume, validate, report or status, bool(overrides))
         if status:
-            print_status(RunFolder.look(status), console)
-            code = 0
+            ending = _show_status(status, console)
         elif report:
-            code = launch.rebuild_report(report, console)
+            ending = _rebuild_report(report, console)
         elif resume:
-            code = launch.resume(resume, overrides or [], console)
+            ending = _resume(resume, words, console)
         else:
-            resolved = schema.load(config, overrides or [])
-            if validate:
-                experiment = resolve(resolved)
-                code = _say_valid([*experiment.notes, *memory_lines(experiment)], console)
-            else:
-                code = launch.launch(resolved, out or _new_folder(config), console)
-    except FolderError as error:
-        code = _fail(error, WRONG_FOLDER)
-    except (PoolError, WriteError) as error:
-        code = _fail(error, interrupts.INTERRUPTED)
+            # What takes long is imported later: a mistake in a config is answered at once.
+            resolved = schema.load(config, words)
+            check_names(resolved)
+            folder = out or _new_folder(config)
+            ending = (
+                _validate(resolved, console) if validate else _launch(resolved, folder, console)
+            )
+        return ending.to_dict()
+    except interrupts.Resumable as error:
+        return command_line.failed(command_line.INTERRUPTED, error)
     except ValueError as error:
-        code = _fail(error, USAGE)
-    sys.exit(code)
+        return command_line.failed(getattr(error, "exit_code", command_line.USAGE), error)
+    except KeyboardInterrupt:
+        command_line.leave()
 
 
 def _check_usage(
@@ -112,21 +112,60 @@ def _check_usage(
         raise ValueError("--report and --status take no other option")
 
 
-def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> int:
-    try:
-        if folder:
-            raise ValueError("--print-config goes with --config and --set alone")
-        print(schema.to_yaml(schema.load(config, overrides)), end="")
-    except ValueError as error:
-        return _fail(error, USAGE)
-    return 0
+def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> Ending:
+    if folder:
+        raise ValueError("--print-config goes with --config and --set alone")
+    print(schema.to_yaml(schema.load(config, overrides)), end="")
+    return Ending(command_line.DONE, "shown")
 
 
-def _say_valid(notes: list[str], console: Console) -> int:
-    for note in notes:
-        console.print(note, soft_wrap=True)
+def _launch(config: Config, out: Path, console: Console) -> Ending:
+    check_hub(config)  # before what takes long to import
+    from search import launch
+
+    _silence_transformers()
+    with interrupts.stoppable():
+        return launch.launch(config, out, console)
+
+
+def _resume(path: Path, overrides: list[str], console: Console) -> Ending:
+    from search import launch
+
+    _silence_transformers()
+    with interrupts.stoppable():
+        return launch.resume(path, overrides, console)
+
+
+def _validate(config: Config, console: Console) -> Ending:
+    from search.outline import outline
+
+    _silence_transformers()
+    lines = outline(config)
+    for line in lines:
+        console.print(line, soft_wrap=True)
     console.print("valid")
-    return 0
+    return Ending(command_line.DONE, "valid", more={"plan": lines})
+
+
+def _rebuild_report(path: Path, console: Console) -> Ending:
+    from search.finish import rebuild_report
+
+    return rebuild_report(path, console)
+
+
+def _show_status(path: Path, console: Console) -> Ending:
+    from search.journal import RunFolder
+    from search.screen import print_status
+
+    folder = RunFolder.look(path)
+    print_status(folder, console)
+    return Ending(command_line.DONE, "shown", path, folder.read_json("status.json"))
+
+
+def _silence_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one progress is enough, ours
 
 
 def _new_folder(config: Path | None) -> Path:
@@ -134,32 +173,14 @@ def _new_folder(config: Path | None) -> Path:
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def _fail(error: Exception | str, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(command)
+app = command_line.make_app(command, EXAMPLES)
 
 
 def main() -> None:
-    """Console entry: runs the command, and says a mistake in its options in one line too."""
+    """Console entry: runs the command; a reader of its output that goes away ends nothing."""
     sys.stdout = interrupts.Unbreakable(sys.stdout)
     sys.stderr = interrupts.Unbreakable(sys.stderr)
-    with interrupts.stoppable():
-        _run()
-
-
-def _run() -> None:
-    try:
-        # It ends by sys.exit, but for --help; Typer takes an interrupt and returns this.
-        if app(standalone_mode=False) == _INTERRUPTED_BY_TYPER:
-            interrupts.leave()
-    except typer.TyperException as error:
-        sys.exit(_fail(error.format_message(), USAGE))
-    except (typer.Abort, KeyboardInterrupt):
-        interrupts.leave()
+    command_line.run_to_end(app)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from configs import schema
+from pruning.progress import Progress
 from search import launch
 from search.experiment import Experiment
 from search.fitness import Evaluator
@@ -27,6 +28,7 @@ from search.journal import RunFolder
 from search.pool.crew import Call, Crew, Event, Reply, Started, perform
 from search.pool.worker_pool import WorkerPool
 from search.population import Candidate, Outcome
+from search.prepare import prepare
 
 LOWEST, SPREAD = 3.0, 2.0
 """Of the made-up fitness, nats per token: what the embedded model's candidates come to."""
@@ -160,6 +162,9 @@ class DummyCrew:
         self._ready.append(Started(self._hired, self._evaluator.digests, self._evaluator.seconds))
         return self._hired
 
+    def watch(self, progress: Progress) -> None:
+        """Nobody watches a benchmark."""
+
     def give(self, worker: int, call: Call) -> None:
         """Begin an evaluation, or do another call at once."""
         if call.method == "use_statistics" and worker > 1:
@@ -219,7 +224,7 @@ def search_with(
     where = experiment.config.ray
     limits = where.wait_seconds, where.start_seconds
     pool = WorkerPool(crew, experiment.setup, workers, *limits, clock)
-    marks = launch._prepare(folder, experiment, pool, console)
+    marks = prepare(folder, experiment, pool, console)
     with suppress(TimeIsUp):
         launch.evolve(folder, experiment, pool, marks, folder.read_records(), console)
 

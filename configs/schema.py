@@ -5,6 +5,7 @@ How a file becomes a mapping of keys, its `base` included, is in `configs.files`
 
 import copy
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -113,10 +114,26 @@ GroupName = Literal[
 PATTERN = r"^(unstructured|\d{1,4}:\d{1,4})$"
 
 
+def implied_sparsity(pattern: str | None) -> float | None:
+    """Return what an n:m pattern removes: n of m weights stay; None for any other."""
+    kept, _, length = (pattern or "").partition(":")
+    if not (kept.isdecimal() and length.isdecimal() and 0 < int(kept) < int(length)):
+        return None
+    return 1 - int(kept) / int(length)
+
+
+def _check_sparsity(sparsity: float, pattern: str) -> None:
+    implied = implied_sparsity(pattern)
+    if implied is not None and not math.isclose(sparsity, implied, abs_tol=0.001):
+        raise ValueError(f"sparsity must be {implied:g} with pattern {pattern}, got {sparsity}")
+
+
 class Pruning(_Section):
     """What each candidate is asked to remove."""
 
-    sparsity: float = Field(default=0.5, ge=0, lt=1, description="fraction of weights removed")
+    sparsity: float = Field(
+        default=0.5, gt=0, lt=1, description="fraction of weights removed; by n:m, 1 - n/m"
+    )
     pattern: str = Field(default="unstructured", pattern=PATTERN)
     group: Literal[GroupName, "free"] = Field(
         default="row", description="comparison group; free: bred together with the metric"
@@ -125,13 +142,26 @@ class Pruning(_Section):
         default="one-shot", description="statistics of the dense model serve every candidate"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "sparsity" not in raw and isinstance(raw.get("pattern"), str):
+            implied = implied_sparsity(raw["pattern"])
+            return raw if implied is None else {**raw, "sparsity": implied}
+        return raw
+
+    @model_validator(mode="after")
+    def _check(self) -> "Pruning":
+        _check_sparsity(self.sparsity, self.pattern)
+        return self
+
 
 class TaskEntry(_Section):
     """One of several things that a candidate is asked to do; what is null is the experiment's."""
 
     model: Place | None = None
     dtype: Dtype | None = None
-    sparsity: float | None = Field(default=None, ge=0, lt=1)
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
     pattern: str | None = Field(default=None, pattern=PATTERN)
     weight: float = Field(default=1.0, gt=0, description="relative to the other tasks'")
     calibration: Text | None = None
@@ -354,7 +384,20 @@ class Config(_Section):
             **{role: getattr(self, role) for role in ROLES},
         }
         entries = [{k: v for k, v in dict(entry).items() if v is not None} for entry in self.tasks]
+        for entry in entries:
+            if "sparsity" not in entry and (implied := implied_sparsity(entry.get("pattern"))):
+                entry["sparsity"] = implied
         return [Task(**{**whole, **entry}) for entry in entries or [{}]]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        for number, entry in enumerate(self.tasks):
+            if entry.sparsity is not None:
+                try:
+                    _check_sparsity(entry.sparsity, entry.pattern or self.pruning.pattern)
+                except ValueError as error:
+                    raise ValueError(f"tasks.{number}.{error}") from error
+        return self
 
 
 def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
@@ -370,7 +413,7 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
     """
     source = DEFAULT if config is None else find(Path(config))
     raw = read(source, inherited=tuple(TaskEntry.model_fields))
-    return parse(apply_overrides(raw, overrides), str(source))
+    return parse(_without_replaced(apply_overrides(raw, overrides), overrides), str(source))
 
 
 def parse(raw: dict[str, Any], source: str) -> Config:
@@ -405,6 +448,17 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
             section = section[place]
         section[_place(section, last, (parents or [""])[-1], override)] = found
     return result
+
+
+def _without_replaced(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Leave out a file's sparsity where an override gives an n:m pattern, which has its own."""
+    keys = {override.partition("=")[0] for override in overrides}
+    pruning = raw.get("pruning")
+    if "pruning.pattern" not in keys or "pruning.sparsity" in keys or not isinstance(pruning, dict):
+        return raw
+    if implied_sparsity(str(pruning.get("pattern"))) is None:
+        return raw
+    return {**raw, "pruning": {k: v for k, v in pruning.items() if k != "sparsity"}}
 
 
 def _place(section: object, key: str, above: str, override: str) -> str | int:

@@ -10,6 +10,7 @@ from search.experiment import Experiment
 from search.journal import RunFolder, WriteError
 from search.pool.protocol import Arrival, Pool, Timing
 from search.population import Record
+from search.scale import Scale
 from search.screen import Screen
 from search.status import RUNNING, Status
 from search.trackers import Tracker
@@ -36,12 +37,14 @@ class Books:
         folder: RunFolder,
         experiment: Experiment,
         evolution: Evolution,
+        scale: Scale,
         pool: Pool,
         screen: Screen,
         trackers: Sequence[Tracker],
         on_record: OnRecord = ignore,
     ) -> None:
         self.folder, self.experiment, self.evolution = folder, experiment, evolution
+        self.scale = scale
         self.pool, self.screen, self.trackers = pool, screen, trackers
         self.on_record = on_record
         self.outcomes: Counter[str] = Counter()
@@ -101,11 +104,19 @@ class Books:
 
     def _status(self, why: str) -> Status:
         state = self.evolution.state
-        hours = (time.monotonic() - self._began) / 3600
-        per_hour = (state.committed - self._first) / hours if hours else 0.0
+        seconds = time.monotonic() - self._began
+        per_hour = (state.committed - self._first) / seconds * 3600 if seconds else 0.0
         candidates = self.experiment.config.search.candidates
-        unit = self.experiment.fitness_unit
-        return Status.of_run(state, candidates, unit, self.outcomes, per_hour, self.pool.staff, why)
+        return Status.of_run(
+            state,
+            candidates,
+            self.scale,
+            self.outcomes,
+            seconds,
+            per_hour,
+            self.pool.staff,
+            why,
+        )
 
     def _checkpoint(self) -> None:
         self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)

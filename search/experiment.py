@@ -1,6 +1,5 @@
 """What a search works with, resolved from its config once: tasks, texts, seeds, settings."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,7 +9,6 @@ from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
 from evaluation.corpus import Provenance, Windows, check_disjoint
 from evaluation.mixture import Mixture, Part
-from pruning import models
 from pruning.baselines import BASELINES
 from pruning.leaves import LEAF_SETS
 from pruning.masks import GROUPS, Target, parse_pattern
@@ -21,13 +19,11 @@ from search.breeding.primitives import primitive_set
 from search.breeding.variation import Variation
 from search.evolution import Settings
 from search.fitness import Setup, Task
+from search.names import is_here
 from search.population import Rules
 from search.resident import Memory, Subject
 from search.scale import unit_of
 from search.seeds import read_seeds
-
-_HUB_ID = re.compile(r"(?!models/)\w[\w.-]*/[\w.-]+")
-"""Owner and name; `models/` is where `make smollm2` puts its folder."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,22 @@ class Experiment:
         """Return the experiment with its windows; raises ValueError if a text cannot be had."""
         windows = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
-            tokenizer = load_tokenizer(subject.model)
-            windows.append({role: _mixture_of(text).cut(tokenizer) for role, text in texts.items()})
+            windows.append(_cut(subject.model, {r: _mixture_of(t) for r, t in texts.items()}))
         return replace(self, windows=tuple(windows))
+
+    def read_texts_here(self) -> list[dict[str, int]]:
+        """Cut the texts that need no hub; return the tokens of each, by role, for each model.
+
+        Raises:
+            ValueError: If one of them cannot be had, or is shorter than its windows.
+        """
+        found: list[dict[str, int]] = []
+        for subject, texts in zip(self.subjects, self.texts, strict=True):
+            mixtures = {role: _mixture_of(text) for role, text in texts.items()}
+            here = {r: m for r, m in mixtures.items() if is_here(subject.model) and not m.check()}
+            cut = _cut(subject.model, here) if here else {}
+            found.append({role: windows.tokens.numel() for role, windows in cut.items()})
+        return found
 
     @property
     def memory(self) -> Memory:
@@ -204,6 +213,18 @@ def _kinds_of(windows: Windows) -> tuple[str, ...]:
     return tuple(names[kind] for kind in windows.kinds)
 
 
+def _cut(model: str, mixtures: Mapping[str, Mixture]) -> dict[str, Windows]:
+    """Return the windows of texts by role; an error names the role."""
+    tokenizer = load_tokenizer(model)
+    windows = {}
+    for role, mixture in mixtures.items():
+        try:
+            windows[role] = mixture.cut(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
+    return windows
+
+
 def _mixture_of(text: Text) -> Mixture:
     parts = tuple(Part(part.corpus, part.split, part.share) for part in text.parts)
     return Mixture(parts, text.windows, text.length, text.seed, text.bos)
@@ -257,15 +278,10 @@ def _check_models(config: Config) -> list[str]:
                 f"search.stages must be below fitness.windows = {windows}, got "
                 f"{config.search.stages}"
             )
-        if task.model == models.EMBEDDED or Path(task.model).is_dir():
+        if is_here(task.model):
             _check_model(task)
-        elif _HUB_ID.fullmatch(task.model):
-            notes.append(f"model {task.model}: it comes from the Hugging Face hub: not checked")
         else:
-            raise ValueError(
-                f"model {task.model!r} is no folder: give embedded, a folder or a hub id"
-                + (" (`make smollm2` builds it)" if "smollm2" in task.model else "")
-            )
+            notes.append(f"model {task.model}: it comes from the Hugging Face hub: not checked")
     return notes
 
 

@@ -3,18 +3,26 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from command_line import DONE, called
+from configs import schema
+from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
+from search.ending import Ending
 from search.experiment import Experiment
 from search.fitness import perplexity_of
-from search.journal import RunFolder
-from search.pool.protocol import LossRequest, MaskRequest, Pool
+from search.journal import FolderError, RunFolder
+from search.pool.protocol import Count, LossRequest, MaskRequest, Pool
 from search.population import Record, State
+from search.prepare import read_scale
 from search.report.page import (
     SHOWN,
     end_table,
@@ -24,7 +32,10 @@ from search.report.page import (
     tasks_of,
     title_of,
 )
+from search.report.run import Run
 from search.scale import paired_difference
+from search.screen import step
+from search.verdict import verdict_of
 from search.yardstick import cells_of, losses_of, scale_of
 
 
@@ -44,19 +55,24 @@ def finish(
         diversity: Of the population's masks.
         started: By `time.monotonic`, when this process began the run.
     """
-    console.print("scoring the finalists on the selection text")
     finalists = state.finalists(experiment.config.search.finalists)
-    winner, standings = _choose(experiment, pool, finalists)
+    parts, known = len(experiment.tasks), 1 + len(BASELINES)
+    what = "scoring the finalists on the selection text"
+    with step(console, what, parts * (known + len(finalists))) as progress:
+        winner, standings = _choose(experiment, pool, finalists, progress.advance)
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
-    console.print("measuring the winner and the baselines on the report text")
-    tasks = [
-        {
-            **row,
-            **_measurements(experiment, pool, index, winner.criterion),
-            **_by_layer(pool, index, winner.criterion),
-        }
-        for index, row in enumerate(experiment.task_rows())
-    ]
+    front = state.pareto_front
+    what = "measuring the winner, the front and the baselines on the report text"
+    with step(console, what, parts * (known + 1 + len(front) + known)) as progress:
+        tasks = [
+            {
+                **row,
+                **_measurements(experiment, pool, index, winner.criterion, progress.advance),
+                "front": _perplexities(pool, index, front, progress.advance),
+                **_by_layer(pool, index, winner.criterion, progress.advance),
+            }
+            for index, row in enumerate(experiment.task_rows())
+        ]
     outcomes = Counter(record.outcome.kind for record in folder.read_records())
     first = tasks[0]
     summary = {
@@ -82,35 +98,92 @@ def finish(
         "diversity": diversity,
         "tasks": tasks,
     }
+    summary["verdict"] = verdict_of(summary).sentence
     folder.write_json("summary.json", summary)
-    write_report(folder)
+    with step(console, "drawing the report"):
+        write_report(folder)
     for task in tasks_of(summary):
         console.print(title_of(task), soft_wrap=True)
         console.print(end_table(task))
     if len(rows := relative_rows(summary)) > 1:
         console.print(relative_table(rows))
-    console.print(f"best metric: {folder.path / 'best_metric.json'}", soft_wrap=True)
-    console.print(apply_line(folder, experiment), soft_wrap=True)
+    console.print(f"verdict: {summary['verdict']}", soft_wrap=True)
+    say_files(folder, experiment.config, console)
 
 
-def write_report(folder: RunFolder) -> None:
-    """Rebuild `report.html` from the run folder's other files.
+def say_files(folder: RunFolder, config: Config, console: Console) -> None:
+    """Print where a finished run's report and metric are, and how to apply the metric."""
+    for name, file in {"report": "report.html", "metric": "best_metric.json"}.items():
+        console.print(f"{name}: {folder.path / file}", soft_wrap=True)
+    console.print(f"apply it: {apply_command(folder.path, config)}", soft_wrap=True)
+
+
+def rebuild_report(path: Path, console: Console) -> Ending:
+    """Rebuild `report.html` of a run from its other files, also while it goes on."""
+    folder = RunFolder.look(path)
+    whole = write_report(folder)
+    note = "" if whole else ": partial, for the run has not come to its end"
+    console.print(f"wrote {path / 'report.html'}{note}", soft_wrap=True)
+    return Ending(DONE, "written" if whole else "written, partial", path)
+
+
+def write_report(folder: RunFolder) -> bool:
+    """Rebuild `report.html` from the run folder's other files; tell whether the run is finished.
 
     Raises:
-        FolderError: If the run has not ended or a file is damaged.
+        FolderError: If nothing is evaluated yet, or a file is damaged.
     """
-    summary = folder.read_json("summary.json", *SHOWN)
-    folder.write_text("report.html", render(summary, folder.read_records(), folder.read_timings()))
+    # Without the lock: whoever works in the folder goes on, and only whole lines are read.
+    records = folder.records_so_far()
+    if not any(record.fitness is not None for record in records):
+        raise FolderError(
+            f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
+            f"see {called('run_search')} --status {folder.path}"
+        )
+    summary, environment, status = (
+        folder.read_json(name, *keys) if (folder.path / name).exists() else {}
+        for name, keys in (("summary.json", SHOWN), ("environment.json", ()), ("status.json", ()))
+    )
+    run = Run(
+        records=records,
+        summary=summary,
+        timings=folder.read_timings(),
+        scale=read_scale(folder),
+        environment=environment,
+        ended=str(status.get("written", "")),
+    )
+    if config := _config_of(folder):
+        run = replace(
+            run,
+            tasks=[
+                {"model": task.model, "sparsity": task.sparsity, "pattern": task.pattern}
+                for task in config.all_tasks
+            ],
+            objective=config.search.objective,
+            config=schema.to_yaml(config),
+            seed=config.search.seed,
+            apply=apply_command(folder.path, config) if summary else "",
+        )
+    folder.write_text("report.html", render(run))
+    return folder.is_finished(len(records))
 
 
-def apply_line(folder: RunFolder, experiment: Experiment) -> str:
+def _config_of(folder: RunFolder) -> Config | None:
+    """Return a run's config; None if this version has no such keys, which a report survives."""
+    try:
+        return schema.load(folder.path / "config.yaml", [])
+    except ValueError:
+        return None
+
+
+def apply_command(folder: Path, config: Config) -> str:
     """Return the command that applies the best metric to the same model and texts."""
-    task = experiment.config.all_tasks[0]
+    task = config.all_tasks[0]
     calibration, report = task.calibration, task.report
     unstructured = task.pattern == "unstructured"
     options = {
         "model": task.model,
-        "metric": folder.path / "best_metric.json",
+        "metric": folder / "best_metric.json",
         "sparsity": task.sparsity if unstructured else None,
         "pattern": None if unstructured else task.pattern,
         "corpus": [part.corpus for part in calibration.parts],
@@ -130,20 +203,22 @@ def apply_line(folder: RunFolder, experiment: Experiment) -> str:
         for value in (values if isinstance(values, list) else [values])
         if value is not None
     ]
-    return "apply it: python run_prune.py " + shlex.join(word for pair in words for word in pair)
+    command = shlex.join(word for pair in words for word in pair)
+    return f"{called('run_prune')} {command}"
 
 
 def _choose(
-    experiment: Experiment, pool: Pool, finalists: list[Record]
+    experiment: Experiment, pool: Pool, finalists: list[Record], done: Count
 ) -> tuple[Record, list[dict[str, Any]]]:
     """Score finalists on the selection texts; return the best there, and all with differences."""
     tasks = range(len(experiment.tasks))
     aggregate = experiment.config.search.aggregate
-    scale = scale_of(experiment.setup, aggregate, pool.losses, "selection")
+    ask = partial(pool.losses, done=done)
+    scale = scale_of(experiment.setup, aggregate, ask, "selection")
     requests = [
         LossRequest(task, "selection", record.criterion) for record in finalists for task in tasks
     ]
-    answers = iter(pool.losses(requests))
+    answers = iter(ask(requests))
     scored = []
     for record in finalists:
         by_task = [next(answers) for _ in tasks]
@@ -171,11 +246,12 @@ def _choose(
 
 
 def _measurements(
-    experiment: Experiment, pool: Pool, index: int, winner: Criterion
+    experiment: Experiment, pool: Pool, index: int, winner: Criterion, done: Count
 ) -> dict[str, Any]:
     """Return a task's perplexities on its report text: dense, baselines and winner."""
-    dense, found = losses_of(pool.losses, index, "report")
-    (best,) = pool.losses([LossRequest(index, "report", winner)])
+    ask = partial(pool.losses, done=done)
+    dense, found = losses_of(ask, index, "report")
+    (best,) = ask([LossRequest(index, "report", winner)])
     assert best is not None
     gaps = {name: paired_difference(losses, best) for name, losses in found.items()}
     subject = experiment.tasks[index].subject
@@ -205,11 +281,23 @@ def _measurements(
     }
 
 
-def _by_layer(pool: Pool, index: int, winner: Criterion) -> dict[str, Any]:
+def _perplexities(
+    pool: Pool, index: int, records: Sequence[Record], done: Count
+) -> list[dict[str, Any]]:
+    """Return records' perplexities on a task's report text, which decide nothing any more."""
+    requests = [LossRequest(index, "report", record.criterion) for record in records]
+    return [
+        {"index": record.index, "perplexity": perplexity_of(losses)}
+        for record, losses in zip(records, pool.losses(requests, done), strict=True)
+        if losses
+    ]
+
+
+def _by_layer(pool: Pool, index: int, winner: Criterion, done: Count) -> dict[str, Any]:
     """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
     others = {"best": winner} | {name: one.criterion for name, one in BASELINES.items()}
     requests = [MaskRequest(index, winner, other) for other in others.values()]
-    found = dict(zip(others, pool.zeros_and_overlap(requests), strict=True))
+    found = dict(zip(others, pool.zeros_and_overlap(requests, done), strict=True))
     return {
         "layers": {
             name: {layer: zeros for layer, (zeros, _) in by_layer.items()}

@@ -19,8 +19,9 @@ from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
+from pruning.progress import Progress
 from search.population import Candidate, Outcome
-from search.resident import Memory, Resident, Subject, Weights
+from search.resident import Memory, Resident, Subject, Weights, unwatched
 from search.scale import Scale
 
 ZerosAndOverlap = dict[str, tuple[float, float]]
@@ -112,6 +113,7 @@ class Evaluator:
             for subject, windows, given in zip_longest(setup.subjects, setup.windows, weights)
         ]
         self.scale: Scale | None = None
+        self.progress: Progress = unwatched
 
     @property
     def seconds(self) -> float:
@@ -128,7 +130,8 @@ class Evaluator:
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
-        return self.residents[subject].collect_statistics(self.setup.leaves)
+        resident, leaves = self.residents[subject], self.setup.leaves
+        return resident.collect_statistics(leaves, "calibration", self.progress)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Use a model's statistics; see `Resident.use_statistics`."""

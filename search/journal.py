@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from interrupts import Resumable
 from plain_files import check_plain, read_bytes, read_lines, read_object
 from pruning.headers import read_header
 from pruning.metric_file import SCHEMA
@@ -32,10 +33,12 @@ MOST_JOURNAL, LONGEST_LINE = 2_000_000_000, 1_000_000
 
 
 class FolderError(ValueError):
-    """The folder does not fit the request; the command line exits with 4."""
+    """The folder does not fit the request."""
+
+    exit_code = 4
 
 
-class WriteError(RuntimeError):
+class WriteError(Resumable):
     """A file of the folder cannot be written; what was written before is whole."""
 
 
@@ -49,6 +52,7 @@ class RunFolder:
     def __post_init__(self) -> None:
         # Of the journal as it was read and appended to, so that a checkpoint can name it.
         self._lines, self._digest = 0, hashlib.sha256()
+        self._made: list[Path] = []  # folders that were not there before, the run's first
 
     @property
     def lines(self) -> int:
@@ -67,11 +71,14 @@ class RunFolder:
     def create(path: Path) -> "RunFolder":
         """Make the folder of a new run; raises FolderError if it is not empty or in use."""
         RunFolder.check_empty(path)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"--out {path} cannot be made: {error.strerror}") from error
-        return _locked(path)
+        folder = _locked(path)
+        folder._made = made
+        return folder
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
@@ -96,6 +103,28 @@ class RunFolder:
         with suppress(OSError):  # where nothing can be written any more, it stays
             Path(self.lock.lock_file).unlink()
         self.lock.release()
+
+    def discard_if_unused(self) -> bool:
+        """Take a folder away again in which nothing was measured yet; tell whether it was so.
+
+        What was there before `create` stays. A second call does nothing more.
+        """
+        if self.path.is_dir() and set(_files_in(self.path)) - {"config.yaml", "config.yaml.tmp"}:
+            return False
+        with suppress(OSError):  # where nothing can be written any more, it stays
+            for name in _files_in(self.path):
+                (self.path / name).unlink()
+        self.close()
+        with suppress(OSError):  # or somebody put something there meanwhile
+            for folder in self._made:
+                folder.rmdir()
+        return True
+
+    def is_finished(self, candidates: int) -> bool:
+        """Tell whether the run came to its end with so many candidates, and was measured then."""
+        if not (self.path / "summary.json").is_file():
+            return False
+        return bool(self.read_json("summary.json", "candidates")["candidates"] == candidates)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
@@ -126,7 +155,11 @@ class RunFolder:
         """Write tensors as safetensors, whole or not at all."""
         temporary = self.path / f"{name}.tmp"
         with _writing(temporary):
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+            # The library's files are for their owner alone, whatever the umask says.
+            temporary.chmod(mode)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(self.path / name)
@@ -166,17 +199,21 @@ class RunFolder:
                 with _writing(path):
                     os.truncate(path, whole)
                 break
-            number, whole = len(records), whole + len(line)
+            whole += len(line)
             digest.update(line)
-            try:
-                record = Record.from_dict(json.loads(line.rstrip(b"\n")))
-            except (ValueError, RecursionError) as error:
-                raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
-            if record.index != number:
-                raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
-            records.append(record)
+            records.append(_record_of(line, path, len(records)))
         self._lines, self._digest = len(records), digest
         return records
+
+    def records_so_far(self) -> list[Record]:
+        """Return the journal's records, also while another process appends to it.
+
+        Raises:
+            FolderError: As `read_records`.
+        """
+        path = self.path / "journal.jsonl"
+        lines = [line for line in self._lines_of(path) if line.endswith(b"\n")]
+        return [_record_of(line, path, number) for number, line in enumerate(lines)]
 
     def _lines_of(self, path: Path) -> Iterator[bytes]:
         try:
@@ -273,6 +310,17 @@ class RunFolder:
                 "provenance": dict(provenance),
             },
         )
+
+
+def _record_of(line: bytes, path: Path, number: int) -> Record:
+    """Return the record in a line of the journal; raises FolderError if it is damaged."""
+    try:
+        record = Record.from_dict(json.loads(line.rstrip(b"\n")))
+    except (ValueError, RecursionError) as error:
+        raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
+    if record.index != number:
+        raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
+    return record
 
 
 def _locked(path: Path) -> RunFolder:

@@ -4,41 +4,42 @@
 work, and raise `Unfinished`.
 """
 
-import hashlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from rich.console import Console
-from torch import Tensor
 
+from command_line import BROKEN, DONE, INTERRUPTED, NOTHING_EVALUATED, called
 from configs import schema
 from configs.schema import Config
-from search import interrupts, trackers
+from interrupts import Resumable
+from search import trackers
 from search.books import Books, OnRecord, ignore
+from search.ending import Ending
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
-from search.fingerprint import Fingerprints, Probe, tensors_digest
-from search.finish import finish, write_report
-from search.identity import check_config, check_fingerprints, check_records, is_free
-from search.journal import FolderError, RunFolder, WriteError
-from search.machine import memory_lines
+from search.fingerprint import Fingerprints
+from search.finish import finish, say_files, write_report
+from search.identity import check_config, check_records, is_free
+from search.journal import FolderError, RunFolder
+from search.machine import check_cores, memory_lines
+from search.names import check_hub
 from search.pool.crew import Crew
 from search.pool.in_process import InProcessCrew
-from search.pool.protocol import CallError, Pool, PoolError
+from search.pool.protocol import CallError, Pool
 from search.pool.worker_pool import WorkerPool
 from search.population import Record
-from search.scale import Scale
-from search.screen import Screen
-from search.yardstick import scale_of
+from search.prepare import prepare, read_scale
+from search.screen import Screen, step
+from search.status import FINISHED
 
-DONE, BROKEN, NOTHING_EVALUATED = 0, 1, 5
-"""Exit codes; 2 is a usage or config error, 3 a run that can be resumed, 4 a folder that does not
-fit."""
+_NOTHING_LEFT = "nothing was measured yet, and no folder is left: run the same command again"
 
 
 class Unfinished(RuntimeError):
@@ -53,34 +54,36 @@ class Unfinished(RuntimeError):
         self.code = code
 
 
-def launch(config: Config, out: Path, console: Console) -> int:
-    """Run a new search in an empty folder; returns the exit code."""
-    return _told(console, lambda: run(config, out, console))
+def launch(config: Config, out: Path, console: Console) -> Ending:
+    """Run a new search in an empty folder, and print how it ended."""
+    return _told(console, out, lambda: run(config, out, console))
 
 
-def resume(path: Path, overrides: list[str], console: Console) -> int:
-    """Continue a run, or extend a finished one; returns the exit code.
+def resume(path: Path, overrides: Sequence[str], console: Console) -> Ending:
+    """Continue a run, or extend a finished one, and print how it ended.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
     """
-    return _told(console, lambda: run_on(path, overrides, console))
+    return _told(console, path, lambda: run_on(path, overrides, console))
 
 
-def _told(console: Console, work: Callable[[], None]) -> int:
+def _told(console: Console, folder: Path, work: Callable[[], str]) -> Ending:
     try:
-        work()
+        return Ending(DONE, work(), folder)
     except Unfinished as end:
         console.print(str(end), soft_wrap=True)
-        return end.code
-    return DONE
+        return Ending(end.code, str(end), folder)
 
 
-def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> None:
-    """Run a new search in an empty folder to its end.
+def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
+    """Run a new search in an empty folder to its end; the folder is gone if nothing came of it.
 
     Args:
         on_record: Called with each record once it is in the journal, in order.
+
+    Returns:
+        How the run ended, in a word.
 
     Raises:
         Unfinished: If the run ended before; its folder can mostly be resumed.
@@ -90,18 +93,28 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
     """
     # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
     RunFolder.check_empty(out)
-    experiment = _ready(config)
-    with _crew(experiment) as crew, closing(RunFolder.create(out)) as folder:
-        _run(folder, experiment, crew, [], console, on_record)
+    experiment = _ready(config, console)
+    with _crew(experiment, console) as crew, closing(RunFolder.create(out)) as folder:
+
+        def way_on() -> str:
+            return _NOTHING_LEFT if folder.discard_if_unused() else _continue_with(out)
+
+        try:
+            return _run(folder, experiment, crew, [], console, on_record, way_on)
+        finally:
+            folder.discard_if_unused()
 
 
 def run_on(
     path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
-) -> None:
-    """Continue a run to its end, or extend a finished one.
+) -> str:
+    """Continue a run to its end, or extend a finished one; without more to do, only say so.
 
     Args:
         on_record: Called with each record that is new.
+
+    Returns:
+        How the run ended, in a word or two.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
@@ -123,24 +136,44 @@ def run_on(
                 f"search.candidates = {config.search.candidates} is below the {done} that "
                 f"{path} has: give more"
             )
-        experiment = _ready(config)
-        with _crew(experiment) as crew:
-            _run(folder, experiment, crew, records, console, on_record)
+        if done == config.search.candidates and folder.is_finished(done):
+            _say_finished(folder, config, console)
+            return "finished before"
+        check_hub(config)
+        experiment = _ready(config, console)
+        with _crew(experiment, console) as crew:
+            way_on = partial(_continue_with, path)
+            return _run(folder, experiment, crew, records, console, on_record, way_on)
 
 
-def rebuild_report(path: Path, console: Console) -> int:
-    """Rebuild `report.html` of a finished run; returns the exit code."""
-    with closing(RunFolder.open_(path)) as folder:
+def _resume_call(path: Path) -> str:
+    return f"{called('run_search')} --resume {shlex.quote(str(path))}"
+
+
+def _continue_with(path: Path) -> str:
+    return f"continue with {_resume_call(path)}"
+
+
+def _say_finished(folder: RunFolder, config: Config, console: Console) -> None:
+    """Say that there is nothing to do, what the result is, and how to go further."""
+    if not (folder.path / "report.html").exists():  # a kill came between
         write_report(folder)
-    console.print(f"wrote {path / 'report.html'}", soft_wrap=True)
-    return DONE
+    done = config.search.candidates
+    console.print(
+        f"{folder.path} is finished: all {done} candidates are evaluated and the result is "
+        f"measured; breed more: {_resume_call(folder.path)} --set search.candidates=N",
+        soft_wrap=True,
+    )
+    say_files(folder, config, console)
 
 
-def _ready(config: Config) -> Experiment:
+def _ready(config: Config, console: Console) -> Experiment:
     experiment = resolve(config)
+    check_cores(config.ray)
     memory_lines(experiment)  # refuses what cannot fit
     trackers.check(config.trackers)
-    return experiment.read_texts()
+    with step(console, "reading the texts"):
+        return experiment.read_texts()
 
 
 def _run(
@@ -150,11 +183,13 @@ def _run(
     records: list[Record],
     console: Console,
     on_record: OnRecord,
-) -> None:
+    way_on: Callable[[], str],
+) -> str:
     """Run to the end, or to what ends it; what is written by then can be resumed.
 
     Args:
         records: The journal so far; emptied once it is replayed.
+        way_on: Says how to go on after an interrupt.
 
     Raises:
         Unfinished: If the run ended before.
@@ -172,20 +207,16 @@ def _run(
             where.start_seconds,
             say=lambda line: console.print(line, soft_wrap=True),
         )
-        _search(folder, experiment, pool, records, console, on_record)
+        return _search(folder, experiment, pool, records, console, on_record)
     except KeyboardInterrupt as error:
-        raise _resumable(folder, f"interrupted after {folder.lines} candidates") from error
-    except (PoolError, WriteError) as error:
-        raise _resumable(folder, f"error: {error}") from error
+        why = f"interrupted after {folder.lines} candidates"
+        raise Unfinished(f"{why}; {way_on()}", INTERRUPTED) from error
+    except Resumable as error:
+        raise Unfinished(f"error: {error}; {way_on()}", INTERRUPTED) from error
     except CallError as error:
         folder.write_failure("run", error.trace)
         trace = folder.path / "failures/run.txt"
         raise Unfinished(f"error: {error}; see {trace}", BROKEN) from error
-
-
-def _resumable(folder: RunFolder, why: str) -> Unfinished:
-    way_on = f"continue with run_search.py --resume {folder.path}"
-    return Unfinished(f"{why}; {way_on}", interrupts.INTERRUPTED)
 
 
 def _search(
@@ -195,26 +226,27 @@ def _search(
     records: list[Record],
     console: Console,
     on_record: OnRecord,
-) -> None:
+) -> str:
     started = time.monotonic()
-    marks = _prepare(folder, experiment, pool, console)
+    marks = prepare(folder, experiment, pool, console)
     evolution = evolve(folder, experiment, pool, marks, records, console, on_record)
     state = evolution.state
     if state.best is None:
         raise Unfinished(
             "error: no candidate was evaluated to the end; breed more: "
-            f"run_search.py --resume {folder.path} --set search.candidates=N",
+            f"{_resume_call(folder.path)} --set search.candidates=N",
             NOTHING_EVALUATED,
         )
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     finish(folder, experiment, pool, state, diversity, started, console)
     status = folder.read_json("status.json")
-    folder.write_json("status.json", {**status, "state": "finished"})
+    folder.write_json("status.json", {**status, "state": FINISHED})
+    return FINISHED
 
 
 @contextmanager
-def _crew(experiment: Experiment) -> Iterator[Crew]:
+def _crew(experiment: Experiment, console: Console) -> Iterator[Crew]:
     """Open what the config asks workers to live in; gone at the end, whatever happens.
 
     Raises:
@@ -231,86 +263,17 @@ def _crew(experiment: Experiment) -> Iterator[Crew]:
         yield InProcessCrew(setup)
         return
     # Imported here, so that neither --validate nor an in-process run starts to load Ray.
-    from search.pool.cluster import connection
-    from search.pool.on_ray import RayCrew
-
     local_cpus = where.address == "local" and not where.gpus_per_worker
     cores = max(os.cpu_count() or 1, where.cpus_per_worker * (where.workers or 1))
-    with connection(where.address, cores) as cluster:
-        ships = where.ship_model or local_cpus
-        yield RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
+    with ExitStack() as stack:
+        with step(console, f"connecting to Ray: {where.address}"):
+            from search.pool.cluster import connection
+            from search.pool.on_ray import RayCrew
 
-
-def _prepare(
-    folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
-) -> Fingerprints:
-    """Get statistics, probes and scale, from the folder or workers, and check the environment.
-
-    Raises:
-        FolderError: If models, texts or statistics are not those that the run began with.
-    """
-    found: dict[str, list[object]] = {
-        name: [] for name in ("model", "texts", "windows", "statistics", "probe", "scale")
-    }
-    probes = []
-    for subject in range(len(experiment.subjects)):
-        statistics = _statistics(folder, experiment, subject, pool, console)
-        texts = experiment.windows[subject]
-        probe = _probe(folder, subject, pool)
-        found["model"].append(pool.model_digest(subject))
-        found["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
-        found["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
-        found["statistics"].append(tensors_digest(statistics))
-        found["probe"].append(tensors_digest(probe))
-        probes.append(Probe.from_tensors(probe))
-    scale = _scale(folder, experiment, pool, console)
-    found["scale"].append(hashlib.sha256(scale.model_dump_json().encode()).hexdigest()[:16])
-    check_fingerprints(folder, experiment, found)
-    return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
-
-
-def _statistics(
-    folder: RunFolder, experiment: Experiment, subject: int, pool: Pool, console: Console
-) -> dict[str, Tensor]:
-    """Return a model's statistics, which all workers have then."""
-    name = f"statistics{subject or ''}.safetensors"
-    statistics = folder.read_tensors(name)
-    if statistics is None:
-        tokens = experiment.provenance(subject)["calibration"]["tokens"]
-        model = experiment.subjects[subject].model
-        console.print(f"collecting statistics of {model} on {tokens} tokens", soft_wrap=True)
-        statistics = dict(pool.collect_statistics(subject))
-        folder.write_tensors(name, statistics)
-    pool.use_statistics(subject, statistics)
-    return statistics
-
-
-def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
-    name = f"probe{subject or ''}.safetensors"
-    probe = folder.read_tensors(name)
-    if probe is None:
-        probe = dict(pool.probe_tensors(subject))
-        folder.write_tensors(name, probe)
-    return probe
-
-
-def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> Scale:
-    """Return the scale of a fitness, which all workers have then."""
-    name = "scale.json"
-    if (folder.path / name).exists():
-        try:
-            scale = Scale.model_validate(folder.read_json(name))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise FolderError(f"{folder.path / name} is damaged at {where or 'its top'}") from error
-    else:
-        setup, aggregate = experiment.setup, experiment.config.search.aggregate
-        console.print("measuring the dense model and the named metrics on the fitness text")
-        seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
-        scale = scale_of(setup, aggregate, pool.losses, seconds=seconds)
-        folder.write_json(name, scale.model_dump())
-    pool.use_scale(scale)
-    return scale
+            cluster = stack.enter_context(connection(where.address, cores))
+            ships = where.ship_model or local_cpus
+            crew = RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
+        yield crew
 
 
 def evolve(
@@ -325,13 +288,15 @@ def evolve(
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
     tells = marks if search.fingerprint else None
+    scale = read_scale(folder)
+    assert scale, "prepare comes before"
     check_records(folder, experiment, tells, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
     evolution = Evolution(experiment.settings, tells, start, records)
     with (
         Screen(console) as screen,
         trackers.opened(experiment.config.trackers, folder.path) as tracked,
-        Books(folder, experiment, evolution, pool, screen, tracked, on_record) as books,
+        Books(folder, experiment, evolution, scale, pool, screen, tracked, on_record) as books,
     ):
         books.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # twenty thousand of them would stay all the while

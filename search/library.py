@@ -69,7 +69,7 @@ def resume(
     return _finish(path, lambda console: launch.run_on(path, overrides, console, on_record))
 
 
-def _finish(path: Path, work: Callable[[Console], None]) -> Result:
+def _finish(path: Path, work: Callable[[Console], object]) -> Result:
     try:
         # No terminal, so that what the caller prints goes where it should.
         work(Console(file=io.StringIO()))

@@ -9,7 +9,7 @@ import psutil
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from configs.schema import Config
+from configs.schema import Config, Ray
 from pruning import models
 from pruning.result.plan import GIB
 from search.experiment import Experiment
@@ -28,6 +28,20 @@ def description() -> dict[str, object]:
     }
 
 
+def check_cores(ray: Ray) -> None:
+    """Check that a worker on this machine has the cores that it asks for.
+
+    Raises:
+        ValueError: If it asks for more than there are.
+    """
+    cores = os.cpu_count() or 1
+    if (ray.workers == 0 or ray.address == "local") and ray.cpus_per_worker > cores:
+        raise ValueError(
+            f"ray.cpus_per_worker = {ray.cpus_per_worker} is more than the {cores} cores of this "
+            f"machine: give at most {cores}"
+        )
+
+
 def memory_lines(experiment: Experiment) -> list[str]:
     """Return what a worker and a node hold, in lines; no weight is read.
 
@@ -36,7 +50,7 @@ def memory_lines(experiment: Experiment) -> list[str]:
     """
     config, held = experiment.config, []
     for subject in range(len(experiment.subjects)):
-        folder = _folder_of(experiment.subjects[subject].model)
+        folder = folder_of(experiment.subjects[subject].model)
         if folder is None:
             return [
                 f"memory: model {experiment.subjects[subject].model}: its config is not here: "
@@ -57,10 +71,10 @@ def memory_lines(experiment: Experiment) -> list[str]:
         if any(texts[role].windows is None for texts in experiment.texts)
     ]
     lines += [device_line(needs, _device_memory(config))] if needs.device else []
-    return lines + host_lines(needs, _workers_here(config), psutil.virtual_memory().available)
+    return lines + host_lines(needs, workers_here(config), psutil.virtual_memory().available)
 
 
-def _folder_of(model: str) -> str | None:
+def folder_of(model: str) -> str | None:
     """Return where a model's config is on this machine; None if it is not."""
     if model == models.EMBEDDED or Path(model).is_dir():
         return model
@@ -95,7 +109,7 @@ def _device_memory(config: Config) -> float | None:
     return whole and whole * min(1.0, ray.gpus_per_worker)
 
 
-def _workers_here(config: Config) -> int | None:
+def workers_here(config: Config) -> int | None:
     """Return how many workers this machine will have; None if they are a cluster's."""
     ray = config.ray
     if ray.workers == 0:

@@ -19,11 +19,16 @@ from pruning.masks import Target, select
 from pruning.memory import give_back_freed_memory
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
+from pruning.progress import Progress
 from pruning.pruner import prune
 from pruning.recipe import LayerScores, Recipe
 from pruning.store import ResidentStore, all_layers
 from pruning.walk import Texts, walk_dense
 from search.fingerprint import take_probe, tensors_digest
+
+
+def unwatched(stage: str, done: int, total: int) -> None:
+    """Tell nobody how far a walk is."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,10 @@ class Resident:
         self.seconds = time.perf_counter() - began
 
     def collect_statistics(
-        self, leaves: frozenset[str], role: str = "calibration"
+        self,
+        leaves: frozenset[str],
+        role: str = "calibration",
+        progress: Progress = unwatched,
     ) -> dict[str, Tensor]:
         """Collect statistics on one of the texts and return them by `X/layer`.
 
@@ -128,7 +136,7 @@ class Resident:
             {},
             keep,
             lambda block, module: None,
-            lambda stage, done, total: None,
+            progress,
         )
         return found
 

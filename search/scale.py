@@ -6,6 +6,7 @@ what is known. So cells of any model, sparsity and text have one scale. An exper
 cell needs none: its fitness is the loss itself, which ranks candidates in the same order.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Cell(_Values):
         rise: Of that metric's mean loss over dense, nats per token; its standard error if that is
             more.
         shares: What each window suffers under any pruning, as a multiple of the mean.
+        losses_of_named: The mean loss of each named metric, nats per token; empty in an older file.
     """
 
     task: int = Field(ge=0)
@@ -60,6 +62,7 @@ class Cell(_Values):
     named: str
     rise: float = Field(ge=_LEAST_RISE)
     shares: _Losses
+    losses_of_named: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> "Cell":
@@ -123,6 +126,7 @@ def cell_of(
         named=ranked[0],
         rise=max(_LEAST_RISE, error, fmean(best)),
         shares=tuple(max(_LEAST_SHARE, fmean(window)) for window in zip(*shares, strict=True)),
+        losses_of_named={name: fmean(losses[i] for i in windows) for name, losses in named.items()},
     )
 
 
@@ -191,6 +195,36 @@ class Scale(_Values):
         """Return a fitness as a relative rise."""
         cell = self.cells[0]
         return (fitness - fmean(cell.dense)) / cell.rise if len(self.cells) == 1 else fitness
+
+    @property
+    def dense_fitness(self) -> float:
+        """The fitness of the dense model."""
+        return fmean(self.cells[0].dense) if len(self.cells) == 1 else 0.0
+
+    @property
+    def named_fitness(self) -> dict[str, float]:
+        """The fitness of each named metric that could prune every task, as far as it was kept.
+
+        Over several cells also that of one which is the best named metric in each of them.
+        """
+        several = len(self.cells) > 1
+        dense = [fmean(cell.dense) for cell in self.cells]
+        if not several and not self.cells[0].losses_of_named:
+            return {self.cells[0].named: dense[0] + self.cells[0].rise}
+        found = {"best named of each": 1.0} if several else {}
+        for name in self.cells[0].losses_of_named:
+            losses = [cell.losses_of_named.get(name) for cell in self.cells]
+            known = [loss for loss in losses if loss is not None]
+            if len(known) == len(self.cells):
+                values = zip(known, dense, self.cells, strict=True)
+                rises = [(loss - base) / cell.rise for loss, base, cell in values]
+                found[name] = self.aggregated(rises) if several else known[0]
+        return found
+
+    def digest(self) -> str:
+        """Return a hash of all that decides a fitness."""
+        decides = self.model_dump_json(exclude={"cells": {"__all__": {"losses_of_named"}}})
+        return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
     def excess(
         self, losses: Sequence[Sequence[float]], limit: float, slack: float

@@ -12,13 +12,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("configs", "evaluation", "pruning", "search")
 SCRIPT_MODULES = ("apply_metric", "run_prune", "run_search")
-LEAF_MODULES = ("command_line", "hub_answers", "plain_files")
+LEAF_MODULES = ("command_line", "hub_answers", "interrupts", "plain_files")
 
 # What the files of each package may not import. Later rows add to earlier ones.
 FORBIDDEN = {
-    "plain_files.py": (*PACKAGES, *SCRIPT_MODULES, "deap", "ray", "torch", "transformers"),
-    "hub_answers.py": (*PACKAGES, *SCRIPT_MODULES, "deap", "ray", "torch", "transformers"),
-    "command_line.py": (*PACKAGES, "apply_metric", "deap", "ray", "torch", "transformers"),
+    **{
+        f"{module}.py": (*PACKAGES, *SCRIPT_MODULES, "deap", "ray", "torch", "transformers")
+        for module in LEAF_MODULES
+    },
     "configs/": ("evaluation", "pruning", "search", "deap", "ray", "torch", "transformers"),
     "pruning/": ("configs", "evaluation", "search", *SCRIPT_MODULES, "datasets", "deap", "ray"),
     "evaluation/": ("configs", "pruning", "search", *SCRIPT_MODULES, "deap", "ray"),
@@ -40,7 +41,7 @@ SEARCH_IMPORTS = {
         *("search.pool", "search.fitness", "search.resident", "search.population"),
         "search.scale",
     ),
-    "search/report/": ("search.report", "search.population", "search.scale"),
+    "search/report/": ("search.report", "search.population", "search.scale", "search.verdict"),
 }
 API = ("pruning/__init__.py", "search/__init__.py")
 """The package files that hand out the names of docs/PYTHON.md."""
@@ -48,7 +49,9 @@ API = ("pruning/__init__.py", "search/__init__.py")
 TENSOR_READERS = ("pruning/result/kept.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""
 
-MEETING_PLACES = ("search/experiment.py", "search/fitness.py", "search/resident.py")
+MEETING_PLACES = (
+    *("search/experiment.py", "search/fitness.py", "search/names.py", "search/resident.py"),
+)
 """The modules of search that may import both pruning and evaluation."""
 
 UNSAFE_IMPORTS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -1,4 +1,4 @@
-"""How `run_prune.py` starts: in processes of its own, without torch, which takes seconds."""
+"""How both scripts start, each in a process of its own: without torch, which takes seconds."""
 
 import json
 import os
@@ -7,8 +7,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+import command_line
+import run_search
 
 ROOT = Path(__file__).parents[1]
 CONSOLE_SCRIPT = [
@@ -24,6 +28,20 @@ def started(*words, script=("run_prune.py",), **environment):
     command = [sys.executable, *script, *words]
     settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run the search's entry in this process and an empty folder; returns code, output, error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["prunevolve-search", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_search.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
@@ -43,7 +61,10 @@ def stopped(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("module", ["typer", "torch"])
 def test_a_signal_during_an_import_ends_in_one_line(stopped, number, module):
     run = stopped(number, module, *WHOLE)
@@ -62,6 +83,9 @@ def test_a_signal_during_an_import_is_said_to_a_pipeline_too(stopped):
         "reason": "interrupted",
         "error": IN_ONE_LINE.strip(),
     }
+
+
+# Help and version
 
 
 @pytest.mark.parametrize(
@@ -83,6 +107,27 @@ def test_help_and_typos_import_nothing_that_takes_long(words, code):
     assert len(run.stderr.splitlines()) == (0 if code == 0 else 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["--nonsense"], 2),
+        (["--set", "serch.seed=1"], 2),
+        (["--set", "search.seed=-1"], 2),
+        (["--set", "model=embeded"], 2),
+        (["--set", "fitness.corpus=wikitext"], 2),
+        (["--config", "nowhere.yaml"], 2),
+    ],
+)
+def test_help_and_typos_of_a_search_import_nothing_that_takes_long(words, code):
+    heavy = "torch=None, transformers=None, numpy=None, ray=None, deap=None, datasets=None"
+    broken = f"import sys; sys.modules.update({heavy});"
+    run = started(*words, script=["-c", broken + "import run_search; run_search.main()"])
+    assert run.returncode == code
+    assert len(run.stderr.splitlines()) == (0 if code == 0 else 1)
+
+
 def test_help_has_examples_and_no_type_for_a_flag():
     run = started("-h")
     assert run.returncode == 0
@@ -91,10 +136,24 @@ def test_help_has_examples_and_no_type_for_a_flag():
     assert "--install-completion" in run.stdout
 
 
-def test_version_is_that_of_the_project():
+def test_help_of_a_search_has_examples_and_exit_codes(call):
+    code, out, err = call("--help")
+    assert (code, err) == (0, "")
+    assert "prunevolve-search --resume runs/first --set search.candidates=5000" in out
+    assert "3 interrupted, resumable" in out
+    assert "bool" not in out
+
+
+@pytest.mark.parametrize("script", ["run_prune.py", "run_search.py"])
+def test_version_is_that_of_the_project(script):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    run = started("--version")
+    run = started("--version", script=[script])
     assert (run.returncode, run.stdout) == (0, f"prunevolve {project['version']}\n")
+
+
+def test_names_that_are_nearly_right_are_guessed(call):
+    assert "did you mean embedded?" in call("--set", "model=Embeded")[2]
+    assert "did you mean 'wikitext2'?" in call("--set", "fitness.corpus=wikitext")[2]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +170,38 @@ def test_a_shell_completes_names(option, start, expected):
     assert run.stdout.split() == expected
 
 
+# How the program was called
+
+
+@pytest.mark.parametrize(
+    ("program", "spec", "expected"),
+    [
+        ("run_search.py", None, "python run_prune.py"),
+        ("/some where/run_search.py", None, "python '/some where/run_prune.py'"),
+        ("/x/run_search.py", "run_search", "python -m run_prune"),
+        ("/nowhere/bin/prunevolve-search", None, "/nowhere/bin/prunevolve-prune"),
+        ("/usr/bin/pytest", "pytest.__main__", "prunevolve-prune"),
+    ],
+)
+def test_a_script_is_spelled_as_the_program_was_called(monkeypatch, program, spec, expected):
+    main = SimpleNamespace(__spec__=spec and SimpleNamespace(name=spec))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", [program])
+    assert command_line.called("run_prune") == expected
+
+
+def test_a_console_entry_on_the_path_is_spelled_by_its_name(monkeypatch, tmp_path):
+    entry = tmp_path / "prunevolve-search"
+    entry.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(entry)])
+    assert command_line.called("run_search") == "prunevolve-search"
+    assert command_line.called("run_prune") == "prunevolve-prune"
+
+
+# --json
+
+
 def test_json_says_a_mistake_too():
     run = started("--metric", "wanda", "--json")
     assert run.returncode == 2
@@ -119,3 +210,18 @@ def test_json_says_a_mistake_too():
     assert run.stderr == f"error: {told['error']}\n"
     unknown = json.loads(started("--sparcity", "0.5", "--json").stdout)
     assert unknown["error"].startswith("No such option: --sparcity")
+
+
+def test_json_of_a_search_says_a_mistake_too(call):
+    code, out, err = call("--json", "--set", "search.sed=1")
+    told = json.loads(out)
+    assert (code, told["exit"], told["reason"]) == (2, 2, "usage")
+    assert err == f"error: {told['error']}\n"
+    assert "did you mean seed?" in told["error"]
+
+
+def test_json_of_a_plan_has_its_lines(call):
+    code, out, err = call("--json", "--validate")
+    told = json.loads(out)
+    assert (code, told["exit"], told["reason"], told["ending"]) == (0, 0, "done", "valid")
+    assert err.splitlines() == [*told["plan"], "valid"]

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import sys
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 
 import pytest
 from safetensors import safe_open
@@ -25,8 +25,10 @@ from pruning.pruner import prune
 from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
-from search import checkpoint
+from search import checkpoint, launch
 from search.experiment import resolve
+from search.journal import RunFolder
+from search.population import Record, pareto_front
 from search.seeds import read_seeds
 
 SMALL = [
@@ -258,6 +260,20 @@ def test_the_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_met
         assert f"{cell['relative_rise']:.3f}" in (out / "report.html").read_text()
 
 
+def test_the_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):
+    out, _ = on_two_tasks
+    lines = (out / "journal.jsonl").read_text().splitlines()
+    front = pareto_front(Record.from_dict(json.loads(line)) for line in lines)
+    page = (out / "report.html").read_text()
+    tasks = read(out / "summary.json")["tasks"]
+    for record, *found in zip(front, *(task["front"] for task in tasks), strict=True):
+        assert [one["index"] for one in found] == [record.index] * 2
+        assert " / ".join(f"{one['perplexity']:.2f}" for one in found) in page
+        if record.criterion.text == read(out / "best_metric.json")["metric"]:
+            best = [task["best"]["perplexity"] for task in tasks]
+            assert [one["perplexity"] for one in found] == pytest.approx(best)
+
+
 def test_two_tasks_print_two_tables(on_two_tasks):
     printed = on_two_tasks[1]
     assert "perplexity at 50% unstructured on embedded report: 3 windows of 32" in printed
@@ -337,6 +353,100 @@ def test_report_can_be_rebuilt(finished, monkeypatch, capsys):
     assert (finished / "report.html").exists()
 
 
+def test_report_of_a_run_that_goes_on_is_partial_and_leaves_it_its_lock(
+    finished, tmp_path, monkeypatch, capsys
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for name in ("summary.json", "report.html"):
+        (run / name).unlink()
+    lines = (run / "journal.jsonl").read_bytes()
+    (run / "journal.jsonl").write_bytes(lines[:-7])
+    with closing(RunFolder.open_(run)):  # as a search that works in it
+        code, printed = call(monkeypatch, capsys, "--report", run)
+        assert (run / ".lock").exists()
+    assert code == 0
+    assert printed.out == (
+        f"wrote {run / 'report.html'}: partial, for the run has not come to its end\n"
+    )
+    page = (run / "report.html").read_text()
+    assert "This run has not ended: the report shows its first 15 candidates." in page
+    assert "has not ended" not in (finished / "report.html").read_text()
+    assert (run / "journal.jsonl").read_bytes() == lines[:-7]
+
+
+def test_report_of_a_run_that_is_being_extended_is_partial(finished, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    lines = lines_of(run / "journal.jsonl")
+    more = json.dumps({**lines[-1], "index": 16})
+    (run / "journal.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in lines) + more + "\n"
+    )
+    _, printed = call(monkeypatch, capsys, "--report", run)
+    assert "partial" in printed.out
+
+
+def test_resume_of_a_finished_run_says_so_and_measures_nothing(
+    finished, tmp_path, monkeypatch, capsys
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    monkeypatch.setattr(launch, "_ready", None)  # what would read the texts
+    code, printed = call(monkeypatch, capsys, "--resume", run)
+    assert code == 0
+    first, *others = printed.out.splitlines()
+    assert first == (
+        f"{run} is finished: all 16 candidates are evaluated and the result is measured; breed "
+        f"more: python run_search.py --resume {run} --set search.candidates=N"
+    )
+    assert others[:2] == [f"report: {run / 'report.html'}", f"metric: {run / 'best_metric.json'}"]
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_json_of_a_finished_run_is_one_object_with_its_result(
+    finished, tmp_path, monkeypatch, capsys
+):
+    code, printed = call(monkeypatch, capsys, "--json", "--resume", finished)
+    told, summary = json.loads(printed.out), read(finished / "summary.json")
+    assert (code, told["exit"], told["ending"]) == (0, 0, "finished before")
+    assert told["folder"] == str(finished)
+    assert told["files"]["report"] == str(finished / "report.html")
+    for key in ("verdict", "dense", "baselines", "best", "candidates", "outcomes"):
+        assert told[key] == summary[key]
+    assert "is finished" in printed.err
+
+
+def test_the_end_is_a_verdict_and_where_everything_is(finished):
+    printed = finished.with_suffix(".printed").read_text().splitlines()
+    summary = read(finished / "summary.json")
+    assert printed[-4:-1] == [
+        f"verdict: {summary['verdict']}",
+        f"report: {finished / 'report.html'}",
+        f"metric: {finished / 'best_metric.json'}",
+    ]
+    assert printed[-1].startswith("apply it: python run_prune.py --model embedded --metric ")
+
+
+def test_every_step_says_how_far_it_came(finished):
+    printed = finished.with_suffix(".printed").read_text()
+    parts = 15 + len(read(finished / "summary.json")["tasks"][0]["front"])
+    measured = f"{parts} of {parts}"
+    for line in (
+        "starting the first worker: ",
+        "collecting statistics of embedded on 64 tokens: backward 4 of 4, ",
+        "measuring the dense model and the named metrics on the fitness text: 7 of 7, ",
+        "scoring the finalists on the selection text: ",
+        f"measuring the winner, the front and the baselines on the report text: {measured}, ",
+        "drawing the report: ",
+    ):
+        assert line in printed
+
+
+def test_status_has_dense_and_the_best_named_metric(finished):
+    known = read(finished / "status.json")["known"]
+    assert list(known) == ["dense", read(finished / "scale.json")["cells"][0]["named"]]
+    assert known["dense"] < min(known.values(), key=lambda value: -value)
+
+
 def test_the_end_table_and_the_apply_line_are_printed(finished):
     printed = finished.with_suffix(".printed").read_text()
     assert "perplexity at 60% unstructured on embedded report: 3 windows of 32" in printed
@@ -361,7 +471,8 @@ def test_a_resume_with_other_statistics_is_refused(finished, tmp_path, monkeypat
     environment = read(out / "environment.json")
     environment["fingerprints"]["statistics"] = ["another"]
     (out / "environment.json").write_text(json.dumps(environment))
-    code, printed = call(monkeypatch, capsys, "--resume", out)
+    longer = ("--resume", out, "--set", "search.candidates=18")
+    code, printed = call(monkeypatch, capsys, *longer)
     assert code == 4
     assert printed.err.startswith(
         "error: the run's statistics had fingerprint ['another'] and has "

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import search
+from pruning.progress import Progress
 from search.fitness import Evaluator
 from search.pool.protocol import Timing
 
@@ -125,6 +126,9 @@ class Crew(Protocol):
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:
         """Return an argument that means these tensors in a call, for every worker."""
+
+    def watch(self, progress: Progress) -> None:
+        """Tell from now on how far the collection of statistics is, where that can be seen."""
 
     def wish(self, workers: int) -> None:
         """Tell a cluster that can grow how many workers are wanted in all."""

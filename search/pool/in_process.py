@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from pruning.progress import Progress
 from search.fitness import Evaluator, Setup
 from search.pool.crew import Call, Ended, Event, Fault, Reply, Started, attempt, perform
+from search.resident import unwatched
 
 
 class InProcessCrew:
@@ -19,6 +21,7 @@ class InProcessCrew:
         self._hired = False
         self._evaluator: Evaluator | None = None
         self._call: Call | None = None
+        self._progress: Progress = unwatched
 
     def room(self) -> int:
         """Return how many more workers there is a place for: one in all."""
@@ -47,12 +50,17 @@ class InProcessCrew:
             time.sleep(min(seconds, 0.05))
             return []
         call, self._call = self._call, None
+        self._evaluator.progress = self._progress
         result, timing = perform(self._evaluator, call.method, call.arguments)
         return [Reply(self._worker, result, timing)]
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:
         """Return the tensors themselves."""
         return tensors
+
+    def watch(self, progress: Progress) -> None:
+        """Tell from now on how far the collection of statistics is."""
+        self._progress = progress
 
     def wish(self, workers: int) -> None:
         """There is nothing to grow."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import search
 from pruning.models import load_model
+from pruning.progress import Progress
 from search.fitness import Evaluator, Setup
 from search.pool.cluster import Cluster, LostCluster, pinned, ray
 from search.pool.crew import (
@@ -167,6 +168,9 @@ class RayCrew:
     def share(self, tensors: Mapping[str, Tensor]) -> object:
         """Put tensors into the object store; an actor that gets the reference has them."""
         return ray.put(_to_arrays(tensors))
+
+    def watch(self, progress: Progress) -> None:
+        """An actor says nothing before its call is over."""
 
     def wish(self, workers: int) -> None:
         """Ask an autoscaler for room for so many workers."""

@@ -1,21 +1,31 @@
 """What a search asks of its workers, wherever they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from interrupts import Resumable
 from pruning.criterion import Criterion
+from pruning.progress import Progress
 from search.fitness import ZerosAndOverlap
 from search.population import Candidate, Outcome
+from search.resident import unwatched
 from search.scale import Scale
 
 Timing = Mapping[str, float]
 """What is not reproducible of an evaluation: seconds, peak MiB, the worker's number."""
 
+Count = Callable[[], None]
+"""Is called once for each request that is answered."""
 
-class PoolError(RuntimeError):
+
+def uncounted() -> None:
+    """Count nothing: nobody watches."""
+
+
+class PoolError(Resumable):
     """The workers are no more, or of no use: a run can be resumed when they are back."""
 
 
@@ -93,8 +103,14 @@ class Pool(Protocol):
     def next_outcome(self) -> Arrival | None:
         """Return some submitted candidate's outcome, or None if none came in half a second."""
 
-    def collect_statistics(self, subject: int) -> Mapping[str, Tensor]:
-        """Collect a model's statistics, by `X/layer`."""
+    def collect_statistics(
+        self, subject: int, progress: Progress = unwatched
+    ) -> Mapping[str, Tensor]:
+        """Collect a model's statistics, by `X/layer`.
+
+        Args:
+            progress: Takes stage, blocks done and blocks in all, where a crew can tell.
+        """
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Give a model's statistics to every worker; before that none is evaluated."""
@@ -111,14 +127,18 @@ class Pool(Protocol):
     def model_digest(self, subject: int) -> str:
         """Return a hash of a model's dense weights that are pruned."""
 
-    def losses(self, requests: Sequence[LossRequest]) -> list[list[float] | None]:
+    def losses(
+        self, requests: Sequence[LossRequest], done: Count = uncounted
+    ) -> list[list[float] | None]:
         """Return each window's mean NLL in nats per token, for each request in order.
 
         Of the fitness text it is the objective. None where the criterion is degenerate on the
         model.
         """
 
-    def zeros_and_overlap(self, requests: Sequence[MaskRequest]) -> list[ZerosAndOverlap]:
+    def zeros_and_overlap(
+        self, requests: Sequence[MaskRequest], done: Count = uncounted
+    ) -> list[ZerosAndOverlap]:
         """Return zeros and mask overlap by layer, for each request in order."""
 
     @property

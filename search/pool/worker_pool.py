@@ -13,19 +13,23 @@ from typing import cast
 
 from torch import Tensor
 
+from pruning.progress import Progress
 from search.fitness import Setup, ZerosAndOverlap
 from search.pool.crew import Call, Crew, Ended, Event, Fault, Reply, Started
 from search.pool.jobs import MOST, Job, Jobs
 from search.pool.protocol import (
     Arrival,
     CallError,
+    Count,
     LossRequest,
     MaskRequest,
     PoolError,
     Staff,
+    uncounted,
 )
 from search.pool.roster import Roster
 from search.population import Candidate, Outcome
+from search.resident import unwatched
 from search.scale import Scale
 
 GRACE, FACTOR = 20.0, 10.0
@@ -88,8 +92,11 @@ class WorkerPool:
         self._turn(0.0 if self._arrivals else _STEP_SECONDS)
         return self._arrivals.popleft() if self._arrivals else None
 
-    def collect_statistics(self, subject: int) -> Mapping[str, Tensor]:
+    def collect_statistics(
+        self, subject: int, progress: Progress = unwatched
+    ) -> Mapping[str, Tensor]:
         """Collect a model's statistics, by `X/layer`."""
+        self._crew.watch(progress)
         tokens = _BACKWARD * self._setup.windows[subject]["calibration"].numel()
         (found,) = self._do([Call("collect_statistics", (subject,), tokens)])
         return cast(Mapping[str, Tensor], found)
@@ -122,20 +129,24 @@ class WorkerPool:
             self._turn(_STEP_SECONDS)
         return self._roster.digests[subject]
 
-    def losses(self, requests: Sequence[LossRequest]) -> list[list[float] | None]:
+    def losses(
+        self, requests: Sequence[LossRequest], done: Count = uncounted
+    ) -> list[list[float] | None]:
         """Return each window's mean NLL in nats per token, for each request in order."""
         calls = []
         for request in requests:
             windows = self._setup.windows[self._setup.tasks[request.task].subject]
             arguments = (request.task, request.role, request.criterion)
             calls.append(Call("losses", arguments, 2 * windows[request.role].numel()))
-        return cast(list[list[float] | None], self._do(calls))
+        return cast(list[list[float] | None], self._do(calls, done))
 
-    def zeros_and_overlap(self, requests: Sequence[MaskRequest]) -> list[ZerosAndOverlap]:
+    def zeros_and_overlap(
+        self, requests: Sequence[MaskRequest], done: Count = uncounted
+    ) -> list[ZerosAndOverlap]:
         """Return zeros and mask overlap by layer, for each request in order."""
         tokens = self._fitness_tokens
         calls = [Call("zeros_and_overlap", (r.task, r.one, r.other), tokens) for r in requests]
-        return cast(list[ZerosAndOverlap], self._do(calls))
+        return cast(list[ZerosAndOverlap], self._do(calls, done))
 
     @property
     def staff(self) -> Staff:
@@ -147,7 +158,7 @@ class WorkerPool:
         tasks = self._setup.tasks
         return sum(self._setup.windows[task.subject]["fitness"].numel() for task in tasks)
 
-    def _do(self, calls: Sequence[Call]) -> list[object]:
+    def _do(self, calls: Sequence[Call], done: Count = uncounted) -> list[object]:
         """Return the results of calls that the run cannot do without.
 
         Raises:
@@ -156,8 +167,14 @@ class WorkerPool:
             PoolError: As `next_outcome`.
         """
         jobs = [self._jobs.call(call) for call in calls]
-        while not all(job.done for job in jobs):
-            self._turn(_STEP_SECONDS)
+        counted = 0
+        while counted < len(jobs):
+            if ready := sum(job.done for job in jobs) - counted:
+                counted += ready
+                for _ in range(ready):
+                    done()
+            else:
+                self._turn(_STEP_SECONDS)
         return [job.result for job in jobs]
 
     # One turn: workers come, get work, report, are dismissed

@@ -1,22 +1,22 @@
-"""The report's charts: inline SVG, each with the numbers that it draws.
+"""The report's charts of masks and of breeding: inline SVG, each with the numbers that it draws.
 
 Drawn with matplotlib's figure class, not pyplot: no window, no global state. A chart is 360 points
-wide, so that its 10-point text is still read on a phone, where it fills the page.
+wide, so that its 10-point text is still read on a phone, where it fills the page. Series differ in
+marker, dashes or hatching as well as in colour.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from statistics import quantiles
 from typing import Any
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from search.population import Record
+from search.report.palette import LIGHT, shades, themed
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: small, and found by a page search
@@ -27,20 +27,23 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
+    "grid.color": LIGHT["grid"],
+    "hatch.linewidth": 0.8,
     "legend.frameon": False,
+    # Black would be left out of the SVG, and could not follow the page's scheme.
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
+        LIGHT["ink"],
+    ),
 }
 WIDTH = 5.0
 """Of every chart, inches."""
 
 BEST = "best found"
-OUTCOME_COLOURS = {
-    "evaluated": "#2a7f62",
-    "stopped": "#e3a72f",
-    "duplicate": "#9fb4cc",
-    "degenerate": "#b07aa1",
-    "failed": "#c0392b",
-}
+MARKERS = "os^Dvp"
+SERIES = tuple(LIGHT[f"series-{i}"] for i in range(7))
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (8, 2)))
+_HATCHES = {"evaluated": "", "stopped": "//", "duplicate": "..", "degenerate": "xx", "failed": "--"}
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,22 @@ class Chart:
     """A drawing and the numbers in it.
 
     Attributes:
-        title: What it shows; also what a screen reader says.
-        svg: One `<svg>` element.
+        title: What it is about.
+        svg: One `<svg>` element, whose label says what it shows.
         headings: Of the columns of `rows`.
         rows: The numbers, as they are to be printed.
+        note: How to read it; empty if that is plain.
     """
 
     title: str
     svg: Markup
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    note: str = ""
 
 
 def svg_of(figure: Figure, name: str, label: str, **options: Any) -> Markup:
-    """Return a figure as an SVG element whose ids are its own within a page.
+    """Return a figure as an SVG element in the page's colours, with ids of its own.
 
     Args:
         figure: It keeps its size; its background is left out.
@@ -78,80 +83,7 @@ def svg_of(figure: Figure, name: str, label: str, **options: Any) -> Markup:
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     head = Markup('<svg role="img" aria-label="{}"').format(label)
-    return head + Markup(svg.removeprefix("<svg"))
-
-
-def fitness_chart(
-    name: str,
-    records: Sequence[Record],
-    places: Sequence[float],
-    axis: str,
-    unit: str,
-    scale: str,
-) -> Chart:
-    """Draw fitness against a place on an axis: each evaluated candidate, and the best so far.
-
-    Args:
-        places: Where each record stands on the axis.
-        axis: What the places are, in words.
-        unit: Heading of their column.
-        scale: What a fitness is in.
-    """
-    shown = [(places[r.index], r.index, r.fitness) for r in records if r.fitness is not None]
-    best = list(accumulate((fitness for _, _, fitness in shown), min))
-    across = [place for place, _, _ in shown]
-    title = f"Fitness against {unit}"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(3.0)
-        values = [fitness for _, _, fitness in shown]
-        limits, above = _limits_of(values)
-        label = f"evaluated, {above} above the chart" if above else "evaluated"
-        axes.scatter(across, values, s=7, color="#7a9cc6", label=label)
-        axes.plot(across, best, drawstyle="steps-post", color="#b03a2e", label="best so far")
-        axes.set(xlabel=axis, ylabel=f"fitness, {scale}", ylim=limits)
-        _legend(figure, 2)
-        svg = svg_of(figure, name, title)
-    rows = [
-        (str(index), f"{place:.6g}", f"{fitness:.4f}", f"{least:.4f}")
-        for (place, index, fitness), least in zip(shown, best, strict=True)
-    ]
-    return Chart(title, svg, ("candidate", unit, "fitness", "best so far"), rows)
-
-
-def front_chart(name: str, best: Sequence[Record], front: Sequence[Record], scale: str) -> Chart:
-    """Draw the best fitness of each size, and the line of those that no smaller one beats."""
-    title = "Fitness against size"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(3.0)
-        axes.scatter(
-            [r.size for r in best],
-            [r.fitness for r in best],
-            s=18,
-            color="#9aa5b1",
-            label="best of its size",
-        )
-        axes.plot(
-            [r.size for r in front],
-            [r.fitness for r in front],
-            "o-",
-            drawstyle="steps-post",
-            color="#b03a2e",
-            label="Pareto front",
-        )
-        axes.set(xlabel="size, nodes", ylabel=f"fitness, {scale}")
-        _legend(figure, 2)
-        svg = svg_of(figure, name, title)
-    rows = [
-        (
-            str(r.size),
-            f"{r.fitness:.4f}",
-            "yes" if r in front else "",
-            str(r.index),
-            r.criterion.text,
-        )
-        for r in best
-    ]
-    return Chart(title, svg, ("size", "fitness", "on the front", "candidate", "metric"), rows)
+    return head + Markup(themed(svg.removeprefix("<svg")))
 
 
 def outcomes_chart(
@@ -160,7 +92,7 @@ def outcomes_chart(
     """Draw what became of the candidates, stacked, in bins over the candidates."""
     title = "Outcomes over the candidates"
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(3.0)
+        figure, axes = figure_of(3.0)
         below = [0] * len(spans)
         for kind, counts in outcomes.items():
             axes.bar(
@@ -169,13 +101,18 @@ def outcomes_chart(
                 [len(span) for span in spans],
                 below,
                 align="edge",
-                color=OUTCOME_COLOURS[kind],
+                color=LIGHT[kind],
+                edgecolor=LIGHT["paper"],
+                linewidth=0,
+                hatch=_HATCHES[kind],
                 label=kind,
             )
             below = [low + count for low, count in zip(below, counts, strict=True)]
         axes.set(xlabel="candidate", ylabel=f"candidates of each {len(spans[0])}")
-        _legend(figure, 3)
-        svg = svg_of(figure, name, title)
+        whole_ticks(axes.xaxis, axes.yaxis)
+        legend(figure, 3)
+        totals = (f"{sum(counts)} {kind}" for kind, counts in outcomes.items())
+        svg = svg_of(figure, name, f"{title}: {', '.join(totals)}")
     columns = zip(*outcomes.values(), strict=True)
     rows = [
         (_span_text(span), *map(str, column)) for span, column in zip(spans, columns, strict=True)
@@ -189,12 +126,12 @@ def shares_chart(
     """Draw, for each leaf or operator, the share of the bred metrics that contain it."""
     edges = [span.start for span in spans] + [spans[-1].stop]
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = _figure(1.0 + 0.2 * len(shares))
+        figure, axes = figure_of(1.0 + 0.2 * len(shares))
         mesh = axes.pcolormesh(
             edges,
             range(len(shares) + 1),
             list(shares.values()),
-            cmap=_shades("Blues"),
+            cmap=shades("share"),
             vmin=0,
             vmax=1,
         )
@@ -202,8 +139,10 @@ def shares_chart(
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlabel("candidate")
+        whole_ticks(axes.xaxis)
         _percent_bar(figure, mesh, axes)
-        svg = svg_of(figure, name, title)
+        ends = (f"{key} from {row[0]:.0%} to {row[-1]:.0%}" for key, row in shares.items())
+        svg = svg_of(figure, name, f"{title}, first to last candidates: {', '.join(ends)}")
     columns = zip(*shares.values(), strict=True)
     rows = [
         (_span_text(span), *(f"{share:.0%}" for share in column))
@@ -217,33 +156,82 @@ def lines_chart(
 ) -> Chart:
     """Draw fractions as percentages: one line a metric over blocks, or points over names.
 
+    Metrics with the same numbers share a line, and names have a point beside the other's: none
+    lies under another.
+
     Args:
         lines: For each metric the fraction at each place; the places are numbers or names.
     """
     places = list(dict.fromkeys(place for line in lines.values() for place in line))
-    named = any(isinstance(place, str) for place in places)
+    series = _together(lines)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(3.3)
-        others = [metric for metric in lines if metric != BEST]
-        for metric, line in lines.items():
-            axes.plot(
-                list(line),
-                [100 * value for value in line.values()],
-                "o" if named else "-",
-                color="black" if metric == BEST else f"C{others.index(metric)}",
-                linewidth=2.2 if metric == BEST else 1.4,
-                zorder=3 if metric == BEST else 2,
-                label=metric,
-            )
+        figure, axes = figure_of(3.3)
+        if any(isinstance(place, str) for place in places):
+            _points(axes, series, places)
+        else:
+            _lines(axes, series)
+            whole_ticks(axes.xaxis)
         axes.set(xlabel=axis, ylabel="mean over layers, %")
-        if named:
-            axes.tick_params(axis="x", rotation=30)
-        _legend(figure, 3)
-        svg = svg_of(figure, name, title)
+        legend(figure, 2 if max(map(len, series)) > 15 else 3)
+        ranges = (
+            f"{label} {min(line.values()):.1%} to {max(line.values()):.1%}"
+            for label, line in series.items()
+            if line
+        )
+        svg = svg_of(figure, name, f"{title}: {', '.join(ranges)}")
     rows = [
         (str(place), *(_percent(line.get(place)) for line in lines.values())) for place in places
     ]
     return Chart(title, svg, (axis, *lines), rows)
+
+
+def _together(lines: Mapping[str, Mapping[Any, float]]) -> dict[str, Mapping[Any, float]]:
+    """Return the lines, those with equal numbers as one under all their names."""
+    names: dict[tuple[tuple[Any, float], ...], list[str]] = {}
+    for metric, line in lines.items():
+        names.setdefault(tuple((place, round(v, 4)) for place, v in line.items()), []).append(
+            metric
+        )
+    return {", ".join(equal): lines[equal[0]] for equal in names.values()}
+
+
+def _lines(axes: Any, series: Mapping[str, Mapping[Any, float]]) -> None:
+    for number, (label, line) in enumerate(series.items()):
+        best = label.split(", ")[0] == BEST
+        # Each is thinner than the one below it: of two that lie together both are seen.
+        axes.plot(
+            list(line),
+            [100 * value for value in line.values()],
+            linestyle="-" if best else _DASHES[number % len(_DASHES)],
+            linewidth=4 if best else max(1.2, 3.2 - 0.4 * number),
+            color=LIGHT["dim"] if best else SERIES[number % len(SERIES)],
+            marker=None if best else MARKERS[number % len(MARKERS)],
+            markersize=5,
+            # Markers of lines that lie close take turns.
+            markevery=(number % max(1, len(line)), max(1, min(len(series), len(line) // 2))),
+            zorder=2 + number / len(series),
+            label=label,
+        )
+
+
+def _points(axes: Any, series: Mapping[str, Mapping[Any, float]], places: Sequence[Any]) -> None:
+    step = 0.8 / len(series)
+    for number, (label, line) in enumerate(series.items()):
+        best = label.split(", ")[0] == BEST
+        axes.plot(
+            [places.index(p) + step * (number - (len(series) - 1) / 2) for p in line],
+            [100 * value for value in line.values()],
+            linestyle="",
+            marker="*" if best else MARKERS[number % len(MARKERS)],
+            markersize=9 if best else 5,
+            color=LIGHT["ink"] if best else SERIES[number % len(SERIES)],
+            label=label,
+        )
+    axes.set_xticks(range(len(places)), places, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xticks([i + 0.5 for i in range(len(places) - 1)], minor=True)
+    axes.grid(visible=False, axis="x")
+    axes.grid(visible=True, axis="x", which="minor")
+    axes.tick_params(axis="x", which="minor", length=0)
 
 
 def map_chart(name: str, title: str, cells: Mapping[tuple[str, int], float]) -> Chart:
@@ -252,8 +240,8 @@ def map_chart(name: str, title: str, cells: Mapping[tuple[str, int], float]) -> 
     blocks = sorted({block for _, block in cells})
     grid = [[cells.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = _figure(1.0 + 0.22 * len(kinds))
-        mesh = axes.pcolormesh(grid, cmap=_shades("viridis_r"), vmin=0, vmax=1)
+        figure, axes = figure_of(1.0 + 0.22 * len(kinds))
+        mesh = axes.pcolormesh(grid, cmap=shades("zeros"), vmin=0, vmax=1)
         axes.set_yticks([row + 0.5 for row in range(len(kinds))], kinds)
         step = max(1, len(blocks) // 8)
         shown = range(0, len(blocks), step)
@@ -262,36 +250,31 @@ def map_chart(name: str, title: str, cells: Mapping[tuple[str, int], float]) -> 
         axes.invert_yaxis()
         axes.set_xlabel("block")
         _percent_bar(figure, mesh, axes)
-        svg = svg_of(figure, name, title)
+        low, high = (extreme(cells, key=lambda cell: cells[cell]) for extreme in (min, max))
+        says = (
+            f"{title}: from {cells[low]:.1%} in {low[0]} of block {low[1]} to {cells[high]:.1%} "
+            f"in {high[0]} of block {high[1]}"
+        )
+        svg = svg_of(figure, name, says)
     rows = [(kind, *(_percent(cells.get((kind, block))) for block in blocks)) for kind in kinds]
     return Chart(title, svg, ("block", *map(str, blocks)), rows)
 
 
-def _figure(height: float) -> tuple[Figure, Any]:
+def figure_of(height: float) -> tuple[Figure, Any]:
+    """Return a figure of so many inches and its axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _limits_of(values: Sequence[float]) -> tuple[tuple[float, float] | None, int]:
-    """Return where a fitness axis begins and ends, and how many values lie above.
-
-    The worst tenth is left out once there are many, so that the line of the best is no flat one;
-    the first value, where that line begins, is always in.
-    """
-    if len(values) < 50:
-        return None, 0
-    top = max(values[0], quantiles(values, n=10)[-1])
-    margin = 0.05 * (top - min(values))
-    return (min(values) - margin, top + margin), sum(value > top + margin for value in values)
-
-
-def _legend(figure: Figure, columns: int) -> None:
+def legend(figure: Figure, columns: int) -> None:
+    """Put the legend above the axes, where it hides nothing."""
     figure.legend(loc="outside upper center", ncols=columns)
 
 
-def _shades(name: str) -> Any:
-    # Of more than 50 shades matplotlib makes a bitmap.
-    return matplotlib.colormaps[name].resampled(20)
+def whole_ticks(*axis: Any) -> None:
+    """Put ticks at whole numbers alone: there is no half a block."""
+    for one in axis:
+        one.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def _percent_bar(figure: Figure, mesh: Any, axes: Any) -> None:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from pruning.latex import to_latex
 from pruning.metric import Metric
 from search.report.charts import STYLE, svg_of
+from search.report.palette import LIGHT
 
 
 def formula_svg(name: str, metric: Metric) -> Markup:
@@ -38,11 +39,14 @@ def tree_svg(name: str, metric: Metric) -> Markup:
         axes.axis("off")
         for node, x, depth, children in nodes:
             for child in children:
-                axes.plot([x, child], [-depth, -depth - 1], color="#8a94a0", linewidth=1, zorder=1)
-            colour = "#dce9f7" if node.operands else "#e2f2e6"
-            box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#6b7785"}
+                axes.plot(
+                    [x, child], [-depth, -depth - 1], color=LIGHT["edge"], linewidth=1, zorder=1
+                )
+            colour = LIGHT["operator"] if node.operands else LIGHT["leaf"]
+            box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": LIGHT["edge"]}
             axes.text(x, -depth, node.name, ha="center", va="center", bbox=box)
-        return svg_of(figure, name, f"Tree of {metric.text}")
+        says = f"Tree of {metric.text}: {metric.size} nodes, {metric.depth + 1} levels"
+        return svg_of(figure, name, says)
 
 
 def _placed(

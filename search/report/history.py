@@ -54,12 +54,11 @@ def shares_by_bin(
     return leaves, operators
 
 
-def ancestry(
-    records: Sequence[Record], start: Record, generations: int = 6
-) -> list[tuple[int, Record]]:
-    """Return a record and its ancestors with their distance, nearest first, each one once."""
-    found, known, current = [(0, start)], {start.index}, [start]
-    for distance in range(1, generations + 1):
+def ancestry(records: Sequence[Record], start: Record) -> list[tuple[int, Record]]:
+    """Return a record and all its ancestors with their distance, nearest first, each one once."""
+    found, known, current, distance = [(0, start)], {start.index}, [start], 0
+    while current:
+        distance += 1
         parents = {parent for record in current for parent in record.candidate.parents} - known
         known |= parents
         current = [records[parent] for parent in sorted(parents)]

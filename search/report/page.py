@@ -1,15 +1,17 @@
 """What a person looks at when a run has ended: the table on the report text, and report.html."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from rich.table import Table
 
 from pruning.baselines import BASELINES
-from search.population import Record
+from search.report.run import Run
 from search.scale import unit_of
+from search.verdict import verdict_of
 
 SHOWN = (
     *("best", "dense", "baselines", "behind_best", "pruning", "perplexity_of"),
@@ -17,6 +19,8 @@ SHOWN = (
 )
 """What `summary.json` must have."""
 
+
+FOUND = "best found"
 
 RELATIVE_HEADINGS = ("task", "text", "dense", "best named", "", "best found", "relative rise")
 
@@ -46,10 +50,11 @@ def title_of(summary: dict[str, Any]) -> str:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
-    """Return the table's rows, worst first, the best found last."""
+    """Return the table's rows: dense, then all others by perplexity, the best first."""
     grouped = summary["pruning"]["pattern"] == "unstructured"
-    rows = [("dense", "", "", "", f"{summary['dense']:.2f}", "")]
-    for name, value in sorted(summary["baselines"].items(), key=lambda item: -item[1]):
+    dense = ("dense", "", "", "", f"{summary['dense']:.2f}", "")
+    rows = []
+    for name, value in summary["baselines"].items():
         known, gap = BASELINES.get(name), summary["behind_best"][name]
         criterion = known.criterion if known else None
         text, group, size = (
@@ -57,22 +62,20 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
             if criterion
             else ("", "", "")
         )
-        rows.append(
-            (
-                name,
-                text,
-                group if grouped else summary["pruning"]["pattern"],
-                size,
-                f"{value:.2f}",
-                difference_text(gap["nats"], gap["standard_error"]),
-            )
+        shown = (
+            name,
+            text,
+            group if grouped else summary["pruning"]["pattern"],
+            size,
+            f"{value:.2f}",
+            difference_text(gap["nats"], gap["standard_error"]),
         )
+        rows.append((value, shown))
     best = summary["best"]
     group = best["group"] if grouped else summary["pruning"]["pattern"]
-    rows.append(
-        ("best found", best["metric"], group, str(best["size"]), f"{best['perplexity']:.2f}", "")
-    )
-    return rows
+    shown = (FOUND, best["metric"], group, str(best["size"]), f"{best['perplexity']:.2f}", "")
+    rows.append((best["perplexity"], shown))
+    return [dense, *(row for _, row in sorted(rows, key=lambda pair: pair[0]))]
 
 
 def relative_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -108,18 +111,10 @@ def difference_text(nats: float, standard_error: float | None) -> str:
     return f"{nats:+.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")
 
 
-def render(
-    summary: dict[str, Any], records: Sequence[Record], timings: Mapping[int, Mapping[str, Any]]
-) -> str:
-    """Return `report.html`.
-
-    Args:
-        summary: What `summary.json` holds, with every key in `SHOWN`.
-        records: The journal.
-        timings: What was noted of each candidate's evaluation, by index.
-    """
+def render(run: Run) -> str:
+    """Return `report.html`; of a run that has not ended, what its journal tells so far."""
     # Imported here, so that a search does not start to load matplotlib.
-    from search.report import sections
+    from search.report import layers, palette, sections
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -128,27 +123,43 @@ def render(
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    unit = summary.get("fitness_unit", unit_of(1))
+    summary, records = dict(run.summary), run.records
+    tasks = tasks_of(summary) if summary else []
+    unit = summary.get("fitness_unit") or unit_of(len(run.scale.cells) if run.scale else 1)
+    best = summary.get("best") or sections.best_so_far(records)
+    references = sections.references(run.scale)
     return environment.get_template("report.html.j2").render(
+        colours=Markup(palette.stylesheet()),
+        title=sections.title(run.tasks or [{**task, **task["pruning"]} for task in tasks]),
+        state=sections.state(run),
+        verdict=verdict_of(summary) if summary else None,
+        facts=sections.facts(run),
+        config=run.config,
+        apply=run.apply,
         summary=summary,
-        winner=sections.winner(summary["best"]["metric"]),
+        best=best,
+        winner=sections.winner(best["metric"]) if best else None,
         tasks=[
             {
                 "name": task.get("name", ""),
                 "model": task.get("model", ""),
                 "title": title_of(task),
+                "verdict": verdict_of({**task, "tasks": []}),
+                "chart": sections.perplexities(f"report{number}", task),
                 "rows": table_rows(task),
-                "layers": sections.layers(f"task{number}", task),
+                "layers": layers.layers(f"task{number}", task),
             }
-            for number, task in enumerate(tasks_of(summary))
+            for number, task in enumerate(tasks)
         ],
         unit=unit,
-        relative=relative_rows(summary),
+        objective=run.objective or summary.get("objective", "nll"),
+        aggregate=sections.aggregate(run),
+        relative=relative_rows(summary) if summary else [],
         relative_headings=RELATIVE_HEADINGS,
-        progress=sections.progress(records, timings, unit),
+        progress=sections.progress(records, run.timings, unit, references),
         breeding=sections.breeding(records),
-        front=sections.front(records, unit),
-        lineage=sections.lineage(records, summary["best"]),
+        front=sections.front(records, unit, references, run.scale, tasks),
+        lineage=sections.lineage(records, best) if best else None,
         difference_text=difference_text,
     )
 

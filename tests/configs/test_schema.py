@@ -1,5 +1,6 @@
 """Configs: shipped ones load, and every mistake is one line with the key, value and rule."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -64,10 +65,10 @@ def test_the_groups_are_those_that_masks_are_made_of():
 
 
 def test_all_tasks_without_any_is_the_experiment_itself():
-    config = schema.load(None, ["pruning.sparsity=0.7", "pruning.pattern=2:4", "dtype=float16"])
+    config = schema.load(None, ["pruning.sparsity=0.7", "dtype=float16"])
     (task,) = config.all_tasks
     assert (task.model, task.dtype, task.sparsity, task.pattern, task.weight) == (
-        *("embedded", "float16", 0.7, "2:4", 1.0),
+        *("embedded", "float16", 0.7, "unstructured", 1.0),
     )
     assert task.texts == {role: getattr(config, role) for role in schema.ROLES}
 
@@ -76,21 +77,51 @@ def test_all_tasks_fills_in_what_a_task_leaves_out():
     fitness = {"corpus": "ptb", "split": "validation", "windows": 4, "length": 64}
     overrides = [
         "pruning.sparsity=0.7",
-        f"tasks=[{{model: other, weight: 2}}, {{sparsity: 0.0, dtype: bfloat16}}, "
+        f"tasks=[{{model: other, weight: 2}}, {{sparsity: 0.1, dtype: bfloat16}}, "
         f"{{pattern: '4:8', fitness: {fitness}}}]",
     ]
     config = schema.load(None, overrides)
     fields = ("model", "dtype", "sparsity", "pattern", "weight")
     assert [tuple(getattr(task, name) for name in fields) for task in config.all_tasks] == [
         ("other", "float32", 0.7, "unstructured", 2),
-        ("embedded", "bfloat16", 0.0, "unstructured", 1),
-        ("embedded", "float32", 0.7, "4:8", 1),
+        ("embedded", "bfloat16", 0.1, "unstructured", 1),
+        ("embedded", "float32", 0.5, "4:8", 1),
     ]
     third = config.all_tasks[2]
     assert third.texts == {
         **config.all_tasks[0].texts,
         "fitness": schema.Text.model_validate(fitness),
     }
+
+
+@pytest.mark.parametrize(("pattern", "removed"), [("2:4", 0.5), ("1:4", 0.75), ("6:8", 0.25)])
+def test_a_pattern_brings_its_sparsity(pattern, removed, tmp_path):
+    path = tmp_path / "c.yaml"
+    plain = schema.load(None, []).model_dump() | {"pruning": {"pattern": pattern}}
+    path.write_text(json.dumps(plain))
+    assert schema.load(path, []).pruning.sparsity == removed
+    # By an override too, which takes the place of the file's sparsity.
+    assert schema.load(None, [f"pruning.pattern={pattern}"]).pruning.sparsity == removed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pruning.pattern=2:4", "pruning.sparsity=0.7"],
+        ["pruning={pattern: '2:4', sparsity: 0.7}"],
+        ["tasks=[{pattern: '2:4', sparsity: 0.7}]"],
+        ["pruning.pattern=2:4", "tasks=[{sparsity: 0.7}]"],
+    ],
+)
+def test_a_sparsity_that_contradicts_its_pattern_is_refused(overrides):
+    message = refusal(*overrides)
+    assert message.endswith("sparsity must be 0.5 with pattern 2:4, got 0.7")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("key", ["pruning.sparsity=0", "tasks=[{sparsity: 0}]"])
+def test_a_sparsity_of_nothing_is_refused(key):
+    assert "Input should be greater than 0" in refusal(key)
 
 
 def test_all_tasks_are_the_same_after_the_config_was_written(tmp_path):
@@ -142,7 +173,7 @@ def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message)
     ("override", "message"),
     [
         ("pruning.sparsity=1", "pruning.sparsity = '1': Input should be less than 1"),
-        ("pruning.sparsity=-0.1", "pruning.sparsity = '-0.1': Input should be greater than or"),
+        ("pruning.sparsity=-0.1", "pruning.sparsity = '-0.1': Input should be greater than 0"),
         ("pruning.sparsity=half", "pruning.sparsity = 'half': Input should be a valid number, "),
         (
             "pruning.group=column",
@@ -339,8 +370,11 @@ def test_a_pattern_is_read_as_it_is_written_not_as_a_number_to_base_60(pattern, 
     path = tmp_path / "c.yaml"
     path.write_text(schema.to_yaml(config))
     assert config.pruning.pattern == schema.load(path, []).pruning.pattern == pattern
-    text = schema.DEFAULT.read_text().replace("pattern: unstructured", f"pattern: {pattern}")
-    path.write_text(text)
+    shipped = "sparsity: 0.6, pattern: unstructured"
+    sparsity = config.pruning.sparsity
+    text = schema.DEFAULT.read_text()
+    assert shipped in text
+    path.write_text(text.replace(shipped, f"sparsity: {sparsity}, pattern: {pattern}"))
     assert schema.load(path, []) == config
 
 

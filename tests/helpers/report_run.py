@@ -86,7 +86,14 @@ def summary_of(records: list[Record]) -> dict[str, Any]:
             "snip": {name: 0.9 - 0.02 * i for i, name in enumerate(names)},
         },
     }
-    other = {**task, "name": "embedded 2:4", "pattern": "2:4", "best": {"perplexity": 40.0}}
+    other = {
+        **task,
+        **{"name": "embedded 2:4", "pattern": "2:4", "best": {"perplexity": 40.0}},
+        "behind_best": {
+            "wanda": {"nats": -0.13, "standard_error": 0.02},
+            "snip": {"nats": 0.22, "standard_error": None},
+        },
+    }
     return {
         **measured,
         "best": {

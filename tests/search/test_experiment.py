@@ -138,7 +138,7 @@ def test_origin_of_several_tasks_names_them():
             **{"pattern": "unstructured", "weight": 1.0},
         },
         {
-            **{"name": "embedded 2:4", "model": "embedded", "sparsity": 0.6},
+            **{"name": "embedded 2:4", "model": "embedded", "sparsity": 0.5},
             **{"pattern": "2:4", "weight": 3.0},
         },
     ]  # fmt: skip

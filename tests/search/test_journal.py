@@ -522,3 +522,56 @@ def test_timings_that_are_missing_or_damaged_are_passed_over(folder):
     with (folder.path / "timings.jsonl").open("a") as file:
         file.write('{"index": 1, "sec\n[]\n{"seconds": 2}\n\n{"index": 2, "worker": 0}')
     assert folder.read_timings() == {0: {"seconds": 1.5, "worker": 1}, 2: {"worker": 0}}
+
+
+# Other people's eyes, and a run that never was
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        folder = RunFolder.create(tmp_path / "run")
+        folder.write_text("config.yaml", "model: embedded\n")
+        folder.write_json("status.json", {})
+        folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
+        folder.append(record(0), {})
+        folder.write_checkpoint(state_after(1), state_after(1))
+        folder.close()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()}
+    assert len(modes) == 7
+    assert modes == dict.fromkeys(modes, mode)
+
+
+def test_discard_takes_a_new_folder_away_with_those_above_that_it_made(tmp_path):
+    folder = RunFolder.create(tmp_path / "runs" / "today" / "first")
+    folder.write_text("config.yaml", "model: embedded\n")
+    assert folder.discard_if_unused()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_discard_leaves_what_was_there_before(tmp_path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "second").mkdir()
+    assert RunFolder.create(tmp_path / "runs" / "first").discard_if_unused()
+    assert RunFolder.create(tmp_path / "runs" / "third").discard_if_unused()
+    assert names(tmp_path / "runs") == {"first", "second"}
+    assert names(tmp_path / "runs" / "first") == set()
+
+
+def test_discard_leaves_a_folder_in_which_something_was_measured(folder):
+    folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
+    assert not folder.discard_if_unused()
+    assert names(folder.path) >= {"config.yaml", "statistics.safetensors"}
+
+
+def test_records_so_far_passes_over_a_line_that_is_being_written(folder):
+    for index in range(3):
+        folder.append(record(index), {})
+    path = folder.path / "journal.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:-5])
+    assert RunFolder.look(folder.path).records_so_far() == [record(0), record(1)]
+    assert path.read_bytes() == content[:-5]  # whoever writes it is not disturbed

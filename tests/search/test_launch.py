@@ -1,6 +1,8 @@
 """What `run_search.py` says before any work: exit codes and one-line errors, offline."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 
 import run_search
 from configs import schema
+from pruning import models
+from search import names
 
 CONFIGS = Path(schema.__file__).parent
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -69,21 +73,25 @@ def test_validate_says_which_configs_are_shipped():
 
 @pytest.mark.parametrize("words", [[], ["--config", CONFIGS / "paper.yaml"]])
 def test_validate_checks_everything_of_an_embedded_experiment(call, words, tmp_path):
-    assert call("--validate", *words) == (0, "valid\n", "")
+    code, out, err = call("--validate", *words)
+    assert (code, err) == (0, "")
+    assert out.endswith("\nvalid\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_validate_says_what_of_llama2_it_could_not_check(call):
     code, out, err = call("--validate", "--config", CONFIGS / "llama2_7b.yaml")
     assert (code, err) == (0, "")
-    assert out.splitlines() == [
+    assert out.splitlines()[:5] == [
         f"calibration: corpus 'c4', split 'train' {HUB_NOTE}",
         f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
         f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
         f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
         "model meta-llama/Llama-2-7b-hf: it comes from the Hugging Face hub: not checked",
-        "valid",
     ]
+    assert "model meta-llama/Llama-2-7b-hf: float16; its size is not known here" in out
+    assert "time: not known, as a model or the length of a text is not" in out
+    assert out.endswith("\nvalid\n")
 
 
 def test_validate_refuses_in_one_line_with_exit_2(refusal):
@@ -104,7 +112,82 @@ def test_validate_refuses_an_unknown_key_and_guesses(refusal):
     )
 
 
+def test_validate_shows_the_plan(call):
+    out = call("--validate")[1].splitlines()
+    assert out[:7] == [
+        "model embedded: 2,164,416 parameters, 8.26 MiB in float32",
+        "text calibration: embedded calibration: 8,192 tokens, windows of 256",
+        "text fitness: embedded fitness: 8,192 tokens, windows of 256",
+        "text selection: embedded selection: 8,192 tokens, windows of 256",
+        "text report: embedded report: 8,192 tokens, windows of 256",
+        "task embedded 60%: 60.0% zeros, unstructured, weight 1",
+        f"workers: {os.cpu_count()} here, 1 core each, of {os.cpu_count()} cores",
+    ]
+    assert out[7].startswith("evaluations: 600 candidates and 6 named metrics on fitness, ")
+    assert out[8].startswith("time: very roughly ")
+    assert out[9].startswith("keys at their defaults: ")
+    assert "search.patience=null" in out[9]
+    assert "search.lag" not in out[9]  # the file gives it
+
+
+def test_validate_counts_the_windows_of_a_whole_text(call):
+    out = call("--validate", *setting("report.windows=null"))[1]
+    (line,) = [line for line in out.splitlines() if line.startswith("text report: ")]
+    tokens = int(line.split(": ")[2].split()[0].replace(",", ""))
+    assert tokens > 8192
+    assert tokens % 256 == 0
+
+
+@pytest.mark.parametrize("option", ["--validate", "--out=run"])
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["fitness.corpus=short.txt", "fitness.split=all"],
+            "fitness: corpus 'short.txt', split 'all' has 6 tokens; 32 windows without overlap of "
+            "256 need 8192",
+        ),
+        (
+            ["ray.cpus_per_worker=1000"],
+            f"ray.cpus_per_worker = 1000 is more than the {os.cpu_count()} cores of this machine: "
+            f"give at most {os.cpu_count()}",
+        ),
+        (
+            ["pruning.pattern=2:4", "pruning.sparsity=0.7"],
+            "sparsity must be 0.5 with pattern 2:4, got 0.7",
+        ),
+        (["pruning.sparsity=0"], "pruning.sparsity = '0': Input should be greater than 0"),
+    ],
+)
+def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option, overrides, problem):
+    (tmp_path / "short.txt").write_text("a few words")
+    assert refusal(2, option, *setting(*overrides)).endswith(problem)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
 # Launch: what is refused before a folder is made
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model=nobody/nothing"], ["report.corpus=ptb", "report.split=test"]]
+)
+def test_a_hub_that_does_not_answer_is_one_line(refusal, tmp_path, monkeypatch, overrides):
+    monkeypatch.setattr(names, "silence", lambda: "huggingface.co:443: no route")
+    message = refusal(2, "--out", "run", *setting(*overrides))
+    assert "comes from the Hugging Face hub, which cannot be reached (huggingface.co:443" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_no_folder_behind(call, tmp_path):
+    # A model of which all is there but its weights: that is found by the first worker.
+    ours = Path(models.source_of("embedded"))
+    model = shutil.copytree(ours, tmp_path / "model", ignore=lambda *_: {"model.safetensors"})
+    code, out, _ = call("--out", "runs/first", *setting(f"model={model}", "ray.workers=0"))
+    assert code == 3
+    assert out.splitlines()[-1].startswith("error: no worker could be started: ")
+    way_on = "; nothing was measured yet, and no folder is left: run the same command again"
+    assert out.splitlines()[-1].endswith(way_on)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(
@@ -238,9 +321,11 @@ def test_status_refuses_a_run_that_has_none_yet(refusal, run_folder):
     assert refusal(4, "--status", "run").startswith("run/status.json cannot be read: ")
 
 
-def test_report_refuses_a_run_that_has_not_ended(refusal, run_folder):
-    message = refusal(4, "--report", "run")
-    assert message.startswith("run/summary.json cannot be read: ")
+def test_report_refuses_a_run_in_which_nothing_was_evaluated_yet(refusal, run_folder):
+    assert refusal(4, "--report", "run") == (
+        "run has no evaluated candidate yet: there is nothing to report; see prunevolve-search "
+        "--status run"
+    )
     assert [path.name for path in run_folder.iterdir()] == ["config.yaml"]
 
 

@@ -186,3 +186,41 @@ def test_a_named_metric_that_fails_is_left_out():
     dense, named = losses_of(ask, 0, "fitness")
     assert dense == DENSE
     assert list(named) == list(BASELINES)[2:]
+
+
+def test_a_scale_knows_the_fitness_of_dense_and_named_metrics():
+    one = scale(cells=(cell_of(0, "text", 1.0, range(4), DENSE, NAMED),))
+    assert one.dense_fitness == one.fitness([DENSE])
+    assert one.named_fitness == {
+        name: pytest.approx(one.fitness([losses])) for name, losses in NAMED.items()
+    }
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "worst"])
+def test_a_named_metric_over_several_cells_has_the_fitness_of_a_candidate(aggregate):
+    cells = (
+        cell_of(0, "a", 0.5, [0, 1], DENSE, NAMED),
+        cell_of(0, "b", 0.25, [2, 3], DENSE, NAMED),
+        cell_of(1, "a", 0.25, range(4), DENSE, {"snip": NAMED["snip"], "wanda": NAMED["wanda"]}),
+    )
+    several = scale(aggregate, cells)
+    assert several.dense_fitness == several.fitness([DENSE, DENSE])
+    assert several.named_fitness == {
+        "best named of each": 1.0,
+        "wanda": pytest.approx(several.fitness([NAMED["wanda"]] * 2)),
+        "snip": pytest.approx(several.fitness([NAMED["snip"]] * 2)),
+    }
+
+
+def test_a_scale_without_the_losses_of_named_metrics_knows_the_best_one():
+    cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
+    old = scale(cells=(cell.model_copy(update={"losses_of_named": {}}),))
+    assert old.named_fitness == {"wanda": pytest.approx(2.75)}
+
+
+def test_the_digest_of_a_scale_is_of_what_decides_a_fitness():
+    cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
+    old = cell.model_copy(update={"losses_of_named": {}})
+    other = cell.model_copy(update={"rise": 0.5})
+    digests = [scale(cells=(one,)).digest() for one in (cell, old, other)]
+    assert digests[0] == digests[1] != digests[2]

@@ -52,7 +52,8 @@ def assert_interrupted(process, out, line):
     assert process.returncode == 3, output
     assert "Traceback" not in output
     said = last_line(output)
-    assert re.fullmatch(f"{line}; continue with run_search.py --resume {out}", said), output
+    way_on = rf"; continue with python \S+/run_search.py --resume {out}"
+    assert re.fullmatch(line + way_on, said), output
 
 
 def assert_gone(processes):

@@ -90,6 +90,9 @@ class ScriptedCrew:
         elif came is not HANG:
             self.coming.append(Reply(worker, came, {"seconds": self.takes}))
 
+    def watch(self, progress):
+        self.progress = progress
+
     def dismiss(self, worker):
         self.dismissed.append(worker)
         self.ended_at[worker] = self.clock.seconds

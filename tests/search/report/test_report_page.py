@@ -1,7 +1,10 @@
 """report.html in a browser: nothing is fetched, nothing is complained of, and it fits a phone."""
 
+import base64
 import json
+import re
 import shutil
+import zlib
 
 import pytest
 from report_run import records_of, write_run
@@ -80,7 +83,7 @@ def test_page_is_no_wider_than_the_screen_with_everything_opened(browser, page, 
 def test_charts_are_drawn_and_legible_on_a_phone(browser, page):
     show(browser, page, PHONE)
     charts = browser.find_elements("css selector", "figure > svg")
-    assert len(charts) == 16
+    assert len(charts) == 18
     for chart in charts:
         assert chart.rect["width"] > 300
         assert chart.rect["height"] > 60
@@ -113,3 +116,75 @@ def test_a_click_on_a_metric_selects_it_whole(browser, page):
     show(browser, page, DESKTOP)
     browser.find_element("css selector", "code.copy").click()
     assert browser.execute_script("return getSelection().toString()") == "mul(W, add(G, sqr(W)))"
+
+
+def colour_of(browser, selector, key):
+    """The red, green and blue that an element is shown in."""
+    script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    numbers = re.findall(r"[\d.]+", browser.execute_script(script, selector, key))
+    return [float(number) for number in numbers[:3]]
+
+
+@pytest.fixture
+def media(browser):
+    """What sets the medium and the colour scheme of a page, until the end of the test."""
+
+    def emulate(medium, scheme):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"media": medium, "features": features}
+        )
+
+    yield emulate
+    emulate("", "")
+
+
+@pytest.mark.parametrize(
+    ("medium", "scheme", "dark"),
+    [("screen", "light", False), ("screen", "dark", True), ("print", "dark", False)],
+)
+def test_page_and_drawings_follow_the_colour_scheme_and_paper_is_white(
+    browser, page, media, medium, scheme, dark
+):
+    media(medium, scheme)
+    show(browser, page, DESKTOP)
+    assert (max(colour_of(browser, "body", "backgroundColor")) < 60) == dark
+    for selector in ("figure > svg text", "#best ~ .formula use", "#best ~ .tree text"):
+        assert (min(colour_of(browser, selector, "fill")) > 180) == dark
+
+
+def test_print_has_no_tree_or_table_that_is_cut(browser, page, media):
+    media("print", "light")
+    paper = 700  # CSS pixels between the margins of A4
+    show(browser, page, paper)
+    cut = browser.execute_script(
+        "return [...document.querySelectorAll('.wide')].filter("
+        "  one => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1"
+        ").map(one => one.getAttribute('aria-label'))"
+    )
+    assert cut == []
+
+
+def test_print_has_no_empty_page(browser, page):
+    show(browser, page, DESKTOP)
+    pdf = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
+    content = base64.b64decode(pdf)
+    pages = re.findall(rb"/Type /Page\b.*?/Contents (\d+) 0 R", content, re.DOTALL)
+    assert 3 <= len(pages) <= 12
+    for number in pages:
+        stream = re.search(rb"\n%s 0 obj.*?stream\r?\n(.*?)endstream" % number, content, re.DOTALL)
+        drawn = zlib.decompress(stream[1])
+        assert drawn.count(b"\n") > 50  # an empty one has a dozen lines
+
+
+def test_wide_things_scroll_with_a_cue_and_by_keyboard(browser, page):
+    show(browser, page, PHONE)
+    (wide, *_) = [
+        one
+        for one in browser.find_elements("css selector", ".wide")
+        if one.get_property("scrollWidth") > one.get_property("clientWidth")
+    ]
+    assert "linear-gradient" in wide.value_of_css_property("background-image")
+    assert "local" in wide.value_of_css_property("background-attachment")
+    assert wide.get_attribute("tabindex") == "0"
+    assert wide.get_attribute("aria-label")

@@ -1,27 +1,26 @@
 """Signals that end a run: the first asks it to stop, a second or a long silence ends it at once.
 
-Imported before anything that takes long, so only the standard library stands here.
+While a script loads, before there is a run, `command_line.py` has them.
 """
 
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
-from typing import NoReturn, TextIO
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
 
-INTERRUPTED = 3
-"""Exit code of a run that was interrupted and can be resumed."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C; what clusters send before they kill; a terminal that was closed."""
+from command_line import INTERRUPTED, SIGNALS
 
 PATIENCE = 8.0
 """Seconds after the first signal in which a run comes to its end by itself."""
+
+
+class Resumable(RuntimeError):
+    """What ends a run that can be resumed; the message is one line."""
 
 
 @contextmanager
@@ -33,7 +32,6 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    hook, sys.excepthook = sys.excepthook, _hook
     # The byte arrives at once, also while the main thread is in a library's own code, where no
     # Python handler runs.
     inner, outer = socket.socketpair()
@@ -51,21 +49,6 @@ def stoppable() -> Iterator[None]:
         outer.close()
         watch.join()
         inner.close()
-        sys.excepthook = hook
-
-
-def leave() -> NoReturn:
-    """End the process at once, in one line, where there is no run to speak of."""
-    with suppress(OSError):
-        print("interrupted before the run began", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
-
-
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Leave where an interrupt came while modules were imported; show anything else."""
-    if issubclass(kind, KeyboardInterrupt):
-        leave()
-    sys.__excepthook__(kind, error, trace)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

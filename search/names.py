@@ -1,0 +1,67 @@
+"""Names in a config, checked before anything is imported that takes long."""
+
+from pathlib import Path
+
+from configs.schema import Config
+from evaluation.sources import HUB_CORPORA, check_name
+from hub_answers import silence
+from pruning.names import EMBEDDED, comes_from_hub
+
+
+def check_names(config: Config) -> None:
+    """Check the names of models and texts, without a network and without reading a file.
+
+    Raises:
+        ValueError: If a model is neither a folder nor a hub id, or a corpus neither known nor a
+            file's name.
+    """
+    for task in config.all_tasks:
+        is_here(task.model)
+        for role, text in task.texts.items():
+            for part in text.parts:
+                try:
+                    check_name(part.corpus)
+                except ValueError as error:
+                    raise ValueError(f"{role}: {error}") from error
+
+
+def check_hub(config: Config) -> None:
+    """Check that the hub answers if a model or a text has to come from there.
+
+    Raises:
+        ValueError: If it does not, or must not be asked; one line, within some seconds.
+    """
+    # Imported here, since few searches need it.
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    places = [(task.model, text) for task in config.all_tasks for text in task.texts.values()]
+    away = [
+        f"model {model!r}"
+        for model in dict.fromkeys(model for model, _ in places)
+        if not is_here(model) and not isinstance(try_to_load_from_cache(model, "config.json"), str)
+    ]
+    corpora = {part.corpus: None for _, text in places for part in text.parts}
+    if not constants.HF_HUB_OFFLINE:  # with it, texts are read from the cache
+        away += [f"corpus {corpus!r}" for corpus in corpora if corpus in HUB_CORPORA]
+    if not away:
+        return
+    offline = "HF_HUB_OFFLINE is set, and its cache does not have it"
+    if cause := offline if constants.HF_HUB_OFFLINE else silence():
+        raise ValueError(
+            f"{away[0]} comes from the Hugging Face hub, which cannot be reached ({cause}): give a "
+            "folder or a local file, or fill the hub's cache elsewhere"
+        )
+
+
+def is_here(model: str) -> bool:
+    """Tell whether a model is on this machine, or else has a name as the hub gives them.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if model.startswith("models/") and not Path(model).is_dir():
+        raise ValueError(
+            f"model {model!r} is no folder: give {EMBEDDED}, a folder or a hub id"
+            + (" (`make smollm2` builds it)" if "smollm2" in model else "")
+        )
+    return not comes_from_hub(model)

@@ -1,0 +1,179 @@
+"""What `run_search.py --validate` says: the plan of a search, from its config and this machine.
+
+Everything that a run would refuse before its first measurement is refused here, too; nothing is
+downloaded and no weight is read.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+
+import torch
+from pydantic import BaseModel
+
+from configs.schema import ROLES, Config
+from pruning import models
+from pruning.baselines import BASELINES
+from pruning.result.plan import size_text
+from search import trackers
+from search.experiment import Experiment, resolve
+from search.machine import check_cores, folder_of, memory_lines, workers_here
+from search.status import duration
+
+_SIDE, _REPEATS = 512, 8
+"""Of the matrix product that tells this machine's speed."""
+
+_BACKWARD = 3
+"""What gradients cost a token, in forward passes."""
+
+
+def outline(config: Config) -> list[str]:
+    """Return the plan of a search in lines.
+
+    Raises:
+        ValueError: If a run would be refused; one line.
+    """
+    experiment = resolve(config)
+    check_cores(config.ray)
+    trackers.check(config.trackers)
+    memory = memory_lines(experiment)
+    here = experiment.read_texts_here()
+    tokens = [
+        {role: _tokens(experiment, here, subject, role) for role in ROLES}
+        for subject in range(len(experiment.subjects))
+    ]
+    parameters = [_parameters(subject.model) for subject in experiment.subjects]
+    return [
+        *experiment.notes,
+        *_model_lines(experiment, parameters),
+        *_text_lines(experiment, tokens),
+        *_task_lines(experiment),
+        _worker_line(config),
+        *memory,
+        *_cost_lines(experiment, tokens, parameters),
+        f"keys at their defaults: {', '.join(_defaults(config)) or 'none'}",
+    ]
+
+
+def _parameters(model: str) -> int | None:
+    """Return how many parameters a model has, tied ones once; None if its config is not here."""
+    folder = folder_of(model)
+    if folder is None:
+        return None
+    skeleton = models.skeleton(models.load_config(folder), torch.float32)
+    return sum(int(parameter.numel()) for parameter in skeleton.parameters())
+
+
+def _tokens(
+    experiment: Experiment, here: list[dict[str, int]], subject: int, role: str
+) -> int | None:
+    """Return the tokens of a text's windows; None for all of a text that is not here."""
+    text = experiment.texts[subject][role]
+    known = None if text.windows is None else text.windows * text.length
+    return here[subject].get(role, known)
+
+
+def _model_lines(experiment: Experiment, parameters: list[int | None]) -> Iterator[str]:
+    for subject, count in zip(experiment.subjects, parameters, strict=True):
+        if count is None:
+            yield f"model {subject.model}: {subject.dtype}; its size is not known here"
+        else:
+            size = size_text(count * models.DTYPES[subject.dtype].itemsize)
+            yield f"model {subject.model}: {count:,} parameters, {size} in {subject.dtype}"
+
+
+def _text_lines(experiment: Experiment, tokens: list[dict[str, int | None]]) -> Iterator[str]:
+    for subject, texts in enumerate(experiment.texts):
+        of = f" of {experiment.subjects[subject].model}" if len(experiment.texts) > 1 else ""
+        for role, text in texts.items():
+            kinds = " + ".join(f"{part.corpus} {part.split}" for part in text.parts)
+            count = tokens[subject][role]
+            size = "all of it" if count is None else f"{count:,} tokens"
+            yield f"text {role}{of}: {kinds}: {size}, windows of {text.length}"
+
+
+def _task_lines(experiment: Experiment) -> Iterator[str]:
+    for task in experiment.tasks:
+        what = task.pattern.name if task.pattern else "unstructured"
+        yield f"task {task.name}: {task.sparsity:.1%} zeros, {what}, weight {task.weight:g}"
+
+
+def _worker_line(config: Config) -> str:
+    ray = config.ray
+    share = f"{ray.cpus_per_worker} cores" if ray.cpus_per_worker > 1 else "1 core"
+    if ray.gpus_per_worker:
+        share += f" and {ray.gpus_per_worker:g} GPU"
+    here = workers_here(config)
+    if here is None:
+        most = "all that there is room for" if ray.workers is None else f"up to {ray.workers}"
+        return f"workers: {most} on the cluster {ray.address!r}, {share} each"
+    gpus = f" and {torch.cuda.device_count()} GPUs" if ray.gpus_per_worker else ""
+    where = "in this process" if ray.workers == 0 else "here"
+    return f"workers: {here} {where}, {share} each, of {os.cpu_count()} cores{gpus}"
+
+
+def _cost_lines(
+    experiment: Experiment, tokens: list[dict[str, int | None]], parameters: list[int | None]
+) -> Iterator[str]:
+    """Say how many evaluations there are, and what they may take at most, roughly."""
+    search = experiment.config.search
+    names = len(BASELINES)
+    finalists = min(search.finalists, search.candidates)
+    yield (
+        f"evaluations: {search.candidates} candidates and {names} named metrics on fitness, "
+        f"{finalists} finalists and {names} on selection, 1 and {names} on report, for each of "
+        f"{len(experiment.tasks)} {'task' if len(experiment.tasks) == 1 else 'tasks'}"
+    )
+    times = {"fitness": search.candidates + names + 1}
+    times |= {"selection": finalists + names + 1, "report": names + 2}
+    work = 0.0
+    for task in experiment.tasks:
+        count, texts = parameters[task.subject], tokens[task.subject]
+        if count is None or None in texts.values():
+            yield "time: not known, as a model or the length of a text is not"
+            return
+        work += 2.0 * count * sum(number * (texts[role] or 0) for role, number in times.items())
+        work += 2.0 * count * _BACKWARD * (texts["calibration"] or 0)
+    yield _time_line(experiment.config, work)
+
+
+def _time_line(config: Config, operations: float) -> str:
+    ray, workers = config.ray, workers_here(config)
+    if workers is None or (ray.gpus_per_worker and not torch.cuda.is_available()):
+        return f"time: {operations:.1e} operations at most; the workers' speed is not known here"
+    device = "cuda" if ray.gpus_per_worker else "cpu"
+    speed = _speed(device, models.DTYPES[config.dtype], ray.cpus_per_worker)
+    return (
+        f"time: very roughly {duration(operations / speed / workers)} of arithmetic, if nothing is "
+        f"stopped early, at the {speed / 1e9:.0f} billion operations a second that a matrix "
+        "product does here now; scores, masks and waiting come on top"
+    )
+
+
+def _speed(device: str, dtype: torch.dtype, threads: int) -> float:
+    """Return the operations a second of a matrix product."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        one = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
+        best = math.inf
+        for _ in range(_REPEATS):
+            began = time.perf_counter()
+            (one @ one)[0, 0].item()
+            best = min(best, time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * _SIDE**3 / best
+
+
+def _defaults(section: BaseModel, above: str = "") -> Iterator[str]:
+    """Yield the keys that a config does not give, with their values."""
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, BaseModel):
+            yield from _defaults(value, f"{above}{key}.")
+        elif key not in section.model_fields_set:
+            shown = json.dumps(value) if value is None or isinstance(value, bool) else value
+            yield f"{above}{key}={shown}"

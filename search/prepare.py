@@ -1,0 +1,104 @@
+"""What a search needs before its first candidate: statistics, probes and the scale of a fitness."""
+
+from functools import partial
+
+from pydantic import ValidationError
+from rich.console import Console
+from torch import Tensor
+
+from pruning.baselines import BASELINES
+from search.experiment import Experiment
+from search.fingerprint import Fingerprints, Probe, tensors_digest
+from search.identity import check_fingerprints
+from search.journal import FolderError, RunFolder
+from search.pool.protocol import Pool
+from search.scale import Scale
+from search.screen import step
+from search.yardstick import scale_of
+
+SCALE = "scale.json"
+
+
+def prepare(
+    folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
+) -> Fingerprints:
+    """Get statistics, probes and scale, from the folder or workers, and check the environment.
+
+    Raises:
+        FolderError: If models, texts or statistics are not those that the run began with.
+    """
+    found: dict[str, list[object]] = {
+        name: [] for name in ("model", "texts", "windows", "statistics", "probe", "scale")
+    }
+    probes = []
+    with step(console, "starting the first worker"):
+        pool.model_digest(0)
+    for subject in range(len(experiment.subjects)):
+        statistics = _statistics(folder, experiment, subject, pool, console)
+        texts = experiment.windows[subject]
+        probe = _probe(folder, subject, pool)
+        found["model"].append(pool.model_digest(subject))
+        found["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
+        found["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
+        found["statistics"].append(tensors_digest(statistics))
+        found["probe"].append(tensors_digest(probe))
+        probes.append(Probe.from_tensors(probe))
+    scale = _scale(folder, experiment, pool, console)
+    found["scale"].append(scale.digest())
+    check_fingerprints(folder, experiment, found)
+    return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
+
+
+def _statistics(
+    folder: RunFolder, experiment: Experiment, subject: int, pool: Pool, console: Console
+) -> dict[str, Tensor]:
+    """Return a model's statistics, which all workers have then."""
+    name = f"statistics{subject or ''}.safetensors"
+    statistics = folder.read_tensors(name)
+    if statistics is None:
+        tokens = experiment.provenance(subject)["calibration"]["tokens"]
+        model = experiment.subjects[subject].model
+        with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
+            statistics = dict(pool.collect_statistics(subject, progress.at))
+        folder.write_tensors(name, statistics)
+    pool.use_statistics(subject, statistics)
+    return statistics
+
+
+def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
+    name = f"probe{subject or ''}.safetensors"
+    probe = folder.read_tensors(name)
+    if probe is None:
+        probe = dict(pool.probe_tensors(subject))
+        folder.write_tensors(name, probe)
+    return probe
+
+
+def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> Scale:
+    """Return the scale of a fitness, which all workers have then."""
+    scale = read_scale(folder)
+    if scale is None:
+        setup, aggregate = experiment.setup, experiment.config.search.aggregate
+        what = "measuring the dense model and the named metrics on the fitness text"
+        with step(console, what, len(setup.tasks) * (1 + len(BASELINES))) as progress:
+            seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
+            ask = partial(pool.losses, done=progress.advance)
+            scale = scale_of(setup, aggregate, ask, seconds=seconds)
+        folder.write_json(SCALE, scale.model_dump())
+    pool.use_scale(scale)
+    return scale
+
+
+def read_scale(folder: RunFolder) -> Scale | None:
+    """Return the scale that a run folder has; None if it was not measured yet.
+
+    Raises:
+        FolderError: If the file is damaged.
+    """
+    if not (folder.path / SCALE).exists():
+        return None
+    try:
+        return Scale.model_validate(folder.read_json(SCALE))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise FolderError(f"{folder.path / SCALE} is damaged at {where or 'its top'}") from error
