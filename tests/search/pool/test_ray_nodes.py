@@ -164,5 +164,6 @@ def test_a_further_worker_costs_its_pruned_copy_and_little_else(tmp_path, ships)
     own = {pid: now[pid] - libraries[pid] for pid in now}
     assert len(own) == 2
     # As large as that each: weights, dense copy, and two matrices of statistics. The rest is what
-    # the largest layer's score and its parts take.
-    assert all(pruned_copy <= size < 2 * pruned_copy for size in own.values()), own
+    # the largest layer's score and its parts take, 1.6 to 2.1 copies with the pruned one, by what
+    # the allocator has given back; one more copy would make at least 2.5 of it.
+    assert all(pruned_copy <= size < 2.4 * pruned_copy for size in own.values()), own
