@@ -24,7 +24,8 @@ HEAD_CPUS, NODE_CPUS, MOST_NODES = 2, 1, 2
 """Cores that the head and each further node declare, and how many of these there are."""
 
 ROUND = {"worker killed": 3, "worker stopped": 1, "node": 2, "driver killed": 1}
-"""How often each fault is made before any is made again."""
+"""How often each fault is made in a round; each of them once before any is made twice, so that a
+short search meets them all."""
 
 
 @contextmanager
@@ -195,14 +196,17 @@ class Killer:
     def strike(self) -> None:
         """Make one fault: the next that can be made now."""
         if not self._round:
-            self._round = [kind for kind, times in ROUND.items() for _ in range(times)]
-            self.rng.shuffle(self._round)
+            again = [kind for kind, times in ROUND.items() for _ in range(times - 1)]
+            self._round = self._shuffled([*ROUND]) + self._shuffled(again)
         workers = self.nodes.workers()
         for kind in self._round:
             if self._can(kind, workers):
                 self._round.remove(kind)
                 self._make(kind, workers)
                 return
+
+    def _shuffled(self, kinds: list[str]) -> list[str]:
+        return self.rng.sample(kinds, len(kinds))
 
     def _can(self, kind: str, workers: list[psutil.Process]) -> bool:
         if kind == "driver killed":
