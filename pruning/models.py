@@ -240,6 +240,7 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """
     with one_line_errors(config.name_or_path), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    model.tie_weights()  # what puts parameters on the meta device has torn them apart
     use_blocked_attention(model)
     return model.requires_grad_(False).eval()
 

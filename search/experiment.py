@@ -273,10 +273,13 @@ def _check_models(config: Config) -> list[str]:
     notes = []
     for task in config.all_tasks:
         windows = task.fitness.windows
-        if config.search.stages and windows and config.search.stages[-1] >= windows:
+        stages = config.search.stages
+        # After all windows of one of several tasks there still are the other tasks to be spared.
+        several = len(config.all_tasks) > 1
+        if stages and windows and stages[-1] >= windows + several:
+            rule = "at most" if several else "below"
             raise ValueError(
-                f"search.stages must be below fitness.windows = {windows}, got "
-                f"{config.search.stages}"
+                f"search.stages must be {rule} fitness.windows = {windows}, got {stages}"
             )
         if is_here(task.model):
             _check_model(task)

@@ -115,7 +115,7 @@ def test_validate_refuses_an_unknown_key_and_guesses(refusal):
 def test_validate_shows_the_plan(call):
     out = call("--validate")[1].splitlines()
     assert out[:7] == [
-        "model embedded: 2,164,416 parameters, 8.26 MiB in float32",
+        "model embedded: 1,967,808 parameters, 7.51 MiB in float32",
         "text calibration: embedded calibration: 8,192 tokens, windows of 256",
         "text fitness: embedded fitness: 8,192 tokens, windows of 256",
         "text selection: embedded selection: 8,192 tokens, windows of 256",
