@@ -3,8 +3,9 @@
 The names below are its Python API (docs/PYTHON.md).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from pruning.criterion import Criterion as Criterion
@@ -17,22 +18,15 @@ if TYPE_CHECKING:
     from pruning.models import load_model as load_model
     from pruning.models import load_tokenizer as load_tokenizer
 
-_HOMES = {
-    "Criterion": "pruning.criterion",
-    "Metric": "pruning.metric",
-    "PruneReport": "pruning.library",
-    "Statistics": "pruning.leaves",
-    "collect_statistics": "pruning.library",
-    "load_model": "pruning.models",
-    "load_tokenizer": "pruning.models",
-    "prune": "pruning.library",
-    "read_metric": "pruning.metric_file",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    # Imported when it is asked for, so that no script or worker waits for what it does not use.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+# Imported on first use, so that no script or worker waits for what it does not need.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "criterion": ["Criterion"],
+        "leaves": ["Statistics"],
+        "library": ["PruneReport", "collect_statistics", "prune"],
+        "metric": ["Metric"],
+        "metric_file": ["read_metric"],
+        "models": ["load_model", "load_tokenizer"],
+    },
+)

@@ -3,8 +3,9 @@
 The names below are its Python API (docs/PYTHON.md).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from search.launch import Unfinished as Unfinished
@@ -13,18 +14,12 @@ if TYPE_CHECKING:
     from search.library import run as run
     from search.population import Record as Record
 
-_HOMES = {
-    "Record": "search.population",
-    "Result": "search.library",
-    "Unfinished": "search.launch",
-    "resume": "search.library",
-    "run": "search.library",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    # Imported when it is asked for, so that no script or worker waits for what it does not use.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+# Imported on first use, so that no script or worker waits for what it does not need.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "launch": ["Unfinished"],
+        "library": ["Result", "resume", "run"],
+        "population": ["Record"],
+    },
+)

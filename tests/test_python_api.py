@@ -30,7 +30,7 @@ def test_every_name_of_the_api_is_there_and_on_the_page(package):
     for name in package.__all__:
         assert getattr(package, name).__doc__
         assert f"`{package.__name__}.{name}`" in page
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="nothing"):
         package.nothing  # noqa: B018
 
 
