@@ -1,8 +1,7 @@
 """Metric text to outcome: prune, measure, restore; over one task or several.
 
-An `Evaluator` holds its models with all that a candidate needs, loaded once. A first look at a few
-windows of each task, then stage by stage at more of them; a candidate that cannot enter the
-population goes no further.
+An `Evaluator` holds its models with all that a candidate needs, loaded once. Each task is looked at
+stage by stage, a few windows first; a candidate that cannot enter the population goes no further.
 """
 
 import math
@@ -209,7 +208,7 @@ class Evaluator:
         assert self.scale, "use_scale comes before the first candidate"
         criterion = candidate.criterion
         losses: list[list[float]] = [[] for _ in self.setup.tasks]
-        for i, end in self._visits(self.scale):
+        for i, end in self._visits(self.scale.order):
             task = self.setup.tasks[i]
             resident = self.residents[task.subject]
             if len(losses[i]) == len(resident.dense):
@@ -227,17 +226,14 @@ class Evaluator:
                 return Outcome("evaluated", settled, self._tokens(losses), "not to the end")
         return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
-    def _visits(self, scale: Scale) -> Iterator[tuple[int, int | None]]:
+    def _visits(self, order: Sequence[int]) -> Iterator[tuple[int, int | None]]:
         """Yield tasks and up to which window they are looked at.
 
-        A first look at each, and another until all kinds of text were seen; then one task after the
-        other. So a candidate that is of no use for one task costs no other more than a look.
+        Task by task up to the last stage, so that each is pruned once; what is left of their
+        windows comes when no task has stopped the candidate.
         """
-        stages = (*self.setup.stages, None)
-        needed = 1 + max(cell.windows[0] for cell in scale.cells)
-        looks = 1 + sum(end is not None and end < needed for end in stages)
-        yield from ((task, end) for end in stages[:looks] for task in scale.order)
-        yield from ((task, end) for task in scale.order for end in stages[looks:])
+        yield from ((task, end) for task in order for end in self.setup.stages)
+        yield from ((task, None) for task in order)
 
     def _complete(self, losses: Sequence[Sequence[float]]) -> bool:
         return all(
