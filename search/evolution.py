@@ -229,7 +229,7 @@ def breed(
     if index < len(settings.seeds):
         return Candidate(index, _canonical(settings, settings.seeds[index]))
     with seeded(settings.seed, index, *([attempt] if attempt else [])):
-        if index >= state.began + rules.capacity and len(state.population) >= 2:
+        if index >= state.began + rules.capacity and state.population:
             first, second = choose_parents(
                 _mates(settings, state), settings.pool, settings.parents, rules.rank
             )

@@ -208,8 +208,10 @@ def choose_parents(
     """Draw a random share of the population and pick two parents from the best of it.
 
     This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the
-    draw keeps mediocre members in play, the cut keeps the pressure.
+    draw keeps mediocre members in play, the cut keeps the pressure. A lone member is both parents.
     """
+    if len(population) == 1:
+        return population[0], population[0]
     drawn = random.sample(population, max(2, round(len(population) * pool)))
     first, second = random.sample(sorted(drawn, key=rank)[:best], 2)
     return first, second

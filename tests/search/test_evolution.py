@@ -107,7 +107,7 @@ def outcome_of(candidate: Candidate) -> Outcome:
         return Outcome("failed", reason="out of memory")
     behind = 0.5 if group == "layer" else 0
     fitness = 3 + len(text) / 40 + number % 100 / 100 + behind
-    if candidate.stop_above is not None and fitness > 1.2 * candidate.stop_above:
+    if candidate.stop_above is not None and fitness > 1.1 * candidate.stop_above:
         return Outcome("stopped", None, 10, f"above {candidate.stop_above}", fitness)
     return Outcome("evaluated", fitness, 100)
 

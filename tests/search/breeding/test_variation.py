@@ -312,6 +312,10 @@ def test_choose_parents_draws_the_pool_before_it_cuts():
     assert max(drawn) > 8
 
 
+def test_choose_parents_takes_a_lone_member_twice():
+    assert choose_parents(("a",), 0.5, 10, str) == ("a", "a")
+
+
 @pytest.mark.parametrize(("pool", "best"), [(0.01, 10), (1.0, 2)])
 def test_choose_parents_works_with_two_members(pool, best):
     for seed in range(5):
