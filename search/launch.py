@@ -272,6 +272,8 @@ def _crew(experiment: Experiment, console: Console) -> Iterator[Crew]:
 
             cluster = stack.enter_context(connection(where.address, cores))
             ships = where.ship_model or local_cpus
+            # The cores are the workers': threads that wait for theirs slow the driver tenfold.
+            torch.set_num_threads(1)
             crew = RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
         yield crew
 
