@@ -24,7 +24,7 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    # Imported when it is asked for, so that no script or worker waits for what it does not use.
+    # Imported on first use, so that no script or worker waits for what it does not need.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -282,7 +282,7 @@ def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
 
 def test_a_hub_id_is_noted_and_the_hub_not_asked():
     assert resolve(config("model=facebook/opt-125m")).notes == (
-        "model facebook/opt-125m: it comes from the Hugging Face hub: not checked",
+        "model facebook/opt-125m: comes from the Hugging Face hub: not checked",
     )
 
 

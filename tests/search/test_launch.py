@@ -87,7 +87,7 @@ def test_validate_says_what_of_llama2_it_could_not_check(call):
         f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
         f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
         f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
-        "model meta-llama/Llama-2-7b-hf: it comes from the Hugging Face hub: not checked",
+        "model meta-llama/Llama-2-7b-hf: comes from the Hugging Face hub: not checked",
     ]
     assert "model meta-llama/Llama-2-7b-hf: float16; its size is not known here" in out
     assert "time: not known, as a model or the length of a text is not" in out
@@ -312,7 +312,7 @@ def test_resume_refuses_a_config_that_was_edited(refusal, run_folder):
     edited = schema.load(None, ["search.seed=3"])
     (run_folder / "config.yaml").write_text(schema.to_yaml(edited))
     assert refusal(4, "--resume", "run") == (
-        "search.seed is 3 in run/config.yaml, and was 0 when the run began: put it back, or "
+        "search.seed is 3 in run/config.yaml but was 0 when the run began: restore it, or "
         "start a new run"
     )
 
