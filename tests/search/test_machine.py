@@ -140,7 +140,7 @@ def test_a_whole_text_of_unknown_length_is_said_to_be_not_counted():
 
 def test_a_model_whose_config_is_not_here_is_not_known():
     assert memory_lines(None, "model=nobody/nothing") == [
-        "memory: model nobody/nothing: its config is not here: not known"
+        "memory: unknown, because the config of model nobody/nothing is not on this machine"
     ]
 
 
