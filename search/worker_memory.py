@@ -241,7 +241,7 @@ def host_lines(needs: Needs, workers: int | None, available: float) -> list[str]
     per_worker, per_node = sum(needs.worker.values()), sum(needs.node.values())
     lines = [
         f"memory: host of a worker {size_text(per_worker)}: {_in_words(needs.worker)}",
-        f"memory: host of a node {size_text(per_node)} beside its workers: {_in_words(needs.node)}",
+        f"memory: host of a node {size_text(per_node)} plus its workers: {_in_words(needs.node)}",
     ]
     if workers is None:
         return lines

@@ -119,8 +119,8 @@ def _drop_neutral_number(node: Metric) -> Metric | None:
     if node.name in ("add", "mul") and node.operands[0].is_constant:
         neutral = 0 if node.name == "add" else 1
         return node.operands[1] if node.operands[0].value == neutral else None
-    one = Metric.constant(1)
-    return node.operands[0] if node.name == "quot" and node.operands[1] == one else None
+    unit = Metric.constant(1)
+    return node.operands[0] if node.name == "quot" and node.operands[1] == unit else None
 
 
 def _merge_factors(node: Metric) -> Metric | None:

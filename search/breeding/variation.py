@@ -152,8 +152,8 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
 def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Constant mutation: one number is multiplied by one of a few factors.
 
-    The number is chosen by the tree's size alone, so that a parent's tuned children all vary the
-    same one. A tree without numbers gets one, as the factor of a subtree.
+    The form of the tree alone decides which, so that a parent's tuned children all vary the same
+    one. A tree without numbers gets one, as the factor of a subtree.
     """
     numbers = [index for index, node in enumerate(tree) if is_number(node)]
     if not numbers:
