@@ -277,20 +277,20 @@ class RunFolder:
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
             try:
-                candidate = checkpoint.parse(read_bytes(self.path / name, MOST_BYTES))
+                stored = checkpoint.parse(read_bytes(self.path / name, MOST_BYTES))
             except (OSError, ValueError):
                 continue  # missing or unreadable
-            if candidate and candidate.state.committed <= most:
-                self._check_journal(candidate, name)
-                return candidate.state
+            if stored and stored.state.committed <= most:
+                self._check_journal(stored, name)
+                return stored.state
         return State()
 
-    def _check_journal(self, read: Checkpoint, name: str) -> None:
+    def _check_journal(self, stored: Checkpoint, name: str) -> None:
         path = self.path / "journal.jsonl"
         lines = list(self._lines_of(path))
-        if not read.stood_beside(lines):
+        if not stored.stood_beside(lines):
             raise FolderError(
-                f"{path} does not match {name}: its first {read.lines} lines were changed, or "
+                f"{path} does not match {name}: its first {stored.lines} lines were changed, or "
                 "belong to another run"
             )
 

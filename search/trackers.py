@@ -54,8 +54,10 @@ def mlflow(folder: Path) -> Iterator[Tracker]:
 
     client = MlflowClient()
     experiment = client.get_experiment_by_name("prunevolve")
-    identity = experiment.experiment_id if experiment else client.create_experiment("prunevolve")
-    run = client.create_run(identity, run_name=folder.name).info.run_id
+    experiment_id = (
+        experiment.experiment_id if experiment else client.create_experiment("prunevolve")
+    )
+    run = client.create_run(experiment_id, run_name=folder.name).info.run_id
 
     def log(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
