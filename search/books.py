@@ -19,17 +19,17 @@ OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""
 
 _SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0
-"""Between two looks at a run: on the screen, and in `status.json`."""
+"""Seconds between two updates: on the screen, and of `status.json`."""
 
 
 def ignore(record: Record) -> None:
-    """Do nothing with a record."""
+    """Ignore a record."""
 
 
 class Books:
     """Keeps a run's files up to date while it evolves; use as a context manager.
 
-    At the end, whatever it is, checkpoint, best metric and status are written, if they can be.
+    On any exit it writes the checkpoint, the best metric and the status, if it can.
     """
 
     def __init__(
@@ -53,24 +53,24 @@ class Books:
         self._shown = self._written = 0.0
 
     def note(self, arrival: Arrival) -> None:
-        """Keep what came with an outcome until it is committed."""
+        """Keep an arrival's timing until its outcome is committed; write its trace, if any."""
         self._timings[arrival.index] = arrival.timing
         if arrival.trace:
             self.folder.write_failure(str(arrival.index), arrival.trace)
 
     def enter(self, records: list[Record]) -> None:
-        """Append committed records to the journal and pass them on; write a checkpoint at times."""
+        """Append committed records to the journal and pass them on; checkpoint when one is due."""
         for record in records:
             self.folder.append(record, self._timings.pop(record.index, {}))
             self.outcomes[record.outcome.kind] += 1
         step = self.experiment.config.search.checkpoint_every
         if records and (records[-1].index + 1) // step > records[0].index // step:
             self._checkpoint()
-        for record in records:  # all are in the journal by now: it may raise
+        for record in records:  # after all are in the journal: it may raise
             self.on_record(record)
 
     def show(self) -> None:
-        """Show where the run stands, and write it down, both not too often."""
+        """Show and save the run's status, each at its own interval."""
         now = time.monotonic()
         done = self.evolution.done
         if now - self._shown >= _SHOW_SECONDS or done:

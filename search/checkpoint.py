@@ -1,4 +1,4 @@
-"""Checkpoints: a state of the search as JSON, with a digest of its own and one of the journal."""
+"""Checkpoints: a state of the search as JSON, with digests of itself and of the journal."""
 
 import csv
 import hashlib
@@ -14,16 +14,16 @@ from pruning.metric_file import SCHEMA
 from search.population import Record, State
 
 MOST_BYTES = 20_000_000
-"""Longest checkpoint that is read: that of a population of some ten thousand."""
+"""Longest checkpoint that is read: enough for a population of about ten thousand."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
-        lines: How many lines the journal had then; 0 if that was not noted.
-        journal: Their SHA-256.
+        lines: Number of lines in the journal at that time; 0 if not recorded.
+        journal: SHA-256 of those lines.
     """
 
     state: State
@@ -31,7 +31,7 @@ class Checkpoint:
     journal: str
 
     def stood_beside(self, lines: Sequence[bytes]) -> bool:
-        """Tell whether a journal begins as it did then; a shorter one cannot tell."""
+        """Return whether a journal begins with the lines of that time; True if it is shorter."""
         if self.lines > len(lines):
             return True
         digest = hashlib.sha256(b"".join(lines[: self.lines])).hexdigest()
@@ -42,8 +42,8 @@ def to_dict(state: State, journal: Mapping[str, object]) -> dict[str, Any]:
     """Return a checkpoint as JSON.
 
     Args:
-        state: What a continuation starts from.
-        journal: Its number of `lines`, and their `sha256`.
+        state: The state that a continuation starts from.
+        journal: The journal's number of `lines`, and their `sha256`.
     """
     body = {
         "schema": SCHEMA,
@@ -58,7 +58,7 @@ def to_dict(state: State, journal: Mapping[str, object]) -> dict[str, Any]:
 
 
 def parse(data: bytes) -> Checkpoint | None:
-    """Return what a checkpoint's file holds, or None if it is damaged or of another schema."""
+    """Return the checkpoint in a file's bytes, or None if it is damaged or of another schema."""
     try:
         body = json.loads(data)
         digest = body.pop("sha256")
@@ -77,7 +77,7 @@ def parse(data: bytes) -> Checkpoint | None:
 
 
 def read_state(path: Path) -> State:
-    """Return the state in a checkpoint file, of any run.
+    """Return the state in any run's checkpoint file.
 
     Raises:
         ValueError: If it cannot be read, is damaged or of another schema.

@@ -1,6 +1,6 @@
-"""How a request to the search ended: its exit code, its reason, what its run folder has to show.
+"""How a request to the search ended: its exit code, its reason, the results in its run folder.
 
-Imports nothing that takes long.
+Imports nothing that is slow to load.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ FILES = {
     "summary": "summary.json",
     "report": "report.html",
 }
-"""What of a run folder `--json` names, if it is there."""
+"""Files of a run folder that `--json` names, if they exist."""
 
 SHOWN = ("verdict", "dense", "baselines", "best", "candidates", "outcomes", "perplexity_of")
-"""What `--json` repeats of a run's summary; of one that is not finished, of its status."""
+"""Keys that `--json` repeats from a run's summary, or from its status if it is not finished."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What a request came to.
+    """The result of a request.
 
     Attributes:
         code: The exit code.
-        reason: What came of it in a few words, or an error's line.
-        folder: The run's, if there is one.
-        more: What `--json` says beside these.
+        reason: The result in a few words, or an error's line.
+        folder: The run folder, if there is one.
+        more: Further fields for `--json`.
     """
 
     code: int
@@ -42,19 +42,19 @@ class Ending:
     more: Mapping[str, object] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        what = "error" if self.code else "ending"
-        told = outcome(self.code, **{what: self.reason}, **self.more)
+        """Return the fields that `--json` prints."""
+        reason_key = "error" if self.code else "ending"
+        fields = outcome(self.code, **{reason_key: self.reason}, **self.more)
         if self.folder is None or not self.folder.is_dir():
-            return told
+            return fields
         files = {name: self.folder / file for name, file in FILES.items()}
-        told["folder"] = str(self.folder)
-        told["files"] = {name: str(path) for name, path in files.items() if path.is_file()}
+        fields["folder"] = str(self.folder)
+        fields["files"] = {name: str(path) for name, path in files.items() if path.is_file()}
         summary, status = (_read(self.folder / name) for name in ("summary.json", "status.json"))
-        # The summary of a run that was extended since is not of all its candidates.
+        # If the run was extended since, the summary does not cover all its candidates.
         result = summary if summary.get("candidates") == status.get("candidates") else status
-        told |= {key: result[key] for key in SHOWN if key in result and key not in told}
-        return told
+        fields |= {key: result[key] for key in SHOWN if key in result and key not in fields}
+        return fields
 
 
 def _read(path: Path) -> dict[str, Any]:

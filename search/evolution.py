@@ -1,9 +1,9 @@
-"""The loop: steady state with a fixed lag. It knows no device, no file and no Ray.
+"""The loop: steady state with a fixed lag. It knows nothing about devices, files or Ray.
 
-Child i is bred from the population as it stands after outcomes 0 .. i - lag - 1 are committed,
-with a generator seeded by (seed, i), and outcomes are committed in order of i, whenever they
-arrive. So the records are the same for any number of workers, however they race, and a run that
-was cut is continued by replaying its records.
+Child i is bred from the population after outcomes 0 .. i - lag - 1 are committed, with a generator
+seeded by (seed, i), and outcomes are committed in order of i, whenever they arrive. So the records
+are the same for any number of workers, however they race, and an interrupted run continues by
+replaying its records.
 """
 
 import random
@@ -19,20 +19,20 @@ from search.population import Candidate, Outcome, Record, Rules, State
 from search.surrogate import Sketch, Surrogate
 
 _BRED_AGAIN = 5
-"""Records that are compared with what a search breeds before it goes on from them."""
+"""Number of records that a resumed search breeds again to check that they are its own."""
 
 
 class Marks(Protocol):
-    """Tells criteria by the masks that they make on a probe."""
+    """Compares criteria by their masks on a probe."""
 
     def fingerprint(self, criterion: Criterion) -> str:
-        """Return a mask's fingerprint; raises DegenerateScores if there is none."""
+        """Return the fingerprint of a criterion's mask; raise DegenerateScores if there is none."""
 
     def distance(self, one: Criterion, other: Criterion) -> float:
-        """Return the fraction of weights that one removes and the other keeps."""
+        """Return the fraction of weights on which the two masks differ."""
 
     def sketch(self, criterion: Criterion) -> Sketch:
-        """Return a part of a mask, of one size for all."""
+        """Return a sample of a criterion's mask, the same size for all criteria."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Settings:
 
     Attributes:
         seed: With a candidate's index, seeds its breeding.
-        candidates: Children to breed, whatever becomes of them.
-        rules: Who survives; its `lag` is also how many outcomes a child does not wait for.
-        groups: Comparison groups that are bred with the metrics; at least one.
-        regroup: Probability that a child changes to another group than its parents'.
-        within: Probability that both parents are of one group, each group as likely.
-        seeds: Criteria that are bred first, in this order.
-        pool: Fraction of the population from which parents are chosen.
-        parents: How many of the best of that pool can be parents.
+        candidates: Children to breed, whatever their outcomes.
+        rules: Rules of survival; a child is bred without waiting for the last `lag` outcomes.
+        groups: Comparison groups that are bred along with the metrics; at least one.
+        regroup: Probability that a child takes a group that neither parent has.
+        within: Probability that both parents come from one group, drawn with equal chances.
+        seeds: Criteria that come first, in this order.
+        pool: Fraction of the population that is drawn for choosing parents.
+        parents: How many of the best in that pool can become parents.
         simplified: Whether children are brought to canonical form.
-        crowding: Masks that differ in a smaller fraction are one; 0 allows all.
-        brood: Children that are bred for each candidate; the most promising is it. More than one
-            needs marks.
+        crowding: Masks that differ in a smaller fraction share one place; 0 allows all.
+        brood: Children bred for each candidate, of which the most promising becomes the candidate.
+            More than one needs marks.
         variation: How children are made.
     """
 
@@ -73,7 +73,7 @@ class Settings:
 
 @dataclass
 class _Known:
-    """What has been bred so far: criteria and fingerprints, by their first index."""
+    """Everything bred so far: the first index of each criterion and fingerprint."""
 
     criteria: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)
@@ -85,13 +85,13 @@ class _Known:
 
 
 class Evolution:
-    """A search that is asked for candidates and told what became of them.
+    """A search with an ask-and-tell interface: `ask` for candidates, `tell` their outcomes.
 
     Args:
         settings: The loop's knobs.
-        marks: Tells which candidates need no evaluation; None tells them by their text alone.
-        start: A state from which all children can be bred that are not among the records.
-        records: All that was committed before, in order; none for a new search.
+        marks: Finds candidates that need no evaluation; without it, only equal texts are found.
+        start: A state early enough to breed every child that is not among the records.
+        records: All earlier committed records, in order; empty for a new search.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class Evolution:
 
     @property
     def state(self) -> State:
-        """The state after all that was committed."""
+        """The state after all committed outcomes."""
         return self._states[self._committed]
 
     @property
     def resumable(self) -> State:
-        """The state `lag` outcomes earlier: the oldest that a missing child can be bred from."""
+        """The state `lag` outcomes earlier: the oldest that is needed to breed a missing child."""
         return self._states[max(0, self._committed - self.rules.lag)]
 
     @property
@@ -136,9 +136,9 @@ class Evolution:
         return self._committed >= self.settings.candidates
 
     def ask(self) -> Iterator[Candidate]:
-        """Breed the candidates that the lag allows, one at a time as they are taken.
+        """Breed the candidates that the lag allows, lazily, one at a time.
 
-        Whoever takes them owes an outcome for each; `decided` is that of those that have it.
+        The caller must `tell` an outcome for each; `decided`, where set, is that outcome.
         """
         while (
             self._bred < self.settings.candidates and self._bred - self.rules.lag <= self._committed
@@ -151,7 +151,7 @@ class Evolution:
             yield candidate
 
     def tell(self, index: int, outcome: Outcome) -> list[Record]:
-        """Take a candidate's outcome; return the records that are committed with it, in order."""
+        """Take a candidate's outcome; return the records that it allows to commit, in order."""
         self._arrived[index] = outcome
         records = []
         while self._committed in self._arrived:
@@ -163,7 +163,7 @@ class Evolution:
         return records
 
     def _propose(self, state: State) -> Candidate:
-        """Breed a brood, and return its most promising child of those that are new."""
+        """Breed a brood, and return the most promising of its new children."""
         brood = 1 if self._bred < len(self.settings.seeds) else self.settings.brood
         children = [
             self._decide(breed(self.settings, self._bred, state, self.rules, attempt))
@@ -186,7 +186,7 @@ class Evolution:
         return self.marks.distance(one, other) < self.settings.crowding
 
     def _decide(self, candidate: Candidate) -> Candidate:
-        """Take the fingerprint, and decide what needs no evaluation."""
+        """Add the fingerprint, and the outcome if it needs no evaluation."""
         known = self._known
         twin = known.criteria.get(str(candidate.criterion))
         if twin is not None:
@@ -207,7 +207,7 @@ def first_foreign(
 ) -> Record | None:
     """Return the first of a few early records that this search would not have bred, if any.
 
-    The first ones depend on the settings alone, so they are bred again.
+    Early records depend on the settings alone, so they can be bred again to compare.
     """
     evolution = Evolution(settings, marks, State())
     for record in records[: min(_BRED_AGAIN, settings.rules.capacity)]:
@@ -222,9 +222,8 @@ def breed(
 ) -> Candidate:
     """Make candidate `index`: a seed, a random tree, or a child of the population.
 
-    The first of each population are random trees, those of the first one seeds before them. A
-    child equal to a parent is replaced by a random tree (Dong et al., 2024, arXiv:2406.02924,
-    Algorithm 1).
+    Each population begins with random trees, the first one with seeds before them. A child equal
+    to a parent is replaced by a random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
     """
     if index < len(settings.seeds):
         return Candidate(index, _canonical(settings, settings.seeds[index]))
@@ -243,13 +242,13 @@ def breed(
 
 
 def limited(candidate: Candidate, state: State, rules: Rules) -> Candidate:
-    """Return a candidate with what it must be to enter the population as it is now."""
+    """Return a candidate with the limits that it must meet to enter the current population."""
     like = [
         member.rank[0]
         for member in state.population
         if candidate.fingerprint and rules.near(candidate.criterion, member.criterion)
     ]
-    # In the place of those that it is near to, it needs to beat no other.
+    # It competes for the place of the members that it is near to, so it must beat only those.
     limit = min(like, default=state.worst_fitness(candidate.criterion.group, rules))
     best = min((member.rank[0] for member in state.population), default=None)
     if rules.settles:
@@ -260,7 +259,7 @@ def limited(candidate: Candidate, state: State, rules: Rules) -> Candidate:
 
 
 def _mates(settings: Settings, state: State) -> Sequence[Record]:
-    """Return the members that parents are chosen from: all, or now and then those of a group."""
+    """Return the members that parents are chosen from: all, or sometimes those of one group."""
     if len(settings.groups) > 1 and random.random() < settings.within:
         group = random.choice(settings.groups)
         mates = [member for member in state.population if member.criterion.group == group]
@@ -270,12 +269,12 @@ def _mates(settings: Settings, state: State) -> Sequence[Record]:
 
 
 def _group_of(settings: Settings, first: Record, second: Record) -> str:
-    """Inherit the group of either parent, or now and then take another."""
+    """Return a group inherited from either parent, or sometimes another one."""
     own = (first.criterion.group, second.criterion.group)
     others = [group for group in settings.groups if group not in own]
     if others and random.random() < settings.regroup:
         return random.choice(others)
-    # Without crossover a child has nothing of its second parent.
+    # Without crossover, a child inherits nothing from its second parent.
     return random.choice(own) if settings.variation.crossover else own[0]
 
 

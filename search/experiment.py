@@ -1,4 +1,4 @@
-"""What a search works with, resolved from its config once: tasks, texts, seeds, settings."""
+"""Everything that a search needs, resolved once from its config: tasks, texts, seeds, settings."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,16 +28,16 @@ from search.seeds import read_seeds
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a search works with.
+    """Everything that a search needs.
 
     Attributes:
-        config: Where it comes from; its seeds as texts, so that they need no other file.
+        config: The config, with its seeds as texts, so that it depends on no other file.
         subjects: The models.
         texts: The four texts of each model, by role.
-        tasks: What is asked of a candidate; the first is what the report leads with.
-        leaves: What metrics may name: candidates, seeds and baselines.
+        tasks: The tasks of a candidate; the report leads with the first.
+        leaves: The leaves that candidates, seeds and baselines may use.
         settings: The loop's knobs.
-        notes: What could not be checked here, a line for each thing.
+        notes: What could not be checked here, one line each.
         windows: The texts as tokens, once they are read.
     """
 
@@ -51,34 +51,34 @@ class Experiment:
     windows: tuple[Mapping[str, Windows], ...] = ()
 
     def read_texts(self) -> "Experiment":
-        """Return the experiment with its windows; raises ValueError if a text cannot be had."""
+        """Return the experiment with its windows; raise ValueError if a text is unavailable."""
         windows = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
             windows.append(_cut(subject.model, {r: _mixture_of(t) for r, t in texts.items()}))
         return replace(self, windows=tuple(windows))
 
     def read_texts_here(self) -> list[dict[str, int]]:
-        """Cut the texts that need no hub; return the tokens of each, by role, for each model.
+        """Cut the texts that need no hub; return each model's token counts, by role.
 
         Raises:
-            ValueError: If one of them cannot be had, or is shorter than its windows.
+            ValueError: If one of them is unavailable, or shorter than its windows.
         """
-        found: list[dict[str, int]] = []
+        counts: list[dict[str, int]] = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
             mixtures = {role: _mixture_of(text) for role, text in texts.items()}
-            here = {r: m for r, m in mixtures.items() if is_here(subject.model) and not m.check()}
-            cut = _cut(subject.model, here) if here else {}
-            found.append({role: windows.tokens.numel() for role, windows in cut.items()})
-        return found
+            local = {r: m for r, m in mixtures.items() if is_here(subject.model) and not m.check()}
+            cut = _cut(subject.model, local) if local else {}
+            counts.append({role: windows.tokens.numel() for role, windows in cut.items()})
+        return counts
 
     @property
     def memory(self) -> Memory:
-        """What a worker holds beside its models, and where."""
+        """What a worker keeps in memory besides its models, and where."""
         return Memory(**self.config.memory.model_dump())
 
     @property
     def setup(self) -> Setup:
-        """What workers are built from."""
+        """The values that workers are built from."""
         search, ray = self.config.search, self.config.ray
         return Setup(
             subjects=self.subjects,
@@ -102,12 +102,12 @@ class Experiment:
 
     @property
     def fitness_unit(self) -> str:
-        """What a fitness is in; see `search.scale`."""
+        """The unit of fitness; see `search.scale`."""
         kinds = [kind for task in self.config.all_tasks for kind in task.fitness.parts]
         return unit_of(len(kinds))
 
     def provenance(self, subject: int) -> dict[str, Provenance]:
-        """Return where a model's windows come from, by role."""
+        """Return the origin of a model's windows, by role."""
         return {role: windows.provenance for role, windows in self.windows[subject].items()}
 
     def task_rows(self) -> list[dict[str, object]]:
@@ -124,7 +124,7 @@ class Experiment:
         ]
 
     def origin(self, **more: object) -> dict[str, object]:
-        """Return what makes a result repeatable; the same for any number of workers."""
+        """Return what is needed to reproduce a result; the same for any number of workers."""
         config = self.config
         tasks = {"tasks": self.task_rows()} if len(self.tasks) > 1 else {}
         return {
@@ -141,7 +141,7 @@ class Experiment:
 
 
 def resolve(config: Config) -> Experiment:
-    """Check all of a config that can be checked without work, and resolve it.
+    """Check as much of a config as is cheap to check, and resolve it.
 
     Raises:
         ValueError: If something is wrong; one line that names it.
@@ -151,20 +151,20 @@ def resolve(config: Config) -> Experiment:
     groups = _groups_of(config)
     seeds = tuple(read_seeds(config.search.seeds, groups))
     notes = [*_check_texts(config), *_check_models(config)]
-    held: list[tuple[Subject, dict[str, Text]]] = []
+    sources: list[tuple[Subject, dict[str, Text]]] = []
     tasks = []
     for task in config.all_tasks:
-        needed = (Subject(task.model, task.dtype), task.texts)
-        if needed not in held:
-            held.append(needed)
+        source = (Subject(task.model, task.dtype), task.texts)
+        if source not in sources:
+            sources.append(source)
         pattern = parse_pattern(task.pattern)
-        tasks.append(Task(task.name, held.index(needed), task.sparsity, pattern, task.weight))
+        tasks.append(Task(task.name, sources.index(source), task.sparsity, pattern, task.weight))
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     search = config.search.model_copy(update={"seeds": [str(criterion) for criterion in seeds]})
     return Experiment(
         config=config.model_copy(update={"search": search}),
-        subjects=tuple(subject for subject, _ in held),
-        texts=tuple(texts for _, texts in held),
+        subjects=tuple(subject for subject, _ in sources),
+        texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
         leaves=frozenset(LEAF_SETS[search.primitives]).union(*(c.metric.leaves for c in named)),
         settings=Settings(
@@ -204,7 +204,7 @@ def resolve(config: Config) -> Experiment:
 
 
 def _kinds_of(windows: Windows) -> tuple[str, ...]:
-    """Return each window's kind of text: its corpus, and where two are of one the split as well."""
+    """Return each window's kind of text: its corpus, and its split if two share a corpus."""
     corpora = [Path(str(part["corpus"])).name for part in windows.parts]
     names = [
         f"{corpus} {part['split']}" if corpora.count(corpus) > 1 else corpus
@@ -231,7 +231,7 @@ def _mixture_of(text: Text) -> Mixture:
 
 
 def _groups_of(config: Config) -> tuple[str, ...]:
-    """Return the comparison groups that candidates may have; n:m patterns know no other."""
+    """Return the comparison groups that candidates may have; n:m patterns fix their own."""
     if all(task.pattern != "unstructured" for task in config.all_tasks):
         return ("row",)
     group = config.pruning.group
@@ -249,10 +249,10 @@ def _check_texts(config: Config) -> list[str]:
     ]
     notes = [f"{role}: {note}" for task in tasks for role, note in _text_notes(task)]
     places = [{role: mixture.places for role, mixture in task.items()} for task in tasks]
-    for one, other in product(places, places):
-        # Each role of the one beside the other roles of the other.
+    for task_places, other_places in product(places, places):
+        # Check each role of a task against the other roles of every task.
         for role in ROLES:
-            overlaps = check_disjoint({**other, role: one[role]})
+            overlaps = check_disjoint({**other_places, role: task_places[role]})
             if overlaps and not config.allow_test_selection:
                 raise ValueError(
                     f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
@@ -269,12 +269,12 @@ def _text_notes(task: Mapping[str, Mixture]) -> Iterator[tuple[str, str]]:
 
 
 def _check_models(config: Config) -> list[str]:
-    """Check models against their tasks; return a line for each that is not here."""
+    """Check models against their tasks; return a line for each that is not on this machine."""
     notes = []
     for task in config.all_tasks:
         windows = task.fitness.windows
         stages = config.search.stages
-        # After all windows of one of several tasks there still are the other tasks to be spared.
+        # With several tasks, a stop after all windows of one still saves evaluating the others.
         several = len(config.all_tasks) > 1
         if stages and windows and stages[-1] >= windows + several:
             rule = "at most" if several else "below"
@@ -284,7 +284,7 @@ def _check_models(config: Config) -> list[str]:
         if is_here(task.model):
             _check_model(task)
         else:
-            notes.append(f"model {task.model}: it comes from the Hugging Face hub: not checked")
+            notes.append(f"model {task.model}: comes from the Hugging Face hub: not checked")
     return notes
 
 

@@ -1,8 +1,8 @@
-"""Mask fingerprints: candidates that prune the same weights are found without an evaluation.
+"""Mask fingerprints: find candidates that prune the same weights without evaluating them.
 
-A candidate is scored on a probe, a few rows of a few layers, each probed layer taken as if it
-were the whole matrix. Two formulas of one order give one mask there, whatever their text, and one
-fingerprint. It runs in the driver and needs neither the model nor a worker.
+A candidate is scored on a probe, a few rows of a few layers, each treated as if it were the whole
+matrix. Formulas that rank the weights alike give the same mask there, whatever their text, and so
+the same fingerprint. This runs in the driver and needs neither the model nor a worker.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ ROWS = 16
 SKETCH_BYTES = 4096
 
 KEPT_MASKS = 1024
-"""Masks that are kept, tens of kilobytes each."""
+"""Number of masks kept in memory, tens of kilobytes each."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Probe:
 
     Attributes:
         weights: Dense weights by layer name, (rows, in_features), fp32.
-        statistics: Of the same rows, those that were collected.
+        statistics: The collected statistics of the same rows.
     """
 
     weights: Mapping[str, Tensor]
@@ -65,7 +65,7 @@ def take_probe(
 
     Args:
         weights: Dense weights by layer name.
-        statistics: Of the same layers.
+        statistics: The statistics of the same layers.
         blocks: The decoder blocks by name, in order.
     """
     names = list(blocks)
@@ -85,10 +85,10 @@ def take_probe(
 
 
 class Fingerprints:
-    """Fingerprints under one task or several; the last masks are kept, for their distances.
+    """Fingerprints for one or more tasks; recent masks are kept for computing distances.
 
     Args:
-        tasks: For each, its model's probe and what a comparison group asks of it.
+        tasks: Each task's probe of its model, and the target that a comparison group gives it.
     """
 
     def __init__(self, tasks: Sequence[tuple[Probe, Callable[[str], Target]]]) -> None:
@@ -99,28 +99,28 @@ class Fingerprints:
         """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
 
         Raises:
-            DegenerateScores: If a probed layer's scores are not finite or constant, or every row of
-                every layer has one and the same mask.
+            DegenerateScores: If a probed layer's scores are not finite or are constant, or if in
+                every layer all rows have the same mask.
         """
         mask = self._mask(criterion)
-        # With the group: on few rows two of them may agree, and not on the whole layers.
+        # Includes the group: two groups may agree on a few rows but not on whole layers.
         return hashlib.sha256(criterion.group.encode() + mask.tobytes()).hexdigest()[:16]
 
     def distance(self, one: Criterion, other: Criterion) -> float:
         """Return the fraction of probed weights that one criterion removes and the other keeps.
 
-        0 is one mask; two unrelated halves differ in 0.5.
+        0 means equal masks; two unrelated masks at 50% sparsity differ in 0.5.
         """
         differing = np.bitwise_count(self._mask(one) ^ self._mask(other)).sum()
         return float(differing) / self._probed
 
     def sketch(self, criterion: Criterion) -> Bits:
-        """Return every so many bytes of a criterion's mask: enough to tell what it resembles."""
+        """Return an even sample of the bytes of a criterion's mask, enough to compare masks."""
         mask = self._mask(criterion)
         return mask[:: 1 + mask.size // SKETCH_BYTES]
 
     def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
-        """Count a population in masks: members, masks `least` apart, mean distance of a pair."""
+        """Count members and masks at least `least` apart, and average the pairwise distances."""
         masks: list[Criterion] = []
         for member in members:
             if all(self.distance(member, other) >= least for other in masks):
@@ -149,7 +149,7 @@ def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> Bit
     """Return the masks of probed layers as bits, packed into bytes.
 
     Raises:
-        DegenerateScores: If every row of every layer has one and the same mask.
+        DegenerateScores: If in every layer all rows have the same mask.
     """
     packed = []
     rows_differ = False
@@ -159,18 +159,18 @@ def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> Bit
         packed.append(np.packbits(mask))
         start = 0
         for layer in layers:
-            own = mask.reshape(-1)[start : start + layer.numel()].reshape(layer.shape)
+            layer_mask = mask.reshape(-1)[start : start + layer.numel()].reshape(layer.shape)
             start += layer.numel()
-            rows_differ = rows_differ or bool((own != own[0]).any())
+            rows_differ = rows_differ or bool((layer_mask != layer_mask[0]).any())
     if not rows_differ and (target.group.implied_sparsity or target.sparsity):
         raise DegenerateScores(f"'{metric}' prunes the same inputs in every row")
     return np.concatenate(packed)
 
 
 def _joined(scores: Mapping[str, Tensor], target: Target) -> list[tuple[Tensor, list[Tensor]]]:
-    """Return matrices to select from, each with the layers that it is made of.
+    """Return matrices to select from, each with the layers that it consists of.
 
-    A call costs more than what it does on so few rows, so there are as few as the group allows.
+    On so few rows the overhead of each call dominates, so layers are joined where the group allows.
     """
     if target.group.whole_model:
         layers = list(scores.values())

@@ -1,4 +1,4 @@
-"""The end of a run: choose the winner on the selection text, measure it on the report text."""
+"""The end of a run: choose the winner on the selection text and measure it on the report text."""
 
 import shlex
 import time
@@ -48,22 +48,22 @@ def finish(
     started: float,
     console: Console,
 ) -> None:
-    """Choose the winner, write `best_metric.json`, `summary.json` and `report.html`, print.
+    """Choose the winner, write `best_metric.json`, `summary.json` and `report.html`, and print.
 
     Args:
         state: The state after the whole journal; it has at least one evaluated candidate.
-        diversity: Of the population's masks.
-        started: By `time.monotonic`, when this process began the run.
+        diversity: The diversity of the population's masks.
+        started: When this process began the run, by `time.monotonic`.
     """
     finalists = state.finalists(experiment.config.search.finalists)
-    parts, known = len(experiment.tasks), 1 + len(BASELINES)
-    what = "scoring the finalists on the selection text"
-    with step(console, what, parts * (known + len(finalists))) as progress:
+    task_count, known = len(experiment.tasks), 1 + len(BASELINES)
+    title = "scoring the finalists on the selection text"
+    with step(console, title, task_count * (known + len(finalists))) as progress:
         winner, standings = _choose(experiment, pool, finalists, progress.advance)
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
     front = state.pareto_front
-    what = "measuring the winner, the front and the baselines on the report text"
-    with step(console, what, parts * (known + 1 + len(front) + known)) as progress:
+    title = "measuring the winner, the front and the baselines on the report text"
+    with step(console, title, task_count * (known + 1 + len(front) + known)) as progress:
         tasks = [
             {
                 **row,
@@ -119,21 +119,21 @@ def say_files(folder: RunFolder, config: Config, console: Console) -> None:
 
 
 def rebuild_report(path: Path, console: Console) -> Ending:
-    """Rebuild `report.html` of a run from its other files, also while it goes on."""
+    """Rebuild a run's `report.html` from its other files, even while it is running."""
     folder = RunFolder.look(path)
-    whole = write_report(folder)
-    note = "" if whole else ": partial, for the run has not come to its end"
+    is_finished = write_report(folder)
+    note = "" if is_finished else ": partial, because the run has not ended"
     console.print(f"wrote {path / 'report.html'}{note}", soft_wrap=True)
-    return Ending(DONE, "written" if whole else "written, partial", path)
+    return Ending(DONE, "written" if is_finished else "written, partial", path)
 
 
 def write_report(folder: RunFolder) -> bool:
-    """Rebuild `report.html` from the run folder's other files; tell whether the run is finished.
+    """Rebuild `report.html` from the run folder's other files; return whether the run is finished.
 
     Raises:
         FolderError: If nothing is evaluated yet, or a file is damaged.
     """
-    # Without the lock: whoever works in the folder goes on, and only whole lines are read.
+    # Without the lock: another process may go on working there, since only whole lines are read.
     records = folder.records_so_far()
     if not any(record.fitness is not None for record in records):
         raise FolderError(
@@ -169,7 +169,7 @@ def write_report(folder: RunFolder) -> bool:
 
 
 def _config_of(folder: RunFolder) -> Config | None:
-    """Return a run's config; None if this version has no such keys, which a report survives."""
+    """Return a run's config; None if this version cannot load it: the report does without."""
     try:
         return schema.load(folder.path / "config.yaml", [])
     except ValueError:
@@ -210,7 +210,7 @@ def apply_command(folder: Path, config: Config) -> str:
 def _choose(
     experiment: Experiment, pool: Pool, finalists: list[Record], done: Count
 ) -> tuple[Record, list[dict[str, Any]]]:
-    """Score finalists on the selection texts; return the best there, and all with differences."""
+    """Score finalists on the selection texts; return the best, and the standings of all."""
     tasks = range(len(experiment.tasks))
     aggregate = experiment.config.search.aggregate
     ask = partial(pool.losses, done=done)
@@ -250,14 +250,14 @@ def _measurements(
 ) -> dict[str, Any]:
     """Return a task's perplexities on its report text: dense, baselines and winner."""
     ask = partial(pool.losses, done=done)
-    dense, found = losses_of(ask, index, "report")
+    dense, named = losses_of(ask, index, "report")
     (best,) = ask([LossRequest(index, "report", winner)])
     assert best is not None
-    gaps = {name: paired_difference(losses, best) for name, losses in found.items()}
+    gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
     subject = experiment.tasks[index].subject
     return {
         "dense": perplexity_of(dense),
-        "baselines": {name: perplexity_of(losses) for name, losses in found.items()},
+        "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
         "best": {"perplexity": perplexity_of(best)},
         "behind_best": {
             name: {"nats": gap.mean, "standard_error": gap.standard_error}
@@ -268,11 +268,11 @@ def _measurements(
                 "text": cell.text,
                 "dense": perplexity_of(cell.dense),
                 "named": cell.named,
-                "named_perplexity": perplexity_of([found[cell.named][i] for i in cell.windows]),
+                "named_perplexity": perplexity_of([named[cell.named][i] for i in cell.windows]),
                 "perplexity": perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best),
             }
-            for cell in cells_of(experiment.setup, index, "report", dense, found)
+            for cell in cells_of(experiment.setup, index, "report", dense, named)
         ],
         "perplexity_of": {
             **experiment.provenance(subject)["report"],
@@ -284,7 +284,7 @@ def _measurements(
 def _perplexities(
     pool: Pool, index: int, records: Sequence[Record], done: Count
 ) -> list[dict[str, Any]]:
-    """Return records' perplexities on a task's report text, which decide nothing any more."""
+    """Return records' perplexities on a task's report text; they no longer affect any choice."""
     requests = [LossRequest(index, "report", record.criterion) for record in records]
     return [
         {"index": record.index, "perplexity": perplexity_of(losses)}
@@ -295,17 +295,17 @@ def _perplexities(
 
 def _by_layer(pool: Pool, index: int, winner: Criterion, done: Count) -> dict[str, Any]:
     """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
-    others = {"best": winner} | {name: one.criterion for name, one in BASELINES.items()}
-    requests = [MaskRequest(index, winner, other) for other in others.values()]
-    found = dict(zip(others, pool.zeros_and_overlap(requests, done), strict=True))
+    criteria = {"best": winner} | {name: known.criterion for name, known in BASELINES.items()}
+    requests = [MaskRequest(index, winner, criterion) for criterion in criteria.values()]
+    comparisons = dict(zip(criteria, pool.zeros_and_overlap(requests, done), strict=True))
     return {
         "layers": {
             name: {layer: zeros for layer, (zeros, _) in by_layer.items()}
-            for name, by_layer in found.items()
+            for name, by_layer in comparisons.items()
         },
         "overlap": {
             name: {layer: overlap for layer, (_, overlap) in by_layer.items()}
-            for name, by_layer in found.items()
+            for name, by_layer in comparisons.items()
             if name != "best"
         },
     }

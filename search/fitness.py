@@ -1,7 +1,8 @@
-"""Metric text to outcome: prune, measure, restore; over one task or several.
+"""From metric text to outcome: prune, measure, restore; over one task or several.
 
-An `Evaluator` holds its models with all that a candidate needs, loaded once. Each task is looked at
-stage by stage, a few windows first; a candidate that cannot enter the population goes no further.
+An `Evaluator` holds its models with everything that a candidate needs, loaded once. Each task is
+measured stage by stage, a few windows first; a candidate that cannot enter the population is
+stopped.
 """
 
 import math
@@ -24,19 +25,19 @@ from search.resident import Memory, Resident, Subject, Weights, unwatched
 from search.scale import Scale
 
 ZerosAndOverlap = dict[str, tuple[float, float]]
-"""By layer, a fraction of zeros and a mask overlap."""
+"""A fraction of zeros and a mask overlap, by layer."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a candidate is asked to do.
+    """A pruning task that candidates are measured on.
 
     Attributes:
-        name: In a few words.
+        name: A few words.
         subject: Index of the model.
         sparsity: Fraction of the weights to remove.
         pattern: An n:m group, or None for unstructured sparsity.
-        weight: Of this task among the others.
+        weight: Weight of this task relative to the others.
     """
 
     name: str
@@ -46,30 +47,30 @@ class Task:
     weight: float
 
     def target(self, group: str) -> Target:
-        """Return what to remove under a comparison group; a pattern has its own."""
+        """Return the target for a comparison group; a pattern fixes its own group."""
         return Target(self.sparsity, self.pattern or group_of(group))
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an evaluator is built from: plain values alone, so that any machine can build it.
+    """What an evaluator is built from: plain values only, so that any machine can build one.
 
     Attributes:
         subjects: The models.
-        windows: Token ids by role (calibration, fitness, selection, report), each (N, T), for
-            each model.
+        windows: Each model's token ids by role (calibration, fitness, selection, report), each
+            (N, T).
         tasks: One or more.
-        leaves: Statistics that metrics may name.
+        leaves: Statistics that metrics may use.
         objective: `nll` or `kl`.
         device: A torch device.
         threads: torch threads.
         stages: Fitness windows after which a candidate may be stopped, ascending.
-        slack: A stop after one window needs this much more rise than the threshold's, as a
-            fraction; after n windows, 1 / sqrt(n) of it.
+        slack: Fraction by which the rise must exceed the threshold for a stop after one window;
+            after n windows, 1 / sqrt(n) of it.
         hopeless: Rise on one kind of text of one task, as a multiple of the best named metric's,
-            that always stops.
-        memory: What is held beside the models, and where.
-        kinds: For each model by role, each window's kind of text; empty if there is one.
+            above which a candidate is always stopped.
+        memory: What is kept in memory besides the models, and where.
+        kinds: Each window's kind of text, by role, for each model; empty if there is only one.
     """
 
     subjects: tuple[Subject, ...]
@@ -94,13 +95,13 @@ class Setup:
 
 
 class Evaluator:
-    """Resident models that evaluate candidates, one candidate after the other.
+    """Resident models that evaluate candidates, one after the other.
 
-    What a fitness is, its `scale` says.
+    Its `scale` defines the fitness.
 
     Args:
         setup: What it is built from.
-        weights: Of each model, those that are here; the others are loaded.
+        weights: Each model's weights, if they are already here; the others are loaded.
     """
 
     def __init__(self, setup: Setup, weights: Sequence[Weights | None] = ()) -> None:
@@ -116,16 +117,16 @@ class Evaluator:
 
     @property
     def seconds(self) -> float:
-        """How long all fitness windows took on the dense models."""
+        """Time that measuring all fitness windows took on the dense models."""
         return sum(resident.seconds for resident in self.residents)
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Hashes of the models' dense weights that are pruned."""
+        """Hashes of those dense weights of the models that get pruned."""
         return tuple(resident.digest() for resident in self.residents)
 
     def ping(self) -> None:
-        """Return at once: a worker that does is there."""
+        """Return at once, to show that the worker is alive."""
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
@@ -137,11 +138,11 @@ class Evaluator:
         self.residents[subject].use_statistics(tensors)
 
     def use_scale(self, scale: Scale) -> None:
-        """Measure candidates by this scale from now on."""
+        """Measure candidates on this scale from now on."""
         self.scale = scale
 
     def seconds_of(self, task: int) -> float:
-        """Return how long the first stage of a task takes: pruning, and its windows."""
+        """Return how long the first stage of a task takes: pruning and measuring its windows."""
         resident = self.residents[self.setup.tasks[task].subject]
         criterion = BASELINES["wanda"].criterion
         target = self.setup.tasks[task].target(criterion.group)
@@ -155,20 +156,20 @@ class Evaluator:
         return self.residents[subject].probe_tensors()
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Prune, measure on the fitness windows stage by stage, restore."""
+        """Prune, measure on the fitness windows stage by stage, and restore."""
         try:
             return self._measure(candidate)
         except DegenerateScores as error:
-            # Scores that no mask can be made of: the metric's fault, found only on all layers.
+            # No mask can be made from the scores: the metric's fault, which only all layers show.
             return Outcome("degenerate", reason=str(error))
         finally:
             for resident in self.residents:
                 resident.restore()
 
     def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
-        """Return each window's mean NLL on a task's text, dense if the criterion is None.
+        """Return each window's mean NLL on a task's text; the dense model's if criterion is None.
 
-        Of the fitness text it is the objective. None if the criterion is degenerate on this model.
+        On the fitness text it is the objective. None if the criterion is degenerate on this model.
         """
         resident = self.residents[self.setup.tasks[task].subject]
         if criterion is None:
@@ -185,8 +186,8 @@ class Evaluator:
         """Compare the masks of two criteria, layer by layer.
 
         Returns:
-            By layer: the fraction of zeros under `other`, and the weights that both remove over
-            those that either does. Empty if one of them is degenerate on this model.
+            By layer: the fraction of zeros under `other`, and the number of weights that both
+            remove divided by the number that either removes. Empty if either is degenerate.
         """
         asked = self.setup.tasks[task]
         resident = self.residents[asked.subject]
@@ -227,10 +228,10 @@ class Evaluator:
         return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
     def _visits(self, order: Sequence[int]) -> Iterator[tuple[int, int | None]]:
-        """Yield tasks and up to which window they are looked at.
+        """Yield tasks with the end of the window range to measure next.
 
-        Task by task up to the last stage, so that each is pruned once; what is left of their
-        windows comes when no task has stopped the candidate.
+        Task by task up to the last stage, so that each is pruned once; the remaining windows of all
+        tasks follow when no task has stopped the candidate.
         """
         yield from ((task, end) for task in order for end in self.setup.stages)
         yield from ((task, None) for task in order)
@@ -249,7 +250,7 @@ class Evaluator:
     def _settled(
         self, scale: Scale, losses: Sequence[Sequence[float]], candidate: Candidate
     ) -> float | None:
-        """Return the fitness to expect if more windows would not make it the best."""
+        """Return the estimated fitness if more windows would not make the candidate the best."""
         if candidate.settle_above is None:
             return None
         limit = max(0.0, scale.relative(candidate.settle_above))
@@ -260,7 +261,7 @@ class Evaluator:
     def _stop_reason(
         self, scale: Scale, losses: Sequence[Sequence[float]], candidate: Candidate
     ) -> str:
-        """Say why a candidate need not be looked at any more, if that is so."""
+        """Return why a candidate can be stopped; empty if it cannot."""
         for cell, value in zip(scale.cells, scale.values(losses), strict=True):
             if value is not None and value > self.setup.hopeless:
                 what = f"{self.setup.tasks[cell.task].name}, {cell.text}"
@@ -274,5 +275,5 @@ class Evaluator:
 
 
 def perplexity_of(losses: Sequence[float]) -> float:
-    """Return the perplexity that per-window losses in nats per token make."""
+    """Return the perplexity from per-window losses in nats per token."""
     return perplexity(torch.tensor(losses, dtype=torch.float64))

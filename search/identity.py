@@ -1,4 +1,4 @@
-"""What makes a run folder one experiment, and whether a continuation is still the same."""
+"""What identifies the experiment in a run folder, and checks that a continuation matches it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,14 +11,14 @@ from search.machine import description
 from search.population import Record
 
 FREE_KEYS = ("search.candidates", "ray.", "memory.master", "memory.scores", "trackers")
-"""What may differ when a run is continued: how long and where, never what."""
+"""Config keys that may differ when a run is continued: how long and where, never what."""
 
 Fingerprints = Mapping[str, list[object]]
-"""Hashes by what they are of, one for each model."""
+"""Hashes, one per model, by the name of the thing hashed."""
 
 
 def is_free(key: str) -> bool:
-    """Tell whether a config key may differ when a run is continued."""
+    """Return whether a config key may differ when a run is continued."""
     return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
 
 
@@ -26,28 +26,28 @@ def check_config(folder: RunFolder, config: Config, records: int) -> None:
     """Compare a config with the one that the run began with, before any work.
 
     Raises:
-        FolderError: If they differ in more than `FREE_KEYS`; or `environment.json` is missing
-            beside a journal, or has another shape.
+        FolderError: If they differ in more than `FREE_KEYS`, or if `environment.json` is malformed,
+            or missing although there is a journal.
     """
     environment = _environment(folder)
     if environment is None:
         if records:
             raise FolderError(
-                f"{folder.path} has a journal and no environment.json: what it was made with is "
-                "not known; start a new run, perhaps with search.seeds from this one"
+                f"{folder.path} has a journal and no environment.json: the config that it was made "
+                "with is unknown; start a new run, perhaps with search.seeds from this one"
             )
         return
     before, now = (dict(_leaves(part)) for part in (environment["config"], config.model_dump()))
-    for key in sorted(before):  # a key that came later has the default that was the rule
+    for key in sorted(before):  # a newer key's default is the old behaviour
         if before[key] != now.get(key) and not is_free(key):
             raise FolderError(
-                f"{key} is {now.get(key)!r} in {folder.path / 'config.yaml'}, and was "
-                f"{before[key]!r} when the run began: put it back, or start a new run"
+                f"{key} is {now.get(key)!r} in {folder.path / 'config.yaml'} but was "
+                f"{before[key]!r} when the run began: restore it, or start a new run"
             )
 
 
 def check_fingerprints(folder: RunFolder, experiment: Experiment, now: Fingerprints) -> None:
-    """Compare models, texts, statistics and probes with the run's, or note them in a new run.
+    """Compare models, texts, statistics and probes with the run's, or record them in a new run.
 
     Raises:
         FolderError: If they differ.
@@ -64,14 +64,14 @@ def check_fingerprints(folder: RunFolder, experiment: Experiment, now: Fingerpri
         if before.get(name) != now.get(name):
             raise FolderError(
                 f"the run's {name} had fingerprint {before.get(name)} and has {now.get(name)} "
-                "here: resume with what it began with, or start a new run"
+                f"here: resume with the original {name}, or start a new run"
             )
 
 
 def check_records(
     folder: RunFolder, experiment: Experiment, marks: Marks | None, records: list[Record]
 ) -> None:
-    """Raise FolderError if the journal begins with what this search would not have bred."""
+    """Raise FolderError if the journal begins with candidates that this search does not breed."""
     if foreign := first_foreign(experiment.settings, marks, records):
         raise FolderError(
             f"{folder.path / 'journal.jsonl'} line {foreign.index + 1} is not what this run's "

@@ -1,8 +1,8 @@
 """The run folder: journal, checkpoint, hall of fame, best metric. Only this file writes there.
 
 Everything is text or safetensors. The journal is appended, flushed and fsync'd line by line; every
-other file is written beside its place, fsync'd and renamed, so that a kill leaves the old or the
-new one, never a part.
+other file is written under a temporary name, fsync'd and renamed, so that a kill leaves the old
+file or the new one, never a part.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from search.checkpoint import MOST_BYTES, Checkpoint
 from search.population import Record, State
 
 MOST_JOURNAL, LONGEST_LINE = 2_000_000_000, 1_000_000
-"""Bytes of the longest journal that is read, of some million candidates, and of a line in it."""
+"""Bytes of the longest journal that is read, about a million candidates, and of a line in it."""
 
 
 class FolderError(ValueError):
@@ -39,29 +39,29 @@ class FolderError(ValueError):
 
 
 class WriteError(Resumable):
-    """A file of the folder cannot be written; what was written before is whole."""
+    """A file in the folder cannot be written; everything written before is intact."""
 
 
 @dataclass
 class RunFolder:
-    """One run's folder. Use `create` for a new run and `open_` for one that is there."""
+    """One run's folder. Use `create` for a new run and `open_` for an existing one."""
 
     path: Path
     lock: FileLock
 
     def __post_init__(self) -> None:
-        # Of the journal as it was read and appended to, so that a checkpoint can name it.
+        # Of the journal as read and appended to, so that a checkpoint can refer to it.
         self._lines, self._digest = 0, hashlib.sha256()
-        self._made: list[Path] = []  # folders that were not there before, the run's first
+        self._made: list[Path] = []  # folders created here, innermost (the run's) first
 
     @property
     def lines(self) -> int:
-        """How many records the journal has."""
+        """Number of records in the journal."""
         return self._lines
 
     @staticmethod
     def check_empty(path: Path) -> None:
-        """Raise FolderError if something is where the folder of a new run should be."""
+        """Raise FolderError if the path of a new run exists and is not an empty folder."""
         if path.exists() and (not path.is_dir() or _files_in(path)):
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
@@ -69,25 +69,25 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path) -> "RunFolder":
-        """Make the folder of a new run; raises FolderError if it is not empty or in use."""
+        """Create the folder of a new run; raise FolderError if it is not empty or is in use."""
         RunFolder.check_empty(path)
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FolderError(f"--out {path} cannot be made: {error.strerror}") from error
+            raise FolderError(f"--out {path} cannot be created: {error.strerror}") from error
         folder = _locked(path)
         folder._made = made
         return folder
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raises FolderError if it is none, in use or made to hang."""
+        """Open a run's folder; raise FolderError if it is none, in use or unsafe to read."""
         return _locked(RunFolder.look(path).path)
 
     @staticmethod
     def look(path: Path) -> "RunFolder":
-        """Return a run's folder to read from, also while another process works in it."""
+        """Return a run's folder for reading, even while another process works in it."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
         try:
@@ -99,29 +99,29 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes use the folder."""
-        # Before the release: after it, the file could be another process's lock.
-        with suppress(OSError):  # where nothing can be written any more, it stays
+        # Before the release: afterwards the file could be another process's lock.
+        with suppress(OSError):  # if nothing can be written any more, it stays
             Path(self.lock.lock_file).unlink()
         self.lock.release()
 
     def discard_if_unused(self) -> bool:
-        """Take a folder away again in which nothing was measured yet; tell whether it was so.
+        """Remove the folder if nothing has been measured in it yet; return whether it was removed.
 
-        What was there before `create` stays. A second call does nothing more.
+        Folders that existed before `create` stay. A second call does nothing more.
         """
         if self.path.is_dir() and set(_files_in(self.path)) - {"config.yaml", "config.yaml.tmp"}:
             return False
-        with suppress(OSError):  # where nothing can be written any more, it stays
+        with suppress(OSError):  # if nothing can be written any more, it stays
             for name in _files_in(self.path):
                 (self.path / name).unlink()
         self.close()
-        with suppress(OSError):  # or somebody put something there meanwhile
+        with suppress(OSError):  # somebody may have put something there meanwhile
             for folder in self._made:
                 folder.rmdir()
         return True
 
     def is_finished(self, candidates: int) -> bool:
-        """Tell whether the run came to its end with so many candidates, and was measured then."""
+        """Return whether the run ended, and was measured, with this many candidates."""
         if not (self.path / "summary.json").is_file():
             return False
         return bool(self.read_json("summary.json", "candidates")["candidates"] == candidates)
@@ -141,7 +141,7 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str, *keys: str) -> Any:
-        """Read a JSON object; raises FolderError if it is missing, damaged or lacks a key."""
+        """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
             value = read_object(path, MOST_BYTES)
@@ -158,14 +158,14 @@ class RunFolder:
             temporary.touch()
             mode = temporary.stat().st_mode
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-            # The library's files are for their owner alone, whatever the umask says.
+            # safetensors makes files readable by their owner only, whatever the umask says.
             temporary.chmod(mode)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(self.path / name)
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
-        """Return a safetensors file's tensors, or None if it is not there.
+        """Return a safetensors file's tensors, or None if there is no such file.
 
         Raises:
             FolderError: If the file is damaged.
@@ -180,16 +180,16 @@ class RunFolder:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
     def write_failure(self, name: str, trace: str) -> None:
-        """Keep the traceback of something that failed, as `failures/NAME.txt`."""
+        """Save the traceback of a failure as `failures/NAME.txt`."""
         with _writing(self.path / "failures"):
             (self.path / "failures").mkdir(exist_ok=True)
         self.write_text(f"failures/{name}.txt", trace)
 
     def read_records(self) -> list[Record]:
-        """Read the journal, cut a torn last line off it, and return its records.
+        """Read the journal, truncate an incomplete last line, and return the records.
 
         Raises:
-            FolderError: If a whole line is damaged or out of order, or the file no journal.
+            FolderError: If a complete line is damaged or out of order, or the file is no journal.
         """
         path = self.path / "journal.jsonl"
         records: list[Record] = []
@@ -206,10 +206,10 @@ class RunFolder:
         return records
 
     def records_so_far(self) -> list[Record]:
-        """Return the journal's records, also while another process appends to it.
+        """Return the journal's records, even while another process appends to it.
 
         Raises:
-            FolderError: As `read_records`.
+            FolderError: As in `read_records`.
         """
         path = self.path / "journal.jsonl"
         lines = [line for line in self._lines_of(path) if line.endswith(b"\n")]
@@ -223,7 +223,7 @@ class RunFolder:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
     def append(self, record: Record, timing: Mapping[str, Any]) -> None:
-        """Append a record to the journal, and what is not reproducible to the timings."""
+        """Append a record to the journal, and its timing to a file of its own."""
         line = json.dumps(record.to_dict()) + "\n"
         journal, timings = self.path / "journal.jsonl", self.path / "timings.jsonl"
         with _writing(timings), timings.open("a", encoding="utf-8") as file:
@@ -236,10 +236,10 @@ class RunFolder:
         self._digest.update(line.encode())
 
     def read_timings(self) -> dict[int, dict[str, Any]]:
-        """Return what was noted of each candidate's evaluation, by index: seconds and worker.
+        """Return the timing of each candidate's evaluation, by index: seconds and worker.
 
-        Empty for candidates that cost no worker. A damaged line is passed over: timings are never
-        needed to go on.
+        Empty for candidates that needed no worker. Damaged lines are skipped: a run never needs
+        timings to continue.
         """
         path = self.path / "timings.jsonl"
         timings = {}
@@ -252,11 +252,11 @@ class RunFolder:
         return timings
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
-        """Write the checkpoint, keep the one before it, and rewrite the hall of fame.
+        """Write the checkpoint, keep the previous one, and rewrite the hall of fame.
 
         Args:
             resumable: The state that a continuation starts from, `lag` outcomes earlier.
-            state: The state now, which the hall of fame shows.
+            state: The current state, for the hall of fame.
         """
         journal = {"lines": self._lines, "sha256": self._digest.hexdigest()}
         current = self.path / "checkpoint.json"
@@ -270,28 +270,28 @@ class RunFolder:
         """Return the newest valid checkpoint's state, or the empty state if there is none.
 
         Args:
-            most: Outcomes that it may hold; one with more is not used.
+            most: The most outcomes that it may hold; one with more is not used.
 
         Raises:
-            FolderError: If the journal is not the one that the checkpoint was written beside.
+            FolderError: If the checkpoint does not belong to the journal.
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
             try:
-                found = checkpoint.parse(read_bytes(self.path / name, MOST_BYTES))
+                stored = checkpoint.parse(read_bytes(self.path / name, MOST_BYTES))
             except (OSError, ValueError):
-                continue  # not there, or no checkpoint
-            if found and found.state.committed <= most:
-                self._check_journal(found, name)
-                return found.state
+                continue  # missing or unreadable
+            if stored and stored.state.committed <= most:
+                self._check_journal(stored, name)
+                return stored.state
         return State()
 
-    def _check_journal(self, found: Checkpoint, name: str) -> None:
+    def _check_journal(self, stored: Checkpoint, name: str) -> None:
         path = self.path / "journal.jsonl"
         lines = list(self._lines_of(path))
-        if not found.stood_beside(lines):
+        if not stored.stood_beside(lines):
             raise FolderError(
-                f"{path} is not the journal that {name} was written beside: its first "
-                f"{found.lines} lines were changed, or are another run's"
+                f"{path} does not match {name}: its first {stored.lines} lines were changed, or "
+                "belong to another run"
             )
 
     def write_best(self, record: Record, provenance: Mapping[str, Any]) -> None:
@@ -313,7 +313,7 @@ class RunFolder:
 
 
 def _record_of(line: bytes, path: Path, number: int) -> Record:
-    """Return the record in a line of the journal; raises FolderError if it is damaged."""
+    """Return the record in a line of the journal; raise FolderError if it is damaged."""
     try:
         record = Record.from_dict(json.loads(line.rstrip(b"\n")))
     except (ValueError, RecursionError) as error:
@@ -345,5 +345,5 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _files_in(path: Path) -> list[str]:
-    """Return what is in a folder; a lock alone is what a kill left before anything began."""
+    """Return the names in a folder without the lock, which a kill at the start leaves behind."""
     return [entry.name for entry in path.iterdir() if entry.name != ".lock"]

@@ -1,7 +1,7 @@
-"""From a config to a finished run: check, load, evolve, finish. Resume takes the same road.
+"""From a config to a finished run: check, load, evolve, finish. Resuming takes the same path.
 
-`launch` and `resume` are the command line's: they print how a run ended. `run` and `run_on` do the
-work, and raise `Unfinished`.
+The command line calls `launch` and `resume`, which print how a run ended. `run` and `run_on` do
+the work, and raise `Unfinished`.
 """
 
 import os
@@ -43,7 +43,7 @@ _NOTHING_LEFT = "nothing was measured yet, and no folder is left: run the same c
 
 
 class Unfinished(RuntimeError):
-    """A run that did not come to its end; the message says why, and how to go on.
+    """A run stopped before its end; the message says why, and how to continue.
 
     Attributes:
         code: The exit code of the command line.
@@ -56,7 +56,7 @@ class Unfinished(RuntimeError):
 
 def launch(config: Config, out: Path, console: Console) -> Ending:
     """Run a new search in an empty folder, and print how it ended."""
-    return _told(console, out, lambda: run(config, out, console))
+    return _ending(console, out, lambda: run(config, out, console))
 
 
 def resume(path: Path, overrides: Sequence[str], console: Console) -> Ending:
@@ -65,10 +65,10 @@ def resume(path: Path, overrides: Sequence[str], console: Console) -> Ending:
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
     """
-    return _told(console, path, lambda: run_on(path, overrides, console))
+    return _ending(console, path, lambda: run_on(path, overrides, console))
 
 
-def _told(console: Console, folder: Path, work: Callable[[], str]) -> Ending:
+def _ending(console: Console, folder: Path, work: Callable[[], str]) -> Ending:
     try:
         return Ending(DONE, work(), folder)
     except Unfinished as end:
@@ -77,7 +77,7 @@ def _told(console: Console, folder: Path, work: Callable[[], str]) -> Ending:
 
 
 def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
-    """Run a new search in an empty folder to its end; the folder is gone if nothing came of it.
+    """Run a new search in an empty folder to its end; remove the folder if nothing was measured.
 
     Args:
         on_record: Called with each record once it is in the journal, in order.
@@ -86,21 +86,21 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
         How the run ended, in a word.
 
     Raises:
-        Unfinished: If the run ended before; its folder can mostly be resumed.
-        FolderError: If the folder is not empty or cannot be made.
+        Unfinished: If the run stopped before its end; its folder can usually be resumed.
+        FolderError: If the folder is not empty or cannot be created.
         ValueError: If something is wrong with the config.
         Exception: Whatever `on_record` raises, after a checkpoint.
     """
-    # Before the folder is made: a text or a cluster that cannot be had must not leave a run behind.
+    # Before the folder is created: an unavailable text or cluster must not leave a run behind.
     RunFolder.check_empty(out)
     experiment = _ready(config, console)
     with _crew(experiment, console) as crew, closing(RunFolder.create(out)) as folder:
 
-        def way_on() -> str:
+        def advice() -> str:
             return _NOTHING_LEFT if folder.discard_if_unused() else _continue_with(out)
 
         try:
-            return _run(folder, experiment, crew, [], console, on_record, way_on)
+            return _run(folder, experiment, crew, [], console, on_record, advice)
         finally:
             folder.discard_if_unused()
 
@@ -108,23 +108,23 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
 def run_on(
     path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
 ) -> str:
-    """Continue a run to its end, or extend a finished one; without more to do, only say so.
+    """Continue a run to its end, or extend a finished one; if there is nothing to do, say so.
 
     Args:
-        on_record: Called with each record that is new.
+        on_record: Called with each new record.
 
     Returns:
         How the run ended, in a word or two.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
-        Unfinished: And what else `run` raises.
+        Unfinished: And anything else that `run` raises.
     """
     for override in overrides:
         if not is_free(override.partition("=")[0]):
             raise FolderError(
-                f"--set {override} would make {path} another search: a resumed run takes "
-                "search.candidates, ray.*, memory.master and memory.scores alone"
+                f"--set {override} would make {path} a different search: a resumed run accepts "
+                "only search.candidates, ray.*, memory.master and memory.scores"
             )
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)
@@ -142,8 +142,8 @@ def run_on(
         check_hub(config)
         experiment = _ready(config, console)
         with _crew(experiment, console) as crew:
-            way_on = partial(_continue_with, path)
-            return _run(folder, experiment, crew, records, console, on_record, way_on)
+            advice = partial(_continue_with, path)
+            return _run(folder, experiment, crew, records, console, on_record, advice)
 
 
 def _resume_call(path: Path) -> str:
@@ -155,8 +155,8 @@ def _continue_with(path: Path) -> str:
 
 
 def _say_finished(folder: RunFolder, config: Config, console: Console) -> None:
-    """Say that there is nothing to do, what the result is, and how to go further."""
-    if not (folder.path / "report.html").exists():  # a kill came between
+    """Say that there is nothing to do, where the result is, and how to extend the run."""
+    if not (folder.path / "report.html").exists():  # killed before it was written
         write_report(folder)
     done = config.search.candidates
     console.print(
@@ -183,36 +183,36 @@ def _run(
     records: list[Record],
     console: Console,
     on_record: OnRecord,
-    way_on: Callable[[], str],
+    advice: Callable[[], str],
 ) -> str:
-    """Run to the end, or to what ends it; what is written by then can be resumed.
+    """Run to the end; if the run stops before, what it has written can be resumed.
 
     Args:
         records: The journal so far; emptied once it is replayed.
-        way_on: Says how to go on after an interrupt.
+        advice: Returns how to continue after an interrupt.
 
     Raises:
-        Unfinished: If the run ended before.
+        Unfinished: If the run stopped before its end.
     """
-    where = experiment.config.ray
-    most = 1 if where.workers == 0 else where.workers
+    ray = experiment.config.ray
+    workers = 1 if ray.workers == 0 else ray.workers
     try:
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)
         pool = WorkerPool(
             crew,
             experiment.setup,
-            most,
-            where.wait_seconds,
-            where.start_seconds,
+            workers,
+            ray.wait_seconds,
+            ray.start_seconds,
             say=lambda line: console.print(line, soft_wrap=True),
         )
         return _search(folder, experiment, pool, records, console, on_record)
     except KeyboardInterrupt as error:
         why = f"interrupted after {folder.lines} candidates"
-        raise Unfinished(f"{why}; {way_on()}", INTERRUPTED) from error
+        raise Unfinished(f"{why}; {advice()}", INTERRUPTED) from error
     except Resumable as error:
-        raise Unfinished(f"error: {error}; {way_on()}", INTERRUPTED) from error
+        raise Unfinished(f"error: {error}; {advice()}", INTERRUPTED) from error
     except CallError as error:
         folder.write_failure("run", error.trace)
         trace = folder.path / "failures/run.txt"
@@ -247,34 +247,34 @@ def _search(
 
 @contextmanager
 def _crew(experiment: Experiment, console: Console) -> Iterator[Crew]:
-    """Open what the config asks workers to live in; gone at the end, whatever happens.
+    """Open the crew that the config asks for; close it at the end, whatever happens.
 
     Raises:
-        ValueError: If there is no such device or cluster, or it does not let us in.
-        PoolError: If the cluster answered, and hangs.
+        ValueError: If there is no such device or cluster, or it refuses the connection.
+        PoolError: If the cluster answered the probe and then fails or hangs.
     """
-    setup, where = experiment.setup, experiment.config.ray
-    if where.workers == 0:
-        if where.gpus_per_worker and not torch.cuda.is_available():
+    setup, ray = experiment.setup, experiment.config.ray
+    if ray.workers == 0:
+        if ray.gpus_per_worker and not torch.cuda.is_available():
             raise ValueError(
-                f"ray.gpus_per_worker = {where.gpus_per_worker}, and this machine has no CUDA "
+                f"ray.gpus_per_worker = {ray.gpus_per_worker}, but this machine has no CUDA "
                 "device: set it to 0"
             )
         yield InProcessCrew(setup)
         return
-    # Imported here, so that neither --validate nor an in-process run starts to load Ray.
-    local_cpus = where.address == "local" and not where.gpus_per_worker
-    cores = max(os.cpu_count() or 1, where.cpus_per_worker * (where.workers or 1))
+    local_cpus = ray.address == "local" and not ray.gpus_per_worker
+    cores = max(os.cpu_count() or 1, ray.cpus_per_worker * (ray.workers or 1))
     with ExitStack() as stack:
-        with step(console, f"connecting to Ray: {where.address}"):
+        with step(console, f"connecting to Ray: {ray.address}"):
+            # Imported here, so that neither --validate nor an in-process run loads Ray.
             from search.pool.cluster import connection
             from search.pool.on_ray import RayCrew
 
-            cluster = stack.enter_context(connection(where.address, cores))
-            ships = where.ship_model or local_cpus
-            # The cores are the workers': threads that wait for theirs slow the driver tenfold.
+            cluster = stack.enter_context(connection(ray.address, cores))
+            ships = ray.ship_model or local_cpus
+            # The workers need the cores: on several threads the driver would wait for its own.
             torch.set_num_threads(1)
-            crew = RayCrew(cluster, setup, where.cpus_per_worker, where.gpus_per_worker, ships)
+            crew = RayCrew(cluster, setup, ray.cpus_per_worker, ray.gpus_per_worker, ships)
         yield crew
 
 
@@ -289,19 +289,19 @@ def evolve(
 ) -> Evolution:
     """Run the loop to its end; each record is in the journal before the next is committed."""
     search = experiment.config.search
-    tells = marks if search.fingerprint else None
+    used_marks = marks if search.fingerprint else None
     scale = read_scale(folder)
-    assert scale, "prepare comes before"
-    check_records(folder, experiment, tells, records)
+    assert scale, "prepare must come before evolve"
+    check_records(folder, experiment, used_marks, records)
     start = folder.read_checkpoint(max(0, len(records) - search.lag))
-    evolution = Evolution(experiment.settings, tells, start, records)
+    evolution = Evolution(experiment.settings, used_marks, start, records)
     with (
         Screen(console) as screen,
         trackers.opened(experiment.config.trackers, folder.path) as tracked,
         Books(folder, experiment, evolution, scale, pool, screen, tracked, on_record) as books,
     ):
         books.outcomes.update(record.outcome.kind for record in records)
-        records.clear()  # twenty thousand of them would stay all the while
+        records.clear()  # frees the memory of what can be twenty thousand records
         while not evolution.done:
             for candidate in evolution.ask():
                 if candidate.decided:

@@ -1,4 +1,4 @@
-"""A search from Python: run, resume, and what came out; see docs/PYTHON.md."""
+"""The Python API of the search: run, resume, and their result; see docs/PYTHON.md."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Result:
     """A finished search.
 
     Attributes:
-        folder: The run's, from which it can be extended.
+        folder: The run's folder, from which it can be extended.
         best: The winner on the selection text.
         summary: `summary.json`: perplexities on the report text of the dense model, the baselines
             and the winner, outcomes by kind, seconds.
@@ -34,18 +34,18 @@ class Result:
 
 
 def run(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Result:
-    """Run a new search to its end, and print nothing.
+    """Run a new search to its end without printing anything.
 
     Args:
         config: As `configs.schema.load` returns it.
-        out: The run's folder, which must be empty or not there.
+        out: The run's folder, which must be empty or not exist.
         on_record: Called with each candidate and its outcome once they are in the journal, in the
-            order of breeding. What it raises ends the run after a checkpoint, and is raised here;
-            `resume` goes on.
+            order of breeding. If it raises, the run stops after a checkpoint and the exception is
+            raised here; `resume` continues the run.
 
     Raises:
-        Unfinished: If the run ended before: workers or disk failed, or nothing was evaluated.
-        FolderError: If the folder is not empty or cannot be made.
+        Unfinished: If the run stopped early: workers or disk failed, or nothing was evaluated.
+        FolderError: If the folder is not empty or cannot be created.
         ValueError: If something is wrong with the config; one line that names it.
     """
     return _finish(Path(out), lambda console: launch.run(config, Path(out), console, on_record))
@@ -57,13 +57,13 @@ def resume(
     """Continue a run to its end, or extend a finished one.
 
     Args:
-        folder: The run's.
-        overrides: Such as `search.candidates=500`; what would make it another search is refused.
-        on_record: As for `run`; called with what is new.
+        folder: The run's folder.
+        overrides: Such as `search.candidates=500`; those that would change the search are refused.
+        on_record: As in `run`; called with new records only.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
-        Unfinished: As `run`.
+        Unfinished: As in `run`.
     """
     path = Path(folder)
     return _finish(path, lambda console: launch.run_on(path, overrides, console, on_record))
@@ -71,7 +71,7 @@ def resume(
 
 def _finish(path: Path, work: Callable[[Console], object]) -> Result:
     try:
-        # No terminal, so that what the caller prints goes where it should.
+        # Not the terminal, so that progress does not mix with the caller's output.
         work(Console(file=io.StringIO()))
     except Unfinished as error:
         if isinstance(error.__cause__, KeyboardInterrupt):

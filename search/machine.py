@@ -1,4 +1,4 @@
-"""This machine: what it is, and whether it holds what the workers of a search need."""
+"""This machine: its description, and whether it has the cores and memory that workers need."""
 
 import os
 import platform
@@ -29,10 +29,10 @@ def description() -> dict[str, object]:
 
 
 def check_cores(ray: Ray) -> None:
-    """Check that a worker on this machine has the cores that it asks for.
+    """Check that this machine has the cores that each worker asks for.
 
     Raises:
-        ValueError: If it asks for more than there are.
+        ValueError: If a worker asks for more than there are.
     """
     cores = os.cpu_count() or 1
     if (ray.workers == 0 or ray.address == "local") and ray.cpus_per_worker > cores:
@@ -43,22 +43,22 @@ def check_cores(ray: Ray) -> None:
 
 
 def memory_lines(experiment: Experiment) -> list[str]:
-    """Return what a worker and a node hold, in lines; no weight is read.
+    """Return the memory that a worker and a node need, in lines; no weight is read.
 
     Raises:
-        ValueError: If it cannot fit; one line with what is needed, what is there, the way out.
+        ValueError: If it cannot fit; one line with what is needed, what is available, and a remedy.
     """
-    config, held = experiment.config, []
+    config, held_models = experiment.config, []
     for subject in range(len(experiment.subjects)):
         folder = folder_of(experiment.subjects[subject].model)
         if folder is None:
             return [
-                f"memory: model {experiment.subjects[subject].model}: its config is not here: "
-                "not known"
+                f"memory: unknown, because the config of model "
+                f"{experiment.subjects[subject].model} is not on this machine"
             ]
-        held.append(_held(experiment, subject, folder))
+        held_models.append(_held(experiment, subject, folder))
     needs = needs_of(
-        held,
+        held_models,
         experiment.leaves,
         experiment.memory,
         whole_model=any(task.pattern is None for task in experiment.tasks),
@@ -75,7 +75,7 @@ def memory_lines(experiment: Experiment) -> list[str]:
 
 
 def folder_of(model: str) -> str | None:
-    """Return where a model's config is on this machine; None if it is not."""
+    """Return the folder of a model's config on this machine; None if it is not here."""
     if model == models.EMBEDDED or Path(model).is_dir():
         return model
     cached = try_to_load_from_cache(model, "config.json")
@@ -97,20 +97,20 @@ def _held(experiment: Experiment, subject: int, folder: str) -> Held:
 
 
 def _device_memory(config: Config) -> float | None:
-    """Return bytes of a GPU that a worker has; None if no GPU is here and none is stated."""
+    """Return a worker's GPU memory in bytes; None if there is no GPU here and none is stated."""
     ray = config.ray
     stated = None if ray.gpu_memory is None else ray.gpu_memory * GIB
-    here = None
+    measured = None
     if torch.cuda.is_available():
         devices = range(torch.cuda.device_count())
-        here = min(torch.cuda.get_device_properties(i).total_memory for i in devices)
-    # The workers of a cluster have other GPUs than this machine.
-    whole = here or stated if ray.address == "local" else stated or here
+        measured = min(torch.cuda.get_device_properties(i).total_memory for i in devices)
+    # A cluster's workers may have other GPUs than this machine.
+    whole = measured or stated if ray.address == "local" else stated or measured
     return whole and whole * min(1.0, ray.gpus_per_worker)
 
 
 def workers_here(config: Config) -> int | None:
-    """Return how many workers this machine will have; None if they are a cluster's."""
+    """Return how many workers this machine will have; None if they run on a cluster."""
     ray = config.ray
     if ray.workers == 0:
         return 1

@@ -1,4 +1,4 @@
-"""Names in a config, checked before anything is imported that takes long."""
+"""Names in a config, checked before any slow import."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ def check_names(config: Config) -> None:
     """Check the names of models and texts, without a network and without reading a file.
 
     Raises:
-        ValueError: If a model is neither a folder nor a hub id, or a corpus neither known nor a
-            file's name.
+        ValueError: If a model is neither a folder nor a hub id, or a corpus is neither known nor
+            the name of a file.
     """
     for task in config.all_tasks:
         is_here(task.model)
@@ -29,32 +29,32 @@ def check_hub(config: Config) -> None:
     """Check that the hub answers if a model or a text has to come from there.
 
     Raises:
-        ValueError: If it does not, or must not be asked; one line, within some seconds.
+        ValueError: If it does not, or offline mode is set; one line, within a few seconds.
     """
-    # Imported here, since few searches need it.
+    # Imported here, because few searches need it.
     from huggingface_hub import constants, try_to_load_from_cache
 
     places = [(task.model, text) for task in config.all_tasks for text in task.texts.values()]
-    away = [
+    remote = [
         f"model {model!r}"
         for model in dict.fromkeys(model for model, _ in places)
         if not is_here(model) and not isinstance(try_to_load_from_cache(model, "config.json"), str)
     ]
     corpora = {part.corpus: None for _, text in places for part in text.parts}
     if not constants.HF_HUB_OFFLINE:  # with it, texts are read from the cache
-        away += [f"corpus {corpus!r}" for corpus in corpora if corpus in HUB_CORPORA]
-    if not away:
+        remote += [f"corpus {corpus!r}" for corpus in corpora if corpus in HUB_CORPORA]
+    if not remote:
         return
-    offline = "HF_HUB_OFFLINE is set, and its cache does not have it"
+    offline = "HF_HUB_OFFLINE is set, and the hub's cache does not have it"
     if cause := offline if constants.HF_HUB_OFFLINE else silence():
         raise ValueError(
-            f"{away[0]} comes from the Hugging Face hub, which cannot be reached ({cause}): give a "
-            "folder or a local file, or fill the hub's cache elsewhere"
+            f"{remote[0]} comes from the Hugging Face hub, which cannot be reached ({cause}): give "
+            "a folder or a local file, or fill the hub's cache elsewhere"
         )
 
 
 def is_here(model: str) -> bool:
-    """Tell whether a model is on this machine, or else has a name as the hub gives them.
+    """Return whether a model is a folder on this machine; if not, its name must be a hub id.
 
     Raises:
         ValueError: If it is neither.

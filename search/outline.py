@@ -1,7 +1,7 @@
-"""What `run_search.py --validate` says: the plan of a search, from its config and this machine.
+"""The output of `run_search.py --validate`: the plan of a search on this machine.
 
-Everything that a run would refuse before its first measurement is refused here, too; nothing is
-downloaded and no weight is read.
+Whatever a run would refuse before its first measurement is refused here, too; nothing is downloaded
+and no weight is read.
 """
 
 import json
@@ -23,10 +23,10 @@ from search.machine import check_cores, folder_of, memory_lines, workers_here
 from search.status import duration
 
 _SIDE, _REPEATS = 512, 8
-"""Of the matrix product that tells this machine's speed."""
+"""Side and number of the matrix products that measure this machine's speed."""
 
 _BACKWARD = 3
-"""What gradients cost a token, in forward passes."""
+"""Cost of gradients per token, in forward passes."""
 
 
 def outline(config: Config) -> list[str]:
@@ -58,7 +58,7 @@ def outline(config: Config) -> list[str]:
 
 
 def _parameters(model: str) -> int | None:
-    """Return how many parameters a model has, tied ones once; None if its config is not here."""
+    """Return a model's number of parameters, tied ones once; None if its config is not here."""
     folder = folder_of(model)
     if folder is None:
         return None
@@ -69,7 +69,7 @@ def _parameters(model: str) -> int | None:
 def _tokens(
     experiment: Experiment, here: list[dict[str, int]], subject: int, role: str
 ) -> int | None:
-    """Return the tokens of a text's windows; None for all of a text that is not here."""
+    """Return the tokens in a text's windows; None if it is a whole text that is not here."""
     text = experiment.texts[subject][role]
     known = None if text.windows is None else text.windows * text.length
     return here[subject].get(role, known)
@@ -96,8 +96,8 @@ def _text_lines(experiment: Experiment, tokens: list[dict[str, int | None]]) -> 
 
 def _task_lines(experiment: Experiment) -> Iterator[str]:
     for task in experiment.tasks:
-        what = task.pattern.name if task.pattern else "unstructured"
-        yield f"task {task.name}: {task.sparsity:.1%} zeros, {what}, weight {task.weight:g}"
+        pattern = task.pattern.name if task.pattern else "unstructured"
+        yield f"task {task.name}: {task.sparsity:.1%} zeros, {pattern}, weight {task.weight:g}"
 
 
 def _worker_line(config: Config) -> str:
@@ -105,36 +105,36 @@ def _worker_line(config: Config) -> str:
     share = f"{ray.cpus_per_worker} cores" if ray.cpus_per_worker > 1 else "1 core"
     if ray.gpus_per_worker:
         share += f" and {ray.gpus_per_worker:g} GPU"
-    here = workers_here(config)
-    if here is None:
-        most = "all that there is room for" if ray.workers is None else f"up to {ray.workers}"
+    workers = workers_here(config)
+    if workers is None:
+        most = "as many as fit" if ray.workers is None else f"up to {ray.workers}"
         return f"workers: {most} on the cluster {ray.address!r}, {share} each"
     gpus = f" and {torch.cuda.device_count()} GPUs" if ray.gpus_per_worker else ""
-    where = "in this process" if ray.workers == 0 else "here"
-    return f"workers: {here} {where}, {share} each, of {os.cpu_count()} cores{gpus}"
+    place = "in this process" if ray.workers == 0 else "here"
+    return f"workers: {workers} {place}, {share} each, of {os.cpu_count()} cores{gpus}"
 
 
 def _cost_lines(
     experiment: Experiment, tokens: list[dict[str, int | None]], parameters: list[int | None]
 ) -> Iterator[str]:
-    """Say how many evaluations there are, and what they may take at most, roughly."""
+    """Yield the number of evaluations, and a rough upper bound on their time."""
     search = experiment.config.search
-    names = len(BASELINES)
+    named = len(BASELINES)
     finalists = min(search.finalists, search.candidates)
     yield (
-        f"evaluations: {search.candidates} candidates and {names} named metrics on fitness, "
-        f"{finalists} finalists and {names} on selection, 1 and {names} on report, for each of "
+        f"evaluations: {search.candidates} candidates and {named} named metrics on fitness, "
+        f"{finalists} finalists and {named} on selection, 1 and {named} on report, for each of "
         f"{len(experiment.tasks)} {'task' if len(experiment.tasks) == 1 else 'tasks'}"
     )
-    times = {"fitness": search.candidates + names + 1}
-    times |= {"selection": finalists + names + 1, "report": names + 2}
+    passes = {"fitness": search.candidates + named + 1}
+    passes |= {"selection": finalists + named + 1, "report": named + 2}
     work = 0.0
     for task in experiment.tasks:
         count, texts = parameters[task.subject], tokens[task.subject]
         if count is None or None in texts.values():
-            yield "time: not known, as a model or the length of a text is not"
+            yield "time: unknown, because the size of a model or of a text is unknown"
             return
-        work += 2.0 * count * sum(number * (texts[role] or 0) for role, number in times.items())
+        work += 2.0 * count * sum(number * (texts[role] or 0) for role, number in passes.items())
         work += 2.0 * count * _BACKWARD * (texts["calibration"] or 0)
     yield _time_line(experiment.config, work)
 
@@ -147,33 +147,33 @@ def _time_line(config: Config, operations: float) -> str:
     speed = _speed(device, models.DTYPES[config.dtype], ray.cpus_per_worker)
     return (
         f"time: very roughly {duration(operations / speed / workers)} of arithmetic, if nothing is "
-        f"stopped early, at the {speed / 1e9:.0f} billion operations a second that a matrix "
-        "product does here now; scores, masks and waiting come on top"
+        f"stopped early, at the {speed / 1e9:.0f} billion operations per second that a matrix "
+        "product reaches here now; scores, masks and waiting are extra"
     )
 
 
 def _speed(device: str, dtype: torch.dtype, threads: int) -> float:
-    """Return the operations a second of a matrix product."""
+    """Return the operations per second of a matrix product."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        one = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
+        matrix = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
         best = math.inf
         for _ in range(_REPEATS):
             began = time.perf_counter()
-            (one @ one)[0, 0].item()
+            (matrix @ matrix)[0, 0].item()
             best = min(best, time.perf_counter() - began)
     finally:
         torch.set_num_threads(before)
     return 2.0 * _SIDE**3 / best
 
 
-def _defaults(section: BaseModel, above: str = "") -> Iterator[str]:
-    """Yield the keys that a config does not give, with their values."""
+def _defaults(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Yield the keys that a config does not set, with their default values."""
     for key in type(section).model_fields:
         value = getattr(section, key)
         if isinstance(value, BaseModel):
-            yield from _defaults(value, f"{above}{key}.")
+            yield from _defaults(value, f"{prefix}{key}.")
         elif key not in section.model_fields_set:
             shown = json.dumps(value) if value is None or isinstance(value, bool) else value
-            yield f"{above}{key}={shown}"
+            yield f"{prefix}{key}={shown}"

@@ -1,4 +1,4 @@
-"""Candidates, their outcomes, and the population and hall of fame that they make."""
+"""Candidates, their outcomes, and the population and hall of fame that they form."""
 
 import math
 from collections import Counter
@@ -9,19 +9,19 @@ from typing import Any
 from pruning.criterion import Criterion
 
 OUTCOMES = ("evaluated", "stopped", "duplicate", "degenerate", "failed")
-"""What can become of a candidate; only `evaluated` has a fitness."""
+"""Kinds of outcome; only `evaluated` has a fitness."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a candidate.
+    """The outcome of a candidate.
 
     Attributes:
         kind: One of `OUTCOMES`.
         fitness: Mean NLL on the fitness text, nats per token; None unless evaluated.
         tokens: Fitness tokens that were run through the pruned model.
         reason: Why it was not evaluated to the end; empty if it was.
-        estimate: Of one that was stopped, what the windows seen let expect as fitness.
+        estimate: If it was stopped, its fitness estimated from the windows evaluated so far.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def expected(self) -> float | None:
-        """The fitness as well as it is known; None if nothing was measured."""
+        """The fitness, or its estimate; None if nothing was measured."""
         return self.estimate if self.fitness is None else self.fitness
 
 
@@ -41,16 +41,16 @@ class Candidate:
     """A bred criterion on its way to an outcome.
 
     Attributes:
-        index: Its place in the order of breeding, from 0.
+        index: Its position in the order of breeding, from 0.
         criterion: Its metric, in canonical form, and its comparison group.
         parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
-        fingerprint: Of its mask on the probe; None until taken.
-        stop_above: Fitness above which it cannot enter the population, fixed when it was bred, but
-            for a smaller one within a step of parsimony; None if there is none.
-        leeway: How many times the relative rise of `stop_above` it may have: more than once where
-            a place is free.
-        settle_above: Fitness above which it is not measured to the end, fixed when it was bred:
-            that of the best; None if all are.
+        fingerprint: Fingerprint of its mask on the probe; None until taken.
+        stop_above: Fitness above which it could not enter the population at the time it was bred
+            (a smaller metric within a step of parsimony could); None if there is no limit.
+        leeway: Allowed relative rise, as a multiple of that of `stop_above`; above 1 if there is a
+            free place.
+        settle_above: Fitness above which it is not measured to the end: that of the best at the
+            time it was bred; None if all candidates are measured to the end.
         decided: Its outcome, if that is known without an evaluation.
     """
 
@@ -58,7 +58,7 @@ class Candidate:
     criterion: Criterion
     parents: tuple[int, ...] = ()
     fingerprint: str | None = None
-    # Of the way to an outcome alone: the journal has neither.
+    # Needed only until there is an outcome: the journal does not have them.
     stop_above: float | None = field(default=None, compare=False)
     leeway: float = field(default=1.0, compare=False)
     settle_above: float | None = field(default=None, compare=False)
@@ -67,19 +67,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Record:
-    """A candidate with its outcome: a line of the journal. Only what is reproducible."""
+    """A candidate with its outcome: a line of the journal. Reproducible in every field."""
 
     candidate: Candidate
     outcome: Outcome
 
     @property
     def index(self) -> int:
-        """The candidate's place in the order of breeding."""
+        """The candidate's position in the order of breeding."""
         return self.candidate.index
 
     @property
     def criterion(self) -> Criterion:
-        """What the candidate prunes by."""
+        """The candidate's criterion."""
         return self.candidate.criterion
 
     @property
@@ -94,7 +94,7 @@ class Record:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """Sort key by fitness alone: better first, and of equals the older."""
+        """Sort key by fitness alone: better first, ties by age."""
         assert self.fitness is not None
         return self.fitness, self.index
 
@@ -174,28 +174,28 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "reason": ("a text", _is_text),
     "estimate": ("a finite number or null", _is_finite_or_null),
 }
-"""For each field of a journal's line, what it must be."""
+"""For each field of a journal line, its rule in words and the check."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How outcomes make a population.
+    """How outcomes form a population.
 
     Attributes:
-        capacity: Members that survive.
-        resolution: Fitness is compared in steps of so much, nats per token; within a step the
-            smaller metric wins (lexicographic parsimony in buckets; Luke and Panait, GECCO 2002).
-            0 compares fitness alone.
-        near: Whether two criteria make nearly one mask; of such, only the fitter is a member, so
-            that a population never is one mask many times.
-        kept: Members of each comparison group that stay, however they rank: a group that is worse
-            at first can be the better one after some breeding.
-        patience: Outcomes without a better best after which the population starts anew; None
-            for never.
-        lag: Outcomes that a child does not wait for.
-        leeway: A free place is for who has at most so many times the relative rise of the best;
-            None lets anyone in.
-        settles: Whether those that are not the best need not be measured to the end.
+        capacity: Number of members that survive.
+        resolution: Step in which fitness is compared, nats per token; within a step the smaller
+            metric wins (lexicographic parsimony in buckets; Luke and Panait, GECCO 2002). 0
+            compares fitness alone.
+        near: Whether two criteria make nearly the same mask. Only the fitter of two such is a
+            member, so that a population never holds many copies of one mask.
+        kept: Members of each comparison group that stay, however they rank: a group that starts
+            worse can become the better one after some breeding.
+        patience: Outcomes without a new best after which the population starts afresh; None for
+            never.
+        lag: Number of latest outcomes that a child does not wait for.
+        leeway: Highest relative rise that may fill a free place, as a multiple of the best's; None
+            lets anyone in.
+        settles: Whether candidates that cannot be the best need not be measured to the end.
     """
 
     capacity: int
@@ -208,7 +208,7 @@ class Rules:
     settles: bool = False
 
     def rank(self, record: Record) -> tuple[float, ...]:
-        """Sort key: better first, then smaller, then older."""
+        """Sort key: fitter first, then smaller, then older."""
         assert record.fitness is not None
         if not self.resolution:
             return record.rank
@@ -220,11 +220,11 @@ class State:
     """The search after a number of outcomes were committed in order.
 
     Attributes:
-        committed: How many.
+        committed: Number of committed outcomes.
         population: The evaluated candidates that survive, best first.
         hall_of_fame: The best of each size so far, by ascending size.
         began: Index of the first candidate that was bred for this population.
-        improved: Outcomes committed when this population's best was last improved upon.
+        improved: Value of `committed` when this population last got a new best.
     """
 
     committed: int = 0
@@ -234,13 +234,13 @@ class State:
     improved: int = 0
 
     def commit(self, record: Record, rules: Rules) -> "State":
-        """Return the state after one more outcome; the worst beyond the capacity is dropped."""
+        """Return the state after one more outcome; beyond the capacity, the worst is dropped."""
         assert record.index == self.committed, (record.index, self.committed)
         state = replace(self, committed=self.committed + 1)
         if record.fitness is not None:
-            remembered = best_of_each_size((*self.hall_of_fame, record))
-            state = replace(state, hall_of_fame=remembered)
-            # Before `began` it was bred from a population that was given up.
+            hall_of_fame = best_of_each_size((*self.hall_of_fame, record))
+            state = replace(state, hall_of_fame=hall_of_fame)
+            # A record before `began` was bred from an abandoned population.
             if record.index >= self.began:
                 state = state._admit(record, rules)
         if rules.patience and state.committed - max(state.improved, state.began) >= rules.patience:
@@ -248,13 +248,13 @@ class State:
         return state
 
     def _admit(self, record: Record, rules: Rules) -> "State":
-        """Return the state with a record in the population, if it earns its place there."""
-        like = [
+        """Return the state with a record in the population, if it earns a place there."""
+        neighbours = [
             member for member in self.population if rules.near(record.criterion, member.criterion)
         ]
-        if any(rules.rank(member) < rules.rank(record) for member in like):
+        if any(rules.rank(member) < rules.rank(record) for member in neighbours):
             return self
-        others = [member for member in self.population if member not in like]
+        others = [member for member in self.population if member not in neighbours]
         population = sorted((*others, record), key=rules.rank)
         if len(population) > rules.capacity:
             population.remove(_droppable(population, rules)[-1])
@@ -263,16 +263,16 @@ class State:
 
     @property
     def best(self) -> Record | None:
-        """The fittest so far."""
+        """The fittest record so far."""
         return min(self.hall_of_fame, key=lambda record: record.rank, default=None)
 
     @property
     def pareto_front(self) -> tuple[Record, ...]:
-        """The members of the hall of fame that no smaller one equals or beats."""
+        """The members of the hall of fame that no smaller member equals or beats."""
         return pareto_front(self.hall_of_fame)
 
     def worst_fitness(self, group: str, rules: Rules) -> float | None:
-        """Return the fitness to beat for a place in a group, or None while there is one free."""
+        """Return the fitness to beat for a place in a group, or None while a place is free."""
         if len(self.population) < rules.capacity:
             return None
         if sum(member.criterion.group == group for member in self.population) < rules.kept:
@@ -281,7 +281,7 @@ class State:
         return max(member.rank for member in droppable)[0]
 
     def finalists(self, count: int) -> list[Record]:
-        """Return the fittest of population and hall of fame together, best first."""
+        """Return the fittest of the population and the hall of fame together, best first."""
         members = {record.index: record for record in (*self.population, *self.hall_of_fame)}
         return sorted(members.values(), key=lambda record: record.rank)[:count]
 
@@ -296,17 +296,17 @@ def best_of_each_size(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def pareto_front(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Return the evaluated records that no smaller one equals or beats, by ascending size."""
+    """Return the evaluated records that no smaller record equals or beats, by ascending size."""
     front: list[Record] = []
     for record in best_of_each_size(records):
-        # By fitness alone: a larger metric that is only as good is no gain, even if it is older.
+        # By fitness alone: a larger metric that is only as good is no gain, even if older.
         if not front or record.rank[0] < front[-1].rank[0]:
             front.append(record)
     return tuple(front)
 
 
 def _droppable(population: Sequence[Record], rules: Rules, also: str = "") -> list[Record]:
-    """Return the members of groups that have more than the kept ones, `also` counted once more."""
+    """Return the members of groups larger than `rules.kept`; group `also` counts one extra."""
     members = Counter(member.criterion.group for member in population)
     members[also] += 1
     return [member for member in population if members[member.criterion.group] > rules.kept]

@@ -1,4 +1,4 @@
-"""What a search needs before its first candidate: statistics, probes and the scale of a fitness."""
+"""Preparation before the first candidate: statistics, probes and the scale of the fitness."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def prepare(
     Raises:
         FolderError: If models, texts or statistics are not those that the run began with.
     """
-    found: dict[str, list[object]] = {
+    digests: dict[str, list[object]] = {
         name: [] for name in ("model", "texts", "windows", "statistics", "probe", "scale")
     }
     probes = []
@@ -37,22 +37,22 @@ def prepare(
         statistics = _statistics(folder, experiment, subject, pool, console)
         texts = experiment.windows[subject]
         probe = _probe(folder, subject, pool)
-        found["model"].append(pool.model_digest(subject))
-        found["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
-        found["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
-        found["statistics"].append(tensors_digest(statistics))
-        found["probe"].append(tensors_digest(probe))
+        digests["model"].append(pool.model_digest(subject))
+        digests["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
+        digests["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
+        digests["statistics"].append(tensors_digest(statistics))
+        digests["probe"].append(tensors_digest(probe))
         probes.append(Probe.from_tensors(probe))
     scale = _scale(folder, experiment, pool, console)
-    found["scale"].append(scale.digest())
-    check_fingerprints(folder, experiment, found)
+    digests["scale"].append(scale.digest())
+    check_fingerprints(folder, experiment, digests)
     return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
 
 
 def _statistics(
     folder: RunFolder, experiment: Experiment, subject: int, pool: Pool, console: Console
 ) -> dict[str, Tensor]:
-    """Return a model's statistics, which all workers have then."""
+    """Return a model's statistics, after giving them to all workers."""
     name = f"statistics{subject or ''}.safetensors"
     statistics = folder.read_tensors(name)
     if statistics is None:
@@ -75,12 +75,12 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
 
 
 def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> Scale:
-    """Return the scale of a fitness, which all workers have then."""
+    """Return the scale of the fitness, after giving it to all workers."""
     scale = read_scale(folder)
     if scale is None:
         setup, aggregate = experiment.setup, experiment.config.search.aggregate
-        what = "measuring the dense model and the named metrics on the fitness text"
-        with step(console, what, len(setup.tasks) * (1 + len(BASELINES))) as progress:
+        title = "measuring the dense model and the named metrics on the fitness text"
+        with step(console, title, len(setup.tasks) * (1 + len(BASELINES))) as progress:
             seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
             ask = partial(pool.losses, done=progress.advance)
             scale = scale_of(setup, aggregate, ask, seconds=seconds)
@@ -90,7 +90,7 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
 
 
 def read_scale(folder: RunFolder) -> Scale | None:
-    """Return the scale that a run folder has; None if it was not measured yet.
+    """Return the scale in a run folder; None if it has not been measured yet.
 
     Raises:
         FolderError: If the file is damaged.
@@ -100,5 +100,6 @@ def read_scale(folder: RunFolder) -> Scale | None:
     try:
         return Scale.model_validate(folder.read_json(SCALE))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise FolderError(f"{folder.path / SCALE} is damaged at {where or 'its top'}") from error
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        place = key or "the top level"
+        raise FolderError(f"{folder.path / SCALE} is damaged at {place}") from error

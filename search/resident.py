@@ -1,6 +1,6 @@
-"""A model that stays loaded while candidates come and go: pruned from a master copy, measured.
+"""A model that stays loaded for all candidates: pruned, measured, restored from a master copy.
 
-Here pruning and evaluation, which do not know each other, meet.
+This is where pruning and evaluation meet, which do not know each other.
 """
 
 import time
@@ -28,7 +28,7 @@ from search.fingerprint import take_probe, tensors_digest
 
 
 def unwatched(stage: str, done: int, total: int) -> None:
-    """Tell nobody how far a walk is."""
+    """Ignore the progress of a walk."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Memory:
-    """What is held beside a model, and where; see `configs.schema.Memory`.
+    """What is kept in memory besides a model, and where; see `configs.schema.Memory`.
 
     Attributes:
-        statistics: Dtype of the statistics that are matrices: `float32` or `bfloat16`.
-        master: Where the dense copy is: on the `device`, or on the `host`.
-        scores: `keep` or `recompute` all layers' scores while one threshold is sought.
+        statistics: Dtype of the matrix statistics: `float32` or `bfloat16`.
+        master: Where the dense copy is: on the `device` or on the `host`.
+        scores: Whether to `keep` or `recompute` all layers' scores while searching for one
+            threshold.
     """
 
     statistics: str = "float32"
@@ -72,9 +73,9 @@ class Resident:
 
     Args:
         windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
-        objective: `nll` or `kl`, what `measure` returns of a window.
-        memory: What is held beside the model, and where.
-        weights: The model's own, shared with other workers on this node; None to load them.
+        objective: `nll` or `kl`: what `measure` returns for each window.
+        memory: What is kept in memory besides the model, and where.
+        weights: The model's weights, shared with other workers on this node; None to load them.
     """
 
     def __init__(
@@ -96,8 +97,8 @@ class Resident:
         self.store = ResidentStore(model.requires_grad_(False))
         on_host = memory.master == "host"
         if device == "cpu":
-            # What was loaded is the dense copy: it is shared with the node's other workers, in the
-            # object store or by the file that it is mapped from. The model's layers are its own.
+            # The loaded weights serve as the dense copy: the node's workers share them, in the
+            # object store or through the mapped file. The model gets layers of its own.
             self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
             self.store.own(self.master)
         else:
@@ -107,7 +108,7 @@ class Resident:
         began = time.perf_counter()
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
-        # The dense model's distance to itself is nothing, up to rounding.
+        # The dense model's divergence from itself is zero, up to rounding.
         self.dense = self.measure(0, None) if hidden is None else torch.zeros(len(hidden)).double()
         self.seconds = time.perf_counter() - began
 
@@ -119,15 +120,15 @@ class Resident:
     ) -> dict[str, Tensor]:
         """Collect statistics on one of the texts and return them by `X/layer`.
 
-        Each block's are rounded as `memory.statistics` says as soon as they are there and wait on
-        the host, so that the device holds one block's fp32 sums at a time.
+        Each block's statistics are rounded to `memory.statistics` and moved to the host as soon as
+        they are complete, so that the device holds one block's fp32 sums at a time.
         """
         self.restore()
-        found: dict[str, Tensor] = {}
+        collected: dict[str, Tensor] = {}
 
         def keep(statistics: Statistics) -> None:
             rounded = statistics.rounded(DTYPES[self.memory.statistics])
-            found.update({key: tensor.cpu() for key, tensor in rounded.to_tensors().items()})
+            collected.update({key: tensor.cpu() for key, tensor in rounded.to_tensors().items()})
 
         walk_dense(
             self.store,
@@ -138,13 +139,13 @@ class Resident:
             lambda block, module: None,
             progress,
         )
-        return found
+        return collected
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
-        """Prune by these statistics from now on; moved to the device once."""
+        """Prune by these statistics from now on; they are moved to the device once."""
         self.restore()
-        self.statistics = Statistics()  # the device has no room for two
-        give_back_freed_memory()  # what this process took if it collected them itself
+        self.statistics = Statistics()  # the device may not have room for both
+        give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
     def probe_tensors(self) -> dict[str, Tensor]:
@@ -153,7 +154,7 @@ class Resident:
         return take_probe(self.master, self.statistics, blocks).to_tensors()
 
     def digest(self) -> str:
-        """Return a hash of the dense weights that are pruned."""
+        """Return a hash of those dense weights that get pruned."""
         return tensors_digest(self.master)
 
     def measure(self, start: int, end: int | None) -> Tensor:
@@ -168,10 +169,10 @@ class Resident:
         return window_losses(self.store, self.windows[role]).tolist()
 
     def prune(self, metric: Metric, target: Target) -> None:
-        """Prune the model as asked, whatever it was before.
+        """Prune the model, whatever its state was before.
 
         Raises:
-            DegenerateScores: If no mask can be made of the scores.
+            DegenerateScores: If no mask can be made from the scores.
         """
         if self._pruned != (metric, target):
             self.restore()
@@ -179,20 +180,20 @@ class Resident:
                 prune(
                     self.store,
                     Recipe(metric, target),
-                    Texts(self.windows["fitness"][:0]),  # all statistics are there
+                    Texts(self.windows["fitness"][:0]),  # all statistics are given
                     statistics=self.statistics.to_tensors(),
                     keep_scores=self.memory.scores == "keep",
                 )
             self._pruned = (metric, target)
 
     def restore(self) -> None:
-        """Make the weights the dense ones again, bit for bit."""
+        """Restore the dense weights, bit for bit."""
         self._pruned = None
         self.store.restore(self.master)
 
     @contextmanager
     def pruned(self, metric: Metric, target: Target) -> Iterator[None]:
-        """While open, the model is pruned; then it is dense."""
+        """Prune the model inside the context; restore it afterwards."""
         try:
             self.prune(metric, target)
             yield
@@ -202,17 +203,17 @@ class Resident:
     # As a decorator: a `with` would leave the mode on wherever the generator is suspended.
     @torch.inference_mode()
     def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
-        """Yield each layer's name and mask, True where a weight goes; the model stays as it is."""
+        """Yield each layer's name and mask, True for removed weights; the model is unchanged."""
         weights = _OnDevice(self.master, self._device)
         scores = LayerScores(metric, weights, self.statistics.of)
-        # A model's threshold asks for each layer three times.
+        # Finding a threshold for the whole model reads each layer three times.
         keep = target.group.whole_model and self.memory.scores == "keep"
         yield from select(dict(scores) if keep else scores, target)
 
 
 @dataclass(frozen=True)
 class _OnDevice(Mapping[str, Tensor]):
-    """Tensors by name, each brought to a device when it is asked for."""
+    """Tensors by name, each copied to a device on access."""
 
     tensors: Mapping[str, Tensor]
     device: str

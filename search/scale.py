@@ -1,9 +1,9 @@
-"""What a fitness is measured in: the rise of the best named metric on the same windows.
+"""The unit of fitness: the rise of the best named metric on the same windows.
 
-A cell is one kind of text under one task. Its value is the candidate's rise of the loss over the
-dense model, divided by the rise of the named metric that does best there: below 1 is better than
-what is known. So cells of any model, sparsity and text have one scale. An experiment of a single
-cell needs none: its fitness is the loss itself, which ranks candidates in the same order.
+A cell is one kind of text for one task. Its value is the candidate's rise in loss over the dense
+model, divided by the rise of the best named metric there: below 1 is better than any known metric.
+So cells of any model, sparsity and text share one scale. An experiment with a single cell needs
+none: its fitness is the loss itself, which ranks candidates in the same order.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Aggregate = Literal["mean", "worst", "mean of the two"]
 
 _LEAST_RISE = 0.001
-"""Nats per token. A rise below it is rounding, and no unit to measure another in."""
+"""Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
 
 _LEAST_SHARE = 0.1
-"""A window that hardly suffers, or gains, says little: no division by next to nothing."""
+"""Lower limit of a window's share, so that one that hardly suffers, or gains, is no divisor."""
 
 _PROFILED = 2
-"""How many of the best named metrics tell how the windows of a cell differ under any pruning."""
+"""Number of the best named metrics from which the shares of a cell's windows are estimated."""
 
 _Losses = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
 def unit_of(cells: int) -> str:
-    """Return what a fitness over so many cells is in."""
+    """Return the unit of a fitness over this many cells."""
     return "nats/token" if cells == 1 else "x best named"
 
 
@@ -39,19 +39,19 @@ class _Values(BaseModel):
 
 
 class Cell(_Values):
-    """One kind of text under one task, as the dense model and the named metrics fare on it.
+    """One kind of text for one task, with the losses of the dense model and the named metrics.
 
     Attributes:
         task: Index of the task.
         text: The kind of text.
-        weight: In the mean over all cells, where they add up to 1.
-        windows: Places of its windows among the task's.
-        dense: The dense model's loss on each, nats per token.
-        named: The named metric that does best.
-        rise: Of that metric's mean loss over dense, nats per token; its standard error if that is
-            more.
-        shares: What each window suffers under any pruning, as a multiple of the mean.
-        losses_of_named: The mean loss of each named metric, nats per token; empty in an older file.
+        weight: Weight in the mean over all cells; the weights add up to 1.
+        windows: Indices of its windows among the task's.
+        dense: The dense model's loss on each window, nats per token.
+        named: The best named metric.
+        rise: Rise of that metric's mean loss over dense, nats per token, or its standard error if
+            that is larger.
+        shares: Typical rise of each window under pruning, as a multiple of the mean.
+        losses_of_named: Mean loss of each named metric, nats per token; empty in older files.
     """
 
     task: int = Field(ge=0)
@@ -67,14 +67,14 @@ class Cell(_Values):
     @model_validator(mode="after")
     def _check(self) -> "Cell":
         if not len(self.windows) == len(self.dense) == len(self.shares):
-            raise ValueError("windows, dense and shares must be equally many")
+            raise ValueError("windows, dense and shares must have equal lengths")
         return self
 
     def rises(self, losses: Sequence[float]) -> list[float]:
-        """Return the rises over dense, nats per token, of those of its windows that were seen.
+        """Return the rises over dense, nats per token, on its windows evaluated so far.
 
         Args:
-            losses: Of the task's first windows, in order.
+            losses: Losses on the task's first windows, in order.
         """
         seen = self.seen(losses)
         return [
@@ -86,7 +86,7 @@ class Cell(_Values):
         return sum(i < len(losses) for i in self.windows)
 
     def value(self, losses: Sequence[float]) -> float | None:
-        """Return the relative rise that the windows seen let expect of all; None if none was."""
+        """Return the relative rise estimated from the windows evaluated so far, or None."""
         rises = self.rises(losses)
         if not rises:
             return None
@@ -102,7 +102,7 @@ def cell_of(
     dense: Sequence[float],
     named: dict[str, Sequence[float]],
 ) -> Cell:
-    """Return a cell from the losses of dense model and named metrics on the task's windows.
+    """Return a cell from the losses of the dense model and named metrics on the task's windows.
 
     Raises:
         ValueError: If no named metric was measured.
@@ -112,10 +112,10 @@ def cell_of(
     base = [dense[i] for i in windows]
     rises = {name: [losses[i] - dense[i] for i in windows] for name, losses in named.items()}
     ranked = sorted(rises, key=lambda name: fmean(rises[name]))
-    tell = [rises[name] for name in ranked if fmean(rises[name]) >= _LEAST_RISE][:_PROFILED]
-    shares = [[rise / fmean(part) for rise in part] for part in tell] or [[1.0] * len(base)]
+    profiles = [rises[name] for name in ranked if fmean(rises[name]) >= _LEAST_RISE][:_PROFILED]
+    shares = [[rise / fmean(part) for rise in part] for part in profiles] or [[1.0] * len(base)]
     best = rises[ranked[0]]
-    # On few short windows a rise can be less than what it may be off: no unit either.
+    # On few short windows the rise can be smaller than its error, and is then no unit either.
     error = _standard_error(best) or 0.0
     return Cell(
         task=task,
@@ -132,11 +132,11 @@ def cell_of(
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two metrics over the same windows.
+    """A paired difference between two metrics over the same windows.
 
     Attributes:
-        mean: Positive where the first is worse.
-        standard_error: Of that mean; None where a cell has a single window.
+        mean: Mean difference, positive if the first is worse.
+        standard_error: Standard error of the mean; None if a cell has a single window.
     """
 
     mean: float
@@ -148,8 +148,8 @@ class Scale(_Values):
 
     Attributes:
         aggregate: The weighted mean of the cells, the worst of them, or the mean of these two.
-        order: Tasks in the order in which they are looked at.
-        cells: In the order of the tasks.
+        order: Tasks in the order in which they are evaluated.
+        cells: Cells in the order of the tasks.
     """
 
     aggregate: Aggregate
@@ -161,7 +161,7 @@ class Scale(_Values):
         return [cell.value(losses[cell.task]) for cell in self.cells]
 
     def slopes(self, values: Sequence[float]) -> list[float]:
-        """Return what each cell weighs in the aggregate at these values; they add up to 1."""
+        """Return the weight of each cell in the aggregate at these values; they add up to 1."""
         means = [cell.weight for cell in self.cells]
         if self.aggregate == "mean":
             return means
@@ -169,10 +169,10 @@ class Scale(_Values):
         worst[max(range(len(values)), key=lambda i: values[i])] = 1.0
         if self.aggregate == "worst":
             return worst
-        return [(one + other) / 2 for one, other in zip(means, worst, strict=True)]
+        return [(a + b) / 2 for a, b in zip(means, worst, strict=True)]
 
     def aggregated(self, values: Sequence[float]) -> float:
-        """Return the relative rise of all cells together."""
+        """Return the relative rise aggregated over all cells."""
         return sum(s * value for s, value in zip(self.slopes(values), values, strict=True))
 
     def fitness(self, losses: Sequence[Sequence[float]]) -> float:
@@ -182,9 +182,9 @@ class Scale(_Values):
         return self.aggregated(self._known(losses))
 
     def expected(self, losses: Sequence[Sequence[float]]) -> float:
-        """Return the fitness that the windows so far let expect.
+        """Return the fitness estimated from the windows evaluated so far.
 
-        Cells that were not looked at yet are taken to be as good as the mean of the others.
+        Cells not evaluated yet are assumed to equal the mean of the others.
         """
         mean = fmean(self._known(losses))
         value = self.aggregated([mean if v is None else v for v in self.values(losses)])
@@ -203,70 +203,71 @@ class Scale(_Values):
 
     @property
     def named_fitness(self) -> dict[str, float]:
-        """The fitness of each named metric that could prune every task, as far as it was kept.
+        """The fitness of each named metric that can prune for every task, as far as it was saved.
 
-        Over several cells also that of one which is the best named metric in each of them.
+        With several cells also that of a hypothetical metric equal to the best named in each cell.
         """
         several = len(self.cells) > 1
         dense = [fmean(cell.dense) for cell in self.cells]
         if not several and not self.cells[0].losses_of_named:
             return {self.cells[0].named: dense[0] + self.cells[0].rise}
-        found = {"best named of each": 1.0} if several else {}
+        fitness = {"best named of each": 1.0} if several else {}
         for name in self.cells[0].losses_of_named:
             losses = [cell.losses_of_named.get(name) for cell in self.cells]
             known = [loss for loss in losses if loss is not None]
             if len(known) == len(self.cells):
                 values = zip(known, dense, self.cells, strict=True)
                 rises = [(loss - base) / cell.rise for loss, base, cell in values]
-                found[name] = self.aggregated(rises) if several else known[0]
-        return found
+                fitness[name] = self.aggregated(rises) if several else known[0]
+        return fitness
 
     def digest(self) -> str:
-        """Return a hash of all that decides a fitness."""
-        decides = self.model_dump_json(exclude={"cells": {"__all__": {"losses_of_named"}}})
-        return hashlib.sha256(decides.encode()).hexdigest()[:16]
+        """Return a hash of everything that affects a fitness."""
+        text = self.model_dump_json(exclude={"cells": {"__all__": {"losses_of_named"}}})
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def excess(
         self, losses: Sequence[Sequence[float]], limit: float, slack: float
     ) -> tuple[float, float] | None:
-        """Return the expected relative rise and what it may be, if it is more than that.
+        """Return the estimated relative rise and its threshold if the estimate exceeds it.
 
-        Cells that were not looked at yet are taken to be as good as the limit.
+        Cells not evaluated yet are assumed to equal the limit.
 
         Args:
             limit: The relative rise to beat, 0 or more.
-            slack: What one window's value may be off, as a fraction.
+            slack: Tolerance for the value of a single window, as a fraction.
         """
         values = [limit if value is None else value for value in self.values(losses)]
         slopes = self.slopes(values)
         seen = [max(1, cell.seen(losses[cell.task])) for cell in self.cells]
-        off = math.sqrt(sum(s * s / n for s, n in zip(slopes, seen, strict=True)))
-        rise, most = self.aggregated(values), limit * (1 + slack * off)
-        return (rise, most) if rise > most else None
+        error = math.sqrt(sum(s * s / n for s, n in zip(slopes, seen, strict=True)))
+        rise, threshold = self.aggregated(values), limit * (1 + slack * error)
+        return (rise, threshold) if rise > threshold else None
 
     def difference(
         self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
     ) -> Difference:
-        """Return how much worse than another a fitness is, with its error to first order."""
+        """Return how much worse a fitness is than the reference's, with its first-order error."""
         parts, errors = [], []
-        weights = [self.slopes(self._known(own)) for own in (losses, reference)]
-        for cell, one, other in zip(self.cells, *weights, strict=True):
+        both = (losses, reference)
+        slopes = [self.slopes(self._known(by_task)) for by_task in both]
+        for cell, slope, reference_slope in zip(self.cells, *slopes, strict=True):
             unit = 1.0 if len(self.cells) == 1 else cell.rise
-            pairs = (cell.rises(own[cell.task]) for own in (losses, reference))
-            gaps = [(one * a - other * b) / unit for a, b in zip(*pairs, strict=True)]
+            rises = (cell.rises(by_task[cell.task]) for by_task in both)
+            gaps = [(slope * a - reference_slope * b) / unit for a, b in zip(*rises, strict=True)]
             parts.append(fmean(gaps))
             errors.append(_standard_error(gaps))
         known = [error for error in errors if error is not None]
         return Difference(sum(parts), math.hypot(*known) if len(known) == len(errors) else None)
 
     def _known(self, losses: Sequence[Sequence[float]]) -> list[float]:
-        """Return the values of the cells that were looked at."""
+        """Return the values of the cells evaluated so far."""
         return [value for value in self.values(losses) if value is not None]
 
 
 def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Compare two lists of losses window by window: far less noise than in the losses."""
-    gaps = [one - other for one, other in zip(losses, reference, strict=True)]
+    """Compare two lists of losses window by window: far less noisy than the losses themselves."""
+    gaps = [a - b for a, b in zip(losses, reference, strict=True)]
     return Difference(fmean(gaps), _standard_error(gaps))
 
 

@@ -1,4 +1,4 @@
-"""Progress for a person: a live table on a terminal, plain lines elsewhere."""
+"""Progress output: a live table on a terminal, plain lines elsewhere."""
 
 import threading
 import time
@@ -15,22 +15,22 @@ from search.journal import RunFolder
 from search.status import NEEDED, Status, duration
 
 _FIRST_SECONDS, _PLAIN_SECONDS = 2.0, 10.0
-"""Before the first plain line about a step that goes on, and between two plain lines."""
+"""Seconds before the first plain line about a running step, and between two plain lines."""
 
 _WIDE, _MIDDLE = 76, 50
-"""Columns of a terminal below which a table leaves out the group, and also the metric."""
+"""Terminal widths below which a table omits the group, and also the metric."""
 
 
 class Step:
-    """How far a step of a run is.
+    """The progress of a step of a run.
 
     Args:
-        what: The step, in a few words.
-        total: Parts that it has; None if that is not known.
+        title: The step, in a few words.
+        total: Number of its parts; None if unknown.
     """
 
-    def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._stage = what, ""
+    def __init__(self, title: str, total: int | None) -> None:
+        self._title, self._stage = title, ""
         self._done, self._total = 0, total
         self._began = time.monotonic()
 
@@ -39,54 +39,54 @@ class Step:
         self._done += 1
 
     def at(self, stage: str, done: int, total: int) -> None:
-        """Note how far a stage of the step is."""
+        """Set the progress of a stage of the step."""
         self._stage, self._done, self._total = f" {stage}", done, total
 
     @property
     def line(self) -> str:
-        """The step, how far it is, and how long it took so far."""
+        """The step, its progress, and the time it has taken so far."""
         parts = f"{self._stage} {self._done} of {self._total}," if self._total else ""
-        return f"{self._what}:{parts} {duration(time.monotonic() - self._began)}"
+        return f"{self._title}:{parts} {duration(time.monotonic() - self._began)}"
 
 
 @contextmanager
-def step(console: Console, what: str, total: int | None = None) -> Iterator[Step]:
-    """While open, show how a step gets on; a thread does it, as the step keeps this one busy.
+def step(console: Console, title: str, total: int | None = None) -> Iterator[Step]:
+    """Show the progress of a step inside the context, from a thread, since this one is busy.
 
-    In plain lines nothing is said in the first two seconds; a line tells the end of any step.
+    Plain lines begin after two seconds; every step ends with a line.
     """
-    going = Step(what, total)
+    progress = Step(title, total)
     if console.is_terminal:
         spinner = Spinner("dots")
 
-        def shown() -> Spinner:
-            spinner.update(text=going.line)
+        def updated() -> Spinner:
+            spinner.update(text=progress.line)
             return spinner
 
-        with Live(get_renderable=shown, console=console, refresh_per_second=4, transient=True):
-            yield going
-        console.print(going.line, soft_wrap=True)
+        with Live(get_renderable=updated, console=console, refresh_per_second=4, transient=True):
+            yield progress
+        console.print(progress.line, soft_wrap=True)
         return
     over = threading.Event()
-    teller = threading.Thread(target=_tell, args=(console, going, over), daemon=True)
-    teller.start()
+    printer = threading.Thread(target=_print_lines, args=(console, progress, over), daemon=True)
+    printer.start()
     try:
-        yield going
+        yield progress
     finally:
         over.set()
-        teller.join()
-    console.print(going.line, soft_wrap=True)
+        printer.join()
+    console.print(progress.line, soft_wrap=True)
 
 
-def _tell(console: Console, going: Step, over: threading.Event) -> None:
-    wait = _FIRST_SECONDS
-    while not over.wait(wait):
-        wait = _PLAIN_SECONDS
-        console.print(going.line, soft_wrap=True)
+def _print_lines(console: Console, progress: Step, over: threading.Event) -> None:
+    seconds = _FIRST_SECONDS
+    while not over.wait(seconds):
+        seconds = _PLAIN_SECONDS
+        console.print(progress.line, soft_wrap=True)
 
 
 class Screen:
-    """Shows how a search goes; use as a context manager."""
+    """Shows the progress of a search; use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -109,7 +109,7 @@ class Screen:
             self._live.stop()
 
     def show(self, status: Status) -> None:
-        """Show a status; in plain lines not too often, and the last one."""
+        """Show a status; as plain lines only at intervals, and at the end."""
         now = time.monotonic()
         if self._live:
             self._live.update(tables_of(status, self._console.width))
@@ -122,16 +122,16 @@ class Screen:
 
 
 def tables_of(status: Status, width: int) -> Group:
-    """Return a status as tables: what is best beside what is known, and how the search goes.
+    """Return a status as tables: the best with the known metrics, and the course of the search.
 
     Args:
-        width: Columns of the terminal; on a narrow one columns are left out, no word is cut.
+        width: Width of the terminal; narrow tables omit columns rather than cut words.
     """
     shown = 4 if width >= _WIDE else 3 if width >= _MIDDLE else 2
     fitness = Table(title="prunevolve search")
     for heading in ("", status.unit, "metric", "group")[:shown]:
-        numbers = heading == status.unit
-        fitness.add_column(heading, justify="right" if numbers else "left", no_wrap=numbers)
+        is_number = heading == status.unit
+        fitness.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number)
     for row in status.fitness_rows():
         fitness.add_row(*row[:shown])
     course = Table(show_header=False)
@@ -143,7 +143,7 @@ def tables_of(status: Status, width: int) -> Group:
 
 
 def print_status(folder: RunFolder, console: Console) -> None:
-    """Print where a run stands, while it goes on or after it."""
+    """Print the status of a run, while it is running or afterwards."""
     status = Status(**folder.read_json("status.json", *NEEDED))
     console.print(f"{folder.path}: {status.state}, as of {status.written}", soft_wrap=True)
     console.print(tables_of(status, console.width))

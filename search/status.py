@@ -1,4 +1,4 @@
-"""Where a run stands: on the screen, in `status.json`, and for `run_search.py --status`."""
+"""The status of a run: on the screen, in `status.json`, and for `run_search.py --status`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ RUNNING, FINISHED = "running", "finished"
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands at one moment.
+    """The status of a run at one moment.
 
     Attributes:
         state: `running`, `finished`, or why it ended.
-        written: When, UTC, ISO 8601.
-        candidates: How many are committed.
-        of: How many will be.
-        outcomes: Of those that are committed, by kind.
-        per_hour: Candidates an hour since this process began; 0 if that is not known yet.
-        workers: How many are ready, busy (of these) and starting.
-        faults: What went wrong with workers and calls since this process began, by kind.
-        trouble: The last of it, in one line.
+        written: Time of writing, UTC, ISO 8601.
+        candidates: Number of committed candidates.
+        of: Number of candidates in total.
+        outcomes: Number of committed candidates, by kind of outcome.
+        per_hour: Candidates per hour since this process began; 0 if not known yet.
+        workers: How many are ready, busy (of the ready ones) and starting.
+        faults: Number of faults of workers and calls since this process began, by kind.
+        trouble: The latest fault, in one line.
         groups: Members of the population by comparison group.
-        best: Metric, group, fitness and its unit of the fittest; None if there is none.
-        seconds: Since this process began to evolve.
+        best: The fittest's metric, group, fitness and unit of fitness; None if there is none.
+        seconds: Seconds since this process began to evolve.
         known: Fitness of the dense model and of the best named metric.
     """
 
@@ -60,7 +60,7 @@ class Status:
     ) -> "Status":
         """Return the status of a run's state."""
         best, unit = state.best, unit_of(len(scale.cells))
-        named, fitness = min(scale.named_fitness.items(), key=lambda one: one[1])
+        named, fitness = min(scale.named_fitness.items(), key=lambda item: item[1])
         return Status(
             state=why,
             written=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,15 +86,15 @@ class Status:
 
     @property
     def unit(self) -> str:
-        """What a fitness is in."""
+        """The unit of fitness."""
         return str((self.best or {}).get("unit", "fitness"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `status.json` holds."""
+        """Return the contents of `status.json`."""
         return asdict(self)
 
     def values(self) -> dict[str, float]:
-        """Return what a tracker draws, by name."""
+        """Return the values for trackers, by name."""
         return {
             **{f"outcomes/{kind}": float(count) for kind, count in self.outcomes.items()},
             **{f"faults/{kind}": float(count) for kind, count in self.faults.items()},
@@ -104,7 +104,7 @@ class Status:
         }
 
     def fitness_rows(self) -> list[tuple[str, str, str, str]]:
-        """Return name, fitness, metric and group of what is known and of the best so far."""
+        """Return name, fitness, metric and group of the known metrics and of the best so far."""
         known = [(name, f"{value:.4f}", "", "") for name, value in self.known.items()]
         best = self.best
         if not best:
@@ -112,7 +112,7 @@ class Status:
         return [*known, ("best", f"{best['fitness']:.4f}", best["metric"], best["group"])]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return how the search goes, as pairs of a name and a text."""
+        """Return the course of the search, as pairs of a name and a text."""
         left = (self.of - self.candidates) / self.per_hour * 3600 if self.per_hour else None
         faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
         return [
@@ -128,18 +128,20 @@ class Status:
 
 
 NEEDED = tuple(
-    one.name for one in fields(Status) if one.default is MISSING and one.default_factory is MISSING
+    item.name
+    for item in fields(Status)
+    if item.default is MISSING and item.default_factory is MISSING
 )
 """Keys that `status.json` must have."""
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: 45 s, 12 min 30 s, 3 h 20 min, 2 d 5 h."""
-    left = round(seconds)
-    for large, small, unit, of in (("d", "h", 86400, 3600), ("h", "min", 3600, 60)):
-        if left >= unit:
-            return f"{left // unit} {large} {left % unit // of} {small}"
-    return f"{left // 60} min {left % 60} s" if left >= 60 else f"{left} s"
+    """Return a readable duration: 45 s, 12 min 30 s, 3 h 20 min, 2 d 5 h."""
+    total = round(seconds)
+    for large, small, unit, subunit in (("d", "h", 86400, 3600), ("h", "min", 3600, 60)):
+        if total >= unit:
+            return f"{total // unit} {large} {total % unit // subunit} {small}"
+    return f"{total // 60} min {total % 60} s" if total >= 60 else f"{total} s"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

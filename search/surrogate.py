@@ -1,9 +1,9 @@
-"""The surrogate: what a criterion is worth, by the masks of those that were measured before.
+"""The surrogate: predicts how good a criterion is from the masks of those measured before.
 
-Criteria that prune nearly the same weights lose nearly the same, whatever their text. So a few
-measured neighbours tell what a new mask is worth, for the price of a fingerprint and without a
+Criteria that prune nearly the same weights have nearly the same loss, whatever their text. So a few
+measured neighbours predict how good a new mask is, at the cost of a fingerprint and without a
 model: a phenotypic characterisation as in Hildebrandt and Branke (2015, Evolutionary Computation
-23(3), Section 3). It says which child of a brood to evaluate; a fitness is always measured.
+23(3), Section 3). It chooses which child of a brood to evaluate; a fitness is always measured.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from pruning.criterion import Criterion
 from search.population import Record
 
 Sketch = npt.NDArray[np.uint8]
-"""Some of a criterion's mask bits on the probe, packed into bytes."""
+"""A sample of a criterion's mask bits on the probe, packed into bytes."""
 
 _NEIGHBOURS = 5
 _REMEMBERED = 1024
-"""The latest measured criteria that are asked: bounds a prediction's time and memory."""
+"""Number of latest measured criteria used, which bounds a prediction's time and memory."""
 
 _ONE_MASK = 0.001
-"""A distance below which two masks are as good as one."""
+"""Distance below which two masks count as equal."""
 
 _UNKNOWN = 1.0
-"""How much of all ranks a mask at distance 1 from all that was measured may be better than its
-neighbours: without it a brood's choice is a copy of what is best already."""
+"""How far a mask at distance 1 from all measured ones may outrank its neighbours, as a fraction of
+all ranks: without it, the chosen child of a brood would be a copy of the best."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Surrogate:
     """Measured criteria, by ascending index.
 
     Attributes:
-        sketch_of: Returns a criterion's sketch.
+        sketch_of: Function that returns a criterion's sketch.
     """
 
     sketch_of: Callable[[Criterion], Sketch]
@@ -45,12 +45,12 @@ class Surrogate:
     _ranks: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def learn(self, record: Record) -> None:
-        """Take a record; of use are those that were measured."""
+        """Add a record; those that were not measured are ignored."""
         if record.outcome.expected is not None:
             self._records.append(record)
 
     def ask_before(self, committed: int) -> None:
-        """Predict from records of an index below `committed` from now on; it never falls."""
+        """Predict from records with indices below `committed` from now on; it must not decrease."""
         usable = sum(record.index < committed for record in self._records)
         self._records = self._records[max(0, usable - _REMEMBERED) :]
         asked = [record for record in self._records if record.index < committed]
@@ -67,12 +67,12 @@ class Surrogate:
         self._ranks = values.argsort(kind="stable").argsort() / len(values)
 
     def predict(self, criterion: Criterion) -> float:
-        """Return the rank that it may have among the remembered: lower is more promising.
+        """Return an optimistic rank among the remembered criteria: lower is more promising.
 
-        It is the mean of the nearest masks' ranks, from 0, the best, to 1, by the inverse square of
-        their distance, less what the distance to the nearest leaves open: a lower confidence bound.
-        Summed in a fixed order, so that it is the same on any machine. 0 while nothing was
-        measured.
+        It is a lower confidence bound: the mean of the nearest masks' ranks (0 is the best, 1 the
+        worst), weighted by inverse squared distance, minus a margin that grows with the distance to
+        the nearest. Summed in a fixed order, so that it is the same on any machine. 0 while nothing
+        has been measured.
         """
         if not self._asked:
             return 0.0

@@ -1,4 +1,4 @@
-"""Where a run's progress is shown beside its folder: TensorBoard, MLflow. Off by default."""
+"""Trackers that record a run's progress outside its files: TensorBoard, MLflow. Off by default."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 Tracker = Callable[[int, Mapping[str, float]], None]
-"""Takes numbers by name, such as `fitness/best`, after so many candidates."""
+"""Takes the number of candidates so far, and values by name, such as `fitness/best`."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -18,17 +18,17 @@ def check(names: Sequence[str]) -> None:
                 f"trackers: {name} is not installed: pip install 'prunevolve[trackers]'"
             )
     if "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ:
-        # Without it, MLflow would write where the program was started.
-        raise ValueError("trackers: mlflow needs MLFLOW_TRACKING_URI, and it is not set")
+        # Without it, MLflow would write to the working directory.
+        raise ValueError("trackers: mlflow needs MLFLOW_TRACKING_URI, which is not set")
 
 
 @contextmanager
 def opened(names: Sequence[str], folder: Path) -> Iterator[list[Tracker]]:
-    """Open trackers by name; closed at the end, whatever happens.
+    """Open trackers by name; close them at the end, whatever happens.
 
     Args:
-        names: Some of `TRACKERS`.
-        folder: Of the run.
+        names: Keys of `TRACKERS`.
+        folder: The run folder.
     """
     with ExitStack() as stack:
         yield [stack.enter_context(TRACKERS[name](folder)) for name in names]
@@ -36,7 +36,7 @@ def opened(names: Sequence[str], folder: Path) -> Iterator[list[Tracker]]:
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Tracker]:
-    """Write event files into the folder `tensorboard` of the run."""
+    """Write event files into the run's folder `tensorboard`."""
     from torch.utils.tensorboard import SummaryWriter
 
     def log(step: int, values: Mapping[str, float]) -> None:
@@ -49,13 +49,15 @@ def tensorboard(folder: Path) -> Iterator[Tracker]:
 
 @contextmanager
 def mlflow(folder: Path) -> Iterator[Tracker]:
-    """Write a run named like the folder to the server that MLFLOW_TRACKING_URI names."""
+    """Write a run named after the folder to the server at MLFLOW_TRACKING_URI."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient()
     experiment = client.get_experiment_by_name("prunevolve")
-    number = experiment.experiment_id if experiment else client.create_experiment("prunevolve")
-    run = client.create_run(number, run_name=folder.name).info.run_id
+    experiment_id = (
+        experiment.experiment_id if experiment else client.create_experiment("prunevolve")
+    )
+    run = client.create_run(experiment_id, run_name=folder.name).info.run_id
 
     def log(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -1,7 +1,7 @@
-"""What the workers of a search hold, said before any work: on a device, and on a node's host.
+"""The memory that a search's workers need, computed in advance: on a device, and on a node's host.
 
-Sizes are bytes and follow from the models' shapes; activations, libraries and CUDA's own are
-estimates from above. Nothing here looks at a machine.
+Sizes are in bytes and follow from the models' shapes; those of activations, libraries and CUDA are
+upper estimates. Nothing here queries the machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ from pruning.result.plan import (
 from search.resident import Memory
 
 CUDA = 1 * GIB
-"""What CUDA's context and its libraries' workspaces take of a device."""
+"""Device memory taken by CUDA's context and its libraries' workspaces."""
 
 _COMPARED = 2
-"""Formulas whose scores are kept at one time: the report compares the winner's masks to others."""
+"""Formulas whose scores are kept at a time: the report compares the winner's masks with others."""
 
 Rows = dict[str, int]
-"""Bytes by what they are for."""
+"""Bytes by purpose."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Held:
     """A model that every worker holds, and the texts that it reads.
 
     Attributes:
-        model: Its shapes; no value is looked at.
-        dtype: Of its passes, a key of `DTYPES`.
+        model: A skeleton; only its shapes are used.
+        dtype: Dtype of its passes, a key of `DTYPES`.
         calibration: Windows for the statistics.
         calibration_length: Tokens in each of them.
         longest: Tokens of the longest window that is measured.
@@ -61,22 +61,22 @@ class Held:
 
     @property
     def parameters(self) -> int:
-        """Parameters in all, tied ones once."""
+        """Number of parameters, counting tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def prunable(self) -> int:
-        """Weights that are pruned."""
+        """Number of weights that get pruned."""
         return sum(sum(sizes) for sizes in self._blocks())
 
     @property
     def block(self) -> int:
-        """Prunable weights of the largest block."""
+        """Number of prunable weights in the largest block."""
         return max(sum(sizes) for sizes in self._blocks())
 
     @property
     def matrix(self) -> int:
-        """Weights of the largest prunable matrix."""
+        """Number of weights in the largest prunable matrix."""
         return max(max(sizes) for sizes in self._blocks())
 
     def _blocks(self) -> list[list[int]]:
@@ -88,12 +88,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes by what they are for.
+    """Bytes by purpose.
 
     Attributes:
-        device: A worker's, on its GPU; empty where workers run on the CPU.
-        worker: A worker's, on the host.
-        node: On the host once, however many workers there are.
+        device: Per worker, on its GPU; empty if workers run on the CPU.
+        worker: Per worker, on the host.
+        node: Once per host, however many workers there are.
     """
 
     device: Rows
@@ -101,90 +101,94 @@ class Needs:
     node: Rows
 
     def host(self, workers: int) -> int:
-        """Return the bytes of the host that a node with so many workers needs."""
+        """Return the host memory, in bytes, that a node with this many workers needs."""
         return sum(self.node.values()) + workers * sum(self.worker.values())
 
 
 def needs_of(
-    held: Sequence[Held],
+    models: Sequence[Held],
     leaves: frozenset[str],
     memory: Memory,
     whole_model: bool,
     on_gpu: bool,
     by_ray: bool,
 ) -> Needs:
-    """Return what the workers of a search need.
+    """Return the memory that the workers of a search need.
 
     Args:
-        held: The models.
-        leaves: The leaves that metrics may name.
-        memory: What is held beside the models, and where.
-        whole_model: Whether a metric may prune under one threshold over the model.
+        models: The models.
+        leaves: The leaves that metrics may use.
+        memory: What is kept in memory besides the models, and where.
+        whole_model: Whether a metric may prune with one threshold for the whole model.
         on_gpu: Whether workers run on GPUs.
-        by_ray: Whether workers are processes of their own, and get the statistics from Ray.
+        by_ray: Whether workers are separate processes, which get the statistics from Ray.
     """
     leaves &= STATISTICS
-    phases = [evaluating(held, leaves, memory, whole_model), collecting(held, leaves, memory)]
+    phases = [evaluating(models, leaves, memory, whole_model), collecting(models, leaves, memory)]
     if not on_gpu:
-        # The host is the device there.
-        phases = [phase | {"master copy": master_size(held)} for phase in phases]
-    statistics = sum(statistics_size(one.model, leaves, memory.statistics) for one in held)
+        # Without a GPU, the host is the device.
+        phases = [phase | {"master copy": master_size(models)} for phase in phases]
+    statistics = sum(statistics_size(held.model, leaves, memory.statistics) for held in models)
     node = {
         "statistics in Ray's object store": statistics * by_ray,
         "the driver": int(LIBRARIES) * by_ray + statistics * (2 if by_ray else 1),
-        "collecting": statistics + max(_states(one, leaves) for one in held),
+        "collecting": statistics + max(_states(held, leaves) for held in models),
     }
     if on_gpu:
         device = max(phases, key=lambda rows: sum(rows.values())) | {"CUDA": CUDA}
         worker = {
             "libraries": int(LIBRARIES),
-            # The process keeps that memory: see `pruning.memory`.
-            "model while it is loaded": sum(one.parameters * one.item for one in held),
-            "master copy": master_size(held) * (memory.master == "host"),
+            # The process keeps this memory after loading: see `pruning.memory`.
+            "model while it is loaded": sum(held.parameters * held.item for held in models),
+            "master copy": master_size(models) * (memory.master == "host"),
         }
         return Needs(device, worker, node)
-    # Workers look at the statistics in the object store, or at those that were collected.
+    # Workers read the statistics from the object store, or use those that they collected.
     worker = {"libraries": int(LIBRARIES), **phases[0], "statistics": 0}
-    more = sum(phases[1].values()) - sum(worker.values()) + worker["libraries"]
-    node["collecting"] += max(0, more)
+    excess = sum(phases[1].values()) - sum(worker.values()) + worker["libraries"]
+    node["collecting"] += max(0, excess)
     return Needs({}, worker, node)
 
 
 def evaluating(
-    held: Sequence[Held], leaves: frozenset[str], memory: Memory, whole_model: bool
+    models: Sequence[Held], leaves: frozenset[str], memory: Memory, whole_model: bool
 ) -> Rows:
-    """Return what a worker's device holds while candidates are scored and measured."""
+    """Return a worker's device memory while candidates are scored and measured."""
     keeps = whole_model and memory.scores == "keep"
-    kept = max(4 * _COMPARED * one.prunable for one in held) if keeps else 0
+    kept = max(4 * _COMPARED * held.prunable for held in models) if keeps else 0
     return {
-        **_resident(held, memory),
-        "statistics": sum(statistics_size(one.model, leaves, memory.statistics) for one in held),
-        "scores": kept + max(SCORING * one.matrix + one.block * one.item for one in held),
-        "final states": sum(one.kept_tokens * _hidden(one) * one.item for one in held),
-        "activations": max(
-            window_activations(_config(one), one.longest, False, one.item) for one in held
+        **_resident(models, memory),
+        "statistics": sum(
+            statistics_size(held.model, leaves, memory.statistics) for held in models
         ),
-        "logits": max(logits_size(_config(one)) * (2 if one.kept_tokens else 1) for one in held),
+        "scores": kept + max(SCORING * held.matrix + held.block * held.item for held in models),
+        "final states": sum(held.kept_tokens * _hidden(held) * held.item for held in models),
+        "activations": max(
+            window_activations(_config(held), held.longest, False, held.item) for held in models
+        ),
+        "logits": max(
+            logits_size(_config(held)) * (2 if held.kept_tokens else 1) for held in models
+        ),
     }
 
 
-def collecting(held: Sequence[Held], leaves: frozenset[str], memory: Memory) -> Rows:
-    """Return what a worker's device holds while statistics are collected, block by block."""
+def collecting(models: Sequence[Held], leaves: frozenset[str], memory: Memory) -> Rows:
+    """Return a worker's device memory while statistics are collected, block by block."""
     backward = bool(need_backward(leaves))
     return {
-        **_resident(held, memory),
-        "sums": max(_sums(one, leaves) for one in held),
-        "gradients": backward * max(2 * one.matrix * one.item for one in held),
+        **_resident(models, memory),
+        "sums": max(_sums(held, leaves) for held in models),
+        "gradients": backward * max(2 * held.matrix * held.item for held in models),
         "activations": max(
-            window_activations(_config(one), one.calibration_length, backward, one.item)
-            for one in held
+            window_activations(_config(held), held.calibration_length, backward, held.item)
+            for held in models
         ),
-        "logits": max(logits_size(_config(one)) for one in held),
+        "logits": max(logits_size(_config(held)) for held in models),
     }
 
 
 def statistics_size(model: PreTrainedModel, leaves: frozenset[str], dtype: str) -> int:
-    """Return bytes of a model's statistics: matrices in a dtype, vectors in fp32."""
+    """Return the bytes of a model's statistics: matrices in a dtype, vectors in fp32."""
     total = 0
     for name, block in decoder_blocks(model).items():
         for layer in layers_of_block(name, block).values():
@@ -196,85 +200,88 @@ def statistics_size(model: PreTrainedModel, leaves: frozenset[str], dtype: str) 
     return total
 
 
-def master_size(held: Sequence[Held]) -> int:
-    """Return bytes of the copies of the models' prunable weights."""
-    return sum(one.prunable * one.item for one in held)
+def master_size(models: Sequence[Held]) -> int:
+    """Return the bytes of the copies of the models' prunable weights."""
+    return sum(held.prunable * held.item for held in models)
 
 
-def device_line(needs: Needs, there: float | None) -> str:
-    """Return what a worker's device holds, in one line.
+def device_line(needs: Needs, available: float | None) -> str:
+    """Return a worker's device memory, in one line.
 
     Args:
-        there: Bytes that are there for it; None if that is not known.
+        available: Bytes available to it; None if unknown.
 
     Raises:
-        ValueError: If it does not fit; one line with what is needed and what is there.
+        ValueError: If it does not fit; one line with what is needed and what is available.
     """
     total = sum(needs.device.values())
     parts = _in_words(needs.device)
-    if there is not None and total > there:
+    if available is not None and total > available:
         raise ValueError(
             f"a worker's device must have {size_text(total, up=True)} ({parts}), got "
-            f"{size_text(there)}: set memory.scores=recompute, memory.statistics=bfloat16 or "
+            f"{size_text(available)}: set memory.scores=recompute, memory.statistics=bfloat16 or "
             "memory.master=host, or take a smaller dtype or shorter windows"
         )
-    limit = "a size not known here: state ray.gpu_memory" if there is None else size_text(there)
+    limit = "an unknown size: state ray.gpu_memory"
+    if available is not None:
+        limit = size_text(available)
     return f"memory: device of a worker {size_text(total)} of {limit}: {parts}"
 
 
-def host_lines(needs: Needs, workers: int | None, there: float) -> list[str]:
-    """Return what the host of a node holds, in lines.
+def host_lines(needs: Needs, workers: int | None, available: float) -> list[str]:
+    """Return the memory of a node's host, in lines.
 
     Args:
-        workers: On this machine; None if they run elsewhere.
-        there: Bytes that this machine has free.
+        workers: Workers on this machine; None if they run elsewhere.
+        available: Free bytes on this machine.
 
     Raises:
         ValueError: If the workers are on this machine and do not fit.
     """
-    one, once = sum(needs.worker.values()), sum(needs.node.values())
+    per_worker, per_node = sum(needs.worker.values()), sum(needs.node.values())
     lines = [
-        f"memory: host of a worker {size_text(one)}: {_in_words(needs.worker)}",
-        f"memory: host of a node {size_text(once)} beside its workers: {_in_words(needs.node)}",
+        f"memory: host of a worker {size_text(per_worker)}: {_in_words(needs.worker)}",
+        f"memory: host of a node {size_text(per_node)} plus its workers: {_in_words(needs.node)}",
     ]
     if workers is None:
         return lines
-    total, noun = needs.host(workers), "worker" if workers == 1 else "workers"
-    if total > there:
+    total, free = needs.host(workers), size_text(available)
+    noun = "worker" if workers == 1 else "workers"
+    if total > available:
         raise ValueError(
             f"this machine must have {size_text(total, up=True)} free for {workers} {noun} "
-            f"({size_text(one)} each, and {_in_words(needs.node)}), got {size_text(there)}: lower "
+            f"({size_text(per_worker)} each, and {_in_words(needs.node)}), got {free}: lower "
             "ray.workers, take fewer calibration windows, a smaller dtype or model"
         )
-    return [*lines, f"memory: host with {workers} {noun} {size_text(total)} of {size_text(there)}"]
+    return [*lines, f"memory: host with {workers} {noun} {size_text(total)} of {free}"]
 
 
-def _resident(held: Sequence[Held], memory: Memory) -> Rows:
+def _resident(models: Sequence[Held], memory: Memory) -> Rows:
     return {
-        "model": sum(one.parameters * one.item for one in held),
-        "master copy": master_size(held) * (memory.master == "device"),
+        "model": sum(held.parameters * held.item for held in models),
+        "master copy": master_size(models) * (memory.master == "device"),
     }
 
 
-def _states(one: Held, leaves: frozenset[str]) -> int:
-    """Return bytes of the hidden states that wait on the host while statistics are collected."""
-    kept = len(decoder_blocks(one.model)) if need_backward(leaves) else 1
-    load = Load(one.calibration, 0, one.calibration_length)
-    return states_size(_config(one), load, kept, one.item)
+def _states(held: Held, leaves: frozenset[str]) -> int:
+    """Return the bytes of hidden states kept on the host while statistics are collected."""
+    kept = len(decoder_blocks(held.model)) if need_backward(leaves) else 1
+    load = Load(held.calibration, 0, held.calibration_length)
+    return states_size(_config(held), load, kept, held.item)
 
 
-def _sums(one: Held, leaves: frozenset[str]) -> int:
-    """Return bytes of the sums of the block that has most of them."""
-    blocks = decoder_blocks(one.model).items()
+def _sums(held: Held, leaves: frozenset[str]) -> int:
+    """Return the bytes of the sums of the block with the largest."""
+    blocks = decoder_blocks(held.model).items()
     return max(sums_size(layers_of_block(*block).values(), leaves) for block in blocks)
 
 
-def _config(one: Held) -> PretrainedConfig:
-    return one.model.config.get_text_config()
+def _config(held: Held) -> PretrainedConfig:
+    return held.model.config.get_text_config()
 
 
-def _hidden(one: Held) -> int:
-    return int(_config(one).hidden_size)
+def _hidden(held: Held) -> int:
+    return int(_config(held).hidden_size)
 
 
 def _in_words(rows: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Measuring what candidates are compared with: the dense model and the named metrics."""
+"""Measures what candidates are compared with: the dense model and the named metrics."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,24 +10,24 @@ from search.pool.protocol import LossRequest
 from search.scale import Aggregate, Cell, Scale, cell_of
 
 Ask = Callable[[Sequence[LossRequest]], Sequence[list[float] | None]]
-"""Returns the losses by window for each request; None where a criterion is degenerate."""
+"""Returns each request's losses by window; None where a criterion is degenerate."""
 
 Losses = dict[str, list[float]]
 
 
 def asking(evaluator: Evaluator) -> Ask:
-    """Return what asks one evaluator, without a pool."""
+    """Return an `Ask` that uses one evaluator, without a pool."""
     return lambda requests: [evaluator.losses(r.task, r.role, r.criterion) for r in requests]
 
 
 def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
     """Return a task's losses by window: dense, and under each named metric that can prune it."""
     criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
-    dense, *found = ask([LossRequest(task, role, criterion) for criterion in criteria])
+    dense, *measured = ask([LossRequest(task, role, criterion) for criterion in criteria])
     assert dense is not None
     named = {
         name: losses
-        for name, losses in zip(BASELINES, found, strict=True)
+        for name, losses in zip(BASELINES, measured, strict=True)
         if losses and all(map(math.isfinite, losses))
     }
     return dense, named
@@ -36,8 +36,8 @@ def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
 def cells_of(
     setup: Setup, task: int, role: str, dense: Sequence[float], named: Mapping[str, list[float]]
 ) -> list[Cell]:
-    """Return a task's cells on one of its texts; a kind of text weighs as its windows are many."""
-    total = sum(one.weight for one in setup.tasks)
+    """Return a task's cells on one of its texts, weighted by their numbers of windows."""
+    total = sum(each.weight for each in setup.tasks)
     kinds = setup.kinds_of(task, role)
     cells = []
     for kind in dict.fromkeys(kinds):
@@ -57,23 +57,23 @@ def scale_of(
     """Measure the scale of one of the texts.
 
     Args:
-        seconds: What the first stage of each task takes; the task that tells most a second is
-            looked at first. Without them tasks keep their order.
+        seconds: Duration of the first stage of each task; the task that discriminates best per
+            second is evaluated first. Without them, tasks keep their order.
     """
     cells: list[Cell] = []
-    tells = []
+    rates = []
     for task in range(len(setup.tasks)):
         dense, named = losses_of(ask, task, role)
-        own = cells_of(setup, task, role, dense, named)
-        tells.append(_telling(own, named) / seconds[task] if seconds else 0.0)
-        cells += own
-    # In powers of two: what is nearly alike keeps its order, on any machine.
-    order = sorted(range(len(tells)), key=lambda task: -round(math.log2(tells[task] + 1e-9)))
+        task_cells = cells_of(setup, task, role, dense, named)
+        rates.append(_discrimination(task_cells, named) / seconds[task] if seconds else 0.0)
+        cells += task_cells
+    # Rounded to powers of two, so that nearly equal rates keep their order on any machine.
+    order = sorted(range(len(rates)), key=lambda task: -round(math.log2(rates[task] + 1e-9)))
     return Scale(aggregate=aggregate, order=tuple(order), cells=tuple(cells))
 
 
-def _telling(cells: Sequence[Cell], named: Mapping[str, list[float]]) -> float:
-    """Return how well one window tells metrics apart: their variance over that of a window."""
+def _discrimination(cells: Sequence[Cell], named: Mapping[str, list[float]]) -> float:
+    """Return how well a window tells metrics apart: variance between metrics over that within."""
     between, within = [], []
     for cell in cells:
         values = [

@@ -365,9 +365,7 @@ def test_report_of_a_run_that_goes_on_is_partial_and_leaves_it_its_lock(
         code, printed = call(monkeypatch, capsys, "--report", run)
         assert (run / ".lock").exists()
     assert code == 0
-    assert printed.out == (
-        f"wrote {run / 'report.html'}: partial, for the run has not come to its end\n"
-    )
+    assert printed.out == (f"wrote {run / 'report.html'}: partial, because the run has not ended\n")
     page = (run / "report.html").read_text()
     assert "This run has not ended: the report shows its first 15 candidates." in page
     assert "has not ended" not in (finished / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""The DEAP primitive set, made from the tables, and the way between trees and metrics."""
+"""The DEAP primitive set, built from our tables, and conversion between trees and metrics."""
 
 import math
 import random
@@ -11,20 +11,20 @@ from pruning.operators import OPERATORS, SETS, SETS_WITH_NUMBERS
 from pruning.syntax import MAGNITUDES
 
 BLANK = "number"
-"""The terminal that stands for a number yet to be drawn; no metric has it."""
+"""The terminal that stands for a number yet to be drawn; it never occurs in a metric."""
 
 LOWEST, HIGHEST = 1e-3, 1e3
 """Magnitudes between which numbers are drawn, uniformly in their logarithm."""
 
 NEGATIVE = 0.1
-"""Share of the drawn numbers that are negative."""
+"""Share of drawn numbers that are negative."""
 
 
 def primitive_set(name: str) -> gp.PrimitiveSet:
-    """Return DEAP's `PrimitiveSet` of an operator set in `pruning.operators.SETS`.
+    """Return DEAP's `PrimitiveSet` for an operator set in `pruning.operators.SETS`.
 
-    Sets with numbers have one terminal for all, `BLANK`: DEAP's ephemeral constants are classes
-    that it keeps for the process, so numbers are drawn here, by `fill_in_numbers`.
+    In sets with numbers one terminal, `BLANK`, stands for all of them: DEAP's ephemeral constants
+    are classes that live as long as the process, so `fill_in_numbers` draws numbers instead.
     """
     primitives = gp.PrimitiveSet("metric", 0)
     for operator_name, operator in SETS[name].items():
@@ -32,35 +32,35 @@ def primitive_set(name: str) -> gp.PrimitiveSet:
     for leaf in LEAF_SETS[name]:
         primitives.addTerminal(None, name=leaf)
         if name in SETS_WITH_NUMBERS:
-            # Drawn more often the more sides it varies along: most leaves are vectors or numbers.
-            sides = LEAVES[leaf].shape.by_row + LEAVES[leaf].shape.by_column
+            # Most leaves are vectors or scalars, so those that vary along more axes weigh more.
+            axes = LEAVES[leaf].shape.by_row + LEAVES[leaf].shape.by_column
             terminals = primitives.terminals[primitives.ret]
-            terminals.extend([primitives.mapping[leaf]] * sides)
+            terminals.extend([primitives.mapping[leaf]] * axes)
     if name in SETS_WITH_NUMBERS:
         primitives.addTerminal(None, name=BLANK)
     return primitives
 
 
 def has_numbers(primitives: gp.PrimitiveSet) -> bool:
-    """Tell whether a set draws numbers."""
+    """Return whether a set draws numbers."""
     return BLANK in primitives.mapping
 
 
 def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Return a metric as DEAP's tree: its nodes in prefix order. No text is evaluated.
+    """Return a metric as a DEAP tree: its nodes in prefix order. No text is evaluated.
 
-    The metric may have operators, leaves and numbers that the set does not draw: a seed can.
+    The metric may contain operators, leaves and numbers outside the set, as a seed can.
     """
     return gp.PrimitiveTree([_node(node.name, primitives) for node in metric.nodes()])
 
 
 def to_metric(tree: gp.PrimitiveTree) -> Metric:
-    """Return DEAP's tree as a metric, node for node."""
+    """Return a DEAP tree as a metric, node for node."""
     return Metric.parse(str(tree))
 
 
 def fill_in_numbers(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Put a random number of three digits in each `BLANK` of a tree, in place; return the tree."""
+    """Replace each `BLANK` of a tree by a random three-digit number, in place; return the tree."""
     for index, node in enumerate(tree):
         if node.name == BLANK:
             magnitude = math.exp(random.uniform(math.log(LOWEST), math.log(HIGHEST)))
@@ -70,7 +70,7 @@ def fill_in_numbers(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.P
 
 
 def number_node(value: float, primitives: gp.PrimitiveSet) -> gp.Terminal:
-    """Return the terminal of a number, rounded to three digits and kept within the language's."""
+    """Return the terminal for a number, rounded to three digits and clamped to `MAGNITUDES`."""
     smallest, largest = MAGNITUDES
     magnitude = min(max(abs(value), smallest), largest) if value else 0.0
     rounded = float(f"{math.copysign(magnitude, value):.3g}")
@@ -78,7 +78,7 @@ def number_node(value: float, primitives: gp.PrimitiveSet) -> gp.Terminal:
 
 
 def is_number(node: gp.Primitive | gp.Terminal) -> bool:
-    """Tell whether a tree's node is a number."""
+    """Return whether a tree's node is a number."""
     return node.arity == 0 and node.name not in LEAVES and node.name != BLANK
 
 

@@ -1,13 +1,13 @@
 """Opposing-operation simplification: rewrites that leave the mask unchanged, and canonical text.
 
-Trees that differ only in pairs that undo each other collapse into one (Dong et al., 2024,
-arXiv:2406.02924, Section 3), so the population stays diverse and no evaluation is spent twice.
-Two kinds of rewrite: those that keep the value, applied everywhere, and those that keep the
-order, applied at the root alone. All leaves but M are never negative, and the guards of the
-operators decide what cancels: `exp(log(x))` stays, since its +0.001 swallows small scores in fp32,
-and so do tanh and exp at the root, which saturate into ties. Powers, factors and addends at the
-root go: they keep the order of the exact scores, and where fp32 would lose it to overflow,
-underflow or rounding, the simplified metric does not.
+Trees that differ only in pairs of operations that cancel collapse into one (Dong et al., 2024,
+arXiv:2406.02924, Section 3), so the population stays diverse and nothing is evaluated twice.
+There are two kinds of rewrite: those that preserve the value, applied everywhere, and those that
+preserve the order, applied only at the root. All leaves except M are non-negative, and the
+operators' guards decide what cancels: `exp(log(x))` stays, since its +0.001 swallows small scores
+in fp32, and so do tanh and exp at the root, which saturate into ties. Powers, factors and addends
+at the root are dropped: they preserve the order of the exact scores, and where fp32 would lose it
+to overflow, underflow or rounding, the simplified metric does not.
 """
 
 from collections.abc import Callable
@@ -18,22 +18,22 @@ from pruning.operators import OPERATORS
 from pruning.syntax import is_number
 
 Rewrite = Callable[[Metric], Metric | None]
-"""Returns the replacement of a node, or None where it does not apply."""
+"""Returns the replacement for a node, or None if it does not apply."""
 
 _EVEN = frozenset({"abs", "sqrt", "log", "sqr", "root4", "pow15", "rownorm", "colnorm"})
-"""Operators that see only the magnitude of their operand."""
+"""Operators that depend only on the magnitude of their operand."""
 
 _ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
-"""Operators of one operand that pass its sign on."""
+"""Unary operators that pass on the sign of their operand."""
 
 _POWERS = frozenset({"sqrt", "sqr", "root4", "pow15"})
-"""Even operators that grow with the magnitude."""
+"""Even operators that increase with the magnitude."""
 
 
 def simplify(criterion: Criterion) -> Criterion:
-    """Return the canonical form of a criterion: the same mask, by a metric of no more nodes.
+    """Return the canonical form of a criterion: the same mask, from a metric with no more nodes.
 
-    Across the model a root `mms` or `div` is kept: it puts layers on one scale.
+    When the whole model is one group, a root `mms` or `div` is kept: it puts layers on one scale.
     """
     metric = criterion.metric
     while True:
@@ -53,7 +53,7 @@ def _simplify_node(metric: Metric) -> Metric:
 
 
 def _simplify_root(metric: Metric, group: str) -> Metric:
-    # mms and div are a positive factor and a shift, but not the same for each layer.
+    # mms and div apply a positive factor and a shift, but different ones in each layer.
     dropped = {"cube"} | (set() if group == "model" else {"mms", "div"})
     while True:
         if metric.name in _POWERS:
@@ -71,7 +71,9 @@ def _simplify_root(metric: Metric, group: str) -> Metric:
 
 
 def _drop_number(metric: Metric) -> Metric | None:
-    """Return what a number is added to, taken from, or scales; negated if that turns the order."""
+    """Return the other operand of a sum, product or quotient with a number, negated if the order
+    is reversed; None if it does not apply.
+    """
     if len(metric.operands) != 2:
         return None
     left, right = metric.operands
@@ -83,7 +85,7 @@ def _drop_number(metric: Metric) -> Metric | None:
         return None
     if metric.name == "add" or right.value > 0:
         return left
-    # A factor 0 stays, for its scores to be found constant.
+    # A factor 0 stays, so that its scores are recognised as constant.
     return Metric("neg", (left,)) if right.value < 0 else None
 
 
@@ -102,7 +104,7 @@ def _drop_double_negation(node: Metric) -> Metric | None:
 
 
 def _fold_numbers(node: Metric) -> Metric | None:
-    """An operator on numbers alone is a number, if it means anything and fp32 holds it."""
+    """Fold an operator on numbers alone, if it is well typed and fp32 can hold the result."""
     if not node.operands or not all(operand.is_constant for operand in node.operands):
         return None
     operator = OPERATORS[node.name]
@@ -113,23 +115,23 @@ def _fold_numbers(node: Metric) -> Metric | None:
 
 
 def _drop_neutral_number(node: Metric) -> Metric | None:
-    """An addend 0 goes, and a factor or divisor 1."""
+    """Drop an addend 0, and a factor or divisor 1."""
     if node.name in ("add", "mul") and node.operands[0].is_constant:
         neutral = 0 if node.name == "add" else 1
         return node.operands[1] if node.operands[0].value == neutral else None
-    one = Metric.constant(1)
-    return node.operands[0] if node.name == "quot" and node.operands[1] == one else None
+    unit = Metric.constant(1)
+    return node.operands[0] if node.name == "quot" and node.operands[1] == unit else None
 
 
 def _merge_factors(node: Metric) -> Metric | None:
-    """A factor of a factor, or of a negated value, becomes one factor."""
+    """Merge nested factors, or a negation and a factor, into one factor."""
     if node.name == "neg":
         return _opposite(node.operands[0])
     if not _is_scaled(node) or not _is_scaled(node.operands[1]):
         return None
     factor, scaled = node.operands[1].operands
     product = _fold_numbers(Metric("mul", (node.operands[0], factor)))
-    # A product beyond fp32, or lost in it, would not scale as its factors do one by one.
+    # If the product overflows or underflows in fp32, its factors still work one by one.
     return Metric("mul", (product, scaled)) if product and product.value else None
 
 
@@ -154,7 +156,7 @@ def _drop_repeated_scaling(node: Metric) -> Metric | None:
 
 
 def _move_negation_out(node: Metric) -> Metric | None:
-    """`mul`, `div`, `quot`, sums and cubes pass a sign on, `add` and `sub` turn into each other."""
+    """Move a sign out of `mul`, `div`, `quot`, sums and cubes; swap `add` and `sub` for one."""
     if node.name in _ODD and node.operands[0].name == "neg":
         return Metric("neg", (Metric(node.name, node.operands[0].operands),))
     if len(node.operands) != 2:
@@ -200,7 +202,7 @@ VALUE_PRESERVING: tuple[Rewrite, ...] = (
 
 
 def _opposite(node: Metric) -> Metric | None:
-    """Return the negation of a number, or of what has a number as factor, in as many nodes."""
+    """Return the negation of a number or of a product with a number, with as many nodes."""
     if node.is_constant:
         return Metric.constant(-node.value)
     if _is_scaled(node):

@@ -1,7 +1,7 @@
-"""Variation: ramped random trees, subtree crossover, five mutations, and the limits they obey.
+"""Variation: ramped random trees, subtree crossover, six mutations, and the limits they obey.
 
-DEAP draws from the module `random` and takes no generator, so everything here is to be called
-inside `seeded`.
+DEAP draws from the module `random` and takes no generator, so call everything here inside
+`seeded`.
 """
 
 import random
@@ -25,14 +25,14 @@ from search.breeding.primitives import (
 
 Member = TypeVar("Member")
 Rank = tuple[float, ...]
-"""A sort key: better first."""
+"""A sort key: the better, the smaller."""
 
 TRIES = 100
-"""Draws before variation gives up. The limits reject one random tree in five of the release's
-primitives and five in six of the extended ones, so it is hardly ever met."""
+"""Draws before variation gives up. The limits reject one random tree in five with the release's
+primitives and five in six with the extended ones, so this is hardly ever reached."""
 
 FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
-"""What a number is tuned by, with relative weights: few, so that its tunings meet again."""
+"""Factors that tune a number, with relative weights: few, so that the same numbers recur."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Variation:
 
     Attributes:
         primitives: DEAP's primitive set.
-        min_initial_depth: Of random trees, root at 0.
-        max_initial_depth: Of random trees.
-        max_depth: Of every tree.
-        max_size: Nodes of every tree.
+        min_initial_depth: Lowest depth of a random tree; the root has depth 0.
+        max_initial_depth: Highest depth of a random tree.
+        max_depth: Highest depth of any tree.
+        max_size: Most nodes of any tree.
         crossover: Probability of subtree crossover.
         mutation: Probability of one mutation, after crossover.
-        mutations: Relative weights of the names in `MUTATIONS`; `constant` has none in a set
+        mutations: Relative weights of the names in `MUTATIONS`; `constant` is ignored in a set
             without numbers.
     """
 
@@ -61,20 +61,20 @@ class Variation:
     mutations: dict[str, float]
 
     def allows(self, metric: Metric) -> bool:
-        """Tell whether a tree is within the limits and can rank the weights of a matrix."""
+        """Return whether a tree is within the limits and can rank the weights of a matrix."""
         fits = metric.depth <= self.max_depth and metric.size <= self.max_size
         return fits and not metric.problem
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed the module `random` from a key, and put its state back at the end."""
-    before = random.getstate()
+    """Seed the module `random` from a key, and restore its state at the end."""
+    state = random.getstate()
     random.seed("/".join(map(str, key)))
     try:
         yield
     finally:
-        random.setstate(before)
+        random.setstate(state)
 
 
 def random_metric(variation: Variation) -> Metric:
@@ -92,8 +92,8 @@ def random_metric(variation: Variation) -> Metric:
 def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
     """Make a child by subtree crossover and mutation, each with its probability.
 
-    Returns a child within the limits; the parents are unchanged. If none is found in `TRIES`
-    draws, the first parent itself.
+    Returns a child within the limits, or the first parent itself if `TRIES` draws find none. The
+    parents are unchanged.
     """
     metric = _first_allowed(variation, lambda: _vary(first, second, variation))
     return metric or first
@@ -102,7 +102,7 @@ def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
 def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTree:
     tree = to_tree(first, variation.primitives)
     if random.random() < variation.crossover:
-        # Of the two children one is kept: the search breeds one at a time.
+        # Only one of the two children is kept: the search breeds one at a time.
         tree, _ = gp.cxOnePoint(tree, to_tree(second, variation.primitives))
     if random.random() < variation.mutation:
         weights = dict(variation.mutations)
@@ -130,14 +130,14 @@ def _mutate_hoist(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pri
 
 
 def _mutate_insert(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Insert mutation: a new operator is put above one subtree, its other operands leaves."""
+    """Insert mutation: a new operator is put above one subtree; its other operands are leaves."""
     return gp.mutInsert(tree, primitives)[0]
 
 
 def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Factor mutation: the tree, or a subtree, is multiplied or divided by a small random tree.
 
-    What prunes well is mostly a product: of what a weight, its input and its row are worth.
+    Good pruning metrics are mostly products of the worth of a weight, its input and its row.
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
@@ -152,8 +152,8 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
 def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Constant mutation: one number is multiplied by one of a few factors.
 
-    Which number depends on the tree's form alone, so that a parent's tuned children lie along one
-    line. A tree without numbers gets one, as the factor of a subtree.
+    The form of the tree alone decides which, so that a parent's tuned children all vary the same
+    one. A tree without numbers gets one, as the factor of a subtree.
     """
     numbers = [index for index, node in enumerate(tree) if is_number(node)]
     if not numbers:
@@ -164,7 +164,7 @@ def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.
 
 
 def _multiply(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    # Below the root, where a factor can matter to the order.
+    # Below the root, where a factor can affect the order.
     place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
     factor = number_node(_draw_factor(), primitives)
     tree[place] = [primitives.mapping["mul"], factor, *tree[place]]
@@ -194,7 +194,7 @@ def _grow(
 def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -> Metric | None:
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), variation.primitives)
-        # Checked before the text is read: crossover can nest deeper than the language allows.
+        # Checked before the tree is parsed: crossover can nest deeper than the language allows.
         if tree.height <= variation.max_depth and len(tree) <= variation.max_size:
             metric = to_metric(tree)
             if variation.allows(metric):
@@ -205,10 +205,11 @@ def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -
 def choose_parents(
     population: Sequence[Member], pool: float, best: int, rank: Callable[[Member], Rank]
 ) -> tuple[Member, Member]:
-    """Draw a random share of the population and pick two parents from the best of it.
+    """Draw a random share of the population and pick two parents from its best members.
 
     This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the
-    draw keeps mediocre members in play, the cut keeps the pressure. A lone member is both parents.
+    draw keeps mediocre members in play, the cut maintains selection pressure. A lone member is both
+    parents.
     """
     if len(population) == 1:
         return population[0], population[0]

@@ -1,7 +1,7 @@
 """Where a running Ray cluster is, and whether it lets us in.
 
-Asked in a process of its own, with a deadline: a wrong address or token makes Ray hang for
-minutes, or abort the process that asks.
+The probe runs in a separate process with a deadline: a wrong address or token makes Ray hang for
+minutes, or abort the process that connects.
 """
 
 import os
@@ -33,17 +33,17 @@ _QUICK = {
     "RAY_gcs_server_request_timeout_seconds": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Ray's patience, so that its own reason comes before our deadline."""
+"""Shortens Ray's timeouts, so that it reports its own reason before our deadline."""
 
 
 def resolve(address: str) -> tuple[str, dict[str, str | None]]:
-    """Return a cluster's host:port, and the variables that a process needs to connect.
+    """Return a cluster's host:port and the environment variables needed to connect to it.
 
     Args:
         address: host:port, or `auto`: RAY_ADDRESS, or the file of the last `ray start` here.
 
     Raises:
-        ValueError: If nothing names a cluster, or what names it is no host:port.
+        ValueError: If nothing names a cluster, or its address is not host:port.
     """
     login: dict[str, str | None] = {}
     source = f"ray.address {address!r}"
@@ -82,7 +82,7 @@ def _has_token() -> bool:
 
 
 def probe(address: str, login: Mapping[str, str | None]) -> None:
-    """Connect to a cluster and leave it again, in a process of its own.
+    """Connect to a cluster and disconnect again, in a separate process.
 
     Raises:
         ValueError: If it does not answer, refuses the token, has no node on this machine, or runs
@@ -110,22 +110,22 @@ def probe(address: str, login: Mapping[str, str | None]) -> None:
         raise ValueError(_reason(address, done.returncode, done.stderr))
 
 
-def _reason(address: str, code: int, said: str) -> str:
-    """Return what keeps us out, as one line."""
-    if re.search("AuthenticationError|authentication token", said):
+def _reason(address: str, code: int, stderr: str) -> str:
+    """Return why we cannot connect, as one line."""
+    if re.search("AuthenticationError|authentication token", stderr):
         return (
             f"the Ray cluster at {address} refuses this token: set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's"
         )
     if code == -signal.SIGALRM:
         return (
-            f"the Ray cluster at {address} accepts connections and does not answer within "
-            f"{PROBE_SECONDS} s: is it Ray's head, and alive? `ray status --address={address}`"
+            f"the Ray cluster at {address} accepts connections but does not answer within "
+            f"{PROBE_SECONDS} s: is it a live Ray head? `ray status --address={address}`"
         )
-    if "No node info found" in said:
+    if "No node info found" in stderr:
         return (
             f"the Ray cluster at {address} has no node on this machine: run the search on one of "
             f"its nodes, or make this one of them with `ray start --address={address}`"
         )
-    lines = said.strip().splitlines() or [f"exit code {code}"]
+    lines = stderr.strip().splitlines() or [f"exit code {code}"]
     return f"the Ray cluster at {address} cannot be used: {lines[-1].strip()[:300]}"

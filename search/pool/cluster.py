@@ -1,9 +1,9 @@
-"""How a search is connected to Ray: to one of its own, or to a cluster that runs.
+"""How a search connects to Ray: to a private instance, or to a running cluster.
 
-A Ray of its own hears the loopback interface alone, takes a token that nobody else knows, and is
-gone, folder and all, when the search is (`keeper.py`). A running cluster is probed first
+A private Ray listens on the loopback interface only, requires a token that nobody else knows, and
+disappears, folder included, when the search ends (`keeper.py`). A running cluster is probed first
 (`address.py`). Once connected, threads watch the head and this machine's node, because Ray hangs
-a driver that has lost them, and ends it after a minute.
+a driver that has lost them and kills it after a minute.
 """
 
 import atexit
@@ -28,7 +28,7 @@ from search.pool.protocol import PoolError
 
 @contextmanager
 def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Set variables of the environment, None for unset, and put them back afterwards."""
+    """Set environment variables (None unsets one), and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     try:
         _set(values)
@@ -45,7 +45,7 @@ def _set(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-# Without the second, a call after the end starts another Ray.
+# Without the second variable, a call after shutdown starts another Ray.
 with _environment({**LOOPBACK, "RAY_ENABLE_AUTO_CONNECT": "0"}):
     import ray as ray
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -54,7 +54,7 @@ with _environment({**LOOPBACK, "RAY_ENABLE_AUTO_CONNECT": "0"}):
 
 LOCAL = "local"
 EXIT_LOST = 3
-"""The exit code of a process that has lost its cluster: interrupted, resumable."""
+"""The exit code of a process that lost its cluster: interrupted but resumable."""
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CONNECT_SECONDS = 30.0
@@ -68,8 +68,8 @@ class Capacity:
     """How many workers a node holds.
 
     Attributes:
-        whole: When it is empty.
-        free: Now, beside all that is there, at most; some seconds old.
+        whole: On an empty node.
+        free: In addition to everything running there now; an upper bound, some seconds old.
     """
 
     whole: int
@@ -77,24 +77,24 @@ class Capacity:
 
 
 class LostCluster(PoolError):
-    """The cluster is gone while the search was connected; the message is one line."""
+    """The cluster disappeared while the search was connected; the message is one line."""
 
 
 @contextmanager
 def connection(address: str, cpus: int) -> Iterator["Cluster"]:
-    """Connect to Ray, and leave it as it was found, or gone if it was started here.
+    """Connect to Ray; afterwards disconnect, and stop it if it was started here.
 
-    Needs the main thread, and signal handlers that raise: SIGINT, SIGTERM and SIGHUP are the
-    caller's all the while, and end the start, too.
+    Must run in the main thread, with signal handlers that raise: SIGINT, SIGTERM and SIGHUP keep
+    the caller's handlers throughout, so they interrupt the start, too.
 
     Args:
-        address: `local` for a Ray of its own; `auto` for the cluster that RAY_ADDRESS or the file
+        address: `local` for a private Ray; `auto` for the cluster that RAY_ADDRESS or the file
             of the last `ray start` names; or host:port of a cluster's head.
-        cpus: CPUs that a Ray of its own hands out; a running cluster has its own.
+        cpus: CPUs that a private Ray offers; ignored for a running cluster.
 
     Raises:
         ValueError: If there is no cluster, it does not answer or refuses the token; one line.
-        LostCluster: If it answered, and hangs.
+        LostCluster: If it answered the probe and then fails or hangs.
     """
     with ExitStack() as stack:
         if address == LOCAL:
@@ -109,10 +109,10 @@ def connection(address: str, cpus: int) -> Iterator["Cluster"]:
 
 
 class Cluster:
-    """A connected cluster, with a table of its nodes that a thread keeps fresh.
+    """A connected cluster, with a table of its nodes that a thread keeps up to date.
 
-    A question to a head that is gone blocks its thread for good. So only one thread asks, and
-    another judges by its silence.
+    A query to a dead head blocks its thread forever. So one thread polls, and another declares
+    the cluster lost when the first falls silent.
     """
 
     def __init__(self, head: str) -> None:
@@ -128,7 +128,7 @@ class Cluster:
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._look, self._judge)]
 
     def check(self) -> None:
-        """Raise LostCluster if the head or this machine's node is gone; costs nothing."""
+        """Raise LostCluster if the head or this machine's node is gone; does not query Ray."""
         if self._reason:
             self._over.set()
             raise LostCluster(self._reason)
@@ -136,12 +136,12 @@ class Cluster:
     def capacities(self, cpus: int, gpus: float) -> dict[str, Capacity]:
         """Return how many workers each live node holds, by node id.
 
-        A node that is being drained keeps its workers for now and takes no other: it holds 0. One
-        that is killed stays live for some 15 s more, until the head has missed its heartbeats.
+        A draining node keeps its workers for now but takes no new ones, so it counts 0. A killed
+        node still counts as live for about 15 s, until the head misses its heartbeats.
 
         Args:
             cpus: CPUs of a worker, at least 1.
-            gpus: GPUs of a worker; a fraction lies within one GPU.
+            gpus: GPUs of a worker; a fraction is a share of one GPU.
         """
         free = self._free
         return {
@@ -153,24 +153,24 @@ class Cluster:
         }
 
     def wish(self, workers: int, cpus: int, gpus: float) -> None:
-        """Ask an autoscaler, if there is one, for room for so many workers in all."""
+        """Ask the autoscaler, if there is one, for room for this many workers in total."""
         self._wish = [{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * workers
 
     def open(self, login: Mapping[str, str | None]) -> None:
-        """Connect this process; `login` has the variables that Ray takes its token from."""
+        """Connect this process; `login` holds the variables that Ray reads its token from."""
         atexit.register(_leave)
         try:
             with _no_stderr():
                 _call(lambda: self._connect(login), _CONNECT_SECONDS)
         except (CallTimeout, ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             kind = type(error).__name__
-            self._reason = f"Ray at {self._head} answered a moment ago, and fails now ({kind})"
+            self._reason = f"Ray at {self._head} answered a moment ago but fails now ({kind})"
             self.check()
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Disconnect; from a lost cluster not even that, which would hang or crash."""
+        """Disconnect, unless the cluster is lost: then disconnecting would hang or crash."""
         self._over.set()
         if self._threads[0].ident:
             self._threads[0].join(_END_SECONDS)
@@ -180,7 +180,7 @@ class Cluster:
                 atexit.unregister(_leave)
 
     def _connect(self, login: Mapping[str, str | None]) -> None:
-        # Else Ray prints its own errors on our stderr, and those of its nodes on our stdout.
+        # Otherwise Ray prints its own errors on our stderr and its nodes' errors on our stdout.
         level = {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
         ray._private.worker._worker_logs_enabled = False
         with _environment({**login, **level}):
@@ -191,13 +191,13 @@ class Cluster:
         self._ask()
 
     def _disconnect(self) -> None:
-        if self._wish:  # Ray keeps it for the cluster, and an autoscaler the machines
+        if self._wish:  # else the cluster keeps the request, and the autoscaler its machines
             with suppress(ConnectionError, RuntimeError, ray.exceptions.RayError):
                 request_resources(bundles=[])
         ray.shutdown()
 
     def _ask(self) -> dict[str, Any] | None:
-        """Ask the head for its nodes; returns this machine's, None if it is not alive."""
+        """Query the head for its nodes; return this machine's, or None if it is not alive."""
         live = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         self._draining = frozenset(ray._private.state.state.get_draining_nodes())
         self._free = ray._private.state.available_resources_per_node()
@@ -205,22 +205,24 @@ class Cluster:
         return live.get(self._node)
 
     def _look(self) -> None:
-        """Ask the head every second, and knock at this machine's node."""
+        """Query the head every second, and check that this machine's node still listens."""
         wished: list[dict[str, float]] = []
         while not self._over.wait(1):
-            own = self._ask()
+            this_node = self._ask()
             if self._wish != wished:
                 wished = self._wish
                 request_resources(bundles=wished)
-            if own is None or not _listens(own["NodeManagerAddress"], own["NodeManagerPort"]):
+            if this_node is None or not _listens(
+                this_node["NodeManagerAddress"], this_node["NodeManagerPort"]
+            ):
                 self._reason = "Ray's node on this machine is gone"
                 return
             self._answered.set()
 
     def _judge(self) -> None:
-        """Find the cluster lost by its silence, and end the process if nobody minds."""
+        """Declare a silent cluster lost, and exit if `check` or `close` is not called in time."""
         silent = 0.0
-        # Counted in steps: the clock deceives a process that was stopped meanwhile.
+        # Counted in steps: the clock runs on while this process is suspended.
         while not self._over.wait(0.5) and not self._reason:
             silent = 0.0 if self._answered.is_set() else silent + 0.5
             self._answered.clear()
@@ -232,35 +234,35 @@ class Cluster:
 
 
 def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """Return how many workers of these CPUs and GPUs fit one node with these resources."""
+    """Return how many workers with these CPUs and GPUs each fit on a node's resources."""
     by_cpu = int(resources.get("CPU", 0) // cpus)
     if not gpus:
         return by_cpu
     devices = int(resources.get("GPU", 0))
-    # The small number makes 1 / 0.1 ten, whatever its last bit.
+    # The small term guards against rounding: 1 / 0.1 must give ten.
     by_gpu = devices * int(1 / gpus + 1e-9) if gpus < 1 else devices // int(gpus)
     return min(by_cpu, by_gpu)
 
 
 def at_most(free: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """Return how many workers the free resources of a node can hold, if its GPUs were one."""
+    """Return how many workers a node's free resources hold, treating its GPUs as one pool."""
     by_cpu = int(free.get("CPU", 0) // cpus)
     return min(by_cpu, int(free.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
 
 
 def pinned(node: str) -> NodeAffinitySchedulingStrategy:
-    """Return the strategy that places an actor on this node or nowhere."""
+    """Return the strategy that places an actor on this node and no other."""
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _call(call: Callable[[], object], seconds: float) -> None:
-    """Make a call of Ray's, which may hang, and undo what it does to the signals' handlers.
+    """Make a Ray call that may hang, and restore the signal handlers that it replaces.
 
     Raises:
-        CallTimeout: If it has not returned in this time; it goes on in its thread.
+        CallTimeout: If it does not return in this time; it keeps running in its thread.
     """
     handlers = {number: signal.getsignal(number) for number in _STOPPING}
-    pool = ThreadPool(1)  # A daemon: the main thread could not leave a call that hangs.
+    pool = ThreadPool(1)  # A daemon thread: the main thread could not abandon a hung call.
     result = pool.apply_async(call)
     pool.close()
     deadline = time.monotonic() + seconds
@@ -276,16 +278,16 @@ def _call(call: Callable[[], object], seconds: float) -> None:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Send this process's stderr nowhere: Ray announces there that it is going to be quiet."""
+    """Discard this process's stderr: Ray announces there that it is going to be quiet."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def _listens(host: str, port: int) -> bool:
@@ -297,7 +299,7 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _leave() -> None:
-    """End the process at once; a lost cluster hangs or crashes Ray's end and Python's."""
+    """Exit at once: with a lost cluster, Ray's shutdown and Python's hang or crash."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EXIT_LOST)

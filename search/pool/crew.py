@@ -1,7 +1,7 @@
 """Workers as a pool sees them: they are hired, given one call at a time, and can fail.
 
-A crew knows where its workers live and nothing of candidates or tries; a pool knows nothing of
-processes. What goes wrong comes back as a value, a `Fault`, from every crew alike.
+A crew knows where its workers live but nothing about candidates or retries; a pool knows nothing
+about processes. Every crew reports failures as values: a `Fault`.
 """
 
 import errno
@@ -23,11 +23,11 @@ from search.fitness import Evaluator
 from search.pool.protocol import Timing
 
 FaultKind = Literal["lost", "crowded", "exhausted", "late", "refused", "error"]
-"""A worker's process ended; it was ended since its node lacked memory; it lacked memory itself, or
-its device failed; it did not answer in time; a value was wrong; anything else went wrong."""
+"""A worker's process ended; it was killed because its node ran out of memory; it ran out of memory
+itself, or its device failed; it did not answer in time; a value was wrong; any other error."""
 
 PACKAGES = ("evaluation", "pruning", "search")
-"""Those whose code an evaluation runs."""
+"""The packages whose code an evaluation runs."""
 
 _DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")
 _MEMORY_FAULTS = ("out of memory", "not enough memory", "DefaultCPUAllocator")
@@ -38,12 +38,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call:
-    """One thing to do.
+    """One unit of work for a worker.
 
     Attributes:
         method: A method of `Evaluator`.
         arguments: Plain values, and what `Crew.share` returned.
-        tokens: Tokens that pass a model, roughly: what a deadline is made of.
+        tokens: Roughly how many tokens pass through a model; deadlines are computed from it.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Fault:
 
     Attributes:
         reason: One line, the same wherever it happens.
-        place: The line of ours where it happened, if it is a fault of the call.
+        place: The line of our code where it happened, if the call itself failed.
         trace: The traceback, if there is one.
     """
 
@@ -68,7 +68,7 @@ class Fault:
 
     @property
     def line(self) -> str:
-        """The reason, and where that is known the place."""
+        """The reason, and the place if it is known."""
         return f"{self.reason} at {self.place}" if self.place else self.reason
 
 
@@ -77,8 +77,8 @@ class Started:
     """A worker holds its models and waits for calls.
 
     Attributes:
-        digests: Of each model's dense weights.
-        seconds: It took to measure all fitness windows on the dense models.
+        digests: Hashes of each model's dense weights.
+        seconds: Time taken to measure all fitness windows on the dense models.
     """
 
     worker: int
@@ -88,7 +88,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a call came to; the worker waits for the next."""
+    """The result of a call; the worker waits for the next one."""
 
     worker: int
     result: object
@@ -97,7 +97,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker is no more, or never began; one that had a call was `lost` or `crowded`."""
+    """A worker ended or never started; if it had a call, it was `lost` or `crowded`."""
 
     worker: int
     fault: Fault
@@ -107,45 +107,45 @@ Event = Started | Reply | Ended
 
 
 class Crew(Protocol):
-    """Workers somewhere, each known by a number that is used once."""
+    """Workers somewhere, each identified by a number that is never reused."""
 
     def room(self) -> int:
-        """Return how many more workers there is a place for now."""
+        """Return how many more workers could start now."""
 
     def hire(self) -> int:
-        """Begin to start a worker where there is a place; return its number."""
+        """Begin starting a worker where there is room; return its number."""
 
     def give(self, worker: int, call: Call) -> None:
-        """Let a waiting worker do a call."""
+        """Give an idle worker a call."""
 
     def dismiss(self, worker: int) -> None:
-        """End a worker at once, whatever it does; no more is heard of it."""
+        """End a worker at once, whatever it is doing; it sends no more events."""
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return what happened, waiting at most so long for the first of it."""
+        """Return the events since the last call, waiting at most this long for the first one."""
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:
-        """Return an argument that means these tensors in a call, for every worker."""
+        """Return an argument that stands for these tensors in calls to any worker."""
 
     def watch(self, progress: Progress) -> None:
-        """Tell from now on how far the collection of statistics is, where that can be seen."""
+        """Report the progress of collecting statistics from now on, where it is visible."""
 
     def wish(self, workers: int) -> None:
-        """Tell a cluster that can grow how many workers are wanted in all."""
+        """Tell a cluster that can grow how many workers are wanted in total."""
 
 
 def attempt(action: Callable[[], T]) -> T | Fault:
-    """Return what an action returns, or a fault in place of any exception."""
+    """Return what an action returns, or a fault if it raises any exception."""
     try:
         return action()
-    except Exception as error:  # noqa: BLE001 - a worker's one place that turns all into a value
+    except Exception as error:  # noqa: BLE001 - a worker turns all errors into values, here
         return fault_of(error)
 
 
 def perform(
     evaluator: Evaluator, method: str, arguments: Sequence[object]
 ) -> tuple[object, Timing]:
-    """Do a call; return its result, or a `Fault`, and what is not reproducible beside it."""
+    """Do a call; return its result or a `Fault`, and its timing, which is not reproducible."""
     began = time.perf_counter()
     result = attempt(lambda: getattr(evaluator, method)(*arguments))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -157,11 +157,11 @@ def fault_of(error: Exception) -> Fault:
     """Return what an exception means for a pool."""
     trace = "".join(traceback.format_exception(error))
     message = (str(error).strip().splitlines() or [""])[0][:200]
-    # Sizes, addresses and the like differ from try to try.
+    # Drop what differs between attempts: sizes here, addresses below.
     if _lacks_memory(error, message):
         return Fault("exhausted", f"{type(error).__name__}: out of memory", "", trace)
     reason = f"{type(error).__name__}: {_ADDRESS.sub('0x...', message)}"
-    # torch reports a device's faults as RuntimeError.
+    # torch reports device faults as RuntimeError.
     if isinstance(error, RuntimeError) and any(word in message for word in _DEVICE_FAULTS):
         return Fault("exhausted", reason, "", trace)
     kind: FaultKind = "refused" if isinstance(error, ValueError) else "error"
@@ -173,12 +173,12 @@ def _lacks_memory(error: Exception, message: str) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # What torch's allocator for the CPU says is a RuntimeError, too.
+    # torch's CPU allocator raises RuntimeError, too.
     return isinstance(error, RuntimeError) and any(word in message for word in _MEMORY_FAULTS)
 
 
 def _place(error: Exception) -> str:
-    """Return the innermost of our lines that an error passed, as `search/fitness.py:120`."""
+    """Return the innermost line of our code in the traceback, as `search/fitness.py:120`."""
     root = Path(search.__file__).parent.parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)

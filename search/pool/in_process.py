@@ -1,4 +1,4 @@
-"""A crew of one worker that is this process itself: for tests and for `ray.workers: 0`."""
+"""A crew whose one worker is this process itself: for tests and for `ray.workers: 0`."""
 
 import gc
 import time
@@ -13,7 +13,7 @@ from search.resident import unwatched
 
 
 class InProcessCrew:
-    """Works while it is asked for events; a dismissed worker's models are loaded anew."""
+    """Does its work inside `events`; after a dismissal, the models are loaded again."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -24,26 +24,26 @@ class InProcessCrew:
         self._progress: Progress = unwatched
 
     def room(self) -> int:
-        """Return how many more workers there is a place for: one in all."""
+        """Return how many more workers could start now: one in total."""
         return 0 if self._hired else 1
 
     def hire(self) -> int:
-        """Begin to start the worker; its models are loaded when events are asked for."""
+        """Begin starting the worker; `events` loads its models."""
         self._worker += 1
         self._hired = True
         return self._worker
 
     def give(self, worker: int, call: Call) -> None:
-        """Keep a call until events are asked for."""
+        """Keep a call for `events` to do."""
         self._call = call
 
     def dismiss(self, worker: int) -> None:
-        """Let go of the models."""
+        """Release the models."""
         self._hired, self._evaluator, self._call = False, None, None
-        gc.collect()  # before they are loaded anew: there may be no room for two
+        gc.collect()  # before they are loaded again: memory may not hold two copies
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Start the worker, or do the call that it was given."""
+        """Start the worker, or do the call that it has been given."""
         if self._hired and self._evaluator is None:
             return [self._start()]
         if self._call is None or self._evaluator is None:
@@ -59,16 +59,16 @@ class InProcessCrew:
         return tensors
 
     def watch(self, progress: Progress) -> None:
-        """Tell from now on how far the collection of statistics is."""
+        """Report the progress of collecting statistics from now on."""
         self._progress = progress
 
     def wish(self, workers: int) -> None:
         """There is nothing to grow."""
 
     def _start(self) -> Event:
-        made = attempt(lambda: Evaluator(self._setup))
-        if isinstance(made, Fault):
+        evaluator = attempt(lambda: Evaluator(self._setup))
+        if isinstance(evaluator, Fault):
             self.dismiss(self._worker)
-            return Ended(self._worker, made)
-        self._evaluator = made
-        return Started(self._worker, made.digests, made.seconds)
+            return Ended(self._worker, evaluator)
+        self._evaluator = evaluator
+        return Started(self._worker, evaluator.digests, evaluator.seconds)

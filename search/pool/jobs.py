@@ -1,9 +1,9 @@
-"""Jobs on their way to a result, and which of them is to blame when workers fail.
+"""Pending jobs, and which of them is to blame when workers fail.
 
-A job that came to a fault is given to another worker, before all that came after it. A candidate
-with one try left is set aside until another call is answered: then workers are known to be of use,
-and if it comes to that end once more, it is the cause. Where no other call can tell, a baseline is
-evaluated; if that fails too, it is the pool that is of no use, and nothing is blamed.
+A job that met a fault is given to another worker, ahead of all later jobs. A candidate with one
+try left is set aside until another call is answered: then the workers are known to work, and if
+the candidate fails the same way again, it is the cause. If no other call can settle this, a
+baseline is evaluated; if that fails too, the pool itself is broken and no candidate is blamed.
 """
 
 from bisect import insort
@@ -17,25 +17,25 @@ from search.pool.protocol import Timing
 from search.population import Candidate
 
 MOST = {"lost": 8, "crowded": 5, "exhausted": 3, "late": 3}
-"""How often a job may come to a fault of a kind; the last time is after a success elsewhere."""
+"""How often a job may meet a fault of each kind; its last try follows a success elsewhere."""
 
 MOST_SUSPECTS = 3
-"""Candidates set aside, without any answer between, after which a baseline is evaluated."""
+"""Candidates set aside, with no answer in between, before a baseline is evaluated."""
 
 _WITNESS = Candidate(-1, BASELINES["wanda"].criterion)
-"""What is evaluated to tell whether the workers are of any use."""
+"""The baseline that is evaluated to tell whether the workers function."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A call that needs a result, from whichever worker.
+    """A call that needs a result, from any worker.
 
     Attributes:
-        number: Its place in the order in which jobs came.
-        candidate: What is evaluated, if it is an evaluation.
-        faults: How often it came to each kind of fault.
-        result: What came of it at last: a value or a fault.
-        done: Whether it is tried no more.
+        number: Its position in the order of arrival.
+        candidate: The candidate to evaluate, if this is an evaluation.
+        faults: How often it met each kind of fault.
+        result: The final result: a value or a fault.
+        done: Whether the result is final.
     """
 
     call: Call
@@ -48,16 +48,16 @@ class Job:
 
     @property
     def is_witness(self) -> bool:
-        """Whether it only tells if workers are of use."""
+        """Whether it only tests that workers function."""
         return self.candidate is _WITNESS
 
     @property
     def can_fail(self) -> bool:
-        """Whether the run goes on without its result."""
+        """Whether the run can go on without its result."""
         return self.candidate is not None and not self.is_witness
 
     def reason(self, fault: Fault) -> str:
-        """Return why it failed, the same wherever and whenever it happens."""
+        """Return why it failed; the text is the same wherever and whenever it happens."""
         times = self.faults[fault.kind]
         if fault.kind in ("lost", "crowded"):
             return f"ended every worker that it was given to, {times} of {times}: {fault.reason}"
@@ -65,10 +65,10 @@ class Job:
 
 
 class Jobs:
-    """Jobs that wait, are being done, or are set aside.
+    """Jobs that are waiting, running, or set aside.
 
     Args:
-        tokens: What an evaluation costs; see `Call`.
+        tokens: The cost of one evaluation; see `Call`.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -80,17 +80,17 @@ class Jobs:
         self._witness: Job | None = None
 
     def evaluate(self, candidate: Candidate) -> None:
-        """Let a candidate wait for its turn."""
+        """Queue the evaluation of a candidate."""
         self._wait(Job(self._evaluation(candidate), next(self._numbers), candidate))
 
     def call(self, call: Call) -> Job:
-        """Let a call that a run cannot do without wait for its turn."""
+        """Queue a call that the run cannot do without."""
         job = Job(call, next(self._numbers))
         self._wait(job)
         return job
 
     def take(self) -> Job | None:
-        """Return what is to be done next, in the order in which jobs came; None if nothing is."""
+        """Return the next job in order of arrival, or None if there is none."""
         if self._needs_witness():
             self._witness = job = Job(self._evaluation(_WITNESS), -1, _WITNESS)
         elif self._waiting:
@@ -101,7 +101,7 @@ class Jobs:
         return job
 
     def stumble(self, job: Job, fault: Fault) -> bool:
-        """Count a fault that a job came to; return whether that was its last try."""
+        """Count a fault against a job; return whether that was its last try."""
         self._running.discard(job)
         job.faults[fault.kind] += 1
         left = MOST[fault.kind] - job.faults[fault.kind]
@@ -112,7 +112,7 @@ class Jobs:
         return left <= 0
 
     def answer(self, job: Job) -> None:
-        """Note that a worker answered, whatever it said: those set aside have their last try."""
+        """Note that a worker answered, whatever the result: jobs set aside get their last try."""
         self._running.discard(job)
         if job.is_witness:
             self._witness = None
@@ -126,8 +126,8 @@ class Jobs:
     def _needs_witness(self) -> bool:
         if self._witness or not self._suspects:
             return False
-        alone = not self._waiting and not self._running
-        return alone or len(self._suspects) >= MOST_SUSPECTS
+        no_others = not self._waiting and not self._running
+        return no_others or len(self._suspects) >= MOST_SUSPECTS
 
     def _evaluation(self, candidate: Candidate) -> Call:
         return Call("evaluate", (candidate,), self._tokens)

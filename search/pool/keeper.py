@@ -1,10 +1,10 @@
-"""A Ray of its own for one search, of which nothing stays when the search is over.
+"""A private Ray for one search, of which nothing remains when the search ends.
 
-Ray's own clean-up runs in the driver, and misses what a kill -9 of the driver leaves. So a keeper
-stands between: the driver starts this file as a script, that starts Ray, and every process of Ray
-descends from it. It asks the kernel for those whose parent dies first; when the driver asks or is
-gone, it kills them all and removes the folder. It has a session of its own: a terminal's Ctrl-C
-and hangup never reach Ray.
+Ray's own clean-up runs in the driver, so a kill -9 of the driver leaves processes behind. A keeper
+prevents that: the driver starts this file as a script, the script starts Ray, and every Ray process
+descends from it. The keeper is a child subreaper, so orphans stay its descendants; when the driver
+asks or dies, it kills them all and removes the folder. It runs in its own session, so a terminal's
+Ctrl-C or hangup never reaches Ray.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""To be set before ray is imported: else it takes this machine's outer address for 127.0.0.1."""
+"""Set before ray is imported: otherwise it replaces 127.0.0.1 by this machine's outer address."""
 
 START_SECONDS = 180.0
 
@@ -32,7 +32,7 @@ _ADDRESS, _LOG = "address", "start.log"  # in the folder
 _LOOK_SECONDS = 0.1
 _END_SECONDS = 10.0
 _LONGEST_PARENT = 16
-"""Characters. Below it, Ray makes sockets, whose paths hold 103 characters on macOS."""
+"""In characters. Ray creates sockets in it, whose paths are limited to 103 characters on macOS."""
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -41,11 +41,11 @@ def own_ray(cpus: int) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Start a Ray for this process alone; it is gone afterwards, however this process ends.
 
     Args:
-        cpus: CPUs that it hands out.
+        cpus: CPUs that it offers.
 
     Yields:
-        Where its head listens, host:port on the loopback interface; and the variables of the
-        environment that a process needs to connect.
+        The address of its head, host:port on the loopback interface; and the environment variables
+        that a process needs to connect.
 
     Raises:
         ValueError: If Ray does not start; one line with Ray's reason.
@@ -63,13 +63,13 @@ def own_ray(cpus: int) -> Iterator[tuple[str, dict[str, str | None]]]:
         text=True,
     )
     try:
-        # A job's settings are for the cluster that runs the job.
+        # Ray job settings in the environment concern the cluster that runs the job, not this one.
         yield _address(process, folder), {**login, "RAY_JOB_CONFIG_JSON_ENV_VAR": None}
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=_END_SECONDS)
-        shutil.rmtree(folder, ignore_errors=True)  # There only if the keeper itself was killed.
+        shutil.rmtree(folder, ignore_errors=True)  # Exists only if the keeper itself was killed.
 
 
 def _short_folder() -> str:
@@ -78,18 +78,18 @@ def _short_folder() -> str:
 
 
 def _environment(login: dict[str, str]) -> dict[str, str]:
-    """Return the environment of Ray's processes: the user's, but for where and who Ray is.
+    """Return the environment of Ray's processes: the user's, without addresses and credentials.
 
-    RAY_ADDRESS and the like are left out; settings, whose names go on in lower case, stay.
+    RAY_ADDRESS and the like are dropped; settings, which are lower case after RAY_, are kept.
     """
-    users = {k: v for k, v in os.environ.items() if not re.match("RAY_[A-Z]", k)}
-    ours = {
+    inherited = {k: v for k, v in os.environ.items() if not re.match("RAY_[A-Z]", k)}
+    fixed = {
         **LOOPBACK,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    # Ray's default of 15 leaves workers a fiftieth of a core that another process wants.
-    return {"RAY_worker_niceness": "0", **users, **ours, **login}
+    # At Ray's default of 15, a worker that competes for a core gets a fiftieth of it.
+    return {"RAY_worker_niceness": "0", **inherited, **fixed, **login}
 
 
 def _address(process: subprocess.Popen[str], folder: Path) -> str:
@@ -105,27 +105,27 @@ def _address(process: subprocess.Popen[str], folder: Path) -> str:
 
 
 def keep(folder: Path, driver: int, cpus: int) -> str:
-    """Keep a Ray until SIGTERM, the end of the driver, or its own; the script's first half.
+    """Keep Ray running until SIGTERM or until the driver or Ray ends; the script's first half.
 
     Args:
-        folder: Made here, for this user alone; everything that Ray writes goes into it.
+        folder: Created here, accessible to this user only; everything Ray writes goes into it.
         driver: The driver's process id.
-        cpus: CPUs that Ray hands out.
+        cpus: CPUs that Ray offers.
 
     Returns:
-        The last line that Ray said while it started.
+        The last line that Ray printed while it started.
     """
-    asked: list[int] = []
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A function and not SIG_IGN, which Ray's processes would inherit.
-        signal.signal(number, lambda number, _: asked.append(number))
+        # A function rather than SIG_IGN, which Ray's processes would inherit.
+        signal.signal(number, lambda number, _: signals.append(number))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     folder.mkdir(mode=0o700)
     command = [sys.executable, "-P", __file__, "start", str(folder), str(os.getpid()), str(cpus)]
     with (folder / _LOG).open("wb") as log:
         ray = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    while os.getppid() == driver and not asked and ray.poll() is None:
+    while os.getppid() == driver and not signals and ray.poll() is None:
         time.sleep(_LOOK_SECONDS)
     lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     _kill_descendants()
@@ -134,7 +134,7 @@ def keep(folder: Path, driver: int, cpus: int) -> str:
 
 
 def _kill_descendants() -> None:
-    """Kill and reap until none is left; one that was just forked is met in the next round."""
+    """Kill and reap until none is left; the next round catches any that were just forked."""
     while True:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -146,13 +146,13 @@ def _kill_descendants() -> None:
 
 
 def start(folder: Path, keeper: int, cpus: int) -> None:
-    """Start Ray, say where its head listens, and stay as long as the keeper; the second half."""
+    """Start Ray, write its head's address, and run as long as the keeper; the second half."""
     import ray
 
     context = ray.init(
         address="local",
         num_cpus=cpus,
-        _temp_dir=str(folder / "r"),  # Ray opens it to everybody; what is around it, it does not.
+        _temp_dir=str(folder / "r"),  # Ray makes it world-accessible, but not the folder around it.
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",

@@ -1,8 +1,7 @@
-"""A crew on Ray: one actor for each GPU, or some CPU actors with the cores divided.
+"""A crew on Ray: one actor per GPU, or several CPU actors that divide the cores.
 
-An actor is an `Evaluator` built from plain values. What is large goes through the object store,
-which all actors on a node look at without a copy: windows, statistics, and weights if the driver
-sends them.
+An actor is an `Evaluator` built from plain values. Large data goes through the object store, which
+all actors on a node read without a copy: windows, statistics, and weights if the driver sends them.
 """
 
 import hashlib
@@ -43,7 +42,7 @@ Arrays = dict[str, Array]
 
 
 class _Worker:
-    """An evaluator in an actor; what it returns is made of plain values and numpy arrays."""
+    """An evaluator in an actor; it returns only plain values and numpy arrays."""
 
     def start(
         self, setup: Setup, windows: list[Arrays], code: str, *shipped: Any
@@ -53,14 +52,14 @@ class _Worker:
         Args:
             setup: Without its windows.
             code: Digest of the driver's source.
-            shipped: Of each model, its config and its tensors; empty if workers load them.
+            shipped: Each model's config and tensors, alternating; empty if workers load models.
         """
         return attempt(lambda: self._start(setup, windows, code, shipped))
 
     def do(self, method: str, *arguments: Any) -> tuple[object, dict[str, float]]:
         """Do a call, as `search.pool.crew.perform`."""
-        tensors = [_to_tensors(a) if _holds(a, np.ndarray) else a for a in arguments]
-        result, timing = perform(self._evaluator, method, tensors)
+        values = [_to_tensors(a) if _holds(a, np.ndarray) else a for a in arguments]
+        result, timing = perform(self._evaluator, method, values)
         return (_to_arrays(result) if _holds(result, Tensor) else result), dict(timing)
 
     def _start(
@@ -68,15 +67,15 @@ class _Worker:
     ) -> tuple[tuple[str, ...], float]:
         if code != code_digest():
             raise ValueError(
-                f"a worker runs other code than the driver ({Path(search.__file__).parent}): "
+                f"a worker runs different code from the driver ({Path(search.__file__).parent}): "
                 "install the driver's version on every node"
             )
-        texts = tuple(_to_tensors(arrays) for arrays in windows)
+        tokens = tuple(_to_tensors(arrays) for arrays in windows)
         weights = [
             Weights(config, _to_tensors(arrays))
             for config, arrays in zip(shipped[::2], shipped[1::2], strict=True)
         ]
-        self._evaluator = Evaluator(replace(setup, windows=texts), weights)
+        self._evaluator = Evaluator(replace(setup, windows=tokens), weights)
         return self._evaluator.digests, self._evaluator.seconds
 
 
@@ -86,9 +85,9 @@ class RayCrew:
     Args:
         cluster: The one that this process is connected to.
         setup: What every worker is built from.
-        cpus: Cores of a worker, and its torch threads.
-        gpus: GPUs of a worker; a fraction shares one.
-        ship_model: Whether workers get the models from here, and once a node.
+        cpus: Cores per worker, which are also its torch threads.
+        gpus: GPUs per worker; with a fraction, workers share a GPU.
+        ship_model: Whether this process sends the models, once per node; else workers load them.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class RayCrew:
         self._cluster = cluster
         self._cpus, self._gpus = cpus, gpus
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
-        windows = [_to_arrays(texts) for texts in setup.windows]
+        windows = [_to_arrays(tokens) for tokens in setup.windows]
         models = [_shipped(subject) for subject in setup.subjects] if ship_model else []
         self._arguments = [
             replace(setup, windows=()),
@@ -114,19 +113,19 @@ class RayCrew:
         self._others: Counter[str] = Counter()
 
     def room(self) -> int:
-        """Return how many more workers the nodes that are there have a place for."""
-        mine = Counter(self._nodes.values())
+        """Return how many more workers fit on the live nodes."""
+        own_workers = Counter(self._nodes.values())
         starting = {self._nodes[worker] for worker in self._starting}
         self._room = Counter()
         for node, capacity in self._cluster.capacities(self._cpus, self._gpus).items():
             if node not in starting:
-                # What is free is only known once all that start there have their place.
-                self._others[node] = max(0, capacity.whole - mine[node] - capacity.free)
-            self._room[node] = capacity.whole - mine[node] - self._others[node]
+                # Free resources mean something only once every starting worker has taken its own.
+                self._others[node] = max(0, capacity.whole - own_workers[node] - capacity.free)
+            self._room[node] = capacity.whole - own_workers[node] - self._others[node]
         return (+self._room).total()
 
     def hire(self) -> int:
-        """Begin to start a worker on the node that has most room; see `room`."""
+        """Begin starting a worker on the node with the most room; see `room`."""
         node = max(self._room, key=lambda name: self._room[name])
         self._room[node] -= 1
         self._hired += 1
@@ -152,7 +151,7 @@ class RayCrew:
             ray.kill(actor, no_restart=True)
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return what came back, waiting at most so long for the first of it."""
+        """Return the results that arrived, waiting at most this long for the first one."""
         self._cluster.check()
         if not self._futures:
             time.sleep(seconds)
@@ -162,18 +161,18 @@ class RayCrew:
             if ready and rest:
                 ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
             return [self._event(future) for future in ready]
-        except SystemExit as error:  # Ray's way to say that this machine's node is gone
+        except SystemExit as error:  # Ray raises this when this machine's node is gone
             raise LostCluster("Ray's node on this machine is gone") from error
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:
-        """Put tensors into the object store; an actor that gets the reference has them."""
+        """Put tensors into the object store; Ray resolves the reference in the actor."""
         return ray.put(_to_arrays(tensors))
 
     def watch(self, progress: Progress) -> None:
-        """An actor says nothing before its call is over."""
+        """Do nothing: an actor reports nothing before its call ends."""
 
     def wish(self, workers: int) -> None:
-        """Ask an autoscaler for room for so many workers."""
+        """Ask an autoscaler for room for this many workers."""
         self._cluster.wish(workers, self._cpus, self._gpus)
 
     def _event(self, future: Any) -> Event:
@@ -185,7 +184,8 @@ class RayCrew:
             return self._ended(worker, _fault_of(error, starting))
         if not starting:
             result, timing = result
-            return Reply(worker, _to_own(result) if _holds(result, np.ndarray) else result, timing)
+            value = _to_tensor_copies(result) if _holds(result, np.ndarray) else result
+            return Reply(worker, value, timing)
         if isinstance(result, Fault):
             return self._ended(worker, result)
         self._starting.discard(worker)
@@ -197,21 +197,21 @@ class RayCrew:
 
 
 def _fault_of(error: Exception, starting: bool) -> Fault:
-    """Return what it means that Ray has no result of a call."""
+    """Return the fault behind an error that Ray raised in place of a call's result."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return Fault("crowded", "Ray ended it: its node lacked memory")
     unable = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError)
     if starting and (unable or getattr(error, "actor_init_failed", False)):
-        # Such as a node without this project, or with other versions of what it needs.
+        # For example, a node without this project, or with other versions of its dependencies.
         lines = [line for line in str(error).splitlines() if line.strip()]
         return Fault("refused", lines[-1].strip()[:300])
     if isinstance(error, ray.exceptions.RayActorError):
         return Fault("lost", "its process or its node was lost")
-    return Fault("lost", f"Ray has no result of it ({type(error).__name__})")
+    return Fault("lost", f"Ray has no result for it ({type(error).__name__})")
 
 
 def code_digest() -> str:
-    """Return a hash of the source of everything that an evaluation runs."""
+    """Return a hash of all source code that an evaluation runs."""
     root = Path(search.__file__).parent.parent
     digest = hashlib.sha256()
     for package in PACKAGES:
@@ -221,7 +221,7 @@ def code_digest() -> str:
 
 
 def _shipped(subject: Any) -> tuple[Any, Any]:
-    """Return a model's config and its tensors in the object store."""
+    """Return a model's config, and a reference to its tensors in the object store."""
     model = load_model(subject.model, subject.dtype, "cpu")
     tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
     return model.config.to_dict(), ray.put(_to_arrays(tensors))
@@ -232,20 +232,19 @@ def _holds(value: object, kind: type) -> bool:
 
 
 def _to_arrays(tensors: Any) -> Arrays:
-    """Return tensors for the object store; numpy has no bf16, whose bits go as int16."""
+    """Return tensors for the object store; numpy has no bf16, so its bits are sent as int16."""
     bits = {k: t.view(torch.int16) if t.dtype == torch.bfloat16 else t for k, t in tensors.items()}
     return {name: tensor.cpu().numpy() for name, tensor in bits.items()}
 
 
 def _to_tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """Return tensors that look at arrays without a copy."""
-    # The object store's memory is shared and read-only. Nothing here is ever written to, so that
-    # torch's warning about that is not for us.
+    """Return tensors that share the arrays' memory."""
+    # torch warns that the object store's memory is read-only; nothing here writes to it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {k: t.view(torch.bfloat16) if t.dtype == torch.int16 else t for k, t in tensors.items()}
 
 
-def _to_own(arrays: Arrays) -> dict[str, Tensor]:
+def _to_tensor_copies(arrays: Arrays) -> dict[str, Tensor]:
     return _to_tensors({name: array.copy() for name, array in arrays.items()})

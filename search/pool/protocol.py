@@ -1,4 +1,4 @@
-"""What a search asks of its workers, wherever they are."""
+"""The interface between a search and its workers, wherever they run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from search.resident import unwatched
 from search.scale import Scale
 
 Timing = Mapping[str, float]
-"""What is not reproducible of an evaluation: seconds, peak MiB, the worker's number."""
+"""What is not reproducible about an evaluation: seconds, peak MiB, the worker's number."""
 
 Count = Callable[[], None]
-"""Is called once for each request that is answered."""
+"""Called once for each answered request."""
 
 
 def uncounted() -> None:
-    """Count nothing: nobody watches."""
+    """Count nothing."""
 
 
 class PoolError(Resumable):
-    """The workers are no more, or of no use: a run can be resumed when they are back."""
+    """The workers are gone or unusable; the run can be resumed once they are back."""
 
 
 class CallError(RuntimeError):
-    """A call that a run cannot do without failed for a reason of its own.
+    """A call that the run cannot do without failed for a reason of its own, not a worker's.
 
     Attributes:
         trace: The traceback in the worker.
@@ -43,10 +43,10 @@ class CallError(RuntimeError):
 
 @dataclass(frozen=True)
 class Arrival:
-    """An outcome that came back.
+    """An outcome that arrived from a worker.
 
     Attributes:
-        index: Of its candidate.
+        index: The candidate's index.
         timing: What is not reproducible.
         trace: The traceback of a candidate that failed, if there is one.
     """
@@ -62,11 +62,11 @@ class Staff:
     """The workers of a pool.
 
     Attributes:
-        ready: How many can work.
-        busy: How many of them do.
-        starting: How many load their models.
-        faults: What went wrong so far, by kind.
-        trouble: The last of it, in one line.
+        ready: How many can evaluate.
+        busy: How many of those are working.
+        starting: How many are loading models or statistics.
+        faults: Number of faults so far, by kind.
+        trouble: The latest fault, in one line.
     """
 
     ready: int
@@ -78,7 +78,7 @@ class Staff:
 
 @dataclass(frozen=True)
 class LossRequest:
-    """Asks for the losses of a task's text by window: dense if the criterion is None."""
+    """Requests each window's loss on a task's text; the dense model's if the criterion is None."""
 
     task: int
     role: str
@@ -87,7 +87,7 @@ class LossRequest:
 
 @dataclass(frozen=True)
 class MaskRequest:
-    """Asks to compare two criteria's masks under a task, layer by layer."""
+    """Requests a layer-by-layer comparison of two criteria's masks for a task."""
 
     task: int
     one: Criterion
@@ -98,10 +98,10 @@ class Pool(Protocol):
     """Workers that hold the models of a search and evaluate its candidates."""
 
     def submit(self, candidate: Candidate) -> None:
-        """Take a candidate; does not wait."""
+        """Queue a candidate without waiting."""
 
     def next_outcome(self) -> Arrival | None:
-        """Return some submitted candidate's outcome, or None if none came in half a second."""
+        """Return the outcome of a submitted candidate, or None if none arrives in half a second."""
 
     def collect_statistics(
         self, subject: int, progress: Progress = unwatched
@@ -109,14 +109,14 @@ class Pool(Protocol):
         """Collect a model's statistics, by `X/layer`.
 
         Args:
-            progress: Takes stage, blocks done and blocks in all, where a crew can tell.
+            progress: Called with the stage, blocks done and blocks in total, if the crew can tell.
         """
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Give a model's statistics to every worker; before that none is evaluated."""
+        """Give a model's statistics to every worker; call it before any evaluation."""
 
     def use_scale(self, scale: Scale) -> None:
-        """Give the scale of a fitness to every worker; before that none is evaluated."""
+        """Give the scale of the fitness to every worker; call it before any evaluation."""
 
     def seconds_of_tasks(self) -> list[float]:
         """Return how long the first stage of each task takes."""
@@ -125,14 +125,14 @@ class Pool(Protocol):
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
 
     def model_digest(self, subject: int) -> str:
-        """Return a hash of a model's dense weights that are pruned."""
+        """Return a hash of those dense weights of a model that get pruned."""
 
     def losses(
         self, requests: Sequence[LossRequest], done: Count = uncounted
     ) -> list[list[float] | None]:
         """Return each window's mean NLL in nats per token, for each request in order.
 
-        Of the fitness text it is the objective. None where the criterion is degenerate on the
+        On the fitness text this is the objective. None where the criterion is degenerate on the
         model.
         """
 
@@ -143,4 +143,4 @@ class Pool(Protocol):
 
     @property
     def staff(self) -> Staff:
-        """The workers now, and what went wrong so far."""
+        """The current workers, and the faults so far."""

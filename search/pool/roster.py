@@ -1,7 +1,7 @@
-"""The workers of a pool: hired where there is room, known to be fit, missed when they are gone.
+"""The workers of a pool: hiring them where there is room, preparing them, removing them.
 
-A worker is fit once it holds its models and all statistics. While there is none the pool waits; it
-gives up when workers fail to start one after the other, or when none comes for too long.
+A worker is fit once it holds its models and all statistics. Without a fit worker the pool waits; it
+gives up when several workers in a row fail to start, or when none becomes fit for too long.
 """
 
 import math
@@ -15,32 +15,32 @@ from search.pool.jobs import Job
 from search.pool.protocol import PoolError, Staff
 
 MOST_STARTS = 3
-"""Workers that may fail to start one after the other while there is none."""
+"""Workers that may fail to start in a row while there is no other worker."""
 
 _LOOK_SECONDS = 2.0
-"""Between two looks for room for more workers."""
+"""Seconds between two checks for room for more workers."""
 
 _LONGEST_LOOK = 60.0
-"""The same, after worker upon worker failed to start."""
+"""The upper limit of this interval, which doubles with each worker that fails to start."""
 
 _CROWDED_SECONDS = 3600.0
-"""How long a place stays free where memory ran short twice within such a time."""
+"""Seconds that a place stays empty after memory ran short twice within as many seconds."""
 
 _LONGEST_STEP = 5.0
-"""What a step counts at most: while this process is stopped, nobody is late."""
+"""Seconds that one tick counts at most: nobody is late because this process was suspended."""
 
 
 @dataclass(eq=False)
 class Worker:
-    """A worker that starts, waits or does a call.
+    """A worker that is starting, waiting or doing a call.
 
     Attributes:
-        due: When it should have started, or its call should be done.
+        due: When it must have started, or finished its call.
         ready: Whether it holds its models.
-        briefed: How many models' statistics it has.
+        briefed: How many briefings it has received.
         heard: When it last answered.
-        call: What it does.
-        job: Whose call that is; None if it is for the worker's own sake.
+        call: The call it is doing.
+        job: The job that the call belongs to; None for a briefing or a ping.
     """
 
     due: float
@@ -56,18 +56,18 @@ class Roster:
 
     Args:
         crew: Where they live.
-        workers: How many at most; None for all that there is room for, now and later.
-        wait_seconds: How long to go on without a fit one.
-        start_seconds: How long one may take to start.
-        clock: Seconds, from whenever.
-        say: Takes a line for the person who waits.
+        workers: The most to hire; None for as many as there is room for, now and later.
+        wait_seconds: How long to go on without a fit worker.
+        start_seconds: How long a worker may take to start.
+        clock: Seconds since any fixed time.
+        say: Called with a line to show to the user.
 
     Attributes:
-        now: Seconds that this process was not stopped.
-        briefings: What every worker is told before it gets a job.
-        digests: Of the models that all of them have; None until the first is ready.
-        faults: What went wrong so far, by kind.
-        trouble: The last of it.
+        now: Seconds since the start, without those in which this process was suspended.
+        briefings: Calls that every worker must do before it gets a job.
+        digests: Hashes of the models, the same in all workers; None until the first is ready.
+        faults: Number of faults so far, by kind.
+        trouble: The latest fault, in one line.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Roster:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._crew, self._most = crew, workers
-        self._say, self._told = say, ""
+        self._say, self._last_message = say, ""
         self._wait_seconds, self._start_seconds = wait_seconds, start_seconds
         self._clock, self._last = clock, clock()
         self.now = 0.0
@@ -96,22 +96,22 @@ class Roster:
 
     @property
     def staff(self) -> Staff:
-        """The workers now, and what went wrong so far."""
+        """The current workers, and the faults so far."""
         fit = [worker for worker in self.workers.values() if self._is_fit(worker)]
         busy = sum(worker.job is not None for worker in fit)
         starting = len(self.workers) - len(fit)
         return Staff(len(fit), busy, starting, dict(self.faults), self.trouble)
 
     def tick(self) -> None:
-        """Look at the clock."""
-        clock = self._clock()
-        self.now += min(clock - self._last, _LONGEST_STEP)
-        self._last = clock
+        """Advance `now` by the time since the last tick."""
+        time_now = self._clock()
+        self.now += min(time_now - self._last, _LONGEST_STEP)
+        self._last = time_now
 
     def hire(self) -> None:
-        """Fill the places that there are, now and then."""
-        alone = self.now - self._alone_since
-        if self.now < self._next_look or self._is_refused or alone > self._wait_seconds:
+        """Hire as many workers as are wanted and fit, if the next check is due."""
+        alone_seconds = self.now - self._alone_since
+        if self.now < self._next_look or self._is_refused or alone_seconds > self._wait_seconds:
             return
         self._next_look = self.now + _LOOK_SECONDS
         spared = sum(until > self.now for until in self._spared)
@@ -123,30 +123,30 @@ class Roster:
             self._crew.wish(self._most - spared)
         room = self._crew.room()
         if not room and not self.workers:
-            self._tell("no place for a worker now")
+            self._tell("no room for a worker now")
         least = 1 if room and not self.workers else 0
         for _ in range(int(max(least, min(wanted, room - spared)))):
             self.workers[self._crew.hire()] = Worker(self.now + self._start_seconds)
 
     def waiting(self) -> Iterator[tuple[int, Worker]]:
-        """Yield those that hold their models and do nothing."""
+        """Yield the workers that hold their models and are idle."""
         for number, worker in self.workers.items():
             if worker.ready and not worker.call:
                 yield number, worker
 
     def give(self, number: int, call: Call, seconds: float) -> None:
-        """Let a worker do a call within so many seconds."""
+        """Give a worker a call, due in this many seconds."""
         worker = self.workers[number]
         worker.call, worker.due = call, self.now + seconds
         self._crew.give(number, call)
 
     def brief(self, number: int) -> None:
-        """Tell a worker the next of what it must know."""
+        """Give a worker its next briefing."""
         briefing = self.briefings[self.workers[number].briefed]
         self.give(number, briefing, self._start_seconds)
 
     def welcome(self, started: Started) -> None:
-        """Let a worker join that has the models of the others."""
+        """Admit a started worker, or dismiss it if its models differ from the others'."""
         if self.digests not in (None, started.digests):
             reason = f"its models are not the run's: {started.digests}, not {self.digests}"
             self.dismiss(started.worker, Fault("refused", reason))
@@ -157,7 +157,7 @@ class Roster:
         self.settle(worker)
 
     def settle(self, worker: Worker) -> None:
-        """Forget about failed starts if a worker is fit now."""
+        """Forget failed starts if this worker is fit now."""
         if self._is_fit(worker):
             self._failed_starts.clear()
 
@@ -167,13 +167,13 @@ class Roster:
         return self.part(number, fault)
 
     def part(self, number: int, fault: Fault) -> Worker:
-        """Do without a worker that is no more, and return it."""
+        """Remove a worker that has ended, and return it."""
         worker = self.workers.pop(number)
         self.faults[fault.kind] += 1
         self.trouble = fault.line
         if fault.kind == "lost":
             for other in self.workers.values():
-                other.heard = -math.inf  # it may have been their node
+                other.heard = -math.inf  # the node that they share may be gone
         if fault.kind == "crowded":
             self._spare_a_place()
         if self._is_fit(worker):
@@ -187,27 +187,29 @@ class Roster:
         return worker
 
     def late(self) -> list[tuple[int, Fault]]:
-        """Return those that should have started or answered by now."""
-        found = []
+        """Return the workers that should have started or answered by now, with a fault each."""
+        faults = []
         for number, worker in self.workers.items():
             if (worker.call or not worker.ready) and self.now > worker.due:
-                doing = worker.call.method if worker.call else "its start"
-                found.append((number, Fault("late", f"timeout: no answer to {doing} in time")))
-        return found
+                reason = "timeout: did not start in time"
+                if worker.call:
+                    reason = f"timeout: no answer to {worker.call.method} in time"
+                faults.append((number, Fault("late", reason)))
+        return faults
 
     def check(self) -> None:
-        """See that there are workers, or that some are to be expected.
+        """Check that there are workers, or that some may still come.
 
         Raises:
-            PoolError: If that is not so.
+            PoolError: If there are none, and the limits on waiting and on failed starts are hit.
         """
         if any(self._is_fit(worker) for worker in self.workers.values()):
             self._alone_since = self.now
         if self.workers:
-            return  # those that start have a time by which they must
+            return  # starting workers have a deadline
         if self._is_refused:
             raise PoolError(f"no worker could be started: {self.trouble}")
-        why = f"; the last trouble: {self.trouble}" if self.trouble else ""
+        why = f"; the last fault: {self.trouble}" if self.trouble else ""
         failed = sum(kind not in ("lost", "crowded") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
             raise PoolError(f"no worker could be started, {failed} times{why}")
@@ -216,22 +218,22 @@ class Roster:
 
     @property
     def _is_refused(self) -> bool:
-        """Whether a worker found a value wrong before any was ready: the next would, too."""
+        """Whether a worker rejected a value before any was ready: the next one would, too."""
         return self.digests is None and "refused" in self._failed_starts
 
-    def _tell(self, what: str) -> None:
-        """Say what happened, once if it happens again and again."""
+    def _tell(self, message: str) -> None:
+        """Show what happened, unless it repeats the last message."""
         if not self.workers:
-            what += f"; waiting {self._wait_seconds:g} s for one (ray.wait_seconds)"
-        if what != self._told:
-            self._told = what
-            self._say(what)
+            message += f"; waiting {self._wait_seconds:g} s for one (ray.wait_seconds)"
+        if message != self._last_message:
+            self._last_message = message
+            self._say(message)
 
     def _is_fit(self, worker: Worker) -> bool:
         return worker.ready and worker.briefed == len(self.briefings)
 
     def _spare_a_place(self) -> None:
-        """Have one worker less for a while if memory ran short before."""
+        """Hire one worker fewer for a while if memory also ran short recently."""
         if self.now - self._crowded < _CROWDED_SECONDS:
             self._spared.append(self.now + _CROWDED_SECONDS)
         self._crowded = self.now

@@ -1,9 +1,9 @@
-"""A pool of workers that come and go: who does what, and for how long.
+"""A pool of workers that come and go: which worker does which job, and for how long.
 
-One policy for every crew. A worker that is lost, lacks memory or does not answer in time is
-dismissed, and its job is given to another; `search.pool.jobs` tells what is to blame. One that was
-silent for a while is asked whether it is there before it gets a job, so that its end is not the
-job's.
+The policy is the same for every crew. A worker that is lost, runs out of memory or does not answer
+in time is dismissed, and its job goes to another; `search.pool.jobs` decides what is to blame. A
+worker that has been silent for a while is pinged before it gets a job, so that the job is not
+blamed for a worker that had already gone.
 """
 
 import time
@@ -33,13 +33,13 @@ from search.resident import unwatched
 from search.scale import Scale
 
 GRACE, FACTOR = 20.0, 10.0
-"""A call has seconds of grace and so many times what it should take before it counts as hung."""
+"""A call counts as hung after GRACE seconds plus FACTOR times its expected duration."""
 
 _BACKWARD = 6
-"""What collecting statistics costs a token, in forward passes, from above."""
+"""The cost of collecting statistics per token, in forward passes: an upper bound."""
 
 _SILENCE = 2.0
-"""Seconds after which a worker is asked whether it is there before it gets a job."""
+"""Seconds of silence after which a worker is pinged before it gets a job."""
 
 _STEP_SECONDS = 0.5
 
@@ -52,11 +52,11 @@ class WorkerPool:
     Args:
         crew: Where they live.
         setup: What they are built from.
-        workers: How many at most; None for all that there is room for, now and later.
+        workers: The most to hire; None for as many as there is room for, now and later.
         wait_seconds: How long to go on without any worker.
         start_seconds: How long a worker may take to start.
-        clock: Seconds, from whenever.
-        say: Takes a line for the person who waits.
+        clock: Seconds since any fixed time.
+        say: Called with a line to show to the user.
     """
 
     def __init__(
@@ -75,19 +75,19 @@ class WorkerPool:
         self._arrivals: deque[Arrival] = deque()
         self._pace = self._longest = 0.0
 
-    # What the search asks for
+    # The interface for the search
 
     def submit(self, candidate: Candidate) -> None:
-        """Take a candidate; a worker that waits gets it at once."""
+        """Queue a candidate; an idle worker gets it at once."""
         self._jobs.evaluate(candidate)
         self._roster.tick()
         self._assign()
 
     def next_outcome(self) -> Arrival | None:
-        """Return a candidate's outcome, or None if none came in half a second.
+        """Return a candidate's outcome, or None if none arrives in half a second.
 
         Raises:
-            PoolError: If there is no worker and none comes, or no worker is of any use.
+            PoolError: If there is no worker and none comes, or no worker functions.
         """
         self._turn(0.0 if self._arrivals else _STEP_SECONDS)
         return self._arrivals.popleft() if self._arrivals else None
@@ -98,17 +98,17 @@ class WorkerPool:
         """Collect a model's statistics, by `X/layer`."""
         self._crew.watch(progress)
         tokens = _BACKWARD * self._setup.windows[subject]["calibration"].numel()
-        (found,) = self._do([Call("collect_statistics", (subject,), tokens)])
-        return cast(Mapping[str, Tensor], found)
+        (statistics,) = self._do([Call("collect_statistics", (subject,), tokens)])
+        return cast(Mapping[str, Tensor], statistics)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Give a model's statistics to every worker, now or before its first evaluation."""
+        """Give a model's statistics to each worker, now or before its first evaluation."""
         shared = self._crew.share(tensors)
         self._roster.briefings.append(Call("use_statistics", (subject, shared), 0))
         self._assign()
 
     def use_scale(self, scale: Scale) -> None:
-        """Give the scale of a fitness to every worker, now or before its first evaluation."""
+        """Give the scale of the fitness to each worker, now or before its first evaluation."""
         self._roster.briefings.append(Call("use_scale", (scale,), 0))
         self._assign()
 
@@ -120,11 +120,11 @@ class WorkerPool:
 
     def probe_tensors(self, subject: int) -> Mapping[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
-        (found,) = self._do([Call("probe_tensors", (subject,), 0)])
-        return cast(Mapping[str, Tensor], found)
+        (tensors,) = self._do([Call("probe_tensors", (subject,), 0)])
+        return cast(Mapping[str, Tensor], tensors)
 
     def model_digest(self, subject: int) -> str:
-        """Return a hash of a model's dense weights that are pruned, the same in all workers."""
+        """Return a hash of those dense weights that get pruned, the same in all workers."""
         while self._roster.digests is None:
             self._turn(_STEP_SECONDS)
         return self._roster.digests[subject]
@@ -150,7 +150,7 @@ class WorkerPool:
 
     @property
     def staff(self) -> Staff:
-        """The workers now, and what went wrong so far."""
+        """The current workers, and the faults so far."""
         return self._roster.staff
 
     @property
@@ -162,9 +162,9 @@ class WorkerPool:
         """Return the results of calls that the run cannot do without.
 
         Raises:
-            ValueError: If a value in one was wrong; one line.
-            CallError: If one failed for a reason of its own.
-            PoolError: As `next_outcome`.
+            ValueError: If a call had a wrong value; one line.
+            CallError: If a call failed for a reason of its own.
+            PoolError: As in `next_outcome`.
         """
         jobs = [self._jobs.call(call) for call in calls]
         counted = 0
@@ -177,7 +177,7 @@ class WorkerPool:
                 self._turn(_STEP_SECONDS)
         return [job.result for job in jobs]
 
-    # One turn: workers come, get work, report, are dismissed
+    # One turn: workers are hired, get work, report, are dismissed
 
     def _turn(self, seconds: float) -> None:
         self._roster.tick()
@@ -186,9 +186,9 @@ class WorkerPool:
         events = self._crew.events(seconds)
         self._roster.tick()
         for event in events:
-            if event.worker in self._roster.workers:  # not dismissed meanwhile
+            if event.worker in self._roster.workers:  # it may have been dismissed meanwhile
                 self._take(event)
-        self._assign()  # before the driver does anything else
+        self._assign()  # before the driver turns to anything else
         for number, fault in self._roster.late():
             self._stumble(self._roster.dismiss(number, fault).job, fault)
         if not self._arrivals:
@@ -206,7 +206,7 @@ class WorkerPool:
                 roster.give(number, job.call, self._allowed(job))
 
     def _allowed(self, job: Job) -> float:
-        """Return the seconds after which a job counts as hung; twice as many at each try."""
+        """Return the seconds after which a job counts as hung; they double at each timeout."""
         expected = max(self._pace * job.call.tokens, self._longest)
         return float((GRACE + FACTOR * expected) * 2 ** job.faults["late"])
 
@@ -221,7 +221,7 @@ class WorkerPool:
             self._reply(event)
 
     def _reply(self, reply: Reply) -> None:
-        """Take what a worker says; one that lacks something, or is not fit, must go."""
+        """Process a worker's reply; dismiss the worker if it, not the job, is at fault."""
         worker, result = self._roster.workers[reply.worker], reply.result
         if isinstance(result, Fault) and (result.kind in MOST or not worker.job):
             self._stumble(self._roster.dismiss(reply.worker, result).job, result)
@@ -236,10 +236,10 @@ class WorkerPool:
             self._roster.settle(worker)
 
     def _stumble(self, job: Job | None, fault: Fault) -> None:
-        """Let another worker do a job, if there is one; or it was its last try."""
+        """Requeue the job of a failed worker, if there is one; end it after its last try."""
         if job and self._jobs.stumble(job, fault):
             if not job.can_fail:
-                raise PoolError(f"no worker is of use: {job.reason(fault)}")
+                raise PoolError(f"no worker functions: {job.reason(fault)}")
             self._end(job, fault)
 
     def _answer(self, job: Job, result: object) -> None:
@@ -252,7 +252,7 @@ class WorkerPool:
             self._end(job, result)
 
     def _end(self, job: Job, result: object) -> None:
-        """Hand over what came of a job at last: a value or a fault."""
+        """Deliver the final result of a job: a value or a fault."""
         job.result, job.done = result, True
         fault = result if isinstance(result, Fault) else None
         if job.candidate:

@@ -1,1 +1,1 @@
-"""What a person looks at: tables of perplexities, and report.html with its charts."""
+"""Output for people: tables of perplexities, and report.html with its charts."""

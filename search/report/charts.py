@@ -1,7 +1,7 @@
-"""The report's charts of masks and of breeding: inline SVG, each with the numbers that it draws.
+"""The report's charts of masks and of breeding: inline SVG, each with the numbers that it shows.
 
-Drawn with matplotlib's figure class, not pyplot: no window, no global state. A chart is 360 points
-wide, so that its 10-point text is still read on a phone, where it fills the page. Series differ in
+They use matplotlib's Figure class, not pyplot: no window, no global state. A chart is 360 points
+wide, so that its 10-point text is legible on a phone, where it fills the page. Series differ in
 marker, dashes or hatching as well as in colour.
 """
 
@@ -19,9 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from search.report.palette import LIGHT, shades, themed
 
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, and found by a page search
-    "svg.hashsalt": "prunevolve",  # without it the same run gives another file each time
-    "text.parse_math": False,  # a name with dollars in it is no formula
+    "svg.fonttype": "none",  # text stays text: small, and searchable in the page
+    "svg.hashsalt": "prunevolve",  # without it, the file differs each time
+    "text.parse_math": False,  # a name with dollar signs is not a formula
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -30,14 +30,14 @@ STYLE: dict[str, Any] = {
     "grid.color": LIGHT["grid"],
     "hatch.linewidth": 0.8,
     "legend.frameon": False,
-    # Black would be left out of the SVG, and could not follow the page's scheme.
+    # matplotlib omits black from the SVG, so black could not follow the page's colour scheme.
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
         LIGHT["ink"],
     ),
 }
 WIDTH = 5.0
-"""Of every chart, inches."""
+"""Width of every chart, in inches."""
 
 BEST = "best found"
 MARKERS = "os^Dvp"
@@ -51,11 +51,11 @@ class Chart:
     """A drawing and the numbers in it.
 
     Attributes:
-        title: What it is about.
-        svg: One `<svg>` element, whose label says what it shows.
-        headings: Of the columns of `rows`.
-        rows: The numbers, as they are to be printed.
-        note: How to read it; empty if that is plain.
+        title: Its subject.
+        svg: One `<svg>` element, with a label that describes it.
+        headings: The column headings of `rows`.
+        rows: The numbers, as printed.
+        note: How to read it; empty if that is obvious.
     """
 
     title: str
@@ -66,20 +66,20 @@ class Chart:
 
 
 def svg_of(figure: Figure, name: str, label: str, **options: Any) -> Markup:
-    """Return a figure as an SVG element in the page's colours, with ids of its own.
+    """Return a figure as an SVG element in the page's colours, with unique ids.
 
     Args:
-        figure: It keeps its size; its background is left out.
-        name: Put before every id; unique in the page.
-        label: What a screen reader says instead.
+        figure: The figure; its size is kept, its background omitted.
+        name: The prefix of every id; unique in the page.
+        label: The description for screen readers.
         options: Passed to `savefig`.
     """
     text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, metadata=nothing, **options)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=no_metadata, **options)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    # The style rule would hold for the whole page: the page has it once.
+    # The style rule would apply to the whole page, which contains it once already.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     head = Markup('<svg role="img" aria-label="{}"').format(label)
@@ -89,17 +89,17 @@ def svg_of(figure: Figure, name: str, label: str, **options: Any) -> Markup:
 def outcomes_chart(
     name: str, outcomes: Mapping[str, Sequence[int]], spans: Sequence[range]
 ) -> Chart:
-    """Draw what became of the candidates, stacked, in bins over the candidates."""
+    """Draw the outcomes as stacked bars, in bins over the candidates."""
     title = "Outcomes over the candidates"
     with matplotlib.rc_context(STYLE):
         figure, axes = figure_of(3.0)
-        below = [0] * len(spans)
+        bottoms = [0] * len(spans)
         for kind, counts in outcomes.items():
             axes.bar(
                 [span.start for span in spans],
                 counts,
                 [len(span) for span in spans],
-                below,
+                bottoms,
                 align="edge",
                 color=LIGHT[kind],
                 edgecolor=LIGHT["paper"],
@@ -107,8 +107,8 @@ def outcomes_chart(
                 hatch=_HATCHES[kind],
                 label=kind,
             )
-            below = [low + count for low, count in zip(below, counts, strict=True)]
-        axes.set(xlabel="candidate", ylabel=f"candidates of each {len(spans[0])}")
+            bottoms = [low + count for low, count in zip(bottoms, counts, strict=True)]
+        axes.set(xlabel="candidate", ylabel=f"candidates per {len(spans[0])}")
         whole_ticks(axes.xaxis, axes.yaxis)
         legend(figure, 3)
         totals = (f"{sum(counts)} {kind}" for kind, counts in outcomes.items())
@@ -154,16 +154,16 @@ def shares_chart(
 def lines_chart(
     name: str, title: str, axis: str, lines: Mapping[str, Mapping[Any, float]]
 ) -> Chart:
-    """Draw fractions as percentages: one line a metric over blocks, or points over names.
+    """Draw fractions as percentages: one line per metric over blocks, or points over names.
 
-    Metrics with the same numbers share a line, and names have a point beside the other's: none
-    lies under another.
+    Nothing is hidden: metrics with the same numbers share a line, and at each name the metrics'
+    points lie side by side.
 
     Args:
-        lines: For each metric the fraction at each place; the places are numbers or names.
+        lines: Each metric's fraction at each place; the places are numbers or names.
     """
     places = list(dict.fromkeys(place for line in lines.values() for place in line))
-    series = _together(lines)
+    series = _merge_equal(lines)
     with matplotlib.rc_context(STYLE):
         figure, axes = figure_of(3.3)
         if any(isinstance(place, str) for place in places):
@@ -185,8 +185,8 @@ def lines_chart(
     return Chart(title, svg, (axis, *lines), rows)
 
 
-def _together(lines: Mapping[str, Mapping[Any, float]]) -> dict[str, Mapping[Any, float]]:
-    """Return the lines, those with equal numbers as one under all their names."""
+def _merge_equal(lines: Mapping[str, Mapping[Any, float]]) -> dict[str, Mapping[Any, float]]:
+    """Return the lines, with equal ones merged into one that has all their names."""
     names: dict[tuple[tuple[Any, float], ...], list[str]] = {}
     for metric, line in lines.items():
         names.setdefault(tuple((place, round(v, 4)) for place, v in line.items()), []).append(
@@ -198,7 +198,7 @@ def _together(lines: Mapping[str, Mapping[Any, float]]) -> dict[str, Mapping[Any
 def _lines(axes: Any, series: Mapping[str, Mapping[Any, float]]) -> None:
     for number, (label, line) in enumerate(series.items()):
         best = label.split(", ")[0] == BEST
-        # Each is thinner than the one below it: of two that lie together both are seen.
+        # Each line is thinner than the one below it, so that both show where they coincide.
         axes.plot(
             list(line),
             [100 * value for value in line.values()],
@@ -207,7 +207,7 @@ def _lines(axes: Any, series: Mapping[str, Mapping[Any, float]]) -> None:
             color=LIGHT["dim"] if best else SERIES[number % len(SERIES)],
             marker=None if best else MARKERS[number % len(MARKERS)],
             markersize=5,
-            # Markers of lines that lie close take turns.
+            # Stagger the markers, so that those of close lines do not overlap.
             markevery=(number % max(1, len(line)), max(1, min(len(series), len(line) // 2))),
             zorder=2 + number / len(series),
             label=label,
@@ -235,7 +235,7 @@ def _points(axes: Any, series: Mapping[str, Mapping[Any, float]], places: Sequen
 
 
 def map_chart(name: str, title: str, cells: Mapping[tuple[str, int], float]) -> Chart:
-    """Draw the fraction of each layer: kinds of matrix downwards, blocks across."""
+    """Draw each layer's fraction as a heat map: kinds of matrix downwards, blocks across."""
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     blocks = sorted({block for _, block in cells})
     grid = [[cells.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
@@ -251,30 +251,30 @@ def map_chart(name: str, title: str, cells: Mapping[tuple[str, int], float]) -> 
         axes.set_xlabel("block")
         _percent_bar(figure, mesh, axes)
         low, high = (extreme(cells, key=lambda cell: cells[cell]) for extreme in (min, max))
-        says = (
+        description = (
             f"{title}: from {cells[low]:.1%} in {low[0]} of block {low[1]} to {cells[high]:.1%} "
             f"in {high[0]} of block {high[1]}"
         )
-        svg = svg_of(figure, name, says)
+        svg = svg_of(figure, name, description)
     rows = [(kind, *(_percent(cells.get((kind, block))) for block in blocks)) for kind in kinds]
     return Chart(title, svg, ("block", *map(str, blocks)), rows)
 
 
 def figure_of(height: float) -> tuple[Figure, Any]:
-    """Return a figure of so many inches and its axes."""
+    """Return a figure of this height in inches, and its axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def legend(figure: Figure, columns: int) -> None:
-    """Put the legend above the axes, where it hides nothing."""
+    """Put the legend above the axes, where it covers nothing."""
     figure.legend(loc="outside upper center", ncols=columns)
 
 
 def whole_ticks(*axis: Any) -> None:
-    """Put ticks at whole numbers alone: there is no half a block."""
-    for one in axis:
-        one.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    """Put ticks at whole numbers only: there is no half block."""
+    for each in axis:
+        each.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def _percent_bar(figure: Figure, mesh: Any, axes: Any) -> None:

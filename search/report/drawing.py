@@ -13,7 +13,7 @@ from search.report.palette import LIGHT
 
 
 def formula_svg(name: str, metric: Metric) -> Markup:
-    """Draw the formula as outlines, so that it needs no font where it is read.
+    """Draw the formula as outlines, so that the reader needs no font.
 
     Args:
         name: Unique in the page.
@@ -21,14 +21,14 @@ def formula_svg(name: str, metric: Metric) -> Markup:
     outlines = {"svg.fonttype": "path", "mathtext.fontset": "cm", "text.parse_math": True}
     with matplotlib.rc_context({**STYLE, **outlines}):
         figure = Figure()
-        # Fractions as large as on a line of their own, which LaTeX does by itself there.
+        # Display-style fractions, as LaTeX sets them in a formula on its own line.
         displayed = to_latex(metric).replace(r"\frac", r"\dfrac")
         figure.text(0, 0, f"${displayed}$", fontsize=13)
         return svg_of(figure, name, metric.text, bbox_inches="tight", pad_inches=0.04)
 
 
 def tree_svg(name: str, metric: Metric) -> Markup:
-    """Draw the tree from its root down: leaves side by side, an operator amid its operands."""
+    """Draw the tree, root on top: leaves side by side, operators centred above their operands."""
     nodes = list(_placed(metric, 0, [0]))
     columns = 1 + max(x for _, x, _, _ in nodes)
     longest = max(len(node.name) for node, _, _, _ in nodes)
@@ -45,8 +45,8 @@ def tree_svg(name: str, metric: Metric) -> Markup:
             colour = LIGHT["operator"] if node.operands else LIGHT["leaf"]
             box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": LIGHT["edge"]}
             axes.text(x, -depth, node.name, ha="center", va="center", bbox=box)
-        says = f"Tree of {metric.text}: {metric.size} nodes, {metric.depth + 1} levels"
-        return svg_of(figure, name, says)
+        description = f"Tree of {metric.text}: {metric.size} nodes, {metric.depth + 1} levels"
+        return svg_of(figure, name, description)
 
 
 def _placed(
@@ -55,7 +55,7 @@ def _placed(
     """Yield every node with its column, its depth and its operands' columns, the root last.
 
     Args:
-        free: Holds the next column for a leaf.
+        free: A list of one number, the next free column; updated here.
     """
     if not metric.operands:
         yield metric, free[0], depth, []
@@ -63,7 +63,7 @@ def _placed(
         return
     columns = []
     for operand in metric.operands:
-        below = list(_placed(operand, depth + 1, free))
-        yield from below
-        columns.append(below[-1][1])
+        subtree = list(_placed(operand, depth + 1, free))
+        yield from subtree
+        columns.append(subtree[-1][1])
     yield metric, (columns[0] + columns[-1]) / 2, depth, columns

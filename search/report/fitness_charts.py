@@ -22,17 +22,17 @@ from search.report.charts import (
 from search.report.palette import LIGHT
 
 _OF_INTEREST = 3.0
-"""Rises of the best named metric over dense that a chart of fitness shows."""
+"""How far above dense a fitness chart reaches, in rises of the best named metric."""
 
 
 @dataclass(frozen=True)
 class References:
-    """What a candidate's fitness is to be seen beside.
+    """The fitness values to compare a candidate with.
 
     Attributes:
-        dense: Fitness of the dense model; None if it is not known.
-        named: Fitness of each named metric that it is known of.
-        sizes: Nodes of each named metric that has a formula.
+        dense: Fitness of the dense model; None if unknown.
+        named: Fitness of each named metric for which it is known.
+        sizes: Number of nodes of each named metric that has a formula.
     """
 
     dense: float | None = None
@@ -41,7 +41,7 @@ class References:
 
     @property
     def text(self) -> str:
-        """All of them with their fitness, best first, as the end of a sentence."""
+        """All references with their fitness, best first, as the end of a sentence."""
         known = dict(sorted(self.named.items(), key=lambda item: item[1]))
         if self.dense is not None:
             known = {"dense": self.dense, **known}
@@ -57,13 +57,13 @@ def fitness_chart(
     scale: str,
     references: References,
 ) -> Chart:
-    """Draw fitness against a place on an axis: each evaluated candidate, and the best so far.
+    """Draw fitness along an axis: each evaluated candidate, and the best so far.
 
     Args:
-        places: Where each record stands on the axis.
-        axis: What the places are, in words.
-        unit: Heading of their column.
-        scale: What a fitness is in.
+        places: Each record's position on the axis.
+        axis: The label of the axis.
+        unit: The column heading of the positions.
+        scale: The unit of fitness.
     """
     shown = [(places[r.index], r.index, r.fitness) for r in records if r.fitness is not None]
     best = list(accumulate((fitness for _, _, fitness in shown), min))
@@ -74,7 +74,7 @@ def fitness_chart(
         values = [fitness for _, _, fitness in shown]
         limits = _limits(values, references)
         _scatter(axes, across, values, limits, "evaluated", LIGHT["point"])
-        # The line is seen, and so are the candidates that made it: they lie on top of it.
+        # Below the points, so that those of the candidates that set the record stay visible.
         axes.plot(
             across,
             best,
@@ -90,10 +90,10 @@ def fitness_chart(
             whole_ticks(axes.xaxis)
         _reference_lines(axes, references, limits)
         legend(figure, 3)
-        says = f"{title}: {len(shown)} evaluated candidates" + (
+        description = f"{title}: {len(shown)} evaluated candidates" + (
             f"; the best falls from {best[0]:.4f} to {best[-1]:.4f}" if best else ""
         )
-        svg = svg_of(figure, name, says + references.text)
+        svg = svg_of(figure, name, description + references.text)
     rows = [
         (str(index), f"{place:.6g}", f"{fitness:.4f}", f"{least:.4f}")
         for (place, index, fitness), least in zip(shown, best, strict=True)
@@ -109,16 +109,14 @@ def front_chart(
     scale: str,
     references: References,
 ) -> Chart:
-    """Draw the best fitness of each size, the front of those that no smaller one beats, and the
-    named metrics at their sizes.
-    """
+    """Draw the best fitness of each size, the Pareto front, and the named metrics by size."""
     title = "Fitness against size"
     named = {n: f for n, f in references.named.items() if n in references.sizes}
     with matplotlib.rc_context(STYLE):
         figure, axes = figure_of(4.0)
         limits = _limits([r.fitness for r in best if r.fitness is not None], references)
-        behind = [r for r in best if r not in front]
-        _scatter(axes, *_points_of(behind), limits, "best of its size", LIGHT["dim"])
+        dominated = [r for r in best if r not in front]
+        _scatter(axes, *_points_of(dominated), limits, "best of its size", LIGHT["dim"])
         sizes, fitness = _points_of(front)
         axes.plot(
             sizes,
@@ -174,10 +172,10 @@ def front_chart(
 
 
 def _limits(values: Sequence[float], references: References) -> tuple[float, float]:
-    """Return where a fitness axis begins and ends.
+    """Return the limits of a fitness axis.
 
-    What is hopeless is left out where there is a measure of it, or else the worst tenth once there
-    are many values: otherwise the line of the best would be a flat one.
+    They leave out hopeless values: those far above the best named metric if it is known, else the
+    worst tenth once there are many. Otherwise the line of the best would look flat.
     """
     known = [*values, *references.named.values()]
     if references.dense is not None:
@@ -185,9 +183,9 @@ def _limits(values: Sequence[float], references: References) -> tuple[float, flo
     low, top = min(known), max(known)
     if references.dense is not None and references.named:
         rise = min(references.named.values()) - references.dense
-        # The fittest is not to lie at the very edge, however bad it is.
-        enough = low + 1.3 * (min(values) - low)
-        top = min(top, max(references.dense + _OF_INTEREST * rise, enough))
+        # Keep the fittest candidate off the very edge, however bad it is.
+        least_top = low + 1.3 * (min(values) - low)
+        top = min(top, max(references.dense + _OF_INTEREST * rise, least_top))
     elif len(values) >= 50:
         top = max(values[0], quantiles(values, n=10)[-1])
     margin = 0.05 * (top - low) or 0.01
@@ -202,7 +200,7 @@ def _scatter(
     label: str,
     colour: str,
 ) -> None:
-    """Draw points; those above the limits as arrows at the upper edge."""
+    """Draw points, and those above the limits as arrows at the upper edge."""
     inside = [(x, y) for x, y in zip(across, values, strict=True) if y <= limits[1]]
     above = [x for x, y in zip(across, values, strict=True) if y > limits[1]]
     axes.scatter(*(zip(*inside, strict=True) if inside else ([], [])), s=9, c=colour, label=label)
@@ -221,15 +219,15 @@ def _scatter(
 
 
 def _reference_lines(axes: Any, references: References, limits: tuple[float, float]) -> None:
-    """Draw a line across for each reference, named at its right end; no two names overlap."""
+    """Draw a horizontal line for each reference, named on the right; names never overlap."""
     lines = {} if references.dense is None else {"dense": references.dense}
     lines |= sorted(references.named.items(), key=lambda item: item[1])
     low, high = limits
     heights = [(min(value, high) - low) / (high - low) for value in lines.values()]
     places = spread(heights)
     for (name, value), height, place in zip(lines.items(), heights, places, strict=True):
-        seen = value <= high
-        if seen:
+        in_range = value <= high
+        if in_range:
             axes.axhline(
                 value,
                 color=LIGHT["ink"] if name == "dense" else LIGHT["edge"],
@@ -238,7 +236,7 @@ def _reference_lines(axes: Any, references: References, limits: tuple[float, flo
                 zorder=1,
             )
         axes.annotate(
-            name if seen else f"{name} ↑",
+            name if in_range else f"{name} ↑",
             (1, height),
             (1.07, place),
             xycoords="axes fraction",
@@ -246,16 +244,16 @@ def _reference_lines(axes: Any, references: References, limits: tuple[float, flo
             fontsize=9,
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": LIGHT["edge"], "linewidth": 0.7, "shrinkA": 0}
-            if seen
+            if in_range
             else None,
         )
 
 
 def spread(heights: Sequence[float], apart: float = 0.065) -> list[float]:
-    """Return places from 0 to 1 that are far enough apart for names, each as near as may be.
+    """Return positions from 0 to 1 for labels: far enough apart, each as near its line as possible.
 
     Args:
-        heights: Ascending, from 0 to 1; at most as many as there is room for.
+        heights: The lines' positions, ascending, from 0 to 1; no more than there is room for.
     """
     groups: list[list[float]] = []
     for height in heights:
@@ -263,15 +261,15 @@ def spread(heights: Sequence[float], apart: float = 0.065) -> list[float]:
         while len(groups) > 1 and _lowest(groups[-1], apart) < _lowest(
             groups[-2], apart
         ) + apart * len(groups[-2]):
-            above = groups.pop()
-            groups[-1] += above
+            upper = groups.pop()
+            groups[-1] += upper
     return [_lowest(group, apart) + apart * i for group in groups for i in range(len(group))]
 
 
 def _lowest(group: Sequence[float], apart: float) -> float:
-    """Return where a group of names begins whose middle is that of its lines."""
-    tall = apart * (len(group) - 1)
-    return min(max(fmean(group) - tall / 2, 0.0), 1.0 - tall)
+    """Return the lowest position in a group of labels that is centred on its lines."""
+    height = apart * (len(group) - 1)
+    return min(max(fmean(group) - height / 2, 0.0), 1.0 - height)
 
 
 def _points_of(records: Sequence[Record]) -> tuple[list[int], list[float]]:

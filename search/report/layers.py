@@ -1,4 +1,4 @@
-"""The report's section on layers: zeros and mask overlap by block, by kind of matrix, and each."""
+"""The report's section on layers: zeros and mask overlap by block, by kind of matrix, by layer."""
 
 from collections.abc import Mapping
 from statistics import mean
@@ -7,14 +7,14 @@ from typing import Any
 from search.report.charts import BEST, Chart, lines_chart, map_chart
 
 CROWDED = 0.9
-"""Fraction of zeros above which a layer is warned of: its output hangs on few weights."""
+"""Fraction of zeros above which the report warns: the layer's output depends on few weights."""
 
 Layers = Mapping[str, Mapping[str, float]]
-"""For each metric a fraction for each layer."""
+"""A fraction for each layer, by metric."""
 
 
 def layers(name: str, task: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the charts of one task's masks by layer and its warnings; None if not measured.
+    """Return one task's charts and tables of masks by layer, and its warnings; None if unmeasured.
 
     Args:
         name: Unique in the page.
@@ -45,7 +45,8 @@ def layers(name: str, task: Mapping[str, Any]) -> dict[str, Any] | None:
 def by_place(name: str, title: str, fractions: Layers) -> list[Chart]:
     """Return two charts of the mean over layers: by block, and by kind of matrix."""
     blocks, kinds = (
-        {metric: _means(found, part) for metric, found in fractions.items()} for part in (0, 1)
+        {metric: _means(by_layer, part) for metric, by_layer in fractions.items()}
+        for part in (0, 1)
     )
     drawn = [lines_chart(f"{name}-kind", f"{title}, by kind of matrix", "kind", kinds)]
     if any(blocks.values()):
@@ -60,22 +61,23 @@ def place(layer: str) -> tuple[int | None, str]:
 
 
 def crowded(zeros: Layers) -> dict[str, list[tuple[str, float]]]:
-    """Return for each metric the layers with more zeros than `CROWDED`, fullest first."""
-    found = {
+    """Return each metric's layers with a fraction of zeros above `CROWDED`, the highest first."""
+    warnings = {
         metric: sorted(
             ((layer, value) for layer, value in fractions.items() if value > CROWDED),
             key=lambda pair: -pair[1],
         )
         for metric, fractions in zeros.items()
     }
-    return {metric: layers for metric, layers in found.items() if layers}
+    return {metric: layers for metric, layers in warnings.items() if layers}
 
 
 def table_by_layer(fractions: Layers) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return headings and rows: one row a layer, one column a metric, in percent."""
-    names = list(dict.fromkeys(layer for found in fractions.values() for layer in found))
+    """Return headings and rows: one row per layer, one column per metric, in percent."""
+    columns = fractions.values()
+    names = list(dict.fromkeys(layer for column in columns for layer in column))
     rows = [
-        (layer, *(f"{found[layer]:.2%}" if layer in found else "" for found in fractions.values()))
+        (layer, *(f"{column[layer]:.2%}" if layer in column else "" for column in columns))
         for layer in names
     ]
     return ("layer", *fractions), rows
@@ -83,9 +85,9 @@ def table_by_layer(fractions: Layers) -> tuple[tuple[str, ...], list[tuple[str, 
 
 def _means(fractions: Mapping[str, float], part: int) -> dict[Any, float]:
     """Return the mean fraction at each block (part 0) or of each kind (part 1)."""
-    found: dict[Any, list[float]] = {}
+    groups: dict[Any, list[float]] = {}
     for layer, fraction in fractions.items():
-        where = place(layer)[part]
-        if where is not None:
-            found.setdefault(where, []).append(fraction)
-    return {where: mean(values) for where, values in found.items()}
+        key = place(layer)[part]
+        if key is not None:
+            groups.setdefault(key, []).append(fraction)
+    return {key: mean(values) for key, values in groups.items()}

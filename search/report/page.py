@@ -1,4 +1,4 @@
-"""What a person looks at when a run has ended: the table on the report text, and report.html."""
+"""The results of a run for people: the table on the report text, and report.html."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ SHOWN = (
     *("best", "dense", "baselines", "behind_best", "pruning", "perplexity_of"),
     *("candidates", "outcomes", "seconds", "selection"),
 )
-"""What `summary.json` must have."""
+"""Keys that `summary.json` must have."""
 
 
 FOUND = "best found"
@@ -26,7 +26,7 @@ RELATIVE_HEADINGS = ("task", "text", "dense", "best named", "", "best found", "r
 
 
 def end_table(summary: dict[str, Any]) -> Table:
-    """Return the table of dense, baselines and best on the report text, from a summary."""
+    """Return a summary's table of the dense model, baselines and best on the report text."""
     table = Table()
     for heading in ("", "metric", "group"):
         table.add_column(heading, overflow="fold")
@@ -38,7 +38,7 @@ def end_table(summary: dict[str, Any]) -> Table:
 
 
 def title_of(summary: dict[str, Any]) -> str:
-    """Return one line that says what the perplexities are of."""
+    """Return one line that says what the perplexities were measured on."""
     text, pruning = summary["perplexity_of"], summary["pruning"]
     rate = pruning["pattern"]
     if rate == "unstructured":
@@ -50,13 +50,13 @@ def title_of(summary: dict[str, Any]) -> str:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
-    """Return the table's rows: dense, then all others by perplexity, the best first."""
+    """Return the table's rows: dense, then the others by perplexity, the best first."""
     grouped = summary["pruning"]["pattern"] == "unstructured"
     dense = ("dense", "", "", "", f"{summary['dense']:.2f}", "")
     rows = []
     for name, value in summary["baselines"].items():
-        known, gap = BASELINES.get(name), summary["behind_best"][name]
-        criterion = known.criterion if known else None
+        baseline, gap = BASELINES.get(name), summary["behind_best"][name]
+        criterion = baseline.criterion if baseline else None
         text, group, size = (
             (criterion.text, criterion.group, str(criterion.metric.size))
             if criterion
@@ -79,7 +79,7 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
 
 
 def relative_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return for each task and kind of text what the best found is beside the best named metric."""
+    """Return the best found against the best named metric, by task and kind of text."""
     return [
         (
             task.get("name", ""),
@@ -112,8 +112,8 @@ def difference_text(nats: float, standard_error: float | None) -> str:
 
 
 def render(run: Run) -> str:
-    """Return `report.html`; of a run that has not ended, what its journal tells so far."""
-    # Imported here, so that a search does not start to load matplotlib.
+    """Return `report.html`; for an unfinished run, with what its journal holds so far."""
+    # Imported here, so that a search does not load matplotlib when it starts.
     from search.report import layers, palette, sections
 
     environment = Environment(
@@ -165,7 +165,7 @@ def render(run: Run) -> str:
 
 
 def tasks_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one summary for each task; a run without a list of tasks is its own only task."""
+    """Return one summary per task; a run without a list of tasks is its own single task."""
     return [
         {
             **summary,

@@ -1,7 +1,7 @@
 """The colours of report.html, each for a light and a dark page.
 
-Charts are drawn in the light ones. In the page every one of them becomes a CSS variable, so that a
-drawing follows the reader's colour scheme, and paper is always light.
+Charts are drawn in the light colours. The page replaces each by a CSS variable, so that a drawing
+follows the reader's colour scheme, and print is always light.
 """
 
 import re
@@ -29,7 +29,7 @@ _CHARTS = {
     "edge": ("#6b7786", "#7f8b98"),
     "operator": ("#dce9f7", "#24405f"),
     "leaf": ("#e2f2e6", "#1f4a30"),
-    # The hues of Okabe and Ito (2008), which the colour-blind tell apart.
+    # The hues of Okabe and Ito (2008), which colour-blind readers can tell apart.
     "series-0": ("#0072b2", "#4ba3e3"),
     "series-1": ("#d55e00", "#f0894a"),
     "series-2": ("#00875f", "#2fc79a"),
@@ -43,7 +43,7 @@ _CHARTS = {
     "degenerate": ("#b07aa1", "#a8719a"),
     "failed": ("#c0382a", "#d9604f"),
 }
-_SHADES = 20  # of more than 50 matplotlib makes a bitmap
+_SHADES = 20  # above 50, matplotlib draws a bitmap
 
 
 def _shades(light: str, dark: str) -> list[tuple[str, str]]:
@@ -55,31 +55,31 @@ _SHARES = {f"share-{i}": pair for i, pair in enumerate(_shades("Blues", "bone"))
 _ZEROS = {f"zeros-{i}": pair for i, pair in enumerate(_shades("viridis_r", "viridis"))}
 
 COLOURS: dict[str, tuple[str, str]] = _PAGE | _CHARTS | _SHARES | _ZEROS
-"""For each name a colour on a light page, by which it is told in a drawing, and on a dark one."""
+"""Each name's colour on a light page, which identifies it in a drawing, and on a dark page."""
 
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
-"""What charts are drawn in."""
+"""The colours that charts are drawn in."""
 
 _NAMES = {light: name for name, light in LIGHT.items()}
 
 
 def shades(kind: str) -> Colormap:
-    """Return the colours from little to much: `share` or `zeros`."""
+    """Return the colour map, from low to high, of a kind: `share` or `zeros`."""
     return ListedColormap([LIGHT[f"{kind}-{i}"] for i in range(_SHADES)])
 
 
 def themed(svg: str) -> str:
-    """Return a drawing whose colours are the page's variables; others stay as they are."""
+    """Return a drawing with the page's variables in place of its colours; others are kept."""
 
-    def variable(found: re.Match[str]) -> str:
-        name = _NAMES.get(found[0])
-        return f"var(--{name})" if name else found[0]
+    def variable(match: re.Match[str]) -> str:
+        name = _NAMES.get(match[0])
+        return f"var(--{name})" if name else match[0]
 
     return re.sub(r"#[0-9a-f]{6}\b", variable, svg)
 
 
 def stylesheet() -> str:
-    """Return the CSS that gives every variable its colour."""
+    """Return the CSS that sets every variable to its colour."""
     light, dark = (
         "".join(f"--{name}:{pair[scheme]};" for name, pair in COLOURS.items()) for scheme in (0, 1)
     )

@@ -11,27 +11,27 @@ from search.report.charts import BEST, STYLE, Chart, figure_of, svg_of
 from search.report.palette import LIGHT
 
 INTERVAL = 2.0
-"""Standard errors that an error bar reaches to either side."""
+"""Half-length of an error bar, in standard errors."""
 
 
 def perplexity_chart(name: str, title: str, task: Mapping[str, Any]) -> Chart:
-    """Draw a task's perplexities on its report text, with the errors of what lies between them.
+    """Draw a task's perplexities on its report text, with the errors of the paired differences.
 
     Args:
         task: With `dense`, `baselines`, `best` and `behind_best`, as in `summary.json`.
     """
-    found = task["best"]["perplexity"]
+    best = task["best"]["perplexity"]
     worst_first = sorted(task["baselines"].items(), key=lambda item: -item[1])
     rows = [
         (label, value, task["behind_best"].get(label, {}).get("standard_error"))
         for label, value in worst_first
     ]
-    rows += [(BEST, found, None)]
+    rows += [(BEST, best, None)]
     rows.sort(key=lambda row: -row[1])
     rows += [("dense", task["dense"], None)]
     with matplotlib.rc_context(STYLE):
         figure, axes = figure_of(0.9 + 0.27 * len(rows))
-        axes.axvline(found, color=LIGHT["best"], linewidth=1.2, zorder=1.5)
+        axes.axvline(best, color=LIGHT["best"], linewidth=1.2, zorder=1.5)
         for place, (label, value, error) in enumerate(rows):
             ends = [value * math.exp(sign * INTERVAL * (error or 0)) for sign in (-1, 1)]
             axes.errorbar(
@@ -52,16 +52,16 @@ def perplexity_chart(name: str, title: str, task: Mapping[str, Any]) -> Chart:
         values_text = ", ".join(f"{label} {value:.2f}" for label, value, _ in reversed(rows))
         svg = svg_of(figure, name, f"{title}: {values_text}")
     numbers = [(label, f"{value:.4f}", _error_text(error)) for label, value, error in rows]
-    headings = ("", "perplexity", "standard error of the distance to the best found, nats/token")
+    headings = ("", "perplexity", "standard error of the difference to the best found, nats/token")
     note = (
-        f"Bars reach {INTERVAL:g} standard errors of the paired difference to the best found, "
-        "whose line they cross where the difference may be chance."
+        f"Bars span ±{INTERVAL:g} standard errors of the paired difference to the best found; "
+        "where they cross its line, the difference may be due to chance."
     )
     return Chart(title, svg, headings, numbers, note)
 
 
 def _perplexity_axis(axes: Any, least: float, most: float) -> None:
-    """Make the horizontal axis logarithmic, as differences of losses are ratios here."""
+    """Make the horizontal axis logarithmic: differences in loss are ratios of perplexity."""
     axes.set_xscale("log")
     if most < 8 * least:
         steps = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(least, most)

@@ -1,4 +1,4 @@
-"""The files of a run folder, read: all that a report is made of."""
+"""The contents of a run folder that a report is made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from search.scale import Scale
 
 @dataclass(frozen=True)
 class Run:
-    """What a report is made of: the files of a run folder, read.
+    """The contents of a run folder that a report is made from.
 
     Attributes:
         records: The journal.
-        summary: What `summary.json` holds, with every key in `SHOWN`; empty before the run's end.
-        timings: What was noted of each candidate's evaluation, by index.
-        scale: What a fitness is in; None if it was not kept.
-        environment: Versions and devices; empty if they were not noted.
-        tasks: Of each task `model`, `sparsity` and `pattern`; empty if they are not known.
-        objective: What a loss is, as in the config; empty if it is not known.
-        config: The resolved config as YAML; empty if it is not there.
-        seed: The search's; None if it is not known.
-        ended: When the last candidate's outcome was written, ISO 8601; empty if it is not known.
+        summary: Contents of `summary.json`, with every key in `SHOWN`; empty before the run ends.
+        timings: The timing recorded for each candidate's evaluation, by index.
+        scale: The scale of the fitness; None if it was not saved.
+        environment: Versions and devices; empty if they were not recorded.
+        tasks: Each task's `model`, `sparsity` and `pattern`; empty if unknown.
+        objective: The objective, as in the config; empty if unknown.
+        config: The resolved config as YAML; empty if there is none.
+        seed: The seed of the search; None if unknown.
+        ended: When the last candidate's outcome was written, ISO 8601; empty if unknown.
         apply: The command that applies the best metric; empty if there is none.
     """
 

@@ -1,4 +1,4 @@
-"""What report.html shows, section by section: the charts and tables made of a run's files."""
+"""The sections of report.html: charts and tables made from a run's files."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,20 @@ from search.report.run import Run
 from search.scale import Scale
 
 BAD_TRADE = 1.5
-"""Times the least rise over dense from which on a metric is no trade-off, however small it is."""
+"""Multiple of the lowest rise over dense beyond which no metric, however small, is a trade-off."""
 
 NEAR = 2
 """Generations of ancestors that are shown unfolded."""
 
 
 def formula(name: str, metric: str) -> dict[str, Any]:
-    """Return a metric in three forms: drawn, LaTeX, text; `name` is unique in the page."""
+    """Return a metric in three forms, SVG, LaTeX and text; `name` must be unique in the page."""
     parsed = Metric.parse(metric)
     return {"svg": formula_svg(name, parsed), "latex": to_latex(parsed), "text": metric}
 
 
 def winner(metric: str) -> dict[str, Any]:
-    """Return the best metric's formula, its tree, and what its leaves mean."""
+    """Return the best metric's formula, its tree, and the meaning of its leaves."""
     parsed = Metric.parse(metric)
     return {
         **formula("winner", metric),
@@ -46,54 +46,55 @@ def winner(metric: str) -> dict[str, Any]:
 
 
 def title(tasks: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was searched on what: of each task `model`, `sparsity` and `pattern`."""
+    """Return the page title, from each task's `model`, `sparsity` and `pattern`."""
     models = dict.fromkeys(task["model"] for task in tasks if task.get("model"))
     rates = dict.fromkeys(
         f"{task['sparsity']:.0%}" if task["pattern"] == "unstructured" else task["pattern"]
         for task in tasks
     )
-    where = f" for {_and(list(models))}" if models else ""
-    return f"Search for a pruning metric{where}" + (f" at {_and(list(rates))}" if rates else "")
+    on_models = f" for {_and(list(models))}" if models else ""
+    at_rates = f" at {_and(list(rates))}" if rates else ""
+    return f"Search for a pruning metric{on_models}{at_rates}"
 
 
 def state(run: Run) -> str:
-    """Return in a sentence that the report is not the whole run's; empty if it is."""
+    """Return a sentence on what the report does not cover; empty if it covers the whole run."""
     done = len(run.records)
     if not run.summary:
         return (
-            f"This run has not ended: the report shows its first {done} candidates. Nothing was "
-            "measured on the report text yet, so there is no verdict."
+            f"This run has not ended: the report shows its first {done} candidates. Nothing has "
+            "been measured on the report text yet, so there is no verdict."
         )
     if run.summary["candidates"] < done:
         return (
-            f"This run went on after its end: results on the selection and report texts are of "
-            f"the first {run.summary['candidates']} candidates, everything else of {done}."
+            "This run was extended after it ended: results on the selection and report texts cover "
+            f"the first {run.summary['candidates']} candidates, everything else covers {done}."
         )
     return ""
 
 
 def facts(run: Run) -> dict[str, str]:
-    """Return what makes the run: candidates, seed, date, versions."""
+    """Return the facts about the run: candidates, seed, date, time, versions, machine."""
     kinds = Counter(record.outcome.kind for record in run.records)
     outcomes = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    found = {"Candidates": f"{len(run.records)}: {outcomes}" if outcomes else "none"}
+    entries = {"Candidates": f"{len(run.records)}: {outcomes}" if outcomes else "none"}
     if run.seed is not None:
-        found["Seed"] = str(run.seed)
+        entries["Seed"] = str(run.seed)
     if run.ended:
-        found["Last candidate"] = run.ended.replace("T", " ").replace("+00:00", " UTC")
+        entries["Last candidate"] = run.ended.replace("T", " ").replace("+00:00", " UTC")
     if run.summary:
-        found["Time"] = f"{run.summary['seconds']} s in the run's last process"
+        entries["Time"] = f"{run.summary['seconds']} s in the run's last process"
     if packages := run.environment.get("packages"):
         versions = {"Python": run.environment.get("python", ""), **packages}
-        found["Versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+        entries["Versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
         devices = run.environment.get("cuda") or []
         machine = [f"{run.environment.get('cores')} cores", *devices]
-        found["Machine"] = ", ".join([*machine, run.environment.get("platform", "")])
-    return found
+        entries["Machine"] = ", ".join([*machine, run.environment.get("platform", "")])
+    return entries
 
 
 def aggregate(run: Run) -> str:
-    """Return how the rises of several cells become a fitness; empty if there is a single one."""
+    """Return how the rises of several cells are aggregated; empty if there is a single cell."""
     if run.scale:
         return run.scale.aggregate if len(run.scale.cells) > 1 else ""
     cells = sum(len(task.get("by_text", ())) for task in run.summary.get("tasks", ()))
@@ -101,7 +102,7 @@ def aggregate(run: Run) -> str:
 
 
 def references(scale: Scale | None) -> References:
-    """Return the fitness of the dense model and the named metrics, as far as it was kept."""
+    """Return the fitness of the dense model and the named metrics, as far as it was saved."""
     if scale is None:
         return References()
     sizes = {name: known.criterion.metric.size for name, known in BASELINES.items()}
@@ -114,7 +115,7 @@ def perplexities(name: str, task: Mapping[str, Any]) -> Chart:
 
 
 def best_so_far(records: Sequence[Record]) -> dict[str, Any] | None:
-    """Return the fittest record as `summary.json` has the winner; None if none was evaluated."""
+    """Return the fittest record in the form of `summary.json`; None if none was evaluated."""
     measured = [record for record in records if record.fitness is not None]
     if not measured:
         return None
@@ -129,7 +130,7 @@ def progress(
     scale: str,
     known: References,
 ) -> list[Chart]:
-    """Return the charts of fitness against candidates and, if it was noted, against time."""
+    """Return the charts of fitness against candidates and, if it was recorded, against time."""
     if not any(record.fitness is not None for record in records):
         return []
     indices = range(len(records))
@@ -142,7 +143,7 @@ def progress(
             for unit, length in (("hours", 3600), ("minutes", 60), ("seconds", 1))
             if seconds[-1] >= 2 * length or length == 1
         )
-        axis = f"{unit}, estimated: busy time of the workers / their number"
+        axis = f"{unit}, estimated: busy time of all workers / number of workers"
         places = [value / length for value in seconds]
         drawn.append(fitness_chart("time", records, places, axis, unit, scale, known))
     return drawn
@@ -173,9 +174,9 @@ def front(
 ) -> dict[str, Any] | None:
     """Return the chart of fitness against size, and the metrics on the Pareto front.
 
-    Each member has its record, its formula, its fall of fitness for each node more than the member
-    before it, whether it is the best trade-off, and its perplexity on each task's report text; None
-    where it was not measured. None if nothing was evaluated.
+    Each member has its record, its formula, its fall in fitness per node added since the previous
+    member, whether it is the best trade-off, and its perplexity on each task's report text (None
+    where it was not measured). Returns None if nothing was evaluated.
     """
     members = pareto_front(records)
     if not members:
@@ -199,61 +200,63 @@ def front(
 
 
 def falls_per_node(members: Sequence[Record]) -> list[float | None]:
-    """Return each member's fall of fitness for each node that it has more than the one before."""
+    """Return each member's fall in fitness per node added since the previous member."""
     falls: list[float | None] = [None]
-    for before, record in pairwise(members):
-        falls.append((before.rank[0] - record.rank[0]) / (record.size - before.size))
+    for previous, record in pairwise(members):
+        falls.append((previous.rank[0] - record.rank[0]) / (record.size - previous.size))
     return falls
 
 
 def trade_off(members: Sequence[Record], scale: Scale | None) -> Record:
-    """Return the member with the largest fall of fitness for each node added.
+    """Return the member with the largest fall in fitness per node added.
 
-    PySR (Cranmer, 2023, arXiv:2305.01582) chooses so among the accurate ones; its measure is the
-    logarithm of a loss, as the NLL is. Accurate is here a rise over dense of at most `BAD_TRADE`
-    times the least one; without a scale every member is.
+    PySR (Cranmer, 2023, arXiv:2305.01582) chooses this way among accurate members; its measure is
+    the logarithm of a loss, as the NLL is. Accurate here means a rise over dense of at most
+    `BAD_TRADE` times the lowest; without a scale every member counts as accurate.
     """
     rises = [scale.relative(r.rank[0]) if scale else 1.0 for r in members]
     accurate = [rise <= BAD_TRADE * min(rises) or rise == min(rises) for rise in rises]
     scored = [
         (fall or 0.0, record)
-        for record, fall, fits in zip(members, falls_per_node(members), accurate, strict=True)
-        if fits
+        for record, fall, is_accurate in zip(
+            members, falls_per_node(members), accurate, strict=True
+        )
+        if is_accurate
     ]
     return max(scored, key=lambda pair: pair[0])[1]
 
 
 def _report_perplexity(record: Record, task: Mapping[str, Any]) -> float | None:
-    """Return a record's perplexity on a task's report text, if it or its double was measured."""
-    measured = {one["index"]: one["perplexity"] for one in task.get("front", [])}
+    """Return a record's perplexity on a task's report text, if it or an equal was measured."""
+    measured = {member["index"]: member["perplexity"] for member in task.get("front", [])}
     if record.index in measured:
         return float(measured[record.index])
     grouped = task["pruning"]["pattern"] == "unstructured"
-    same = {
+    by_criterion = {
         (known.criterion.text, known.criterion.group if grouped else ""): task["baselines"][name]
         for name, known in BASELINES.items()
         if name in task["baselines"]
     }
     best = task["best"]
-    same[best["metric"], best["group"] if grouped else ""] = best["perplexity"]
-    return same.get((record.criterion.text, record.criterion.group if grouped else ""))
+    by_criterion[best["metric"], best["group"] if grouped else ""] = best["perplexity"]
+    return by_criterion.get((record.criterion.text, record.criterion.group if grouped else ""))
 
 
 def lineage(records: Sequence[Record], best: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the best one's ancestors, the near and the far, with their distance in generations.
+    """Return the best record's near and far ancestors, with their distance in generations.
 
-    `roots` are those that were bred from none. None if it is not in the journal.
+    `roots` counts those without parents. None if the best record is not in the journal.
     """
     wanted = ("evaluated", best["metric"], best["group"])
     for record in records:
         if (record.outcome.kind, record.criterion.text, record.criterion.group) == wanted:
-            found = history.ancestry(records, record)
+            entries = history.ancestry(records, record)
             return {
-                "near": [entry for entry in found if entry[0] <= NEAR],
-                "far": [entry for entry in found if entry[0] > NEAR],
-                "count": len(found) - 1,
-                "generations": found[-1][0],
-                "roots": sum(not entry[1].candidate.parents for entry in found),
+                "near": [entry for entry in entries if entry[0] <= NEAR],
+                "far": [entry for entry in entries if entry[0] > NEAR],
+                "count": len(entries) - 1,
+                "generations": entries[-1][0],
+                "roots": sum(not entry[1].candidate.parents for entry in entries),
             }
     return None
 

@@ -282,7 +282,7 @@ def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
 
 def test_a_hub_id_is_noted_and_the_hub_not_asked():
     assert resolve(config("model=facebook/opt-125m")).notes == (
-        "model facebook/opt-125m: it comes from the Hugging Face hub: not checked",
+        "model facebook/opt-125m: comes from the Hugging Face hub: not checked",
     )
 
 
@@ -368,7 +368,7 @@ FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
         ("{pattern: '4:2'}", "pattern must be unstructured or n:m with 0 < n < m <= 1024, "),
         ("{pattern: '3:7'}", "pattern must divide the inputs of every layer, got 7 of 192 in "),
         ("{model: nowhere}", "model 'nowhere' is no folder: give embedded, a folder or a hub id"),
-        (f"{{fitness: {FEW}}}", "search.stages must be at most fitness.windows = 4, got [2, 4, 8, "),
+        (f"{{fitness: {FEW}}}", "search.stages must be at most fitness.windows = 4, got [2, 4, "),
         (f"{{report: {LONG}}}", f"report.length must be at most the model's {LIMIT} positions, "),
     ],
 )

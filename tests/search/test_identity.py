@@ -69,9 +69,9 @@ def test_a_config_may_differ_in_what_is_free(folder):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("search.seed=3", "search.seed is 3 in {path}/config.yaml, and was 0 when the run began: "),
-        ("dtype=bfloat16", "dtype is 'bfloat16' in {path}/config.yaml, and was 'float32' when "),
-        ("report.windows=7", "report.windows is 7 in {path}/config.yaml, and was "),
+        ("search.seed=3", "search.seed is 3 in {path}/config.yaml but was 0 when the run began: "),
+        ("dtype=bfloat16", "dtype is 'bfloat16' in {path}/config.yaml but was 'float32' when "),
+        ("report.windows=7", "report.windows is 7 in {path}/config.yaml but was "),
         ("tasks=[{}, {}]", "tasks is "),
     ],
 )

@@ -84,7 +84,7 @@ def test_create_refuses_a_file_and_a_place_below_a_file(tmp_path):
     path.write_text("mine")
     assert refusal(RunFolder.create, path).startswith(f"--out {path} is not an empty folder")
     below = path / "run"
-    assert refusal(RunFolder.create, below) == f"--out {below} cannot be made: Not a directory"
+    assert refusal(RunFolder.create, below) == f"--out {below} cannot be created: Not a directory"
     assert path.read_text() == "mine"
 
 
@@ -345,8 +345,8 @@ def test_read_checkpoint_refuses_another_runs_journal(folder):
     path = folder.path / "journal.jsonl"
     path.write_bytes(path.read_bytes().replace(b"3.5", b"3.4", 1))
     assert refusal(folder.read_checkpoint, 4) == (
-        f"{path} is not the journal that checkpoint.json was written beside: its first 4 lines "
-        "were changed, or are another run's"
+        f"{path} does not match checkpoint.json: its first 4 lines were changed, or belong to "
+        "another run"
     )
 
 

@@ -87,10 +87,10 @@ def test_validate_says_what_of_llama2_it_could_not_check(call):
         f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
         f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
         f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
-        "model meta-llama/Llama-2-7b-hf: it comes from the Hugging Face hub: not checked",
+        "model meta-llama/Llama-2-7b-hf: comes from the Hugging Face hub: not checked",
     ]
     assert "model meta-llama/Llama-2-7b-hf: float16; its size is not known here" in out
-    assert "time: not known, as a model or the length of a text is not" in out
+    assert "time: unknown, because the size of a model or of a text is unknown" in out
     assert out.endswith("\nvalid\n")
 
 
@@ -267,8 +267,8 @@ def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_pa
 def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, override):
     before = (run_folder / "config.yaml").read_text()
     assert refusal(4, "--resume", "run", "--set", override) == (
-        f"--set {override} would make run another search: a resumed run takes search.candidates, "
-        "ray.*, memory.master and memory.scores alone"
+        f"--set {override} would make run a different search: a resumed run accepts only "
+        "search.candidates, ray.*, memory.master and memory.scores"
     )
     assert (run_folder / "config.yaml").read_text() == before
 
@@ -312,7 +312,7 @@ def test_resume_refuses_a_config_that_was_edited(refusal, run_folder):
     edited = schema.load(None, ["search.seed=3"])
     (run_folder / "config.yaml").write_text(schema.to_yaml(edited))
     assert refusal(4, "--resume", "run") == (
-        "search.seed is 3 in run/config.yaml, and was 0 when the run began: put it back, or "
+        "search.seed is 3 in run/config.yaml but was 0 when the run began: restore it, or "
         "start a new run"
     )
 

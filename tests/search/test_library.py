@@ -90,7 +90,7 @@ def test_a_folder_that_does_not_fit_is_refused(finished, tmp_path):
     result, *_ = finished
     with pytest.raises(FolderError, match="is not an empty folder"):
         run(config(), result.folder)
-    with pytest.raises(FolderError, match=r"would make .* another search"):
+    with pytest.raises(FolderError, match=r"would make .* a different search"):
         resume(result.folder, ["search.seed=7"])
     with pytest.raises(FolderError, match="is not a run folder"):
         resume(tmp_path)

@@ -127,7 +127,7 @@ def test_a_part_of_a_gpu_has_a_part_of_its_memory(llama2, no_gpu):
 
 def test_a_gpu_of_unknown_size_is_said_to_be_one(llama2, no_gpu):
     lines = memory_lines(LLAMA2, llama2, "ray.gpu_memory=null")
-    assert "of a size not known here: state ray.gpu_memory: " in lines[0]
+    assert "of an unknown size: state ray.gpu_memory: " in lines[0]
 
 
 def test_a_whole_text_of_unknown_length_is_said_to_be_not_counted():
@@ -140,7 +140,7 @@ def test_a_whole_text_of_unknown_length_is_said_to_be_not_counted():
 
 def test_a_model_whose_config_is_not_here_is_not_known():
     assert memory_lines(None, "model=nobody/nothing") == [
-        "memory: model nobody/nothing: its config is not here: not known"
+        "memory: unknown, because the config of model nobody/nothing is not on this machine"
     ]
 
 

@@ -55,7 +55,7 @@ def test_worse_than_the_best_named_metric_though_better_than_another():
 def test_a_single_window_has_no_error_and_no_verdict():
     found = verdict_of(run_of(task_of(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0})))
     assert found.kind == "unknown"
-    assert found.sentence.endswith("on a single window, so the error is not known.")
+    assert found.sentence.endswith("on a single window, so the error is unknown.")
 
 
 def test_without_named_metrics_there_is_nothing_to_compare_with():
@@ -105,8 +105,8 @@ def test_better_on_every_task_is_one_sentence_with_the_least_and_the_most():
     found = verdict_of(run_of(BETTER, BETTER_BY_MORE))
     assert found.kind == "better"
     assert found.sentence == (
-        "Beats the best named metric on the report text of each of the 2 tasks, by 10.0% to 25.0% "
-        "of perplexity and 5.0 to 10.0 standard errors."
+        "Beats the best named metric on the report text of each of the 2 tasks: perplexity 10.0% "
+        "to 25.0% lower, 5.0 to 10.0 standard errors apart."
     )
 
 
@@ -120,6 +120,6 @@ def test_tasks_that_differ_are_as_good_as_the_worst(tasks, kind):
 
 def test_tasks_that_differ_are_named():
     assert verdict_of(run_of(BETTER, LEVEL, WORSE)).sentence == (
-        "Beside the best named metric on the report text: better on 1 of 3 tasks (a), level on 1 "
-        "of 3 tasks (c), worse on 1 of 3 tasks (d)."
+        "Compared with the best named metric on the report text: better on 1 of 3 tasks (a), "
+        "level on 1 of 3 tasks (c), worse on 1 of 3 tasks (d)."
     )

@@ -137,7 +137,7 @@ def test_a_device_that_is_broken_for_good_ends_the_run(pool, injected):
     injected("prune", PASSING["CUDA error"], lambda *_: True)
     for candidate in CANDIDATES:
         pool.submit(candidate)
-    with pytest.raises(PoolError, match=f"no worker is of use: RuntimeError: {CUDA}, 3 times"):
+    with pytest.raises(PoolError, match=f"no worker functions: RuntimeError: {CUDA}, 3 times"):
         for _ in range(100):
             assert pool.next_outcome() is None
 

@@ -332,7 +332,7 @@ def test_where_nothing_can_be_evaluated_the_pool_is_to_blame(crew, fault):
     pool = ready_pool(crew)
     for index in range(8):
         pool.submit(candidate(index))
-    with pytest.raises(PoolError, match=f"no worker is of use: .*{fault.reason}") as error:
+    with pytest.raises(PoolError, match=f"no worker functions: .*{fault.reason}") as error:
         turns(pool, 3000)
     assert "\n" not in str(error.value)
     assert len(crew.tries(WITNESS)) == MOST[fault.kind]
@@ -492,7 +492,7 @@ def test_a_worker_that_never_starts_is_given_up_after_its_time(crew):
     crew.starts = lambda worker: HANG
     pool = pool_of(crew)
     before = crew.clock.seconds
-    with pytest.raises(PoolError, match=r"no worker for 300 s .*: no answer to its start in time"):
+    with pytest.raises(PoolError, match=r"no worker for 300 s .*: timeout: did not start in time"):
         pool.model_digest(0)
     assert START <= crew.clock.seconds - before < START + 2
     assert crew.dismissed == [1, 2]

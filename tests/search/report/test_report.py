@@ -153,7 +153,7 @@ def test_page_of_a_run_without_a_candidate_is_a_page():
 def test_page_of_an_extended_run_says_what_its_results_are_of():
     records = records_of(30)
     page = render(Run(records, summary_of(records[:20] + records[-1:])))
-    assert "are of the first 21 candidates, everything else of 30" in page
+    assert "cover the first 21 candidates, everything else covers 30" in page
 
 
 def test_tables_name_their_columns_and_rows_and_the_page_its_main_part(page):
