@@ -6,7 +6,7 @@ for X; gradients are those of the dense model in both. The search scores and mas
 with the same code.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from pruning.leaves import Statistics, made_of, need_backward
 from pruning.masks import Target, select
 from pruning.models import layers_of_block, linear_layers
 from pruning.progress import Progress
-from pruning.recipe import LayerScores, Recipe
+from pruning.recipe import KeptScores, LayerScores, Recipe
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
 from pruning.walk import Stream, Texts, depth_of, walk_dense
@@ -30,7 +30,7 @@ def prune(
     states: Spool | None = None,
     statistics: Spool | None = None,
     on_progress: Progress = lambda stage, done, total: None,
-    keep_scores: bool = False,
+    kept_scores: MutableMapping[str, Tensor] | None = None,
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
@@ -40,8 +40,9 @@ def prune(
         states: Where hidden states are put aside; None for memory.
         statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay;
             those already there are used. None keeps them in memory for as long as they are needed.
-        keep_scores: Keep all layers' scores, in fp32, while a model-wide threshold is found;
-            otherwise they are computed three times.
+        kept_scores: Where all layers' scores are kept, in fp32, for another target; those already
+            there are used. None keeps none, and computes them three times for a threshold over the
+            whole model.
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant.
@@ -60,7 +61,7 @@ def prune(
         {} if statistics is None else statistics,
         forgets=statistics is None,
         on_progress=on_progress,
-        keep_scores=keep_scores,
+        kept_scores=kept_scores,
     )
     try:
         if pruning.decides != "forward":
@@ -87,7 +88,7 @@ class _Pruning:
     kept: Spool
     forgets: bool
     on_progress: Progress
-    keep_scores: bool
+    kept_scores: MutableMapping[str, Tensor] | None
     fresh: dict[str, Tensor] = field(default_factory=dict)  # of inputs that passed pruned blocks
     masks: Iterator[tuple[str, Tensor]] | None = None
     decides: str = ""
@@ -212,16 +213,19 @@ class _Pruning:
 
     def _masks_of(self, layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, Tensor]]:
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        return self._select(LayerScores(self.recipe.metric, weights, self._statistics))
+        return self._select(weights)
 
     def _all_masks(self) -> Iterator[tuple[str, Tensor]]:
         """Return the single iterator over all layers' masks, in layer order."""
         if self.masks is None:
-            scores = LayerScores(self.recipe.metric, _DenseWeights(self.store), self._statistics)
-            self.masks = self._select(dict(scores) if self.keep_scores else scores)
+            self.masks = self._select(_DenseWeights(self.store))
         return self.masks
 
-    def _select(self, scores: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def _select(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        scores: Mapping[str, Tensor]
+        scores = LayerScores(self.recipe.metric, weights, self._statistics)
+        if self.kept_scores is not None:
+            scores = KeptScores(scores, self.kept_scores)
         fractions = self.recipe.allocation.fractions(scores, self.recipe.target.sparsity)
         return select(scores, self.recipe.target, fractions)
 

@@ -1,7 +1,7 @@
 """What is asked of a pruning, and the scores that follow: metric, target, propagation, seams."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -52,6 +52,31 @@ class LayerScores(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.weights)
+
+
+@dataclass(frozen=True)
+class KeptScores(Mapping[str, Tensor]):
+    """Scores that are computed once and then kept.
+
+    Attributes:
+        scores: Computes them, by layer name.
+        kept: Those already computed.
+    """
+
+    scores: Mapping[str, Tensor]
+    kept: MutableMapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the scores of one layer; raises what `scores` raises."""
+        if name not in self.kept:
+            self.kept[name] = self.scores[name]
+        return self.kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ stopped.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -108,9 +109,12 @@ class Evaluator:
         torch.set_num_threads(setup.threads)
         keep_freed_memory()
         self.setup = setup
+        tasks = Counter(task.subject for task in setup.tasks)
         self.residents = [
-            Resident(subject, windows, setup.device, setup.objective, setup.memory, given)
-            for subject, windows, given in zip_longest(setup.subjects, setup.windows, weights)
+            Resident(subject, windows, setup.device, setup.objective, setup.memory, given, tasks[i])
+            for i, (subject, windows, given) in enumerate(
+                zip_longest(setup.subjects, setup.windows, weights)
+            )
         ]
         self.scale: Scale | None = None
         self.progress: Progress = unwatched

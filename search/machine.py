@@ -61,7 +61,8 @@ def memory_lines(experiment: Experiment) -> list[str]:
         held_models,
         experiment.leaves,
         experiment.memory,
-        whole_model=any(task.pattern is None for task in experiment.tasks),
+        keeps_scores=any(task.pattern is None for task in experiment.tasks)
+        or len(experiment.tasks) > len(experiment.subjects),
         on_gpu=config.ray.gpus_per_worker > 0,
         by_ray=config.ray.workers != 0,
     )

@@ -86,8 +86,10 @@ class Resident:
         objective: str,
         memory: Memory,
         weights: Weights | None = None,
+        tasks: int = 1,
     ) -> None:
         self.windows = windows
+        self._tasks = tasks
         self.memory = memory
         self.statistics = Statistics()
         if weights:
@@ -105,6 +107,8 @@ class Resident:
             self.master = self.store.copies_on_host() if on_host else self.store.copies()
         self._device = device
         self._pruned: tuple[Metric, Target] | None = None
+        self._scored: Metric | None = None
+        self._scores: dict[str, Tensor] = {}
         began = time.perf_counter()
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
@@ -144,6 +148,7 @@ class Resident:
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""
         self.restore()
+        self._scored, self._scores = None, {}
         self.statistics = Statistics()  # the device may not have room for both
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
@@ -182,9 +187,17 @@ class Resident:
                     Recipe(metric, target),
                     Texts(self.windows["fitness"][:0]),  # all statistics are given
                     statistics=self.statistics.to_tensors(),
-                    keep_scores=self.memory.scores == "keep",
+                    kept_scores=self._scores_of(metric, target),
                 )
             self._pruned = (metric, target)
+
+    def _scores_of(self, metric: Metric, target: Target) -> dict[str, Tensor] | None:
+        """Return where a formula's scores are kept while they are needed again; None if nowhere."""
+        if self.memory.scores != "keep" or not (target.group.whole_model or self._tasks > 1):
+            return None
+        if self._scored != metric:
+            self._scored, self._scores = metric, {}
+        return self._scores
 
     def restore(self) -> None:
         """Restore the dense weights, bit for bit."""
@@ -204,6 +217,7 @@ class Resident:
     @torch.inference_mode()
     def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True for removed weights; the model is unchanged."""
+        self._scored, self._scores = None, {}  # two formulas are compared, not three
         weights = _OnDevice(self.master, self._device)
         scores = LayerScores(metric, weights, self.statistics.of)
         # Finding a threshold for the whole model reads each layer three times.

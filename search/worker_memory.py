@@ -27,9 +27,6 @@ from search.resident import Memory
 CUDA = 1 * GIB
 """Device memory taken by CUDA's context and its libraries' workspaces."""
 
-_COMPARED = 2
-"""Formulas whose scores are kept at a time: the report compares the winner's masks with others."""
-
 Rows = dict[str, int]
 """Bytes by purpose."""
 
@@ -109,7 +106,7 @@ def needs_of(
     models: Sequence[Held],
     leaves: frozenset[str],
     memory: Memory,
-    whole_model: bool,
+    keeps_scores: bool,
     on_gpu: bool,
     by_ray: bool,
 ) -> Needs:
@@ -119,12 +116,13 @@ def needs_of(
         models: The models.
         leaves: The leaves that metrics may use.
         memory: What is kept in memory besides the models, and where.
-        whole_model: Whether a metric may prune with one threshold for the whole model.
+        keeps_scores: Whether all scores of a formula are needed more than once: for one threshold
+            over the whole model, or for several tasks of one model.
         on_gpu: Whether workers run on GPUs.
         by_ray: Whether workers are separate processes, which get the statistics from Ray.
     """
     leaves &= STATISTICS
-    phases = [evaluating(models, leaves, memory, whole_model), collecting(models, leaves, memory)]
+    phases = [evaluating(models, leaves, memory, keeps_scores), collecting(models, leaves, memory)]
     if not on_gpu:
         # Without a GPU, the host is the device.
         phases = [phase | {"master copy": master_size(models)} for phase in phases]
@@ -151,11 +149,14 @@ def needs_of(
 
 
 def evaluating(
-    models: Sequence[Held], leaves: frozenset[str], memory: Memory, whole_model: bool
+    models: Sequence[Held], leaves: frozenset[str], memory: Memory, keeps_scores: bool
 ) -> Rows:
     """Return a worker's device memory while candidates are scored and measured."""
-    keeps = whole_model and memory.scores == "keep"
-    kept = max(4 * _COMPARED * held.prunable for held in models) if keeps else 0
+    kept = 0
+    if keeps_scores and memory.scores == "keep":
+        # One formula's of each model; the report compares the masks of two, model by model.
+        sizes = [4 * held.prunable for held in models]
+        kept = sum(sizes) + max(sizes)
     return {
         **_resident(models, memory),
         "statistics": sum(

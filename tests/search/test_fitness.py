@@ -28,6 +28,7 @@ from pruning.criterion import Criterion
 from pruning.masks import GROUPS, Model, Row, Target, lowest_in_model
 from pruning.models import linear_layers, load_model
 from pruning.ranking import lowest_per_row
+from pruning.recipe import LayerScores
 from pruning.store import ResidentStore
 from search.fitness import Evaluator, Task
 from search.population import Candidate
@@ -252,6 +253,20 @@ def test_fitness_of_several_tasks_is_the_mean_of_their_relative_rises_by_weight(
 def test_tokens_of_several_tasks_are_summed(on_two_models):
     outcome = on_two_models.evaluate(candidate(WANDA))
     assert outcome.tokens == 4 * 32 + 3 * 16 + 4 * 32
+
+
+def test_scores_serve_all_tasks_of_a_model(on_two_models, monkeypatch):
+    expected = on_two_models.evaluate(candidate(WANDA)).fitness
+    scored = []
+    score = LayerScores.__getitem__
+    monkeypatch.setattr(
+        LayerScores, "__getitem__", lambda scores, name: scored.append(name) or score(scores, name)
+    )
+    layers = sum(len(resident.master) for resident in on_two_models.residents)
+    assert on_two_models.evaluate(candidate(NEGATIVE)).fitness != expected
+    assert len(scored) == layers  # three tasks, two models
+    assert on_two_models.evaluate(candidate(WANDA)).fitness == expected
+    assert len(scored) == 2 * layers
 
 
 def test_a_group_changes_the_tasks_without_a_pattern_alone(on_two_models):

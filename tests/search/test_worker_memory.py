@@ -89,8 +89,10 @@ def test_several_models_are_held_together_and_work_one_after_the_other():
     two = worker_memory.evaluating([toy(), toy()], frozenset("G"), Memory(), True)
     for name in ("model", "master copy", "statistics"):
         assert two[name] == 2 * one[name]
-    for name in ("scores", "activations", "logits"):
+    for name in ("activations", "logits"):
         assert two[name] == one[name]
+    # The last formula's scores of the other model stay until its own turn.
+    assert two["scores"] == one["scores"] + 4 * TOY_PRUNABLE
 
 
 def test_a_node_on_gpus_holds_statistics_for_ray_the_driver_and_the_collection():
