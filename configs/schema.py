@@ -322,7 +322,8 @@ class Memory(_Section):
         default="device", description="where the dense copy is that weights are restored from"
     )
     scores: Literal["keep", "recompute"] = Field(
-        default="keep", description="keep a candidate's scores (fp32) while they are needed again, or recompute"
+        default="keep",
+        description="keep a candidate's scores (fp32) while they are needed again, or recompute",
     )
 
 
