@@ -185,7 +185,8 @@ def _limits(values: Sequence[float], references: References) -> tuple[float, flo
         rise = min(references.named.values()) - references.dense
         # Keep the fittest candidate off the very edge, however bad it is.
         least_top = low + 1.3 * (min(values) - low)
-        top = min(top, max(references.dense + _OF_INTEREST * rise, least_top))
+        limit = max(references.dense + _OF_INTEREST * rise, least_top)
+        top = max(least_top, *(value for value in known if value <= limit))
     elif len(values) >= 50:
         top = max(values[0], quantiles(values, n=10)[-1])
     margin = 0.05 * (top - low) or 0.01

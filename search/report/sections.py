@@ -143,7 +143,7 @@ def progress(
             for unit, length in (("hours", 3600), ("minutes", 60), ("seconds", 1))
             if seconds[-1] >= 2 * length or length == 1
         )
-        axis = f"{unit}, estimated: busy time of all workers / number of workers"
+        axis = f"{unit} (busy time / workers)"
         places = [value / length for value in seconds]
         drawn.append(fitness_chart("time", records, places, axis, unit, scale, known))
     return drawn

@@ -521,3 +521,8 @@ def test_metric_text_makes_metrics_of_many_sizes():
     generator = random.Random(0)
     sizes = {Metric.parse(metric_text(generator)).size for _ in range(50)}
     assert len(sizes) > 5
+
+
+def test_a_fitness_axis_ends_where_what_it_shows_does():
+    known = References(0.0, {"snip": 1.0, "wanda": 1.4, "magnitude": 9.0})
+    assert fitness_charts._limits([1.5, 1.1], known) == pytest.approx((-0.075, 1.575))
