@@ -1,20 +1,24 @@
-"""Names in a config, checked before anything is imported that takes long."""
+"""Names in a config, checked before the slow imports."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
-from configs.schema import Config
+from configs.schema import Config, GroupName
 from evaluation.sources import HUB_CORPORA, check_name
 from hub_answers import silence
-from pruning.names import EMBEDDED, comes_from_hub
+from pruning.names import EMBEDDED, comes_from_hub, metric_file
 
 
 def check_names(config: Config) -> None:
-    """Check the names of models and texts, without a network and without reading a file.
+    """Check the names of models, texts and seeds, without a network and without reading a file.
 
     Raises:
-        ValueError: If a model is neither a folder nor a hub id, or a corpus neither known nor a
-            file's name.
+        ValueError: If a model is neither a folder nor a hub id, a corpus neither known nor a
+            file's name, or a seed a word that names no metric.
     """
+    for entry in config.search.seeds:
+        _check_seed(entry)
     for task in config.all_tasks:
         is_here(task.model)
         for role, text in task.texts.items():
@@ -25,11 +29,19 @@ def check_names(config: Config) -> None:
                     raise ValueError(f"{role}: {error}") from error
 
 
+def _check_seed(entry: str) -> None:
+    """Check a metric's name; formulas, files and run folders are read after torch is imported."""
+    group, colon, rest = entry.partition(":")
+    name = rest if colon and group in get_args(GroupName) else entry
+    if re.fullmatch(r"[\w-]{2,100}", name, re.ASCII) and not Path(name).exists():
+        metric_file(name)
+
+
 def check_hub(config: Config) -> None:
     """Check that the hub answers if a model or a text has to come from there.
 
     Raises:
-        ValueError: If it does not, or must not be asked; one line, within some seconds.
+        ValueError: If it does not, or must not be asked; one line, within a few seconds.
     """
     # Imported here, since few searches need it.
     from huggingface_hub import constants, try_to_load_from_cache
@@ -54,7 +66,7 @@ def check_hub(config: Config) -> None:
 
 
 def is_here(model: str) -> bool:
-    """Tell whether a model is on this machine, or else has a name as the hub gives them.
+    """Tell whether a model is on this machine; if not, its name must be a hub id.
 
     Raises:
         ValueError: If it is neither.
