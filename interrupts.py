@@ -25,7 +25,7 @@ class Resumable(RuntimeError):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """While open, let a signal raise KeyboardInterrupt, and later end a process that goes on.
+    """While open, let a signal raise KeyboardInterrupt; a second or a slow stop ends the process.
 
     Does nothing outside the main thread, since only that can handle signals.
     """
