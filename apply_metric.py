@@ -1,6 +1,6 @@
-"""Apply a metric to a model: a request is checked, planned, carried out, and what it made verified.
+"""Apply a metric to a model: check a request, plan it, carry it out, and verify the result.
 
-Everything that can be wrong is looked at before the weights are read: the metric, the target, the
+Everything that can be wrong is checked before the weights are read: the metric, the target, the
 texts, the folder, the model's architecture, memory and disk.
 """
 
@@ -49,22 +49,22 @@ from pruning.store import all_layers
 from pruning.walk import Texts
 
 ONE_KIND = (
-    "statistics of one kind of text: what it does not need may be lost. Calibrated on "
-    "encyclopaedia alone, a model of perplexity 5.2 on documentation came to 8.7 by wanda and 20.1 "
-    "by snip; half of each kind made it 7.6 and 8.1. Give --corpus again for other kinds"
+    "statistics from one kind of text: the model may get worse on all others. Calibrated on "
+    "encyclopaedia text alone, a model went from perplexity 5.2 on documentation to 8.7 with wanda "
+    "and 20.1 with snip; with half of each kind, to 7.6 and 8.1. Repeat --corpus to add kinds"
 )
-"""A warning; measured with a model of 1.5B (docs/APPLY.md)."""
+"""A warning; measured on a model of 1.5B parameters (docs/APPLY.md)."""
 
 SPARSE = 0.05
-"""Fraction of zeros above which a model was pruned before; trained weights are hardly ever zero."""
+"""Fraction of zeros from which a model counts as already pruned; trained weights are rarely 0."""
 
 DATASETS = {name: Dataset(corpus.path, corpus.name) for name, corpus in HUB_CORPORA.items()}
-"""Where the named corpora stand on the hub, for a model card."""
+"""Where the named corpora are on the hub, for a model card."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request whose parts were checked; `calibration` is read only if the metric asks for it."""
+    """A checked request; `calibration` is read only if the metric needs statistics."""
 
     subject: Subject
     chosen: ResolvedMetric
@@ -79,27 +79,27 @@ class Request:
 
     @property
     def texts(self) -> dict[str, tuple[Mixture, ...]]:
-        """The texts that are read, by role: no calibration for a metric of W alone."""
+        """The texts to read, by role; a metric of W alone needs no calibration."""
         texts = {"calibration": (self.calibration,), "evaluation": self.evaluation}
         return texts if self.recipe.leaves else {"evaluation": self.evaluation}
 
     @property
     def warnings(self) -> list[str]:
-        """What makes the perplexity say less than it seems to."""
+        """Reasons to trust the perplexities less."""
         places = {role: [p for t in texts for p in t.places] for role, texts in self.texts.items()}
         overlaps = check_disjoint(places)
-        found = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
-        of_one_kind = self.recipe.leaves and len(self.calibration.parts) == 1
-        return [*found, ONE_KIND] if of_one_kind and self.subject.model != EMBEDDED else found
+        warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
+        one_kind = self.recipe.leaves and len(self.calibration.parts) == 1
+        return [*warnings, ONE_KIND] if one_kind and self.subject.model != EMBEDDED else warnings
 
     @property
     def options(self) -> Options:
-        """The options that mean this request, all of them said."""
+        """The options of this request, with every default filled in."""
         target, (first, *_) = self.recipe.target, self.evaluation
         calibration = self.calibration
-        of_texts: dict[str, Any] = {}
+        calibration_options: dict[str, Any] = {}
         if self.recipe.leaves:
-            of_texts = {
+            calibration_options = {
                 "corpus": tuple(part.corpus for part in calibration.parts),
                 "split": tuple(part.split for part in calibration.parts),
                 "share": tuple(part.share for part in calibration.parts),
@@ -119,7 +119,7 @@ class Request:
             eval_windows=first.windows,
             bos=calibration.bos,
             dtype=self.subject.dtype,
-            **of_texts,
+            **calibration_options,
         )
 
     def __str__(self) -> str:
@@ -139,13 +139,13 @@ def make_request(
     statistics: Path | None,
     resume: bool,
 ) -> Request:
-    """Check a request and plan it; no weight is read.
+    """Check a request and plan it without reading any weight.
 
     Raises:
-        ValueError: If an option breaks its rule, or the parts do not fit each other.
+        ValueError: If an option breaks its rule, or options contradict each other.
         FolderMismatchError: If the result cannot be written to `out`.
     """
-    transformers_logging.disable_progress_bar()  # one progress is enough, ours
+    transformers_logging.disable_progress_bar()  # this program shows its own progress
     chosen = resolve_metric(required("metric", options.metric))
     pattern = options.pattern or "unstructured"
     target = resolve_target(pattern, options.sparsity, options.group, chosen.criterion.group)
@@ -167,7 +167,7 @@ def make_request(
         subject.seqlen,
         options.bos,
     )
-    with step("looking at the model's shapes"):
+    with step("reading the model's shapes"):
         shapes = shapes_of(subject)
     check_layers(shapes, recipe.target)
     load = Load(
@@ -186,23 +186,23 @@ def make_request(
 
 
 def _notes(subject: Subject, options: Options, calibrated: bool) -> Iterator[str]:
-    """Yield what a user may not expect."""
+    """Yield notes on choices that a user may not expect."""
     if subject.model == EMBEDDED:
         return
     if options.dtype in (None, "auto") and subject.dtype != subject.own_dtype:
         yield (
-            f"passes in {subject.dtype}, since this CPU has no fast arithmetic for "
+            f"computing in {subject.dtype}, since this CPU has no fast arithmetic for "
             f"{subject.own_dtype}; the result keeps the model's dtype"
         )
     if calibrated and options.corpus is None:
         yield (
-            f"calibrating on the {EMBEDDED} text, since the network is never reached "
-            "unasked; --corpus c4 or a file of your own suits this model better"
+            f"calibrating on the {EMBEDDED} text, since nothing is downloaded unasked; "
+            "--corpus c4 or a file of your own suits this model better"
         )
 
 
 def validate(request: Request) -> dict[str, Any]:
-    """Cut the windows that need no hub, and say the plan and what was not checked."""
+    """Cut the windows of local texts, and print the plan and what was not checked."""
     _say("note", request.notes)
     unchecked = []
     for texts in request.texts.values():
@@ -228,17 +228,17 @@ def validate(request: Request) -> dict[str, Any]:
 
 
 def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) -> dict[str, Any]:
-    """Measure, prune, measure again and save, in the walks that the recipe takes.
+    """Measure, prune, measure again and save, in as few walks as the recipe allows.
 
     Args:
-        expected: sha256 of the files that it should make, by name, if that is known.
+        expected: sha256 of the files that the result should have, by name, if known.
 
     Returns:
         What `--json` prints.
 
     Raises:
         FolderMismatchError: If a folder belongs to another request or cannot be written.
-        ValueError: If a text, a metric's scores or the memory does not suffice.
+        ValueError: If a text is too short, scores make no mask, or memory runs out.
     """
     subject = request.subject
     _say("note", request.notes)
@@ -254,7 +254,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     )
     checkpoint = open_checkpoint(subject.model, papers["revision"])
     warnings = [*request.warnings, *_sparse(request, checkpoint)]
-    _say("warning", warnings)  # not only at the end, which may be hours away
+    _say("warning", warnings)  # now as well as at the end, which may be hours away
     identity = {
         **{key: papers[key] for key in papers if key not in ("model", "tree", "metric_source")},
         "model": checkpoint.fingerprint(),
@@ -266,13 +266,13 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         held=request.plan.held,
     )
     inspector = Inspector(subject.config, all_layers(store), request.recipe.target)
-    store.on_shard = inspector.look  # while it is in the system's cache
+    store.on_shard = inspector.look  # while the shard is in the system's cache
     for line in (f"pruning: {request}", *request.plan.lines()):
         print(line, file=sys.stderr)
     raise_on_signals()
     statistics = request.statistics if request.recipe.leaves else None
     with (
-        _memory_in_one_line(),
+        _out_of_memory_in_one_line(),
         shown_progress() as progress,
         opened_statistics(statistics, identity, store) as kept,
         opened(request.out, identity, resume) as work,
@@ -291,23 +291,23 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         report = work.publish()
     _print_outcome(request.out, report)
     return {
-        **_told(request.out, report),
+        **_summary(request.out, report),
         **{key: value for key, value in report.items() if key != "layers"},
         "group": request.recipe.target.group_name,
-        **_compared(request.out, expected),
+        **_comparison(request.out, expected),
     }
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Check a pruned model's folder against its papers; return what `--json` prints."""
+    """Check a pruned model's folder against its report; return what `--json` prints."""
     with shown_progress() as progress:
         report = verify_result(folder, progress)
     print(f"{folder}: {_counts(report)}; counts and checksums are as reported")
-    return _told(folder, report)
+    return _summary(folder, report)
 
 
 @contextmanager
-def _memory_in_one_line() -> Iterator[None]:
+def _out_of_memory_in_one_line() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -322,7 +322,7 @@ def _say(kind: str, lines: Sequence[str]) -> None:
 
 
 def _sparse(request: Request, checkpoint: Checkpoint) -> list[str]:
-    """Return a warning where a model was pruned before."""
+    """Return a warning if the model was pruned before."""
     zeros = sampled_zeros(checkpoint, request.subject.config, request.layers)
     if zeros < SPARSE:
         return []
@@ -333,7 +333,7 @@ def _sparse(request: Request, checkpoint: Checkpoint) -> list[str]:
 
 
 def _windows(subject: Subject, texts: Sequence[Mixture]) -> Windows:
-    """Cut texts into windows of tokens that the model knows."""
+    """Cut texts into windows, whose tokens must be in the model's vocabulary."""
     return cut_all(texts, subject.tokenizer, subject.config.get_text_config().vocab_size)
 
 
@@ -345,9 +345,9 @@ def _prune(
     statistics: Spool | None,
     progress: Progress,
 ) -> None:
-    """Walk the blocks; each text's losses are put aside as soon as they are known."""
+    """Walk the blocks, and save each text's losses as soon as they are known."""
     tokens = windows["evaluation"].tokens
-    known = work.losses()
+    known_losses = work.losses()
 
     def measure(
         name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
@@ -358,7 +358,7 @@ def _prune(
 
     texts = Texts(
         windows["calibration"].tokens if "calibration" in windows else tokens[:0],
-        {name: tokens for name in ("dense", "pruned") if name not in known},
+        {name: tokens for name in ("dense", "pruned") if name not in known_losses},
         measure,
     )
     if statistics is None and request.plan.statistics_on_disk:
@@ -392,25 +392,25 @@ def _counts(report: Mapping[str, Any]) -> str:
     return f"{len(layers)} layers, {zeros / size:.2%} zeros, {report['pattern']}"
 
 
-def _shown(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
 def _print_outcome(out: Path, report: Mapping[str, Any]) -> None:
-    place = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
-    place = place.format(**report["perplexity_of"])
+    source = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
+    source = source.format(**report["perplexity_of"])
     _say("warning", report["warnings"])
     for name in ("dense", "pruned"):
-        print(f"{name + ' perplexity':17} {_shown(report[f'{name}_perplexity'])} ({place})")
+        print(f"{name + ' perplexity':17} {_number(report[f'{name}_perplexity'])} ({source})")
     for text in report["by_text"] if len(report["by_text"]) > 1 else []:
-        both = ", ".join(f"{name} {_shown(text[name])}" for name in ("dense", "pruned"))
+        both = ", ".join(f"{name} {_number(text[name])}" for name in ("dense", "pruned"))
         print(f"  of {text['corpus']}, split {text['split']}: {both}")
     print(f"saved: {out} ({_counts(report)})")
     print(f"verify: prunevolve-prune --verify {shlex.quote(str(out))}")
 
 
-def _told(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the paths and counts of a pruned model."""
+def _summary(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pruned model's paths and counts."""
     layers = report["layers"]
     return {
         "out": str(folder),
@@ -423,20 +423,20 @@ def _told(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compared(folder: Path, expected: Mapping[str, str] | None) -> dict[str, Any]:
-    """Say whether a result has the files that a recipe's had; return that for `--json`."""
+def _comparison(folder: Path, expected: Mapping[str, str] | None) -> dict[str, Any]:
+    """Print whether a result has the files that its recipe names; return that for `--json`."""
     if expected is None:
         return {}
     _, sums = read_recipe(folder / RECIPE)
-    other = sorted(name for name in {*sums, *expected} if sums.get(name) != expected.get(name))
-    if other:
+    differing = sorted(name for name in {*sums, *expected} if sums.get(name) != expected.get(name))
+    if differing:
         _say(
             "warning",
             [
-                f"{len(other)} of {len(sums)} files are not the recipe's, {other[0]} first: the "
-                "model, the texts, the options or the versions differ"
+                f"{len(differing)} of {len(sums)} files differ from the recipe's, {differing[0]} "
+                "first: the model, the texts, the options or the versions are not the same"
             ],
         )
     else:
-        print("repeated: all files are the recipe's, byte for byte")
-    return {"repeated": not other}
+        print("repeated: all files match the recipe's, byte for byte")
+    return {"repeated": not differing}

@@ -1,6 +1,7 @@
-"""Whether the Hugging Face hub answers, asked once and briefly.
+"""Check briefly whether the Hugging Face hub answers.
 
-Its libraries would retry for half a minute. All packages ask by this module, which imports none.
+The hub's own libraries would retry for half a minute. Every package uses this module, which
+imports none of them.
 """
 
 import socket
@@ -16,9 +17,9 @@ SECONDS = 3.0
 
 
 def silence() -> str | None:
-    """Knock at the hub, or at the proxy to it; return why there is no answer, None if there is.
+    """Connect to the hub, or the proxy to it; return why it does not answer, or None if it does.
 
-    Nothing is asked where HF_HUB_OFFLINE is set: the cache is read then.
+    If HF_HUB_OFFLINE is set, no connection is made, since the cache is read instead.
     """
     if constants.HF_HUB_OFFLINE:
         return None
@@ -26,29 +27,29 @@ def silence() -> str | None:
     proxy = None
     if not urllib.request.proxy_bypass(hub.hostname or ""):
         proxy = urllib.request.getproxies().get(hub.scheme)
-    door = urlsplit(proxy or constants.ENDPOINT)
-    port = door.port or (443 if door.scheme == "https" else 80)
+    server = urlsplit(proxy or constants.ENDPOINT)
+    port = server.port or (443 if server.scheme == "https" else 80)
     try:
-        _knock(door.hostname or "", port)
+        _connect(server.hostname or "", port)
     except OSError as error:
-        return f"{door.hostname}:{port}: {error}; HF_HUB_OFFLINE=1 reads its cache"
+        return f"{server.hostname}:{port}: {error}; HF_HUB_OFFLINE=1 reads its cache"
     return None
 
 
-def _knock(host: str, port: int) -> None:
-    """Open a connection and close it; raises OSError if there is none within `SECONDS`."""
-    answered: Future[None] = Future()
+def _connect(host: str, port: int) -> None:
+    """Open a connection and close it; raises OSError if that takes longer than `SECONDS`."""
+    connected: Future[None] = Future()
 
-    def knock() -> None:
+    def connect() -> None:
         try:
             socket.create_connection((host, port), timeout=SECONDS).close()
-            answered.set_result(None)
+            connected.set_result(None)
         except OSError as error:
-            answered.set_exception(error)
+            connected.set_exception(error)
 
-    # In a thread that nobody waits for at the end: no timeout holds for the search of a name.
-    Thread(target=knock, daemon=True).start()
+    # In a daemon thread, because no timeout limits the lookup of a host name.
+    Thread(target=connect, daemon=True).start()
     try:
-        answered.result(SECONDS)
+        connected.result(SECONDS)
     except TimeoutError as error:
         raise OSError("timed out") from error

@@ -1,8 +1,6 @@
-"""Prune a model with a metric, or check a model that was pruned so.
+"""Prune a model with a metric, or verify a pruned model.
 
-Exit codes: 0 done, 2 a mistake in the request, 3 interrupted and resumable, 4 the folder does not
-fit the request. What the words of a request tell is checked first; torch and transformers, which
-take seconds, are imported after that.
+Options are checked before torch and transformers are imported, which takes seconds.
 """
 
 import sys
@@ -10,7 +8,7 @@ import sys
 import command_line
 
 if __name__ == "__main__":
-    command_line.leave_on_signals()  # before what takes long to import
+    command_line.leave_on_signals()  # before the slow imports
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +35,7 @@ LOADING = "loading torch and transformers"
 
 
 def _one_of(*values: str) -> Callable[[], list[str]]:
-    """Return what a shell completes an option's value from."""
+    """Return a completion function that offers these values."""
     return lambda: list(values)
 
 
@@ -65,7 +63,7 @@ def prune_model(
     group: Annotated[
         str | None,
         Option(
-            help="row, layer, model; default the metric's.",
+            help="row, layer or model; default the metric's.",
             autocompletion=_one_of("row", "layer", "model"),
         ),
     ] = None,
@@ -79,70 +77,76 @@ def prune_model(
     corpus: Annotated[
         list[str] | None,
         Option(
-            help="Calibration text; again for other kinds of text.",
+            help="Calibration text; repeat for other kinds of text.",
             autocompletion=_one_of(EMBEDDED, *HUB_CORPORA),
         ),
     ] = None,
     split: Annotated[
-        list[str] | None, Option(help="Its split, with or without a slice; one a corpus.")
+        list[str] | None, Option(help="Its split, with or without a slice; one per corpus.")
     ] = None,
     share: Annotated[
-        list[float] | None, Option(help="Its share of the windows; one a corpus.")
+        list[float] | None, Option(help="Its share of the windows; one per corpus.")
     ] = None,
     samples: Annotated[int | None, Option(help="Calibration windows; default 128.")] = None,
     seqlen: Annotated[
-        int | None, Option(help="Tokens per window; default 512, for embedded 256.")
+        int | None, Option(help="Tokens per window; default 512, or 256 for embedded.")
     ] = None,
-    seed: Annotated[int | None, Option(help="Draws the calibration windows; default 0.")] = None,
+    seed: Annotated[
+        int | None, Option(help="Seed for drawing calibration windows; default 0.")
+    ] = None,
     eval_corpus: Annotated[
         list[str] | None,
         Option(
-            help="Text that perplexity is measured on; again for others.",
+            help="Text to measure perplexity on; repeat for others.",
             autocompletion=_one_of(EMBEDDED, *HUB_CORPORA),
         ),
     ] = None,
-    eval_split: Annotated[list[str] | None, Option(help="Its split; one a corpus.")] = None,
-    eval_windows: Annotated[int | None, Option(help="Of each; default: 32, or all.")] = None,
+    eval_split: Annotated[list[str] | None, Option(help="Its split; one per corpus.")] = None,
+    eval_windows: Annotated[
+        int | None, Option(help="Windows of each text; default 32, or all.")
+    ] = None,
     bos: Annotated[
-        bool | None, Option("--bos/--no-bos", help="Windows begin with bos; default the model's.")
+        bool | None,
+        Option("--bos/--no-bos", help="Start windows with bos; default as the tokenizer does."),
     ] = None,
     dtype: Annotated[
         str | None,
         Option(
-            help="Of the passes: float32, bfloat16, float16; default auto, the model's.",
+            help="Dtype to compute in: float32, bfloat16, float16; default auto, the model's.",
             autocompletion=_one_of("auto", "float32", "bfloat16", "float16"),
         ),
     ] = None,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1; default cuda or cpu.")] = None,
-    max_memory: Annotated[str | None, Option(help="Such as 6GiB; default what is free.")] = None,
+    max_memory: Annotated[
+        str | None, Option(help="Memory limit, such as 6GiB; default all that is free.")
+    ] = None,
     statistics: Annotated[
-        Path | None, Option(help="Folder to keep statistics in and reuse; or a .pth file of G.")
+        Path | None, Option(help="Folder to keep and reuse statistics in; or a .pth file of G.")
     ] = None,
     recipe: Annotated[
         Path | None,
-        Option(help="A pruning_recipe.json: prune so again; other options go over its."),
+        Option(help="A pruning_recipe.json to repeat; other options override its own."),
     ] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with an unfinished folder.")] = False,
-    validate: Annotated[bool, Option("--validate", help="Check and plan; write nothing.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue an unfinished folder.")] = False,
+    validate: Annotated[
+        bool, Option("--validate", help="Check the request and print the plan; write nothing.")
+    ] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
     as_json: Annotated[bool, command_line.json_option()] = False,
     version: Annotated[bool, command_line.version_option()] = False,
 ) -> dict[str, Any]:
-    """Prune a model with a metric and save it, or --verify a folder that was saved so.
-
-    Exit codes: 0 done; 2 usage; 3 interrupted, resumable; 4 the folder does not fit this request.
-    """
-    given = Options(
+    """Prune a model with a metric and save it, or --verify a saved one."""
+    options = Options(
         *(model, metric, sparsity, pattern, group, propagation),
         *(_all(corpus), _all(split), _all(share), samples, seqlen, seed),
         *(_all(eval_corpus), _all(eval_split), eval_windows, bos, dtype),
     )
 
     if verify:
-        alone = given == Options() and not (out or recipe)
-        return _ended(lambda: _verify(verify, alone), out)
+        alone = options == Options() and not (out or recipe)
+        return _run(lambda: _verify(verify, alone), out)
     settings = (device, max_memory, statistics, resume)
-    return _ended(lambda: _prune(given, out, recipe, settings, validate), out)
+    return _run(lambda: _prune(options, out, recipe, settings, validate), out)
 
 
 def _verify(folder: Path, alone: bool) -> dict[str, Any]:
@@ -154,19 +158,19 @@ def _verify(folder: Path, alone: bool) -> dict[str, Any]:
 
 
 def _prune(
-    given: Options,
+    options: Options,
     out: Path | None,
     recipe: Path | None,
     settings: tuple[str | None, str | None, Path | None, bool],
     validate: bool,
 ) -> dict[str, Any]:
-    """Carry a request out, or plan it alone.
+    """Carry out a request, or only plan it.
 
     Args:
-        settings: What decides nothing of the result: device, max_memory, statistics and resume.
+        settings: Options that do not affect the result: device, max_memory, statistics and resume.
     """
-    repeated, sums = read_recipe(recipe) if recipe else (Options(), None)
-    options = given.over(repeated)
+    recipe_options, sums = read_recipe(recipe) if recipe else (Options(), None)
+    options = options.over(recipe_options)
     options.check()
     for corpus in (*(options.corpus or ()), *(options.eval_corpus or ())):
         check_name(corpus)
@@ -183,25 +187,34 @@ def _all(values: list[Any] | None) -> tuple[Any, ...] | None:
     return tuple(values) if values else None
 
 
-def _ended(run: Callable[[], Mapping[str, Any]], out: Path | None) -> dict[str, Any]:
-    """Run to the end; return what came of it, a mistake and an interrupt said in one line."""
+def _run(work: Callable[[], Mapping[str, Any]], out: Path | None) -> dict[str, Any]:
+    """Do the work and return its outcome; report a mistake or an interrupt in one line."""
     try:
-        return command_line.outcome(command_line.DONE, **run())
+        return command_line.outcome(command_line.DONE, **work())
     except ValueError as error:
         return command_line.failed(getattr(error, "exit_code", command_line.USAGE), error)
     except KeyboardInterrupt:
-        begun = out is not None and out.is_dir() and any(out.iterdir())
-        what = f"{str(out)!r} is not finished; " if out else ""
-        line = f"interrupted: {what}run the same command again{' with --resume' * begun}"
+        started = out is not None and out.is_dir() and any(out.iterdir())
+        state = f"{str(out)!r} is not finished; " if out else ""
+        line = f"interrupted: {state}run the same command again{' with --resume' * started}"
         print(line, file=sys.stderr)
         return command_line.outcome(command_line.INTERRUPTED, error=line)
 
 
-app = command_line.make_app(prune_model, EXAMPLES)
+app = command_line.make_app(
+    prune_model,
+    EXAMPLES,
+    {
+        command_line.DONE: "done",
+        command_line.USAGE: "usage",
+        command_line.INTERRUPTED: "interrupted, resumable",
+        command_line.WRONG_FOLDER: "the folder does not fit this request",
+    },
+)
 
 
 def main() -> None:
-    """Console entry: runs the command, and says a mistake in its options in one line too."""
+    """Console entry: runs the command, and reports a mistake in its options in one line."""
     keep_freed_memory()
     command_line.run_to_end(app)
 

@@ -1,11 +1,11 @@
-"""Search for a pruning metric: launch, resume, validate, rebuild a report."""
+"""Search for a pruning metric: launch, resume or validate a run, or rebuild its report."""
 
 import sys
 
 import command_line
 
 if __name__ == "__main__":
-    command_line.leave_on_signals()  # before what takes long to import
+    command_line.leave_on_signals()  # before the slow imports
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,54 +34,50 @@ def command(
     config: Annotated[
         Path | None,
         Option(
-            help=f"YAML experiment, or {', '.join(shipped())}; none: the embedded default.",
+            help=f"YAML file, or {', '.join(shipped())}; default embedded.",
             autocompletion=shipped,
         ),
     ] = None,
     out: Annotated[
-        Path | None, Option(help="Empty folder of the run; none: a new one in runs/.")
+        Path | None, Option(help="Empty folder for the run; default a new one in runs/.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        Option("--set", metavar="KEY=VALUE", help="Over the config; repeatable: search.seed=1."),
+        Option("--set", metavar="KEY=VALUE", help="Override a config key; can be repeated."),
     ] = None,
     resume: Annotated[
         Path | None, Option(help="Continue the run in this folder, or extend a finished one.")
     ] = None,
     validate: Annotated[
-        bool, Option("--validate", help="Check all that needs no work, and print the plan.")
+        bool, Option("--validate", help="Check the config and print the plan; run nothing.")
     ] = False,
     print_config: Annotated[
-        bool, Option("--print-config", help="Print the resolved config and end.")
+        bool, Option("--print-config", help="Print the resolved config and exit.")
     ] = False,
     report: Annotated[
-        Path | None, Option(help="Rebuild report.html of the run in this folder, even amid it.")
+        Path | None, Option(help="Rebuild report.html of the run in this folder, finished or not.")
     ] = None,
     status: Annotated[
-        Path | None, Option(help="Print where the run in this folder stands.")
+        Path | None, Option(help="Print the progress of the run in this folder.")
     ] = None,
     as_json: Annotated[bool, command_line.json_option()] = False,
     version: Annotated[bool, command_line.version_option()] = False,
 ) -> dict[str, Any]:
-    """Evolve a symbolic pruning metric.
-
-    Exit codes: 0 done; 2 usage or config; 3 interrupted, resumable; 4 the folder does not fit this
-    request; 5 no evaluation succeeded.
-    """
-    console, words = Console(highlight=False, markup=False), overrides or []
+    """Evolve a symbolic pruning metric."""
+    console, overrides = Console(highlight=False, markup=False), overrides or []
     try:
         if print_config:
-            return _print_config(config, words, out or resume or report or status).to_dict()
+            return _print_config(config, overrides, out or resume or report or status).to_dict()
         _check_usage(config, out, resume, validate, report or status, bool(overrides))
         if status:
             ending = _show_status(status, console)
         elif report:
             ending = _rebuild_report(report, console)
         elif resume:
-            ending = _resume(resume, words, console)
+            ending = _resume(resume, overrides, console)
         else:
-            # What takes long is imported later: a mistake in a config is answered at once.
-            resolved = schema.load(config, words)
+            # A mistake in a config is reported before the slow imports.
+            resolved = schema.load(config, overrides)
             check_names(resolved)
             folder = out or _new_folder(config)
             ending = (
@@ -101,26 +97,26 @@ def _check_usage(
     out: Path | None,
     resume: Path | None,
     validate: bool,
-    look: Path | None,
+    inspected: Path | None,
     overrides: bool,
 ) -> None:
-    if resume and (config or out or validate or look):
+    if resume and (config or out or validate or inspected):
         raise ValueError(
             "--resume takes its config and folder from the run: only --set goes with it"
         )
-    if look and (config or out or validate or overrides):
+    if inspected and (config or out or validate or overrides):
         raise ValueError("--report and --status take no other option")
 
 
 def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> Ending:
     if folder:
-        raise ValueError("--print-config goes with --config and --set alone")
+        raise ValueError("--print-config goes only with --config and --set")
     print(schema.to_yaml(schema.load(config, overrides)), end="")
     return Ending(command_line.DONE, "shown")
 
 
 def _launch(config: Config, out: Path, console: Console) -> Ending:
-    check_hub(config)  # before what takes long to import
+    check_hub(config)  # before the slow imports
     from search import launch
 
     _silence_transformers()
@@ -165,7 +161,7 @@ def _show_status(path: Path, console: Console) -> Ending:
 def _silence_transformers() -> None:
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one progress is enough, ours
+    logging.disable_progress_bar()  # the search shows its own progress
 
 
 def _new_folder(config: Path | None) -> Path:
@@ -173,11 +169,21 @@ def _new_folder(config: Path | None) -> Path:
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-app = command_line.make_app(command, EXAMPLES)
+app = command_line.make_app(
+    command,
+    EXAMPLES,
+    {
+        command_line.DONE: "done",
+        command_line.USAGE: "usage or config",
+        command_line.INTERRUPTED: "interrupted, resumable",
+        command_line.WRONG_FOLDER: "the folder does not fit this request",
+        command_line.NOTHING_EVALUATED: "no evaluation succeeded",
+    },
+)
 
 
 def main() -> None:
-    """Console entry: runs the command; a reader of its output that goes away ends nothing."""
+    """Console entry: runs the command, and keeps running if its output is closed."""
     sys.stdout = interrupts.Unbreakable(sys.stdout)
     sys.stderr = interrupts.Unbreakable(sys.stderr)
     command_line.run_to_end(app)

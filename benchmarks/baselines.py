@@ -1,9 +1,9 @@
-"""Perplexity of the named metrics on a model, under a small and a larger protocol.
+"""Perplexity of the named metrics on a model, under a small and a large protocol.
 
-The small one: fp32; X and G from 16 random windows of 512 tokens of the WikiText-2 validation
-text; the first 6 windows of 1,024 tokens of the test text; half of each row. The larger one:
-bf16; 128 random windows of 512 tokens of the validation text's first half; 7 windows of 1,024
-tokens of the test text, 40,960 tokens apart. All from dense statistics (one-shot).
+Small: fp32; X and G from 16 random windows of 512 tokens of the WikiText-2 validation text; the
+first 6 windows of 1,024 tokens of the test text; half of each row is removed. Large: bf16; 128
+random windows of 512 tokens of the first half of the validation text; 7 windows of 1,024 tokens of
+the test text, 40,960 tokens apart. Both use statistics of the dense model (one-shot).
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ from search.resident import Memory, Resident, Subject
 TEST_WINDOW = 1024
 
 LARGE_STARTS = [i * 40960 for i in range(7)]
-"""First tokens of the larger protocol's test windows."""
+"""First tokens of the large protocol's test windows."""
 
 
 def main(
     model: Annotated[str, typer.Option(help="A LLaMA-architecture folder or hub id.")],
     protocol: Annotated[str, typer.Option(help="small, large or both.")] = "both",
-    seed: Annotated[int, typer.Option(help="Of the random calibration windows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random calibration windows.")] = 0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table for each protocol."""
@@ -48,13 +48,13 @@ def main(
 def _small(model: str, seed: int) -> dict[str, object]:
     windows = wikitext2_windows(model, "validation", (16, 512, seed), [i * 1024 for i in range(6)])
     resident = calibrated(model, "float32", windows, frozenset({"X", "G"}))
-    found = {"dense": perplexity(resident.dense)}
+    perplexities = {"dense": perplexity(resident.dense)}
     for name, baseline in BASELINES.items():
         metric = baseline.criterion.metric
-        found[f"{name} row"] = pruned_perplexity(resident, metric, Target(0.5, Row()))
-    rows = [[name, f"{value:.1f}"] for name, value in found.items()]
+        perplexities[f"{name} row"] = pruned_perplexity(resident, metric, Target(0.5, Row()))
+    rows = [[name, f"{value:.1f}"] for name, value in perplexities.items()]
     show(f"small protocol, {model}, float32, 50%", ["metric and group", "perplexity"], rows)
-    return {**conditions("float32"), "perplexity": found}
+    return {**conditions("float32"), "perplexity": perplexities}
 
 
 def _large(model: str, seed: int) -> dict[str, object]:
@@ -62,21 +62,24 @@ def _large(model: str, seed: int) -> dict[str, object]:
     resident = calibrated(model, "bfloat16", windows, frozenset({"X", "G"}))
     cases = [(name, baseline.criterion) for name, baseline in BASELINES.items()]
     cases.append(("snip", Criterion(BASELINES["snip"].criterion.metric, "row")))
-    found: dict[str, dict[str, float]] = {}
+    perplexities: dict[str, dict[str, float]] = {}
     for name, criterion in cases:
         targets = [Target(sparsity, group_of(criterion.group)) for sparsity in (0.5, 0.6, 0.7)]
-        found[f"{name} {criterion.group}"] = {
+        perplexities[f"{name} {criterion.group}"] = {
             f"{target.sparsity:.0%}": pruned_perplexity(resident, criterion.metric, target)
             for target in targets
         }
     dense = perplexity(resident.dense)
-    rows = [[name, *(f"{value:.1f}" for value in by.values())] for name, by in found.items()]
+    rows = [
+        [name, *(f"{value:.1f}" for value in by_sparsity.values())]
+        for name, by_sparsity in perplexities.items()
+    ]
     show(
-        f"larger protocol, {model}, bfloat16, dense {dense:.2f}",
+        f"large protocol, {model}, bfloat16, dense {dense:.2f}",
         ["metric and group", "50%", "60%", "70%"],
         rows,
     )
-    return {**conditions("bfloat16"), "dense": dense, "perplexity": found}
+    return {**conditions("bfloat16"), "dense": dense, "perplexity": perplexities}
 
 
 def wikitext2_windows(
@@ -85,28 +88,28 @@ def wikitext2_windows(
     """Return windows of WikiText-2 by role.
 
     Args:
-        calibration: Number, length and seed of random windows of the validation text.
-        test_starts: First tokens of the windows of the test text, the `fitness` ones.
+        calibration: Number, length and seed of the random windows of the validation text.
+        test_starts: First tokens of the `fitness` windows, in the test text.
     """
     validation, test = wikitext2_corpora()
     tokenizer = load_tokenizer(model)
     windows = token_windows(tokenizer, validation, calibration_split, *calibration)
     ids = torch.tensor(tokenizer(load_text(test, "test"), verbose=False)["input_ids"])
-    tested = torch.stack([ids[start : start + TEST_WINDOW] for start in test_starts])
-    return {"calibration": windows.tokens, "fitness": tested}
+    test_windows = torch.stack([ids[start : start + TEST_WINDOW] for start in test_starts])
+    return {"calibration": windows.tokens, "fitness": test_windows}
 
 
 def calibrated(
     model: str, dtype: str, windows: Mapping[str, Tensor], leaves: frozenset[str]
 ) -> Resident:
-    """Return a resident model with its statistics, of which the `fitness` windows are measured."""
+    """Return a resident model with statistics of the `calibration` windows."""
     resident = Resident(Subject(model, dtype), windows, "cpu", "nll", Memory())
     resident.use_statistics(resident.collect_statistics(leaves))
     return resident
 
 
 def pruned_perplexity(resident: Resident, metric: Metric, target: Target) -> float:
-    """Prune as asked, and return the perplexity of the `fitness` windows; it stays pruned."""
+    """Prune the model, leave it pruned, and return its perplexity on the `fitness` windows."""
     resident.prune(metric, target)
     return perplexity(resident.measure(0, None))
 

@@ -1,7 +1,7 @@
-"""`run_search.py` on Ray that notes its evaluations: counted_search.py FILE ARGUMENTS.
+"""`run_search.py` on Ray with a log of its evaluations: counted_search.py FILE ARGUMENTS.
 
-The file gets a line for each evaluation that a worker is given, and for each whose outcome arrives:
-`given INDEX` or `done INDEX`. It is appended to, so that it outlives the process.
+It appends a line to the file for each evaluation given to a worker, `given INDEX`, and for each
+outcome that arrives, `done INDEX`.
 """
 
 import sys
@@ -16,13 +16,13 @@ from search.population import Candidate
 CALLS = Path(sys.argv.pop(1))
 
 
-def _note(what: str, index: int) -> None:
+def _log(event: str, index: int) -> None:
     with CALLS.open("a", encoding="ascii") as file:
-        file.write(f"{what} {index}\n")
+        file.write(f"{event} {index}\n")
 
 
 class CountedCrew(on_ray.RayCrew):
-    """Ray's crew, with a line for what it does."""
+    """A Ray crew that logs its evaluations."""
 
     def give(self, worker: int, call: Call) -> None:
         """Send a call to a worker."""
@@ -31,16 +31,16 @@ class CountedCrew(on_ray.RayCrew):
             (candidate,) = call.arguments
             assert isinstance(candidate, Candidate)
             self._given[worker] = candidate.index
-            _note("given", candidate.index)
+            _log("given", candidate.index)
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return what came back."""
+        """Return the replies and faults."""
         events = super().events(seconds)
         for event in events:
             index = self._given.pop(event.worker, None)
             arrived = isinstance(event, Reply) and not isinstance(event.result, Fault)
             if index is not None and arrived:
-                _note("done", index)
+                _log("done", index)
         return events
 
     @property
@@ -50,6 +50,6 @@ class CountedCrew(on_ray.RayCrew):
 
 
 if __name__ == "__main__":
-    # Where `search.launch` finds it when a pool is opened.
+    # `search.launch` looks the class up here when it opens a pool.
     on_ray.RayCrew = CountedCrew  # type: ignore[misc]
     run_search.main()

@@ -1,9 +1,9 @@
-"""What the driver costs over a long search: milliseconds a candidate, memory, the time to resume.
+"""The driver's cost over a long search: milliseconds per candidate, memory, and time to resume.
 
-A search of the embedded model with the extended primitives, whose candidates are bred, simplified,
-fingerprinted, committed and written to a real run folder as always, but not measured: an outcome
-is made of the candidate's text. The cost of a candidate must not grow with the candidates before
-it. Then the folder is resumed by `run_search.py`, until a new candidate is in its journal.
+A search on the embedded model with the extended primitives breeds, simplifies, fingerprints and
+commits its candidates and writes a real run folder as always, but measures nothing: it derives each
+outcome from the candidate's text. The cost of a candidate must not grow with the number of earlier
+ones. Then `run_search.py` resumes the folder until a new candidate is in its journal.
 """
 
 import signal
@@ -33,7 +33,7 @@ BAR_SECONDS = 20.0
 
 @dataclass
 class Meter:
-    """Reads clocks and memory as a search passes multiples of a step.
+    """Reads clocks and memory after every `step` candidates of a search.
 
     Attributes:
         readings: Candidates bred, CPU seconds, wall seconds, resident bytes.
@@ -43,9 +43,9 @@ class Meter:
     readings: list[tuple[int, float, float, int]] = field(default_factory=list)
 
     def __call__(self, candidate: Candidate) -> float:
-        """Return an evaluation's seconds: none."""
-        passed = not self.readings or candidate.index - self.readings[-1][0] >= self.step
-        if passed:
+        """Return an evaluation's seconds, which are none."""
+        due = not self.readings or candidate.index - self.readings[-1][0] >= self.step
+        if due:
             self.read(candidate.index - candidate.index % self.step)
         return 0.0
 
@@ -55,7 +55,7 @@ class Meter:
         self.readings.append((bred, time.process_time(), time.perf_counter(), memory))
 
     def rows(self) -> list[dict[str, float]]:
-        """Return, for each step, CPU and wall milliseconds a candidate, and MiB at its end."""
+        """Return, for each step, CPU and wall milliseconds per candidate, and MiB at its end."""
         return [
             {
                 "candidates": end[0],
@@ -68,10 +68,12 @@ class Meter:
 
 
 def main(
-    candidates: Annotated[int, typer.Option(help="Candidates that are bred.")] = 20_000,
+    candidates: Annotated[int, typer.Option(help="Candidates to breed.")] = 20_000,
     step: Annotated[int, typer.Option(help="Candidates between two readings.")] = 1000,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to keep; none: a new one.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to keep; default a temporary one.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
@@ -112,18 +114,18 @@ def _search(experiment: Experiment, path: Path, candidates: int, step: int) -> M
 def _seconds_to_resume(path: Path, candidates: int) -> tuple[float, float]:
     """Return wall and CPU seconds from a command's start to the first new line in the journal."""
     journal = path / "journal.jsonl"
-    before = journal.stat().st_size
+    old_size = journal.stat().st_size
     command = [sys.executable, str(ROOT / "run_search.py"), "--resume", str(path)]
     command += [f"--set=search.candidates={candidates + 1000}", "--set=ray.workers=0"]
     began = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         try:
-            while journal.stat().st_size == before:
+            while journal.stat().st_size == old_size:
                 if process.poll() is not None or time.monotonic() - began > RESUME_LIMIT:
-                    raise SystemExit(f"the resumed run got nowhere, exit {process.poll()}")
+                    raise SystemExit(f"the resumed run added nothing, exit {process.poll()}")
                 time.sleep(0.02)
-            spent = psutil.Process(process.pid).cpu_times()
-            return time.monotonic() - began, spent.user + spent.system
+            cpu = psutil.Process(process.pid).cpu_times()
+            return time.monotonic() - began, cpu.user + cpu.system
         finally:
             process.send_signal(signal.SIGKILL)
 
@@ -132,7 +134,7 @@ def _print(experiment: Experiment, figures: dict[str, Any], candidates: int) -> 
     show(
         f"the driver over {candidates} candidates, {experiment.config.model}, "
         f"lag {experiment.config.search.lag}",
-        ["candidates", "CPU ms a candidate", "wall ms", "MiB"],
+        ["candidates", "CPU ms per candidate", "wall ms", "MiB"],
         [
             [
                 str(row["candidates"]),
@@ -143,13 +145,13 @@ def _print(experiment: Experiment, figures: dict[str, Any], candidates: int) -> 
         ],
     )
     show(
-        "the whole",
+        "the whole run",
         ["", "figure", "bar"],
         [
-            ["CPU a candidate, last step over first", f"{figures['growth_cpu']:.2f}", "flat"],
-            ["memory, last step less first, MiB", f"{figures['growth_mib']:.0f}", "flat"],
+            ["CPU per candidate, last step over first", f"{figures['growth_cpu']:.2f}", "flat"],
+            ["memory, last step minus first, MiB", f"{figures['growth_mib']:.0f}", "flat"],
             ["seconds to resume", f"{figures['resume_seconds']:.1f}", f"{BAR_SECONDS:.0f}"],
-            ["of these CPU", f"{figures['resume_cpu_seconds']:.1f}", ""],
+            ["CPU seconds to resume", f"{figures['resume_cpu_seconds']:.1f}", ""],
             ["journal, MiB", f"{figures['journal_mib']:.1f}", ""],
         ],
     )

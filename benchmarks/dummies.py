@@ -1,8 +1,8 @@
-"""Workers that measure nothing: an outcome is made of the candidate's text, after a given time.
+"""Workers that measure nothing: they derive outcomes from the candidate's text after some time.
 
-All else is real: the models, the statistics, the probe, the pool and the search that is driven.
-Those in this process live by a clock that counts the CPU seconds of the driver and skips the
-others, so that their figures do not depend on what else a machine does, and waiting costs nothing.
+Everything else is real: the models, the statistics, the probe, the pool and the search. Workers in
+this process use a clock that counts the driver's CPU seconds and skips waiting, so that figures do
+not depend on other load on the machine, and waiting costs nothing.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from search.population import Candidate, Outcome
 from search.prepare import prepare
 
 LOWEST, SPREAD = 3.0, 2.0
-"""Of the made-up fitness, nats per token: what the embedded model's candidates come to."""
+"""Range of the made-up fitness in nats per token, as on the embedded model."""
 
 
 def outcome_of(candidate: Candidate) -> Outcome:
@@ -45,11 +45,11 @@ def outcome_of(candidate: Candidate) -> Outcome:
 
 
 class TimeIsUp(Exception):
-    """A search has gone on for as long as it was to be measured."""
+    """A search has run for the time to be measured."""
 
 
 WARM = 0.2
-"""Share of a measurement's time, at least, that does not count."""
+"""Least share of a measurement's time that counts as warm-up."""
 
 
 @dataclass
@@ -57,11 +57,11 @@ class Log:
     """What a crew did, by some clock.
 
     Attributes:
-        workers: How many there are.
+        workers: Number of workers.
         limit: Seconds after which a search ends.
-        spans: Of each worker's evaluations in order, when each began and when it ended.
-        doing: When an evaluation began whose end is not known yet.
-        began: When the first was given; the CPU seconds of this process by then.
+        spans: Start and end of each worker's evaluations, in order.
+        doing: Start of each worker's current evaluation, if its end is not known yet.
+        began: Start of the first evaluation, and this process's CPU seconds at that time.
         stopped: When the time was up.
     """
 
@@ -75,7 +75,7 @@ class Log:
     stopped: float = math.inf
 
     def check(self, now: float) -> None:
-        """Note the time of the first call; raises TimeIsUp when the limit has passed."""
+        """Record the time of the first call; raises TimeIsUp when the limit has passed."""
         self.began = self.began or (now, time.process_time())
         if now - self.began[0] > self.limit:
             self.stopped = now
@@ -84,43 +84,43 @@ class Log:
             raise TimeIsUp
 
     def add(self, worker: int, began: float, ended: float) -> None:
-        """Note an evaluation."""
+        """Record an evaluation."""
         self.doing.pop(worker, None)
         self.spans[worker].append((began, ended))
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU seconds of this process since the first evaluation was given, on any clock."""
+        """CPU seconds of this process since the first evaluation began, whatever the clock."""
         assert self.began
         return time.process_time() - self.began[1]
 
     @property
     def evaluations(self) -> int:
-        """How many were given."""
+        """Number of evaluations."""
         return sum(map(len, self.spans.values()))
 
     @property
     def busy_fraction(self) -> float:
-        """The busy share of all workers' time, once warm."""
-        begin = self._warm
+        """Busy share of all workers' time after the warm-up."""
+        warm = self._warm
         busy = sum(
-            max(0.0, min(ended, self.stopped) - max(began, begin))
+            max(0.0, min(ended, self.stopped) - max(began, warm))
             for spans in self.spans.values()
             for began, ended in spans
         )
-        return busy / (self.workers * (self.stopped - begin))
+        return busy / (self.workers * (self.stopped - warm))
 
     @property
     def _warm(self) -> float:
-        """When every worker had had work; early, if one never had: it counts as idle then."""
+        """End of the warm-up: all workers have had work; one that never had any counts as idle."""
         assert self.began
-        begin = self.began[0] + WARM * self.limit
-        firsts = [spans[0][0] for spans in self.spans.values()]
-        return max(begin, *firsts) if len(firsts) == self.workers else begin
+        warm = self.began[0] + WARM * self.limit
+        starts = [spans[0][0] for spans in self.spans.values()]
+        return max(warm, *starts) if len(starts) == self.workers else warm
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds from a worker's end to its next start, ascending."""
+        """Seconds between a worker's consecutive evaluations, ascending."""
         return sorted(
             after[0] - before[1]
             for spans in self.spans.values()
@@ -129,12 +129,12 @@ class Log:
 
 
 class DummyCrew:
-    """A `Crew` in this process whose workers are busy at the same time, by the driver's clock.
+    """A `Crew` in this process whose workers run in parallel by the driver's clock.
 
     Args:
-        evaluator: Does all calls but `evaluate`, for all workers.
-        workers: How many there are.
-        seconds: How long each candidate's evaluation takes.
+        evaluator: Handles every call except `evaluate`, for all workers.
+        workers: Number of workers.
+        seconds: Returns how long a candidate's evaluation takes.
         limit: Seconds after which a search ends.
     """
 
@@ -153,22 +153,22 @@ class DummyCrew:
         self._skipped = 0.0
 
     def room(self) -> int:
-        """Return how many workers were not hired yet."""
+        """Return how many more workers can be hired."""
         return self._workers - self._hired
 
     def hire(self) -> int:
-        """Start a worker, at once."""
+        """Start a worker, which is ready at once."""
         self._hired += 1
         self._ready.append(Started(self._hired, self._evaluator.digests, self._evaluator.seconds))
         return self._hired
 
     def watch(self, progress: Progress) -> None:
-        """Nobody watches a benchmark."""
+        """Ignore the progress, which a benchmark does not show."""
 
     def give(self, worker: int, call: Call) -> None:
-        """Begin an evaluation, or do another call at once."""
+        """Begin an evaluation, or carry out any other call at once."""
         if call.method == "use_statistics" and worker > 1:
-            self._ready.append(Reply(worker, None, {}))  # they have one evaluator together
+            self._ready.append(Reply(worker, None, {}))  # all workers share one evaluator
             return
         if call.method != "evaluate":
             self._ready.append(
@@ -184,11 +184,11 @@ class DummyCrew:
         self.log.add(worker, now, due)
 
     def dismiss(self, worker: int) -> None:
-        """No worker of these has a reason to go."""
+        """Fail, since these workers have no faults."""
         raise AssertionError(f"worker {worker} was dismissed")
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return what happened, waiting at most so long for the first of it."""
+        """Return the events, after waiting at most `seconds` for the first."""
         events, self._ready = self._ready, []
         now = self.clock()
         if not events:
@@ -205,10 +205,10 @@ class DummyCrew:
         return tensors
 
     def wish(self, workers: int) -> None:
-        """There is nothing to grow."""
+        """Ignore the wish, since the crew cannot grow."""
 
     def clock(self) -> float:
-        """Return CPU seconds of this process, and those that were skipped."""
+        """Return the CPU seconds of this process plus the skipped waiting."""
         return time.process_time() + self._skipped
 
 
@@ -219,10 +219,10 @@ def search_with(
     workers: int,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run a search in a run folder as `run_search.py` does, to the end of its loop or its time."""
+    """Run a search in a run folder as `run_search.py` does, until it ends or time is up."""
     console = Console(quiet=True)
-    where = experiment.config.ray
-    limits = where.wait_seconds, where.start_seconds
+    settings = experiment.config.ray
+    limits = settings.wait_seconds, settings.start_seconds
     pool = WorkerPool(crew, experiment.setup, workers, *limits, clock)
     marks = prepare(folder, experiment, pool, console)
     with suppress(TimeIsUp):
@@ -231,7 +231,7 @@ def search_with(
 
 @contextmanager
 def run_folder(path: Path, experiment: Experiment) -> Iterator[RunFolder]:
-    """Make a run folder as `run_search.py` does; unlocked at the end."""
+    """Make a run folder as `run_search.py` does, and unlock it at the end."""
     folder = RunFolder.create(path)
     try:
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))

@@ -1,9 +1,9 @@
-"""Are early decisions right? Candidates of a real run, all evaluated to the end.
+"""Are early decisions right? Evaluate the candidates of a real run in full.
 
-A run decides most candidates early: one whose mask on the probe is known is a duplicate, one that
-is far behind after a few windows is stopped. Here the same candidates are pruned and measured in
-full. Of each pair with one fingerprint the full masks are compared; of each stopped candidate it
-is asked whether its full fitness would have entered the run's final top ten.
+A run decides most candidates early: one with a known mask on the probe is a duplicate, and one that
+is far behind after a few windows is stopped. This benchmark prunes and measures the same candidates
+in full. It compares the full masks of each pair with the same fingerprint, and counts the stopped
+candidates whose full fitness would have entered the run's final top ten.
 """
 
 import random
@@ -26,9 +26,11 @@ TOP = 10
 
 def main(
     run: Annotated[Path, typer.Option(help="Run folder of a search.")],
-    candidates: Annotated[int, typer.Option(help="Evaluated in full.")] = 80,
-    pairs: Annotated[int, typer.Option(help="Pairs of one fingerprint, at most.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    candidates: Annotated[int, typer.Option(help="Candidates to evaluate in full.")] = 80,
+    pairs: Annotated[
+        int, typer.Option(help="Most pairs with the same fingerprint to compare.")
+    ] = 60,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
@@ -44,11 +46,11 @@ def main(
     full = _evaluate(evaluator, sample)
     stopped = [record for record in sample if record.outcome.kind == "stopped"]
     wrong = [record for record in stopped if full[record] < best[-1]]
-    whole = [r for r in sample if r.outcome.kind == "evaluated" and not r.outcome.reason]
+    measured = [r for r in sample if r.outcome.kind == "evaluated" and not r.outcome.reason]
     estimated = [r for r in sample if r.outcome.kind == "evaluated" and r.outcome.reason]
-    again, off = (
-        [abs(full[r] - r.fitness) for r in part if r.fitness is not None]
-        for part in (whole, estimated)
+    differences, estimate_errors = (
+        [abs(full[r] - r.fitness) for r in records if r.fitness is not None]
+        for records in (measured, estimated)
     )
     figures: dict[str, float | None] = {
         "run_candidates": len(real.records),
@@ -60,8 +62,8 @@ def main(
         "wrongly_stopped": len(wrong),
         "nearest_stopped": min((full[r] - best[-1] for r in stopped), default=None),
         "not_measured_to_the_end": len(estimated),
-        "largest_error_of_an_estimate": max(off, default=None),
-        "largest_difference_to_the_run": max(again, default=None),
+        "largest_error_of_an_estimate": max(estimate_errors, default=None),
+        "largest_difference_to_the_run": max(differences, default=None),
     }
     rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
     rows.insert(-4, ["  by tokens seen", _by_tokens(stopped, wrong)])
@@ -70,7 +72,7 @@ def main(
 
 
 def _twins(records: list[Record]) -> list[tuple[Record, Record]]:
-    """Return the pairs that the run took for one mask by their fingerprint alone."""
+    """Return the pairs whose masks the run took for equal by their fingerprints."""
     return [
         (record, records[int(record.outcome.reason.split()[-1])])
         for record in records
@@ -80,31 +82,31 @@ def _twins(records: list[Record]) -> list[tuple[Record, Record]]:
 
 @torch.inference_mode()
 def _compare(evaluator: Evaluator, pairs: list[tuple[Record, Record]]) -> list[float]:
-    """Return for each pair the fraction of all weights that one removes and the other keeps."""
+    """Return for each pair the fraction of all weights that only one of the two removes."""
     fractions = []
-    for one, other in track(pairs, "comparing full masks", transient=True):
+    for records in track(pairs, "comparing full masks", transient=True):
         differing = total = 0
         for task in evaluator.setup.tasks:
             resident = evaluator.residents[task.subject]
-            criteria = (one.criterion, other.criterion)
-            both = [resident.masks(c.metric, task.target(c.group)) for c in criteria]
+            criteria = [record.criterion for record in records]
+            masks = [resident.masks(c.metric, task.target(c.group)) for c in criteria]
             try:
-                for (_, a), (_, b) in zip(*both, strict=True):
+                for (_, a), (_, b) in zip(*masks, strict=True):
                     differing += int((a ^ b).sum())
                     total += a.numel()
             except DegenerateScores:
-                # One is degenerate on a layer outside the probe: it would not have been a rival.
+                # One is degenerate on a layer outside the probe, so it is no competitor.
                 differing, total = differing + 1, total + 1
         fractions.append(differing / total)
     return fractions
 
 
 def _evaluate(evaluator: Evaluator, sample: list[Record]) -> dict[Record, float]:
-    found = {}
+    fitness = {}
     for record in track(sample, "evaluating in full", transient=True):
         outcome = evaluator.evaluate(Candidate(record.index, record.criterion))
-        found[record] = float("inf") if outcome.fitness is None else outcome.fitness
-    return found
+        fitness[record] = float("inf") if outcome.fitness is None else outcome.fitness
+    return fitness
 
 
 def _by_tokens(stopped: list[Record], wrong: list[Record]) -> str:

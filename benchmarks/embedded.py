@@ -1,8 +1,8 @@
-"""The named metrics on the embedded model, and how much they move with the calibration windows.
+"""The named metrics on the embedded model, and their spread over calibration windows.
 
 Each metric prunes the model at one sparsity with statistics from several random sets of
-calibration windows; perplexity is over the report part. A difference between two metrics means
-something if it is larger than their spread over those sets.
+calibration windows; perplexity is measured on the report part. A difference between two metrics is
+meaningful if it is larger than their spread over those sets.
 """
 
 import statistics
@@ -36,13 +36,13 @@ def main(
     subject = Subject(EMBEDDED, "float32")
     resident = Resident(subject, {"fitness": report, **windows}, "cpu", "nll", Memory())
     dense = perplexity(resident.dense)
-    found: dict[str, list[float]] = {name: [] for name in BASELINES}
+    perplexities: dict[str, list[float]] = {name: [] for name in BASELINES}
     for role in windows:
         resident.use_statistics(resident.collect_statistics(frozenset({"X", "G"}), role))
         for name, baseline in BASELINES.items():
             metric, group = baseline.criterion.metric, baseline.criterion.group
             target = Target(sparsity, group_of(group))
-            found[name].append(pruned_perplexity(resident, metric, target))
+            perplexities[name].append(pruned_perplexity(resident, metric, target))
     rows = [
         [
             name,
@@ -51,7 +51,7 @@ def main(
             f"{statistics.stdev(values):.2f}" if seeds > 1 else "",
             f"{statistics.mean(values) / dense:.2f}",
         ]
-        for name, values in sorted(found.items(), key=lambda item: statistics.mean(item[1]))
+        for name, values in sorted(perplexities.items(), key=lambda item: statistics.mean(item[1]))
     ]
     show(
         f"embedded model, report part ({report.numel()} tokens), {sparsity:.0%}, float32, "
@@ -59,7 +59,7 @@ def main(
         ["metric", "group", "perplexity", "spread (std)", "times dense"],
         rows,
     )
-    figures = {"dense": dense, "sparsity": sparsity, "perplexity": found}
+    figures = {"dense": dense, "sparsity": sparsity, "perplexity": perplexities}
     write_json(json, {**conditions("float32"), **figures})
 
 

@@ -1,6 +1,6 @@
-"""Faults for a search on a Ray cluster of this machine: who is killed, stopped, removed, added.
+"""Faults for a search on a local Ray cluster: kill, stop, remove or add workers, nodes, the driver.
 
-All that is ever signalled descends from the processes that were started here.
+Signals are sent only to processes started here and their descendants.
 """
 
 import os
@@ -21,20 +21,20 @@ import psutil
 from search.pool.keeper import LOOPBACK
 
 HEAD_CPUS, NODE_CPUS, MOST_NODES = 2, 1, 2
-"""Cores that the head and each further node declare, and how many of these there are."""
+"""Cores that the head and each further node declare, and the most further nodes."""
 
 ROUND = {"worker killed": 3, "worker stopped": 1, "node": 2, "driver killed": 1}
-"""How often each fault is made in a round; each of them once before any is made twice, so that a
-short search meets them all."""
+"""Number of faults of each kind in a round. Each kind occurs once before any occurs again, so that
+even a short search meets them all."""
 
 
 @contextmanager
 def cluster(folder: Path, root: Path) -> Iterator["Nodes"]:
-    """Start a cluster of three nodes on the loopback interface; nothing of it stays.
+    """Start a cluster of three nodes on the loopback interface, and end all of it on exit.
 
     Args:
-        folder: Of Ray's session; its path must be short.
-        root: Where the workers find the project.
+        folder: Folder of Ray's session; its path must be short.
+        root: Folder in which workers find the project.
     """
     folder.mkdir()
     os.environ |= {
@@ -56,10 +56,10 @@ def cluster(folder: Path, root: Path) -> Iterator["Nodes"]:
 
 
 class Nodes:
-    """The nodes of a cluster, with the processes on them."""
+    """The nodes of a cluster, and the processes on them."""
 
     def __init__(self) -> None:
-        # After `cluster` has set what Ray reads when it is imported.
+        # Imported after `cluster` has set the environment, which Ray reads at import.
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": HEAD_CPUS, "include_dashboard": False}
@@ -68,16 +68,16 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Where the head listens."""
+        """Address on which the head listens."""
         return str(self._cluster.address)
 
     @property
     def further(self) -> list[Any]:
-        """The nodes beside the head."""
+        """The nodes other than the head."""
         return sorted(self._cluster.worker_nodes, key=lambda node: node.node_manager_port)
 
     def workers(self) -> list[psutil.Process]:
-        """Return the processes of workers that are not stopped, by their number."""
+        """Return the processes of workers that are not stopped, ordered by process id."""
         return [p for p in self._workers() if p.status() != psutil.STATUS_STOPPED]
 
     def add(self) -> None:
@@ -91,14 +91,14 @@ class Nodes:
         _kill(processes)
 
     def left(self, seconds: float) -> int:
-        """Return how many workers are still there after some time; fewer as soon as none is."""
+        """Return how many workers remain after `seconds`, or 0 as soon as none does."""
         limit = time.monotonic() + seconds
         while (workers := self._workers()) and time.monotonic() < limit:
             time.sleep(0.5)
         return len(workers)
 
     def close(self) -> None:
-        """Kill everything that ran here."""
+        """Kill every process of the cluster."""
         self._look()
         self._cluster.shutdown()
         _kill(list(self._seen))
@@ -129,20 +129,20 @@ class Nodes:
 
 def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
-        # psutil compares the time of birth: a number that was given again is left alone.
+        # psutil compares creation times, so a process with a reused id is left alone.
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 @dataclass
 class Driver:
-    """A search as a process of its own, which is begun, and begun again where it was.
+    """A search in its own process, which can be started, killed and resumed.
 
     Attributes:
-        begin: The command of a new run.
-        resume: The command that goes on with it.
+        begin: The command that starts a new run.
+        resume: The command that resumes it.
         out: The run folder.
-        log: Where it writes what it says.
+        log: File for its output.
     """
 
     begin: list[str]
@@ -153,7 +153,7 @@ class Driver:
     lines: int = 0
 
     def start(self) -> None:
-        """Start the process."""
+        """Start the process, with a new run or resuming the old one."""
         command = self.resume if (self.out / "config.yaml").exists() else self.begin
         self.lines = self.committed
         with self.log.open("ab") as log:
@@ -163,12 +163,12 @@ class Driver:
 
     @property
     def committed(self) -> int:
-        """How many lines the journal has."""
+        """Number of lines in the journal."""
         path = self.out / "journal.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def code(self) -> int | None:
-        """Return the process's exit code, None while it runs."""
+        """Return the process's exit code, or None while it runs."""
         assert self.process
         return self.process.poll()
 
@@ -181,10 +181,10 @@ class Driver:
 
 @dataclass
 class Killer:
-    """Chooses faults by a seed, and makes them.
+    """Chooses faults with a seeded generator, and makes them.
 
     Attributes:
-        faults: How many of each kind were made.
+        faults: Number of faults made, by kind.
     """
 
     nodes: Nodes
@@ -194,7 +194,7 @@ class Killer:
     _round: list[str] = field(default_factory=list)
 
     def strike(self) -> None:
-        """Make one fault: the next that can be made now."""
+        """Make the next fault that is possible now."""
         if not self._round:
             again = [kind for kind, times in ROUND.items() for _ in range(times - 1)]
             self._round = self._shuffled([*ROUND]) + self._shuffled(again)
@@ -210,7 +210,7 @@ class Killer:
 
     def _can(self, kind: str, workers: list[psutil.Process]) -> bool:
         if kind == "driver killed":
-            # Else it would never get on.
+            # Otherwise the search might never make progress.
             return self.driver.committed > self.driver.lines
         return kind == "node" or bool(workers)
 

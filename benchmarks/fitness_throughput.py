@@ -1,13 +1,13 @@
-"""What one candidate costs, and how many are decided in an hour, against two other ways.
+"""The cost of a candidate, and candidates decided per hour, against two other ways.
 
 On the candidates of a real run, in this process, with one worker's threads:
 
 - the parts of an evaluation: score, select and apply a mask, forward with loss;
-- the forward pass's FLOP/s against the fastest matrix product of this machine in that dtype;
+- the forward pass's FLOP/s against this machine's fastest matrix product in the same dtype;
 - the driver's own work: breed, simplify, fingerprint, commit, journal;
-- candidates decided in an hour by the road that the search takes, against the plain way (reload
-  the model in fp32, collect X and G anew, prune by sorting rows, measure all fitness tokens), and
-  against the same resident worker without fingerprints and stages.
+- candidates decided per hour by the search, against the plain way (reload the model in fp32,
+  collect X and G again, prune by sorting rows, measure all fitness tokens), and against the same
+  resident worker without fingerprints and stages.
 """
 
 import random
@@ -45,17 +45,19 @@ PRUNED: dict[str, Group] = {
     "snip": Model(),
     "gblm": NOfM(2, 4),
 }
-"""What is pruned by which metric, to see what a group costs."""
+"""A metric and a group to time for each kind of group."""
 
 PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
 
 def main(
     run: Annotated[Path, typer.Option(help="Run folder of a search.")],
-    candidates: Annotated[int, typer.Option(help="Consecutive candidates that are timed.")] = 150,
-    first: Annotated[int | None, typer.Option(help="The first; none: mid-run.")] = None,
+    candidates: Annotated[int, typer.Option(help="Consecutive candidates to time.")] = 150,
+    first: Annotated[
+        int | None, typer.Option(help="First of them; default the middle of the run.")
+    ] = None,
     calibration: Annotated[
-        int | None, typer.Option(help="Windows that the plain way collects on; none: the run's.")
+        int | None, typer.Option(help="Calibration windows of the plain way; default the run's.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
@@ -97,19 +99,19 @@ def main(
 
 @dataclass(frozen=True)
 class Figures:
-    """What the tables show.
+    """The figures of the tables.
 
     Attributes:
-        seconds: Of the parts of an evaluation, by name.
-        fitness_tokens: Of all tasks.
+        seconds: Seconds of an evaluation's parts, by name.
+        fitness_tokens: Fitness tokens of all tasks.
         threads: torch threads.
-        gemm_gflops: Of the fastest matrix product, in the model's dtype.
-        forward_gflops: Of forward pass and loss.
-        gemm_fraction: The latter over the former.
+        gemm_gflops: GFLOP/s of the fastest matrix product in the model's dtype.
+        forward_gflops: GFLOP/s of forward pass and loss.
+        gemm_fraction: `forward_gflops` over `gemm_gflops`.
         driver_ms_per_candidate: Milliseconds of the driver's own work.
-        candidates_an_hour: By way: `plain`, `resident`, `ours`.
-        ratio_plain: How many times as many ours decides as the plain way.
-        ratio_resident: The same beside the resident way.
+        candidates_an_hour: Candidates decided per hour, by way: `plain`, `resident`, `ours`.
+        ratio_plain: `ours` over `plain`.
+        ratio_resident: `ours` over `resident`.
     """
 
     seconds: Mapping[str, float]
@@ -133,8 +135,8 @@ def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
     )
     window = figures.seconds[WINDOW]
     show(
-        "pruning beside the window that decides most candidates",
-        ["group", "of that window", "bar"],
+        "pruning, as a fraction of the window that decides most candidates",
+        ["group", "fraction of window", "bar"],
         [
             [name.removeprefix(PRUNE), f"{value / window:.2f}", "0.50"]
             for name, value in figures.seconds.items()
@@ -148,13 +150,13 @@ def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
             ["fastest matrix product, GFLOP/s", f"{figures.gemm_gflops:.0f}", ""],
             ["forward with loss, GFLOP/s", f"{figures.forward_gflops:.0f}", ""],
             ["fraction", f"{figures.gemm_fraction:.2f}", "0.75"],
-            ["driver, ms a candidate", f"{figures.driver_ms_per_candidate:.1f}", "5"],
+            ["driver, ms per candidate", f"{figures.driver_ms_per_candidate:.1f}", "5"],
         ],
     )
     show(
-        f"candidates decided in an hour, {figures.fitness_tokens} fitness tokens, "
+        f"candidates decided per hour, {figures.fitness_tokens} fitness tokens, "
         f"{len(chosen)} candidates from {chosen[0].index} on",
-        ["way", "an hour", "ours is", "bar"],
+        ["way", "per hour", "ours is", "bar"],
         [
             ["plain", f"{pace['plain']:.1f}", f"{figures.ratio_plain:.0f} times", "150"],
             ["resident", f"{pace['resident']:.0f}", f"{figures.ratio_resident:.1f} times", "6"],
@@ -165,21 +167,21 @@ def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
 
 @torch.inference_mode()
 def _parts(evaluator: Evaluator) -> dict[str, float]:
-    """Return the seconds of each part, for a row metric and for one over the model."""
+    """Return the seconds of each part, for a row metric and for a model-wide one."""
     resident = evaluator.residents[0]
-    found = {}
+    seconds = {}
     for name in ("wanda", "snip"):
         criterion = BASELINES[name].criterion
         target = evaluator.setup.tasks[0].target(criterion.group)
-        lazy = LayerScores(criterion.metric, resident.master, resident.statistics.of)
-        found[f"score {criterion.text}"] = _best(partial(dict, lazy))
-        scores = dict(lazy)
-        found[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
-    found["apply (restore)"] = _best(resident.restore)
+        lazy_scores = LayerScores(criterion.metric, resident.master, resident.statistics.of)
+        seconds[f"score {criterion.text}"] = _best(partial(dict, lazy_scores))
+        scores = dict(lazy_scores)
+        seconds[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
+    seconds["apply (restore)"] = _best(resident.restore)
     for name, group in PRUNED.items():
-        found[f"{PRUNE}{group.name}"] = _best(partial(_prune, evaluator, name, group))
-    found[WINDOW] = _best(lambda: resident.measure(0, 1))
-    return found
+        seconds[f"{PRUNE}{group.name}"] = _best(partial(_prune, evaluator, name, group))
+    seconds[WINDOW] = _best(lambda: resident.measure(0, 1))
+    return seconds
 
 
 def _select_all(scores: Mapping[str, torch.Tensor], target: Target) -> None:
@@ -200,7 +202,7 @@ def _gemm_flops(dtype: torch.dtype) -> float:
 
 
 def _forward_flops(evaluator: Evaluator) -> float:
-    """Return the FLOP/s of forward pass and loss; FLOPs are torch's count of matrix products."""
+    """Return the FLOP/s of forward pass and loss, by torch's count of matrix products."""
     resident = evaluator.residents[0]
     window = resident.windows["fitness"][:1]
     with FlopCounterMode(display=False) as counter:
@@ -209,7 +211,7 @@ def _forward_flops(evaluator: Evaluator) -> float:
 
 
 def _driver_seconds(real: RealRun) -> float:
-    """Breed the run again with its own outcomes, and write its journal to a temporary folder."""
+    """Replay the run with its own outcomes, and write its journal to a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         copy = RunFolder.create(Path(folder) / "run")
         began = time.perf_counter()
@@ -224,7 +226,7 @@ def _driver_seconds(real: RealRun) -> float:
 
 
 def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: Sequence[Record]) -> float:
-    """Return a worker's seconds a candidate: those decided by the driver cost it none."""
+    """Return a worker's seconds per candidate; those decided by the driver cost it none."""
     candidates = real.candidates()
     evaluator.evaluate(candidates[chosen[0].index])  # warms up
     began = time.perf_counter()
@@ -235,11 +237,11 @@ def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: Sequence[Recor
 
 
 def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
-    """Return a resident worker's seconds a candidate when it knows texts alone and never stops."""
+    """Return a resident worker's seconds per candidate without fingerprints and early stops."""
     setup = evaluator.setup
     evaluator.setup = replace(setup, stages=(), hopeless=float("inf"))
     novel = [r for r in chosen if not r.outcome.reason.startswith("same text")]
-    # Every candidate costs the same here, but for the metric's own price: a sample is enough.
+    # A sample is enough, since candidates differ only in the cost of their metric.
     sample = random.Random(0).sample(novel, min(len(novel), 30))
     began = time.perf_counter()
     for record in track(sample, "resident, all in full", transient=True):
@@ -250,20 +252,20 @@ def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
 
 
 def _seconds_plain(real: RealRun, calibration: int | None) -> float:
-    """Return the seconds of one candidate, Wanda, by the plain way."""
+    """Return the seconds that the plain way takes for one candidate, Wanda."""
     subjects = range(len(real.experiment.subjects))
     return sum(_seconds_plain_on(real, subject, calibration) for subject in subjects)
 
 
 def _seconds_plain_on(real: RealRun, subject: int, calibration: int | None) -> float:
-    """Load one model and collect its statistics, then prune and measure for each of its tasks."""
+    """Return the seconds to load a model, collect its statistics, and do each of its tasks."""
     texts = real.experiment.windows[subject]
     windows = texts["calibration"].tokens[:calibration]
     began = time.perf_counter()
     store = ResidentStore(load_model(real.experiment.subjects[subject].model, "float32"))
-    collecting = time.perf_counter()
+    collect_began = time.perf_counter()
     statistics = collect(store, windows, frozenset({"X", "G"}))
-    collected = time.perf_counter()
+    collect_seconds = time.perf_counter() - collect_began
     for task in (task for task in real.experiment.tasks if task.subject == subject):
         with torch.no_grad():
             for name, layer in linear_layers(store.model).items():
@@ -273,19 +275,19 @@ def _seconds_plain_on(real: RealRun, subject: int, calibration: int | None) -> f
                 layer.weight.scatter_(1, lowest[:, : int(scores.shape[1] * task.sparsity)], 0)
         window_losses(store, texts["fitness"].tokens)
     seconds = time.perf_counter() - began
-    left_out = len(texts["calibration"].tokens) / len(windows) - 1
-    return seconds + left_out * (collected - collecting)
+    skipped = len(texts["calibration"].tokens) / len(windows) - 1
+    return seconds + skipped * collect_seconds
 
 
 def _best(work: Callable[[], object], repeats: int = 5) -> float:
-    """Return the shortest of some timings, after one that is not counted."""
+    """Return the shortest of several timings, after an untimed warm-up."""
     work()
-    found = []
+    timings = []
     for _ in range(repeats):
         began = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        timings.append(time.perf_counter() - began)
+    return min(timings)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 A cell is a model, a kind of text and a target: 50%, 60% and 70% in each metric's own group, and
 2:4. Real models (bf16) are tested on the WikiText-2 test text and on Python's documentation, and
-calibrated on both kinds or, beside it, on WikiText-2 alone; the embedded model (fp32) on its own
-text. A relative rise is the rise of log perplexity over dense, divided by that of the best
-published metric of the cell. What was measured is kept in a folder and not measured again, so a
-table of several models can be made in parts.
+calibrated on both kinds or only on WikiText-2; the embedded model (fp32) uses its own text. A
+relative rise is the rise of log perplexity over dense, divided by that of the best published metric
+in the cell. Measurements are kept in a folder and not repeated, so a table of several models can be
+made in parts.
 """
 
 import json
@@ -41,12 +41,12 @@ GROUPS = ("row", "layer", "model")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a model is calibrated and tested on.
+    """The texts on which a model is calibrated and tested.
 
     Attributes:
-        calibration: In a word: `both`, `one` or `own`.
+        calibration: Kinds of text for the statistics: `both`, `one` or `own`.
         statistics: The windows for the statistics.
-        tests: The texts by kind.
+        tests: The test texts by kind.
     """
 
     model: str
@@ -57,19 +57,21 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As it names a file."""
+        """A name for files."""
         return f"{Path(self.model).name}-{self.calibration}"
 
 
 def main(
     model: Annotated[list[str], typer.Option(help="embedded, a folder or a hub id; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Folder that keeps what was measured.")],
+    out: Annotated[Path, typer.Option(help="Folder that keeps the measurements.")],
     metric: Annotated[
         list[str] | None, typer.Option(help="Name, file, run folder or GROUP:TEXT; repeatable.")
     ] = None,
     calibration: Annotated[str, typer.Option(help="both, one, or both,one")] = "both,one",
     samples: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 64,
-    windows: Annotated[int, typer.Option(help="Test windows of 512 tokens, of each kind.")] = 10,
+    windows: Annotated[
+        int, typer.Option(help="Test windows of 512 tokens of each kind of text.")
+    ] = 10,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Print a table of perplexities for each model and calibration, and one of relative rises."""
@@ -86,13 +88,13 @@ def main(
         perplexities = measured.of(named)
         figures[setting.name] = {"dense": measured.dense, "perplexity": perplexities}
         _print(setting, measured.dense, perplexities, named)
-        group = "one" if setting.calibration == "one" else "both"
-        of_group = rises.setdefault(group, {})
-        cells = relative_rises(measured.dense, perplexities, list(PUBLISHED))
-        for cell, by_metric in cells.items():
-            of_group[f"{Path(setting.model).name} {cell}"] = by_metric
-    for group, of_group in rises.items():
-        _print_rises(group, of_group, named)
+        kinds = "one" if setting.calibration == "one" else "both"
+        cells = rises.setdefault(kinds, {})
+        of_model = relative_rises(measured.dense, perplexities, list(PUBLISHED))
+        for cell, by_metric in of_model.items():
+            cells[f"{Path(setting.model).name} {cell}"] = by_metric
+    for kinds, cells in rises.items():
+        _print_rises(kinds, cells, named)
     texts = {name: asdict_of(criterion) for name, criterion in named.items()}
     write_json(
         json_, {**conditions("bfloat16"), "metrics": texts, **figures, "relative_rises": rises}
@@ -113,21 +115,21 @@ def relative_rises(
 
     Args:
         dense: Perplexity by text.
-        perplexities: By metric and cell, which is a text and a target; infinite where no mask could
+        perplexities: By metric and cell, which is a text and a target; infinite if no mask could
             be made.
         published: Metrics whose best is the unit.
     """
-    found = {}
+    by_cell_and_metric = {}
     for cell in next(iter(perplexities.values())):
         base = math.log(dense[cell.rsplit(" ", 1)[0]])
         rises = {name: math.log(by_cell[cell]) - base for name, by_cell in perplexities.items()}
         unit = min(rises[name] for name in published)
-        found[cell] = {name: rise / unit for name, rise in rises.items()}
-    return found
+        by_cell_and_metric[cell] = {name: rise / unit for name, rise in rises.items()}
+    return by_cell_and_metric
 
 
 class Measured:
-    """One model's perplexities, measured unless a file has them.
+    """One model's perplexities, measured unless they are in a file.
 
     Attributes:
         dense: Perplexity by kind of text.
@@ -137,37 +139,37 @@ class Measured:
         self._setting, self._out = setting, out
         self._path = out / f"{setting.name}.json"
         self._resident: Resident | None = None
-        self._known: dict[str, Any] = {
+        self._saved: dict[str, Any] = {
             "setting": _as_json(setting),
             "dense": {},
             "perplexity": {},
         }
         if self._path.exists():
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            if known["setting"] != self._known["setting"]:
-                raise typer.BadParameter(f"{self._path} is of other texts: name another folder")
-            self._known = known
-        if not self._known["dense"]:
-            self._known["dense"] = {
+            saved = json.loads(self._path.read_text(encoding="utf-8"))
+            if saved["setting"] != self._saved["setting"]:
+                raise typer.BadParameter(f"{self._path} has other texts: name another folder")
+            self._saved = saved
+        if not self._saved["dense"]:
+            self._saved["dense"] = {
                 kind: perplexity_of(self._loaded.losses(kind)) for kind in setting.tests
             }
-            self._keep()
-        self.dense: dict[str, float] = self._known["dense"]
+            self._save()
+        self.dense: dict[str, float] = self._saved["dense"]
 
     def of(self, named: Mapping[str, Criterion]) -> dict[str, dict[str, float]]:
         """Return the perplexities of metrics by cell."""
-        found: dict[str, dict[str, float]] = self._known["perplexity"]
-        missing = [c for c in named.values() if str(c) not in found]
+        saved: dict[str, dict[str, float]] = self._saved["perplexity"]
+        missing = [c for c in named.values() if str(c) not in saved]
         for criterion in track(missing, f"measuring on {self._setting.name}", transient=True):
-            found[str(criterion)] = self._measure(criterion)
-            self._keep()
-        return {name: found[str(criterion)] for name, criterion in named.items()}
+            saved[str(criterion)] = self._measure(criterion)
+            self._save()
+        return {name: saved[str(criterion)] for name, criterion in named.items()}
 
     def _measure(self, criterion: Criterion) -> dict[str, float]:
         group = group_of(criterion.group)
         targets = {f"{sparsity:.0%}": Target(sparsity, group) for sparsity in SPARSITIES}
         targets["2:4"] = Target(0.5, NOfM(2, 4))
-        found: dict[str, float] = {}
+        perplexities: dict[str, float] = {}
         for name, target in targets.items():
             try:
                 self._loaded.prune(criterion.metric, target)
@@ -176,9 +178,9 @@ class Measured:
                 }
             except DegenerateScores:
                 values = dict.fromkeys(self._setting.tests, math.inf)
-            found |= {f"{kind} {name}": value for kind, value in values.items()}
+            perplexities |= {f"{kind} {name}": value for kind, value in values.items()}
         self._loaded.restore()
-        return found
+        return perplexities
 
     @property
     def _loaded(self) -> Resident:
@@ -186,9 +188,9 @@ class Measured:
             self._resident = _resident(self._setting, self._out)
         return self._resident
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(self._saved, indent=1), encoding="utf-8")
         temporary.replace(self._path)
 
 
@@ -203,12 +205,12 @@ def _resident(setting: Setting, out: Path) -> Resident:
     resident = Resident(
         Subject(setting.model, setting.dtype), windows, "cpu", "nll", Memory(scores="keep")
     )
-    kept = out / f"{setting.name}.safetensors"
-    if not kept.exists():
+    path = out / f"{setting.name}.safetensors"
+    if not path.exists():
         began = time.monotonic()
-        save_file(resident.collect_statistics(LEAVES), kept)
+        save_file(resident.collect_statistics(LEAVES), path)
         print(f"statistics of {setting.name}: {time.monotonic() - began:.0f} s")
-    resident.use_statistics(load_file(kept))
+    resident.use_statistics(load_file(path))
     return resident
 
 
@@ -218,9 +220,9 @@ def _settings(
     validation, test = wikitext2_corpora()
     for model in models:
         if model == EMBEDDED:
-            own = Mixture((Part(EMBEDDED, "calibration"),), 32, 256, 0)
+            statistics = Mixture((Part(EMBEDDED, "calibration"),), 32, 256, 0)
             report = {"own": Mixture((Part(EMBEDDED, "report"),), None, 256, None)}
-            yield Setting(model, "float32", "own", own, report)
+            yield Setting(model, "float32", "own", statistics, report)
             continue
         parts = (Part(validation, "validation[:50%]"), Part(EMBEDDED, "training"))
         tests = {
@@ -233,7 +235,7 @@ def _settings(
 
 
 def _as_json(setting: Setting) -> object:
-    # As a file gives it back: tuples become lists.
+    # The round trip turns tuples into lists, as reading a file does.
     return json.loads(json.dumps(asdict(setting)))
 
 
@@ -262,13 +264,13 @@ def _print_rises(
     for name, criterion in named.items():
         values = {cell: by_metric[name] for cell, by_metric in cells.items()}
         worst = max(values, key=lambda cell: values[cell])
-        lost = sum(value > 1 for value in values.values())
+        losses = sum(value > 1 for value in values.values())
         row = [name, str(criterion.metric.size), f"{fmean(values.values()):.3f}"]
-        rows.append([*row, f"{values[worst]:.3f}", worst, f"{lost} of {len(values)}"])
+        rows.append([*row, f"{values[worst]:.3f}", worst, f"{losses} of {len(values)}"])
     rows.sort(key=lambda row: float(row[2]))
     show(
         f"relative rises over {len(cells)} cells, calibrated on "
-        f"{'both kinds of text' if calibration == 'both' else 'the first kind alone'}",
+        f"{'both kinds of text' if calibration == 'both' else 'only the first kind'}",
         ["metric", "size", "mean", "worst", "where", "above 1"],
         rows,
     )

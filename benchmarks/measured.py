@@ -1,7 +1,7 @@
-"""A process's time and peak memory, seen from outside; and what the disk alone would take.
+"""A process's time and peak memory, measured from outside, and the time that the disk alone takes.
 
-Linux only: memory is read from /proc, the page cache is let go by posix_fadvise, which an
-ordinary user may ask for.
+Linux only: memory is read from /proc, and the page cache is dropped with posix_fadvise, which
+needs no privileges.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 POLL_SECONDS = 0.02
-"""Time between two looks at a process's memory."""
+"""Time between two readings of a process's memory."""
 
 _BUFFER = 8 * 2**20
 _KIB_PER_GIB = 2**20
@@ -24,15 +24,14 @@ _LOG_LINES = 15
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process took.
+    """A process's time and memory.
 
     Attributes:
-        seconds: From its start to its end.
-        peak_gib: Highest sum of anonymous and shared memory that a look found, in GiB: what the
-            process holds itself. Pages of mapped files, which the system takes back when it needs
-            them, are left out.
+        seconds: From start to end.
+        peak_gib: Highest sum of anonymous and shared memory read, in GiB. This is what the process
+            itself holds: pages of mapped files, which the system can reclaim, are left out.
         peak_with_files_gib: Highest resident memory by the system's own count, in GiB.
-        killed: Whether it was ended by us before it ended itself.
+        killed: Whether `measure` killed it before it ended.
     """
 
     seconds: float
@@ -46,11 +45,11 @@ def measure(command: Sequence[str], log: Path, kill_after: float | None = None) 
 
     Args:
         command: A program and its arguments.
-        log: File that what it prints is added to.
+        log: File to which its output is appended.
         kill_after: Seconds after which it is killed with SIGKILL; None lets it end.
 
     Raises:
-        RuntimeError: If it ends with another code than 0; the message has its last lines.
+        RuntimeError: If its exit code is not 0; the message has the last lines of its output.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     peak = peak_with_files = 0
@@ -81,16 +80,16 @@ def measure(command: Sequence[str], log: Path, kill_after: float | None = None) 
 
 
 def drop_cache(folder: Path) -> None:
-    """Ask the system to forget what it keeps in memory of a folder's files."""
+    """Ask the system to drop a folder's files from the page cache."""
     for path in _files(folder):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def copy_seconds(folder: Path, copy: Path) -> float:
-    """Return the seconds to read a folder's files and write them once, down to the disk.
+    """Return the seconds to read a folder's files and write them once, with fsync.
 
-    The copy is made in a plain loop, from files that are not in memory, and removed.
+    The copy is made in a plain loop, with a cold page cache, and then removed.
     """
     drop_cache(folder)
     copy.mkdir()
@@ -111,7 +110,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _memory_kib(pid: int) -> dict[str, int]:
-    """Return the sizes in /proc/PID/status by name, in KiB; none of a process that has ended."""
+    """Return the sizes in /proc/PID/status by name, in KiB; empty if the process has ended."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     fields = [line.split() for line in lines if line.endswith(" kB")]
     return {name.rstrip(":"): int(size) for name, size, _ in fields}

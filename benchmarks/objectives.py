@@ -1,9 +1,8 @@
 """NLL or KL divergence: which ranks candidates better from few tokens?
 
 Candidates of a real run are measured with both objectives on the first windows of the fitness
-text, and with NLL on the selection text, which stands for the truth. The table shows the rank
-correlation of each with that truth, among all candidates and among the better half, where it
-matters.
+text, and with NLL on the selection text, which serves as the truth. The table shows each one's rank
+correlation with that truth, among all candidates and among the better half, where it matters.
 """
 
 import random
@@ -27,8 +26,8 @@ WINDOWS = (1, 2, 4, 8, 16, 32)
 
 def main(
     run: Annotated[Path, typer.Option(help="Run folder of a search.")],
-    candidates: Annotated[int, typer.Option(help="Evaluated ones that are compared.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    candidates: Annotated[int, typer.Option(help="Evaluated candidates to compare.")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
@@ -41,16 +40,16 @@ def main(
     counts = [count for count in WINDOWS if count <= nll.shape[1]]
     length = evaluator.residents[0].windows["fitness"].shape[1]
     tokens = [count * length for count in counts]
-    ranked: dict[str, list[float]] = {}
+    correlations: dict[str, list[float]] = {}
     for name, losses in (("nll", nll), ("kl", kl)):
         means = [losses[:, :count].mean(1) for count in counts]
-        ranked[name] = [_rank_correlation(mean, truth) for mean in means]
-        ranked[f"{name}_better_half"] = [
+        correlations[name] = [_rank_correlation(mean, truth) for mean in means]
+        correlations[f"{name}_better_half"] = [
             _rank_correlation(mean[better], truth[better]) for mean in means
         ]
     columns = ("nll", "kl", "nll_better_half", "kl_better_half")
     rows = [
-        [str(count), *(f"{ranked[column][i]:.3f}" for column in columns)]
+        [str(count), *(f"{correlations[column][i]:.3f}" for column in columns)]
         for i, count in enumerate(tokens)
     ]
     show(
@@ -58,12 +57,12 @@ def main(
         ["fitness tokens", "NLL", "KL", "NLL, better half", "KL, better half"],
         rows,
     )
-    figures = {"candidates": len(truth), "tokens": tokens, **ranked}
+    figures = {"candidates": len(truth), "tokens": tokens, **correlations}
     write_json(json, {**conditions(real.experiment.config.dtype), **figures})
 
 
 def _measure(evaluator: Evaluator, sample: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return NLL and KL of each candidate's fitness windows, (N, windows), and the truth, (N,)."""
+    """Return each candidate's NLL and KL by fitness window, (N, windows), and the truth, (N,)."""
     resident, task = evaluator.residents[0], evaluator.setup.tasks[0]
     windows = resident.windows["fitness"]
     hidden = final_hidden(resident.store, windows)
@@ -78,9 +77,9 @@ def _measure(evaluator: Evaluator, sample: list[Record]) -> tuple[Tensor, Tensor
     return nll, kl, truth
 
 
-def _rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Return Spearman's rank correlation of two (N,)."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
+def _rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Return Spearman's rank correlation of two tensors of shape (N,)."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
     return torch.corrcoef(ranks)[0, 1].item()
 
 

@@ -1,8 +1,8 @@
 """One-shot pruning by `mul(W, G)` per row in the plain way: the whole model in memory at once.
 
-Loads all weights in fp32, makes one graph over all blocks for each window, holds all gradients
-and all sums, sorts every row, saves in bf16. `prune_7b.py` runs it as a process of its own, so
-that its memory and time are measured like the engine's.
+It loads all weights in fp32, builds one graph over all blocks for each window, holds all gradients
+and sums, sorts every row, and saves in bf16. `prune_7b.py` runs it in its own process, so that its
+memory and time are measured like the engine's.
 """
 
 import json
@@ -27,29 +27,30 @@ def main(
     split: Annotated[str, Option(help="Its split.")],
     samples: Annotated[int, Option(help="Calibration windows.")],
     seqlen: Annotated[int, Option(help="Tokens per window.")],
-    seed: Annotated[int, Option(help="Draws the calibration windows.")],
-    eval_corpus: Annotated[str, Option(help="Text that perplexity is measured on.")],
+    seed: Annotated[int, Option(help="Seed for drawing calibration windows.")],
+    eval_corpus: Annotated[str, Option(help="Text to measure perplexity on.")],
     eval_split: Annotated[str, Option(help="Its split.")],
-    eval_windows: Annotated[int, Option(help="Windows of it.")],
+    eval_windows: Annotated[int, Option(help="Number of its windows.")],
     sparsity: Annotated[float, Option(help="Fraction of every row to remove.")] = 0.5,
 ) -> None:
-    """Measure, prune, measure again, save; the perplexities go to `perplexity.json`."""
+    """Measure, prune, measure again and save; write the perplexities to `perplexity.json`."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     windows = token_windows(tokenizer, corpus, split, samples, seqlen, seed).tokens
     test = token_windows(tokenizer, eval_corpus, eval_split, eval_windows, seqlen, None).tokens
-    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    layers = [layer for layer in whole.model.layers.modules() if isinstance(layer, nn.Linear)]
-    store = ResidentStore(whole)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    layers = [layer for layer in loaded.model.layers.modules() if isinstance(layer, nn.Linear)]
+    store = ResidentStore(loaded)
     dense = perplexity(window_losses(store, test))
-    sums = _squared_gradients(whole, layers, windows)
+    sums = _squared_gradients(loaded, layers, windows)
     _prune_rows(layers, sums, sparsity)
-    found = {"dense_perplexity": dense, "pruned_perplexity": perplexity(window_losses(store, test))}
-    whole.to(torch.bfloat16).save_pretrained(out)
-    (out / "perplexity.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    pruned = perplexity(window_losses(store, test))
+    loaded.to(torch.bfloat16).save_pretrained(out)
+    text = json.dumps({"dense_perplexity": dense, "pruned_perplexity": pruned})
+    (out / "perplexity.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _squared_gradients(model: nn.Module, layers: list[nn.Linear], windows: Tensor) -> list[Tensor]:
-    """Return the sum over windows of each weight's squared gradient, the gradient times 100."""
+    """Return for each weight the sum over windows of (100 x gradient) squared."""
     model.requires_grad_(False)
     for layer in layers:
         layer.weight.requires_grad_(True)
@@ -66,7 +67,7 @@ def _squared_gradients(model: nn.Module, layers: list[nn.Linear], windows: Tenso
 
 @torch.no_grad()
 def _prune_rows(layers: list[nn.Linear], sums: list[Tensor], sparsity: float) -> None:
-    """Zero the lowest scores of every row, the leftmost first where scores are equal."""
+    """Zero the weights with the lowest scores of every row; of equal scores, the leftmost first."""
     for layer, total in zip(layers, sums, strict=True):
         scores = layer.weight.abs() * total.sqrt()
         order = torch.sort(scores, dim=1, stable=True).indices

@@ -1,12 +1,11 @@
-"""Memory and time of pruning a model of LLaMA-7B's shape, block by block, from outside.
+"""Memory and time of pruning a model of LLaMA-7B's shape, block by block, measured from outside.
 
-On random weights that are made here, each run a process of its own, its files not in memory when
-it begins:
+It makes random weights, and runs every pruning in its own process with a cold page cache:
 
-- 7b: peak memory and seconds of four metrics, beside the seconds that the disk alone needs to
+- 7b: peak memory and seconds of four metrics, against the seconds that the disk alone needs to
   read the checkpoint and write it once;
-- kill: two kills at random moments, each resumed; the result must be the undisturbed run's;
-- plain: on a 1.3B shape, the engine beside the plain way with the whole model in memory.
+- kill: two kills at random moments, each resumed; the result must be that of an undisturbed run;
+- plain: on a 1.3B shape, the engine against the plain way with the whole model in memory.
 """
 
 import random
@@ -44,18 +43,18 @@ KILLED_METRIC = "snip"
 
 MEMORY_OPTIONS = ["--max-memory", "{memory}"]
 RESUME_OPTIONS = ["--resume"]
-"""What the engine is called with besides the request; empty lists for an engine without them."""
+"""The engine's options besides the request; empty for an engine that lacks them."""
 
 KILLED_BETWEEN = (0.15, 0.85)
-"""Fractions of the time that is left, between which a run is killed."""
+"""Fractions of the remaining time between which a run is killed."""
 
 DISK_FACTOR = 4
-"""Disk needed, in checkpoints: the dense one, a result, an fp32 number a weight set aside."""
+"""Disk needed, in checkpoints: the dense one, a result, and an fp32 number per weight."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What every run is asked for."""
+    """The settings of every run."""
 
     memory: str
     samples: int
@@ -64,7 +63,7 @@ class Protocol:
     seed: int
 
     def windows(self) -> list[str]:
-        """Return the options of texts and windows, which the engine and the plain way share."""
+        """Return the options for texts and windows, shared by the engine and the plain way."""
         corpora, splits = ("embedded", "embedded"), ("calibration", "report")
         if LOCAL_WIKITEXT2.is_dir():
             corpora, splits = wikitext2_corpora(), ("all", "all")
@@ -81,7 +80,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Setting:
-    """A checkpoint, the folder that holds it and all results, and the protocol."""
+    """A checkpoint, the folder for it and all results, and the protocol."""
 
     shape: Shape
     work: Path
@@ -92,7 +91,7 @@ class Setting:
         return self.work / "dense"
 
     def make(self) -> dict[str, float]:
-        """Make the checkpoint, and return how large it is and how long that took."""
+        """Make the checkpoint, and return its size and the seconds that it took."""
         began = time.perf_counter()
         make_checkpoint(self.shape, self.checkpoint, self.protocol.seed)
         seconds, gigabytes = time.perf_counter() - began, self.shape.size / 1e9
@@ -102,7 +101,7 @@ class Setting:
     def engine(
         self, out: Path, metric: Sequence[str], more: Sequence[str], kill_after: float | None = None
     ) -> Measured:
-        """Run the engine on a cold page cache; `metric` is its text and options of it."""
+        """Run the engine with a cold page cache; `metric` is a metric's text and options for it."""
         options = [option.format(memory=self.protocol.memory) for option in MEMORY_OPTIONS]
         fixed = ["--sparsity", "0.5", "--dtype", "float32", *self.protocol.windows(), *options]
         files = ["--model", str(self.checkpoint), "--out", str(out), "--metric", *metric]
@@ -111,9 +110,9 @@ class Setting:
         return measure(command, out.parent / "log.txt", kill_after)
 
     def pruned(self, *metric: str) -> Result:
-        """Prune to the end, and remove the files that it left."""
-        with tempfile.TemporaryDirectory(dir=self.work) as room:
-            out = Path(room) / "out"
+        """Prune to the end, and remove the resulting files."""
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            out = Path(folder) / "out"
             took = self.engine(out, metric, [])
             perplexity = Perplexity.read(out / "pruning_report.json")
             parts = read_seconds(out.parent / "log.txt")
@@ -124,21 +123,21 @@ class Setting:
 
 def main(
     parts: Annotated[str, Option(help=f"Comma-separated: {', '.join(PARTS)}.")] = ",".join(PARTS),
-    folder: Annotated[Path, Option(help="Holds a temporary folder with all files.")] = Path(),
-    layers: Annotated[int, Option(help="At most so many blocks.")] = LLAMA_7B.layers,
-    shrink: Annotated[int, Option(help="Divides all widths but the vocabulary.")] = 1,
-    memory: Annotated[str, Option(help="The engine's limit.")] = "3.5GiB",
+    folder: Annotated[Path, Option(help="Folder for the temporary files.")] = Path(),
+    layers: Annotated[int, Option(help="Most decoder blocks.")] = LLAMA_7B.layers,
+    shrink: Annotated[int, Option(help="Divisor of all widths except the vocabulary.")] = 1,
+    memory: Annotated[str, Option(help="The engine's memory limit.")] = "3.5GiB",
     samples: Annotated[int, Option(help="Calibration windows.")] = 2,
     seqlen: Annotated[int, Option(help="Tokens per window.")] = 64,
     eval_windows: Annotated[int, Option(help="Windows for perplexity.")] = 1,
-    seed: Annotated[int, Option(help="Of weights, windows and the moments of kills.")] = 0,
+    seed: Annotated[int, Option(help="Seed of weights, windows and moments of kills.")] = 0,
     json: Annotated[Path | None, Option(help="File for the figures.")] = None,
 ) -> None:
-    """Print a table for each part; all files are removed at the end, also after an error."""
+    """Print a table for each part; all files are removed at the end, even after an error."""
     chosen = _checked_parts(parts)
     large, small = LLAMA_7B.shrunk(layers, shrink), LLAMA_1_3B.shrunk(layers, shrink)
     _check_disk(folder, large if chosen != ["plain"] else small)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an error, so that files go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes files
     protocol = Protocol(memory, samples, seqlen, eval_windows, seed)
     figures = {**conditions("float32"), "protocol": asdict(protocol)}
     try:
@@ -149,7 +148,7 @@ def main(
             with tempfile.TemporaryDirectory(dir=folder, prefix="prune-7b-") as work:
                 figures["plain"] = _plain(Setting(small, Path(work).absolute(), protocol))
     finally:
-        write_json(json, figures)  # after an error, what was measured before it
+        write_json(json, figures)  # after an error, the measurements before it
 
 
 def _checked_parts(parts: str) -> list[str]:
@@ -160,7 +159,7 @@ def _checked_parts(parts: str) -> list[str]:
 
 
 def _check_disk(folder: Path, shape: Shape) -> None:
-    """Say how much disk is needed, and refuse to begin with less."""
+    """Print how much disk is needed, and refuse to begin with less."""
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = DISK_FACTOR * shape.size / 1e9, shutil.disk_usage(folder).free / 1e9
     text = f"needs up to {needed:.1f} GB of disk in {folder.absolute()}, {free:.1f} GB are free"
@@ -176,12 +175,12 @@ def _large_parts(setting: Setting, chosen: list[str], figures: dict[str, object]
     if "7b" in chosen:
         io_seconds = copy_seconds(setting.checkpoint, setting.work / "copy")
         _say(f"the disk alone: {io_seconds:.1f} s to read and write it once")
-        shown: dict[str, dict[str, object]] = {}
-        figures |= {"io_seconds": io_seconds, "metrics": shown}
+        by_metric: dict[str, dict[str, object]] = {}
+        figures |= {"io_seconds": io_seconds, "metrics": by_metric}
         for metric in METRICS:
             result = results[metric] = setting.pruned(metric)
             ratio = result.took.seconds / io_seconds
-            shown[metric] = {**asdict(result), "io_ratio": ratio}
+            by_metric[metric] = {**asdict(result), "io_ratio": ratio}
         show_metrics(_title(setting), results, io_seconds)
     if "kill" in chosen:
         undisturbed = results.get(KILLED_METRIC) or setting.pruned(KILLED_METRIC)
@@ -192,20 +191,20 @@ def _large_parts(setting: Setting, chosen: list[str], figures: dict[str, object]
 
 def _kill(setting: Setting, undisturbed: Result) -> Kills:
     """Kill a run twice and resume it each time."""
-    draw, left = random.Random(setting.protocol.seed), undisturbed.took.seconds
+    rng, remaining = random.Random(setting.protocol.seed), undisturbed.took.seconds
     moments = []
     for _ in range(2):
-        moments.append(draw.uniform(*KILLED_BETWEEN) * left)
-        left -= moments[-1]
+        moments.append(rng.uniform(*KILLED_BETWEEN) * remaining)
+        remaining -= moments[-1]
     legs: list[Leg] = []
-    with tempfile.TemporaryDirectory(dir=setting.work) as room:
-        out = Path(room) / "out"
+    with tempfile.TemporaryDirectory(dir=setting.work) as folder:
+        out = Path(folder) / "out"
         for kill_after in (*moments, None):
             more = RESUME_OPTIONS if legs else []
             took = setting.engine(out, [KILLED_METRIC], more, kill_after)
             legs.append(Leg(kill_after, took))
             _say(f"{KILLED_METRIC}: {'killed' if took.killed else 'ended'} at {took.seconds:.1f} s")
-            if not took.killed:  # it may end before its second moment
+            if not took.killed:  # it may end before its second kill
                 break
         return Kills(undisturbed, legs, read_digest(out))
 
@@ -214,13 +213,13 @@ def _plain(setting: Setting) -> dict[str, object]:
     """Measure the engine and the plain way on one checkpoint, and show them."""
     made = setting.make()
     engine = setting.pruned("mul(W, G)", "--group", "row")
-    with tempfile.TemporaryDirectory(dir=setting.work) as room:
-        out = Path(room) / "out"
+    with tempfile.TemporaryDirectory(dir=setting.work) as folder:
+        out = Path(folder) / "out"
         files = ["--model", str(setting.checkpoint), "--out", str(out)]
         script = str(ROOT / "benchmarks" / "plain_way.py")
         drop_cache(setting.checkpoint)
         command = [sys.executable, script, *files, *setting.protocol.windows()]
-        took = measure(command, Path(room) / "log.txt")
+        took = measure(command, Path(folder) / "log.txt")
         perplexity = Perplexity.read(out / "perplexity.json")
     ratios = {
         "memory": engine.took.peak_gib / took.peak_gib,
@@ -239,10 +238,10 @@ def _plain(setting: Setting) -> dict[str, object]:
 
 
 def _title(setting: Setting) -> str:
-    shape, asked = setting.shape, setting.protocol
+    shape, protocol = setting.shape, setting.protocol
     return (
         f"{shape.layers} blocks of {shape.hidden}, {shape.size / 1e9:.1f} GB in bfloat16, limit "
-        f"{asked.memory}, {asked.samples} windows of {asked.seqlen} tokens"
+        f"{protocol.memory}, {protocol.samples} windows of {protocol.seqlen} tokens"
     )
 
 

@@ -1,4 +1,4 @@
-"""What prunings from outside came to: their files, perplexities, time and memory, as tables."""
+"""Results of prunings run as processes: files, perplexities, time and memory, as tables."""
 
 import json
 import re
@@ -11,12 +11,12 @@ from measured import Measured
 from tables import show
 
 BARS = {"memory": 0.25, "time": 1.6}
-"""The engine's share of the plain way's memory and time that is still good enough."""
+"""Highest acceptable ratio of the engine's memory and time to the plain way's."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of a model before and after it was pruned."""
+    """A model's perplexity before and after pruning."""
 
     dense: float
     pruned: float
@@ -24,19 +24,19 @@ class Perplexity:
     @staticmethod
     def read(path: Path) -> "Perplexity":
         """Read it from a report."""
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Perplexity(told["dense_perplexity"], told["pruned_perplexity"])
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return Perplexity(report["dense_perplexity"], report["pruned_perplexity"])
 
 
 @dataclass(frozen=True)
 class Result:
-    """A pruning that ended.
+    """A completed pruning.
 
     Attributes:
         took: Time and memory.
         sha256: One hash of all its files.
-        perplexity: By its own report.
-        seconds_by_part: By the engine's own clock.
+        perplexity: From its own report.
+        seconds_by_part: From the engine's own clock.
     """
 
     took: Measured
@@ -47,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Leg:
-    """A part of a run: until it was killed after so many seconds, or to the end."""
+    """A part of a run, killed after some seconds or run to the end."""
 
     kill_after: float | None
     took: Measured
@@ -55,7 +55,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class Kills:
-    """A run that was killed and resumed, beside one that was not."""
+    """A run that was killed and resumed, and an undisturbed one."""
 
     undisturbed: Result
     legs: Sequence[Leg]
@@ -63,24 +63,24 @@ class Kills:
 
     @property
     def equal(self) -> bool:
-        """Whether both left the same files."""
+        """Whether both produced the same files."""
         return self.sha256 == self.undisturbed.sha256
 
     @property
     def seconds(self) -> float:
-        """Of all legs."""
+        """Seconds of all legs."""
         return sum(leg.took.seconds for leg in self.legs)
 
 
 def read_digest(out: Path) -> str:
-    """Return one hash of all files of a result, by the sums that it says of them."""
+    """Return one hash of a result's files, computed from the checksums in its recipe."""
     recipe = json.loads((out / "pruning_recipe.json").read_text(encoding="utf-8"))
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(recipe["sha256"].items()))
     return sha256(lines.encode()).hexdigest()
 
 
 def read_seconds(log: Path) -> dict[str, float]:
-    """Return the seconds of each stage, from the lines that the engine ends it with."""
+    """Return the seconds of each stage, from the engine's last progress line of each."""
     ends = re.findall(r"^(.+): (\d+)/\2 \((\d+\.\d) s\)$", log.read_text(encoding="utf-8"), re.M)
     return {stage: float(seconds) for stage, _, seconds in ends}
 
@@ -105,7 +105,7 @@ def show_metrics(title: str, results: Mapping[str, Result], io_seconds: float) -
 
 
 def show_kills(metric: str, kills: Kills) -> None:
-    """Show the legs of a run that was killed, and whether its files are those of the other."""
+    """Show the legs of a killed run, and whether its files are those of the undisturbed one."""
     rows = [["undisturbed", *_memory_and_time(kills.undisturbed.took)]]
     for number, leg in enumerate(kills.legs, 1):
         end = "killed" if leg.took.killed else "ended"
@@ -113,17 +113,17 @@ def show_kills(metric: str, kills: Kills) -> None:
     rows.append(["all", "", "", f"{kills.seconds:.1f}"])
     count = sum(leg.took.killed for leg in kills.legs)
     same = "the same files as" if kills.equal else "OTHER FILES than"
-    title = f"{metric}, killed {count} times and resumed: {same} undisturbed"
+    title = f"{metric}, killed {count} times and resumed: {same} the undisturbed run"
     show(title, ["leg", "GiB", "with files", "seconds"], rows)
 
 
 def show_ways(
     title: str, ways: Mapping[str, tuple[Measured, Perplexity]], ratios: Mapping[str, float]
 ) -> None:
-    """Show two ways of the same pruning, and the first one's share of the second's figures."""
+    """Show two ways of doing the same pruning, and the ratios of their figures."""
     rows = [
-        [name, *_memory_and_time(took), f"{found.dense:.1f}", f"{found.pruned:.1f}"]
-        for name, (took, found) in ways.items()
+        [name, *_memory_and_time(took), f"{perplexity.dense:.1f}", f"{perplexity.pruned:.1f}"]
+        for name, (took, perplexity) in ways.items()
     ]
     shares = [f"{ratios['memory']:.3f}", "", f"{ratios['time']:.3f}", "", ""]
     rows.append([" / ".join(ways), *shares])

@@ -1,4 +1,4 @@
-"""What the benchmarks take from a finished or running search: its evaluator and its candidates."""
+"""A finished or running search, from which benchmarks take the evaluator and the candidates."""
 
 import json
 from pathlib import Path
@@ -21,16 +21,16 @@ _NEEDED = (
 
 
 class RealRun:
-    """A run folder, read and never written to."""
+    """A run folder, which is read but never written to."""
 
     def __init__(self, path: Path) -> None:
         if missing := [name for name in _NEEDED if not (path / name).is_file()]:
-            raise typer.BadParameter(f"{path} has no {missing[0]}: name a run that has begun")
+            raise typer.BadParameter(f"{path} has no {missing[0]}: name a run that has candidates")
         self.path = path
         self.experiment = resolve(schema.load(path / "config.yaml", [])).read_texts()
-        # A run that still goes on may be writing its last line.
-        whole = (path / "journal.jsonl").read_text(encoding="utf-8").rpartition("\n")[0]
-        self.records = [Record.from_dict(json.loads(line)) for line in whole.splitlines()]
+        # A run in progress may be writing its last line.
+        journal = (path / "journal.jsonl").read_text(encoding="utf-8").rpartition("\n")[0]
+        self.records = [Record.from_dict(json.loads(line)) for line in journal.splitlines()]
         probes = [
             Probe.from_tensors(load_file(path / f"probe{subject or ''}.safetensors"))
             for subject in range(len(self.experiment.subjects))
@@ -40,24 +40,24 @@ class RealRun:
         )
 
     def evolution(self) -> Evolution:
-        """Return the run's search before its first candidate."""
-        marks = self.fingerprints if self.experiment.config.search.fingerprint else None
-        return Evolution(self.experiment.settings, marks, State())
+        """Return the run's search as it was before its first candidate."""
+        fingerprints = self.fingerprints if self.experiment.config.search.fingerprint else None
+        return Evolution(self.experiment.settings, fingerprints, State())
 
     def evaluator(self, setup: Setup) -> Evaluator:
         """Return an evaluator with the run's statistics and scale."""
-        made = Evaluator(setup)
+        evaluator = Evaluator(setup)
         for subject in range(len(self.experiment.subjects)):
-            stored = load_file(self.path / f"statistics{subject or ''}.safetensors")
-            made.use_statistics(subject, stored)
-        made.use_scale(Scale.model_validate_json((self.path / "scale.json").read_bytes()))
-        return made
+            statistics = load_file(self.path / f"statistics{subject or ''}.safetensors")
+            evaluator.use_statistics(subject, statistics)
+        evaluator.use_scale(Scale.model_validate_json((self.path / "scale.json").read_bytes()))
+        return evaluator
 
     def candidates(self) -> list[Candidate]:
-        """Return the candidates as they were given to workers, with their thresholds."""
-        rules, states, found = self.evolution().rules, [State()], []
+        """Return the candidates as workers received them, with their thresholds."""
+        rules, states, candidates = self.evolution().rules, [State()], []
         for record in self.records:
             state = states[max(0, record.index - rules.lag)]
-            found.append(limited(record.candidate, state, rules))
+            candidates.append(limited(record.candidate, state, rules))
             states.append(states[-1].commit(record, rules))
-        return found
+        return candidates

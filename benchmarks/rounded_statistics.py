@@ -1,10 +1,10 @@
-"""What rounded statistics change: masks and perplexity with G and M in bf16 or fp16 beside fp32.
+"""The effect of rounding statistics: masks and perplexity with G and M in bf16 or fp16, not fp32.
 
-Statistics are collected once in fp32, from random windows of the WikiText-2 validation text's first
-half. Each metric then prunes half of the weights in its own group with them as they are, with
-the matrices G and M rounded to bf16 (`memory.statistics: bfloat16`), with X rounded too, and with
-all of them in fp16. Perplexity is over a few windows of the WikiText-2 test text, and of the
-embedded report text: documentation of a programming language.
+Statistics are collected once in fp32, from random windows of the first half of the WikiText-2
+validation text. Each metric then prunes half of the weights in its own group with these statistics,
+with the matrices G and M rounded to bf16 (`memory.statistics: bfloat16`), with X rounded as well,
+and with all of them in fp16. Perplexity is over a few windows of the WikiText-2 test text, and of
+the embedded report text, which is documentation of a programming language.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from pruning.store import ResidentStore
 from pruning.walk import collect
 
 FOUND = "mul(exp(mul(0.48, tanh(mul(2, colmean(quot(M, G)))))), mul(G, W))"
-"""What a search on SmolLM2 ended with; its group is `model`."""
+"""The winner of a search on SmolLM2; its group is `model`."""
 
 _BASELINES = ("snip", "gblm", "pruner-zero", "wanda", "movement")
 CRITERIA = {name: NAMED[name].criterion for name in _BASELINES}
@@ -43,18 +43,18 @@ ROUNDINGS = {
     "bf16, X too": (torch.bfloat16, True),
     "fp16, X too": (torch.float16, True),
 }
-"""The dtype, and whether what is no matrix is rounded too, by the column's name."""
+"""By name, the dtype and whether vectors are rounded as well as matrices."""
 
 SPARSITY = 0.5
 
 Cases = dict[str, dict[str, float] | None]
-"""By kind of statistics, the share of masks that differs and the perplexities; None where a score
-is not finite."""
+"""By kind of statistics, the share of weights whose masks differ, and the perplexities; None if a
+score is not finite."""
 
 
 @dataclass
 class Bench:
-    """A model in memory with its dense weights and the texts that it is measured on."""
+    """A model in memory, its dense weights, and the texts to measure it on."""
 
     store: ResidentStore
     dense: Mapping[str, Tensor]
@@ -69,7 +69,7 @@ class Bench:
             return None
 
     def perplexities(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the perplexity of each text under masks, True where a weight goes."""
+        """Return the perplexity of each text under masks, which are True for removed weights."""
         self.store.restore({name: self.dense[name] * ~mask for name, mask in masks.items()})
         return {
             name: perplexity(window_losses(self.store, windows))
@@ -80,9 +80,13 @@ class Bench:
 def main(
     model: Annotated[str, typer.Option(help="A LLaMA-architecture folder or hub id.")],
     windows: Annotated[int, typer.Option(help="Calibration windows of 256 tokens.")] = 32,
-    validation: Annotated[str, typer.Option(help="Its first half is for calibration.")] = "",
-    test: Annotated[str, typer.Option(help="A text file; none: WikiText-2's test text.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the random calibration windows.")] = 0,
+    validation: Annotated[
+        str, typer.Option(help="Text file for calibration; default WikiText-2's validation text.")
+    ] = "",
+    test: Annotated[
+        str, typer.Option(help="Text file for tests; default WikiText-2's test text.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the random calibration windows.")] = 0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
@@ -98,20 +102,20 @@ def main(
     store = ResidentStore(load_model(model, "float32"))
     statistics = collect(store, calibration.tokens, frozenset("GMX"))
     bench = Bench(store, store.copies(), texts)
-    none_gone = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in bench.dense.items()}
-    dense = bench.perplexities(none_gone)
-    found = {
+    no_masks = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in bench.dense.items()}
+    dense = bench.perplexities(no_masks)
+    results = {
         name: _compare(bench, criterion, statistics)
         for name, criterion in track(CRITERIA.items(), "measuring", transient=True)
     }
     show(
         f"{model}, float32 passes, {SPARSITY:.0%}, dense {dense['test']:.2f} on the test text, "
-        f"{dense['other']:.2f} on the other; differing: weights in a million",
+        f"{dense['other']:.2f} on the other; differing: weights per million",
         ["metric", "group", "statistics", "differing", "test", "other text"],
-        [row for name, cases in found.items() for row in _rows(name, cases)],
+        [row for name, cases in results.items() for row in _rows(name, cases)],
     )
     figures = {"model": model, "calibration": calibration.provenance, "dense": dense}
-    write_json(json, {**conditions("float32"), **figures, "metrics": found})
+    write_json(json, {**conditions("float32"), **figures, "metrics": results})
 
 
 def _compare(bench: Bench, criterion: Criterion, statistics: Statistics) -> Cases:
@@ -119,8 +123,8 @@ def _compare(bench: Bench, criterion: Criterion, statistics: Statistics) -> Case
     assert exact is not None, criterion
     cases: Cases = {"fp32": {"differing": 0.0, **bench.perplexities(exact)}}
     total = sum(mask.numel() for mask in exact.values())
-    for name, (dtype, all_of_them) in ROUNDINGS.items():
-        masks = bench.masks(criterion, _rounded(statistics, dtype, all_of_them))
+    for name, (dtype, vectors_too) in ROUNDINGS.items():
+        masks = bench.masks(criterion, _rounded(statistics, dtype, vectors_too))
         if masks is None:
             cases[name] = None
             continue
@@ -129,11 +133,11 @@ def _compare(bench: Bench, criterion: Criterion, statistics: Statistics) -> Case
     return cases
 
 
-def _rounded(statistics: Statistics, dtype: torch.dtype, all_of_them: bool) -> Statistics:
+def _rounded(statistics: Statistics, dtype: torch.dtype, vectors_too: bool) -> Statistics:
     return Statistics(
         {
             leaf: {
-                layer: tensor.to(dtype) if all_of_them or LEAVES[leaf].shape == MATRIX else tensor
+                layer: tensor.to(dtype) if vectors_too or LEAVES[leaf].shape == MATRIX else tensor
                 for layer, tensor in layers.items()
             }
             for leaf, layers in statistics.items()

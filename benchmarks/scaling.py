@@ -1,12 +1,12 @@
-"""How the pace grows with workers, how busy they are kept, and what bounds it.
+"""How the pace grows with the number of workers, how busy they are, and what limits it.
 
-Real workers first: a search of the embedded model on 1 and 2 of them, from the command line, its
-start left out. Then dummies, for which an evaluation only takes time, under the real driver with
-breeding, fingerprints and journal. Those in this process live by the driver's CPU clock (see
-`dummies`): what they lose, they lose to the driver's work or to the search's lag. Those on Ray are
-actors that sleep, on this machine as it is. A driver can feed as many workers as an evaluation
-takes longer than the driver's work for it; a lag too small for the longest evaluation makes
-workers wait for its commit.
+First real workers: a search on the embedded model with 1 and 2 of them, from the command line, not
+counting its start. Then dummies, whose evaluations only take time, under the real driver with
+breeding, fingerprints and journal. Dummies in this process use the driver's CPU clock (see
+`dummies`), so they can only lose time to the driver's work or to the search's lag. Dummies on Ray
+are actors that sleep, and see this machine's other load. The number of workers that a driver can
+feed is the time of an evaluation over the driver's work for it. If the lag is too small for the
+longest evaluation, workers wait for its commit.
 """
 
 import random
@@ -41,20 +41,20 @@ BAR = 0.95
 LIMIT_SECONDS = 900.0
 ENDLESS = 10**6
 MOST_OF_EACH = 60
-"""Evaluations of a worker in a case in this process."""
+"""Most evaluations per worker in a case in this process."""
 
 UNEVEN_SHARE, UNEVEN_FACTOR = 0.1, 10.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """A number of dummy workers with their work.
+    """A number of dummy workers and their work.
 
     Attributes:
         where: `process` or `ray`.
-        seconds: Of an evaluation; of the short ones if uneven.
-        uneven: Whether one in ten takes ten times as long.
-        lag: Of the search, in workers.
+        seconds: Seconds per evaluation; if uneven, per short evaluation.
+        uneven: Whether one evaluation in ten takes ten times as long.
+        lag: The search's lag, in multiples of the workers.
     """
 
     where: str
@@ -69,16 +69,16 @@ class Case:
 
     @property
     def mean(self) -> float:
-        """Seconds of an evaluation in the mean."""
+        """Mean seconds of an evaluation."""
         return self.seconds * (1 + self.uneven * UNEVEN_SHARE * (UNEVEN_FACTOR - 1))
 
     def virtual(self, evaluations: int) -> float | None:
-        """Return the seconds that a case in this process lasts by its clock; None for another."""
-        each = min(MOST_OF_EACH, evaluations / self.workers)
-        return self.mean * each if self.where == "process" else None
+        """Return the seconds that a case in this process lasts by its clock; None if on Ray."""
+        per_worker = min(MOST_OF_EACH, evaluations / self.workers)
+        return self.mean * per_worker if self.where == "process" else None
 
     def duration(self, candidate: Candidate) -> float:
-        """Return the seconds of a candidate's evaluation, the same each time."""
+        """Return the seconds of a candidate's evaluation, which are always the same."""
         long = self.uneven and random.Random(candidate.index).random() < UNEVEN_SHARE
         return self.seconds * (UNEVEN_FACTOR if long else 1)
 
@@ -92,20 +92,23 @@ CASES = [
 
 
 def main(
-    real: Annotated[int, typer.Option(help="Candidates on real workers; 0: none.")] = 600,
+    real: Annotated[int, typer.Option(help="Candidates on real workers; 0 skips them.")] = 600,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=value, for the real workers.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Of each case on Ray.")] = 45.0,
-    evaluations: Annotated[int, typer.Option(help="At most, of each case in this process.")] = 1500,
-    only: Annotated[str, typer.Option(help="Cases whose name has this in it.")] = "",
+    seconds: Annotated[float, typer.Option(help="Seconds of each case on Ray.")] = 45.0,
+    evaluations: Annotated[
+        int, typer.Option(help="Most evaluations of each case in this process.")
+    ] = 1500,
+    only: Annotated[str, typer.Option(help="Run only cases whose name contains this.")] = "",
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print two tables."""
-    with tempfile.TemporaryDirectory() as place:
-        sizes = [f"search.candidates={real}", *(overrides or [])]
-        workers = {count: _real(Path(place), count, real, sizes) for count in (1, 2) if real}
-        bench = _Bench(Path(place))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        settings = [f"search.candidates={real}", *(overrides or [])]
+        workers = {count: _real(folder, count, real, settings) for count in (1, 2) if real}
+        bench = _Bench(folder)
         cases = [case for case in CASES if only in str(case)]
         dummies = {
             str(case): bench.measure(case, case.virtual(evaluations) or seconds)
@@ -113,24 +116,24 @@ def main(
         }
     _print(workers, dummies)
     figures: dict[str, Any] = {
-        "candidates_per_hour": {str(count): found["an_hour"] for count, found in workers.items()},
-        "busy_fraction": {name: found["busy"] for name, found in dummies.items()},
+        "candidates_per_hour": {str(count): figure["an_hour"] for count, figure in workers.items()},
+        "busy_fraction": {name: dummy["busy"] for name, dummy in dummies.items()},
         "real": workers,
         "dummies": dummies,
     }
     write_json(json, {**conditions("float32"), **figures})
 
 
-def _real(place: Path, workers: int, candidates: int, settings: list[str]) -> dict[str, Any]:
-    """Search with real workers; return pace and busy fraction without the first fifth, memory."""
-    out = place / f"real{workers}"
+def _real(folder: Path, workers: int, candidates: int, settings: list[str]) -> dict[str, Any]:
+    """Search with real workers; return memory, and pace and busy fraction after the first fifth."""
+    out = folder / f"real{workers}"
     command = [sys.executable, str(ROOT / "run_search.py"), "--out", str(out)]
     command += [f"--set={setting}" for setting in (*settings, f"ray.workers={workers}")]
     first = candidates // 5
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         try:
-            began = _when(out, first, process)
-            seconds = _when(out, candidates, process) - began
+            began = _wait_for(out, first, process)
+            seconds = _wait_for(out, candidates, process) - began
             memory = _worker_mib(process)
         finally:
             process.terminate()
@@ -147,19 +150,19 @@ def _real(place: Path, workers: int, candidates: int, settings: list[str]) -> di
 
 
 def _worker_mib(process: subprocess.Popen[bytes]) -> list[int]:
-    """Return what each worker of a search has for itself, shared pages left out."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    workers = [p for p in below if "".join(p.cmdline()).startswith("ray::_Worker")]
+    """Return the MiB of each worker of a search, without shared pages."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [p for p in children if "".join(p.cmdline()).startswith("ray::_Worker")]
     return [worker.memory_full_info().uss >> 20 for worker in workers]
 
 
-def _when(out: Path, lines: int, process: subprocess.Popen[bytes]) -> float:
-    """Wait until a journal has so many lines; return the time."""
+def _wait_for(out: Path, lines: int, process: subprocess.Popen[bytes]) -> float:
+    """Wait until a journal has a number of lines, and return the time."""
     limit = time.monotonic() + LIMIT_SECONDS
     journal = out / "journal.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
         if process.poll() is not None or time.monotonic() > limit:
-            raise SystemExit(f"the run in {out} did not get to {lines}, exit {process.poll()}")
+            raise SystemExit(f"the run in {out} did not reach {lines}, exit {process.poll()}")
         time.sleep(0.05)
     return time.monotonic()
 
@@ -167,21 +170,21 @@ def _when(out: Path, lines: int, process: subprocess.Popen[bytes]) -> float:
 class _Bench:
     """The embedded model with its statistics and probe, collected once."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.plain = _experiment(candidates=1, lag=0)
-        self.evaluator = Evaluator(self.plain.setup)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        experiment = _experiment(candidates=1, lag=0)
+        self.evaluator = Evaluator(experiment.setup)
         crew = DummyCrew(self.evaluator, 1, lambda candidate: 0.0)
-        with run_folder(place / "prepared", self.plain) as folder:
-            search_with(crew, self.plain, folder, 1, crew.clock)
+        with run_folder(path / "prepared", experiment) as folder:
+            search_with(crew, experiment, folder, 1, crew.clock)
 
     def measure(self, case: Case, seconds: float) -> dict[str, float]:
-        """Search with a case's workers; return what they and the driver did."""
+        """Search with a case's workers; return the figures of workers and driver."""
         experiment = _experiment(ENDLESS, case.lag * case.workers)
-        path = self.place / "run"
+        path = self.path / "run"
         with run_folder(path, experiment) as folder:
             for name in ("statistics.safetensors", "probe.safetensors"):
-                shutil.copy(self.place / "prepared" / name, path)
+                shutil.copy(self.path / "prepared" / name, path)
             run = _in_process if case.where == "process" else _on_ray
             log, cpu = run(case, experiment, folder, self.evaluator, seconds)
             candidates = len(folder.read_records())
@@ -217,7 +220,7 @@ def _in_process(
 def _on_ray(
     case: Case, experiment: Experiment, folder: RunFolder, evaluator: Evaluator, seconds: float
 ) -> tuple[Log, float]:
-    # Cores by declaration: a sleeper needs none.
+    # Ray is told of one core per worker, since a sleeping worker needs none.
     with connection("local", case.workers) as cluster:
         log = Log(case.workers, seconds)
         crew = SleepingCrew(cluster, experiment, evaluator.digests, case.duration, log)
@@ -226,14 +229,14 @@ def _on_ray(
 
 
 class _Sleeper:
-    """An actor in the place of `search.pool.on_ray`'s."""
+    """An actor that replaces the one of `search.pool.on_ray`."""
 
     def start(self, digests: tuple[str, ...]) -> tuple[tuple[str, ...], float]:
         """Load nothing."""
         return digests, 0.0
 
     def do(self, method: str, *arguments: Any) -> tuple[None, dict[str, float]]:
-        """Sleep, if it is an evaluation; return when it began and ended."""
+        """Sleep if the call is an evaluation; return when it began and ended."""
         began = time.monotonic()
         if method == "evaluate":
             _, seconds = arguments
@@ -242,7 +245,7 @@ class _Sleeper:
 
 
 class SleepingCrew(RayCrew):
-    """Ray actors that sleep in place of an evaluation."""
+    """Ray actors that sleep instead of evaluating."""
 
     def __init__(
         self,
@@ -257,58 +260,54 @@ class SleepingCrew(RayCrew):
         self._arguments = [digests]
         self.log = log
         self._seconds = seconds
-        self._at: dict[int, Candidate] = {}
+        self._candidates: dict[int, Candidate] = {}
 
     def give(self, worker: int, call: Call) -> None:
-        """Send a call, an evaluation with the seconds that it takes."""
+        """Send a call; an evaluation is sent with the seconds that it takes."""
         if call.method == "evaluate":
             (candidate,) = call.arguments
             assert isinstance(candidate, Candidate)
             now = time.monotonic()
             self.log.check(now)
             self.log.doing[worker] = now
-            self._at[worker] = candidate
+            self._candidates[worker] = candidate
             call = replace(call, arguments=(candidate, self._seconds(candidate)))
         super().give(worker, call)
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return what came back, with an outcome for each evaluation."""
-        return [self._finished(event) for event in super().events(seconds)]
+        """Return the events, with an outcome for each evaluation."""
+        return [self._with_outcome(event) for event in super().events(seconds)]
 
-    def _finished(self, event: Event) -> Event:
-        if not isinstance(event, Reply) or event.worker not in self._at:
+    def _with_outcome(self, event: Event) -> Event:
+        if not isinstance(event, Reply) or event.worker not in self._candidates:
             return event
         self.log.add(event.worker, event.timing["began"], event.timing["ended"])
-        return Reply(event.worker, outcome_of(self._at.pop(event.worker)), {})
+        return Reply(event.worker, outcome_of(self._candidates.pop(event.worker)), {})
 
 
 def _print(workers: dict[int, dict[str, Any]], dummies: dict[str, dict[str, float]]) -> None:
     if workers:
         show(
             "real workers",
-            ["workers", "candidates an hour", "busy", "ms an evaluation", "MiB of its own"],
+            ["workers", "candidates per hour", "busy", "ms per evaluation", "MiB per worker"],
             [
                 [
                     str(count),
-                    f"{found['an_hour']:.0f}",
-                    f"{found['busy']:.1%}",
-                    f"{found['evaluation_ms']:.0f}",
-                    ", ".join(map(str, found["worker_mib"])),
+                    f"{figure['an_hour']:.0f}",
+                    f"{figure['busy']:.1%}",
+                    f"{figure['evaluation_ms']:.0f}",
+                    ", ".join(map(str, figure["worker_mib"])),
                 ]
-                for count, found in workers.items()
+                for count, figure in workers.items()
             ],
         )
+    keys = ("driver_ms", "feeds", "median_latency_ms", "p99_latency_ms")
     show(
         f"dummies; bar for 16 uneven ones: {BAR:.0%} busy",
-        ["case", "busy", "driver CPU ms a candidate", "workers it can feed", "latency ms", "p99"],
+        ["case", "busy", "driver CPU ms per candidate", "can feed", "latency ms", "p99"],
         [
-            [
-                name,
-                f"{found['busy']:.1%}",
-                *(f"{found[key]:.1f}" for key in ("driver_ms", "feeds")),
-                *(f"{found[key]:.1f}" for key in ("median_latency_ms", "p99_latency_ms")),
-            ]
-            for name, found in dummies.items()
+            [name, f"{dummy['busy']:.1%}", *(f"{dummy[key]:.1f}" for key in keys)]
+            for name, dummy in dummies.items()
         ],
     )
 

@@ -1,10 +1,10 @@
-"""What each part of the search brings, for the same wall time and several seeds.
+"""The contribution of each part of the search, for the same time and several seeds.
 
-Evolution, against random search, and against evolution without mask fingerprints, without stages
-and without simplification, each left out in turn; all from an unseeded start, in this process, on
-the same statistics. Reported are the best fitness after the given time and the time it took to
-reach the fitness of Wanda in rows and of mul(W, G) over the model. Then random trees are counted:
-as texts, as simplified texts, as masks.
+It compares evolution with random search, with evolution without mask fingerprints, stages or
+simplification (one left out at a time), and with other settings. All start without seed metrics, in
+this process, on the same statistics. It reports the best fitness after the given time, and the time
+to reach the fitness of Wanda per row and of mul(W, G) over the model. Then it counts random trees
+as texts, as simplified texts and as masks.
 """
 
 import math
@@ -51,14 +51,14 @@ VARIANTS: dict[str, list[str]] = {
     "no stages": ["search.stages=[]"],
     "no simplification": ["search.simplify=false"],
 }
-"""Each a list of overrides of the config."""
+"""Overrides of the config, by variant."""
 
 TARGETS = {"wanda": "Wanda (row)", "snip": "mul(W, G) (model)"}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One search: its best fitness, candidates, evaluations in full, seconds to each target."""
+    """One search: best fitness, candidates, full evaluations, and seconds to each target."""
 
     best: float
     candidates: int
@@ -89,7 +89,7 @@ def main(
     traces: dict[str, list[Trace]] = {variant: [] for variant in tried}
     with Progress(transient=True) as progress:
         task = progress.add_task("searching", total=seeds * len(tried))
-        # Seed by seed, so that a machine that slows down slows all variants.
+        # Seeds in the outer loop, so that a slowdown of the machine affects all variants.
         for seed in range(seeds):
             for variant, changes in tried.items():
                 changed = resolve(schema.load(config, [*base, f"search.seed={seed}", *changes]))
@@ -133,15 +133,15 @@ class _Bench:
         return outcome.fitness
 
     def search(self, experiment: Experiment, seconds: float, targets: Mapping[str, float]) -> Trace:
-        """Search until the time is over."""
+        """Search until the time is up."""
         self.evaluator.setup = experiment.setup
-        marks = Fingerprints(self.fingerprints.tasks)  # with no mask remembered
+        marks = Fingerprints(self.fingerprints.tasks)  # a copy that has seen no masks
         known = marks if experiment.config.search.fingerprint else None
         evolution = Evolution(experiment.settings, known, State())
-        # Of this process on one thread: what other work on the machine takes is not counted.
+        # CPU time of this process, which runs on one thread: other load does not count.
         began, evaluated = time.process_time(), 0
         reached: dict[str, float | None] = dict.fromkeys(targets)
-        # Told at once, each is followed by the next.
+        # Each outcome is told at once, so that the next candidate can be bred.
         for candidate in evolution.ask():
             outcome = candidate.decided or self.evaluator.evaluate(candidate)
             evolution.tell(candidate.index, outcome)
@@ -157,7 +157,7 @@ class _Bench:
 
 
 def _count(experiment: Experiment, fingerprints: Fingerprints, trees: int) -> dict[str, int]:
-    """Count random trees of the release's primitives as texts and as masks, in rows."""
+    """Count random trees of the release's primitives, by distinct texts and by masks per row."""
     variation = replace(experiment.settings.variation, primitives=primitive_set("release"))
     texts, simplified, masks = set(), set(), set()
     degenerate = 0

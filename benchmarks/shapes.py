@@ -1,8 +1,8 @@
-"""Checkpoints of a published model's shape with random weights, where no such model can be had.
+"""Checkpoints with a published model's shape and random weights, for use without that model.
 
-Time and memory of pruning hang on shapes and files, not on what the weights have learnt. Names,
-dtype and shards are those of a published LLaMA; the tokenizer is the embedded model's, whose ids
-all lie below 32,000.
+The time and memory of pruning depend on shapes and files, not on what the weights have learnt.
+Names, dtype and shards are those of a published LLaMA; the tokenizer is the embedded model's, whose
+ids are all below 32,000.
 """
 
 import json
@@ -21,10 +21,10 @@ from transformers import LlamaConfig
 from pruning.models import EMBEDDED, load_tokenizer
 
 STD = 0.02
-"""Standard deviation of a weight, LLaMA's initializer range."""
+"""Standard deviation of the weights, LLaMA's initializer range."""
 
 SHARD_BYTES = 10**9
-"""Longest file of weights: a shard is in memory when it is written, and safetensors copies it."""
+"""Largest file of weights, since a shard is in memory, and copied, when it is written."""
 
 _POOL = 2**24
 
@@ -41,7 +41,7 @@ class Shape:
     positions: int = 2048
 
     def shrunk(self, layers: int, factor: int) -> "Shape":
-        """Return a smaller shape: at most so many blocks, widths and heads divided."""
+        """Return a shape with at most `layers` blocks, and widths and heads divided by `factor`."""
         return replace(
             self,
             hidden=self.hidden // factor,
@@ -51,7 +51,7 @@ class Shape:
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor by its published name, in the model's order."""
+        """Return every tensor's shape by its published name, in the model's order."""
         square = (self.hidden, self.hidden)
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocabulary, self.hidden)
@@ -82,7 +82,7 @@ LLAMA_1_3B = Shape(hidden=2048, intermediate=5504, layers=24, heads=16)
 def make_checkpoint(shape: Shape, folder: Path, seed: int) -> None:
     """Write a bf16 checkpoint of random weights into a new folder; the norms are 1.
 
-    The same seed gives the same bytes. Every file of weights is on the disk at the end.
+    The same seed gives the same bytes. Every file of weights is synced to disk.
     """
     folder.mkdir()
     tokenizer = load_tokenizer(EMBEDDED)
@@ -104,23 +104,23 @@ def make_checkpoint(shape: Shape, folder: Path, seed: int) -> None:
 
 
 def _write_shards(shape: Shape, folder: Path, seed: int) -> None:
-    shapes, draw = shape.tensors(), _Draw(seed)
-    places: dict[str, str] = {}
+    shapes, source = shape.tensors(), _RandomMatrices(seed)
+    weight_map: dict[str, str] = {}
     shards = list(_shards(shapes))
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: draw.matrix(shapes[name]) for name in names}
+        tensors = {name: source.matrix(shapes[name]) for name in names}
         save_file(tensors, folder / file, {"format": "pt"})
         with (folder / file).open("rb") as written:
             os.fsync(written.fileno())
-        places |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": shape.size}, "weight_map": places}
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": shape.size}, "weight_map": weight_map}
     text = json.dumps(index, indent=2) + "\n"
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Yield the tensors' names file by file, in order."""
+    """Yield the names of each file's tensors, in order."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -136,8 +136,8 @@ def _bytes(shape: tuple[int, ...]) -> int:
     return torch.bfloat16.itemsize * math.prod(shape)
 
 
-class _Draw:
-    """Random matrices cut from one pool of normals, which takes far less time than new ones."""
+class _RandomMatrices:
+    """Random matrices cut from one pool of normals, which is much faster than drawing new ones."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -145,10 +145,10 @@ class _Draw:
         self._random = random.Random(seed)
 
     def matrix(self, shape: tuple[int, ...]) -> Tensor:
-        """Return a bf16 matrix of about `STD`, or the ones of a norm.
+        """Return a bf16 matrix with a deviation of about `STD`, or ones for a norm.
 
-        A row is a piece of the pool from a start of its own, times a scale of the row and one of
-        the matrix: no two rows are equal, no two matrices have the same statistics.
+        Each row is a different piece of the pool, times a scale of the row and one of the matrix,
+        so no two rows are equal and no two matrices have the same statistics.
         """
         matrix = torch.ones(shape, dtype=torch.bfloat16)
         if len(shape) == 1:

@@ -1,7 +1,7 @@
-"""What the sums G, M and X add to the forward and backward passes that they are made in.
+"""The time that the sums G, M and X add to the forward and backward passes.
 
-The same walk over blocks runs with sums that add nothing and with the real ones, in turn, so that
-both see the same machine. The weights' gradients are made in both.
+The same walk over blocks runs with sums that add nothing and with the real ones, one after the
+other, so that both see the same machine. Both compute the weights' gradients.
 """
 
 import time
@@ -44,9 +44,9 @@ class _Nothing:
 def main(
     model: Annotated[str, typer.Option(help="A LLaMA-architecture folder or hub id.")],
     windows: Annotated[int, typer.Option(help="Calibration windows.")] = 4,
-    length: Annotated[int, typer.Option(help="Tokens in each.")] = 512,
-    dtype: Annotated[str, typer.Option(help="Of the passes.")] = "float32",
-    rounds: Annotated[int, typer.Option(help="Runs of each; the quickest counts.")] = 2,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    dtype: Annotated[str, typer.Option(help="Dtype of the passes.")] = "float32",
+    rounds: Annotated[int, typer.Option(help="Runs of each case; the fastest counts.")] = 2,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print the table."""
@@ -55,17 +55,18 @@ def main(
     tokens = token_windows(
         load_tokenizer(model), EMBEDDED, "calibration", windows, length, 0
     ).tokens
-    nothing = {name: replace(leaf, start=_Nothing) for name, leaf in LEAVES.items() if leaf.start}
-    passes = min(_seconds(store, tokens, nothing) for _ in range(rounds))
-    found = {"passes alone": passes}
+    empty = {name: replace(leaf, start=_Nothing) for name, leaf in LEAVES.items() if leaf.start}
+    passes = min(_seconds(store, tokens, empty) for _ in range(rounds))
+    seconds = {"passes alone": passes}
     for leaves in (("X",), ("G",), ("M",), MEASURED):
         real = {name: LEAVES[name] for name in leaves}
-        seconds = min(_seconds(store, tokens, nothing | real) for _ in range(rounds))
-        found["passes and " + ", ".join(leaves)] = seconds
-    rows = [[name, f"{value:.1f}", f"{value / passes - 1:+.1%}"] for name, value in found.items()]
+        fastest = min(_seconds(store, tokens, empty | real) for _ in range(rounds))
+        seconds["passes and " + ", ".join(leaves)] = fastest
+    rows = [[name, f"{value:.1f}", f"{value / passes - 1:+.1%}"] for name, value in seconds.items()]
     title = f"{model}, {windows} windows of {length} tokens, {dtype}; bar for all: +{BAR:.0%}"
     show(title, ["what", "seconds", "added"], rows)
-    write_json(json, {**conditions(dtype), "windows": windows, "length": length, "seconds": found})
+    figures = {"windows": windows, "length": length, "seconds": seconds}
+    write_json(json, {**conditions(dtype), **figures})
 
 
 def _seconds(store: FolderStore, tokens: Tensor, leaves: Mapping[str, Leaf]) -> float:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: one table on the screen, the same figures in a JSON file."""
+"""Shared by all benchmarks: tables on the screen, and the same figures in a JSON file."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 LOCAL_WIKITEXT2 = Path(__file__).parents[2] / "shared" / "data" / "wikitext2"
-"""A copy of WikiText-2 beside the project, where there is one; otherwise the hub is asked."""
+"""A copy of WikiText-2 beside the project; without it, the hub's is used."""
 
 
 def wikitext2_corpora() -> tuple[str, str]:
@@ -26,7 +26,7 @@ def wikitext2_corpora() -> tuple[str, str]:
 
 
 def conditions(dtype: str) -> dict[str, object]:
-    """Return what a figure depends on besides the code: cores, dtype, versions, date."""
+    """Return the conditions of a measurement besides the code: cores, dtype, versions, date."""
     return {
         "cores": os.cpu_count(),
         "machine": platform.machine(),

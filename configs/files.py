@@ -1,8 +1,8 @@
-"""Where configs are, and how a file becomes a mapping of keys: its own over those of its `base`.
+"""Find config files, and merge each one over its `base`.
 
-`base: NAME_OR_FILE` says that a config is another one but for the keys that follow; an entry of
-`tasks` may have a base too. Mappings are merged key by key. Any other value, lists among them,
-takes the place of the base's.
+`base: NAME_OR_FILE` makes a config start from another one, whose keys it overrides; an entry of
+`tasks` may have a base too. Mappings are merged key by key. Any other value, lists included,
+replaces the base's.
 """
 
 import difflib
@@ -18,10 +18,10 @@ FOLDER = Path(__file__).parent
 """The folder of the shipped experiments."""
 
 BASE = "base"
-"""The key that names the config whose keys hold where a file says nothing."""
+"""The key that names the config from which missing keys are taken."""
 
 MOST_BYTES = 300_000
-"""Longest config that is read: one with thousands of seeds is shorter."""
+"""Longest config that is read; one with thousands of seeds is still shorter."""
 
 MOST_BASES = 5
 """Longest chain of bases."""
@@ -35,18 +35,18 @@ def shipped() -> list[str]:
 def find(config: Path, beside: Path = Path()) -> Path:
     """Return the file that a config's name or path means.
 
-    A file that is there comes first, then a shipped experiment of that name.
+    An existing file takes precedence over a shipped experiment of the same name.
 
     Args:
         config: The name or path.
-        beside: The folder that a relative path starts from.
+        beside: The folder to which a relative path is relative.
 
     Raises:
-        ValueError: If it is a single word and neither.
+        ValueError: If it is a single word, but neither a file nor a shipped experiment.
     """
     path = beside / config
     if path.suffix or len(config.parts) != 1 or _is_file(path):
-        return path  # whatever is wrong with it is said when it is read
+        return path  # reading it will report anything wrong with it
     if config.name in shipped():
         return FOLDER / f"{config.name}.yaml"
     near = difflib.get_close_matches(config.name, shipped(), n=1)
@@ -61,18 +61,19 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:
-        return False  # a name that no file system takes
+        return False  # no file system accepts the name
 
 
 def read(path: Path, inherited: Collection[str]) -> dict[str, Any]:
-    """Return a config's keys, with those of its base where it says nothing.
+    """Return a config's keys, and those that it lacks from its base.
 
     Args:
         inherited: The keys that an entry of `tasks` takes from its base.
 
     Raises:
-        ValueError: If a file is missing, no regular one, too long or malformed, is its own base or
-            has too long a chain of them, or all together hold too many values.
+        ValueError: If a file is missing, not a regular file, too long or malformed; if it is its
+            own base or has too long a chain of bases; or if all files together hold too many
+            values.
     """
     raw = _Reading(inherited).read(path, ())
     if _values(raw, {}) > MOST_VALUES:
@@ -82,42 +83,44 @@ def read(path: Path, inherited: Collection[str]) -> dict[str, Any]:
 
 @dataclass
 class _Reading:
-    """One config being read, with the bases that were read for it so far."""
+    """One config being read, with the bases read for it so far."""
 
     inherited: Collection[str]
-    known: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    bases: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     def read(self, path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-        """Return a file's keys with its base's; `above` are the files whose bases led here."""
+        """Return a file's keys merged over its base's; `above` are the files that led to it."""
         chain = (*above, path)
         if len(above) > MOST_BASES:
-            names = " > ".join(step.name for step in chain)
+            names = " > ".join(file.name for file in chain)
             raise ValueError(f"config {above[0]} has a chain of over {MOST_BASES} bases: {names}")
-        own = _content(path)
-        whole = _merged(self._base_of(own, BASE, chain), _without_base(own))
-        if isinstance(tasks := whole.get("tasks"), list):
-            whole["tasks"] = [self._task(task, i, chain) for i, task in enumerate(tasks)]
-        return whole
+        content = _content(path)
+        merged = _merged(self._base_of(content, BASE, chain), _without_base(content))
+        if isinstance(tasks := merged.get("tasks"), list):
+            merged["tasks"] = [self._task(task, i, chain) for i, task in enumerate(tasks)]
+        return merged
 
-    def _task(self, task: object, place: int, chain: tuple[Path, ...]) -> object:
+    def _task(self, task: object, index: int, chain: tuple[Path, ...]) -> object:
         if not isinstance(task, dict):
             return task
-        base = self._base_of(task, f"tasks.{place}.{BASE}", chain)
+        base = self._base_of(task, f"tasks.{index}.{BASE}", chain)
         return _merged(
             {key: base[key] for key in self.inherited if key in base}, _without_base(task)
         )
 
-    def _base_of(self, own: dict[str, Any], key: str, chain: tuple[Path, ...]) -> dict[str, Any]:
-        """Return the keys of the config that a mapping names as its base; none without one."""
-        name = own.get(BASE)
+    def _base_of(
+        self, mapping: dict[str, Any], key: str, chain: tuple[Path, ...]
+    ) -> dict[str, Any]:
+        """Return the keys of the config that a mapping names as its base; empty if it has none."""
+        name = mapping.get(BASE)
         if name is None:
             return {}
         if not isinstance(name, str) or not name:
             raise ValueError(f"config {chain[-1]}: {key} must name a config, got {str(name)!r:.60}")
         path = find(Path(name), chain[-1].parent)
-        if path not in self.known:
-            self.known[path] = self.read(path, chain)
-        return self.known[path]
+        if path not in self.bases:
+            self.bases[path] = self.read(path, chain)
+        return self.bases[path]
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -136,25 +139,25 @@ def _content(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _without_base(own: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping's other keys; it stays as it is, since an alias may stand for it too."""
-    return {key: value for key, value in own.items() if key != BASE}
+def _without_base(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy without the base; the original may be shared through a YAML alias."""
+    return {key: value for key, value in mapping.items() if key != BASE}
 
 
-def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping with another's keys over it; neither is changed."""
-    both = {
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return a new mapping of the base's keys and the overrides."""
+    sections = {
         key: _merged(base[key], value)
-        for key, value in own.items()
+        for key, value in overrides.items()
         if isinstance(value, dict) and isinstance(base.get(key), dict)
     }
-    return {**base, **own, **both}
+    return {**base, **overrides, **sections}
 
 
-def _values(value: object, known: dict[int, int]) -> int:
-    """Count the values in a value; what stands in several places is looked at once."""
-    if id(value) not in known:
-        inside = list(value.values()) if isinstance(value, dict) else value
-        parts: list[object] = inside if isinstance(inside, list) else []
-        known[id(value)] = 1 + sum(_values(part, known) for part in parts)
-    return known[id(value)]
+def _values(value: object, counts: dict[int, int]) -> int:
+    """Count the values in a value; a part that occurs several times is visited once."""
+    if id(value) not in counts:
+        content = list(value.values()) if isinstance(value, dict) else value
+        parts: list[object] = content if isinstance(content, list) else []
+        counts[id(value)] = 1 + sum(_values(part, counts) for part in parts)
+    return counts[id(value)]

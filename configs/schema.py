@@ -1,6 +1,6 @@
-"""The config: every knob, typed, with unit, range and default. Unknown keys are refused.
+"""The config: every setting, typed, with its unit, range and default. Unknown keys are refused.
 
-How a file becomes a mapping of keys, its `base` included, is in `configs.files`.
+`configs.files` reads a file and its `base` into a mapping.
 """
 
 import copy
@@ -24,10 +24,10 @@ from configs.files import BASE, FOLDER, find, read
 from configs.yaml_text import NO_YAML, read_yaml
 
 DEFAULT = FOLDER / "embedded.yaml"
-"""The experiment that runs when no config is named: needs no network and no other file."""
+"""The experiment that runs when no config is named; it needs no network and no other file."""
 
 MOST_TOKENS = 2**24
-"""Tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048."""
+"""Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -36,17 +36,17 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _can_be_a_path(text: str) -> str:
-    """Refuse what no file system takes as a path; to ask one about it is an error of its own."""
+    """Refuse what no file system accepts as a path, since looking it up would raise OSError."""
     if len(text) > 4096 or any(len(part.encode()) > 255 for part in text.split("/")):
         raise ValueError("must have at most 255 bytes between slashes, and 4096 characters")
     return text
 
 
 Place = Annotated[str, AfterValidator(_can_be_a_path)]
-"""The name of something, or a path to it."""
+"""A name or a path."""
 
 ROLES = ("calibration", "fitness", "selection", "report")
-"""What the four texts of an experiment are for."""
+"""The roles of an experiment's four texts."""
 
 
 class _Section(BaseModel):
@@ -60,29 +60,31 @@ class Part(_Section):
         description="embedded, wikitext2, c4, ptb, or a .txt, .jsonl, .parquet file"
     )
     split: str = Field(description="split and slice, such as validation[:50%]")
-    share: float = Field(default=1.0, gt=0, description="of the windows, relative")
+    share: float = Field(default=1.0, gt=0, description="relative share of the windows")
 
 
 class Text(_Section):
     """Token windows of a corpus, or of several kinds of text."""
 
-    corpus: Place | None = Field(default=None, description="as in mix, for a single kind of text")
-    split: str | None = Field(default=None, description="of the single text")
-    mix: list[Part] = Field(default=[], description="several kinds of text, in place of one corpus")
-    windows: Count | None = Field(
-        description="how many, of at most 2^24 tokens together; null: all of each text"
+    corpus: Place | None = Field(
+        default=None, description="a single kind of text; the values are those in mix"
     )
-    length: int = Field(ge=2, le=MOST_TOKENS, description="tokens in a window")
+    split: str | None = Field(default=None, description="split of the single kind of text")
+    mix: list[Part] = Field(default=[], description="several kinds of text, instead of corpus")
+    windows: Count | None = Field(
+        description="number of windows, at most 2^24 tokens in all; null: all of each text"
+    )
+    length: int = Field(ge=2, le=MOST_TOKENS, description="tokens per window")
     seed: Seed | None = Field(
-        default=None, description="of random window starts; null: spread evenly"
+        default=None, description="seed of random window starts; null: spread evenly"
     )
     bos: bool | None = Field(
-        default=None, description="windows begin with bos; null: if the tokenizer puts one first"
+        default=None, description="start windows with bos; null: if the tokenizer does"
     )
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The kinds of text; one if there is no mixture."""
+        """The kinds of text; a single one without a mix."""
         if self.mix:
             return tuple(self.mix)
         assert self.corpus and self.split
@@ -91,11 +93,11 @@ class Text(_Section):
     @model_validator(mode="after")
     def _check(self) -> "Text":
         if self.mix and (self.corpus or self.split):
-            raise ValueError("mix stands in place of corpus and split, got both")
+            raise ValueError("mix replaces corpus and split, got both")
         if not self.mix and not (self.corpus and self.split):
             raise ValueError("corpus or split is missing: give both, or mix")
         if self.windows is None and self.seed is not None:
-            raise ValueError(f"seed must be null where windows is null, got {self.seed}")
+            raise ValueError(f"seed must be null if windows is null, got {self.seed}")
         if (self.windows or 1) * self.length > MOST_TOKENS:
             raise ValueError(
                 f"windows x length must be at most {MOST_TOKENS} tokens, got {self.windows} x "
@@ -115,7 +117,7 @@ PATTERN = r"^(unstructured|\d{1,4}:\d{1,4})$"
 
 
 def implied_sparsity(pattern: str | None) -> float | None:
-    """Return what an n:m pattern removes: n of m weights stay; None for any other."""
+    """Return the sparsity of an n:m pattern, which keeps n of m weights; None for any other."""
     kept, _, length = (pattern or "").partition(":")
     if not (kept.isdecimal() and length.isdecimal() and 0 < int(kept) < int(length)):
         return None
@@ -129,17 +131,17 @@ def _check_sparsity(sparsity: float, pattern: str) -> None:
 
 
 class Pruning(_Section):
-    """What each candidate is asked to remove."""
+    """What each candidate must remove."""
 
     sparsity: float = Field(
-        default=0.5, gt=0, lt=1, description="fraction of weights removed; by n:m, 1 - n/m"
+        default=0.5, gt=0, lt=1, description="fraction of weights removed; for n:m, 1 - n/m"
     )
     pattern: str = Field(default="unstructured", pattern=PATTERN)
     group: Literal[GroupName, "free"] = Field(
-        default="row", description="comparison group; free: bred together with the metric"
+        default="row", description="comparison group; free: evolved together with the metric"
     )
     propagation: Literal["one-shot"] = Field(
-        default="one-shot", description="statistics of the dense model serve every candidate"
+        default="one-shot", description="all candidates share the dense model's statistics"
     )
 
     @model_validator(mode="before")
@@ -157,13 +159,13 @@ class Pruning(_Section):
 
 
 class TaskEntry(_Section):
-    """One of several things that a candidate is asked to do; what is null is the experiment's."""
+    """One of several tasks of every candidate; null fields take the experiment's values."""
 
     model: Place | None = None
     dtype: Dtype | None = None
     sparsity: float | None = Field(default=None, gt=0, lt=1)
     pattern: str | None = Field(default=None, pattern=PATTERN)
-    weight: float = Field(default=1.0, gt=0, description="relative to the other tasks'")
+    weight: float = Field(default=1.0, gt=0, description="relative weight of the task")
     calibration: Text | None = None
     fitness: Text | None = None
     selection: Text | None = None
@@ -171,7 +173,7 @@ class TaskEntry(_Section):
 
 
 class Task(_Section):
-    """A task with everything filled in."""
+    """A task with every field filled in."""
 
     model: str
     dtype: Dtype
@@ -190,21 +192,23 @@ class Task(_Section):
 
     @property
     def name(self) -> str:
-        """The task in a few words, such as `smollm2-135m 50%`."""
+        """A short name, such as `smollm2-135m 50%`."""
         removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
         return f"{Path(self.model).name} {removed}"
 
 
 class Mutations(_Section):
-    """Relative weights of the mutations; they need not add up to 1."""
+    """Relative weights of the mutations, which need not add up to 1."""
 
     node: float = Field(default=1, ge=0)
     subtree: float = Field(default=1, ge=0)
     hoist: float = Field(default=1, ge=0)
     insert: float = Field(default=1, ge=0)
-    factor: float = Field(default=0, ge=0, description="a subtree times, or over, a small new one")
+    factor: float = Field(
+        default=0, ge=0, description="multiply or divide a subtree by a small new one"
+    )
     constant: float = Field(
-        default=1, ge=0, description="tuning of a number; unused by primitives without numbers"
+        default=1, ge=0, description="change a number; unused if the primitives have no numbers"
     )
 
 
@@ -212,87 +216,105 @@ class Search(_Section):
     """The evolutionary loop."""
 
     seed: Seed = 0
-    candidates: Count = Field(default=400, description="children bred, whatever became of them")
+    candidates: Count = Field(default=400, description="children bred, whatever their outcome")
     population: int = Field(default=50, ge=2, le=5000)
     lag: int = Field(
         default=8,
         ge=0,
         le=10**6,
-        description="outcomes a child does not wait for; 0 is the paper's loop",
+        description="number of previous outcomes a child does not wait for; 0 is the paper's loop",
     )
     primitives: Literal["release", "extended"] = Field(
-        default="release", description="operators and leaves that trees are drawn from"
+        default="release", description="set of operators and leaves that trees are drawn from"
     )
-    min_initial_depth: int = Field(default=2, ge=0, description="of random trees, root at 0")
-    max_initial_depth: int = Field(default=4, ge=1)
-    max_depth: int = Field(default=8, ge=1, le=16, description="of bred trees, root at 0")
-    max_size: int = Field(default=31, ge=3, le=200, description="nodes of a bred tree")
+    min_initial_depth: int = Field(
+        default=2, ge=0, description="least depth of random trees; the root has depth 0"
+    )
+    max_initial_depth: int = Field(
+        default=4, ge=1, description="greatest depth of random trees; the root has depth 0"
+    )
+    max_depth: int = Field(
+        default=8, ge=1, le=16, description="greatest depth of bred trees; the root has depth 0"
+    )
+    max_size: int = Field(default=31, ge=3, le=200, description="most nodes of a bred tree")
     seeds: list[str] = Field(
         default=[],
-        description="bred first: names, texts, metric files, run folders; model:TEXT sets a group",
+        description="first candidates: names, formulas, metric files or run folders; "
+        "model:FORMULA sets a group",
     )
-    pool: float = Field(default=0.5, gt=0, le=1, description="fraction of the population drawn")
+    pool: float = Field(
+        default=0.5, gt=0, le=1, description="fraction of the population in each random pool"
+    )
     parents: int = Field(
-        default=10, ge=2, le=10**6, description="best of the pool that can be parents"
+        default=10, ge=2, le=10**6, description="number of the pool's best that can be parents"
     )
-    crossover: float = Field(default=0.7, ge=0, le=1, description="probability")
-    mutation: float = Field(default=0.6, ge=0, le=1, description="probability")
+    crossover: float = Field(default=0.7, ge=0, le=1, description="probability of crossover")
+    mutation: float = Field(default=0.6, ge=0, le=1, description="probability of a mutation")
     mutations: Mutations = Mutations()
     regroup: float = Field(
-        default=0.1, ge=0, le=1, description="probability of another comparison group, if free"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="probability that a child changes its comparison group, if that is free",
     )
     speciation: float = Field(
         default=0.25,
         ge=0,
         le=1,
-        description="share of places, and of children, that comparison groups have each alike",
+        description="share of places and of children divided equally among comparison groups",
     )
     parsimony: float = Field(
-        default=0.001, ge=0, description="of fitness: within a step of it the smaller wins"
+        default=0.001, ge=0, description="step of fitness within which the smaller metric wins"
     )
     crowding: float = Field(
-        default=0.002, ge=0, lt=1, description="masks that differ in less are one; 0 allows all"
+        default=0.002,
+        ge=0,
+        lt=1,
+        description="masks that differ in a smaller fraction of weights count as one; 0: none do",
     )
     brood: int = Field(
         default=1,
         ge=1,
         le=1000,
-        description="children bred for each candidate; the one of the most promising mask is it",
+        description="children bred per candidate; the one with the most promising mask is kept",
     )
     patience: Count | None = Field(
-        default=None, description="candidates without a better best before a new population"
+        default=None, description="candidates without a new best before the population restarts"
     )
     objective: Literal["nll", "kl"] = Field(
-        default="nll", description="fitness: mean NLL, or KL divergence of dense to pruned"
+        default="nll", description="fitness: mean NLL, or KL divergence from dense to pruned"
     )
     aggregate: Literal["mean", "worst", "mean of the two"] = Field(
-        default="mean", description="over the relative rises of several tasks and kinds of text"
+        default="mean", description="how relative rises over tasks and kinds of text are combined"
     )
     simplify: bool = Field(default=True, description="bring trees to canonical form")
-    fingerprint: bool = Field(default=True, description="know candidates by their mask, too")
+    fingerprint: bool = Field(default=True, description="also detect duplicates by their masks")
     stages: list[Annotated[int, Field(le=10**9)]] = Field(
-        default=[], description="windows after which a candidate may be stopped, ascending"
+        default=[], description="window counts at which a candidate may be stopped, ascending"
     )
     slack: float = Field(
         default=0.2,
         ge=0,
-        description="a stop after n windows needs slack / sqrt(n) more rise than the threshold's",
+        description="after n windows, stop only above the threshold's rise by slack / sqrt(n)",
     )
     leeway: float | None = Field(
         default=None,
         ge=1,
-        description="a free place is for at most so many times the best's relative rise; null: any",
+        description="highest relative rise that may take a free place, as a multiple of the "
+        "best's; null: any",
     )
     settle: bool = Field(
         default=False,
-        description="who is clearly not the best is measured no further; its fitness is estimated",
+        description="stop measuring candidates that are clearly not the best, and estimate "
+        "their fitness",
     )
     hopeless: float = Field(
         default=100.0,
         gt=0,
-        description="a task's rise on a kind of text that always stops, in the best named metric's",
+        description="rise on one task and kind of text that stops a candidate at any time, as a "
+        "multiple of the best named metric's",
     )
-    finalists: Count = Field(default=10, description="metrics scored on the selection text")
+    finalists: Count = Field(default=10, description="metrics measured on the selection text")
     checkpoint_every: Count = Field(default=50, description="candidates between checkpoints")
 
     @model_validator(mode="after")
@@ -313,13 +335,13 @@ class Search(_Section):
 
 
 class Memory(_Section):
-    """What a worker holds, and where; the defaults are the fastest and take the most."""
+    """What a worker holds, and where; the defaults are the fastest and use the most memory."""
 
     statistics: Literal["float32", "bfloat16"] = Field(
         default="float32", description="dtype of G and M, which are as large as the weights"
     )
     master: Literal["device", "host"] = Field(
-        default="device", description="where the dense copy is that weights are restored from"
+        default="device", description="where to keep the dense copy that weights are restored from"
     )
     scores: Literal["keep", "recompute"] = Field(
         default="keep",
@@ -335,19 +357,23 @@ class Ray(_Section):
         default=None,
         ge=0,
         le=10**5,
-        description="null: one for each GPU or core; 0: in this process",
+        description="number of workers; null: one per GPU or core; 0: evaluate in this process",
     )
-    cpus_per_worker: int = Field(default=1, ge=1, le=1024, description="also its torch threads")
+    cpus_per_worker: int = Field(
+        default=1, ge=1, le=1024, description="cores per worker, and its torch threads"
+    )
     gpus_per_worker: float = Field(default=0, ge=0)
     wait_seconds: float = Field(
-        default=300, gt=0, description="how long to go on without any worker, then exit 3"
+        default=300, gt=0, description="how long to wait without any worker before exit 3"
     )
-    start_seconds: float = Field(default=600, gt=0, description="what a worker may take to start")
+    start_seconds: float = Field(
+        default=600, gt=0, description="how long a worker may take to start"
+    )
     ship_model: bool = Field(
-        default=False, description="workers get the model from the driver, not from its path"
+        default=False, description="send workers the model, instead of loading it from its path"
     )
     gpu_memory: float | None = Field(
-        default=None, gt=0, description="GiB that a GPU has, where that cannot be looked up"
+        default=None, gt=0, description="GiB of a GPU, if this machine has none to look up"
     )
 
 
@@ -361,23 +387,25 @@ class Config(_Section):
     selection: Text
     report: Text
     allow_test_selection: bool = Field(
-        default=False, description="let the report text overlap another: no honest result then"
+        default=False,
+        description="allow the report text to overlap another, which biases the result",
     )
     pruning: Pruning = Pruning()
     tasks: list[TaskEntry] = Field(
-        default=[], description="several as one fitness; none: model and pruning above are it"
+        default=[],
+        description="tasks that make up the fitness; empty: one task, of model and pruning",
     )
     search: Search = Search()
     memory: Memory = Memory()
     ray: Ray = Ray()
     trackers: list[Literal["tensorboard", "mlflow"]] = Field(
-        default=[], description="where progress is shown beside the run folder"
+        default=[], description="where progress is sent, besides the run folder"
     )
 
     @property
     def all_tasks(self) -> list[Task]:
-        """The tasks with everything filled in; the first is what the report leads with."""
-        whole = {
+        """The tasks with every field filled in; the report leads with the first."""
+        defaults = {
             "model": self.model,
             "dtype": self.dtype,
             "sparsity": self.pruning.sparsity,
@@ -388,7 +416,7 @@ class Config(_Section):
         for entry in entries:
             if "sparsity" not in entry and (implied := implied_sparsity(entry.get("pattern"))):
                 entry["sparsity"] = implied
-        return [Task(**{**whole, **entry}) for entry in entries or [{}]]
+        return [Task(**{**defaults, **entry}) for entry in entries or [{}]]
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -406,11 +434,11 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
 
     Args:
         config: A YAML file or the name of a shipped experiment; None for the default.
-        overrides: Put in after what the config's `base` says, the last of two counts.
+        overrides: Applied after the config's `base`; of two for one key, the last counts.
 
     Raises:
-        ValueError: If there is no such config, a file is no regular one, too long or malformed, or
-            a key or value breaks its rule. One line that names the key, the value and the rule.
+        ValueError: If there is no such config; a file is not a regular file, too long or malformed;
+            or a key or value breaks its rule. One line names the key, the value and the rule.
     """
     source = DEFAULT if config is None else find(Path(config))
     raw = read(source, inherited=tuple(TaskEntry.model_fields))
@@ -426,7 +454,7 @@ def parse(raw: dict[str, Any], source: str) -> Config:
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of a mapping with `key.path=value` texts put in.
+    """Return a copy of a mapping with `key.path=value` texts applied.
 
     Raises:
         ValueError: If a text has no `=`, its value is not YAML, or its path leads through a value.
@@ -437,22 +465,22 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
         if not equals or not path:
             raise ValueError(f"--set takes key.path=value, got {override!r}")
         try:
-            found = read_yaml(value)
+            parsed = read_yaml(value)
         except NO_YAML as error:
             raise ValueError(f"--set {path}: {value[:60]!r} is not a YAML value") from error
         *parents, last = path.split(".")
         section: Any = result
         for above, key in zip(("", *parents), parents, strict=False):
-            place = _place(section, key, above, override)
+            step = _step(section, key, above, override)
             if isinstance(section, dict):
                 section.setdefault(key, {})
-            section = section[place]
-        section[_place(section, last, (parents or [""])[-1], override)] = found
+            section = section[step]
+        section[_step(section, last, (parents or [""])[-1], override)] = parsed
     return result
 
 
 def _without_replaced(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Leave out a file's sparsity where an override gives an n:m pattern, which has its own."""
+    """Drop a file's sparsity if an override sets an n:m pattern, which implies another."""
     keys = {override.partition("=")[0] for override in overrides}
     pruning = raw.get("pruning")
     if "pruning.pattern" not in keys or "pruning.sparsity" in keys or not isinstance(pruning, dict):
@@ -462,29 +490,30 @@ def _without_replaced(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str
     return {**raw, "pruning": {k: v for k, v in pruning.items() if k != "sparsity"}}
 
 
-def _place(section: object, key: str, above: str, override: str) -> str | int:
-    """Return what a part of a path means: a key of a mapping, or a place in a list.
+def _step(section: object, key: str, above: str, override: str) -> str | int:
+    """Return a part of a path as a key of a mapping, or as an index of a list.
 
     Raises:
-        ValueError: If what stands `above` is neither, or the list has no such place.
+        ValueError: If the value of `above` is neither, or the list has no such index.
     """
     if isinstance(section, dict):
         return key
     if not isinstance(section, list):
         raise ValueError(f"--set {override}: {above} is a value and has no keys below it")
     if not key.isdigit() or int(key) >= len(section):
-        raise ValueError(f"--set {override}: {above} has places 0 to {len(section) - 1}, not {key}")
+        last = len(section) - 1
+        raise ValueError(f"--set {override}: {above} has indices 0 to {last}, not {key}")
     return int(key)
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a config file, by which editors complete and check keys.
+    """Return the JSON schema of a config file, with which editors complete and check keys.
 
-    No key is required there, since a `base` may have it; `parse` says what is missing.
+    It requires no key, since a `base` may have it; `parse` reports missing ones.
     """
     schema = Config.model_json_schema()
     definitions: dict[str, Any] = schema["$defs"]
-    base = {"type": "string", "description": "a config that holds where this says nothing"}
+    base = {"type": "string", "description": "a config from which missing keys are taken"}
     for section in (schema, *definitions.values()):
         section.pop("required", None)
     for section in (schema, definitions["TaskEntry"]):
@@ -493,15 +522,15 @@ def json_schema() -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the resolved config as YAML, in the order of the schema; `load` reads it back."""
+    """Return the resolved config as YAML, in the schema's order; `load` can read it."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"])
-    if path == BASE:  # the file's own is resolved by now
-        return "base is read from the file, before --set: name the config itself"
+    if path == BASE:  # a file's own base has been resolved and removed
+        return "base cannot be given with --set: name the config itself"
     if problem["type"] == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
@@ -510,14 +539,14 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{path} is missing: it has no default"
     rule = problem["msg"].removeprefix("Value error, ")
-    return f"{path or 'the whole'} = {str(problem['input'])[:60]!r}: {rule}"
+    return f"{path or 'the config'} = {str(problem['input'])[:60]!r}: {rule}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for key in (key for key in location if isinstance(key, str)):
         annotation = model.model_fields[key].annotation
-        # A section is named alone, in a list, or with None.
-        inside = (annotation, *get_args(annotation))
-        model = next(t for t in inside if isinstance(t, type) and issubclass(t, BaseModel))
+        # A section is annotated alone, in a list, or with None.
+        types = (annotation, *get_args(annotation))
+        model = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
     return list(model.model_fields)

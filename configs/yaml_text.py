@@ -1,4 +1,4 @@
-"""YAML as a config is written in it: safe, without sexagesimal numbers, and not made to grow."""
+"""A safe YAML reader for configs: no sexagesimal numbers, and no aliases that blow up in size."""
 
 import re
 from typing import Any
@@ -11,20 +11,20 @@ except ImportError:
     from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
 
 MOST_VALUES = 50_000
-"""Values in a text, each alias counted as what it stands for."""
+"""Most values in a text, with aliases expanded."""
 
 NO_YAML = (yaml.YAMLError, RecursionError, ValueError)
-"""What `read_yaml` raises of a text that is none; ValueError is of dates and numbers."""
+"""What `read_yaml` raises for a bad text; ValueError is for dates and numbers."""
 
 
 def read_yaml(text: str) -> Any:
-    """Return what a YAML text holds.
+    """Return the content of a YAML text.
 
     Raises:
-        yaml.YAMLError: If it is malformed, holds more than plain values, or more than
+        yaml.YAMLError: If it is malformed, holds anything but plain values, or more than
             `MOST_VALUES` of them.
         RecursionError: If it is nested too deeply.
-        ValueError: If a date or a number is none.
+        ValueError: If a date or a number is invalid.
     """
     loader = _Loader(text)
     try:
@@ -39,7 +39,7 @@ def read_yaml(text: str) -> Any:
 
 
 class _Loader(_SafeLoader):
-    """The safe loader without YAML 1.1's numbers to base 60: 2:4 is a pattern, not 124."""
+    """The safe loader without YAML 1.1's base-60 numbers: 2:4 is a pattern, not 124."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -51,11 +51,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Count the values of a node: nine aliases of nine aliases of nine are 729, and so on."""
-    if node not in known:
-        known[node] = MOST_VALUES  # what an alias stands for that is inside of its own node
+def _values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Count the values of a node with aliases expanded: 9 aliases of 9 aliases of 9 are 729."""
+    if node not in counts:
+        counts[node] = MOST_VALUES  # the count of an alias inside its own node
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
-        inside = [part if isinstance(part, tuple) else (part,) for part in parts]  # key and value
-        known[node] = 1 + sum(_values(part, known) for pair in inside for part in pair)
-    return known[node]
+        entries = [part if isinstance(part, tuple) else (part,) for part in parts]  # key and value
+        counts[node] = 1 + sum(_values(part, counts) for entry in entries for part in entry)
+    return counts[node]

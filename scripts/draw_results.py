@@ -1,6 +1,6 @@
-"""Draw the README's picture: what pruning costs under each metric, from the table in docs/LOG.md.
+"""Draw the README's picture, the cost of pruning under each metric, from the table in docs/LOG.md.
 
-The picture has no number of its own, so it cannot disagree with the log.
+All its numbers are read from the log, so the two cannot disagree.
 """
 
 import io
@@ -25,11 +25,11 @@ SHOWN = {
     "wanda": "Wanda",
     "pruner-zero": "Pruner-Zero",
 }
-"""Metric as the log names it -> label; in the order of the picture, from the top."""
+"""The log's name of each metric, and its label; in the order of the picture, from the top."""
 
 OURS, PUBLISHED = "#2a7f62", "#6b7785"
 
-# Background and text change together, so the picture is readable on a page of either kind.
+# Background and text change together, so the picture is readable on light and dark pages.
 _THEMES = """<style>
 svg { background: #ffffff } text { fill: #24292f !important }
 @media (prefers-color-scheme: dark) {
@@ -39,7 +39,7 @@ g[id^="mean"] text { fill: #ffffff !important }
 </style>"""
 _STYLE = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "prunevolve",  # without it every drawing is another file
+    "svg.hashsalt": "prunevolve",  # makes the file reproducible
     "font.family": "sans-serif",
     "font.size": 11,
     "axes.spines.top": False,
@@ -52,7 +52,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Rise:
-    """Relative rise of one metric over all cells: 1 is the best published metric of each cell."""
+    """Relative rise of one metric over all cells; 1 is the best published metric of each cell."""
 
     metric: str
     mean: float
@@ -60,10 +60,10 @@ class Rise:
 
 
 def read_rises(log: str) -> list[Rise]:
-    """Return the rows of the log's table that the picture shows, in its order.
+    """Return the rows of the log's table for the picture, in the picture's order.
 
     Raises:
-        ValueError: If the log has no such section, or its table lacks a metric.
+        ValueError: If the log does not have exactly one such section, or its table lacks a metric.
     """
     sections = [part for part in log.split("\n## ") if SECTION in part.partition("\n")[0]]
     if len(sections) != 1:
@@ -75,7 +75,7 @@ def read_rises(log: str) -> list[Rise]:
             rows[cells[1]] = Rise(cells[1], float(cells[4]), float(cells[5]))
     missing = [metric for metric in SHOWN if metric not in rows]
     if missing:
-        raise ValueError(f"the log's table must have every metric of the picture, lacks {missing}")
+        raise ValueError(f"the log's table must have every metric of the picture; lacks {missing}")
     return [rows[metric] for metric in SHOWN]
 
 

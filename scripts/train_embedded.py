@@ -1,9 +1,9 @@
 """Train the tiny LLaMA that ships in `pruning/embedded`, with its tokenizer and its model card.
 
-It learns English from what every CPython carries: the training part of the corpus `embedded`
+It learns English from text that ships with CPython: the training part of the corpus `embedded`
 (help topics) and the docstrings of the standard library. The topics alone, 70,000 tokens, are
-learnt by heart within two minutes; with the docstrings the report perplexity falls by a third.
-A paragraph that stands in a held-out part of the corpus is never trained on.
+memorized within two minutes; with the docstrings the report perplexity falls by a third. No
+paragraph of a held-out part of the corpus is trained on.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # runs from a checkout, before anything is installed
+sys.path.insert(0, str(ROOT))  # so that it runs from a checkout without an installation
 
 from evaluation.corpus import load_text, token_windows  # noqa: E402
 
 VOCABULARY = 1024
-WINDOW = 256  # tokens; evaluation windows are no longer, so every position is a trained one
-BATCH = 8  # windows a step
-TOPIC_SHARE = 0.25  # of the windows; what the model is measured on reads like the topics
+WINDOW = 256  # tokens; evaluation windows are no longer, so that every position is trained
+BATCH = 8  # windows per step
+TOPIC_SHARE = 0.25  # of the windows, since the model is measured on text like the topics
 PEAK_RATE = 3e-3
 WARMUP_STEPS = 100
 DROPOUT = 0.1
@@ -63,7 +63,7 @@ good enough for pruning to matter. It is no use for anything else.
 
 @dataclass(frozen=True)
 class Texts:
-    """What the model is trained on."""
+    """The training text."""
 
     topics: str
     docstrings: str
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "pruning" / "embedded")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
-    # With two threads on a busy two-core machine each waits for the other: 0.3 steps/s, not 4.
+    # On a busy two-core machine two threads wait for each other: 0.3 steps/s instead of 4.
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--force", action="store_true", help="write into a folder with files")
     args = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
         parser.error(f"--out {args.out} is not empty; name another folder or add --force")
 
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)  # the initial weights and dropout draw from the global generator
+    torch.manual_seed(args.seed)  # initial weights and dropout use the global generator
     texts = Texts(load_text("embedded", "training"), docstrings(held_out_paragraphs()))
     tokenizer = train_tokenizer(texts.topics)
     model = build_model()
@@ -101,17 +101,17 @@ def main() -> None:
 
 
 def held_out_paragraphs() -> set[str]:
-    """Return the paragraphs of the parts that scores are read from, whitespace normalized."""
+    """Return the paragraphs of the parts used for evaluation, with whitespace normalized."""
     parts = ("calibration", "fitness", "selection", "report")
     text = "\n\n".join(load_text("embedded", part) for part in parts)
     return {" ".join(paragraph.split()) for paragraph in text.split("\n\n")}
 
 
 def docstrings(excluded: set[str]) -> str:
-    """Return the paragraphs of the standard library's docstrings, each once, in order of file."""
+    """Return the distinct paragraphs of the standard library's docstrings, in order of file."""
     library = Path(sysconfig.get_path("stdlib"))
     seen = set(excluded)
-    kept = []
+    paragraphs = []
     for path in sorted(library.rglob("*.py")):
         if NOT_LIBRARY & set(path.relative_to(library).parts):
             continue
@@ -119,8 +119,8 @@ def docstrings(excluded: set[str]) -> str:
             words = " ".join(paragraph.split())
             if words and words not in seen:
                 seen.add(words)
-                kept.append(paragraph)
-    return "\n\n".join(kept)
+                paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs)
 
 
 def _docstrings_of(path: Path) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 
 def train_tokenizer(text: str) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of VOCABULARY tokens; it adds no special tokens."""
+    """Return a byte-level BPE tokenizer of VOCABULARY tokens that adds no special tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -151,7 +151,7 @@ def train_tokenizer(text: str) -> PreTrainedTokenizerFast:
 
 
 def build_model() -> LlamaForCausalLM:
-    """Return the untrained model: with 2 bytes a weight it stays under 4 MB."""
+    """Return the untrained model, which takes less than 4 MB at 2 bytes per weight."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -220,7 +220,7 @@ def random_batches(
 
 
 def add_dropout(model: LlamaForCausalLM) -> list[torch.utils.hooks.RemovableHandle]:
-    """Drop outputs of attention and MLP while training: LLaMA has no such setting of its own."""
+    """Add dropout to the outputs of attention and MLP while training; LLaMA has no such setting."""
 
     def drop(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return F.dropout(output, DROPOUT, module.training)
@@ -233,7 +233,7 @@ def add_dropout(model: LlamaForCausalLM) -> list[torch.utils.hooks.RemovableHand
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Save float16 weights and the tokenizer; the model in memory gets the rounded weights."""
+    """Save float16 weights and the tokenizer; the model in memory keeps the rounded weights."""
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     model.float()
@@ -274,7 +274,7 @@ def model_card(
 
 @torch.no_grad()
 def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, part: str) -> float:
-    """Return exp of the mean loss over all windows of a part; windows are equally long."""
+    """Return exp of the mean loss over all windows of a part, which have equal lengths."""
     tokens = token_windows(tokenizer, "embedded", part, None, WINDOW, None).tokens
     losses = [model(input_ids=row, labels=row).loss.item() for row in tokens.split(1)]
     return math.exp(sum(losses) / len(losses))

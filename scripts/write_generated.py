@@ -1,6 +1,6 @@
-"""Write what is made from code: the tables of docs/METRICS.md and configs/schema.json.
+"""Generate the tables of docs/METRICS.md and configs/schema.json from code.
 
-With `--check` nothing is written: it fails if a file is not what the code makes.
+With `--check` it writes nothing, and fails if a file is out of date.
 """
 
 import json
@@ -36,7 +36,7 @@ def main(
 
 
 def generated() -> dict[Path, str]:
-    """Return the whole text of each file, as the code makes it."""
+    """Return the whole text of each file, as generated from code."""
     return {
         METRICS: with_tables(read(METRICS), tables()),
         SCHEMA: json.dumps(json_schema(), indent=2) + "\n",
@@ -44,21 +44,21 @@ def generated() -> dict[Path, str]:
 
 
 def read(path: Path) -> str:
-    """Return a file's text; empty if it is not there."""
+    """Return a file's text, which is empty if there is no file."""
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """Return a text with each table between its two markers.
+    """Return a text with each table inserted between its two markers.
 
     Raises:
         KeyError: If a marker names no table.
     """
-    return _MARKED.sub(lambda found: found[1] + tables[found[2]] + found[3], text)
+    return _MARKED.sub(lambda match: match[1] + tables[match[2]] + match[3], text)
 
 
 def tables() -> dict[str, str]:
-    """Return the tables by the names that their markers have."""
+    """Return the tables by the names in their markers."""
     extended = {name: row for name, row in EXTENDED.items() if name not in RELEASE}
     operators = ("operator", "operands", "result of matrices", "meaning")
     leaves = ("leaf", "shape", "meaning", "needs", "set")
@@ -74,7 +74,7 @@ def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:
     if leaf.start:
         needs = f"a {'backward' if need_backward(frozenset([name])) else 'forward'} pass per window"
     if leaf.gram:
-        needs += ", and `(in, in)` of memory a layer"
+        needs += ", and `(in, in)` of memory per layer"
     smallest = next(set_name for set_name, leaves in LEAF_SETS.items() if name in leaves)
     return f"`{name}`", _shape(leaf.shape), leaf.meaning, needs, smallest
 

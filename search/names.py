@@ -1,20 +1,24 @@
 """Names in a config, checked before any slow import."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
-from configs.schema import Config
+from configs.schema import Config, GroupName
 from evaluation.sources import HUB_CORPORA, check_name
 from hub_answers import silence
-from pruning.names import EMBEDDED, comes_from_hub
+from pruning.names import EMBEDDED, comes_from_hub, metric_file
 
 
 def check_names(config: Config) -> None:
-    """Check the names of models and texts, without a network and without reading a file.
+    """Check the names of models, texts and seeds, without a network and without reading a file.
 
     Raises:
-        ValueError: If a model is neither a folder nor a hub id, or a corpus is neither known nor
-            the name of a file.
+        ValueError: If a model is neither a folder nor a hub id, a corpus neither known nor a
+            file's name, or a seed a word that names no metric.
     """
+    for entry in config.search.seeds:
+        _check_seed(entry)
     for task in config.all_tasks:
         is_here(task.model)
         for role, text in task.texts.items():
@@ -23,6 +27,14 @@ def check_names(config: Config) -> None:
                     check_name(part.corpus)
                 except ValueError as error:
                     raise ValueError(f"{role}: {error}") from error
+
+
+def _check_seed(entry: str) -> None:
+    """Check a metric's name; formulas, files and run folders are read after torch is imported."""
+    group, colon, rest = entry.partition(":")
+    name = rest if colon and group in get_args(GroupName) else entry
+    if re.fullmatch(r"[\w-]{2,100}", name, re.ASCII) and not Path(name).exists():
+        metric_file(name)
 
 
 def check_hub(config: Config) -> None:

@@ -117,6 +117,7 @@ def test_help_and_typos_import_nothing_that_takes_long(words, code):
         (["--set", "search.seed=-1"], 2),
         (["--set", "model=embeded"], 2),
         (["--set", "fitness.corpus=wikitext"], 2),
+        (["--set", "search.seeds=[wanda, 'row:wnada']"], 2),
         (["--config", "nowhere.yaml"], 2),
     ],
 )

@@ -147,7 +147,7 @@ def test_run_prune_repeats_a_recipe_and_says_that_it_did(prune_small, call, tmp_
     recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
     code, out, _ = call(recipe=recipe, out=again)
     assert code == 0
-    assert out.splitlines()[-1] == "repeated: all files are the recipe's, byte for byte"
+    assert out.splitlines()[-1] == "repeated: all files match the recipe's, byte for byte"
     repeated = json.loads((again / "pruning_recipe.json").read_text())
     assert repeated == recipe_of(tmp_path) | {"metric_source": "formula"}
     report = json.loads((again / "pruning_report.json").read_text())
@@ -182,8 +182,8 @@ def test_run_prune_warns_where_a_repeated_recipe_gives_other_files(prune_small, 
     code, out, err = call(recipe=recipe, out=tmp_path / "again", sparsity=0.6, json=True)
     assert (code, json.loads(out)["repeated"]) == (0, False)
     assert err.splitlines()[-1] == (
-        "warning: 2 of 3 files are not the recipe's, model-00002-of-00003.safetensors first: the "
-        "model, the texts, the options or the versions differ"
+        "warning: 2 of 3 files differ from the recipe's, model-00002-of-00003.safetensors first: "
+        "the model, the texts, the options or the versions are not the same"
     )
 
 

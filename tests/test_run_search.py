@@ -534,8 +534,8 @@ def test_print_config_shows_the_resolved_config_and_does_nothing_else(
     [
         (["--config", "tow_models"], "config 'tow_models' is neither a file nor a shipped "),
         (["--set", "search.seed=x"], "search.seed = 'x': Input should be a valid integer"),
-        (["--resume", "runs/x"], "--print-config goes with --config and --set alone"),
-        (["--out", "runs/x"], "--print-config goes with --config and --set alone"),
+        (["--resume", "runs/x"], "--print-config goes only with --config and --set"),
+        (["--out", "runs/x"], "--print-config goes only with --config and --set"),
     ],
 )
 def test_print_config_refuses_what_it_cannot_show(arguments, problem, monkeypatch, capsys):

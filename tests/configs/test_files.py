@@ -174,7 +174,7 @@ def test_a_base_that_is_read_by_many_tasks_cannot_make_a_config_grow(write, monk
 
 def test_a_base_is_no_override():
     assert refusal(None, "base=paper") == (
-        f"config {schema.DEFAULT}: base is read from the file, before --set: name the config itself"
+        f"config {schema.DEFAULT}: base cannot be given with --set: name the config itself"
     )
 
 

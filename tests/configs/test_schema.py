@@ -232,7 +232,7 @@ def test_load_refuses_values_that_contradict_each_other(overrides, rule):
 def test_load_refuses_a_seed_of_windows_that_are_not_drawn():
     message = refusal("calibration.windows=null")
     assert message.startswith(f"{NAMED}calibration = ")
-    assert message.endswith(": seed must be null where windows is null, got 0")
+    assert message.endswith(": seed must be null if windows is null, got 0")
     assert schema.load(None, ["fitness.windows=null"]).fitness.windows is None
 
 
@@ -246,7 +246,7 @@ def test_load_takes_ascending_stages(stages):
     [
         (["fitness.corpus=null"], "corpus or split is missing: give both, or mix"),
         (["fitness.split=null"], "corpus or split is missing: give both, or mix"),
-        (["fitness.mix=[{corpus: c4, split: train}]"], "mix stands in place of corpus and split"),
+        (["fitness.mix=[{corpus: c4, split: train}]"], "mix replaces corpus and split"),
         (["fitness.mix=[{corpus: c4, split: train, share: 0}]"], "greater than 0"),
     ],
 )
@@ -352,7 +352,7 @@ def test_overrides_reach_into_a_list_by_the_place():
     raw = {"a": [{"b": 1}, {"b": 2}]}
     assert schema.apply_overrides(raw, ["a.1.b=3", "a.0=4"]) == {"a": [4, {"b": 3}]}
     for place in ("2", "b"):
-        with pytest.raises(ValueError, match=rf"a.{place}=x: a has places 0 to 1, not {place}"):
+        with pytest.raises(ValueError, match=rf"a.{place}=x: a has indices 0 to 1, not {place}"):
             schema.apply_overrides(raw, [f"a.{place}=x"])
 
 

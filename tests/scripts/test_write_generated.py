@@ -42,7 +42,7 @@ def test_a_row_says_shape_and_needs_and_keeps_bars_out_of_the_table():
     assert rows["B"].startswith("| `B` | `(out, 1)` | ")
     assert rows["B"].endswith(" | a backward pass per window | extended |")
     assert rows["H"].endswith(
-        "forward pass per window, and `(in, in)` of memory a layer | extended |"
+        "forward pass per window, and `(in, in)` of memory per layer | extended |"
     )
 
 
