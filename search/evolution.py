@@ -107,7 +107,9 @@ class Evolution:
         if marks and settings.crowding:
             self.rules = replace(settings.rules, near=self._near)
         self._known = _Known()
-        self._surrogate = Surrogate(marks.sketch) if marks and settings.brood > 1 else None
+        self._surrogate = None
+        if marks and settings.brood > 1:
+            self._surrogate = Surrogate(marks.sketch, settings.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:

@@ -36,9 +36,12 @@ class Surrogate:
 
     Attributes:
         sketch_of: Function that returns a criterion's sketch.
+        alike: Masks that differ in a smaller fraction are one: a child with a mask that was
+            measured already promises nothing.
     """
 
     sketch_of: Callable[[Criterion], Sketch]
+    alike: float = 0.0
     _records: list[Record] = field(default_factory=list)
     _asked: list[int] = field(default_factory=list)
     _sketches: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
@@ -80,6 +83,8 @@ class Surrogate:
         differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
         distances = differing / (8 * sketch.size)
         nearest = distances.argsort(kind="stable")[:_NEIGHBOURS].tolist()
+        if distances[nearest[0]] < self.alike:
+            return 1.0
         total = weights = 0.0
         for i in nearest:
             weight = 1 / (float(distances[i]) + _ONE_MASK) ** 2

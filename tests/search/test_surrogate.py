@@ -62,6 +62,13 @@ def test_of_masks_between_the_same_ranks_the_unknown_one_promises_more():
     assert unknown < known
 
 
+def test_a_mask_like_a_measured_one_promises_nothing():
+    surrogate = surrogate_of(record(0, 10, 1.0), record(1, 50, 2.0))
+    surrogate.alike = 3 / 64
+    assert surrogate.predict(criterion(12)) == 1
+    assert surrogate.predict(criterion(13)) < surrogate.predict(criterion(47)) < 1
+
+
 def test_only_records_before_the_given_index_are_asked():
     records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
     early = surrogate_of(*records, before=2)
