@@ -145,7 +145,12 @@ def _without_base(mapping: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return a new mapping of the base's keys and the overrides."""
+    """Return a new mapping of the base's keys and the overrides.
+
+    An n:m pattern sets the sparsity, so the base's sparsity goes with the pattern that it replaces.
+    """
+    if overrides.get("pattern", "unstructured") != "unstructured":
+        base = {key: value for key, value in base.items() if key != "sparsity"}
     sections = {
         key: _merged(base[key], value)
         for key, value in overrides.items()

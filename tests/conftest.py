@@ -1,11 +1,14 @@
 """Fixtures that more than one test module reads."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy_models import toy_model
 from transformers import PreTrainedTokenizerFast
+
+import run_search
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +22,17 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run the search's entry in this process and an empty folder; returns code, output, error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["prunevolve-search", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_search.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run

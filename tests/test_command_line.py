@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 
 import command_line
-import run_search
 
 ROOT = Path(__file__).parents[1]
 CONSOLE_SCRIPT = [
@@ -28,20 +27,6 @@ def started(*words, script=("run_prune.py",), **environment):
     command = [sys.executable, *script, *words]
     settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Run the search's entry in this process and an empty folder; returns code, output, error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["prunevolve-search", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_search.main()
-        return end.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

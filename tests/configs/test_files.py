@@ -114,6 +114,13 @@ def test_a_task_takes_model_and_texts_of_its_base_and_keeps_its_own_keys(write):
     assert second.report == embedded.report
 
 
+def test_a_pattern_takes_the_place_of_the_base_s_sparsity(write):
+    path = write("c.yaml", {"base": "three_models", "pruning": {"pattern": "2:4"}, "tasks": []})
+    assert schema.load(path, []).pruning.sparsity == 0.5
+    path = write("c.yaml", {"base": "three_models", "pruning": {"pattern": "unstructured"}})
+    assert schema.load(path, []).pruning.sparsity == 0.6
+
+
 def test_a_resolved_config_names_no_base(write, tmp_path):
     config = schema.load("three_models", [])
     (tmp_path / "whole.yaml").write_text(schema.to_yaml(config))

@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-import run_search
 from configs import schema
 from pruning import models
 from search import names
@@ -20,18 +18,14 @@ HUB_NOTE = "comes from the Hugging Face hub: not checked"
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(call):
     """Run the console entry in an empty folder; returns exit code, output but memory, and error."""
-    monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["prunevolve-search", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_search.main()
-        out, err = capsys.readouterr()
+        code, out, err = call(*words)
         # What workers hold has tests of its own, in tests/search/test_machine.py.
         lines = [line for line in out.splitlines(True) if not line.startswith("memory: ")]
-        return end.value.code or 0, "".join(lines), err
+        return code, "".join(lines), err
 
     return run
 
