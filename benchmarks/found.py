@@ -202,9 +202,9 @@ def _resident(setting: Setting, out: Path) -> Resident:
         "fitness": next(iter(texts.values()))[:1],
         **texts,
     }
-    resident = Resident(
-        Subject(setting.model, setting.dtype), windows, "cpu", "nll", Memory(scores="keep")
-    )
+    subject = Subject(setting.model, setting.dtype)
+    targets = len(SPARSITIES) + 1
+    resident = Resident(subject, windows, "cpu", "nll", Memory(scores="keep"), tasks=targets)
     path = out / f"{setting.name}.safetensors"
     if not path.exists():
         began = time.monotonic()
