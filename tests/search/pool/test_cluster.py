@@ -337,7 +337,7 @@ def test_running_cluster_refuses_a_token_in_one_line(
 def test_probe_gives_up_on_what_accepts_and_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as mute:
         head = f"127.0.0.1:{mute.getsockname()[1]}"
-        with pytest.raises(ValueError, match=rf"{head} accepts connections and does not answer"):
+        with pytest.raises(ValueError, match=rf"{head} accepts connections but does not answer"):
             address.probe(head, {"RAY_AUTH_TOKEN": "any"})
 
 
