@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from command_line import raise_on_signals
+from command_line import called, raise_on_signals
 from evaluation.corpus import Windows, check_disjoint
 from evaluation.mixture import Mixture
 from evaluation.options import EVAL_WINDOWS, calibration_text, cut_all, evaluation_texts
@@ -406,7 +406,7 @@ def _print_outcome(out: Path, report: Mapping[str, Any]) -> None:
         both = ", ".join(f"{name} {_number(text[name])}" for name in ("dense", "pruned"))
         print(f"  of {text['corpus']}, split {text['split']}: {both}")
     print(f"saved: {out} ({_counts(report)})")
-    print(f"verify: prunevolve-prune --verify {shlex.quote(str(out))}")
+    print(f"verify: {called('run_prune')} --verify {shlex.quote(str(out))}")
 
 
 def _summary(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
