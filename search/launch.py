@@ -273,6 +273,7 @@ def _crew(experiment: Experiment, console: Console) -> Iterator[Crew]:
             cluster = stack.enter_context(connection(ray.address, cores))
             ships = ray.ship_model or local_cpus
             # The workers need the cores: on several threads the driver would wait for its own.
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
             crew = RayCrew(cluster, setup, ray.cpus_per_worker, ray.gpus_per_worker, ships)
         yield crew
