@@ -1,16 +1,20 @@
 """The surrogate: predicts how good a criterion is from the masks of those measured before.
 
-Criteria that prune nearly the same weights have nearly the same loss, whatever their text. So a few
-measured neighbours predict how good a new mask is, at the cost of a fingerprint and without a
-model: a phenotypic characterisation as in Hildebrandt and Branke (2015, Evolutionary Computation
-23(3), Section 3). It chooses which child of a brood to evaluate; a fitness is always measured.
+Criteria that prune nearly the same weights have nearly the same loss, whatever their text. So a
+Gaussian process over masks predicts how good a new one is, at the cost of a fingerprint and without
+a model: a phenotypic characterisation as in Hildebrandt and Branke (2015, Evolutionary Computation
+23(3), Section 3), with the regression of Rasmussen and Williams (2006, Algorithm 2.1). It chooses
+which child of a brood to evaluate; a fitness is always measured.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from pruning.criterion import Criterion
 from search.population import Record
@@ -18,16 +22,19 @@ from search.population import Record
 Sketch = npt.NDArray[np.uint8]
 """A sample of a criterion's mask bits on the probe, packed into bytes."""
 
-_NEIGHBOURS = 5
 _REMEMBERED = 1024
 """Number of latest measured criteria used, which bounds a prediction's time and memory."""
 
-_ONE_MASK = 0.001
-"""Distance below which two masks count as equal."""
+_REACH = 0.2
+"""Distance over which the correlation of two masks' losses falls by a factor e. 0.1 to 1 find good
+masks about equally soon."""
 
-_UNKNOWN = 1.0
-"""How far a mask at distance 1 from all measured ones may outrank its neighbours, as a fraction of
-all ranks: without it, the chosen child of a brood would be a copy of the best."""
+_NOISE = 0.1
+"""Variance of a measured rank that its mask does not explain, as a fraction of the whole."""
+
+_OPTIMISM = 0.5
+"""Standard errors subtracted from a prediction: some, so that not only copies of the best are
+chosen; with 1.5, good masks are found half as soon."""
 
 
 @dataclass
@@ -45,7 +52,9 @@ class Surrogate:
     _records: list[Record] = field(default_factory=list)
     _asked: list[int] = field(default_factory=list)
     _sketches: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
-    _ranks: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    _distances: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    _factor: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    _weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def learn(self, record: Record) -> None:
         """Add a record; those that were not measured are ignored."""
@@ -60,34 +69,55 @@ class Surrogate:
         indices = [record.index for record in asked]
         if indices == self._asked:
             return
-        kept = dict(zip(self._asked, self._sketches, strict=True))
-        sketches = [
-            kept[record.index] if record.index in kept else self.sketch_of(record.criterion)
-            for record in asked
-        ]
-        self._asked, self._sketches = indices, np.stack(sketches)
-        values = np.array([record.outcome.expected for record in asked])
-        self._ranks = values.argsort(kind="stable").argsort() / len(values)
+        for record in asked:
+            if not self._asked or record.index > self._asked[-1]:
+                self._add(self.sketch_of(record.criterion))
+        kept = len(asked)
+        self._sketches, self._distances = self._sketches[-kept:], self._distances[-kept:, -kept:]
+        self._asked = indices
+        self._fit([record.outcome.expected for record in asked])
 
     def predict(self, criterion: Criterion) -> float:
         """Return an optimistic rank among the remembered criteria: lower is more promising.
 
-        It is a lower confidence bound: the mean of the nearest masks' ranks (0 is the best, 1 the
-        worst), weighted by inverse squared distance, minus a margin that grows with the distance to
-        the nearest. Summed in a fixed order, so that it is the same on any machine. 0 while nothing
-        has been measured.
+        A lower confidence bound of the rank's normal score: the Gaussian process's mean minus a
+        part of its standard error, which is larger for masks unlike all measured ones. 0 while
+        nothing has been measured; infinite for a mask that was measured already.
         """
         if not self._asked:
             return 0.0
-        sketch = self.sketch_of(criterion)
+        distances = self._distances_to(self.sketch_of(criterion))
+        if distances.min() < self.alike:
+            return math.inf
+        correlations = _correlations(distances)
+        spread = torch.linalg.solve_triangular(self._factor, correlations[:, None], upper=False)
+        variance = max(0.0, 1.0 - float(spread.square().sum()))
+        return float(correlations @ self._weights) - _OPTIMISM * math.sqrt(variance)
+
+    def _add(self, sketch: Sketch) -> None:
+        """Append a sketch and its distances."""
+        if not len(self._sketches):
+            self._sketches, self._distances = sketch[None], np.zeros((1, 1))
+            return
+        distances = self._distances_to(sketch)
+        self._sketches = np.concatenate([self._sketches, sketch[None]])
+        self._distances = np.block(
+            [[self._distances, distances[:, None]], [distances[None], np.zeros((1, 1))]]
+        )
+
+    def _distances_to(self, sketch: Sketch) -> npt.NDArray[np.float64]:
         differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
-        distances = differing / (8 * sketch.size)
-        nearest = distances.argsort(kind="stable")[:_NEIGHBOURS].tolist()
-        if distances[nearest[0]] < self.alike:
-            return 1.0
-        total = weights = 0.0
-        for i in nearest:
-            weight = 1 / (float(distances[i]) + _ONE_MASK) ** 2
-            total += weight * float(self._ranks[i])
-            weights += weight
-        return total / weights - _UNKNOWN * float(distances[nearest[0]])
+        return np.asarray(differing / (8 * sketch.size), dtype=np.float64)
+
+    def _fit(self, losses: list[float | None]) -> None:
+        # Ranks, not losses: what is hopeless must not outweigh the differences among the good.
+        distinct, ranks = np.unique(np.array(losses, dtype=np.float64), return_inverse=True)
+        scores = torch.special.ndtri(torch.from_numpy((ranks + 0.5) / len(distinct)))
+        covariance = _correlations(self._distances)
+        covariance.diagonal().add_(_NOISE)
+        self._factor = torch.linalg.cholesky(covariance)
+        self._weights = torch.cholesky_solve(scores[:, None], self._factor)[:, 0]
+
+
+def _correlations(distances: npt.NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.exp(-distances / _REACH))

@@ -13,7 +13,9 @@ from typing import TypeVar
 
 from deap import gp
 
+from pruning.leaves import LEAVES
 from pruning.metric import Metric
+from pruning.operators import MATRIX, NUMBER, OPERATORS
 from search.breeding.primitives import (
     fill_in_numbers,
     has_numbers,
@@ -33,6 +35,16 @@ primitives and five in six with the extended ones, so this is hardly ever reache
 
 FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
 """Factors that tune a number, with relative weights: few, so that the same numbers recur."""
+
+BENDS = ("sqrt", "root4", "sqr", "pow15", "exp")
+"""Operators that make more or less of a factor."""
+
+REDUCERS = tuple(
+    name
+    for name, operator in OPERATORS.items()
+    if operator.typing.shape(*[MATRIX] * operator.arity) != MATRIX
+)
+"""Operators that leave one side of a matrix."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,7 @@ def _mutate_insert(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
 
 
 def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Factor mutation: the tree, or a subtree, is multiplied or divided by a small random tree.
+    """Factor mutation: the tree, or a subtree, is multiplied or divided by a drawn side.
 
     Good pruning metrics are mostly products of the worth of a weight, its input and its row.
     """
@@ -144,9 +156,32 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     operator = random.choice(
         [name for name in ("mul", "quot", "div") if name in primitives.mapping]
     )
-    factor = gp.genGrow(primitives, 0, 2, primitives.ret)
-    tree[place] = [primitives.mapping[operator], *tree[place], *factor]
+    tree[place] = [primitives.mapping[operator], *tree[place], *_draw_side(primitives)]
     return tree
+
+
+def _draw_side(primitives: gp.PrimitiveSet) -> list[gp.Primitive | gp.Terminal]:
+    """Draw the worth of an input, a row or a layer: a leaf, or a matrix reduced to one side.
+
+    Often relative to its layer, and bent by a power or an exponential. Grown trees of this size
+    hardly ever have these forms.
+    """
+    named = primitives.mapping
+    leaves = [node for node in primitives.terminals[primitives.ret] if node.name in LEAVES]
+    matrices = [node for node in leaves if LEAVES[node.name].shape == MATRIX]
+    reducers = [named[name] for name in REDUCERS if name in named]
+    bends = [named[name] for name in BENDS if name in named]
+    if reducers and random.random() < 0.5:
+        side = [random.choice(matrices)]
+        if random.random() < 0.5:
+            combine = random.choice([named[name] for name in ("mul", "quot") if name in named])
+            side = [combine, *side, random.choice(leaves)]
+        side = [random.choice(reducers), *side]
+    else:
+        side = [random.choice([node for node in leaves if node not in matrices])]
+    if random.random() < 0.25 and to_metric(gp.PrimitiveTree(side)).shape != NUMBER:
+        side = [named["div"], *side, *side]
+    return [random.choice(bends), *side] if random.random() < 0.6 else side
 
 
 def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:

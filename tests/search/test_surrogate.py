@@ -1,5 +1,7 @@
 """What the surrogate says of masks that were not measured."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -65,8 +67,8 @@ def test_of_masks_between_the_same_ranks_the_unknown_one_promises_more():
 def test_a_mask_like_a_measured_one_promises_nothing():
     surrogate = surrogate_of(record(0, 10, 1.0), record(1, 50, 2.0))
     surrogate.alike = 3 / 64
-    assert surrogate.predict(criterion(12)) == 1
-    assert surrogate.predict(criterion(13)) < surrogate.predict(criterion(47)) < 1
+    assert surrogate.predict(criterion(12)) == math.inf
+    assert surrogate.predict(criterion(13)) < surrogate.predict(criterion(47)) < math.inf
 
 
 def test_only_records_before_the_given_index_are_asked():
