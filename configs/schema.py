@@ -205,7 +205,9 @@ class Mutations(_Section):
     hoist: float = Field(default=1, ge=0)
     insert: float = Field(default=1, ge=0)
     factor: float = Field(
-        default=0, ge=0, description="multiply or divide a subtree by a small new one"
+        default=0,
+        ge=0,
+        description="multiply or divide a subtree by the worth of a row, an input or a layer",
     )
     constant: float = Field(
         default=1, ge=0, description="change a number; unused if the primitives have no numbers"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pruning.leaves import LEAF_SETS
 from pruning.metric import Metric
-from pruning.operators import SETS
+from pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
 from search.breeding.primitives import BLANK, fill_in_numbers, primitive_set, to_metric, to_tree
 from search.breeding.variation import (
     MUTATIONS,
@@ -274,6 +274,25 @@ def test_factor_mutation_keeps_the_tree_and_multiplies_or_divides_a_part_of_it()
         whole += names[1][1 : 1 + len(names[0])] == names[0]
     assert {"mul", "div"} & operators
     assert 60 < whole < 190
+
+
+@pytest.mark.parametrize("name", ["extended", "release"])
+def test_a_factor_is_the_worth_of_a_row_an_input_or_a_layer(name):
+    primitives = primitive_set(name)
+    factors = []
+    for seed in range(300):
+        with seeded(seed):
+            tree = MUTATIONS["factor"](to_tree(Metric.parse("W"), primitives), primitives)
+        operator, factor = to_metric(tree), to_metric(tree).operands[1]
+        assert operator.name in ("mul", "quot", "div")
+        assert factor.shape != MATRIX
+        factors.append(factor)
+    assert {factor.shape for factor in factors} == (
+        {PER_INPUT, PER_OUTPUT, NUMBER} if name == "extended" else {PER_INPUT}
+    )
+    relative = [f for f in factors if "div(" in f.text]
+    assert relative and all(f.text.count("div(") == 1 for f in relative)
+    assert len({factor.text for factor in factors}) >= (150 if name == "extended" else 8)
 
 
 def test_insert_mutation_never_shrinks_and_keeps_every_leaf():
