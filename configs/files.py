@@ -144,13 +144,18 @@ def _without_base(mapping: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key != BASE}
 
 
-def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return a new mapping of the base's keys and the overrides.
+def without_replaced(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the base without keys that the overrides make meaningless.
 
     An n:m pattern sets the sparsity, so the base's sparsity goes with the pattern that it replaces.
     """
-    if overrides.get("pattern", "unstructured") != "unstructured":
-        base = {key: value for key, value in base.items() if key != "sparsity"}
+    if overrides.get("pattern", "unstructured") == "unstructured":
+        return base
+    return {key: value for key, value in base.items() if key != "sparsity"}
+
+
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    base = without_replaced(base, overrides)
     sections = {
         key: _merged(base[key], value)
         for key, value in overrides.items()

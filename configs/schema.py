@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from configs.files import BASE, FOLDER, find, read
+from configs.files import BASE, FOLDER, find, read, without_replaced
 from configs.yaml_text import NO_YAML, read_yaml
 
 DEFAULT = FOLDER / "embedded.yaml"
@@ -444,7 +444,7 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
     """
     source = DEFAULT if config is None else find(Path(config))
     raw = read(source, inherited=tuple(TaskEntry.model_fields))
-    return parse(_without_replaced(apply_overrides(raw, overrides), overrides), str(source))
+    return parse(apply_overrides(raw, overrides), str(source))
 
 
 def parse(raw: dict[str, Any], source: str) -> Config:
@@ -458,10 +458,13 @@ def parse(raw: dict[str, Any], source: str) -> Config:
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of a mapping with `key.path=value` texts applied.
 
+    What the mapping has and an override makes meaningless is dropped; see `files.without_replaced`.
+
     Raises:
         ValueError: If a text has no `=`, its value is not YAML, or its path leads through a value.
     """
     result = copy.deepcopy(raw)
+    paths = {override.partition("=")[0] for override in overrides}
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path:
@@ -477,19 +480,12 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
             if isinstance(section, dict):
                 section.setdefault(key, {})
             section = section[step]
+        if isinstance(section, dict):
+            for key in section.keys() - without_replaced(section, {last: parsed}).keys():
+                if ".".join([*parents, key]) not in paths:
+                    del section[key]
         section[_step(section, last, (parents or [""])[-1], override)] = parsed
     return result
-
-
-def _without_replaced(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Drop a file's sparsity if an override sets an n:m pattern, which implies another."""
-    keys = {override.partition("=")[0] for override in overrides}
-    pruning = raw.get("pruning")
-    if "pruning.pattern" not in keys or "pruning.sparsity" in keys or not isinstance(pruning, dict):
-        return raw
-    if implied_sparsity(str(pruning.get("pattern"))) is None:
-        return raw
-    return {**raw, "pruning": {k: v for k, v in pruning.items() if k != "sparsity"}}
 
 
 def _step(section: object, key: str, above: str, override: str) -> str | int:

@@ -102,6 +102,8 @@ def test_a_pattern_brings_its_sparsity(pattern, removed, tmp_path):
     assert schema.load(path, []).pruning.sparsity == removed
     # By an override too, which takes the place of the file's sparsity.
     assert schema.load(None, [f"pruning.pattern={pattern}"]).pruning.sparsity == removed
+    overrides = ["tasks=[{sparsity: 0.7}]", f"tasks.0.pattern={pattern}"]
+    assert schema.load(None, overrides).all_tasks[0].sparsity == removed
 
 
 @pytest.mark.parametrize(
