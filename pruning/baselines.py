@@ -49,18 +49,18 @@ BASELINES: dict[str, Baseline] = {
 
 PUBLISHED: dict[str, Baseline] = BASELINES | {
     "relative-importance": Baseline(
-        _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; no activations: exponent 0"
+        _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0: no activations"
     ),
     "ria-full": Baseline(
         f"mul({_RELATIVE}, sqrt(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 1"
     ),
     "gblm-gradient": Baseline(
-        "mul(W, G)", "row", "Das et al., 2024, arXiv:2311.04902; its gradient term alone"
+        "mul(W, G)", "row", "Das et al., 2024, arXiv:2311.04902; only its gradient term"
     ),
     "gblm-alpha-10": Baseline(
         "mul(W, add(mul(0.1, G), sqrt(X)))",
         "row",
-        "Das et al., 2024, arXiv:2311.04902; its alpha, 100 in `gblm` by G's factor, at 10",
+        "Das et al., 2024, arXiv:2311.04902, with alpha 10: `gblm` has 100, the factor in G",
     ),
     "wanda-root": Baseline(
         "mul(W, root4(X))",
@@ -70,7 +70,7 @@ PUBLISHED: dict[str, Baseline] = BASELINES | {
     "symwanda": Baseline(
         "mul(W, sqrt(add(X, sqr(B))))",
         "row",
-        "Yi and Richtarik, 2025, arXiv:2501.18980: an input and an output side; B is the latter",
+        "Yi and Richtarik, 2025, arXiv:2501.18980: input and output side; the latter is B here",
     ),
     "symwanda-l2": Baseline(
         "mul(add(quot(W, colnorm(W)), quot(W, rownorm(W))), root4(X))",
@@ -80,18 +80,21 @@ PUBLISHED: dict[str, Baseline] = BASELINES | {
     "movement": Baseline(
         "mul(W, M)",
         "model",
-        "Sanh et al., 2020, arXiv:2005.07683, Section 4; on the dense model, which is not trained",
+        "Sanh et al., 2020, arXiv:2005.07683, Section 4: the first-order reduction of the loss "
+        "from keeping a weight; here on the dense model, which is not trained",
     ),
     "sparsegpt-score": Baseline(
         "quot(sqr(W), H)",
         "layer",
-        "Frantar and Alistarh, 2023, arXiv:2301.00774, Section 3; of the whole matrix at once, and "
-        "no kept weight is changed",
+        "Frantar and Alistarh, 2023, arXiv:2301.00774, Section 3: the error in a layer's output "
+        "from removing a weight, after the others compensate; here for the whole matrix at once, "
+        "without changing the kept weights",
     ),
     "wifv": Baseline(
         "mul(V, sqr(W))",
         "row",
-        "An et al., 2024, arXiv:2312.11983; a weight's term of FLAP's fluctuation of a channel",
+        "An et al., 2024, arXiv:2312.11983: FLAP's fluctuation of an input channel is the sum of "
+        "this over its weights",
     ),
 }
 """The metrics of other people's papers."""
@@ -104,7 +107,7 @@ FOUND: dict[str, Baseline] = {
     "directed-snip-wanda": Baseline(
         f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})",
         "model",
-        "this project: docs/METRICS.md",
+        "this project, 2026",
     ),
 }
 """The metrics that came out of this project's searches and measurements."""

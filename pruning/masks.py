@@ -72,7 +72,7 @@ class Group(Protocol):
 
 @dataclass(frozen=True)
 class Row(Group):
-    """Each output row on its own."""
+    """The weights of one output row; each row loses the same share."""
 
     name = "row"
     within_rows = True
@@ -87,7 +87,7 @@ class Row(Group):
 
 @dataclass(frozen=True)
 class Layer(Group):
-    """Each matrix on its own."""
+    """The weights of one matrix."""
 
     name = "layer"
 
@@ -101,7 +101,7 @@ class Layer(Group):
 
 @dataclass(frozen=True)
 class Model(Group):
-    """All matrices together, under one threshold; only the total of the fractions matters."""
+    """The weights of all pruned matrices: one exact threshold, so scores set each layer's share."""
 
     name = "model"
     whole_model = True

@@ -3,6 +3,7 @@
 With `--check` it writes nothing, and fails if a file is out of date.
 """
 
+import inspect
 import json
 import re
 import sys
@@ -13,7 +14,9 @@ from typing import Annotated
 import typer
 
 from configs.schema import json_schema
+from pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
 from pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
+from pruning.masks import GROUPS, group_of
 from pruning.operators import EXTENDED, MATRIX, RELEASE, Operator, Shape
 
 ROOT = Path(__file__).parents[1]
@@ -62,10 +65,16 @@ def tables() -> dict[str, str]:
     extended = {name: row for name, row in EXTENDED.items() if name not in RELEASE}
     operators = ("operator", "operands", "result of matrices", "meaning")
     leaves = ("leaf", "shape", "meaning", "needs", "set")
+    named = ("name", "formula", "group", "source")
+    others = {name: row for name, row in PUBLISHED.items() if name not in BASELINES}
     return {
         "leaves": _table(leaves, (_leaf_row(*row) for row in LEAVES.items())),
         "release": _table(operators, (_operator_row(*row) for row in RELEASE.items())),
         "extended": _table(operators, (_operator_row(*row) for row in extended.items())),
+        "groups": _table(("group", "the weights that compete"), map(_group_row, GROUPS)),
+        "baselines": _table(named, (_named_row(*row) for row in BASELINES.items())),
+        "published": _table(named, (_named_row(*row) for row in others.items())),
+        "found": _table(named, (_named_row(*row) for row in FOUND.items())),
     }
 
 
@@ -82,6 +91,14 @@ def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:
 def _operator_row(name: str, operator: Operator) -> tuple[str, ...]:
     result = operator.typing.shape(*[MATRIX] * operator.arity)
     return f"`{name}`", str(operator.arity), _shape(result), operator.meaning
+
+
+def _group_row(name: str) -> tuple[str, ...]:
+    return f"`{name}`", inspect.getdoc(group_of(name)) or ""
+
+
+def _named_row(name: str, named: Baseline) -> tuple[str, ...]:
+    return f"`{name}`", f"`{named.text}`", named.group, named.source
 
 
 def _shape(shape: Shape) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pruning.baselines import NAMED
 from pruning.leaves import LEAVES
+from pruning.masks import GROUPS
 from pruning.operators import OPERATORS
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +21,11 @@ def test_a_generated_file_is_what_the_code_makes(path):
     assert path.read_text(encoding="utf-8") == made, "run scripts/write_generated.py"
 
 
-def test_the_tables_have_a_row_for_every_leaf_and_operator():
+def test_the_tables_have_a_row_for_everything_that_has_a_name():
     tables = WRITTEN["tables"]()
     lines = "".join(tables.values()).splitlines()
     named = [line.split("`")[1] for line in lines if line.startswith("| `")]
-    assert named == [*LEAVES, *OPERATORS]
+    assert named == [*LEAVES, *OPERATORS, *GROUPS, *NAMED]
     assert all(
         f"made by scripts/write_generated.py: {name} " in text_of_metrics() for name in tables
     )
@@ -44,6 +46,16 @@ def test_a_row_says_shape_and_needs_and_keeps_bars_out_of_the_table():
     assert rows["H"].endswith(
         "forward pass per window, and `(in, in)` of memory per layer | extended |"
     )
+
+
+def test_a_named_metric_and_a_group_say_what_they_are():
+    tables = WRITTEN["tables"]()
+    assert (
+        "| `row` | The weights of one output row; each row loses the same share. |\n"
+        in tables["groups"]
+    )
+    assert "| `snip` | `mul(W, G)` | model | Lee et al., 2019" in tables["baselines"]
+    assert "`snip`" not in tables["published"]
 
 
 def test_only_what_is_between_the_markers_is_replaced():
