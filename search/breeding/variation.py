@@ -153,34 +153,36 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
-    operator = random.choice(
-        [name for name in ("mul", "quot", "div") if name in primitives.mapping]
-    )
+    operator = random.choice([name for name in ("mul", "quot") if name in primitives.mapping])
     tree[place] = [primitives.mapping[operator], *tree[place], *_draw_side(primitives)]
     return tree
 
 
 def _draw_side(primitives: gp.PrimitiveSet) -> list[gp.Primitive | gp.Terminal]:
-    """Draw the worth of an input, a row or a layer: a leaf, or a matrix reduced to one side.
+    """Draw the worth of an input, a row or a layer: a leaf, or matrices reduced to one side.
 
-    Often relative to its layer, and bent by a power or an exponential. Grown trees of this size
+    Often relative to its layer, and bent by a power or an exponential; always by the latter if it
+    can be negative, since a negative factor would turn the order round. Grown trees of this size
     hardly ever have these forms.
     """
     named = primitives.mapping
     leaves = [node for node in primitives.terminals[primitives.ret] if node.name in LEAVES]
     matrices = [node for node in leaves if LEAVES[node.name].shape == MATRIX]
     reducers = [named[name] for name in REDUCERS if name in named]
-    bends = [named[name] for name in BENDS if name in named]
     if reducers and random.random() < 0.5:
         side = [random.choice(matrices)]
         if random.random() < 0.5:
             combine = random.choice([named[name] for name in ("mul", "quot") if name in named])
-            side = [combine, *side, random.choice(leaves)]
+            side = [combine, *side, random.choice(matrices)]
         side = [random.choice(reducers), *side]
     else:
         side = [random.choice([node for node in leaves if node not in matrices])]
-    if random.random() < 0.25 and to_metric(gp.PrimitiveTree(side)).shape != NUMBER:
+    metric = to_metric(gp.PrimitiveTree(side))
+    if random.random() < 0.25 and metric.shape != NUMBER:
         side = [named["div"], *side, *side]
+    if not metric.never_negative:
+        return [named["exp"], *side]
+    bends = [named[name] for name in BENDS if name in named]
     return [random.choice(bends), *side] if random.random() < 0.6 else side
 
 

@@ -272,7 +272,7 @@ def test_factor_mutation_keeps_the_tree_and_multiplies_or_divides_a_part_of_it()
         assert not Counter(names[0]) - Counter(names[1])
         assert after.size >= before.size + 2
         whole += names[1][1 : 1 + len(names[0])] == names[0]
-    assert {"mul", "div"} & operators
+    assert "mul" in operators
     assert 60 < whole < 190
 
 
@@ -284,8 +284,8 @@ def test_a_factor_is_the_worth_of_a_row_an_input_or_a_layer(name):
         with seeded(seed):
             tree = MUTATIONS["factor"](to_tree(Metric.parse("W"), primitives), primitives)
         operator, factor = to_metric(tree), to_metric(tree).operands[1]
-        assert operator.name in ("mul", "quot", "div")
-        assert factor.shape != MATRIX
+        assert operator.name in ("mul", "quot")
+        assert factor.shape != MATRIX and factor.never_negative
         factors.append(factor)
     assert {factor.shape for factor in factors} == (
         {PER_INPUT, PER_OUTPUT, NUMBER} if name == "extended" else {PER_INPUT}
