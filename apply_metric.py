@@ -108,6 +108,7 @@ class Request:
             }
         return Options(
             model=self.subject.model,
+            revision=self.subject.revision,
             metric=self.chosen.criterion.text,
             sparsity=target.sparsity if target.group_name else None,
             pattern=target.pattern_text,
@@ -153,7 +154,8 @@ def make_request(
     recipe.check()
     with step("reading the model's config and tokenizer"):
         subject = resolve_subject(
-            required("model", options.model), options.dtype or "auto", device, options.seqlen
+            *(required("model", options.model), options.dtype or "auto", device),
+            *(options.seqlen, options.revision),
         )
     calibration = calibration_text(
         *(options.corpus or [EMBEDDED], options.split or [], options.share or []),
@@ -252,7 +254,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         request.recipe.propagation,
         calibration.provenance if calibration else None,
     )
-    checkpoint = open_checkpoint(subject.model, papers["revision"])
+    checkpoint = open_checkpoint(subject.model, subject.revision)
     warnings = [*request.warnings, *_sparse(request, checkpoint)]
     _say("warning", warnings)  # now as well as at the end, which may be hours away
     identity = {

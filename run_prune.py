@@ -44,6 +44,9 @@ def prune_model(
         str | None,
         Option(help="Hub id, folder, or embedded.", autocompletion=_one_of(EMBEDDED)),
     ] = None,
+    revision: Annotated[
+        str | None, Option(help="Branch, tag or commit of a model from the hub.")
+    ] = None,
     metric: Annotated[
         str | None,
         Option(
@@ -137,7 +140,7 @@ def prune_model(
 ) -> dict[str, Any]:
     """Prune a model with a metric and save it, or --verify a saved one."""
     options = Options(
-        *(model, metric, sparsity, pattern, group, propagation),
+        *(model, revision, metric, sparsity, pattern, group, propagation),
         *(_all(corpus), _all(split), _all(share), samples, seqlen, seed),
         *(_all(eval_corpus), _all(eval_split), eval_windows, bos, dtype),
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -39,7 +40,7 @@ from pruning.claims import (
 )
 from pruning.headers import Entry
 from pruning.names import EMBEDDED as EMBEDDED  # for all who load it
-from pruning.names import check_hub_model
+from pruning.names import check_hub_model, comes_from_hub
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,15 +86,18 @@ def source_of(model: str) -> str:
     return str(Path(__file__).parent / "embedded") if model == EMBEDDED else model
 
 
-def load_config(model: str) -> PretrainedConfig:
+def load_config(model: str, revision: str | None = None) -> PretrainedConfig:
     """Load a model's config; check that the model can be pruned and that its folder is sound.
+
+    Args:
+        revision: A branch, tag or commit of a model from the hub; None for its default.
 
     Raises:
         ValueError: If there is no such model, its architecture is not supported, or its files,
             settings or sizes cannot be a model's; see `pruning.claims`.
     """
     folder = check_place(model, source_of(model))
-    config = _read_config(model, folder)
+    config = _read_config(model, folder, revision)
     if folder and (entries := entries_of(folder)):
         claimed = config.get_text_config().num_hidden_layers
         paths = published_names(config, family_of(config).blocks)
@@ -102,20 +106,30 @@ def load_config(model: str) -> PretrainedConfig:
     return config
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer.
+def commit_of(model: str, revision: str | None = None) -> str | None:
+    """Return the commit of a hub model whose config was loaded; None for other models."""
+    if not comes_from_hub(model):
+        return None
+    file = try_to_load_from_cache(model, CONFIG, revision=revision or "main")
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; see `load_config`.
 
     Raises:
         ValueError: If there is none, or it has more tokens than the model.
     """
     source = source_of(model)
     folder = check_place(model, source)
-    vocabulary = _read_config(model, folder).get_text_config().vocab_size
+    vocabulary = _read_config(model, folder, revision).get_text_config().vocab_size
     with one_line_errors(model):
         if folder and (folder / TOKENIZER_CONFIG).is_file():
             settings = read_object(folder / TOKENIZER_CONFIG, SETTINGS_BYTES)
             check_settings(model, TOKENIZER_CONFIG, settings)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=False
+        )
         size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
     if size > vocabulary:
         raise unfit(
@@ -126,7 +140,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
+def _read_config(model: str, folder: Path | None, revision: str | None) -> PretrainedConfig:
     """Return the checked config of a model of a supported family."""
     source = source_of(model)
     if not folder:
@@ -135,12 +149,14 @@ def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
         if folder:
             settings = read_object(folder / CONFIG, SETTINGS_BYTES)
         else:
-            settings, _ = PretrainedConfig.get_config_dict(source)
+            settings, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
     check_settings(model, CONFIG, settings)
     if "model_type" in settings:
         _family(settings["model_type"])
     with one_line_errors(model), _unlogged():
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=False
+        )
     family_of(config)
     return config
 

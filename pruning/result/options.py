@@ -19,6 +19,7 @@ RECIPE_BYTES = 2_000_000
 """Longest recipe that is read."""
 
 _GO_WITH = {
+    "model": ("revision",),
     "metric": ("group",),
     "pattern": ("sparsity", "group"),
     "corpus": ("split", "share"),
@@ -32,6 +33,7 @@ class Options:
     """What decides a result, under the command line's names; None where it was not given."""
 
     model: str | None = None
+    revision: str | None = None
     metric: str | None = None
     sparsity: float | None = None
     pattern: str | None = None
@@ -71,6 +73,11 @@ class Options:
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}{guess}")
         if comes_from_hub(required("model", self.model)):
             check_hub_model(required("model", self.model))
+        elif self.revision is not None:
+            raise ValueError(
+                f"revision must be left out for {self.model!r}, which is not from the hub; "
+                f"got {self.revision!r}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the options that were given, JSON-able."""

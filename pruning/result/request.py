@@ -12,7 +12,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pruning.checkpoint import Checkpoint
 from pruning.masks import Target, group_of, parse_pattern
 from pruning.metric_file import ResolvedMetric
-from pruning.models import DTYPES, EMBEDDED, load_config, load_tokenizer, skeleton, source_of
+from pruning.models import (
+    DTYPES,
+    EMBEDDED,
+    commit_of,
+    load_config,
+    load_tokenizer,
+    skeleton,
+    source_of,
+)
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
@@ -41,6 +49,7 @@ class Subject:
         device: A torch device that is there.
         seqlen: Window length in tokens, within the model's context.
         own_dtype: The dtype that its config names.
+        revision: The commit of a model from the hub; None for other models.
     """
 
     model: str
@@ -50,6 +59,7 @@ class Subject:
     device: str
     seqlen: int
     own_dtype: str
+    revision: str | None = None
 
 
 def resolve_target(
@@ -84,7 +94,13 @@ def resolve_target(
     return Target(implied, parsed)
 
 
-def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | None) -> Subject:
+def resolve_subject(
+    model: str,
+    dtype: str,
+    device: str | None,
+    seqlen: int | None,
+    revision: str | None = None,
+) -> Subject:
     """Load a model's config and tokenizer, and fill in what the request leaves open.
 
     Args:
@@ -93,6 +109,7 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
         device: None for the first GPU if there is one, otherwise the CPU.
         seqlen: Window length in tokens; None for the model's in `OWN`, else `SEQLEN`; never more
             than the context.
+        revision: A branch, tag or commit of a model from the hub; None for its default.
 
     Raises:
         ValueError: If there is no such model or device, the model is quantized or its family is
@@ -101,7 +118,7 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
     device = _resolve_device(device)
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
-    config = load_config(model)
+    config = load_config(model, revision)
     text_config = config.get_text_config()
     own_dtype = _own_dtype(model, config)
     of_model = OWN.get(model, (_quick_dtype(own_dtype, device), SEQLEN))
@@ -111,7 +128,8 @@ def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | No
     if seqlen is not None and not 2 <= seqlen <= longest:
         raise ValueError(f"seqlen must be 2 to {longest}, the model's context; got {seqlen}")
     length = min(of_model[1], longest) if seqlen is None else seqlen
-    return Subject(model, config, load_tokenizer(model), dtype, device, length, own_dtype)
+    tokenizer, commit = load_tokenizer(model, revision), commit_of(model, revision)
+    return Subject(model, config, tokenizer, dtype, device, length, own_dtype, commit)
 
 
 def shapes_of(subject: Subject) -> PreTrainedModel:
@@ -142,7 +160,7 @@ def make_recipe(
     """
     return {
         "model": subject.model,
-        "revision": getattr(subject.config, "_commit_hash", None),  # of a model from the hub
+        "revision": subject.revision,
         "metric": chosen.criterion.text,
         "tree": chosen.criterion.metric.to_release_json(),
         "metric_source": chosen.source,

@@ -1,0 +1,59 @@
+"""A model from the hub is pruned, recorded and repeated at one commit."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy_models import toy_model
+
+ROOT = Path(__file__).parents[3]
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def prune(tiny_llama_dir, tmp_path, monkeypatch):
+    """Run the program on a hub that is only a cache: owner/tiny with two commits."""
+    repo = tmp_path / "hub/models--owner--tiny"
+    for seed, commit in enumerate((FIRST, SECOND)):
+        snapshot = repo / "snapshots" / commit
+        shutil.copytree(tiny_llama_dir, snapshot)
+        settings = {"vocab_size": 256, "tie_word_embeddings": True}
+        toy_model("llama", seed=seed, **settings).save_pretrained(snapshot)
+    (repo / "refs").mkdir()
+
+    def run(main: str, *options: object) -> subprocess.CompletedProcess[str]:
+        (repo / "refs/main").write_text(main, encoding="utf-8")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        command = [sys.executable, ROOT / "run_prune.py", *options]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_recipe_repeats_the_commit_it_was_made_from(prune, tmp_path):
+    small = ["--metric", "magnitude", "--seqlen", 16, "--eval-windows", 2]
+    made = prune(FIRST, "--model", "owner/tiny", *small, "--out", tmp_path / "made")
+    assert made.returncode == 0, made.stderr
+    recipe = tmp_path / "made/pruning_recipe.json"
+    assert json.loads(recipe.read_text(encoding="utf-8"))["options"]["revision"] == FIRST
+
+    again = prune(SECOND, "--recipe", recipe, "--out", tmp_path / "again")
+    assert "all files match the recipe's" in again.stdout, again.stdout + again.stderr
+
+    other = prune(SECOND, "--recipe", recipe, "--revision", "main", "--out", tmp_path / "other")
+    assert "files differ from the recipe's" in other.stdout + other.stderr
+
+
+def test_a_revision_of_a_model_that_is_not_from_the_hub_is_refused(prune, tmp_path):
+    options = ["--metric", "magnitude", "--out", tmp_path / "out"]
+    refused = prune(FIRST, "--model", "embedded", "--revision", "main", *options)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(
+        "revision must be left out for 'embedded', which is not from the hub; got 'main'"
+    )
+    assert not (tmp_path / "out").exists()
