@@ -280,6 +280,13 @@ class Search(_Section):
         le=1000,
         description="children bred per candidate; the one with the most promising mask is kept",
     )
+    exploration: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="fraction of candidates that are one mutation of a member, whatever is "
+        "predicted of them",
+    )
     patience: Count | None = Field(
         default=None, description="candidates without a new best before the population restarts"
     )

@@ -21,6 +21,9 @@ from search.surrogate import Sketch, Surrogate
 _BRED_AGAIN = 5
 """Number of records that a resumed search breeds again to check that they are its own."""
 
+_EXPLORES = -1
+"""Added to the seed of a candidate's breeding to draw whether it explores."""
+
 
 class Marks(Protocol):
     """Compares criteria by their masks on a probe."""
@@ -53,6 +56,8 @@ class Settings:
         crowding: Masks that differ in a smaller fraction share one place; 0 allows all.
         brood: Children bred for each candidate, of which the most promising becomes the candidate.
             More than one needs marks.
+        exploration: Fraction of candidates that are one mutation away from a member and that the
+            surrogate does not choose: it knows nothing of masks unlike all measured ones.
         variation: How children are made.
     """
 
@@ -68,6 +73,7 @@ class Settings:
     simplified: bool
     crowding: float
     brood: int
+    exploration: float
     variation: Variation
 
 
@@ -166,13 +172,20 @@ class Evolution:
 
     def _propose(self, state: State) -> Candidate:
         """Breed a brood, and return the most promising of its new children."""
-        brood = 1 if self._bred < len(self.settings.seeds) else self.settings.brood
-        children = [
-            self._decide(breed(self.settings, self._bred, state, self.rules, attempt))
-            for attempt in range(brood)
-        ]
-        new = [child for child in children if not child.decided]
-        surrogate = self._surrogate
+        settings, surrogate = self.settings, self._surrogate
+        brood = 1 if self._bred < len(settings.seeds) else settings.brood
+        with seeded(settings.seed, self._bred, _EXPLORES):
+            explores = random.random() < settings.exploration
+        if explores:
+            mutated = replace(settings.variation, crossover=0.0, mutation=1.0)
+            settings, surrogate = replace(settings, variation=mutated), None
+        children = []
+        new: list[Candidate] = []
+        for attempt in range(brood):
+            children.append(self._decide(breed(settings, self._bred, state, self.rules, attempt)))
+            new += [] if children[-1].decided else children[-1:]
+            if explores and new:
+                break
         if not surrogate or len(new) < 2:
             return (new or children)[0]
         surrogate.ask_before(state.committed)

@@ -188,6 +188,7 @@ def resolve(config: Config) -> Experiment:
             simplified=search.simplify,
             crowding=search.crowding,
             brood=search.brood,
+            exploration=search.exploration,
             variation=Variation(
                 primitives=primitive_set(search.primitives),
                 min_initial_depth=search.min_initial_depth,

@@ -15,7 +15,7 @@ from deap import gp
 
 from pruning.leaves import LEAVES
 from pruning.metric import Metric
-from pruning.operators import MATRIX, NUMBER, OPERATORS
+from pruning.operators import MATRIX, NUMBER
 from search.breeding.primitives import (
     fill_in_numbers,
     has_numbers,
@@ -39,12 +39,8 @@ FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
 BENDS = ("sqrt", "root4", "sqr", "pow15", "exp")
 """Operators that make more or less of a factor."""
 
-REDUCERS = tuple(
-    name
-    for name, operator in OPERATORS.items()
-    if operator.typing.shape(*[MATRIX] * operator.arity) != MATRIX
-)
-"""Operators that leave one side of a matrix."""
+REDUCERS = ("rowmean", "rowmax", "rownorm", "colmean", "colmax", "colnorm")
+"""Operators that leave one side of a matrix; a sum is a mean, up to a factor for the layer."""
 
 
 @dataclass(frozen=True)
@@ -166,17 +162,16 @@ def _draw_side(primitives: gp.PrimitiveSet) -> list[gp.Primitive | gp.Terminal]:
     hardly ever have these forms.
     """
     named = primitives.mapping
-    leaves = [node for node in primitives.terminals[primitives.ret] if node.name in LEAVES]
-    matrices = [node for node in leaves if LEAVES[node.name].shape == MATRIX]
-    reducers = [named[name] for name in REDUCERS if name in named]
+    leaves = [name for name in named if name in LEAVES]
+    matrices = [name for name in leaves if LEAVES[name].shape == MATRIX]
+    reducers = [name for name in REDUCERS if name in named]
     if reducers and random.random() < 0.5:
-        side = [random.choice(matrices)]
-        if random.random() < 0.5:
-            combine = random.choice([named[name] for name in ("mul", "quot") if name in named])
-            side = [combine, *side, random.choice(matrices)]
-        side = [random.choice(reducers), *side]
+        # Vectors inside would mostly be factors that could as well stand outside.
+        first, second = random.sample(matrices, 2)
+        drawn = random.choice([[first], ["mul", first, second], ["quot", first, second]])
+        side = [named[name] for name in (random.choice(reducers), *drawn)]
     else:
-        side = [random.choice([node for node in leaves if node not in matrices])]
+        side = [named[random.choice([name for name in leaves if name not in matrices])]]
     metric = to_metric(gp.PrimitiveTree(side))
     if random.random() < 0.25 and metric.shape != NUMBER:
         side = [named["div"], *side, *side]

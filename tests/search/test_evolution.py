@@ -47,6 +47,7 @@ SETTINGS = Settings(
     simplified=True,
     crowding=0.0,
     brood=1,
+    exploration=0.0,
     variation=VARIATION,
 )
 GROUPED = replace(SETTINGS, groups=("row", "layer", "model"), regroup=0.2, within=0.25)
@@ -55,6 +56,7 @@ FULL = replace(
     candidates=160,
     crowding=12.5,
     brood=3,
+    exploration=0.3,
     rules=Rules(capacity=7, resolution=0.05, kept=2, patience=20, lag=7),
 )
 """Everything switched on."""
