@@ -19,9 +19,9 @@ from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
 from search.breeding.primitives import primitive_set
 from search.breeding.variation import Variation
-from search.evolution import Evolution, Marks, Settings
+from search.evolution import Evolution, Marks, Settings, breed
 from search.population import Candidate, Outcome, Record, Rules, State
-from search.surrogate import Sketch
+from search.surrogate import Sketch, Surrogate
 
 VARIATION = Variation(
     primitives=primitive_set("release"),
@@ -577,6 +577,53 @@ def test_evolution_does_not_take_a_mistake_for_a_degenerate_metric():
     mistake = ValueError("pattern must divide the inputs")
     with pytest.raises(ValueError, match="pattern must divide the inputs"):
         searched(SETTINGS, Refusing(mistake))
+
+
+# Broods
+
+BROODS = replace(SETTINGS, brood=6, rules=Rules(capacity=8, lag=0))
+
+
+def mark_of(criterion: Criterion) -> str | None:
+    try:
+        return Drawn().fingerprint(criterion)
+    except DegenerateScores:
+        return None
+
+
+def test_of_a_brood_the_child_with_the_lowest_prediction_is_the_candidate(monkeypatch):
+    monkeypatch.setattr(Surrogate, "predict", lambda self, criterion: len(criterion.text))
+    evolution, known, chosen = beginning(BROODS), set(), 0
+    while not evolution.done:
+        index, state = evolution.state.committed, evolution.state
+        (candidate,) = evolution.ask()
+        if index >= BROODS.rules.capacity:
+            brood = [breed(BROODS, index, state, BROODS.rules, i).criterion for i in range(6)]
+            new = [child for child in brood if mark_of(child) not in {None, *known}]
+            if new:
+                assert len(candidate.criterion.text) == min(len(child.text) for child in new)
+                chosen += 1
+        known.add(mark_of(candidate.criterion))
+        evolution.tell(index, candidate.decided or outcome_of(candidate))
+    assert chosen > 25
+
+
+def test_a_candidate_that_explores_is_one_mutation_of_a_member_and_nothing_is_predicted_of_it(
+    monkeypatch,
+):
+    def predict(self: Surrogate, criterion: Criterion) -> float:
+        raise AssertionError("predicted")
+
+    monkeypatch.setattr(Surrogate, "predict", predict)
+    factors = replace(VARIATION, mutations={"factor": 1})
+    records = records_of(replace(BROODS, exploration=1.0, simplified=False, variation=factors))
+    children = children_of(records)
+    assert len(children) > 25
+    for child in children:
+        parent = records[child.candidate.parents[0]].criterion.metric
+        assert child.size >= parent.size + 2
+    with pytest.raises(AssertionError, match="predicted"):
+        records_of(replace(BROODS, exploration=0.5, variation=factors))
 
 
 # Groups
