@@ -171,7 +171,10 @@ class Evolution:
         return records
 
     def _propose(self, state: State) -> Candidate:
-        """Breed a brood, and return the most promising of its new children."""
+        """Breed a brood, and return the most promising of its new children.
+
+        A candidate that explores is the first new child instead.
+        """
         settings, surrogate = self.settings, self._surrogate
         brood = 1 if self._bred < len(settings.seeds) else settings.brood
         with seeded(settings.seed, self._bred, _EXPLORES):
@@ -180,12 +183,12 @@ class Evolution:
             mutated = replace(settings.variation, crossover=0.0, mutation=1.0)
             settings, surrogate = replace(settings, variation=mutated), None
         children = []
-        new: list[Candidate] = []
         for attempt in range(brood):
-            children.append(self._decide(breed(settings, self._bred, state, self.rules, attempt)))
-            new += [] if children[-1].decided else children[-1:]
-            if explores and new:
-                break
+            child = self._decide(breed(settings, self._bred, state, self.rules, attempt))
+            if explores and not child.decided:
+                return child
+            children.append(child)
+        new = [child for child in children if not child.decided]
         if not surrogate or len(new) < 2:
             return (new or children)[0]
         surrogate.ask_before(state.committed)

@@ -148,7 +148,7 @@ class Resident:
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""
         self.restore()
-        self._scored, self._scores = None, {}
+        self._forget_scores()
         self.statistics = Statistics()  # the device may not have room for both
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
@@ -199,6 +199,9 @@ class Resident:
             self._scored, self._scores = metric, {}
         return self._scores
 
+    def _forget_scores(self) -> None:
+        self._scored, self._scores = None, {}
+
     def restore(self) -> None:
         """Restore the dense weights, bit for bit."""
         self._pruned = None
@@ -217,7 +220,7 @@ class Resident:
     @torch.inference_mode()
     def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True for removed weights; the model is unchanged."""
-        self._scored, self._scores = None, {}  # two formulas are compared, not three
+        self._forget_scores()  # two formulas are compared, not three
         weights = _OnDevice(self.master, self._device)
         scores = LayerScores(metric, weights, self.statistics.of)
         # Finding a threshold for the whole model reads each layer three times.
