@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import DEFAULT_REVISION
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -155,7 +156,7 @@ def make_request(
     with step("reading the model's config and tokenizer"):
         subject = resolve_subject(
             *(required("model", options.model), options.dtype or "auto", device),
-            *(options.seqlen, options.revision),
+            *(options.seqlen, options.revision or DEFAULT_REVISION),
         )
     calibration = calibration_text(
         *(options.corpus or [EMBEDDED], options.split or [], options.share or []),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import DEFAULT_REVISION
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -86,11 +87,11 @@ def source_of(model: str) -> str:
     return str(Path(__file__).parent / "embedded") if model == EMBEDDED else model
 
 
-def load_config(model: str, revision: str | None = None) -> PretrainedConfig:
+def load_config(model: str, revision: str = DEFAULT_REVISION) -> PretrainedConfig:
     """Load a model's config; check that the model can be pruned and that its folder is sound.
 
     Args:
-        revision: A branch, tag or commit of a model from the hub; None for its default.
+        revision: A branch, tag or commit of a model from the hub.
 
     Raises:
         ValueError: If there is no such model, its architecture is not supported, or its files,
@@ -106,15 +107,15 @@ def load_config(model: str, revision: str | None = None) -> PretrainedConfig:
     return config
 
 
-def commit_of(model: str, revision: str | None = None) -> str | None:
+def commit_of(model: str, revision: str = DEFAULT_REVISION) -> str | None:
     """Return the commit of a hub model whose config was loaded; None for other models."""
     if not comes_from_hub(model):
         return None
-    file = try_to_load_from_cache(model, CONFIG, revision=revision or "main")
+    file = try_to_load_from_cache(model, CONFIG, revision=revision)
     return Path(file).parent.name if isinstance(file, str) else None
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, revision: str = DEFAULT_REVISION) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; see `load_config`.
 
     Raises:
@@ -128,7 +129,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
             settings = read_object(folder / TOKENIZER_CONFIG, SETTINGS_BYTES)
             check_settings(model, TOKENIZER_CONFIG, settings)
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision or "main", trust_remote_code=False
+            source, revision=revision, trust_remote_code=False
         )
         size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
     if size > vocabulary:
@@ -140,7 +141,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     return tokenizer
 
 
-def _read_config(model: str, folder: Path | None, revision: str | None) -> PretrainedConfig:
+def _read_config(model: str, folder: Path | None, revision: str) -> PretrainedConfig:
     """Return the checked config of a model of a supported family."""
     source = source_of(model)
     if not folder:
@@ -149,14 +150,12 @@ def _read_config(model: str, folder: Path | None, revision: str | None) -> Pretr
         if folder:
             settings = read_object(folder / CONFIG, SETTINGS_BYTES)
         else:
-            settings, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
+            settings, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     check_settings(model, CONFIG, settings)
     if "model_type" in settings:
         _family(settings["model_type"])
     with one_line_errors(model), _unlogged():
-        config = AutoConfig.from_pretrained(
-            source, revision=revision or "main", trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     family_of(config)
     return config
 

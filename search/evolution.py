@@ -175,13 +175,13 @@ class Evolution:
 
         A candidate that explores is the first new child instead.
         """
-        settings, surrogate = self.settings, self._surrogate
+        settings = self.settings
         brood = 1 if self._bred < len(settings.seeds) else settings.brood
         with seeded(settings.seed, self._bred, _EXPLORES):
             explores = random.random() < settings.exploration
         if explores:
             mutated = replace(settings.variation, crossover=0.0, mutation=1.0)
-            settings, surrogate = replace(settings, variation=mutated), None
+            settings = replace(settings, variation=mutated)
         children = []
         for attempt in range(brood):
             child = self._decide(breed(settings, self._bred, state, self.rules, attempt))
@@ -189,6 +189,7 @@ class Evolution:
                 return child
             children.append(child)
         new = [child for child in children if not child.decided]
+        surrogate = self._surrogate
         if not surrogate or len(new) < 2:
             return (new or children)[0]
         surrogate.ask_before(state.committed)

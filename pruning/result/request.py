@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import DEFAULT_REVISION
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.checkpoint import Checkpoint
@@ -99,7 +100,7 @@ def resolve_subject(
     dtype: str,
     device: str | None,
     seqlen: int | None,
-    revision: str | None = None,
+    revision: str = DEFAULT_REVISION,
 ) -> Subject:
     """Load a model's config and tokenizer, and fill in what the request leaves open.
 
@@ -109,7 +110,7 @@ def resolve_subject(
         device: None for the first GPU if there is one, otherwise the CPU.
         seqlen: Window length in tokens; None for the model's in `OWN`, else `SEQLEN`; never more
             than the context.
-        revision: A branch, tag or commit of a model from the hub; None for its default.
+        revision: A branch, tag or commit of a model from the hub.
 
     Raises:
         ValueError: If there is no such model or device, the model is quantized or its family is
