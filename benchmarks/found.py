@@ -67,6 +67,9 @@ def main(
     metric: Annotated[
         list[str] | None, typer.Option(help="Name, file, run folder or GROUP:TEXT; repeatable.")
     ] = None,
+    against: Annotated[
+        str, typer.Option(help="Published metrics to compare with, by commas; none: all.")
+    ] = "",
     calibration: Annotated[str, typer.Option(help="both, one, or both,one")] = "both,one",
     samples: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 64,
     windows: Annotated[
@@ -77,7 +80,10 @@ def main(
     """Print a table of perplexities for each model and calibration, and one of relative rises."""
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
-    named = {name: baseline.criterion for name, baseline in (PUBLISHED | FOUND).items()}
+    if unknown := set(filter(None, against.split(","))) - PUBLISHED.keys():
+        raise typer.BadParameter(f"no published metric is named {min(unknown)}")
+    published = [name for name in PUBLISHED if not against or name in against.split(",")]
+    named = {name: (PUBLISHED | FOUND)[name].criterion for name in (*published, *FOUND)}
     for criterion in read_seeds(metric or [], GROUPS):
         if criterion not in named.values():
             named[str(criterion)] = criterion
@@ -90,7 +96,7 @@ def main(
         _print(setting, measured.dense, perplexities, named)
         kinds = "one" if setting.calibration == "one" else "both"
         cells = rises.setdefault(kinds, {})
-        of_model = relative_rises(measured.dense, perplexities, list(PUBLISHED))
+        of_model = relative_rises(measured.dense, perplexities, published)
         for cell, by_metric in of_model.items():
             cells[f"{Path(setting.model).name} {cell}"] = by_metric
     for kinds, cells in rises.items():

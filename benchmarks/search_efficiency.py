@@ -39,6 +39,7 @@ _SMALL = ["search.min_initial_depth=1", "search.max_initial_depth=2"]
 VARIANTS: dict[str, list[str]] = {
     "evolution": [],
     "small trees": _SMALL,
+    "small trees and products": [*_SMALL, "search.products=0.5"],
     "leeway 1.5": ["search.leeway=1.5"],
     "small trees and leeway": [*_SMALL, "search.leeway=1.5"],
     "small trees; leeway; mutation": [*_SMALL, "search.leeway=1.5", "search.crossover=0.3"],

@@ -235,6 +235,13 @@ class Search(_Section):
     max_initial_depth: int = Field(
         default=4, ge=1, description="greatest depth of random trees; the root has depth 0"
     )
+    products: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="fraction of random trees that are products of leaves and reduced matrices, "
+        "whatever their depth",
+    )
     max_depth: int = Field(
         default=8, ge=1, le=16, description="greatest depth of bred trees; the root has depth 0"
     )

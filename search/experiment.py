@@ -193,6 +193,7 @@ def resolve(config: Config) -> Experiment:
                 primitives=primitive_set(search.primitives),
                 min_initial_depth=search.min_initial_depth,
                 max_initial_depth=search.max_initial_depth,
+                products=search.products,
                 max_depth=search.max_depth,
                 max_size=search.max_size,
                 crossover=search.crossover,

@@ -32,6 +32,7 @@ from search.population import Record, pareto_front
 from search.seeds import read_seeds
 
 SMALL = [
+    *("pruning.group=free", "search.primitives=release", "search.brood=1", "search.leeway=null"),
     *("ray.workers=0", "search.candidates=16", "search.population=6", "search.stages=[1]"),
     *("fitness.windows=3", "fitness.length=32", "calibration.windows=2", "calibration.length=32"),
     *("selection.windows=3", "selection.length=32", "report.windows=3", "report.length=32"),

@@ -1,4 +1,4 @@
-"""Variation: ramped random trees, subtree crossover, six mutations, and the limits they obey.
+"""Variation: random trees and products, subtree crossover, six mutations, and the limits they obey.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
@@ -26,6 +26,9 @@ from search.breeding.primitives import (
 )
 
 Member = TypeVar("Member")
+Nodes = list[gp.Primitive | gp.Terminal]
+"""A subtree in prefix order."""
+
 Rank = tuple[float, ...]
 """A sort key: the better, the smaller."""
 
@@ -51,6 +54,8 @@ class Variation:
         primitives: DEAP's primitive set.
         min_initial_depth: Lowest depth of a random tree; the root has depth 0.
         max_initial_depth: Highest depth of a random tree.
+        products: Probability that a random tree is a product of leaves and reduced matrices,
+            whatever its depth, and not grown from all primitives.
         max_depth: Highest depth of any tree.
         max_size: Most nodes of any tree.
         crossover: Probability of subtree crossover.
@@ -62,6 +67,7 @@ class Variation:
     primitives: gp.PrimitiveSet
     min_initial_depth: int
     max_initial_depth: int
+    products: float
     max_depth: int
     max_size: int
     crossover: float
@@ -86,14 +92,14 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def random_metric(variation: Variation) -> Metric:
-    """Draw a tree by ramped half-and-half (Koza, 1992): random depth, full or grown."""
-    draw = partial(
-        gp.genHalfAndHalf,
-        variation.primitives,
-        variation.min_initial_depth,
-        variation.max_initial_depth,
-    )
-    metric = _first_allowed(variation, lambda: gp.PrimitiveTree(draw()))
+    """Draw a product, or a ramped half-and-half tree (Koza, 1992): random depth, full or grown."""
+    primitives = variation.primitives
+    depths = variation.min_initial_depth, variation.max_initial_depth
+    if variation.products and random.random() < variation.products:
+        metric = _first_allowed(variation, lambda: _draw_product(primitives))
+    else:
+        grow = partial(gp.genHalfAndHalf, primitives, *depths)
+        metric = _first_allowed(variation, lambda: gp.PrimitiveTree(grow()))
     return metric or Metric("W")
 
 
@@ -149,21 +155,35 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
-    operator = random.choice([name for name in ("mul", "quot") if name in primitives.mapping])
-    tree[place] = [primitives.mapping[operator], *tree[place], *_draw_side(primitives)]
+    tree[place] = _times(tree[place], _draw_side(primitives), primitives)
     return tree
 
 
-def _draw_side(primitives: gp.PrimitiveSet) -> list[gp.Primitive | gp.Terminal]:
+def _draw_product(primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
+    """Draw a product of two or three factors: a matrix leaf, and matrix leaves or sides."""
+    matrices = _matrices_of(primitives)
+    product = _bent([primitives.mapping[random.choice(matrices)]], primitives)
+    for _ in range(random.choice([1, 2])):
+        is_matrix = random.random() < 0.5
+        leaf = [primitives.mapping[random.choice(matrices)]]
+        factor = _bent(leaf, primitives) if is_matrix else _draw_side(primitives)
+        product = _times(product, factor, primitives)
+    return gp.PrimitiveTree(product)
+
+
+def _times(product: Nodes, factor: Nodes, primitives: gp.PrimitiveSet) -> Nodes:
+    """Return a product times a factor, or divided by it."""
+    operator = random.choice([name for name in ("mul", "quot") if name in primitives.mapping])
+    return [primitives.mapping[operator], *product, *factor]
+
+
+def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
     """Draw the worth of an input, a row or a layer: a leaf, or matrices reduced to one side.
 
-    Often relative to its layer, and bent by a power or an exponential; always by the latter if it
-    can be negative, since a negative factor would turn the order round. Grown trees of this size
-    hardly ever have these forms.
+    Often relative to its layer, and bent. Grown trees of this size hardly ever have these forms.
     """
     named = primitives.mapping
-    leaves = [name for name in named if name in LEAVES]
-    matrices = [name for name in leaves if LEAVES[name].shape == MATRIX]
+    matrices = _matrices_of(primitives)
     reducers = [name for name in REDUCERS if name in named]
     if reducers and random.random() < 0.5:
         # Vectors inside would mostly be factors that could as well stand outside.
@@ -171,14 +191,27 @@ def _draw_side(primitives: gp.PrimitiveSet) -> list[gp.Primitive | gp.Terminal]:
         drawn = random.choice([[first], ["mul", first, second], ["quot", first, second]])
         side = [named[name] for name in (random.choice(reducers), *drawn)]
     else:
-        side = [named[random.choice([name for name in leaves if name not in matrices])]]
-    metric = to_metric(gp.PrimitiveTree(side))
-    if random.random() < 0.25 and metric.shape != NUMBER:
+        vectors = [name for name in named if name in LEAVES and name not in matrices]
+        side = [named[random.choice(vectors)]]
+    if random.random() < 0.25 and to_metric(gp.PrimitiveTree(side)).shape != NUMBER:
         side = [named["div"], *side, *side]
-    if not metric.never_negative:
-        return [named["exp"], *side]
-    bends = [named[name] for name in BENDS if name in named]
-    return [random.choice(bends), *side] if random.random() < 0.6 else side
+    return _bent(side, primitives)
+
+
+def _bent(factor: Nodes, primitives: gp.PrimitiveSet) -> Nodes:
+    """Return a factor, often bent by a power or an exponential.
+
+    Always by the latter if it can be negative: a negative factor would turn the order round.
+    """
+    if not to_metric(gp.PrimitiveTree(factor)).never_negative:
+        return [primitives.mapping["exp"], *factor]
+    bends = [primitives.mapping[name] for name in BENDS if name in primitives.mapping]
+    return [random.choice(bends), *factor] if random.random() < 0.6 else factor
+
+
+def _matrices_of(primitives: gp.PrimitiveSet) -> list[str]:
+    """Return the names of the leaves that differ for each weight."""
+    return [n for n in primitives.mapping if n in LEAVES and LEAVES[n].shape == MATRIX]
 
 
 def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:

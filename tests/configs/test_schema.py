@@ -222,7 +222,10 @@ def test_load_refuses_a_value_and_says_its_rule(override, message):
             "min_initial_depth must not exceed max_initial_depth, got 5",
         ),
         (["search.max_initial_depth=9"], "max_initial_depth must not exceed max_depth, got 9"),
-        (["search.max_depth=3"], "max_initial_depth must not exceed max_depth, got 4"),
+        (
+            ["search.max_depth=3", "search.max_initial_depth=4"],
+            "max_initial_depth must not exceed max_depth, got 4",
+        ),
     ],
 )
 def test_load_refuses_values_that_contradict_each_other(overrides, rule):

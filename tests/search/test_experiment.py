@@ -34,7 +34,8 @@ def config(*overrides: str) -> Config:
 
 def small(*overrides: str) -> Experiment:
     """An experiment on two windows of 16 tokens of each text."""
-    return resolve(config(*SMALL, "search.stages=[1]", *overrides))
+    plain = ("search.stages=[1]", "search.primitives=release", "pruning.group=free")
+    return resolve(config(*SMALL, *plain, *overrides))
 
 
 def refusal(*overrides: str) -> str:

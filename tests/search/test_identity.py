@@ -23,7 +23,7 @@ FINGERPRINTS = {"model": ["ab"], "texts": [{"report": "cd"}]}
 
 
 def config(*overrides: str) -> Config:
-    return schema.load(None, list(overrides))
+    return schema.load(None, ["pruning.group=free", "search.brood=1", *overrides])
 
 
 EXPERIMENT = resolve(config("search.seeds=[wanda]"))

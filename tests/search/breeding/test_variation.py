@@ -27,6 +27,7 @@ VARIATION = Variation(
     primitives=PRIMITIVES,
     min_initial_depth=1,
     max_initial_depth=3,
+    products=0.0,
     max_depth=5,
     max_size=13,
     crossover=0.7,
@@ -112,6 +113,37 @@ def test_random_metrics_reach_every_depth_and_every_primitive(variation):
     name = "release" if variation is VARIATION else "extended"
     names = {node.name for metric in drawn for node in metric.nodes() if not node.is_constant}
     assert names == {*SETS[name], *LEAF_SETS[name]}
+
+
+@BOTH
+def test_products_are_two_or_three_factors_that_never_turn_the_order_round(variation):
+    products = replace(variation, products=1.0)
+    drawn = [parents(seed, products)[0] for seed in range(300)]
+    sizes = set()
+    for metric in drawn:
+        assert is_within_limits(metric, products)
+        factors = factors_of(metric)
+        sizes.add(len(factors))
+        assert all(factor.never_negative for factor in factors)
+        assert factors[0].shape == MATRIX
+    assert sizes == {2, 3}
+    assert frozenset("WG") in {metric.leaves for metric in drawn}
+    assert len({metric.text for metric in drawn}) > 150
+
+
+def factors_of(metric: Metric) -> list[Metric]:
+    """Return the factors of a product that is nested in its first operand."""
+    if metric.name not in ("mul", "quot"):
+        return [metric]
+    return [*factors_of(metric.operands[0]), metric.operands[1]]
+
+
+def test_a_fraction_of_random_metrics_are_products():
+    def count(fraction):
+        drawn = [parents(seed, replace(EXTENDED, products=fraction))[0] for seed in range(300)]
+        return sum(len(factors_of(metric)) > 1 for metric in drawn)
+
+    assert count(0.0) < 75 < count(0.5) < 225 < count(1.0)
 
 
 def test_random_metric_falls_back_to_magnitude_where_the_limits_allow_nothing():
