@@ -95,6 +95,7 @@ def random_metric(variation: Variation) -> Metric:
     """Draw a product, or a ramped half-and-half tree (Koza, 1992): random depth, full or grown."""
     primitives = variation.primitives
     depths = variation.min_initial_depth, variation.max_initial_depth
+    # Nothing is drawn at 0, so that runs from before there were products can be resumed.
     if variation.products and random.random() < variation.products:
         metric = _first_allowed(variation, lambda: _draw_product(primitives))
     else:
