@@ -78,7 +78,8 @@ def main(
 ) -> None:
     """Print one table."""
     settings = [
-        "search.primitives=extended",
+        *("search.brood=1", "search.exploration=0"),  # the work for one child
+        "pruning.group=free",
         f"search.lag={2 * WORKERS}",
         f"search.candidates={candidates}",
         *(overrides or []),

@@ -202,7 +202,8 @@ class _Bench:
 
 def _experiment(candidates: int, lag: int) -> Experiment:
     settings = [
-        "search.primitives=extended",
+        *("search.brood=1", "search.exploration=0"),  # the work for one child
+        "pruning.group=free",
         f"search.lag={lag}",
         f"search.candidates={candidates}",
     ]

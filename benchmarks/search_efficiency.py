@@ -1,7 +1,7 @@
 """The contribution of each part of the search, for the same time and several seeds.
 
-It compares evolution with random search, with evolution without mask fingerprints, stages or
-simplification (one left out at a time), and with other settings. All start without seed metrics, in
+It compares evolution with random search, and with evolution by other settings, such as without
+broods, exploration, mask fingerprints, stages or simplification. All start without seed metrics, in
 this process, on the same statistics. It reports the best fitness after the given time, and the time
 to reach the fitness of Wanda per row and of mul(W, G) over the model. Then it counts random trees
 as texts, as simplified texts and as masks.
@@ -34,21 +34,23 @@ from search.fitness import Evaluator
 from search.population import Candidate, State
 from search.yardstick import asking, scale_of
 
-_SMALL = ["search.min_initial_depth=1", "search.max_initial_depth=2"]
-
 VARIANTS: dict[str, list[str]] = {
     "evolution": [],
-    "small trees": _SMALL,
-    "small trees and products": [*_SMALL, "search.products=0.5"],
-    "leeway 1.5": ["search.leeway=1.5"],
-    "small trees and leeway": [*_SMALL, "search.leeway=1.5"],
-    "small trees; leeway; mutation": [*_SMALL, "search.leeway=1.5", "search.crossover=0.3"],
+    "random search": [
+        *("search.crossover=0", "search.mutation=0", "search.regroup=0"),
+        *("search.brood=1", "search.exploration=0"),
+    ],
+    "no broods": ["search.brood=1"],
     "broods of 4": ["search.brood=4"],
-    "broods of 8": ["search.brood=8"],
     "broods of 16": ["search.brood=16"],
     "broods of 32": ["search.brood=32"],
-    "random search": ["search.crossover=0", "search.mutation=0", "search.regroup=0"],
-    "no fingerprints": ["search.fingerprint=false"],
+    "no exploration": ["search.exploration=0"],
+    "no products": ["search.products=0"],
+    "half products": ["search.products=0.5"],
+    "deeper trees": ["search.min_initial_depth=2", "search.max_initial_depth=4"],
+    "no leeway": ["search.leeway=null"],
+    "free group": ["pruning.group=free"],
+    "no fingerprints": ["search.fingerprint=false", "search.brood=1"],
     "no stages": ["search.stages=[]"],
     "no simplification": ["search.simplify=false"],
 }
