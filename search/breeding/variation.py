@@ -156,26 +156,29 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
-    tree[place] = _times(tree[place], _draw_side(primitives), primitives)
+    tree[place] = [_draw_operator(primitives), *tree[place], *_draw_side(primitives)]
     return tree
 
 
 def _draw_product(primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Draw a product of two or three factors: a matrix leaf, and matrix leaves or sides."""
-    matrices = _matrices_of(primitives)
-    product = _bent([primitives.mapping[random.choice(matrices)]], primitives)
+    product = _draw_matrix(primitives)
     for _ in range(random.choice([1, 2])):
-        is_matrix = random.random() < 0.5
-        leaf = [primitives.mapping[random.choice(matrices)]]
-        factor = _bent(leaf, primitives) if is_matrix else _draw_side(primitives)
-        product = _times(product, factor, primitives)
+        draw = random.choice([_draw_matrix, _draw_side])
+        product = [_draw_operator(primitives), *product, *draw(primitives)]
     return gp.PrimitiveTree(product)
 
 
-def _times(product: Nodes, factor: Nodes, primitives: gp.PrimitiveSet) -> Nodes:
-    """Return a product times a factor, or divided by it."""
-    operator = random.choice([name for name in ("mul", "quot") if name in primitives.mapping])
-    return [primitives.mapping[operator], *product, *factor]
+def _draw_operator(primitives: gp.PrimitiveSet) -> gp.Primitive:
+    """Draw what puts a factor to a product: multiplication or division."""
+    names = [name for name in ("mul", "quot") if name in primitives.mapping]
+    return primitives.mapping[random.choice(names)]
+
+
+def _draw_matrix(primitives: gp.PrimitiveSet) -> Nodes:
+    """Draw a leaf that differs for each weight, often bent."""
+    leaf = primitives.mapping[random.choice(_matrices_of(primitives))]
+    return _bent([leaf], primitives)
 
 
 def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
