@@ -22,7 +22,10 @@ VARIANTS = {
         *("pruning.group=free", "search.primitives=extended", "search.patience=10"),
         *("search.leeway=1.2", "search.settle=true", "search.mutations.factor=1"),
     ],
-    "two tasks": ["tasks=[{sparsity: 0.5}, {pattern: 2:4, weight: 2}]"],
+    "two tasks": [
+        *("tasks=[{sparsity: 0.5}, {pattern: 2:4, weight: 2}]", "search.primitives=release"),
+        *("search.brood=1", "search.exploration=0"),
+    ],
 }
 
 pytestmark = pytest.mark.slow
