@@ -80,9 +80,9 @@ def main(
     """Print a table of perplexities for each model and calibration, and one of relative rises."""
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
-    if unknown := set(filter(None, against.split(","))) - PUBLISHED.keys():
+    published = [name for name in against.split(",") if name] or list(PUBLISHED)
+    if unknown := set(published) - PUBLISHED.keys():
         raise typer.BadParameter(f"no published metric is named {min(unknown)}")
-    published = [name for name in PUBLISHED if not against or name in against.split(",")]
     named = {name: (PUBLISHED | FOUND)[name].criterion for name in (*published, *FOUND)}
     for criterion in read_seeds(metric or [], GROUPS):
         if criterion not in named.values():

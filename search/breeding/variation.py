@@ -170,7 +170,7 @@ def _draw_product(primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
 
 
 def _draw_operator(primitives: gp.PrimitiveSet) -> gp.Primitive:
-    """Draw what puts a factor to a product: multiplication or division."""
+    """Draw the operator that joins a factor: multiplication or division."""
     names = [name for name in ("mul", "quot") if name in primitives.mapping]
     return primitives.mapping[random.choice(names)]
 
