@@ -10,6 +10,7 @@ made in parts.
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -75,6 +76,9 @@ def main(
     windows: Annotated[
         int, typer.Option(help="Test windows of 512 tokens of each kind of text.")
     ] = 10,
+    without: Annotated[
+        str, typer.Option(help="Leave sentences with this out of a local calibration text.")
+    ] = "",
     json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Print a table of perplexities for each model and calibration, and one of relative rises."""
@@ -89,7 +93,10 @@ def main(
             named[str(criterion)] = criterion
     figures: dict[str, object] = {}
     rises: dict[str, dict[str, dict[str, float]]] = {}
-    for setting in _settings(model, calibration.split(","), samples, windows):
+    validation, test = wikitext2_corpora()
+    if without:
+        validation = str(_filtered(Path(validation), without, out / "validation.txt"))
+    for setting in _settings(model, calibration.split(","), samples, windows, validation, test):
         measured = Measured(setting, out)
         perplexities = measured.of(named)
         figures[setting.name] = {"dense": measured.dense, "perplexity": perplexities}
@@ -220,10 +227,26 @@ def _resident(setting: Setting, out: Path) -> Resident:
     return resident
 
 
+def _filtered(source: Path, without: str, target: Path) -> Path:
+    """Write a text without the sentences that contain a string, and return its path.
+
+    The tokenized form of WikiText has `<unk>` in every second sentence, the raw form in none.
+    """
+    lines = source.read_text(encoding="utf-8").splitlines()
+    sentences = (re.split(r"(?<= [.!?]) ", line.strip()) for line in lines)
+    kept = (" ".join(s for s in line if without not in s) for line in sentences)
+    target.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return target
+
+
 def _settings(
-    models: Sequence[str], calibrations: Sequence[str], samples: int, windows: int
+    models: Sequence[str],
+    calibrations: Sequence[str],
+    samples: int,
+    windows: int,
+    validation: str,
+    test: str,
 ) -> Iterator[Setting]:
-    validation, test = wikitext2_corpora()
     for model in models:
         if model == EMBEDDED:
             statistics = Mixture((Part(EMBEDDED, "calibration"),), 32, 256, 0)

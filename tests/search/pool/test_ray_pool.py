@@ -153,7 +153,7 @@ def test_a_candidate_that_kills_every_worker_fails_while_others_do_not(
 def test_a_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(
     pool, here, orders, monkeypatch
 ):
-    monkeypatch.setattr(worker_pool, "GRACE", 2.0)
+    monkeypatch.setattr(worker_pool, "GRACE", 5.0)
     monkeypatch.setattr(worker_pool, "FACTOR", 0.0)
     before = dict(pool.staff.faults)
     orders.give("hold-0")
@@ -162,7 +162,8 @@ def test_a_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(
     os.kill(stopped, signal.SIGSTOP)
     orders.withdraw("hold-0")
     assert until_arrival(pool).outcome == here.evaluate(Candidate(0, WANDA))
-    assert faults_since(pool, before) == {"late": 1}
+    # On a slow machine a healthy worker may take longer than that, too, and is replaced.
+    assert faults_since(pool, before).keys() == {"late"}
     until(pool, lambda: is_gone(stopped), 20)
 
 
