@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.constants import DEFAULT_REVISION
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -27,6 +26,7 @@ from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.folder_store import FolderStore
 from pruning.metric_file import ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED, linear_layers, source_of
+from pruning.names import split_revision
 from pruning.progress import Progress, shown_progress, step
 from pruning.pruner import check_layers, prune
 from pruning.recipe import Recipe
@@ -107,9 +107,10 @@ class Request:
                 "samples": calibration.windows,
                 "seed": calibration.seed,
             }
+        model, revision = split_revision(self.subject.model)
         return Options(
-            model=self.subject.model,
-            revision=self.subject.revision,
+            model=model,
+            revision=revision,
             metric=self.chosen.criterion.text,
             sparsity=target.sparsity if target.group_name else None,
             pattern=target.pattern_text,
@@ -154,10 +155,7 @@ def make_request(
     recipe = Recipe(chosen.criterion.metric, target, options.propagation or "one-shot")
     recipe.check()
     with step("reading the model's config and tokenizer"):
-        subject = resolve_subject(
-            *(required("model", options.model), options.dtype or "auto", device),
-            *(options.seqlen, options.revision or DEFAULT_REVISION),
-        )
+        subject = resolve_subject(options.place, options.dtype or "auto", device, options.seqlen)
     calibration = calibration_text(
         *(options.corpus or [EMBEDDED], options.split or [], options.share or []),
         SAMPLES if options.samples is None else options.samples,
@@ -215,7 +213,7 @@ def validate(request: Request) -> dict[str, Any]:
                 unchecked += notes
             else:
                 _windows(request.subject, [text])
-    source = Path(source_of(request.subject.model))
+    source = Path(source_of(request.subject.model)[0])
     sparse = _sparse(request, Checkpoint(source)) if source.is_dir() else []
     warnings = [*request.warnings, *sparse]
     _say("warning", warnings)
@@ -255,7 +253,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         request.recipe.propagation,
         calibration.provenance if calibration else None,
     )
-    checkpoint = open_checkpoint(subject.model, subject.revision)
+    checkpoint = open_checkpoint(subject.model)
     warnings = [*request.warnings, *_sparse(request, checkpoint)]
     _say("warning", warnings)  # now as well as at the end, which may be hours away
     identity = {

@@ -194,7 +194,8 @@ class Task(_Section):
     def name(self) -> str:
         """A short name, such as `smollm2-135m 50%`."""
         removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
-        return f"{Path(self.model).name} {removed}"
+        model, _, _ = self.model.partition("@")  # a revision would be as long as all the rest
+        return f"{Path(model).name} {removed}"
 
 
 class Mutations(_Section):
@@ -396,7 +397,7 @@ class Ray(_Section):
 class Config(_Section):
     """One experiment."""
 
-    model: Place = Field(description="embedded, a Hugging Face folder or a hub id")
+    model: Place = Field(description="embedded, a Hugging Face folder, or a hub id[@revision]")
     dtype: Dtype = "float32"
     calibration: Text
     fitness: Text

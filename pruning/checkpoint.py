@@ -74,13 +74,13 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
 
-def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """Open a model's files: `embedded`, a folder, or a hub id, whose files are then downloaded.
+def open_checkpoint(model: str) -> Checkpoint:
+    """Open the files of a model, as `load_config` takes it; those from the hub are downloaded.
 
     Raises:
         ValueError: As `Checkpoint`, or the hub cannot be reached.
     """
-    source = source_of(model)
+    source, revision = source_of(model)
     if Path(source).is_dir():
         return Checkpoint(Path(source))
     with one_line_errors(model):

@@ -53,7 +53,7 @@ def check_place(model: str, source: str) -> Path | None:
             pipe, a device or too long.
     """
     folder = Path(source)
-    if source == model and comes_from_hub(model):
+    if comes_from_hub(model):
         return None
     try:
         _check_files(folder)

@@ -41,7 +41,7 @@ from pruning.claims import (
 )
 from pruning.headers import Entry
 from pruning.names import EMBEDDED as EMBEDDED  # for all who load it
-from pruning.names import check_hub_model, comes_from_hub
+from pruning.names import check_hub_model, comes_from_hub, split_revision, with_revision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -82,23 +82,27 @@ FAMILIES = {
 """The supported architectures by `model_type`; a new one is a row here and a toy in the tests."""
 
 
-def source_of(model: str) -> str:
-    """Return what transformers loads for a model's name: a folder or a hub id."""
-    return str(Path(__file__).parent / "embedded") if model == EMBEDDED else model
+def source_of(model: str) -> tuple[str, str]:
+    """Return what transformers loads for a model's name: a folder or hub id, and its revision."""
+    if model == EMBEDDED:
+        return str(Path(__file__).parent / "embedded"), DEFAULT_REVISION
+    name, revision = split_revision(model)
+    return name, revision or DEFAULT_REVISION
 
 
-def load_config(model: str, revision: str = DEFAULT_REVISION) -> PretrainedConfig:
+def load_config(model: str) -> PretrainedConfig:
     """Load a model's config; check that the model can be pruned and that its folder is sound.
 
     Args:
-        revision: A branch, tag or commit of a model from the hub.
+        model: `embedded`, a folder, or a hub id with or without `@revision`.
 
     Raises:
         ValueError: If there is no such model, its architecture is not supported, or its files,
             settings or sizes cannot be a model's; see `pruning.claims`.
     """
-    folder = check_place(model, source_of(model))
-    config = _read_config(model, folder, revision)
+    source, _ = source_of(model)
+    folder = check_place(model, source)
+    config = _read_config(model, folder)
     if folder and (entries := entries_of(folder)):
         claimed = config.get_text_config().num_hidden_layers
         paths = published_names(config, family_of(config).blocks)
@@ -107,23 +111,35 @@ def load_config(model: str, revision: str = DEFAULT_REVISION) -> PretrainedConfi
     return config
 
 
-def commit_of(model: str, revision: str = DEFAULT_REVISION) -> str | None:
-    """Return the commit of a hub model whose config was loaded; None for other models."""
+def pinned(model: str) -> str:
+    """Return a hub model's name with the commit that its revision is at; other names as they are.
+
+    Raises:
+        ValueError: As `load_config`, which downloads the config of a model from the hub.
+    """
     if not comes_from_hub(model):
-        return None
-    file = try_to_load_from_cache(model, CONFIG, revision=revision)
-    return Path(file).parent.name if isinstance(file, str) else None
+        return model
+    load_config(model)
+    cached = cached_config(model)
+    return with_revision(source_of(model)[0], cached.parent.name) if cached else model
 
 
-def load_tokenizer(model: str, revision: str = DEFAULT_REVISION) -> PreTrainedTokenizerBase:
+def cached_config(model: str) -> Path | None:
+    """Return a hub model's config in the hub's cache; None if it is not there."""
+    source, revision = source_of(model)
+    file = try_to_load_from_cache(source, CONFIG, revision=revision)
+    return Path(file) if isinstance(file, str) else None
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; see `load_config`.
 
     Raises:
         ValueError: If there is none, or it has more tokens than the model.
     """
-    source = source_of(model)
+    source, revision = source_of(model)
     folder = check_place(model, source)
-    vocabulary = _read_config(model, folder, revision).get_text_config().vocab_size
+    vocabulary = _read_config(model, folder).get_text_config().vocab_size
     with one_line_errors(model):
         if folder and (folder / TOKENIZER_CONFIG).is_file():
             settings = read_object(folder / TOKENIZER_CONFIG, SETTINGS_BYTES)
@@ -141,9 +157,9 @@ def load_tokenizer(model: str, revision: str = DEFAULT_REVISION) -> PreTrainedTo
     return tokenizer
 
 
-def _read_config(model: str, folder: Path | None, revision: str) -> PretrainedConfig:
+def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
     """Return the checked config of a model of a supported family."""
-    source = source_of(model)
+    source, revision = source_of(model)
     if not folder:
         check_hub_model(model)
     with one_line_errors(model), _unlogged():
@@ -164,7 +180,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
     """Load a causal language model for evaluation.
 
     Args:
-        model: `embedded`, a folder or a hub id.
+        model: As for `load_config`.
         dtype: A key of `DTYPES`.
         device: A torch device.
 
@@ -173,9 +189,11 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
             missing, torn or of the wrong shape.
     """
     load_config(model)
+    source, revision = source_of(model)
     with one_line_errors(model):
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            source_of(model),
+            source,
+            revision=revision,
             dtype=DTYPES[dtype],
             trust_remote_code=False,
             use_safetensors=True,

@@ -20,8 +20,9 @@ METRIC_FILES = ("best_metric.json", "pruning_recipe.json")
 
 _PATH = re.compile(r"[/\\~]|\.(json|txt)$")
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
-"""Owner and name. The hub's models without an owner are of no family that is supported."""
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+"""Owner and name, and perhaps a branch, tag or commit: `owner/name@revision`. The hub's models
+without an owner are of no family that is supported."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -77,7 +78,7 @@ def _there(argument: str) -> Path | None:
 
 
 def comes_from_hub(model: str) -> bool:
-    """Return whether a model must come from the hub, whose models are called owner/name.
+    """Return whether a model must come from the hub: owner/name, or owner/name@revision.
 
     Raises:
         ValueError: If it is neither `embedded`, nor a folder, nor called so.
@@ -93,6 +94,17 @@ def comes_from_hub(model: str) -> bool:
     raise ValueError(
         f"model {model[:200]!r} is no folder: {guess}give {EMBEDDED}, a folder or a hub id"
     )
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """Return the id and the revision of a hub model; any other name as it is, and None."""
+    parts = HUB_ID.fullmatch(model)
+    return (parts[1], parts[2]) if parts and not Path(model).exists() else (model, None)
+
+
+def with_revision(model: str, revision: str | None) -> str:
+    """Return a hub model's name at a revision; the name as it is for None."""
+    return f"{model}@{revision}" if revision else model
 
 
 def check_hub_model(model: str) -> None:

@@ -12,7 +12,7 @@ from evaluation.mixture import Mixture, Part
 from pruning.baselines import BASELINES
 from pruning.leaves import LEAF_SETS
 from pruning.masks import GROUPS, Target, parse_pattern
-from pruning.models import load_config, load_tokenizer
+from pruning.models import load_config, load_tokenizer, pinned
 from pruning.pruner import check_layers
 from pruning.result.request import resolve_subject, shapes_of
 from search.breeding.primitives import primitive_set
@@ -138,6 +138,19 @@ class Experiment:
             "candidates": config.search.candidates,
             **more,
         }
+
+
+def pinned_config(config: Config) -> Config:
+    """Return a config in which hub models have the commit that they are at, for any later resume.
+
+    Raises:
+        ValueError: If the config of one cannot be downloaded, or it is not supported.
+    """
+    tasks = [
+        task.model_copy(update={"model": pinned(task.model)}) if task.model else task
+        for task in config.tasks
+    ]
+    return config.model_copy(update={"model": pinned(config.model), "tasks": tasks})
 
 
 def resolve(config: Config) -> Experiment:

@@ -23,7 +23,7 @@ from search import trackers
 from search.books import Books, OnRecord, ignore
 from search.ending import Ending
 from search.evolution import Evolution
-from search.experiment import Experiment, resolve
+from search.experiment import Experiment, pinned_config, resolve
 from search.fingerprint import Fingerprints
 from search.finish import finish, say_files, write_report
 from search.identity import check_config, check_records, is_free
@@ -93,7 +93,7 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
     """
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
     RunFolder.check_empty(out)
-    experiment = _ready(config, console)
+    experiment = _ready(pinned_config(config), console)
     with _crew(experiment, console) as crew, closing(RunFolder.create(out)) as folder:
 
         def advice() -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from configs.schema import Config, Ray
 from pruning import models
@@ -79,8 +78,8 @@ def folder_of(model: str) -> str | None:
     """Return the folder of a model's config on this machine; None if it is not here."""
     if model == models.EMBEDDED or Path(model).is_dir():
         return model
-    cached = try_to_load_from_cache(model, "config.json")
-    return str(Path(cached).parent) if isinstance(cached, str) else None
+    cached = models.cached_config(model)
+    return str(cached.parent) if cached else None
 
 
 def _held(experiment: Experiment, subject: int, folder: str) -> Held:

@@ -7,7 +7,7 @@ from typing import get_args
 from configs.schema import Config, GroupName
 from evaluation.sources import HUB_CORPORA, check_name
 from hub_answers import silence
-from pruning.names import EMBEDDED, comes_from_hub, metric_file
+from pruning.names import EMBEDDED, comes_from_hub, metric_file, split_revision
 
 
 def check_names(config: Config) -> None:
@@ -46,11 +46,15 @@ def check_hub(config: Config) -> None:
     # Imported here, because few searches need it.
     from huggingface_hub import constants, try_to_load_from_cache
 
+    def is_cached(model: str) -> bool:
+        name, revision = split_revision(model)
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+
     places = [(task.model, text) for task in config.all_tasks for text in task.texts.values()]
     remote = [
         f"model {model!r}"
         for model in dict.fromkeys(model for model, _ in places)
-        if not is_here(model) and not isinstance(try_to_load_from_cache(model, "config.json"), str)
+        if not is_here(model) and not is_cached(model)
     ]
     corpora = {part.corpus: None for _, text in places for part in text.parts}
     if not constants.HF_HUB_OFFLINE:  # with it, texts are read from the cache

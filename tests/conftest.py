@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_cache import HubCache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy_models import toy_model
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +23,16 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hub_cache(tiny_llama_dir, tmp_path, monkeypatch) -> HubCache:
+    """An offline hub's cache with two commits of owner/tiny."""
+    cache = HubCache(tmp_path / "hub")
+    cache.fill(tiny_llama_dir)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache.path))
+    return cache
 
 
 @pytest.fixture

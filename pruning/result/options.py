@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plain_files import read_object
-from pruning.names import check_hub_model, comes_from_hub, metric_file
+from pruning.names import check_hub_model, comes_from_hub, metric_file, with_revision
 
 SAMPLES = 128
 """Calibration windows where nothing else is said."""
@@ -71,13 +71,24 @@ class Options:
             percent = 1 < self.sparsity < 100
             guess = f": did you mean {self.sparsity / 100:g}?" if percent else ""
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}{guess}")
-        if comes_from_hub(required("model", self.model)):
-            check_hub_model(required("model", self.model))
+        model = required("model", self.model)
+        if comes_from_hub(model):
+            if self.revision is not None and "@" in model:
+                raise ValueError(
+                    f"revision must be left out for {model!r}, which names one; "
+                    f"got {self.revision!r}"
+                )
+            check_hub_model(model)
         elif self.revision is not None:
             raise ValueError(
                 f"revision must be left out for {self.model!r}, which is not from the hub; "
                 f"got {self.revision!r}"
             )
+
+    @property
+    def place(self) -> str:
+        """The model with its revision, in one name."""
+        return with_revision(required("model", self.model), self.revision)
 
     def to_json(self) -> dict[str, Any]:
         """Return the options that were given, JSON-able."""

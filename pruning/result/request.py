@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.constants import DEFAULT_REVISION
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.checkpoint import Checkpoint
@@ -16,12 +15,13 @@ from pruning.metric_file import ResolvedMetric
 from pruning.models import (
     DTYPES,
     EMBEDDED,
-    commit_of,
     load_config,
     load_tokenizer,
+    pinned,
     skeleton,
     source_of,
 )
+from pruning.names import split_revision
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
@@ -43,14 +43,13 @@ class Subject:
     """A model whose weights are not loaded yet.
 
     Attributes:
-        model: `embedded`, a folder or a hub id.
+        model: `embedded`, a folder, or a hub id with the commit: `owner/name@commit`.
         config: Its config, of a supported family.
         tokenizer: A Hugging Face tokenizer.
         dtype: Of the passes, a key of `DTYPES`; the result keeps the files' own.
         device: A torch device that is there.
         seqlen: Window length in tokens, within the model's context.
         own_dtype: The dtype that its config names.
-        revision: The commit of a model from the hub; None for other models.
     """
 
     model: str
@@ -60,7 +59,6 @@ class Subject:
     device: str
     seqlen: int
     own_dtype: str
-    revision: str | None = None
 
 
 def resolve_target(
@@ -95,22 +93,16 @@ def resolve_target(
     return Target(implied, parsed)
 
 
-def resolve_subject(
-    model: str,
-    dtype: str,
-    device: str | None,
-    seqlen: int | None,
-    revision: str = DEFAULT_REVISION,
-) -> Subject:
+def resolve_subject(model: str, dtype: str, device: str | None, seqlen: int | None) -> Subject:
     """Load a model's config and tokenizer, and fill in what the request leaves open.
 
     Args:
+        model: As for `load_config`; without a commit, a hub id gets the one it is at.
         dtype: A key of `DTYPES`, or `auto` for the model's in `OWN`, else the config's, or float32
             if it names none or the CPU is slow at it.
         device: None for the first GPU if there is one, otherwise the CPU.
         seqlen: Window length in tokens; None for the model's in `OWN`, else `SEQLEN`; never more
             than the context.
-        revision: A branch, tag or commit of a model from the hub.
 
     Raises:
         ValueError: If there is no such model or device, the model is quantized or its family is
@@ -119,7 +111,8 @@ def resolve_subject(
     device = _resolve_device(device)
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
-    config = load_config(model, revision)
+    model = pinned(model)
+    config = load_config(model)
     text_config = config.get_text_config()
     own_dtype = _own_dtype(model, config)
     of_model = OWN.get(model, (_quick_dtype(own_dtype, device), SEQLEN))
@@ -129,8 +122,7 @@ def resolve_subject(
     if seqlen is not None and not 2 <= seqlen <= longest:
         raise ValueError(f"seqlen must be 2 to {longest}, the model's context; got {seqlen}")
     length = min(of_model[1], longest) if seqlen is None else seqlen
-    tokenizer, commit = load_tokenizer(model, revision), commit_of(model, revision)
-    return Subject(model, config, tokenizer, dtype, device, length, own_dtype, commit)
+    return Subject(model, config, load_tokenizer(model), dtype, device, length, own_dtype)
 
 
 def shapes_of(subject: Subject) -> PreTrainedModel:
@@ -140,7 +132,7 @@ def shapes_of(subject: Subject) -> PreTrainedModel:
 
 def size_of(subject: Subject, shapes: PreTrainedModel) -> int:
     """Return the bytes of the subject's files; of a hub's model, what its shapes let expect."""
-    source = Path(source_of(subject.model))
+    source = Path(source_of(subject.model)[0])
     if source.is_dir():
         return Checkpoint(source).size
     weights = sum(weight.numel() for weight in shapes.parameters())
@@ -159,9 +151,10 @@ def make_recipe(
     Args:
         calibration: Provenance of the calibration windows; None if none were read.
     """
+    model, revision = split_revision(subject.model)
     return {
-        "model": subject.model,
-        "revision": subject.revision,
+        "model": model,
+        "revision": revision,
         "metric": chosen.criterion.text,
         "tree": chosen.criterion.metric.to_release_json(),
         "metric_source": chosen.source,

@@ -18,6 +18,7 @@ from pruning.folder_store import FolderStore
 from pruning.masks import Target
 from pruning.metric_file import SCHEMA
 from pruning.models import source_of
+from pruning.names import with_revision
 from pruning.progress import Progress
 from pruning.result.card import Dataset, model_card
 from pruning.result.verify import RECIPE, Inspector, LayerCount, check_promise
@@ -58,7 +59,7 @@ def save_papers(
     Args:
         store: Has written a shard for every block into the folder.
         recipe: All that is needed to do it again; schema, versions and checksums are added. Its
-            `model`, `metric`, `group` and `calibration` are read for the card.
+            `model`, `revision`, `metric`, `group` and `calibration` are read for configs and card.
         inspector: Has looked at some of the shards, and looks at the others.
         warnings: Lines for the report, before those about the layers.
         datasets: Named corpora that the hub has, by name, for the card.
@@ -74,7 +75,7 @@ def save_papers(
     try:
         store.write_outside()
         _write_index(store, folder)
-        _save_configs(store.config, recipe["model"], folder)
+        _save_configs(store.config, with_revision(recipe["model"], recipe["revision"]), folder)
         tokenizer.save_pretrained(folder)
         layers, sums = inspector.look_at_all(folder, "save", on_progress)
         check_promise(folder, layers, target)
@@ -97,8 +98,9 @@ def _write_index(store: FolderStore, folder: Path) -> None:
 
 def _save_configs(config: PretrainedConfig, model: str, folder: Path) -> None:
     config.save_pretrained(folder)
+    source, revision = source_of(model)
     try:
-        GenerationConfig.from_pretrained(source_of(model)).save_pretrained(folder)
+        GenerationConfig.from_pretrained(source, revision=revision).save_pretrained(folder)
     except (OSError, ValueError):
         return  # the model has none, or one that transformers refuses to write
 

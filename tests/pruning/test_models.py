@@ -241,9 +241,16 @@ def test_load_tokenizer_reads_what_was_saved(tmp_path):
 
 
 def test_source_of_names_the_packaged_folder_only_for_the_embedded_model():
-    assert source_of("embedded").endswith("pruning/embedded")
-    assert source_of("org/model") == "org/model"
-    assert source_of("./embedded") == "./embedded"
+    assert source_of("embedded")[0].endswith("pruning/embedded")
+    assert source_of("org/model") == ("org/model", "main")
+    assert source_of("./embedded") == ("./embedded", "main")
+
+
+def test_source_of_takes_the_revision_off_a_hub_id_and_not_off_a_folder(tmp_path, monkeypatch):
+    assert source_of("org/model@v1") == ("org/model", "v1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "model@v1").mkdir(parents=True)
+    assert source_of("org/model@v1") == ("org/model@v1", "main")
 
 
 def test_a_vision_tower_is_not_pruned():

@@ -174,7 +174,7 @@ def test_a_hub_that_does_not_answer_is_one_line(refusal, tmp_path, monkeypatch, 
 
 def test_a_start_that_fails_leaves_no_folder_behind(call, tmp_path):
     # A model of which all is there but its weights: that is found by the first worker.
-    ours = Path(models.source_of("embedded"))
+    ours = Path(models.source_of("embedded")[0])
     model = shutil.copytree(ours, tmp_path / "model", ignore=lambda *_: {"model.safetensors"})
     code, out, _ = call("--out", "runs/first", *setting(f"model={model}", "ray.workers=0"))
     assert code == 3

@@ -207,7 +207,8 @@ def test_save_papers_refuses_a_dense_model(tmp_path, tokenizer, dense):
     store = store_of(dense, tmp_path)
     for block in store.blocks:
         store.write(block, {})
-    recipe = {"model": str(dense), "metric": "W", "group": "row", "calibration": None}
+    recipe = {"model": str(dense), "revision": None, "metric": "W", "group": "row"}
+    recipe |= {"calibration": None}
     with pytest.raises(FolderMismatchError, match=f"layer {FIRST} is not 0.5 per row"):
         inspector = Inspector(store.config, all_layers(store), HALF_OF_ROWS)
         save_papers(store, tokenizer, tmp_path, recipe, HALF_OF_ROWS, inspector, PERPLEXITIES)

@@ -1,33 +1,22 @@
 """A model from the hub is pruned, recorded and repeated at one commit."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from toy_models import toy_model
+from hub_cache import FIRST, SECOND
 
 ROOT = Path(__file__).parents[3]
-FIRST, SECOND = "1" * 40, "2" * 40
 
 
 @pytest.fixture
-def prune(tiny_llama_dir, tmp_path, monkeypatch):
+def prune(hub_cache):
     """Run the program on a hub that is only a cache: owner/tiny with two commits."""
-    repo = tmp_path / "hub/models--owner--tiny"
-    for seed, commit in enumerate((FIRST, SECOND)):
-        snapshot = repo / "snapshots" / commit
-        shutil.copytree(tiny_llama_dir, snapshot)
-        settings = {"vocab_size": 256, "tie_word_embeddings": True}
-        toy_model("llama", seed=seed, **settings).save_pretrained(snapshot)
-    (repo / "refs").mkdir()
 
     def run(main: str, *options: object) -> subprocess.CompletedProcess[str]:
-        (repo / "refs/main").write_text(main, encoding="utf-8")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        hub_cache.point_main_at(main)
         command = [sys.executable, ROOT / "run_prune.py", *options]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
@@ -57,3 +46,12 @@ def test_a_revision_of_a_model_that_is_not_from_the_hub_is_refused(prune, tmp_pa
         "revision must be left out for 'embedded', which is not from the hub; got 'main'"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_revision_is_named_once(prune, tmp_path):
+    options = ["--metric", "magnitude", "--revision", "main", "--out", tmp_path / "out"]
+    refused = prune(FIRST, "--model", f"owner/tiny@{FIRST}", *options)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(
+        f"revision must be left out for 'owner/tiny@{FIRST}', which names one; got 'main'"
+    )
