@@ -148,10 +148,16 @@ def without_replaced(base: dict[str, Any], overrides: dict[str, Any]) -> dict[st
     """Return the base without keys that the overrides make meaningless.
 
     An n:m pattern sets the sparsity, so the base's sparsity goes with the pattern that it replaces.
+    Of a text's `mix` and its `corpus` with `split`, one replaces the other.
     """
-    if overrides.get("pattern", "unstructured") == "unstructured":
-        return base
-    return {key: value for key, value in base.items() if key != "sparsity"}
+    replaced: set[str] = set()
+    if overrides.get("pattern", "unstructured") != "unstructured":
+        replaced.add("sparsity")
+    if overrides.get("mix"):
+        replaced |= {"corpus", "split"}
+    if overrides.get("corpus") is not None:
+        replaced.add("mix")
+    return {key: value for key, value in base.items() if key not in replaced}
 
 
 def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

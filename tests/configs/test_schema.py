@@ -246,12 +246,24 @@ def test_load_takes_ascending_stages(stages):
     assert schema.load(None, [f"search.stages={stages}"]).search.stages == stages
 
 
+def test_several_kinds_of_text_replace_one_and_one_replaces_several(tmp_path):
+    several = ["fitness.mix=[{corpus: c4, split: train}]"]
+    assert schema.load(None, several).fitness.corpus is None
+    path = tmp_path / "c.yaml"
+    path.write_text("base: smollm2_135m\nfitness: {corpus: ptb, split: test}\n")
+    assert schema.load(path, []).fitness.mix == []
+    assert schema.load(path, several).fitness.parts[0].corpus == "c4"
+
+
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
         (["fitness.corpus=null"], "corpus or split is missing: give both, or mix"),
         (["fitness.split=null"], "corpus or split is missing: give both, or mix"),
-        (["fitness.mix=[{corpus: c4, split: train}]"], "mix replaces corpus and split"),
+        (
+            ["fitness.mix=[{corpus: c4, split: train}]", "fitness.split=train"],
+            "mix replaces corpus and split",
+        ),
         (["fitness.mix=[{corpus: c4, split: train, share: 0}]"], "greater than 0"),
     ],
 )

@@ -50,7 +50,7 @@ def device_total(line: str) -> float:
 
 
 def test_llama2_fits_a_gpu_of_80_gb_as_the_file_says(llama2, no_gpu):
-    lines = memory_lines(LLAMA2, llama2)
+    lines = memory_lines(LLAMA2, llama2, "search.primitives=release")
     # 6,738,415,616 parameters, 6,476,005,376 of them in the blocks' matrices, all of 2 bytes, as G
     # is; X of 35,584 inputs a block in fp32; 24 bytes for each weight of a matrix of 4,096 x
     # 11,008 and 2 for each of a block's 202,375,168; 4,096 tokens with 18 x 4,096 + 9 x 11,008
@@ -63,19 +63,13 @@ def test_llama2_fits_a_gpu_of_80_gb_as_the_file_says(llama2, no_gpu):
     # 128 windows of 2,048 tokens of 4,096 values, at 33 places.
     assert 128 * 2048 * 4096 * 2 * 33 / GIB == 66.0
     assert "collecting 78.07 GiB" in lines[2]
-    extended = memory_lines(LLAMA2, llama2, "search.primitives=extended")
+    extended = memory_lines(LLAMA2, llama2)
     # M comes to it, and the vectors A, V, B and H.
     assert device_total(extended[0]) == pytest.approx(40.51 + 12.07, abs=0.02)
 
 
 def test_llama2_fits_a_gpu_of_48_gb_with_the_copy_on_the_host(llama2, no_gpu):
-    smaller = (
-        llama2,
-        "ray.gpu_memory=47",
-        "search.primitives=extended",
-        "memory.master=host",
-    )
-    lines = memory_lines(LLAMA2, *smaller)
+    lines = memory_lines(LLAMA2, llama2, "ray.gpu_memory=47", "memory.master=host")
     assert device_total(lines[0]) == pytest.approx(40.51 + 12.07 - 12.06, abs=0.02)
     assert "master copy 12.06 GiB" in lines[1]
 
@@ -103,7 +97,7 @@ def test_validate_refuses_in_one_line_with_exit_2(llama2, no_gpu, monkeypatch, c
 
 def test_the_host_is_checked_where_workers_run_on_this_machine(llama2, no_gpu, monkeypatch):
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: Free(100 * GIB))
-    local = (llama2, "ray.address=local")
+    local = (llama2, "ray.address=local", "search.primitives=release")
     with pytest.raises(
         ValueError, match=r"free for 1 worker .*got 100\.00 GiB: lower ray\.workers"
     ):
