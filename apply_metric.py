@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from command_line import called, raise_on_signals
-from evaluation.corpus import Windows, check_disjoint
+from evaluation.corpus import Windows, check_disjoint, special_note
 from evaluation.mixture import Mixture
 from evaluation.options import EVAL_WINDOWS, calibration_text, cut_all, evaluation_texts
 from evaluation.perplexity import losses_of, perplexity
@@ -246,6 +246,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     with step("reading the texts"):
         windows = {role: _windows(subject, texts) for role, texts in request.texts.items()}
     calibration = windows.get("calibration")
+    special = special_note(calibration.tokens, subject.tokenizer) if calibration else None
     papers = make_recipe(
         subject,
         request.chosen,
@@ -254,7 +255,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         calibration.provenance if calibration else None,
     )
     checkpoint = open_checkpoint(subject.model)
-    warnings = [*request.warnings, *_sparse(request, checkpoint)]
+    warnings = [*request.warnings, *_sparse(request, checkpoint), *([special] if special else [])]
     _say("warning", warnings)  # now as well as at the end, which may be hours away
     identity = {
         **{key: papers[key] for key in papers if key not in ("model", "tree", "metric_source")},

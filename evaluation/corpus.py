@@ -117,6 +117,28 @@ def token_windows(
     return Windows(tokens, provenance, (provenance,), (0,) * len(starts))
 
 
+def special_note(tokens: Tensor, tokenizer: Any) -> str | None:
+    """Return a warning if windows for statistics have special tokens, bos excepted; else None.
+
+    They stand for no text, as the `<unk>` of WikiText's tokenized form; a model never saw them
+    there, so its gradients at them drown all others.
+
+    Args:
+        tokens: (N, T) int64.
+    """
+    names = {i: tokenizer.decode([i]) for i in tokenizer.all_special_ids}
+    names.pop(tokenizer.bos_token_id, None)
+    counts = {name: int((tokens == number).sum()) for number, name in names.items()}
+    if not (total := sum(counts.values())):
+        return None
+    most = max(counts, key=lambda name: counts[name])
+    return (
+        f"{total / tokens.numel():.1%} of the calibration tokens are special ones such as {most}, "
+        "which stand for no text: with 2.2%, Gemma-3-270M went from perplexity 34.1 to 37.9 at 50% "
+        "with snip. Give the text in its raw form, such as wikitext2"
+    )
+
+
 def _bos_of(tokenizer: Any, wanted: bool | None) -> list[int]:
     """Return the bos token that each window begins with, in a list; empty if there is none.
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
-from evaluation.corpus import Provenance, Windows, check_disjoint
+from evaluation.corpus import Provenance, Windows, check_disjoint, special_note
 from evaluation.mixture import Mixture, Part
 from pruning.baselines import BASELINES
 from pruning.leaves import LEAF_SETS
@@ -39,6 +40,7 @@ class Experiment:
         settings: The loop's knobs.
         notes: What could not be checked here, one line each.
         windows: The texts as tokens, once they are read.
+        warnings: Reasons to trust the statistics less, known once the texts are read.
     """
 
     config: Config
@@ -49,13 +51,17 @@ class Experiment:
     settings: Settings
     notes: tuple[str, ...]
     windows: tuple[Mapping[str, Windows], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def read_texts(self) -> "Experiment":
         """Return the experiment with its windows; raise ValueError if a text is unavailable."""
-        windows = []
+        windows, warnings = [], []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
-            windows.append(_cut(subject.model, {r: _mixture_of(t) for r, t in texts.items()}))
-        return replace(self, windows=tuple(windows))
+            tokenizer = load_tokenizer(subject.model)
+            windows.append(_cut(tokenizer, {r: _mixture_of(t) for r, t in texts.items()}))
+            if note := special_note(windows[-1]["calibration"].tokens, tokenizer):
+                warnings.append(f"{subject.model}: {note}")
+        return replace(self, windows=tuple(windows), warnings=tuple(warnings))
 
     def read_texts_here(self) -> list[dict[str, int]]:
         """Cut the texts that need no hub; return each model's token counts, by role.
@@ -67,7 +73,7 @@ class Experiment:
         for subject, texts in zip(self.subjects, self.texts, strict=True):
             mixtures = {role: _mixture_of(text) for role, text in texts.items()}
             local = {r: m for r, m in mixtures.items() if is_here(subject.model) and not m.check()}
-            cut = _cut(subject.model, local) if local else {}
+            cut = _cut(load_tokenizer(subject.model), local) if local else {}
             counts.append({role: windows.tokens.numel() for role, windows in cut.items()})
         return counts
 
@@ -228,9 +234,8 @@ def _kinds_of(windows: Windows) -> tuple[str, ...]:
     return tuple(names[kind] for kind in windows.kinds)
 
 
-def _cut(model: str, mixtures: Mapping[str, Mixture]) -> dict[str, Windows]:
+def _cut(tokenizer: Any, mixtures: Mapping[str, Mixture]) -> dict[str, Windows]:
     """Return the windows of texts by role; an error names the role."""
-    tokenizer = load_tokenizer(model)
     windows = {}
     for role, mixture in mixtures.items():
         try:

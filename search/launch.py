@@ -173,7 +173,10 @@ def _ready(config: Config, console: Console) -> Experiment:
     memory_lines(experiment)  # refuses what cannot fit
     trackers.check(config.trackers)
     with step(console, "reading the texts"):
-        return experiment.read_texts()
+        experiment = experiment.read_texts()
+    for warning in experiment.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
+    return experiment
 
 
 def _run(

@@ -340,6 +340,14 @@ def test_run_prune_warns_where_statistics_are_of_one_kind_of_text(prune_small, t
     assert "warning" not in prune_small(validate=True, metric="magnitude")[2]
 
 
+def test_run_prune_warns_of_special_tokens_in_the_calibration_text(prune_small, marked, tmp_path):
+    model, text = marked
+    _, _, err = prune_small(model=model, corpus=text)
+    warning = report_of(tmp_path)["warnings"][-1]
+    assert f"warning: {warning}" in err.splitlines()
+    assert "of the calibration tokens are special ones such as ~, which" in warning
+
+
 def test_run_prune_says_when_the_default_text_may_not_suit_the_model(prune_small):
     note = "note: calibrating on the embedded text"
     assert note in prune_small(validate=True)[2]

@@ -486,6 +486,14 @@ def test_a_search_in_which_nothing_was_evaluated_exits_5(tmp_path, monkeypatch, 
     assert "error: no candidate was evaluated to the end; breed more: " in printed.out
 
 
+def test_special_tokens_in_the_calibration_text_are_warned_about(marked, tmp_path):
+    model, text = marked
+    settings = (f"model={model}", f"calibration.corpus={text}", "calibration.split=all")
+    printed = search(tmp_path / "run", *settings, "search.candidates=2")
+    assert f"warning: {model}: " in printed
+    assert "of the calibration tokens are special ones such as ~, which" in printed
+
+
 def test_n_of_m_patterns_are_searched(tmp_path, monkeypatch, capsys):
     pattern = settings("pruning.pattern=2:4", "search.candidates=6")
     code, printed = call(monkeypatch, capsys, "--out", tmp_path / "run", *pattern)

@@ -16,7 +16,13 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.corpus import check_available, check_disjoint, load_text, token_windows
+from evaluation.corpus import (
+    check_available,
+    check_disjoint,
+    load_text,
+    special_note,
+    token_windows,
+)
 from evaluation.sources import EMBEDDED_PARTS, HUB_CORPORA
 
 LINES = [f"line {i} of a text\n" for i in range(101)]
@@ -386,3 +392,16 @@ def test_two_ways_to_write_a_path_are_one_corpus(
     assert check_disjoint(texts) == [
         f"fitness and report overlap: {text_file} train and ./lines.txt test"
     ]
+
+
+def test_special_tokens_are_told_by_share_and_name_bos_excepted():
+    words = {"<s>": 0, "<unk>": 1, "</s>": 2, "a": 3}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, bos_token="<s>", unk_token="<unk>", eos_token="</s>"
+    )
+    assert special_note(torch.tensor([[0, 3, 3, 3], [0, 3, 3, 3]]), tokenizer) is None
+    note = special_note(torch.tensor([[0, 1, 3, 1], [0, 3, 2, 3]]), tokenizer)
+    assert note and note.startswith(
+        "37.5% of the calibration tokens are special ones such as <unk>"
+    )
