@@ -6,11 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ROLES, Config, Text
+from configs.schema import ROLES, Config, Search, Text
 from configs.schema import Task as TaskConfig
 from evaluation.corpus import Provenance, Windows, check_disjoint, special_note
 from evaluation.mixture import Mixture, Part
 from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
 from pruning.leaves import LEAF_SETS
 from pruning.masks import GROUPS, Target, parse_pattern
 from pruning.models import load_config, load_tokenizer, pinned
@@ -186,41 +187,46 @@ def resolve(config: Config) -> Experiment:
         texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
         leaves=frozenset(LEAF_SETS[search.primitives]).union(*(c.metric.leaves for c in named)),
-        settings=Settings(
-            seed=search.seed,
-            candidates=search.candidates,
-            rules=Rules(
-                capacity=search.population,
-                resolution=search.parsimony,
-                kept=int(search.population * search.speciation / len(groups)),
-                patience=search.patience,
-                lag=search.lag,
-                leeway=search.leeway,
-                settles=search.settle,
-            ),
-            groups=groups,
-            regroup=search.regroup,
-            within=search.speciation,
-            seeds=seeds,
-            pool=search.pool,
-            parents=search.parents,
-            simplified=search.simplify,
-            crowding=search.crowding,
-            brood=search.brood,
-            exploration=search.exploration,
-            variation=Variation(
-                primitives=primitive_set(search.primitives),
-                min_initial_depth=search.min_initial_depth,
-                max_initial_depth=search.max_initial_depth,
-                products=search.products,
-                max_depth=search.max_depth,
-                max_size=search.max_size,
-                crossover=search.crossover,
-                mutation=search.mutation,
-                mutations=search.mutations.model_dump(),
-            ),
-        ),
+        settings=_settings(search, groups, seeds),
         notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _settings(search: Search, groups: tuple[str, ...], seeds: tuple[Criterion, ...]) -> Settings:
+    """Return the loop's knobs."""
+    return Settings(
+        seed=search.seed,
+        candidates=search.candidates,
+        rules=Rules(
+            capacity=search.population,
+            resolution=search.parsimony,
+            kept=int(search.population * search.speciation / len(groups)),
+            patience=search.patience,
+            lag=search.lag,
+            leeway=search.leeway,
+            settles=search.settle,
+        ),
+        groups=groups,
+        regroup=search.regroup,
+        within=search.speciation,
+        seeds=seeds,
+        pool=search.pool,
+        parents=search.parents,
+        simplified=search.simplify,
+        crowding=search.crowding,
+        brood=search.brood,
+        exploration=search.exploration,
+        variation=Variation(
+            primitives=primitive_set(search.primitives),
+            min_initial_depth=search.min_initial_depth,
+            max_initial_depth=search.max_initial_depth,
+            products=search.products,
+            max_depth=search.max_depth,
+            max_size=search.max_size,
+            crossover=search.crossover,
+            mutation=search.mutation,
+            mutations=search.mutations.model_dump(),
+        ),
     )
 
 

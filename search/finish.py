@@ -73,30 +73,11 @@ def finish(
             }
             for index, row in enumerate(experiment.task_rows())
         ]
-    outcomes = Counter(record.outcome.kind for record in folder.read_records())
-    first = tasks[0]
-    summary = {
-        **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
-        "best": {
-            "metric": winner.criterion.text,
-            "perplexity": first["best"]["perplexity"],
-            "fitness": winner.fitness,
-            "group": winner.criterion.group,
-            "size": winner.size,
-        },
+    summary = _summary(experiment, folder.read_records(), winner, tasks)
+    summary |= {
         "selection": standings,
-        "candidates": outcomes.total(),
-        "outcomes": dict(outcomes),
         "seconds": round(time.monotonic() - started, 1),
-        "pruning": {
-            **experiment.config.pruning.model_dump(),
-            **{key: first[key] for key in ("sparsity", "pattern")},
-        },
-        "objective": experiment.config.search.objective,
-        "aggregate": experiment.config.search.aggregate,
-        "fitness_unit": experiment.fitness_unit,
         "diversity": diversity,
-        "tasks": tasks,
     }
     summary["verdict"] = verdict_of(summary).sentence
     folder.write_json("summary.json", summary)
@@ -109,6 +90,37 @@ def finish(
         console.print(relative_table(rows))
     console.print(f"verdict: {summary['verdict']}", soft_wrap=True)
     say_files(folder, experiment.config, console)
+
+
+def _summary(
+    experiment: Experiment,
+    records: Sequence[Record],
+    winner: Record,
+    tasks: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the summary, which leads with the first task's results."""
+    outcomes = Counter(record.outcome.kind for record in records)
+    first = tasks[0]
+    return {
+        **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
+        "best": {
+            "metric": winner.criterion.text,
+            "perplexity": first["best"]["perplexity"],
+            "fitness": winner.fitness,
+            "group": winner.criterion.group,
+            "size": winner.size,
+        },
+        "candidates": outcomes.total(),
+        "outcomes": dict(outcomes),
+        "pruning": {
+            **experiment.config.pruning.model_dump(),
+            **{key: first[key] for key in ("sparsity", "pattern")},
+        },
+        "objective": experiment.config.search.objective,
+        "aggregate": experiment.config.search.aggregate,
+        "fitness_unit": experiment.fitness_unit,
+        "tasks": tasks,
+    }
 
 
 def say_files(folder: RunFolder, config: Config, console: Console) -> None:

@@ -193,6 +193,10 @@ def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
         # Vectors inside would mostly be factors that could as well stand outside.
         first, second = random.sample(matrices, 2)
         drawn = random.choice([[first], ["mul", first, second], ["quot", first, second]])
+        for signed, other in ((first, second), (second, first)):
+            if signed in drawn and not Metric(signed).never_negative:
+                # It will be bent by `exp`, whose operand has to be a ratio to mean anything.
+                drawn = ["quot", signed, other]
         side = [named[name] for name in (random.choice(reducers), *drawn)]
     else:
         vectors = [name for name in named if name in LEAVES and name not in matrices]

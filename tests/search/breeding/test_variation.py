@@ -1,6 +1,7 @@
 """Breeding obeys its limits, leaves parents alone, and is repeatable from its key."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -322,6 +323,9 @@ def test_a_factor_is_the_worth_of_a_row_an_input_or_a_layer(name):
     assert {factor.shape for factor in factors} == (
         {PER_INPUT, PER_OUTPUT, NUMBER} if name == "extended" else {PER_INPUT}
     )
+    signed = [f.text for f in factors if "M" in f.leaves]
+    assert all(re.search(r"quot\(M, [WG]\)", text) for text in signed)
+    assert bool(signed) == (name == "extended")
     relative = [f for f in factors if "div(" in f.text]
     assert relative and all(f.text.count("div(") == 1 for f in relative)
     assert len({factor.text for factor in factors}) >= (150 if name == "extended" else 8)
