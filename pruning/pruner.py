@@ -68,6 +68,9 @@ def prune(
             pruning.walk_dense()
         pruning.walk_and_write()
     finally:
+        # The iterator refers to all scores and, through their statistics, to this object: a cycle,
+        # which would stay in memory until Python looks for cycles.
+        pruning.masks = None
         store.finish()
 
 

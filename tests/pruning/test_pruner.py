@@ -1,6 +1,8 @@
 """The walk over blocks against masks and loops written out here, for every family."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -341,6 +343,19 @@ def test_zero_sparsity_removes_nothing():
     assert_same_weights(
         pruned_weights(model, MAGNITUDE, Target(0.0, Row()), toy_windows()), weights_of(model)
     )
+
+
+def test_no_scores_stay_in_memory_until_the_collector_comes():
+    model = toy_model("llama")
+    kept: dict[str, torch.Tensor] = {}
+    gc.disable()
+    try:
+        prune_model(model, SNIP, Target(0.5, Model()), toy_windows(), kept_scores=kept)
+        scores = [weakref.ref(layer) for layer in kept.values()]
+        kept.clear()
+        assert scores and not any(reference() is not None for reference in scores)
+    finally:
+        gc.enable()
 
 
 def test_a_metric_of_weights_alone_runs_no_calibration():
