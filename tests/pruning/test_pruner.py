@@ -352,7 +352,7 @@ def test_no_scores_stay_in_memory_until_the_collector_comes():
     try:
         prune_model(model, SNIP, Target(0.5, Model()), toy_windows(), kept_scores=kept)
         scores = [weakref.ref(layer) for layer in kept.values()]
-        kept.clear()
+        del kept
         assert scores and not any(reference() is not None for reference in scores)
     finally:
         gc.enable()
