@@ -120,8 +120,8 @@ def token_windows(
 def special_note(tokens: Tensor, tokenizer: Any) -> str | None:
     """Return a warning if windows for statistics have special tokens, bos excepted; else None.
 
-    They stand for no text, as the `<unk>` of WikiText's tokenized form; a model never saw them
-    there, so its gradients at them drown all others.
+    They stand for no text, as the `<unk>` of WikiText's tokenized form. A model expects them
+    nowhere, so that a few of them weigh as much in a gradient as all other tokens.
 
     Args:
         tokens: (N, T) int64.
