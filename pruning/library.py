@@ -179,17 +179,17 @@ def _missing(
     """
     missing = set()
     for leaf in leaves & STATISTICS:
-        found = statistics.leaf(leaf) if statistics else {}
+        by_layer = statistics.leaf(leaf) if statistics else {}
         for name, layer in linear_layers(model).items():
-            if name not in found:
+            if name not in by_layer:
                 missing.add(leaf)
                 continue
             by_row, by_column = LEAVES[leaf].shape
             expected = (layer.out_features if by_row else 1, layer.in_features if by_column else 1)
-            if tuple(found[name].shape) != expected:
+            if tuple(by_layer[name].shape) != expected:
                 raise ValueError(
                     f"statistics must be this model's: {leaf} of {name} must be {expected}, got "
-                    f"{tuple(found[name].shape)}"
+                    f"{tuple(by_layer[name].shape)}"
                 )
     return frozenset(missing)
 

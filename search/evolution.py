@@ -289,12 +289,12 @@ def _mates(settings: Settings, state: State) -> Sequence[Record]:
 
 def _group_of(settings: Settings, first: Record, second: Record) -> str:
     """Return a group inherited from either parent, or sometimes another one."""
-    own = (first.criterion.group, second.criterion.group)
-    others = [group for group in settings.groups if group not in own]
+    inherited = (first.criterion.group, second.criterion.group)
+    others = [group for group in settings.groups if group not in inherited]
     if others and random.random() < settings.regroup:
         return random.choice(others)
     # Without crossover, a child inherits nothing from its second parent.
-    return random.choice(own) if settings.variation.crossover else own[0]
+    return random.choice(inherited) if settings.variation.crossover else inherited[0]
 
 
 def _canonical(settings: Settings, criterion: Criterion) -> Criterion:

@@ -193,21 +193,21 @@ class Evaluator:
             By layer: the fraction of zeros under `other`, and the number of weights that both
             remove divided by the number that either removes. Empty if either is degenerate.
         """
-        asked = self.setup.tasks[task]
-        resident = self.residents[asked.subject]
+        chosen = self.setup.tasks[task]
+        resident = self.residents[chosen.subject]
         masks = [
-            resident.masks(criterion.metric, asked.target(criterion.group))
+            resident.masks(criterion.metric, chosen.target(criterion.group))
             for criterion in (one, other)
         ]
-        found = {}
+        by_layer = {}
         try:
             for (name, a), (_, b) in zip(*masks, strict=True):
                 either = int((a | b).sum())
                 overlap = int((a & b).sum()) / either if either else 1.0
-                found[name] = (int(b.sum()) / b.numel(), overlap)
+                by_layer[name] = (int(b.sum()) / b.numel(), overlap)
         except DegenerateScores:
             return {}
-        return found
+        return by_layer
 
     def _measure(self, candidate: Candidate) -> Outcome:
         assert self.scale, "use_scale comes before the first candidate"

@@ -65,22 +65,22 @@ class Surrogate:
         """Predict from records with indices below `committed` from now on; it must not decrease."""
         usable = sum(record.index < committed for record in self._records)
         self._records = self._records[max(0, usable - _REMEMBERED) :]
-        asked = [record for record in self._records if record.index < committed]
-        indices = [record.index for record in asked]
+        known = [record for record in self._records if record.index < committed]
+        indices = [record.index for record in known]
         if indices == self._asked:
             return
-        fresh = [r for r in asked if not self._asked or r.index > self._asked[-1]]
-        kept = len(asked) - len(fresh)
+        fresh = [r for r in known if not self._asked or r.index > self._asked[-1]]
+        kept = len(known) - len(fresh)
         first = len(self._asked) - kept  # those before are forgotten
         sketches = [self.sketch_of(record.criterion) for record in fresh]
-        distances = np.zeros((len(asked), len(asked)))
+        distances = np.zeros((len(known), len(known)))
         distances[:kept, :kept] = self._distances[first:, first:]
         self._sketches = np.stack([*self._sketches[first:], *sketches])
         for place, sketch in enumerate(sketches, start=kept):
             distances[place] = distances[:, place] = self._distances_to(sketch)
         self._distances = distances
         self._asked = indices
-        self._fit([record.outcome.expected for record in asked])
+        self._fit([record.outcome.expected for record in known])
 
     def predict(self, criterion: Criterion) -> float:
         """Return an optimistic rank among the remembered criteria: lower is more promising.

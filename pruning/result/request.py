@@ -170,8 +170,8 @@ def make_recipe(
 
 def _own_dtype(model: str, config: PretrainedConfig) -> str:
     """Return the dtype that a model's config names; float32 if it names none."""
-    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    dtype = str(own or "float32").removeprefix("torch.")
+    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    dtype = str(named or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype of model {model!r} is {dtype}: choose one of {', '.join(DTYPES)}")
     return dtype

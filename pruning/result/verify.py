@@ -181,13 +181,13 @@ def check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) ->
     if not layers:
         raise FolderMismatchError(f"{str(folder)!r} has no pruned layer")
     name = target.group_name
-    asked = f"{target.sparsity:g} per {name}" if name else target.pattern_text
+    promise = f"{target.sparsity:g} per {name}" if name else target.pattern_text
     for layer in layers:
         if not layer.pattern_ok:
-            raise FolderMismatchError(f"{str(folder)!r}: layer {layer.name} is not {asked}")
+            raise FolderMismatchError(f"{str(folder)!r}: layer {layer.name} is not {promise}")
     zeros, size = (sum(getattr(layer, key) for layer in layers) for key in ("zeros", "size"))
     if target.group.whole_model and zeros < int(size * target.sparsity):
-        raise FolderMismatchError(f"{str(folder)!r}: {zeros} zeros of {size} are not {asked}")
+        raise FolderMismatchError(f"{str(folder)!r}: {zeros} zeros of {size} are not {promise}")
 
 
 def _first_difference(
@@ -206,21 +206,21 @@ def _first_difference(
     except ValueError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
     names = [layer.name for layer in promised]
-    found, sums = Inspector(config, names, target).look_at_all(folder, "verify", on_progress)
-    for was, now in zip(promised, found, strict=True):
+    counted, sums = Inspector(config, names, target).look_at_all(folder, "verify", on_progress)
+    for was, now in zip(promised, counted, strict=True):
         if was != now:
             return (
                 f"layer {was.name} has {now.zeros} zeros of {now.size}, the report says "
                 f"{was.zeros} of {was.size}"
             )
-    check_promise(folder, found, target)
+    check_promise(folder, counted, target)
     if problem := _untied(folder, config):
         return problem
     recorded = recipe["sha256"]
     for name in sorted({*recorded, *sums}):
         if recorded.get(name) != sums.get(name):
-            own, told = sums.get(name, "none"), recorded.get(name, "none")
-            return f"file {name} has sha256 {own:.16}, the recipe says {told:.16}"
+            actual, expected = sums.get(name, "none"), recorded.get(name, "none")
+            return f"file {name} has sha256 {actual:.16}, the recipe says {expected:.16}"
     return None
 
 

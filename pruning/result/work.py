@@ -46,11 +46,11 @@ class WorkFolder:
     def losses(self) -> dict[str, list[float]]:
         """Return the losses that are known, by stream; raises FolderMismatchError if altered."""
         path = self.path / "losses.json"
-        found = _read(path) if path.exists() else {}
-        for losses in found.values():
+        by_stream = _read(path) if path.exists() else {}
+        for losses in by_stream.values():
             if not (isinstance(losses, list) and all(isinstance(x, float) for x in losses)):
                 raise FolderMismatchError(f"{str(path)!r} was altered: name a new folder")
-        return found
+        return by_stream
 
     def keep_losses(self, stream: str, losses: list[float]) -> None:
         """Put a stream's losses aside."""
