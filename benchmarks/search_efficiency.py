@@ -47,6 +47,8 @@ VARIANTS: dict[str, list[str]] = {
     "no exploration": ["search.exploration=0"],
     "no products": ["search.products=0"],
     "half products": ["search.products=0.5"],
+    "half exchange": ["search.exchange=0.5"],
+    "exchange": ["search.exchange=1"],
     "deeper trees": ["search.min_initial_depth=2", "search.max_initial_depth=4"],
     "no leeway": ["search.leeway=null"],
     "free group": ["pruning.group=free"],

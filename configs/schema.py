@@ -259,6 +259,12 @@ class Search(_Section):
         default=10, ge=2, le=10**6, description="number of the pool's best that can be parents"
     )
     crossover: float = Field(default=0.7, ge=0, le=1, description="probability of crossover")
+    exchange: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="fraction of crossovers that exchange factors of products, not subtrees",
+    )
     mutation: float = Field(default=0.6, ge=0, le=1, description="probability of a mutation")
     mutations: Mutations = Mutations()
     regroup: float = Field(

@@ -221,6 +221,7 @@ def _settings(search: Search, groups: tuple[str, ...], seeds: tuple[Criterion, .
             min_initial_depth=search.min_initial_depth,
             max_initial_depth=search.max_initial_depth,
             products=search.products,
+            exchange=search.exchange,
             max_depth=search.max_depth,
             max_size=search.max_size,
             crossover=search.crossover,

@@ -1,10 +1,11 @@
-"""Variation: random trees and products, subtree crossover, six mutations, and the limits they obey.
+"""Variation: random trees and products, two crossovers, six mutations, and their limits.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
 BENDS = ("sqrt", "root4", "sqr", "pow15", "exp")
 """Operators that make more or less of a factor."""
 
+_JOINS = ("mul", "quot")
+"""Operators that join the factors of a product."""
+
 REDUCERS = ("rowmean", "rowmax", "rownorm", "colmean", "colmax", "colnorm")
 """Operators that leave one side of a matrix; a sum is a mean, up to a factor for the layer."""
 
@@ -58,7 +62,8 @@ class Variation:
             whatever its depth, and not grown from all primitives.
         max_depth: Highest depth of any tree.
         max_size: Most nodes of any tree.
-        crossover: Probability of subtree crossover.
+        crossover: Probability of crossover.
+        exchange: Share of crossovers that exchange whole factors, and not subtrees.
         mutation: Probability of one mutation, after crossover.
         mutations: Relative weights of the names in `MUTATIONS`; `constant` is ignored in a set
             without numbers.
@@ -71,6 +76,7 @@ class Variation:
     max_depth: int
     max_size: int
     crossover: float
+    exchange: float
     mutation: float
     mutations: dict[str, float]
 
@@ -105,7 +111,7 @@ def random_metric(variation: Variation) -> Metric:
 
 
 def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
-    """Make a child by subtree crossover and mutation, each with its probability.
+    """Make a child by crossover and mutation, each with its probability.
 
     Returns a child within the limits, or the first parent itself if `TRIES` draws find none. The
     parents are unchanged.
@@ -117,8 +123,13 @@ def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
 def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTree:
     tree = to_tree(first, variation.primitives)
     if random.random() < variation.crossover:
-        # Only one of the two children is kept: the search breeds one at a time.
-        tree, _ = gp.cxOnePoint(tree, to_tree(second, variation.primitives))
+        other = to_tree(second, variation.primitives)
+        # Nothing is drawn at 0, so that runs from before there was this crossover can be resumed.
+        if variation.exchange and random.random() < variation.exchange:
+            tree = _exchange_factors(tree, other, variation.primitives)
+        else:
+            # Only one of the two children is kept: the search breeds one at a time.
+            tree, _ = gp.cxOnePoint(tree, other)
     if random.random() < variation.mutation:
         weights = dict(variation.mutations)
         if not has_numbers(variation.primitives):
@@ -127,6 +138,65 @@ def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTr
             chosen = random.choices(list(weights), list(weights.values()))[0]
             tree = MUTATIONS[chosen](tree, variation.primitives)
     return tree
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """A factor of a product: a subtree without multiplication or division at its top."""
+
+    nodes: Nodes
+    divides: bool
+
+    @property
+    def text(self) -> str:
+        """What two equal factors have in common."""
+        return ("/" if self.divides else "*") + str(gp.PrimitiveTree(self.nodes))
+
+
+def _factors_of(tree: gp.PrimitiveTree, at: int = 0, divides: bool = False) -> list[_Factor]:
+    """Return the factors of the subtree at an index, in order; one if it is no product."""
+    if tree[at].name not in _JOINS:
+        return [_Factor(tree[tree.searchSubtree(at)], divides)]
+    second = tree.searchSubtree(at + 1).stop
+    turned = divides != (tree[at].name == "quot")
+    return [*_factors_of(tree, at + 1, divides), *_factors_of(tree, second, turned)]
+
+
+def _product_of(factors: Sequence[_Factor], primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
+    """Return the product of factors, one of which multiplies: the first such begins it."""
+    begins = next(factor for factor in factors if not factor.divides)
+    product = begins.nodes
+    for factor in factors:
+        if factor is not begins:
+            join = primitives.mapping["quot" if factor.divides else "mul"]
+            product = [join, *product, *factor.nodes]
+    return gp.PrimitiveTree(product)
+
+
+def _exchange_factors(
+    tree: gp.PrimitiveTree, other: gp.PrimitiveTree, primitives: gp.PrimitiveSet
+) -> gp.PrimitiveTree:
+    """Uniform crossover (Syswerda, 1989) of products: each factor is inherited or not.
+
+    What both parents have, the child has; each other factor with probability one half. A subtree
+    that is exchanged at random hardly ever brings one whole factor from one product to another.
+    """
+    mine, theirs = _factors_of(tree), _factors_of(other)
+    left = Counter(factor.text for factor in theirs)
+    inherited = []
+    for factor in mine:
+        both = left[factor.text] > 0
+        left[factor.text] -= both
+        if both or random.random() < 0.5:
+            inherited.append(factor)
+    for factor in theirs:
+        if left[factor.text] > 0:
+            left[factor.text] -= 1
+            if random.random() < 0.5:
+                inherited.append(factor)
+    if all(factor.divides for factor in inherited):
+        return tree
+    return _product_of(inherited, primitives)
 
 
 def _mutate_node(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
@@ -171,7 +241,7 @@ def _draw_product(primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
 
 def _draw_operator(primitives: gp.PrimitiveSet) -> gp.Primitive:
     """Draw the operator that joins a factor: multiplication or division."""
-    names = [name for name in ("mul", "quot") if name in primitives.mapping]
+    names = [name for name in _JOINS if name in primitives.mapping]
     return primitives.mapping[random.choice(names)]
 
 

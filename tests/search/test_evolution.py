@@ -28,6 +28,7 @@ VARIATION = Variation(
     min_initial_depth=1,
     max_initial_depth=3,
     products=0.0,
+    exchange=0.0,
     max_depth=5,
     max_size=15,
     crossover=0.7,

@@ -420,7 +420,8 @@ def test_settings_take_every_knob_of_breeding():
         **{"seed": 7, "candidates": 11, "pool": 0.25, "parents": 4, "regroup": 0.3},
         **{"speciation": 0.5, "simplify": False, "crowding": 0.125},
         **{"min_initial_depth": 1, "max_initial_depth": 3, "max_depth": 5, "max_size": 21},
-        **{"crossover": 0.6, "mutation": 0.4, "mutations": {"hoist": 2, "node": 0}},
+        **{"crossover": 0.6, "exchange": 0.25, "mutation": 0.4},
+        **{"mutations": {"hoist": 2, "node": 0}},
     }
     known = settings(*(f"search.{name}={value}" for name, value in knobs.items()))
     assert (known.seed, known.candidates, known.pool, known.parents) == (7, 11, 0.25, 4)
@@ -429,7 +430,8 @@ def test_settings_take_every_knob_of_breeding():
     variation = known.variation
     assert (variation.min_initial_depth, variation.max_initial_depth) == (1, 3)
     assert (variation.max_depth, variation.max_size) == (5, 21)
-    assert (variation.crossover, variation.mutation) == (0.6, 0.4)
+    assert (variation.crossover, variation.exchange) == (0.6, 0.25)
+    assert variation.mutation == 0.4
     others = {"insert": 1, "factor": 0, "constant": 1}
     assert variation.mutations == {"node": 0, "subtree": 1, "hoist": 2, **others}
 

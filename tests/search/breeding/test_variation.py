@@ -32,6 +32,7 @@ VARIATION = Variation(
     max_depth=5,
     max_size=13,
     crossover=0.7,
+    exchange=0.0,
     mutation=0.6,
     mutations=dict.fromkeys(MUTATIONS, 1),
 )
@@ -195,6 +196,61 @@ def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
         assert Counter(node.name for node in child.nodes()) <= allowed
         children.add(child.text)
     assert len(children) > 5
+
+
+def children_by_exchange(first: str, second: str) -> set[str]:
+    exchange = replace(EXTENDED, crossover=1, exchange=1, mutation=0)
+    children = set()
+    for seed in range(300):
+        with seeded(seed):
+            children.add(child_of(Metric.parse(first), Metric.parse(second), exchange).text)
+    return children
+
+
+def test_exchange_inherits_each_factor_of_one_parent_or_not_and_those_of_both_always():
+    assert children_by_exchange("quot(mul(W, G), sqrt(X))", "mul(W, sqrt(I))") == {
+        "W",
+        *("mul(W, G)", "quot(W, sqrt(X))", "mul(W, sqrt(I))"),
+        *("quot(mul(W, G), sqrt(X))", "mul(mul(W, G), sqrt(I))"),
+        *("mul(quot(W, sqrt(X)), sqrt(I))", "mul(quot(mul(W, G), sqrt(X)), sqrt(I))"),
+    }
+
+
+def test_exchange_tells_a_factor_from_a_divisor_and_counts_how_often_it_occurs():
+    # The divisor of a divisor multiplies; of two equal factors, one is common to both.
+    twice = "quot(mul(W, G), quot(D, W))"
+    assert children_by_exchange(twice, "mul(W, D)") == {
+        *("W", "mul(W, G)", "quot(W, D)", "mul(W, D)", "mul(W, W)"),
+        *("quot(mul(W, G), D)", "mul(mul(W, G), W)", "mul(mul(W, G), D)", "mul(mul(W, W), D)"),
+        *("mul(quot(W, D), W)", "mul(quot(W, D), D)", "mul(quot(mul(W, G), D), W)"),
+        *("mul(quot(mul(W, G), D), D)", "mul(mul(mul(W, G), W), D)", "mul(mul(quot(W, D), W), D)"),
+        "mul(mul(quot(mul(W, G), D), W), D)",
+    }
+
+
+def test_exchange_of_metrics_that_are_no_products_joins_them_or_takes_one():
+    assert children_by_exchange("sqrt(G)", "add(W, X)") >= {
+        *("sqrt(G)", "add(W, X)", "mul(sqrt(G), add(W, X))")
+    }
+    # A child with divisors alone is none: it is the first parent.
+    assert children_by_exchange("quot(G, W)", "quot(X, W)") == {
+        *("quot(G, W)", "quot(X, W)", "mul(quot(G, W), X)")
+    }
+
+
+def test_only_a_share_of_crossovers_exchange_factors():
+    first, second = Metric.parse("mul(W, sqrt(X))"), Metric.parse("mul(G, root4(I))")
+    whole = children_by_exchange(first.text, second.text)
+
+    def count(share):
+        children = []
+        for seed in range(200):
+            with seeded(seed):
+                variation = replace(EXTENDED, crossover=1, exchange=share, mutation=0)
+                children.append(child_of(first, second, variation).text)
+        return sum(child in whole for child in children)
+
+    assert count(0.0) < count(0.5) < count(1.0) == 200
 
 
 def test_child_where_no_draw_is_allowed_is_the_first_parent():
