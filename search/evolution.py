@@ -35,7 +35,7 @@ class Marks(Protocol):
         """Return the fraction of weights on which the two masks differ."""
 
     def sketch(self, criterion: Criterion) -> Sketch:
-        """Return a sample of a criterion's mask, the same size for all criteria."""
+        """Return a sample of a criterion's mask for each task, of equal sizes for all criteria."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Settings:
         exploration: Fraction of candidates that are one mutation away from a member and that the
             surrogate does not choose: it knows nothing of masks unlike all measured ones.
         variation: How children are made.
+        weights: Weight of each task in the fitness, which add up to 1; for the surrogate.
+        worst: Share of the worst task in the fitness; the rest is the weighted mean.
     """
 
     seed: int
@@ -75,6 +77,8 @@ class Settings:
     brood: int
     exploration: float
     variation: Variation
+    weights: tuple[float, ...] = (1.0,)
+    worst: float = 0.0
 
 
 @dataclass
@@ -115,7 +119,8 @@ class Evolution:
         self._known = _Known()
         self._surrogate = None
         if marks and settings.brood > 1:
-            self._surrogate = Surrogate(marks.sketch, settings.crowding)
+            weights, worst = settings.weights, settings.worst
+            self._surrogate = Surrogate(marks.sketch, weights, worst, settings.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:

@@ -1,6 +1,6 @@
 """Everything that a search needs, resolved once from its config: tasks, texts, seeds, settings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -187,12 +187,17 @@ def resolve(config: Config) -> Experiment:
         texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
         leaves=frozenset(LEAF_SETS[search.primitives]).union(*(c.metric.leaves for c in named)),
-        settings=_settings(search, groups, seeds),
+        settings=_settings(search, groups, seeds, [task.weight for task in tasks]),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _settings(search: Search, groups: tuple[str, ...], seeds: tuple[Criterion, ...]) -> Settings:
+def _settings(
+    search: Search,
+    groups: tuple[str, ...],
+    seeds: tuple[Criterion, ...],
+    weights: Sequence[float],
+) -> Settings:
     """Return the loop's knobs."""
     return Settings(
         seed=search.seed,
@@ -228,6 +233,8 @@ def _settings(search: Search, groups: tuple[str, ...], seeds: tuple[Criterion, .
             mutation=search.mutation,
             mutations=search.mutations.model_dump(),
         ),
+        weights=tuple(weight / sum(weights) for weight in weights),
+        worst={"mean": 0.0, "worst": 1.0, "mean of the two": 0.5}[search.aggregate],
     )
 
 

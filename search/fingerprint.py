@@ -27,7 +27,8 @@ Bits = npt.NDArray[np.uint8]
 ROWS = 16
 """Rows taken of each probed layer, evenly spaced."""
 
-SKETCH_BYTES = 4096
+SKETCH_BYTES = 2048
+"""Bytes of a task's mask that a sketch takes, at most."""
 
 KEPT_MASKS = 1024
 """Number of masks kept in memory, tens of kilobytes each."""
@@ -102,22 +103,23 @@ class Fingerprints:
             DegenerateScores: If a probed layer's scores are not finite or are constant, or if in
                 every layer all rows have the same mask.
         """
-        mask = self._mask(criterion)
+        mask = b"".join(part.tobytes() for part in self._mask(criterion))
         # Includes the group: two groups may agree on a few rows but not on whole layers.
-        return hashlib.sha256(criterion.group.encode() + mask.tobytes()).hexdigest()[:16]
+        return hashlib.sha256(criterion.group.encode() + mask).hexdigest()[:16]
 
     def distance(self, one: Criterion, other: Criterion) -> float:
         """Return the fraction of probed weights that one criterion removes and the other keeps.
 
         0 means equal masks; two unrelated masks at 50% sparsity differ in 0.5.
         """
-        differing = np.bitwise_count(self._mask(one) ^ self._mask(other)).sum()
-        return float(differing) / self._probed
+        pairs = zip(self._mask(one), self._mask(other), strict=True)
+        differing = sum(int(np.bitwise_count(a ^ b).sum()) for a, b in pairs)
+        return differing / self._probed
 
-    def sketch(self, criterion: Criterion) -> Bits:
-        """Return an even sample of the bytes of a criterion's mask, enough to compare masks."""
-        mask = self._mask(criterion)
-        return mask[:: 1 + mask.size // SKETCH_BYTES]
+    def sketch(self, criterion: Criterion) -> tuple[Bits, ...]:
+        """Return for each task an even sample of the bytes of its mask, to compare masks by."""
+        masks = self._mask(criterion)
+        return tuple(mask[:: 1 + mask.size // SKETCH_BYTES] for mask in masks)
 
     def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
         """Count members and masks at least `least` apart, and average the pairwise distances."""
@@ -133,7 +135,7 @@ class Fingerprints:
     def _probed(self) -> int:
         return sum(w.numel() for probe, _ in self.tasks for w in probe.weights.values())
 
-    def _probe_mask(self, criterion: Criterion) -> Bits:
+    def _probe_mask(self, criterion: Criterion) -> tuple[Bits, ...]:
         scores: dict[int, Mapping[str, Tensor]] = {}
         parts = []
         for probe, target_of in self.tasks:
@@ -142,7 +144,7 @@ class Fingerprints:
                 scores[id(probe)] = dict(lazy)
             target = target_of(criterion.group)
             parts.append(probe_mask(scores[id(probe)], target, criterion.text))
-        return np.concatenate(parts)
+        return tuple(parts)
 
 
 def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> Bits:

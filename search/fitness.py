@@ -226,10 +226,22 @@ class Evaluator:
                 continue
             if reason := self._stop_reason(self.scale, losses, candidate):
                 estimate = self.scale.expected(losses)
-                return Outcome("stopped", None, self._tokens(losses), reason, estimate)
+                return self._outcome("stopped", None, losses, reason, estimate)
             if (settled := self._settled(self.scale, losses, candidate)) is not None:
-                return Outcome("evaluated", settled, self._tokens(losses), "not to the end")
-        return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
+                return self._outcome("evaluated", settled, losses, "not to the end")
+        return self._outcome("evaluated", self.scale.fitness(losses), losses)
+
+    def _outcome(
+        self,
+        kind: str,
+        fitness: float | None,
+        losses: Sequence[Sequence[float]],
+        reason: str = "",
+        estimate: float | None = None,
+    ) -> Outcome:
+        assert self.scale
+        rises = self.scale.rises_by_task(losses)
+        return Outcome(kind, fitness, self._tokens(losses), reason, estimate, rises)
 
     def _visits(self, order: Sequence[int]) -> Iterator[tuple[int, int | None]]:
         """Yield tasks with the end of the window range to measure next.

@@ -22,6 +22,9 @@ class Outcome:
         tokens: Fitness tokens that were run through the pruned model.
         reason: Why it was not evaluated to the end; empty if it was.
         estimate: If it was stopped, its fitness estimated from the windows evaluated so far.
+        rises: Each task's rise in loss over the dense model, as a multiple of the best named
+            metric's, estimated from the windows evaluated so far; None where none was. Empty if
+            nothing was measured.
     """
 
     kind: str
@@ -29,11 +32,7 @@ class Outcome:
     tokens: int = 0
     reason: str = ""
     estimate: float | None = None
-
-    @property
-    def expected(self) -> float | None:
-        """The fitness, or its estimate; None if nothing was measured."""
-        return self.estimate if self.fitness is None else self.fitness
+    rises: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,7 @@ class Record:
             "parents": candidate.parents,
             "reason": outcome.reason,
             "estimate": outcome.estimate,
+            "rises": outcome.rises,
         }
 
     @staticmethod
@@ -143,6 +143,7 @@ class Record:
                 fields["tokens"],
                 fields["reason"],
                 fields["estimate"],
+                tuple(fields["rises"]),
             ),
         )
 
@@ -173,6 +174,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "reason": ("a text", _is_text),
     "estimate": ("a finite number or null", _is_finite_or_null),
+    "rises": (
+        "a list of finite numbers or nulls",
+        lambda value: isinstance(value, list | tuple) and all(map(_is_finite_or_null, value)),
+    ),
 }
 """For each field of a journal line, its rule in words and the check."""
 

@@ -160,6 +160,17 @@ class Scale(_Values):
         """Return each cell's value, from the losses of each task's first windows."""
         return [cell.value(losses[cell.task]) for cell in self.cells]
 
+    def rises_by_task(self, losses: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
+        """Return each task's relative rise, of its kinds of text evaluated so far; None if none."""
+        rises: list[float | None] = []
+        for task in range(len(losses)):
+            cells = [cell for cell in self.cells if cell.task == task]
+            seen = [(cell.weight, cell.value(losses[task])) for cell in cells]
+            known = [(weight, value) for weight, value in seen if value is not None]
+            total = sum(weight for weight, _ in known)
+            rises.append(sum(weight * value for weight, value in known) / total if known else None)
+        return tuple(rises)
+
     def slopes(self, values: Sequence[float]) -> list[float]:
         """Return the weight of each cell in the aggregate at these values; they add up to 1."""
         means = [cell.weight for cell in self.cells]

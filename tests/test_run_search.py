@@ -98,7 +98,7 @@ def test_journal_has_one_line_a_candidate_with_the_agreed_keys(finished):
     for line in lines:
         assert list(line) == [
             *("index", "metric", "group", "outcome", "fitness", "fingerprint", "tokens"),
-            *("parents", "reason", "estimate"),
+            *("parents", "reason", "estimate", "rises"),
         ]
         assert (line["fitness"] is None) == (line["outcome"] != "evaluated")
 

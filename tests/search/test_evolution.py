@@ -90,7 +90,7 @@ class Drawn:
         return abs(int(self.fingerprint(one)) - int(self.fingerprint(other)))
 
     def sketch(self, criterion: Criterion) -> Sketch:
-        return np.frombuffer(criterion.text.ljust(60)[:60].encode(), np.uint8)
+        return (np.frombuffer(criterion.text.ljust(60)[:60].encode(), np.uint8),)
 
 
 @dataclass
@@ -112,8 +112,9 @@ def outcome_of(candidate: Candidate) -> Outcome:
     behind = 0.5 if group == "layer" else 0
     fitness = 3 + len(text) / 40 + number % 100 / 100 + behind
     if candidate.stop_above is not None and fitness > 1.1 * candidate.stop_above:
-        return Outcome("stopped", None, 10, f"above {candidate.stop_above}", fitness)
-    return Outcome("evaluated", fitness, 100)
+        reason = f"above {candidate.stop_above}"
+        return Outcome("stopped", None, 10, reason, fitness, (fitness,))
+    return Outcome("evaluated", fitness, 100, rises=(fitness,))
 
 
 def first(waiting: list[Candidate]) -> int:

@@ -299,6 +299,8 @@ def test_a_candidate_that_is_hopeless_on_one_task_costs_those_after_it_nothing(
     stopped = staged.evaluate(candidate(NEGATIVE))
     tokens = (32, 16, 32)
     assert (stopped.kind, stopped.tokens) == ("stopped", sum(tokens[: hopeless_on + 1]))
+    measured = [rise is not None for rise in stopped.rises]
+    assert measured == [task <= hopeless_on for task in range(3)]
     assert f" on {staged.setup.tasks[hopeless_on].name}, text above 1000000.0000" in stopped.reason
 
 
@@ -326,6 +328,7 @@ def test_who_is_clearly_not_the_best_is_measured_no_further_and_gets_an_estimate
     assert settled.reason == "not to the end"
     losses = [staged.losses(task, "fitness", NEGATIVE)[:1] for task in range(3)]
     assert settled.fitness == pytest.approx(staged.scale.expected(losses))
+    assert settled.rises == pytest.approx(staged.scale.rises_by_task(losses))
     assert staged.evaluate(candidate(NEGATIVE, settle_above=full.fitness * 10)) == full
 
 

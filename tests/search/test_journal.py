@@ -143,7 +143,7 @@ def test_append_writes_the_fields_of_the_contract_in_their_order(folder):
     assert (folder.path / "journal.jsonl").read_text() == (
         '{"index": 0, "metric": "W", "group": "row", "outcome": "evaluated", "fitness": 3.5, '
         '"fingerprint": "0000000000000000", "tokens": 64, "parents": [], "reason": "", '
-        '"estimate": null}\n'
+        '"estimate": null, "rises": []}\n'
     )
 
 

@@ -283,7 +283,7 @@ def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):
     line = (
         '{{"index": {0}, "metric": "W", "group": "model", "outcome": "duplicate", '
         '"fitness": null, "fingerprint": null, "tokens": 0, "parents": [], "reason": "", '
-        '"estimate": null}}\n'
+        '"estimate": null, "rises": []}}\n'
     )
     journal = "".join(line.format(index) for index in range(3))
     (run_folder / "journal.jsonl").write_text(journal)

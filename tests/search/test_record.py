@@ -11,7 +11,9 @@ from pruning.criterion import Criterion
 from search.population import OUTCOMES, Candidate, Outcome, Record
 
 CRITERION = Criterion.parse("mul(W, sqrt(X))", "layer")
-EVALUATED = Record(Candidate(7, CRITERION, (2, 5), "ab12"), Outcome("evaluated", 2.5, 64))
+EVALUATED = Record(
+    Candidate(7, CRITERION, (2, 5), "ab12"), Outcome("evaluated", 2.5, 64, rises=(0.75, None))
+)
 FIELDS = {
     "index": 7,
     "metric": "mul(W, sqrt(X))",
@@ -23,6 +25,7 @@ FIELDS = {
     "parents": (2, 5),
     "reason": "",
     "estimate": None,
+    "rises": (0.75, None),
 }
 
 

@@ -1,36 +1,44 @@
 """What the surrogate says of masks that were not measured."""
 
 import math
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pruning.criterion import Criterion
 from search.population import Candidate, Outcome, Record
-from search.surrogate import Surrogate
+from search.surrogate import Sketch, Surrogate
 
 BYTES = 8
 
 
-def sketch_of(criterion: Criterion) -> np.ndarray:
-    """A number n in the text makes n bits of the mask 1: distances are differences of numbers."""
-    bits = np.zeros(8 * BYTES, np.uint8)
-    bits[: int(float(criterion.metric.text.split("(")[1].split(",")[0]))] = 1
-    return np.packbits(bits)
+def sketch_of(criterion: Criterion) -> Sketch:
+    """A number n in the text makes n bits of a mask 1: distances are differences of numbers."""
+    masks = []
+    for ones in re.findall(r"add\(([^,]+),", criterion.metric.text):
+        bits = np.zeros(8 * BYTES, np.uint8)
+        bits[: int(float(ones))] = 1
+        masks.append(np.packbits(bits))
+    return tuple(masks)
 
 
-def criterion(bits: int) -> Criterion:
-    return Criterion.parse(f"add({bits}, W)", "row")
+def criterion(*bits: int) -> Criterion:
+    """A criterion with so many ones in its mask for each task."""
+    return Criterion.parse("".join(f"add({ones}, " for ones in bits) + "W" + ")" * len(bits), "row")
 
 
-def record(index: int, bits: int, fitness: float | None, estimate: float | None = None) -> Record:
-    kind = "stopped" if fitness is None else "evaluated"
-    candidate = Candidate(index, criterion(bits))
-    return Record(candidate, Outcome(kind, fitness, 1, "", estimate))
+def record(index: int, bits: int | tuple[int, ...], *rises: float | None) -> Record:
+    """A record of a candidate that was stopped, if a task was not measured."""
+    kind = "stopped" if None in rises else "evaluated"
+    ones = bits if isinstance(bits, tuple) else (bits,)
+    fitness = None if kind == "stopped" else 1.0
+    return Record(Candidate(index, criterion(*ones)), Outcome(kind, fitness, 1, rises=rises))
 
 
-def surrogate_of(*records: Record, before: int = 100) -> Surrogate:
-    surrogate = Surrogate(sketch_of)
+def surrogate_of(*records: Record, before: int = 100, **aggregate: Any) -> Surrogate:
+    surrogate = Surrogate(sketch_of, **aggregate)
     for one in records:
         surrogate.learn(one)
     surrogate.ask_before(before)
@@ -48,17 +56,59 @@ def test_a_mask_near_good_ones_promises_more_than_one_near_bad_ones():
     assert surrogate.predict(criterion(15)) < surrogate.predict(criterion(49)) - 0.1
 
 
-def test_a_stopped_one_counts_by_its_estimate_and_one_without_is_not_asked():
-    records = [record(0, 5, 1.0), record(1, 55, None, 9.0)]
-    surrogate = surrogate_of(*records)
-    assert surrogate.predict(criterion(54)) > surrogate.predict(criterion(6))
+def test_one_that_was_not_measured_is_not_asked():
+    records = [record(0, 5, 1.0), record(1, 55, 9.0)]
     unknown = Record(Candidate(2, criterion(54)), Outcome("degenerate"))
-    assert surrogate_of(*records, unknown).predict(criterion(54)) == surrogate.predict(
-        criterion(54)
+    expected = surrogate_of(*records).predict(criterion(54))
+    assert surrogate_of(*records, unknown).predict(criterion(54)) == expected
+
+
+def test_one_that_a_task_has_stopped_tells_of_that_task_alone():
+    halves = {"weights": (0.5, 0.5)}
+    both = [record(0, (5, 5), 1.0, 1.0), record(1, (55, 55), 9.0, 9.0)]
+    surrogate = surrogate_of(*both, record(2, (30, 30), 9.0, None), **halves)
+    without = surrogate_of(*both, **halves)
+    # A mask that is bad for the first task promises as much as before for the second alone.
+    assert surrogate.predict(criterion(30, 5)) > without.predict(criterion(30, 5))
+    assert surrogate.predict(criterion(5, 30)) == pytest.approx(
+        without.predict(criterion(5, 30)), abs=0.01
     )
 
 
-def test_of_masks_between_the_same_ranks_the_unknown_one_promises_more():
+def test_a_task_that_nothing_was_measured_on_says_nothing():
+    surrogate = surrogate_of(
+        record(0, (5, 5), 1.0, None), record(1, (55, 55), 9.0, None), weights=(0.5, 0.5)
+    )
+    assert surrogate.predict(criterion(6, 54)) < surrogate.predict(criterion(54, 6))
+    assert surrogate.predict(criterion(6, 54)) == surrogate.predict(criterion(6, 20))
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "better"),
+    [
+        ({"weights": (0.5, 0.5)}, (10, 30)),
+        ({"weights": (0.1, 0.9)}, (20, 20)),
+        ({"weights": (0.5, 0.5), "worst": 1.0}, (20, 20)),
+    ],
+)
+def test_tasks_weigh_as_they_do_in_the_fitness(aggregate, better):
+    one = [
+        record(0, (10, 10), 0.5, 0.5),
+        record(1, (20, 20), 1.0, 1.0),
+        record(2, (30, 30), 1.2, 1.2),
+    ]
+    surrogate = surrogate_of(*one, **aggregate)
+    other = (10, 30) if better == (20, 20) else (20, 20)
+    assert surrogate.predict(criterion(*better)) < surrogate.predict(criterion(*other))
+
+
+def test_what_is_hopeless_does_not_outweigh_the_differences_among_the_good():
+    good = [record(0, 5, 0.9), record(1, 30, 1.1)]
+    surrogate = surrogate_of(*good, record(2, 60, 1e6))
+    assert surrogate.predict(criterion(6)) < surrogate.predict(criterion(29)) - 0.01
+
+
+def test_of_masks_between_the_same_losses_the_unknown_one_promises_more():
     surrogate = surrogate_of(record(0, 0, 2.0), record(1, 2, 2.0), record(2, 40, 2.0))
     known, unknown = surrogate.predict(criterion(1)), surrogate.predict(criterion(21))
     assert unknown < known
