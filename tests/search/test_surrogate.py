@@ -93,7 +93,7 @@ def test_a_task_that_nothing_was_measured_on_says_nothing():
 )
 def test_tasks_weigh_as_they_do_in_the_fitness(aggregate, better):
     one = [
-        record(0, (10, 10), 0.5, 0.5),
+        record(0, (10, 10), 0.8, 0.8),
         record(1, (20, 20), 1.0, 1.0),
         record(2, (30, 30), 1.2, 1.2),
     ]
