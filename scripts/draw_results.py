@@ -18,7 +18,7 @@ LOG = ROOT / "docs/LOG.md"
 SECTION = "all named metrics on three models"
 SHOWN = {
     "directed-snip-wanda": "directed-snip-wanda (this project)",
-    "winner on SmolLM2 alone (14 nodes)": "winner of a search (this project)",
+    "unseeded, search G of the section of 2026-11-27": "found by one search (this project)",
     "snip": "SNIP",
     "ria-full": "RIA (exponent 1)",
     "gblm": "GBLM",
