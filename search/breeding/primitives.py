@@ -51,7 +51,7 @@ def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
 
     The metric may contain operators, leaves and numbers outside the set, as a seed can.
     """
-    return gp.PrimitiveTree([_node(node.name, primitives) for node in metric.nodes()])
+    return gp.PrimitiveTree([node_named(node.name, primitives) for node in metric.nodes()])
 
 
 def to_metric(tree: gp.PrimitiveTree) -> Metric:
@@ -74,7 +74,7 @@ def number_node(value: float, primitives: gp.PrimitiveSet) -> gp.Terminal:
     smallest, largest = MAGNITUDES
     magnitude = min(max(abs(value), smallest), largest) if value else 0.0
     rounded = float(f"{math.copysign(magnitude, value):.3g}")
-    return _node(Metric.constant(rounded).text, primitives)
+    return node_named(Metric.constant(rounded).text, primitives)
 
 
 def is_number(node: gp.Primitive | gp.Terminal) -> bool:
@@ -82,7 +82,8 @@ def is_number(node: gp.Primitive | gp.Terminal) -> bool:
     return node.arity == 0 and node.name not in LEAVES and node.name != BLANK
 
 
-def _node(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Terminal:
+def node_named(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Terminal:
+    """Return the node for an operator, a leaf or a number, in the set or not."""
     if name in primitives.mapping:
         return primitives.mapping[name]
     if name in OPERATORS:

@@ -21,6 +21,7 @@ from search.breeding.primitives import (
     fill_in_numbers,
     has_numbers,
     is_number,
+    node_named,
     number_node,
     to_metric,
     to_tree,
@@ -124,7 +125,7 @@ def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTr
     tree = to_tree(first, variation.primitives)
     if random.random() < variation.crossover:
         other = to_tree(second, variation.primitives)
-        # Nothing is drawn at 0, so that runs from before there was this crossover can be resumed.
+        # Nothing is drawn at 0, so that a search without it breeds as if there were none.
         if variation.exchange and random.random() < variation.exchange:
             tree = _exchange_factors(tree, other, variation.primitives)
         else:
@@ -168,7 +169,8 @@ def _product_of(factors: Sequence[_Factor], primitives: gp.PrimitiveSet) -> gp.P
     product = begins.nodes
     for factor in factors:
         if factor is not begins:
-            join = primitives.mapping["quot" if factor.divides else "mul"]
+            # A seed can have operators that are not in the set.
+            join = node_named("quot" if factor.divides else "mul", primitives)
             product = [join, *product, *factor.nodes]
     return gp.PrimitiveTree(product)
 

@@ -198,8 +198,8 @@ def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
     assert len(children) > 5
 
 
-def children_by_exchange(first: str, second: str) -> set[str]:
-    exchange = replace(EXTENDED, crossover=1, exchange=1, mutation=0)
+def children_by_exchange(first: str, second: str, variation: Variation = EXTENDED) -> set[str]:
+    exchange = replace(variation, crossover=1, exchange=1, mutation=0)
     children = set()
     for seed in range(300):
         with seeded(seed):
@@ -236,6 +236,12 @@ def test_exchange_of_metrics_that_are_no_products_joins_them_or_takes_one():
     assert children_by_exchange("quot(G, W)", "quot(X, W)") == {
         *("quot(G, W)", "quot(X, W)", "mul(quot(G, W), X)")
     }
+
+
+def test_exchange_takes_apart_a_seed_whose_operators_are_not_in_the_set():
+    assert "quot" not in VARIATION.primitives.mapping
+    children = children_by_exchange("quot(W, colmean(W))", "mul(W, sqrt(X))", VARIATION)
+    assert "mul(quot(W, colmean(W)), sqrt(X))" in children
 
 
 def test_only_a_share_of_crossovers_exchange_factors():
