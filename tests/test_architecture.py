@@ -31,7 +31,7 @@ FORBIDDEN = {
 # Modules that only the files named may import.
 RESERVED = {
     "ray": ("search/pool/",),
-    "deap": ("search/breeding/primitives.py", "search/breeding/variation.py"),
+    "deap": tuple(f"search/breeding/{name}.py" for name in ("primitives", "products", "variation")),
     "datasets": ("evaluation/",),
 }
 # What a sub-package of search may import of search.

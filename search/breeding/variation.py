@@ -5,7 +5,6 @@ DEAP draws from the module `random` and takes no generator, so call everything h
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,23 +13,18 @@ from typing import TypeVar
 
 from deap import gp
 
-from pruning.leaves import LEAVES
 from pruning.metric import Metric
-from pruning.operators import MATRIX, NUMBER
 from search.breeding.primitives import (
     fill_in_numbers,
     has_numbers,
     is_number,
-    node_named,
     number_node,
     to_metric,
     to_tree,
 )
+from search.breeding.products import draw_operator, draw_product, draw_side, exchange_factors
 
 Member = TypeVar("Member")
-Nodes = list[gp.Primitive | gp.Terminal]
-"""A subtree in prefix order."""
-
 Rank = tuple[float, ...]
 """A sort key: the better, the smaller."""
 
@@ -40,15 +34,6 @@ primitives and five in six with the extended ones, so this is hardly ever reache
 
 FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
 """Factors that tune a number, with relative weights: few, so that the same numbers recur."""
-
-BENDS = ("sqrt", "root4", "sqr", "pow15", "exp")
-"""Operators that make more or less of a factor."""
-
-_JOINS = ("mul", "quot")
-"""Operators that join the factors of a product."""
-
-REDUCERS = ("rowmean", "rowmax", "rownorm", "colmean", "colmax", "colnorm")
-"""Operators that leave one side of a matrix; a sum is a mean, up to a factor for the layer."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,7 @@ def random_metric(variation: Variation) -> Metric:
     depths = variation.min_initial_depth, variation.max_initial_depth
     # Nothing is drawn at 0, so that runs from before there were products can be resumed.
     if variation.products and random.random() < variation.products:
-        metric = _first_allowed(variation, lambda: _draw_product(primitives))
+        metric = _first_allowed(variation, lambda: draw_product(primitives))
     else:
         grow = partial(gp.genHalfAndHalf, primitives, *depths)
         metric = _first_allowed(variation, lambda: gp.PrimitiveTree(grow()))
@@ -127,7 +112,7 @@ def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTr
         other = to_tree(second, variation.primitives)
         # Nothing is drawn at 0, so that a search without it breeds as if there were none.
         if variation.exchange and random.random() < variation.exchange:
-            tree = _exchange_factors(tree, other, variation.primitives)
+            tree = exchange_factors(tree, other, variation.primitives)
         else:
             # Only one of the two children is kept: the search breeds one at a time.
             tree, _ = gp.cxOnePoint(tree, other)
@@ -139,66 +124,6 @@ def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTr
             chosen = random.choices(list(weights), list(weights.values()))[0]
             tree = MUTATIONS[chosen](tree, variation.primitives)
     return tree
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """A factor of a product: a subtree without multiplication or division at its top."""
-
-    nodes: Nodes
-    divides: bool
-
-    @property
-    def text(self) -> str:
-        """What two equal factors have in common."""
-        return ("/" if self.divides else "*") + str(gp.PrimitiveTree(self.nodes))
-
-
-def _factors_of(tree: gp.PrimitiveTree, at: int = 0, divides: bool = False) -> list[_Factor]:
-    """Return the factors of the subtree at an index, in order; one if it is no product."""
-    if tree[at].name not in _JOINS:
-        return [_Factor(tree[tree.searchSubtree(at)], divides)]
-    second = tree.searchSubtree(at + 1).stop
-    turned = divides != (tree[at].name == "quot")
-    return [*_factors_of(tree, at + 1, divides), *_factors_of(tree, second, turned)]
-
-
-def _product_of(factors: Sequence[_Factor], primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Return the product of factors, one of which multiplies: the first such begins it."""
-    begins = next(factor for factor in factors if not factor.divides)
-    product = begins.nodes
-    for factor in factors:
-        if factor is not begins:
-            # A seed can have operators that are not in the set.
-            join = node_named("quot" if factor.divides else "mul", primitives)
-            product = [join, *product, *factor.nodes]
-    return gp.PrimitiveTree(product)
-
-
-def _exchange_factors(
-    tree: gp.PrimitiveTree, other: gp.PrimitiveTree, primitives: gp.PrimitiveSet
-) -> gp.PrimitiveTree:
-    """Uniform crossover (Syswerda, 1989) of products: each factor is inherited or not.
-
-    What both parents have, the child has; each other factor with probability one half. A subtree
-    that is exchanged at random hardly ever brings one whole factor from one product to another.
-    """
-    mine, theirs = _factors_of(tree), _factors_of(other)
-    left = Counter(factor.text for factor in theirs)
-    inherited = []
-    for factor in mine:
-        both = left[factor.text] > 0
-        left[factor.text] -= both
-        if both or random.random() < 0.5:
-            inherited.append(factor)
-    for factor in theirs:
-        if left[factor.text] > 0:
-            left[factor.text] -= 1
-            if random.random() < 0.5:
-                inherited.append(factor)
-    if all(factor.divides for factor in inherited):
-        return tree
-    return _product_of(inherited, primitives)
 
 
 def _mutate_node(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
@@ -228,70 +153,8 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
-    tree[place] = [_draw_operator(primitives), *tree[place], *_draw_side(primitives)]
+    tree[place] = [draw_operator(primitives), *tree[place], *draw_side(primitives)]
     return tree
-
-
-def _draw_product(primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Draw a product of two or three factors: a matrix leaf, and matrix leaves or sides."""
-    product = _draw_matrix(primitives)
-    for _ in range(random.choice([1, 2])):
-        draw = random.choice([_draw_matrix, _draw_side])
-        product = [_draw_operator(primitives), *product, *draw(primitives)]
-    return gp.PrimitiveTree(product)
-
-
-def _draw_operator(primitives: gp.PrimitiveSet) -> gp.Primitive:
-    """Draw the operator that joins a factor: multiplication or division."""
-    names = [name for name in _JOINS if name in primitives.mapping]
-    return primitives.mapping[random.choice(names)]
-
-
-def _draw_matrix(primitives: gp.PrimitiveSet) -> Nodes:
-    """Draw a leaf that differs for each weight, often bent."""
-    leaf = primitives.mapping[random.choice(_matrices_of(primitives))]
-    return _bent([leaf], primitives)
-
-
-def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
-    """Draw the worth of an input, a row or a layer: a leaf, or matrices reduced to one side.
-
-    Often relative to its layer, and bent. Grown trees of this size hardly ever have these forms.
-    """
-    named = primitives.mapping
-    matrices = _matrices_of(primitives)
-    reducers = [name for name in REDUCERS if name in named]
-    if reducers and random.random() < 0.5:
-        # Vectors inside would mostly be factors that could as well stand outside.
-        first, second = random.sample(matrices, 2)
-        drawn = random.choice([[first], ["mul", first, second], ["quot", first, second]])
-        for signed, other in ((first, second), (second, first)):
-            if signed in drawn and not Metric(signed).never_negative:
-                # It will be bent by `exp`, whose operand has to be a ratio to mean anything.
-                drawn = ["quot", signed, other]
-        side = [named[name] for name in (random.choice(reducers), *drawn)]
-    else:
-        vectors = [name for name in named if name in LEAVES and name not in matrices]
-        side = [named[random.choice(vectors)]]
-    if random.random() < 0.25 and to_metric(gp.PrimitiveTree(side)).shape != NUMBER:
-        side = [named["div"], *side, *side]
-    return _bent(side, primitives)
-
-
-def _bent(factor: Nodes, primitives: gp.PrimitiveSet) -> Nodes:
-    """Return a factor, often bent by a power or an exponential.
-
-    Always by the latter if it can be negative: a negative factor would turn the order round.
-    """
-    if not to_metric(gp.PrimitiveTree(factor)).never_negative:
-        return [primitives.mapping["exp"], *factor]
-    bends = [primitives.mapping[name] for name in BENDS if name in primitives.mapping]
-    return [random.choice(bends), *factor] if random.random() < 0.6 else factor
-
-
-def _matrices_of(primitives: gp.PrimitiveSet) -> list[str]:
-    """Return the names of the leaves that differ for each weight."""
-    return [n for n in primitives.mapping if n in LEAVES and LEAVES[n].shape == MATRIX]
 
 
 def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
