@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from configs import schema
 from search.evolution import Evolution, limited
 from search.experiment import resolve
-from search.fingerprint import Fingerprints, Probe
+from search.fingerprint import Fingerprints
 from search.fitness import Evaluator, Setup
 from search.population import Candidate, Record, State
+from search.probe import Probe
 from search.scale import Scale
 
 _NEEDED = (

@@ -29,9 +29,10 @@ from search.breeding.simplify import simplify
 from search.breeding.variation import random_metric, seeded
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
-from search.fingerprint import Fingerprints, Probe
+from search.fingerprint import Fingerprints
 from search.fitness import Evaluator
 from search.population import Candidate, State
+from search.probe import Probe
 from search.yardstick import asking, scale_of
 
 VARIANTS: dict[str, list[str]] = {

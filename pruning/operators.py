@@ -2,8 +2,9 @@
 
 The operators of `RELEASE` are those of the Pruner-Zero release (Dong et al., 2024,
 arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there.
-`EXTENDED` adds what other published metrics need. All operators take and return fp32 tensors of
-two dimensions that broadcast to (out_features, in_features).
+`EXTENDED` adds what other published metrics need. All operators take and return fp32 tensors whose
+last two dimensions broadcast to (out_features, in_features); others in front of them hold several
+matrices, each of which is treated as if it were alone.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+
+_MATRIX_SIDES = (-2, -1)
 
 SMALLEST_DIVISOR = 1e-12
 """`quot` keeps the magnitude of its divisor at or above this."""
@@ -111,7 +114,7 @@ class Operator:
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
     # The release broadcasts before it takes the norm: a (1, in) divisor counts once for each row.
     x, y = torch.broadcast_tensors(x, y)
-    return cast(Tensor, x / torch.norm(y))
+    return cast(Tensor, x / torch.linalg.vector_norm(y, dim=_MATRIX_SIDES, keepdim=True))
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
@@ -149,12 +152,12 @@ def _power_of_three_halves(x: Tensor) -> Tensor:
 
 
 def _min_max_scale(x: Tensor) -> Tensor:
-    low, high = torch.aminmax(x)
+    low, high = x.amin(_MATRIX_SIDES, keepdim=True), x.amax(_MATRIX_SIDES, keepdim=True)
     return (x - low) / (high - low)
 
 
 def _z_score(x: Tensor) -> Tensor:
-    return (x - x.mean()) / x.std()
+    return (x - x.mean(_MATRIX_SIDES, keepdim=True)) / x.std(_MATRIX_SIDES, keepdim=True)
 
 
 def _same(x: Tensor) -> Tensor:
@@ -162,35 +165,35 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _row_sum(x: Tensor) -> Tensor:
-    return x.sum(1, keepdim=True)
+    return x.sum(-1, keepdim=True)
 
 
 def _row_mean(x: Tensor) -> Tensor:
-    return x.mean(1, keepdim=True)
+    return x.mean(-1, keepdim=True)
 
 
 def _row_max(x: Tensor) -> Tensor:
-    return x.amax(1, keepdim=True)
+    return x.amax(-1, keepdim=True)
 
 
 def _row_norm(x: Tensor) -> Tensor:
-    return cast(Tensor, torch.linalg.vector_norm(x, dim=1, keepdim=True))
+    return cast(Tensor, torch.linalg.vector_norm(x, dim=-1, keepdim=True))
 
 
 def _column_sum(x: Tensor) -> Tensor:
-    return x.sum(0, keepdim=True)
+    return x.sum(-2, keepdim=True)
 
 
 def _column_mean(x: Tensor) -> Tensor:
-    return x.mean(0, keepdim=True)
+    return x.mean(-2, keepdim=True)
 
 
 def _column_max(x: Tensor) -> Tensor:
-    return x.amax(0, keepdim=True)
+    return x.amax(-2, keepdim=True)
 
 
 def _column_norm(x: Tensor) -> Tensor:
-    return cast(Tensor, torch.linalg.vector_norm(x, dim=0, keepdim=True))
+    return cast(Tensor, torch.linalg.vector_norm(x, dim=-2, keepdim=True))
 
 
 RELEASE: dict[str, Operator] = {

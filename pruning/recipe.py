@@ -38,13 +38,7 @@ class LayerScores(Mapping[str, Tensor]):
         """
         weight = self.weights[name].abs() if "W" in self.metric.leaves else None
         scores = self.metric.score(W=weight, **self.statistics(name))
-        low, high = extremes(scores)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise DegenerateScores(
-                f"layer {name}: the scores of '{self.metric.text}' are not finite"
-            )
-        if low == high:
-            raise DegenerateScores(f"layer {name}: the scores of '{self.metric.text}' are constant")
+        check_extremes(self.metric, name, *extremes(scores))
         return scores
 
     def __iter__(self) -> Iterator[str]:
@@ -52,6 +46,18 @@ class LayerScores(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.weights)
+
+
+def check_extremes(metric: Metric, layer: str, low: float, high: float) -> None:
+    """Check that a layer's scores, by their lowest and highest, can rank its weights.
+
+    Raises:
+        DegenerateScores: If they are not finite or all the same; the message names the layer.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DegenerateScores(f"layer {layer}: the scores of '{metric.text}' are not finite")
+    if low == high:
+        raise DegenerateScores(f"layer {layer}: the scores of '{metric.text}' are constant")
 
 
 @dataclass(frozen=True)

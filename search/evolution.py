@@ -15,8 +15,9 @@ from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
 from search.breeding.simplify import simplify
 from search.breeding.variation import Variation, child_of, choose_parents, random_metric, seeded
+from search.fingerprint import Sketch
 from search.population import Candidate, Outcome, Record, Rules, State
-from search.surrogate import Sketch, Surrogate
+from search.surrogate import Surrogate
 
 _BRED_AGAIN = 5
 """Number of records that a resumed search breeds again to check that they are its own."""
@@ -180,6 +181,17 @@ class Evolution:
 
         A candidate that explores is the first new child instead.
         """
+        first = None
+        for child in self._by_promise(state):
+            child = self._decide(child)
+            if not child.decided:
+                return child
+            first = first or child
+        assert first
+        return first
+
+    def _by_promise(self, state: State) -> Iterator[Candidate]:
+        """Breed a brood and yield it, the most promising first, or one by one if it explores."""
         settings = self.settings
         brood = 1 if self._bred < len(settings.seeds) else settings.brood
         with seeded(settings.seed, self._bred, _EXPLORES):
@@ -187,18 +199,17 @@ class Evolution:
         if explores:
             mutated = replace(settings.variation, crossover=0.0, mutation=1.0)
             settings = replace(settings, variation=mutated)
-        children = []
-        for attempt in range(brood):
-            child = self._decide(breed(settings, self._bred, state, self.rules, attempt))
-            if explores and not child.decided:
-                return child
-            children.append(child)
-        new = [child for child in children if not child.decided]
-        surrogate = self._surrogate
-        if not surrogate or len(new) < 2:
-            return (new or children)[0]
-        surrogate.ask_before(state.committed)
-        return min(new, key=lambda child: surrogate.predict(child.criterion))
+        children = (
+            breed(settings, self._bred, state, self.rules, attempt) for attempt in range(brood)
+        )
+        if explores or brood == 1 or not self._surrogate:
+            yield from children
+            return
+        distinct = list({str(child.criterion): child for child in children}.values())
+        self._surrogate.ask_before(state.committed)
+        promises = self._surrogate.predict([child.criterion for child in distinct])
+        for place in sorted(range(len(distinct)), key=promises.__getitem__):
+            yield distinct[place]
 
     def _commit(self, record: Record) -> None:
         self._states[record.index + 1] = self._states[record.index].commit(record, self.rules)

@@ -6,8 +6,8 @@ the same fingerprint. This runs in the driver and needs neither the model nor a 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import combinations
 
@@ -17,72 +17,27 @@ import torch
 from torch import Tensor
 
 from pruning.criterion import Criterion
-from pruning.leaves import LEAVES, Statistics
-from pruning.masks import DegenerateScores, Target, select
-from pruning.recipe import LayerScores
+from pruning.masks import GROUPS, NOfM, Target
+from search.probe import Probe, Stack, check_rows_differ, probe_masks, stack_layers
 
 Bits = npt.NDArray[np.uint8]
 """Masks packed into bytes."""
 
-ROWS = 16
-"""Rows taken of each probed layer, evenly spaced."""
+Words = npt.NDArray[np.uint64]
+"""Masks packed into words."""
 
-SKETCH_BYTES = 2048
+Sketch = tuple[Words, ...]
+"""For each task a sample of a criterion's mask bits on the probe."""
+
+GLANCED = 64
+"""About how many inputs of the narrowest probed layers a sketch sees, and as large a share of the
+others. All rows stay: means over them are rough already."""
+
+SKETCH_BYTES = 512
 """Bytes of a task's mask that a sketch takes, at most."""
 
 KEPT_MASKS = 1024
 """Number of masks kept in memory, tens of kilobytes each."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A few rows of a few layers.
-
-    Attributes:
-        weights: Dense weights by layer name, (rows, in_features), fp32.
-        statistics: The collected statistics of the same rows.
-    """
-
-    weights: Mapping[str, Tensor]
-    statistics: Statistics
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by `W/layer`, `G/layer` and so on, as they are stored."""
-        weights = {f"W/{name}": weight for name, weight in self.weights.items()}
-        return weights | self.statistics.to_tensors()
-
-    @staticmethod
-    def from_tensors(tensors: Mapping[str, Tensor]) -> "Probe":
-        """Rebuild a probe from `to_tensors`, layers in the order of their names."""
-        weights = {key[2:]: tensors[key] for key in sorted(tensors) if key.startswith("W/")}
-        others = {key: tensors[key] for key in sorted(tensors) if not key.startswith("W/")}
-        return Probe(weights, Statistics.from_tensors(others))
-
-
-def take_probe(
-    weights: Mapping[str, Tensor], statistics: Statistics, blocks: Mapping[str, object]
-) -> Probe:
-    """Take the probe: rows of every linear layer of an early, a middle and a late block.
-
-    Args:
-        weights: Dense weights by layer name.
-        statistics: The statistics of the same layers.
-        blocks: The decoder blocks by name, in order.
-    """
-    names = list(blocks)
-    chosen = {names[0], names[len(names) // 2], names[-1]}
-    layers = [name for name in weights if any(name.startswith(f"{block}.") for block in chosen)]
-
-    def rows_of(matrix: Tensor) -> Tensor:
-        step = max(1, matrix.shape[0] // ROWS)
-        return matrix[::step][:ROWS].detach().float().cpu().clone()
-
-    parts: dict[str, Tensor] = {f"W/{layer}": rows_of(weights[layer]) for layer in layers}
-    for layer in layers:
-        for leaf, statistic in statistics.of(layer).items():
-            per_row = LEAVES[leaf].shape.by_row
-            parts[f"{leaf}/{layer}"] = rows_of(statistic) if per_row else statistic.cpu().clone()
-    return Probe.from_tensors(parts)
 
 
 class Fingerprints:
@@ -94,7 +49,12 @@ class Fingerprints:
 
     def __init__(self, tasks: Sequence[tuple[Probe, Callable[[str], Target]]]) -> None:
         self.tasks = tasks
-        self._mask = lru_cache(KEPT_MASKS)(self._probe_mask)
+        probes = {id(probe): probe for probe, _ in tasks}
+        self._stacks = {key: stack_layers(probe) for key, probe in probes.items()}
+        block = _block(tasks)
+        self._glances = {key: stack_layers(probe, GLANCED, block) for key, probe in probes.items()}
+        self._mask = lru_cache(KEPT_MASKS)(self._packed_masks)
+        self._sketched = lru_cache(KEPT_MASKS)(self._sketch)
 
     def fingerprint(self, criterion: Criterion) -> str:
         """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
@@ -116,10 +76,13 @@ class Fingerprints:
         differing = sum(int(np.bitwise_count(a ^ b).sum()) for a, b in pairs)
         return differing / self._probed
 
-    def sketch(self, criterion: Criterion) -> tuple[Bits, ...]:
-        """Return for each task an even sample of the bytes of its mask, to compare masks by."""
-        masks = self._mask(criterion)
-        return tuple(mask[:: 1 + mask.size // SKETCH_BYTES] for mask in masks)
+    def sketch(self, criterion: Criterion) -> Sketch:
+        """Return for each task an even sample of a mask on some of the probe's inputs.
+
+        It takes a fraction of a fingerprint's time. All of a task's sketches have the same size,
+        those of degenerate scores too.
+        """
+        return self._sketched(criterion)
 
     def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
         """Count members and masks at least `least` apart, and average the pairwise distances."""
@@ -135,54 +98,55 @@ class Fingerprints:
     def _probed(self) -> int:
         return sum(w.numel() for probe, _ in self.tasks for w in probe.weights.values())
 
-    def _probe_mask(self, criterion: Criterion) -> tuple[Bits, ...]:
-        scores: dict[int, Mapping[str, Tensor]] = {}
-        parts = []
+    def _packed_masks(self, criterion: Criterion) -> tuple[Bits, ...]:
+        def checked(stack: Stack) -> Tensor:
+            scores = stack.score(criterion.metric)
+            stack.check(criterion.metric, scores)
+            return scores
+
+        packed = []
+        for target, masks in self._masks(criterion.group, self._stacks, checked):
+            check_rows_differ(masks, target, criterion.text)
+            packed.append(_packed(masks))
+        return tuple(packed)
+
+    def _sketch(self, criterion: Criterion) -> Sketch:
+        def finite(stack: Stack) -> Tensor:
+            return stack.score(criterion.metric).nan_to_num()
+
+        packed = (
+            _packed(masks) for _, masks in self._masks(criterion.group, self._glances, finite)
+        )
+        return tuple(_words(bits[:: 1 + bits.size // SKETCH_BYTES]) for bits in packed)
+
+    def _masks(
+        self,
+        group: str,
+        stacks: Mapping[int, list[Stack]],
+        score: Callable[[Stack], Tensor],
+    ) -> Iterator[tuple[Target, list[Tensor]]]:
+        """Yield each task's target and masks; a probe's scores serve all of its tasks."""
+        scores: dict[int, list[Tensor]] = {}
         for probe, target_of in self.tasks:
-            if id(probe) not in scores:
-                lazy = LayerScores(criterion.metric, probe.weights, probe.statistics.of)
-                scores[id(probe)] = dict(lazy)
-            target = target_of(criterion.group)
-            parts.append(probe_mask(scores[id(probe)], target, criterion.text))
-        return tuple(parts)
+            key, target = id(probe), target_of(group)
+            if key not in scores:
+                scores[key] = [score(stack) for stack in stacks[key]]
+            yield target, probe_masks(scores[key], target)
 
 
-def probe_mask(scores: Mapping[str, Tensor], target: Target, metric: str) -> Bits:
-    """Return the masks of probed layers as bits, packed into bytes.
-
-    Raises:
-        DegenerateScores: If in every layer all rows have the same mask.
-    """
-    packed = []
-    rows_differ = False
-    for joined, layers in _joined(scores, target):
-        ((_, selected),) = select({"": joined}, target)
-        mask = selected.numpy()
-        packed.append(np.packbits(mask))
-        start = 0
-        for layer in layers:
-            layer_mask = mask.reshape(-1)[start : start + layer.numel()].reshape(layer.shape)
-            start += layer.numel()
-            rows_differ = rows_differ or bool((layer_mask != layer_mask[0]).any())
-    if not rows_differ and (target.group.implied_sparsity or target.sparsity):
-        raise DegenerateScores(f"'{metric}' prunes the same inputs in every row")
-    return np.concatenate(packed)
+def _block(tasks: Sequence[tuple[Probe, Callable[[str], Target]]]) -> int:
+    """Return a number of inputs that every task's pattern divides."""
+    groups = (target_of(GROUPS[0]).group for _, target_of in tasks)
+    return math.lcm(16, *(group.length for group in groups if isinstance(group, NOfM)))
 
 
-def _joined(scores: Mapping[str, Tensor], target: Target) -> list[tuple[Tensor, list[Tensor]]]:
-    """Return matrices to select from, each with the layers that it consists of.
+def _packed(masks: Sequence[Tensor]) -> Bits:
+    return np.concatenate([np.packbits(mask.numpy()) for mask in masks])
 
-    On so few rows the overhead of each call dominates, so layers are joined where the group allows.
-    """
-    if target.group.whole_model:
-        layers = list(scores.values())
-        return [(torch.cat([layer.flatten() for layer in layers])[None], layers)]
-    if not target.group.within_rows:
-        return [(layer, [layer]) for layer in scores.values()]
-    by_width: dict[int, list[Tensor]] = {}
-    for layer in scores.values():
-        by_width.setdefault(layer.shape[1], []).append(layer)
-    return [(torch.cat(layers), layers) for layers in by_width.values()]
+
+def _words(bits: Bits) -> Words:
+    """Return bytes as words, eight of which are compared in the time of one byte."""
+    return np.pad(bits, (0, -bits.size % 8)).view(np.uint64)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -156,7 +156,7 @@ class Evaluator:
         return time.perf_counter() - began
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
-        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
+        """Return the fingerprint's probe of a model; see `search.probe`."""
         return self.residents[subject].probe_tensors()
 
     def evaluate(self, candidate: Candidate) -> Outcome:

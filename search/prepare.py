@@ -8,10 +8,11 @@ from torch import Tensor
 
 from pruning.baselines import BASELINES
 from search.experiment import Experiment
-from search.fingerprint import Fingerprints, Probe, tensors_digest
+from search.fingerprint import Fingerprints, tensors_digest
 from search.identity import check_fingerprints
 from search.journal import FolderError, RunFolder
 from search.pool.protocol import Pool
+from search.probe import Probe
 from search.scale import Scale
 from search.screen import step
 from search.yardstick import scale_of

@@ -24,7 +24,8 @@ from pruning.pruner import prune
 from pruning.recipe import LayerScores, Recipe
 from pruning.store import ResidentStore, all_layers
 from pruning.walk import Texts, walk_dense
-from search.fingerprint import take_probe, tensors_digest
+from search.fingerprint import tensors_digest
+from search.probe import take_probe
 
 
 def unwatched(stage: str, done: int, total: int) -> None:
@@ -154,7 +155,7 @@ class Resident:
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
     def probe_tensors(self) -> dict[str, Tensor]:
-        """Return the fingerprint's probe; see `search.fingerprint`."""
+        """Return the fingerprint's probe; see `search.probe`."""
         blocks = decoder_blocks(self.store.model)
         return take_probe(self.master, self.statistics, blocks).to_tensors()
 

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from pruning.criterion import Criterion
+from search.fingerprint import Sketch, Words
 from search.population import Record
-
-Sketch = tuple[npt.NDArray[np.uint8], ...]
-"""For each task a sample of a criterion's mask bits on the probe, packed into bytes."""
 
 _REMEMBERED = 1024
 """Number of latest measured criteria used, which bounds a prediction's time and memory."""
@@ -86,80 +84,88 @@ class Surrogate:
         sketches = [self.sketch_of(record.criterion) for record in fresh]
         self._asked = indices
         for task, process in enumerate(self._processes):
-            process.update(forgotten, [sketch[task] for sketch in sketches])
-            process.fit([record.outcome.rises[task] for record in known])
+            rises = [record.outcome.rises[task] for record in known]
+            process.update(forgotten, [sketch[task] for sketch in sketches], rises)
 
-    def predict(self, criterion: Criterion) -> float:
-        """Return an optimistic loss relative to the remembered ones: lower is more promising.
+    def predict(self, criteria: Sequence[Criterion]) -> list[float]:
+        """Return for each an optimistic loss relative to the remembered: lower is more promising.
 
         A lower confidence bound: the Gaussian process's mean minus a part of its standard error,
         which is larger for masks unlike all measured ones. 0 while nothing has been measured;
         infinite for a mask that was measured already.
         """
-        if not self._asked:
-            return 0.0
-        sketch = self.sketch_of(criterion)
-        distances = [
-            process.distances_to(part)
-            for process, part in zip(self._processes, sketch, strict=True)
-        ]
-        if np.mean(distances, axis=0).min() < self.alike:
-            return math.inf
-        bounds = [
-            process.predict(part) for process, part in zip(self._processes, distances, strict=True)
-        ]
-        mean = sum(weight * bound for weight, bound in zip(self.weights, bounds, strict=True))
-        return (1 - self.worst) * mean + self.worst * max(bounds)
+        if not self._asked or not criteria:
+            return [0.0] * len(criteria)
+        sketches = zip(*map(self.sketch_of, criteria), strict=True)
+        distances, bounds = [], []
+        for process, masks in zip(self._processes, sketches, strict=True):
+            distances.append(np.stack([process.distances_to(mask) for mask in masks], axis=1))
+            bounds.append(process.predict(distances[-1]))
+        mean = np.average(bounds, axis=0, weights=self.weights)
+        promises = (1 - self.worst) * mean + self.worst * np.max(bounds, axis=0)
+        known = np.mean(distances, axis=0).min(0) < self.alike
+        return [float(promise) for promise in np.where(known, math.inf, promises)]
 
 
 class _Process:
     """A Gaussian process over the masks for one task."""
 
     def __init__(self) -> None:
-        self._sketches = np.empty((0, 0), np.uint8)
-        self._distances = np.empty((0, 0))
+        self._masks = np.empty((0, 0), np.uint64)
         self._measured = np.empty(0, np.int64)
+        self._correlations = torch.empty(0, 0, dtype=torch.float64)
         self._mean, self._deviation = 0.0, 1.0
         self._factor, self._coefficients = torch.empty(0, 0), torch.empty(0)
 
-    def update(self, forgotten: int, sketches: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Drop the first masks and add others at the end."""
-        kept = len(self._sketches) - forgotten
-        distances = np.zeros((kept + len(sketches), kept + len(sketches)))
-        distances[:kept, :kept] = self._distances[forgotten:, forgotten:]
-        self._sketches = np.stack([*self._sketches[forgotten:], *sketches])
-        for place, sketch in enumerate(sketches, start=kept):
-            distances[place] = distances[:, place] = self.distances_to(sketch)
-        self._distances = distances
+    def update(self, forgotten: int, masks: Sequence[Words], rises: Sequence[float | None]) -> None:
+        """Drop the first masks, add others at the end, and fit to all relative rises.
 
-    def fit(self, rises: Sequence[float | None]) -> None:
-        """Fit to the relative rises of all masks; None for those not measured."""
+        Args:
+            forgotten: How many go.
+            masks: Those that come, at least one.
+            rises: Of all masks that are known then; None for those not measured.
+        """
+        new = np.stack(masks)
+        self._masks = np.concatenate([self._masks[forgotten:].reshape(-1, new.shape[1]), new])
+        gone = int(np.searchsorted(self._measured, forgotten))
+        kept, old = self._correlations[gone:, gone:], len(self._measured) - gone
         self._measured = np.array([i for i, rise in enumerate(rises) if rise is not None], np.int64)
-        if not self._measured.size:
-            return
-        known = [rise for rise in rises if rise is not None]
-        losses = _bounded(torch.tensor(known, dtype=torch.float64))
+        if gone or len(self._measured) > old:
+            self._correlations = torch.ones(2 * (len(self._measured),), dtype=torch.float64)
+            self._correlations[:old, :old] = kept
+            for place in range(old, len(self._measured)):
+                mask = self._masks[self._measured[place]]
+                row = _correlations(self.distances_to(mask))[self._measured]
+                self._correlations[place] = self._correlations[:, place] = row
+            self._fit([rise for rise in rises if rise is not None])
+
+    def _fit(self, rises: list[float]) -> None:
+        losses = _bounded(torch.tensor(rises, dtype=torch.float64))
         self._mean, self._deviation = float(losses.mean()), float(losses.std(correction=0)) or 1.0
         scores = (losses - self._mean) / self._deviation
-        covariance = _correlations(self._distances[np.ix_(self._measured, self._measured)])
+        covariance = self._correlations.clone()
         covariance.diagonal().add_(_NOISE)
         self._factor = torch.linalg.cholesky(covariance)
         self._coefficients = torch.cholesky_solve(scores[:, None], self._factor)[:, 0]
 
-    def distances_to(self, sketch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        """Return the fraction of bits in which each mask differs from another."""
-        differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
-        return np.asarray(differing / (8 * sketch.size), dtype=np.float64)
+    def distances_to(self, mask: Words) -> npt.NDArray[np.float64]:
+        """Return the fraction of bits in which each known mask differs from another, (known,)."""
+        differing = np.bitwise_count(self._masks ^ mask).sum(1, dtype=np.int64)
+        return np.asarray(differing / (8 * mask.nbytes), dtype=np.float64)
 
-    def predict(self, distances: npt.NDArray[np.float64]) -> float:
-        """Return the lower confidence bound of a mask at these distances, 0 if nothing is known."""
+    def predict(self, distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the lower confidence bounds of masks, (masks,), 0 if nothing is known.
+
+        Args:
+            distances: To the known masks, (known, masks).
+        """
         if not self._measured.size:
-            return 0.0
+            return np.zeros(distances.shape[1])
         correlations = _correlations(distances[self._measured])
-        spread = torch.linalg.solve_triangular(self._factor, correlations[:, None], upper=False)
-        error = math.sqrt(max(0.0, 1.0 - float(spread.square().sum())))
-        score = float(correlations @ self._coefficients) - _OPTIMISM * error
-        return self._mean + self._deviation * score
+        spread = torch.linalg.solve_triangular(self._factor, correlations, upper=False)
+        error = (1.0 - spread.square().sum(0)).clamp(min=0).sqrt()
+        scores = correlations.T @ self._coefficients - _OPTIMISM * error
+        return np.asarray((self._mean + self._deviation * scores).numpy())
 
 
 def _bounded(rises: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Pool(Protocol):
         """Return how long the first stage of each task takes."""
 
     def probe_tensors(self, subject: int) -> Mapping[str, Tensor]:
-        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
+        """Return the fingerprint's probe of a model; see `search.probe`."""
 
     def model_digest(self, subject: int) -> str:
         """Return a hash of those dense weights of a model that get pruned."""

@@ -119,7 +119,7 @@ class WorkerPool:
         return cast(list[float], self._do(calls))
 
     def probe_tensors(self, subject: int) -> Mapping[str, Tensor]:
-        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
+        """Return the fingerprint's probe of a model; see `search.probe`."""
         (tensors,) = self._do([Call("probe_tensors", (subject,), 0)])
         return cast(Mapping[str, Tensor], tensors)
 

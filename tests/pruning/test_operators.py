@@ -165,6 +165,17 @@ def test_operator_keeps_fp32(name):
     assert apply(name, *(A, B)[: OPERATORS[name].arity]).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_treats_each_of_several_matrices_as_if_it_were_alone(name):
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(2, 3, 5, 4, generator=generator) for _ in "xy"]
+    operands = operands[: OPERATORS[name].arity]
+    together = apply(name, *operands)
+    for place in [(i, j) for i in range(2) for j in range(3)]:
+        alone = apply(name, *(operand[place] for operand in operands))
+        torch.testing.assert_close(together[place], alone)
+
+
 def arities(table):
     return [{n for n, operator in table.items() if operator.arity == k} for k in (1, 2)]
 

@@ -90,7 +90,7 @@ class Drawn:
         return abs(int(self.fingerprint(one)) - int(self.fingerprint(other)))
 
     def sketch(self, criterion: Criterion) -> Sketch:
-        return (np.frombuffer(criterion.text.ljust(60)[:60].encode(), np.uint8),)
+        return (np.frombuffer(criterion.text.ljust(64)[:64].encode(), np.uint64),)
 
 
 @dataclass
@@ -595,7 +595,10 @@ def mark_of(criterion: Criterion) -> str | None:
 
 
 def test_of_a_brood_the_child_with_the_lowest_prediction_is_the_candidate(monkeypatch):
-    monkeypatch.setattr(Surrogate, "predict", lambda self, criterion: len(criterion.text))
+    def predict(self: Surrogate, criteria: Sequence[Criterion]) -> list[float]:
+        return [float(len(criterion.text)) for criterion in criteria]
+
+    monkeypatch.setattr(Surrogate, "predict", predict)
     evolution, known, chosen = beginning(BROODS), set(), 0
     while not evolution.done:
         index, state = evolution.state.committed, evolution.state
@@ -614,7 +617,7 @@ def test_of_a_brood_the_child_with_the_lowest_prediction_is_the_candidate(monkey
 def test_a_candidate_that_explores_is_one_mutation_of_a_member_and_nothing_is_predicted_of_it(
     monkeypatch,
 ):
-    def predict(self: Surrogate, criterion: Criterion) -> float:
+    def predict(self: Surrogate, criteria: Sequence[Criterion]) -> list[float]:
         raise AssertionError("predicted")
 
     monkeypatch.setattr(Surrogate, "predict", predict)

@@ -15,8 +15,9 @@ from pruning.masks import GROUPS, NOfM, Target, group_of
 from pruning.models import load_config, load_tokenizer
 from search.evolution import Evolution, Settings
 from search.experiment import Experiment, resolve
-from search.fingerprint import Fingerprints, Probe
+from search.fingerprint import Fingerprints
 from search.population import State
+from search.probe import Probe
 from search.resident import Memory, Subject
 
 CONFIGS = Path(schema.__file__).parent

@@ -9,16 +9,19 @@ import torch
 
 from pruning.criterion import Criterion
 from pruning.leaves import Statistics
-from pruning.masks import GROUPS, DegenerateScores, Layer, Model, NOfM, Row, Target, group_of
-from pruning.metric import Metric
-from search.fingerprint import (
-    ROWS,
-    Fingerprints,
-    Probe,
-    probe_mask,
-    take_probe,
-    tensors_digest,
+from pruning.masks import (
+    GROUPS,
+    DegenerateScores,
+    Layer,
+    Model,
+    NOfM,
+    Row,
+    Target,
+    group_of,
 )
+from pruning.metric import Metric
+from search.fingerprint import GLANCED, Fingerprints, tensors_digest
+from search.probe import Probe
 
 HALF = Target(0.5, Row())
 TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
@@ -220,38 +223,49 @@ def test_diversity_of_none_or_one_has_no_distance():
     assert one == {"members": 1, "masks": 1, "mean_distance": 0.0}
 
 
-# Masks on a probe
+# Sketches
 
 
-def test_probe_mask_across_the_model_pools_the_rows_of_all_layers():
-    scores = SMALL.weights
-    # Six of the layer on the smaller scale and two of the other; by row it is two of four each.
-    pooled = probe_mask(scores, Target(0.5, Model()), "W")
-    assert pooled.tolist() == [0b11110011, 0b11000000]
-    assert probe_mask(scores, HALF, "W").tolist() == [0b11000011, 0b11000011]
+def wide(seed: int = 0, inputs: int = 512) -> Probe:
+    """Two layers of 6 rows, with enough inputs for a sketch to leave some out."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: torch.rand(6, inputs, generator=generator) for name in "ab"}
+    G = {name: torch.rand(6, inputs, generator=generator) for name in "ab"}
+    return Probe(weights, Statistics(G=G))
 
 
-def test_probe_mask_across_the_model_depends_on_the_scale_between_layers_and_by_row_not():
-    level = {"a": SMALL.weights["a"], "b": SMALL.weights["b"] / 3}
-    for group, same in (("row", True), ("layer", True), ("model", False)):
-        masks = [
-            probe_mask(scores, Target(0.5, group_of(group)), "W")
-            for scores in (SMALL.weights, level)
-        ]
-        assert np.array_equal(*masks) == same
+@pytest.mark.parametrize("group", GROUPS)
+def test_sketches_of_one_order_are_equal_and_differ_about_as_fingerprints_do(group):
+    marks = Fingerprints([(wide(), asking(0.5)), (wide(1), asking(0.25))])
+    one, same, other = (parse(text, group) for text in ("mul(W, G)", "sqr(mul(W, G))", "W"))
+    for task, kept in enumerate((0.5, 0.25)):
+        sketch, again, apart = (marks.sketch(each)[task] for each in (one, same, other))
+        assert np.array_equal(sketch, again)
+        bits = 2 * 6 * GLANCED
+        assert int(np.bitwise_count(sketch).sum()) == pytest.approx(kept * bits, abs=12)
+        exact = Fingerprints([marks.tasks[task]]).distance(one, other)
+        assert np.bitwise_count(sketch ^ apart).sum() / bits == pytest.approx(exact, abs=0.06)
 
 
-def test_probe_mask_packs_each_layer_into_bytes_of_its_own():
-    scores = {"a": torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "b": torch.tensor([[1.0], [2.0]])}
-    assert probe_mask(scores, Target(0.5, Layer()), "W").tolist() == [0b10010000, 0b10000000]
+def test_sketches_see_whole_groups_of_a_pattern():
+    marks = Fingerprints([(wide(inputs=600), lambda group: Target(0.5, NOfM(5, 10)))])
+    (sketch,) = marks.sketch(parse("W", "row"))
+    # Of 600 inputs the first 80: of every ten, five go.
+    assert int(np.bitwise_count(sketch).sum()) == 2 * 6 * 40
 
 
-def test_probe_mask_refuses_one_mask_in_every_row_unless_nothing_is_removed():
-    scores = {"a": torch.tensor([[1.0, 2.0], [1.0, 2.0]])}
-    with pytest.raises(DegenerateScores) as error:
-        probe_mask(scores, HALF, "X")
-    assert str(error.value) == "'X' prunes the same inputs in every row"
-    assert probe_mask(scores, Target(0.0, Row()), "X").tolist() == [0]
+def test_a_sketch_is_no_larger_than_it_may_be(monkeypatch):
+    monkeypatch.setattr("search.fingerprint.SKETCH_BYTES", 16)
+    (sketch,) = Fingerprints([(wide(), asking(0.5))]).sketch(parse("W", "row"))
+    assert sketch.nbytes == 16
+
+
+@pytest.mark.parametrize("text", ["exp(exp(exp(exp(exp(W)))))", "zsn(sub(W, W))"])
+def test_degenerate_scores_have_a_sketch_and_no_fingerprint(text):
+    marks = Fingerprints([(wide(), asking(0.5))])
+    assert marks.sketch(parse(text, "row"))[0].size == marks.sketch(parse("W", "row"))[0].size
+    with pytest.raises(DegenerateScores):
+        marks.fingerprint(parse(text, "row"))
 
 
 # Degenerate metrics
@@ -293,60 +307,7 @@ def test_fingerprint_refuses_a_pattern_that_does_not_divide_the_inputs():
     assert not isinstance(error.value, DegenerateScores)  # a mistake, not the metric's fault
 
 
-# The probe
-
-
-def model_tensors(blocks: int, rows: int) -> tuple[dict[str, torch.Tensor], Statistics]:
-    names = [f"layers.{i}.{part}" for i in range(blocks) for part in ("mlp.up", "attn.q")]
-    count = torch.arange(float(rows))[:, None]
-    weights = {name: (count + i / 10).expand(rows, 4).bfloat16() for i, name in enumerate(names)}
-    X = {name: torch.ones(1, 4) for name in names}
-    G = {name: count.expand(rows, 4) * 2 for name in names}
-    return weights, Statistics(X=X, G=G)
-
-
-def test_take_probe_takes_an_early_a_middle_and_a_late_block():
-    weights, statistics = model_tensors(blocks=12, rows=4)
-    taken = take_probe(weights, statistics, {f"layers.{i}": None for i in range(12)})
-    assert list(taken.weights) == [
-        f"layers.{i}.{part}" for i in (0, 11, 6) for part in ("attn.q", "mlp.up")
-    ]
-
-
-def test_take_probe_of_one_block_takes_it_once():
-    weights, statistics = model_tensors(blocks=1, rows=4)
-    taken = take_probe(weights, statistics, {"layers.0": None})
-    assert list(taken.weights) == ["layers.0.attn.q", "layers.0.mlp.up"]
-
-
-def test_take_probe_takes_every_statistic_that_is_there_on_the_same_rows():
-    name, count = "layers.0.up", torch.arange(40.0)[:, None]
-    statistics = Statistics(A={name: torch.ones(1, 4)}, V={name: torch.ones(1, 4)}, B={name: count})
-    taken = take_probe({name: count.expand(40, 4)}, statistics, {"layers.0": None}).statistics
-    assert taken["B"][name][:, 0].tolist() == list(range(0, 32, 2))
-    assert taken["A"][name].shape == taken["V"][name].shape == (1, 4)
-    assert not taken.leaf("X") and not taken.leaf("G")
-
-
-@pytest.mark.parametrize(("rows", "step", "count"), [(40, 2, 16), (16, 1, 16), (5, 1, 5)])
-def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, step, count):
-    weights, statistics = model_tensors(blocks=1, rows=rows)
-    taken = take_probe(weights, statistics, {"layers.0": None})
-    assert count <= ROWS
-    expected = torch.arange(0.0, step * count, step)
-    assert torch.equal(taken.weights["layers.0.mlp.up"][:, 0], expected)
-    assert torch.equal(taken.statistics["G"]["layers.0.mlp.up"][:, 0], 2 * expected)
-    assert taken.statistics["X"]["layers.0.mlp.up"].shape == (1, 4)
-    assert taken.weights["layers.0.mlp.up"].dtype == torch.float32
-
-
-def test_take_probe_is_a_copy():
-    weights = {"layers.0.a": torch.ones(2, 4)}
-    statistics = Statistics(X={"layers.0.a": torch.ones(1, 4)}, G={"layers.0.a": torch.ones(2, 4)})
-    taken = take_probe(weights, statistics, {"layers.0": None})
-    for tensor in (weights, statistics["X"], statistics["G"]):
-        tensor["layers.0.a"].zero_()
-    assert all(tensor.all() for tensor in taken.to_tensors().values())
+# Stored probes
 
 
 def test_probe_comes_back_from_its_tensors_whatever_their_order():

@@ -20,7 +20,7 @@ def sketch_of(criterion: Criterion) -> Sketch:
     for ones in re.findall(r"add\(([^,]+),", criterion.metric.text):
         bits = np.zeros(8 * BYTES, np.uint8)
         bits[: int(float(ones))] = 1
-        masks.append(np.packbits(bits))
+        masks.append(np.packbits(bits).view(np.uint64))
     return tuple(masks)
 
 
@@ -45,22 +45,28 @@ def surrogate_of(*records: Record, before: int = 100, **aggregate: Any) -> Surro
     return surrogate
 
 
+def predict(surrogate: Surrogate, *bits: int) -> float:
+    """What one mask, with so many ones for each task, promises."""
+    (promise,) = surrogate.predict([criterion(*bits)])
+    return promise
+
+
 def test_nothing_measured_promises_the_same_of_all():
-    assert surrogate_of().predict(criterion(1)) == surrogate_of().predict(criterion(40)) == 0
+    assert predict(surrogate_of(), 1) == predict(surrogate_of(), 40) == 0
 
 
 def test_a_mask_near_good_ones_promises_more_than_one_near_bad_ones():
     good = [record(i, 10 + i, 1.0 + i / 100) for i in range(5)]
     bad = [record(10 + i, 50 + i, 9.0) for i in range(5)]
     surrogate = surrogate_of(*good, *bad)
-    assert surrogate.predict(criterion(15)) < surrogate.predict(criterion(49)) - 0.1
+    assert predict(surrogate, 15) < predict(surrogate, 49) - 0.1
 
 
 def test_one_that_was_not_measured_is_not_asked():
     records = [record(0, 5, 1.0), record(1, 55, 9.0)]
     unknown = Record(Candidate(2, criterion(54)), Outcome("degenerate"))
-    expected = surrogate_of(*records).predict(criterion(54))
-    assert surrogate_of(*records, unknown).predict(criterion(54)) == expected
+    expected = predict(surrogate_of(*records), 54)
+    assert predict(surrogate_of(*records, unknown), 54) == expected
 
 
 def test_one_that_a_task_has_stopped_tells_of_that_task_alone():
@@ -69,18 +75,16 @@ def test_one_that_a_task_has_stopped_tells_of_that_task_alone():
     surrogate = surrogate_of(*both, record(2, (30, 30), 9.0, None), **halves)
     without = surrogate_of(*both, **halves)
     # A mask that is bad for the first task promises as much as before for the second alone.
-    assert surrogate.predict(criterion(30, 5)) > without.predict(criterion(30, 5))
-    assert surrogate.predict(criterion(5, 30)) == pytest.approx(
-        without.predict(criterion(5, 30)), abs=0.01
-    )
+    assert predict(surrogate, 30, 5) > predict(without, 30, 5)
+    assert predict(surrogate, 5, 30) == pytest.approx(predict(without, 5, 30), abs=0.01)
 
 
 def test_a_task_that_nothing_was_measured_on_says_nothing():
     surrogate = surrogate_of(
         record(0, (5, 5), 1.0, None), record(1, (55, 55), 9.0, None), weights=(0.5, 0.5)
     )
-    assert surrogate.predict(criterion(6, 54)) < surrogate.predict(criterion(54, 6))
-    assert surrogate.predict(criterion(6, 54)) == surrogate.predict(criterion(6, 20))
+    assert predict(surrogate, 6, 54) < predict(surrogate, 54, 6)
+    assert predict(surrogate, 6, 54) == predict(surrogate, 6, 20)
 
 
 @pytest.mark.parametrize(
@@ -99,41 +103,41 @@ def test_tasks_weigh_as_they_do_in_the_fitness(aggregate, better):
     ]
     surrogate = surrogate_of(*one, **aggregate)
     other = (10, 30) if better == (20, 20) else (20, 20)
-    assert surrogate.predict(criterion(*better)) < surrogate.predict(criterion(*other))
+    assert predict(surrogate, *better) < predict(surrogate, *other)
 
 
 def test_what_is_hopeless_does_not_outweigh_the_differences_among_the_good():
     good = [record(0, 5, 0.9), record(1, 30, 1.1)]
     surrogate = surrogate_of(*good, record(2, 60, 1e6))
-    assert surrogate.predict(criterion(6)) < surrogate.predict(criterion(29)) - 0.01
+    assert predict(surrogate, 6) < predict(surrogate, 29) - 0.01
 
 
 def test_of_masks_between_the_same_losses_the_unknown_one_promises_more():
     surrogate = surrogate_of(record(0, 0, 2.0), record(1, 2, 2.0), record(2, 40, 2.0))
-    known, unknown = surrogate.predict(criterion(1)), surrogate.predict(criterion(21))
+    known, unknown = predict(surrogate, 1), predict(surrogate, 21)
     assert unknown < known
 
 
 def test_a_mask_like_a_measured_one_promises_nothing():
     surrogate = surrogate_of(record(0, 10, 1.0), record(1, 50, 2.0))
     surrogate.alike = 3 / 64
-    assert surrogate.predict(criterion(12)) == math.inf
-    assert surrogate.predict(criterion(13)) < surrogate.predict(criterion(47)) < math.inf
+    assert predict(surrogate, 12) == math.inf
+    assert predict(surrogate, 13) < predict(surrogate, 47) < math.inf
 
 
 def test_only_records_before_the_given_index_are_asked():
     records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
     early = surrogate_of(*records, before=2)
-    assert early.predict(criterion(30)) == surrogate_of(*records[:2]).predict(criterion(30))
+    assert predict(early, 30) == predict(surrogate_of(*records[:2]), 30)
     early.ask_before(3)
-    assert early.predict(criterion(30)) == surrogate_of(*records).predict(criterion(30))
+    assert predict(early, 30) == predict(surrogate_of(*records), 30)
 
 
 def test_the_latest_are_remembered_and_the_first_forgotten(monkeypatch):
     monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
     records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
     surrogate = surrogate_of(*records)
-    assert surrogate.predict(criterion(5)) == surrogate_of(*records[1:]).predict(criterion(5))
+    assert predict(surrogate, 5) == predict(surrogate_of(*records[1:]), 5)
 
 
 def test_what_is_remembered_is_the_same_however_it_was_learnt(monkeypatch):
@@ -146,5 +150,5 @@ def test_what_is_remembered_is_the_same_however_it_was_learnt(monkeypatch):
     step_by_step.ask_before(17)
     at_once = surrogate_of(*records, before=17)
     for bits in range(0, 60, 7):
-        expected = pytest.approx(at_once.predict(criterion(bits)), abs=0)
-        assert step_by_step.predict(criterion(bits)) == expected
+        expected = pytest.approx(predict(at_once, bits), abs=0)
+        assert predict(step_by_step, bits) == expected

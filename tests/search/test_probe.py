@@ -1,0 +1,159 @@
+"""The probe takes a few rows; stacked layers are scored and masked as each would be alone."""
+
+import pytest
+import torch
+
+from pruning.leaves import Statistics
+from pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of, select
+from pruning.metric import Metric
+from search.probe import ROWS, Probe, check_rows_differ, probe_masks, stack_layers, take_probe
+
+HALF = Target(0.5, Row())
+
+
+def model_tensors(blocks: int, rows: int) -> tuple[dict[str, torch.Tensor], Statistics]:
+    names = [f"layers.{i}.{part}" for i in range(blocks) for part in ("mlp.up", "attn.q")]
+    count = torch.arange(float(rows))[:, None]
+    weights = {name: (count + i / 10).expand(rows, 4).bfloat16() for i, name in enumerate(names)}
+    X = {name: torch.ones(1, 4) for name in names}
+    G = {name: count.expand(rows, 4) * 2 for name in names}
+    return weights, Statistics(X=X, G=G)
+
+
+def test_take_probe_takes_an_early_a_middle_and_a_late_block():
+    weights, statistics = model_tensors(blocks=12, rows=4)
+    taken = take_probe(weights, statistics, {f"layers.{i}": None for i in range(12)})
+    assert list(taken.weights) == [
+        f"layers.{i}.{part}" for i in (0, 11, 6) for part in ("attn.q", "mlp.up")
+    ]
+
+
+def test_take_probe_of_one_block_takes_it_once():
+    weights, statistics = model_tensors(blocks=1, rows=4)
+    taken = take_probe(weights, statistics, {"layers.0": None})
+    assert list(taken.weights) == ["layers.0.attn.q", "layers.0.mlp.up"]
+
+
+def test_take_probe_takes_every_statistic_that_is_there_on_the_same_rows():
+    name, count = "layers.0.up", torch.arange(40.0)[:, None]
+    statistics = Statistics(A={name: torch.ones(1, 4)}, V={name: torch.ones(1, 4)}, B={name: count})
+    taken = take_probe({name: count.expand(40, 4)}, statistics, {"layers.0": None}).statistics
+    assert taken["B"][name][:, 0].tolist() == list(range(0, 32, 2))
+    assert taken["A"][name].shape == taken["V"][name].shape == (1, 4)
+    assert not taken.leaf("X") and not taken.leaf("G")
+
+
+@pytest.mark.parametrize(("rows", "step", "count"), [(40, 2, 16), (16, 1, 16), (5, 1, 5)])
+def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, step, count):
+    weights, statistics = model_tensors(blocks=1, rows=rows)
+    taken = take_probe(weights, statistics, {"layers.0": None})
+    assert count <= ROWS
+    expected = torch.arange(0.0, step * count, step)
+    assert torch.equal(taken.weights["layers.0.mlp.up"][:, 0], expected)
+    assert torch.equal(taken.statistics["G"]["layers.0.mlp.up"][:, 0], 2 * expected)
+    assert taken.statistics["X"]["layers.0.mlp.up"].shape == (1, 4)
+    assert taken.weights["layers.0.mlp.up"].dtype == torch.float32
+
+
+def test_take_probe_is_a_copy():
+    weights = {"layers.0.a": torch.ones(2, 4)}
+    statistics = Statistics(X={"layers.0.a": torch.ones(1, 4)}, G={"layers.0.a": torch.ones(2, 4)})
+    taken = take_probe(weights, statistics, {"layers.0": None})
+    for tensor in (weights, statistics["X"], statistics["G"]):
+        tensor["layers.0.a"].zero_()
+    assert all(tensor.all() for tensor in taken.to_tensors().values())
+
+
+# Masks of stacked layers
+
+STACKED = torch.tensor(
+    [
+        [[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]],
+        [[3.0, 6.0, 9.0, 12.0], [24.0, 21.0, 18.0, 15.0]],
+    ]
+)
+"""Two layers, the second three times the first."""
+
+
+def bits_of(*scores: torch.Tensor, target: Target) -> list[object]:
+    return [mask.int().tolist() for mask in probe_masks(scores, target)]
+
+
+def test_masks_across_the_model_pool_the_rows_of_all_layers_and_stacks():
+    # Six of the layer on the smaller scale and two of the other; by row it is two of four each.
+    pooled = [[[1, 1, 1, 1], [0, 0, 1, 1]], [[1, 1, 0, 0], [0, 0, 0, 0]]]
+    whole = Target(0.5, Model())
+    assert bits_of(STACKED, target=whole) == [pooled]
+    assert bits_of(STACKED[:1], STACKED[1:], target=whole) == [pooled[:1], pooled[1:]]
+    by_row = [[[1, 1, 0, 0], [0, 0, 1, 1]]] * 2
+    assert bits_of(STACKED, target=HALF) == [by_row]
+
+
+def test_masks_across_the_model_depend_on_the_scale_between_layers_and_others_do_not():
+    level = STACKED / torch.tensor([1.0, 3.0]).reshape(2, 1, 1)
+    for group, same in (("row", True), ("layer", True), ("model", False)):
+        target = Target(0.5, group_of(group))
+        assert (bits_of(STACKED, target=target) == bits_of(level, target=target)) == same
+
+
+@pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4)])
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.73])
+def test_masks_of_stacked_layers_are_those_of_the_layers(group, sparsity):
+    generator = torch.Generator().manual_seed(1)
+    stacks = [torch.randn(3, 5, 16, generator=generator), torch.randn(2, 5, 8, generator=generator)]
+    target = Target(sparsity, group)
+    layers = {f"{i}.{j}": layer for i, stack in enumerate(stacks) for j, layer in enumerate(stack)}
+    expected = dict(select(layers, target))
+    masks = probe_masks(stacks, target)
+    for i, stack in enumerate(masks):
+        for j, mask in enumerate(stack):
+            assert torch.equal(mask, expected[f"{i}.{j}"])
+
+
+def test_rows_of_one_mask_are_refused_unless_another_layer_or_nothing_is_removed():
+    same, other = torch.tensor([[[True, False], [True, False]]]), torch.eye(2).bool()[None]
+    with pytest.raises(DegenerateScores) as error:
+        check_rows_differ([same, same], HALF, "X")
+    assert str(error.value) == "'X' prunes the same inputs in every row"
+    check_rows_differ([same, other], HALF, "X")
+    check_rows_differ([torch.cat([same, other])], HALF, "X")
+    check_rows_differ([same], Target(0.0, Row()), "X")
+
+
+# Scores of stacked layers
+
+
+def test_stacked_layers_score_as_each_does_alone():
+    generator = torch.Generator().manual_seed(2)
+    widths = {"a": 12, "b": 8, "c": 12}
+
+    def draw(rows: int) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.randn(rows, width, generator=generator) for name, width in widths.items()
+        }
+
+    one = Probe(draw(5), Statistics(X=draw(1), M=draw(5)))
+    metric = Metric.parse("div(mul(zsn(W), exp(colmean(quot(M, rowsum(W))))), sqrt(X))")
+    stacks = stack_layers(one)
+    assert [stack.layers for stack in stacks] == [["a", "c"], ["b"]]
+    for stack in stacks:
+        for layer, scores in zip(stack.layers, stack.score(metric), strict=True):
+            alone = metric.score(W=one.weights[layer].abs(), **one.statistics.of(layer))
+            assert torch.allclose(scores, alone, rtol=1e-5)
+
+
+def test_degenerate_scores_are_refused_by_the_name_of_their_layer():
+    weights = {"a": torch.rand(3, 4), "b": torch.ones(3, 4)}
+    (stack,) = stack_layers(Probe(weights, Statistics()))
+    metric = Metric.parse("W")
+    with pytest.raises(DegenerateScores, match="layer b: the scores of 'W' are constant"):
+        stack.check(metric, stack.score(metric))
+
+
+def test_some_inputs_are_whole_blocks_of_the_same_share_of_every_layer():
+    weights = {"a": torch.arange(64.0).expand(2, 64), "b": torch.arange(128.0).expand(2, 128)}
+    X = {name: weight[:1] for name, weight in weights.items()}
+    narrow, wide = stack_layers(Probe(weights, Statistics(X=X)), inputs=16, block=8)
+    taken = [start + place for start in (0, 32, 64, 96) for place in range(8)]
+    assert narrow.leaves["W"][0, 0].tolist() == taken[:16]
+    assert wide.leaves["X"][0, 0].tolist() == taken
