@@ -24,7 +24,7 @@ from search.fitness import Setup, Task
 from search.names import is_here
 from search.population import Rules
 from search.resident import Memory, Subject
-from search.scale import unit_of
+from search.scale import WORST_SHARE, unit_of
 from search.seeds import read_seeds
 
 
@@ -234,7 +234,7 @@ def _settings(
             mutations=search.mutations.model_dump(),
         ),
         weights=tuple(weight / sum(weights) for weight in weights),
-        worst={"mean": 0.0, "worst": 1.0, "mean of the two": 0.5}[search.aggregate],
+        worst=WORST_SHARE[search.aggregate],
     )
 
 

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Aggregate = Literal["mean", "worst", "mean of the two"]
 
+WORST_SHARE: dict[Aggregate, float] = {"mean": 0.0, "worst": 1.0, "mean of the two": 0.5}
+"""Share of the worst in an aggregate; the rest is the weighted mean."""
+
 _LEAST_RISE = 0.001
 """Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
 
@@ -173,14 +176,11 @@ class Scale(_Values):
 
     def slopes(self, values: Sequence[float]) -> list[float]:
         """Return the weight of each cell in the aggregate at these values; they add up to 1."""
-        means = [cell.weight for cell in self.cells]
-        if self.aggregate == "mean":
-            return means
-        worst = [0.0] * len(values)
-        worst[max(range(len(values)), key=lambda i: values[i])] = 1.0
-        if self.aggregate == "worst":
-            return worst
-        return [(a + b) / 2 for a, b in zip(means, worst, strict=True)]
+        share = WORST_SHARE[self.aggregate]
+        worst = max(range(len(values)), key=lambda i: values[i])
+        return [
+            (1 - share) * cell.weight + share * (i == worst) for i, cell in enumerate(self.cells)
+        ]
 
     def aggregated(self, values: Sequence[float]) -> float:
         """Return the relative rise aggregated over all cells."""
