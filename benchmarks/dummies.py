@@ -34,14 +34,15 @@ LOWEST, SPREAD = 3.0, 2.0
 """Range of the made-up fitness in nats per token, as on the embedded model."""
 
 
-def outcome_of(candidate: Candidate) -> Outcome:
+def outcome_of(candidate: Candidate, tasks: int = 1) -> Outcome:
     """Return an outcome that depends on the candidate alone: evaluated, or stopped."""
     digest = hashlib.sha256(str(candidate.criterion).encode()).digest()
     fitness = LOWEST + SPREAD * int.from_bytes(digest[:6]) / 2**48
-    limit = candidate.stop_above
+    limit, rises = candidate.stop_above, (fitness / LOWEST,) * tasks
     if limit is not None and fitness > limit:
-        return Outcome("stopped", None, 512, f"rise {fitness:.4f} above {limit:.4f}")
-    return Outcome("evaluated", fitness, 8192)
+        reason = f"rise {fitness:.4f} above {limit:.4f}"
+        return Outcome("stopped", None, 512, reason, rises=rises)
+    return Outcome("evaluated", fitness, 8192, rises=rises)
 
 
 class TimeIsUp(Exception):
@@ -197,7 +198,8 @@ class DummyCrew:
             now = max(now, wake)
         while self._due and self._due[0][0] <= now:
             _, worker, candidate = heapq.heappop(self._due)
-            events.append(Reply(worker, outcome_of(candidate), {"seconds": 0.0}))
+            outcome = outcome_of(candidate, len(self._evaluator.setup.tasks))
+            events.append(Reply(worker, outcome, {"seconds": 0.0}))
         return events
 
     def share(self, tensors: Mapping[str, Tensor]) -> object:

@@ -614,6 +614,21 @@ def test_of_a_brood_the_child_with_the_lowest_prediction_is_the_candidate(monkey
     assert chosen > 25
 
 
+def test_of_a_brood_only_the_chosen_is_fingerprinted_unless_it_is_known():
+    class Counting(Drawn):
+        marked = 0
+
+        def fingerprint(self, criterion: Criterion) -> str:
+            self.marked += 1
+            return f"{digits(f'{criterion.group} {criterion.text}'):03}"
+
+    marks = Counting()
+    records, _ = searched(BROODS, marks)
+    assert {record.outcome.kind for record in records} >= {"evaluated", "stopped"}
+    # Children of known texts are told by these.
+    assert marks.marked == len(records) - sum(r.outcome.kind == "duplicate" for r in records)
+
+
 def test_a_candidate_that_explores_is_one_mutation_of_a_member_and_nothing_is_predicted_of_it(
     monkeypatch,
 ):
