@@ -21,7 +21,7 @@ from pruning.criterion import Criterion
 from search.fingerprint import Sketch, Words
 from search.population import Record
 
-_REMEMBERED = 1024
+_REMEMBERED = 512
 """Number of latest measured criteria used, which bounds a prediction's time and memory."""
 
 _GOOD = 0.1
