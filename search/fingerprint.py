@@ -29,9 +29,9 @@ Words = npt.NDArray[np.uint64]
 Sketch = tuple[Words, ...]
 """For each task a sample of a criterion's mask bits on the probe."""
 
-GLANCED = 64
-"""About how many inputs of the narrowest probed layers a sketch sees, and as large a share of the
-others. All rows stay: means over them are rough already."""
+GLANCED = 1 << 16
+"""About how many weights of a probe a sketch sees: some of the inputs of a large one. All rows
+stay, since means over them are rough already."""
 
 SKETCH_BYTES = 512
 """Bytes of a task's mask that a sketch takes, at most."""
@@ -52,7 +52,10 @@ class Fingerprints:
         probes = {id(probe): probe for probe, _ in tasks}
         self._stacks = {key: stack_layers(probe) for key, probe in probes.items()}
         block = _block(tasks)
-        self._glances = {key: stack_layers(probe, GLANCED, block) for key, probe in probes.items()}
+        self._glances = {
+            key: stack_layers(probe, max(1, round(probe.size / GLANCED)), block)
+            for key, probe in probes.items()
+        }
         self._mask = lru_cache(KEPT_MASKS)(self._packed_masks)
         self._sketched = lru_cache(KEPT_MASKS)(self._sketch)
 
@@ -96,7 +99,7 @@ class Fingerprints:
 
     @cached_property
     def _probed(self) -> int:
-        return sum(w.numel() for probe, _ in self.tasks for w in probe.weights.values())
+        return sum(probe.size for probe, _ in self.tasks)
 
     def _packed_masks(self, criterion: Criterion) -> tuple[Bits, ...]:
         def checked(stack: Stack) -> Tensor:

@@ -28,6 +28,11 @@ class Probe:
     weights: Mapping[str, Tensor]
     statistics: Statistics
 
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(weight.numel() for weight in self.weights.values())
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all tensors by `W/layer`, `G/layer` and so on, as they are stored."""
         weights = {f"W/{name}": weight for name, weight in self.weights.items()}
@@ -90,19 +95,16 @@ class Stack:
             check_extremes(metric, layer, low, high)
 
 
-def stack_layers(probe: Probe, inputs: int | None = None, block: int = 1) -> list[Stack]:
+def stack_layers(probe: Probe, step: int = 1, block: int = 1) -> list[Stack]:
     """Stack the layers of each shape.
 
     Args:
-        inputs: About how many inputs to take of the narrowest layers, in evenly spaced blocks, and
-            as large a share of the others; None for all.
+        step: Of so many blocks of inputs the first is taken, in each layer.
         block: Inputs in a block.
     """
     by_shape: dict[torch.Size, list[str]] = {}
     for layer, weight in probe.weights.items():
         by_shape.setdefault(weight.shape, []).append(layer)
-    narrowest = min(shape[1] for shape in by_shape)
-    step = 1 if inputs is None else max(1, narrowest // inputs)
     stacks = []
     for shape, layers in by_shape.items():
         taken = torch.arange(shape[1]) // block % step == 0

@@ -20,7 +20,7 @@ from pruning.masks import (
     group_of,
 )
 from pruning.metric import Metric
-from search.fingerprint import GLANCED, Fingerprints, tensors_digest
+from search.fingerprint import Fingerprints, tensors_digest
 from search.probe import Probe
 
 HALF = Target(0.5, Row())
@@ -235,23 +235,30 @@ def wide(seed: int = 0, inputs: int = 512) -> Probe:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_sketches_of_one_order_are_equal_and_differ_about_as_fingerprints_do(group):
+def test_sketches_of_one_order_are_equal_and_differ_about_as_fingerprints_do(group, monkeypatch):
+    monkeypatch.setattr("search.fingerprint.GLANCED", 768)
     marks = Fingerprints([(wide(), asking(0.5)), (wide(1), asking(0.25))])
     one, same, other = (parse(text, group) for text in ("mul(W, G)", "sqr(mul(W, G))", "W"))
     for task, kept in enumerate((0.5, 0.25)):
         sketch, again, apart = (marks.sketch(each)[task] for each in (one, same, other))
         assert np.array_equal(sketch, again)
-        bits = 2 * 6 * GLANCED
+        bits = 768  # every eighth block of 16 inputs
         assert int(np.bitwise_count(sketch).sum()) == pytest.approx(kept * bits, abs=12)
         exact = Fingerprints([marks.tasks[task]]).distance(one, other)
         assert np.bitwise_count(sketch ^ apart).sum() / bits == pytest.approx(exact, abs=0.06)
 
 
-def test_sketches_see_whole_groups_of_a_pattern():
+def test_sketches_see_whole_groups_of_a_pattern(monkeypatch):
+    monkeypatch.setattr("search.fingerprint.GLANCED", 800)
     marks = Fingerprints([(wide(inputs=600), lambda group: Target(0.5, NOfM(5, 10)))])
     (sketch,) = marks.sketch(parse("W", "row"))
-    # Of 600 inputs the first 80: of every ten, five go.
+    # Of nine blocks of 80 inputs the first: of every ten, five go.
     assert int(np.bitwise_count(sketch).sum()) == 2 * 6 * 40
+
+
+def test_sketches_of_a_small_probe_see_all_of_it():
+    marks = Fingerprints([(wide(inputs=256), asking(0.5))])
+    assert int(np.bitwise_count(marks.sketch(parse("W", "row"))[0]).sum()) == 6 * 256
 
 
 def test_a_sketch_is_no_larger_than_it_may_be(monkeypatch):

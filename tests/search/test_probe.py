@@ -153,7 +153,7 @@ def test_degenerate_scores_are_refused_by_the_name_of_their_layer():
 def test_some_inputs_are_whole_blocks_of_the_same_share_of_every_layer():
     weights = {"a": torch.arange(64.0).expand(2, 64), "b": torch.arange(128.0).expand(2, 128)}
     X = {name: weight[:1] for name, weight in weights.items()}
-    narrow, wide = stack_layers(Probe(weights, Statistics(X=X)), inputs=16, block=8)
+    narrow, wide = stack_layers(Probe(weights, Statistics(X=X)), step=4, block=8)
     taken = [start + place for start in (0, 32, 64, 96) for place in range(8)]
     assert narrow.leaves["W"][0, 0].tolist() == taken[:16]
     assert wide.leaves["X"][0, 0].tolist() == taken
