@@ -108,21 +108,13 @@ def stack_layers(probe: Probe, step: int = 1, block: int = 1) -> list[Stack]:
     stacks = []
     for shape, layers in by_shape.items():
         taken = torch.arange(shape[1]) // block % step == 0
-        leaves = {"W": [probe.weights[layer].abs() for layer in layers]}
+        leaves: dict[str, list[Tensor]] = {}
         for layer in layers:
-            for leaf, statistic in probe.statistics.of(layer).items():
-                leaves.setdefault(leaf, []).append(statistic)
-        stacks.append(
-            Stack(
-                layers,
-                {
-                    leaf: torch.stack(
-                        [one[:, taken] if LEAVES[leaf].shape.by_column else one for one in every]
-                    )
-                    for leaf, every in leaves.items()
-                },
-            )
-        )
+            values = {"W": probe.weights[layer].abs(), **probe.statistics.of(layer)}
+            for leaf, value in values.items():
+                by_column = LEAVES[leaf].shape.by_column
+                leaves.setdefault(leaf, []).append(value[:, taken] if by_column else value)
+        stacks.append(Stack(layers, {leaf: torch.stack(every) for leaf, every in leaves.items()}))
     return stacks
 
 

@@ -113,7 +113,7 @@ class _Process:
     def __init__(self) -> None:
         self._masks = np.empty((0, 0), np.uint64)
         self._measured = np.empty(0, np.int64)
-        self._correlations = torch.empty(0, 0, dtype=torch.float64)
+        self._kernel = torch.empty(0, 0, dtype=torch.float64)
         self._mean, self._deviation = 0.0, 1.0
         self._factor, self._coefficients = torch.empty(0, 0), torch.empty(0)
 
@@ -128,22 +128,25 @@ class _Process:
         new = np.stack(masks)
         self._masks = np.concatenate([self._masks[forgotten:].reshape(-1, new.shape[1]), new])
         gone = int(np.searchsorted(self._measured, forgotten))
-        kept, old = self._correlations[gone:, gone:], len(self._measured) - gone
+        kept, old = self._kernel[gone:, gone:], len(self._measured) - gone
         self._measured = np.array([i for i, rise in enumerate(rises) if rise is not None], np.int64)
-        if gone or len(self._measured) > old:
-            self._correlations = torch.ones(2 * (len(self._measured),), dtype=torch.float64)
-            self._correlations[:old, :old] = kept
-            for place in range(old, len(self._measured)):
-                mask = self._masks[self._measured[place]]
-                row = _correlations(self.distances_to(mask))[self._measured]
-                self._correlations[place] = self._correlations[:, place] = row
+        changed = gone or len(self._measured) > old
+        if not changed:
+            return
+        self._kernel = torch.ones(2 * (len(self._measured),), dtype=torch.float64)
+        self._kernel[:old, :old] = kept
+        for place in range(old, len(self._measured)):
+            mask = self._masks[self._measured[place]]
+            row = _correlations(self.distances_to(mask))[self._measured]
+            self._kernel[place] = self._kernel[:, place] = row
+        if self._measured.size:
             self._fit([rise for rise in rises if rise is not None])
 
     def _fit(self, rises: list[float]) -> None:
         losses = _bounded(torch.tensor(rises, dtype=torch.float64))
         self._mean, self._deviation = float(losses.mean()), float(losses.std(correction=0)) or 1.0
         scores = (losses - self._mean) / self._deviation
-        covariance = self._correlations.clone()
+        covariance = self._kernel.clone()
         covariance.diagonal().add_(_NOISE)
         self._factor = torch.linalg.cholesky(covariance)
         self._coefficients = torch.cholesky_solve(scores[:, None], self._factor)[:, 0]

@@ -140,6 +140,16 @@ def test_the_latest_are_remembered_and_the_first_forgotten(monkeypatch):
     assert predict(surrogate, 5) == predict(surrogate_of(*records[1:]), 5)
 
 
+def test_a_task_whose_measurements_are_all_forgotten_says_nothing(monkeypatch):
+    monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
+    records = [record(0, (5, 5), 1.0, 1.0), *(record(i, (9 * i, 9), 2.0, None) for i in (1, 2, 3))]
+    surrogate = Surrogate(sketch_of, (0.5, 0.5))
+    for one in records:
+        surrogate.learn(one)
+        surrogate.ask_before(one.index + 1)
+    assert predict(surrogate, 20, 5) == predict(surrogate, 20, 50)
+
+
 def test_what_is_remembered_is_the_same_however_it_was_learnt(monkeypatch):
     monkeypatch.setattr("search.surrogate._REMEMBERED", 4)
     records = [record(i, (7 * i) % 60, float((5 * i) % 11)) for i in range(20)]
