@@ -4,6 +4,7 @@ Masks are boolean, True where a weight goes. Counts are exact and ties go leftmo
 is a value that holds everything specific to it: to add a group, add a class.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,14 +13,7 @@ import torch
 from torch import Tensor
 
 from pruning.ranking import DegenerateScores as DegenerateScores  # for callers that score
-from pruning.ranking import (
-    below,
-    count,
-    count_rows,
-    lowest_in_layer,
-    lowest_n_of_m,
-    lowest_per_row,
-)
+from pruning.ranking import below, compare, count, count_rows, lowest_n_of_m, lowest_per_row
 from pruning.threshold import model_threshold
 
 Masks = Iterator[tuple[str, Tensor]]
@@ -93,7 +87,7 @@ class Layer(Group):
 
     def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
         for name in scores_by_name:
-            yield name, lowest_in_layer(scores_by_name[name], fractions[name])
+            yield from lowest_in_model({name: scores_by_name[name]}, fractions[name]).items()
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         return count(weight_zeros) >= int(weight_zeros.numel() * fraction)
@@ -261,6 +255,7 @@ def _up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
     mask = below(scores, threshold).contiguous()
     if ties == 0:
         return mask, 0
-    equal = torch.nonzero((scores == threshold).flatten()).flatten()[:ties]
+    equal = compare(operator.eq, scores, torch.tensor(threshold, device=scores.device))
+    equal = torch.nonzero(equal.flatten()).flatten()[:ties]
     mask.view(-1)[equal] = True
     return mask, len(equal)

@@ -120,20 +120,13 @@ def stack_layers(probe: Probe, step: int = 1, block: int = 1) -> list[Stack]:
 
 def probe_masks(scores: Sequence[Tensor], target: Target) -> list[Tensor]:
     """Return the masks of stacks of layers, (layers, rows, in_features) each as its scores are."""
-    group = target.group
-    if group.whole_model:
-        joined = torch.cat([stack.flatten() for stack in scores])
-        mask = lowest_per_row(joined[None], target.sparsity).flatten()
-        parts = mask.split([stack.numel() for stack in scores])
-        return [part.view(stack.shape) for part, stack in zip(parts, scores, strict=True)]
-    masks = []
-    for stack in scores:
-        if group.within_rows:
-            ((_, mask),) = select({"": stack.flatten(0, 1)}, target)
-        else:
-            mask = lowest_per_row(stack.flatten(1), target.sparsity)
-        masks.append(mask.view(stack.shape))
-    return masks
+    if target.group.whole_model or target.group.within_rows:
+        # Where its rows are from does not matter, so that a stack is as good as a layer.
+        stacks = {str(i): stack.flatten(0, 1) for i, stack in enumerate(scores)}
+        masks = [mask for _, mask in select(stacks, target)]
+    else:
+        masks = [lowest_per_row(stack.flatten(1), target.sparsity) for stack in scores]
+    return [mask.view(stack.shape) for mask, stack in zip(masks, scores, strict=True)]
 
 
 def check_rows_differ(masks: Sequence[Tensor], target: Target, metric: str) -> None:

@@ -13,7 +13,7 @@ from pruning.masks import Model, NOfM, Row, Target, lowest_in_model
 from pruning.metric import Metric
 from pruning.models import load_config
 from pruning.pruner import prune
-from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
+from pruning.ranking import lowest_n_of_m, lowest_per_row
 from pruning.recipe import Recipe
 from pruning.walk import Texts
 from search.fitness import Setup, Task
@@ -35,7 +35,6 @@ def scores():
 def test_masks_are_those_of_the_cpu(scores):
     on_gpu = scores.cuda()
     assert torch.equal(lowest_per_row(on_gpu, 0.5).cpu(), lowest_per_row(scores, 0.5))
-    assert torch.equal(lowest_in_layer(on_gpu, 0.6).cpu(), lowest_in_layer(scores, 0.6))
     assert torch.equal(lowest_n_of_m(on_gpu, 2, 4).cpu(), lowest_n_of_m(scores, 2, 4))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import toy_model, toy_windows
 
-from pruning import ranking, threshold
+from pruning import threshold
 from pruning.masks import (
     DegenerateScores,
     Group,
@@ -30,7 +30,7 @@ from pruning.metric import Metric
 from pruning.models import linear_layers
 from pruning.operators import RELEASE
 from pruning.pruner import prune
-from pruning.ranking import lowest_in_layer, lowest_n_of_m, lowest_per_row
+from pruning.ranking import lowest_n_of_m, lowest_per_row
 from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
@@ -87,6 +87,11 @@ def stable_n_of_m(scores, pruned, group):
         ]
         for row in scores.tolist()
     ]
+
+
+def lowest_in_layer(scores, sparsity):
+    ((_, mask),) = Layer().select({"only": scores}, {"only": sparsity})
+    return mask
 
 
 # Rows
@@ -275,7 +280,7 @@ def test_masks_refuse_scores_that_are_not_finite(mask_of, bad):
     scores[1, 3] = bad
     with pytest.raises(DegenerateScores) as caught:
         mask_of(scores)
-    assert str(caught.value) == "scores must be finite, got a NaN or an infinity"
+    assert str(caught.value).endswith("scores must be finite, got a NaN or an infinity")
 
 
 def test_lowest_in_model_names_the_layer_whose_scores_are_not_finite():
@@ -296,7 +301,7 @@ def test_sparsity_outside_its_range_is_refused(sparsity):
     for call in calls:
         with pytest.raises(ValueError) as caught:
             call()
-        assert str(caught.value) == message
+        assert str(caught.value).endswith(message)
 
 
 # Targets and patterns
@@ -428,7 +433,7 @@ def test_a_new_group_is_one_class(propagation):
         assert not target.group.owes(layer.weight == 0, 0.75)
 
 
-# Large matrices, where a threshold is found by counting
+# Large matrices
 
 
 def large(kind, rows=60, columns=1536):
@@ -453,7 +458,7 @@ KINDS += ("one row constant", "sorted columns", "far apart")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sparsity", [0.01, 0.5, 0.7, 0.999])
-def test_thresholds_by_counting_are_those_of_a_stable_sort(kind, sparsity):
+def test_thresholds_are_those_of_a_stable_sort(kind, sparsity):
     scores = large(kind)
     order = scores.sort(dim=1, stable=True).indices[:, : int(1536 * sparsity)]
     expected = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, True)
@@ -463,15 +468,8 @@ def test_thresholds_by_counting_are_those_of_a_stable_sort(kind, sparsity):
     assert torch.equal(lowest_in_layer(scores, sparsity).flatten(), expected)
 
 
-@pytest.mark.parametrize("kind", ["smooth", "signed", "rounded"])
-def test_no_more_than_one_code_is_sorted_where_scores_are_smooth(kind, monkeypatch):
-    monkeypatch.setattr(ranking, "_lowest_by_partition", None)
-    lowest_per_row(large(kind), 0.5)
-    lowest_in_layer(large(kind), 0.5)
-
-
 @pytest.mark.parametrize("columns", [1540, 4096, 1537])
-def test_rows_of_any_width_are_counted(columns):
+def test_rows_of_any_width_lose_their_share(columns):
     scores = torch.rand(5, columns, generator=torch.Generator().manual_seed(1))
     assert (lowest_per_row(scores, 0.6).sum(1) == int(columns * 0.6)).all()
 
