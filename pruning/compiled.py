@@ -1,4 +1,4 @@
-"""Loops over scores that numba compiles for this CPU: a row, or a few inputs, at a time in its cache.
+"""Loops over scores that numba compiles for this CPU: a row or a group of inputs at a time.
 
 The compiled code is kept beside this file, as Python's own is, if that folder can be written to;
 else every process compiles it again, which takes seconds.
@@ -46,7 +46,7 @@ def mark_lowest_of_rows(scores: Array, removed: int) -> Array:
 
 
 @_compiled
-def _mark_lowest_of_rows(bits: Array, removed: int, mask: Array) -> None:
+def _mark_lowest_of_rows(bits: Any, removed: Any, mask: Any) -> None:
     # Floats of one sign are ordered as their bits are. A key is ordered as its score, also across
     # signs, and both zeros have one. The threshold's key is found by bisection: a count of a row's
     # keys is so fast that counting some twenty times is several times as fast as sorting in part.
@@ -60,8 +60,10 @@ def _mark_lowest_of_rows(bits: Array, removed: int, mask: Array) -> None:
             keys[column] = key
             lowest, highest = min(lowest, key), max(highest, key)
         # Too few keys are at or below `low`, enough at or below `high`.
-        low, up_to_low = np.int64(lowest) - 1, 0
-        high, up_to_high = np.int64(highest), columns
+        low: Any = np.int64(lowest) - 1
+        up_to_low: Any = 0
+        high: Any = np.int64(highest)
+        up_to_high = columns
         while up_to_high != removed and high != low + 1:
             middle = np.int32((low + high) >> 1)
             up_to_middle = np.int32(0)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from pruning.ranking import DegenerateScores as DegenerateScores  # for callers that score
-from pruning.ranking import below, compare, count, count_rows, lowest_n_of_m, lowest_per_row
+from pruning.ranking import (
+    below,
+    compare,
+    count,
+    count_rows,
+    lowest_n_of_m,
+    lowest_per_row,
+    places,
+)
 from pruning.threshold import model_threshold
 
 Masks = Iterator[tuple[str, Tensor]]
@@ -256,6 +264,6 @@ def _up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
     if ties == 0:
         return mask, 0
     equal = compare(operator.eq, scores, torch.tensor(threshold, device=scores.device))
-    equal = torch.nonzero(equal.flatten()).flatten()[:ties]
+    equal = places(equal.flatten())[:ties]
     mask.view(-1)[equal] = True
     return mask, len(equal)

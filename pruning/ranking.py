@@ -149,3 +149,10 @@ def count(mask: Tensor) -> int:
     if mask.device.type == "cpu":
         return int(np.count_nonzero(mask.numpy()))
     return int(torch.count_nonzero(mask))
+
+
+def places(mask: Tensor) -> Tensor:
+    """Return where a mask, (n,), is True."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero(mask).flatten()
