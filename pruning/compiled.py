@@ -20,6 +20,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FIRST, _LAST = np.int64(np.iinfo(np.int32).min), np.iinfo(np.int32).max
 
+_WIDE, _SAMPLE_STEP = 1 << 14, 61
+"""Columns above which a row does not fit the nearest cache: then one in so many is sampled, and
+only what lies near the sample's quantile is searched. The step is prime to the widths of layers."""
+
 _UNROLLED = 16
 """Longest group whose scores are all compared with each other."""
 
@@ -48,41 +52,63 @@ def mark_lowest_of_rows(scores: Array, removed: int) -> Array:
 @_compiled
 def _mark_lowest_of_rows(bits: Any, removed: Any, mask: Any) -> None:
     # Floats of one sign are ordered as their bits are. A key is ordered as its score, also across
-    # signs, and both zeros have one. The threshold's key is found by bisection: a count of a row's
-    # keys is so fast that counting some twenty times is several times as fast as sorting in part.
+    # signs, and both zeros have one.
     rows, columns = bits.shape
     keys = np.empty(columns, np.int32)
+    between = np.empty(columns + 1, np.int32)
     for row in range(rows):
-        lowest, highest = np.int32(_LAST), np.int32(_FIRST)
         for column in range(columns):
             value = bits[row, column]
-            key = np.int32(value if value >= 0 else _FIRST - value)
-            keys[column] = key
-            lowest, highest = min(lowest, key), max(highest, key)
-        # Too few keys are at or below `low`, enough at or below `high`.
-        low: Any = np.int64(lowest) - 1
-        up_to_low: Any = 0
-        high: Any = np.int64(highest)
-        up_to_high = columns
-        while up_to_high != removed and high != low + 1:
-            middle = np.int32((low + high) >> 1)
-            up_to_middle = np.int32(0)
+            keys[column] = value if value >= 0 else _FIRST - value
+        below = inside = 0
+        if columns > _WIDE:
+            sample = np.sort(keys[::_SAMPLE_STEP])
+            middle = len(sample) * removed // columns
+            margin = int(3 * len(sample) ** 0.5)  # six standard errors of the sample's median
+            low = sample[max(0, middle - margin)]
+            high = sample[min(len(sample) - 1, middle + margin)]
             for column in range(columns):
-                up_to_middle = np.int32(up_to_middle + (keys[column] <= middle))
-            if up_to_middle < removed:
-                low, up_to_low = middle, up_to_middle
-            else:
-                high, up_to_high = middle, up_to_middle
-        threshold = np.int32(high)
-        if up_to_high == removed:
+                key = keys[column]
+                below += key <= low
+                between[inside] = key
+                inside += (key > low) & (key <= high)
+        if below < removed <= below + inside:
+            threshold, ties = _threshold(between[:inside], removed - below)
+        else:
+            threshold, ties = _threshold(keys, removed)
+        if ties == 0:
             for column in range(columns):
                 mask[row, column] = keys[column] <= threshold
             continue
-        ties = removed - up_to_low
         for column in range(columns):
             tied = keys[column] == threshold and ties > 0
             ties -= tied
             mask[row, column] = tied or keys[column] < threshold
+
+
+@_compiled
+def _threshold(keys: Any, removed: Any) -> Any:
+    """Return the key up to which `removed` keys go, and how many of those equal to it: 0 if all.
+
+    Found by bisection: a count is so fast that counting some ten times is several times as fast as
+    sorting in part.
+    """
+    lowest, highest = np.int32(_LAST), np.int32(_FIRST)
+    for i in range(len(keys)):
+        lowest, highest = min(lowest, keys[i]), max(highest, keys[i])
+    # Too few keys are at or below `low`, enough at or below `high`.
+    low, up_to_low = np.int64(lowest) - 1, 0
+    high, up_to_high = np.int64(highest), len(keys)
+    while up_to_high != removed and high != low + 1:
+        middle = np.int32((low + high) >> 1)
+        up_to_middle: Any = np.int32(0)
+        for i in range(len(keys)):  # not over the keys themselves, which would not be vectorized
+            up_to_middle = np.int32(up_to_middle + (keys[i] <= middle))
+        if up_to_middle < removed:
+            low, up_to_low = np.int64(middle), up_to_middle
+        else:
+            high, up_to_high = np.int64(middle), up_to_middle
+    return np.int32(high), 0 if up_to_high == removed else removed - up_to_low
 
 
 def mark_lowest_of_groups(scores: Array, removed: int, length: int) -> Array:

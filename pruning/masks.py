@@ -95,7 +95,9 @@ class Layer(Group):
 
     def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
         for name in scores_by_name:
-            yield from lowest_in_model({name: scores_by_name[name]}, fractions[name]).items()
+            scores = scores_by_name[name]
+            mask = lowest_per_row(scores.reshape(1, -1), fractions[name])
+            yield name, mask.reshape(scores.shape)
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         return count(weight_zeros) >= int(weight_zeros.numel() * fraction)
