@@ -50,7 +50,7 @@ def mark_lowest_of_rows(scores: Array, removed: int) -> Array:
 
 
 @_compiled
-def _mark_lowest_of_rows(bits: Any, removed: Any, mask: Any) -> None:
+def _mark_lowest_of_rows(bits: Array, removed: int, mask: Array) -> None:
     # Floats of one sign are ordered as their bits are. A key is ordered as its score, also across
     # signs, and both zeros have one.
     rows, columns = bits.shape
@@ -87,7 +87,7 @@ def _mark_lowest_of_rows(bits: Any, removed: Any, mask: Any) -> None:
 
 
 @_compiled
-def _threshold(keys: Any, removed: Any) -> Any:
+def _threshold(keys: Array, removed: int) -> tuple[np.int32, int]:
     """Return the key up to which `removed` keys go, and how many of those equal to it: 0 if all.
 
     Found by bisection: a count is so fast that counting some ten times is several times as fast as
@@ -101,13 +101,13 @@ def _threshold(keys: Any, removed: Any) -> Any:
     high, up_to_high = np.int64(highest), len(keys)
     while up_to_high != removed and high != low + 1:
         middle = np.int32((low + high) >> 1)
-        up_to_middle: Any = np.int32(0)
+        up_to_middle = np.int32(0)
         for i in range(len(keys)):  # not over the keys themselves, which would not be vectorized
             up_to_middle = np.int32(up_to_middle + (keys[i] <= middle))
         if up_to_middle < removed:
-            low, up_to_low = np.int64(middle), up_to_middle
+            low, up_to_low = np.int64(middle), int(up_to_middle)
         else:
-            high, up_to_high = np.int64(middle), up_to_middle
+            high, up_to_high = np.int64(middle), int(up_to_middle)
     return np.int32(high), 0 if up_to_high == removed else removed - up_to_low
 
 

@@ -27,7 +27,8 @@ def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
     (Sun et al., 2024, arXiv:2306.11695, Section 3).
 
     Args:
-        scores: Importance of each weight, (out_features, in_features); high is kept.
+        scores: Importance of each weight, (out_features, in_features), fp32; high is kept. The
+            CPU compares other dtypes as fp32.
         sparsity: Fraction of every row to remove, in [0, 1).
 
     Returns:
@@ -49,7 +50,7 @@ def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
     excess = count_rows(mask) - removed
     for row in torch.nonzero(excess).flatten().tolist():
         # More than `removed` reach down to the threshold: the rightmost ties stay.
-        ties = torch.nonzero(scores[row] == threshold[row]).flatten()
+        ties = places(scores[row] == threshold[row])
         mask[row, ties[len(ties) - int(excess[row]) :]] = False
     return mask
 
@@ -61,7 +62,7 @@ def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
     (Mishra et al., 2021, arXiv:2104.08378).
 
     Args:
-        scores: Importance of each weight, (out_features, in_features); high is kept.
+        scores: Importance of each weight, as in `lowest_per_row`.
         pruned: Weights to remove from each group, in [1, group).
         group: Length of a group, a divisor of in_features.
 

@@ -9,7 +9,7 @@ from pruning.checkpoint import Checkpoint
 from pruning.criterion import Criterion
 from pruning.folder_store import FolderStore
 from pruning.leaves import STATISTICS
-from pruning.masks import Model, NOfM, Row, Target, lowest_in_model
+from pruning.masks import Layer, Model, NOfM, Row, Target, lowest_in_model, select
 from pruning.metric import Metric
 from pruning.models import load_config
 from pruning.pruner import prune
@@ -35,6 +35,8 @@ def scores():
 def test_masks_are_those_of_the_cpu(scores):
     on_gpu = scores.cuda()
     assert torch.equal(lowest_per_row(on_gpu, 0.5).cpu(), lowest_per_row(scores, 0.5))
+    layer = [dict(select({"only": s}, Target(0.6, Layer())))["only"] for s in (on_gpu, scores)]
+    assert torch.equal(layer[0].cpu(), layer[1])
     assert torch.equal(lowest_n_of_m(on_gpu, 2, 4).cpu(), lowest_n_of_m(scores, 2, 4))
 
 
