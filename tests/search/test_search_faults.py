@@ -127,15 +127,18 @@ def test_a_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(refe
 
 
 def test_a_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_path):
-    out = tmp_path / "run"
+    out, read_only = tmp_path / "run", tmp_path / "read-only"
+    read_only.mkdir()
     process = begin(launch(out, IN_PROCESS))
     wait_for_lines(process, out, 5)
-    with mounted("--bind", out, out):
-        subprocess.run(["mount", "-o", "remount,bind,ro", out], check=True)
-        assert_interrupted(process, out, r"error: \S+ cannot be written: Read-only file system")
-        again = run(resume_command(out))
-        assert (again.returncode, again.stderr.count("\n")) == (3, 1), again.stderr
-        assert "Read-only file system" in again.stderr
+    # A mount is busy while a file is written through it, so none is until it is read-only.
+    with mounted("--bind", out, read_only):
+        subprocess.run(["mount", "-o", "remount,bind,ro", read_only], check=True)
+        with mounted("--bind", read_only, out):
+            assert_interrupted(process, out, r"error: \S+ cannot be written: Read-only file system")
+            again = run(resume_command(out))
+            assert (again.returncode, again.stderr.count("\n")) == (3, 1), again.stderr
+            assert "Read-only file system" in again.stderr
     assert run(resume_command(out)).returncode == 0
     assert_same(out, reference)
 
