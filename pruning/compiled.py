@@ -19,10 +19,16 @@ Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FIRST, _LAST = np.int64(np.iinfo(np.int32).min), np.iinfo(np.int32).max
+_INFINITY = np.int32(0x7F800000)
+"""The bits of the infinity; those of a NaN are higher, those of any other magnitude lower."""
 
-_WIDE, _SAMPLE_STEP = 1 << 14, 61
-"""Columns above which a row does not fit the nearest cache: then one in so many is sampled, and
-only what lies near the sample's quantile is searched. The step is prime to the widths of layers."""
+_WIDE, _SAMPLE_STEP, _BOUNDS = 1 << 14, 251, 8
+"""Columns above which a row does not fit the nearest cache. Then one in so many is sampled, and
+the keys at or below so many bounds near the sample's quantile are counted in one pass. The step is
+prime to the widths of layers."""
+
+_BLOCK = 4096
+"""Scores that fit the nearest cache."""
 
 _UNROLLED = 16
 """Longest group whose scores are all compared with each other."""
@@ -34,61 +40,160 @@ def _compiled(function: Function) -> Function:
     return cast(Function, numba.njit(function, nogil=True, cache=_KEPT))
 
 
-def mark_lowest_of_rows(scores: Array, removed: int) -> Array:
+def mark_lowest_of_rows(scores: Array, removed: int) -> Array | None:
     """Mark the lowest scores of each row, ties leftmost first.
 
     Args:
-        scores: Finite, (rows, columns), float32.
+        scores: (rows, columns), float32.
         removed: How many of each row, in [1, columns].
 
     Returns:
-        Boolean, (rows, columns).
+        Boolean, (rows, columns); None if a score is not finite.
     """
     mask = np.empty(scores.shape, dtype=np.bool_)
-    _mark_lowest_of_rows(np.ascontiguousarray(scores).view(np.int32), removed, mask)
-    return mask
+    bits = _bits(scores).reshape(scores.shape)
+    mark = _mark_lowest_of_wide_rows if scores.shape[1] > _WIDE else _mark_lowest_of_rows
+    return mask if mark(bits, removed, mask) else None
 
 
 @_compiled
-def _mark_lowest_of_rows(bits: Array, removed: int, mask: Array) -> None:
-    # Floats of one sign are ordered as their bits are. A key is ordered as its score, also across
-    # signs, and both zeros have one.
+def _mark_lowest_of_rows(bits: Array, removed: int, mask: Array) -> bool:
     rows, columns = bits.shape
     keys = np.empty(columns, np.int32)
-    between = np.empty(columns + 1, np.int32)
     for row in range(rows):
-        for column in range(columns):
-            value = bits[row, column]
-            keys[column] = value if value >= 0 else _FIRST - value
-        below = inside = 0
-        if columns > _WIDE:
-            sample = np.sort(keys[::_SAMPLE_STEP])
-            middle = len(sample) * removed // columns
-            margin = int(3 * len(sample) ** 0.5)  # six standard errors of the sample's median
-            low = sample[max(0, middle - margin)]
-            high = sample[min(len(sample) - 1, middle + margin)]
-            for column in range(columns):
-                key = keys[column]
-                below += key <= low
-                between[inside] = key
-                inside += (key > low) & (key <= high)
-        if below < removed <= below + inside:
-            threshold, ties = _threshold(between[:inside], removed - below)
-        else:
-            threshold, ties = _threshold(keys, removed)
-        if ties == 0:
-            for column in range(columns):
-                mask[row, column] = keys[column] <= threshold
-            continue
-        for column in range(columns):
-            tied = keys[column] == threshold and ties > 0
-            ties -= tied
-            mask[row, column] = tied or keys[column] < threshold
+        if not _keys(bits[row], keys):
+            return False
+        threshold, ties = _threshold(keys, removed)
+        _mark(keys, threshold, ties, mask[row])
+    return True
+
+
+@_compiled
+def _mark_lowest_of_wide_rows(bits: Array, removed: int, mask: Array) -> bool:
+    # A sample tells where the threshold is to some percent of the row, counts to one percent.
+    rows, columns = bits.shape
+    sample = np.empty((columns + _SAMPLE_STEP - 1) // _SAMPLE_STEP, np.int32)
+    bounds = np.empty(_BOUNDS, np.int32)
+    keys = np.empty(_BLOCK, np.int32)
+    for row in range(rows):
+        if not _keys(bits[row, ::_SAMPLE_STEP], sample):
+            return False
+        sample.sort()
+        middle = len(sample) * removed / columns
+        margin = 3 * len(sample) ** 0.5  # six standard errors of the sample's median
+        for i in range(_BOUNDS):
+            place = middle - margin + 2 * margin * i / (_BOUNDS - 1)
+            bounds[i] = sample[min(len(sample) - 1, max(0, int(place)))]
+        up_to = np.zeros(_BOUNDS, np.int64)
+        for start in range(0, columns, _BLOCK):
+            block = keys[: min(_BLOCK, columns - start)]
+            if not _keys(bits[row, start : start + _BLOCK], block):
+                return False
+            for i in range(_BOUNDS):
+                up_to[i] += _count_up_to(block, bounds[i])
+        after = np.searchsorted(up_to, removed)  # the first bound that enough keys are at or below
+        low = bounds[after - 1] if after > 0 else np.int32(_FIRST)
+        high = bounds[after] if after < _BOUNDS else np.int32(_LAST)
+        below, between = _between(bits[row], low, high)
+        threshold, ties = _threshold(between, removed - below)
+        _mark_up_to(bits[row], threshold, ties, mask[row])
+    return True
+
+
+def scores_between(scores: Array, low: float, high: float) -> tuple[int, Array] | None:
+    """Return how many scores are at or below `low`, and those strictly between the two.
+
+    Args:
+        scores: (rows, columns), float32.
+
+    Returns:
+        The number and the scores, (n,), float32; None if a score is not finite.
+    """
+    below, keys = _between(_bits(scores), _key(low), _key(high) - np.int32(1))
+    if below < 0:
+        return None
+    inside = np.empty(len(keys), np.float32)
+    _keys(keys, inside.view(np.int32))  # its own inverse, but for the zero below 0
+    return below, inside
+
+
+def mark_up_to(scores: Array, threshold: float, ties: int) -> tuple[Array, int]:
+    """Mark the scores below a threshold and, leftmost first, up to `ties` of those equal to it.
+
+    Args:
+        scores: Finite, (rows, columns), float32.
+
+    Returns:
+        Boolean, (rows, columns), and how many of `ties` are left.
+    """
+    mask = np.empty(scores.shape, dtype=np.bool_)
+    return mask, _mark_up_to(_bits(scores), _key(threshold), ties, mask.reshape(-1))
+
+
+def _bits(scores: Array) -> Array:
+    return np.ascontiguousarray(scores).view(np.int32).reshape(-1)
+
+
+def _key(score: float) -> np.int32:
+    key = np.empty(1, np.int32)
+    _keys(_bits(np.array([score], np.float32)), key)
+    return cast(np.int32, key[0])
+
+
+@_compiled
+def _keys(bits: Array, keys: Array) -> bool:
+    """Write the keys of scores by their bits, and return whether all scores are finite.
+
+    Floats of one sign are ordered as their bits are. A key is ordered as its score, also across
+    signs, and both zeros have one.
+    """
+    largest = np.int32(0)
+    for i in range(len(keys)):
+        value = bits[i]
+        keys[i] = value if value >= 0 else _FIRST - value
+        largest = max(largest, np.int32(value & _LAST))
+    return bool(largest < _INFINITY)
+
+
+@_compiled
+def _count_up_to(keys: Array, bound: np.int32) -> np.int32:
+    count = np.int32(0)
+    for i in range(len(keys)):  # not over the keys themselves, which would not be vectorized
+        count = np.int32(count + (keys[i] <= bound))
+    return count
+
+
+@_compiled
+def _between(bits: Array, low: np.int32, high: np.int32) -> tuple[int, Array]:
+    """Return how many keys are at or below `low`, and those above it and at or below `high`.
+
+    The number is -1 if a score is not finite.
+    """
+    found = np.empty(len(bits), np.int32)
+    keys = np.empty(_BLOCK, np.int32)
+    marks = np.empty(_BLOCK, np.bool_)
+    below = inside = 0
+    for start in range(0, len(bits), _BLOCK):
+        block = keys[: min(_BLOCK, len(bits) - start)]
+        if not _keys(bits[start : start + _BLOCK], block):
+            return -1, found[:0]
+        below += int(_count_up_to(block, low))
+        marks[len(block) :] = False
+        for i in range(len(block)):
+            marks[i] = (block[i] > low) & (block[i] <= high)
+        words = marks.view(np.int64)
+        for word in range(len(words)):
+            if words[word] == 0:  # as most are
+                continue
+            for i in range(8 * word, 8 * word + 8):
+                found[inside] = keys[i]
+                inside += marks[i]
+    return below, found[:inside].copy()
 
 
 @_compiled
 def _threshold(keys: Array, removed: int) -> tuple[np.int32, int]:
-    """Return the key up to which `removed` keys go, and how many of those equal to it: 0 if all.
+    """Return the key up to which `removed` keys go, and how many equal to it: `_LAST` for all.
 
     Found by bisection: a count is so fast that counting some ten times is several times as fast as
     sorting in part.
@@ -100,33 +205,75 @@ def _threshold(keys: Array, removed: int) -> tuple[np.int32, int]:
     low, up_to_low = np.int64(lowest) - 1, 0
     high, up_to_high = np.int64(highest), len(keys)
     while up_to_high != removed and high != low + 1:
-        middle = np.int32((low + high) >> 1)
-        up_to_middle = np.int32(0)
-        for i in range(len(keys)):  # not over the keys themselves, which would not be vectorized
-            up_to_middle = np.int32(up_to_middle + (keys[i] <= middle))
+        middle = (low + high) >> 1
+        up_to_middle = int(_count_up_to(keys, np.int32(middle)))
         if up_to_middle < removed:
-            low, up_to_low = np.int64(middle), int(up_to_middle)
+            low, up_to_low = middle, up_to_middle
         else:
-            high, up_to_high = np.int64(middle), int(up_to_middle)
-    return np.int32(high), 0 if up_to_high == removed else removed - up_to_low
+            high, up_to_high = middle, up_to_middle
+    return np.int32(high), _LAST if up_to_high == removed else removed - up_to_low
 
 
-def mark_lowest_of_groups(scores: Array, removed: int, length: int) -> Array:
+@_compiled
+def _mark(keys: Array, threshold: np.int32, ties: int, mask: Array) -> int:
+    """Mark the keys below a threshold and, leftmost first, those equal to it; return `ties` left.
+
+    Args:
+        ties: How many equal ones go; `_LAST` for all.
+    """
+    equal = 0
+    if ties != _LAST:
+        for i in range(len(keys)):
+            equal += keys[i] == threshold
+    if equal <= ties:
+        for i in range(len(keys)):
+            mask[i] = keys[i] <= threshold
+        return ties if ties == _LAST else ties - equal
+    for i in range(len(keys)):
+        tied = keys[i] == threshold and ties > 0
+        ties -= tied
+        mask[i] = tied or keys[i] < threshold
+    return ties
+
+
+@_compiled
+def _mark_up_to(bits: Array, threshold: np.int32, ties: int, mask: Array) -> int:
+    """Mark by bits as `_mark` does by keys."""
+    keys = np.empty(_BLOCK, np.int32)
+    for start in range(0, len(bits), _BLOCK):
+        block = keys[: min(_BLOCK, len(bits) - start)]
+        _keys(bits[start : start + _BLOCK], block)
+        ties = _mark(block, threshold, ties, mask[start : start + _BLOCK])
+    return ties
+
+
+def mark_lowest_of_groups(scores: Array, removed: int, length: int) -> Array | None:
     """Mark the lowest scores of every `length` consecutive ones of a row, ties leftmost first.
 
     Args:
-        scores: Finite, (rows, columns), float32.
+        scores: (rows, columns), float32.
         removed: How many of each group, in [1, length).
         length: A divisor of columns.
 
     Returns:
-        Boolean, (rows, columns).
+        Boolean, (rows, columns); None if a score is not finite.
     """
     if length > _UNROLLED:
-        return mark_lowest_of_rows(scores.reshape(-1, length), removed).reshape(scores.shape)
+        mask = mark_lowest_of_rows(scores.reshape(-1, length), removed)
+        return None if mask is None else mask.reshape(scores.shape)
+    if not _are_finite(_bits(scores)):
+        return None
     mask = np.empty(scores.shape, dtype=np.bool_)
     _marker_of_groups(length)(scores.reshape(-1), removed, mask.reshape(-1))
     return mask
+
+
+@_compiled
+def _are_finite(bits: Array) -> bool:
+    largest = np.int32(0)
+    for i in range(len(bits)):
+        largest = max(largest, np.int32(bits[i] & _LAST))
+    return bool(largest < _INFINITY)
 
 
 @cache
@@ -146,3 +293,16 @@ def _marker_of_groups(length: int) -> Callable[[Array, int, Array], None]:
                 mask[first + place] = before < removed
 
     return _compiled(mark)
+
+
+def zero_marked(bits: Array, mask: Array) -> Array:
+    """Return a copy of integers, (rows, columns), that are 0 where a mask of that shape is True."""
+    zeroed = np.empty(bits.shape, bits.dtype)
+    _zero_marked(np.ascontiguousarray(bits).reshape(-1), mask.reshape(-1), zeroed.reshape(-1))
+    return zeroed
+
+
+@_compiled
+def _zero_marked(bits: Array, mask: Array, zeroed: Array) -> None:
+    for i in range(len(bits)):
+        zeroed[i] = 0 if mask[i] else bits[i]

@@ -4,24 +4,14 @@ Masks are boolean, True where a weight goes. Counts are exact and ties go leftmo
 is a value that holds everything specific to it: to add a group, add a class.
 """
 
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from pruning.ranking import DegenerateScores as DegenerateScores  # for callers that score
-from pruning.ranking import (
-    below,
-    compare,
-    count,
-    count_rows,
-    lowest_n_of_m,
-    lowest_per_row,
-    places,
-)
+from pruning.ranking import count, count_rows, lowest_n_of_m, lowest_per_row, up_to
 from pruning.threshold import model_threshold
 
 Masks = Iterator[tuple[str, Tensor]]
@@ -113,8 +103,7 @@ class Model(Group):
     def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
         threshold, ties = model_threshold(scores_by_name, fractions)
         for name in scores_by_name:
-            mask, taken = _up_to(scores_by_name[name], threshold, ties)
-            ties -= taken
+            mask, ties = up_to(scores_by_name[name], threshold, ties)
             yield name, mask
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
@@ -254,18 +243,3 @@ def lowest_in_model(scores_by_name: Mapping[str, Tensor], sparsity: float) -> di
             (`DegenerateScores`); the message names the layer.
     """
     return dict(Model().select(scores_by_name, dict.fromkeys(scores_by_name, sparsity)))
-
-
-def _up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
-    """Mark the scores below a threshold and, leftmost first, up to `ties` that equal it.
-
-    Returns:
-        The mask, and the number of ties in it.
-    """
-    mask = below(scores, threshold).contiguous()
-    if ties == 0:
-        return mask, 0
-    equal = compare(operator.eq, scores, torch.tensor(threshold, device=scores.device))
-    equal = places(equal.flatten())[:ties]
-    mask.view(-1)[equal] = True
-    return mask, len(equal)

@@ -61,10 +61,16 @@ class Store(Protocol):
 
 
 class ResidentStore:
-    """A model in memory: its blocks are always open, and are written in place."""
+    """A model in memory: its blocks are always open.
+
+    Attributes:
+        dense_copies: Where dense weights are read from, by layer name; None for the live weights,
+            which are dense until their block is written.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.dense_copies: Mapping[str, Tensor] | None = None
         self._blocks = decoder_blocks(model)
         self._layers = linear_layers(model)
         self.blocks = tuple(self._blocks)
@@ -101,9 +107,10 @@ class ResidentStore:
         return copies
 
     def own(self, dense: Mapping[str, Tensor]) -> None:
-        """Give the model its own, writable copies of the dense weights."""
+        """Give the model its own, writable copies of the dense weights, which are read from there."""
         for name, layer in self._layers.items():
             layer.weight = nn.Parameter(dense[name].clone(), requires_grad=False)
+        self.dense_copies = dense
 
     @torch.no_grad()
     def restore(self, dense: Mapping[str, Tensor]) -> None:
@@ -122,16 +129,18 @@ class ResidentStore:
         return logits_in_parts(self.model, states)
 
     def dense(self, layer: str) -> Tensor:
-        """Return the live weight, dense until its block is written."""
+        """Return the dense weight; see `dense_copies`."""
+        if self.dense_copies is not None:
+            return self.dense_copies[layer]
         return self._layers[layer].weight.detach()
 
     weight = dense
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
-        """Copy new weights into the live block."""
-        with torch.no_grad():
-            for name, weight in weights.items():
-                self._layers[name].weight.copy_(weight)
+        """Make the new weights those of the live block."""
+        for name, weight in weights.items():
+            live = self._layers[name].weight
+            live.data = weight.to(live)
         self.written.add(block)
 
     def finish(self) -> None:

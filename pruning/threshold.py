@@ -5,15 +5,15 @@ are counted and those in between are searched.
 """
 
 import math
-import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from pruning.ranking import below, check_scores, compare, count, kth_smallest
+from pruning.ranking import check_sparsity, count, kth_smallest, strictly_between
 
-_SAMPLE_STEP = 61
+_SAMPLE_STEP = 251
 """One score in this many is sampled; prime to the widths of layers."""
 
 _SAMPLE_LIMIT = 8_000_000
@@ -39,6 +39,7 @@ def model_threshold(
     sample, sizes = _sample(scores_by_name, fractions)
     total, removed = sum(sizes.values()), _removed(sizes, fractions)
     if removed == 0:
+        _look_through(scores_by_name, -torch.inf, -torch.inf)  # for what it refuses
         return -torch.inf, 0
     margin = 3 / max(1, len(sample)) ** 0.5  # six standard errors of the sample's median
     while True:
@@ -47,10 +48,10 @@ def model_threshold(
         rank = removed - up_to_low
         if 0 < rank <= len(inside):
             threshold = float(kth_smallest(inside[None], rank))
-            return threshold, rank - count(below(inside, threshold))
+            return threshold, rank - count(inside < threshold)
         # The sample misled, or the threshold is an end of the bracket that many scores equal.
         end = low if rank <= 0 else high
-        lower = sum(count(below(scores, end)) for scores in scores_by_name.values())
+        lower = sum(count(scores < end) for scores in scores_by_name.values())
         equal = sum(count(scores == end) for scores in scores_by_name.values())
         if lower < removed <= lower + equal:
             return end, removed - lower
@@ -60,15 +61,13 @@ def model_threshold(
 def _sample(
     scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]
 ) -> tuple[Tensor, dict[str, int]]:
-    """Return an even sample, (n,), and the number of scores by layer; check each layer."""
+    """Return an even sample, (n,), and the number of scores by layer; check the fractions."""
     parts: list[Tensor] = []
     sizes: dict[str, int] = {}
     step, sampled = _SAMPLE_STEP, 0
     for name, scores in scores_by_name.items():
-        try:
-            check_scores(scores, fractions[name])
-        except ValueError as error:
-            raise type(error)(f"layer {name}: {error}") from error
+        with _named(name):
+            check_sparsity(fractions[name])
         # The start differs by layer, so that no column is sampled in every row of the model.
         part = scores.flatten()[len(sizes) % step :: step]
         # A copy: a view would keep the layer's scores in memory until the last layer.
@@ -102,15 +101,24 @@ def _bracket(sample: Tensor, fraction: float, margin: float) -> tuple[float, flo
 def _look_through(
     scores_by_name: Mapping[str, Tensor], low: float, high: float
 ) -> tuple[int, Tensor]:
-    """Return how many scores are at or below `low`, and those strictly between the two, (n,)."""
+    """Return how many scores are at or below `low`, and those strictly between the two, (n,).
+
+    Raises:
+        DegenerateScores: If a layer's scores are not finite; the message names the layer.
+    """
     up_to_low, inside = 0, []
-    for scores in scores_by_name.values():
-        bounds = torch.tensor([low, high], device=scores.device)
-        above = compare(operator.gt, scores, bounds[0])
-        between = above & compare(operator.lt, scores, bounds[1])
-        if scores.device.type == "cpu":
-            inside.append(torch.from_numpy(scores.numpy()[between.numpy()]))
-        else:
-            inside.append(scores[between])
-        up_to_low += above.numel() - count(above)
+    for name, scores in scores_by_name.items():
+        with _named(name):
+            below, between = strictly_between(scores, low, high)
+        up_to_low += below
+        inside.append(between)
     return up_to_low, torch.cat(inside)
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Name the layer in what is raised inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise type(error)(f"layer {layer}: {error}") from error

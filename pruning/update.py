@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruning.compiled import zero_marked
+
 
 @dataclass(frozen=True)
 class Update:
@@ -23,9 +25,12 @@ class Update:
 
 
 def _zero(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-    # Multiply the bits by 0 or 1, in one pass: on the CPU several times as fast as a masked fill.
-    bits = torch.int16 if weight.element_size() == 2 else torch.int32
-    return torch.mul(weight.view(bits), ~mask.to(weight.device)).view(weight.dtype)
+    # The bits, so that no NaN is computed with; numpy has no bfloat16.
+    bits = weight.view(torch.int16 if weight.element_size() == 2 else torch.int32)
+    mask = mask.to(weight.device)
+    if weight.device.type == "cpu":
+        return torch.from_numpy(zero_marked(bits.numpy(), mask.numpy())).view(weight.dtype)
+    return torch.mul(bits, ~mask).view(weight.dtype)
 
 
 ZERO = Update(frozenset(), _zero)

@@ -181,8 +181,10 @@ class Resident:
             DegenerateScores: If no mask can be made from the scores.
         """
         if self._pruned != (metric, target):
-            self.restore()
-            with torch.inference_mode():
+            if self.store.dense_copies is None:
+                self.restore()
+            self.store.written.clear()
+            with torch.no_grad():
                 prune(
                     self.store,
                     Recipe(metric, target),
