@@ -107,7 +107,7 @@ class ResidentStore:
         return copies
 
     def own(self, dense: Mapping[str, Tensor]) -> None:
-        """Give the model its own, writable copies of the dense weights, which are read from there."""
+        """Give the model its own, writable copies of weights; dense ones are read from there."""
         for name, layer in self._layers.items():
             layer.weight = nn.Parameter(dense[name].clone(), requires_grad=False)
         self.dense_copies = dense
