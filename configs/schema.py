@@ -230,6 +230,9 @@ class Search(_Section):
     primitives: Literal["release", "extended"] = Field(
         default="release", description="set of operators and leaves that trees are drawn from"
     )
+    without: list[str] = Field(
+        default=[], description="leaves of the set that trees are not drawn from, such as [D, I, O]"
+    )
     min_initial_depth: int = Field(
         default=2, ge=0, description="least depth of random trees; the root has depth 0"
     )

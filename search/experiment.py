@@ -12,12 +12,11 @@ from evaluation.corpus import Provenance, Windows, check_disjoint, special_note
 from evaluation.mixture import Mixture, Part
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
-from pruning.leaves import LEAF_SETS
 from pruning.masks import GROUPS, Target, parse_pattern
 from pruning.models import load_config, load_tokenizer, pinned
 from pruning.pruner import check_layers
 from pruning.result.request import resolve_subject, shapes_of
-from search.breeding.primitives import primitive_set
+from search.breeding.primitives import drawn_leaves, primitive_set
 from search.breeding.variation import Variation
 from search.evolution import Settings
 from search.fitness import Setup, Task
@@ -180,13 +179,14 @@ def resolve(config: Config) -> Experiment:
         pattern = parse_pattern(task.pattern)
         tasks.append(Task(task.name, sources.index(source), task.sparsity, pattern, task.weight))
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
+    drawn = frozenset(drawn_leaves(config.search.primitives, config.search.without))
     search = config.search.model_copy(update={"seeds": [str(criterion) for criterion in seeds]})
     return Experiment(
         config=config.model_copy(update={"search": search}),
         subjects=tuple(subject for subject, _ in sources),
         texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
-        leaves=frozenset(LEAF_SETS[search.primitives]).union(*(c.metric.leaves for c in named)),
+        leaves=drawn.union(*(criterion.metric.leaves for criterion in named)),
         settings=_settings(search, groups, seeds, [task.weight for task in tasks]),
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -222,7 +222,7 @@ def _settings(
         brood=search.brood,
         exploration=search.exploration,
         variation=Variation(
-            primitives=primitive_set(search.primitives),
+            primitives=primitive_set(search.primitives, search.without),
             min_initial_depth=search.min_initial_depth,
             max_initial_depth=search.max_initial_depth,
             products=search.products,

@@ -153,6 +153,11 @@ def test_origin_of_several_tasks_names_them():
         (["search.seeds=[wifv]"], "WXGV"),
         (["search.seeds=['mul(W, add(A, B))']"], "WXGAB"),
         (["search.primitives=extended"], "WXGABVHODIM"),
+        (["search.primitives=extended", "search.without=[H, D]"], "WXGABVOIM"),
+        (
+            ["search.primitives=extended", "search.without=[H]", "search.seeds=['mul(W, H)']"],
+            "WXGABVHODIM",
+        ),
     ],
 )
 def test_leaves_are_those_of_candidates_seeds_and_baselines(overrides, leaves):
