@@ -225,7 +225,7 @@ def test_lowest_in_model_takes_scores_in_any_memory_layout():
 
 def test_lowest_in_model_is_exact_with_a_sample_that_was_thinned(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    # Rounded, so that many scores equal the threshold; 10 x 64 x 96 / 61 = 1007 in a whole sample.
+    # Rounded, so that many scores equal the threshold; 10 x 64 x 96 / 251 = 245 in a whole sample.
     layers = {f"{i}": torch.randn(64, 96, generator=generator).mul(50).round() for i in range(10)}
     monkeypatch.setattr(threshold, "_SAMPLE_LIMIT", 150)
     sample, _ = threshold._sample(layers, dict.fromkeys(layers, 0.5))
@@ -236,11 +236,15 @@ def test_lowest_in_model_is_exact_with_a_sample_that_was_thinned(monkeypatch):
         assert mask.tolist() == stable_lowest(everything, int(len(everything) * sparsity))
 
 
-def test_lowest_in_model_is_exact_though_its_sample_misleads():
-    scores = torch.arange(1.0, 6101.0)
-    scores[::61] *= -1  # the sample of a first layer: it knows of no positive score
-    mask = lowest_in_model({"a": scores[None]}, 0.5)["a"]
-    assert mask[0].tolist() == stable_lowest(scores.tolist(), 3050)
+@pytest.mark.parametrize(
+    "mask_of", [lowest_in_layer, lambda *given: lowest_in_model({"a": given[0]}, given[1])["a"]]
+)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_masks_are_exact_though_the_sample_misleads(mask_of, sign):
+    scores = torch.arange(1.0, 25101.0)
+    scores[::251] *= -1  # what is sampled of a first layer: it knows of no positive score
+    scores *= sign
+    assert mask_of(scores[None], 0.5)[0].tolist() == stable_lowest(scores.tolist(), 12550)
 
 
 class Counted(Lazy):
@@ -271,22 +275,27 @@ def test_lowest_in_model_keeps_the_scores_of_one_layer_at_a_time():
     "mask_of",
     [
         lambda scores: lowest_per_row(scores, 0.5),
+        lambda scores: lowest_per_row(scores, 0.0),
         lambda scores: lowest_in_layer(scores, 0.5),
         lambda scores: lowest_n_of_m(scores, 2, 4),
+        lambda scores: lowest_n_of_m(scores, 16, 32),
     ],
 )
-def test_masks_refuse_scores_that_are_not_finite(mask_of, bad):
-    scores = torch.ones(2, 8)
-    scores[1, 3] = bad
+@pytest.mark.parametrize("columns", [32, 20_000])
+def test_masks_refuse_scores_that_are_not_finite(mask_of, columns, bad):
+    scores = torch.rand(2, columns)
+    scores[1, columns - 5] = bad
     with pytest.raises(DegenerateScores) as caught:
         mask_of(scores)
     assert str(caught.value) == "scores must be finite, got a NaN or an infinity"
 
 
-def test_lowest_in_model_names_the_layer_whose_scores_are_not_finite():
-    scores = {"fine": torch.ones(2, 2), "broken": torch.tensor([[1.0, float("nan")]])}
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_lowest_in_model_names_the_layer_whose_scores_are_not_finite(bad, sparsity):
+    scores = {"fine": torch.ones(2, 2), "broken": torch.tensor([[1.0, bad]])}
     with pytest.raises(DegenerateScores) as caught:
-        lowest_in_model(scores, 0.5)
+        lowest_in_model(scores, sparsity)
     assert str(caught.value) == "layer broken: scores must be finite, got a NaN or an infinity"
 
 
