@@ -63,14 +63,11 @@ class Store(Protocol):
 class ResidentStore:
     """A model in memory: its blocks are always open.
 
-    Attributes:
-        dense_copies: Where dense weights are read from, by layer name; None for the live weights,
-            which are dense until their block is written.
+    Weights are replaced, never written to: the dense ones stay as they are for whoever has them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.dense_copies: Mapping[str, Tensor] | None = None
         self._blocks = decoder_blocks(model)
         self._layers = linear_layers(model)
         self.blocks = tuple(self._blocks)
@@ -106,18 +103,18 @@ class ResidentStore:
             copies[name] = copy.pin_memory() if self.device.type == "cuda" else copy
         return copies
 
-    def own(self, dense: Mapping[str, Tensor]) -> None:
-        """Give the model its own, writable copies of weights; dense ones are read from there."""
-        for name, layer in self._layers.items():
-            layer.weight = nn.Parameter(dense[name].clone(), requires_grad=False)
-        self.dense_copies = dense
-
-    @torch.no_grad()
     def restore(self, dense: Mapping[str, Tensor]) -> None:
-        """Restore the dense weights, bit for bit; no block then counts as written."""
-        for name, layer in self._layers.items():
-            layer.weight.copy_(dense[name])
+        """Restore the dense weights, bit for bit; no block then counts as written.
+
+        The model has the given tensors themselves if they are where it is, else copies.
+        """
+        self._replace(dense)
         self.written.clear()
+
+    def _replace(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            live = self._layers[name].weight
+            live.data = weight.to(live)
 
     def states(self, windows: Tensor) -> Iterator[Tensor]:
         """Yield each window's states that enter the head, (T, hidden_size)."""
@@ -129,18 +126,14 @@ class ResidentStore:
         return logits_in_parts(self.model, states)
 
     def dense(self, layer: str) -> Tensor:
-        """Return the dense weight; see `dense_copies`."""
-        if self.dense_copies is not None:
-            return self.dense_copies[layer]
+        """Return the live weight, dense until its block is written."""
         return self._layers[layer].weight.detach()
 
     weight = dense
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
         """Make the new weights those of the live block."""
-        for name, weight in weights.items():
-            live = self._layers[name].weight
-            live.data = weight.to(live)
+        self._replace(weights)
         self.written.add(block)
 
     def finish(self) -> None:

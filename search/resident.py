@@ -98,14 +98,11 @@ class Resident:
         else:
             model = load_model(subject.model, subject.dtype, device)
         self.store = ResidentStore(model.requires_grad_(False))
-        on_host = memory.master == "host"
-        if device == "cpu":
-            # The loaded weights serve as the dense copy: the node's workers share them, in the
-            # object store or through the mapped file. The model gets layers of its own.
-            self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
-            self.store.own(self.master)
-        else:
-            self.master = self.store.copies_on_host() if on_host else self.store.copies()
+        on_host = memory.master == "host" and device != "cpu"
+        # Elsewhere the loaded weights themselves: the node's workers share them, in the object
+        # store or through the mapped file, and pruning replaces the model's weights.
+        loaded = {name: self.store.dense(name) for name in all_layers(self.store)}
+        self.master = self.store.copies_on_host() if on_host else loaded
         self._device = device
         self._pruned: tuple[Metric, Target] | None = None
         self._scored: Metric | None = None
@@ -181,9 +178,7 @@ class Resident:
             DegenerateScores: If no mask can be made from the scores.
         """
         if self._pruned != (metric, target):
-            if self.store.dense_copies is None:
-                self.restore()
-            self.store.written.clear()
+            self.restore()
             with torch.no_grad():
                 prune(
                     self.store,

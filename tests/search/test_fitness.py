@@ -170,6 +170,19 @@ def test_pruned_over_the_model_uses_one_threshold(evaluator):
             assert torch.equal(weight, dense[name].masked_fill(masks[name], 0))
 
 
+@pytest.mark.parametrize("group", [Row(), Model()])
+def test_a_pruned_model_is_pruned_again_from_its_dense_weights(evaluator, group):
+    resident, dense = evaluator.residents[0], weights_of(evaluator)
+    resident.prune(SNIP.metric, Target(0.7, Model()))
+    resident.prune(MAGNITUDE.metric, Target(0.5, group))
+    again = weights_of(evaluator)
+    masks = dict(group.select({n: w.abs() for n, w in dense.items()}, dict.fromkeys(dense, 0.5)))
+    for name, weight in dense.items():
+        assert torch.equal(again[name], weight.masked_fill(masks[name], 0))
+        assert torch.equal(resident.master[name], weight)
+    resident.restore()
+
+
 def test_n_of_m_overrides_the_group(evaluator):
     two_of_four = again(evaluator, tasks=(TWO_OF_FOUR,))
     with two_of_four.residents[0].pruned(MAGNITUDE.metric, TWO_OF_FOUR.target("model")):
