@@ -109,6 +109,12 @@ FOUND: dict[str, Baseline] = {
         "model",
         "this project, 2026",
     ),
+    "directed-snip-variance": Baseline(
+        "quot(mul(mul(sqr(mul(W, exp(colmean(quot(M, G))))), G), "
+        "pow15(quot(sqrt(V), rowmean(sqrt(X))))), sqrt(mul(rowmean(W), colmean(W))))",
+        "model",
+        "this project, 2026",
+    ),
 }
 """The metrics that came out of this project's searches and measurements."""
 

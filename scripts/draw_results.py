@@ -18,6 +18,9 @@ LOG = ROOT / "docs/LOG.md"
 SECTION = "all named metrics on three models"
 SHOWN = {
     "directed-snip-wanda": "directed-snip-wanda (this project)",
+    "directed-snip-variance, of the last section of 2026-11-27": (
+        "directed-snip-variance (this project)"
+    ),
     "unseeded, search G of the section of 2026-11-27": "found by one search (this project)",
     "snip": "SNIP",
     "ria-full": "RIA (exponent 1)",
@@ -82,7 +85,7 @@ def read_rises(log: str) -> list[Rise]:
 def draw(rises: list[Rise]) -> str:
     """Return the picture as SVG text: a bar for each mean, a diamond for each worst cell."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.6, 3.2))
+        figure = Figure(figsize=(7.6, 3.5))
         axes = figure.subplots()
         places = range(len(rises))
         colours = [OURS if "this project" in SHOWN[rise.metric] else PUBLISHED for rise in rises]
