@@ -32,6 +32,7 @@ from pruning.masks import Group, Layer, Model, NOfM, Row, Target, select
 from pruning.models import DTYPES, linear_layers, load_model
 from pruning.recipe import LayerScores
 from pruning.store import ResidentStore
+from pruning.update import ZERO
 from pruning.walk import collect
 from search.fitness import Evaluator
 from search.journal import RunFolder
@@ -177,7 +178,8 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
         seconds[f"score {criterion.text}"] = _best(partial(dict, lazy_scores))
         scores = dict(lazy_scores)
         seconds[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
-    seconds["apply (restore)"] = _best(resident.restore)
+    masks = dict(select(scores, target))
+    seconds["apply"] = _best(partial(_apply_all, resident.master, masks))
     for name, group in PRUNED.items():
         seconds[f"{PRUNE}{group.name}"] = _best(partial(_prune, evaluator, name, group))
     seconds[WINDOW] = _best(lambda: resident.measure(0, 1))
@@ -189,9 +191,15 @@ def _select_all(scores: Mapping[str, torch.Tensor], target: Target) -> None:
         pass
 
 
+def _apply_all(weights: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> None:
+    for name, mask in masks.items():
+        ZERO.apply(weights[name], mask, {})
+
+
 def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident = evaluator.residents[0]
     resident.restore()
+    resident.forget_scores()  # of several tasks only the first computes them
     resident.prune(BASELINES[name].criterion.metric, Target(0.5, group))
 
 

@@ -295,11 +295,12 @@ def _marker_of_groups(length: int) -> Callable[[Array, int, Array], None]:
     return _compiled(mark)
 
 
-def zero_marked(bits: Array, mask: Array) -> Array:
-    """Return a copy of integers, (rows, columns), that are 0 where a mask of that shape is True."""
-    zeroed = np.empty(bits.shape, bits.dtype)
+def zero_marked(bits: Array, mask: Array, zeroed: Array) -> None:
+    """Copy integers, (rows, columns), to `zeroed`, but write 0 where a mask is True.
+
+    All are of one shape; the mask and `zeroed` are contiguous.
+    """
     _zero_marked(np.ascontiguousarray(bits).reshape(-1), mask.reshape(-1), zeroed.reshape(-1))
-    return zeroed
 
 
 @_compiled

@@ -26,10 +26,13 @@ class Update:
 
 def _zero(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
     # The bits, so that no NaN is computed with; numpy has no bfloat16.
-    bits = weight.view(torch.int16 if weight.element_size() == 2 else torch.int32)
-    mask = mask.to(weight.device)
+    integers = torch.int16 if weight.element_size() == 2 else torch.int32
+    bits, mask = weight.view(integers), mask.to(weight.device)
     if weight.device.type == "cpu":
-        return torch.from_numpy(zero_marked(bits.numpy(), mask.numpy())).view(weight.dtype)
+        # Made by torch, which aligns it: products of matrices differ in the last bit by alignment.
+        zeroed = torch.empty_like(bits, memory_format=torch.contiguous_format)
+        zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
+        return zeroed.view(weight.dtype)
     return torch.mul(bits, ~mask).view(weight.dtype)
 
 

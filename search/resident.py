@@ -105,9 +105,11 @@ class Resident:
         self.master = self.store.copies_on_host() if on_host else loaded
         self._device = device
         self._pruned: tuple[Metric, Target] | None = None
+        self._aligned = False
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
         began = time.perf_counter()
+        self._align()
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
         # The dense model's divergence from itself is zero, up to rounding.
@@ -126,6 +128,7 @@ class Resident:
         they are complete, so that the device holds one block's fp32 sums at a time.
         """
         self.restore()
+        self._align()
         collected: dict[str, Tensor] = {}
 
         def keep(statistics: Statistics) -> None:
@@ -146,7 +149,7 @@ class Resident:
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""
         self.restore()
-        self._forget_scores()
+        self.forget_scores()
         self.statistics = Statistics()  # the device may not have room for both
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
@@ -162,6 +165,7 @@ class Resident:
 
     def measure(self, start: int, end: int | None) -> Tensor:
         """Return the objective of fitness windows `start` to `end`, (n,), nats per token."""
+        self._align()
         part = self.windows["fitness"][start:end]
         if self._hidden is None:
             return window_losses(self.store, part)
@@ -169,6 +173,7 @@ class Resident:
 
     def losses(self, role: str) -> list[float]:
         """Return each window's mean NLL on one of the texts, in nats per token."""
+        self._align()
         return window_losses(self.store, self.windows[role]).tolist()
 
     def prune(self, metric: Metric, target: Target) -> None:
@@ -197,13 +202,24 @@ class Resident:
             self._scored, self._scores = metric, {}
         return self._scores
 
-    def _forget_scores(self) -> None:
+    def forget_scores(self) -> None:
+        """Compute scores anew from now on, though the formula be the last one."""
         self._scored, self._scores = None, {}
 
     def restore(self) -> None:
         """Restore the dense weights, bit for bit."""
-        self._pruned = None
+        self._pruned, self._aligned = None, False
         self.store.restore(self.master)
+
+    def _align(self) -> None:
+        """Before passes, give a dense model on the CPU copies of its weights that torch has made.
+
+        Products of matrices differ in the last bit by alignment, and the loaded weights lie in the
+        object store or in a mapped file as it happens. Pruned ones are made by torch anyway.
+        """
+        if self._device == "cpu" and self._pruned is None and not self._aligned:
+            self.store.restore({name: weight.clone() for name, weight in self.master.items()})
+            self._aligned = True
 
     @contextmanager
     def pruned(self, metric: Metric, target: Target) -> Iterator[None]:
@@ -218,7 +234,7 @@ class Resident:
     @torch.inference_mode()
     def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True for removed weights; the model is unchanged."""
-        self._forget_scores()  # two formulas are compared, not three
+        self.forget_scores()  # two formulas are compared, not three
         weights = _OnDevice(self.master, self._device)
         scores = LayerScores(metric, weights, self.statistics.of)
         # Finding a threshold for the whole model reads each layer three times.
