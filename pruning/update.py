@@ -29,7 +29,6 @@ def _zero(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Ten
     integers = torch.int16 if weight.element_size() == 2 else torch.int32
     bits, mask = weight.view(integers), mask.to(weight.device)
     if weight.device.type == "cpu":
-        # Made by torch, which aligns it: products of matrices differ in the last bit by alignment.
         zeroed = torch.empty_like(bits, memory_format=torch.contiguous_format)
         zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
         return zeroed.view(weight.dtype)

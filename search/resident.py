@@ -105,11 +105,9 @@ class Resident:
         self.master = self.store.copies_on_host() if on_host else loaded
         self._device = device
         self._pruned: tuple[Metric, Target] | None = None
-        self._aligned = False
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
         began = time.perf_counter()
-        self._align()
         hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
         self._hidden = hidden
         # The dense model's divergence from itself is zero, up to rounding.
@@ -128,7 +126,6 @@ class Resident:
         they are complete, so that the device holds one block's fp32 sums at a time.
         """
         self.restore()
-        self._align()
         collected: dict[str, Tensor] = {}
 
         def keep(statistics: Statistics) -> None:
@@ -165,7 +162,6 @@ class Resident:
 
     def measure(self, start: int, end: int | None) -> Tensor:
         """Return the objective of fitness windows `start` to `end`, (n,), nats per token."""
-        self._align()
         part = self.windows["fitness"][start:end]
         if self._hidden is None:
             return window_losses(self.store, part)
@@ -173,7 +169,6 @@ class Resident:
 
     def losses(self, role: str) -> list[float]:
         """Return each window's mean NLL on one of the texts, in nats per token."""
-        self._align()
         return window_losses(self.store, self.windows[role]).tolist()
 
     def prune(self, metric: Metric, target: Target) -> None:
@@ -208,18 +203,8 @@ class Resident:
 
     def restore(self) -> None:
         """Restore the dense weights, bit for bit."""
-        self._pruned, self._aligned = None, False
+        self._pruned = None
         self.store.restore(self.master)
-
-    def _align(self) -> None:
-        """Before passes, give a dense model on the CPU copies of its weights that torch has made.
-
-        Products of matrices differ in the last bit by alignment, and the loaded weights lie in the
-        object store or in a mapped file as it happens. Pruned ones are made by torch anyway.
-        """
-        if self._device == "cpu" and self._pruned is None and not self._aligned:
-            self.store.restore({name: weight.clone() for name, weight in self.master.items()})
-            self._aligned = True
 
     @contextmanager
     def pruned(self, metric: Metric, target: Target) -> Iterator[None]:

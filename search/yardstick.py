@@ -58,18 +58,37 @@ def scale_of(
 
     Args:
         seconds: Duration of the first stage of each task; the task that discriminates best per
-            second is evaluated first. Without them, tasks keep their order.
+            second, on average over the tasks of its model, is evaluated first. Without them, tasks
+            keep their order.
     """
     cells: list[Cell] = []
-    rates = []
+    discriminations = []
     for task in range(len(setup.tasks)):
         dense, named = losses_of(ask, task, role)
         task_cells = cells_of(setup, task, role, dense, named)
-        rates.append(_discrimination(task_cells, named) / seconds[task] if seconds else 0.0)
+        discriminations.append(_discrimination(task_cells, named))
         cells += task_cells
-    # Rounded to powers of two, so that nearly equal rates keep their order on any machine.
-    order = sorted(range(len(rates)), key=lambda task: -round(math.log2(rates[task] + 1e-9)))
+    order: Sequence[int] = range(len(setup.tasks))
+    if seconds:
+        # Each rounded to powers of two, and one model's tasks at one cost, so that the order is not
+        # a matter of what else the machine did.
+        costs = _seconds_by_model(setup, seconds)
+        cheapest = min(costs)
+        rates = [
+            round(math.log2(told + 1e-9)) - round(math.log2(cost / cheapest))
+            for told, cost in zip(discriminations, costs, strict=True)
+        ]
+        order = sorted(order, key=lambda task: -rates[task])
     return Scale(aggregate=aggregate, order=tuple(order), cells=tuple(cells))
+
+
+def _seconds_by_model(setup: Setup, seconds: Sequence[float]) -> list[float]:
+    """Return, for each task, the mean seconds of the tasks on its model."""
+    subjects = [task.subject for task in setup.tasks]
+    return [
+        fmean(time for time, other in zip(seconds, subjects, strict=True) if other == subject)
+        for subject in subjects
+    ]
 
 
 def _discrimination(cells: Sequence[Cell], named: Mapping[str, list[float]]) -> float:

@@ -1,5 +1,6 @@
 """Cells, their values and what becomes of them, against numbers worked by hand."""
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -186,8 +187,21 @@ def test_the_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
 
 @pytest.mark.parametrize(("seconds", "order"), [((1.0, 1e6), (0, 1)), ((1e6, 1.0), (1, 0))])
 def test_the_task_that_tells_most_a_second_comes_first(evaluator, seconds, order):
-    measured = scale_of(evaluator.setup, "mean", asking(evaluator), seconds=seconds)
+    one = evaluator.setup
+    tasks = (one.tasks[0], replace(one.tasks[1], subject=1))
+    two_models = replace(
+        one, subjects=one.subjects * 2, windows=one.windows * 2, kinds=one.kinds * 2, tasks=tasks
+    )
+    measured = scale_of(two_models, "mean", asking(evaluator), seconds=seconds)
     assert measured.order == order
+
+
+def test_the_clock_does_not_order_the_tasks_of_one_model(evaluator):
+    orders = {
+        scale_of(evaluator.setup, "mean", asking(evaluator), seconds=seconds).order
+        for seconds in ((1.0, 1e6), (1e6, 1.0), (1.0, 1.1), (0.3, 0.7))
+    }
+    assert len(orders) == 1
 
 
 def test_a_named_metric_that_fails_is_left_out():
