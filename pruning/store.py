@@ -73,11 +73,8 @@ class ResidentStore:
         self.blocks = tuple(self._blocks)
         self.layers = layer_names(self._blocks)
         self.written: set[str] = set()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return torch.device(self.model.device)
+        # Asked of the model, it is a walk over its parameters, once for every leaf of every layer.
+        self.device = torch.device(model.device)
 
     @contextmanager
     def outside(self) -> Iterator[PreTrainedModel]:
