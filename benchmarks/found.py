@@ -4,8 +4,9 @@ A cell is a model, a kind of text and a target: 50%, 60% and 70% in each metric'
 2:4. Real models (bf16) are tested on the WikiText-2 test text and on Python's documentation, and
 calibrated on both kinds or only on WikiText-2; the embedded model (fp32) uses its own text. A
 relative rise is the rise of log perplexity over dense, divided by that of the best published metric
-in the cell. Measurements are kept in a folder and not repeated, so a table of several models can be
-made in parts.
+in the cell. With several numbers of calibration windows, a last table shows how the rises grow as
+windows get fewer. Measurements are kept in a folder and not repeated, so a table of several models
+can be made in parts.
 """
 
 import json
@@ -14,6 +15,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -46,6 +48,7 @@ class Setting:
 
     Attributes:
         calibration: Kinds of text for the statistics: `both`, `one` or `own`.
+        samples: Calibration windows of 512 tokens.
         statistics: The windows for the statistics.
         tests: The test texts by kind.
     """
@@ -53,13 +56,14 @@ class Setting:
     model: str
     dtype: str
     calibration: str
+    samples: int
     statistics: Mixture
     tests: Mapping[str, Mixture]
 
     @property
     def name(self) -> str:
         """A name for files."""
-        return f"{Path(self.model).name}-{self.calibration}"
+        return f"{Path(self.model).name}-{self.calibration}-{self.samples}"
 
 
 def main(
@@ -72,7 +76,9 @@ def main(
         str, typer.Option(help="Published metrics to compare with, by commas; none: all.")
     ] = "",
     calibration: Annotated[str, typer.Option(help="both, one, or both,one")] = "both,one",
-    samples: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 64,
+    samples: Annotated[
+        str, typer.Option(help="Calibration windows of 512 tokens; several by commas.")
+    ] = "64",
     windows: Annotated[
         int, typer.Option(help="Test windows of 512 tokens of each kind of text.")
     ] = 10,
@@ -91,23 +97,28 @@ def main(
     for criterion in read_seeds(metric or [], GROUPS):
         if criterion not in named.values():
             named[str(criterion)] = criterion
+    sizes = [int(size) for size in samples.split(",")]
+    if len(sizes) > 1 and "wanda" not in published:
+        raise typer.BadParameter("several numbers of windows are compared with wanda: add it")
     figures: dict[str, object] = {}
     rises: dict[str, dict[str, dict[str, float]]] = {}
     validation, test = wikitext2_corpora()
     if without:
         validation = str(_filtered(Path(validation), without, out / "validation.txt"))
-    for setting in _settings(model, calibration.split(","), samples, windows, validation, test):
+    for setting in settings_of(model, calibration.split(","), sizes, windows, validation, test):
         measured = Measured(setting, out)
         perplexities = measured.of(named)
         figures[setting.name] = {"dense": measured.dense, "perplexity": perplexities}
         _print(setting, measured.dense, perplexities, named)
-        kinds = "one" if setting.calibration == "one" else "both"
-        cells = rises.setdefault(kinds, {})
+        kinds = "only the first kind" if setting.calibration == "one" else "both kinds of text"
+        cells = rises.setdefault(f"{setting.samples} windows of {kinds}", {})
         of_model = relative_rises(measured.dense, perplexities, published)
         for cell, by_metric in of_model.items():
             cells[f"{Path(setting.model).name} {cell}"] = by_metric
-    for kinds, cells in rises.items():
-        _print_rises(kinds, cells, named)
+    for calibrated, cells in rises.items():
+        _print_rises(calibrated, cells, named)
+    if len(sizes) > 1:
+        _print_growth(figures, named)
     texts = {name: asdict_of(criterion) for name, criterion in named.items()}
     write_json(
         json_, {**conditions("bfloat16"), "metrics": texts, **figures, "relative_rises": rises}
@@ -239,19 +250,20 @@ def _filtered(source: Path, without: str, target: Path) -> Path:
     return target
 
 
-def _settings(
+def settings_of(
     models: Sequence[str],
     calibrations: Sequence[str],
-    samples: int,
+    sizes: Sequence[int],
     windows: int,
     validation: str,
     test: str,
 ) -> Iterator[Setting]:
-    for model in models:
+    """Yield what is measured: each model by each number of windows and kind of calibration."""
+    for model, samples in product(models, sizes):
         if model == EMBEDDED:
-            statistics = Mixture((Part(EMBEDDED, "calibration"),), 32, 256, 0)
+            statistics = Mixture((Part(EMBEDDED, "calibration"),), samples // 2, 256, 0)
             report = {"own": Mixture((Part(EMBEDDED, "report"),), None, 256, None)}
-            yield Setting(model, "float32", "own", statistics, report)
+            yield Setting(model, "float32", "own", samples, statistics, report)
             continue
         parts = (Part(validation, "validation[:50%]"), Part(EMBEDDED, "training"))
         tests = {
@@ -260,7 +272,8 @@ def _settings(
         }
         for calibration in calibrations:
             kinds = {"both": parts, "one": parts[:1]}[calibration]
-            yield Setting(model, "bfloat16", calibration, Mixture(kinds, samples, 512, 0), tests)
+            statistics = Mixture(kinds, samples, 512, 0)
+            yield Setting(model, "bfloat16", calibration, samples, statistics, tests)
 
 
 def _as_json(setting: Setting) -> object:
@@ -286,8 +299,23 @@ def _print(
     )
 
 
+def _print_growth(figures: Mapping[str, Any], named: Mapping[str, Criterion]) -> None:
+    """Print each metric's rise by model and windows, as a multiple of Wanda's with as many."""
+    rows = []
+    for name in named:
+        row = []
+        for setting in figures.values():
+            dense, perplexities = setting["dense"], setting["perplexity"]
+            cells = relative_rises(dense, perplexities, ["wanda"])
+            values = [by_metric[name] for by_metric in cells.values()]
+            two_of_four = [value[name] for cell, value in cells.items() if cell.endswith("2:4")]
+            row.append(f"{fmean(values):.3f}, {fmean(two_of_four):.3f}")
+        rows.append([name, *row])
+    show("rises as multiples of wanda's: all cells, 2:4", ["metric", *figures], rows)
+
+
 def _print_rises(
-    calibration: str, cells: Mapping[str, Mapping[str, float]], named: Mapping[str, Criterion]
+    calibrated: str, cells: Mapping[str, Mapping[str, float]], named: Mapping[str, Criterion]
 ) -> None:
     rows = []
     for name, criterion in named.items():
@@ -298,8 +326,7 @@ def _print_rises(
         rows.append([*row, f"{values[worst]:.3f}", worst, f"{losses} of {len(values)}"])
     rows.sort(key=lambda row: float(row[2]))
     show(
-        f"relative rises over {len(cells)} cells, calibrated on "
-        f"{'both kinds of text' if calibration == 'both' else 'only the first kind'}",
+        f"relative rises over {len(cells)} cells, calibrated on {calibrated}",
         ["metric", "size", "mean", "worst", "where", "above 1"],
         rows,
     )

@@ -14,7 +14,7 @@ import torch
 import typer
 from real_run import RealRun
 from rich.progress import track
-from tables import conditions, show, write_json
+from tables import conditions, rank_correlation, show, write_json
 from torch import Tensor
 
 from evaluation.divergence import final_hidden, window_divergences
@@ -43,9 +43,9 @@ def main(
     correlations: dict[str, list[float]] = {}
     for name, losses in (("nll", nll), ("kl", kl)):
         means = [losses[:, :count].mean(1) for count in counts]
-        correlations[name] = [_rank_correlation(mean, truth) for mean in means]
+        correlations[name] = [rank_correlation(mean.tolist(), truth.tolist()) for mean in means]
         correlations[f"{name}_better_half"] = [
-            _rank_correlation(mean[better], truth[better]) for mean in means
+            rank_correlation(mean[better].tolist(), truth[better].tolist()) for mean in means
         ]
     columns = ("nll", "kl", "nll_better_half", "kl_better_half")
     rows = [
@@ -75,12 +75,6 @@ def _measure(evaluator: Evaluator, sample: list[Record]) -> tuple[Tensor, Tensor
             rows.append((resident.measure(0, None), divergences, selection.mean()))
     nll, kl, truth = (torch.stack(column) for column in zip(*rows, strict=True))
     return nll, kl, truth
-
-
-def _rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Return Spearman's rank correlation of two tensors of shape (N,)."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
-    return torch.corrcoef(ranks)[0, 1].item()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -104,6 +105,21 @@ class Text(_Section):
                 f"{self.length}"
             )
         return self
+
+
+class Selection(Text):
+    """The text on which the winner is chosen, perhaps by models that the search does not see."""
+
+    model: Place | list[Place] = Field(
+        default=[],
+        description="models on which the finalists are measured, at each sparsity and pattern of "
+        "the tasks, calibrated on the calibration text; none: those of the tasks",
+    )
+
+    @property
+    def models(self) -> list[str]:
+        """The models; none if the winner is chosen on those of the tasks."""
+        return [self.model] if isinstance(self.model, str) else self.model
 
 
 GroupName = Literal[
@@ -215,6 +231,11 @@ class Mutations(_Section):
     )
 
 
+def _off_of_yaml(value: Any) -> Any:
+    """Return YAML's `off`, which it reads as false, as the word."""
+    return "off" if value is False else value
+
+
 class Search(_Section):
     """The evolutionary loop."""
 
@@ -232,6 +253,11 @@ class Search(_Section):
     )
     without: list[str] = Field(
         default=[], description="leaves of the set that trees are not drawn from, such as [D, I, O]"
+    )
+    units: Annotated[Literal["off", "required"], BeforeValidator(_off_of_yaml)] = Field(
+        default="off",
+        description="required: children under the group model have no units, so that scores of "
+        "different layers and models can be compared; see docs/METRICS.md",
     )
     min_initial_depth: int = Field(
         default=2, ge=0, description="least depth of random trees; the root has depth 0"
@@ -410,7 +436,7 @@ class Config(_Section):
     dtype: Dtype = "float32"
     calibration: Text
     fitness: Text
-    selection: Text
+    selection: Selection
     report: Text
     allow_test_selection: bool = Field(
         default=False,
@@ -424,13 +450,20 @@ class Config(_Section):
     search: Search = Search()
     memory: Memory = Memory()
     ray: Ray = Ray()
+    statistics: Place | None = Field(
+        default=None,
+        description="folder in which statistics are kept, by model and text, for other runs",
+    )
     trackers: list[Literal["tensorboard", "mlflow"]] = Field(
         default=[], description="where progress is sent, besides the run folder"
     )
 
     @property
     def all_tasks(self) -> list[Task]:
-        """The tasks with every field filled in; the report leads with the first."""
+        """The tasks with every field filled in; the report leads with the first.
+
+        Those on the models of `selection`, which only choose the winner, come last, with weight 0.
+        """
         defaults = {
             "model": self.model,
             "dtype": self.dtype,
@@ -442,7 +475,13 @@ class Config(_Section):
         for entry in entries:
             if "sparsity" not in entry and (implied := implied_sparsity(entry.get("pattern"))):
                 entry["sparsity"] = implied
-        return [Task(**{**defaults, **entry}) for entry in entries or [{}]]
+        tasks = [Task(**{**defaults, **entry}) for entry in entries or [{}]]
+        targets = dict.fromkeys((task.sparsity, task.pattern) for task in tasks)
+        return tasks + [
+            Task(**{**defaults, "model": model, "sparsity": sparsity, "pattern": pattern}, weight=0)
+            for model in self.selection.models
+            for sparsity, pattern in targets
+        ]
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

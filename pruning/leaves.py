@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, Shape
+from pruning.operators import MATRIX, NO_UNITS, NUMBER, PER_INPUT, PER_OUTPUT, Shape, Units
 
 GRADIENT_FACTOR = 100.0
 """The release multiplies gradients by this before it squares them, so that they fit into fp16."""
@@ -71,6 +71,7 @@ class Leaf:
         meaning: What it is, in words.
         shape: The sides along which it varies.
         source: What it is made of.
+        units: Exponents of the scales that layers and models do not share.
         start: Returns an empty sum for a layer; None for W, which needs no calibration.
         signed: Whether it can be negative.
         gram: Whether its sum is an (in_features, in_features) matrix.
@@ -80,6 +81,7 @@ class Leaf:
     meaning: str
     shape: Shape
     source: Source
+    units: Units
     start: Callable[[nn.Linear], Sum] | None
     signed: bool = False
     gram: bool = False
@@ -220,35 +222,40 @@ class _GradientsAwayFromZero:
 
 
 LEAVES: dict[str, Leaf] = {
-    "W": Leaf("absolute weight", MATRIX, "weight", None),
+    "W": Leaf("absolute weight", MATRIX, "weight", Units(w=1), None),
     "G": Leaf(
         "root of the sum over windows of (100 x gradient of the loss by the weight) squared",
         MATRIX,
         "weight gradients",
+        Units(w=-1),
         _SquaredGradients,
     ),
     "X": Leaf(
         "mean over windows of the squared L2 norm of an input channel over tokens; no root",
         PER_INPUT,
         "inputs",
+        Units(x=2),
         _SquaredNorms,
     ),
     "A": Leaf(
         "mean over all tokens of the absolute activation of an input channel",
         PER_INPUT,
         "inputs",
+        Units(x=1),
         _Magnitudes,
     ),
     "V": Leaf(
         "population variance over all tokens of the activation of an input channel",
         PER_INPUT,
         "inputs",
+        Units(x=2),
         _Variances,
     ),
     "B": Leaf(
         "root of the mean over all tokens of (100 x gradient of the loss by the output) squared",
         PER_OUTPUT,
         "output gradients",
+        Units(w=-1, x=-1),
         _SquaredOutputGradients,
     ),
     "H": Leaf(
@@ -256,6 +263,7 @@ LEAVES: dict[str, Leaf] = {
         "x x^T summed over tokens, with 1% of its mean diagonal added to the diagonal",
         PER_INPUT,
         "inputs",
+        Units(x=-2),
         _InverseGramDiagonal,
         gram=True,
     ),
@@ -264,12 +272,14 @@ LEAVES: dict[str, Leaf] = {
         "layer (OWL, Yin et al., 2024, arXiv:2310.05175)",
         NUMBER,
         "inputs",
+        NO_UNITS,
         _OutlierRatio,
     ),
     "D": Leaf(
         "relative depth of the layer's block, from 0, the first, to 1, the last",
         NUMBER,
         "inputs",
+        NO_UNITS,
         _Depth,
         of_block=True,
     ),
@@ -278,6 +288,7 @@ LEAVES: dict[str, Leaf] = {
         "block's input and output (ShortGPT, Men et al., 2024, arXiv:2403.03853)",
         NUMBER,
         "inputs",
+        NO_UNITS,
         _BlockInfluence,
         of_block=True,
     ),
@@ -288,6 +299,7 @@ LEAVES: dict[str, Leaf] = {
         "the gradient, along the weight's sign",
         MATRIX,
         "weight gradients",
+        Units(w=-1),
         _GradientsAwayFromZero,
         signed=True,
     ),

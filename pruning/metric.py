@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pruning.leaves import LEAVES
-from pruning.operators import MATRIX, NUMBER, OPERATORS, Shape
+from pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
 from pruning.syntax import Tree, number_text, read_json, read_text
 
 
@@ -112,6 +112,50 @@ class Metric:
         if self.operands:
             return OPERATORS[self.name].typing.shape(*(x.shape for x in self.operands))
         return NUMBER if self.is_constant else LEAVES[self.name].shape
+
+    @property
+    def units(self) -> Units:
+        """The exponents with which the score scales with weights, activations and a layer's sides.
+
+        Scores of different layers can be compared if all are 0: see docs/METRICS.md.
+
+        Raises:
+            ValueError: If operands of an operator do not go together, as in `add(W, X)`: then the
+                score has no exponents. One line that says where.
+        """
+        if self._units is None:
+            place = next(
+                x for x in self.nodes() if not x._units and all(y._units for y in x.operands)
+            )
+            held = ", ".join(f"{x.text} has {x._units}" for x in place.operands)
+            rule = "operands of one unit" if len(place.operands) > 1 else "an operand without units"
+            raise ValueError(
+                f"metric '{self.text}' has {place.text}: {place.name} needs {rule}, and {held}; "
+                "divide by a mean, as in quot(W, rowmean(W))"
+            )
+        return self._units
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether scores of different layers can be compared: they have no units."""
+        return self._units == NO_UNITS
+
+    @cached_property
+    def _units(self) -> Units | None:
+        if not self.operands:
+            return NO_UNITS if self.is_constant else LEAVES[self.name].units
+        units = [operand._units for operand in self.operands]
+        if None in units:
+            return None
+        over = any_side(*(operand._sides for operand in self.operands))
+        return OPERATORS[self.name].units(*units, over=over)
+
+    @cached_property
+    def _sides(self) -> Shape:
+        """The sides of the tensor: `div` broadcasts, so they can be more than those of `shape`."""
+        if len(self.operands) == 1:
+            return OPERATORS[self.name].typing.shape(self.operands[0]._sides)
+        return any_side(*(x._sides for x in self.operands)) if self.operands else self.shape
 
     @cached_property
     def never_negative(self) -> bool:

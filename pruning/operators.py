@@ -27,6 +27,27 @@ class Shape(NamedTuple):
     by_column: bool
 
 
+class Units(NamedTuple):
+    """Exponents of the three scales that layers and models do not share; the loss is the unit.
+
+    Attributes:
+        w: Of the weights. A layer computes the same if its weights grow as its inputs shrink.
+        x: Of the activations that are its inputs.
+        n: Of its sides: a sum over the inputs of each output has n = 1, their mean 0.
+    """
+
+    w: float = 0
+    x: float = 0
+    n: float = 0
+
+    def __str__(self) -> str:
+        powers = zip(self._fields, self, strict=True)
+        return " ".join(n if p == 1 else f"{n}^{p:g}" for n, p in powers if p) or "none"
+
+
+NO_UNITS = Units()
+
+
 MATRIX = Shape(True, True)
 PER_OUTPUT = Shape(True, False)
 PER_INPUT = Shape(False, True)
@@ -48,7 +69,8 @@ class Typing:
     why: str = ""
 
 
-def _any_side(*operands: Shape) -> Shape:
+def any_side(*operands: Shape) -> Shape:
+    """Return the shape of operands broadcast together."""
     return Shape(any(x.by_row for x in operands), any(x.by_column for x in operands))
 
 
@@ -60,7 +82,7 @@ def _last_is_number(*operands: Shape) -> bool:
     return operands[-1] == NUMBER
 
 
-_ELEMENTWISE = Typing(_any_side)
+_ELEMENTWISE = Typing(any_side)
 _SCALING = Typing(_first, _last_is_number, "scales over a matrix, and its operand is a number")
 # The divisor enters as one number, so it adds no side.
 _BY_NORM = Typing(_first, _last_is_number, "divides by a norm: use quot or mul for a number")
@@ -74,6 +96,50 @@ _PER_COL = Typing(
     lambda x: not x.by_row,
     "goes over the outputs, and its operand is the same for all of them",
 )
+
+
+# How a result's units follow from its operands'; None if they do not go together.
+
+
+def _power(exponent: float) -> Callable[..., Units | None]:
+    return lambda x, over: Units(*(exponent * scale for scale in x))
+
+
+def _add_exponents(x: Units, y: Units, over: Shape) -> Units:
+    return Units(*(a + b for a, b in zip(x, y, strict=True)))
+
+
+def _subtract_exponents(x: Units, y: Units, over: Shape) -> Units:
+    return Units(*(a - b for a, b in zip(x, y, strict=True)))
+
+
+def _by_frobenius(x: Units, y: Units, over: Shape) -> Units:
+    # The root of the number of elements that the norm goes over.
+    left = _subtract_exponents(x, y, over)
+    return left._replace(n=left.n - (over.by_row + over.by_column) / 2)
+
+
+def _alike(x: Units, y: Units, over: Shape) -> Units | None:
+    return x if x == y else None
+
+
+def _of_number(x: Units, over: Shape) -> Units | None:
+    return NO_UNITS if x == NO_UNITS else None
+
+
+def _always_none(x: Units, over: Shape) -> Units:
+    return NO_UNITS
+
+
+def _sum_over_side(x: Units, over: Shape) -> Units:
+    return x._replace(n=x.n + 1)
+
+
+def _norm_over_side(x: Units, over: Shape) -> Units:
+    return x._replace(n=x.n + 0.5)
+
+
+_SAME_UNITS = _power(1)
 
 
 def _perhaps(*operands: bool) -> bool:
@@ -101,6 +167,10 @@ class Operator:
         function: Maps the operands' values to the result.
         meaning: The result as a formula.
         never_negative: Whether the result is certainly 0 or more, given whether each operand is.
+        units: Maps the operands' units to the result's; None if they do not go together, such as
+            those of a sum that differ. `over` is the shape of all operands broadcast.
+        twin: The operator that has a mean where this one has a sum or a norm; empty if it has
+            neither.
         typing: How the result's shape follows from the operands'.
     """
 
@@ -108,13 +178,20 @@ class Operator:
     function: Callable[..., Tensor]
     meaning: str
     never_negative: Callable[..., bool]
+    units: Callable[..., Units | None]
     typing: Typing = _ELEMENTWISE
+    twin: str = ""
 
 
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
     # The release broadcasts before it takes the norm: a (1, in) divisor counts once for each row.
     x, y = torch.broadcast_tensors(x, y)
     return cast(Tensor, x / torch.linalg.vector_norm(y, dim=_MATRIX_SIDES, keepdim=True))
+
+
+def _divide_by_rms(x: Tensor, y: Tensor) -> Tensor:
+    x, y = torch.broadcast_tensors(x, y)
+    return x / y.square().mean(_MATRIX_SIDES, keepdim=True).sqrt()
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
@@ -180,6 +257,10 @@ def _row_norm(x: Tensor) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(x, dim=-1, keepdim=True))
 
 
+def _row_rms(x: Tensor) -> Tensor:
+    return x.square().mean(-1, keepdim=True).sqrt()
+
+
 def _column_sum(x: Tensor) -> Tensor:
     return x.sum(-2, keepdim=True)
 
@@ -196,50 +277,134 @@ def _column_norm(x: Tensor) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(x, dim=-2, keepdim=True))
 
 
+def _column_rms(x: Tensor) -> Tensor:
+    return x.square().mean(-2, keepdim=True).sqrt()
+
+
 RELEASE: dict[str, Operator] = {
-    "add": Operator(2, torch.add, "x + y", _if_all),
-    "sub": Operator(2, torch.sub, "x - y", _perhaps),
-    "mul": Operator(2, torch.mul, "x * y", _if_all),
+    "add": Operator(2, torch.add, "x + y", _if_all, _alike),
+    "sub": Operator(2, torch.sub, "x - y", _perhaps, _alike),
+    "mul": Operator(2, torch.mul, "x * y", _if_all, _add_exponents),
     "div": Operator(
         2,
         _divide_by_norm,
         "x / ||y||, the Frobenius norm of y after broadcasting: one number",
         _if_first,
+        _by_frobenius,
         _BY_NORM,
+        twin="divrms",
     ),
-    "sqr": Operator(1, _square, "x * x", _always),
-    "pow": Operator(1, _square, "x * x", _always),
-    "neg": Operator(1, torch.neg, "-x", _perhaps),
-    "skp": Operator(1, _same, "x", _if_all),
-    "abs": Operator(1, torch.abs, "|x|", _always),
-    "log": Operator(1, _guarded_log, "ln(|x| + 0.001)", _perhaps),
-    "exp": Operator(1, _guarded_exp, "exp(min(x, 100)); overflows fp32 above 88.7", _always),
-    "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)", _always),
-    "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties", _if_all),
+    "sqr": Operator(1, _square, "x * x", _always, _power(2)),
+    "pow": Operator(1, _square, "x * x", _always, _power(2)),
+    "neg": Operator(1, torch.neg, "-x", _perhaps, _SAME_UNITS),
+    "skp": Operator(1, _same, "x", _if_all, _SAME_UNITS),
+    "abs": Operator(1, torch.abs, "|x|", _always, _SAME_UNITS),
+    "log": Operator(1, _guarded_log, "ln(|x| + 0.001)", _perhaps, _of_number),
+    "exp": Operator(
+        1, _guarded_exp, "exp(min(x, 100)); overflows fp32 above 88.7", _always, _of_number
+    ),
+    "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)", _always, _power(1 / 2)),
+    "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties", _if_all, _of_number),
     "mms": Operator(
-        1, _min_max_scale, "(x - min) / (max - min) over the matrix", _always, _SCALING
+        1,
+        _min_max_scale,
+        "(x - min) / (max - min) over the matrix",
+        _always,
+        _always_none,
+        _SCALING,
     ),
     "zsn": Operator(
-        1, _z_score, "(x - mean) / std over the matrix, unbiased std", _perhaps, _SCALING
+        1,
+        _z_score,
+        "(x - mean) / std over the matrix, unbiased std",
+        _perhaps,
+        _always_none,
+        _SCALING,
     ),
 }
 
 EXTENDED: dict[str, Operator] = RELEASE | {
     "quot": Operator(
-        2, _quotient, "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive", _if_all
+        2,
+        _quotient,
+        "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive",
+        _if_all,
+        _subtract_exponents,
     ),
-    "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always),
-    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always),
-    "cube": Operator(1, _cube, "x * x * x, with its sign", _if_all),
-    "rowsum": Operator(1, _row_sum, "sum over the inputs of each output", _if_all, _PER_ROW),
-    "rowmean": Operator(1, _row_mean, "mean over the inputs of each output", _if_all, _PER_ROW),
-    "rowmax": Operator(1, _row_max, "highest over the inputs of each output", _if_all, _PER_ROW),
-    "rownorm": Operator(1, _row_norm, "L2 norm over the inputs of each output", _always, _PER_ROW),
-    "colsum": Operator(1, _column_sum, "sum over the outputs of each input", _if_all, _PER_COL),
-    "colmean": Operator(1, _column_mean, "mean over the outputs of each input", _if_all, _PER_COL),
-    "colmax": Operator(1, _column_max, "highest over the outputs of each input", _if_all, _PER_COL),
+    "divrms": Operator(
+        2,
+        _divide_by_rms,
+        "x / the root mean square of y over the matrix: one number",
+        _if_first,
+        _subtract_exponents,
+        _BY_NORM,
+    ),
+    "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always, _power(1 / 4)),
+    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always, _power(3 / 2)),
+    "cube": Operator(1, _cube, "x * x * x, with its sign", _if_all, _power(3)),
+    "rowsum": Operator(
+        1,
+        _row_sum,
+        "sum over the inputs of each output",
+        _if_all,
+        _sum_over_side,
+        _PER_ROW,
+        "rowmean",
+    ),
+    "rowmean": Operator(
+        1, _row_mean, "mean over the inputs of each output", _if_all, _SAME_UNITS, _PER_ROW
+    ),
+    "rowmax": Operator(
+        1, _row_max, "highest over the inputs of each output", _if_all, _SAME_UNITS, _PER_ROW
+    ),
+    "rownorm": Operator(
+        1,
+        _row_norm,
+        "L2 norm over the inputs of each output",
+        _always,
+        _norm_over_side,
+        _PER_ROW,
+        "rowrms",
+    ),
+    "rowrms": Operator(
+        1,
+        _row_rms,
+        "root mean square over the inputs of each output",
+        _always,
+        _SAME_UNITS,
+        _PER_ROW,
+    ),
+    "colsum": Operator(
+        1,
+        _column_sum,
+        "sum over the outputs of each input",
+        _if_all,
+        _sum_over_side,
+        _PER_COL,
+        "colmean",
+    ),
+    "colmean": Operator(
+        1, _column_mean, "mean over the outputs of each input", _if_all, _SAME_UNITS, _PER_COL
+    ),
+    "colmax": Operator(
+        1, _column_max, "highest over the outputs of each input", _if_all, _SAME_UNITS, _PER_COL
+    ),
     "colnorm": Operator(
-        1, _column_norm, "L2 norm over the outputs of each input", _always, _PER_COL
+        1,
+        _column_norm,
+        "L2 norm over the outputs of each input",
+        _always,
+        _norm_over_side,
+        _PER_COL,
+        "colrms",
+    ),
+    "colrms": Operator(
+        1,
+        _column_rms,
+        "root mean square over the outputs of each input",
+        _always,
+        _SAME_UNITS,
+        _PER_COL,
     ),
 }
 

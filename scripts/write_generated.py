@@ -17,7 +17,7 @@ from configs.schema import json_schema
 from pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
 from pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
 from pruning.masks import GROUPS, group_of
-from pruning.operators import EXTENDED, MATRIX, RELEASE, Operator, Shape
+from pruning.operators import EXTENDED, MATRIX, NO_UNITS, RELEASE, Operator, Shape, Units
 
 ROOT = Path(__file__).parents[1]
 METRICS, SCHEMA = ROOT / "docs/METRICS.md", ROOT / "configs/schema.json"
@@ -63,9 +63,9 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 def tables() -> dict[str, str]:
     """Return the tables by the names in their markers."""
     extended = {name: row for name, row in EXTENDED.items() if name not in RELEASE}
-    operators = ("operator", "operands", "result of matrices", "meaning")
-    leaves = ("leaf", "shape", "meaning", "needs", "set")
-    named = ("name", "formula", "group", "source")
+    operators = ("operator", "operands", "result of matrices", "units of the result", "meaning")
+    leaves = ("leaf", "shape", "units", "meaning", "needs", "set")
+    named = ("name", "formula", "group", "units", "source")
     others = {name: row for name, row in PUBLISHED.items() if name not in BASELINES}
     return {
         "leaves": _table(leaves, (_leaf_row(*row) for row in LEAVES.items())),
@@ -85,12 +85,27 @@ def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:
     if leaf.gram:
         needs += ", and `(in, in)` of memory per layer"
     smallest = next(set_name for set_name, leaves in LEAF_SETS.items() if name in leaves)
-    return f"`{name}`", _shape(leaf.shape), leaf.meaning, needs, smallest
+    return f"`{name}`", _shape(leaf.shape), str(leaf.units), leaf.meaning, needs, smallest
 
 
 def _operator_row(name: str, operator: Operator) -> tuple[str, ...]:
     result = operator.typing.shape(*[MATRIX] * operator.arity)
-    return f"`{name}`", str(operator.arity), _shape(result), operator.meaning
+    return f"`{name}`", str(operator.arity), _shape(result), _unit_rule(operator), operator.meaning
+
+
+def _unit_rule(operator: Operator) -> str:
+    """Return the units of an operator's result in those of its operands, [x] and [y]."""
+    # Two operands of units that share nothing, so that the result tells them apart.
+    units = operator.units(*(Units(w=1), Units(x=1))[: operator.arity], over=MATRIX)
+    if units is None:
+        return (
+            "those of both, which must be equal"
+            if operator.arity == 2
+            else "none, and x must have none"
+        )
+    if units == NO_UNITS:
+        return "none"
+    return re.sub("[wx]", lambda unit: {"w": "[x]", "x": "[y]"}[unit[0]], str(units))
 
 
 def _group_row(name: str) -> tuple[str, ...]:
@@ -98,7 +113,11 @@ def _group_row(name: str) -> tuple[str, ...]:
 
 
 def _named_row(name: str, named: Baseline) -> tuple[str, ...]:
-    return f"`{name}`", f"`{named.text}`", named.group, named.source
+    try:
+        units = str(named.criterion.metric.units)
+    except ValueError:
+        units = "a sum of different ones"
+    return f"`{name}`", f"`{named.text}`", named.group, units, named.source
 
 
 def _shape(shape: Shape) -> str:

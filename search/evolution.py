@@ -60,6 +60,7 @@ class Settings:
         exploration: Fraction of candidates that are one mutation away from a member and that the
             surrogate does not choose: it knows nothing of masks unlike all measured ones.
         variation: How children are made.
+        units: `required` if scores under the group `model` must have none, or `off`.
         weights: Weight of each task in the fitness, which add up to 1; for the surrogate.
         worst: Share of the worst task in the fitness; the rest is the weighted mean.
     """
@@ -78,6 +79,7 @@ class Settings:
     brood: int
     exploration: float
     variation: Variation
+    units: str = "off"
     weights: tuple[float, ...] = (1.0,)
     worst: float = 0.0
 
@@ -267,12 +269,14 @@ def breed(
             first, second = choose_parents(
                 _mates(settings, state), settings.pool, settings.parents, rules.rank
             )
-            metric = child_of(first.criterion.metric, second.criterion.metric, settings.variation)
-            child = _canonical(settings, Criterion(metric, _group_of(settings, first, second)))
+            group = _group_of(settings, first, second)
+            variation = _variation_in(group, settings)
+            metric = child_of(first.criterion.metric, second.criterion.metric, variation)
+            child = _canonical(settings, Criterion(metric, group))
             if child not in (first.criterion, second.criterion):
                 return Candidate(index, child, (first.index, second.index))
-        tree = random_metric(settings.variation)
         group = random.choice(settings.groups)
+        tree = random_metric(_variation_in(group, settings))
         return Candidate(index, _canonical(settings, Criterion(tree, group)))
 
 
@@ -311,6 +315,13 @@ def _group_of(settings: Settings, first: Record, second: Record) -> str:
         return random.choice(others)
     # Without crossover, a child inherits nothing from its second parent.
     return random.choice(inherited) if settings.variation.crossover else inherited[0]
+
+
+def _variation_in(group: str, settings: Settings) -> Variation:
+    """Return how children of a group are made: only under `model` do layers compete."""
+    if group == "model" and settings.units == "required":
+        return replace(settings.variation, comparable=True)
+    return settings.variation
 
 
 def _canonical(settings: Settings, criterion: Criterion) -> Criterion:

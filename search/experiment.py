@@ -109,7 +109,7 @@ class Experiment:
     @property
     def fitness_unit(self) -> str:
         """The unit of fitness; see `search.scale`."""
-        kinds = [kind for task in self.config.all_tasks for kind in task.fitness.parts]
+        kinds = [k for t in self.config.all_tasks if t.weight for k in t.fitness.parts]
         return unit_of(len(kinds))
 
     def provenance(self, subject: int) -> dict[str, Provenance]:
@@ -187,7 +187,7 @@ def resolve(config: Config) -> Experiment:
         texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
         leaves=drawn.union(*(criterion.metric.leaves for criterion in named)),
-        settings=_settings(search, groups, seeds, [task.weight for task in tasks]),
+        settings=_settings(search, groups, seeds, [task.weight for task in tasks if task.weight]),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -233,6 +233,7 @@ def _settings(
             mutation=search.mutation,
             mutations=search.mutations.model_dump(),
         ),
+        units=search.units,
         weights=tuple(weight / sum(weights) for weight in weights),
         worst=WORST_SHARE[search.aggregate],
     )

@@ -58,7 +58,8 @@ def finish(
     finalists = state.finalists(experiment.config.search.finalists)
     task_count, known = len(experiment.tasks), 1 + len(BASELINES)
     title = "scoring the finalists on the selection text"
-    with step(console, title, task_count * (known + len(finalists))) as progress:
+    choosing = len(experiment.setup.tasks_of("selection"))
+    with step(console, title, choosing * (known + len(finalists))) as progress:
         winner, standings = _choose(experiment, pool, finalists, progress.advance)
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
     front = state.pareto_front
@@ -223,7 +224,7 @@ def _choose(
     experiment: Experiment, pool: Pool, finalists: list[Record], done: Count
 ) -> tuple[Record, list[dict[str, Any]]]:
     """Score finalists on the selection texts; return the best, and the standings of all."""
-    tasks = range(len(experiment.tasks))
+    tasks = experiment.setup.tasks_of("selection")
     aggregate = experiment.config.search.aggregate
     ask = partial(pool.losses, done=done)
     scale = scale_of(experiment.setup, aggregate, ask, "selection")
@@ -233,10 +234,14 @@ def _choose(
     answers = iter(ask(requests))
     scored = []
     for record in finalists:
-        by_task = [next(answers) for _ in tasks]
-        losses = [windows for windows in by_task if windows]
-        if len(losses) == len(tasks):
+        losses: list[list[float]] = [[] for _ in experiment.tasks]
+        for task in tasks:
+            answer = next(answers)
+            losses[task] = answer or []
+        if all(losses[task] for task in tasks):
             scored.append((scale.fitness(losses), record, losses))
+    if not scored:  # none can prune a model that the search did not see
+        return finalists[0], []
     scored.sort(key=lambda entry: (entry[0], entry[1].index))
     reference = scored[0][2]
     standings = []

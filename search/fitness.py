@@ -38,7 +38,7 @@ class Task:
         subject: Index of the model.
         sparsity: Fraction of the weights to remove.
         pattern: An n:m group, or None for unstructured sparsity.
-        weight: Weight of this task relative to the others.
+        weight: Weight of this task relative to the others; 0 if it only chooses the winner.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Setup:
         subjects: The models.
         windows: Each model's token ids by role (calibration, fitness, selection, report), each
             (N, T).
-        tasks: One or more.
+        tasks: One or more; those of weight 0 come last.
         leaves: Statistics that metrics may use.
         objective: `nll` or `kl`.
         device: A torch device.
@@ -86,6 +86,14 @@ class Setup:
     hopeless: float
     memory: Memory = field(default_factory=Memory)
     kinds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
+
+    def tasks_of(self, role: str) -> list[int]:
+        """Return the tasks that are measured on a text when metrics are compared.
+
+        On the selection text those of weight 0, if there are any; else those that have a weight.
+        """
+        chosen = [i for i, task in enumerate(self.tasks) if role == "selection" and not task.weight]
+        return chosen or [i for i, task in enumerate(self.tasks) if task.weight]
 
     def kinds_of(self, task: int, role: str) -> tuple[str, ...]:
         """Return the kind of text of each window of a task."""
@@ -253,8 +261,8 @@ class Evaluator:
 
     def _complete(self, losses: Sequence[Sequence[float]]) -> bool:
         return all(
-            len(part) == len(self.residents[task.subject].dense)
-            for part, task in zip(losses, self.setup.tasks, strict=True)
+            len(losses[task]) == len(self.residents[self.setup.tasks[task].subject].dense)
+            for task in self.setup.tasks_of("fitness")
         )
 
     def _tokens(self, losses: Sequence[Sequence[float]]) -> int:

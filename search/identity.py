@@ -10,7 +10,14 @@ from search.journal import FolderError, RunFolder
 from search.machine import description
 from search.population import Record
 
-FREE_KEYS = ("search.candidates", "ray.", "memory.master", "memory.scores", "trackers")
+FREE_KEYS = (
+    "search.candidates",
+    "ray.",
+    "memory.master",
+    "memory.scores",
+    "statistics",
+    "trackers",
+)
 """Config keys that may differ when a run is continued: how long and where, never what."""
 
 Fingerprints = Mapping[str, list[object]]

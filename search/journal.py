@@ -152,7 +152,7 @@ class RunFolder:
         return value
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors as safetensors, whole or not at all."""
+        """Write tensors as safetensors, whole or not at all; a name can be a path elsewhere."""
         temporary = self.path / f"{name}.tmp"
         with _writing(temporary):
             temporary.touch()

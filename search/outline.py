@@ -97,7 +97,8 @@ def _text_lines(experiment: Experiment, tokens: list[dict[str, int | None]]) -> 
 def _task_lines(experiment: Experiment) -> Iterator[str]:
     for task in experiment.tasks:
         pattern = task.pattern.name if task.pattern else "unstructured"
-        yield f"task {task.name}: {task.sparsity:.1%} zeros, {pattern}, weight {task.weight:g}"
+        use = f"weight {task.weight:g}" if task.weight else "only to choose the winner"
+        yield f"task {task.name}: {task.sparsity:.1%} zeros, {pattern}, {use}"
 
 
 def _worker_line(config: Config) -> str:

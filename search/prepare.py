@@ -1,6 +1,9 @@
 """Preparation before the first candidate: statistics, probes and the scale of the fitness."""
 
+import hashlib
+import json
 from functools import partial
+from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -47,7 +50,9 @@ def prepare(
     scale = _scale(folder, experiment, pool, console)
     digests["scale"].append(scale.digest())
     check_fingerprints(folder, experiment, digests)
-    return Fingerprints([(probes[task.subject], task.target) for task in experiment.tasks])
+    return Fingerprints(
+        [(probes[task.subject], task.target) for task in experiment.tasks if task.weight]
+    )
 
 
 def _statistics(
@@ -59,11 +64,41 @@ def _statistics(
     if statistics is None:
         tokens = experiment.provenance(subject)["calibration"]["tokens"]
         model = experiment.subjects[subject].model
-        with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
-            statistics = dict(pool.collect_statistics(subject, progress.at))
+        kept = _kept_name(experiment, subject, pool)
+        statistics = folder.read_tensors(kept) if kept else None
+        if statistics is None:
+            with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
+                statistics = dict(pool.collect_statistics(subject, progress.at))
+            if kept:
+                folder.write_tensors(kept, statistics)
         folder.write_tensors(name, statistics)
     pool.use_statistics(subject, statistics)
     return statistics
+
+
+def _kept_name(experiment: Experiment, subject: int, pool: Pool) -> str:
+    """Return the file in which other runs find these statistics; empty if none are kept.
+
+    Raises:
+        FolderError: If the folder that the config names cannot be made.
+    """
+    config = experiment.config
+    if config.statistics is None:
+        return ""
+    depends_on = [
+        pool.model_digest(subject),
+        tensors_digest({"calibration": experiment.windows[subject]["calibration"].tokens}),
+        experiment.subjects[subject].dtype,
+        config.memory.statistics,
+        sorted(experiment.leaves),
+    ]
+    digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+    kept = Path(config.statistics).expanduser().absolute()
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"statistics {config.statistics!r} cannot be made: {error}") from error
+    return str(kept / f"{digest}.safetensors")
 
 
 def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
@@ -81,7 +116,9 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
     if scale is None:
         setup, aggregate = experiment.setup, experiment.config.search.aggregate
         title = "measuring the dense model and the named metrics on the fitness text"
-        with step(console, title, len(setup.tasks) * (1 + len(BASELINES))) as progress:
+        with step(
+            console, title, len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
+        ) as progress:
             seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
             ask = partial(pool.losses, done=progress.advance)
             scale = scale_of(setup, aggregate, ask, seconds=seconds)

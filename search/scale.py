@@ -151,7 +151,7 @@ class Scale(_Values):
 
     Attributes:
         aggregate: The weighted mean of the cells, the worst of them, or the mean of these two.
-        order: Tasks in the order in which they are evaluated.
+        order: Tasks of the fitness in the order in which they are evaluated.
         cells: Cells in the order of the tasks.
     """
 
@@ -166,7 +166,7 @@ class Scale(_Values):
     def rises_by_task(self, losses: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
         """Return each task's relative rise, of its kinds of text evaluated so far; None if none."""
         rises: list[float | None] = []
-        for task in range(len(losses)):
+        for task in sorted(self.order):
             cells = [cell for cell in self.cells if cell.task == task]
             seen = [(cell.weight, cell.value(losses[task])) for cell in cells]
             known = [(weight, value) for weight, value in seen if value is not None]

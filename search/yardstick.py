@@ -37,12 +37,13 @@ def cells_of(
     setup: Setup, task: int, role: str, dense: Sequence[float], named: Mapping[str, list[float]]
 ) -> list[Cell]:
     """Return a task's cells on one of its texts, weighted by their numbers of windows."""
-    total = sum(each.weight for each in setup.tasks)
+    # Tasks of weight 0 are only compared with one another.
+    total = sum(setup.tasks[other].weight or 1 for other in setup.tasks_of(role))
     kinds = setup.kinds_of(task, role)
     cells = []
     for kind in dict.fromkeys(kinds):
         places = [place for place, other in enumerate(kinds) if other == kind]
-        weight = setup.tasks[task].weight / total * len(places) / len(kinds)
+        weight = (setup.tasks[task].weight or 1) / total * len(places) / len(kinds)
         cells.append(cell_of(task, kind, weight, places, dense, dict(named)))
     return cells
 
@@ -63,21 +64,21 @@ def scale_of(
     """
     cells: list[Cell] = []
     discriminations = []
-    for task in range(len(setup.tasks)):
+    order = setup.tasks_of(role)
+    for task in order:
         dense, named = losses_of(ask, task, role)
         task_cells = cells_of(setup, task, role, dense, named)
         discriminations.append(_discrimination(task_cells, named))
         cells += task_cells
-    order: Sequence[int] = range(len(setup.tasks))
     if seconds:
         # Each rounded to powers of two, and one model's tasks at one cost, so that the order is not
         # a matter of what else the machine did.
         costs = _seconds_by_model(setup, seconds)
         cheapest = min(costs)
-        rates = [
-            round(math.log2(told + 1e-9)) - round(math.log2(cost / cheapest))
-            for told, cost in zip(discriminations, costs, strict=True)
-        ]
+        rates = {
+            task: round(math.log2(told + 1e-9)) - round(math.log2(costs[task] / cheapest))
+            for task, told in zip(order, discriminations, strict=True)
+        }
         order = sorted(order, key=lambda task: -rates[task])
     return Scale(aggregate=aggregate, order=tuple(order), cells=tuple(cells))
 

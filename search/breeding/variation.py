@@ -23,6 +23,7 @@ from search.breeding.primitives import (
     to_tree,
 )
 from search.breeding.products import draw_operator, draw_product, draw_side, exchange_factors
+from search.breeding.units import without_units
 
 Member = TypeVar("Member")
 Rank = tuple[float, ...]
@@ -53,6 +54,7 @@ class Variation:
         mutation: Probability of one mutation, after crossover.
         mutations: Relative weights of the names in `MUTATIONS`; `constant` is ignored in a set
             without numbers.
+        comparable: Whether scores of different layers must be comparable: have no units.
     """
 
     primitives: gp.PrimitiveSet
@@ -65,6 +67,14 @@ class Variation:
     exchange: float
     mutation: float
     mutations: dict[str, float]
+    comparable: bool = False
+
+    def fitted(self, metric: Metric) -> Metric | None:
+        """Return a tree, repaired if it has units and must not; None if it is not allowed."""
+        if self.comparable and not metric.problem:
+            metric = without_units(metric) or metric
+        allowed = self.allows(metric) and metric.is_comparable >= self.comparable
+        return metric if allowed else None
 
     def allows(self, metric: Metric) -> bool:
         """Return whether a tree is within the limits and can rank the weights of a matrix."""
@@ -204,8 +214,8 @@ def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -
         tree = fill_in_numbers(draw(), variation.primitives)
         # Checked before the tree is parsed: crossover can nest deeper than the language allows.
         if tree.height <= variation.max_depth and len(tree) <= variation.max_size:
-            metric = to_metric(tree)
-            if variation.allows(metric):
+            metric = variation.fitted(to_metric(tree))
+            if metric:
                 return metric
     return None
 

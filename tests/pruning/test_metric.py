@@ -25,8 +25,8 @@ PRUNER_ZERO_JSON = {
 }
 VOCABULARY = (
     "leaves are W, G, X, A, V, B, H, O, D, I, M and numbers, operators add, sub, mul, div, sqr, "
-    "pow, neg, skp, abs, log, exp, sqrt, tanh, mms, zsn, quot, root4, pow15, cube, rowsum, "
-    "rowmean, rowmax, rownorm, colsum, colmean, colmax, colnorm"
+    "pow, neg, skp, abs, log, exp, sqrt, tanh, mms, zsn, quot, divrms, root4, pow15, cube, rowsum, "
+    "rowmean, rowmax, rownorm, rowrms, colsum, colmean, colmax, colnorm, colrms"
 )
 NEITHER = "has something that is neither an operator call nor a leaf at column"
 
@@ -160,7 +160,7 @@ def test_shape_is_the_sides_along_which_a_score_can_vary(text, shape):
 @given(METRICS)
 def test_shape_agrees_with_the_scores_tensor(metric):
     scores = metric.score(**random_leaves())
-    divides = any(node.name == "div" for node in metric.nodes())
+    divides = any(node.name in ("div", "divrms") for node in metric.nodes())
     for side, (length, varies) in enumerate(zip((3, 5), metric.shape, strict=True)):
         # As in the release, div spreads its left operand over the sides of its divisor.
         if not divides:

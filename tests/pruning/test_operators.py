@@ -47,6 +47,10 @@ def apply(name, *operands):
         ("colmean", (A,), [[2.0, -1.0]]),
         ("colmax", (A,), [[3.0, 0.0]]),
         ("colnorm", (A,), [[10**0.5, 2.0]]),
+        ("rowrms", (A,), [[2.5**0.5], [4.5**0.5]]),
+        ("colrms", (A,), [[5**0.5, 2**0.5]]),
+        # (3, 4) over two rows: the mean of the squares is 12.5, as over one.
+        ("divrms", (A, ROW), [[12.5**-0.5, -2 * 12.5**-0.5], [3 * 12.5**-0.5, 0.0]]),
     ],
 )
 def test_operator_gives_the_value_worked_by_hand(name, operands, expected):
@@ -84,12 +88,12 @@ def test_quot_overflows_where_a_large_number_meets_a_small_divisor():
 
 # Finite operands on which a result is not finite: everything that an operator can do wrong.
 PARTIAL = {
-    "zeros": {"div", "mms", "zsn"},
+    "zeros": {"div", "divrms", "mms", "zsn"},
     "constant": {"mms", "zsn"},
     "one number": {"mms", "zsn"},
     "huge": {"add", "mul", "sqr", "pow", "exp", "zsn", "pow15", "cube"}
-    | {"rowsum", "rowmean", "rownorm", "colsum", "colmean", "colnorm"},
-    "tiny": {"div"},
+    | {"rowsum", "rowmean", "rownorm", "colsum", "colmean", "colnorm", "rowrms", "colrms"},
+    "tiny": {"div", "divrms"},
 }
 OPERANDS = {
     "zeros": torch.zeros(3, 4),
@@ -192,9 +196,9 @@ def test_release_holds_the_operators_and_leaves_of_the_release():
 def test_extended_adds_operators_and_leaves_to_the_release():
     assert EXTENDED.items() >= RELEASE.items()
     unary, binary = arities({name: EXTENDED[name] for name in EXTENDED if name not in RELEASE})
-    assert binary == {"quot"}
-    over_a_side = {f"{side}{what}" for side in ("row", "col") for what in ("sum", "mean", "max")}
-    assert unary == {"root4", "pow15", "cube", "rownorm", "colnorm"} | over_a_side
+    assert binary == {"quot", "divrms"}
+    what = ("sum", "mean", "max", "norm", "rms")
+    assert unary == {"root4", "pow15", "cube"} | {a + b for a in ("row", "col") for b in what}
     assert (
         LEAF_SETS["extended"]
         == tuple(LEAVES)

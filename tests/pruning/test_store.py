@@ -21,7 +21,7 @@ from pruning.leaves import LEAVES, STATISTICS, Leaf
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import linear_layers, load_config, load_model, outside_blocks
-from pruning.operators import PER_INPUT
+from pruning.operators import PER_INPUT, Units
 from pruning.pruner import prune
 from pruning.recipe import Recipe
 from pruning.result.work import write_json
@@ -525,7 +525,7 @@ class Peaks:
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
 def test_a_new_leaf_is_one_row_of_the_table(dense, tmp_path, monkeypatch, propagation):
-    monkeypatch.setitem(LEAVES, "P", Leaf("peak", PER_INPUT, "inputs", Peaks))
+    monkeypatch.setitem(LEAVES, "P", Leaf("peak", PER_INPUT, "inputs", Units(x=1), Peaks))
     for module in (leaves, recipes, walk):  # made of the table when they are imported
         monkeypatch.setattr(module, "STATISTICS", STATISTICS | {"P"})
     folder, windows = dense("llama"), toy_windows()

@@ -1,0 +1,190 @@
+"""The exponents of a formula against what its score does when a layer's scales change."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pruning import operators
+from pruning.baselines import NAMED
+from pruning.leaves import LEAVES, Seen
+from pruning.metric import Metric
+from pruning.operators import EXTENDED, OPERATORS, RELEASE, Units
+
+OUT, IN, TOKENS, WINDOWS = 3, 4, 5, 2
+
+
+class Layer:
+    """A layer with what flows into it and the gradients that flow back: its statistics follow."""
+
+    def __init__(self, weight, inputs, gradients):
+        self.weight, self.inputs, self.gradients = weight, inputs, gradients
+
+    def scaled(self, c, d):
+        """The same function of a network: its outputs grow by c d, so that gradients shrink."""
+        return Layer(c * self.weight, d * self.inputs, self.gradients / (c * d))
+
+    def repeated(self, k):
+        return Layer(
+            self.weight.repeat(k, k), self.inputs.repeat(1, 1, k), self.gradients.repeat(1, 1, k)
+        )
+
+    def leaves(self, names):
+        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False)
+        linear.weight.data = self.weight
+        values = {"W": self.weight.abs().double()}
+        for name in names - {"W"}:
+            leaf = LEAVES[name]
+            total = leaf.start(linear)
+            for inputs, gradients in zip(self.inputs, self.gradients, strict=True):
+                total.add(
+                    {
+                        "inputs": torch.full((TOKENS, 1), 0.9) if leaf.of_block else inputs,
+                        "output gradients": gradients,
+                        "weight gradients": gradients.T @ inputs,
+                    }[leaf.source],
+                    slice(None),
+                )
+            values[name] = total.result(Seen(WINDOWS, WINDOWS * TOKENS, 0.5)).double()
+        return values
+
+    def score(self, metric):
+        return evaluated(metric, self.leaves(metric.leaves))
+
+
+def evaluated(metric, leaves):
+    """In double precision, so that only the guards and the units matter."""
+    if metric.operands:
+        return OPERATORS[metric.name].function(*(evaluated(x, leaves) for x in metric.operands))
+    if metric.is_constant:
+        return torch.full((1, 1), metric.value, dtype=torch.float64)
+    return leaves[metric.name]
+
+
+@st.composite
+def layers(draw):
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    return Layer(
+        torch.randn(OUT, IN),
+        torch.randn(WINDOWS, TOKENS, IN),
+        torch.randn(WINDOWS, TOKENS, OUT),
+    )
+
+
+def trees(leaves=tuple(LEAVES), without=()):
+    return st.recursive(
+        st.sampled_from([*leaves, "0.5", "2"]).map(Metric),
+        lambda below: st.sampled_from([name for name in OPERATORS if name not in without]).flatmap(
+            lambda name: st.tuples(*[below] * OPERATORS[name].arity).map(
+                lambda operands: Metric(name, operands)
+            )
+        ),
+        max_leaves=5,
+    )
+
+
+def units_of(metric):
+    assume(not any(node._is_ill_typed for node in metric.nodes()))
+    try:
+        return metric.units
+    except ValueError:
+        assume(False)
+
+
+def agree(metric, before, after, factor):
+    assume(before.isfinite().all() and after.isfinite().all())
+    assume(before.abs().max() < 1e100 and before.abs().min() > 1e-100)
+    torch.testing.assert_close(after, before * factor, rtol=1e-5, atol=0)
+
+
+@pytest.fixture(autouse=True)
+def unguarded(monkeypatch):
+    """Without the smallest divisor, which has no units; what it guards is not finite then."""
+    monkeypatch.setattr(operators, "SMALLEST_DIVISOR", 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:std")
+@settings(max_examples=300, deadline=None)
+@given(trees(), layers(), st.sampled_from([0.5, 2.0, 8.0]), st.sampled_from([0.25, 2.0]))
+def test_a_score_scales_by_its_exponents_with_weights_and_activations(metric, layer, c, d):
+    units = units_of(metric)
+    before, after = layer.score(metric), layer.scaled(c, d).score(metric)
+    agree(metric, before, after, c**units.w * d**units.x)
+
+
+# H inverts the Gram matrix, which copies of one input make singular; the std of zsn is unbiased.
+@settings(max_examples=300, deadline=None)
+@given(trees([leaf for leaf in LEAVES if leaf != "H"], ["zsn"]), layers(), st.sampled_from([2, 3]))
+def test_a_score_scales_by_its_exponent_with_the_sides_of_a_layer(metric, layer, k):
+    units = units_of(metric)
+    before, after = layer.score(metric), layer.repeated(k).score(metric)
+    repeats = [a // b for a, b in zip(after.shape, before.shape, strict=True)]
+    agree(metric, before.repeat(*repeats), after, k**units.n)
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("mul(W, G)", Units()),
+        ("mul(W, sqrt(X))", Units(w=1, x=1)),
+        ("add(rowsum(W), colsum(W))", Units(w=1, n=1)),
+        ("div(W, W)", Units(n=-1)),
+        ("div(X, X)", Units(n=-0.5)),
+        ("div(X, W)", Units(w=-1, x=2, n=-1)),
+        ("divrms(W, W)", Units()),
+        ("quot(pow15(rownorm(V)), root4(B))", Units(w=0.25, x=3.25, n=0.75)),
+        ("mul(mms(G), exp(quot(M, G)))", Units()),
+        ("add(0.5, zsn(X))", Units()),
+    ],
+)
+def test_units_worked_by_hand(text, units):
+    assert Metric.parse(text).units == units
+    assert Metric.parse(text).is_comparable == (units == Units())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "mul(W, add(G, sqrt(X)))",
+            "metric 'mul(W, add(G, sqrt(X)))' has add(G, sqrt(X)): add needs operands of one unit, "
+            "and G has w^-1, sqrt(X) has x; divide by a mean, as in quot(W, rowmean(W))",
+        ),
+        (
+            "exp(colsum(quot(M, G)))",
+            "metric 'exp(colsum(quot(M, G)))' has exp(colsum(quot(M, G))): exp needs an operand "
+            "without units, and colsum(quot(M, G)) has n; divide by a mean, as in "
+            "quot(W, rowmean(W))",
+        ),
+    ],
+)
+def test_operands_that_do_not_go_together_are_named(text, message):
+    assert not Metric.parse(text).is_comparable
+    with pytest.raises(ValueError) as error:
+        _ = Metric.parse(text).units
+    assert str(error.value) == message
+
+
+def test_units_print_as_powers():
+    assert str(Units()) == "none"
+    assert str(Units(-0.75, 0.25, -1.125)) == "w^-0.75 x^0.25 n^-1.125"
+
+
+def test_the_named_metrics_of_the_group_model_have_no_units():
+    over_the_model = [named for named in NAMED.values() if named.group == "model"]
+    assert len(over_the_model) >= 4
+    assert all(named.criterion.metric.is_comparable for named in over_the_model)
+
+
+def test_each_operator_with_a_sum_or_a_norm_has_a_twin_with_a_mean():
+    matrix = Units(w=1)
+    whole = operators.MATRIX
+    for name, operator in OPERATORS.items():
+        units = operator.units(*[matrix] * operator.arity, over=whole)
+        assert bool(operator.twin) == bool(units and units.n), name
+        if operator.twin:
+            twin = OPERATORS[operator.twin].units(*[matrix] * operator.arity, over=whole)
+            assert twin == units._replace(n=0), name
+    assert {"div"} == {name for name in RELEASE if RELEASE[name].twin}
+    assert EXTENDED.keys() >= {operator.twin for operator in OPERATORS.values() if operator.twin}
