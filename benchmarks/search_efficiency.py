@@ -1,8 +1,8 @@
-"""The contribution of each part of the search, for the same time and several seeds.
+"""The contribution of each part of the search, for the same time or candidates and several seeds.
 
 It compares evolution with random search, and with evolution by other settings, such as without
 broods, exploration, mask fingerprints, stages or simplification. All start without seed metrics, in
-this process, on the same statistics. It reports the best fitness after the given time, and the time
+this process, on the same statistics. It reports the best fitness at the end, and the time
 to reach the fitness of Wanda per row and of mul(W, G) over the model. Then it counts random trees
 as texts, as simplified texts and as masks.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from real_run import RealRun
@@ -21,7 +21,7 @@ from rich.progress import Progress
 from tables import conditions, show, write_json
 
 from configs import schema
-from pruning.baselines import BASELINES
+from pruning.baselines import NAMED
 from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
 from search.breeding.primitives import primitive_set
@@ -53,18 +53,34 @@ VARIANTS: dict[str, list[str]] = {
     "deeper trees": ["search.min_initial_depth=2", "search.max_initial_depth=4"],
     "no leeway": ["search.leeway=null"],
     "free group": ["pruning.group=free"],
+    "units": ["search.units=off"],
+    "no units": ["search.units=required"],
     "no fingerprints": ["search.fingerprint=false", "search.brood=1"],
     "no stages": ["search.stages=[]"],
     "no simplification": ["search.simplify=false"],
 }
 """Overrides of the config, by variant."""
 
-TARGETS = {"wanda": "Wanda (row)", "snip": "mul(W, G) (model)"}
+TARGETS = {
+    "wanda": "Wanda (row)",
+    "snip": "mul(W, G) (model)",
+    "directed-snip-wanda": "directed-snip-wanda",
+}
+
+
+class Limit(NamedTuple):
+    """Where a search ends, and in what its way to a target is counted: `s` or `candidates`."""
+
+    amount: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.amount:.0f} {self.unit}"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One search: best fitness, candidates, full evaluations, and seconds to each target."""
+    """One search: best fitness, candidates, full evaluations, and the way to each target."""
 
     best: float
     candidates: int
@@ -80,11 +96,15 @@ def main(
     ] = None,
     variants: Annotated[str, typer.Option(help="Some of them, by commas; none: all.")] = "",
     seconds: Annotated[float, typer.Option(help="Busy time of each search.")] = 60.0,
+    candidates: Annotated[
+        int | None, typer.Option(help="Candidates of each search, in place of a time.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Searches of each kind.")] = 5,
     trees: Annotated[int, typer.Option(help="Random trees that are counted.")] = 2000,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print two tables."""
+    limit = Limit(candidates, "candidates") if candidates else Limit(seconds, "s")
     base = ["search.seeds=[]", "search.candidates=1000000", *(overrides or [])]
     real = RealRun(run) if run else None
     config = run / "config.yaml" if run else config
@@ -100,12 +120,12 @@ def main(
             for variant, changes in tried.items():
                 changed = resolve(schema.load(config, [*base, f"search.seed={seed}", *changes]))
                 there = replace(changed, windows=plain.windows)
-                traces[variant].append(bench.search(there, seconds, targets))
+                traces[variant].append(bench.search(there, limit, targets))
                 progress.advance(task)
     counts = _count(plain, bench.fingerprints, trees)
-    _print(plain, traces, targets, seconds, counts)
+    _print(plain, traces, targets, limit, counts)
     found = {name: [vars(trace) for trace in runs] for name, runs in traces.items()}
-    figures = {"seconds": seconds, "targets": targets, "runs": found, "trees": counts}
+    figures = {"limit": str(limit), "targets": targets, "runs": found, "trees": counts}
     write_json(json, {**conditions(plain.config.dtype), **figures})
 
 
@@ -133,13 +153,13 @@ class _Bench:
         self.evaluator.evaluate(Candidate(0, Criterion.parse("W", "row")))  # warms up
 
     def fitness_of(self, name: str) -> float:
-        """Return a baseline's fitness."""
-        outcome = self.evaluator.evaluate(Candidate(0, BASELINES[name].criterion))
+        """Return a named metric's fitness."""
+        outcome = self.evaluator.evaluate(Candidate(0, NAMED[name].criterion))
         assert outcome.fitness is not None
         return outcome.fitness
 
-    def search(self, experiment: Experiment, seconds: float, targets: Mapping[str, float]) -> Trace:
-        """Search until the time is up."""
+    def search(self, experiment: Experiment, limit: Limit, targets: Mapping[str, float]) -> Trace:
+        """Search until the limit."""
         self.evaluator.setup = experiment.setup
         marks = Fingerprints(self.fingerprints.tasks)  # a copy that has seen no masks
         known = marks if experiment.config.search.fingerprint else None
@@ -153,10 +173,11 @@ class _Bench:
             evolution.tell(candidate.index, outcome)
             evaluated += outcome.kind == "evaluated"
             passed, best = time.process_time() - began, evolution.state.best
+            spent = passed if limit.unit == "s" else evolution.state.committed
             for name, fitness in targets.items():
                 if reached[name] is None and best and best.rank[0] <= fitness:
-                    reached[name] = passed
-            if passed > seconds:
+                    reached[name] = spent
+            if spent >= limit.amount:
                 break
         fitness = evolution.state.best.rank[0] if evolution.state.best else math.inf
         return Trace(fitness, evolution.state.committed, evaluated, reached)
@@ -192,7 +213,7 @@ def _print(
     experiment: Experiment,
     traces: Mapping[str, list[Trace]],
     targets: Mapping[str, float],
-    seconds: float,
+    limit: Limit,
     counts: Mapping[str, int],
 ) -> None:
     rows = []
@@ -205,11 +226,11 @@ def _print(
             times = [run.reached[name] for run in runs]
             hits = [value for value in times if value is not None]
             median = statistics.median([math.inf if t is None else t for t in times])
-            text = f"{median:.0f} s" if math.isfinite(median) else "not"
+            text = f"{median:.0f} {limit.unit}" if math.isfinite(median) else "not"
             row.append(f"{text} ({len(hits)} of {len(runs)})")
         rows.append(row)
     show(
-        f"{experiment.config.model}, {experiment.tasks[0].name}, {seconds:.0f} s each, "
+        f"{experiment.config.model}, {experiment.tasks[0].name}, {limit} each, "
         f"{len(next(iter(traces.values())))} seeds",
         [
             "search",

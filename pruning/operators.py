@@ -331,14 +331,6 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _if_all,
         _subtract_exponents,
     ),
-    "divrms": Operator(
-        2,
-        _divide_by_rms,
-        "x / the root mean square of y over the matrix: one number",
-        _if_first,
-        _subtract_exponents,
-        _BY_NORM,
-    ),
     "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always, _power(1 / 4)),
     "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always, _power(3 / 2)),
     "cube": Operator(1, _cube, "x * x * x, with its sign", _if_all, _power(3)),
@@ -366,14 +358,6 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _PER_ROW,
         "rowrms",
     ),
-    "rowrms": Operator(
-        1,
-        _row_rms,
-        "root mean square over the inputs of each output",
-        _always,
-        _SAME_UNITS,
-        _PER_ROW,
-    ),
     "colsum": Operator(
         1,
         _column_sum,
@@ -398,6 +382,25 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _PER_COL,
         "colrms",
     ),
+}
+
+TWINS: dict[str, Operator] = {
+    "divrms": Operator(
+        2,
+        _divide_by_rms,
+        "x / the root mean square of y over the matrix: one number",
+        _if_first,
+        _subtract_exponents,
+        _BY_NORM,
+    ),
+    "rowrms": Operator(
+        1,
+        _row_rms,
+        "root mean square over the inputs of each output",
+        _always,
+        _SAME_UNITS,
+        _PER_ROW,
+    ),
     "colrms": Operator(
         1,
         _column_rms,
@@ -407,6 +410,8 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _PER_COL,
     ),
 }
+"""What a search without units has in place of `div`, `rownorm` and `colnorm`. It draws none of
+these: twice as many operators of one kind would be drawn twice as often."""
 
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
 """Operator sets that a search can draw from, by their name in the config."""
@@ -414,5 +419,5 @@ SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED
 SETS_WITH_NUMBERS = frozenset({"extended"})
 """Sets that include numbers; the release has none."""
 
-OPERATORS: dict[str, Operator] = EXTENDED
+OPERATORS: dict[str, Operator] = EXTENDED | TWINS
 """All operators: the language reads them whatever a search draws from."""

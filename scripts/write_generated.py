@@ -17,7 +17,7 @@ from configs.schema import json_schema
 from pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
 from pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
 from pruning.masks import GROUPS, group_of
-from pruning.operators import EXTENDED, MATRIX, NO_UNITS, RELEASE, Operator, Shape, Units
+from pruning.operators import EXTENDED, MATRIX, NO_UNITS, RELEASE, TWINS, Operator, Shape, Units
 
 ROOT = Path(__file__).parents[1]
 METRICS, SCHEMA = ROOT / "docs/METRICS.md", ROOT / "configs/schema.json"
@@ -71,6 +71,7 @@ def tables() -> dict[str, str]:
         "leaves": _table(leaves, (_leaf_row(*row) for row in LEAVES.items())),
         "release": _table(operators, (_operator_row(*row) for row in RELEASE.items())),
         "extended": _table(operators, (_operator_row(*row) for row in extended.items())),
+        "twins": _table(operators, (_operator_row(*row) for row in TWINS.items())),
         "groups": _table(("group", "the weights that compete"), map(_group_row, GROUPS)),
         "baselines": _table(named, (_named_row(*row) for row in BASELINES.items())),
         "published": _table(named, (_named_row(*row) for row in others.items())),

@@ -275,7 +275,7 @@ def breed(
             child = _canonical(settings, Criterion(metric, group))
             if child not in (first.criterion, second.criterion):
                 return Candidate(index, child, (first.index, second.index))
-        group = random.choice(settings.groups)
+        group = _one_of(settings.groups)
         tree = random_metric(_variation_in(group, settings))
         return Candidate(index, _canonical(settings, Criterion(tree, group)))
 
@@ -314,7 +314,12 @@ def _group_of(settings: Settings, first: Record, second: Record) -> str:
     if others and random.random() < settings.regroup:
         return random.choice(others)
     # Without crossover, a child inherits nothing from its second parent.
-    return random.choice(inherited) if settings.variation.crossover else inherited[0]
+    return _one_of(inherited if settings.variation.crossover else inherited[:1])
+
+
+def _one_of(groups: tuple[str, ...]) -> str:
+    """Draw a group, if there is a choice."""
+    return random.choice(groups) if len(set(groups)) > 1 else groups[0]
 
 
 def _variation_in(group: str, settings: Settings) -> Variation:

@@ -78,6 +78,18 @@ def on_two_tasks(finished, tmp_path_factory):
     return folder / "run", printed
 
 
+@pytest.fixture(scope="module")
+def chosen_elsewhere(tiny_llama_dir, tmp_path_factory):
+    """A run without units whose winner was chosen on a model that the search did not see."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    more = [
+        *("pruning.group=model", "search.units=required", "search.primitives=extended"),
+        *(f"selection.model={tiny_llama_dir}", f"statistics={folder / 'kept'}"),
+    ]
+    printed = search(folder / "run", *more)
+    return folder, more, printed
+
+
 def read(path):
     return json.loads(path.read_text())
 
@@ -259,6 +271,63 @@ def test_the_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_met
         assert cell["perplexity"] == pytest.approx(task["best"]["perplexity"])
         assert f"{cell['relative_rise']:.3f}" in printed
         assert f"{cell['relative_rise']:.3f}" in (out / "report.html").read_text()
+
+
+# A model that the search does not see, units, kept statistics
+
+
+def test_the_winner_is_chosen_on_a_model_that_the_search_does_not_see(
+    chosen_elsewhere, tiny_llama_dir
+):
+    run = chosen_elsewhere[0] / "run"
+    summary = read(run / "summary.json")
+    assert [(task["weight"], task["model"]) for task in summary["tasks"]] == [
+        (1.0, "embedded"),
+        (0.0, str(tiny_llama_dir)),
+    ]
+    measured = [line for line in lines_of(run / "journal.jsonl") if line["rises"]]
+    assert measured
+    assert {len(line["rises"]) for line in measured} == {1}
+    standings = summary["selection"]
+    assert summary["best"]["metric"] == standings[0]["metric"]
+    assert [one["selection_loss"] for one in standings] == sorted(
+        one["selection_loss"] for one in standings
+    )
+    (text,) = resolve(schema.load(run / "config.yaml", [])).read_texts().windows[1:]
+
+    def losses(criterion):
+        store = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
+        target = Target(0.6, group_of(criterion.group))
+        prune(store, Recipe(criterion.metric, target), Texts(text["calibration"].tokens))
+        return window_losses(store, text["selection"].tokens).mean().item()
+
+    # One task and one kind of text: the loss itself, as for any single cell.
+    for one in standings[:3]:
+        criterion = Criterion.parse(one["metric"], one["group"])
+        assert one["selection_loss"] == pytest.approx(losses(criterion), rel=1e-5)
+
+
+def test_a_search_that_requires_it_breeds_no_units(chosen_elsewhere, finished):
+    def comparable(run):
+        lines = lines_of(run / "journal.jsonl")
+        return [Metric.parse(line["metric"]).is_comparable for line in lines]
+
+    assert all(comparable(chosen_elsewhere[0] / "run"))
+    assert not all(comparable(finished))
+
+
+def test_kept_statistics_serve_another_run(chosen_elsewhere):
+    folder, more, printed = chosen_elsewhere
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "kept").iterdir()}
+    assert len(kept) == 2
+    again = search(folder / "again", *more, "search.candidates=8")
+    assert "collecting statistics" in printed
+    assert "collecting statistics" not in again
+    assert {p.name: p.stat().st_mtime_ns for p in (folder / "kept").iterdir()} == kept
+    first, second = (lines_of(folder / name / "journal.jsonl") for name in ("run", "again"))
+    assert second == first[:8]
+    search(folder / "other", *more, "search.candidates=8", "calibration.windows=1")
+    assert len(list((folder / "kept").iterdir())) == 4
 
 
 def test_the_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):

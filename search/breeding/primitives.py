@@ -82,7 +82,10 @@ def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
 
 def to_metric(tree: gp.PrimitiveTree) -> Metric:
     """Return a DEAP tree as a metric, node for node."""
-    return Metric.parse(str(tree))
+    operands: list[Metric] = []
+    for node in reversed(tree):
+        operands.append(Metric(node.name, tuple(operands.pop() for _ in range(node.arity))))
+    return operands.pop()
 
 
 def fill_in_numbers(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from deap import gp
 
 from pruning.metric import Metric
+from pruning.operators import OPERATORS
 from search.breeding.primitives import (
     fill_in_numbers,
     has_numbers,
@@ -23,7 +24,6 @@ from search.breeding.primitives import (
     to_tree,
 )
 from search.breeding.products import draw_operator, draw_product, draw_side, exchange_factors
-from search.breeding.units import without_units
 
 Member = TypeVar("Member")
 Rank = tuple[float, ...]
@@ -69,17 +69,13 @@ class Variation:
     mutations: dict[str, float]
     comparable: bool = False
 
-    def fitted(self, metric: Metric) -> Metric | None:
-        """Return a tree, repaired if it has units and must not; None if it is not allowed."""
-        if self.comparable and not metric.problem:
-            metric = without_units(metric) or metric
-        allowed = self.allows(metric) and metric.is_comparable >= self.comparable
-        return metric if allowed else None
-
     def allows(self, metric: Metric) -> bool:
-        """Return whether a tree is within the limits and can rank the weights of a matrix."""
+        """Return whether a tree is within the limits and can rank the weights of a matrix.
+
+        And, if they must be comparable, those of several layers.
+        """
         fits = metric.depth <= self.max_depth and metric.size <= self.max_size
-        return fits and not metric.problem
+        return fits and not metric.problem and metric.is_comparable >= self.comparable
 
 
 @contextmanager
@@ -103,7 +99,15 @@ def random_metric(variation: Variation) -> Metric:
     else:
         grow = partial(gp.genHalfAndHalf, primitives, *depths)
         metric = _first_allowed(variation, lambda: gp.PrimitiveTree(grow()))
-    return metric or Metric("W")
+    return metric or Metric.parse("mul(W, G)" if variation.comparable else "W")
+
+
+def with_means(metric: Metric) -> Metric:
+    """Return a metric with a mean in place of each sum and norm, which add a unit of size."""
+    if not metric.operands:
+        return metric
+    name = OPERATORS[metric.name].twin or metric.name
+    return Metric(name, tuple(map(with_means, metric.operands)))
 
 
 def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
@@ -214,8 +218,10 @@ def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -
         tree = fill_in_numbers(draw(), variation.primitives)
         # Checked before the tree is parsed: crossover can nest deeper than the language allows.
         if tree.height <= variation.max_depth and len(tree) <= variation.max_size:
-            metric = variation.fitted(to_metric(tree))
-            if metric:
+            metric = to_metric(tree)
+            if variation.comparable:
+                metric = with_means(metric)
+            if variation.allows(metric):
                 return metric
     return None
 

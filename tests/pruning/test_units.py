@@ -62,14 +62,11 @@ def evaluated(metric, leaves):
     return leaves[metric.name]
 
 
-@st.composite
-def layers(draw):
-    torch.manual_seed(draw(st.integers(0, 2**32)))
-    return Layer(
-        torch.randn(OUT, IN),
-        torch.randn(WINDOWS, TOKENS, IN),
-        torch.randn(WINDOWS, TOKENS, OUT),
-    )
+def layer_of(seed):
+    """Eighths, so that all sums are exact in fp32 whatever their order."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = ((OUT, IN), (WINDOWS, TOKENS, IN), (WINDOWS, TOKENS, OUT))
+    return Layer(*((torch.randint(-16, 16, size, generator=generator) + 0.5) / 8 for size in sizes))
 
 
 def trees(leaves=tuple(LEAVES), without=()):
@@ -106,7 +103,12 @@ def unguarded(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:std")
 @settings(max_examples=300, deadline=None)
-@given(trees(), layers(), st.sampled_from([0.5, 2.0, 8.0]), st.sampled_from([0.25, 2.0]))
+@given(
+    trees(),
+    st.integers(0, 2**32).map(layer_of),
+    st.sampled_from([0.5, 2.0, 8.0]),
+    st.sampled_from([0.25, 2.0]),
+)
 def test_a_score_scales_by_its_exponents_with_weights_and_activations(metric, layer, c, d):
     units = units_of(metric)
     before, after = layer.score(metric), layer.scaled(c, d).score(metric)
@@ -115,7 +117,11 @@ def test_a_score_scales_by_its_exponents_with_weights_and_activations(metric, la
 
 # H inverts the Gram matrix, which copies of one input make singular; the std of zsn is unbiased.
 @settings(max_examples=300, deadline=None)
-@given(trees([leaf for leaf in LEAVES if leaf != "H"], ["zsn"]), layers(), st.sampled_from([2, 3]))
+@given(
+    trees([leaf for leaf in LEAVES if leaf != "H"], ["zsn"]),
+    st.integers(0, 2**32).map(layer_of),
+    st.sampled_from([2, 3]),
+)
 def test_a_score_scales_by_its_exponent_with_the_sides_of_a_layer(metric, layer, k):
     units = units_of(metric)
     before, after = layer.score(metric), layer.repeated(k).score(metric)

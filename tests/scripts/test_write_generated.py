@@ -37,10 +37,15 @@ def text_of_metrics():
 
 def test_a_row_says_shape_and_needs_and_keeps_bars_out_of_the_table():
     tables = WRITTEN["tables"]()
-    assert "| `sqrt` | 1 | `(out, in)` | sqrt(\\|x\\|) |\n" in tables["release"]
-    assert "| `colsum` | 1 | `(1, in)` | sum over the outputs of each input |" in tables["extended"]
+    assert "| `sqrt` | 1 | `(out, in)` | [x]^0.5 | sqrt(\\|x\\|) |\n" in tables["release"]
+    assert (
+        "| `colsum` | 1 | `(1, in)` | [x] n | sum over the outputs of each input |"
+        in tables["extended"]
+    )
+    assert "| `div` | 2 | `(out, in)` | [x] [y]^-1 n^-1 | " in tables["release"]
+    assert "| `exp` | 1 | `(out, in)` | none, and x must have none | " in tables["release"]
     rows = {line.split("`")[1]: line for line in tables["leaves"].splitlines()[2:]}
-    assert rows["W"] == "| `W` | `(out, in)` | absolute weight | nothing | release |"
+    assert rows["W"] == "| `W` | `(out, in)` | w | absolute weight | nothing | release |"
     assert rows["B"].startswith("| `B` | `(out, 1)` | ")
     assert rows["B"].endswith(" | a backward pass per window | extended |")
     assert rows["H"].endswith(
@@ -54,7 +59,8 @@ def test_a_named_metric_and_a_group_say_what_they_are():
         "| `row` | The weights of one output row; each row loses the same share. |\n"
         in tables["groups"]
     )
-    assert "| `snip` | `mul(W, G)` | model | Lee et al., 2019" in tables["baselines"]
+    assert "| `snip` | `mul(W, G)` | model | none | Lee et al., 2019" in tables["baselines"]
+    assert "| row | a sum of different ones | Das" in tables["baselines"]
     assert "`snip`" not in tables["published"]
 
 

@@ -28,6 +28,7 @@ from search.breeding.variation import (
     choose_parents,
     random_metric,
     seeded,
+    with_means,
 )
 
 PRIMITIVES = primitive_set("release")
@@ -202,7 +203,7 @@ def test_each_mutation_alone_stays_within_the_limits(name):
     variation = replace(EXTENDED, crossover=0, mutation=1, mutations={name: 1})
     changed = 0
     # Hoisting changes about half of all trees, so which trees are drawn matters here.
-    for seed in range(450, 600):
+    for seed in range(900, 1050):
         first, second = parents(seed, EXTENDED)
         with seeded(seed, 1):
             child = child_of(first, second, variation)
@@ -467,3 +468,29 @@ def test_choose_parents_works_with_two_members(pool, best):
     for seed in range(5):
         with seeded(seed):
             assert set(choose_parents(("a", "b"), pool, best, str)) == {"a", "b"}
+
+
+# Units
+
+
+COMPARABLE = replace(EXTENDED, comparable=True, max_size=25, max_depth=8)
+
+
+def test_comparable_trees_and_children_have_no_units_and_stay_within_the_limits():
+    changed = 0
+    for seed in range(100):
+        first, second = parents(seed, COMPARABLE)
+        with seeded(seed, 1):
+            child = child_of(first, second, COMPARABLE)
+        assert all(metric.is_comparable for metric in (first, second, child))
+        assert is_within_limits(child, COMPARABLE)
+        changed += child != first
+    assert changed > 50
+    with_units = [parents(seed, EXTENDED)[0] for seed in range(100)]
+    assert sum(metric.is_comparable for metric in with_units) < 30
+
+
+def test_means_take_the_place_of_sums_and_norms():
+    text = "add(div(rowsum(W), colnorm(G)), mul(colsum(rownorm(W)), colmax(G)))"
+    means = "add(divrms(rowmean(W), colrms(G)), mul(colmean(rowrms(W)), colmax(G)))"
+    assert with_means(Metric.parse(text)).text == means
