@@ -90,10 +90,10 @@ def exchange_factors(
 
 
 def draw_product(primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Draw a product of two or three factors: a matrix leaf, and matrix leaves or sides."""
+    """Draw a product of two or three factors: a matrix leaf, and others or sides."""
     product = _draw_matrix(primitives)
     for _ in range(random.choice([1, 2])):
-        draw = random.choice([_draw_matrix, draw_side])
+        draw = random.choice([_draw_matrix, draw_factor])
         product = [draw_operator(primitives), *product, *draw(primitives)]
     return gp.PrimitiveTree(product)
 
@@ -110,7 +110,17 @@ def _draw_matrix(primitives: gp.PrimitiveSet) -> Nodes:
     return _bent([leaf], primitives)
 
 
-def draw_side(primitives: gp.PrimitiveSet) -> Nodes:
+def draw_factor(primitives: gp.PrimitiveSet) -> Nodes:
+    """Draw a side, or a matrix relative to the mean of its row or column, as RIA has W."""
+    named = primitives.mapping
+    if "rowmean" not in named or random.random() >= 0.25:
+        return _draw_side(primitives)
+    leaf = random.choice([n for n in _matrices_of(primitives) if not LEAVES[n].signed])
+    names = ("quot", leaf, random.choice(["rowmean", "colmean"]), leaf)
+    return _bent([named[name] for name in names], primitives)
+
+
+def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
     """Draw the worth of an input, a row or a layer: a leaf, or matrices reduced to one side.
 
     Often relative to its layer, and bent. Grown trees of this size hardly ever have these forms.

@@ -23,7 +23,7 @@ from search.breeding.primitives import (
     to_metric,
     to_tree,
 )
-from search.breeding.products import draw_operator, draw_product, draw_side, exchange_factors
+from search.breeding.products import draw_factor, draw_operator, draw_product, exchange_factors
 
 Member = TypeVar("Member")
 Rank = tuple[float, ...]
@@ -161,13 +161,13 @@ def _mutate_insert(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
 
 
 def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Factor mutation: the tree, or a subtree, is multiplied or divided by a drawn side.
+    """Factor mutation: the tree, or a subtree, is multiplied or divided by a drawn one.
 
     Good pruning metrics are mostly products of the worth of a weight, its input and its row.
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
-    tree[place] = [draw_operator(primitives), *tree[place], *draw_side(primitives)]
+    tree[place] = [draw_operator(primitives), *tree[place], *draw_factor(primitives)]
     return tree
 
 

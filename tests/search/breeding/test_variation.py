@@ -402,16 +402,20 @@ def test_factor_mutation_keeps_the_tree_and_multiplies_or_divides_a_part_of_it()
 
 
 @pytest.mark.parametrize("name", ["extended", "release"])
-def test_a_factor_is_the_worth_of_a_row_an_input_or_a_layer(name):
+def test_a_factor_is_the_worth_of_a_row_an_input_or_a_layer_or_a_relative_matrix(name):
     primitives = primitive_set(name)
     factors = []
-    for seed in range(300):
+    for seed in range(400):
         with seeded(seed):
             tree = MUTATIONS["factor"](to_tree(Metric.parse("W"), primitives), primitives)
         operator, factor = to_metric(tree), to_metric(tree).operands[1]
         assert operator.name in ("mul", "quot")
-        assert factor.shape != MATRIX and factor.never_negative
+        assert factor.never_negative
         factors.append(factor)
+    by_weight = [factor for factor in factors if factor.shape == MATRIX]
+    assert all(re.search(r"quot\((.), (row|col)mean\(\1\)\)", f.text) for f in by_weight)
+    assert bool(by_weight) == (name == "extended")
+    factors = [factor for factor in factors if factor.shape != MATRIX]
     assert {factor.shape for factor in factors} == (
         {PER_INPUT, PER_OUTPUT, NUMBER} if name == "extended" else {PER_INPUT}
     )
