@@ -25,8 +25,8 @@ PRUNER_ZERO_JSON = {
 }
 VOCABULARY = (
     "leaves are W, G, X, A, V, B, H, O, D, I, M and numbers, operators add, sub, mul, div, sqr, "
-    "pow, neg, skp, abs, log, exp, sqrt, tanh, mms, zsn, quot, divrms, root4, pow15, cube, rowsum, "
-    "rowmean, rowmax, rownorm, rowrms, colsum, colmean, colmax, colnorm, colrms"
+    "pow, neg, skp, abs, log, exp, sqrt, tanh, mms, zsn, quot, root4, pow15, cube, rowsum, "
+    "rowmean, rowmax, rownorm, colsum, colmean, colmax, colnorm, divrms, rowrms, colrms"
 )
 NEITHER = "has something that is neither an operator call nor a leaf at column"
 

@@ -61,8 +61,8 @@ def setting(*overrides: str) -> list[str]:
 
 
 def test_validate_says_which_configs_are_shipped():
-    names = ("embedded", "llama2_7b", "paper", "smollm2_135m", "three_models", "two_models")
-    assert [f"{name}.yaml" for name in names] == SHIPPED
+    names = ["embedded", "llama2_7b", "paper", "smollm2_135m", "three_models", "two_models"]
+    assert [f"{name}.yaml" for name in (*names, "unseen_gemma", "unseen_smollm2")] == SHIPPED
 
 
 @pytest.mark.parametrize("words", [[], ["--config", CONFIGS / "paper.yaml"]])
