@@ -47,7 +47,6 @@ class Units(NamedTuple):
 
 NO_UNITS = Units()
 
-
 MATRIX = Shape(True, True)
 PER_OUTPUT = Shape(True, False)
 PER_INPUT = Shape(False, True)
@@ -101,22 +100,17 @@ _PER_COL = Typing(
 # How a result's units follow from its operands'; None if they do not go together.
 
 
-def _power(exponent: float) -> Callable[..., Units | None]:
-    return lambda x, over: Units(*(exponent * scale for scale in x))
+def _power(exponent: float, sides: float = 0) -> Callable[..., Units]:
+    return lambda x, over: Units(exponent * x.w, exponent * x.x, exponent * x.n + sides)
 
 
-def _add_exponents(x: Units, y: Units, over: Shape) -> Units:
-    return Units(*(a + b for a, b in zip(x, y, strict=True)))
-
-
-def _subtract_exponents(x: Units, y: Units, over: Shape) -> Units:
-    return Units(*(a - b for a, b in zip(x, y, strict=True)))
+def _joined(sign: int) -> Callable[..., Units]:
+    return lambda x, y, over: Units(*(a + sign * b for a, b in zip(x, y, strict=True)))
 
 
 def _by_frobenius(x: Units, y: Units, over: Shape) -> Units:
     # The root of the number of elements that the norm goes over.
-    left = _subtract_exponents(x, y, over)
-    return left._replace(n=left.n - (over.by_row + over.by_column) / 2)
+    return _power(1, -(over.by_row + over.by_column) / 2)(_joined(-1)(x, y, over), over)
 
 
 def _alike(x: Units, y: Units, over: Shape) -> Units | None:
@@ -124,19 +118,7 @@ def _alike(x: Units, y: Units, over: Shape) -> Units | None:
 
 
 def _of_number(x: Units, over: Shape) -> Units | None:
-    return NO_UNITS if x == NO_UNITS else None
-
-
-def _always_none(x: Units, over: Shape) -> Units:
-    return NO_UNITS
-
-
-def _sum_over_side(x: Units, over: Shape) -> Units:
-    return x._replace(n=x.n + 1)
-
-
-def _norm_over_side(x: Units, over: Shape) -> Units:
-    return x._replace(n=x.n + 0.5)
+    return x if x == NO_UNITS else None
 
 
 _SAME_UNITS = _power(1)
@@ -169,9 +151,9 @@ class Operator:
         never_negative: Whether the result is certainly 0 or more, given whether each operand is.
         units: Maps the operands' units to the result's; None if they do not go together, such as
             those of a sum that differ. `over` is the shape of all operands broadcast.
+        typing: How the result's shape follows from the operands'.
         twin: The operator that has a mean where this one has a sum or a norm; empty if it has
             neither.
-        typing: How the result's shape follows from the operands'.
     """
 
     arity: int
@@ -284,7 +266,7 @@ def _column_rms(x: Tensor) -> Tensor:
 RELEASE: dict[str, Operator] = {
     "add": Operator(2, torch.add, "x + y", _if_all, _alike),
     "sub": Operator(2, torch.sub, "x - y", _perhaps, _alike),
-    "mul": Operator(2, torch.mul, "x * y", _if_all, _add_exponents),
+    "mul": Operator(2, torch.mul, "x * y", _if_all, _joined(1)),
     "div": Operator(
         2,
         _divide_by_norm,
@@ -306,20 +288,10 @@ RELEASE: dict[str, Operator] = {
     "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)", _always, _power(1 / 2)),
     "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties", _if_all, _of_number),
     "mms": Operator(
-        1,
-        _min_max_scale,
-        "(x - min) / (max - min) over the matrix",
-        _always,
-        _always_none,
-        _SCALING,
+        1, _min_max_scale, "(x - min) / (max - min) over the matrix", _always, _power(0), _SCALING
     ),
     "zsn": Operator(
-        1,
-        _z_score,
-        "(x - mean) / std over the matrix, unbiased std",
-        _perhaps,
-        _always_none,
-        _SCALING,
+        1, _z_score, "(x - mean) / std over the matrix, unbiased std", _perhaps, _power(0), _SCALING
     ),
 }
 
@@ -329,7 +301,7 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _quotient,
         "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive",
         _if_all,
-        _subtract_exponents,
+        _joined(-1),
     ),
     "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always, _power(1 / 4)),
     "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always, _power(3 / 2)),
@@ -339,7 +311,7 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _row_sum,
         "sum over the inputs of each output",
         _if_all,
-        _sum_over_side,
+        _power(1, 1),
         _PER_ROW,
         "rowmean",
     ),
@@ -354,7 +326,7 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _row_norm,
         "L2 norm over the inputs of each output",
         _always,
-        _norm_over_side,
+        _power(1, 1 / 2),
         _PER_ROW,
         "rowrms",
     ),
@@ -363,7 +335,7 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _column_sum,
         "sum over the outputs of each input",
         _if_all,
-        _sum_over_side,
+        _power(1, 1),
         _PER_COL,
         "colmean",
     ),
@@ -378,7 +350,7 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _column_norm,
         "L2 norm over the outputs of each input",
         _always,
-        _norm_over_side,
+        _power(1, 1 / 2),
         _PER_COL,
         "colrms",
     ),
@@ -390,7 +362,7 @@ TWINS: dict[str, Operator] = {
         _divide_by_rms,
         "x / the root mean square of y over the matrix: one number",
         _if_first,
-        _subtract_exponents,
+        _joined(-1),
         _BY_NORM,
     ),
     "rowrms": Operator(

@@ -156,7 +156,10 @@ def pinned_config(config: Config) -> Config:
         task.model_copy(update={"model": pinned(task.model)}) if task.model else task
         for task in config.tasks
     ]
-    return config.model_copy(update={"model": pinned(config.model), "tasks": tasks})
+    models = {"model": [pinned(model) for model in config.selection.models]}
+    selection = config.selection.model_copy(update=models)
+    update = {"model": pinned(config.model), "tasks": tasks, "selection": selection}
+    return config.model_copy(update=update)
 
 
 def resolve(config: Config) -> Experiment:

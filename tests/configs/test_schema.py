@@ -133,6 +133,35 @@ def test_all_tasks_are_the_same_after_the_config_was_written(tmp_path):
     assert schema.load(path, []).all_tasks == config.all_tasks
 
 
+@pytest.mark.parametrize(
+    ("selection", "models"),
+    [
+        ("selection.model=other", ["other"]),
+        ("selection.model=[one, two]", ["one", "two"]),
+        ("selection.windows=4", []),
+    ],
+)
+def test_models_that_only_choose_come_last_at_each_target_of_the_tasks(selection, models):
+    tasks = "tasks=[{sparsity: 0.5}, {sparsity: 0.7}, {pattern: '2:4'}, {sparsity: 0.5, weight: 2}]"
+    config = schema.load(None, [tasks, selection])
+    searched, choosing = config.all_tasks[:4], config.all_tasks[4:]
+    assert [task.weight for task in searched] == [1, 1, 1, 2]
+    assert {task.model for task in searched} == {"embedded"}
+    targets = [(0.5, "unstructured"), (0.7, "unstructured"), (0.5, "2:4")]
+    assert [(task.model, (task.sparsity, task.pattern), task.weight) for task in choosing] == [
+        (model, target, 0) for model in models for target in targets
+    ]
+    assert all(task.selection == config.selection for task in choosing)
+    assert schema.parse(yaml.safe_load(schema.to_yaml(config)), "written") == config
+
+
+@pytest.mark.parametrize(("text", "units"), [("off", "off"), ("required", "required")])
+def test_units_are_off_although_yaml_reads_that_as_false(text, units):
+    assert schema.load(None, [f"search.units={text}"]).search.units == units
+    with pytest.raises(ValueError, match=r"search\.units = 'True': Input should be 'off' or 'req"):
+        schema.load(None, ["search.units=on"])
+
+
 def test_task_name_is_the_models_folder_and_what_is_removed():
     overrides = ["tasks=[{model: models/smollm2-135m}, {pattern: '2:4'}, {sparsity: 0.25}]"]
     names = [task.name for task in schema.load(None, overrides).all_tasks]

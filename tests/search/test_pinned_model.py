@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     *("model=owner/tiny", "ray.workers=0", "search.population=4", "search.stages=[1]"),
     *("fitness.windows=3", "fitness.length=16", "calibration.windows=2", "calibration.length=16"),
-    *("selection.windows=3", "selection.length=16", "report.windows=3", "report.length=16"),
+    *("selection.windows=3", "selection.length=16", "selection.model=owner/tiny"),
+    *("report.windows=3", "report.length=16"),
 ]
 
 
@@ -32,6 +33,7 @@ def test_a_run_is_resumed_on_the_commit_that_it_began_with(hub_cache, tmp_path):
     assert f"--model owner/tiny@{FIRST}" in printed  # of the command that applies the metric
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"] == f"owner/tiny@{FIRST}"
+    assert config["selection"]["model"] == [f"owner/tiny@{FIRST}"]
 
     hub_cache.point_main_at(SECOND)
     assert "candidate 6/6" in search("--resume", run, "--set", "search.candidates=6")
