@@ -21,7 +21,7 @@ SHOWN = {
     "directed-snip-variance, of 2026-11-27": (
         "directed-snip-variance (this project)"
     ),
-    "unseeded, search G of the section of 2026-11-27": "found by one search (this project)",
+    "unseeded without SmolLM2, chosen on it, of 2026-11-27": "found by one search (this project)",
     "snip": "SNIP",
     "ria-full": "RIA (exponent 1)",
     "gblm": "GBLM",
