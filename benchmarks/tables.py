@@ -49,7 +49,7 @@ def show(title: str, headings: list[str], rows: list[list[str]]) -> None:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Spearman's rank correlation; equal ones share the mean of their ranks; nan if all are."""
+    """Return Spearman's rank correlation; equal ones share a mean rank; nan if all are."""
     ranks = [
         [sum(other < value for other in values) + values.count(value) / 2 for value in values]
         for values in (list(first), list(second))
