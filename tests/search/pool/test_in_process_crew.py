@@ -222,7 +222,7 @@ def test_a_model_that_is_not_there_is_one_line(setup):
 
 @pytest.mark.slow
 def test_a_search_with_faults_that_pass_has_the_records_of_a_quiet_one(injected):
-    experiment = small_experiment()
+    experiment = small_experiment("search.seed=1")
     quiet = records_of(pool_of(experiment.setup), experiment)
     assert {record.outcome.kind for record in quiet} >= {"evaluated", "stopped"}
     calls = injected("prune", PASSING["CUDA out of memory"], lambda call, *_: call % 6 == 0)
