@@ -9,7 +9,8 @@ matrices, each of which is treated as if it were alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -173,7 +174,7 @@ def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
 
 def _divide_by_rms(x: Tensor, y: Tensor) -> Tensor:
     x, y = torch.broadcast_tensors(x, y)
-    return x / y.square().mean(_MATRIX_SIDES, keepdim=True).sqrt()
+    return x / _rms(y, _MATRIX_SIDES, keepdim=True)
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
@@ -223,44 +224,8 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _row_sum(x: Tensor) -> Tensor:
-    return x.sum(-1, keepdim=True)
-
-
-def _row_mean(x: Tensor) -> Tensor:
-    return x.mean(-1, keepdim=True)
-
-
-def _row_max(x: Tensor) -> Tensor:
-    return x.amax(-1, keepdim=True)
-
-
-def _row_norm(x: Tensor) -> Tensor:
-    return cast(Tensor, torch.linalg.vector_norm(x, dim=-1, keepdim=True))
-
-
-def _row_rms(x: Tensor) -> Tensor:
-    return x.square().mean(-1, keepdim=True).sqrt()
-
-
-def _column_sum(x: Tensor) -> Tensor:
-    return x.sum(-2, keepdim=True)
-
-
-def _column_mean(x: Tensor) -> Tensor:
-    return x.mean(-2, keepdim=True)
-
-
-def _column_max(x: Tensor) -> Tensor:
-    return x.amax(-2, keepdim=True)
-
-
-def _column_norm(x: Tensor) -> Tensor:
-    return cast(Tensor, torch.linalg.vector_norm(x, dim=-2, keepdim=True))
-
-
-def _column_rms(x: Tensor) -> Tensor:
-    return x.square().mean(-2, keepdim=True).sqrt()
+def _rms(x: Tensor, dim: int | tuple[int, int], keepdim: bool) -> Tensor:
+    return x.square().mean(dim, keepdim=keepdim).sqrt()
 
 
 RELEASE: dict[str, Operator] = {
@@ -295,6 +260,34 @@ RELEASE: dict[str, Operator] = {
     ),
 }
 
+_SIDES = {
+    "row": (-1, "inputs of each output", _PER_ROW),
+    "col": (-2, "outputs of each input", _PER_COL),
+}
+
+
+def _reduction(
+    side: str,
+    function: Callable[..., Tensor],
+    meaning: str,
+    never_negative: Callable[..., bool],
+    units: Callable[..., Units | None],
+    twin: str = "",
+) -> Operator:
+    """Return the row of an operator that reduces a matrix to one of `_SIDES`."""
+    dim, over, typing = _SIDES[side]
+    reduce = partial(function, dim=dim, keepdim=True)
+    whole = f"{meaning} over the {over}"
+    return Operator(1, reduce, whole, never_negative, units, typing, twin and side + twin)
+
+
+_REDUCTIONS: dict[str, tuple[Any, ...]] = {
+    "sum": (torch.sum, "sum", _if_all, _power(1, 1), "mean"),
+    "mean": (torch.mean, "mean", _if_all, _SAME_UNITS),
+    "max": (torch.amax, "highest", _if_all, _SAME_UNITS),
+    "norm": (torch.linalg.vector_norm, "L2 norm", _always, _power(1, 1 / 2), "rms"),
+}
+
 EXTENDED: dict[str, Operator] = RELEASE | {
     "quot": Operator(
         2,
@@ -306,54 +299,11 @@ EXTENDED: dict[str, Operator] = RELEASE | {
     "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always, _power(1 / 4)),
     "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always, _power(3 / 2)),
     "cube": Operator(1, _cube, "x * x * x, with its sign", _if_all, _power(3)),
-    "rowsum": Operator(
-        1,
-        _row_sum,
-        "sum over the inputs of each output",
-        _if_all,
-        _power(1, 1),
-        _PER_ROW,
-        "rowmean",
-    ),
-    "rowmean": Operator(
-        1, _row_mean, "mean over the inputs of each output", _if_all, _SAME_UNITS, _PER_ROW
-    ),
-    "rowmax": Operator(
-        1, _row_max, "highest over the inputs of each output", _if_all, _SAME_UNITS, _PER_ROW
-    ),
-    "rownorm": Operator(
-        1,
-        _row_norm,
-        "L2 norm over the inputs of each output",
-        _always,
-        _power(1, 1 / 2),
-        _PER_ROW,
-        "rowrms",
-    ),
-    "colsum": Operator(
-        1,
-        _column_sum,
-        "sum over the outputs of each input",
-        _if_all,
-        _power(1, 1),
-        _PER_COL,
-        "colmean",
-    ),
-    "colmean": Operator(
-        1, _column_mean, "mean over the outputs of each input", _if_all, _SAME_UNITS, _PER_COL
-    ),
-    "colmax": Operator(
-        1, _column_max, "highest over the outputs of each input", _if_all, _SAME_UNITS, _PER_COL
-    ),
-    "colnorm": Operator(
-        1,
-        _column_norm,
-        "L2 norm over the outputs of each input",
-        _always,
-        _power(1, 1 / 2),
-        _PER_COL,
-        "colrms",
-    ),
+    **{
+        f"{side}{name}": _reduction(side, *row)
+        for side in _SIDES
+        for name, row in _REDUCTIONS.items()
+    },
 }
 
 TWINS: dict[str, Operator] = {
@@ -365,22 +315,10 @@ TWINS: dict[str, Operator] = {
         _joined(-1),
         _BY_NORM,
     ),
-    "rowrms": Operator(
-        1,
-        _row_rms,
-        "root mean square over the inputs of each output",
-        _always,
-        _SAME_UNITS,
-        _PER_ROW,
-    ),
-    "colrms": Operator(
-        1,
-        _column_rms,
-        "root mean square over the outputs of each input",
-        _always,
-        _SAME_UNITS,
-        _PER_COL,
-    ),
+    **{
+        f"{side}rms": _reduction(side, _rms, "root mean square", _always, _SAME_UNITS)
+        for side in _SIDES
+    },
 }
 """What a search without units has in place of `div`, `rownorm` and `colnorm`. It draws none of
 these: twice as many operators of one kind would be drawn twice as often."""
