@@ -1,25 +1,23 @@
-"""How a script starts and ends: signals while it loads, help, version, `--json`, exit codes.
+"""How a script starts and ends: its options, signals, `--json` and exit codes."""
 
-Scripts import this before anything else, so that every later import is guarded. It therefore
-imports only the standard library at its top.
-"""
-
+import errno
 import json
 import os
-import shlex
-import shutil
 import signal
 import sys
 import tomllib
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from importlib import import_module, metadata
+from functools import wraps
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    import typer
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
 
 DONE, BROKEN, USAGE, INTERRUPTED, WRONG_FOLDER, NOTHING_EVALUATED = range(6)
 """Exit codes."""
@@ -34,57 +32,65 @@ REASONS = {
 }
 """The exit codes' names in `--json`."""
 
-_CLOSED = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *_CLOSED)
-"""Ctrl-C; what clusters send before they kill; a closed terminal, except under nohup."""
+NOTHING_WRITTEN = "interrupted before anything was written: run the same command again"
 
-_SCRIPTS = {"run_search": "prunevolve-search", "run_prune": "prunevolve-prune"}
-"""The scripts and their console entries."""
+_HUB_SETTINGS = {"HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_VERBOSITY": "error"}
+"""An unreachable Hugging Face hub is asked for 3 seconds at a time, not 10, and without a line for
+each attempt. huggingface_hub reads this when it is imported, which the commands do."""
 
-_NOTHING_WRITTEN = "interrupted before anything was written: run the same command again"
-_CLEAN_LINE = b"\r\x1b[K\x1b[?25h"
-"""Clears a terminal's line and shows the cursor, which a spinner hides."""
+JSON_OPTION = typer.Option(
+    "--json", help="Print one JSON object at the end, everything else to stderr."
+)
 
 
-def leave_on_signals() -> None:
-    """From now on, let a signal end the process at once, with one line and exit code 3.
-
-    For as long as nothing has been written: an exception raised during an import may surface as
-    another one, or not at all.
-    """
-    for number in SIGNALS:
-        signal.signal(number, _leave)
+class Resumable(RuntimeError):
+    """Raised to end a run that can be resumed; the message is one line."""
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """While open, handle signals as `leave_on_signals` does; afterwards as before."""
-    handlers = [signal.getsignal(number) for number in SIGNALS]
-    leave_on_signals()
+def interruptible() -> Iterator[None]:
+    """Let the first signal raise KeyboardInterrupt; a second does what Python does by itself.
+
+    The signals are Ctrl-C, SIGTERM, which clusters send before they kill, and SIGHUP, which a
+    closed terminal sends, except under nohup.
+    """
+    closed = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    numbers = (signal.SIGINT, signal.SIGTERM, *closed)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        restore()
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in zip(SIGNALS, handlers, strict=True):
-            signal.signal(number, handler)
+        restore()
 
 
-def raise_on_signals() -> None:
-    """From now on, let a signal raise KeyboardInterrupt, so that work can be left in order."""
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+class InterruptibleConsole(Console):
+    """A console that ends the run as Ctrl-C does, resumable, when its reader is gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Interrupt the main thread, whichever thread has printed, and print nothing more."""
+        self.quiet = True
+        _discard_output()
+        interrupt_main()
 
 
-def leave() -> NoReturn:
-    """End the process at once, before it has written anything, with one line and exit code 3."""
-    # Written to the descriptors, because a stream may be in the middle of a write.
-    os.write(2, (_CLEAN_LINE if os.isatty(2) else b"") + f"{_NOTHING_WRITTEN}\n".encode())
-    if wants_json():
-        os.write(1, f"{json.dumps(outcome(INTERRUPTED, error=_NOTHING_WRITTEN))}\n".encode())
-    os._exit(INTERRUPTED)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    leave()
+def _discard_output() -> None:
+    """Let the text that is still buffered go nowhere: a flush at exit would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def wants_json() -> bool:
@@ -104,50 +110,67 @@ def failed(code: int, error: Exception | str) -> dict[str, Any]:
     return outcome(code, error=line)
 
 
+def interrupted(line: str) -> dict[str, Any]:
+    """Print how to go on after an interrupt; return what `--json` prints for it."""
+    print(line, file=sys.stderr)
+    return outcome(INTERRUPTED, error=line)
+
+
+class _Command(TyperCommand):
+    """A command whose help shows no type for a flag."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options."""
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
 def make_app(
     command: Callable[..., Mapping[str, Any]],
     examples: tuple[str, ...],
     exit_codes: Mapping[int, str],
-) -> "typer.Typer":
+) -> typer.Typer:
     """Return the Typer application of one command.
 
-    It has `-h` and shell completion. Its help lists examples and exit codes below the options, and
-    shows no type for a flag.
+    A mistake or an interrupt that the command raises ends in one line. The help lists examples and
+    exit codes below the options.
     """
-    import typer
-    from typer.core import TyperCommand
 
-    class Command(TyperCommand):
-        def get_params(self, ctx: Any) -> list[Any]:
-            """Return the options, with no type for flags."""
-            params = super().get_params(ctx)
-            for param in params:
-                if getattr(param, "is_flag", False):
-                    param.metavar = ""
-            return params
+    @wraps(command)
+    def reported(*args: Any, **options: Any) -> Mapping[str, Any]:
+        try:
+            return command(*args, **options)
+        except Resumable as error:
+            return failed(INTERRUPTED, error)
+        except ValueError as error:
+            return failed(getattr(error, "exit_code", USAGE), error)
+        except KeyboardInterrupt:
+            return interrupted(NOTHING_WRITTEN)
+        except OSError as error:
+            return _without_reader(error)
 
     app = typer.Typer(
         pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
     )
     codes = [f"  {code} {meaning}" for code, meaning in exit_codes.items()]
     lines = ["Examples:", *(f"  {example}" for example in examples), "", "Exit codes:", *codes]
-    app.command(cls=Command, epilog="\n".join(lines))(command)
+    app.command(cls=_Command, epilog="\n".join(lines))(reported)
     return app
 
 
-def json_option() -> Any:
-    """Return the option `--json`, which `wants_json` reads as well."""
-    import typer
-
-    return typer.Option(
-        "--json", help="Print one JSON object at the end, everything else to stderr."
-    )
+def _without_reader(error: OSError) -> dict[str, Any]:
+    """Return the outcome of a run that found its pipe or terminal closed; raise other errors."""
+    if error.errno not in (errno.EPIPE, errno.EIO):
+        raise error
+    _discard_output()
+    return outcome(INTERRUPTED, error="the output was closed")
 
 
 def version_option() -> Any:
     """Return the option `--version`, which prints the version and exits."""
-    import typer
-
     return typer.Option(
         "--version", help="Print the version.", callback=_print_version, is_eager=True
     )
@@ -168,56 +191,25 @@ def version() -> str:
         return metadata.version("prunevolve")
 
 
-def run_to_end(app: "typer.Typer") -> NoReturn:
+def run_to_end(app: typer.Typer) -> NoReturn:
     """Run a script's application, whose command returns what `--json` prints, and exit.
 
-    A mistake in the options is reported in one line. Signals are handled as by `leave_on_signals`
-    until the command changes that.
+    A mistake in the options is reported in one line.
     """
-    import typer
-
     as_json = wants_json()
-    with guarded(), redirect_stdout(sys.stderr) if as_json else nullcontext():
-        try:
+    for name, value in _HUB_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        with interruptible(), redirect_stdout(sys.stderr) if as_json else nullcontext():
             result = app(standalone_mode=False)
-        except typer.TyperException as error:
-            result = failed(USAGE, error.format_message())
+    except typer.TyperException as error:
+        result = failed(USAGE, error.format_message())
     if not isinstance(result, dict):
         sys.exit(result)  # --help and the like return an exit code
-    if as_json:
-        print(json.dumps(result))
+    try:
+        if as_json:
+            print(json.dumps(result))
+        sys.stdout.flush()
+    except OSError as error:
+        result = _without_reader(error)
     sys.exit(result["exit"])
-
-
-def called(script: str) -> str:
-    """Return how to call a script, in the form in which this process was called.
-
-    Args:
-        script: `run_search` or `run_prune`.
-    """
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = Path(sys.argv[0])
-    if spec is not None and spec.name in _SCRIPTS:
-        return f"python -m {script}"
-    if program.stem in _SCRIPTS:
-        return f"python {shlex.quote(str(program.with_name(f'{script}.py')))}"
-    entry = _SCRIPTS[script]
-    on_path = shutil.which(program.stem)
-    if program.stem in _SCRIPTS.values() and (not on_path or Path(on_path) != program.absolute()):
-        return shlex.quote(str(program.with_name(entry)))
-    return entry
-
-
-def prune() -> None:
-    """Run `run_prune.py` as a console script, guarded from its first import."""
-    _start("run_prune")
-
-
-def search() -> None:
-    """Run `run_search.py` as a console script, guarded from its first import."""
-    _start("run_search")
-
-
-def _start(script: str) -> None:
-    leave_on_signals()
-    import_module(script).main()

@@ -1,14 +1,7 @@
 """Prune a model with a metric, or verify a pruned model.
 
-Options are checked before torch and transformers are imported, which takes seconds.
+torch and transformers, whose import takes seconds, are loaded inside the command.
 """
-
-import sys
-
-import command_line
-
-if __name__ == "__main__":
-    command_line.leave_on_signals()  # before the slow imports
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,22 +9,19 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from evaluation.sources import EMBEDDED, HUB_CORPORA, check_name
+import command_line
+from evaluation.sources import EMBEDDED, HUB_CORPORA
 from pruning.baselines import NAMED
-from pruning.memory import keep_freed_memory
+from pruning.output.options import Options, read_recipe
 from pruning.progress import step
-from pruning.result.options import Options, read_recipe, required
 
 EXAMPLES = (
-    "prunevolve-prune --model embedded --metric wanda --out pruned",
-    "prunevolve-prune --model DIR --metric runs/embedded --sparsity 0.6 --corpus c4 --out pruned",
-    'prunevolve-prune --model DIR --metric "mul(W, sqrt(X))" --pattern 2:4 --out pruned',
-    "prunevolve-prune --recipe pruned/pruning_recipe.json --out again",
-    "prunevolve-prune --verify pruned",
+    "python run_prune.py --model embedded --metric wanda --out pruned",
+    "python run_prune.py --model DIR --metric runs/first --sparsity 0.6 --corpus c4 --out OUT",
+    'python run_prune.py --model DIR --metric "mul(W, sqrt(X))" --pattern 2:4 --out pruned',
+    "python run_prune.py --recipe pruned/pruning_recipe.json --out again",
+    "python run_prune.py --verify pruned",
 )
-
-
-LOADING = "loading torch and transformers"
 
 
 def _one_of(*values: str) -> Callable[[], list[str]]:
@@ -135,73 +125,55 @@ def prune_model(
         bool, Option("--validate", help="Check the request and print the plan; write nothing.")
     ] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
-    as_json: Annotated[bool, command_line.json_option()] = False,
+    as_json: Annotated[bool, command_line.JSON_OPTION] = False,
     version: Annotated[bool, command_line.version_option()] = False,
 ) -> dict[str, Any]:
     """Prune a model with a metric and save it, or --verify a saved one."""
     options = Options(
-        *(model, revision, metric, sparsity, pattern, group, propagation),
-        *(_all(corpus), _all(split), _all(share), samples, seqlen, seed),
-        *(_all(eval_corpus), _all(eval_split), eval_windows, bos, dtype),
+        model=model,
+        revision=revision,
+        metric=metric,
+        sparsity=sparsity,
+        pattern=pattern,
+        group=group,
+        propagation=propagation,
+        corpus=corpus or None,
+        split=split or None,
+        share=share or None,
+        samples=samples,
+        seqlen=seqlen,
+        seed=seed,
+        eval_corpus=eval_corpus or None,
+        eval_split=eval_split or None,
+        eval_windows=eval_windows,
+        bos=bos,
+        dtype=dtype,
     )
 
-    if verify:
-        alone = options == Options() and not (out or recipe)
-        return _run(lambda: _verify(verify, alone), out)
-    settings = (device, max_memory, statistics, resume)
-    return _run(lambda: _prune(options, out, recipe, settings, validate), out)
+    def work() -> dict[str, Any]:
+        if verify and (options != Options() or out or recipe):
+            raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
+        given, sums = read_recipe(recipe) if recipe else (Options(), None)
+        with step("loading torch and transformers"):
+            from pruning.output import command
+            from pruning.output.request import make_request
+        if verify:
+            return command.verify(verify)
+        request = make_request(options.over(given), out, device, max_memory, statistics, resume)
+        return command.validate(request) if validate else command.apply(request, resume, sums)
 
-
-def _verify(folder: Path, alone: bool) -> dict[str, Any]:
-    if not alone:
-        raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
-    with step(LOADING):
-        import apply_metric
-    return apply_metric.verify(folder)
-
-
-def _prune(
-    options: Options,
-    out: Path | None,
-    recipe: Path | None,
-    settings: tuple[str | None, str | None, Path | None, bool],
-    validate: bool,
-) -> dict[str, Any]:
-    """Carry out a request, or only plan it.
-
-    Args:
-        settings: Options that do not affect the result: device, max_memory, statistics and resume.
-    """
-    recipe_options, sums = read_recipe(recipe) if recipe else (Options(), None)
-    options = options.over(recipe_options)
-    options.check()
-    for corpus in (*(options.corpus or ()), *(options.eval_corpus or ())):
-        check_name(corpus)
-    folder = Path(required("out", str(out or "")))
-    with step(LOADING):
-        import apply_metric
-    request = apply_metric.make_request(options, folder, *settings)
-    if validate:
-        return apply_metric.validate(request)
-    return apply_metric.apply(request, settings[-1], sums)
-
-
-def _all(values: list[Any] | None) -> tuple[Any, ...] | None:
-    return tuple(values) if values else None
+    return _run(work, out)
 
 
 def _run(work: Callable[[], Mapping[str, Any]], out: Path | None) -> dict[str, Any]:
-    """Do the work and return its outcome; report a mistake or an interrupt in one line."""
+    """Do the work and return its outcome; say after an interrupt how to go on."""
     try:
         return command_line.outcome(command_line.DONE, **work())
-    except ValueError as error:
-        return command_line.failed(getattr(error, "exit_code", command_line.USAGE), error)
     except KeyboardInterrupt:
         started = out is not None and out.is_dir() and any(out.iterdir())
         state = f"{str(out)!r} is not finished; " if out else ""
-        line = f"interrupted: {state}run the same command again{' with --resume' * started}"
-        print(line, file=sys.stderr)
-        return command_line.outcome(command_line.INTERRUPTED, error=line)
+        resume = " with --resume" if started else ""
+        return command_line.interrupted(f"interrupted: {state}run the same command again{resume}")
 
 
 app = command_line.make_app(
@@ -218,7 +190,6 @@ app = command_line.make_app(
 
 def main() -> None:
     """Console entry: runs the command, and reports a mistake in its options in one line."""
-    keep_freed_memory()
     command_line.run_to_end(app)
 
 

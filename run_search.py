@@ -1,12 +1,5 @@
 """Search for a pruning metric: launch, resume or validate a run, or rebuild its report."""
 
-import sys
-
-import command_line
-
-if __name__ == "__main__":
-    command_line.leave_on_signals()  # before the slow imports
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,19 +7,18 @@ from typing import Annotated, Any
 from rich.console import Console
 from typer import Option
 
-import interrupts
+import command_line
 from configs import schema
 from configs.files import shipped
 from configs.schema import Config
-from search.ending import Ending
-from search.names import check_hub, check_names
+from search.answer import about_run
 
 EXAMPLES = (
-    "prunevolve-search  (the embedded model, no download)",
-    "prunevolve-search --config smollm2_135m --out runs/first",
-    "prunevolve-search --set search.seed=1 --set pruning.sparsity=0.7",
-    "prunevolve-search --config llama2_7b --validate",
-    "prunevolve-search --resume runs/first --set search.candidates=5000",
+    "python run_search.py  (the embedded model, no download)",
+    "python run_search.py --config smollm2_135m --out runs/first",
+    "python run_search.py --set search.seed=1 --set pruning.sparsity=0.7",
+    "python run_search.py --config llama2_7b --validate",
+    "python run_search.py --resume runs/first --set search.candidates=5000",
 )
 
 
@@ -60,36 +52,25 @@ def command(
     status: Annotated[
         Path | None, Option(help="Print the progress of the run in this folder.")
     ] = None,
-    as_json: Annotated[bool, command_line.json_option()] = False,
+    as_json: Annotated[bool, command_line.JSON_OPTION] = False,
     version: Annotated[bool, command_line.version_option()] = False,
 ) -> dict[str, Any]:
     """Evolve a symbolic pruning metric."""
-    console, overrides = Console(highlight=False, markup=False), overrides or []
-    try:
-        if print_config:
-            return _print_config(config, overrides, out or resume or report or status).to_dict()
-        _check_usage(config, out, resume, validate, report or status, bool(overrides))
-        if status:
-            ending = _show_status(status, console)
-        elif report:
-            ending = _rebuild_report(report, console)
-        elif resume:
-            ending = _resume(resume, overrides, console)
-        else:
-            # A mistake in a config is reported before the slow imports.
-            resolved = schema.load(config, overrides)
-            check_names(resolved)
-            folder = out or _new_folder(config)
-            ending = (
-                _validate(resolved, console) if validate else _launch(resolved, folder, console)
-            )
-        return ending.to_dict()
-    except interrupts.Resumable as error:
-        return command_line.failed(command_line.INTERRUPTED, error)
-    except ValueError as error:
-        return command_line.failed(getattr(error, "exit_code", command_line.USAGE), error)
-    except KeyboardInterrupt:
-        command_line.leave()
+    console = command_line.InterruptibleConsole(highlight=False, markup=False)
+    overrides = overrides or []
+    if print_config:
+        return _print_config(config, overrides, out or resume or report or status)
+    _check_usage(config, out, resume, validate, report or status, bool(overrides))
+    if status:
+        return _show_status(status, console)
+    if report:
+        return _rebuild_report(report, console)
+    if resume:
+        return _resume(resume, overrides, console)
+    resolved = schema.load(config, overrides)
+    if validate:
+        return _validate(resolved, console)
+    return _launch(resolved, out or _new_folder(config), console)
 
 
 def _check_usage(
@@ -108,54 +89,57 @@ def _check_usage(
         raise ValueError("--report and --status take no other option")
 
 
-def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> Ending:
+def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> dict[str, Any]:
     if folder:
         raise ValueError("--print-config goes only with --config and --set")
     print(schema.to_yaml(schema.load(config, overrides)), end="")
-    return Ending(command_line.DONE, "shown")
+    return command_line.outcome(command_line.DONE, ending="shown")
 
 
-def _launch(config: Config, out: Path, console: Console) -> Ending:
-    check_hub(config)  # before the slow imports
+def _launch(config: Config, out: Path, console: Console) -> dict[str, Any]:
     from search import launch
 
     _silence_transformers()
-    with interrupts.stoppable():
-        return launch.launch(config, out, console)
+    return launch.launch(config, out, console)
 
 
-def _resume(path: Path, overrides: list[str], console: Console) -> Ending:
+def _resume(path: Path, overrides: list[str], console: Console) -> dict[str, Any]:
     from search import launch
 
     _silence_transformers()
-    with interrupts.stoppable():
-        return launch.resume(path, overrides, console)
+    return launch.resume(path, overrides, console)
 
 
-def _validate(config: Config, console: Console) -> Ending:
-    from search.outline import outline
+def _validate(config: Config, console: Console) -> dict[str, Any]:
+    from search.plan import plan_of
 
     _silence_transformers()
-    lines = outline(config)
+    lines = plan_of(config)
     for line in lines:
         console.print(line, soft_wrap=True)
     console.print("valid")
-    return Ending(command_line.DONE, "valid", more={"plan": lines})
+    return command_line.outcome(command_line.DONE, ending="valid", plan=lines)
 
 
-def _rebuild_report(path: Path, console: Console) -> Ending:
-    from search.finish import rebuild_report
+def _rebuild_report(path: Path, console: Console) -> dict[str, Any]:
+    from search.journal import RunFolder
+    from search.results import write_report
 
-    return rebuild_report(path, console)
+    is_finished = write_report(RunFolder.look(path))
+    note = "" if is_finished else ": partial, because the run has not ended"
+    console.print(f"wrote {path / 'report.html'}{note}", soft_wrap=True)
+    ending = "written" if is_finished else "written, partial"
+    return command_line.outcome(command_line.DONE, ending=ending, **about_run(path))
 
 
-def _show_status(path: Path, console: Console) -> Ending:
+def _show_status(path: Path, console: Console) -> dict[str, Any]:
     from search.journal import RunFolder
     from search.screen import print_status
 
     folder = RunFolder.look(path)
     print_status(folder, console)
-    return Ending(command_line.DONE, "shown", path, folder.read_json("status.json"))
+    fields = about_run(path) | folder.read_json("status.json")
+    return command_line.outcome(command_line.DONE, ending="shown", **fields)
 
 
 def _silence_transformers() -> None:
@@ -183,9 +167,7 @@ app = command_line.make_app(
 
 
 def main() -> None:
-    """Console entry: runs the command, and keeps running if its output is closed."""
-    sys.stdout = interrupts.Unbreakable(sys.stdout)
-    sys.stderr = interrupts.Unbreakable(sys.stderr)
+    """Console entry."""
     command_line.run_to_end(app)
 
 

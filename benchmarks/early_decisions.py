@@ -35,7 +35,7 @@ def main(
 ) -> None:
     """Print one table."""
     real = RealRun(run)
-    never_stopping = replace(real.experiment.setup, stages=(), hopeless=float("inf"))
+    never_stopping = replace(real.experiment.setup, stages=())
     evaluator = real.evaluator(never_stopping)
     draw = random.Random(seed)
     twins = _twins(real.records)
@@ -46,12 +46,11 @@ def main(
     full = _evaluate(evaluator, sample)
     stopped = [record for record in sample if record.outcome.kind == "stopped"]
     wrong = [record for record in stopped if full[record] < best[-1]]
-    measured = [r for r in sample if r.outcome.kind == "evaluated" and not r.outcome.reason]
-    estimated = [r for r in sample if r.outcome.kind == "evaluated" and r.outcome.reason]
-    differences, estimate_errors = (
-        [abs(full[r] - r.fitness) for r in records if r.fitness is not None]
-        for records in (measured, estimated)
-    )
+    errors: dict[bool, list[float]] = {True: [], False: []}  # by whether the run estimated it
+    for record in sample:
+        if record.fitness is not None:
+            error = abs(full[record] - record.fitness)
+            errors[bool(record.outcome.reason)].append(error)
     figures: dict[str, float | None] = {
         "run_candidates": len(real.records),
         "fingerprint_pairs": len(differing),
@@ -61,12 +60,11 @@ def main(
         "stopped": len(stopped),
         "wrongly_stopped": len(wrong),
         "nearest_stopped": min((full[r] - best[-1] for r in stopped), default=None),
-        "not_measured_to_the_end": len(estimated),
-        "largest_error_of_an_estimate": max(estimate_errors, default=None),
-        "largest_difference_to_the_run": max(differences, default=None),
+        "not_measured_to_the_end": len(errors[True]),
+        "largest_error_of_an_estimate": max(errors[True], default=None),
+        "largest_difference_to_the_run": max(errors[False], default=None),
     }
     rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
-    rows.insert(-4, ["  by tokens seen", _by_tokens(stopped, wrong)])
     show(f"early decisions of {run.name}, top {TOP} at {best[-1]:.4f}", ["", "figure"], rows)
     write_json(json, {**conditions(real.experiment.config.dtype), **figures})
 
@@ -107,14 +105,6 @@ def _evaluate(evaluator: Evaluator, sample: list[Record]) -> dict[Record, float]
         outcome = evaluator.evaluate(Candidate(record.index, record.criterion))
         fitness[record] = float("inf") if outcome.fitness is None else outcome.fitness
     return fitness
-
-
-def _by_tokens(stopped: list[Record], wrong: list[Record]) -> str:
-    return ", ".join(
-        f"{tokens}: {sum(r.outcome.tokens == tokens for r in stopped)}"
-        f" ({sum(r.outcome.tokens == tokens for r in wrong)} wrong)"
-        for tokens in sorted({record.outcome.tokens for record in stopped})
-    )
 
 
 def _text(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 On the candidates of a real run, in this process, with one worker's threads:
 
-- the parts of an evaluation: score, select and apply a mask, forward with loss;
+- pruning in each kind of group, against forward with loss over one window;
 - the forward pass's FLOP/s against this machine's fastest matrix product in the same dtype;
 - the driver's own work: breed, simplify, fingerprint, commit, journal;
 - candidates decided per hour by the search, against the plain way (reload the model in fp32,
@@ -13,11 +13,11 @@ On the candidates of a real run, in this process, with one worker's threads:
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -28,11 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
-from pruning.masks import Group, Layer, Model, NOfM, Row, Target, select
+from pruning.masks import Group, Layer, Model, NOfM, Row, Target
 from pruning.models import DTYPES, linear_layers, load_model
-from pruning.recipe import LayerScores
 from pruning.store import ResidentStore
-from pruning.update import ZERO
 from pruning.walk import collect
 from search.fitness import Evaluator
 from search.journal import RunFolder
@@ -50,6 +48,11 @@ PRUNED: dict[str, Group] = {
 
 PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
+BARS = {
+    **{"group": "0.50", "gemm_fraction": "0.75", "driver_ms_per_candidate": "5"},
+    **{"ratio_plain": "150", "ratio_resident": "6"},
+}
+
 
 def main(
     run: Annotated[Path, typer.Option(help="Run folder of a search.")],
@@ -62,138 +65,72 @@ def main(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
-    """Print three tables."""
+    """Print two tables: the parts of an evaluation, and the rates."""
     real = RealRun(run)
-    evaluator = real.evaluator(real.experiment.setup)
+    experiment = real.experiment
+    evaluator = real.evaluator(experiment.setup)
     parts = _parts(evaluator)
-    dtype = real.experiment.config.dtype
-    gemm = _gemm_flops(DTYPES[dtype])
+    gemm = _gemm_flops(DTYPES[experiment.config.dtype])
     forward = _forward_flops(evaluator)
     driver = _driver_seconds(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
-    ours = driver + _seconds_decided(real, evaluator, chosen)
-    resident = _seconds_in_full(evaluator, chosen)
-    plain = _seconds_plain(real, calibration)
-    figures = Figures(
-        seconds=parts,
-        fitness_tokens=sum(
-            real.experiment.windows[task.subject]["fitness"].tokens.numel()
-            for task in real.experiment.tasks
+    seconds = {
+        "plain": sum(_seconds_plain(real, i, calibration) for i in range(len(experiment.subjects))),
+        "resident": _seconds_in_full(evaluator, chosen),
+        "ours": driver + _seconds_decided(real, evaluator, chosen),
+    }
+    figures: dict[str, Any] = {
+        "seconds": parts,
+        "fitness_tokens": sum(
+            experiment.windows[task.subject]["fitness"].tokens.numel() for task in experiment.tasks
         ),
-        threads=torch.get_num_threads(),
-        gemm_gflops=gemm / 1e9,
-        forward_gflops=forward / 1e9,
-        gemm_fraction=forward / gemm,
-        driver_ms_per_candidate=1000 * driver,
-        candidates_an_hour={
-            "plain": 3600 / plain,
-            "resident": 3600 / resident,
-            "ours": 3600 / ours,
-        },
-        ratio_plain=plain / ours,
-        ratio_resident=resident / ours,
-    )
-    _print(figures, real, chosen)
-    write_json(json, {**conditions(dtype), **asdict(figures)})
+        "threads": torch.get_num_threads(),
+        "gemm_gflops": gemm / 1e9,
+        "forward_gflops": forward / 1e9,
+        "gemm_fraction": forward / gemm,
+        "driver_ms_per_candidate": 1000 * driver,
+        "candidates_an_hour": {way: 3600 / value for way, value in seconds.items()},
+        "ratio_plain": seconds["plain"] / seconds["ours"],
+        "ratio_resident": seconds["resident"] / seconds["ours"],
+    }
+    _print(figures, f"{experiment.config.model}, {experiment.config.dtype}, run {run.name}", chosen)
+    write_json(json, {**conditions(experiment.config.dtype), **figures})
 
 
-@dataclass(frozen=True)
-class Figures:
-    """The figures of the tables.
-
-    Attributes:
-        seconds: Seconds of an evaluation's parts, by name.
-        fitness_tokens: Fitness tokens of all tasks.
-        threads: torch threads.
-        gemm_gflops: GFLOP/s of the fastest matrix product in the model's dtype.
-        forward_gflops: GFLOP/s of forward pass and loss.
-        gemm_fraction: `forward_gflops` over `gemm_gflops`.
-        driver_ms_per_candidate: Milliseconds of the driver's own work.
-        candidates_an_hour: Candidates decided per hour, by way: `plain`, `resident`, `ours`.
-        ratio_plain: `ours` over `plain`.
-        ratio_resident: `ours` over `resident`.
-    """
-
-    seconds: Mapping[str, float]
-    fitness_tokens: int
-    threads: int
-    gemm_gflops: float
-    forward_gflops: float
-    gemm_fraction: float
-    driver_ms_per_candidate: float
-    candidates_an_hour: Mapping[str, float]
-    ratio_plain: float
-    ratio_resident: float
-
-
-def _print(figures: Figures, real: RealRun, chosen: Sequence[Record]) -> None:
-    config, pace = real.experiment.config, figures.candidates_an_hour
+def _print(figures: dict[str, Any], what: str, chosen: Sequence[Record]) -> None:
+    parts, pace = figures["seconds"], figures["candidates_an_hour"]
+    rows = []
+    for name, value in parts.items():
+        bar = BARS["group"] if name.startswith(PRUNE) else ""
+        rows.append([name, f"{value:.3f}", f"{value / parts[WINDOW]:.2f}", bar])
+    title = f"parts of an evaluation, {what}, {figures['threads']} threads"
+    show(title, ["part", "seconds", "of a window", "bar"], rows)
+    rates = {
+        **{name: figures[name] for name in ("gemm_gflops", "forward_gflops", "gemm_fraction")},
+        "driver_ms_per_candidate": figures["driver_ms_per_candidate"],
+        **{f"candidates_an_hour, {way}": value for way, value in pace.items()},
+        **{name: figures[name] for name in ("ratio_plain", "ratio_resident")},
+    }
     show(
-        f"parts of an evaluation, {config.model}, {config.dtype}, {figures.threads} threads",
-        ["part", "seconds"],
-        [[name, f"{value:.3f}"] for name, value in figures.seconds.items()],
-    )
-    window = figures.seconds[WINDOW]
-    show(
-        "pruning, as a fraction of the window that decides most candidates",
-        ["group", "fraction of window", "bar"],
-        [
-            [name.removeprefix(PRUNE), f"{value / window:.2f}", "0.50"]
-            for name, value in figures.seconds.items()
-            if name.startswith(PRUNE)
-        ],
-    )
-    show(
-        "rates",
+        f"rates, {len(chosen)} candidates from {chosen[0].index} on, "
+        f"{figures['fitness_tokens']} fitness tokens",
         ["", "figure", "bar"],
         [
-            ["fastest matrix product, GFLOP/s", f"{figures.gemm_gflops:.0f}", ""],
-            ["forward with loss, GFLOP/s", f"{figures.forward_gflops:.0f}", ""],
-            ["fraction", f"{figures.gemm_fraction:.2f}", "0.75"],
-            ["driver, ms per candidate", f"{figures.driver_ms_per_candidate:.1f}", "5"],
-        ],
-    )
-    show(
-        f"candidates decided per hour, {figures.fitness_tokens} fitness tokens, "
-        f"{len(chosen)} candidates from {chosen[0].index} on",
-        ["way", "per hour", "ours is", "bar"],
-        [
-            ["plain", f"{pace['plain']:.1f}", f"{figures.ratio_plain:.0f} times", "150"],
-            ["resident", f"{pace['resident']:.0f}", f"{figures.ratio_resident:.1f} times", "6"],
-            ["ours", f"{pace['ours']:.0f}", "", ""],
+            [name.replace("_", " "), f"{value:.4g}", BARS.get(name, "")]
+            for name, value in rates.items()
         ],
     )
 
 
 @torch.inference_mode()
 def _parts(evaluator: Evaluator) -> dict[str, float]:
-    """Return the seconds of each part, for a row metric and for a model-wide one."""
-    resident = evaluator.residents[0]
-    seconds = {}
-    for name in ("wanda", "snip"):
-        criterion = BASELINES[name].criterion
-        target = evaluator.setup.tasks[0].target(criterion.group)
-        lazy_scores = LayerScores(criterion.metric, resident.master, resident.statistics.of)
-        seconds[f"score {criterion.text}"] = _best(partial(dict, lazy_scores))
-        scores = dict(lazy_scores)
-        seconds[f"select, {target.group.name}"] = _best(partial(_select_all, scores, target))
-    masks = dict(select(scores, target))
-    seconds["apply"] = _best(partial(_apply_all, resident.master, masks))
-    for name, group in PRUNED.items():
-        seconds[f"{PRUNE}{group.name}"] = _best(partial(_prune, evaluator, name, group))
-    seconds[WINDOW] = _best(lambda: resident.measure(0, 1))
-    return seconds
-
-
-def _select_all(scores: Mapping[str, torch.Tensor], target: Target) -> None:
-    for _ in select(scores, target):
-        pass
-
-
-def _apply_all(weights: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> None:
-    for name, mask in masks.items():
-        ZERO.apply(weights[name], mask, {})
+    """Return the seconds of pruning in each kind of group, and of a window."""
+    seconds = {
+        f"{PRUNE}{group.name}": _best(partial(_prune, evaluator, name, group))
+        for name, group in PRUNED.items()
+    }
+    return {**seconds, WINDOW: _best(lambda: evaluator.residents[0].measure(0, 1))}
 
 
 def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
@@ -247,7 +184,7 @@ def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: Sequence[Recor
 def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     """Return a resident worker's seconds per candidate without fingerprints and early stops."""
     setup = evaluator.setup
-    evaluator.setup = replace(setup, stages=(), hopeless=float("inf"))
+    evaluator.setup = replace(setup, stages=())
     novel = [r for r in chosen if not r.outcome.reason.startswith("same text")]
     # A sample is enough, since candidates differ only in the cost of their metric.
     sample = random.Random(0).sample(novel, min(len(novel), 30))
@@ -259,13 +196,7 @@ def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     return seconds * len(novel) / len(chosen)
 
 
-def _seconds_plain(real: RealRun, calibration: int | None) -> float:
-    """Return the seconds that the plain way takes for one candidate, Wanda."""
-    subjects = range(len(real.experiment.subjects))
-    return sum(_seconds_plain_on(real, subject, calibration) for subject in subjects)
-
-
-def _seconds_plain_on(real: RealRun, subject: int, calibration: int | None) -> float:
+def _seconds_plain(real: RealRun, subject: int, calibration: int | None) -> float:
     """Return the seconds to load a model, collect its statistics, and do each of its tasks."""
     texts = real.experiment.windows[subject]
     windows = texts["calibration"].tokens[:calibration]

@@ -12,7 +12,6 @@ can be made in parts.
 import json
 import math
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -24,7 +23,6 @@ import typer
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from tables import conditions, show, wikitext2_corpora, write_json
-from torch import Tensor
 
 from evaluation.mixture import Mixture, Part
 from pruning.baselines import FOUND, PUBLISHED
@@ -32,14 +30,19 @@ from pruning.criterion import Criterion
 from pruning.leaves import LEAF_SETS
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
+from pruning.metric_file import read_metric
 from pruning.models import EMBEDDED, load_tokenizer
 from search.fitness import perplexity_of
 from search.resident import Memory, Resident, Subject
-from search.seeds import read_seeds
 
 SPARSITIES = (0.5, 0.6, 0.7)
 LEAVES = frozenset(LEAF_SETS["extended"])
 GROUPS = ("row", "layer", "model")
+
+Named = Mapping[str, Criterion]
+
+Cells = dict[str, dict[str, float]]
+"""By cell and metric, or by metric and cell."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,17 @@ def main(
     if unknown := set(published) - PUBLISHED.keys():
         raise typer.BadParameter(f"no published metric is named {min(unknown)}")
     named = {name: (PUBLISHED | FOUND)[name].criterion for name in (*published, *FOUND)}
-    for criterion in read_seeds(metric or [], GROUPS):
+    for criterion in map(_criterion, metric or []):
         if criterion not in named.values():
             named[str(criterion)] = criterion
     sizes = [int(size) for size in samples.split(",")]
     if len(sizes) > 1 and "wanda" not in published:
         raise typer.BadParameter("several numbers of windows are compared with wanda: add it")
-    figures: dict[str, object] = {}
-    rises: dict[str, dict[str, dict[str, float]]] = {}
     validation, test = wikitext2_corpora()
     if without:
         validation = str(_filtered(Path(validation), without, out / "validation.txt"))
+    figures: dict[str, Any] = {}
+    rises: dict[str, Cells] = {}
     for setting in settings_of(model, calibration.split(","), sizes, windows, validation, test):
         measured = Measured(setting, out)
         perplexities = measured.of(named)
@@ -119,22 +122,25 @@ def main(
         _print_rises(calibrated, cells, named)
     if len(sizes) > 1:
         _print_growth(figures, named)
-    texts = {name: asdict_of(criterion) for name, criterion in named.items()}
-    write_json(
-        json_, {**conditions("bfloat16"), "metrics": texts, **figures, "relative_rises": rises}
-    )
+    metrics = {
+        name: {"metric": one.text, "group": one.group, "size": one.metric.size}
+        for name, one in named.items()
+    }
+    head = {**conditions("bfloat16"), "metrics": metrics}
+    write_json(json_, {**head, **figures, "relative_rises": rises})
 
 
-def asdict_of(criterion: Criterion) -> dict[str, object]:
-    """Return a criterion as JSON."""
-    return {"metric": criterion.text, "group": criterion.group, "size": criterion.metric.size}
+def _criterion(entry: str) -> Criterion:
+    """Return the metric of an entry; a group and a colon before it set its group."""
+    group, colon, rest = entry.partition(":")
+    if colon and group in GROUPS:
+        return Criterion(read_metric(rest).metric, group)
+    return read_metric(entry)
 
 
 def relative_rises(
-    dense: Mapping[str, float],
-    perplexities: Mapping[str, Mapping[str, float]],
-    published: Sequence[str],
-) -> dict[str, dict[str, float]]:
+    dense: Mapping[str, float], perplexities: Cells, published: Sequence[str]
+) -> Cells:
     """Return relative rises by cell and metric.
 
     Args:
@@ -163,26 +169,21 @@ class Measured:
         self._setting, self._out = setting, out
         self._path = out / f"{setting.name}.json"
         self._resident: Resident | None = None
-        self._saved: dict[str, Any] = {
-            "setting": _as_json(setting),
-            "dense": {},
-            "perplexity": {},
-        }
+        # The round trip turns tuples into lists, as reading a file does.
+        texts = json.loads(json.dumps(asdict(setting)))
+        self._saved: dict[str, Any] = {"setting": texts, "dense": {}, "perplexity": {}}
         if self._path.exists():
-            saved = json.loads(self._path.read_text(encoding="utf-8"))
-            if saved["setting"] != self._saved["setting"]:
+            self._saved = json.loads(self._path.read_text(encoding="utf-8"))
+            if self._saved["setting"] != texts:
                 raise typer.BadParameter(f"{self._path} has other texts: name another folder")
-            self._saved = saved
         if not self._saved["dense"]:
-            self._saved["dense"] = {
-                kind: perplexity_of(self._loaded.losses(kind)) for kind in setting.tests
-            }
+            self._saved["dense"] = self._perplexities()
             self._save()
         self.dense: dict[str, float] = self._saved["dense"]
 
-    def of(self, named: Mapping[str, Criterion]) -> dict[str, dict[str, float]]:
-        """Return the perplexities of metrics by cell."""
-        saved: dict[str, dict[str, float]] = self._saved["perplexity"]
+    def of(self, named: Named) -> Cells:
+        """Return the perplexities by metric and cell."""
+        saved: Cells = self._saved["perplexity"]
         missing = [c for c in named.values() if str(c) not in saved]
         for criterion in track(missing, f"measuring on {self._setting.name}", transient=True):
             saved[str(criterion)] = self._measure(criterion)
@@ -197,45 +198,39 @@ class Measured:
         for name, target in targets.items():
             try:
                 self._loaded.prune(criterion.metric, target)
-                values = {
-                    kind: perplexity_of(self._loaded.losses(kind)) for kind in self._setting.tests
-                }
+                values = self._perplexities()
             except DegenerateScores:
                 values = dict.fromkeys(self._setting.tests, math.inf)
             perplexities |= {f"{kind} {name}": value for kind, value in values.items()}
         self._loaded.restore()
         return perplexities
 
+    def _perplexities(self) -> dict[str, float]:
+        return {kind: perplexity_of(self._loaded.losses(kind)) for kind in self._setting.tests}
+
     @property
     def _loaded(self) -> Resident:
+        """The model with its statistics, once something has to be measured."""
         if self._resident is None:
-            self._resident = _resident(self._setting, self._out)
+            setting, tokenizer = self._setting, load_tokenizer(self._setting.model)
+            windows = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
+            windows["fitness"] = next(iter(windows.values()))[:1]
+            windows["calibration"] = setting.statistics.cut(tokenizer).tokens
+            subject = Subject(setting.model, setting.dtype)
+            targets = len(SPARSITIES) + 1
+            memory = Memory(scores="keep")
+            resident = Resident(subject, windows, "cpu", memory, tasks=targets)
+            path = self._out / f"{setting.name}.safetensors"
+            if not path.exists():
+                save_file(resident.collect_statistics(LEAVES), path)
+            resident.use_statistics(load_file(path))
+            self._resident = resident
         return self._resident
 
     def _save(self) -> None:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self._saved, indent=1), encoding="utf-8")
         temporary.replace(self._path)
-
-
-def _resident(setting: Setting, out: Path) -> Resident:
-    tokenizer = load_tokenizer(setting.model)
-    texts = {kind: mixture.cut(tokenizer).tokens for kind, mixture in setting.tests.items()}
-    windows: dict[str, Tensor] = {
-        "calibration": setting.statistics.cut(tokenizer).tokens,
-        "fitness": next(iter(texts.values()))[:1],
-        **texts,
-    }
-    subject = Subject(setting.model, setting.dtype)
-    targets = len(SPARSITIES) + 1
-    resident = Resident(subject, windows, "cpu", "nll", Memory(scores="keep"), tasks=targets)
-    path = out / f"{setting.name}.safetensors"
-    if not path.exists():
-        began = time.monotonic()
-        save_file(resident.collect_statistics(LEAVES), path)
-        print(f"statistics of {setting.name}: {time.monotonic() - began:.0f} s")
-    resident.use_statistics(load_file(path))
-    return resident
 
 
 def _filtered(source: Path, without: str, target: Path) -> Path:
@@ -276,37 +271,25 @@ def settings_of(
             yield Setting(model, "bfloat16", calibration, samples, statistics, tests)
 
 
-def _as_json(setting: Setting) -> object:
-    # The round trip turns tuples into lists, as reading a file does.
-    return json.loads(json.dumps(asdict(setting)))
-
-
-def _print(
-    setting: Setting,
-    dense: Mapping[str, float],
-    perplexities: Mapping[str, Mapping[str, float]],
-    named: Mapping[str, Criterion],
-) -> None:
+def _print(setting: Setting, dense: Mapping[str, float], perplexities: Cells, named: Named) -> None:
     base = ", ".join(f"{value:.2f} on {kind}" for kind, value in dense.items())
     columns = list(next(iter(perplexities.values())))
-    show(
-        f"perplexity, {setting.name}, {setting.dtype}, dense {base}",
-        ["metric", "group", *columns],
-        [
-            [name, named[name].group, *(_short(by_cell[column]) for column in columns)]
-            for name, by_cell in perplexities.items()
-        ],
-    )
+    rows = []
+    for name, by_cell in perplexities.items():
+        values = [by_cell[column] for column in columns]
+        texts = [f"{value:.2f}" if value < 1000 else f"{value:.0f}" for value in values]
+        rows.append([name, named[name].group, *texts])
+    title = f"perplexity, {setting.name}, {setting.dtype}, dense {base}"
+    show(title, ["metric", "group", *columns], rows)
 
 
-def _print_growth(figures: Mapping[str, Any], named: Mapping[str, Criterion]) -> None:
+def _print_growth(figures: Mapping[str, Any], named: Named) -> None:
     """Print each metric's rise by model and windows, as a multiple of Wanda's with as many."""
     rows = []
     for name in named:
         row = []
         for setting in figures.values():
-            dense, perplexities = setting["dense"], setting["perplexity"]
-            cells = relative_rises(dense, perplexities, ["wanda"])
+            cells = relative_rises(setting["dense"], setting["perplexity"], ["wanda"])
             values = [by_metric[name] for by_metric in cells.values()]
             two_of_four = [value[name] for cell, value in cells.items() if cell.endswith("2:4")]
             row.append(f"{fmean(values):.3f}, {fmean(two_of_four):.3f}")
@@ -314,9 +297,7 @@ def _print_growth(figures: Mapping[str, Any], named: Mapping[str, Criterion]) ->
     show("rises as multiples of wanda's: all cells, 2:4", ["metric", *figures], rows)
 
 
-def _print_rises(
-    calibrated: str, cells: Mapping[str, Mapping[str, float]], named: Mapping[str, Criterion]
-) -> None:
+def _print_rises(calibrated: str, cells: Cells, named: Named) -> None:
     rows = []
     for name, criterion in named.items():
         values = {cell: by_metric[name] for cell, by_metric in cells.items()}
@@ -325,15 +306,8 @@ def _print_rises(
         row = [name, str(criterion.metric.size), f"{fmean(values.values()):.3f}"]
         rows.append([*row, f"{values[worst]:.3f}", worst, f"{losses} of {len(values)}"])
     rows.sort(key=lambda row: float(row[2]))
-    show(
-        f"relative rises over {len(cells)} cells, calibrated on {calibrated}",
-        ["metric", "size", "mean", "worst", "where", "above 1"],
-        rows,
-    )
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+    title = f"relative rises over {len(cells)} cells, calibrated on {calibrated}"
+    show(title, ["metric", "size", "mean", "worst", "where", "above 1"], rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""A finished or running search, from which benchmarks take the evaluator and the candidates."""
+"""Shared by benchmarks: a finished or running search, with its evaluator and its candidates."""
 
 import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import typer
 from safetensors.torch import load_file
 
 from configs import schema
-from search.evolution import Evolution, limited
+from search.evolution import Evolution
 from search.experiment import resolve
 from search.fingerprint import Fingerprints
 from search.fitness import Evaluator, Setup
@@ -15,20 +20,23 @@ from search.population import Candidate, Record, State
 from search.probe import Probe
 from search.scale import Scale
 
-_NEEDED = (
-    *("config.yaml", "journal.jsonl", "probe.safetensors", "statistics.safetensors"),
-    "scale.json",
-)
+WATCH = "PRUNEVOLVE_WATCH"
+"""The variable of the environment with a log's name and a pace; see `watching`."""
 
 
 class RealRun:
-    """A run folder, which is read but never written to."""
+    """A run folder, which is read but never written to.
 
-    def __init__(self, path: Path) -> None:
-        if missing := [name for name in _NEEDED if not (path / name).is_file()]:
-            raise typer.BadParameter(f"{path} has no {missing[0]}: name a run that has candidates")
+    Args:
+        path: The folder.
+        overrides: Changes of its config, as `key.path=value`.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        if not (path / "scale.json").is_file():
+            raise typer.BadParameter(f"{path} has no scale.json: name a run that has candidates")
         self.path = path
-        self.experiment = resolve(schema.load(path / "config.yaml", [])).read_texts()
+        self.experiment = resolve(schema.load(path / "config.yaml", overrides)).read_texts()
         # A run in progress may be writing its last line.
         journal = (path / "journal.jsonl").read_text(encoding="utf-8").rpartition("\n")[0]
         self.records = [Record.from_dict(json.loads(line)) for line in journal.splitlines()]
@@ -42,8 +50,9 @@ class RealRun:
 
     def evolution(self) -> Evolution:
         """Return the run's search as it was before its first candidate."""
-        fingerprints = self.fingerprints if self.experiment.config.search.fingerprint else None
-        return Evolution(self.experiment.settings, fingerprints, State())
+        return Evolution(
+            self.experiment.breeder, self.experiment.weights, self.fingerprints, State()
+        )
 
     def evaluator(self, setup: Setup) -> Evaluator:
         """Return an evaluator with the run's statistics and scale."""
@@ -56,9 +65,34 @@ class RealRun:
 
     def candidates(self) -> list[Candidate]:
         """Return the candidates as workers received them, with their thresholds."""
-        rules, states, candidates = self.evolution().rules, [State()], []
+        evolution, states, candidates = self.evolution(), [State()], []
+        search, near = evolution.search, evolution.near
         for record in self.records:
-            state = states[max(0, record.index - rules.lag)]
-            candidates.append(limited(record.candidate, state, rules))
-            states.append(states[-1].commit(record, rules))
+            state = states[max(0, record.index - search.lag)]
+            candidate = record.candidate
+            measured = record.outcome.kind in ("evaluated", "stopped")
+            candidates.append(state.limited(candidate, search, near) if measured else candidate)
+            states.append(states[-1].commit(record, search, near))
         return candidates
+
+
+def watching(log: Path, pace: str) -> dict[str, str]:
+    """Return the environment of workers that `watched_search.py` watches.
+
+    Args:
+        log: File for their evaluations.
+        pace: SECONDS of `watched_search.py`.
+    """
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent), str(here)])
+    return {WATCH: f"{log.absolute()} {pace}", "PYTHONPATH": path}
+
+
+def workers_among(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Return the processes that are workers of a search, by the title that Ray gives them."""
+    workers = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if re.match(r"ray::\S*Worker", "".join(process.cmdline())):
+                workers.append(process)
+    return sorted(workers, key=lambda worker: worker.pid)

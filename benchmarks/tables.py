@@ -1,19 +1,19 @@
 """Shared by all benchmarks: tables on the screen, and the same figures in a JSON file."""
 
 import json
-import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from statistics import correlation
 
 from rich.console import Console
 from rich.table import Table
 
-LOCAL_WIKITEXT2 = Path(__file__).parents[2] / "shared" / "data" / "wikitext2"
+ROOT = Path(__file__).parents[1]
+
+LOCAL_WIKITEXT2 = ROOT.parent / "shared" / "data" / "wikitext2"
 """A copy of WikiText-2 beside the project; without it, the hub's is used."""
 
 
@@ -46,15 +46,6 @@ def show(title: str, headings: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, width=110).print(table)
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Spearman's rank correlation; equal ones share a mean rank; nan if all are."""
-    ranks = [
-        [sum(other < value for other in values) + values.count(value) / 2 for value in values]
-        for values in (list(first), list(second))
-    ]
-    return correlation(*ranks) if len(set(ranks[0])) > 1 < len(set(ranks[1])) else math.nan
 
 
 def write_json(path: Path | None, figures: Mapping[str, object]) -> None:

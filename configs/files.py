@@ -6,13 +6,12 @@ replaces the base's.
 """
 
 import difflib
+import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.yaml_text import MOST_VALUES, NO_YAML, read_yaml
-from plain_files import read_bytes
+import yaml
 
 FOLDER = Path(__file__).parent
 """The folder of the shipped experiments."""
@@ -20,11 +19,33 @@ FOLDER = Path(__file__).parent
 BASE = "base"
 """The key that names the config from which missing keys are taken."""
 
-MOST_BYTES = 300_000
-"""Longest config that is read; one with thousands of seeds is still shorter."""
-
 MOST_BASES = 5
-"""Longest chain of bases."""
+"""Longest chain of bases: a longer one is a circle."""
+
+NO_YAML = (yaml.YAMLError, RecursionError, ValueError)
+"""What `read_yaml` raises for a bad text; ValueError is for dates and numbers."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader without YAML 1.1's base-60 numbers: 2:4 is a pattern, not 124."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in rules if not tag.endswith(":int")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Return the content of a YAML text; raises one of `NO_YAML` if it is malformed."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def shipped() -> list[str]:
@@ -71,65 +92,44 @@ def read(path: Path, inherited: Collection[str]) -> dict[str, Any]:
         inherited: The keys that an entry of `tasks` takes from its base.
 
     Raises:
-        ValueError: If a file is missing, not a regular file, too long or malformed; if it is its
-            own base or has too long a chain of bases; or if all files together hold too many
-            values.
+        ValueError: If a file is missing or malformed, or it has too long a chain of bases.
     """
-    raw = _Reading(inherited).read(path, ())
-    if _values(raw, {}) > MOST_VALUES:
-        raise ValueError(f"config {path} has more than {MOST_VALUES} values with its bases")
-    return raw
+    return _read(path, inherited, ())
 
 
-@dataclass
-class _Reading:
-    """One config being read, with the bases read for it so far."""
+def _read(path: Path, inherited: Collection[str], above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return a file's keys merged over its base's; `above` are the files that led to it."""
+    chain = (*above, path)
+    if len(above) > MOST_BASES:
+        names = " > ".join(file.name for file in chain)
+        raise ValueError(f"config {above[0]} has a chain of over {MOST_BASES} bases: {names}")
 
-    inherited: Collection[str]
-    bases: dict[Path, dict[str, Any]] = field(default_factory=dict)
-
-    def read(self, path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-        """Return a file's keys merged over its base's; `above` are the files that led to it."""
-        chain = (*above, path)
-        if len(above) > MOST_BASES:
-            names = " > ".join(file.name for file in chain)
-            raise ValueError(f"config {above[0]} has a chain of over {MOST_BASES} bases: {names}")
-        content = _content(path)
-        merged = _merged(self._base_of(content, BASE, chain), _without_base(content))
-        if isinstance(tasks := merged.get("tasks"), list):
-            merged["tasks"] = [self._task(task, i, chain) for i, task in enumerate(tasks)]
-        return merged
-
-    def _task(self, task: object, index: int, chain: tuple[Path, ...]) -> object:
-        if not isinstance(task, dict):
-            return task
-        base = self._base_of(task, f"tasks.{index}.{BASE}", chain)
-        return _merged(
-            {key: base[key] for key in self.inherited if key in base}, _without_base(task)
-        )
-
-    def _base_of(
-        self, mapping: dict[str, Any], key: str, chain: tuple[Path, ...]
-    ) -> dict[str, Any]:
-        """Return the keys of the config that a mapping names as its base; empty if it has none."""
+    def over_base(mapping: dict[str, Any], key: str, kept: Collection[str]) -> dict[str, Any]:
+        """Return a mapping merged over the config that it names as its base, if it names one."""
         name = mapping.get(BASE)
+        # A copy: the original may be shared through a YAML alias.
+        own = {name: value for name, value in mapping.items() if name != BASE}
         if name is None:
-            return {}
+            return own
         if not isinstance(name, str) or not name:
-            raise ValueError(f"config {chain[-1]}: {key} must name a config, got {str(name)!r:.60}")
-        path = find(Path(name), chain[-1].parent)
-        if path not in self.bases:
-            self.bases[path] = self.read(path, chain)
-        return self.bases[path]
+            raise ValueError(f"config {path}: {key} must name a config, got {str(name)!r:.60}")
+        base = _read(find(Path(name), path.parent), inherited, chain)
+        return _merged({key: base[key] for key in kept or base if key in base}, own)
+
+    merged = over_base(_content(path), BASE, ())
+    if isinstance(tasks := merged.get("tasks"), list):
+        merged["tasks"] = [
+            over_base(task, f"tasks.{number}.{BASE}", inherited) if isinstance(task, dict) else task
+            for number, task in enumerate(tasks)
+        ]
+    return merged
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = read_bytes(path, MOST_BYTES)
+        raw = read_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise ValueError(f"config {path} cannot be read: {error.strerror}") from error
-    try:
-        raw = read_yaml(content.decode("utf-8"))
     except NO_YAML as error:
         raise ValueError(
             f"config {path} is not YAML: {' '.join(str(error).split())[:200]}"
@@ -137,11 +137,6 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ValueError(f"config {path} must be a mapping of keys, got {type(raw).__name__}")
     return raw
-
-
-def _without_base(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy without the base; the original may be shared through a YAML alias."""
-    return {key: value for key, value in mapping.items() if key != BASE}
 
 
 def without_replaced(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -168,12 +163,3 @@ def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(base.get(key), dict)
     }
     return {**base, **overrides, **sections}
-
-
-def _values(value: object, counts: dict[int, int]) -> int:
-    """Count the values in a value; a part that occurs several times is visited once."""
-    if id(value) not in counts:
-        content = list(value.values()) if isinstance(value, dict) else value
-        parts: list[object] = content if isinstance(content, list) else []
-        counts[id(value)] = 1 + sum(_values(part, counts) for part in parts)
-    return counts[id(value)]

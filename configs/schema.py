@@ -21,8 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from configs.files import BASE, FOLDER, find, read, without_replaced
-from configs.yaml_text import NO_YAML, read_yaml
+from configs.files import BASE, FOLDER, NO_YAML, find, read, read_yaml, without_replaced
 
 DEFAULT = FOLDER / "embedded.yaml"
 """The experiment that runs when no config is named; it needs no network and no other file."""
@@ -54,7 +53,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Part(_Section):
+class MixEntry(_Section):
     """One kind of text in a mixture."""
 
     corpus: Place = Field(
@@ -71,7 +70,7 @@ class Text(_Section):
         default=None, description="a single kind of text; the values are those in mix"
     )
     split: str | None = Field(default=None, description="split of the single kind of text")
-    mix: list[Part] = Field(default=[], description="several kinds of text, instead of corpus")
+    mix: list[MixEntry] = Field(default=[], description="several kinds of text, instead of corpus")
     windows: Count | None = Field(
         description="number of windows, at most 2^24 tokens in all; null: all of each text"
     )
@@ -84,12 +83,12 @@ class Text(_Section):
     )
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[MixEntry, ...]:
         """The kinds of text; a single one without a mix."""
         if self.mix:
             return tuple(self.mix)
         assert self.corpus and self.split
-        return (Part(corpus=self.corpus, split=self.split),)
+        return (MixEntry(corpus=self.corpus, split=self.split),)
 
     @model_validator(mode="after")
     def _check(self) -> "Text":
@@ -153,12 +152,7 @@ class Pruning(_Section):
         default=0.5, gt=0, lt=1, description="fraction of weights removed; for n:m, 1 - n/m"
     )
     pattern: str = Field(default="unstructured", pattern=PATTERN)
-    group: Literal[GroupName, "free"] = Field(
-        default="row", description="comparison group; free: evolved together with the metric"
-    )
-    propagation: Literal["one-shot"] = Field(
-        default="one-shot", description="all candidates share the dense model's statistics"
-    )
+    group: GroupName = Field(default="row", description="comparison group")
 
     @model_validator(mode="before")
     @classmethod
@@ -214,21 +208,7 @@ class Task(_Section):
         return f"{Path(model).name} {removed}"
 
 
-class Mutations(_Section):
-    """Relative weights of the mutations, which need not add up to 1."""
-
-    node: float = Field(default=1, ge=0)
-    subtree: float = Field(default=1, ge=0)
-    hoist: float = Field(default=1, ge=0)
-    insert: float = Field(default=1, ge=0)
-    factor: float = Field(
-        default=0,
-        ge=0,
-        description="multiply or divide a subtree by the worth of a row, an input or a layer",
-    )
-    constant: float = Field(
-        default=1, ge=0, description="change a number; unused if the primitives have no numbers"
-    )
+Mutation = Literal["node", "subtree", "hoist", "insert", "factor", "constant"]
 
 
 def _off_of_yaml(value: Any) -> Any:
@@ -240,8 +220,8 @@ class Search(_Section):
     """The evolutionary loop."""
 
     seed: Seed = 0
-    candidates: Count = Field(default=400, description="children bred, whatever their outcome")
-    population: int = Field(default=50, ge=2, le=5000)
+    candidates: Count = Field(default=600, description="children bred, whatever their outcome")
+    population: int = Field(default=24, ge=2, le=5000)
     lag: int = Field(
         default=8,
         ge=0,
@@ -249,21 +229,34 @@ class Search(_Section):
         description="number of previous outcomes a child does not wait for; 0 is the paper's loop",
     )
     primitives: Literal["release", "extended"] = Field(
-        default="release", description="set of operators and leaves that trees are drawn from"
+        default="extended", description="set of operators and leaves that trees are drawn from"
     )
     without: list[str] = Field(
         default=[], description="leaves of the set that trees are not drawn from, such as [D, I, O]"
     )
     units: Annotated[Literal["off", "required"], BeforeValidator(_off_of_yaml)] = Field(
-        default="off",
+        default="required",
         description="required: children under the group model have no units, so that scores of "
         "different layers and models can be compared; see docs/METRICS.md",
     )
-    min_initial_depth: int = Field(
-        default=2, ge=0, description="least depth of random trees; the root has depth 0"
+    seeds: list[str] = Field(
+        default=[],
+        description="first candidates: names, formulas, metric files or run folders",
     )
-    max_initial_depth: int = Field(
-        default=4, ge=1, description="greatest depth of random trees; the root has depth 0"
+    initial_depth: tuple[int, int] = Field(
+        default=(1, 2), description="least and greatest depth of random trees; the root has depth 0"
+    )
+    max_size: int = Field(default=25, ge=3, le=200, description="most nodes of a tree")
+    parents: int = Field(
+        default=5,
+        ge=2,
+        le=10**6,
+        description="how many of the best in a random half of the population can be parents",
+    )
+    crossover: float = Field(default=0.7, ge=0, le=1, description="probability of crossover")
+    mutation: float = Field(default=0.6, ge=0, le=1, description="probability of a mutation")
+    mutations: list[Mutation] = Field(
+        default=list(get_args(Mutation)), min_length=1, description="kinds of mutation"
     )
     products: float = Field(
         default=0,
@@ -272,116 +265,44 @@ class Search(_Section):
         description="fraction of random trees that are products of leaves and reduced matrices, "
         "whatever their depth",
     )
-    max_depth: int = Field(
-        default=8, ge=1, le=16, description="greatest depth of bred trees; the root has depth 0"
-    )
-    max_size: int = Field(default=31, ge=3, le=200, description="most nodes of a bred tree")
-    seeds: list[str] = Field(
-        default=[],
-        description="first candidates: names, formulas, metric files or run folders; "
-        "model:FORMULA sets a group",
-    )
-    pool: float = Field(
-        default=0.5, gt=0, le=1, description="fraction of the population in each random pool"
-    )
-    parents: int = Field(
-        default=10, ge=2, le=10**6, description="number of the pool's best that can be parents"
-    )
-    crossover: float = Field(default=0.7, ge=0, le=1, description="probability of crossover")
     exchange: float = Field(
         default=0,
         ge=0,
         le=1,
         description="fraction of crossovers that exchange factors of products, not subtrees",
     )
-    mutation: float = Field(default=0.6, ge=0, le=1, description="probability of a mutation")
-    mutations: Mutations = Mutations()
-    regroup: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="probability that a child changes its comparison group, if that is free",
-    )
-    speciation: float = Field(
-        default=0.25,
-        ge=0,
-        le=1,
-        description="share of places and of children divided equally among comparison groups",
-    )
-    parsimony: float = Field(
-        default=0.001, ge=0, description="step of fitness within which the smaller metric wins"
-    )
     crowding: float = Field(
-        default=0.002,
+        default=0.01,
         ge=0,
         lt=1,
         description="masks that differ in a smaller fraction of weights count as one; 0: none do",
     )
     brood: int = Field(
-        default=1,
+        default=16,
         ge=1,
         le=1000,
         description="children bred per candidate; the one with the most promising mask is kept",
     )
-    exploration: float = Field(
-        default=0,
-        ge=0,
-        le=1,
-        description="fraction of candidates that are one mutation of a member, whatever is "
-        "predicted of them",
-    )
     patience: Count | None = Field(
         default=None, description="candidates without a new best before the population restarts"
-    )
-    objective: Literal["nll", "kl"] = Field(
-        default="nll", description="fitness: mean NLL, or KL divergence from dense to pruned"
     )
     aggregate: Literal["mean", "worst", "mean of the two"] = Field(
         default="mean", description="how relative rises over tasks and kinds of text are combined"
     )
-    simplify: bool = Field(default=True, description="bring trees to canonical form")
-    fingerprint: bool = Field(default=True, description="also detect duplicates by their masks")
-    stages: list[Annotated[int, Field(le=10**9)]] = Field(
-        default=[], description="window counts at which a candidate may be stopped, ascending"
+    stages: list[Annotated[int, Field(ge=1, le=10**9)]] = Field(
+        default=[2, 4, 8, 16],
+        description="window counts at which a candidate may be stopped, ascending; []: none is",
     )
-    slack: float = Field(
-        default=0.2,
-        ge=0,
-        description="after n windows, stop only above the threshold's rise by slack / sqrt(n)",
-    )
-    leeway: float | None = Field(
-        default=None,
-        ge=1,
-        description="highest relative rise that may take a free place, as a multiple of the "
-        "best's; null: any",
-    )
-    settle: bool = Field(
-        default=False,
-        description="stop measuring candidates that are clearly not the best, and estimate "
-        "their fitness",
-    )
-    hopeless: float = Field(
-        default=100.0,
-        gt=0,
-        description="rise on one task and kind of text that stops a candidate at any time, as a "
-        "multiple of the best named metric's",
-    )
-    finalists: Count = Field(default=10, description="metrics measured on the selection text")
-    checkpoint_every: Count = Field(default=50, description="candidates between checkpoints")
 
     @model_validator(mode="after")
     def _check(self) -> "Search":
-        if self.min_initial_depth > self.max_initial_depth:
+        least, greatest = self.initial_depth
+        if not 0 <= least <= greatest <= 8:
             raise ValueError(
-                f"min_initial_depth must not exceed max_initial_depth, got {self.min_initial_depth}"
+                "initial_depth must be two numbers in ascending order, from 0 to 8, got "
+                f"{list(self.initial_depth)}"
             )
-        if self.max_initial_depth > self.max_depth:
-            raise ValueError(
-                f"max_initial_depth must not exceed max_depth, got {self.max_initial_depth}"
-            )
-        if self.brood > 1 and not self.fingerprint:
-            raise ValueError(f"brood must be 1 without fingerprint, got {self.brood}")
-        if self.stages != sorted(set(self.stages)) or any(stage < 1 for stage in self.stages):
+        if self.stages != sorted(set(self.stages)):
             raise ValueError(f"stages must be ascending window counts, got {self.stages}")
         return self
 
@@ -502,8 +423,8 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
         overrides: Applied after the config's `base`; of two for one key, the last counts.
 
     Raises:
-        ValueError: If there is no such config; a file is not a regular file, too long or malformed;
-            or a key or value breaks its rule. One line names the key, the value and the rule.
+        ValueError: If there is no such config, a file is malformed, or a key or value breaks its
+            rule. One line names the key, the value and the rule.
     """
     source = DEFAULT if config is None else find(Path(config))
     raw = read(source, inherited=tuple(TaskEntry.model_fields))

@@ -56,7 +56,6 @@ def token_windows(
     windows: int | None,
     length: int,
     seed: int | None,
-    vocabulary: int | None = None,
     bos: bool | None = None,
 ) -> Windows:
     """Cut a corpus into windows of tokens.
@@ -74,7 +73,6 @@ def token_windows(
         length: Tokens in each window.
         seed: Draws the starts at random, so windows may overlap; None spreads them evenly over
             the text, without overlap.
-        vocabulary: The model's vocab_size, which every token must be below; None for any tokens.
         bos: Whether each window begins with the tokenizer's bos; None if it puts one before a text.
 
     Returns:
@@ -83,7 +81,7 @@ def token_windows(
 
     Raises:
         ValueError: If an argument breaks its rule, the text cannot be read, it has fewer tokens
-            than the windows need, a token is beyond the vocabulary, or there is no bos.
+            than the windows need, or there is no bos.
     """
     check_layout(windows, length, seed)
     first = _bos_of(tokenizer, bos)
@@ -99,11 +97,6 @@ def token_windows(
     tokens = torch.from_numpy(
         np.pad(cut, ((0, 0), (len(first), 0)), constant_values=first[0] if first else 0)
     )
-    if vocabulary is not None and (largest := int(tokens.max())) >= vocabulary:
-        raise ValueError(
-            f"tokenizer must stay below the model's vocab_size of {vocabulary}, got token "
-            f"{largest}: it belongs to another model"
-        )
     provenance: Provenance = {
         "corpus": corpus,
         "split": split,

@@ -1,15 +1,11 @@
 """Where texts come from: CPython's own help topics, the Hugging Face hub, local files."""
 
 import difflib
-import io
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from hub_answers import silence
-from plain_files import open_plain, parse_object, read_bytes
 
 # Topics that quote each other are in one part, and each part has its share of statements, data
 # model and expressions. Any other topic, including those that a later CPython adds, is for
@@ -26,8 +22,7 @@ HELD_OUT_TOPICS = {
 EMBEDDED = "embedded"
 EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
-TEXT_TYPES = ("string", "large_string", "string_view")  # names of pyarrow's types
-MOST_BYTES = 2**26  # of a local file, and characters of its text: it is tokenized in one call
+MOST_BYTES = 2**26  # of a local file: its text is tokenized in one call
 
 
 @dataclass(frozen=True)
@@ -102,29 +97,20 @@ def check_source(corpus: str, name: str) -> None:
         ValueError: If the corpus or the split is unknown, or a local file is missing, has the
             wrong suffix or no text column.
     """
-    check_name(corpus)
     if is_named(corpus):
         known = list(HUB_CORPORA[corpus].joins) if corpus in HUB_CORPORA else list(EMBEDDED_PARTS)
         if name not in known:
             raise ValueError(f"split of corpus {corpus!r} must be one of {known}; got {name!r}")
-    else:
+    elif Path(corpus).suffix in LOCAL_SUFFIXES:
         next(_local_documents(corpus), None)
-
-
-def check_name(corpus: str) -> None:
-    """Check that a corpus is a named one or reads as a local file; raises ValueError otherwise."""
-    path = Path(corpus)
-    if is_named(corpus) or path.suffix in LOCAL_SUFFIXES:
-        return
-    suffixes = ", ".join(LOCAL_SUFFIXES)
-    if path.suffix or len(path.parts) > 1:
-        raise ValueError(f"corpus file must end in {suffixes}; got {corpus!r}")
-    names = [EMBEDDED, *HUB_CORPORA]
-    near = difflib.get_close_matches(corpus.lower(), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"corpus must be one of {names} or a path ending in {suffixes}; got {corpus!r}{hint}"
-    )
+    else:
+        names = [EMBEDDED, *HUB_CORPORA]
+        near = difflib.get_close_matches(corpus.lower(), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"corpus must be one of {names} or a path ending in {', '.join(LOCAL_SUFFIXES)}; "
+            f"got {corpus!r}{hint}"
+        )
 
 
 def is_named(corpus: str) -> bool:
@@ -140,7 +126,7 @@ def local_path(corpus: str) -> Path:
     """
     try:
         return Path(corpus).expanduser().resolve()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise ValueError(f"corpus file {corpus!r} cannot be found: {error}") from error
 
 
@@ -172,8 +158,6 @@ def _embedded_text(part: str) -> str:
 def _hub_documents(corpus: str, split: str) -> list[str]:
     """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set."""
     source = HUB_CORPORA[corpus]
-    if cause := silence():
-        raise ValueError(_no_hub(corpus, cause))
     import datasets  # here, since only hub corpora need it and it takes a second to import
 
     try:
@@ -188,22 +172,26 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
         return [row[source.column] for row in islice(rows, source.documents)]
     except (OSError, datasets.exceptions.DatasetsError) as error:
         cause = str(error).partition("\n")[0]
-        raise ValueError(_no_hub(corpus, f"{type(error).__name__}: {cause}")) from error
-
-
-def _no_hub(corpus: str, cause: str) -> str:
-    return (
-        f"corpus {corpus!r}: the Hugging Face hub could not be reached or did not serve it "
-        f"({cause}); use {EMBEDDED!r} or a local {', '.join(LOCAL_SUFFIXES)} file instead"
-    )
+        raise ValueError(
+            f"corpus {corpus!r}: the Hugging Face hub could not be reached or did not serve it "
+            f"({type(error).__name__}: {cause}); use {EMBEDDED!r} or a local "
+            f"{', '.join(LOCAL_SUFFIXES)} file instead"
+        ) from error
 
 
 def _local_documents(corpus: str) -> Iterator[str]:
     """Yield the documents of a local file: a .txt file is one, the others have one per record."""
     path = local_path(corpus)
-    documents = {".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     try:
-        yield from documents.get(Path(corpus).suffix, _text)(corpus, path)
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"corpus file {corpus!r} is longer than {MOST_BYTES} bytes")
+        match Path(corpus).suffix:
+            case ".jsonl":
+                yield from _jsonl_documents(corpus, path)
+            case ".parquet":
+                yield from _parquet_documents(corpus, path)
+            case _:
+                yield path.read_text("utf-8")
     except FileNotFoundError as error:
         raise ValueError(f"corpus file {corpus!r} is not there; looked at {str(path)!r}") from error
     except OSError as error:
@@ -213,20 +201,16 @@ def _local_documents(corpus: str) -> Iterator[str]:
         raise ValueError(f"corpus file {corpus!r} must be UTF-8 text: {error}") from error
 
 
-def _text(corpus: str, path: Path) -> Iterator[str]:
-    with _opened_text(path) as file:
-        yield file.read()
-
-
-def _opened_text(path: Path) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(read_bytes(path, MOST_BYTES)), encoding="utf-8")
-
-
 def _jsonl_documents(corpus: str, path: Path) -> Iterator[str]:
-    with _opened_text(path) as lines:
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            record = parse_object(line, f"corpus file {corpus!r} line {number}")
-            if not isinstance(record.get("text"), str):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"corpus file {corpus!r} line {number} is no JSON: {error}"
+                ) from error
+            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
                 raise ValueError(f"corpus file {corpus!r} line {number} has no string field 'text'")
             yield record["text"]
 
@@ -236,41 +220,15 @@ def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
     import pyarrow
     from pyarrow import parquet
 
-    length = 0
     try:
-        # A repeated text is in memory once, until it is yielded.
-        with (
-            open_plain(path, MOST_BYTES) as source,
-            parquet.ParquetFile(source, read_dictionary=["text"]) as file,
-        ):
-            _check_column(corpus, file)
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            kind = str(file.schema_arrow.field("text").type) if "text" in names else ""
+            if "string" not in kind:
+                raise ValueError(
+                    f"corpus file {corpus!r} must have a string column 'text'; has {names}"
+                )
             for batch in file.iter_batches(columns=["text"]):
-                for text in (value.as_py() for value in batch.column(0) if value.is_valid):
-                    length += len(text)
-                    if length > MOST_BYTES:
-                        raise ValueError(_too_much(corpus))
-                    yield text
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
     except pyarrow.ArrowException as error:
         raise ValueError(f"corpus file {corpus!r} is not a parquet file: {error}") from error
-
-
-def _check_column(corpus: str, file: Any) -> None:
-    """Check that a parquet file has a string column 'text' of at most `MOST_BYTES`."""
-    schema, metadata = file.schema_arrow, file.metadata
-    kind = schema.field("text").type if schema.names.count("text") == 1 else None
-    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
-    if str(kind) not in TEXT_TYPES:
-        raise ValueError(
-            f"corpus file {corpus!r} must have a string column 'text'; has {schema.names}"
-        )
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    stored = [
-        column.total_uncompressed_size for column in columns if column.path_in_schema == "text"
-    ]
-    if sum(stored) > MOST_BYTES:
-        raise ValueError(_too_much(corpus))
-
-
-def _too_much(corpus: str) -> str:
-    return f"corpus file {corpus!r} has more than {MOST_BYTES} characters of text: use a part of it"

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from pruning.headers import Entry, read_header, weights_files
+from pruning.headers import Entry, read_header, read_headers
 from pruning.models import one_line_errors, published_names, source_of
 
 _SAMPLED_BYTES = 4096
@@ -27,9 +27,9 @@ class Checkpoint:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.entries: dict[str, Entry] = {}
-        for path in [place] if place.is_file() else weights_files(place):
-            self.entries |= read_header(path)
+        self.entries: dict[str, Entry] = (
+            read_header(place) if place.is_file() else read_headers(place)
+        )
 
     @cached_property
     def size(self) -> int:

@@ -119,7 +119,8 @@ class FolderStore:
 
     def weight(self, layer: str) -> Tensor:
         """Return the layer's dense weight in the dtype and on the device of the passes."""
-        return self.dense(layer).to(self.device, self._dtype)
+        live: Tensor = self.model.get_parameter(f"{layer}.weight").detach()
+        return self.dense(layer).to(self.device, self._dtype) if live.is_meta else live
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
         """Write the block's shard: the new weights, and the rest as in the dense model.

@@ -4,7 +4,8 @@ Masks are boolean, True where a weight goes. Counts are exact and ties go leftmo
 is a value that holds everything specific to it: to add a group, add a class.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,13 @@ from torch import Tensor
 
 from pruning.ranking import DegenerateScores as DegenerateScores  # for callers that score
 from pruning.ranking import count, count_rows, lowest_n_of_m, lowest_per_row, up_to
-from pruning.threshold import model_threshold
+from pruning.threshold import Score, model_threshold
+
+SPARSITY = 0.5
+"""Fraction to remove where nothing else is said."""
+
+SPARSITY_TOLERANCE = 1e-3
+"""How exactly a sparsity must repeat what n:m implies: 0.667 may stand for 1 - 1/3."""
 
 Masks = Iterator[tuple[str, Tensor]]
 """Layer names and masks, each shaped like the layer's weight, computed one at a time."""
@@ -40,19 +47,24 @@ class Group(Protocol):
         """See the class."""
         return None
 
-    def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
-        """Yield each layer's name and mask, in the mapping's order.
-
-        Args:
-            scores_by_name: Layer name to scores, each (out_features, in_features); high is kept.
-                A mapping that computes its values does so once for each, or three times if the
-                group needs the whole model.
-            fractions: Layer name to the fraction that goes, in [0, 1).
+    def mask(self, scores: Tensor, fraction: float) -> Tensor:
+        """Return one layer's mask from its scores, both (out_features, in_features); high is kept.
 
         Raises:
-            ValueError: If a fraction is outside [0, 1), or a score is not finite
+            ValueError: If the fraction is outside [0, 1), or a score is not finite
                 (`DegenerateScores`).
         """
+
+    def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
+        """Yield each layer's name and mask, in the order of `fractions`; raises as `mask`.
+
+        Args:
+            score: Called once for each layer when its mask is due; three times if the group needs
+                the whole model.
+            fractions: Layer name to the fraction that goes, in [0, 1).
+        """
+        for name, fraction in fractions.items():
+            yield name, self.mask(score(name), fraction)
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         """Whether one layer's zeros, (out, in), include all that the group requires of it."""
@@ -69,9 +81,8 @@ class Row(Group):
     name = "row"
     within_rows = True
 
-    def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
-        for name in scores_by_name:
-            yield name, lowest_per_row(scores_by_name[name], fractions[name])
+    def mask(self, scores: Tensor, fraction: float) -> Tensor:
+        return lowest_per_row(scores, fraction)
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         return bool((count_rows(weight_zeros) >= int(weight_zeros.shape[1] * fraction)).all())
@@ -83,11 +94,8 @@ class Layer(Group):
 
     name = "layer"
 
-    def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
-        for name in scores_by_name:
-            scores = scores_by_name[name]
-            mask = lowest_per_row(scores.reshape(1, -1), fractions[name])
-            yield name, mask.reshape(scores.shape)
+    def mask(self, scores: Tensor, fraction: float) -> Tensor:
+        return lowest_per_row(scores.reshape(1, -1), fraction).reshape(scores.shape)
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         return count(weight_zeros) >= int(weight_zeros.numel() * fraction)
@@ -95,15 +103,21 @@ class Layer(Group):
 
 @dataclass(frozen=True)
 class Model(Group):
-    """The weights of all pruned matrices: one exact threshold, so scores set each layer's share."""
+    """The weights of all pruned matrices: one exact threshold, so scores set each layer's share.
+
+    Ties go by layer order, then leftmost first.
+    """
 
     name = "model"
     whole_model = True
 
-    def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
-        threshold, ties = model_threshold(scores_by_name, fractions)
-        for name in scores_by_name:
-            mask, ties = up_to(scores_by_name[name], threshold, ties)
+    def mask(self, scores: Tensor, fraction: float) -> Tensor:
+        return Layer().mask(scores, fraction)  # of a model of one layer
+
+    def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
+        threshold, ties = model_threshold(score, fractions)
+        for name in fractions:
+            mask, ties = up_to(score(name), threshold, ties)
             yield name, mask
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
@@ -126,9 +140,8 @@ class NOfM(Group):
     def implied_sparsity(self) -> float:
         return 1 - self.kept / self.length
 
-    def select(self, scores_by_name: Mapping[str, Tensor], fractions: Mapping[str, float]) -> Masks:
-        for name in scores_by_name:
-            yield name, lowest_n_of_m(scores_by_name[name], self.length - self.kept, self.length)
+    def mask(self, scores: Tensor, fraction: float) -> Tensor:
+        return lowest_n_of_m(scores, self.length - self.kept, self.length)
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         if weight_zeros.shape[1] % self.length:
@@ -149,7 +162,6 @@ _UNSTRUCTURED: tuple[Group, ...] = (
     Layer(),
     Model(),
 )
-
 _BY_NAME = {group.name: group for group in _UNSTRUCTURED}
 
 GROUPS = tuple(_BY_NAME)
@@ -209,37 +221,38 @@ def parse_pattern(text: str) -> NOfM | None:
     raise ValueError(f"pattern must be unstructured or n:m with 0 < n < m <= 1024, got {text!r}")
 
 
-def select(
-    scores_by_name: Mapping[str, Tensor],
-    target: Target,
-    fractions: Mapping[str, float] | None = None,
-) -> Masks:
-    """Yield each layer's name and mask, in the mapping's order; see `Group.select`.
+def resolve_target(
+    pattern: str, sparsity: float | None, group: str | None, own_group: str
+) -> Target:
+    """Return what to remove.
 
     Args:
-        fractions: Layer name to the fraction that goes; None for the target's sparsity in each.
-    """
-    if fractions is None:
-        fractions = dict.fromkeys(scores_by_name, target.sparsity)
-    return target.group.select(scores_by_name, fractions)
-
-
-def lowest_in_model(scores_by_name: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Mark the lowest-scoring weights of all matrices at once for removal.
-
-    One exact threshold for the whole model, so each layer's ratio follows from the metric;
-    see `pruning.threshold`. A mapping that computes its values does so three times for each.
-
-    Args:
-        scores_by_name: Layer name to scores, each (out_features, in_features), in layer order.
-        sparsity: Fraction of all weights together to remove, in [0, 1).
-
-    Returns:
-        Layer name to boolean mask. Together they have exactly int(sparsity * total) True
-        entries; ties go by layer order, then leftmost first.
+        pattern: `unstructured` or n:m.
+        sparsity: Fraction to remove; None for `SPARSITY`, or what n:m implies.
+        group: Comparison group; None for the metric's own.
+        own_group: The group that belongs to the metric.
 
     Raises:
-        ValueError: If `sparsity` is outside [0, 1), or a layer's scores are not finite
-            (`DegenerateScores`); the message names the layer.
+        ValueError: If one breaks its rule, the sparsity is not 1 - n/m, or a group is given
+            beside n:m, which has its own.
     """
-    return dict(Model().select(scores_by_name, dict.fromkeys(scores_by_name, sparsity)))
+    n_of_m = parse_pattern(pattern)
+    if n_of_m is None:
+        fraction = SPARSITY if sparsity is None else sparsity
+        return Target(fraction, group_of(own_group if group is None else group))
+    implied = n_of_m.implied_sparsity
+    if group is not None:
+        raise ValueError(
+            f"group must be left out with pattern {pattern}, whose weights compete within every "
+            f"{n_of_m.length} inputs; got {group!r}"
+        )
+    if sparsity is not None and not math.isclose(sparsity, implied, abs_tol=SPARSITY_TOLERANCE):
+        raise ValueError(
+            f"sparsity must be {implied:g} with pattern {pattern}, or left out; got {sparsity}"
+        )
+    return Target(implied, n_of_m)
+
+
+def select(score: Score, names: Iterable[str], target: Target) -> Masks:
+    """Yield each layer's name and mask, the target's sparsity in each; see `Group.select`."""
+    return target.group.select(score, dict.fromkeys(names, target.sparsity))

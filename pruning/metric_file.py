@@ -4,23 +4,30 @@ Three kinds of file are read: `best_metric.json` as a search writes it, the bare
 Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one formula.
 """
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plain_files import parse_object, read_object, read_text
 from pruning.baselines import NAMED
 from pruning.criterion import Criterion
+from pruning.json_file import parse_object, read_text
 from pruning.masks import GROUPS
 from pruning.metric import Metric
-from pruning.names import metric_file
 
 SCHEMA = 1
 """Version of `best_metric.json` and of `pruning_recipe.json`."""
 
-MAX_BYTES = 2_000_000
-"""Longest file that is read, so that a wrong path to a large file costs nothing."""
+FORMS = (
+    f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula such as mul(W, sqrt(X))"
+)
+
+METRIC_FILES = ("best_metric.json", "pruning_recipe.json")
+"""What holds a metric in the folder of a search, and of a pruned model."""
+
+_PATH = re.compile(r"[/\\~]|\.(json|txt)$")
 
 DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
@@ -47,7 +54,7 @@ def resolve_metric(argument: str) -> ResolvedMetric:
     """
     if argument in NAMED:
         return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
-    path = metric_file(argument)
+    path = _file_of(argument)
     resolved = _from_file(path) if path else _resolved(Metric.parse(argument), "formula")
     resolved.criterion.metric.check_scores_weights()
     return resolved
@@ -62,20 +69,54 @@ def _resolved(metric: Metric, source: str, group: str = DEFAULT_GROUP) -> Resolv
     return ResolvedMetric(Criterion(metric, group), source)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a regular file of at most `MAX_BYTES`.
+def _file_of(argument: str) -> Path | None:
+    """Return the file that a metric is to be read from; None for a formula.
+
+    A folder stands for what a search or a pruning wrote into it.
 
     Raises:
-        ValueError: If the file is none, is longer, is no UTF-8 JSON, is nested too deeply, or holds
-            something else than an object.
-        OSError: If it cannot be read.
+        ValueError: If the argument is a path to nothing, a folder of something else, or a word that
+            is no metric's name.
     """
-    return read_object(path, MAX_BYTES)
+    if place := existing(argument):
+        if not place.is_dir():
+            return place
+        if found := next((place / name for name in METRIC_FILES if (place / name).is_file()), None):
+            return found
+        raise ValueError(
+            f"metric {argument!r} is a folder without {METRIC_FILES[0]}, which a search writes at "
+            f"its end: {FORMS}"
+        )
+    if _PATH.search(argument) and not _is_like_a_formula(argument):
+        raise ValueError(
+            f"metric {argument[:200]!r} looks like a file and there is no such file: {FORMS}"
+        )
+    # A single letter is a leaf, or the language says which ones there are.
+    if re.fullmatch(r"[\w-]{2,}", argument):
+        near = difflib.get_close_matches(argument[:40].lower(), NAMED, n=1)
+        guess = f"did you mean {near[0]}? or " if near else ""
+        raise ValueError(f"metric {argument[:200]!r} is no known name: {guess}{FORMS}")
+    return None
+
+
+def _is_like_a_formula(argument: str) -> bool:
+    """Tell whether all words are capital letters or stand before a bracket: no path's do."""
+    rest = re.sub(r"\b[A-Z]\b|\b\w+\s*\(|\b\d[\d.]*(e[-+]?\d+)?\b", " ", argument)
+    return not re.search(r"[\w~\\\0]", rest)
+
+
+def existing(argument: str) -> Path | None:
+    """Return the path that an argument names if there is something; None otherwise."""
+    try:
+        path = Path(argument).expanduser()
+        return path if argument and path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None  # a formula is longer than a file's name may be; ~nobody has no home
 
 
 def _from_file(path: Path) -> ResolvedMetric:
     try:
-        text = read_text(path, MAX_BYTES)
+        text = read_text(path)
     except OSError as error:
         raise ValueError(f"metric file {str(path)!r} cannot be read: {error.strerror}") from error
     source = f"file {path.name}"

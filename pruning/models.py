@@ -7,7 +7,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from plain_files import read_object
 from pruning.attention import use_blocked_attention
-from pruning.claims import (
-    CONFIG,
-    SETTINGS_BYTES,
-    TOKENIZER_CONFIG,
-    check_blocks,
-    check_place,
-    check_settings,
-    check_shapes,
-    entries_of,
-    unfit,
-)
-from pruning.headers import Entry
-from pruning.names import EMBEDDED as EMBEDDED  # for all who load it
-from pruning.names import check_hub_model, comes_from_hub, split_revision, with_revision
+from pruning.headers import Entry, read_headers
+from pruning.model_name import EMBEDDED as EMBEDDED  # for all who load it
+from pruning.model_name import comes_from_hub, split_revision, with_revision
+
+_CONFIG = "config.json"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -91,23 +80,41 @@ def source_of(model: str) -> tuple[str, str]:
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """Load a model's config; check that the model can be pruned and that its folder is sound.
+    """Load a model's config; check that the model can be pruned and that its folder is whole.
 
     Args:
         model: `embedded`, a folder, or a hub id with or without `@revision`.
 
     Raises:
-        ValueError: If there is no such model, its architecture is not supported, or its files,
-            settings or sizes cannot be a model's; see `pruning.claims`.
+        ValueError: If there is no such model, its architecture is not supported, it is quantized,
+            or its files lack a tensor or have one of another shape than the config says.
     """
-    source, _ = source_of(model)
-    folder = check_place(model, source)
-    config = _read_config(model, folder)
-    if folder and (entries := entries_of(folder)):
-        claimed = config.get_text_config().num_hidden_layers
-        paths = published_names(config, family_of(config).blocks)
-        check_blocks(model, claimed, entries, paths)  # before the claimed number is built
-        check_tensors(model, skeleton(config, torch.float32), entries)
+    config = read_config(model)
+    folder = Path(source_of(model)[0])
+    # A folder of the config alone is enough to plan with.
+    if folder.is_dir() and (any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))):
+        check_tensors(model, skeleton(config, torch.float32), read_headers(folder))
+    return config
+
+
+def read_config(model: str) -> PretrainedConfig:
+    """Return a model's config; raises as `load_config`, but looks at no weights."""
+    comes_from_hub(model)  # raises if it can be no model's name
+    source, revision = source_of(model)
+    with one_line_errors(model), _unlogged():
+        settings = dict(PretrainedConfig.get_config_dict(source, revision=revision)[0])
+    if "model_type" in settings:
+        _family(settings["model_type"])  # before transformers reads what it may not know
+    if settings.get("quantization_config"):
+        raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
+    with one_line_errors(model), _unlogged():
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if config._attn_implementation not in (None, "eager", "sdpa"):
+        # transformers would look up a name with a slash on the hub, and run its code.
+        raise ValueError(
+            f"model {model!r} cannot be loaded: {_CONFIG}: attn_implementation must be eager or "
+            f"sdpa, got {config._attn_implementation!r:.60}"
+        )
     return config
 
 
@@ -127,7 +134,7 @@ def pinned(model: str) -> str:
 def cached_config(model: str) -> Path | None:
     """Return a hub model's config in the hub's cache; None if it is not there."""
     source, revision = source_of(model)
-    file = try_to_load_from_cache(source, CONFIG, revision=revision)
+    file = try_to_load_from_cache(source, _CONFIG, revision=revision)
     return Path(file) if isinstance(file, str) else None
 
 
@@ -137,43 +144,19 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: If there is none, or it has more tokens than the model.
     """
+    vocabulary = read_config(model).get_text_config().vocab_size
     source, revision = source_of(model)
-    folder = check_place(model, source)
-    vocabulary = _read_config(model, folder).get_text_config().vocab_size
     with one_line_errors(model):
-        if folder and (folder / TOKENIZER_CONFIG).is_file():
-            settings = read_object(folder / TOKENIZER_CONFIG, SETTINGS_BYTES)
-            check_settings(model, TOKENIZER_CONFIG, settings)
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-        size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
+    size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
     if size > vocabulary:
-        raise unfit(
-            model,
-            f"its tokenizer must stay below the model's vocab_size of {vocabulary}, got token "
-            f"{size - 1}: it belongs to another model",
+        raise ValueError(
+            f"model {model!r} cannot be loaded: its tokenizer must stay below the model's "
+            f"vocab_size of {vocabulary}, got token {size - 1}: it belongs to another model"
         )
     return tokenizer
-
-
-def _read_config(model: str, folder: Path | None) -> PretrainedConfig:
-    """Return the checked config of a model of a supported family."""
-    source, revision = source_of(model)
-    if not folder:
-        check_hub_model(model)
-    with one_line_errors(model), _unlogged():
-        if folder:
-            settings = read_object(folder / CONFIG, SETTINGS_BYTES)
-        else:
-            settings, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    check_settings(model, CONFIG, settings)
-    if "model_type" in settings:
-        _family(settings["model_type"])
-    with one_line_errors(model), _unlogged():
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    family_of(config)
-    return config
 
 
 def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
@@ -307,8 +290,22 @@ def check_tensors(name: str, model: PreTrainedModel, entries: Mapping[str, Entry
     blocks = {parameter for parameter in parameters if parameter.startswith(f"{path}.")}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     needed = blocks | (set(outside_blocks(model)) - set(tied))
-    find = partial(published_names, model.config)
-    check_shapes(name, parameters, needed, find, entries)
+    missing = []
+    for parameter, weight in parameters.items():
+        candidates = published_names(model.config, parameter)
+        tensor = next((candidate for candidate in candidates if candidate in entries), None)
+        if tensor is None:
+            missing += [parameter] * (parameter in needed)
+        elif entries[tensor].shape != tuple(weight.shape):
+            raise ValueError(
+                f"model {name!r} cannot be loaded: {tensor} must have shape "
+                f"{tuple(weight.shape)} by its config, got {entries[tensor].shape}"
+            )
+    if missing:
+        raise ValueError(
+            f"model {name!r} cannot be loaded: {len(missing)} tensors are missing, "
+            f"{missing[0]} among them"
+        )
 
 
 def family_of(config: PretrainedConfig) -> Family:

@@ -6,21 +6,22 @@ for X; gradients are those of the dense model in both. The search scores and mas
 with the same code.
 """
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.calibration import statistics_of, watched_inputs
 from pruning.leaves import Statistics, made_of, need_backward
-from pruning.masks import Target, select
+from pruning.masks import Masks, Target
 from pruning.models import layers_of_block, linear_layers
-from pruning.progress import Progress
-from pruning.recipe import KeptScores, LayerScores, Recipe
+from pruning.progress import Progress, unwatched
+from pruning.recipe import Recipe, score_layer
 from pruning.spool import Spool
-from pruning.store import Store, all_layers, in_turn
-from pruning.walk import Stream, Texts, depth_of, walk_dense
+from pruning.store import Store, in_turn
+from pruning.walk import Stream, Texts, depth_of, ignore_block, walk_dense
 
 
 def prune(
@@ -29,7 +30,7 @@ def prune(
     texts: Texts,
     states: Spool | None = None,
     statistics: Spool | None = None,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = unwatched,
     kept_scores: MutableMapping[str, Tensor] | None = None,
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
@@ -57,20 +58,17 @@ def prune(
         store,
         recipe,
         texts,
-        {} if states is None else states,
-        {} if statistics is None else statistics,
+        states={} if states is None else states,
+        statistics={} if statistics is None else statistics,
         forgets=statistics is None,
         on_progress=on_progress,
         kept_scores=kept_scores,
     )
     try:
-        if pruning.decides != "forward":
+        if pruning.needs_dense_walk:
             pruning.walk_dense()
-        pruning.walk_and_write()
+        pruning.walk_and_prune()
     finally:
-        # The iterator refers to all scores and, through their statistics, to this object: a cycle,
-        # which would stay in memory until Python looks for cycles.
-        pruning.masks = None
         store.finish()
 
 
@@ -82,64 +80,70 @@ def check_layers(model: PreTrainedModel, target: Target) -> None:
 
 @dataclass
 class _Pruning:
-    """One pruning in progress."""
+    """One pruning in progress.
+
+    Attributes:
+        statistics: Of the dense model, by `G/layer`.
+        forgets: Whether a layer's statistics are dropped once it is pruned.
+        sequential_statistics: Of inputs that passed pruned blocks, by `X/layer`.
+    """
 
     store: Store
     recipe: Recipe
     texts: Texts
     states: Spool
-    kept: Spool
+    statistics: Spool
     forgets: bool
     on_progress: Progress
     kept_scores: MutableMapping[str, Tensor] | None
-    fresh: dict[str, Tensor] = field(default_factory=dict)  # of inputs that passed pruned blocks
-    masks: Iterator[tuple[str, Tensor]] | None = None
-    decides: str = ""
+    sequential_statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Nothing is left to do on the way back if all gradients were kept by an earlier run.
-        wanted = frozenset().union(*(self._wanted(block) for block in self.store.blocks))
-        back = self.recipe.decides == "backward" and not need_backward(wanted)
-        self.decides = "forward" if back else self.recipe.decides
+        wanted = frozenset().union(*(self._missing(block) for block in self.store.blocks))
+        self.prunes_on_the_way_back = self.recipe.prunes_on_the_way_back and bool(
+            need_backward(wanted)
+        )
+        self.needs_dense_walk = self.prunes_on_the_way_back or self.recipe.statistics_wait
 
     def walk_dense(self) -> None:
-        """Collect the dense model's statistics; write blocks on the way back where possible."""
+        """Collect the dense model's statistics; prune blocks on the way back where possible."""
+        visit: Callable[[str, nn.Module], object] = ignore_block
+        if self.prunes_on_the_way_back:
+            visit = partial(self.prune_block, masks=self.masks(reversed(self.store.blocks)))
         walk_dense(
             self.store,
             self.texts,
-            {block: self._wanted(block) for block in self.store.blocks},
-            self.states,
-            self._keep,
-            self._decide if self.decides == "backward" else lambda block, module: None,
-            self.on_progress,
+            wanted={block: self._missing(block) for block in self.store.blocks},
+            states=self.states,
+            keep=self._keep,
+            visit=visit,
+            on_progress=self.on_progress,
         )
 
-    def walk_and_write(self) -> None:
-        """Walk forward: write each block not yet written, and run the texts through it."""
+    def walk_and_prune(self) -> None:
+        """Walk forward: prune each block not yet pruned, and run the texts through it."""
         store, recipe = self.store, self.recipe
         self.on_progress("prune", 0, len(store.blocks))
-        first = self.decides == "forward"
-        inputs = made_of(recipe.leaves, "inputs")
-        missing = any(self._wanted(block) & inputs for block in store.blocks)
-        collects = bool(inputs) if recipe.sequential else first and missing
         with store.outside():
-            dense = self._enter("dense") if first else None
+            dense = None if self.needs_dense_walk else self._enter("dense")
             pruned = self._enter("pruned")
-            calibration = self._enter("calibration") if collects else None
-        after = [s for s in (pruned, calibration if recipe.sequential else None) if s]
+            calibration = self._enter("calibration") if self._collects_inputs() else None
+        follow = [s for s in (pruned, calibration if recipe.sequential else None) if s]
+        masks = self.masks(store.blocks)
         for i, (block, then) in enumerate(in_turn(store.blocks)):
-            fresh = False
+            is_new = False
             if dense or calibration or not self._is_done(block):
                 with store.open_dense(block, then) as module:
                     if dense:
                         dense.advance(i, module)
                     if calibration:
                         self._collect(calibration, i, block, module)
-                    fresh = self._decide(block, module)
-                    _advance(after if fresh else [], i, module)
-            if after and not fresh:
+                    is_new = self.prune_block(block, module, masks)
+                    _advance(follow if is_new else [], i, module)
+            if follow and not is_new:
                 with store.open(block) as module:
-                    _advance(after, i, module)
+                    _advance(follow, i, module)
             self.on_progress("prune", i + 1, len(store.blocks))
         with store.outside():
             for stream in filter(None, (dense, pruned)):
@@ -147,11 +151,57 @@ class _Pruning:
         if calibration:
             calibration.drop(len(store.blocks))
 
+    def masks(self, blocks: Iterable[str]) -> Masks:
+        """Yield the masks of all layers of the blocks that are not done, each computed when due."""
+        layers = [
+            layer
+            for block in blocks
+            if not self._is_done(block)
+            for layer in self.store.layers[block]
+        ]
+        target = self.recipe.target
+        fractions = self.recipe.allocation.fractions(layers, self._score, target.sparsity)
+        return target.group.select(self._score, fractions)
+
+    def prune_block(self, block: str, module: nn.Module, masks: Masks) -> bool:
+        """Mask an open block's layers, update their weights and write them.
+
+        Args:
+            masks: Its next mask is that of the block's first layer.
+
+        Returns:
+            Whether the block was pruned; False if it was done before.
+        """
+        if self._is_done(block):
+            return False
+        self.store.finish()  # the block before it does not wait in memory beside these scores
+        weights = {}
+        for layer in layers_of_block(block, module):
+            name, mask = next(masks)
+            assert name == layer, (name, layer)
+            if block not in self.store.written:
+                dense, statistics = self.store.dense(layer), self._statistics(layer)
+                weights[layer] = self.recipe.update.apply(dense, mask, statistics)
+            self._forget(layer)
+        if weights:
+            self.store.write(block, weights)
+        return bool(weights)
+
+    def _score(self, layer: str) -> Tensor:
+        kept = self.kept_scores
+        if kept is not None and layer in kept:
+            return kept[layer]
+        weight = self.store.weight(layer)
+        scores = score_layer(self.recipe.metric, layer, weight, self._statistics(layer))
+        if kept is not None:
+            kept[layer] = scores
+        return scores
+
     def _enter(self, name: str) -> Stream | None:
         windows = self.texts.by_stream(name)
         return Stream.enter(self.store, name, windows, self.states) if len(windows) else None
 
-    def _wanted(self, block: str) -> frozenset[str]:
+    def _missing(self, block: str) -> frozenset[str]:
         """Return the leaves of the dense model that a block needs and that are still missing."""
         if self._is_done(block):
             return frozenset()
@@ -160,7 +210,9 @@ class _Pruning:
             leaves -= made_of(leaves, "inputs")
         layers = self.store.layers[block]
         return frozenset(
-            leaf for leaf in leaves if any(f"{leaf}/{layer}" not in self.kept for layer in layers)
+            leaf
+            for leaf in leaves
+            if any(f"{leaf}/{layer}" not in self.statistics for layer in layers)
         )
 
     def _is_done(self, block: str) -> bool:
@@ -169,6 +221,14 @@ class _Pruning:
         return block in written and (
             not self.recipe.needs_all_scores or written.issuperset(self.store.blocks)
         )
+
+    def _collects_inputs(self) -> bool:
+        """Whether the calibration windows pass the blocks while these are pruned."""
+        inputs = made_of(self.recipe.leaves, "inputs")
+        if self.recipe.sequential:
+            return bool(inputs)
+        missing = any(self._missing(block) & inputs for block in self.store.blocks)
+        return missing and not self.needs_dense_walk
 
     def _collect(self, calibration: Stream, i: int, block: str, module: nn.Module) -> None:
         """Collect the statistics of a block's inputs.
@@ -179,93 +239,38 @@ class _Pruning:
         if block in self.store.written:
             leaves = frozenset()
         elif not self.recipe.sequential:
-            leaves &= self._wanted(block)
+            leaves &= self._missing(block)
         with watched_inputs(layers_of_block(block, module), leaves, module) as sums:
             move = calibration.look if self.recipe.sequential else calibration.advance
             move(i, module)
-        kept = self.fresh if self.recipe.sequential else self.kept
+        place = self.sequential_statistics if self.recipe.sequential else self.statistics
         depth = depth_of(i, self.store)
-        kept.update(statistics_of(sums, calibration.windows, depth).to_tensors())
+        place.update(statistics_of(sums, calibration.windows, depth).to_tensors())
 
     def _keep(self, statistics: Statistics) -> None:
         # Statistics for a later walk wait in host memory, not in a GPU's.
-        waits = not self.forgets or self.decides == "last"
+        waits = not self.forgets or self.recipe.statistics_wait
         for key, tensor in statistics.to_tensors().items():
-            self.kept[key] = tensor.cpu() if waits else tensor
-
-    def _decide(self, block: str, module: nn.Module) -> bool:
-        """Score, select, update and write a block unless it is done; return whether it was written.
-
-        The open block then has its new weights.
-        """
-        if self._is_done(block):
-            return False
-        layers = layers_of_block(block, module)
-        masks = self._all_masks() if self.recipe.needs_all_scores else self._masks_of(layers)
-        weights = {}
-        for name in layers:
-            layer, mask = next(masks)
-            assert layer == name, (layer, name)
-            if block not in self.store.written:
-                dense = self.store.dense(name)
-                weights[name] = self.recipe.update.apply(dense, mask, self._statistics(name))
-            self._forget(name)
-        if weights:
-            self.store.write(block, weights)
-        return bool(weights)
-
-    def _masks_of(self, layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, Tensor]]:
-        weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        return self._select(weights)
-
-    def _all_masks(self) -> Iterator[tuple[str, Tensor]]:
-        """Return the single iterator over all layers' masks, in layer order."""
-        if self.masks is None:
-            self.masks = self._select(_DenseWeights(self.store))
-        return self.masks
-
-    def _select(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        scores: Mapping[str, Tensor]
-        scores = LayerScores(self.recipe.metric, weights, self._statistics)
-        if self.kept_scores is not None:
-            scores = KeptScores(scores, self.kept_scores)
-        fractions = self.recipe.allocation.fractions(scores, self.recipe.target.sparsity)
-        return select(scores, self.recipe.target, fractions)
+            self.statistics[key] = tensor.cpu() if waits else tensor
 
     def _statistics(self, layer: str) -> dict[str, Tensor]:
         """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
         by_leaf = {}
         for leaf in self.recipe.leaves:
             key = f"{leaf}/{layer}"
-            part = self.fresh if key in self.fresh else self.kept
-            if key in part:
-                by_leaf[leaf] = part[key].to(self.store.device)
+            fresh = key in self.sequential_statistics
+            place = self.sequential_statistics if fresh else self.statistics
+            if key in place:
+                by_leaf[leaf] = place[key].to(self.store.device)
         return by_leaf
 
     def _forget(self, layer: str) -> None:
         for leaf in self.recipe.leaves:
-            self.fresh.pop(f"{leaf}/{layer}", None)
+            self.sequential_statistics.pop(f"{leaf}/{layer}", None)
             if self.forgets:
-                self.kept.pop(f"{leaf}/{layer}", None)
+                self.statistics.pop(f"{leaf}/{layer}", None)
 
 
 def _advance(streams: Sequence[Stream], block: int, module: nn.Module) -> None:
     for stream in streams:
         stream.advance(block, module)
-
-
-class _DenseWeights(Mapping[str, Tensor]):
-    """All layers' dense weights by name, each read on access."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._names = all_layers(store)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._store.weight(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -1,88 +1,73 @@
-"""What is asked of a pruning, and the scores that follow: metric, target, propagation, seams."""
+"""What is asked of a pruning: metric, target, propagation, allocation and update.
+
+An allocation says how much each layer loses, an update what happens to the weights that stay. Both
+are arguments of the one walk in `pruning.pruner`: a new pruning method is a new value of them.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from pruning.allocation import UNIFORM, Allocation
+from pruning.compiled import zero_marked
 from pruning.leaves import STATISTICS, need_backward
 from pruning.masks import DegenerateScores, Target
 from pruning.metric import Metric
 from pruning.ranking import extremes
-from pruning.update import ZERO, Update
+from pruning.threshold import Score
 
 PROPAGATIONS = ("one-shot", "sequential")
 
 
 @dataclass(frozen=True)
-class LayerScores(Mapping[str, Tensor]):
-    """Scores by layer name, computed when asked for and not kept.
+class Allocation:
+    """A rule that distributes a sparsity over the layers.
 
     Attributes:
-        metric: The formula.
-        weights: Dense weights by layer name, (out_features, in_features), any dtype.
-        statistics: From a layer's name to its statistics by leaf, those that the metric names.
+        sees_scores: Whether the rule computes scores; it then gets those of all layers, and no
+            block can be pruned before all are scored.
+        fractions: Maps the layers' names, the function that computes their scores and the overall
+            sparsity to the fraction of each layer, in [0, 1).
     """
 
-    metric: Metric
-    weights: Mapping[str, Tensor]
-    statistics: Callable[[str], Mapping[str, Tensor]]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return the scores of one layer, (out_features, in_features), fp32.
-
-        Raises:
-            DegenerateScores: If they are not finite or all the same; the message names the layer.
-        """
-        weight = self.weights[name].abs() if "W" in self.metric.leaves else None
-        scores = self.metric.score(W=weight, **self.statistics(name))
-        check_extremes(self.metric, name, *extremes(scores))
-        return scores
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.weights)
+    sees_scores: bool
+    fractions: Callable[[Sequence[str], Score, float], Mapping[str, float]]
 
 
-def check_extremes(metric: Metric, layer: str, low: float, high: float) -> None:
-    """Check that a layer's scores, by their lowest and highest, can rank its weights.
-
-    Raises:
-        DegenerateScores: If they are not finite or all the same; the message names the layer.
-    """
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise DegenerateScores(f"layer {layer}: the scores of '{metric.text}' are not finite")
-    if low == high:
-        raise DegenerateScores(f"layer {layer}: the scores of '{metric.text}' are constant")
+UNIFORM = Allocation(False, lambda names, score, sparsity: dict.fromkeys(names, sparsity))
+"""Every layer loses the same fraction."""
 
 
 @dataclass(frozen=True)
-class KeptScores(Mapping[str, Tensor]):
-    """Scores that are computed once and then kept.
+class Update:
+    """A rule from a dense weight and its mask to the weight that is saved.
 
     Attributes:
-        scores: Computes them, by layer name.
-        kept: Those already computed.
+        leaves: The statistics that the rule needs.
+        apply: Maps the dense weight in its own dtype, (out_features, in_features), the mask, True
+            where a weight goes, and the layer's statistics by leaf to the new weight. The dense
+            weight must not be written to.
     """
 
-    scores: Mapping[str, Tensor]
-    kept: MutableMapping[str, Tensor]
+    leaves: frozenset[str]
+    apply: Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
-    def __getitem__(self, name: str) -> Tensor:
-        """Return the scores of one layer; raises what `scores` raises."""
-        if name not in self.kept:
-            self.kept[name] = self.scores[name]
-        return self.kept[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.scores)
+def _zero(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+    # The bits, so that no NaN is computed with; numpy has no bfloat16.
+    integers = torch.int16 if weight.element_size() == 2 else torch.int32
+    bits, mask = weight.view(integers), mask.to(weight.device)
+    if weight.device.type == "cpu":
+        zeroed = torch.empty_like(bits, memory_format=torch.contiguous_format)
+        zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
+        return zeroed.view(weight.dtype)
+    return torch.mul(bits, ~mask).view(weight.dtype)
 
-    def __len__(self) -> int:
-        return len(self.scores)
+
+ZERO = Update(frozenset(), _zero)
+"""Removed weights become zero, the others keep their bits."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +104,20 @@ class Recipe:
         return self.target.group.whole_model or self.allocation.sees_scores
 
     @property
-    def decides(self) -> str:
-        """In which walk blocks are scored and written: `forward`, `backward` or `last`."""
-        backward = bool(need_backward(self.leaves))
-        if self.needs_all_scores or (self.sequential and backward):
-            return "last"
-        return "backward" if backward else "forward"
+    def needs_gradients(self) -> bool:
+        """Whether a backward pass of the dense model is needed."""
+        return bool(need_backward(self.leaves))
+
+    @property
+    def prunes_on_the_way_back(self) -> bool:
+        """Whether a block can be pruned as soon as its gradients are there."""
+        return self.needs_gradients and not (self.needs_all_scores or self.sequential)
+
+    @property
+    def statistics_wait(self) -> bool:
+        """Whether the dense model's statistics of all blocks wait for a later walk."""
+        walks_first = self.needs_gradients or self.needs_all_scores
+        return walks_first and not self.prunes_on_the_way_back
 
     def check(self) -> None:
         """Raise ValueError if the parts do not fit each other or the metric cannot rank weights."""
@@ -138,3 +131,34 @@ class Recipe:
                 "propagation must be one-shot with group model, whose threshold needs every "
                 "layer's scores before the first is pruned; got 'sequential'"
             )
+
+
+def score_layer(
+    metric: Metric, name: str, weight: Tensor, statistics: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the scores of one layer, (out_features, in_features), fp32.
+
+    Args:
+        name: The layer's name, for the message of an error.
+        weight: The dense weight, (out_features, in_features), any dtype.
+        statistics: The layer's statistics by leaf, those that the metric names.
+
+    Raises:
+        DegenerateScores: If they are not finite or all the same; the message names the layer.
+    """
+    absolute = weight.abs() if "W" in metric.leaves else None
+    scores = metric.score(W=absolute, **statistics)
+    check_extremes(metric, name, *extremes(scores))
+    return scores
+
+
+def check_extremes(metric: Metric, layer: str, low: float, high: float) -> None:
+    """Check that a layer's scores, by their lowest and highest, can rank its weights.
+
+    Raises:
+        DegenerateScores: If they are not finite or all the same; the message names the layer.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DegenerateScores(f"layer {layer}: the scores of '{metric.text}' are not finite")
+    if low == high:
+        raise DegenerateScores(f"layer {layer}: the scores of '{metric.text}' are constant")

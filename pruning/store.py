@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.ends import logits_in_parts
+from pruning.embed_and_head import logits_in_parts
 from pruning.models import decoder_blocks, layers_of_block, linear_layers
 
 
@@ -51,7 +51,7 @@ class Store(Protocol):
         """Return a layer's dense weight in its own dtype; it must not be written to."""
 
     def weight(self, layer: str) -> Tensor:
-        """Return a layer's dense weight as the passes use it."""
+        """Return a layer's dense weight as the passes use it; its block is not written yet."""
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
         """Take an open block's new weights, by layer name; the block has them from now on."""
@@ -119,7 +119,7 @@ class ResidentStore:
             yield self.model.base_model(input_ids=window[None], use_cache=False)[0][0]
 
     def logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of states, (T, hidden_size); see `pruning.ends.logits_in_parts`."""
+        """Yield the logits of states, (T, hidden_size); see `logits_in_parts`."""
         return logits_in_parts(self.model, states)
 
     def dense(self, layer: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pruning.calibration import statistics_of, watched_gradients, watched_inputs
-from pruning.ends import (
+from pruning.embed_and_head import (
     HEAD_TOKENS,
     BlockCall,
     block_inputs,
@@ -24,7 +24,7 @@ from pruning.ends import (
 )
 from pruning.leaves import STATISTICS, Statistics, need_backward
 from pruning.models import layers_of_block
-from pruning.progress import Progress
+from pruning.progress import Progress, unwatched
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
 
@@ -127,7 +127,7 @@ def collect(
     store: Store,
     windows: Tensor,
     leaves: frozenset[str],
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = unwatched,
 ) -> Statistics:
     """Collect statistics of the dense model; its weights are not changed.
 
@@ -142,11 +142,15 @@ def collect(
         dict.fromkeys(store.blocks, leaves & STATISTICS),
         {},
         lambda statistics: collected.update(statistics.to_tensors()),
-        lambda block, module: None,
+        ignore_block,
         on_progress,
     )
     order = [f"{leaf}/{name}" for leaf in leaves for name in all_layers(store)]
     return Statistics.from_tensors({key: collected[key] for key in order if key in collected})
+
+
+def ignore_block(block: str, module: nn.Module) -> None:
+    """A visit that does nothing."""
 
 
 def walk_dense(

@@ -18,8 +18,8 @@ LOG = ROOT / "docs/LOG.md"
 SECTION = "all named metrics on three models"
 SHOWN = {
     "directed-snip-wanda": "directed-snip-wanda (this project)",
-    "directed-snip-variance, of 2026-11-27": "directed-snip-variance (this project)",
-    "unseeded without SmolLM2, chosen on it, of 2026-11-27": "found by one search (this project)",
+    "directed-snip-variance": "directed-snip-variance (this project)",
+    "found without SmolLM2": "found by one search (this project)",
     "snip": "SNIP",
     "ria-full": "RIA (exponent 1)",
     "gblm": "GBLM",

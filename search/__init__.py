@@ -1,25 +1,16 @@
 """The search: breeding, evaluating and recording candidate metrics.
 
-The names below are its Python API (docs/PYTHON.md).
+The names below are those of `prunevolve`, which loads everything, so only when one is asked for.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-import lazy_loader
+_PUBLIC = ("Record", "Result", "Unfinished", "resume", "run")
 
-if TYPE_CHECKING:
-    from search.launch import Unfinished as Unfinished
-    from search.library import Result as Result
-    from search.library import resume as resume
-    from search.library import run as run
-    from search.population import Record as Record
 
-# Imported on first use, so that no script or worker waits for what it does not need.
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "launch": ["Unfinished"],
-        "library": ["Result", "resume", "run"],
-        "population": ["Record"],
-    },
-)
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import prunevolve
+
+    return getattr(prunevolve, name)

@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plain_files import read_bytes
 from pruning.metric_file import SCHEMA
 from search.population import Record, State
-
-MOST_BYTES = 20_000_000
-"""Longest checkpoint that is read: enough for a population of about ten thousand."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,9 @@ def read_state(path: Path) -> State:
         ValueError: If it cannot be read, is damaged or of another schema.
     """
     try:
-        checkpoint = parse(read_bytes(path, MOST_BYTES))
+        checkpoint = parse(path.read_bytes())
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
     if not checkpoint:
         raise ValueError(f"checkpoint {path} is damaged, or from another version")
     return checkpoint.state

@@ -1,29 +1,26 @@
 """Everything that a search needs, resolved once from its config: tasks, texts, seeds, settings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ROLES, Config, Search, Text
+from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
 from evaluation.corpus import Provenance, Windows, check_disjoint, special_note
 from evaluation.mixture import Mixture, Part
 from pruning.baselines import BASELINES
-from pruning.criterion import Criterion
-from pruning.masks import GROUPS, Target, parse_pattern
+from pruning.masks import Target, parse_pattern
+from pruning.model_name import EMBEDDED, comes_from_hub
 from pruning.models import load_config, load_tokenizer, pinned
 from pruning.pruner import check_layers
-from pruning.result.request import resolve_subject, shapes_of
-from search.breeding.primitives import drawn_leaves, primitive_set
-from search.breeding.variation import Variation
-from search.evolution import Settings
+from pruning.unloaded import resolve_model
+from search.breeding.breeder import Breeder
+from search.breeding.primitives import drawn_leaves
 from search.fitness import Setup, Task
-from search.names import is_here
-from search.population import Rules
 from search.resident import Memory, Subject
-from search.scale import WORST_SHARE, unit_of
+from search.scale import unit_of
 from search.seeds import read_seeds
 
 
@@ -37,7 +34,7 @@ class Experiment:
         texts: The four texts of each model, by role.
         tasks: The tasks of a candidate; the report leads with the first.
         leaves: The leaves that candidates, seeds and baselines may use.
-        settings: The loop's knobs.
+        breeder: Makes the candidates.
         notes: What could not be checked here, one line each.
         windows: The texts as tokens, once they are read.
         warnings: Reasons to trust the statistics less, known once the texts are read.
@@ -48,7 +45,7 @@ class Experiment:
     texts: tuple[Mapping[str, Text], ...]
     tasks: tuple[Task, ...]
     leaves: frozenset[str]
-    settings: Settings
+    breeder: Breeder
     notes: tuple[str, ...]
     windows: tuple[Mapping[str, Windows], ...] = ()
     warnings: tuple[str, ...] = ()
@@ -72,7 +69,7 @@ class Experiment:
         counts: list[dict[str, int]] = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
             mixtures = {role: _mixture_of(text) for role, text in texts.items()}
-            local = {r: m for r, m in mixtures.items() if is_here(subject.model) and not m.check()}
+            local = {r: m for r, m in mixtures.items() if _is_here(subject.model) and not m.check()}
             cut = _cut(load_tokenizer(subject.model), local) if local else {}
             counts.append({role: windows.tokens.numel() for role, windows in cut.items()})
         return counts
@@ -93,18 +90,21 @@ class Experiment:
             ),
             tasks=self.tasks,
             leaves=self.leaves,
-            objective=search.objective,
             device="cuda" if ray.gpus_per_worker else "cpu",
             threads=ray.cpus_per_worker,
             stages=tuple(search.stages),
-            slack=search.slack,
-            hopeless=search.hopeless,
             memory=self.memory,
             kinds=tuple(
                 {role: _kinds_of(windows) for role, windows in texts.items()}
                 for texts in self.windows
             ),
         )
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each task in the fitness; they add up to 1."""
+        weights = [task.weight for task in self.tasks if task.weight]
+        return [weight / sum(weights) for weight in weights]
 
     @property
     def fitness_unit(self) -> str:
@@ -139,7 +139,6 @@ class Experiment:
             "pruning": config.pruning.model_dump(),
             "texts": self.provenance(0),
             **tasks,
-            "objective": config.search.objective,
             "seed": config.search.seed,
             "candidates": config.search.candidates,
             **more,
@@ -170,8 +169,8 @@ def resolve(config: Config) -> Experiment:
     """
     for task in config.all_tasks:
         parse_pattern(task.pattern)
-    groups = _groups_of(config)
-    seeds = tuple(read_seeds(config.search.seeds, groups))
+    group = _group_of(config)
+    seeds = tuple(read_seeds(config.search.seeds, group))
     notes = [*_check_texts(config), *_check_models(config)]
     sources: list[tuple[Subject, dict[str, Text]]] = []
     tasks = []
@@ -183,62 +182,15 @@ def resolve(config: Config) -> Experiment:
         tasks.append(Task(task.name, sources.index(source), task.sparsity, pattern, task.weight))
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     drawn = frozenset(drawn_leaves(config.search.primitives, config.search.without))
-    search = config.search.model_copy(update={"seeds": [str(criterion) for criterion in seeds]})
+    search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
     return Experiment(
         config=config.model_copy(update={"search": search}),
         subjects=tuple(subject for subject, _ in sources),
         texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
         leaves=drawn.union(*(criterion.metric.leaves for criterion in named)),
-        settings=_settings(search, groups, seeds, [task.weight for task in tasks if task.weight]),
+        breeder=Breeder(search, group, seeds),
         notes=tuple(dict.fromkeys(notes)),
-    )
-
-
-def _settings(
-    search: Search,
-    groups: tuple[str, ...],
-    seeds: tuple[Criterion, ...],
-    weights: Sequence[float],
-) -> Settings:
-    """Return the loop's knobs."""
-    return Settings(
-        seed=search.seed,
-        candidates=search.candidates,
-        rules=Rules(
-            capacity=search.population,
-            resolution=search.parsimony,
-            kept=int(search.population * search.speciation / len(groups)),
-            patience=search.patience,
-            lag=search.lag,
-            leeway=search.leeway,
-            settles=search.settle,
-        ),
-        groups=groups,
-        regroup=search.regroup,
-        within=search.speciation,
-        seeds=seeds,
-        pool=search.pool,
-        parents=search.parents,
-        simplified=search.simplify,
-        crowding=search.crowding,
-        brood=search.brood,
-        exploration=search.exploration,
-        variation=Variation(
-            primitives=primitive_set(search.primitives, search.without),
-            min_initial_depth=search.min_initial_depth,
-            max_initial_depth=search.max_initial_depth,
-            products=search.products,
-            exchange=search.exchange,
-            max_depth=search.max_depth,
-            max_size=search.max_size,
-            crossover=search.crossover,
-            mutation=search.mutation,
-            mutations=search.mutations.model_dump(),
-        ),
-        units=search.units,
-        weights=tuple(weight / sum(weights) for weight in weights),
-        worst=WORST_SHARE[search.aggregate],
     )
 
 
@@ -268,12 +220,11 @@ def _mixture_of(text: Text) -> Mixture:
     return Mixture(parts, text.windows, text.length, text.seed, text.bos)
 
 
-def _groups_of(config: Config) -> tuple[str, ...]:
-    """Return the comparison groups that candidates may have; n:m patterns fix their own."""
+def _group_of(config: Config) -> str:
+    """Return the comparison group of all candidates; n:m patterns fix their own."""
     if all(task.pattern != "unstructured" for task in config.all_tasks):
-        return ("row",)
-    group = config.pruning.group
-    return GROUPS if group == "free" else (group,)
+        return "row"
+    return config.pruning.group
 
 
 def _check_texts(config: Config) -> list[str]:
@@ -319,11 +270,25 @@ def _check_models(config: Config) -> list[str]:
             raise ValueError(
                 f"search.stages must be {rule} fitness.windows = {windows}, got {stages}"
             )
-        if is_here(task.model):
+        if _is_here(task.model):
             _check_model(task)
         else:
             notes.append(f"model {task.model}: comes from the Hugging Face hub: not checked")
     return notes
+
+
+def _is_here(model: str) -> bool:
+    """Return whether a model is a folder on this machine; if not, its name must be a hub id.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if model.startswith("models/") and not Path(model).is_dir():
+        raise ValueError(
+            f"model {model!r} is no folder: give {EMBEDDED}, a folder or a hub id"
+            + (" (`make smollm2` builds it)" if "smollm2" in model else "")
+        )
+    return not comes_from_hub(model)
 
 
 def _check_model(task: TaskConfig) -> None:
@@ -334,5 +299,5 @@ def _check_model(task: TaskConfig) -> None:
                 f"{role}.length must be at most the model's {limit} positions, got {text.length}"
             )
     if pattern := parse_pattern(task.pattern):
-        shapes = shapes_of(resolve_subject(task.model, task.dtype, "cpu", None))
-        check_layers(shapes, Target(task.sparsity, pattern))
+        model = resolve_model(task.model, task.dtype, "cpu")
+        check_layers(model.shapes, Target(task.sparsity, pattern))

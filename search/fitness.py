@@ -25,6 +25,14 @@ from search.population import Candidate, Outcome
 from search.resident import Memory, Resident, Subject, Weights, unwatched
 from search.scale import Scale
 
+SLACK = 0.2
+"""A candidate is stopped after n windows only if its rise is above the limit by this fraction over
+the square root of n."""
+
+HOPELESS = 100.0
+"""Rise on one task and kind of text that stops a candidate at any time, as a multiple of the best
+named metric's."""
+
 ZerosAndOverlap = dict[str, tuple[float, float]]
 """A fraction of zeros and a mask overlap, by layer."""
 
@@ -62,14 +70,9 @@ class Setup:
             (N, T).
         tasks: One or more; those of weight 0 come last.
         leaves: Statistics that metrics may use.
-        objective: `nll` or `kl`.
         device: A torch device.
         threads: torch threads.
         stages: Fitness windows after which a candidate may be stopped, ascending.
-        slack: Fraction by which the rise must exceed the threshold for a stop after one window;
-            after n windows, 1 / sqrt(n) of it.
-        hopeless: Rise on one kind of text of one task, as a multiple of the best named metric's,
-            above which a candidate is always stopped.
         memory: What is kept in memory besides the models, and where.
         kinds: Each window's kind of text, by role, for each model; empty if there is only one.
     """
@@ -78,12 +81,9 @@ class Setup:
     windows: tuple[Mapping[str, Tensor], ...]
     tasks: tuple[Task, ...]
     leaves: frozenset[str]
-    objective: str
     device: str
     threads: int
     stages: tuple[int, ...]
-    slack: float
-    hopeless: float
     memory: Memory = field(default_factory=Memory)
     kinds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
 
@@ -119,13 +119,12 @@ class Evaluator:
         self.setup = setup
         tasks = Counter(task.subject for task in setup.tasks)
         self.residents = [
-            Resident(subject, windows, setup.device, setup.objective, setup.memory, given, tasks[i])
+            Resident(subject, windows, setup.device, setup.memory, given, tasks[i])
             for i, (subject, windows, given) in enumerate(
                 zip_longest(setup.subjects, setup.windows, weights)
             )
         ]
         self.scale: Scale | None = None
-        self.progress: Progress = unwatched
 
     @property
     def seconds(self) -> float:
@@ -137,13 +136,10 @@ class Evaluator:
         """Hashes of those dense weights of the models that get pruned."""
         return tuple(resident.digest() for resident in self.residents)
 
-    def ping(self) -> None:
-        """Return at once, to show that the worker is alive."""
-
-    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
+    def collect_statistics(self, subject: int, progress: Progress = unwatched) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
         resident, leaves = self.residents[subject], self.setup.leaves
-        return resident.collect_statistics(leaves, "calibration", self.progress)
+        return resident.collect_statistics(leaves, "calibration", progress)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Use a model's statistics; see `Resident.use_statistics`."""
@@ -181,15 +177,13 @@ class Evaluator:
     def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
         """Return each window's mean NLL on a task's text; the dense model's if criterion is None.
 
-        On the fitness text it is the objective. None if the criterion is degenerate on this model.
+        None if the criterion is degenerate on this model.
         """
         resident = self.residents[self.setup.tasks[task].subject]
         if criterion is None:
             return resident.dense.tolist() if role == "fitness" else resident.losses(role)
         try:
             with resident.pruned(criterion.metric, self.setup.tasks[task].target(criterion.group)):
-                if role == "fitness":
-                    return resident.measure(0, None).tolist()
                 return resident.losses(role)
         except DegenerateScores:
             return None
@@ -277,7 +271,7 @@ class Evaluator:
         if candidate.settle_above is None:
             return None
         limit = max(0.0, scale.relative(candidate.settle_above))
-        if None in scale.values(losses) or not scale.excess(losses, limit, self.setup.slack):
+        if None in scale.values(losses) or not scale.excess(losses, limit, SLACK):
             return None
         return scale.expected(losses)
 
@@ -286,13 +280,13 @@ class Evaluator:
     ) -> str:
         """Return why a candidate can be stopped; empty if it cannot."""
         for cell, value in zip(scale.cells, scale.values(losses), strict=True):
-            if value is not None and value > self.setup.hopeless:
+            if value is not None and value > HOPELESS:
                 what = f"{self.setup.tasks[cell.task].name}, {cell.text}"
-                return f"relative rise {value:.4f} on {what} above {self.setup.hopeless:.4f}"
+                return f"relative rise {value:.4f} on {what} above {HOPELESS:.4f}"
         if candidate.stop_above is None:
             return ""
         limit = candidate.leeway * max(0.0, scale.relative(candidate.stop_above))
-        if beyond := scale.excess(losses, limit, self.setup.slack):
+        if beyond := scale.excess(losses, limit, SLACK):
             return "relative rise {:.4f} above {:.4f}".format(*beyond)
         return ""
 

@@ -13,23 +13,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from interrupts import Resumable
-from plain_files import check_plain, read_bytes, read_lines, read_object
-from pruning.headers import read_header
+from command_line import Resumable
+from pruning.json_file import read_object
 from pruning.metric_file import SCHEMA
 from search import checkpoint
-from search.checkpoint import MOST_BYTES, Checkpoint
+from search.checkpoint import Checkpoint
 from search.population import Record, State
 
-MOST_JOURNAL, LONGEST_LINE = 2_000_000_000, 1_000_000
-"""Bytes of the longest journal that is read, about a million candidates, and of a line in it."""
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class FolderError(ValueError):
@@ -90,11 +89,6 @@ class RunFolder:
         """Return a run's folder for reading, even while another process works in it."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
-        try:
-            check_plain(path)
-            check_plain(path, "*.json", MOST_BYTES)  # now, not after the statistics are collected
-        except (OSError, ValueError) as error:
-            raise FolderError(f"{path} cannot be read: {error}") from error
         return RunFolder(path, FileLock(path / ".lock"))
 
     def close(self) -> None:
@@ -144,12 +138,20 @@ class RunFolder:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
-            value = read_object(path, MOST_BYTES)
+            value = read_object(path)
         except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
         if missing := sorted(set(keys) - set(value)):
             raise FolderError(f"{path} lacks {', '.join(missing)}: it was changed or is too old")
         return value
+
+    def read_model(self, name: str, model: type[Model]) -> Model:
+        """Read a JSON object as a model; raise FolderError if it is missing or does not fit."""
+        try:
+            return model.model_validate(self.read_json(name))
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"])) or "the top level"
+            raise FolderError(f"{self.path / name} is damaged at {place}") from error
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all; a name can be a path elsewhere."""
@@ -174,7 +176,6 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            read_header(path)
             return load_file(path)
         except (OSError, ValueError, SafetensorError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
@@ -218,8 +219,9 @@ class RunFolder:
     def _lines_of(self, path: Path) -> Iterator[bytes]:
         try:
             if path.exists():
-                yield from read_lines(path, MOST_JOURNAL, LONGEST_LINE)
-        except (OSError, ValueError) as error:
+                with path.open("rb") as file:
+                    yield from file
+        except OSError as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
     def append(self, record: Record, timing: Mapping[str, Any]) -> None:
@@ -277,7 +279,7 @@ class RunFolder:
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
             try:
-                stored = checkpoint.parse(read_bytes(self.path / name, MOST_BYTES))
+                stored = checkpoint.parse((self.path / name).read_bytes())
             except (OSError, ValueError):
                 continue  # missing or unreadable
             if stored and stored.state.committed <= most:

@@ -4,39 +4,38 @@ The command line calls `launch` and `resume`, which print how a run ended. `run`
 the work, and raise `Unfinished`.
 """
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from command_line import BROKEN, DONE, INTERRUPTED, NOTHING_EVALUATED, called
+from command_line import BROKEN, DONE, INTERRUPTED, NOTHING_EVALUATED, Resumable, outcome
 from configs import schema
 from configs.schema import Config
-from interrupts import Resumable
 from search import trackers
-from search.books import Books, OnRecord, ignore
-from search.ending import Ending
+from search.answer import about_run
 from search.evolution import Evolution
 from search.experiment import Experiment, pinned_config, resolve
+from search.final_scoring import score_finalists
 from search.fingerprint import Fingerprints
-from search.finish import finish, say_files, write_report
-from search.identity import check_config, check_records, is_free
 from search.journal import FolderError, RunFolder
 from search.machine import check_cores, memory_lines
-from search.names import check_hub
-from search.pool.crew import Crew
-from search.pool.in_process import InProcessCrew
-from search.pool.protocol import CallError, Pool
-from search.pool.worker_pool import WorkerPool
+from search.pool.in_process import InProcessBackend
+from search.pool.on_ray import ray_backend
+from search.pool.pool import CallError, Pool
+from search.pool.requests import Backend
 from search.population import Record
 from search.prepare import prepare, read_scale
-from search.screen import Screen, step
+from search.recorder import OnRecord, Recorder, ignore
+from search.results import say_files, say_results, write_report
+from search.resume_checks import check_config, check_records, is_free
+from search.screen import shown, step
 from search.status import FINISHED
 
 _NOTHING_LEFT = "nothing was measured yet, and no folder is left: run the same command again"
@@ -54,12 +53,12 @@ class Unfinished(RuntimeError):
         self.code = code
 
 
-def launch(config: Config, out: Path, console: Console) -> Ending:
+def launch(config: Config, out: Path, console: Console) -> dict[str, Any]:
     """Run a new search in an empty folder, and print how it ended."""
     return _ending(console, out, lambda: run(config, out, console))
 
 
-def resume(path: Path, overrides: Sequence[str], console: Console) -> Ending:
+def resume(path: Path, overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Continue a run, or extend a finished one, and print how it ended.
 
     Raises:
@@ -68,12 +67,12 @@ def resume(path: Path, overrides: Sequence[str], console: Console) -> Ending:
     return _ending(console, path, lambda: run_on(path, overrides, console))
 
 
-def _ending(console: Console, folder: Path, work: Callable[[], str]) -> Ending:
+def _ending(console: Console, folder: Path, work: Callable[[], str]) -> dict[str, Any]:
     try:
-        return Ending(DONE, work(), folder)
+        return outcome(DONE, ending=work(), **about_run(folder))
     except Unfinished as end:
         console.print(str(end), soft_wrap=True)
-        return Ending(end.code, str(end), folder)
+        return outcome(end.code, error=str(end), **about_run(folder))
 
 
 def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
@@ -94,13 +93,13 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
     RunFolder.check_empty(out)
     experiment = _ready(pinned_config(config), console)
-    with _crew(experiment, console) as crew, closing(RunFolder.create(out)) as folder:
+    with _backend(experiment, console) as backend, closing(RunFolder.create(out)) as folder:
 
         def advice() -> str:
             return _NOTHING_LEFT if folder.discard_if_unused() else _continue_with(out)
 
         try:
-            return _run(folder, experiment, crew, [], console, on_record, advice)
+            return _run(folder, experiment, backend, [], console, on_record, advice)
         finally:
             folder.discard_if_unused()
 
@@ -139,15 +138,14 @@ def run_on(
         if done == config.search.candidates and folder.is_finished(done):
             _say_finished(folder, config, console)
             return "finished before"
-        check_hub(config)
         experiment = _ready(config, console)
-        with _crew(experiment, console) as crew:
+        with _backend(experiment, console) as backend:
             advice = partial(_continue_with, path)
-            return _run(folder, experiment, crew, records, console, on_record, advice)
+            return _run(folder, experiment, backend, records, console, on_record, advice)
 
 
 def _resume_call(path: Path) -> str:
-    return f"{called('run_search')} --resume {shlex.quote(str(path))}"
+    return f"python run_search.py --resume {shlex.quote(str(path))}"
 
 
 def _continue_with(path: Path) -> str:
@@ -182,7 +180,7 @@ def _ready(config: Config, console: Console) -> Experiment:
 def _run(
     folder: RunFolder,
     experiment: Experiment,
-    crew: Crew,
+    backend: Backend,
     records: list[Record],
     console: Console,
     on_record: OnRecord,
@@ -202,8 +200,8 @@ def _run(
     try:
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)
-        pool = WorkerPool(
-            crew,
+        pool = Pool(
+            backend,
             experiment.setup,
             workers,
             ray.wait_seconds,
@@ -242,19 +240,23 @@ def _search(
         )
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
-    finish(folder, experiment, pool, state, diversity, started, console)
+    summary = score_finalists(folder, experiment, pool, state, diversity, started, console)
+    with step(console, "drawing the report"):
+        write_report(folder)
+    say_results(summary, console)
+    say_files(folder, experiment.config, console)
     status = folder.read_json("status.json")
     folder.write_json("status.json", {**status, "state": FINISHED})
     return FINISHED
 
 
 @contextmanager
-def _crew(experiment: Experiment, console: Console) -> Iterator[Crew]:
-    """Open the crew that the config asks for; close it at the end, whatever happens.
+def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
+    """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
     Raises:
         ValueError: If there is no such device or cluster, or it refuses the connection.
-        PoolError: If the cluster answered the probe and then fails or hangs.
+        PoolError: If the cluster is lost.
     """
     setup, ray = experiment.setup, experiment.config.ray
     if ray.workers == 0:
@@ -263,23 +265,15 @@ def _crew(experiment: Experiment, console: Console) -> Iterator[Crew]:
                 f"ray.gpus_per_worker = {ray.gpus_per_worker}, but this machine has no CUDA "
                 "device: set it to 0"
             )
-        yield InProcessCrew(setup)
+        yield InProcessBackend(setup)
         return
-    local_cpus = ray.address == "local" and not ray.gpus_per_worker
-    cores = max(os.cpu_count() or 1, ray.cpus_per_worker * (ray.workers or 1))
     with ExitStack() as stack:
         with step(console, f"connecting to Ray: {ray.address}"):
-            # Imported here, so that neither --validate nor an in-process run loads Ray.
-            from search.pool.cluster import connection
-            from search.pool.on_ray import RayCrew
-
-            cluster = stack.enter_context(connection(ray.address, cores))
-            ships = ray.ship_model or local_cpus
-            # The workers need the cores: on several threads the driver would wait for its own.
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(1)
-            crew = RayCrew(cluster, setup, ray.cpus_per_worker, ray.gpus_per_worker, ships)
-        yield crew
+            backend = stack.enter_context(ray_backend(setup, ray))
+        # The workers need the cores: on several threads the driver would wait for its own.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        yield backend
 
 
 def evolve(
@@ -292,28 +286,26 @@ def evolve(
     on_record: OnRecord = ignore,
 ) -> Evolution:
     """Run the loop to its end; each record is in the journal before the next is committed."""
-    search = experiment.config.search
-    used_marks = marks if search.fingerprint else None
     scale = read_scale(folder)
     assert scale, "prepare must come before evolve"
-    check_records(folder, experiment, used_marks, records)
-    start = folder.read_checkpoint(max(0, len(records) - search.lag))
-    evolution = Evolution(experiment.settings, used_marks, start, records)
+    check_records(folder, experiment, marks, records)
+    start = folder.read_checkpoint(max(0, len(records) - experiment.config.search.lag))
+    evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
     with (
-        Screen(console) as screen,
+        shown(console) as show,
         trackers.opened(experiment.config.trackers, folder.path) as tracked,
-        Books(folder, experiment, evolution, scale, pool, screen, tracked, on_record) as books,
+        Recorder(folder, experiment, evolution, scale, pool, show, tracked, on_record) as recorder,
     ):
-        books.outcomes.update(record.outcome.kind for record in records)
+        recorder.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # frees the memory of what can be twenty thousand records
         while not evolution.done:
             for candidate in evolution.ask():
                 if candidate.decided:
-                    books.enter(evolution.tell(candidate.index, candidate.decided))
+                    recorder.enter(evolution.tell(candidate.index, candidate.decided))
                 else:
                     pool.submit(candidate)
             if not evolution.done and (arrival := pool.next_outcome()):
-                books.note(arrival)
-                books.enter(evolution.tell(arrival.index, arrival.outcome))
-            books.show()
+                recorder.note(arrival)
+                recorder.enter(evolution.tell(arrival.index, arrival.outcome))
+            recorder.show()
     return evolution

@@ -10,9 +10,17 @@ import torch
 
 from configs.schema import Config, Ray
 from pruning import models
-from pruning.result.plan import GIB
+from pruning.sizes import (
+    GIB,
+    Load,
+    Rows,
+    WorkerNeeds,
+    in_words,
+    size_text,
+    sizes_of,
+    worker_needs,
+)
 from search.experiment import Experiment
-from search.worker_memory import Held, device_line, host_lines, needs_of
 
 
 def description() -> dict[str, object]:
@@ -47,31 +55,77 @@ def memory_lines(experiment: Experiment) -> list[str]:
     Raises:
         ValueError: If it cannot fit; one line with what is needed, what is available, and a remedy.
     """
-    config, held_models = experiment.config, []
-    for subject in range(len(experiment.subjects)):
-        folder = folder_of(experiment.subjects[subject].model)
+    config, memory = experiment.config, experiment.memory
+    sizes = []
+    for subject, texts in zip(experiment.subjects, experiment.texts, strict=True):
+        folder = folder_of(subject.model)
         if folder is None:
             return [
-                f"memory: unknown, because the config of model "
-                f"{experiment.subjects[subject].model} is not on this machine"
+                f"memory: unknown, because the config of model {subject.model} is not on this "
+                "machine"
             ]
-        held_models.append(_held(experiment, subject, folder))
-    needs = needs_of(
-        held_models,
-        experiment.leaves,
-        experiment.memory,
-        keeps_scores=any(task.pattern is None for task in experiment.tasks)
-        or len(experiment.tasks) > len(experiment.subjects),
+        model = models.skeleton(models.load_config(folder), models.DTYPES[subject.dtype])
+        load = Load(
+            calibration=texts["calibration"].windows or 0,
+            calibration_length=texts["calibration"].length,
+            evaluation=0,
+            evaluation_length=max(x.length for role, x in texts.items() if role != "calibration"),
+        )
+        sizes.append(
+            sizes_of(
+                model, subject.dtype, subject.dtype, experiment.leaves, load, memory.statistics
+            )
+        )
+    needs_again = any(task.pattern is None for task in experiment.tasks)
+    needs_again |= len(experiment.tasks) > len(experiment.subjects)
+    needs = worker_needs(
+        sizes,
+        keeps_scores=memory.scores == "keep" and needs_again,
+        master_on_host=memory.master == "host",
         on_gpu=config.ray.gpus_per_worker > 0,
         by_ray=config.ray.workers != 0,
     )
+    lines = []
+    if any(texts["calibration"].windows is None for texts in experiment.texts):
+        lines.append("memory: calibration has windows: null: its hidden states are not counted")
+    if needs.device:
+        lines.append(_device_line(needs.device, _device_memory(config)))
+    return lines + _host_lines(needs, workers_here(config), psutil.virtual_memory().available)
+
+
+def _device_line(device: Rows, available: float | None) -> str:
+    """Return a worker's device memory; raise ValueError if that is more than is available."""
+    total, parts = sum(device.values()), in_words(device)
+    if available is not None and total > available:
+        raise ValueError(
+            f"a worker's device must have {size_text(total, up=True)} ({parts}), got "
+            f"{size_text(available)}: set memory.scores=recompute, memory.statistics=bfloat16 or "
+            "memory.master=host, or take a smaller dtype or shorter windows"
+        )
+    limit = "an unknown size: state ray.gpu_memory"
+    if available is not None:
+        limit = size_text(available)
+    return f"memory: device of a worker {size_text(total)} of {limit}: {parts}"
+
+
+def _host_lines(needs: WorkerNeeds, workers: int | None, available: float) -> list[str]:
+    """Return the memory of a node's host; raise ValueError if workers here do not fit."""
+    per_worker, per_node = sum(needs.worker.values()), sum(needs.node.values())
     lines = [
-        f"memory: {role} has windows: null: the hidden states of a whole text are not counted"
-        for role in ("calibration", *(("fitness",) if config.search.objective == "kl" else ()))
-        if any(texts[role].windows is None for texts in experiment.texts)
+        f"memory: host of a worker {size_text(per_worker)}: {in_words(needs.worker)}",
+        f"memory: host of a node {size_text(per_node)} plus its workers: {in_words(needs.node)}",
     ]
-    lines += [device_line(needs, _device_memory(config))] if needs.device else []
-    return lines + host_lines(needs, workers_here(config), psutil.virtual_memory().available)
+    if workers is None:
+        return lines
+    total, free = per_node + workers * per_worker, size_text(available)
+    noun = "worker" if workers == 1 else "workers"
+    if total > available:
+        raise ValueError(
+            f"this machine must have {size_text(total, up=True)} free for {workers} {noun} "
+            f"({size_text(per_worker)} each, and {in_words(needs.node)}), got {free}: lower "
+            "ray.workers, take fewer calibration windows, a smaller dtype or model"
+        )
+    return [*lines, f"memory: host with {workers} {noun} {size_text(total)} of {free}"]
 
 
 def folder_of(model: str) -> str | None:
@@ -80,20 +134,6 @@ def folder_of(model: str) -> str | None:
         return model
     cached = models.cached_config(model)
     return str(cached.parent) if cached else None
-
-
-def _held(experiment: Experiment, subject: int, folder: str) -> Held:
-    texts, dtype = experiment.texts[subject], experiment.subjects[subject].dtype
-    calibration, fitness = texts["calibration"], texts["fitness"]
-    keeps_states = experiment.config.search.objective == "kl"
-    return Held(
-        model=models.skeleton(models.load_config(folder), models.DTYPES[dtype]),
-        dtype=dtype,
-        calibration=calibration.windows or 0,
-        calibration_length=calibration.length,
-        longest=max(text.length for role, text in texts.items() if role != "calibration"),
-        kept_tokens=keeps_states * (fitness.windows or 0) * fitness.length,
-    )
 
 
 def _device_memory(config: Config) -> float | None:

@@ -1,11 +1,11 @@
 """Candidates, their outcomes, and the population and hall of fame that they form."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from configs.schema import Search
 from pruning.criterion import Criterion
 
 OUTCOMES = ("evaluated", "stopped", "duplicate", "degenerate", "failed")
@@ -97,6 +97,11 @@ class Record:
         assert self.fitness is not None
         return self.fitness, self.index
 
+    @property
+    def standing(self) -> tuple[float, int, int]:
+        """Sort key in a population: fitter first, then smaller, then older."""
+        return round(self.rank[0] / RESOLUTION), self.size, self.index
+
     def to_dict(self) -> dict[str, object]:
         """Return the journal's object, as `from_dict` reads it."""
         candidate, outcome = self.candidate, self.outcome
@@ -182,42 +187,23 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 """For each field of a journal line, its rule in words and the check."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How outcomes form a population.
+RESOLUTION = 0.001
+"""Step in which members are compared, in units of fitness; within a step the smaller metric wins
+(lexicographic parsimony in buckets; Luke and Panait, GECCO 2002)."""
 
-    Attributes:
-        capacity: Number of members that survive.
-        resolution: Step in which fitness is compared, nats per token; within a step the smaller
-            metric wins (lexicographic parsimony in buckets; Luke and Panait, GECCO 2002). 0
-            compares fitness alone.
-        near: Whether two criteria make nearly the same mask. Only the fitter of two such is a
-            member, so that a population never holds many copies of one mask.
-        kept: Members of each comparison group that stay, however they rank: a group that starts
-            worse can become the better one after some breeding.
-        patience: Outcomes without a new best after which the population starts afresh; None for
-            never.
-        lag: Number of latest outcomes that a child does not wait for.
-        leeway: Highest relative rise that may fill a free place, as a multiple of the best's; None
-            lets anyone in.
-        settles: Whether candidates that cannot be the best need not be measured to the end.
-    """
+LEEWAY = 1.5
+"""Highest relative rise that may fill a free place, as a multiple of the best's."""
 
-    capacity: int
-    resolution: float = 0.0
-    near: Callable[[Criterion, Criterion], bool] = lambda criterion, other: False
-    kept: int = 0
-    patience: int | None = None
-    lag: int = 0
-    leeway: float | None = None
-    settles: bool = False
+FINALISTS = 10
+"""Metrics that are measured on the selection text, from which the winner is chosen."""
 
-    def rank(self, record: Record) -> tuple[float, ...]:
-        """Sort key: fitter first, then smaller, then older."""
-        assert record.fitness is not None
-        if not self.resolution:
-            return record.rank
-        return round(record.fitness / self.resolution), record.size, record.index
+Near = Callable[[Criterion, Criterion], bool]
+"""Whether two criteria make nearly the same mask."""
+
+
+def never(criterion: Criterion, other: Criterion) -> bool:
+    """Tell any two masks apart."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -238,8 +224,13 @@ class State:
     began: int = 0
     improved: int = 0
 
-    def commit(self, record: Record, rules: Rules) -> "State":
-        """Return the state after one more outcome; beyond the capacity, the worst is dropped."""
+    def commit(self, record: Record, search: Search, near: Near = never) -> "State":
+        """Return the state after one more outcome; beyond its size, the population's worst goes.
+
+        Only the fitter of two that are near is a member, so that a population never holds many
+        copies of one mask. After `search.patience` outcomes without a new best the population
+        starts afresh; `search.lag` children of the old one are then still on their way.
+        """
         assert record.index == self.committed, (record.index, self.committed)
         state = replace(self, committed=self.committed + 1)
         if record.fitness is not None:
@@ -247,22 +238,19 @@ class State:
             state = replace(state, hall_of_fame=hall_of_fame)
             # A record before `began` was bred from an abandoned population.
             if record.index >= self.began:
-                state = state._admit(record, rules)
-        if rules.patience and state.committed - max(state.improved, state.began) >= rules.patience:
-            state = replace(state, population=(), began=state.committed + rules.lag)
+                state = state._admit(record, search.population, near)
+        waited = state.committed - max(state.improved, state.began)
+        if search.patience and waited >= search.patience:
+            state = replace(state, population=(), began=state.committed + search.lag)
         return state
 
-    def _admit(self, record: Record, rules: Rules) -> "State":
+    def _admit(self, record: Record, size: int, near: Near) -> "State":
         """Return the state with a record in the population, if it earns a place there."""
-        neighbours = [
-            member for member in self.population if rules.near(record.criterion, member.criterion)
-        ]
-        if any(rules.rank(member) < rules.rank(record) for member in neighbours):
+        neighbours = [m for m in self.population if near(record.criterion, m.criterion)]
+        if any(member.standing < record.standing for member in neighbours):
             return self
         others = [member for member in self.population if member not in neighbours]
-        population = sorted((*others, record), key=rules.rank)
-        if len(population) > rules.capacity:
-            population.remove(_droppable(population, rules)[-1])
+        population = sorted((*others, record), key=lambda member: member.standing)[:size]
         improved = self.committed if population[0] == record else self.improved
         return replace(self, population=tuple(population), improved=improved)
 
@@ -276,16 +264,20 @@ class State:
         """The members of the hall of fame that no smaller member equals or beats."""
         return pareto_front(self.hall_of_fame)
 
-    def worst_fitness(self, group: str, rules: Rules) -> float | None:
-        """Return the fitness to beat for a place in a group, or None while a place is free."""
-        if len(self.population) < rules.capacity:
-            return None
-        if sum(member.criterion.group == group for member in self.population) < rules.kept:
-            return None
-        droppable = _droppable(self.population, rules, also=group)
-        return max(member.rank for member in droppable)[0]
+    def limited(self, candidate: Candidate, search: Search, near: Near = never) -> Candidate:
+        """Return a candidate with the limits that it must meet to enter this population."""
+        if candidate.decided or not self.population:
+            return candidate
+        best = min(member.rank for member in self.population)[0]
+        like = [m.rank[0] for m in self.population if near(candidate.criterion, m.criterion)]
+        if like:  # it takes their place, so it must beat only those
+            return replace(candidate, stop_above=min(like), settle_above=best)
+        if len(self.population) < search.population:
+            return replace(candidate, stop_above=best, leeway=LEEWAY, settle_above=best)
+        worst = max(member.rank for member in self.population)[0]
+        return replace(candidate, stop_above=worst, settle_above=best)
 
-    def finalists(self, count: int) -> list[Record]:
+    def finalists(self, count: int = FINALISTS) -> list[Record]:
         """Return the fittest of the population and the hall of fame together, best first."""
         members = {record.index: record for record in (*self.population, *self.hall_of_fame)}
         return sorted(members.values(), key=lambda record: record.rank)[:count]
@@ -308,10 +300,3 @@ def pareto_front(records: Iterable[Record]) -> tuple[Record, ...]:
         if not front or record.rank[0] < front[-1].rank[0]:
             front.append(record)
     return tuple(front)
-
-
-def _droppable(population: Sequence[Record], rules: Rules, also: str = "") -> list[Record]:
-    """Return the members of groups larger than `rules.kept`; group `also` counts one extra."""
-    members = Counter(member.criterion.group for member in population)
-    members[also] += 1
-    return [member for member in population if members[member.criterion.group] > rules.kept]

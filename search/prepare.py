@@ -5,20 +5,26 @@ import json
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor
 
 from pruning.baselines import BASELINES
+from search.baseline_losses import scale_of
 from search.experiment import Experiment
 from search.fingerprint import Fingerprints, tensors_digest
-from search.identity import check_fingerprints
 from search.journal import FolderError, RunFolder
-from search.pool.protocol import Pool
+from search.pool.pool import Pool
+from search.pool.requests import (
+    CollectStatistics,
+    ProbeTensors,
+    TimeFirstStage,
+    UseScale,
+    UseStatistics,
+)
 from search.probe import Probe
+from search.resume_checks import check_fingerprints
 from search.scale import Scale
 from search.screen import step
-from search.yardstick import scale_of
 
 SCALE = "scale.json"
 
@@ -68,11 +74,12 @@ def _statistics(
         statistics = folder.read_tensors(kept) if kept else None
         if statistics is None:
             with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
-                statistics = dict(pool.collect_statistics(subject, progress.at))
+                (collected,) = pool.ask([CollectStatistics(subject, progress.at)])
+                statistics = dict(collected)
             if kept:
                 folder.write_tensors(kept, statistics)
         folder.write_tensors(name, statistics)
-    pool.use_statistics(subject, statistics)
+    pool.prepare(UseStatistics(subject, statistics))
     return statistics
 
 
@@ -105,7 +112,8 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
     name = f"probe{subject or ''}.safetensors"
     probe = folder.read_tensors(name)
     if probe is None:
-        probe = dict(pool.probe_tensors(subject))
+        (tensors,) = pool.ask([ProbeTensors(subject)])
+        probe = dict(tensors)
         folder.write_tensors(name, probe)
     return probe
 
@@ -119,11 +127,12 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
         with step(
             console, title, len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
         ) as progress:
-            seconds = pool.seconds_of_tasks() if len(setup.tasks) > 1 else ()
-            ask = partial(pool.losses, done=progress.advance)
+            tasks = range(len(setup.tasks)) if len(setup.tasks) > 1 else ()
+            seconds = pool.ask([TimeFirstStage(task) for task in tasks])
+            ask = partial(pool.ask, done=progress.advance)
             scale = scale_of(setup, aggregate, ask, seconds=seconds)
         folder.write_json(SCALE, scale.model_dump())
-    pool.use_scale(scale)
+    pool.prepare(UseScale(scale))
     return scale
 
 
@@ -135,9 +144,4 @@ def read_scale(folder: RunFolder) -> Scale | None:
     """
     if not (folder.path / SCALE).exists():
         return None
-    try:
-        return Scale.model_validate(folder.read_json(SCALE))
-    except ValidationError as error:
-        key = ".".join(map(str, error.errors()[0]["loc"]))
-        place = key or "the top level"
-        raise FolderError(f"{folder.path / SCALE} is damaged at {place}") from error
+    return folder.read_model(SCALE, Scale)

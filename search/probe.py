@@ -123,7 +123,7 @@ def probe_masks(scores: Sequence[Tensor], target: Target) -> list[Tensor]:
     if target.group.whole_model or target.group.within_rows:
         # Where its rows are from does not matter, so that a stack is as good as a layer.
         stacks = {str(i): stack.flatten(0, 1) for i, stack in enumerate(scores)}
-        masks = [mask for _, mask in select(stacks, target)]
+        masks = [mask for _, mask in select(stacks.__getitem__, stacks, target)]
     else:
         masks = [lowest_per_row(stack.flatten(1), target.sparsity) for stack in scores]
     return [mask.view(stack.shape) for mask, stack in zip(masks, scores, strict=True)]

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluation.divergence import final_hidden, window_divergences
 from evaluation.perplexity import window_losses
 from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
@@ -20,16 +20,13 @@ from pruning.memory import give_back_freed_memory
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
 from pruning.progress import Progress
+from pruning.progress import unwatched as unwatched
 from pruning.pruner import prune
-from pruning.recipe import LayerScores, Recipe
+from pruning.recipe import Recipe, score_layer
 from pruning.store import ResidentStore, all_layers
 from pruning.walk import Texts, walk_dense
 from search.fingerprint import tensors_digest
 from search.probe import take_probe
-
-
-def unwatched(stage: str, done: int, total: int) -> None:
-    """Ignore the progress of a walk."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,6 @@ class Resident:
 
     Args:
         windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
-        objective: `nll` or `kl`: what `measure` returns for each window.
         memory: What is kept in memory besides the model, and where.
         weights: The model's weights, shared with other workers on this node; None to load them.
     """
@@ -84,7 +80,6 @@ class Resident:
         subject: Subject,
         windows: Mapping[str, Tensor],
         device: str,
-        objective: str,
         memory: Memory,
         weights: Weights | None = None,
         tasks: int = 1,
@@ -108,10 +103,7 @@ class Resident:
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
         began = time.perf_counter()
-        hidden = final_hidden(self.store, windows["fitness"]) if objective == "kl" else None
-        self._hidden = hidden
-        # The dense model's divergence from itself is zero, up to rounding.
-        self.dense = self.measure(0, None) if hidden is None else torch.zeros(len(hidden)).double()
+        self.dense = self.measure(0, None)
         self.seconds = time.perf_counter() - began
 
     def collect_statistics(
@@ -161,11 +153,8 @@ class Resident:
         return tensors_digest(self.master)
 
     def measure(self, start: int, end: int | None) -> Tensor:
-        """Return the objective of fitness windows `start` to `end`, (n,), nats per token."""
-        part = self.windows["fitness"][start:end]
-        if self._hidden is None:
-            return window_losses(self.store, part)
-        return window_divergences(self.store, part, self._hidden[start:end])
+        """Return the mean NLL of fitness windows `start` to `end`, (n,), nats per token."""
+        return window_losses(self.store, self.windows["fitness"][start:end])
 
     def losses(self, role: str) -> list[float]:
         """Return each window's mean NLL on one of the texts, in nats per token."""
@@ -220,25 +209,12 @@ class Resident:
     def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and mask, True for removed weights; the model is unchanged."""
         self.forget_scores()  # two formulas are compared, not three
-        weights = _OnDevice(self.master, self._device)
-        scores = LayerScores(metric, weights, self.statistics.of)
+
+        def score(name: str) -> Tensor:
+            weight = self.master[name].to(self._device)
+            return score_layer(metric, name, weight, self.statistics.of(name))
+
         # Finding a threshold for the whole model reads each layer three times.
-        keep = target.group.whole_model and self.memory.scores == "keep"
-        yield from select(dict(scores) if keep else scores, target)
-
-
-@dataclass(frozen=True)
-class _OnDevice(Mapping[str, Tensor]):
-    """Tensors by name, each copied to a device on access."""
-
-    tensors: Mapping[str, Tensor]
-    device: str
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name].to(self.device)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+        if target.group.whole_model and self.memory.scores == "keep":
+            score = cache(score)
+        yield from select(score, self.master, target)

@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,13 +11,16 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from search.journal import RunFolder
-from search.status import NEEDED, Status, duration
+from search.status import Status, duration
 
 _FIRST_SECONDS, _PLAIN_SECONDS = 2.0, 10.0
 """Seconds before the first plain line about a running step, and between two plain lines."""
 
 _WIDE, _MIDDLE = 76, 50
 """Terminal widths below which a table omits the group, and also the metric."""
+
+Show = Callable[[Status], None]
+"""Shows a status."""
 
 
 class Step:
@@ -42,9 +44,8 @@ class Step:
         """Set the progress of a stage of the step."""
         self._stage, self._done, self._total = f" {stage}", done, total
 
-    @property
-    def line(self) -> str:
-        """The step, its progress, and the time it has taken so far."""
+    def __rich__(self) -> str:
+        """Return the step, its progress, and the time it has taken so far."""
         parts = f"{self._stage} {self._done} of {self._total}," if self._total else ""
         return f"{self._title}:{parts} {duration(time.monotonic() - self._began)}"
 
@@ -57,68 +58,46 @@ def step(console: Console, title: str, total: int | None = None) -> Iterator[Ste
     """
     progress = Step(title, total)
     if console.is_terminal:
-        spinner = Spinner("dots")
-
-        def updated() -> Spinner:
-            spinner.update(text=progress.line)
-            return spinner
-
-        with Live(get_renderable=updated, console=console, refresh_per_second=4, transient=True):
+        spinner = Spinner("dots", text=progress)
+        with Live(spinner, console=console, refresh_per_second=4, transient=True):
             yield progress
-        console.print(progress.line, soft_wrap=True)
-        return
-    over = threading.Event()
-    printer = threading.Thread(target=_print_lines, args=(console, progress, over), daemon=True)
-    printer.start()
-    try:
-        yield progress
-    finally:
-        over.set()
-        printer.join()
-    console.print(progress.line, soft_wrap=True)
+    else:
+        over = threading.Event()
+        printer = threading.Thread(target=_print_lines, args=(console, progress, over), daemon=True)
+        printer.start()
+        try:
+            yield progress
+        finally:
+            over.set()
+            printer.join()
+    console.print(progress, soft_wrap=True)
 
 
 def _print_lines(console: Console, progress: Step, over: threading.Event) -> None:
     seconds = _FIRST_SECONDS
     while not over.wait(seconds):
         seconds = _PLAIN_SECONDS
-        console.print(progress.line, soft_wrap=True)
+        console.print(progress, soft_wrap=True)
 
 
-class Screen:
-    """Shows the progress of a search; use as a context manager."""
+@contextmanager
+def shown(console: Console) -> Iterator[Show]:
+    """Yield a function that shows the status of a search: live, or as a line now and then."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4) as live:
+            yield lambda status: live.update(tables_of(status, console.width))
+        return
+    printed = time.monotonic()
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live: Live | None = None
-        self._printed = time.monotonic()
+    def show(status: Status) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= _PLAIN_SECONDS or status.candidates == status.of:
+            printed = time.monotonic()
+            best = ", ".join(f"{name} {fitness}" for name, fitness, *_ in status.fitness_rows())
+            candidate, *others = [f"{name} {text}" for name, text in status.rows()]
+            console.print("  ".join([candidate, best, *others]), soft_wrap=True)
 
-    def __enter__(self) -> "Screen":
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._live.stop()
-
-    def show(self, status: Status) -> None:
-        """Show a status; as plain lines only at intervals, and at the end."""
-        now = time.monotonic()
-        if self._live:
-            self._live.update(tables_of(status, self._console.width))
-        elif now - self._printed >= _PLAIN_SECONDS or status.candidates == status.of:
-            self._printed = now
-            best = [f"{name} {fitness}" for name, fitness, *_ in status.fitness_rows()]
-            others = [f"{name} {text}" for name, text in status.rows()]
-            line = "  ".join([others[0], ", ".join(best), *others[1:]])
-            self._console.print(line, soft_wrap=True)
+    yield show
 
 
 def tables_of(status: Status, width: int) -> Group:
@@ -127,24 +106,24 @@ def tables_of(status: Status, width: int) -> Group:
     Args:
         width: Width of the terminal; narrow tables omit columns rather than cut words.
     """
-    shown = 4 if width >= _WIDE else 3 if width >= _MIDDLE else 2
+    columns = 4 if width >= _WIDE else 3 if width >= _MIDDLE else 2
     fitness = Table(title="prunevolve search")
-    for heading in ("", status.unit, "metric", "group")[:shown]:
+    for heading in ("", status.unit, "metric", "group")[:columns]:
         is_number = heading == status.unit
         fitness.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number)
-    for row in status.fitness_rows():
-        fitness.add_row(*row[:shown])
+    for fields in status.fitness_rows():
+        fitness.add_row(*fields[:columns])
     course = Table(show_header=False)
     course.add_column(no_wrap=True)
     course.add_column()
-    for name, text in status.rows():
-        course.add_row(name, text)
+    for row in status.rows():
+        course.add_row(*row)
     return Group(fitness, course)
 
 
 def print_status(folder: RunFolder, console: Console) -> None:
     """Print the status of a run, while it is running or afterwards."""
-    status = Status(**folder.read_json("status.json", *NEEDED))
+    status = folder.read_model("status.json", Status)
     console.print(f"{folder.path}: {status.state}, as of {status.written}", soft_wrap=True)
     console.print(tables_of(status, console.width))
     for record in folder.read_checkpoint().pareto_front:

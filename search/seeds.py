@@ -4,31 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pruning.criterion import Criterion
-from pruning.masks import GROUPS
-from pruning.metric_file import resolve_metric
+from pruning.metric_file import existing, resolve_metric
 from search.checkpoint import read_state
 
 
-def read_seeds(entries: Sequence[str], groups: Sequence[str]) -> list[Criterion]:
+def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:
     """Return the criteria that entries stand for, in order, without repeats.
 
-    From another run only texts and groups are taken, never a fitness: its model, sparsity or texts
-    may differ. `str` of a criterion is an entry that stands for it without any other file.
+    From another run only texts are taken, never a fitness: its model, sparsity or texts may differ.
+    The text of a criterion is an entry that stands for it without any other file.
 
     Args:
-        entries: A metric's name, its text, a metric file, a run folder or its checkpoint; a prefix
-            of a comparison group and a colon sets the group of all criteria in the entry.
-        groups: The groups searched; if there is only one, every seed gets it.
+        entries: A metric's name, its text, a metric file, a run folder or its checkpoint.
+        group: The comparison group that every seed gets.
 
     Raises:
         ValueError: If an entry is none of these, or its metric cannot rank weights.
     """
     seeds: dict[Criterion, None] = {}
     for entry in entries:
-        prefix, colon, rest = entry.partition(":")
-        given = prefix if colon and prefix in GROUPS else ""
-        for criterion in _read(rest if given else entry):
-            group = groups[0] if len(groups) == 1 else given or criterion.group
+        for criterion in _read(entry):
             seeds[Criterion(criterion.metric.check_scores_weights(), group)] = None
     return list(seeds)
 
@@ -46,10 +41,8 @@ def _read(entry: str) -> list[Criterion]:
 
 def _checkpoint_of(entry: str) -> Path | None:
     """Return the checkpoint that an entry names, or that of the run folder that it names."""
-    try:
-        path = Path(entry).expanduser()
-        if (path / "checkpoint.json").is_file():
-            return path / "checkpoint.json"
-    except (OSError, RuntimeError):
-        return None  # a formula can be too long for a file name; ~nobody has no home
-    return path if path.name.startswith("checkpoint") and path.suffix == ".json" else None
+    path = existing(entry)
+    if path and (path / "checkpoint.json").is_file():
+        return path / "checkpoint.json"
+    is_checkpoint = path and path.name.startswith("checkpoint") and path.suffix == ".json"
+    return path if is_checkpoint else None

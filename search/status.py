@@ -1,20 +1,25 @@
 """The status of a run: on the screen, in `status.json`, and for `run_search.py --status`."""
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
 
-from search.pool.protocol import Staff
-from search.population import OUTCOMES, State
-from search.scale import Scale, unit_of
+from pydantic import BaseModel, ConfigDict, Field
+
+from search.population import OUTCOMES
 
 RUNNING, FINISHED = "running", "finished"
 
 
-@dataclass(frozen=True)
-class Status:
+class BestSoFar(BaseModel):
+    """The fittest metric so far."""
+
+    metric: str
+    group: str
+    fitness: float
+    unit: str
+
+
+class Status(BaseModel):
     """The status of a run at one moment.
 
     Attributes:
@@ -28,111 +33,64 @@ class Status:
         faults: Number of faults of workers and calls since this process began, by kind.
         trouble: The latest fault, in one line.
         groups: Members of the population by comparison group.
-        best: The fittest's metric, group, fitness and unit of fitness; None if there is none.
         seconds: Seconds since this process began to evolve.
         known: Fitness of the dense model and of the best named metric.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     state: str
-    written: str
+    written: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     candidates: int
     of: int
-    outcomes: Mapping[str, int]
+    outcomes: dict[str, int]
     per_hour: float
-    workers: Mapping[str, int]
-    faults: Mapping[str, int]
+    workers: dict[str, int]
+    faults: dict[str, int]
     trouble: str
-    groups: Mapping[str, int]
-    best: Mapping[str, Any] | None
-    seconds: float = 0.0
-    known: Mapping[str, float] = field(default_factory=dict)
+    groups: dict[str, int]
+    best: BestSoFar | None
+    seconds: float
+    known: dict[str, float]
 
-    @staticmethod
-    def of_run(
-        state: State,
-        of: int,
-        scale: Scale,
-        outcomes: Mapping[str, int],
-        seconds: float,
-        per_hour: float,
-        staff: Staff,
-        why: str,
-    ) -> "Status":
-        """Return the status of a run's state."""
-        best, unit = state.best, unit_of(len(scale.cells))
-        named, fitness = min(scale.named_fitness.items(), key=lambda item: item[1])
-        return Status(
-            state=why,
-            written=datetime.now(UTC).isoformat(timespec="seconds"),
-            candidates=state.committed,
-            of=of,
-            outcomes=dict(outcomes),
-            per_hour=round(per_hour, 1),
-            workers={"ready": staff.ready, "busy": staff.busy, "starting": staff.starting},
-            faults=dict(staff.faults),
-            trouble=staff.trouble,
-            groups=dict(sorted(Counter(r.criterion.group for r in state.population).items())),
-            best=None
-            if best is None
-            else {
-                "metric": best.criterion.text,
-                "group": best.criterion.group,
-                "fitness": best.fitness,
-                "unit": unit,
-            },
-            seconds=round(seconds, 1),
-            known={"dense": scale.dense_fitness, named: fitness},
-        )
+    def values(self) -> dict[str, float]:
+        """Return the values for trackers, by name."""
+        counts = {"outcomes": self.outcomes, "faults": self.faults, "workers": self.workers}
+        values = {f"{of}/{name}": float(n) for of in counts for name, n in counts[of].items()}
+        values["candidates_per_hour"] = self.per_hour
+        if self.best:
+            values["fitness/best"] = self.best.fitness
+        return values
 
     @property
     def unit(self) -> str:
         """The unit of fitness."""
-        return str((self.best or {}).get("unit", "fitness"))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the contents of `status.json`."""
-        return asdict(self)
-
-    def values(self) -> dict[str, float]:
-        """Return the values for trackers, by name."""
-        return {
-            **{f"outcomes/{kind}": float(count) for kind, count in self.outcomes.items()},
-            **{f"faults/{kind}": float(count) for kind, count in self.faults.items()},
-            **{f"workers/{name}": float(count) for name, count in self.workers.items()},
-            "candidates_per_hour": self.per_hour,
-            **({"fitness/best": self.best["fitness"]} if self.best else {}),
-        }
+        return self.best.unit if self.best else "fitness"
 
     def fitness_rows(self) -> list[tuple[str, str, str, str]]:
         """Return name, fitness, metric and group of the known metrics and of the best so far."""
-        known = [(name, f"{value:.4f}", "", "") for name, value in self.known.items()]
+        rows = [(name, f"{value:.4f}", "", "") for name, value in self.known.items()]
         best = self.best
         if not best:
-            return [*known, ("best", "none yet", "", "")]
-        return [*known, ("best", f"{best['fitness']:.4f}", best["metric"], best["group"])]
+            return [*rows, ("best", "none yet", "", "")]
+        return [*rows, ("best", f"{best.fitness:.4f}", best.metric, best.group)]
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the course of the search, as pairs of a name and a text."""
         left = (self.of - self.candidates) / self.per_hour * 3600 if self.per_hour else None
-        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
-        return [
+        rows = [
             ("candidate", f"{self.candidates}/{self.of}"),
             ("elapsed", duration(self.seconds)),
             ("left", "-" if left is None else duration(left)),
             ("pace", f"{self.per_hour:.0f}/h"),
             ("population", _counts(self.groups) or "none"),
-            ("outcomes", ", ".join(f"{self.outcomes.get(k, 0)} {k}" for k in OUTCOMES)),
+            ("outcomes", _counts({kind: self.outcomes.get(kind, 0) for kind in OUTCOMES})),
             ("workers", _counts(self.workers)),
-            *([("faults", f"{faults}; the last: {self.trouble}")] if faults else []),
         ]
-
-
-NEEDED = tuple(
-    item.name
-    for item in fields(Status)
-    if item.default is MISSING and item.default_factory is MISSING
-)
-"""Keys that `status.json` must have."""
+        if self.faults:
+            faults = _counts(dict(sorted(self.faults.items())))
+            rows.append(("faults", f"{faults}; the last: {self.trouble}"))
+        return rows
 
 
 def duration(seconds: float) -> str:

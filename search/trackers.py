@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,18 +24,14 @@ def check(names: Sequence[str]) -> None:
 
 @contextmanager
 def opened(names: Sequence[str], folder: Path) -> Iterator[list[Tracker]]:
-    """Open trackers by name; close them at the end, whatever happens.
-
-    Args:
-        names: Keys of `TRACKERS`.
-        folder: The run folder.
-    """
+    """Open trackers by name for a run folder; close them at the end, whatever happens."""
+    known = {"tensorboard": _tensorboard, "mlflow": _mlflow}
     with ExitStack() as stack:
-        yield [stack.enter_context(TRACKERS[name](folder)) for name in names]
+        yield [stack.enter_context(known[name](folder)) for name in names]
 
 
 @contextmanager
-def tensorboard(folder: Path) -> Iterator[Tracker]:
+def _tensorboard(folder: Path) -> Iterator[Tracker]:
     """Write event files into the run's folder `tensorboard`."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -48,16 +44,14 @@ def tensorboard(folder: Path) -> Iterator[Tracker]:
 
 
 @contextmanager
-def mlflow(folder: Path) -> Iterator[Tracker]:
+def _mlflow(folder: Path) -> Iterator[Tracker]:
     """Write a run named after the folder to the server at MLFLOW_TRACKING_URI."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient()
     experiment = client.get_experiment_by_name("prunevolve")
-    experiment_id = (
-        experiment.experiment_id if experiment else client.create_experiment("prunevolve")
-    )
-    run = client.create_run(experiment_id, run_name=folder.name).info.run_id
+    number = experiment.experiment_id if experiment else client.create_experiment("prunevolve")
+    run = client.create_run(number, run_name=folder.name).info.run_id
 
     def log(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -69,9 +63,3 @@ def mlflow(folder: Path) -> Iterator[Tracker]:
         status = "FINISHED"
     finally:
         client.set_terminated(run, status)
-
-
-TRACKERS: dict[str, Callable[[Path], AbstractContextManager[Tracker]]] = {
-    "tensorboard": tensorboard,
-    "mlflow": mlflow,
-}

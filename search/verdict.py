@@ -1,16 +1,17 @@
 """The verdict on a run: does its metric beat the best named metric on the report text?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pruning.baselines import BASELINES
+from search.summary import TaskResult
 
 CLEAR = 2.0
 """Standard errors above which a difference counts as clear."""
 
-_AGAINST = "the best named metric on the report text"
+_BEST_NAMED = "the best named metric on the report text"
 
 Kind = Literal["better", "level", "worse", "unknown"]
 
@@ -38,126 +39,86 @@ class _Comparison:
         errors: The paired difference in standard errors; None if there is no error.
     """
 
-    kind: Kind
+    task: str
     named: str
-    found: float
-    best_named: float
+    kind: Kind
+    fall: float
     errors: float | None
-
-    @property
-    def fall(self) -> float:
-        return 1 - self.found / self.best_named
+    sentence: str
 
 
-def verdict_of(summary: Mapping[str, Any]) -> Verdict:
-    """Return the verdict on a run, over all its tasks.
-
-    Args:
-        summary: Contents of `summary.json`: `best`, `baselines` and `behind_best`, or `tasks` that
-            each have these; `overlap` of the masks if it was measured.
-    """
-    tasks: Sequence[Mapping[str, Any]] = summary.get("tasks") or [summary]
-    comparisons = [_compared(task) for task in tasks if task["baselines"]]
-    if len(comparisons) < len(tasks):
+def verdict_of(tasks: Sequence[TaskResult], metric: str) -> Verdict:
+    """Return the verdict over these tasks on the metric that was found."""
+    if not all(task.baselines for task in tasks):
         return Verdict("unknown", "No named metric was measured: there is nothing to compare with.")
+    comparisons = [_compare(task) for task in tasks]
     kinds = {comparison.kind for comparison in comparisons}
-    if len(kinds) == 1:
-        kind = comparisons[0].kind
-    else:
-        kind = "unknown" if "unknown" in kinds else "worse" if "worse" in kinds else "level"
-    names = [task.get("name", "") for task in tasks]
-    single = len(comparisons) == 1
-    sentence = _sentence(comparisons[0]) if single else _over_tasks(names, comparisons)
-    double = _double(tasks)
-    if not double:
+    # Tasks that differ are as good as the worst.
+    kind = next(kind for kind in ("unknown", "worse", "level", "better") if kind in kinds)
+    sentence = comparisons[0].sentence if len(tasks) == 1 else _over_tasks(comparisons)
+    same = _named_with_same_masks(tasks)
+    if not same:
         return Verdict(kind, sentence)
-    is_best = all(comparison.named == double for comparison in comparisons)
-    identity = _identity(double, is_best, summary["best"])
-    # That it is level with its double goes without saying.
+    is_best = all(comparison.named == same for comparison in comparisons)
+    identity = _identity(same, is_best, metric)
+    # That it is level with itself goes without saying.
     return Verdict(kind, identity if is_best else f"{identity} {sentence}")
 
 
-def _compared(task: Mapping[str, Any]) -> _Comparison:
-    named = min(task["baselines"], key=lambda name: task["baselines"][name])
-    gap = task["behind_best"][named]
-    nats, error = gap["nats"], gap["standard_error"]
-    if error is None:
-        errors = None
-    elif error:
-        errors = abs(nats) / error
-    else:
-        errors = math.inf if nats else 0.0
+def _compare(task: TaskResult) -> _Comparison:
+    named = min(task.baselines, key=lambda name: task.baselines[name])
+    gap, found, best_named = task.behind_best[named], task.best.perplexity, task.baselines[named]
+    fall, against = 1 - found / best_named, f"{named}, {_BEST_NAMED}"
+    values = f"perplexity {found:.2f} against {best_named:.2f}"
+    if gap.standard_error is None:
+        why = "on a single window, so the error is unknown"
+        sentence = f"Compared with {against}: {values}, {why}."
+        return _Comparison(task.name, named, "unknown", fall, None, sentence)
     kind: Kind
-    if errors is None:
-        kind = "unknown"
-    elif errors < CLEAR:
+    errors = math.inf if gap.nats else 0.0
+    if gap.standard_error:
+        errors = abs(gap.nats) / gap.standard_error
+    apart = f"{errors:.1f} standard errors apart"
+    if errors < CLEAR:
         kind = "level"
+        sentence = f"Does not clearly beat {against}, nor lose to it: {values}, {apart}."
+    elif gap.nats > 0:
+        kind = "better"
+        sentence = f"Beats {against}: {values}, {fall:.1%} lower, {apart}."
     else:
-        kind = "better" if nats > 0 else "worse"
-    perplexity, best_named = task["best"]["perplexity"], task["baselines"][named]
-    return _Comparison(kind, named, perplexity, best_named, errors)
+        kind = "worse"
+        sentence = f"Does not beat {against}: {values}, {-fall:.1%} higher, {apart}."
+    return _Comparison(task.name, named, kind, fall, errors, sentence)
 
 
-def _sentence(result: _Comparison) -> str:
-    against = f"{result.named}, {_AGAINST}"
-    values = f"perplexity {result.found:.2f} against {result.best_named:.2f}"
-    errors = f"{result.errors:.1f} standard errors apart" if result.errors is not None else ""
-    if result.kind == "better":
-        return f"Beats {against}: {values}, {result.fall:.1%} lower, {errors}."
-    if result.kind == "worse":
-        return f"Does not beat {against}: {values}, {-result.fall:.1%} higher, {errors}."
-    if result.kind == "level":
-        return f"Does not clearly beat {against}, nor lose to it: {values}, {errors}."
-    return f"Compared with {against}: {values}, on a single window, so the error is unknown."
-
-
-def _over_tasks(names: Sequence[str], comparisons: Sequence[_Comparison]) -> str:
+def _over_tasks(comparisons: Sequence[_Comparison]) -> str:
     count = len(comparisons)
     if all(comparison.kind == "better" for comparison in comparisons):
         falls = [comparison.fall for comparison in comparisons]
         errors = [comparison.errors or 0.0 for comparison in comparisons]
         return (
-            f"Beats {_AGAINST} of each of the {count} tasks: perplexity {min(falls):.1%} to "
+            f"Beats {_BEST_NAMED} of each of the {count} tasks: perplexity {min(falls):.1%} to "
             f"{max(falls):.1%} lower, {min(errors):.1f} to {max(errors):.1f} standard errors apart."
         )
-    words = {
-        "better": "better on",
-        "level": "level on",
-        "worse": "worse on",
-        "unknown": "unknown on",
-    }
     parts = []
-    for kind, word in words.items():
-        matching = [
-            name
-            for name, comparison in zip(names, comparisons, strict=True)
-            if comparison.kind == kind
-        ]
-        if matching:
-            parts.append(f"{word} {len(matching)} of {count} tasks ({', '.join(matching)})")
-    return f"Compared with {_AGAINST}: {', '.join(parts)}."
+    for kind in ("better", "level", "worse", "unknown"):
+        names = [comparison.task for comparison in comparisons if comparison.kind == kind]
+        if names:
+            parts.append(f"{kind} on {len(names)} of {count} tasks ({', '.join(names)})")
+    return f"Compared with {_BEST_NAMED}: {', '.join(parts)}."
 
 
-def _double(tasks: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the named metric with the same masks as the best found; None if there is none."""
-    for name in tasks[0]["baselines"]:
-        if all(_same_masks(task, name) for task in tasks):
-            return str(name)
-    return None
+def _named_with_same_masks(tasks: Sequence[TaskResult]) -> str:
+    """Return the named metric whose masks all equal those of the best found; empty if none."""
+    for name in tasks[0].baselines:
+        overlaps = [task.overlap.get(name, {}) for task in tasks]
+        if all(layers and set(layers.values()) == {1.0} for layers in overlaps):
+            return name
+    return ""
 
 
-def _identity(named: str, is_best: bool, best: Mapping[str, Any]) -> str:
-    known = BASELINES.get(named)
-    name = f"{named}, {_AGAINST}," if is_best else named
-    if known and known.criterion.text == best.get("metric"):
-        return f"Is {named} itself" + (f", {_AGAINST}." if is_best else ".")
+def _identity(named: str, is_best: bool, metric: str) -> str:
+    if BASELINES[named].criterion.text == metric:
+        return f"Is {named} itself" + (f", {_BEST_NAMED}." if is_best else ".")
+    name = f"{named}, {_BEST_NAMED}," if is_best else named
     return f"Is {name} under another spelling: every mask is the same."
-
-
-def _same_masks(task: Mapping[str, Any], name: str) -> bool:
-    """Return whether masks, or losses if masks were not compared, equal a named metric's."""
-    if overlaps := task.get("overlap", {}).get(name):
-        return all(overlap == 1 for overlap in overlaps.values())
-    gap = task["behind_best"].get(name)
-    # One window could agree by chance; two or more with a standard error of 0 do not.
-    return gap is not None and gap["nats"] == 0 and gap["standard_error"] == 0

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("configs", "evaluation", "pruning", "search")
-SCRIPT_MODULES = ("apply_metric", "run_prune", "run_search")
-LEAF_MODULES = ("command_line", "hub_answers", "interrupts", "plain_files")
+SCRIPT_MODULES = ("prunevolve", "run_prune", "run_search")
+LEAF_MODULES = ("command_line",)
 
 # What the files of each package may not import. Later rows add to earlier ones.
 FORBIDDEN = {
@@ -21,11 +21,10 @@ FORBIDDEN = {
         for module in LEAF_MODULES
     },
     "configs/": ("evaluation", "pruning", "search", "deap", "ray", "torch", "transformers"),
-    "pruning/": ("configs", "evaluation", "search", *SCRIPT_MODULES, "datasets", "deap", "ray"),
+    "pruning/": ("configs", "search", *SCRIPT_MODULES, "datasets", "deap", "ray"),
     "evaluation/": ("configs", "pruning", "search", *SCRIPT_MODULES, "deap", "ray"),
     "search/": (*SCRIPT_MODULES, "datasets"),
-    "search/evolution.py": ("configs", "evaluation", "torch", "pathlib", "os"),
-    "apply_metric.py": ("configs", "search", "deap", "ray"),
+    "search/evolution.py": ("evaluation", "torch", "pathlib", "os"),
     "run_prune.py": ("configs", "search", "deap", "ray"),
 }
 # Modules that only the files named may import.
@@ -36,23 +35,27 @@ RESERVED = {
 }
 # What a sub-package of search may import of search.
 SEARCH_IMPORTS = {
-    "search/breeding/": ("search.breeding",),
+    "search/breeding/": ("search.breeding", "search.population"),
     "search/pool/": (
         *("search.pool", "search.fitness", "search.resident", "search.population"),
         "search.scale",
     ),
-    "search/report/": ("search.report", "search.population", "search.scale", "search.verdict"),
+    "search/report/": (
+        *("search.report", "search.population", "search.scale", "search.summary"),
+        "search.verdict",
+    ),
 }
-API = ("pruning/__init__.py", "search/__init__.py")
-"""The package files that hand out the names of docs/PYTHON.md."""
-
-TENSOR_READERS = ("pruning/result/kept.py",)
+TENSOR_READERS = ("pruning/output/kept_statistics.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""
 
+PUBLIC_NAMES = ("pruning/__init__.py", "search/__init__.py")
+"""The package files that hand out the names of `prunevolve`, too."""
+
 MEETING_PLACES = (
-    *("search/experiment.py", "search/fitness.py", "search/names.py", "search/resident.py"),
+    *("pruning/output/card.py", "pruning/output/command.py", "pruning/output/request.py"),
+    *("search/experiment.py", "search/fitness.py", "search/resident.py"),
 )
-"""The modules of search that may import both pruning and evaluation."""
+"""The modules of pruning and search that may import both pruning and evaluation."""
 
 UNSAFE_IMPORTS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {
@@ -147,11 +150,11 @@ def reached_from(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("place", "forbidden"), FORBIDDEN.items())
-def test_no_file_imports_what_its_place_forbids(place, forbidden):
+def test_imports_are_none_that_a_files_place_forbids(place, forbidden):
     broken = {
         file: sorted(packages_imported_by(file) & set(forbidden))
         for file in OURS
-        if file.startswith(place)
+        if file.startswith(place) and file not in PUBLIC_NAMES
     }
     assert {file: names for file, names in broken.items() if names} == {}
 
@@ -165,6 +168,7 @@ def test_reserved_modules_are_imported_only_where_they_belong(module, places):
 def test_pruning_and_evaluation_meet_only_where_the_table_says():
     both = {"pruning", "evaluation"}
     meeting = [file for file in files("search") if both <= packages_imported_by(file)]
+    meeting += [file for file in files("pruning") if "evaluation" in packages_imported_by(file)]
     assert sorted(meeting) == sorted(MEETING_PLACES)
 
 
@@ -187,30 +191,24 @@ def test_run_prune_loads_neither_the_search_nor_its_libraries_even_indirectly():
 
 
 @pytest.mark.parametrize("file", [file for file in OURS if file.endswith("__init__.py")])
-def test_package_files_hold_a_docstring_and_perhaps_names_that_are_imported_when_asked_for(file):
+def test_package_files_hold_a_docstring_and_public_names_alone(file):
     tree = syntax(file)
     assert ast.get_docstring(tree)
-    if file not in API:
-        assert len(tree.body) == 1
-    at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert {ast.unparse(node) for node in at_import} <= {
-        "import lazy_loader",
-        "from typing import TYPE_CHECKING",
-    }
+    assert len(tree.body) == 1 or file in PUBLIC_NAMES
 
 
 @pytest.mark.parametrize("file", [file for file in OURS if not file.endswith("__init__.py")])
-def test_every_module_opens_by_saying_what_it_is(file):
+def test_modules_open_by_saying_what_they_are(file):
     assert ast.get_docstring(syntax(file))
 
 
-def test_every_package_is_installed():
+def test_packages_are_all_installed():
     built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     there = {Path(file).parent.as_posix() for file in OURS if file.endswith("__init__.py")}
     assert {name.replace(".", "/") for name in built["tool"]["setuptools"]["packages"]} == there
 
 
-def test_what_a_package_reads_beside_its_code_is_installed():
+def test_package_data_is_installed():
     built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = built["tool"]["setuptools"]["package-data"]
     for package in PACKAGES:
@@ -225,13 +223,13 @@ def test_what_a_package_reads_beside_its_code_is_installed():
         assert there - installed == set()
 
 
-def test_no_module_or_package_is_named_like_a_standard_one():
+def test_modules_and_packages_are_not_named_like_standard_ones():
     names = {Path(file).stem for file in EVERYTHING} | set(PACKAGES)
     assert names & set(sys.stdlib_module_names) == set()
 
 
 @pytest.mark.parametrize("file", EVERYTHING)
-def test_nothing_evaluates_text_or_unpickles(file):
+def test_files_neither_evaluate_text_nor_unpickle(file):
     assert packages_imported_by(file) & UNSAFE_IMPORTS == set()
     unsafe = {name for name, call in calls_of(syntax(file)) if not reads_tensors(file, name, call)}
     assert unsafe & UNSAFE_CALLS == set()
@@ -248,7 +246,7 @@ def test_remote_code_is_never_trusted(file):
 # The reader itself, since a check that sees nothing passes
 
 
-def test_every_package_has_files_to_check():
+def test_packages_have_files_to_check():
     assert {file.partition("/")[0] for file in OURS} >= {"evaluation", "pruning"}
     assert "pruning/masks.py" in OURS
 

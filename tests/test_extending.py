@@ -42,11 +42,11 @@ def run(root, *arguments):
     return done.stdout
 
 
-def test_what_the_recipes_add_works(extended):
+def test_recipes_add_what_works(extended):
     assert run(extended, "tests/helpers/doc_examples.py", str(PAGE)) == "8\n"
 
 
-def test_the_tables_and_the_schema_take_the_additions(extended):
+def test_tables_and_schema_take_the_additions(extended):
     printed = run(extended, "scripts/write_generated.py")
     assert printed == "docs/METRICS.md written\nconfigs/schema.json written\n"
     text = (extended / "docs/METRICS.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_the_tables_and_the_schema_take_the_additions(extended):
     assert '"column"' in (extended / "configs/schema.json").read_text(encoding="utf-8")
 
 
-def test_what_a_recipe_adds_is_not_there_already():
+def test_recipes_add_what_is_not_there_already():
     places = [(PLACED.match(block), block) for block in blocks_of(PAGE)]
     rows = [
         (place[1], block.splitlines()[1])

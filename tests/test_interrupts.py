@@ -1,4 +1,4 @@
-"""A signal in the first moments of a search: one line and exit code 3, from the first import on."""
+"""How a script ends early: by a signal, by an unreachable hub, by a reader that leaves."""
 
 import os
 import signal
@@ -8,31 +8,87 @@ from pathlib import Path
 
 import pytest
 
+from command_line import NOTHING_WRITTEN, interruptible
+
 ROOT = Path(__file__).parents[1]
-ENTRY = "import sys\nfrom command_line import search\nsys.exit(search())\n"
-IN_ONE_LINE = "interrupted before anything was written: run the same command again\n"
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+PRUNE = ("run_prune.py", "--model", "embedded", "--metric", "wanda", "--out", "out")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("module", ["typer", "pydantic", "torch"])
-@pytest.mark.parametrize("program", ["run_search.py", "prunevolve-search"])
-def test_a_signal_while_modules_are_imported_is_one_line_and_3(tmp_path, program, module, number):
-    # In the module's place stands one that is hit by the signal.
-    (tmp_path / f"{module}.py").write_text(
-        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(30)\n"
-    )
-    script = ROOT / program
-    if program == "prunevolve-search":  # what pip writes for a console entry
-        script = tmp_path / program
-        script.write_text(ENTRY)
-    done = subprocess.run(
-        [sys.executable, str(script), "--out", str(tmp_path / "run")],
+def run(tmp_path, *words, **environment):
+    """Run a script in a process of its own and in an empty folder."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / words[0]), *words[1:]],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_interruptible_raises_at_the_first_signal_and_leaves_the_second_to_python(number):
+    own = signal.getsignal(number)
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == own
+    assert signal.getsignal(number) == own
+
+
+def test_interruptible_lets_nohup_ignore_a_closed_terminal():
+    own = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, own)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("words", [("run_search.py", "--out", "out"), PRUNE])
+def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, words, number):
+    # In the module's place stands one that is hit by the signal.
+    (tmp_path / "torch.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(30)\n"
+    )
+    done = run(tmp_path, *words)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == IN_ONE_LINE
-    assert not (tmp_path / "run").exists()
+    assert "interrupted" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_signal_before_anything_is_written_is_told_in_json(tmp_path):
+    (tmp_path / "torch.py").write_text(f"import os\nos.kill(os.getpid(), {int(signal.SIGTERM)})\n")
+    done = run(tmp_path, "run_search.py", "--json")
+    assert done.returncode == 3
+    assert f'"reason": "interrupted", "error": "{NOTHING_WRITTEN}"' in done.stdout
+
+
+@pytest.mark.slow
+def test_unreachable_hub_is_one_line(tmp_path):
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = run(tmp_path, "run_search.py", "--set", "model=owner/name", **settings)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: model 'owner/name' cannot be loaded: give 'embedded', a ")
+
+
+@pytest.mark.slow
+def test_prune_into_a_closed_pipe_ends_with_3_and_goes_on(tmp_path):
+    words = (*PRUNE[:-1], str(tmp_path / "out"), "--samples", "64")
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    while not process.stdout.readline().startswith("plan: "):
+        assert process.poll() is None
+    process.stdout.close()
+    assert process.wait(timeout=300) == 3
+    done = subprocess.run([sys.executable, *words, "--resume"], cwd=ROOT, timeout=300)
+    assert done.returncode == 0

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from deap import gp
 
+from configs.schema import Search
 from pruning.metric import Metric
 from pruning.operators import OPERATORS
 from search.breeding.primitives import (
@@ -26,12 +27,18 @@ from search.breeding.primitives import (
 from search.breeding.products import draw_factor, draw_operator, draw_product, exchange_factors
 
 Member = TypeVar("Member")
-Rank = tuple[float, ...]
-"""A sort key: the better, the smaller."""
+
+Mutation = Callable[[gp.PrimitiveTree, gp.PrimitiveSet], gp.PrimitiveTree]
+
+MAX_DEPTH = 8
+"""Highest depth of a tree; the root has depth 0. Most trees reach `search.max_size` before."""
 
 TRIES = 100
 """Draws before variation gives up. The limits reject one random tree in five with the release's
 primitives and five in six with the extended ones, so this is hardly ever reached."""
+
+POOL = 0.5
+"""Share of the population that is drawn to choose parents from."""
 
 FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
 """Factors that tune a number, with relative weights: few, so that the same numbers recur."""
@@ -42,31 +49,13 @@ class Variation:
     """How children are made.
 
     Attributes:
+        search: The search's settings, from the config.
         primitives: DEAP's primitive set.
-        min_initial_depth: Lowest depth of a random tree; the root has depth 0.
-        max_initial_depth: Highest depth of a random tree.
-        products: Probability that a random tree is a product of leaves and reduced matrices,
-            whatever its depth, and not grown from all primitives.
-        max_depth: Highest depth of any tree.
-        max_size: Most nodes of any tree.
-        crossover: Probability of crossover.
-        exchange: Share of crossovers that exchange whole factors, and not subtrees.
-        mutation: Probability of one mutation, after crossover.
-        mutations: Relative weights of the names in `MUTATIONS`; `constant` is ignored in a set
-            without numbers.
         comparable: Whether scores of different layers must be comparable: have no units.
     """
 
+    search: Search
     primitives: gp.PrimitiveSet
-    min_initial_depth: int
-    max_initial_depth: int
-    products: float
-    max_depth: int
-    max_size: int
-    crossover: float
-    exchange: float
-    mutation: float
-    mutations: dict[str, float]
     comparable: bool = False
 
     def allows(self, metric: Metric) -> bool:
@@ -74,7 +63,7 @@ class Variation:
 
         And, if they must be comparable, those of several layers.
         """
-        fits = metric.depth <= self.max_depth and metric.size <= self.max_size
+        fits = metric.depth <= MAX_DEPTH and metric.size <= self.search.max_size
         return fits and not metric.problem and metric.is_comparable >= self.comparable
 
 
@@ -91,13 +80,11 @@ def seeded(*key: int) -> Iterator[None]:
 
 def random_metric(variation: Variation) -> Metric:
     """Draw a product, or a ramped half-and-half tree (Koza, 1992): random depth, full or grown."""
-    primitives = variation.primitives
-    depths = variation.min_initial_depth, variation.max_initial_depth
-    # Nothing is drawn at 0, so that runs from before there were products can be resumed.
-    if variation.products and random.random() < variation.products:
+    search, primitives = variation.search, variation.primitives
+    if search.products and random.random() < search.products:
         metric = _first_allowed(variation, lambda: draw_product(primitives))
     else:
-        grow = partial(gp.genHalfAndHalf, primitives, *depths)
+        grow = partial(gp.genHalfAndHalf, primitives, *search.initial_depth)
         metric = _first_allowed(variation, lambda: gp.PrimitiveTree(grow()))
     return metric or Metric.parse("mul(W, G)" if variation.comparable else "W")
 
@@ -121,23 +108,31 @@ def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
 
 
 def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTree:
+    search = variation.search
     tree = to_tree(first, variation.primitives)
-    if random.random() < variation.crossover:
+    if random.random() < search.crossover:
         other = to_tree(second, variation.primitives)
-        # Nothing is drawn at 0, so that a search without it breeds as if there were none.
-        if variation.exchange and random.random() < variation.exchange:
+        if search.exchange and random.random() < search.exchange:
             tree = exchange_factors(tree, other, variation.primitives)
         else:
             # Only one of the two children is kept: the search breeds one at a time.
             tree, _ = gp.cxOnePoint(tree, other)
-    if random.random() < variation.mutation:
-        weights = dict(variation.mutations)
-        if not has_numbers(variation.primitives):
-            weights.pop("constant", None)
-        if any(weights.values()):
-            chosen = random.choices(list(weights), list(weights.values()))[0]
-            tree = MUTATIONS[chosen](tree, variation.primitives)
+    if random.random() < search.mutation:
+        tree = _mutation_for(variation)(tree, variation.primitives)
     return tree
+
+
+def _mutation_for(variation: Variation) -> Mutation:
+    """Draw a mutation: one of those that the config names, by weight."""
+    drawn = {
+        name: weighted
+        for name, weighted in MUTATIONS.items()
+        if name in variation.search.mutations
+        and (name != "constant" or has_numbers(variation.primitives))
+    }
+    weights = [weight for _, weight in drawn.values()]
+    mutate, _ = random.choices(list(drawn.values()), weights)[0]
+    return mutate
 
 
 def _mutate_node(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
@@ -197,14 +192,15 @@ def _draw_factor() -> float:
     return random.choices(list(FACTORS), list(FACTORS.values()))[0]
 
 
-MUTATIONS: dict[str, Callable[[gp.PrimitiveTree, gp.PrimitiveSet], gp.PrimitiveTree]] = {
-    "node": _mutate_node,
-    "subtree": _mutate_subtree,
-    "hoist": _mutate_hoist,
-    "insert": _mutate_insert,
-    "factor": _mutate_factor,
-    "constant": _mutate_constant,
+MUTATIONS: dict[str, tuple[Mutation, int]] = {
+    "node": (_mutate_node, 1),
+    "subtree": (_mutate_subtree, 1),
+    "hoist": (_mutate_hoist, 1),
+    "insert": (_mutate_insert, 1),
+    "factor": (_mutate_factor, 4),
+    "constant": (_mutate_constant, 1),
 }
+"""The mutations by name, with the relative frequency of each."""
 
 
 def _grow(
@@ -217,7 +213,7 @@ def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), variation.primitives)
         # Checked before the tree is parsed: crossover can nest deeper than the language allows.
-        if tree.height <= variation.max_depth and len(tree) <= variation.max_size:
+        if tree.height <= MAX_DEPTH and len(tree) <= variation.search.max_size:
             metric = to_metric(tree)
             if variation.comparable:
                 metric = with_means(metric)
@@ -226,17 +222,19 @@ def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -
     return None
 
 
-def choose_parents(
-    population: Sequence[Member], pool: float, best: int, rank: Callable[[Member], Rank]
-) -> tuple[Member, Member]:
-    """Draw a random share of the population and pick two parents from its best members.
+def choose_parents(ranked: Sequence[Member], best: int) -> tuple[Member, Member]:
+    """Draw a random half of the population and pick two parents from its best members.
 
     This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the
     draw keeps mediocre members in play, the cut maintains selection pressure. A lone member is both
     parents.
+
+    Args:
+        ranked: The population, best first.
+        best: Members of the drawn half that can be parents.
     """
-    if len(population) == 1:
-        return population[0], population[0]
-    drawn = random.sample(population, max(2, round(len(population) * pool)))
-    first, second = random.sample(sorted(drawn, key=rank)[:best], 2)
-    return first, second
+    if len(ranked) == 1:
+        return ranked[0], ranked[0]
+    places = random.sample(range(len(ranked)), max(2, round(len(ranked) * POOL)))
+    first, second = random.sample(sorted(places)[:best], 2)
+    return ranked[first], ranked[second]

@@ -1,18 +1,24 @@
-"""A crew whose one worker is this process itself: for tests and for `ray.workers: 0`."""
+"""The backend whose one worker is this process itself: for tests and for `ray.workers: 0`."""
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor
-
-from pruning.progress import Progress
 from search.fitness import Evaluator, Setup
-from search.pool.crew import Call, Ended, Event, Fault, Reply, Started, attempt, perform
-from search.resident import unwatched
+from search.pool.requests import (
+    Ended,
+    Event,
+    Fault,
+    Reply,
+    Request,
+    Started,
+    attempt,
+    perform,
+)
 
 
-class InProcessCrew:
+class InProcessBackend:
     """Does its work inside `events`; after a dismissal, the models are loaded again."""
 
     def __init__(self, setup: Setup) -> None:
@@ -20,50 +26,38 @@ class InProcessCrew:
         self._worker = 0
         self._hired = False
         self._evaluator: Evaluator | None = None
-        self._call: Call | None = None
-        self._progress: Progress = unwatched
+        self._request: Request[Any] | None = None
 
-    def room(self) -> int:
-        """Return how many more workers could start now: one in total."""
-        return 0 if self._hired else 1
-
-    def hire(self) -> int:
-        """Begin starting the worker; `events` loads its models."""
+    def hire(self, most: int) -> Sequence[int]:
+        """Begin to start the worker, if it is not there yet; `events` loads its models."""
+        if self._hired or most < 1:
+            return []
         self._worker += 1
         self._hired = True
-        return self._worker
+        return [self._worker]
 
-    def give(self, worker: int, call: Call) -> None:
-        """Keep a call for `events` to do."""
-        self._call = call
+    def give(self, worker: int, request: Request[Any]) -> None:
+        """Keep a request for `events` to do."""
+        self._request = request
 
     def dismiss(self, worker: int) -> None:
         """Release the models."""
-        self._hired, self._evaluator, self._call = False, None, None
+        self._hired, self._evaluator, self._request = False, None, None
         gc.collect()  # before they are loaded again: memory may not hold two copies
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Start the worker, or do the call that it has been given."""
+        """Start the worker, or do the request that it has been given."""
         if self._hired and self._evaluator is None:
             return [self._start()]
-        if self._call is None or self._evaluator is None:
+        if self._request is None or self._evaluator is None:
             time.sleep(min(seconds, 0.05))
             return []
-        call, self._call = self._call, None
-        self._evaluator.progress = self._progress
-        result, timing = perform(self._evaluator, call.method, call.arguments)
-        return [Reply(self._worker, result, timing)]
+        request, self._request = self._request, None
+        return [Reply(self._worker, *perform(self._evaluator, request))]
 
-    def share(self, tensors: Mapping[str, Tensor]) -> object:
-        """Return the tensors themselves."""
-        return tensors
-
-    def watch(self, progress: Progress) -> None:
-        """Report the progress of collecting statistics from now on."""
-        self._progress = progress
-
-    def wish(self, workers: int) -> None:
-        """There is nothing to grow."""
+    def share(self, request: Request[None]) -> Request[None]:
+        """Return the request itself."""
+        return request
 
     def _start(self) -> Event:
         evaluator = attempt(lambda: Evaluator(self._setup))

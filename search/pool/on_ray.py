@@ -1,250 +1,410 @@
-"""A crew on Ray: one actor per GPU, or several CPU actors that divide the cores.
+"""The backend on Ray: messages to a process that is connected to Ray in the driver's place.
 
-An actor is an `Evaluator` built from plain values. Large data goes through the object store, which
-all actors on a node read without a copy: windows, statistics, and weights if the driver sends them.
+Ray hangs a process that has lost its head or its node, ends it after a while without a word, and
+takes over its signals. So the driver itself never connects: a child process does
+(`ray_process.py`), and if that ends or falls silent, the run ends with one line.
 """
 
-import hashlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
-import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from torch import Tensor
 
-import search
-from pruning.models import load_model
-from pruning.progress import Progress
-from search.fitness import Evaluator, Setup
-from search.pool.cluster import Cluster, LostCluster, pinned, ray
-from search.pool.crew import (
-    PACKAGES,
-    Call,
+from configs.schema import Ray
+from search.fitness import Setup
+from search.pool.pool import PoolError
+from search.pool.requests import (
+    CollectStatistics,
     Ended,
     Event,
-    Fault,
     Reply,
+    Request,
     Started,
-    attempt,
-    perform,
+    UseStatistics,
 )
-from search.resident import Weights
+from search.resident import unwatched
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
+LOCAL = "local"
+FOLDERS = Path("/tmp")
+"""Where local Rays have their folders, `prunevolve-PROCESS-...`; sockets' paths must be short."""
 
-class _Worker:
-    """An evaluator in an actor; it returns only plain values and numpy arrays."""
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Set before ray is imported: otherwise it replaces 127.0.0.1 by this machine's outer address."""
 
-    def start(
-        self, setup: Setup, windows: list[Arrays], code: str, *shipped: Any
-    ) -> tuple[tuple[str, ...], float] | Fault:
-        """Load the models.
+SILENCE_SECONDS = 20.0
+"""After this time without a message, of which one comes every second, Ray is given up."""
 
-        Args:
-            setup: Without its windows.
-            code: Digest of the driver's source.
-            shipped: Each model's config and tensors, alternating; empty if workers load models.
-        """
-        return attempt(lambda: self._start(setup, windows, code, shipped))
-
-    def do(self, method: str, *arguments: Any) -> tuple[object, dict[str, float]]:
-        """Do a call, as `search.pool.crew.perform`."""
-        values = [_to_tensors(a) if _holds(a, np.ndarray) else a for a in arguments]
-        result, timing = perform(self._evaluator, method, values)
-        return (_to_arrays(result) if _holds(result, Tensor) else result), dict(timing)
-
-    def _start(
-        self, setup: Setup, windows: list[Arrays], code: str, shipped: Sequence[Any]
-    ) -> tuple[tuple[str, ...], float]:
-        if code != code_digest():
-            raise ValueError(
-                f"a worker runs different code from the driver ({Path(search.__file__).parent}): "
-                "install the driver's version on every node"
-            )
-        tokens = tuple(_to_tensors(arrays) for arrays in windows)
-        weights = [
-            Weights(config, _to_tensors(arrays))
-            for config, arrays in zip(shipped[::2], shipped[1::2], strict=True)
-        ]
-        self._evaluator = Evaluator(replace(setup, windows=tokens), weights)
-        return self._evaluator.digests, self._evaluator.seconds
+_END_SECONDS = 5.0
+_MAIN = "from search.pool.ray_process import main; main()"
 
 
-class RayCrew:
-    """Actors on a Ray cluster.
+@dataclass(frozen=True)
+class Prepare:
+    """Tells the process what workers are built from; it answers `Stored`.
 
-    Args:
-        cluster: The one that this process is connected to.
-        setup: What every worker is built from.
-        cpus: Cores per worker, which are also its torch threads.
-        gpus: GPUs per worker; with a fraction, workers share a GPU.
-        ship_model: Whether this process sends the models, once per node; else workers load them.
+    Attributes:
+        setup: Without its windows.
+        windows: Those windows.
+        ray: The resources of a worker, and the number of workers.
+        actor: The class of the workers; None for `ray_process.Worker`.
     """
 
-    def __init__(
-        self, cluster: Cluster, setup: Setup, cpus: int, gpus: float, ship_model: bool
-    ) -> None:
-        self._cluster = cluster
-        self._cpus, self._gpus = cpus, gpus
-        self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
-        windows = [_to_arrays(tokens) for tokens in setup.windows]
-        models = [_shipped(subject) for subject in setup.subjects] if ship_model else []
-        self._arguments = [
-            replace(setup, windows=()),
-            ray.put(windows),
-            code_digest(),
-            *chain.from_iterable(models),
-        ]
+    setup: Setup
+    windows: tuple[Arrays, ...]
+    ray: Ray
+    actor: type | None
+
+
+@dataclass(frozen=True)
+class Hire:
+    """Tells the process to start a worker."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Give:
+    """Tells the process to give a worker a request."""
+
+    worker: int
+    request: Request[Any]
+
+
+@dataclass(frozen=True)
+class Dismiss:
+    """Tells the process to kill a worker."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the tensors that belong to the next message; all in one would take twice the memory.
+
+    They belong to a `Reply`, or to statistics that go into the object store, answered by `Stored`.
+    """
+
+    name: str
+    array: Array
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Tells the driver that the object store holds what it was to hold."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Tells the driver how many workers all nodes hold if empty, and besides all that runs now."""
+
+    whole: int
+    free: int
+
+
+@contextmanager
+def ray_backend(setup: Setup, ray: Ray, actor: type | None = None) -> Iterator["RayBackend"]:
+    """Start or join Ray, and end or leave it afterwards.
+
+    Args:
+        setup: What workers are built from.
+        ray: Where Ray is, and what a worker needs of it.
+        actor: The class of the workers, if it is not `ray_process.Worker`.
+
+    Raises:
+        ValueError: If there is no cluster, it does not answer or refuses the token; one line.
+    """
+    backend = RayBackend(ray)
+    try:
+        backend.connect(setup, actor)
+        yield backend
+    finally:
+        backend.close()
+
+
+class RayBackend:
+    """Workers that are Ray's actors: one per GPU, or several that divide the cores."""
+
+    def __init__(self, ray: Ray) -> None:
+        self._ray = ray
+        is_local = ray.address == LOCAL
+        self._head, login = (LOCAL, {}) if is_local else _find_cluster(ray.address)
+        self._connection, theirs = Pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), self._head],
+            env=_environment(is_local) | login,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
+            start_new_session=True,  # a terminal's Ctrl-C or hangup must not reach Ray
+        )
+        theirs.close()
         self._hired = 0
-        self._actors: dict[int, Any] = {}
-        self._nodes: dict[int, str] = {}
+        self._workers: set[int] = set()
         self._starting: set[int] = set()
-        self._futures: dict[Any, int] = {}
-        self._room: Counter[str] = Counter()
-        self._others: Counter[str] = Counter()
+        self._room = Room(0, 0)
+        self._others = 0
+        self._early: list[Event] = []
+        self._parts: Arrays = {}
+        self._silent = 0.0
 
-    def room(self) -> int:
-        """Return how many more workers fit on the live nodes."""
-        own_workers = Counter(self._nodes.values())
-        starting = {self._nodes[worker] for worker in self._starting}
-        self._room = Counter()
-        for node, capacity in self._cluster.capacities(self._cpus, self._gpus).items():
-            if node not in starting:
-                # Free resources mean something only once every starting worker has taken its own.
-                self._others[node] = max(0, capacity.whole - own_workers[node] - capacity.free)
-            self._room[node] = capacity.whole - own_workers[node] - self._others[node]
-        return (+self._room).total()
+    def connect(self, setup: Setup, actor: type | None) -> None:
+        """Say what workers are built from, and wait until Ray is ready for them."""
+        windows = tuple(to_arrays(tokens) for tokens in setup.windows)
+        try:
+            self._send(Prepare(replace(setup, windows=()), windows, self._ray, actor))
+            self._wait_until_stored()
+        except PoolError as error:
+            raise ValueError(str(error)) from error
 
-    def hire(self) -> int:
-        """Begin starting a worker on the node with the most room; see `room`."""
-        node = max(self._room, key=lambda name: self._room[name])
-        self._room[node] -= 1
-        self._hired += 1
-        actor = self._actor.options(scheduling_strategy=pinned(node)).remote()
-        self._actors[self._hired] = actor
-        self._nodes[self._hired] = node
-        self._starting.add(self._hired)
-        self._futures[actor.start.remote(*self._arguments)] = self._hired
-        return self._hired
+    def hire(self, most: int) -> Sequence[int]:
+        """Begin to start workers on the nodes that have room."""
+        if not self._starting:
+            # Free resources mean something only once every starting worker has taken its own.
+            self._others = max(0, self._room.whole - len(self._workers) - self._room.free)
+        room = min(most, self._room.whole - len(self._workers) - self._others)
+        hired = range(self._hired + 1, self._hired + room + 1)
+        for worker in hired:
+            self._send(Hire(worker))
+        self._hired += len(hired)
+        self._workers.update(hired)
+        self._starting.update(hired)
+        return hired
 
-    def give(self, worker: int, call: Call) -> None:
-        """Send a call to a worker."""
-        future = self._actors[worker].do.remote(call.method, *call.arguments)
-        self._futures[future] = worker
+    def give(self, worker: int, request: Request[Any]) -> None:
+        """Send a request to a worker."""
+        if isinstance(request, CollectStatistics):
+            request = replace(request, progress=unwatched)
+        self._send(Give(worker, request))
 
     def dismiss(self, worker: int) -> None:
         """Kill a worker's process."""
-        actor = self._actors.pop(worker, None)
-        self._nodes.pop(worker, None)
-        self._starting.discard(worker)
-        self._futures = {f: other for f, other in self._futures.items() if other != worker}
-        if actor is not None:
-            ray.kill(actor, no_restart=True)
+        self._forget(worker)
+        self._send(Dismiss(worker))
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return the results that arrived, waiting at most this long for the first one."""
-        self._cluster.check()
-        if not self._futures:
-            time.sleep(seconds)
-            return []
-        try:
-            ready, rest = ray.wait(list(self._futures), timeout=seconds)
-            if ready and rest:
-                ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-            return [self._event(future) for future in ready]
-        except SystemExit as error:  # Ray raises this when this machine's node is gone
-            raise LostCluster("Ray's node on this machine is gone") from error
+        """Return the events that arrived, waiting at most this long for the first one."""
+        events, self._early = self._early, []
+        wait = 0.0 if events else seconds
+        while self._connection.poll(wait):
+            wait = self._silent = 0.0
+            message = self._receive()
+            if isinstance(message, Event):
+                events.append(message)
+        # Counted in waits: the clock runs on while this process is suspended.
+        self._silent += wait
+        if self._silent > SILENCE_SECONDS:
+            raise PoolError(f"Ray ({self._head}) has not answered for {SILENCE_SECONDS:g} s")
+        return events
 
-    def share(self, tensors: Mapping[str, Tensor]) -> object:
-        """Put tensors into the object store; Ray resolves the reference in the actor."""
-        return ray.put(_to_arrays(tensors))
+    def share(self, request: Request[None]) -> Request[None]:
+        """Put statistics into the object store, which all workers on a node read without a copy."""
+        if not isinstance(request, UseStatistics):
+            return request
+        for name, array in to_arrays(request.tensors).items():
+            self._send(Part(name, array))
+        stored = replace(request, tensors={})
+        self._send(stored)
+        self._wait_until_stored()
+        return stored
 
-    def watch(self, progress: Progress) -> None:
-        """Do nothing: an actor reports nothing before its call ends."""
+    def close(self) -> None:
+        """Disconnect; of a local Ray nothing is left."""
+        self._connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+        clear_killed()
 
-    def wish(self, workers: int) -> None:
-        """Ask an autoscaler for room for this many workers."""
-        self._cluster.wish(workers, self._cpus, self._gpus)
-
-    def _event(self, future: Any) -> Event:
-        worker = self._futures.pop(future)
-        starting = worker in self._starting
-        try:
-            result = ray.get(future)
-        except ray.exceptions.RayError as error:
-            return self._ended(worker, _fault_of(error, starting))
-        if not starting:
-            result, timing = result
-            value = _to_tensor_copies(result) if _holds(result, np.ndarray) else result
-            return Reply(worker, value, timing)
-        if isinstance(result, Fault):
-            return self._ended(worker, result)
+    def _forget(self, worker: int) -> None:
+        self._workers.discard(worker)
         self._starting.discard(worker)
-        return Started(worker, *result)
 
-    def _ended(self, worker: int, fault: Fault) -> Ended:
-        self.dismiss(worker)
-        return Ended(worker, fault)
+    def _send(self, message: object) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise self._lost() from error
+
+    def _receive(self) -> object:
+        """Return the next message; a reply with the parts before it."""
+        try:
+            message = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+        match message:
+            case Part(name, array):
+                self._parts[name] = array
+            case Room():
+                self._room = message
+            case Started(worker):
+                self._starting.discard(worker)
+            case Ended(worker):
+                self._forget(worker)
+            case Reply() if self._parts:
+                parts, self._parts = self._parts, {}
+                return replace(message, result=to_tensors(parts))
+        return message
+
+    def _wait_until_stored(self) -> None:
+        while not isinstance(message := self._receive(), Stored):
+            if isinstance(message, Event):
+                self._early.append(message)
+
+    def _lost(self) -> PoolError:
+        """Return why the process ended, from its exit code and what it or Ray wrote."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace")
+        if re.search("AuthenticationError|authentication token", said):
+            return PoolError(
+                f"the Ray cluster at {self._head} refuses this token: set RAY_AUTH_MODE=token, and "
+                "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's"
+            )
+        if "No node info found" in said:
+            return PoolError(
+                f"the Ray cluster at {self._head} has no node on this machine: run the search on "
+                "one of its nodes, or make this one of them with "
+                f"`ray start --address={self._head}`"
+            )
+        reason = (said.strip().splitlines() or ["it gave no reason"])[-1].strip()[:300]
+        code = self._process.returncode
+        if code is not None and code < 0:
+            reason = "the process that is connected to it was killed"
+        if code == -signal.SIGALRM:
+            reason = "it accepts connections but does not answer: is it a live Ray head?"
+        return PoolError(f"Ray ({self._head}) failed: {reason}")
 
 
-def _fault_of(error: Exception, starting: bool) -> Fault:
-    """Return the fault behind an error that Ray raised in place of a call's result."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return Fault("crowded", "Ray ended it: its node lacked memory")
-    unable = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError)
-    if starting and (unable or getattr(error, "actor_init_failed", False)):
-        # For example, a node without this project, or with other versions of its dependencies.
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return Fault("refused", lines[-1].strip()[:300])
-    if isinstance(error, ray.exceptions.RayActorError):
-        return Fault("lost", "its process or its node was lost")
-    return Fault("lost", f"Ray has no result for it ({type(error).__name__})")
+def _find_cluster(address: str) -> tuple[str, dict[str, str]]:
+    """Return a cluster's host:port and the environment variables needed to connect to it.
+
+    Args:
+        address: host:port, or `auto`: RAY_ADDRESS, or the file of the last `ray start` here.
+
+    Raises:
+        ValueError: If nothing names a cluster, or nothing listens at its address.
+    """
+    login: dict[str, str] = {}
+    source = f"ray.address {address!r}"
+    if address == "auto" and os.environ.get("RAY_ADDRESS", "auto") != "auto":
+        address = os.environ["RAY_ADDRESS"]
+        source = f"RAY_ADDRESS {address!r}"
+    elif address == "auto":
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        path = Path(folder, "ray", "ray_current_cluster")
+        if not path.is_file():
+            raise ValueError(
+                "ray.address 'auto' finds no cluster: RAY_ADDRESS is not set and `ray start` left "
+                "no address here; start one with `ray start --head`, or set ray.address=local"
+            )
+        address = path.read_text(encoding="utf-8").strip()
+        source = f"{path}, {address!r},"
+        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        if "RAY_AUTH_MODE" not in os.environ and ("RAY_AUTH_TOKEN" in os.environ or token.exists()):
+            login = {"RAY_AUTH_MODE": "token"}  # as `ray start` does
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", address):
+        raise ValueError(
+            f"{source} must be local, auto or host:port, the address that `ray start --head` prints"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _END_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or "
+            "set ray.address=local"
+        ) from error
+    return address, login
 
 
-def code_digest() -> str:
-    """Return a hash of all source code that an evaluation runs."""
-    root = Path(search.__file__).parent.parent
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _environment(is_local: bool) -> dict[str, str]:
+    """Return the environment of the process: ours, and for a local Ray without others' addresses.
+
+    RAY_ADDRESS and the like are dropped; settings, which are lower case after RAY_, are kept.
+    """
+    fixed = {
+        **LOOPBACK,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # it finds what we find
+    }
+    if not is_local:
+        return os.environ | fixed
+    inherited = {k: v for k, v in os.environ.items() if not re.match("RAY_[A-Z]", k)}
+    login = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # At Ray's default of 15, a worker that competes for a core gets a fiftieth of it.
+    defaults = {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return defaults | inherited | fixed | login
 
 
-def _shipped(subject: Any) -> tuple[Any, Any]:
-    """Return a model's config, and a reference to its tensors in the object store."""
-    model = load_model(subject.model, subject.dtype, "cpu")
-    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    return model.config.to_dict(), ray.put(_to_arrays(tensors))
-
-
-def _holds(value: object, kind: type) -> bool:
-    return isinstance(value, dict) and any(isinstance(part, kind) for part in value.values())
-
-
-def _to_arrays(tensors: Any) -> Arrays:
-    """Return tensors for the object store; numpy has no bf16, so its bits are sent as int16."""
+def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    """Return tensors for messages; numpy has no bf16, so its bits are sent as int16."""
     bits = {k: t.view(torch.int16) if t.dtype == torch.bfloat16 else t for k, t in tensors.items()}
     return {name: tensor.cpu().numpy() for name, tensor in bits.items()}
 
 
-def _to_tensors(arrays: Arrays) -> dict[str, Tensor]:
+def to_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     """Return tensors that share the arrays' memory."""
-    # torch warns that the object store's memory is read-only; nothing here writes to it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {k: t.view(torch.bfloat16) if t.dtype == torch.int16 else t for k, t in tensors.items()}
 
 
-def _to_tensor_copies(arrays: Arrays) -> dict[str, Tensor]:
-    return _to_tensors({name: array.copy() for name, array in arrays.items()})
+def holds(value: object, kind: type[np.ndarray] | type[Tensor]) -> bool:
+    """Return whether a value is a mapping of arrays or of tensors."""
+    return isinstance(value, dict) and any(isinstance(part, kind) for part in value.values())
+
+
+def clear_killed() -> None:
+    """Remove what local Rays have left whose process was killed: other processes, and the folder.
+
+    The process is named by the folder, and leads the session of all others.
+    """
+    for folder in FOLDERS.glob("prunevolve-*-*"):
+        leader = folder.name.split("-")[1]
+        if leader.isdecimal() and not psutil.pid_exists(int(leader)):
+            kill_session(int(leader))
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_session(leader: int) -> None:
+    """Kill the processes of a session, except this one; also those that are forked meanwhile."""
+    for _ in range(50):
+        if not (members := list(_session(leader))):
+            return
+        for process in members:
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.1)
+
+
+def _session(leader: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            is_other = os.getsid(process.pid) == leader and process.pid != os.getpid()
+            if is_other and process.status() != psutil.STATUS_ZOMBIE:
+                yield process

@@ -1,293 +1,211 @@
-"""The report's charts of masks and of breeding: inline SVG, each with the numbers that it shows.
+"""The report's charts as inline SVG.
 
-They use matplotlib's Figure class, not pyplot: no window, no global state. A chart is 360 points
-wide, so that its 10-point text is legible on a phone, where it fills the page. Series differ in
-marker, dashes or hatching as well as in colour.
+Text, axes and grid take the colour of the page's text; every other colour is legible on white and
+on black, and series differ in marker or dashes as well. A chart is 360 points wide, so that its
+10-point text is legible on a phone. Figures are made without pyplot, which has global state.
 """
 
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from search.report.palette import LIGHT, shades, themed
+from pruning.baselines import BASELINES
+from search.population import Record
+from search.report.tables import FOUND
+from search.scale import Scale, unit_of
+from search.summary import TaskResult
 
-STYLE: dict[str, Any] = {
+_INTERVAL = 2.0  # half-length of an error bar, in standard errors
+_MOST_POINTS = 1000  # a point takes a hundred bytes
+_OF_INTEREST = 3.0
+"""How far above dense a fitness chart reaches, in rises of the best named metric."""
+
+_INK = "#010203"
+"""Drawn where the page puts its text colour."""
+
+_BEST, _POINT, _DIM = "#d64b3c", "#4a86c5", "#87919c"
+
+# The hues of Okabe and Ito (2008), which colour-blind readers can tell apart.
+_SERIES = ("#2b86c5", "#d2691e", "#1a9873", "#bf6a9a", "#a1841a", "#4f9fd0", "#7a828e")
+_MARKERS = "os^Dvph"
+_DASHES = ((5, 1.5), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (3, 1), (8, 2), (1, 1), (4, 1, 1, 1, 1, 1))
+
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: small, and searchable in the page
     "svg.hashsalt": "prunevolve",  # without it, the file differs each time
     "text.parse_math": False,  # a name with dollar signs is not a formula
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": LIGHT["grid"],
-    "hatch.linewidth": 0.8,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
     "legend.frameon": False,
-    # matplotlib omits black from the SVG, so black could not follow the page's colour scheme.
+    "legend.handlelength": 1.6,
     **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
-        LIGHT["ink"],
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
     ),
 }
-WIDTH = 5.0
-"""Width of every chart, in inches."""
-
-BEST = "best found"
-MARKERS = "os^Dvp"
-SERIES = tuple(LIGHT[f"series-{i}"] for i in range(7))
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (8, 2)))
-_HATCHES = {"evaluated": "", "stopped": "//", "duplicate": "..", "degenerate": "xx", "failed": "--"}
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawing and the numbers in it.
-
-    Attributes:
-        title: Its subject.
-        svg: One `<svg>` element, with a label that describes it.
-        headings: The column headings of `rows`.
-        rows: The numbers, as printed.
-        note: How to read it; empty if that is obvious.
-    """
-
-    title: str
-    svg: Markup
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
+@contextmanager
+def _drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Yield a new figure of this height in inches, and its axes."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, height), layout="constrained")
+        yield figure, figure.subplots()
 
 
-def svg_of(figure: Figure, name: str, label: str, **options: Any) -> Markup:
-    """Return a figure as an SVG element in the page's colours, with unique ids.
-
-    Args:
-        figure: The figure; its size is kept, its background omitted.
-        name: The prefix of every id; unique in the page.
-        label: The description for screen readers.
-        options: Passed to `savefig`.
-    """
+def _element(figure: Figure, name: str, title: str, label: str) -> Markup:
+    """Return a figure as an HTML element, described by `label`; `name` begins each id in it."""
     text = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, metadata=no_metadata, **options)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
+    figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+    svg = text.getvalue().partition("<svg")[2]
     # The style rule would apply to the whole page, which contains it once already.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    head = Markup('<svg role="img" aria-label="{}"').format(label)
-    return head + Markup(themed(svg.removeprefix("<svg")))
+    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # hundredths of a point are fine enough
+    svg = re.sub(r"\n\s*", " ", svg).replace(_INK, "currentColor")
+    head = '<figure><figcaption>{}</figcaption><svg role="img" aria-label="{}"'
+    return Markup(head).format(title, label) + Markup(f"{svg}</figure>")
 
 
-def outcomes_chart(
-    name: str, outcomes: Mapping[str, Sequence[int]], spans: Sequence[range]
-) -> Chart:
-    """Draw the outcomes as stacked bars, in bins over the candidates."""
-    title = "Outcomes over the candidates"
-    with matplotlib.rc_context(STYLE):
-        figure, axes = figure_of(3.0)
-        bottoms = [0] * len(spans)
-        for kind, counts in outcomes.items():
-            axes.bar(
-                [span.start for span in spans],
-                counts,
-                [len(span) for span in spans],
-                bottoms,
-                align="edge",
-                color=LIGHT[kind],
-                edgecolor=LIGHT["paper"],
-                linewidth=0,
-                hatch=_HATCHES[kind],
-                label=kind,
+def perplexity_chart(name: str, task: TaskResult) -> Markup:
+    """Draw a task's perplexities on its report text, with the errors of the paired differences."""
+    best = task.best.perplexity
+    errors = {named: gap.standard_error for named, gap in task.behind_best.items()}
+    values = {**task.baselines, FOUND: best}
+    values = dict(sorted(values.items(), key=lambda item: -item[1])) | {"dense": task.dense}
+    with _drawing(0.9 + 0.27 * len(values)) as (figure, axes):
+        axes.axvline(best, color=_BEST, linewidth=1.2, zorder=1.5)
+        for place, (label, value) in enumerate(values.items()):
+            low, high = (math.exp(sign * _INTERVAL * (errors.get(label) or 0)) for sign in (-1, 1))
+            axes.errorbar(
+                [value],
+                [place],
+                xerr=[[value - value * low], [value * high - value]],
+                fmt={"dense": "D", FOUND: "*"}.get(label, "o"),
+                markersize=10 if label == FOUND else 5,
+                capsize=3,
+                elinewidth=1.4,
+                color=_BEST if label == FOUND else _INK,
             )
-            bottoms = [low + count for low, count in zip(bottoms, counts, strict=True)]
-        axes.set(xlabel="candidate", ylabel=f"candidates per {len(spans[0])}")
-        whole_ticks(axes.xaxis, axes.yaxis)
-        legend(figure, 3)
-        totals = (f"{sum(counts)} {kind}" for kind, counts in outcomes.items())
-        svg = svg_of(figure, name, f"{title}: {', '.join(totals)}")
-    columns = zip(*outcomes.values(), strict=True)
-    rows = [
-        (_span_text(span), *map(str, column)) for span, column in zip(spans, columns, strict=True)
-    ]
-    return Chart(title, svg, ("candidates", *outcomes), rows)
-
-
-def shares_chart(
-    name: str, title: str, shares: Mapping[str, Sequence[float]], spans: Sequence[range]
-) -> Chart:
-    """Draw, for each leaf or operator, the share of the bred metrics that contain it."""
-    edges = [span.start for span in spans] + [spans[-1].stop]
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = figure_of(1.0 + 0.2 * len(shares))
-        mesh = axes.pcolormesh(
-            edges,
-            range(len(shares) + 1),
-            list(shares.values()),
-            cmap=shades("share"),
-            vmin=0,
-            vmax=1,
-        )
-        axes.set_yticks([row + 0.5 for row in range(len(shares))], list(shares))
+        labels = [f"{label}  {value:.2f}" for label, value in values.items()]
+        axes.set_yticks(range(len(values)), labels)
         axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
-        axes.set_xlabel("candidate")
-        whole_ticks(axes.xaxis)
-        _percent_bar(figure, mesh, axes)
-        ends = (f"{key} from {row[0]:.0%} to {row[-1]:.0%}" for key, row in shares.items())
-        svg = svg_of(figure, name, f"{title}, first to last candidates: {', '.join(ends)}")
-    columns = zip(*shares.values(), strict=True)
-    rows = [
-        (_span_text(span), *(f"{share:.0%}" for share in column))
-        for span, column in zip(spans, columns, strict=True)
-    ]
-    return Chart(title, svg, ("candidates", *shares), rows)
+        axes.grid(visible=False, axis="y")
+        axes.set_xscale("log")  # differences in loss are ratios of perplexity
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        axes.set_xlabel("perplexity, logarithmic")
+        numbers = ", ".join(f"{label} {value:.2f}" for label, value in reversed(values.items()))
+        return _element(figure, name, "Perplexity on the report text", numbers)
 
 
-def lines_chart(
-    name: str, title: str, axis: str, lines: Mapping[str, Mapping[Any, float]]
-) -> Chart:
-    """Draw fractions as percentages: one line per metric over blocks, or points over names.
-
-    Nothing is hidden: metrics with the same numbers share a line, and at each name the metrics'
-    points lie side by side.
+def fitness_chart(
+    name: str, evaluated: Sequence[Record], places: Sequence[float], axis: str, scale: Scale
+) -> Markup:
+    """Draw the fitness of evaluated candidates along an axis, and the best so far.
 
     Args:
-        lines: Each metric's fraction at each place; the places are numbers or names.
+        places: Each candidate's position on the axis.
+        axis: What the axis shows, with its unit.
     """
-    places = list(dict.fromkeys(place for line in lines.values() for place in line))
-    series = _merge_equal(lines)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = figure_of(3.3)
-        if any(isinstance(place, str) for place in places):
-            _points(axes, series, places)
-        else:
-            _lines(axes, series)
-            whole_ticks(axes.xaxis)
-        axes.set(xlabel=axis, ylabel="mean over layers, %")
-        legend(figure, 2 if max(map(len, series)) > 15 else 3)
-        ranges = (
-            f"{label} {min(line.values()):.1%} to {max(line.values()):.1%}"
-            for label, line in series.items()
-            if line
-        )
-        svg = svg_of(figure, name, f"{title}: {', '.join(ranges)}")
-    rows = [
-        (str(place), *(_percent(line.get(place)) for line in lines.values())) for place in places
-    ]
-    return Chart(title, svg, (axis, *lines), rows)
+    fitness = [record.rank[0] for record in evaluated]
+    best = list(accumulate(fitness, min))
+    with _drawing(4.2) as (figure, axes):
+        _set_fitness_axis(axes, fitness, scale)
+        every = math.ceil(len(evaluated) / _MOST_POINTS)
+        label = "evaluated" if every == 1 else f"evaluated, 1 of {every}"
+        axes.plot(places[::every], fitness[::every], "o", ms=4, mew=0, color=_POINT, label=label)
+        # Below the points, so that those of the candidates that set the record stay visible.
+        axes.step(places, best, where="post", color=_BEST, zorder=1.5, label="best so far")
+        for number, (named, value) in enumerate(scale.named_fitness.items()):
+            axes.axhline(
+                value,
+                color=_SERIES[number % len(_SERIES)],
+                linewidth=1.1,
+                linestyle=(0, _DASHES[number % len(_DASHES)]),
+                zorder=1,
+                label=named,
+            )
+        axes.set_xlabel(axis)
+        figure.legend(loc="outside upper center", ncols=3)
+        steps = f"the best falls from {best[0]:.4f} to {best[-1]:.4f}"
+        return _element(figure, name, f"Fitness against {axis}", steps + _references(scale))
 
 
-def _merge_equal(lines: Mapping[str, Mapping[Any, float]]) -> dict[str, Mapping[Any, float]]:
-    """Return the lines, with equal ones merged into one that has all their names."""
-    names: dict[tuple[tuple[Any, float], ...], list[str]] = {}
-    for metric, line in lines.items():
-        names.setdefault(tuple((place, round(v, 4)) for place, v in line.items()), []).append(
-            metric
-        )
-    return {", ".join(equal): lines[equal[0]] for equal in names.values()}
+def front_chart(
+    name: str, best: Sequence[Record], front: Sequence[Record], trade_off: Record, scale: Scale
+) -> Markup:
+    """Draw the best fitness of each size, the Pareto front, and the named metrics by size."""
+    with _drawing(4.2) as (figure, axes):
+        _set_fitness_axis(axes, [record.rank[0] for record in best], scale)
+        sizes, fitness = _points_of([record for record in best if record not in front])
+        axes.plot(sizes, fitness, "o", markersize=3, color=_DIM, label="best of its size")
+        sizes, fitness = _points_of(front)
+        axes.step(sizes, fitness, "o-", where="post", ms=5, color=_BEST, label="Pareto front")
+        sizes, fitness = _points_of([trade_off])
+        axes.plot(sizes, fitness, "o", ms=13, mfc="none", color=_BEST, label="best trade-off")
+        for number, (named, value) in enumerate(scale.named_fitness.items()):
+            if named in BASELINES:
+                axes.plot(
+                    [BASELINES[named].criterion.metric.size],
+                    [value],
+                    _MARKERS[number % len(_MARKERS)],
+                    markersize=7,
+                    markerfacecolor="none",
+                    markeredgewidth=1.5,
+                    color=_SERIES[number % len(_SERIES)],
+                    label=named,
+                )
+        axes.set_xlabel("size, nodes")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        figure.legend(loc="outside upper center", ncols=3)
+        steps = "; ".join(f"{record.size} nodes {record.fitness:.4f}" for record in front)
+        return _element(figure, name, "Fitness against size", steps + _references(scale))
 
 
-def _lines(axes: Any, series: Mapping[str, Mapping[Any, float]]) -> None:
-    for number, (label, line) in enumerate(series.items()):
-        best = label.split(", ")[0] == BEST
-        # Each line is thinner than the one below it, so that both show where they coincide.
-        axes.plot(
-            list(line),
-            [100 * value for value in line.values()],
-            linestyle="-" if best else _DASHES[number % len(_DASHES)],
-            linewidth=4 if best else max(1.2, 3.2 - 0.4 * number),
-            color=LIGHT["dim"] if best else SERIES[number % len(SERIES)],
-            marker=None if best else MARKERS[number % len(MARKERS)],
-            markersize=5,
-            # Stagger the markers, so that those of close lines do not overlap.
-            markevery=(number % max(1, len(line)), max(1, min(len(series), len(line) // 2))),
-            zorder=2 + number / len(series),
-            label=label,
-        )
+def _points_of(records: Sequence[Record]) -> tuple[list[int], list[float]]:
+    return [record.size for record in records], [record.rank[0] for record in records]
 
 
-def _points(axes: Any, series: Mapping[str, Mapping[Any, float]], places: Sequence[Any]) -> None:
-    step = 0.8 / len(series)
-    for number, (label, line) in enumerate(series.items()):
-        best = label.split(", ")[0] == BEST
-        axes.plot(
-            [places.index(p) + step * (number - (len(series) - 1) / 2) for p in line],
-            [100 * value for value in line.values()],
-            linestyle="",
-            marker="*" if best else MARKERS[number % len(MARKERS)],
-            markersize=9 if best else 5,
-            color=LIGHT["ink"] if best else SERIES[number % len(SERIES)],
-            label=label,
-        )
-    axes.set_xticks(range(len(places)), places, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_xticks([i + 0.5 for i in range(len(places) - 1)], minor=True)
-    axes.grid(visible=False, axis="x")
-    axes.grid(visible=True, axis="x", which="minor")
-    axes.tick_params(axis="x", which="minor", length=0)
+def _references(scale: Scale) -> str:
+    """Return dense and the named metrics with their fitness, best first."""
+    known = {"dense": scale.dense_fitness, **scale.named_fitness}
+    ordered = sorted(known, key=lambda name: known[name])
+    return "".join(f"; {name} {known[name]:.4f}" for name in ordered)
 
 
-def map_chart(name: str, title: str, cells: Mapping[tuple[str, int], float]) -> Chart:
-    """Draw each layer's fraction as a heat map: kinds of matrix downwards, blocks across."""
-    kinds = list(dict.fromkeys(kind for kind, _ in cells))
-    blocks = sorted({block for _, block in cells})
-    grid = [[cells.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = figure_of(1.0 + 0.22 * len(kinds))
-        mesh = axes.pcolormesh(grid, cmap=shades("zeros"), vmin=0, vmax=1)
-        axes.set_yticks([row + 0.5 for row in range(len(kinds))], kinds)
-        step = max(1, len(blocks) // 8)
-        shown = range(0, len(blocks), step)
-        axes.set_xticks([column + 0.5 for column in shown], [str(blocks[c]) for c in shown])
-        axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
-        axes.set_xlabel("block")
-        _percent_bar(figure, mesh, axes)
-        low, high = (extreme(cells, key=lambda cell: cells[cell]) for extreme in (min, max))
-        description = (
-            f"{title}: from {cells[low]:.1%} in {low[0]} of block {low[1]} to {cells[high]:.1%} "
-            f"in {high[0]} of block {high[1]}"
-        )
-        svg = svg_of(figure, name, description)
-    rows = [(kind, *(_percent(cells.get((kind, block))) for block in blocks)) for kind in kinds]
-    return Chart(title, svg, ("block", *map(str, blocks)), rows)
+def _set_fitness_axis(axes: Axes, values: Sequence[float], scale: Scale) -> None:
+    """Set up a fitness axis with a line for the dense model.
 
-
-def figure_of(height: float) -> tuple[Figure, Any]:
-    """Return a figure of this height in inches, and its axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def legend(figure: Figure, columns: int) -> None:
-    """Put the legend above the axes, where it covers nothing."""
-    figure.legend(loc="outside upper center", ncols=columns)
-
-
-def whole_ticks(*axis: Any) -> None:
-    """Put ticks at whole numbers only: there is no half block."""
-    for each in axis:
-        each.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-
-
-def _percent_bar(figure: Figure, mesh: Any, axes: Any) -> None:
-    bar = figure.colorbar(
-        mesh, ax=axes, format=lambda share, _: f"{share:.0%}", ticks=(0, 0.5, 1), pad=0.02
-    )
-    bar.minorticks_off()
-    bar.outline.set_visible(False)
-
-
-def _span_text(span: range) -> str:
-    return f"{span.start}–{span.stop - 1}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
+    It leaves out hopeless values, far above the best named metric: otherwise the line of the best
+    would look flat. Their number is said in the label.
+    """
+    dense, named = scale.dense_fitness, list(scale.named_fitness.values())
+    low = min(dense, *values, *named)
+    # Keep the fittest candidate off the very edge, however bad it is.
+    least_top = low + 1.3 * (min(values) - low)
+    limit = max(dense + _OF_INTEREST * (min(named) - dense), least_top)
+    top = max(least_top, *(value for value in (dense, *values, *named) if value <= limit))
+    margin = 0.05 * (top - low) or 0.01
+    above = sum(value > limit for value in values)
+    axes.axhline(dense, color=_INK, linewidth=0.9, zorder=1, label="dense")
+    note = f" ({above} above the chart)" if above else ""
+    axes.set_ylabel(f"fitness, {unit_of(len(scale.cells))}{note}")
+    axes.set_ylim(low - margin, top + margin)

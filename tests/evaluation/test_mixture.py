@@ -6,8 +6,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.corpus import token_windows
-from evaluation.mixture import Mixture, Part, mixed
-from evaluation.options import calibration_text, cut_all, evaluation_texts
+from evaluation.mixture import (
+    Mixture,
+    Part,
+    calibration_text,
+    cut_all,
+    evaluation_texts,
+    mixed,
+)
 
 BOS = 999
 
@@ -94,22 +100,22 @@ def test_each_kind_is_cut_as_by_itself(texts):
         assert torch.equal(cut.tokens[torch.tensor(cut.kinds) == kind], alone.tokens)
 
 
-def test_a_single_text_is_not_touched(texts):
+def test_mixed_leaves_a_single_text_alone(texts):
     alone = token_windows(tokenizer(None, False), texts[0], "all", None, 3, None)
     assert mixed([alone]) is alone
 
 
-def test_a_mixture_without_a_window_of_each_kind_is_refused(texts):
+def test_mixture_without_a_window_of_each_kind_is_refused(texts):
     with pytest.raises(ValueError, match=r"windows = 8 leaves none for corpus .*low.txt"):
         Mixture(parts(texts, 1, 99), 8, 3, None).check()
 
 
-def test_a_mixture_of_all_windows_has_all_of_each_text(texts):
+def test_mixture_of_all_windows_has_all_of_each_text(texts):
     cut = Mixture(parts(texts, 1, 1), None, 10, None).cut(tokenizer(None, False))
     assert [part["windows"] for part in cut.parts] == [4, 4]
 
 
-def test_a_text_that_is_mixed_with_itself_is_refused(texts):
+def test_mixture_of_a_text_with_itself_is_refused(texts):
     twice = (Part(texts[0], "all[:60%]"), Part(texts[0], "all[50%:]"))
     with pytest.raises(ValueError, match=r"part 1 and part 2 overlap: .* give each kind of text"):
         Mixture(twice, 4, 3, None).check()
@@ -139,9 +145,9 @@ def test_splits_and_shares_that_fit_no_corpora_are_refused(splits, shares, probl
 
 
 def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch):
-    monkeypatch.setattr("evaluation.options.EVAL_WINDOWS", 5)
+    monkeypatch.setattr("evaluation.mixture.EVAL_WINDOWS", 5)
     asked = evaluation_texts(texts, [], None, 10, None)
-    cut = cut_all(asked, tokenizer(None, False), 1000)
+    cut = cut_all(asked, tokenizer(None, False))
     assert [part["windows"] for part in cut.parts] == [4, 4]
-    cut = cut_all(evaluation_texts(texts, [], None, 3, None), tokenizer(None, False), 1000)
+    cut = cut_all(evaluation_texts(texts, [], None, 3, None), tokenizer(None, False))
     assert [part["windows"] for part in cut.parts] == [5, 5]

@@ -7,8 +7,8 @@ import torch
 from toy_models import FAMILIES, TOKENS, VOCABULARY, toy_model, toy_windows
 
 from evaluation.perplexity import perplexity, window_losses
-from pruning import ends
-from pruning.ends import logits_in_parts
+from pruning import embed_and_head
+from pruning.embed_and_head import logits_in_parts
 from pruning.store import ResidentStore
 
 
@@ -20,7 +20,7 @@ def own_losses(model, windows):
 @pytest.mark.parametrize("chunk", [1, 4, TOKENS - 1, TOKENS, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_window_losses_are_the_models_own_whatever_the_chunk(family, chunk, monkeypatch):
-    monkeypatch.setattr(ends, "HEAD_TOKENS", chunk)
+    monkeypatch.setattr(embed_and_head, "HEAD_TOKENS", chunk)
     model, windows = toy_model(family), toy_windows(count=3)
     losses = window_losses(ResidentStore(model), windows)
     assert losses.dtype == torch.float64
@@ -53,7 +53,7 @@ def test_window_losses_heed_the_soft_cap_of_logits():
     assert not torch.allclose(*found)
 
 
-def test_a_model_that_knows_nothing_has_the_perplexity_of_the_vocabulary():
+def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_the_vocabulary():
     model = toy_model("llama")
     model.lm_head.weight.data.zero_()
     losses = window_losses(ResidentStore(model), toy_windows())

@@ -1,8 +1,9 @@
-"""An actor of the pool that a test can hold, kill, starve or break while it does a call.
+"""An actor of the pool that a test can hold, kill, starve or break while it does a request.
 
 Orders are files in a folder that both know: `hold-NAME`, `kill-NAME`, `eat-NAME` and `break-NAME`,
-where a name is a method, or the index of a candidate; the last two are obeyed once. What a worker
-does is written down there, in `log`: the name, its process, and the MiB that it has for itself.
+where a name is a request's class, or the index of a candidate; the last two are obeyed once. What a
+worker does is written down there, in `log`: the name, its process, and the MiB that it has for
+itself.
 """
 
 import os
@@ -12,25 +13,25 @@ from pathlib import Path
 
 import psutil
 
-from search.pool.on_ray import _Worker
-from search.population import Candidate
+from search.pool.ray_process import Worker
+from search.pool.requests import Evaluate
 
 FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 """The variable of the environment that names the folder."""
 
 
-class HeldWorker(_Worker):
-    """Does as it is ordered before each call."""
+class HeldWorker(Worker):
+    """Does as it is ordered before each request."""
 
     def start(self, *arguments):
         """Write down what the libraries take, then load the models."""
         _log("start")
         return super().start(*arguments)
 
-    def do(self, method, *arguments):
-        """Obey, then do the call."""
-        first = arguments[0] if arguments else None
-        name = str(first.index) if isinstance(first, Candidate) else method
+    def do(self, request, statistics=None):
+        """Obey, then do the request."""
+        evaluates = isinstance(request, Evaluate)
+        name = str(request.candidate.index) if evaluates else type(request).__name__
         orders = _log(name)
         if (orders / f"kill-{name}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +41,7 @@ class HeldWorker(_Worker):
             self._evaluator = _BrokenDevice()
         while (orders / f"hold-{name}").exists():
             time.sleep(0.02)
-        return super().do(method, *arguments)
+        return super().do(request, statistics)
 
 
 class _BrokenDevice:

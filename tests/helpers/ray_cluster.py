@@ -11,13 +11,9 @@ import psutil
 import pytest
 from held_worker import HeldWorker
 
-from search.pool import on_ray
-from search.pool.cluster import connection
-from search.pool.on_ray import RayCrew
-from search.pool.worker_pool import WorkerPool
-
-# After `search.pool.cluster`, which keeps Ray on the loopback interface when it is imported.
-Cluster = importlib.import_module("ray.cluster_utils").Cluster
+from configs.schema import Ray
+from search.pool.on_ray import LOOPBACK, ray_backend
+from search.pool.pool import Pool
 
 HERE = Path(__file__).parent
 NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
@@ -25,29 +21,27 @@ NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
 
 @contextmanager
 def cluster_of(orders, **head):
-    """Run a cluster of one machine, whose workers take orders, and connect to it."""
+    """Run a cluster of one machine, whose workers take orders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(held_worker.FOLDER, str(orders))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setattr(on_ray, "_Worker", HeldWorker)
-        made = Cluster(initialize_head=True, head_node_args={**NODE, **head})
+        for name, value in LOOPBACK.items():
+            patch.setenv(name, value)
+        cluster_utils = importlib.import_module("ray.cluster_utils")
+        made = cluster_utils.Cluster(initialize_head=True, head_node_args={**NODE, **head})
         try:
-            with connection(made.address, 1) as made.connected:
-                yield made
+            yield made
         finally:
             made.shutdown()
 
 
 @contextmanager
-def pool_of(cluster, setup, workers=None, gpus=0.0, ships=True, wait=60.0):
-    """Open a pool; its workers are dismissed at the end, so that the next has their place."""
-    crew = RayCrew(cluster.connected, setup, 1, gpus, ships)
-    try:
-        yield WorkerPool(crew, setup, workers, wait, 120.0)
-    finally:
-        for worker in list(crew._actors):
-            crew.dismiss(worker)
+def pool_of(cluster, setup, wait=60.0, **ray):
+    """Open a pool, with any settings of the section `ray`."""
+    config = Ray(address=cluster.address, **{"ship_model": True, **ray})
+    with ray_backend(setup, config, HeldWorker) as backend:
+        yield Pool(backend, setup, config.workers, wait, 120.0)
 
 
 class Orders:

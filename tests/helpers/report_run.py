@@ -1,4 +1,4 @@
-"""A made-up finished run with all that a report can show: two tasks, layers, overlaps."""
+"""A made-up run with all that a report can show: two tasks, layers, overlaps."""
 
 import json
 import random
@@ -7,15 +7,26 @@ from typing import Any
 
 from toy_records import record_of
 
+from configs import schema
 from pruning.leaves import LEAVES
 from pruning.metric import Metric
 from pruning.operators import RELEASE
 from search.journal import RunFolder
 from search.population import OUTCOMES, Record
+from search.scale import Scale, cell_of
+from search.summary import Summary
 
 BLOCKS = 3
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
 WINNER = "mul(W, add(G, sqr(W)))"
+CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
+
+SCALE = Scale(
+    aggregate="mean",
+    order=(0,),
+    cells=(cell_of(0, "text", 1.0, range(2), [1.0, 3.0], {"wanda": [2.0, 4.0], "snip": [2, 5]}),),
+)
+"""The dense model's fitness is 2, that of wanda 3, that of snip 3.5."""
 
 
 def metric_text(generator: random.Random) -> str:
@@ -55,27 +66,25 @@ def records_of(count: int) -> list[Record]:
     return records
 
 
-def summary_of(records: list[Record]) -> dict[str, Any]:
-    """Return the summary of a run with two tasks."""
-    best = records[-1]
+def task_of(**changes: Any) -> dict[str, Any]:
+    """Return one task's measurements."""
     names = [f"model.layers.{block}.{kind}" for block in range(BLOCKS) for kind in KINDS]
     best_zeros = {name: 0.5 + 0.02 * i for i, name in enumerate(names)}
-    measured = {
+    return {
+        **{"name": "embedded 60%", "model": "embedded", "weight": 1.0},
+        **{"sparsity": 0.6, "pattern": "unstructured", "best": {"perplexity": 30.0}},
         "dense": 25.0,
         "baselines": {"wanda": 35.0, "snip": 50.0},
         "behind_best": {
             "wanda": {"nats": 0.15, "standard_error": 0.01},
             "snip": {"nats": 0.5, "standard_error": None},
         },
+        "by_text": [],
         "perplexity_of": {
             **{"corpus": "embedded", "split": "report", "windows": 3, "length": 32},
             **{"tokens": 96, "dtype": "float32"},
         },
-    }
-    task = {
-        **measured,
-        **{"name": "embedded 60%", "model": "embedded", "weight": 1.0},
-        **{"sparsity": 0.6, "pattern": "unstructured", "best": {"perplexity": 30.0}},
+        "front": [],
         "layers": {
             "best": best_zeros | {"model.layers.1.mlp.down_proj": 0.95},
             "wanda": dict.fromkeys(names, 0.6),
@@ -85,50 +94,56 @@ def summary_of(records: list[Record]) -> dict[str, Any]:
             "wanda": {name: 0.4 + 0.01 * i for i, name in enumerate(names)},
             "snip": {name: 0.9 - 0.02 * i for i, name in enumerate(names)},
         },
+        **changes,
     }
-    other = {
-        **task,
-        **{"name": "embedded 2:4", "pattern": "2:4", "best": {"perplexity": 40.0}},
-        "behind_best": {
+
+
+def summary_of(records: list[Record], **changes: Any) -> Summary:
+    """Return the summary of a run with two tasks."""
+    best = records[-1]
+    other = task_of(
+        name="embedded 2:4",
+        pattern="2:4",
+        best={"perplexity": 40.0},
+        behind_best={
             "wanda": {"nats": -0.13, "standard_error": 0.02},
             "snip": {"nats": 0.22, "standard_error": None},
         },
+    )
+    chosen = {
+        **{"metric": best.criterion.text, "group": best.criterion.group, "size": best.size},
+        "fitness": best.fitness,
     }
-    return {
-        **measured,
-        "best": {
-            **{"metric": best.criterion.text, "perplexity": 30.0, "fitness": best.fitness},
-            **{"group": best.criterion.group, "size": best.size},
-        },
-        "selection": [
-            {
-                **{"index": best.index, "metric": best.criterion.text},
-                **{"group": best.criterion.group, "size": best.size},
-                **{"fitness": best.fitness, "selection_loss": 3.05},
-                **{"difference": 0.0, "standard_error": 0.0},
-            }
-        ],
+    compared = {"selection_loss": 3.05, "difference": 0.0, "standard_error": 0.0}
+    fields: dict[str, Any] = {
+        "verdict": "",
+        "best": {**chosen, "perplexity": 30.0},
+        "selection": [{"index": best.index, **chosen, **compared}],
         "candidates": len(records),
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
         "seconds": 12.5,
+        "aggregate": "mean",
+        "fitness_unit": "nats/token",
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
         "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},
-        "tasks": [task, other],
+        "tasks": [task_of(), other],
     }
+    return Summary.model_validate({**fields, **changes})
 
 
-def write_run(
-    path: Path,
-    records: list[Record],
-    summary: dict[str, Any] | None = None,
-    timings: bool = True,
-) -> RunFolder:
-    """Write a finished run's folder, which is then open."""
+def write_run(path: Path, records: list[Record], summary: Summary | None = None) -> RunFolder:
+    """Write a run's folder, which is then open; without a summary it has not ended."""
     folder = RunFolder.create(path)
     lines = [record.to_dict() for record in records]
     folder.write_text("journal.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
-    if timings:
-        noted = [{"index": r.index, "seconds": 0.1, "worker": r.index % 2} for r in records]
-        folder.write_text("timings.jsonl", "".join(f"{json.dumps(one)}\n" for one in noted))
-    folder.write_json("summary.json", summary or summary_of(records))
+    timings = [{"index": r.index, "seconds": 0.1, "worker": r.index % 2} for r in records]
+    folder.write_text("timings.jsonl", "".join(f"{json.dumps(one)}\n" for one in timings))
+    folder.write_text("config.yaml", schema.to_yaml(CONFIG))
+    packages = {"torch": "2.13.0", "ray": "2.60.0"}
+    machine = {"python": "3.11.7", "cores": 2, "platform": "Linux", "cuda": []}
+    folder.write_json("environment.json", {**machine, "packages": packages})
+    folder.write_json("status.json", {"written": "2026-11-26T09:39:08+00:00"})
+    folder.write_json("scale.json", SCALE.model_dump())
+    if summary:
+        folder.write_json("summary.json", summary.to_dict())
     return folder

@@ -3,18 +3,22 @@
 import torch
 
 from configs import schema
+from pruning.criterion import Criterion
+from search.baseline_losses import scale_of
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
+from search.fingerprint import Sketch
 from search.fitness import Setup, Task
-from search.pool.protocol import Arrival, Pool
+from search.pool.pool import Arrival, Pool
+from search.pool.requests import CollectStatistics, UseScale, UseStatistics
 from search.population import Candidate, Outcome, Record, State
 from search.resident import Subject
-from search.yardstick import scale_of
 
 SIZES = [
     *("fitness.windows=4", "fitness.length=64", "calibration.windows=4", "calibration.length=64"),
     *("selection.windows=2", "selection.length=32", "report.windows=2", "report.length=32"),
     *("search.population=8", "search.stages=[2]", "search.lag=4", "search.candidates=16"),
+    "search.brood=1",
 ]
 
 
@@ -23,10 +27,23 @@ def small_experiment(*overrides: str) -> Experiment:
     return resolve(schema.load(None, [*SIZES, *overrides])).read_texts()
 
 
+class Texts:
+    """Marks by which every text has a mask of its own."""
+
+    def fingerprint(self, criterion: Criterion) -> str:
+        return criterion.text
+
+    def distance(self, one: Criterion, other: Criterion) -> float:
+        return 1.0
+
+    def sketch(self, criterion: Criterion) -> Sketch:
+        raise AssertionError("there are no broods")
+
+
 def records_of(pool: Pool, experiment: Experiment) -> list[Record]:
-    """Run the search to its end; texts are known by themselves, without fingerprints."""
+    """Run the search to its end."""
     brief(pool, experiment.setup)
-    evolution = Evolution(experiment.settings, None, State())
+    evolution = Evolution(experiment.breeder, experiment.weights, Texts(), State())
     records = []
     while not evolution.done:
         for candidate in evolution.ask():
@@ -42,8 +59,9 @@ def records_of(pool: Pool, experiment: Experiment) -> list[Record]:
 def brief(pool: Pool, setup: Setup) -> None:
     """Collect statistics, measure the scale, and give both to all workers."""
     for subject in range(len(setup.subjects)):
-        pool.use_statistics(subject, pool.collect_statistics(subject))
-    pool.use_scale(scale_of(setup, "mean", pool.losses))
+        (statistics,) = pool.ask([CollectStatistics(subject)])
+        pool.prepare(UseStatistics(subject, statistics))
+    pool.prepare(UseScale(scale_of(setup, "mean", pool.ask)))
 
 
 def arrivals_of(pool: Pool, candidates: list[Candidate], most_turns: int = 2000) -> list[Arrival]:
@@ -74,10 +92,7 @@ def embedded_setup(windows: int = 2, length: int = 32) -> Setup:
         windows=(dict.fromkeys(roles, tokens),),
         tasks=(Task("half", 0, 0.5, None, 1.0),),
         leaves=frozenset("XG"),
-        objective="nll",
         device="cpu",
         threads=1,
         stages=(),
-        slack=0.1,
-        hopeless=100.0,
     )

@@ -11,9 +11,9 @@ from pruning.criterion import Criterion
 from pruning.masks import NOfM
 from pruning.metric import Metric
 from pruning.models import load_tokenizer
+from search.baseline_losses import asking, scale_of
 from search.fitness import Evaluator, Setup, Task
 from search.scale import Aggregate, Scale
-from search.yardstick import asking, scale_of
 
 ROLES = ("calibration", "fitness", "selection", "report")
 HALF = Task("half", 0, 0.5, None, 1.0)

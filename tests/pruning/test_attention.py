@@ -46,7 +46,7 @@ def test_models_give_the_same_logits_with_blocked_attention(family):
         assert_close(model(input_ids=windows).logits, expected)
 
 
-def test_a_saved_model_does_not_name_our_attention(tmp_path):
+def test_saved_model_does_not_name_our_attention(tmp_path):
     model = toy_model("llama")
     use_blocked_attention(model)
     assert model.config._attn_implementation == NAME

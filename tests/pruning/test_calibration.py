@@ -267,7 +267,7 @@ def test_statistics_of_a_layer_are_those_that_are_there():
     assert statistics.of("c") == {}
 
 
-def test_a_window_given_twice_leaves_means_doubles_M_and_multiplies_G_by_the_root_of_two():
+def test_window_given_twice_leaves_means_doubles_M_and_multiplies_G_by_the_root_of_two():
     model, window = toy_model("llama"), toy_windows(count=1)
     layers = linear_layers(model)
     once = collect(ResidentStore(model), window, ALL)

@@ -59,20 +59,20 @@ def test_criteria_are_equal_by_metric_and_group():
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_criterion_comes_back_from_another_process(name):
+def test_criterion_comes_back_from_another_process(name):
     criterion = NAMED[name].criterion
     assert pickle.loads(pickle.dumps(criterion)) == criterion
 
 
 @pytest.mark.parametrize("text", ["0.25", "1e+30", "-3", "mul(W, -0.1)", "X", TEXT])
-def test_a_metric_comes_back_from_another_process(text):
+def test_metric_comes_back_from_another_process(text):
     metric = Metric.parse(text)
     again = pickle.loads(pickle.dumps(metric))
     assert again == metric
     assert again.text == text
 
 
-def test_a_metric_crosses_as_its_text_alone_whatever_is_cached():
+def test_metric_crosses_as_its_text_alone_whatever_is_cached():
     fresh = pickle.dumps(Metric.parse(TEXT))
     used = Metric.parse(TEXT)
     assert used.size == 8 and used.leaves == {"W", "G", "X"} and not used.problem

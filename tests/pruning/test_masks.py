@@ -22,7 +22,6 @@ from pruning.masks import (
     Row,
     Target,
     group_of,
-    lowest_in_model,
     parse_pattern,
     select,
 )
@@ -90,8 +89,11 @@ def stable_n_of_m(scores, pruned, group):
 
 
 def lowest_in_layer(scores, sparsity):
-    ((_, mask),) = Layer().select({"only": scores}, {"only": sparsity})
-    return mask
+    return Layer().mask(scores, sparsity)
+
+
+def lowest_in_model(scores, sparsity):
+    return dict(select(scores.__getitem__, scores, Target(sparsity, Model())))
 
 
 # Rows
@@ -228,7 +230,7 @@ def test_lowest_in_model_is_exact_with_a_sample_that_was_thinned(monkeypatch):
     # Rounded, so that many scores equal the threshold; 10 x 64 x 96 / 251 = 245 in a whole sample.
     layers = {f"{i}": torch.randn(64, 96, generator=generator).mul(50).round() for i in range(10)}
     monkeypatch.setattr(threshold, "_SAMPLE_LIMIT", 150)
-    sample, _ = threshold._sample(layers, dict.fromkeys(layers, 0.5))
+    sample, _ = threshold._sample(layers.__getitem__, dict.fromkeys(layers, 0.5))
     assert 75 <= len(sample) <= 150
     everything = torch.cat([scores.flatten() for scores in layers.values()]).tolist()
     for sparsity in (0.001, 0.5, 0.9):
@@ -375,7 +377,9 @@ def test_parse_pattern_refuses(text):
 def test_select_follows_the_target(target, expected):
     first = torch.tensor([[6.0, 8.0, 5.0, 7.0], [-1.0, 0.0, 1.0, 2.0]])
     second = torch.tensor([[3.0, 9.0, 4.0, 9.0]])
-    selected = list(select({"first": first, "second": second}, target))
+    selected = list(
+        select({"first": first, "second": second}.__getitem__, ["first", "second"], target)
+    )
     assert [name for name, _ in selected] == ["first", "second"]
     assert [mask.int().tolist() for _, mask in selected] == expected
 
@@ -385,10 +389,10 @@ def test_select_follows_the_target(target, expected):
 )
 def test_select_looks_at_the_scores_in_advance_only_for_the_model(target):
     lazy = Lazy({"a": torch.rand(2, 4), "b": torch.rand(2, 4)})
-    next(select(lazy, target))
+    next(select(lazy.__getitem__, lazy, target))
     assert lazy.requests == {"a": 1, "b": 0}
     lazy = Lazy(lazy.scores)
-    next(select(lazy, Target(0.5, Model())))
+    next(select(lazy.__getitem__, lazy, Target(0.5, Model())))
     assert lazy.requests == {"a": 3, "b": 2}
 
 
@@ -396,17 +400,17 @@ def test_select_removes_of_each_layer_the_fraction_that_it_is_given():
     scores = {"a": torch.tensor([[4.0, 3.0, 2.0, 1.0]]), "b": torch.tensor([[5.0, 6.0, 7.0, 8.0]])}
     fractions = {"a": 0.25, "b": 0.75}
     for group in (Row(), Layer()):
-        masks = dict(select(scores, Target(0.5, group), fractions))
+        masks = dict(group.select(scores.__getitem__, fractions))
         assert masks["a"].int().tolist() == [[0, 0, 0, 1]]
         assert masks["b"].int().tolist() == [[1, 1, 1, 0]]
-    pairs = dict(select(scores, Target(0.5, NOfM(1, 2)), fractions))
+    pairs = dict(NOfM(1, 2).select(scores.__getitem__, fractions))
     assert [mask.int().tolist() for mask in pairs.values()] == [[[0, 1, 0, 1]], [[1, 0, 1, 0]]]
 
 
 def test_select_in_the_model_takes_the_mean_of_the_fractions_by_size():
     scores = {"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]])}
     # 0.5 * 2 + 0.25 * 6 = 2.5: two go. The plain mean of 0.375 would be three of eight.
-    masks = dict(select(scores, Target(0.5, Model()), {"a": 0.5, "b": 0.25}))
+    masks = dict(Model().select(scores.__getitem__, {"a": 0.5, "b": 0.25}))
     assert [int(mask.sum()) for mask in masks.values()] == [2, 0]
 
 
@@ -419,16 +423,15 @@ class Column(Group):
 
     name = "column"
 
-    def select(self, scores_by_name, fractions):
-        for name in scores_by_name:
-            yield name, lowest_per_row(scores_by_name[name].t().contiguous(), fractions[name]).t()
+    def mask(self, scores, fraction):
+        return lowest_per_row(scores.t().contiguous(), fraction).t()
 
     def owes(self, weight_zeros, fraction):
         return Row().owes(weight_zeros.t(), fraction)
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
-def test_a_new_group_is_one_class(propagation):
+def test_new_group_is_one_class(propagation):
     model, target = toy_model("llama"), Target(0.5, Column())
     dense = {name: layer.weight.abs() for name, layer in linear_layers(model).items()}
     recipe = Recipe(Metric("W"), target, propagation)

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from pruning.json_file import MOST_BYTES
 from pruning.metric import Metric
-from pruning.metric_file import MAX_BYTES, resolve_metric
+from pruning.metric_file import resolve_metric
 
 PUBLISHED = "mul(abs(mul(W, W)), mms(G))"
 
@@ -134,7 +135,7 @@ def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message
         (b'{"metric": ', "is no JSON"),
         (b'{"data": ' * 200_000, "is nested too deeply"),
         (b"\xff\xfe", "must be UTF-8 text"),
-        (b" " * (MAX_BYTES + 1), f"is longer than {MAX_BYTES} bytes: not read"),
+        (b" " * (MOST_BYTES + 1), f"is longer than {MOST_BYTES} bytes: not read"),
         (b'{"metric": ' + b"9" * 5000 + b"}", "is no JSON"),
         (b"", "metric '' is empty"),
     ],

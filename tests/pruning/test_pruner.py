@@ -13,7 +13,7 @@ from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, linear_layers
 from pruning.pruner import prune
-from pruning.recipe import LayerScores, Recipe
+from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts, collect
 
@@ -275,7 +275,7 @@ def test_restore_writes_the_dense_bits(dtype):
         assert torch.equal(bits(weight), bits(master[name]))
 
 
-def test_a_restored_model_is_pruned_again():
+def test_restored_model_is_pruned_again():
     store = ResidentStore(toy_model("llama"))
     master = store.copies()
     for target in (ROW, TWO_OF_FOUR):
@@ -293,7 +293,7 @@ def test_a_restored_model_is_pruned_again():
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
 @pytest.mark.parametrize("target", [Target(0.3, Row()), Target(0.3, Layer()), TWO_OF_FOUR])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_layer_of_every_family_loses_exactly_its_share(family, target, propagation):
+def test_layers_of_every_family_lose_exactly_their_share(family, target, propagation):
     model = toy_model(family)
     prune_model(model, GBLM, target, toy_windows(), propagation)
     for name, weight in weights_of(model).items():
@@ -310,7 +310,7 @@ def test_every_layer_of_every_family_loses_exactly_its_share(family, target, pro
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_wide_threshold_removes_exactly_its_share_of_every_family(family):
+def test_model_wide_threshold_removes_exactly_its_share_of_every_family(family):
     model = toy_model(family)
     prune_model(model, SNIP, Target(0.37, Model()), toy_windows())
     weights = weights_of(model).values()
@@ -328,7 +328,7 @@ def test_kept_weights_and_all_other_parameters_stay_as_they_were(family):
         assert torch.equal(value[kept], before[name][kept]), name
 
 
-def test_a_bf16_model_is_ranked_by_fp32_scores_and_stays_bf16():
+def test_bf16_model_is_ranked_by_fp32_scores_and_stays_bf16():
     model = toy_model("llama").to(torch.bfloat16)
     dense = weights_of(model)
     prune_model(model, Metric.parse("exp(W)"), ROW, toy_windows())
@@ -345,7 +345,7 @@ def test_zero_sparsity_removes_nothing():
     )
 
 
-def test_no_scores_stay_in_memory_until_the_collector_comes():
+def test_prune_leaves_no_scores_for_the_garbage_collector():
     model = toy_model("llama")
     kept: dict[str, torch.Tensor] = {}
     gc.disable()
@@ -358,7 +358,7 @@ def test_no_scores_stay_in_memory_until_the_collector_comes():
         gc.enable()
 
 
-def test_a_metric_of_weights_alone_runs_no_calibration():
+def test_metric_of_weights_alone_runs_no_calibration():
     model = toy_model("llama")
     model.model.forward = None  # would fail if it were called
     prune_model(model, MAGNITUDE, ROW, toy_windows())
@@ -406,7 +406,7 @@ def test_scores_that_are_not_finite_name_the_layer(text):
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
-def test_a_pattern_that_does_not_divide_a_layer_is_refused_before_anything_changes(propagation):
+def test_pattern_that_does_not_divide_a_layer_is_refused_before_anything_changes(propagation):
     model = toy_model("llama", intermediate_size=26)
     before = weights_of(model)
     message = error_of(model, WANDA, TWO_OF_FOUR, toy_windows(), propagation)
@@ -426,21 +426,12 @@ def test_sequential_cannot_serve_a_model_wide_threshold():
     prune_model(model, SNIP, TWO_OF_FOUR, toy_windows(), "sequential")
 
 
-def test_an_unknown_propagation_is_refused():
+def test_unknown_propagation_is_refused():
     assert error_of(toy_model("llama"), WANDA, ROW, toy_windows(), "both") == (
         "propagation must be one of one-shot, sequential; got 'both'"
     )
 
 
-def test_a_metric_that_cannot_rank_weights_is_refused():
+def test_metric_that_cannot_rank_weights_is_refused():
     message = error_of(toy_model("llama"), Metric.parse("sqrt(X)"), ROW, toy_windows())
     assert message.startswith("metric 'sqrt(X)' gives every row the same scores: ")
-
-
-def test_layer_scores_follow_the_weights_that_they_were_given():
-    weights = {"a": torch.tensor([[1.0, -2.0]]), "b": torch.tensor([[3.0, 4.0]])}
-    scores = LayerScores(MAGNITUDE, weights, lambda layer: {})
-    assert list(scores) == ["a", "b"]
-    assert len(scores) == 2
-    weights["a"].mul_(2)
-    assert scores["a"].tolist() == [[2.0, 4.0]]

@@ -13,21 +13,19 @@ from transformers import AutoModelForCausalLM
 
 from pruning import folder_store, leaves, walk
 from pruning import recipe as recipes
-from pruning.allocation import Allocation
 from pruning.checkpoint import Checkpoint
-from pruning.ends import BlockCall
+from pruning.embed_and_head import BlockCall
 from pruning.folder_store import FolderStore
 from pruning.leaves import LEAVES, STATISTICS, Leaf
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import linear_layers, load_config, load_model, outside_blocks
 from pruning.operators import PER_INPUT, Units
+from pruning.output.folder import write_json
 from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.result.work import write_json
+from pruning.recipe import ZERO, Allocation, Recipe, Update
 from pruning.spool import DiskSpool, write_tensors
 from pruning.store import ResidentStore
-from pruning.update import ZERO, Update
 from pruning.walk import Texts
 
 MAGNITUDE, WANDA, SNIP = "W", "mul(W, sqrt(X))", "mul(W, G)"
@@ -126,7 +124,7 @@ def pruned_tensors(folder, shards, recipe, held=0, windows=None, **spools):
 @pytest.mark.slow  # the families below cover every part in the fast run
 @pytest.mark.parametrize(("tied", "held"), [(True, 0), (False, 2)])
 @pytest.mark.parametrize(("propagation", "metric", "group"), EVERY_RECIPE)
-def test_a_folder_gives_the_bits_that_memory_gives(
+def test_folder_gives_the_bits_that_memory_gives(
     dense, tmp_path, propagation, metric, group, tied, held
 ):
     folder, recipe = dense("llama", tied), recipe_of(propagation, metric, group)
@@ -136,7 +134,7 @@ def test_a_folder_gives_the_bits_that_memory_gives(
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", OTHERS)
-def test_a_folder_of_every_family_gives_the_bits_that_memory_gives(dense, tmp_path, family, tied):
+def test_folder_of_every_family_gives_the_bits_that_memory_gives(dense, tmp_path, family, tied):
     folder = dense(family, tied)
     for case in COVER[tied]:
         recipe = recipe_of(*case)
@@ -145,7 +143,7 @@ def test_a_folder_of_every_family_gives_the_bits_that_memory_gives(dense, tmp_pa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_written_shards_load_as_a_model(dense, tmp_path, family):
+def test_written_shards_load_as_a_model(dense, tmp_path, family):
     folder, recipe = dense(family), recipe_of("one-shot", MAGNITUDE, "row")
     made = opened(folder, tmp_path)
     prune(made, recipe, Texts(toy_windows()))
@@ -161,7 +159,7 @@ def test_the_written_shards_load_as_a_model(dense, tmp_path, family):
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
-def test_a_folder_in_bf16_keeps_its_dtype_under_passes_in_fp32(tmp_path, propagation):
+def test_folder_in_bf16_keeps_its_dtype_under_passes_in_fp32(tmp_path, propagation):
     toy_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "dense")
     recipe = recipe_of(propagation, ALL_SOURCES, "row")
     written = pruned_tensors(tmp_path / "dense", tmp_path / "shards", recipe)
@@ -193,12 +191,12 @@ def test_states_and_statistics_on_disk_give_the_bits_of_memory(dense, tmp_path, 
     assert kept == ({"G", "M", "X"} if propagation == "one-shot" else {"G", "M"})
 
 
-def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
+def test_file_that_cannot_be_written_is_an_os_error(tmp_path):
     with pytest.raises(OSError):
         write_tensors(tmp_path / "none" / "x.safetensors", {"x": torch.ones(1)})
 
 
-def test_a_disk_spool_is_a_mapping_of_whole_tensors(tmp_path):
+def test_disk_spool_is_a_mapping_of_whole_tensors(tmp_path):
     spool = DiskSpool(tmp_path / "spool")
     value = torch.arange(6.0).to(torch.bfloat16).reshape(2, 3)
     spool["X/a.b"] = value.t()
@@ -247,7 +245,7 @@ def real_blocks(made):
 @pytest.mark.parametrize("held", [0, 3])
 @pytest.mark.parametrize("metric", [WANDA, ALL_SOURCES])
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
-def test_one_block_is_real_at_a_time_and_never_beside_the_outside(
+def test_store_opens_one_block_at_a_time_and_never_beside_the_outside(
     tmp_path, monkeypatch, propagation, metric, held
 ):
     toy_model("llama", num_hidden_layers=3).save_pretrained(tmp_path / "dense")
@@ -305,7 +303,7 @@ def refusal(folder):
     return message
 
 
-def test_a_folder_of_bin_files_alone_is_refused_with_the_way_out(tmp_path):
+def test_folder_of_bin_files_alone_is_refused_with_the_way_out(tmp_path):
     toy_model("llama").config.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
     assert refusal(tmp_path) == (
@@ -328,7 +326,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 @pytest.mark.parametrize("name", [DOWN, "model.norm.weight", "lm_head.weight"])
-def test_a_missing_tensor_is_named(tmp_path, name):
+def test_missing_tensor_is_named(tmp_path, name):
     folder = rewritten(tmp_path, lambda tensors: tensors.pop(name))
     assert refusal(folder) == (
         f"model {str(folder)!r} cannot be loaded: 1 tensors are missing, {name} among them"
@@ -336,7 +334,7 @@ def test_a_missing_tensor_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [DOWN, "model.norm.weight"])
-def test_a_tensor_of_another_shape_is_named(tmp_path, name):
+def test_tensor_of_another_shape_is_named(tmp_path, name):
     folder = rewritten(tmp_path, lambda tensors: tensors.update({name: torch.zeros(3, 5)}))
     shape = (16, 24) if name == DOWN else (16,)
     assert refusal(folder) == (
@@ -345,30 +343,29 @@ def test_a_tensor_of_another_shape_is_named(tmp_path, name):
     )
 
 
-def test_a_tensor_of_integers_is_refused(tmp_path):
+def test_tensor_of_integers_is_refused(tmp_path):
     folder = rewritten(tmp_path, lambda tensors: tensors.update({DOWN: tensors[DOWN].char()}))
     assert refusal(folder) == ("weights of model.safetensors must be one of F32, BF16, F16, got I8")
 
 
 @pytest.mark.parametrize("cut", [100, -7])
-def test_a_torn_shard_is_named(tmp_path, cut):
+def test_torn_shard_is_named(tmp_path, cut):
     path = rewritten(tmp_path, lambda tensors: None) / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut] if cut > 0 else whole + b"1234567")
-    assert refusal(tmp_path) == (
-        f"weights file {str(path)!r} must have {len(whole)} bytes, got {len(whole) - cut}: it is "
-        "torn; copy it again"
-    )
+    expected = f"weights file {str(path)!r} is torn or not a safetensors file ("
+    assert refusal(tmp_path).startswith(expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])
-def test_a_file_that_is_no_safetensors_file_is_named(tmp_path, content):
+def test_file_that_is_no_safetensors_file_is_named(tmp_path, content):
     path = rewritten(tmp_path, lambda tensors: None) / "model.safetensors"
     path.write_bytes(content)
-    assert refusal(tmp_path).startswith(f"weights file {str(path)!r} is not a safetensors file: ")
+    expected = f"weights file {str(path)!r} is torn or not a safetensors file ("
+    assert refusal(tmp_path).startswith(expected)
 
 
-def test_a_shard_that_the_index_names_must_be_there(dense, tmp_path):
+def test_shard_that_the_index_names_must_be_there(dense, tmp_path):
     for path in dense("llama").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     lost = sorted(tmp_path.glob("*.safetensors"))[1]
@@ -377,7 +374,7 @@ def test_a_shard_that_the_index_names_must_be_there(dense, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt2"])
-def test_an_architecture_that_is_not_known_is_refused_with_the_list(tmp_path, kind):
+def test_architecture_that_is_not_known_is_refused_with_the_list(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     assert refusal(tmp_path) == (
         f"model_type {kind!r} is not supported: it must be one of gemma2, gemma3, gemma3_text, "
@@ -388,7 +385,7 @@ def test_an_architecture_that_is_not_known_is_refused_with_the_list(tmp_path, ki
 # Names and files
 
 
-def test_a_checkpoint_of_the_base_model_alone_keeps_its_names(tmp_path):
+def test_checkpoint_of_the_base_model_alone_keeps_its_names(tmp_path):
     toy_model("llama", tie_word_embeddings=True).model.save_pretrained(tmp_path / "dense")
     assert "layers.0.mlp.up_proj.weight" in tensors_of(tmp_path / "dense")
     recipe = recipe_of("one-shot", ALL_SOURCES, "row")
@@ -406,7 +403,7 @@ def test_tensors_that_the_model_does_not_know_are_carried_over(tmp_path):
     assert_same_tensors(written, expected_tensors(folder, recipe, toy_windows()))
 
 
-def test_one_file_and_many_shards_give_the_same_files(dense, tmp_path):
+def test_shards_of_one_file_and_of_many_give_the_same_files(dense, tmp_path):
     toy_model("llama", tie_word_embeddings=False).save_pretrained(tmp_path / "one")
     recipe = recipe_of("one-shot", WANDA, "row")
     found = []
@@ -417,7 +414,7 @@ def test_one_file_and_many_shards_give_the_same_files(dense, tmp_path):
     assert len(found[0]) == 3
 
 
-def test_a_fingerprint_follows_the_tensors_and_not_the_files(dense, tmp_path):
+def test_fingerprint_follows_the_tensors_and_not_the_files(dense, tmp_path):
     toy_model("llama", tie_word_embeddings=False).save_pretrained(tmp_path / "one")
     mark = Checkpoint(tmp_path / "one").fingerprint()
     assert mark == Checkpoint(dense("llama")).fingerprint()
@@ -428,8 +425,9 @@ def test_a_fingerprint_follows_the_tensors_and_not_the_files(dense, tmp_path):
 # Allocation, update and leaves are seams
 
 
-def by_outliers(scores, sparsity):
+def by_outliers(names, score, sparsity):
     """Give less of a layer with more scores above thrice its mean, as OWL does."""
+    scores = {name: score(name) for name in names}
     shares = {name: float((s > 3 * s.mean()).float().mean()) for name, s in scores.items()}
     mean = math.fsum(shares.values()) / len(shares)
     return {name: min(0.9, max(0.1, sparsity - 3 * (x - mean))) for name, x in shares.items()}
@@ -449,9 +447,7 @@ RESCALED = Update(frozenset({"X"}), keep_row_sums)
 
 
 @pytest.mark.parametrize(("group", "metric"), [("layer", SNIP), ("row", WANDA)])
-def test_an_allocation_that_sees_scores_gives_each_layer_its_fraction(
-    dense, tmp_path, group, metric
-):
+def test_allocation_that_sees_scores_gives_each_layer_its_fraction(dense, tmp_path, group, metric):
     folder = dense("llama")
     recipe = recipe_of("one-shot", metric, group, allocation=OWL)
     resident = ResidentStore(load_model(str(folder), "float32"))
@@ -460,7 +456,7 @@ def test_an_allocation_that_sees_scores_gives_each_layer_its_fraction(
         name: recipe.metric.score(W=weight.abs(), **{k: found[k][name] for k in recipe.leaves})
         for name, weight in resident.copies().items()
     }
-    fractions = by_outliers(scores, recipe.target.sparsity)
+    fractions = by_outliers(scores, scores.__getitem__, recipe.target.sparsity)
     assert len(set(fractions.values())) > 2
     prune(resident, recipe, Texts(toy_windows()))
     for name, weight in resident.copies().items():
@@ -479,7 +475,7 @@ def test_sequential_refuses_an_allocation_that_sees_all_scores():
 
 @pytest.mark.parametrize("group", ["row", "model"])
 @pytest.mark.parametrize("metric", [MAGNITUDE, SNIP])
-def test_an_update_has_its_own_leaves_and_makes_the_weights_that_are_saved(
+def test_update_has_its_own_leaves_and_makes_the_weights_that_are_saved(
     dense, tmp_path, metric, group
 ):
     folder = dense("llama")
@@ -500,7 +496,7 @@ def test_an_update_has_its_own_leaves_and_makes_the_weights_that_are_saved(
     assert_same_tensors(pruned_tensors(folder, tmp_path / "shards", recipe), rescaled)
 
 
-def test_an_update_of_a_sequential_walk_reaches_the_blocks_after_it(dense, tmp_path):
+def test_update_of_a_sequential_walk_reaches_the_blocks_after_it(dense, tmp_path):
     folder = dense("llama")
     recipe = recipe_of("sequential", WANDA, "row", update=RESCALED)
     expected = expected_tensors(folder, recipe, toy_windows())
@@ -524,7 +520,7 @@ class Peaks:
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
-def test_a_new_leaf_is_one_row_of_the_table(dense, tmp_path, monkeypatch, propagation):
+def test_new_leaf_is_one_row_of_the_table(dense, tmp_path, monkeypatch, propagation):
     monkeypatch.setitem(LEAVES, "P", Leaf("peak", PER_INPUT, "inputs", Units(x=1), Peaks))
     for module in (leaves, recipes, walk):  # made of the table when they are imported
         monkeypatch.setattr(module, "STATISTICS", STATISTICS | {"P"})
@@ -580,9 +576,8 @@ def stopped_after(count, monkeypatch, work):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("walk_name", DECIDING)
-def test_a_resumed_folder_ends_with_the_same_bytes(tmp_path, monkeypatch, walk_name, count):
+def test_resumed_folder_ends_with_the_same_bytes(tmp_path, monkeypatch, walk_name, count):
     folder, recipe = tmp_path / "dense", recipe_of(*DECIDING[walk_name])
-    assert recipe.decides == walk_name.split(",")[0]
     toy_model("llama", num_hidden_layers=3).save_pretrained(folder)
     texts, shards = Texts(toy_windows()), {name: tmp_path / name for name in ("whole", "resumed")}
     for place in shards.values():
@@ -603,7 +598,7 @@ def test_a_resumed_folder_ends_with_the_same_bytes(tmp_path, monkeypatch, walk_n
 
 
 @pytest.mark.parametrize("walk_name", DECIDING)
-def test_a_finished_folder_is_left_as_it_is(dense, tmp_path, monkeypatch, walk_name):
+def test_finished_folder_is_left_as_it_is(dense, tmp_path, monkeypatch, walk_name):
     recipe = recipe_of(*DECIDING[walk_name])
     pruned_tensors(dense("llama"), tmp_path / "shards", recipe)
     before = bytes_of(tmp_path / "shards")
@@ -625,7 +620,7 @@ def test_statistics_that_are_there_are_not_collected_again(dense, tmp_path, monk
     assert passes["forward"] == (12 if walk_name == "last, sequential" else 0)
 
 
-def test_a_resumed_backward_walk_collects_for_the_blocks_that_are_left(dense, tmp_path):
+def test_resumed_backward_walk_collects_for_the_blocks_that_are_left(dense, tmp_path):
     folder, recipe = dense("llama"), recipe_of(*DECIDING["backward"])
     kept = {}
     whole = pruned_tensors(folder, tmp_path / "whole", recipe, statistics=kept)

@@ -16,12 +16,12 @@ WRITTEN = runpy.run_path(str(ROOT / "scripts/write_generated.py"))
 
 
 @pytest.mark.parametrize("path", WRITTEN["generated"](), ids=lambda path: path.name)
-def test_a_generated_file_is_what_the_code_makes(path):
+def test_generated_file_is_what_the_code_makes(path):
     made = WRITTEN["generated"]()[path]
     assert path.read_text(encoding="utf-8") == made, "run scripts/write_generated.py"
 
 
-def test_the_tables_have_a_row_for_everything_that_has_a_name():
+def test_tables_have_a_row_for_everything_that_has_a_name():
     tables = WRITTEN["tables"]()
     lines = "".join(tables.values()).splitlines()
     named = [line.split("`")[1] for line in lines if line.startswith("| `")]
@@ -35,7 +35,7 @@ def text_of_metrics():
     return (ROOT / "docs/METRICS.md").read_text(encoding="utf-8")
 
 
-def test_a_row_says_shape_and_needs_and_keeps_bars_out_of_the_table():
+def test_rows_say_shape_and_needs_and_keep_bars_out_of_the_table():
     tables = WRITTEN["tables"]()
     assert "| `sqrt` | 1 | `(out, in)` | [x]^0.5 | sqrt(\\|x\\|) |\n" in tables["release"]
     assert (
@@ -53,7 +53,7 @@ def test_a_row_says_shape_and_needs_and_keeps_bars_out_of_the_table():
     )
 
 
-def test_a_named_metric_and_a_group_say_what_they_are():
+def test_named_metrics_and_groups_say_what_they_are():
     tables = WRITTEN["tables"]()
     assert (
         "| `row` | The weights of one output row; each row loses the same share. |\n"
@@ -64,7 +64,7 @@ def test_a_named_metric_and_a_group_say_what_they_are():
     assert "`snip`" not in tables["published"]
 
 
-def test_only_what_is_between_the_markers_is_replaced():
+def test_with_tables_replaces_only_what_is_between_the_markers():
     text = "a\n<!-- made by scripts/x.py: one -->\nold\n<!-- end -->\nb\n"
     expected = text.replace("old", "new")
     assert WRITTEN["with_tables"](text, {"one": "new\n"}) == expected

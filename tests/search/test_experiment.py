@@ -10,14 +10,9 @@ from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
-from pruning.leaves import Statistics
-from pruning.masks import GROUPS, NOfM, Target, group_of
+from pruning.masks import NOfM
 from pruning.models import load_config, load_tokenizer
-from search.evolution import Evolution, Settings
 from search.experiment import Experiment, resolve
-from search.fingerprint import Fingerprints
-from search.population import State
-from search.probe import Probe
 from search.resident import Memory, Subject
 
 CONFIGS = Path(schema.__file__).parent
@@ -35,7 +30,7 @@ def config(*overrides: str) -> Config:
 
 def small(*overrides: str) -> Experiment:
     """An experiment on two windows of 16 tokens of each text."""
-    plain = ("search.stages=[1]", "search.primitives=release", "pruning.group=free")
+    plain = ("search.stages=[1]", "search.primitives=release")
     return resolve(config(*SMALL, *plain, *overrides))
 
 
@@ -49,7 +44,7 @@ def refusal(*overrides: str) -> str:
 # Models, tasks, windows
 
 
-def test_one_task_is_of_one_model_and_its_four_texts():
+def test_tasks_of_a_plain_config_are_one_of_one_model_and_its_four_texts():
     experiment = small("pruning.sparsity=0.7", "dtype=bfloat16")
     (subject,), (texts,), (task,) = experiment.subjects, experiment.texts, experiment.tasks
     assert subject == Subject("embedded", "bfloat16")
@@ -69,7 +64,7 @@ def test_read_texts_cuts_the_windows_that_were_not_there():
         assert (text.provenance["split"], text.provenance["tokens"]) == (role, 32)
 
 
-def test_several_tasks_hold_a_model_once_with_its_dtype_and_texts():
+def test_tasks_hold_a_model_once_with_its_dtype_and_texts():
     experiment = small("tasks=[{}, {sparsity: 0.3, weight: 2}, {pattern: '2:4'}]")
     tasks = experiment.tasks
     assert len(experiment.subjects) == len(experiment.texts) == 1
@@ -79,7 +74,7 @@ def test_several_tasks_hold_a_model_once_with_its_dtype_and_texts():
     assert [task.weight for task in tasks] == [1, 2, 1]
 
 
-def test_another_dtype_and_other_texts_hold_a_model_again():
+def test_tasks_of_another_dtype_or_other_texts_hold_a_model_again():
     fitness = OTHER % "fitness[:50%]"
     tasks = f"tasks=[{{}}, {{dtype: float16}}, {{fitness: {fitness}}}, {{fitness: {fitness}}}]"
     experiment = small(tasks)
@@ -106,14 +101,12 @@ def test_read_texts_refuses_a_text_that_is_too_short():
 
 def test_setup_is_what_the_config_says_in_plain_values():
     memory = ("memory.statistics=bfloat16", "memory.master=host", "memory.scores=recompute")
-    knobs = ("objective=kl", "slack=0.3", "hopeless=2.5")
-    search = (f"search.{knob}" for knob in knobs)
-    experiment = small(*memory, *search, "ray.cpus_per_worker=3").read_texts()
+    experiment = small(*memory, "ray.cpus_per_worker=3").read_texts()
     setup = experiment.setup
     assert (setup.subjects, setup.tasks) == (experiment.subjects, experiment.tasks)
     assert setup.leaves == experiment.leaves
-    assert (setup.objective, setup.device, setup.threads) == ("kl", "cpu", 3)
-    assert (setup.stages, setup.slack, setup.hopeless) == ((1,), 0.3, 2.5)
+    assert (setup.device, setup.threads) == ("cpu", 3)
+    assert setup.stages == (1,)
     assert setup.memory == Memory("bfloat16", "host", "recompute")
     (tokens,), (windows,) = setup.windows, experiment.windows
     assert all(torch.equal(tokens[role], windows[role].tokens) for role in ROLES)
@@ -126,7 +119,7 @@ def test_origin_of_one_task_names_what_repeats_a_result():
     assert origin["texts"] == experiment.provenance(0)
     del origin["texts"]
     assert origin == {
-        **{"model": "embedded", "dtype": "float32", "objective": "nll"},
+        **{"model": "embedded", "dtype": "float32"},
         "pruning": experiment.config.pruning.model_dump(),
         **{"seed": 4, "candidates": 9, "candidate": 3},
     }
@@ -169,33 +162,29 @@ def test_leaves_are_those_of_candidates_seeds_and_baselines(overrides, leaves):
 # Seeds
 
 
-def test_seeds_are_read_with_their_groups_and_written_into_the_config():
-    experiment = small("search.seeds=[snip, 'layer:W', snip]")
-    seeds = (Criterion.parse("mul(W, G)", "model"), Criterion.parse("W", "layer"))
-    assert experiment.settings.seeds == seeds
-    assert experiment.config.search.seeds == ["model:mul(W, G)", "layer:W"]
-    assert resolve(experiment.config).settings.seeds == seeds
-
-
-def test_seeds_have_the_one_group_that_is_searched():
-    experiment = small("search.seeds=[snip, 'layer:W']", "pruning.group=row")
-    assert experiment.config.search.seeds == ["row:mul(W, G)", "row:W"]
+def test_seeds_have_the_group_that_is_searched_and_are_written_into_the_config():
+    experiment = small("search.seeds=[snip, W, snip]", "pruning.group=layer")
+    seeds = (Criterion.parse("mul(W, G)", "layer"), Criterion.parse("W", "layer"))
+    assert experiment.breeder.seeds == seeds
+    assert experiment.config.search.seeds == ["mul(W, G)", "W"]
+    assert experiment.breeder.search == experiment.config.search
+    assert resolve(experiment.config).breeder == experiment.breeder
 
 
 # Texts beside each other
 
 
-def test_texts_may_be_shared_by_tasks():
-    assert resolve(config("tasks=[{}, {sparsity: 0.3}]")).notes == ()
-
-
-def test_texts_of_one_role_may_overlap():
-    assert small(f"tasks=[{{}}, {{fitness: {OTHER % 'fitness[:50%]'}}}]").notes == ()
-
-
-def test_texts_that_are_slices_of_one_are_disjoint():
-    halves = ("fitness.split=selection[:50%]", "selection.split=selection[50%:]")
-    assert resolve(config(*halves)).notes == ()
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tasks=[{}, {sparsity: 0.3}]"],
+        [f"tasks=[{{}}, {{fitness: {OTHER % 'fitness[:50%]'}}}]", "search.stages=[1]"],
+        ["fitness.split=selection[:50%]", "selection.split=selection[50%:]"],
+    ],
+    ids=["shared by tasks", "of one role", "slices"],
+)
+def test_texts_beside_each_other_are_taken(overrides):
+    assert resolve(config(*overrides)).notes == ()
 
 
 def test_texts_that_overlap_are_refused_with_the_way_out():
@@ -225,7 +214,7 @@ def test_texts_that_overlap_across_tasks_are_refused(place):
 MIX = "{mix: [{corpus: embedded, split: training}, {corpus: embedded, split: %s%s}], %s}"
 
 
-def test_several_kinds_of_text_are_mixed_by_their_shares():
+def test_mixtures_have_windows_by_the_shares_of_their_parts():
     text = MIX % ("calibration", ", share: 3", "windows: 8, length: 32, seed: 0")
     experiment = resolve(config(f"calibration={text}")).read_texts()
     found = experiment.windows[0]["calibration"]
@@ -252,11 +241,6 @@ def test_windows_begin_with_bos_where_the_text_asks_for_it():
     windows = resolve(config("fitness.bos=true")).read_texts().windows[0]
     firsts = {role: (windows[role].tokens[:, 0] == bos).all() for role in windows}
     assert firsts == {"calibration": False, "fitness": True, "selection": False, "report": False}
-
-
-def test_texts_from_the_hub_are_noted_once():
-    hub = ("report.corpus=ptb", "report.split=test", "tasks=[{}, {sparsity: 0.3}]")
-    assert resolve(config(*hub)).notes == (f"report: corpus 'ptb', split 'test' {HUB_NOTE}",)
 
 
 @pytest.mark.parametrize(
@@ -287,29 +271,29 @@ def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
 # Models
 
 
-def test_a_hub_id_is_noted_and_the_hub_not_asked():
-    assert resolve(config("model=facebook/opt-125m")).notes == (
-        "model facebook/opt-125m: comes from the Hugging Face hub: not checked",
-    )
-
-
-def test_a_model_from_the_hub_is_noted_once_for_several_tasks():
-    notes = resolve(config("tasks=[{}, {sparsity: 0.3}]", "model=facebook/opt")).notes
-    assert len(notes) == 1
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["report.corpus=ptb", "report.split=test"], "report: corpus 'ptb', split 'test' "),
+        (["model=facebook/opt-125m"], "model facebook/opt-125m: "),
+    ],
+)
+def test_hub_is_not_asked_but_noted_once_for_several_tasks(overrides, note):
+    experiment = resolve(config("tasks=[{}, {sparsity: 0.3}]", *overrides))
+    assert experiment.notes == (note + HUB_NOTE,)
 
 
 @pytest.mark.parametrize("model", ["nowhere", "./nowhere", "/nowhere", "~/nowhere", "models/x"])
-def test_a_model_that_is_neither_a_folder_nor_a_hub_id_is_refused(model):
+def test_model_that_is_neither_a_folder_with_one_nor_a_hub_id_is_refused(model, tmp_path):
     expected = f"model '{model}' is no folder: give embedded, a folder or a hub id"
     assert refusal(f"model={model}") == expected
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
     message = refusal(f"model={tmp_path}")
     assert message.startswith(f"model '{tmp_path}' cannot be loaded: give 'embedded'")
 
 
-def test_a_missing_smollm2_is_refused_with_the_command_that_builds_it(tmp_path, monkeypatch):
+def test_model_smollm2_that_is_missing_is_refused_with_the_command_that_builds_it(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     smollm2 = schema.load(CONFIGS / "smollm2_135m.yaml", [])
     with pytest.raises(ValueError) as error:
@@ -326,13 +310,7 @@ def test_a_missing_smollm2_is_refused_with_the_command_that_builds_it(tmp_path, 
     assert all(note.endswith(f" {HUB_NOTE}") for note in notes)
 
 
-def test_windows_longer_than_the_context_are_refused():
-    assert refusal(f"report.length={LIMIT + 1}") == (
-        f"report.length must be at most the model's {LIMIT} positions, got {LIMIT + 1}"
-    )
-
-
-def test_a_stage_at_or_beyond_the_last_fitness_window_is_refused():
+def test_stage_at_or_beyond_the_last_fitness_window_is_refused():
     assert refusal("search.stages=[2, 32]") == (
         "search.stages must be below fitness.windows = 32, got [2, 32]"
     )
@@ -346,23 +324,9 @@ def test_a_stage_at_or_beyond_the_last_fitness_window_is_refused():
     ("pattern", "expected"),
     [("2:4", NOfM(2, 4)), ("4:8", NOfM(4, 8)), ("unstructured", None)],
 )
-def test_a_pattern_is_read_as_it_is_written(pattern, expected):
+def test_pattern_is_read_as_it_is_written(pattern, expected):
     (task,) = resolve(config(f"pruning.pattern={pattern}")).tasks
     assert task.pattern == expected
-
-
-@pytest.mark.parametrize("pattern", ["4:2", "2:2", "0:4"])
-def test_a_pattern_that_keeps_all_or_none_is_refused(pattern):
-    assert refusal(f"pruning.pattern={pattern}") == (
-        f"pattern must be unstructured or n:m with 0 < n < m <= 1024, got '{pattern}'"
-    )
-
-
-def test_a_pattern_that_does_not_divide_the_layers_is_refused():
-    assert refusal("pruning.pattern=3:7") == (
-        "pattern must divide the inputs of every layer, got 7 of 192 in "
-        "model.layers.0.self_attn.q_proj"
-    )
 
 
 LONG = f"{{corpus: embedded, split: report, windows: 2, length: {LIMIT + 1}}}"
@@ -372,92 +336,32 @@ FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("{pattern: '4:2'}", "pattern must be unstructured or n:m with 0 < n < m <= 1024, "),
+        *(
+            (f"{{pattern: '{n_of_m}'}}", "pattern must be unstructured or n:m with 0 < n < m <= ")
+            for n_of_m in ("4:2", "2:2", "0:4")
+        ),
         ("{pattern: '3:7'}", "pattern must divide the inputs of every layer, got 7 of 192 in "),
         ("{model: nowhere}", "model 'nowhere' is no folder: give embedded, a folder or a hub id"),
         (f"{{fitness: {FEW}}}", "search.stages must be at most fitness.windows = 4, got [2, 4, "),
         (f"{{report: {LONG}}}", f"report.length must be at most the model's {LIMIT} positions, "),
     ],
 )
-def test_every_task_is_checked(task, message):
+def test_tasks_are_all_checked(task, message):
     assert refusal(f"tasks=[{{}}, {task}]").startswith(message)
 
 
-# The loop's knobs
+# The comparison group
 
 
 @pytest.mark.parametrize(
-    ("overrides", "groups"),
+    ("overrides", "group"),
     [
-        (["pruning.group=free"], GROUPS),
-        (["pruning.group=layer"], ("layer",)),
-        (["pruning.group=free", "pruning.pattern=2:4"], ("row",)),
-        (["pruning.group=layer", "pruning.pattern=2:4"], ("row",)),
-        (["tasks=[{pattern: '2:4'}, {pattern: '4:8'}]"], ("row",)),
-        (["tasks=[{pattern: '2:4'}, {sparsity: 0.5}]"], GROUPS),
-        (["pruning.pattern=2:4", "tasks=[{pattern: unstructured}, {}]"], GROUPS),
+        (["pruning.group=layer"], "layer"),
+        (["pruning.group=layer", "pruning.pattern=2:4"], "row"),
+        (["tasks=[{pattern: '2:4'}, {pattern: '4:8'}]"], "row"),
+        (["tasks=[{pattern: '2:4'}, {sparsity: 0.5}]"], "model"),
+        (["pruning.pattern=2:4", "tasks=[{pattern: unstructured}, {}]"], "model"),
     ],
 )
-def test_groups_are_row_alone_where_all_tasks_have_a_pattern(overrides, groups):
-    assert small(*overrides).settings.groups == groups
-
-
-def settings(*overrides: str) -> Settings:
-    return small(*overrides).settings
-
-
-def test_settings_share_the_kept_places_among_the_groups():
-    shares = ["search.population=50", "search.speciation=0.25"]
-    # A quarter of 50 is 12.5: four for each of three, twelve for one.
-    assert settings(*shares).rules.kept == 4
-    assert settings(*shares, "pruning.group=row").rules.kept == 12
-    assert settings("search.speciation=0").rules.kept == 0
-    assert settings("search.population=7", "search.speciation=1").rules.kept * 3 <= 7
-
-
-def test_settings_take_every_knob_of_survival():
-    knobs = ("parsimony=0.5", "patience=9", "lag=3", "population=20")
-    rules = settings(*(f"search.{knob}" for knob in knobs)).rules
-    assert (rules.resolution, rules.patience, rules.lag, rules.capacity) == (0.5, 9, 3, 20)
-
-
-def test_settings_take_every_knob_of_breeding():
-    knobs = {
-        **{"seed": 7, "candidates": 11, "pool": 0.25, "parents": 4, "regroup": 0.3},
-        **{"speciation": 0.5, "simplify": False, "crowding": 0.125},
-        **{"min_initial_depth": 1, "max_initial_depth": 3, "max_depth": 5, "max_size": 21},
-        **{"crossover": 0.6, "exchange": 0.25, "mutation": 0.4},
-        **{"mutations": {"hoist": 2, "node": 0}},
-    }
-    known = settings(*(f"search.{name}={value}" for name, value in knobs.items()))
-    assert (known.seed, known.candidates, known.pool, known.parents) == (7, 11, 0.25, 4)
-    assert (known.regroup, known.within, known.crowding) == (0.3, 0.5, 0.125)
-    assert known.simplified is False
-    variation = known.variation
-    assert (variation.min_initial_depth, variation.max_initial_depth) == (1, 3)
-    assert (variation.max_depth, variation.max_size) == (5, 21)
-    assert (variation.crossover, variation.exchange) == (0.6, 0.25)
-    assert variation.mutation == 0.4
-    others = {"insert": 1, "factor": 0, "constant": 1}
-    assert variation.mutations == {"node": 0, "subtree": 1, "hoist": 2, **others}
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("search.crowding=0.1", [True, False, False]),
-        ("search.crowding=0.6", [True, True, False]),
-        ("search.crowding=0", [False, False, False]),
-    ],
-)
-def test_settings_make_masks_one_that_differ_in_less_than_the_crowding(override, expected):
-    # A probe of two rows on which W and neg(W) have opposite masks.
-    weights = {"a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]])}
-    half = Fingerprints(
-        [(Probe(weights, Statistics()), lambda group: Target(0.5, group_of(group)))]
-    )
-    near = Evolution(settings(override), half, State()).rules.near
-    # One mask, a half of the weights otherwise, all of them otherwise.
-    others = [("sqr(W)", "row"), ("W", "layer"), ("neg(W)", "row")]
-    one = Criterion.parse("W", "row")
-    assert [near(one, Criterion.parse(*other)) for other in others] == expected
+def test_group_is_row_where_all_tasks_have_a_pattern(overrides, group):
+    assert small(*overrides).breeder.group == group

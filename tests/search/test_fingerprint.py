@@ -261,7 +261,7 @@ def test_sketches_of_a_small_probe_see_all_of_it():
     assert int(np.bitwise_count(marks.sketch(parse("W", "row"))[0]).sum()) == 6 * 256
 
 
-def test_a_sketch_is_no_larger_than_it_may_be(monkeypatch):
+def test_sketch_is_no_larger_than_it_may_be(monkeypatch):
     monkeypatch.setattr("search.fingerprint.SKETCH_BYTES", 16)
     (sketch,) = Fingerprints([(wide(), asking(0.5))]).sketch(parse("W", "row"))
     assert sketch.nbytes == 16

@@ -25,7 +25,7 @@ def search(*options: object) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_on_the_commit_that_it_began_with(hub_cache, tmp_path):
+def test_resume_is_on_the_commit_that_it_began_with(hub_cache, tmp_path):
     run = tmp_path / "run"
     hub_cache.point_main_at(FIRST)
     settings = [f"--set={setting}" for setting in [*SMALL, "search.candidates=4"]]

@@ -103,7 +103,7 @@ def test_masks_of_stacked_layers_are_those_of_the_layers(group, sparsity):
     stacks = [torch.randn(3, 5, 16, generator=generator), torch.randn(2, 5, 8, generator=generator)]
     target = Target(sparsity, group)
     layers = {f"{i}.{j}": layer for i, stack in enumerate(stacks) for j, layer in enumerate(stack)}
-    expected = dict(select(layers, target))
+    expected = dict(select(layers.__getitem__, layers, target))
     masks = probe_masks(stacks, target)
     for i, stack in enumerate(masks):
         for j, mask in enumerate(stack):
@@ -150,7 +150,7 @@ def test_degenerate_scores_are_refused_by_the_name_of_their_layer():
         stack.check(metric, stack.score(metric))
 
 
-def test_some_inputs_are_whole_blocks_of_the_same_share_of_every_layer():
+def test_stacked_layers_of_some_inputs_have_whole_blocks_of_the_same_share_of_each():
     weights = {"a": torch.arange(64.0).expand(2, 64), "b": torch.arange(128.0).expand(2, 128)}
     X = {name: weight[:1] for name, weight in weights.items()}
     narrow, wide = stack_layers(Probe(weights, Statistics(X=X)), step=4, block=8)

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from toy_setup import HALF, SNIP, WANDA, made_of, setup_of, words
 
 from pruning.baselines import BASELINES
+from search.baseline_losses import asking, cells_of, losses_of, scale_of
 from search.fitness import Task
-from search.pool.protocol import LossRequest
+from search.pool.requests import WindowLosses
 from search.scale import Cell, Scale, cell_of, paired_difference
-from search.yardstick import asking, cells_of, losses_of, scale_of
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
 NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}
@@ -33,7 +33,7 @@ def scale(aggregate="mean", cells=(FIRST, SECOND, THIRD)):
     return Scale(aggregate=aggregate, order=(0, 1), cells=cells)
 
 
-def test_a_cell_is_measured_in_the_rise_of_the_best_named_metric():
+def test_cell_is_measured_in_the_rise_of_the_best_named_metric():
     cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
     assert (cell.named, cell.rise) == ("wanda", pytest.approx(0.25))
     wanda, snip = (0.8, 2.4, 0.4, 0.4), (0.8, 0.8, 0.8, 1.6)
@@ -43,12 +43,12 @@ def test_a_cell_is_measured_in_the_rise_of_the_best_named_metric():
     assert cell.value(DENSE) == 0
 
 
-def test_the_best_named_metric_of_a_kind_of_text_is_that_of_its_windows():
+def test_cell_of_a_kind_of_text_has_the_best_named_metric_of_its_windows():
     cell = cell_of(0, "text", 1.0, [1], DENSE, NAMED)
     assert (cell.named, cell.rise, cell.shares) == ("snip", pytest.approx(0.4), (1.0,))
 
 
-def test_what_some_windows_let_expect_is_their_rise_over_their_share():
+def test_cell_value_after_some_windows_is_their_rise_over_their_share():
     assert FIRST.value([]) is None
     assert SECOND.value([7.0]) is None
     assert FIRST.value([1.5]) == pytest.approx(0.5 / 0.5 / 0.5)
@@ -56,18 +56,18 @@ def test_what_some_windows_let_expect_is_their_rise_over_their_share():
     assert FIRST.value([1.5, 9.0, 3.1]) == pytest.approx((0.5 + 0.1) / 2 / 0.5)
 
 
-def test_a_window_that_hardly_suffers_counts_as_a_tenth():
+def test_cell_counts_a_window_that_hardly_suffers_as_a_tenth():
     cell = cell_of(0, "text", 1.0, range(2), [0.0, 0.0], {"wanda": [0.001, 1.0]})
     assert cell.shares == pytest.approx((0.1, 1.998), rel=1e-3)
 
 
-def test_a_named_metric_that_gains_over_dense_tells_nothing_of_windows():
+def test_cell_shares_pass_over_a_named_metric_that_gains_over_dense():
     losses = {"wanda": [0.9, 1.8, 3.0, 4.0], "snip": NAMED["snip"]}
     cell = cell_of(0, "text", 1.0, range(4), DENSE, losses)
     assert cell.shares == pytest.approx((0.8, 0.8, 0.8, 1.6))
 
 
-def test_a_rise_below_what_it_may_be_off_is_no_unit():
+def test_cell_rise_is_at_least_what_it_may_be_off():
     gains = {"wanda": [0.9, 1.8, 3.0, 4.3]}
     rises = [-0.1, -0.2, 0.0, 0.3]
     error = sqrt(sum((rise - sum(rises) / 4) ** 2 for rise in rises) / 3 / 4)
@@ -75,7 +75,7 @@ def test_a_rise_below_what_it_may_be_off_is_no_unit():
     assert cell_of(0, "text", 1.0, range(4), DENSE, {"wanda": DENSE}).rise == 0.001
 
 
-def test_without_a_named_metric_there_is_nothing_to_compare_with():
+def test_cell_without_a_named_metric_is_refused():
     with pytest.raises(ValueError, match=r"^no named metric can prune task 3: "):
         cell_of(3, "text", 1.0, range(4), DENSE, {})
 
@@ -88,7 +88,7 @@ def test_aggregates(aggregate, expected):
     assert scale(aggregate).aggregated([1, 2, 4]) == pytest.approx(expected)
 
 
-def test_the_fitness_of_one_cell_is_the_loss_and_of_several_the_relative_rise():
+def test_fitness_of_one_cell_is_the_loss_and_of_several_the_relative_rise():
     one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
     losses = [[1.5, 3.7]]
     assert one.fitness(losses) == pytest.approx(2.6)
@@ -99,7 +99,7 @@ def test_the_fitness_of_one_cell_is_the_loss_and_of_several_the_relative_rise():
     assert several.relative(0.7) == 0.7
 
 
-def test_a_task_is_measured_in_the_relative_rise_of_its_kinds_of_text_seen_so_far():
+def test_rises_by_task_are_those_of_the_kinds_of_text_seen_so_far():
     cells = (FIRST, SECOND.model_copy(update={"weight": 0.75}), THIRD)
     losses = [1.5, 9.0, 3.1, 5.0]
     first, second = FIRST.value(losses), SECOND.value(losses)
@@ -128,7 +128,7 @@ def test_slack_falls_with_the_windows_that_were_seen():
     assert one.excess([[9.0, 9.0]], 1.0, 0.3)[1] == pytest.approx(1 + 0.3 / sqrt(2))
 
 
-def test_the_difference_of_one_cell_is_the_paired_one():
+def test_difference_of_one_cell_is_the_paired_one():
     one = scale(cells=(FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
     losses, reference = [1.5, 3.9], [1.2, 3.2]
     assert vars(one.difference([losses], [reference])) == pytest.approx(
@@ -137,7 +137,7 @@ def test_the_difference_of_one_cell_is_the_paired_one():
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "worst", "mean of the two"])
-def test_a_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows(aggregate):
+def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows(aggregate):
     losses, reference = [[1.5, 1.5, 3.5, 3.5], [1.3, 3.6]], [[1.2, 1.9, 3.2, 3.2], [1.2, 3.1]]
     both = scale(aggregate)
     found = both.difference(losses, reference)
@@ -146,7 +146,7 @@ def test_a_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows(agg
     assert both.difference(losses, losses).standard_error == pytest.approx(0)
 
 
-def test_a_scale_survives_json():
+def test_scale_survives_json():
     again = Scale.model_validate_json(scale("worst").model_dump_json())
     assert again == scale("worst")
 
@@ -154,7 +154,7 @@ def test_a_scale_survives_json():
 @pytest.mark.parametrize(
     "change", [{"windows": (0,)}, {"rise": 0.0}, {"shares": ()}, {"dense": (1.0, float("nan"))}]
 )
-def test_a_cell_that_makes_no_sense_is_refused(change):
+def test_cell_that_makes_no_sense_is_refused(change):
     with pytest.raises(ValidationError):
         Cell.model_validate(FIRST.model_dump() | change)
 
@@ -169,7 +169,7 @@ def evaluator():
     return made_of(setup_of(tasks=tasks, kinds=kinds))
 
 
-def test_the_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
+def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     measured = evaluator.scale
     assert [(cell.task, cell.text, cell.windows) for cell in measured.cells] == [
         *[(0, "a", (0, 2, 3)), (0, "b", (1,))],
@@ -186,7 +186,7 @@ def test_the_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
 
 
 @pytest.mark.parametrize(("seconds", "order"), [((1.0, 1e6), (0, 1)), ((1e6, 1.0), (1, 0))])
-def test_the_task_that_tells_most_a_second_comes_first(evaluator, seconds, order):
+def test_order_begins_with_the_task_that_tells_most_a_second(evaluator, seconds, order):
     one = evaluator.setup
     tasks = (one.tasks[0], replace(one.tasks[1], subject=1))
     two_models = replace(
@@ -196,7 +196,7 @@ def test_the_task_that_tells_most_a_second_comes_first(evaluator, seconds, order
     assert measured.order == order
 
 
-def test_the_clock_does_not_order_the_tasks_of_one_model(evaluator):
+def test_order_of_the_tasks_of_one_model_does_not_depend_on_the_clock(evaluator):
     orders = {
         scale_of(evaluator.setup, "mean", asking(evaluator), seconds=seconds).order
         for seconds in ((1.0, 1e6), (1e6, 1.0), (1.0, 1.1), (0.3, 0.7))
@@ -204,9 +204,9 @@ def test_the_clock_does_not_order_the_tasks_of_one_model(evaluator):
     assert len(orders) == 1
 
 
-def test_a_named_metric_that_fails_is_left_out():
+def test_losses_leave_out_a_named_metric_that_fails():
     def ask(requests):
-        assert requests[1] == LossRequest(0, "fitness", BASELINES["magnitude"].criterion)
+        assert requests[1] == WindowLosses(0, "fitness", BASELINES["magnitude"].criterion)
         return [DENSE, None, [float("inf")] * 4, *([[2.0] * 4] * (len(requests) - 3))]
 
     dense, named = losses_of(ask, 0, "fitness")
@@ -214,7 +214,7 @@ def test_a_named_metric_that_fails_is_left_out():
     assert list(named) == list(BASELINES)[2:]
 
 
-def test_a_scale_knows_the_fitness_of_dense_and_named_metrics():
+def test_named_fitness_is_that_of_their_losses():
     one = scale(cells=(cell_of(0, "text", 1.0, range(4), DENSE, NAMED),))
     assert one.dense_fitness == one.fitness([DENSE])
     assert one.named_fitness == {
@@ -223,7 +223,7 @@ def test_a_scale_knows_the_fitness_of_dense_and_named_metrics():
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "worst"])
-def test_a_named_metric_over_several_cells_has_the_fitness_of_a_candidate(aggregate):
+def test_named_fitness_over_several_cells_is_that_of_a_candidate(aggregate):
     cells = (
         cell_of(0, "a", 0.5, [0, 1], DENSE, NAMED),
         cell_of(0, "b", 0.25, [2, 3], DENSE, NAMED),
@@ -238,13 +238,13 @@ def test_a_named_metric_over_several_cells_has_the_fitness_of_a_candidate(aggreg
     }
 
 
-def test_a_scale_without_the_losses_of_named_metrics_knows_the_best_one():
+def test_named_fitness_without_the_losses_is_known_of_the_best():
     cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
     old = scale(cells=(cell.model_copy(update={"losses_of_named": {}}),))
     assert old.named_fitness == {"wanda": pytest.approx(2.75)}
 
 
-def test_the_digest_of_a_scale_is_of_what_decides_a_fitness():
+def test_digest_is_of_what_decides_a_fitness():
     cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
     old = cell.model_copy(update={"losses_of_named": {}})
     other = cell.model_copy(update={"rise": 0.5})

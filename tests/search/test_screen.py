@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from search import screen
-from search.screen import Screen, step, tables_of
+from search.screen import shown, step, tables_of
 from search.status import Status, duration
 
 METRIC = "mul(mul(abs(W), sqrt(X)), add(G, X))"
@@ -49,7 +49,7 @@ def test_table_shows_dense_and_the_best_named_beside_the_best():
 
 
 @pytest.mark.parametrize(("width", "columns"), [(100, 4), (60, 3), (40, 2)])
-def test_a_narrow_table_drops_columns_and_cuts_no_word(width, columns):
+def test_table_drops_columns_when_narrow_and_cuts_no_word(width, columns):
     text = printed(tables_of(status(), width), width)
     row = next(line for line in text.splitlines() if "3.3000" in line)
     assert row.count("│") == columns + 1
@@ -66,11 +66,11 @@ def test_a_narrow_table_drops_columns_and_cuts_no_word(width, columns):
         assert word in text
 
 
-def test_plain_lines_tell_the_same(monkeypatch):
+def test_plain_line_tells_the_same_as_the_table(monkeypatch):
     monkeypatch.setattr(screen, "_PLAIN_SECONDS", 0)
     console = Console(file=io.StringIO())
-    with Screen(console) as shown:
-        shown.show(status())
+    with shown(console) as show:
+        show(status())
     line = console.file.getvalue()
     assert line.startswith("candidate 30/90  dense 3.1000, wanda 3.4000, best 3.3000  elapsed 30 s")
     assert "left 1 min 0 s" in line
@@ -95,7 +95,7 @@ def test_duration_is_as_a_person_says_it(seconds, expected):
 # Steps
 
 
-def test_a_long_step_tells_how_far_it_is_in_plain_lines(monkeypatch):
+def test_step_tells_how_far_it_is_in_plain_lines(monkeypatch):
     monkeypatch.setattr(screen, "_FIRST_SECONDS", 0.01)
     monkeypatch.setattr(screen, "_PLAIN_SECONDS", 0.01)
     console = Console(file=io.StringIO())
@@ -114,7 +114,7 @@ def test_a_long_step_tells_how_far_it_is_in_plain_lines(monkeypatch):
         wait_for("measuring: backward 2 of 4, 0 s\n")
 
 
-def test_a_short_step_is_one_line_and_one_that_fails_none():
+def test_step_is_one_line_if_short_and_none_if_it_fails():
     console = Console(file=io.StringIO())
     with step(console, "reading"):
         pass
@@ -124,7 +124,7 @@ def test_a_short_step_is_one_line_and_one_that_fails_none():
     assert console.file.getvalue() == "reading: 0 s\n"
 
 
-def test_a_step_on_a_terminal_shows_its_parts():
+def test_step_on_a_terminal_shows_its_parts():
     console = Console(file=io.StringIO(), force_terminal=True, width=60)
     with step(console, "measuring", 3) as going:
         going.advance()

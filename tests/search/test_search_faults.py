@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+from ray_cluster import cluster_of
 from search_process import (
     assert_same,
     begin,
@@ -52,7 +53,7 @@ def assert_interrupted(process, out, line):
     assert process.returncode == 3, output
     assert "Traceback" not in output
     said = last_line(output)
-    way_on = rf"; continue with python \S+/run_search.py --resume {out}"
+    way_on = f"; continue with python run_search.py --resume {out}"
     assert re.fullmatch(line + way_on, said), output
 
 
@@ -64,19 +65,15 @@ def assert_gone(processes):
 # Ray is lost
 
 
-def test_a_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, tmp_path):
+def test_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, tmp_path):
     out = tmp_path / "run"
     arguments = launch(out, "ray.workers=1", ENDLESS)
-    parts = {
-        "raylet/raylet": "error: Ray's node on this machine is gone",
-        "gcs_server": r"error: Ray's head at \S+ has not answered for 10 s",
-    }
-    for part, said in parts.items():
+    for part in ("raylet/raylet", "gcs_server", "search.pool.ray_process"):
         process = begin(arguments)
         wait_for_lines(process, out, journal(out).count(b"\n") + 5)
         processes = descendants(process)
-        next(p for p in processes if part in p.cmdline()[0]).kill()
-        assert_interrupted(process, out, said)
+        next(p for p in processes if part in " ".join(p.cmdline())).kill()
+        assert_interrupted(process, out, r"error: Ray \(local\) (failed: .+|has not answered.*)")
         assert_gone(processes)
         arguments = resume_command(out)
     candidates = max(CANDIDATES, journal(out).count(b"\n"))
@@ -84,8 +81,25 @@ def test_a_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference,
     assert journal(out).startswith(journal(reference))
 
 
+def test_search_that_loses_all_nodes_at_once_ends_with_3_and_goes_on_the_same(reference, tmp_path):
+    out = tmp_path / "run"
+    with cluster_of(tmp_path, num_cpus=1) as cluster:
+        cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+        process = begin(launch(out, f"ray.address={cluster.address}", "ray.workers=2", ENDLESS))
+        wait_for_lines(process, out, 5)
+        for node in cluster.list_all_nodes():
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        assert_interrupted(process, out, r"error: Ray \(\S+\) (failed: .+|has not answered.*)")
+    candidates = max(CANDIDATES, journal(out).count(b"\n"))
+    resumed = run(
+        resume_command(out, IN_PROCESS, "ray.address=local", f"search.candidates={candidates}")
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert journal(out).startswith(journal(reference))
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
-def test_a_cluster_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch, address):
+def test_cluster_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch, address):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = run(launch(tmp_path / "run", f"ray.address={address}"))
@@ -109,7 +123,7 @@ def mounted(*arguments):
         subprocess.run(["umount", str(arguments[-1])], check=True)
 
 
-def test_a_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(reference, tmp_path):
+def test_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(reference, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     with mounted("-t", "tmpfs", "-o", "size=32m", "tmpfs", disk):
@@ -126,7 +140,7 @@ def test_a_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(refe
         assert_same(out, reference)
 
 
-def test_a_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_path):
+def test_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_path):
     out, read_only = tmp_path / "run", tmp_path / "read-only"
     read_only.mkdir()
     process = begin(launch(out, IN_PROCESS))
@@ -147,36 +161,31 @@ def test_a_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("seconds", "numbers"),
+    ("seconds", "number"),
     [
-        (0.1, [signal.SIGTERM]),
-        (0.5, [signal.SIGHUP]),
-        (1.5, [signal.SIGINT]),
-        (3.0, [signal.SIGHUP]),
-        (4.5, [signal.SIGTERM, signal.SIGTERM]),
-        (6.0, [signal.SIGINT]),
-        (8.0, [signal.SIGHUP]),
+        (1.5, signal.SIGINT),
+        (3.0, signal.SIGHUP),
+        (4.5, signal.SIGTERM),
+        (6.0, signal.SIGINT),
+        (8.0, signal.SIGHUP),
     ],
 )
-def test_a_search_can_be_stopped_at_any_time(tmp_path, seconds, numbers):
+def test_search_can_be_stopped_at_any_time(tmp_path, seconds, number):
     out = tmp_path / "run"
     process = begin(launch(out, "ray.workers=1", ENDLESS))
     time.sleep(seconds)
     processes = descendants(process)
-    for number in numbers:
-        process.send_signal(number)
-        time.sleep(0.1)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=STOP_SECONDS)
     assert process.returncode == 3, output
     assert "Traceback" not in output
-    if len(numbers) == 1:
-        assert last_line(output).startswith("interrupted")
+    assert last_line(output).startswith("interrupted")
     assert_gone(processes)
     if out.exists():
         assert (out / "config.yaml").exists() or not list(out.iterdir())
 
 
-def test_a_closed_terminal_stops_a_search(tmp_path):
+def test_search_on_a_closed_terminal_ends_with_3_and_a_checkpoint(tmp_path):
     out = tmp_path / "run"
     mine, terminal = os.openpty()
     process = begin(
@@ -188,16 +197,20 @@ def test_a_closed_terminal_stops_a_search(tmp_path):
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(terminal)
-    wait_for_lines(process, out, 5)
+    while journal(out).count(b"\n") < 5:
+        os.read(mine, 65536)  # a terminal that nobody reads is soon full
     os.close(mine)
     assert process.wait(timeout=STOP_SECONDS) == 3
     assert (out / "checkpoint.json").exists()
 
 
-def test_a_closed_pipe_stops_no_search(reference, tmp_path):
+def test_search_into_a_closed_pipe_ends_with_3_and_goes_on(reference, tmp_path):
     out = tmp_path / "run"
-    process = begin(launch(out, IN_PROCESS))
-    process.stdout.readline()
+    process = begin(launch(out, IN_PROCESS, ENDLESS))
+    wait_for_lines(process, out, 5)
     process.stdout.close()
-    assert process.wait(timeout=120) == 0
-    assert_same(out, reference)
+    assert process.wait(timeout=60) == 3
+    assert (out / "checkpoint.json").exists()
+    candidates = max(CANDIDATES, journal(out).count(b"\n"))
+    assert run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}")).returncode == 0
+    assert journal(out).startswith(journal(reference))

@@ -1,4 +1,4 @@
-"""A search under fire ends as in peace; `benchmarks/soak.py` in its small form."""
+"""A search under faults ends as without them; `benchmarks/soak.py` in its small form."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ KINDS = {"worker killed", "worker stopped", "node removed", "driver killed"}
 
 
 @pytest.mark.slow
-def test_a_search_under_fire_ends_as_in_peace(tmp_path):
+def test_search_under_faults_ends_as_without_them(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--json", str(figures)]
     command += ["--candidates=250", "--seed=1", "--pause=1", "--minutes=10"]

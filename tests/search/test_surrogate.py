@@ -51,25 +51,25 @@ def predict(surrogate: Surrogate, *bits: int) -> float:
     return promise
 
 
-def test_nothing_measured_promises_the_same_of_all():
+def test_predict_is_0_while_nothing_was_measured():
     assert predict(surrogate_of(), 1) == predict(surrogate_of(), 40) == 0
 
 
-def test_a_mask_near_good_ones_promises_more_than_one_near_bad_ones():
+def test_predict_promises_more_near_good_masks_than_near_bad_ones():
     good = [record(i, 10 + i, 1.0 + i / 100) for i in range(5)]
     bad = [record(10 + i, 50 + i, 9.0) for i in range(5)]
     surrogate = surrogate_of(*good, *bad)
     assert predict(surrogate, 15) < predict(surrogate, 49) - 0.1
 
 
-def test_one_that_was_not_measured_is_not_asked():
+def test_learn_passes_over_what_was_not_measured():
     records = [record(0, 5, 1.0), record(1, 55, 9.0)]
     unknown = Record(Candidate(2, criterion(54)), Outcome("degenerate"))
     expected = predict(surrogate_of(*records), 54)
     assert predict(surrogate_of(*records, unknown), 54) == expected
 
 
-def test_one_that_a_task_has_stopped_tells_of_that_task_alone():
+def test_learn_takes_of_one_that_a_task_has_stopped_that_task_alone():
     halves = {"weights": (0.5, 0.5)}
     both = [record(0, (5, 5), 1.0, 1.0), record(1, (55, 55), 9.0, 9.0)]
     surrogate = surrogate_of(*both, record(2, (30, 30), 9.0, None), **halves)
@@ -79,7 +79,7 @@ def test_one_that_a_task_has_stopped_tells_of_that_task_alone():
     assert predict(surrogate, 5, 30) == pytest.approx(predict(without, 5, 30), abs=0.01)
 
 
-def test_a_task_that_nothing_was_measured_on_says_nothing():
+def test_predict_hears_nothing_of_a_task_on_which_nothing_was_measured():
     surrogate = surrogate_of(
         record(0, (5, 5), 1.0, None), record(1, (55, 55), 9.0, None), weights=(0.5, 0.5)
     )
@@ -95,7 +95,7 @@ def test_a_task_that_nothing_was_measured_on_says_nothing():
         ({"weights": (0.5, 0.5), "worst": 1.0}, (20, 20)),
     ],
 )
-def test_tasks_weigh_as_they_do_in_the_fitness(aggregate, better):
+def test_predict_weighs_tasks_as_the_fitness_does(aggregate, better):
     one = [
         record(0, (10, 10), 0.8, 0.8),
         record(1, (20, 20), 1.0, 1.0),
@@ -106,26 +106,26 @@ def test_tasks_weigh_as_they_do_in_the_fitness(aggregate, better):
     assert predict(surrogate, *better) < predict(surrogate, *other)
 
 
-def test_what_is_hopeless_does_not_outweigh_the_differences_among_the_good():
+def test_predict_tells_the_good_apart_beside_what_is_hopeless():
     good = [record(0, 5, 0.9), record(1, 30, 1.1)]
     surrogate = surrogate_of(*good, record(2, 60, 1e6))
     assert predict(surrogate, 6) < predict(surrogate, 29) - 0.01
 
 
-def test_of_masks_between_the_same_losses_the_unknown_one_promises_more():
+def test_predict_promises_more_of_the_less_known_of_two_alike():
     surrogate = surrogate_of(record(0, 0, 2.0), record(1, 2, 2.0), record(2, 40, 2.0))
     known, unknown = predict(surrogate, 1), predict(surrogate, 21)
     assert unknown < known
 
 
-def test_a_mask_like_a_measured_one_promises_nothing():
+def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
     surrogate = surrogate_of(record(0, 10, 1.0), record(1, 50, 2.0))
     surrogate.alike = 3 / 64
     assert predict(surrogate, 12) == math.inf
     assert predict(surrogate, 13) < predict(surrogate, 47) < math.inf
 
 
-def test_only_records_before_the_given_index_are_asked():
+def test_ask_before_leaves_out_later_records():
     records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
     early = surrogate_of(*records, before=2)
     assert predict(early, 30) == predict(surrogate_of(*records[:2]), 30)
@@ -133,14 +133,14 @@ def test_only_records_before_the_given_index_are_asked():
     assert predict(early, 30) == predict(surrogate_of(*records), 30)
 
 
-def test_the_latest_are_remembered_and_the_first_forgotten(monkeypatch):
+def test_ask_before_forgets_the_first_and_remembers_the_latest(monkeypatch):
     monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
     records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
     surrogate = surrogate_of(*records)
     assert predict(surrogate, 5) == predict(surrogate_of(*records[1:]), 5)
 
 
-def test_a_task_whose_measurements_are_all_forgotten_says_nothing(monkeypatch):
+def test_ask_before_may_forget_all_measurements_of_a_task(monkeypatch):
     monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
     records = [record(0, (5, 5), 1.0, 1.0), *(record(i, (9 * i, 9), 2.0, None) for i in (1, 2, 3))]
     surrogate = Surrogate(sketch_of, (0.5, 0.5))
@@ -150,7 +150,7 @@ def test_a_task_whose_measurements_are_all_forgotten_says_nothing(monkeypatch):
     assert predict(surrogate, 20, 5) == predict(surrogate, 20, 50)
 
 
-def test_what_is_remembered_is_the_same_however_it_was_learnt(monkeypatch):
+def test_ask_before_remembers_the_same_however_it_was_learnt(monkeypatch):
     monkeypatch.setattr("search.surrogate._REMEMBERED", 4)
     records = [record(i, (7 * i) % 60, float((5 * i) % 11)) for i in range(20)]
     step_by_step = Surrogate(sketch_of)

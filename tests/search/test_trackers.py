@@ -42,7 +42,7 @@ def test_mlflow_gets_a_run_with_every_value_and_how_it_ended(tmp_path, monkeypat
     assert run.data.metrics == VALUES
 
 
-def test_a_tracker_that_is_not_installed_is_refused_with_the_way_out(monkeypatch):
+def test_tracker_that_is_not_installed_is_refused_with_the_way_out(monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"tensorboard is not installed: pip install"):
         trackers.check(["tensorboard"])

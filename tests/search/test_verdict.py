@@ -1,31 +1,31 @@
 """The verdict on a run: better, level, worse, unknown, or a named metric in disguise."""
 
 import pytest
+from report_run import task_of
 
+from search.summary import TaskResult
 from search.verdict import verdict_of
 
 
-def task_of(perplexity, gaps, baselines=None, **more):
+def measured(perplexity, gaps, baselines=None, **changes):
     """One task's measurements; gaps are (nats, standard error) by name."""
-    return {
-        "baselines": baselines or {"wanda": 40.0, "snip": 50.0},
-        "behind_best": {
-            name: {"nats": nats, "standard_error": error} for name, (nats, error) in gaps.items()
+    fields = task_of(
+        baselines=baselines or {"wanda": 40.0, "snip": 50.0},
+        behind_best={
+            name: {"nats": n, "standard_error": error} for name, (n, error) in gaps.items()
         },
-        "best": {"perplexity": perplexity},
-        **more,
-    }
+        best={"perplexity": perplexity},
+        overlap={},
+    )
+    return TaskResult.model_validate({**fields, **changes})
 
 
-def run_of(*tasks, metric="mul(W, add(G, X))"):
-    """A summary; its first task also stands at its top, as in the file."""
-    first = tasks[0]
-    best = {"metric": metric, "group": "row", **first["best"]}
-    return {**first, "best": best, "tasks": list(tasks) if len(tasks) > 1 else []}
+def verdict(*tasks, metric="mul(W, add(G, X))"):
+    return verdict_of(tasks, metric)
 
 
-def test_better_by_two_standard_errors_beats_the_best_named_metric():
-    found = verdict_of(run_of(task_of(36.0, {"wanda": (0.1, 0.05), "snip": (0.3, 0.01)})))
+def test_verdict_is_better_from_two_standard_errors():
+    found = verdict(measured(36.0, {"wanda": (0.1, 0.05), "snip": (0.3, 0.01)}))
     assert found.kind == "better"
     assert found.sentence == (
         "Beats wanda, the best named metric on the report text: perplexity 36.00 against 40.00, "
@@ -33,9 +33,9 @@ def test_better_by_two_standard_errors_beats_the_best_named_metric():
     )
 
 
-def test_less_than_two_standard_errors_is_level_to_either_side():
+def test_verdict_is_level_below_two_standard_errors_to_either_side():
     for nats in (0.09, -0.09):
-        found = verdict_of(run_of(task_of(38.0, {"wanda": (nats, 0.05)}, {"wanda": 40.0})))
+        found = verdict(measured(38.0, {"wanda": (nats, 0.05)}, {"wanda": 40.0}))
         assert found.kind == "level"
         assert found.sentence == (
             "Does not clearly beat wanda, the best named metric on the report text, nor lose to "
@@ -43,8 +43,8 @@ def test_less_than_two_standard_errors_is_level_to_either_side():
         )
 
 
-def test_worse_than_the_best_named_metric_though_better_than_another():
-    found = verdict_of(run_of(task_of(44.0, {"wanda": (-0.1, 0.01), "snip": (0.2, 0.01)})))
+def test_verdict_is_worse_though_better_than_another_named_metric():
+    found = verdict(measured(44.0, {"wanda": (-0.1, 0.01), "snip": (0.2, 0.01)}))
     assert found.kind == "worse"
     assert found.sentence == (
         "Does not beat wanda, the best named metric on the report text: perplexity 44.00 against "
@@ -52,23 +52,22 @@ def test_worse_than_the_best_named_metric_though_better_than_another():
     )
 
 
-def test_a_single_window_has_no_error_and_no_verdict():
-    found = verdict_of(run_of(task_of(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0})))
+def test_verdict_is_unknown_on_a_single_window():
+    found = verdict(measured(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0}))
     assert found.kind == "unknown"
     assert found.sentence.endswith("on a single window, so the error is unknown.")
 
 
-def test_without_named_metrics_there_is_nothing_to_compare_with():
-    summary = run_of(task_of(36.0, {}, {"wanda": 1.0}))
-    summary["baselines"] = {}
-    assert verdict_of(summary).kind == "unknown"
+def test_verdict_is_unknown_without_named_metrics():
+    task = measured(36.0, {}).model_copy(update={"baselines": {}})
+    assert verdict(task).kind == "unknown"
 
 
-def test_the_best_named_metric_in_disguise_is_said_to_be_it():
+def test_verdict_says_if_the_best_named_metric_was_found_again():
     overlap = {"snip": {"a": 1.0, "b": 1.0}, "wanda": {"a": 1.0, "b": 0.99}}
     gaps = {"snip": (0.0, 0.0), "wanda": (0.1, 0.01)}
-    task = task_of(30.0, gaps, {"snip": 30.0, "wanda": 33.0}, overlap=overlap)
-    found = verdict_of(run_of(task))
+    task = measured(30.0, gaps, {"snip": 30.0, "wanda": 33.0}, overlap=overlap)
+    found = verdict(task)
     assert found.kind == "level"
     assert found.sentence == (
         "Is snip, the best named metric on the report text, under another spelling: every mask is "
@@ -76,33 +75,35 @@ def test_the_best_named_metric_in_disguise_is_said_to_be_it():
     )
 
 
-def test_a_worse_named_metric_in_disguise_is_also_compared_with_the_best():
+def test_verdict_on_a_worse_named_metric_found_again_also_compares_with_the_best():
     gaps = {"snip": (0.0, 0.0), "wanda": (-0.1, 0.01)}
-    found = verdict_of(run_of(task_of(44.0, gaps, {"snip": 44.0, "wanda": 40.0})))
+    overlap = {"snip": {"a": 1.0}}
+    found = verdict(measured(44.0, gaps, {"snip": 44.0, "wanda": 40.0}, overlap=overlap))
     assert found.kind == "worse"
     assert found.sentence.startswith("Is snip under another spelling: every mask is the same. Does")
 
 
-def test_a_named_metric_as_it_is_written_is_itself():
-    task = task_of(30.0, {"snip": (0.0, 0.0)}, {"snip": 30.0})
-    found = verdict_of(run_of(task, metric="mul(W, G)"))
+def test_verdict_on_a_named_metric_as_it_is_written_is_itself():
+    same = {"snip": {"a": 1.0}}
+    task = measured(30.0, {"snip": (0.0, 0.0)}, {"snip": 30.0}, overlap=same)
+    found = verdict(task, metric="mul(W, G)")
     assert found.sentence == "Is snip itself, the best named metric on the report text."
 
 
-def test_masks_that_differ_are_no_disguise_whatever_the_losses():
+def test_verdict_needs_every_mask_to_be_the_same():
     gaps = {"snip": (0.0, 0.0)}
-    task = task_of(30.0, gaps, {"snip": 30.0}, overlap={"snip": {"a": 1.0, "b": 0.999}})
-    assert "spelling" not in verdict_of(run_of(task)).sentence
+    task = measured(30.0, gaps, {"snip": 30.0}, overlap={"snip": {"a": 1.0, "b": 0.999}})
+    assert "spelling" not in verdict(task).sentence
 
 
-BETTER = task_of(36.0, {"wanda": (0.1, 0.02)}, {"wanda": 40.0}, name="a")
-BETTER_BY_MORE = task_of(30.0, {"wanda": (0.3, 0.03)}, {"wanda": 40.0}, name="b")
-LEVEL = task_of(39.9, {"wanda": (0.002, 0.02)}, {"wanda": 40.0}, name="c")
-WORSE = task_of(50.0, {"wanda": (-0.2, 0.02)}, {"wanda": 40.0}, name="d")
+BETTER = measured(36.0, {"wanda": (0.1, 0.02)}, {"wanda": 40.0}, name="a")
+BETTER_BY_MORE = measured(30.0, {"wanda": (0.3, 0.03)}, {"wanda": 40.0}, name="b")
+LEVEL = measured(39.9, {"wanda": (0.002, 0.02)}, {"wanda": 40.0}, name="c")
+WORSE = measured(50.0, {"wanda": (-0.2, 0.02)}, {"wanda": 40.0}, name="d")
 
 
-def test_better_on_every_task_is_one_sentence_with_the_least_and_the_most():
-    found = verdict_of(run_of(BETTER, BETTER_BY_MORE))
+def test_verdict_on_tasks_that_are_all_better_tells_the_least_and_the_most():
+    found = verdict(BETTER, BETTER_BY_MORE)
     assert found.kind == "better"
     assert found.sentence == (
         "Beats the best named metric on the report text of each of the 2 tasks: perplexity 10.0% "
@@ -114,12 +115,12 @@ def test_better_on_every_task_is_one_sentence_with_the_least_and_the_most():
     ("tasks", "kind"),
     [((BETTER, LEVEL), "level"), ((BETTER, LEVEL, WORSE), "worse"), ((LEVEL, LEVEL), "level")],
 )
-def test_tasks_that_differ_are_as_good_as_the_worst(tasks, kind):
-    assert verdict_of(run_of(*tasks)).kind == kind
+def test_verdict_on_tasks_that_differ_is_that_of_the_worst(tasks, kind):
+    assert verdict(*tasks).kind == kind
 
 
-def test_tasks_that_differ_are_named():
-    assert verdict_of(run_of(BETTER, LEVEL, WORSE)).sentence == (
+def test_verdict_on_tasks_that_differ_names_them():
+    assert verdict(BETTER, LEVEL, WORSE).sentence == (
         "Compared with the best named metric on the report text: better on 1 of 3 tasks (a), "
         "level on 1 of 3 tasks (c), worse on 1 of 3 tasks (d)."
     )

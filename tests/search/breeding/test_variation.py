@@ -4,12 +4,14 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from deap import gp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.schema import Search
 from pruning.leaves import LEAF_SETS
 from pruning.metric import Metric
 from pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
@@ -22,6 +24,7 @@ from search.breeding.primitives import (
     to_tree,
 )
 from search.breeding.variation import (
+    MAX_DEPTH,
     MUTATIONS,
     Variation,
     child_of,
@@ -31,32 +34,39 @@ from search.breeding.variation import (
     with_means,
 )
 
-PRIMITIVES = primitive_set("release")
-VARIATION = Variation(
-    primitives=PRIMITIVES,
-    min_initial_depth=1,
-    max_initial_depth=3,
-    products=0.0,
-    max_depth=5,
-    max_size=13,
-    crossover=0.7,
-    exchange=0.0,
-    mutation=0.6,
-    mutations=dict.fromkeys(MUTATIONS, 1),
-)
-EXTENDED = replace(VARIATION, primitives=primitive_set("extended"))
-BOTH = pytest.mark.parametrize("variation", [VARIATION, EXTENDED], ids=["release", "extended"])
+SEARCH = Search(initial_depth=(1, 3), max_size=13, products=0.0, exchange=0.0)
+RELEASE = Variation(SEARCH, primitive_set("release"))
+EXTENDED = Variation(SEARCH, primitive_set("extended"))
+BOTH = pytest.mark.parametrize("variation", [RELEASE, EXTENDED], ids=["release", "extended"])
 FIRST = Metric.parse("mul(W, sqrt(X))")
 SECOND = Metric.parse("add(mms(G), neg(log(W)))")
 
 
-def parents(seed: int, variation: Variation = VARIATION) -> tuple[Metric, Metric]:
+def changed(variation: Variation, **changes: Any) -> Variation:
+    return replace(variation, search=variation.search.model_copy(update=changes))
+
+
+STILL = changed(RELEASE, crossover=0.0, mutation=0.0)
+
+
+def parents(seed: int, variation: Variation = RELEASE) -> tuple[Metric, Metric]:
     with seeded(seed):
         return random_metric(variation), random_metric(variation)
 
 
-def is_within_limits(metric: Metric, variation: Variation = VARIATION) -> bool:
-    small = metric.depth <= variation.max_depth and metric.size <= variation.max_size
+def children(
+    variation: Variation, count: int, first: Metric = FIRST, second: Metric = SECOND
+) -> list[Metric]:
+    """Children of two metrics, over some seeds."""
+    bred = []
+    for seed in range(count):
+        with seeded(seed):
+            bred.append(child_of(first, second, variation))
+    return bred
+
+
+def is_within_limits(metric: Metric, variation: Variation = RELEASE) -> bool:
+    small = metric.depth <= MAX_DEPTH and metric.size <= variation.search.max_size
     return small and not metric.problem
 
 
@@ -86,10 +96,10 @@ def test_seeded_puts_the_state_back_even_after_an_error():
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
-def test_a_metric_comes_back_from_its_tree_node_for_node(seed):
+def test_tree_gives_its_metric_back_node_for_node(seed):
     # Also from the tree of a set that its operators, leaves and numbers are not drawn from.
     for metric in (parents(seed)[0], parents(seed, EXTENDED)[0]):
-        for variation in (VARIATION, EXTENDED):
+        for variation in (RELEASE, EXTENDED):
             tree = to_tree(metric, variation.primitives)
             assert to_metric(tree) == metric
             assert (len(tree), tree.height) == (metric.size, metric.depth)
@@ -120,14 +130,14 @@ def test_random_metric_is_within_the_limits_and_the_initial_depths(seed):
 def test_random_metrics_reach_every_depth_and_every_primitive(variation):
     drawn = [parents(seed, variation)[0] for seed in range(800)]
     assert {metric.depth for metric in drawn} == {1, 2, 3}
-    name = "release" if variation is VARIATION else "extended"
+    name = "release" if variation is RELEASE else "extended"
     names = {node.name for metric in drawn for node in metric.nodes() if not node.is_constant}
     assert names == {*SETS[name], *LEAF_SETS[name]}
 
 
 def test_leaves_that_are_left_out_are_never_drawn():
     primitives = primitive_set("extended", ("D", "H", "G"))
-    variation = replace(EXTENDED, primitives=primitives, products=0.5)
+    variation = changed(replace(EXTENDED, primitives=primitives), products=0.5)
     names = {n.name for seed in range(800) for n in parents(seed, variation)[0].nodes()}
     assert names & set(LEAF_SETS["extended"]) == {*LEAF_SETS["extended"]} - {"D", "H", "G"}
 
@@ -149,7 +159,7 @@ def test_leaves_that_cannot_be_left_out_are_refused(name, without, message):
 
 @BOTH
 def test_products_are_two_or_three_factors_that_never_turn_the_order_round(variation):
-    products = replace(variation, products=1.0)
+    products = changed(variation, products=1.0)
     drawn = [parents(seed, products)[0] for seed in range(300)]
     sizes = set()
     for metric in drawn:
@@ -170,24 +180,26 @@ def factors_of(metric: Metric) -> list[Metric]:
     return [*factors_of(metric.operands[0]), metric.operands[1]]
 
 
-def test_a_fraction_of_random_metrics_are_products():
+def test_products_are_a_fraction_of_random_metrics():
     def count(fraction):
-        drawn = [parents(seed, replace(EXTENDED, products=fraction))[0] for seed in range(300)]
+        drawn = [parents(seed, changed(EXTENDED, products=fraction))[0] for seed in range(300)]
         return sum(len(factors_of(metric)) > 1 for metric in drawn)
 
     assert count(0.0) < 75 < count(0.5) < 225 < count(1.0)
 
 
-def test_random_metric_falls_back_to_magnitude_where_the_limits_allow_nothing():
+def test_random_metric_falls_back_where_the_limits_allow_nothing():
+    deep = changed(RELEASE, initial_depth=(7, 7), max_size=3)
     with seeded(0):
-        assert random_metric(replace(VARIATION, max_depth=0)) == Metric("W")
+        assert random_metric(deep) == Metric("W")
+        assert random_metric(replace(deep, comparable=True)) == Metric.parse("mul(W, G)")
 
 
 # Children
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6), st.sampled_from([VARIATION, EXTENDED]))
+@given(st.integers(0, 10**6), st.sampled_from([RELEASE, EXTENDED]))
 def test_child_is_within_the_limits_and_its_parents_are_unchanged(seed, variation):
     first, second = parents(seed, variation)
     texts = first.text, second.text
@@ -199,42 +211,30 @@ def test_child_is_within_the_limits_and_its_parents_are_unchanged(seed, variatio
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_each_mutation_alone_stays_within_the_limits(name):
-    variation = replace(EXTENDED, crossover=0, mutation=1, mutations={name: 1})
-    changed = 0
+def test_mutations_alone_each_stay_within_the_limits(name):
+    variation = changed(EXTENDED, crossover=0, mutation=1, mutations=[name])
+    different = 0
     # Hoisting changes about half of all trees, so which trees are drawn matters here.
     for seed in range(900, 1050):
         first, second = parents(seed, EXTENDED)
         with seeded(seed, 1):
             child = child_of(first, second, variation)
         assert is_within_limits(child)
-        changed += child != first
-    assert changed > 75
-
-
-def test_child_without_crossover_and_mutation_is_the_first_parent():
-    with seeded(0):
-        assert child_of(FIRST, SECOND, replace(VARIATION, crossover=0, mutation=0)) == FIRST
+        different += child != first
+    assert different > 75
 
 
 def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
     allowed = Counter(node.name for parent in (FIRST, SECOND) for node in parent.nodes())
-    children = set()
-    for seed in range(50):
-        with seeded(seed):
-            child = child_of(FIRST, SECOND, replace(VARIATION, crossover=1, mutation=0))
-        assert Counter(node.name for node in child.nodes()) <= allowed
-        children.add(child.text)
-    assert len(children) > 5
+    bred = children(changed(RELEASE, crossover=1, mutation=0), 50)
+    assert all(Counter(node.name for node in child.nodes()) <= allowed for child in bred)
+    assert len(set(bred)) > 5
 
 
 def children_by_exchange(first: str, second: str, variation: Variation = EXTENDED) -> set[str]:
-    exchange = replace(variation, crossover=1, exchange=1, mutation=0)
-    children = set()
-    for seed in range(300):
-        with seeded(seed):
-            children.add(child_of(Metric.parse(first), Metric.parse(second), exchange).text)
-    return children
+    exchange = changed(variation, crossover=1, exchange=1, mutation=0)
+    bred = children(exchange, 300, Metric.parse(first), Metric.parse(second))
+    return {child.text for child in bred}
 
 
 def test_exchange_inherits_each_factor_of_one_parent_or_not_and_those_of_both_always():
@@ -269,123 +269,120 @@ def test_exchange_of_metrics_that_are_no_products_joins_them_or_takes_one():
 
 
 def test_exchange_takes_apart_a_seed_whose_operators_are_not_in_the_set():
-    assert "quot" not in VARIATION.primitives.mapping
-    children = children_by_exchange("quot(W, colmean(W))", "mul(W, sqrt(X))", VARIATION)
+    assert "quot" not in RELEASE.primitives.mapping
+    children = children_by_exchange("quot(W, colmean(W))", "mul(W, sqrt(X))", RELEASE)
     assert "mul(quot(W, colmean(W)), sqrt(X))" in children
 
 
-def test_only_a_share_of_crossovers_exchange_factors():
-    first, second = Metric.parse("mul(W, sqrt(X))"), Metric.parse("mul(G, root4(I))")
-    whole = children_by_exchange(first.text, second.text)
+def test_exchange_is_a_share_of_crossovers():
+    first, second = "mul(W, sqrt(X))", "mul(G, root4(I))"
+    whole = children_by_exchange(first, second)
 
     def count(share):
-        children = []
-        for seed in range(200):
-            with seeded(seed):
-                variation = replace(EXTENDED, crossover=1, exchange=share, mutation=0)
-                children.append(child_of(first, second, variation).text)
-        return sum(child in whole for child in children)
+        variation = changed(EXTENDED, crossover=1, exchange=share, mutation=0)
+        bred = children(variation, 200, Metric.parse(first), Metric.parse(second))
+        return sum(child.text in whole for child in bred)
 
     assert count(0.0) < count(0.5) < count(1.0) == 200
 
 
-def test_child_where_no_draw_is_allowed_is_the_first_parent():
-    with seeded(0):
-        flat = replace(VARIATION, max_depth=1, crossover=0, mutation=0)
-        assert child_of(FIRST, SECOND, flat) == FIRST
+def test_child_without_variation_or_where_no_draw_is_allowed_is_the_first_parent():
+    assert set(children(STILL, 3)) == {FIRST}
+    assert set(children(changed(RELEASE, max_size=2, mutation=0), 3)) == {FIRST}
 
 
 def test_crossover_deeper_than_the_language_allows_is_never_read():
     chain = Metric("W")
     for _ in range(32):
         chain = Metric("tanh", (chain,))
-    with seeded(0):
-        for _ in range(30):
-            child = child_of(chain, chain, replace(VARIATION, crossover=1))
-            assert child == chain or is_within_limits(child)
+    bred = children(changed(RELEASE, crossover=1), 30, chain, chain)
+    assert all(child == chain or is_within_limits(child) for child in bred)
 
 
-def test_mutations_are_chosen_by_their_weights():
-    only_node = {"node": 1.0, "subtree": 0.0, "hoist": 0.0, "insert": 0.0}
-    variation = replace(VARIATION, crossover=0, mutation=1, mutations=only_node)
-    for seed in range(60):
-        with seeded(seed):
-            child = child_of(SECOND, FIRST, variation)
-        assert child.size == SECOND.size
+@BOTH
+def test_mutations_are_those_that_are_named_each_as_often_as_its_weight(variation, monkeypatch):
+    drawn = Counter()
+    for name in MUTATIONS:
 
+        def counted(tree, primitives, name=name):
+            drawn[name] += 1
+            return tree
 
-def test_mutation_with_all_weights_zero_does_nothing():
-    nothing = dict.fromkeys(MUTATIONS, 0.0)
-    with seeded(0):
-        child = child_of(FIRST, SECOND, replace(VARIATION, crossover=0, mutations=nothing))
-    assert child == FIRST
-
-
-def test_child_of_the_release_has_no_number_of_its_own():
-    only = dict.fromkeys(MUTATIONS, 0.0) | {"constant": 1.0}
-    for seed in range(60):
-        with seeded(seed):
-            assert child_of(FIRST, SECOND, replace(VARIATION, crossover=0, mutations=only)) == FIRST
-        with seeded(seed, 1):
-            child = child_of(FIRST, SECOND, VARIATION)
-        assert not any(node.is_constant for node in child.nodes())
+        monkeypatch.setitem(MUTATIONS, name, (counted, MUTATIONS[name][1]))
+    named = changed(variation, crossover=0, mutation=1, mutations=["node", "factor", "constant"])
+    children(named, 600)
+    # The release has no numbers to change.
+    expected = {"node": 100, "factor": 400, "constant": 100}
+    if variation is RELEASE:
+        expected = {"node": 120, "factor": 480}
+    assert drawn == pytest.approx(expected, rel=0.3)
 
 
 # Each mutation on the tree
 
 
 def mutated(name: str, seed: int) -> tuple[Metric, Metric]:
-    metric = parents(seed)[0]
+    metric, primitives = parents(seed)[0], RELEASE.primitives
+    mutate, _ = MUTATIONS[name]
     with seeded(seed, 2):
-        return metric, to_metric(MUTATIONS[name](to_tree(metric, PRIMITIVES), PRIMITIVES))
+        return metric, to_metric(mutate(to_tree(metric, primitives), primitives))
 
 
 def tunings(text: str, count: int = 60) -> set[str]:
     """Return what the constant mutation makes of a formula, over some seeds."""
     primitives, found = EXTENDED.primitives, set()
+    mutate, _ = MUTATIONS["constant"]
     for seed in range(count):
         with seeded(seed):
-            tree = MUTATIONS["constant"](to_tree(Metric.parse(text), primitives), primitives)
+            tree = mutate(to_tree(Metric.parse(text), primitives), primitives)
         found.add(to_metric(tree).text)
     return found
 
 
-def test_constant_mutation_tunes_one_number_by_the_few_factors():
-    # Of 7 nodes and 2 numbers the second is in focus.
-    assert tunings("add(mul(3, W), mul(0.6, G))") == {
-        f"add(mul(3, W), mul({tuned}, G))" for tuned in ("0.3", "0.5", "0.72", "1.2", "-0.6")
-    }
+FEW = ("0.5", "0.833", "1.2", "2", "-1")
 
 
-def test_constant_mutation_puts_a_factor_below_the_root_of_a_tree_without_numbers():
-    places = ("mul(mul({}, W), G)", "mul(W, mul({}, G))")
-    factors = ("0.5", "0.833", "1.2", "2", "-1")
-    assert tunings("mul(W, G)") == {place.format(f) for place in places for f in factors}
-    assert tunings("W") == {f"mul({factor}, W)" for factor in factors}
+@pytest.mark.parametrize(
+    ("text", "tuned", "numbers"),
+    [
+        # Of 7 nodes and 2 numbers the second is in focus.
+        (
+            "add(mul(3, W), mul(0.6, G))",
+            ["add(mul(3, W), mul({}, G))"],
+            ("0.3", "0.5", "0.72", "1.2", "-0.6"),
+        ),
+        # Without a number there comes a factor, below the root.
+        ("mul(W, G)", ["mul(mul({}, W), G)", "mul(W, mul({}, G))"], FEW),
+        ("W", ["mul({}, W)"], FEW),
+        # What is beyond the language's numbers stays.
+        ("mul(1e38, W)", ["mul({}, W)"], ("5e+37", "8.33e+37", "1e+38", "-1e+38")),
+        ("add(0, W)", ["add({}, W)"], ("0",)),
+    ],
+)
+def test_constant_mutation_tunes_one_number_by_the_few_factors(text, tuned, numbers):
+    assert tunings(text) == {formula.format(number) for formula in tuned for number in numbers}
 
 
-def test_constant_mutation_stays_within_the_numbers_of_the_language():
-    assert tunings("mul(1e38, W)") <= {
-        f"mul({x}, W)" for x in ("5e+37", "8.33e+37", "1e+38", "-1e+38")
-    }
-    assert tunings("add(0, W)") == {"add(0, W)"}
+def test_node_mutation_changes_one_node_and_no_shape():
+    for before, after in (mutated("node", seed) for seed in range(0, 90, 3)):
+        pairs = list(zip(before.nodes(), after.nodes(), strict=True))
+        assert sum(one.name != other.name for one, other in pairs) <= 1
+        assert all(len(one.operands) == len(other.operands) for one, other in pairs)
 
 
-@pytest.mark.parametrize("seed", range(0, 90, 3))
-def test_node_mutation_changes_one_node_and_no_shape(seed):
-    before, after = mutated("node", seed)
-    pairs = list(zip(before.nodes(), after.nodes(), strict=True))
-    assert sum(one.name != other.name for one, other in pairs) <= 1
-    assert [len(one.operands) for one, _ in pairs] == [len(other.operands) for _, other in pairs]
-
-
-def test_hoist_mutation_never_grows_and_nearly_always_shrinks():
-    sizes = [
-        (before.size, after.size) for before, after in (mutated("hoist", s) for s in range(90))
-    ]
-    assert all(after <= before for before, after in sizes)
+def test_hoist_insert_and_subtree_mutation_change_the_size_as_they_should():
+    shrunk = 0
+    for seed in range(90):
+        before, after = mutated("hoist", seed)
+        assert after.size <= before.size
+        shrunk += after.size < before.size
+        before, after = mutated("insert", seed)
+        assert after.size > before.size
+        assert Counter(n.name for n in before.nodes()) <= Counter(n.name for n in after.nodes())
+        before, after = mutated("subtree", seed)
+        assert after.size <= before.size - 1 + 7  # a tree of depth 2 at most
     # DEAP's operator leaves trees of depth 1 and roots alone.
-    assert sum(after < before for before, after in sizes) > 30
+    assert shrunk > 30
 
 
 def test_factor_mutation_keeps_the_tree_and_multiplies_or_divides_a_part_of_it():
@@ -401,95 +398,68 @@ def test_factor_mutation_keeps_the_tree_and_multiplies_or_divides_a_part_of_it()
     assert 60 < whole < 190
 
 
-@pytest.mark.parametrize("name", ["extended", "release"])
-def test_a_factor_is_the_worth_of_a_row_an_input_or_a_layer_or_a_relative_matrix(name):
-    primitives = primitive_set(name)
+@BOTH
+def test_factor_mutation_draws_the_worth_of_a_row_an_input_or_a_layer_or_a_relative_matrix(
+    variation,
+):
+    mutate, _ = MUTATIONS["factor"]
     factors = []
     for seed in range(400):
         with seeded(seed):
-            tree = MUTATIONS["factor"](to_tree(Metric.parse("W"), primitives), primitives)
-        operator, factor = to_metric(tree), to_metric(tree).operands[1]
-        assert operator.name in ("mul", "quot")
-        assert factor.never_negative
-        factors.append(factor)
-    by_weight = [factor for factor in factors if factor.shape == MATRIX]
-    assert all(re.search(r"quot\((.), (row|col)mean\(\1\)\)", f.text) for f in by_weight)
-    assert bool(by_weight) == (name == "extended")
-    factors = [factor for factor in factors if factor.shape != MATRIX]
-    assert {factor.shape for factor in factors} == (
-        {PER_INPUT, PER_OUTPUT, NUMBER} if name == "extended" else {PER_INPUT}
-    )
-    signed = [f.text for f in factors if "M" in f.leaves]
-    assert all(re.search(r"quot\(M, [WG]\)", text) for text in signed)
-    assert bool(signed) == (name == "extended")
-    relative = [f for f in factors if "div(" in f.text]
-    assert relative and all(f.text.count("div(") == 1 for f in relative)
-    assert len({factor.text for factor in factors}) >= (150 if name == "extended" else 8)
-
-
-def test_insert_mutation_never_shrinks_and_keeps_every_leaf():
-    for seed in range(90):
-        before, after = mutated("insert", seed)
-        assert after.size > before.size
-        assert Counter(n.name for n in before.nodes()) <= Counter(n.name for n in after.nodes())
-
-
-def test_subtree_mutation_grows_by_a_tree_of_depth_2_at_most():
-    for seed in range(90):
-        before, after = mutated("subtree", seed)
-        assert after.size <= before.size - 1 + 7
+            tree = mutate(to_tree(Metric("W"), variation.primitives), variation.primitives)
+        product = to_metric(tree)
+        assert product.name in ("mul", "quot")
+        factors.append(product.operands[1])
+    assert all(factor.never_negative for factor in factors)
+    matrices = [factor.text for factor in factors if factor.shape == MATRIX]
+    assert all(re.search(r"quot\((.), (row|col)mean\(\1\)\)", text) for text in matrices)
+    shapes = {factor.shape for factor in factors}
+    if variation is RELEASE:
+        assert shapes == {PER_INPUT}
+    else:
+        assert shapes == {MATRIX, PER_INPUT, PER_OUTPUT, NUMBER}
+        assert len(set(factors)) > 150
 
 
 # Parents
 
 
-def test_choose_parents_draws_two_different_members_from_the_best_of_the_pool():
-    population = list(range(20))
-    for seed in range(200):
-        with seeded(seed):
-            first, second = choose_parents(population, 1.0, 4, lambda member: -member)
-        assert first != second
-        assert {first, second} <= {16, 17, 18, 19}
-
-
-def test_choose_parents_draws_the_pool_before_it_cuts():
-    population = list(range(20))
+def test_choose_parents_draws_two_different_members_from_the_best_of_a_random_half():
     drawn = set()
     for seed in range(400):
         with seeded(seed):
-            drawn.update(choose_parents(population, 0.25, 2, lambda member: member))
-    # The two best of five: the worst three of twenty can never be among them.
-    assert drawn <= set(range(17))
-    assert max(drawn) > 8
+            first, second = choose_parents(range(20), best=2)
+        assert first != second
+        drawn |= {first, second}
+    # The two best of ten: the worst eight of twenty can never be among them.
+    assert drawn <= set(range(12))
+    assert max(drawn) > 4
 
 
-def test_choose_parents_takes_a_lone_member_twice():
-    assert choose_parents(("a",), 0.5, 10, str) == ("a", "a")
-
-
-@pytest.mark.parametrize(("pool", "best"), [(0.01, 10), (1.0, 2)])
-def test_choose_parents_works_with_two_members(pool, best):
+@pytest.mark.parametrize("best", [2, 10])
+def test_choose_parents_takes_both_of_two_and_a_lone_member_twice(best):
     for seed in range(5):
         with seeded(seed):
-            assert set(choose_parents(("a", "b"), pool, best, str)) == {"a", "b"}
+            assert set(choose_parents(("a", "b"), best)) == {"a", "b"}
+            assert choose_parents(("a",), best) == ("a", "a")
 
 
 # Units
 
 
-COMPARABLE = replace(EXTENDED, comparable=True, max_size=25, max_depth=8)
+COMPARABLE = changed(replace(EXTENDED, comparable=True), max_size=25)
 
 
 def test_comparable_trees_and_children_have_no_units_and_stay_within_the_limits():
-    changed = 0
+    different = 0
     for seed in range(100):
         first, second = parents(seed, COMPARABLE)
         with seeded(seed, 1):
             child = child_of(first, second, COMPARABLE)
         assert all(metric.is_comparable for metric in (first, second, child))
         assert is_within_limits(child, COMPARABLE)
-        changed += child != first
-    assert changed > 50
+        different += child != first
+    assert different > 50
     with_units = [parents(seed, EXTENDED)[0] for seed in range(100)]
     assert sum(metric.is_comparable for metric in with_units) < 30
 

@@ -14,8 +14,7 @@ from toy_setup import made_of
 
 from pruning.criterion import Criterion
 from pruning.models import linear_layers
-from search.pool.cluster import ray
-from search.pool.protocol import PoolError
+from search.pool.pool import PoolError
 from search.population import Candidate
 from search.resident import Memory, Subject
 
@@ -31,7 +30,7 @@ def one_model(tmp_path):
     return setup, [evaluator.evaluate(Candidate(index, WANDA)) for index in range(2)]
 
 
-def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
+def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
     setup, expected = one_model
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=0) as cluster, pool_of(cluster, setup) as pool:
@@ -59,7 +58,7 @@ def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         assert outcomes_of(pool, [Candidate(2, WANDA)])[0] == expected[0]
 
 
-def test_without_any_node_the_pool_gives_up_in_time(tmp_path, one_model):
+def test_pool_without_any_node_gives_up_in_time(tmp_path, one_model):
     setup, _ = one_model
     with cluster_of(tmp_path, num_cpus=0) as made, pool_of(made, setup, wait=3.0) as pool:
         began = time.monotonic()
@@ -68,30 +67,26 @@ def test_without_any_node_the_pool_gives_up_in_time(tmp_path, one_model):
         assert 3 < time.monotonic() - began < 10
 
 
-def test_a_cluster_that_is_full_is_waited_for_and_no_longer(tmp_path, one_model):
+def test_full_cluster_is_waited_for_and_no_longer(tmp_path, one_model):
     setup, _ = one_model
 
-    @ray.remote(num_cpus=1)
-    class Other:
-        def ready(self):
-            return True
-
-    with cluster_of(tmp_path, num_cpus=1) as made, pool_of(made, setup, wait=5.0) as pool:
-        other = Other.remote()
-        assert ray.get(other.ready.remote())
-        while any(node.free for node in made.connected.capacities(1, 0).values()):
-            time.sleep(0.1)  # what is known of nodes is some seconds old
+    with (
+        cluster_of(tmp_path, num_cpus=1) as made,
+        pool_of(made, setup) as other,
+        pool_of(made, setup, wait=5.0) as pool,
+    ):
+        other.model_digest(0)
+        time.sleep(5)  # what is known of nodes is some seconds old
         with pytest.raises(PoolError, match="no worker for 5 s"):
             pool.model_digest(0)
-        ray.kill(other)
 
 
-def test_a_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_path, one_model):
+def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_path, one_model):
     setup, _ = one_model
     # Three of 0.6 fit two GPUs by their sum, and two in truth.
     with (
         cluster_of(tmp_path, num_cpus=4, num_gpus=2) as made,
-        pool_of(made, setup, gpus=0.6) as pool,
+        pool_of(made, setup, gpus_per_worker=0.6) as pool,
     ):
         until(pool, lambda: pool.staff.ready == 2)
         for _ in range(10):
@@ -120,7 +115,7 @@ def test_workers_that_cannot_start_again_end_the_run_and_blame_no_candidate(tmp_
     toy_model("llama", vocab_size=256).save_pretrained(folder)
     setup = replace(embedded_setup(), subjects=(Subject(str(folder), "float32"),))
     orders = Orders(tmp_path)
-    with cluster_of(tmp_path, num_cpus=1) as made, pool_of(made, setup, ships=False) as pool:
+    with cluster_of(tmp_path, num_cpus=1) as made, pool_of(made, setup, ship_model=False) as pool:
         brief(pool, setup)
         orders.give("hold-0")
         pool.submit(Candidate(0, WANDA))
@@ -135,7 +130,7 @@ def test_workers_that_cannot_start_again_end_the_run_and_blame_no_candidate(tmp_
 
 
 @pytest.mark.parametrize("ships", [True, False])
-def test_a_further_worker_costs_its_pruned_copy_and_little_else(tmp_path, ships):
+def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path, ships):
     folder = tmp_path / "model"
     model = toy_model(
         "llama", vocab_size=256, hidden_size=1024, intermediate_size=3072, num_hidden_layers=4
@@ -154,13 +149,16 @@ def test_a_further_worker_costs_its_pruned_copy_and_little_else(tmp_path, ships)
     cores = {"num_cpus": 2, "object_store_memory": 1 << 30}
     with (
         cluster_of(orders.folder, **cores) as made,
-        pool_of(made, setup, ships=ships) as pool,
+        pool_of(made, setup, ship_model=ships) as pool,
     ):
         brief(pool, setup)
         until(pool, lambda: pool.staff.ready == 2)
         outcomes_of(pool, [Candidate(index, SNIP) for index in range(8)])
-        until(pool, lambda: set(orders.doers("ping")) == set(orders.doers("start")))
-        libraries, now = orders.memory("start"), orders.memory("ping")
+        orders.give("hold-8", "hold-9")
+        for index in (8, 9):
+            pool.submit(Candidate(index, SNIP))
+        until(pool, lambda: orders.doers("8") and orders.doers("9"))
+        libraries, now = orders.memory("start"), orders.memory("8") | orders.memory("9")
     own = {pid: now[pid] - libraries[pid] for pid in now}
     assert len(own) == 2
     # As large as that each: weights, dense copy, and two matrices of statistics. The rest is what

@@ -15,9 +15,15 @@ from toy_setup import made_of
 from pruning.criterion import Criterion
 from pruning.masks import NOfM
 from search.fitness import Task
-from search.pool import worker_pool
-from search.pool.jobs import MOST
-from search.pool.protocol import LossRequest, MaskRequest
+from search.pool import pool as pools
+from search.pool.pool import MOST
+from search.pool.requests import (
+    CollectStatistics,
+    CompareMasks,
+    ProbeTensors,
+    WindowLosses,
+    perform,
+)
 from search.population import Candidate
 from search.resident import Subject
 
@@ -90,13 +96,12 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     outcomes = outcomes_of(pool, [*same, constant])
     assert outcomes == [here.evaluate(candidate) for candidate in [*same, constant]]
     assert (outcomes[0].tokens, outcomes[6].kind) == (2 * 32 + 2 * 16, "degenerate")
-    requests = [LossRequest(task, "report", SNIP) for task in (1, 0)]
-    assert pool.losses(requests) == [here.losses(task, "report", SNIP) for task in (1, 0)]
-    assert pool.zeros_and_overlap([MaskRequest(0, WANDA, SNIP)]) == [
-        here.zeros_and_overlap(0, WANDA, SNIP)
-    ]
+    requests = [WindowLosses(task, "report", SNIP) for task in (1, 0)]
+    assert pool.ask(requests) == [here.losses(task, "report", SNIP) for task in (1, 0)]
+    compared = pool.ask([CompareMasks(0, WANDA, SNIP)])
+    assert compared == [here.zeros_and_overlap(0, WANDA, SNIP)]
     assert [pool.model_digest(subject) for subject in range(2)] == list(here.digests)
-    probe, expected = pool.probe_tensors(1), here.probe_tensors(1)
+    (probe,), expected = pool.ask([ProbeTensors(1)]), here.probe_tensors(1)
     assert probe.keys() == expected.keys()
     assert all(torch.equal(probe[key], expected[key]) for key in probe)
 
@@ -108,16 +113,17 @@ def test_timings_tell_seconds_peak_memory_and_worker(pool):
     assert arrival.timing["peak_mib"] > 50
 
 
-def test_a_wrong_value_in_a_call_is_one_line(pool):
-    with pytest.raises(ValueError, match=r"^a worker failed in losses: ValueError: ") as error:
-        pool.losses([LossRequest(0, "report", Criterion(WANDA.metric, "none"))])
+def test_wrong_value_in_a_request_is_one_line(pool):
+    line = r"^a worker failed in WindowLosses: ValueError: "
+    with pytest.raises(ValueError, match=line) as error:
+        pool.ask([WindowLosses(0, "report", Criterion(WANDA.metric, "none"))])
     assert "\n" not in str(error.value)
 
 
 # Workers that are killed, stopped and starved
 
 
-def test_a_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool, here, orders):
+def test_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool, here, orders):
     before = dict(pool.staff.faults)
     orders.give("hold-0")
     pool.submit(Candidate(0, WANDA))
@@ -130,7 +136,7 @@ def test_a_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(po
     assert faults_since(pool, before) == {"lost": 4}
 
 
-def test_a_candidate_that_kills_every_worker_fails_while_others_do_not(
+def test_candidate_that_kills_every_worker_fails_while_others_do_not(
     pool, here, orders, monkeypatch
 ):
     monkeypatch.setitem(MOST, "lost", 3)
@@ -150,11 +156,9 @@ def test_a_candidate_that_kills_every_worker_fails_while_others_do_not(
     assert faults_since(pool, before) == {"lost": times}
 
 
-def test_a_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(
-    pool, here, orders, monkeypatch
-):
-    monkeypatch.setattr(worker_pool, "GRACE", 5.0)
-    monkeypatch.setattr(worker_pool, "FACTOR", 0.0)
+def test_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(pool, here, orders, monkeypatch):
+    monkeypatch.setattr(pools, "GRACE", 5.0)
+    monkeypatch.setattr(pools, "FACTOR", 0.0)
     before = dict(pool.staff.faults)
     orders.give("hold-0")
     pool.submit(Candidate(0, WANDA))
@@ -167,7 +171,7 @@ def test_a_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(
     until(pool, lambda: is_gone(stopped), 20)
 
 
-def test_a_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
+def test_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
     before = dict(pool.staff.faults)
     orders.give("break-0")
     candidates = [Candidate(index, WANDA) for index in range(6)]
@@ -178,33 +182,27 @@ def test_a_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders
     until(pool, lambda: is_gone(broken), 20)
 
 
-def test_a_worker_that_is_killed_while_it_waits_is_replaced_and_no_candidate_is_charged(
-    pool, orders
-):
-    before = dict(pool.staff.faults)
-    until(pool, lambda: len(set(orders.doers("ping"))) == 2)
-    os.kill(orders.doers("ping")[-1], signal.SIGKILL)
-    until(pool, lambda: faults_since(pool, before) == {"lost": 1}, 10)
-    until(pool, lambda: pool.staff.ready == 2)
+REQUESTS = [CollectStatistics(0), ProbeTensors(0), WindowLosses(0, "report", WANDA)]
 
 
-@pytest.mark.parametrize("method", ["collect_statistics", "probe_tensors", "losses"])
-def test_a_call_whose_worker_is_killed_is_done_again(pool, here, orders, method):
-    orders.give(f"hold-{method}")
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
+def test_request_whose_worker_is_killed_is_done_again(pool, here, orders, request_):
+    name = type(request_).__name__
+    orders.give(f"hold-{name}")
 
     def kill():
-        while not orders.doers(method):
+        while not orders.doers(name):
             time.sleep(0.02)
-        os.kill(orders.doers(method)[0], signal.SIGKILL)
-        orders.withdraw(f"hold-{method}")
+        os.kill(orders.doers(name)[0], signal.SIGKILL)
+        orders.withdraw(f"hold-{name}")
 
     killer = threading.Thread(target=kill)
     killer.start()
-    if method == "losses":
-        assert pool.losses([LossRequest(0, "report", WANDA)]) == [here.losses(0, "report", WANDA)]
-    else:
-        found, expected = getattr(pool, method)(0), getattr(here, method)(0)
+    (found,), (expected, _) = pool.ask([request_]), perform(here, request_)
+    if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in found)
+    else:
+        assert found == expected
     killer.join()
-    assert len(orders.doers(method)) == 2
+    assert len(orders.doers(name)) == 2

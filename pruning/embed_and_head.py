@@ -1,0 +1,117 @@
+"""The two passes around the decoder blocks: embedding of the tokens, and the head's logits.
+
+All arguments of a block's call are captured as they are, so that a new keyword in
+transformers needs no change here.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.models import decoder_blocks, family_of
+
+HEAD_TOKENS = 256
+"""Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all."""
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What one decoder block was called with besides the hidden states."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """Return the block's output hidden states, (batch, tokens, hidden_size)."""
+        output = block(hidden, *self.arguments, **self.keywords)
+        return output if isinstance(output, Tensor) else output[0]
+
+
+@torch.no_grad()
+def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
+    """Return what the decoder blocks of a model are called with on windows.
+
+    No block runs: each is replaced by a stub.
+
+    Args:
+        windows: Token ids, (N, T), on the model's device.
+
+    Returns:
+        The N hidden states that enter the first block, each (1, T, hidden_size), and the call of
+        every block. Without padding that call depends on the windows' length alone.
+    """
+    hidden: list[Tensor] = []
+    stubs = [_Stub() for _ in decoder_blocks(model)]
+    with _in_place_of_blocks(model, stubs):
+        for window in windows:
+            model.base_model(input_ids=window[None], use_cache=False)
+            hidden.append(stubs[0].hidden)
+    return hidden, [stub.call for stub in stubs if len(windows)]
+
+
+def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tensor:
+    """Return what enters the head, (1, T, hidden_size), from what the last block returned.
+
+    Args:
+        window: The token ids, (T,); only their number matters.
+        hidden: The last block's output, (1, T, hidden_size). Gradients flow back to it.
+    """
+    stubs = [_Stub(hidden) for _ in decoder_blocks(model)]
+    with _in_place_of_blocks(model, stubs):
+        states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]
+    return states
+
+
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Return the logits, (T, vocabulary) in fp32, of states that enter the head, (T, hidden)."""
+    return _capped(model, model.get_output_embeddings()(states).float())
+
+
+def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
+    """Yield the logits of states that enter the head, (T, hidden), in order, some tokens at a time.
+
+    Each part is (tokens, vocabulary) in fp32. On the CPU parts are small enough to stay in the
+    cache while they are used.
+    """
+    head = model.get_output_embeddings()
+    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
+    for chunk in states.split(HEAD_TOKENS):
+        for part in head(chunk).split(tokens):
+            yield _capped(model, part.float())
+
+
+def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    # As in the model's own forward: Gemma3ForConditionalGeneration ignores its text part's cap.
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+class _Stub(nn.Module):
+    """Replaces a decoder block: records its call and returns its input, or a given tensor."""
+
+    def __init__(self, returned: Tensor | None = None) -> None:
+        super().__init__()
+        self._returned = returned
+
+    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        self.hidden, self.call = hidden, BlockCall(arguments, keywords)
+        return hidden if self._returned is None else self._returned
+
+
+@contextmanager
+def _in_place_of_blocks(model: PreTrainedModel, stubs: Sequence[nn.Module]) -> Iterator[None]:
+    blocks = model.get_submodule(family_of(model.config).blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    real = list(blocks)
+    try:
+        for i, stub in enumerate(stubs):
+            blocks[i] = stub
+        yield
+    finally:
+        for i, block in enumerate(real):
+            blocks[i] = block

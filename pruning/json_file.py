@@ -1,0 +1,48 @@
+"""Reads JSON files, up to one limit of size and of depth, and says in one line what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 20_000_000
+"""Longest text or JSON file that is read: a checkpoint of about ten thousand metrics."""
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        ValueError: If it is longer than `MOST_BYTES`, or no UTF-8.
+        OSError: If it cannot be read.
+    """
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"file {str(path)!r} is longer than {MOST_BYTES} bytes: not read")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"file {str(path)!r} must be UTF-8 text: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; raises as `read_text` and `parse_object`."""
+    return parse_object(read_text(path), f"file {str(path)!r}")
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """Return the JSON object that a text is.
+
+    Args:
+        what: What an error calls the text.
+
+    Raises:
+        ValueError: If it is no JSON, is nested too deeply, or is something else than an object.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must hold a JSON object, got a list or a value")
+    return content

@@ -1,0 +1,262 @@
+"""What `run_prune.py` does: plan a request, carry it out, or verify a result."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.corpus import Windows, special_note
+from evaluation.mixture import Mixture, cut_all
+from evaluation.perplexity import losses_of, perplexity
+from pruning.checkpoint import Checkpoint, open_checkpoint
+from pruning.folder_store import FolderStore
+from pruning.memory import keep_freed_memory
+from pruning.output.folder import REPORT, WorkFolder, work_folder
+from pruning.output.kept_statistics import kept_statistics
+from pruning.output.options import read_recipe
+from pruning.output.request import Request
+from pruning.output.save import save_result
+from pruning.output.verify import RECIPE, Inspector, verify_result
+from pruning.progress import Progress, shown_progress, step
+from pruning.pruner import prune
+from pruning.spool import DiskSpool, Spool
+from pruning.store import all_layers
+from pruning.unloaded import UnloadedModel
+from pruning.walk import Texts
+
+_DECIDES = (
+    "metric",
+    "group",
+    "pattern",
+    "sparsity",
+    "propagation",
+    "calibration",
+    "dtype",
+    "device",
+)
+"""What a result depends on, of all that its recipe says."""
+
+
+def validate(request: Request) -> dict[str, Any]:
+    """Cut the windows of local texts, and print the plan and what was not checked."""
+    _say("note", request.notes)
+    unchecked: list[str] = []
+    for texts in request.texts.values():
+        for text in texts:
+            if notes := text.check():
+                print(*notes, sep="\n")
+                unchecked += notes
+            else:
+                _windows(request.model, [text])
+    _say("warning", request.warnings)
+    plan = request.plan.lines()
+    print(*plan, sep="\n")
+    print(f"valid: {request}; nothing was loaded or written")
+    return {
+        "options": request.options.to_json(),
+        "plan": plan,
+        "not_checked": unchecked,
+        "warnings": request.warnings,
+    }
+
+
+def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) -> dict[str, Any]:
+    """Measure, prune, measure again and save, in as few walks as the recipe allows.
+
+    Args:
+        expected: sha256 of the files that the result should have, by name, if known.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        FolderMismatchError: If a folder belongs to another request or cannot be written.
+        ValueError: If a text is too short, scores make no mask, or memory runs out.
+    """
+    model = request.model
+    _say("note", request.notes)
+    with step("reading the texts"):
+        windows = {role: _windows(model, texts) for role, texts in request.texts.items()}
+    checkpoint = open_checkpoint(model.name)
+    warnings = [*request.warnings, *_special(model, windows)]
+    _say("warning", warnings)  # now as well as at the end, which may be hours away
+    calibration = windows.get("calibration")
+    recipe = request.papers(calibration.provenance if calibration else None)
+    identity = {key: recipe[key] for key in _DECIDES}
+    identity["model"] = checkpoint.fingerprint()
+    identity["evaluation"] = windows["evaluation"].provenance
+    store = _store(request, checkpoint)
+    for line in (f"pruning: {request}", *request.plan.lines()):
+        print(line, file=sys.stderr)
+    if request.plan.has_room_for_gaps:
+        keep_freed_memory()
+    statistics = kept_statistics(request.statistics, identity, store)
+    with (
+        _out_of_memory_in_one_line(),
+        shown_progress() as progress,
+        work_folder(request.out, identity, resume) as work,
+    ):
+        if not work.is_whole:
+            inspector = Inspector(model.config, all_layers(store), request.recipe.target)
+            store.on_shard = inspector.look  # while the shard is in the system's cache
+            _prune(request, store, windows, work, statistics, progress)
+            report = _measured(work, windows["evaluation"], model) | {"warnings": warnings}
+            save_result(store, model.tokenizer, recipe, report, inspector, progress)
+        report = work.publish()
+    _print_outcome(request.out, report)
+    figures = {key: value for key, value in report.items() if key != "layers"}
+    group = {"group": request.recipe.target.group_name}
+    summary = _summary(request.out, report)
+    return summary | figures | group | _comparison(request.out, expected)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check a pruned model's folder against its report; return what `--json` prints."""
+    with shown_progress() as progress:
+        report = verify_result(folder, progress)
+    print(f"{folder}: {_counts(report)}; counts and checksums are as reported")
+    return _summary(folder, report)
+
+
+def _store(request: Request, checkpoint: Checkpoint) -> FolderStore:
+    return FolderStore(
+        checkpoint,
+        request.model.config,
+        request.model.dtype,
+        request.model.device,
+        shards=WorkFolder(request.out).result,
+        held=request.plan.held,
+    )
+
+
+@contextmanager
+def _out_of_memory_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of memory: use a smaller --seqlen, or --device cpu ({error})"
+        ) from error
+
+
+def _say(kind: str, lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"{kind}: {line}", file=sys.stderr)
+
+
+def _special(model: UnloadedModel, windows: Mapping[str, Windows]) -> list[str]:
+    """Return a warning if special tokens stand in the calibration text."""
+    calibration = windows.get("calibration")
+    note = special_note(calibration.tokens, model.tokenizer) if calibration else None
+    return [note] if note else []
+
+
+def _windows(model: UnloadedModel, texts: Sequence[Mixture]) -> Windows:
+    return cut_all(texts, model.tokenizer)
+
+
+def _prune(
+    request: Request,
+    store: FolderStore,
+    windows: Mapping[str, Windows],
+    work: WorkFolder,
+    statistics: Spool | None,
+    progress: Progress,
+) -> None:
+    """Walk the blocks, and save each text's losses as soon as they are known."""
+    tokens = windows["evaluation"].tokens
+    known_losses = work.losses()
+
+    def measure(
+        name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
+    ) -> None:
+        stage, total = f"{name} perplexity", len(tokens)
+        losses = losses_of(states, logits, tokens, lambda done: progress(stage, done, total))
+        work.keep_losses(name, losses.tolist())
+
+    texts = Texts(
+        windows["calibration"].tokens if "calibration" in windows else tokens[:0],
+        {name: tokens for name in ("dense", "pruned") if name not in known_losses},
+        measure,
+    )
+    if statistics is None and request.plan.statistics_on_disk:
+        statistics = DiskSpool(work.statistics)
+    states: Spool = DiskSpool(work.states, fresh=True) if request.plan.states_on_disk else {}
+    prune(store, request.recipe, texts, states, statistics, progress)
+    work.forget_work()
+
+
+def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> dict[str, Any]:
+    """Return what the report says of perplexity."""
+    losses = {name: torch.tensor(values).double() for name, values in work.losses().items()}
+    kinds = torch.tensor(evaluation.kinds)
+    by_text = [
+        {"corpus": part["corpus"], "split": part["split"]}
+        | {name: perplexity(values[kinds == kind]) for name, values in losses.items()}
+        for kind, part in enumerate(evaluation.parts)
+    ]
+    return {
+        "dense_perplexity": perplexity(losses["dense"]),
+        "pruned_perplexity": perplexity(losses["pruned"]),
+        "perplexity_of": {**evaluation.provenance, "dtype": model.dtype},
+        "by_text": by_text,
+    }
+
+
+def _counts(report: Mapping[str, Any]) -> str:
+    layers = report["layers"]
+    zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
+    return f"{len(layers)} layers, {zeros / size:.2%} zeros, {report['pattern']}"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _print_outcome(out: Path, report: Mapping[str, Any]) -> None:
+    source = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
+    source = source.format(**report["perplexity_of"])
+    _say("warning", report["warnings"])
+    for name in ("dense", "pruned"):
+        print(f"{name + ' perplexity':17} {_number(report[f'{name}_perplexity'])} ({source})")
+    for text in report["by_text"] if len(report["by_text"]) > 1 else []:
+        both = ", ".join(f"{name} {_number(text[name])}" for name in ("dense", "pruned"))
+        print(f"  of {text['corpus']}, split {text['split']}: {both}")
+    print(f"saved: {out} ({_counts(report)})")
+    print(f"verify: python run_prune.py --verify {shlex.quote(str(out))}")
+
+
+def _summary(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pruned model's paths and counts."""
+    layers = report["layers"]
+    return {
+        "out": str(folder),
+        "report": str(folder / REPORT),
+        "recipe": str(folder / RECIPE),
+        "pattern": report["pattern"],
+        "layers": len(layers),
+        "zeros": sum(layer["zeros"] for layer in layers),
+        "weights": sum(layer["size"] for layer in layers),
+    }
+
+
+def _comparison(folder: Path, expected: Mapping[str, str] | None) -> dict[str, Any]:
+    """Print whether a result has the files that its recipe names; return that for `--json`."""
+    if expected is None:
+        return {}
+    _, sums = read_recipe(folder / RECIPE)
+    differing = sorted(name for name in {*sums, *expected} if sums.get(name) != expected.get(name))
+    if differing:
+        line = (
+            f"{len(differing)} of {len(sums)} files differ from the recipe's, {differing[0]} "
+            "first: the model, the texts, the options or the versions are not the same"
+        )
+        _say("warning", [line])
+    else:
+        print("repeated: all files match the recipe's, byte for byte")
+    return {"repeated": not differing}

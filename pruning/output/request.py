@@ -1,0 +1,231 @@
+"""A pruning request: its options, checked and planned before any weight is read."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from evaluation.corpus import Provenance, check_disjoint
+from evaluation.mixture import EVAL_WINDOWS, Mixture, calibration_text, evaluation_texts
+from pruning.masks import resolve_target
+from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
+from pruning.model_name import split_revision, with_revision
+from pruning.models import EMBEDDED
+from pruning.output.folder import check_output_folder
+from pruning.output.options import Options
+from pruning.progress import step
+from pruning.pruner import check_layers
+from pruning.recipe import Recipe
+from pruning.sizes import Load, Plan, parse_size, plan_pruning, sizes_of, values_of
+from pruning.unloaded import UnloadedModel, resolve_model
+
+SAMPLES = 128
+"""Calibration windows where nothing else is said."""
+
+ONE_KIND = (
+    "statistics from one kind of text: the model may get worse on all others. Calibrated on "
+    "encyclopaedia text alone, a model went from perplexity 5.2 on documentation to 8.7 with wanda "
+    "and 20.1 with snip; with half of each kind, to 7.6 and 8.1. Repeat --corpus to add kinds"
+)
+"""A warning; measured on a model of 1.5B parameters (docs/APPLY.md)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request.
+
+    Attributes:
+        options: As they were given, and with what their names stand for: a hub model's commit, the
+            metric's formula and group, the dtype.
+        calibration: The text for the statistics; None if the metric needs none.
+        evaluation: The texts to measure perplexity on.
+        statistics: Where statistics are kept; None for nowhere.
+        notes: On choices that a user may not expect.
+    """
+
+    options: Options
+    model: UnloadedModel
+    metric: ResolvedMetric
+    recipe: Recipe
+    calibration: Mixture | None
+    evaluation: tuple[Mixture, ...]
+    out: Path
+    statistics: Path | None
+    plan: Plan
+    notes: tuple[str, ...]
+
+    @property
+    def texts(self) -> dict[str, tuple[Mixture, ...]]:
+        """The texts to read, by role."""
+        texts = {"calibration": (self.calibration,)} if self.calibration else {}
+        return {**texts, "evaluation": self.evaluation}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons to trust the perplexities less."""
+        places = {role: [p for t in texts for p in t.places] for role, texts in self.texts.items()}
+        overlaps = check_disjoint(places)
+        warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
+        one_kind = self.calibration and len(self.calibration.parts) == 1
+        return [*warnings, ONE_KIND] if one_kind and self.model.name != EMBEDDED else warnings
+
+    def papers(self, calibration: Provenance | None) -> dict[str, Any]:
+        """Return what `pruning_recipe.json` says before there is a result.
+
+        Args:
+            calibration: Where the calibration windows come from; None if there are none.
+        """
+        return {
+            "schema": SCHEMA,
+            **self.options.to_json(),
+            "group": self.recipe.target.group_name,
+            "tree": self.recipe.metric.to_release_json(),
+            "metric_source": self.metric.source,
+            "calibration": dict(calibration) if calibration else None,
+            "device": self.model.device,
+        }
+
+    def __str__(self) -> str:
+        target = self.recipe.target
+        group = f" per {target.group_name}" if target.group_name else ""
+        return (
+            f"{self.model.name} ({self.model.dtype}, {self.model.device}) by "
+            f"{self.recipe.metric.text}: {target.sparsity:.1%}, {target.pattern_text}{group}, "
+            f"{self.recipe.propagation}"
+        )
+
+
+def make_request(
+    options: Options,
+    out: Path | None,
+    device: str | None,
+    max_memory: str | None,
+    statistics: Path | None,
+    resume: bool,
+) -> Request:
+    """Check a request and plan it without reading any weight.
+
+    Raises:
+        ValueError: If an option breaks its rule, or options contradict each other.
+        FolderMismatchError: If the result cannot be written to `out`.
+    """
+    transformers_logging.disable_progress_bar()  # this program shows its own progress
+    model_name = _given("model", options.model)
+    folder = Path(_given("out", str(out or "")))
+    metric = resolve_metric(_given("metric", options.metric))
+    pattern, group = options.pattern or "unstructured", metric.criterion.group
+    target = resolve_target(pattern, options.sparsity, options.group, group)
+    recipe = Recipe(metric.criterion.metric, target, options.propagation or "one-shot")
+    recipe.check()
+    with step("reading the model's config and tokenizer"):
+        place = with_revision(model_name, options.revision)
+        model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
+    check_layers(model.shapes, target)
+    calibration, evaluation = _texts(options, model.seqlen)
+    used = calibration if recipe.leaves else None
+    plan = _plan(model, recipe, used, evaluation, max_memory)
+    check_output_folder(folder, plan.disk, resume)
+    return Request(
+        options=_resolved(options, model, recipe),
+        model=model,
+        metric=metric,
+        recipe=recipe,
+        calibration=used,
+        evaluation=evaluation,
+        out=folder,
+        statistics=statistics if used else None,
+        plan=plan,
+        notes=tuple(_notes(model, options, calibrated=used is not None)),
+    )
+
+
+def _given(name: str, value: str | None) -> str:
+    if not value:
+        raise ValueError(
+            f"--{name} is required: give --model, --metric and --out, --recipe and --out, or "
+            "--verify alone"
+        )
+    return value
+
+
+def _texts(options: Options, seqlen: int) -> tuple[Mixture, tuple[Mixture, ...]]:
+    """Return the text for the statistics, and those to measure perplexity on."""
+    calibration = calibration_text(
+        options.corpus or [EMBEDDED],
+        options.split or [],
+        options.share or [],
+        SAMPLES if options.samples is None else options.samples,
+        seqlen,
+        options.seed or 0,
+        options.bos,
+    )
+    evaluation = evaluation_texts(
+        options.eval_corpus or [EMBEDDED],
+        options.eval_split or [],
+        options.eval_windows,
+        seqlen,
+        options.bos,
+    )
+    return calibration, evaluation
+
+
+def _plan(
+    model: UnloadedModel,
+    recipe: Recipe,
+    calibration: Mixture | None,
+    evaluation: tuple[Mixture, ...],
+    max_memory: str | None,
+) -> Plan:
+    load = Load(
+        calibration=(calibration.windows or 0) if calibration else 0,
+        calibration_length=model.seqlen,
+        evaluation=sum(text.windows or EVAL_WINDOWS for text in evaluation),
+        evaluation_length=model.seqlen,
+    )
+    sizes = sizes_of(
+        model.shapes,
+        model.dtype,
+        model.own_dtype,
+        recipe.leaves,
+        load,
+        values=values_of(recipe.metric),
+    )
+    budget = parse_size(max_memory) if max_memory else None
+    return plan_pruning(sizes, recipe, model.file_size, model.device, budget)
+
+
+def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options:
+    """Return options that mean the same on another machine, later."""
+    name, revision = split_revision(model.name)
+    target = recipe.target
+    return replace(
+        options,
+        model=name,
+        revision=revision,
+        metric=recipe.metric.text,
+        sparsity=target.sparsity,
+        pattern=target.pattern_text,
+        group=target.group_name,
+        propagation=recipe.propagation,
+        seqlen=model.seqlen,
+        dtype=model.dtype,
+    )
+
+
+def _notes(model: UnloadedModel, options: Options, calibrated: bool) -> list[str]:
+    """Return notes on choices that a user may not expect."""
+    notes: list[str] = []
+    if model.name == EMBEDDED:
+        return notes
+    if options.dtype in (None, "auto") and model.dtype != model.own_dtype:
+        notes.append(
+            f"computing in {model.dtype}, since this CPU has no fast arithmetic for "
+            f"{model.own_dtype}; the result keeps the model's dtype"
+        )
+    if calibrated and options.corpus is None:
+        notes.append(
+            f"calibrating on the {EMBEDDED} text, since nothing is downloaded unasked; "
+            "--corpus c4 or a file of your own suits this model better"
+        )
+    return notes

@@ -1,0 +1,348 @@
+"""What a pruning and a search's worker need in memory and on disk, from a model's shapes.
+
+Sizes are bytes. Activations, libraries and CUDA are estimates from above; all else follows from the
+shapes. Nothing here reads a weight.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pruning.embed_and_head import HEAD_TOKENS
+from pruning.leaves import LEAVES, STATISTICS, need_backward, sums_size
+from pruning.metric import Metric
+from pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
+from pruning.operators import MATRIX
+from pruning.recipe import Recipe
+
+GIB = 1 << 30
+
+LIBRARIES = int(0.6 * GIB)
+"""What Python, torch and transformers hold before a model is opened."""
+
+CUDA = GIB
+"""Device memory taken by CUDA's context and its libraries' workspaces."""
+
+USUAL_VALUES = 6
+"""Values in fp32 for each weight of a matrix while it is scored and masked: of most formulas."""
+
+_SAVED_BY_GRAPH = 18
+"""Values of the hidden size, and half as many of the intermediate size, kept for each token."""
+
+Rows = dict[str, int]
+"""Bytes by purpose."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """The windows that pass the blocks, for statistics and for perplexity, and tokens in each."""
+
+    calibration: int
+    calibration_length: int
+    evaluation: int
+    evaluation_length: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one model's passes, statistics and scores take.
+
+    Attributes:
+        blocks: The parameters of each block, in the dtype of the passes.
+        outside: Those outside the blocks.
+        prunable: A copy of the prunable weights, in the dtype of the passes.
+        scores: All scores, fp32.
+        statistics: All statistics of the leaves.
+        sums: The running sums of the block with the largest.
+        window: One window in one block, with its gradients if a leaf needs them.
+        scoring: One matrix while it is scored and masked, beside its block's new weights.
+        new_weights: Those of the largest block, as they are saved.
+        logits: Those that exist at one time.
+        states: The hidden states that are put aside.
+    """
+
+    blocks: tuple[int, ...]
+    outside: int
+    prunable: int
+    scores: int
+    statistics: int
+    sums: int
+    window: int
+    scoring: int
+    new_weights: int
+    logits: int
+    states: int
+
+    @property
+    def model(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(self.blocks) + self.outside
+
+
+def sizes_of(
+    model: PreTrainedModel,
+    dtype: str,
+    saved_dtype: str,
+    leaves: frozenset[str],
+    load: Load,
+    statistics_dtype: str = "float32",
+    values: int = USUAL_VALUES,
+) -> Sizes:
+    """Return the sizes of a model.
+
+    Args:
+        model: Only its shapes are used.
+        dtype: Of the passes, a key of `DTYPES`.
+        saved_dtype: Of the pruned weights.
+        leaves: Those that metrics may use.
+        load: The windows that pass the model.
+        statistics_dtype: Of the matrices among the statistics.
+        values: In fp32, for each weight of a matrix while it is scored and masked.
+    """
+    item, saved_item = DTYPES[dtype].itemsize, DTYPES[saved_dtype].itemsize
+    leaves &= STATISTICS
+    backward = bool(need_backward(leaves))
+    config = model.config.get_text_config()
+    blocks = decoder_blocks(model)
+    layers_by_block = [list(layers_of_block(*block).values()) for block in blocks.items()]
+    layers = [layer for of_block in layers_by_block for layer in of_block]
+    largest = max(layer.weight.numel() for layer in layers)
+    prunable = sum(layer.weight.numel() for layer in layers)
+    most_in_block = max(sum(x.weight.numel() for x in of_block) for of_block in layers_by_block)
+    evaluated = _activations(config, load.evaluation_length, False)
+    calibrated = _activations(config, load.calibration_length, backward) + 2 * largest * backward
+    kept_inputs = load.calibration * ((len(blocks) if backward else 1) + 1)
+    put_aside = kept_inputs * load.calibration_length + 2 * load.evaluation * load.evaluation_length
+    return Sizes(
+        blocks=tuple(
+            item * sum(p.numel() for p in block.parameters()) for block in blocks.values()
+        ),
+        outside=item * sum(p.numel() for p in set(outside_blocks(model).values())),
+        prunable=item * prunable,
+        scores=4 * prunable,
+        statistics=_statistics(layers, leaves, statistics_dtype),
+        sums=max(sums_size(of_block, leaves) for of_block in layers_by_block),
+        window=item * max(evaluated, calibrated if load.calibration else 0),
+        scoring=4 * values * largest + saved_item * most_in_block,
+        new_weights=saved_item * most_in_block,
+        logits=3 * 4 * HEAD_TOKENS * config.vocab_size,  # fp32, and what is made of them
+        states=item * config.hidden_size * put_aside,
+    )
+
+
+def _statistics(layers: Sequence[nn.Linear], leaves: frozenset[str], dtype: str) -> int:
+    """Return the size of all layers' statistics: matrices in a dtype, vectors in fp32."""
+    size = 0
+    for leaf in leaves:
+        by_row, by_column = shape = LEAVES[leaf].shape
+        value = DTYPES[dtype].itemsize if shape == MATRIX else 4
+        for layer in layers:
+            rows, columns = layer.out_features, layer.in_features
+            size += value * (rows if by_row else 1) * (columns if by_column else 1)
+    return size
+
+
+def values_of(metric: Metric) -> int:
+    """Return the fp32 values for each weight of a matrix that is scored and masked by a metric."""
+    nodes = set(metric.nodes())
+    parts = [x for x in nodes if x.shape == MATRIX and x.name not in STATISTICS]
+    return max(3, 1 + len(parts))
+
+
+def _activations(config: PretrainedConfig, length: int, backward: bool) -> int:
+    """Return the number of values of one window's activations in one block, from above."""
+    hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
+    wide: int = getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0)
+    values = length * (_SAVED_BY_GRAPH * hidden + _SAVED_BY_GRAPH // 2 * wide)
+    attended = length if backward else min(length, 64)
+    return values + 2 * length * attended * heads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a pruning is carried out.
+
+    Attributes:
+        memory: What is held at the peak, by purpose.
+        budget: What may be held.
+        held: Blocks that stay in memory once they were opened: all of them, or none.
+        states_on_disk: Hidden states that are put aside on disk.
+        statistics_on_disk: Statistics that are put aside on disk.
+        result: The pruned model's files.
+        passes: How often all blocks are read.
+    """
+
+    memory: Rows
+    budget: int
+    held: int
+    states_on_disk: int
+    statistics_on_disk: int
+    result: int
+    passes: int
+
+    @property
+    def has_room_for_gaps(self) -> bool:
+        """Whether freed memory may be kept, in a heap with gaps: see `pruning.memory`."""
+        return 2 * sum(self.memory.values()) <= self.budget
+
+    @property
+    def disk(self) -> int:
+        """Disk needed, for the result and what is put aside."""
+        return self.result + self.statistics_on_disk + self.states_on_disk
+
+    def lines(self) -> list[str]:
+        """Return the plan in words, the first line for itself."""
+        how = "resident" if self.held else "streamed, one block at a time"
+        peak, on_disk = sum(self.memory.values()), self.disk - self.result
+        aside = f"{size_text(on_disk)} on disk in the result's folder" if on_disk else "in memory"
+        return [
+            f"plan: {how}; at most {size_text(peak)} of {size_text(self.budget)} memory",
+            f"plan: memory for {in_words(self.memory)}",
+            f"plan: put aside {aside}; disk needed {size_text(self.disk)}",
+            f"plan: {self.passes} passes over the weights",
+        ]
+
+
+def plan_pruning(
+    sizes: Sizes, recipe: Recipe, result: int, device: str, budget: int | None
+) -> Plan:
+    """Return how a pruning is carried out within a budget.
+
+    Args:
+        result: The dense model's files, and so the pruned one's.
+        device: Of the passes.
+        budget: Memory that may be held; None for what is free.
+
+    Raises:
+        ValueError: If one block at a time is more than the budget; the message says what is
+            needed.
+    """
+    block = max(sizes.blocks)
+    sums = 0 if recipe.statistics_wait and not recipe.needs_gradients else sizes.sums
+    # A block's shard is written while windows pass the next one.
+    work = max(sizes.window + sizes.new_weights, sizes.scoring)
+    work = max(work, sizes.outside + sizes.logits + sizes.new_weights - block - sums)
+    memory = {"libraries": LIBRARIES, "a block": block, "sums": sums, "work": work}
+    available = psutil.virtual_memory().available if budget is None else budget
+    room = available - sum(memory.values())
+    if room < 0:
+        raise ValueError(
+            f"max-memory must be at least {size_text(available - room, up=True)} here (a block "
+            f"{size_text(block)}, sums {size_text(sums)}, work {size_text(work)}), got "
+            f"{size_text(available)}: give more, or a smaller --seqlen or --dtype"
+        )
+    waiting = {"hidden states": sizes.states}
+    waiting["statistics"] = sizes.statistics if recipe.statistics_wait else 0
+    on_disk = dict.fromkeys(waiting, 0)
+    for name, size in waiting.items():
+        if size <= room:
+            memory[name], room = size, room - size
+        else:
+            on_disk[name] = size
+    if torch.device(device).type == "cuda":
+        room = _room_on_device(2 * block + sums + work, device)
+    is_resident = sum(sizes.blocks) <= room
+    passes = 3 if recipe.needs_gradients else 1 + recipe.statistics_wait
+    return Plan(
+        memory=memory | {"other blocks": sum(sizes.blocks) * is_resident},
+        budget=available,
+        held=len(sizes.blocks) * is_resident,
+        states_on_disk=on_disk["hidden states"],
+        statistics_on_disk=on_disk["statistics"],
+        result=result,
+        passes=passes,
+    )
+
+
+def _room_on_device(needed: int, device: str) -> int:
+    """Return what a GPU has left beside an open block and the next one."""
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise ValueError(
+            f"device {device!r} must have {size_text(needed, up=True)} free, got "
+            f"{size_text(free)}: use a smaller --seqlen, or --device cpu"
+        )
+    return free - needed
+
+
+@dataclass(frozen=True)
+class WorkerNeeds:
+    """What the workers of a search need, by purpose.
+
+    Attributes:
+        device: Per worker, on its GPU; empty if workers run on the CPU.
+        worker: Per worker, on the host.
+        node: Once per host, however many workers there are.
+    """
+
+    device: Rows
+    worker: Rows
+    node: Rows
+
+
+def worker_needs(
+    models: Sequence[Sizes], keeps_scores: bool, master_on_host: bool, on_gpu: bool, by_ray: bool
+) -> WorkerNeeds:
+    """Return what the workers of a search need.
+
+    Args:
+        models: All of them are in memory; they are pruned and measured one after the other.
+        keeps_scores: Whether a formula's scores of every model are kept.
+        master_on_host: Whether the dense copies stay on the host beside a GPU.
+        on_gpu: Whether workers run on GPUs.
+        by_ray: Whether workers are separate processes, which get the statistics from Ray.
+    """
+    statistics = sum(sizes.statistics for sizes in models)
+    master = sum(sizes.prunable for sizes in models)
+    scores = [sizes.scores * keeps_scores for sizes in models]
+    # The report compares the masks of two formulas. Neither is there while sums are collected.
+    later = statistics * on_gpu + sum(scores) + max(scores)
+    resident = {
+        "model": sum(sizes.model for sizes in models),
+        "master copy": master * (not (on_gpu and master_on_host)),
+        "statistics": statistics * on_gpu,  # on a CPU all workers of a node share them
+        "scores": sum(scores) + max(scores),
+        "work": max(max(x.scoring, x.window, x.sums + x.window - later) + x.logits for x in models),
+    }
+    node = {
+        "statistics in Ray's object store": statistics * by_ray,
+        "the driver": LIBRARIES * by_ray + statistics * (2 if by_ray else 1),
+        "collecting": statistics + max(sizes.states for sizes in models),
+    }
+    worker = {"libraries": LIBRARIES}
+    if not on_gpu:
+        return WorkerNeeds({}, worker | resident, node)
+    # The process keeps the memory in which it loaded: see `pruning.memory`.
+    worker |= {"model while it is loaded": resident["model"], "master copy": master}
+    worker["master copy"] *= master_on_host
+    return WorkerNeeds(resident | {"CUDA": CUDA}, worker, node)
+
+
+def in_words(rows: Rows) -> str:
+    """Return sizes by purpose in one line, without those that are 0."""
+    return ", ".join(f"{name} {size_text(size)}" for name, size in rows.items() if size)
+
+
+def size_text(size: float, up: bool = False) -> str:
+    """Return a size such as `12.55 GiB`, or in MiB where that says more; rounded up if asked."""
+    unit, name = (GIB, "GiB") if size >= GIB / 10 else (1 << 20, "MiB")
+    return f"{math.ceil(size / unit * 100) / 100 if up else size / unit:.2f} {name}"
+
+
+def parse_size(text: str) -> int:
+    """Return bytes of a size such as `6GiB`, `512MiB` or `6GB`.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    units = {"GiB": GIB, "MiB": 1 << 20, "GB": 10**9, "MB": 10**6}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB)", text.strip())
+    if not match or not float(match[1]):
+        raise ValueError(f"max-memory must be a size such as 6GiB or 800MiB, got {text!r}")
+    return int(float(match[1]) * units[match[2]])

@@ -1,0 +1,172 @@
+"""The end of a search: the winner, chosen on the selection text and measured on the report text."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
+from search.baseline_losses import cells_of, losses_of, scale_of
+from search.experiment import Experiment
+from search.fitness import perplexity_of
+from search.journal import RunFolder
+from search.pool.pool import Count, Pool
+from search.pool.requests import CompareMasks, WindowLosses
+from search.population import Record, State
+from search.scale import paired_difference
+from search.screen import step
+from search.summary import Diversity, Finalist, Fractions, Summary, TaskResult, Winner
+from search.verdict import verdict_of
+
+
+def score_finalists(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    state: State,
+    diversity: Mapping[str, float],
+    started: float,
+    console: Console,
+) -> Summary:
+    """Choose and measure the winner; write `best_metric.json` and `summary.json`.
+
+    Args:
+        state: The state after the whole journal; it has at least one evaluated candidate.
+        diversity: The diversity of the population's masks.
+        started: When this process began the run, by `time.monotonic`.
+    """
+    finalists = state.finalists()
+    known = 1 + len(BASELINES)
+    title = "scoring the finalists on the selection text"
+    count = len(experiment.setup.tasks_of("selection")) * (known + len(finalists))
+    with step(console, title, count) as progress:
+        winner, standings = _choose(experiment, pool, finalists, progress.advance)
+    selection = [finalist.model_dump() for finalist in standings]
+    folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
+    title = "measuring the winner, the front and the baselines on the report text"
+    count = len(experiment.tasks) * (known + 1 + len(state.pareto_front) + known)
+    with step(console, title, count) as progress:
+        tasks = [
+            _measure(experiment, pool, task, winner, state, progress.advance)
+            for task in range(len(experiment.tasks))
+        ]
+    outcomes = Counter(record.outcome.kind for record in folder.read_records())
+    summary = Summary(
+        verdict=verdict_of(tasks, winner.criterion.text).sentence,
+        best=Winner(**_described(winner), perplexity=tasks[0].best.perplexity),
+        candidates=outcomes.total(),
+        outcomes=dict(outcomes),
+        pruning=experiment.config.pruning.model_dump()
+        | {"sparsity": tasks[0].sparsity, "pattern": tasks[0].pattern},
+        aggregate=experiment.config.search.aggregate,
+        fitness_unit=experiment.fitness_unit,
+        tasks=tuple(tasks),
+        selection=tuple(standings),
+        seconds=round(time.monotonic() - started, 1),
+        diversity=Diversity.model_validate(diversity),
+    )
+    folder.write_json("summary.json", summary.to_dict())
+    return summary
+
+
+def _described(record: Record) -> dict[str, Any]:
+    """Return a record's metric, group, size and fitness."""
+    criterion = record.criterion
+    return {
+        "metric": criterion.text,
+        "group": criterion.group,
+        "size": record.size,
+        "fitness": record.fitness,
+    }
+
+
+def _choose(
+    experiment: Experiment, pool: Pool, finalists: list[Record], done: Count
+) -> tuple[Record, list[Finalist]]:
+    """Score finalists on the selection texts; return the best, and the standings of all."""
+    tasks = experiment.setup.tasks_of("selection")
+    ask = partial(pool.ask, done=done)
+    scale = scale_of(experiment.setup, experiment.config.search.aggregate, ask, "selection")
+    requests = [WindowLosses(task, "selection", r.criterion) for r in finalists for task in tasks]
+    answers = iter(pool.ask(requests, done))
+    scored = []
+    for record in finalists:
+        losses: list[list[float]] = [[] for _ in experiment.tasks]
+        for task in tasks:
+            answer = next(answers)
+            losses[task] = answer or []
+        if all(losses[task] for task in tasks):
+            scored.append((scale.fitness(losses), record.index, record, losses))
+    if not scored:  # none can prune a model that the search did not see
+        return finalists[0], []
+    scored.sort(key=lambda entry: entry[:2])
+    _, _, winner, reference = scored[0]
+    standings = []
+    for loss, index, record, losses in scored:
+        gap = scale.difference(losses, reference)
+        compared = {"difference": gap.mean, "standard_error": gap.standard_error}
+        fields = {"index": index, **_described(record), "selection_loss": loss, **compared}
+        standings.append(Finalist.model_validate(fields))
+    return winner, standings
+
+
+def _measure(
+    experiment: Experiment, pool: Pool, index: int, winner: Record, state: State, done: Count
+) -> TaskResult:
+    """Measure a task on its report text: dense, baselines, winner and front.
+
+    The measurements of the front no longer affect any choice.
+    """
+    ask = partial(pool.ask, done=done)
+    dense, named = losses_of(ask, index, "report")
+    (best,) = ask([WindowLosses(index, "report", winner.criterion)])
+    assert best is not None
+    front = ask([WindowLosses(index, "report", member.criterion) for member in state.pareto_front])
+    gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
+    task, row = experiment.tasks[index], experiment.task_rows()[index]
+    provenance = experiment.provenance(task.subject)["report"]
+    fields = {
+        **row,
+        "dense": perplexity_of(dense),
+        "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
+        "best": {"perplexity": perplexity_of(best)},
+        "behind_best": {
+            name: {"nats": gap.mean, "standard_error": gap.standard_error}
+            for name, gap in gaps.items()
+        },
+        "by_text": [
+            {
+                "text": cell.text,
+                "dense": perplexity_of(cell.dense),
+                "named": cell.named,
+                "named_perplexity": perplexity_of([named[cell.named][i] for i in cell.windows]),
+                "perplexity": perplexity_of([best[i] for i in cell.windows]),
+                "relative_rise": cell.value(best),
+            }
+            for cell in cells_of(experiment.setup, index, "report", dense, named)
+        ],
+        "perplexity_of": {**provenance, "dtype": experiment.subjects[task.subject].dtype},
+        "front": [
+            {"index": member.index, "perplexity": perplexity_of(losses)}
+            for member, losses in zip(state.pareto_front, front, strict=True)
+            if losses
+        ],
+        **_by_layer(pool, index, winner.criterion, done),
+    }
+    return TaskResult.model_validate(fields)
+
+
+def _by_layer(pool: Pool, index: int, winner: Criterion, done: Count) -> dict[str, Fractions]:
+    """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
+    criteria = {"best": winner} | {name: known.criterion for name, known in BASELINES.items()}
+    requests = [CompareMasks(index, winner, criterion) for criterion in criteria.values()]
+    layers, overlap = {}, {}
+    for name, compared in zip(criteria, pool.ask(requests, done), strict=True):
+        layers[name] = {layer: zeros for layer, (zeros, _) in compared.items()}
+        overlap[name] = {layer: shared for layer, (_, shared) in compared.items()}
+    del overlap["best"]
+    return {"layers": layers, "overlap": overlap}

@@ -1,0 +1,268 @@
+"""What a pool asks of its workers, and what comes back.
+
+A request is a value that a worker carries out on its `Evaluator`, wherever the worker runs. What
+goes wrong comes back as a value, too: a `Fault`, with a kind that means the same everywhere.
+"""
+
+import errno
+import re
+import resource
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+import search
+from pruning.criterion import Criterion
+from pruning.progress import Progress
+from search.fitness import Evaluator, ZerosAndOverlap
+from search.population import Candidate, Outcome
+from search.resident import unwatched
+from search.scale import Scale
+
+Result = TypeVar("Result")
+
+Timing = Mapping[str, float]
+"""What is not reproducible about a request: seconds, peak MiB, the worker's number."""
+
+PACKAGES = ("evaluation", "pruning", "search")
+"""The packages whose code an evaluation runs."""
+
+
+class Request(Generic[Result]):
+    """One unit of work for a worker; its type argument is the type of the result."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Request[Outcome]):
+    """Prune and measure a candidate."""
+
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class WindowLosses(Request[list[float] | None]):
+    """Return each window's mean NLL in nats per token on a task's text; on fitness, the objective.
+
+    Without a criterion, the dense model's; None if the criterion is degenerate on this model.
+    """
+
+    task: int
+    role: str
+    criterion: Criterion | None
+
+
+@dataclass(frozen=True)
+class CompareMasks(Request[ZerosAndOverlap]):
+    """Compare two criteria's masks for a task: zeros and overlap by layer."""
+
+    task: int
+    one: Criterion
+    other: Criterion
+
+
+@dataclass(frozen=True)
+class CollectStatistics(Request[Mapping[str, Tensor]]):
+    """Collect a model's statistics, by `X/layer`.
+
+    Attributes:
+        progress: Called with the stage, blocks done and blocks in total, in this process only.
+    """
+
+    subject: int
+    progress: Progress = unwatched
+
+
+@dataclass(frozen=True)
+class ProbeTensors(Request[Mapping[str, Tensor]]):
+    """Return the fingerprint's probe of a model; see `search.probe`."""
+
+    subject: int
+
+
+@dataclass(frozen=True)
+class TimeFirstStage(Request[float]):
+    """Return how many seconds the first stage of a task takes."""
+
+    task: int
+
+
+@dataclass(frozen=True)
+class UseStatistics(Request[None]):
+    """Use a model's statistics from now on."""
+
+    subject: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class UseScale(Request[None]):
+    """Measure candidates on this scale from now on."""
+
+    scale: Scale
+
+
+# What comes back
+
+FaultKind = Literal["lost", "crowded", "exhausted", "late", "refused", "error"]
+"""A worker's process ended; it was killed because its node ran out of memory; it ran out of memory
+itself, or its device failed; it did not answer in time; a value was wrong; any other error."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a request has no result.
+
+    Attributes:
+        reason: One line, the same wherever it happens.
+        place: The line of our code where it happened, if the request itself failed.
+        trace: The traceback, if there is one.
+    """
+
+    kind: FaultKind
+    reason: str
+    place: str = ""
+    trace: str = ""
+
+    @property
+    def line(self) -> str:
+        """The reason, and the place if it is known."""
+        return f"{self.reason} at {self.place}" if self.place else self.reason
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker holds its models and waits for requests.
+
+    Attributes:
+        digests: Hashes of each model's dense weights.
+        seconds: Time taken to measure all fitness windows on the dense models.
+    """
+
+    worker: int
+    digests: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of a request, or a `Fault`; the worker waits for the next one."""
+
+    worker: int
+    result: Any
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker ended or never started; if it had a request, it was `lost` or `crowded`."""
+
+    worker: int
+    fault: Fault
+
+
+Event = Started | Reply | Ended
+
+
+class Backend(Protocol):
+    """Workers somewhere, each identified by a number that is never reused."""
+
+    def hire(self, most: int) -> Sequence[int]:
+        """Begin to start workers where there is room, at most so many; return their numbers."""
+
+    def give(self, worker: int, request: Request[Any]) -> None:
+        """Give an idle worker a request."""
+
+    def dismiss(self, worker: int) -> None:
+        """End a worker at once, whatever it is doing; events that it still sends are ignored."""
+
+    def events(self, seconds: float) -> Sequence[Event]:
+        """Return the events since the last call, waiting at most this long for the first one."""
+
+    def share(self, request: Request[None]) -> Request[None]:
+        """Return a request that stands for this one when it is given to every worker."""
+
+
+# What a worker does, wherever it runs
+
+
+def attempt(action: Callable[[], Result]) -> Result | Fault:
+    """Return what an action returns, or a fault if it raises any exception."""
+    try:
+        return action()
+    except Exception as error:  # noqa: BLE001 - a worker turns all errors into values, here
+        return fault_of(error)
+
+
+def perform(evaluator: Evaluator, request: Request[Any]) -> tuple[Any, Timing]:
+    """Do a request; return its result or a `Fault`, and its timing, which is not reproducible."""
+    began = time.perf_counter()
+    result = attempt(lambda: _result(evaluator, request))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = time.perf_counter() - began
+    return result, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
+
+
+def _result(evaluator: Evaluator, request: Request[Any]) -> Any:
+    match request:
+        case Evaluate(candidate):
+            return evaluator.evaluate(candidate)
+        case WindowLosses(task, role, criterion):
+            return evaluator.losses(task, role, criterion)
+        case CompareMasks(task, one, other):
+            return evaluator.zeros_and_overlap(task, one, other)
+        case CollectStatistics(subject, progress):
+            return evaluator.collect_statistics(subject, progress)
+        case ProbeTensors(subject):
+            return evaluator.probe_tensors(subject)
+        case TimeFirstStage(task):
+            return evaluator.seconds_of(task)
+        case UseStatistics(subject, tensors):
+            return evaluator.use_statistics(subject, tensors)
+        case UseScale(scale):
+            return evaluator.use_scale(scale)
+    raise TypeError(f"no worker does {request}")
+
+
+_DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")
+_MEMORY_FAULTS = ("out of memory", "not enough memory", "DefaultCPUAllocator")
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+def fault_of(error: Exception) -> Fault:
+    """Return what an exception means for a pool."""
+    trace = "".join(traceback.format_exception(error))
+    message = (str(error).strip().splitlines() or [""])[0][:200]
+    # Drop what differs between attempts: sizes here, addresses below.
+    if _lacks_memory(error, message):
+        return Fault("exhausted", f"{type(error).__name__}: out of memory", "", trace)
+    reason = f"{type(error).__name__}: {_ADDRESS.sub('0x...', message)}"
+    # torch reports device faults as RuntimeError.
+    if isinstance(error, RuntimeError) and any(word in message for word in _DEVICE_FAULTS):
+        return Fault("exhausted", reason, "", trace)
+    kind: FaultKind = "refused" if isinstance(error, ValueError) else "error"
+    return Fault(kind, reason, _place(error), trace)
+
+
+def _lacks_memory(error: Exception, message: str) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch's CPU allocator raises RuntimeError, too.
+    return isinstance(error, RuntimeError) and any(word in message for word in _MEMORY_FAULTS)
+
+
+def _place(error: Exception) -> str:
+    """Return the innermost line of our code in the traceback, as `search/fitness.py:120`."""
+    root = Path(search.__file__).parent.parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(root) and path.relative_to(root).parts[0] in PACKAGES:
+            return f"{path.relative_to(root).as_posix()}:{frame.lineno}"
+    return "a library"

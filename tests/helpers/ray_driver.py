@@ -1,0 +1,69 @@
+"""A process that opens the backend on Ray and keeps it until it reads a line; see test_on_ray.py.
+
+It prints `begun`, then `up` with what its worker and it know, and at the end why it ended.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+
+from small_search import embedded_setup
+
+from configs.schema import Ray
+from search.pool.on_ray import ray_backend
+from search.pool.pool import PoolError
+from search.pool.requests import Started
+
+
+class Facts:
+    """An actor that loads nothing; the digest of its models are facts about it."""
+
+    def start(self, *arguments):
+        """Start a child, and return the facts."""
+        import ray
+
+        child = subprocess.Popen(["sleep", "1000"])
+        head = ray.get_runtime_context().gcs_address
+        return (
+            json.dumps({"worker": os.getpid(), "nice": os.nice(0), "child": child.pid}),
+            head,
+        ), 0
+
+
+def main():
+    """Open the backend at the address that is the first argument."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    print("begun", flush=True)
+    try:
+        with ray_backend(embedded_setup(), Ray(address=sys.argv[1]), Facts) as backend:
+            _serve(backend)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        sys.exit(3)
+    except (PoolError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(2)
+
+
+def _serve(backend):
+    hired, started = [], []
+    while not started:
+        hired += backend.hire(100)
+        started = [event for event in backend.events(0.2) if isinstance(event, Started)]
+    facts, head = started[0].digests
+    environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    found = {"room": len(hired), "head": head, "environment": environment, **json.loads(facts)}
+    print("up " + json.dumps(found), flush=True)
+    line = ""
+    while not line:
+        backend.events(0.1)
+        line = sys.stdin.readline() if select.select([sys.stdin], [], [], 0)[0] else ""
+
+
+def _stop(number, frame):
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt

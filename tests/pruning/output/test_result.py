@@ -1,0 +1,341 @@
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from toy_models import FAMILIES, toy_model
+
+from pruning.checkpoint import Checkpoint
+from pruning.criterion import Criterion
+from pruning.folder_store import FolderStore
+from pruning.masks import Layer, Model, NOfM, Row, Target
+from pruning.metric import Metric
+from pruning.metric_file import resolve_metric
+from pruning.models import linear_layers, load_tokenizer
+from pruning.output.card import model_card
+from pruning.output.folder import FolderMismatchError, check_output_folder
+from pruning.output.save import save_result
+from pruning.output.verify import Inspector, verify_result
+from pruning.pruner import prune
+from pruning.recipe import Recipe
+from pruning.store import all_layers
+from pruning.walk import Texts
+
+PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
+MEASURED = {
+    "dense_perplexity": 10.0,
+    "pruned_perplexity": 12.5,
+    "perplexity_of": PLACE | {"seed": None, "dtype": "float32"},
+    "by_text": [],
+    "warnings": [],
+}
+HALF_OF_ROWS = Target(0.5, Row())
+NO_WINDOWS = torch.empty(0, 8, dtype=torch.int64)
+SHARD = "model-00002-of-00003.safetensors"
+"""Of the first block: the one before it holds all that is in no block."""
+FIRST = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama_dir):
+    return load_tokenizer(str(tiny_llama_dir))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """The folder of a dense toy model."""
+    folder = tmp_path_factory.mktemp("dense") / "toy"
+    toy_model("llama").save_pretrained(folder)
+    return folder
+
+
+def store_of(dense, folder):
+    checkpoint = Checkpoint(dense)
+    return FolderStore(checkpoint, toy_model("llama").config, "float32", shards=folder)
+
+
+def recipe_of(model, target):
+    return {
+        "model": model,
+        "metric": "W",
+        "group": target.group_name,
+        "pattern": target.pattern_text,
+        "sparsity": target.sparsity,
+        "calibration": None,
+    }
+
+
+@pytest.fixture
+def saved(tokenizer, dense):
+    """Prune the toy model by magnitude into a folder, and return the report."""
+
+    def save(folder, target=HALF_OF_ROWS, name=None, **measured):
+        store = store_of(dense, folder)
+        prune(store, Recipe(Metric("W"), target), Texts(NO_WINDOWS))
+        inspector = Inspector(store.config, all_layers(store), target)
+        recipe = recipe_of(name or str(dense), target)
+        return save_result(store, tokenizer, recipe, MEASURED | measured, inspector)
+
+    return save
+
+
+def altered(folder: Path, name: str, **changes) -> None:
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | changes))
+
+
+def refusal(folder) -> str:
+    with pytest.raises(FolderMismatchError) as caught:
+        verify_result(folder)
+    return str(caught.value)
+
+
+def test_save_result_reports_every_layer_and_the_asked_names(tmp_path, saved):
+    report = saved(tmp_path, warnings=["a warning"])
+    layers = report.pop("layers")
+    assert report == {
+        "metric": "W",
+        "pattern": "unstructured",
+        "sparsity": 0.5,
+        "dense_perplexity": 10.0,
+        "pruned_perplexity": 12.5,
+        "perplexity_of": {**PLACE, "seed": None, "dtype": "float32"},
+        "by_text": [],
+        "warnings": ["a warning"],
+    }
+    assert len(layers) == 14
+    assert layers[0] == {"name": FIRST, "zeros": 128, "size": 256, "pattern_ok": True}
+    assert json.loads((tmp_path / "pruning_report.json").read_text())["layers"] == layers
+
+
+def test_save_result_records_the_checksum_of_each_blocks_shard(tmp_path, saved):
+    saved(tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert [path.name for path in shards] == [
+        f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
+    ]
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
+    assert json.loads((tmp_path / "pruning_recipe.json").read_text())["sha256"] == sums
+    verify_result(tmp_path)
+
+
+def test_save_result_index_names_the_file_of_every_tensor(tmp_path, saved, dense):
+    saved(tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    placed = {
+        name: path.name for path in tmp_path.glob("*.safetensors") for name in load_file(path)
+    }
+    weights = load_file(dense / "model.safetensors")
+    assert index["weight_map"] == placed
+    assert set(placed) == set(weights)
+    assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in weights.values())
+
+
+def test_save_result_recipe_is_a_metric_file(tmp_path, saved):
+    saved(tmp_path, Target(0.5, Layer()))
+    resolved = resolve_metric(str(tmp_path / "pruning_recipe.json"))
+    assert resolved.criterion == Criterion.parse("W", "layer")
+
+
+def test_save_result_card_names_the_base_and_no_license_nor_path(tmp_path, saved, tiny_llama_dir):
+    saved(tmp_path, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model is None
+    assert "# tiny-llama, pruned: 2:4, 50.0% zeros" in card.text
+    assert str(tiny_llama_dir) not in card.content
+    assert card.data.license is None
+    assert card.data.tags == ["prunevolve", "pruning", "sparse", "2:4"]
+    assert "| model | perplexity (own.txt, split all, 2 windows of 8 = 16 tokens, float32) |" in (
+        card.text
+    )
+    assert "| dense | 10 |\n| pruned | 12.5 |" in card.text
+    assert "Zeros take the same space on disk" in card.text
+
+
+def card_of(model="owner/name", corpus="c4", **report) -> ModelCard:
+    """Return a card as it reads back from its text."""
+    place = {"corpus": corpus, "split": "train", "windows": 2, "length": 8, "tokens": 16}
+    text = {"corpus": corpus, "split": "validation[:5%]", "dense": 10.0, "pruned": 12.5}
+    shown = {
+        "metric": "mul(W, sqrt(X))",
+        "pattern": "2:4",
+        "sparsity": 0.5,
+        "dense_perplexity": 10.0,
+        "pruned_perplexity": 12.5,
+        "perplexity_of": place | {"dtype": "float32"},
+        "by_text": [text],
+    }
+    recipe = {"model": model, "group": None, "calibration": place}
+    return ModelCard(str(model_card(recipe, shown | report)))
+
+
+def test_card_of_a_model_of_the_hub_says_what_the_hub_reads():
+    data = card_of().data
+    assert (data.base_model, data.base_model_relation) == ("owner/name", "finetune")
+    assert (data.pipeline_tag, data.library_name) == ("text-generation", "transformers")
+    assert data.datasets == ["allenai/c4"]
+    (result,) = data.eval_results
+    assert data.model_name == "owner/name, pruned: 2:4, 50.0% zeros"
+    assert (result.task_type, result.metric_type) == ("text-generation", "perplexity")
+    assert (result.dataset_type, result.dataset_config) == ("allenai/c4", None)
+    assert (result.dataset_split, result.metric_value) == ("validation", 12.5)
+
+
+def test_card_names_no_data_set_that_is_a_local_file():
+    card = card_of(corpus="/home/me/own text.txt", by_text=[])
+    assert card.data.datasets is None
+    assert card.data.eval_results is None
+    told = {"corpus": "/home/me/own text.txt", "split": "all", "dense": 1.0, "pruned": 2.0}
+    (result,) = card_of(corpus="/home/me/own text.txt", by_text=[told]).data.eval_results
+    assert (result.dataset_type, result.dataset_name) == ("own-text.txt", "own text.txt")
+
+
+def test_card_leaves_out_a_result_that_is_not_finite():
+    told = {"corpus": "c4", "split": "validation", "dense": 10.0, "pruned": None}
+    assert card_of(by_text=[told]).data.eval_results is None
+
+
+def test_card_says_the_line_that_prunes_so_again():
+    assert "python run_prune.py --recipe pruning_recipe.json --out DIR" in card_of().text
+
+
+def test_save_result_writes_null_for_a_perplexity_that_is_not_finite(tmp_path, saved):
+    report = saved(tmp_path, pruned_perplexity=math.inf)
+    assert report["pruned_perplexity"] is None
+    assert "| pruned | not finite |" in (tmp_path / "README.md").read_text()
+
+
+def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):
+    report = saved(tmp_path, Target(0.95, Layer()))
+    # int(0.95 * 256) = 243 of 256; int(0.95 * 384) = 364 of 384 are fewer.
+    assert report["warnings"] == [f"layer {FIRST} is 94.9% zeros, and 13 of 14 are above 90%"]
+
+
+def test_save_result_refuses_a_dense_model(tmp_path, tokenizer, dense):
+    store = store_of(dense, tmp_path)
+    for block in store.blocks:
+        store.write(block, {})
+    recipe, target = recipe_of(str(dense), HALF_OF_ROWS), HALF_OF_ROWS
+    inspector = Inspector(store.config, all_layers(store), target)
+    with pytest.raises(FolderMismatchError, match=f"layer {FIRST} is not 0.5 per row"):
+        save_result(store, tokenizer, recipe, MEASURED, inspector)
+    assert not (tmp_path / "pruning_report.json").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_count_layers_finds_every_family_under_its_saved_names(tmp_path, family):
+    model = toy_model(family)
+    layers = linear_layers(model)
+    for i, layer in enumerate(layers.values()):
+        layer.weight.data.fill_(1.0).view(-1)[: i + 1] = 0.0
+    model.save_pretrained(tmp_path)
+    inspector = Inspector(model.config, list(layers), Target(0.0, Row()))
+    counts, _ = inspector.look_at_all(tmp_path)
+    assert [count.zeros for count in counts] == list(range(1, len(layers) + 1))
+
+
+@pytest.mark.parametrize(
+    ("target", "rows", "holds"),
+    [
+        (Target(0.5, Row()), [[0, 0, 1, 1], [1, 0, 1, 0]], True),
+        (Target(0.5, Row()), [[0, 0, 0, 1], [1, 1, 1, 0]], False),
+        (Target(0.5, Layer()), [[0, 0, 0, 1], [1, 1, 1, 0]], True),
+        (Target(0.5, Layer()), [[0, 0, 1, 1], [1, 1, 1, 0]], False),
+        (Target(0.5, Model()), [[1, 1, 1, 1], [1, 1, 1, 1]], True),
+        (Target(0.5, NOfM(1, 2)), [[0, 1, 1, 0], [0, 0, 1, 0]], True),
+        (Target(0.5, NOfM(1, 2)), [[0, 0, 1, 1], [0, 1, 1, 0]], False),
+        (Target(1 / 3, NOfM(2, 3)), [[0, 0, 0, 0], [0, 0, 0, 0]], False),
+    ],
+)
+def test_count_layers_judges_each_comparison_group(tmp_path, target, rows, holds):
+    save_file({"a.weight": torch.tensor(rows).float()}, tmp_path / "model.safetensors")
+    config = toy_model("llama").config
+    counts, _ = Inspector(config, ["a"], target).look_at_all(tmp_path)
+    assert counts[0].pattern_ok is holds
+
+
+@pytest.mark.parametrize(
+    "target", [HALF_OF_ROWS, Target(0.5, Layer()), Target(0.5, Model()), Target(0.5, NOfM(4, 8))]
+)
+def test_verify_result_accepts_what_was_saved(tmp_path, saved, target):
+    report = saved(tmp_path, target)
+    assert verify_result(tmp_path) == report
+
+
+def test_verify_result_names_the_layer_that_lost_zeros(tmp_path, saved):
+    saved(tmp_path)
+    path = tmp_path / SHARD
+    weights = load_file(path)
+    weight = weights[f"{FIRST}.weight"]
+    weight[weight == 0] = torch.tensor([1.0] + [0.0] * 127)
+    save_file(weights, path, metadata={"format": "pt"})
+    assert f"layer {FIRST} has 127 zeros of 256, the report says 128 of 256" in refusal(tmp_path)
+
+
+def test_verify_result_names_the_file_whose_kept_weights_changed(tmp_path, saved):
+    saved(tmp_path)
+    path = tmp_path / SHARD
+    weights = load_file(path)
+    save_file({name: weight * 2 for name, weight in weights.items()}, path)
+    assert f"file {SHARD} has sha256 " in refusal(tmp_path)
+
+
+def test_verify_result_refuses_a_shard_cut_short_or_missing(tmp_path, saved):
+    saved(tmp_path)
+    path = tmp_path / SHARD
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "cannot be read: weights file" in refusal(tmp_path)
+    path.unlink()
+    assert f"cannot be read: model {str(tmp_path)!r} lacks its weights file {SHARD}" in (
+        refusal(tmp_path)
+    )
+
+
+def test_verify_result_refuses_a_folder_without_a_report(tmp_path, saved):
+    saved(tmp_path)
+    (tmp_path / "pruning_report.json").unlink()
+    assert "has no pruning_report.json: no finished pruned model" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("pruning_report.json", {"sparsity": 0.6}, "sparsity is 0.5 in the recipe, 0.6 in the rep"),
+        ("pruning_report.json", {"layers": []}, "has no pruned layer"),
+        ("pruning_report.json", {"layers": [{"name": "a"}]}, "was altered (TypeError"),
+        ("pruning_report.json", {"layers": 3}, "was altered (TypeError"),
+        ("pruning_recipe.json", {"group": "column"}, "was altered (ValueError: group must be"),
+        ("pruning_recipe.json", {"sha256": {}}, "the recipe says none"),
+        ("pruning_recipe.json", {"sha256": None}, "was altered (TypeError"),
+        ("pruning_recipe.json", {"sha256": {"../x": "0"}}, "file ../x has sha256 none"),
+    ],
+)
+def test_verify_result_names_what_was_altered_in_the_papers(
+    tmp_path, saved, name, changes, message
+):
+    saved(tmp_path)
+    altered(tmp_path, name, **changes)
+    assert message in refusal(tmp_path)
+
+
+def test_check_output_folder_takes_a_new_or_an_empty_one(tmp_path):
+    check_output_folder(tmp_path, 1)
+    check_output_folder(tmp_path / "a" / "b", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_output_folder_names_what_does_not_fit(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FolderMismatchError, match="is not empty: name a new folder"):
+        check_output_folder(tmp_path, 1)
+    with pytest.raises(FolderMismatchError, match="file is a file; name a new folder"):
+        check_output_folder(file, 1)
+    with pytest.raises(FolderMismatchError, match="file is a file; name a new folder"):
+        check_output_folder(file / "below", 1)
+    with pytest.raises(FolderMismatchError, match=r"needs 1000000000\.0 GB, and its disk has "):
+        check_output_folder(tmp_path / "new", 10**18)

@@ -1,0 +1,170 @@
+"""What a pruning and workers need, worked by hand."""
+
+import pytest
+from toy_models import toy_model
+
+from pruning import sizes
+from pruning.leaves import LEAF_SETS
+from pruning.masks import Model, Row, Target
+from pruning.metric import Metric
+from pruning.recipe import Recipe
+from pruning.sizes import GIB, LIBRARIES, Load, plan_pruning, sizes_of, values_of, worker_needs
+
+ALL_LEAVES = frozenset(LEAF_SETS["extended"])
+
+# Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
+TOY_BLOCK = 2 * 256 + 2 * 128 + 3 * 384
+TOY_PRUNABLE = 2 * TOY_BLOCK
+TOY_PARAMETERS = TOY_PRUNABLE + 2 * 61 * 16 + 5 * 16  # embeddings, head, norms
+
+
+def toy(dtype="float32", leaves="G", saved="float32", **options):
+    return sizes_of(
+        toy_model("llama"), dtype, saved, frozenset(leaves), Load(3, 12, 2, 10), **options
+    )
+
+
+def test_sizes_of_a_model_are_those_of_its_layers():
+    found = toy("float16", "W", saved="bfloat16")
+    assert (found.model, found.prunable) == (2 * TOY_PARAMETERS, 2 * TOY_PRUNABLE)
+    assert found.blocks == (2 * (TOY_BLOCK + 2 * 16),) * 2
+    assert (found.scores, found.new_weights) == (4 * TOY_PRUNABLE, 2 * TOY_BLOCK)
+    assert found.scoring == 24 * 384 + 2 * TOY_BLOCK
+    assert (found.statistics, found.sums) == (0, 0)
+
+
+@pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("bfloat16", 2)])
+def test_sizes_of_statistics_round_matrices_and_not_vectors(dtype, item):
+    inputs, outputs = 6 * 16 + 24, 16 + 8 + 8 + 16 + 24 + 24 + 16
+    assert toy(leaves="WG", statistics_dtype=dtype).statistics == item * TOY_PRUNABLE
+    assert toy(leaves="X", statistics_dtype=dtype).statistics == 2 * 4 * inputs
+    assert toy(leaves="B", statistics_dtype=dtype).statistics == 2 * 4 * outputs
+    everything = 2 * item * TOY_PRUNABLE + 8 * (4 * inputs + outputs + 3 * 7)
+    assert toy(leaves=ALL_LEAVES, statistics_dtype=dtype).statistics == everything
+
+
+def test_sizes_of_windows_count_gradients_where_a_leaf_needs_them():
+    # Twelve tokens: 18 x 16 + 9 x 24 values each, and twice attention to 12 tokens in 4 heads.
+    activations = 4 * 12 * (18 * 16 + 9 * 24 + 2 * 12 * 4)
+    assert toy(leaves="X").window == activations
+    assert toy(leaves="G").window == activations + 2 * 4 * 384
+    # Inputs of the first block and what leaves it, or of both; twice for evaluation.
+    assert toy(leaves="X").states == 4 * 16 * (3 * 2 * 12 + 2 * 2 * 10)
+    assert toy(leaves="G").states == 4 * 16 * (3 * 3 * 12 + 2 * 2 * 10)
+    assert toy("float16", "GMX").sums == 2 * 4 * TOY_BLOCK
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("W", 3), ("mul(W, sqrt(X))", 3), ("mul(abs(mul(W, W)), mms(G))", 6)],
+)
+def test_values_of_a_metric_are_its_matrices_and_one_more(text, values):
+    assert values_of(Metric.parse(text)) == values
+
+
+# A pruning
+
+
+def plan_of(group=None, metric="mul(W, G)", budget=10 * GIB):
+    recipe = Recipe(Metric.parse(metric), Target(0.5, group or Row()))
+    found = toy(leaves=recipe.leaves)
+    return found, plan_pruning(found, recipe, 1000, "cpu", budget)
+
+
+def test_plan_pruning_holds_all_where_that_fits():
+    found, plan = plan_of(Model())
+    assert plan.memory == {
+        "libraries": LIBRARIES,
+        "a block": found.blocks[0],
+        "sums": found.sums,
+        "work": max(
+            found.scoring,
+            found.window + found.new_weights,
+            found.outside + found.logits + found.new_weights - found.blocks[0] - found.sums,
+        ),
+        "hidden states": found.states,
+        "statistics": found.statistics,
+        "other blocks": sum(found.blocks),
+    }
+    assert (plan.held, plan.passes, plan.disk) == (2, 3, 1000)
+    assert plan.has_room_for_gaps
+
+
+def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
+    found, plan = plan_of(Model())
+    least = sum(plan.memory[name] for name in ("libraries", "a block", "sums", "work"))
+    _, tight = plan_of(Model(), budget=least)
+    assert (tight.held, sum(tight.memory.values())) == (0, least)
+    assert (tight.states_on_disk, tight.statistics_on_disk) == (found.states, found.statistics)
+    assert tight.disk == 1000 + found.states + found.statistics
+    assert not tight.has_room_for_gaps
+    with pytest.raises(ValueError, match="max-memory must be at least 0"):
+        plan_of(Model(), budget=least - 1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "group", "passes"),
+    [("W", Row(), 1), ("W", Model(), 2), ("mul(W, sqrt(X))", Row(), 1), ("mul(W, G)", Row(), 3)],
+)
+def test_plan_pruning_counts_the_passes_over_the_weights(metric, group, passes):
+    assert plan_of(group, metric)[1].passes == passes
+
+
+# Workers
+
+
+def needs_of(*models, **options):
+    defaults = {"keeps_scores": True, "master_on_host": False, "on_gpu": True, "by_ray": True}
+    return worker_needs(models, **(defaults | options))
+
+
+def test_worker_needs_on_a_gpu_are_model_copy_statistics_scores_and_work():
+    found = toy()
+    needs = needs_of(found)
+    assert needs.device == {
+        "model": 4 * TOY_PARAMETERS,
+        "master copy": 4 * TOY_PRUNABLE,
+        "statistics": 4 * TOY_PRUNABLE,
+        "scores": 2 * 4 * TOY_PRUNABLE,  # of two formulas
+        "work": max(found.scoring, found.window) + found.logits,
+        "CUDA": GIB,
+    }
+    assert needs.worker["model while it is loaded"] == 4 * TOY_PARAMETERS
+    assert needs.worker["master copy"] == 0
+    assert needs.node["statistics in Ray's object store"] == 4 * TOY_PRUNABLE
+    assert needs.node["collecting"] == 4 * TOY_PRUNABLE + found.states
+
+
+def test_worker_needs_are_less_where_the_config_says_so():
+    needs = needs_of(toy(), keeps_scores=False, master_on_host=True)
+    assert (needs.device["scores"], needs.device["master copy"]) == (0, 0)
+    assert needs.worker["master copy"] == 4 * TOY_PRUNABLE
+
+
+def test_worker_needs_of_several_models_add_up_but_for_the_work():
+    one, two = needs_of(toy()).device, needs_of(toy(), toy()).device
+    for name in ("model", "master copy", "statistics"):
+        assert two[name] == 2 * one[name]
+    assert two["work"] == one["work"]
+    # The last formula's scores of the other model stay until its own turn.
+    assert two["scores"] == one["scores"] + 4 * TOY_PRUNABLE
+
+
+def test_worker_needs_on_the_cpu_share_the_statistics():
+    needs = needs_of(toy(), on_gpu=False, master_on_host=True)
+    assert (needs.device, needs.worker["statistics"]) == ({}, 0)
+    assert needs.worker["master copy"] == 4 * TOY_PRUNABLE
+    alone = needs_of(toy(), on_gpu=False, by_ray=False)
+    assert alone.node["statistics in Ray's object store"] == 0
+    assert alone.node["the driver"] == 4 * TOY_PRUNABLE
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(GIB, "1.00 GiB"), (GIB // 20, "51.20 MiB"), (1.234 * GIB, "1.23 GiB")]
+)
+def test_size_text_takes_the_unit_that_says_more(size, text):
+    assert sizes.size_text(size) == text
+    assert sizes.in_words({"a": int(size), "b": 0}) == f"a {text}"

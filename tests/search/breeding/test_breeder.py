@@ -1,0 +1,83 @@
+"""The breeder: seeds first, then random trees, then children of a population's members."""
+
+from typing import Any
+
+from toy_records import record_of
+
+from configs.schema import Search
+from pruning.criterion import Criterion
+from search.breeding.breeder import EXPLORATION, Breeder
+from search.population import Candidate, State
+
+SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
+TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
+MEMBERS = tuple(record_of(index, text, 2.0 + index) for index, text in enumerate(TEXTS))
+STATE = State(committed=4, population=MEMBERS)
+
+
+def bred(
+    group: str = "row", seeds: tuple[str, ...] = (), state: State = STATE, **changes: Any
+) -> list[Candidate]:
+    """Candidates 0 to 59, all from one state."""
+    seed_criteria = tuple(Criterion.parse(text, group) for text in seeds)
+    breeder = Breeder(SEARCH.model_copy(update=changes), group, seed_criteria)
+    return [breeder.breed(index, state) for index in range(60)]
+
+
+def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
+    seeds = ("mms(W)", "mul(W, W)", "W")
+    found = [[candidate.criterion.text for candidate in bred(group, seeds)] for group in GROUPED]
+    assert [texts[:3] for texts in found] == list(GROUPED.values())
+
+
+GROUPED = {"row": ["W", "W", "W"], "model": ["mms(W)", "W", "W"]}
+
+
+def test_breed_gives_random_trees_until_the_population_was_bred_once_then_children():
+    candidates = bred()
+    assert [candidate.parents for candidate in candidates[:4]] == [()] * 4
+    children = [candidate for candidate in candidates[4:] if candidate.parents]
+    assert len(children) > 20
+    for child in children:
+        one, other = child.parents
+        assert one != other
+        assert child.criterion.text not in (TEXTS[one], TEXTS[other])
+
+
+def test_breed_gives_random_trees_again_where_a_population_began_anew_or_is_empty():
+    again = bred(state=State(14, MEMBERS, began=10))
+    assert {candidate.parents for candidate in again[:14]} == {()}
+    assert again[14].parents or again[15].parents
+    assert {candidate.parents for candidate in bred(state=State(50))} == {()}
+
+
+def test_breed_replaces_a_child_that_equals_a_parent_by_a_random_tree():
+    candidates = bred(crossover=0.0, mutation=0.0)
+    assert {candidate.parents for candidate in candidates} == {()}
+    assert len({candidate.criterion for candidate in candidates}) > 30
+
+
+def test_breed_depends_on_seed_index_attempt_and_state_alone():
+    breeder = Breeder(SEARCH, "row")
+    assert bred() == bred()
+    assert bred(seed=6)[4:] != bred()[4:]
+    attempts = {breeder.breed(8, STATE, attempt).criterion for attempt in range(20)}
+    assert len(attempts) > 10
+
+
+def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_compare():
+    for group in ("row", "model"):
+        assert {candidate.criterion.group for candidate in bred(group)} == {group}
+    assert all(candidate.criterion.metric.is_comparable for candidate in bred("model")[:4])
+    free = bred("model", units="off")
+    assert not all(candidate.criterion.metric.is_comparable for candidate in free)
+
+
+def test_explores_is_a_share_of_the_candidates_of_broods_and_no_seed():
+    seeds = (Criterion.parse("W", "row"),) * 5
+    breeder = Breeder(SEARCH.model_copy(update={"brood": 6}), "row", seeds)
+    exploring = [breeder.explores(index) for index in range(1000)]
+    assert not any(exploring[:5])
+    assert abs(sum(exploring) - 1000 * EXPLORATION) < 50
+    assert [breeder.brood_of(index) for index in (0, 4, 5)] == [1, 1, 6]
+    assert not any(Breeder(SEARCH, "row", seeds).explores(index) for index in range(100))

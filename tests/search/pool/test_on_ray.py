@@ -1,0 +1,329 @@
+"""How a search is connected to Ray: a driver in a process of its own, and a real Ray."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_cluster import cluster_of
+from small_search import embedded_setup
+
+from configs.schema import Ray
+from search.pool.on_ray import ray_backend
+from search.pool.ray_process import workers_on
+
+ROOT = Path(__file__).parents[3]
+FOLDERS = Path("/tmp")
+GONE_SECONDS = 10
+"""Within which an exit, or the end after one, has to come; it takes half a second when idle."""
+
+HOSTILE = {"RAY_ADDRESS": "nowhere:1", "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known"}
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+DRIVER = "from ray_driver import main; main()"
+
+
+@dataclass
+class Driver:
+    """A process that holds a backend."""
+
+    process: subprocess.Popen[str]
+    found: dict[str, object]
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def ray_process(self) -> psutil.Process:
+        (process,) = psutil.Process(self.process.pid).children()
+        return process
+
+    def folder(self) -> Path:
+        (folder,) = FOLDERS.glob(f"prunevolve-{self.ray_process().pid}-*")
+        return folder
+
+    def named(self, part: str) -> psutil.Process:
+        return next(p for p in self.descendants() if part in p.cmdline()[0])
+
+
+def begin(address: str, **variables: str) -> subprocess.Popen[str]:
+    """Start a driver, which stays connected until it reads a line."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address],
+        env={**environment, "PYTHONPATH": path, **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@contextmanager
+def driver(address: str, **variables: str) -> Iterator[Driver]:
+    """Start a driver and wait until it is up; it is killed at the end, if it still runs."""
+    with begin(address, **variables) as process:
+        try:
+            line = process.stdout.readline()
+            if not line.startswith("up "):
+                process.kill()
+            assert line.startswith("up "), line + process.stdout.read()
+            yield Driver(process, json.loads(line[3:]))
+        finally:
+            process.kill()
+
+
+def ended(
+    process: subprocess.Popen[str], line: str | None = None, seconds: float = GONE_SECONDS
+) -> str:
+    """Let a driver read a line, and return what else it prints, with its exit code."""
+    output, _ = process.communicate(line, timeout=seconds)
+    return f"{output}exit {process.returncode}"
+
+
+def assert_gone(processes: list[psutil.Process], folder: Path) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=GONE_SECONDS)
+    assert not alive
+    deadline = time.monotonic() + GONE_SECONDS
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """A local search, in an environment that points at another Ray and switches tokens off."""
+    temporary = tmp_path_factory.mktemp("ray")
+    (temporary / "ray").mkdir()
+    (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    with driver("local", **HOSTILE, RAY_TMPDIR=str(temporary)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a cluster that wants a token."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in TOKEN.items():
+            patch.setenv(name, value)
+        with cluster_of(tmp_path_factory.mktemp("orders"), num_cpus=2) as made:
+            yield made.address
+
+
+def refusal(address: str) -> str:
+    with (
+        pytest.raises(ValueError) as error,
+        ray_backend(embedded_setup(), Ray(address=address)),
+    ):
+        pass
+    return str(error.value)
+
+
+# What a node holds
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "expected"),
+    [
+        ({"CPU": 5.0}, 2, 0.0, 2),
+        ({"CPU": 1.0}, 2, 0.0, 0),
+        ({}, 1, 0.0, 0),
+        ({"CPU": 8.0, "GPU": 1.0}, 1, 0.4, 2),
+        ({"CPU": 8.0, "GPU": 2.0}, 1, 0.4, 4),  # not 5: a fraction lies within one GPU
+        ({"CPU": 80.0, "GPU": 4.0}, 1, 0.1, 40),
+        ({"CPU": 3.0, "GPU": 2.0}, 1, 0.5, 3),
+        ({"CPU": 8.0, "GPU": 3.0}, 1, 2.0, 1),
+        ({"CPU": 8.0}, 1, 1.0, 0),
+    ],
+)
+def test_workers_on_counts_what_fits(
+    resources: dict[str, float], cpus: int, gpus: float, expected: int
+):
+    assert workers_on(resources, cpus, gpus) == expected
+
+
+# Where a running cluster is
+
+
+def test_auto_takes_ray_address_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:8")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:8 ")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:9 ")
+
+
+def test_auto_says_how_to_start_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "finds no cluster: RAY_ADDRESS is not set" in refusal("auto")
+    assert "start one with `ray start --head`, or set ray.address=local" in refusal("auto")
+
+
+@pytest.mark.parametrize("wrong", ["ray://head:10001", "head", "head:port", "http://head:8265"])
+def test_address_that_is_no_head_is_refused(wrong: str):
+    assert f"ray.address {wrong!r} must be local, auto or host:port" in refusal(wrong)
+
+
+# A local search
+
+
+@pytest.mark.slow
+def test_local_search_runs_beside_a_hostile_environment(local: Driver):
+    assert local.found["room"] == os.cpu_count()
+    assert local.found["head"].startswith("127.0.0.1:")
+
+
+@pytest.mark.slow
+def test_local_search_leaves_the_environment_alone(local: Driver):
+    environment = {k: v for k, v in local.found["environment"].items() if k != "RAY_TMPDIR"}
+    assert environment == HOSTILE
+
+
+@pytest.mark.slow
+def test_local_search_listens_on_loopback_alone(local: Driver):
+    processes = [psutil.Process(local.process.pid), *local.descendants()]
+    assert local.found["worker"] in [process.pid for process in processes]
+    sockets = [c for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"]
+    assert len(sockets) > 4
+    assert {c.laddr.ip for c in sockets} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.slow
+def test_local_search_hides_its_folder(local: Driver):
+    folder = local.folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.glob("*/session_*/sockets/plasma_store"))
+
+
+@pytest.mark.slow
+def test_local_search_leaves_workers_their_priority(local: Driver):
+    assert local.found["nice"] == os.nice(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("login", [{}, TOKEN])
+def test_local_search_lets_no_other_in(local: Driver, login: dict[str, str]):
+    with begin(local.found["head"], **login) as process:
+        assert "refuses this token: set RAY_AUTH_MODE=token" in ended(process, seconds=60)
+
+
+@pytest.mark.slow
+def test_local_search_leaves_nothing_when_it_ends():
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        assert ended(started.process, "end\n") == "exit 0"
+        assert_gone(processes, folder)
+
+
+@pytest.mark.slow
+def test_local_search_leaves_nothing_when_it_is_killed():
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        assert started.found["child"] in [process.pid for process in processes]
+        started.process.kill()
+        assert ended(started.process) == "exit -9"
+        assert_gone(processes, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["raylet/raylet", "gcs_server"])
+def test_local_search_leaves_nothing_of_a_ray_that_hangs(part: str):
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        started.named(part).suspend()
+        time.sleep(3)
+        started.process.kill()
+        assert_gone(processes, folder)
+
+
+@pytest.mark.slow
+def test_local_search_whose_ray_process_is_killed_says_so_and_leaves_nothing():
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        started.ray_process().kill()
+        line = "PoolError: Ray (local) failed: the process that is connected to it was killed"
+        assert ended(started.process) == f"{line}\nexit 2"
+        assert_gone(processes, folder)
+
+
+@pytest.mark.slow
+def test_local_search_that_was_killed_with_its_ray_process_is_cleared_by_the_next():
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        started.process.send_signal(signal.SIGSTOP)
+        started.ray_process().kill()
+        started.process.kill()
+    with driver("local") as started:
+        assert_gone(processes, folder)
+
+
+# A running cluster
+
+
+@pytest.mark.slow
+def test_running_cluster_is_used_and_left_running(running: str):
+    for _ in range(2):
+        with driver(running, **TOKEN) as started:
+            assert started.found["room"] == 2
+            assert started.found["head"] == running
+            assert ended(started.process, "end\n") == "exit 0"
+
+
+@pytest.mark.slow
+def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
+    running: str, tmp_path: Path
+):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(running)
+    variables = {"RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": TOKEN["RAY_AUTH_TOKEN"]}
+    with driver("auto", **variables) as started:
+        assert started.found["head"] == running
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "login", [{}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
+)
+def test_running_cluster_refuses_a_token_in_one_line(
+    running: str, tmp_path: Path, login: dict[str, str]
+):
+    with begin(running, HOME=str(tmp_path), **login) as process:
+        assert ended(process, seconds=60) == (
+            f"ValueError: the Ray cluster at {running} refuses this token: set RAY_AUTH_MODE=token,"
+            " and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's\nexit 2"
+        )
+
+
+@pytest.mark.slow
+def test_head_that_accepts_and_does_not_answer_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        head = f"127.0.0.1:{mute.getsockname()[1]}"
+        assert refusal(head).startswith(
+            f"Ray ({head}) failed: it accepts connections but does not answer"
+        )
+
+
+# A cluster that is lost; one that is killed is in tests/search/test_search_faults.py
+
+
+@pytest.mark.slow
+def test_cluster_that_hangs_is_said_in_one_line():
+    with driver("local") as started:
+        processes, folder = started.descendants(), started.folder()
+        started.named("gcs_server").suspend()
+        line = "PoolError: Ray (local) has not answered for 20 s"
+        assert ended(started.process, seconds=60) == f"{line}\nexit 2"
+        assert_gone(processes, folder)

@@ -1,0 +1,185 @@
+"""A run that is continued is the same experiment: config, fingerprints, the journal's beginning."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from toy_records import record_of
+
+from configs import schema
+from configs.schema import Config
+from search.experiment import resolve
+from search.journal import FolderError, RunFolder
+from search.population import Outcome, Record, State
+from search.resume_checks import (
+    check_config,
+    check_fingerprints,
+    check_records,
+    is_free,
+)
+
+FINGERPRINTS = {"model": ["ab"], "texts": [{"report": "cd"}]}
+
+
+def config(*overrides: str) -> Config:
+    return schema.load(None, ["search.brood=1", *overrides])
+
+
+EXPERIMENT = resolve(config("search.seeds=[wanda]"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a run that noted what it was made with."""
+    folder = RunFolder.create(tmp_path / "run")
+    check_fingerprints(folder, EXPERIMENT, FINGERPRINTS)
+    yield folder
+    folder.close()
+
+
+def refusal(check, *arguments) -> str:
+    with pytest.raises(FolderError) as error:
+        check(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Config
+
+
+@pytest.mark.parametrize(
+    ("key", "free"),
+    [
+        *((key, True) for key in ("search.candidates", "ray.workers", "memory.master")),
+        *((key, True) for key in ("memory.scores", "trackers")),
+        *((key, False) for key in ("search.candidatesx", "search.seed", "ray", "memory", "model")),
+        *((key, False) for key in ("memory.statistics", "trackersx", "", "searching.candidates")),
+    ],
+)
+def test_is_free_of_only_how_long_and_where(key, free):
+    assert is_free(key) is free
+
+
+def test_config_may_differ_in_what_is_free(folder):
+    more = ("search.candidates=9", "ray.workers=3", "memory.scores=recompute")
+    check_config(folder, config("search.seeds=['mul(W, sqrt(X))']", *more), 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.seed=3", "search.seed is 3 in {path}/config.yaml but was 0 when the run began: "),
+        ("dtype=bfloat16", "dtype is 'bfloat16' in {path}/config.yaml but was 'float32' when "),
+        ("report.windows=7", "report.windows is 7 in {path}/config.yaml but was "),
+        ("tasks=[{}, {}]", "tasks is "),
+    ],
+)
+def test_config_that_differs_in_anything_else_is_refused(folder, override, message):
+    seeds = "search.seeds=['mul(W, sqrt(X))']"
+    expected = message.format(path=folder.path)
+    assert refusal(check_config, folder, config(seeds, override), 5).startswith(expected)
+
+
+def test_journal_without_its_environment_is_refused(folder):
+    (folder.path / "environment.json").unlink()
+    check_config(folder, config(), 0)
+    message = refusal(check_config, folder, config(), 1)
+    assert message.startswith(f"{folder.path} has a journal and no environment.json: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((content, "") for content in ("", "[]", '{"config": {}}', '{"fingerprints": {}}')),
+        ('{"config": [], "fingerprints": {}}', "config in {path} must be an object"),
+    ],
+)
+def test_environment_that_is_damaged_is_refused(folder, content, message):
+    path = folder.path / "environment.json"
+    path.write_text(content)
+    expected = message.format(path=path) or str(path)
+    assert refusal(check_config, folder, config(), 1).startswith(expected)
+
+
+# Fingerprints
+
+
+def test_fingerprints_are_noted_with_config_and_versions_in_a_new_run(folder):
+    environment = json.loads((folder.path / "environment.json").read_text())
+    assert environment["fingerprints"] == FINGERPRINTS
+    assert environment["config"] == EXPERIMENT.config.model_dump(mode="json")
+    assert {"python", "packages", "cuda"} < set(environment)
+
+
+def test_fingerprints_that_are_the_same_change_nothing(folder):
+    before = (folder.path / "environment.json").read_bytes()
+    check_fingerprints(folder, EXPERIMENT, FINGERPRINTS)
+    assert (folder.path / "environment.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"model": ["xy"]}, "the run's model had fingerprint ['ab'] and has ['xy'] here: "),
+        ({"texts": [{"report": "xy"}]}, "the run's texts had fingerprint [{'report': 'cd'}] and "),
+        ({"probe": ["xy"]}, "the run's probe had fingerprint None and has ['xy'] here: "),
+    ],
+)
+def test_fingerprints_that_differ_are_refused_by_name(folder, now, message):
+    before = (folder.path / "environment.json").read_bytes()
+    changed = {**FINGERPRINTS, **now}
+    assert refusal(check_fingerprints, folder, EXPERIMENT, changed).startswith(message)
+    assert (folder.path / "environment.json").read_bytes() == before
+
+
+# The journal's beginning
+
+
+class Marks:
+    """Masks by the metric's text; in another probe, others."""
+
+    def __init__(self, probe: str = "a") -> None:
+        self.probe = probe
+
+    def fingerprint(self, criterion):
+        return f"{self.probe} {criterion.text}"
+
+    def distance(self, one, other):
+        return 1.0
+
+
+def begun(marks: Marks) -> list[Record]:
+    """The first records of the experiment."""
+    records = []
+    for index in range(6):
+        candidate = EXPERIMENT.breeder.breed(index, State())
+        mark = marks.fingerprint(candidate.criterion)
+        records.append(Record(replace(candidate, fingerprint=mark), Outcome("failed")))
+    return records
+
+
+def test_records_that_the_search_would_breed_are_taken(folder):
+    for count in (0, 1, 6):
+        check_records(folder, EXPERIMENT, Marks(), begun(Marks())[:count])
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_records_of_another_search_are_refused(folder, place):
+    records = begun(Marks())
+    records[place] = record_of(place, "mul(W, sqr(G))", 2.0)
+    assert refusal(check_records, folder, EXPERIMENT, Marks(), records) == (
+        f"{folder.path / 'journal.jsonl'} line {place + 1} is not what this run's settings breed: "
+        "it is another run's journal"
+    )
+
+
+def test_records_with_another_probes_masks_are_refused(folder):
+    message = refusal(check_records, folder, EXPERIMENT, Marks("b"), begun(Marks("a")))
+    assert "line 1 is not what this run's settings breed" in message
+
+
+def test_records_with_parents_where_there_was_no_population_are_refused(folder):
+    records = begun(Marks())
+    orphan = records[2].candidate
+    records[2] = Record(replace(orphan, parents=(0, 1)), Outcome("failed"))
+    assert "line 3 is not" in refusal(check_records, folder, EXPERIMENT, Marks(), records)

@@ -1,0 +1,97 @@
+"""A search from Python: its callback, its result, its ways to end."""
+
+import io
+from contextlib import redirect_stdout
+
+import pytest
+
+from configs import schema
+from prunevolve import Unfinished, resume, run
+from search.journal import FolderError
+
+SMALL = [
+    *("ray.workers=0", "search.candidates=8", "search.population=4", "search.stages=[1]"),
+    *("search.lag=2", "fitness.windows=2", "fitness.length=32", "calibration.windows=1"),
+    *("calibration.length=32", "selection.windows=2", "selection.length=32"),
+    *("report.windows=2", "report.length=32"),
+]
+
+
+def config(*more):
+    return schema.load(None, [*SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    records = []
+    with redirect_stdout(io.StringIO()) as printed:
+        result = run(config(), out, records.append)
+    return result, records, printed.getvalue()
+
+
+def journal(folder):
+    return (folder / "journal.jsonl").read_text()
+
+
+def test_callback_is_given_every_record_in_order(finished):
+    result, records, _ = finished
+    assert [record.index for record in records] == list(range(8))
+    assert len(journal(result.folder).splitlines()) == 8
+
+
+def test_result_is_the_winner_and_the_summary(finished):
+    result, *_ = finished
+    best = result.summary["best"]
+    assert (result.best.text, result.best.group) == (best["metric"], best["group"])
+    assert result.summary["candidates"] == 8
+
+
+def test_run_prints_nothing(finished):
+    assert finished[2] == ""
+
+
+def test_callback_that_raises_ends_the_run_which_can_be_resumed(finished, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(record):
+        if record.index == 3:
+            raise Enough("four are enough")
+
+    out = tmp_path / "run"
+    with pytest.raises(Enough, match="four are enough"):
+        run(config(), out, stop)
+    assert (out / "checkpoint.json").exists()
+    begun = len(journal(out).splitlines())
+    assert 4 <= begun < 8
+    fresh = []
+    result = resume(str(out), on_record=fresh.append)
+    assert [record.index for record in fresh] == list(range(begun, 8))
+    assert journal(out) == journal(finished[0].folder)
+    assert result.best == finished[0].best
+
+
+def test_interrupt_reaches_the_caller_with_the_way_on(tmp_path):
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted after \d candidates; continue with"):
+        run(config(), tmp_path / "run", interrupt)
+
+
+def test_run_in_which_nothing_was_evaluated_is_unfinished(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.fitness.HOPELESS", 1e-9)
+    with pytest.raises(Unfinished, match="no candidate was evaluated to the end") as end:
+        run(config("search.candidates=3"), tmp_path / "run")
+    assert end.value.code == 5
+
+
+def test_folder_that_does_not_fit_is_refused(finished, tmp_path):
+    result, *_ = finished
+    with pytest.raises(FolderError, match="is not an empty folder"):
+        run(config(), result.folder)
+    with pytest.raises(FolderError, match=r"would make .* a different search"):
+        resume(result.folder, ["search.seed=7"])
+    with pytest.raises(FolderError, match="is not a run folder"):
+        resume(tmp_path)
