@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -99,7 +99,7 @@ def main(
         for seed, variant in track(searches, "searching", transient=True):
             settings = [*base, f"search.seed={seed}", *tried[variant]]
             changed = resolve(schema.load(run / "config.yaml", settings))
-            there = replace(changed, windows=real.experiment.windows)
+            there = changed.with_windows(real.experiment.windows)
             traces[variant].append(_search(evaluator, real.fingerprints, there, limit, targets))
     _print(real.experiment, traces, targets, limit)
     runs = {name: [vars(trace) for trace in of_variant] for name, of_variant in traces.items()}

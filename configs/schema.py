@@ -286,9 +286,6 @@ class Search(_Section):
     patience: Count | None = Field(
         default=None, description="candidates without a new best before the population restarts"
     )
-    aggregate: Literal["mean", "worst", "mean of the two"] = Field(
-        default="mean", description="how relative rises over tasks and kinds of text are combined"
-    )
     stages: list[Annotated[int, Field(ge=1, le=10**9)]] = Field(
         default=[2, 4, 8, 16],
         description="window counts at which a candidate may be stopped, ascending; []: none is",

@@ -7,7 +7,7 @@ from statistics import fmean, variance
 from pruning.baselines import BASELINES
 from search.fitness import Evaluator, Setup
 from search.pool.requests import WindowLosses
-from search.scale import Aggregate, Cell, Scale, cell_of
+from search.scale import Cell, Scale, cell_of
 
 Ask = Callable[[Sequence[WindowLosses]], Sequence[list[float] | None]]
 """Returns each request's losses by window; None where a criterion is degenerate."""
@@ -50,7 +50,6 @@ def cells_of(
 
 def scale_of(
     setup: Setup,
-    aggregate: Aggregate,
     ask: Ask,
     role: str = "fitness",
     seconds: Sequence[float] = (),
@@ -80,7 +79,7 @@ def scale_of(
             for task, told in zip(order, discriminations, strict=True)
         }
         order = sorted(order, key=lambda task: -rates[task])
-    return Scale(aggregate=aggregate, order=tuple(order), cells=tuple(cells))
+    return Scale(order=tuple(order), cells=tuple(cells))
 
 
 def _seconds_by_model(setup: Setup, seconds: Sequence[float]) -> list[float]:

@@ -15,7 +15,6 @@ from pruning.masks import DegenerateScores
 from search.breeding.breeder import Breeder
 from search.fingerprint import Sketch
 from search.population import Candidate, Outcome, Record, State
-from search.scale import WORST_SHARE
 from search.surrogate import Surrogate
 
 _BRED_AGAIN = 5
@@ -72,8 +71,7 @@ class Evolution:
         self._known = _Known()
         self._surrogate = None
         if self.search.brood > 1:
-            worst = WORST_SHARE[self.search.aggregate]
-            self._surrogate = Surrogate(marks.sketch, weights, worst, self.search.crowding)
+            self._surrogate = Surrogate(marks.sketch, weights, self.search.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:

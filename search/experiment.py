@@ -1,7 +1,7 @@
 """Everything that a search needs, resolved once from its config: tasks, texts, seeds, settings."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from search.seeds import read_seeds
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """Everything that a search needs.
+class Plan:
+    """What a config asks for, checked without reading a text.
 
     Attributes:
         config: The config, with its seeds as texts, so that it depends on no other file.
@@ -36,8 +36,6 @@ class Experiment:
         leaves: The leaves that candidates, seeds and baselines may use.
         breeder: Makes the candidates.
         notes: What could not be checked here, one line each.
-        windows: The texts as tokens, once they are read.
-        warnings: Reasons to trust the statistics less, known once the texts are read.
     """
 
     config: Config
@@ -47,8 +45,6 @@ class Experiment:
     leaves: frozenset[str]
     breeder: Breeder
     notes: tuple[str, ...]
-    windows: tuple[Mapping[str, Windows], ...] = ()
-    warnings: tuple[str, ...] = ()
 
     def read_texts(self) -> "Experiment":
         """Return the experiment with its windows; raise ValueError if a text is unavailable."""
@@ -58,7 +54,13 @@ class Experiment:
             windows.append(_cut(tokenizer, {r: _mixture_of(t) for r, t in texts.items()}))
             if note := special_note(windows[-1]["calibration"].tokens, tokenizer):
                 warnings.append(f"{subject.model}: {note}")
-        return replace(self, windows=tuple(windows), warnings=tuple(warnings))
+        return self.with_windows(windows, warnings)
+
+    def with_windows(
+        self, windows: Sequence[Mapping[str, Windows]], warnings: Sequence[str] = ()
+    ) -> "Experiment":
+        """Return the experiment on windows that are cut already, of each model by role."""
+        return Experiment(**vars(self), windows=tuple(windows), warnings=tuple(warnings))
 
     def read_texts_here(self) -> list[dict[str, int]]:
         """Cut the texts that need no hub; return each model's token counts, by role.
@@ -78,6 +80,44 @@ class Experiment:
     def memory(self) -> Memory:
         """What a worker keeps in memory besides its models, and where."""
         return Memory(**self.config.memory.model_dump())
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each task in the fitness; they add up to 1."""
+        weights = [task.weight for task in self.tasks if task.weight]
+        return [weight / sum(weights) for weight in weights]
+
+    @property
+    def fitness_unit(self) -> str:
+        """The unit of fitness; see `search.scale`."""
+        kinds = [k for t in self.config.all_tasks if t.weight for k in t.fitness.parts]
+        return unit_of(len(kinds))
+
+    def task_rows(self) -> list[dict[str, object]]:
+        """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
+        return [
+            {
+                "name": task.name,
+                "model": self.subjects[task.subject].model,
+                "sparsity": task.sparsity,
+                "pattern": task.pattern.name if task.pattern else "unstructured",
+                "weight": task.weight,
+            }
+            for task in self.tasks
+        ]
+
+
+@dataclass(frozen=True)
+class Experiment(Plan):
+    """Everything that a search needs.
+
+    Attributes:
+        windows: The texts of each model as tokens, by role.
+        warnings: Reasons to trust the statistics less.
+    """
+
+    windows: tuple[Mapping[str, Windows], ...]
+    warnings: tuple[str, ...]
 
     @property
     def setup(self) -> Setup:
@@ -100,34 +140,9 @@ class Experiment:
             ),
         )
 
-    @property
-    def weights(self) -> list[float]:
-        """The weight of each task in the fitness; they add up to 1."""
-        weights = [task.weight for task in self.tasks if task.weight]
-        return [weight / sum(weights) for weight in weights]
-
-    @property
-    def fitness_unit(self) -> str:
-        """The unit of fitness; see `search.scale`."""
-        kinds = [k for t in self.config.all_tasks if t.weight for k in t.fitness.parts]
-        return unit_of(len(kinds))
-
     def provenance(self, subject: int) -> dict[str, Provenance]:
         """Return the origin of a model's windows, by role."""
         return {role: windows.provenance for role, windows in self.windows[subject].items()}
-
-    def task_rows(self) -> list[dict[str, object]]:
-        """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
-        return [
-            {
-                "name": task.name,
-                "model": self.subjects[task.subject].model,
-                "sparsity": task.sparsity,
-                "pattern": task.pattern.name if task.pattern else "unstructured",
-                "weight": task.weight,
-            }
-            for task in self.tasks
-        ]
 
     def origin(self, **more: object) -> dict[str, object]:
         """Return what is needed to reproduce a result; the same for any number of workers."""
@@ -161,7 +176,7 @@ def pinned_config(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def resolve(config: Config) -> Experiment:
+def resolve(config: Config) -> Plan:
     """Check as much of a config as is cheap to check, and resolve it.
 
     Raises:
@@ -183,7 +198,7 @@ def resolve(config: Config) -> Experiment:
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     drawn = frozenset(drawn_leaves(config.search.primitives, config.search.without))
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
-    return Experiment(
+    return Plan(
         config=config.model_copy(update={"search": search}),
         subjects=tuple(subject for subject, _ in sources),
         texts=tuple(texts for _, texts in sources),

@@ -62,7 +62,6 @@ def score_finalists(
         outcomes=dict(outcomes),
         pruning=experiment.config.pruning.model_dump()
         | {"sparsity": tasks[0].sparsity, "pattern": tasks[0].pattern},
-        aggregate=experiment.config.search.aggregate,
         fitness_unit=experiment.fitness_unit,
         tasks=tuple(tasks),
         selection=tuple(standings),
@@ -90,7 +89,7 @@ def _choose(
     """Score finalists on the selection texts; return the best, and the standings of all."""
     tasks = experiment.setup.tasks_of("selection")
     ask = partial(pool.ask, done=done)
-    scale = scale_of(experiment.setup, experiment.config.search.aggregate, ask, "selection")
+    scale = scale_of(experiment.setup, ask, "selection")
     requests = [WindowLosses(task, "selection", r.criterion) for r in finalists for task in tasks]
     answers = iter(pool.ask(requests, done))
     scored = []

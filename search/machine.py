@@ -20,7 +20,7 @@ from pruning.sizes import (
     sizes_of,
     worker_needs,
 )
-from search.experiment import Experiment
+from search.experiment import Plan
 
 
 def description() -> dict[str, object]:
@@ -49,15 +49,15 @@ def check_cores(ray: Ray) -> None:
         )
 
 
-def memory_lines(experiment: Experiment) -> list[str]:
+def memory_lines(plan: Plan) -> list[str]:
     """Return the memory that a worker and a node need, in lines; no weight is read.
 
     Raises:
         ValueError: If it cannot fit; one line with what is needed, what is available, and a remedy.
     """
-    config, memory = experiment.config, experiment.memory
+    config, memory = plan.config, plan.memory
     sizes = []
-    for subject, texts in zip(experiment.subjects, experiment.texts, strict=True):
+    for subject, texts in zip(plan.subjects, plan.texts, strict=True):
         folder = folder_of(subject.model)
         if folder is None:
             return [
@@ -72,12 +72,10 @@ def memory_lines(experiment: Experiment) -> list[str]:
             evaluation_length=max(x.length for role, x in texts.items() if role != "calibration"),
         )
         sizes.append(
-            sizes_of(
-                model, subject.dtype, subject.dtype, experiment.leaves, load, memory.statistics
-            )
+            sizes_of(model, subject.dtype, subject.dtype, plan.leaves, load, memory.statistics)
         )
-    needs_again = any(task.pattern is None for task in experiment.tasks)
-    needs_again |= len(experiment.tasks) > len(experiment.subjects)
+    needs_again = any(task.pattern is None for task in plan.tasks)
+    needs_again |= len(plan.tasks) > len(plan.subjects)
     needs = worker_needs(
         sizes,
         keeps_scores=memory.scores == "keep" and needs_again,
@@ -86,7 +84,7 @@ def memory_lines(experiment: Experiment) -> list[str]:
         by_ray=config.ray.workers != 0,
     )
     lines = []
-    if any(texts["calibration"].windows is None for texts in experiment.texts):
+    if any(texts["calibration"].windows is None for texts in plan.texts):
         lines.append("memory: calibration has windows: null: its hidden states are not counted")
     if needs.device:
         lines.append(_device_line(needs.device, _device_memory(config)))

@@ -122,7 +122,7 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
     """Return the scale of the fitness, after giving it to all workers."""
     scale = read_scale(folder)
     if scale is None:
-        setup, aggregate = experiment.setup, experiment.config.search.aggregate
+        setup = experiment.setup
         title = "measuring the dense model and the named metrics on the fitness text"
         with step(
             console, title, len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
@@ -130,7 +130,7 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
             tasks = range(len(setup.tasks)) if len(setup.tasks) > 1 else ()
             seconds = pool.ask([TimeFirstStage(task) for task in tasks])
             ask = partial(pool.ask, done=progress.advance)
-            scale = scale_of(setup, aggregate, ask, seconds=seconds)
+            scale = scale_of(setup, ask, seconds=seconds)
         folder.write_json(SCALE, scale.model_dump())
     pool.prepare(UseScale(scale))
     return scale

@@ -11,14 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-Aggregate = Literal["mean", "worst", "mean of the two"]
-
-WORST_SHARE: dict[Aggregate, float] = {"mean": 0.0, "worst": 1.0, "mean of the two": 0.5}
-"""Share of the worst in an aggregate; the rest is the weighted mean."""
 
 _LEAST_RISE = 0.001
 """Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
@@ -54,7 +49,7 @@ class Cell(_Values):
         rise: Rise of that metric's mean loss over dense, nats per token, or its standard error if
             that is larger.
         shares: Typical rise of each window under pruning, as a multiple of the mean.
-        losses_of_named: Mean loss of each named metric, nats per token; empty in older files.
+        losses_of_named: Mean loss of each named metric, nats per token.
     """
 
     task: int = Field(ge=0)
@@ -65,7 +60,7 @@ class Cell(_Values):
     named: str
     rise: float = Field(ge=_LEAST_RISE)
     shares: _Losses
-    losses_of_named: dict[str, float] = Field(default_factory=dict)
+    losses_of_named: dict[str, float]
 
     @model_validator(mode="after")
     def _check(self) -> "Cell":
@@ -147,15 +142,13 @@ class Difference:
 
 
 class Scale(_Values):
-    """All cells, and how their values become one number.
+    """All cells; the weighted mean of their values is the fitness.
 
     Attributes:
-        aggregate: The weighted mean of the cells, the worst of them, or the mean of these two.
         order: Tasks of the fitness in the order in which they are evaluated.
         cells: Cells in the order of the tasks.
     """
 
-    aggregate: Aggregate
     order: tuple[int, ...]
     cells: tuple[Cell, ...] = Field(min_length=1)
 
@@ -174,23 +167,15 @@ class Scale(_Values):
             rises.append(sum(weight * value for weight, value in known) / total if known else None)
         return tuple(rises)
 
-    def slopes(self, values: Sequence[float]) -> list[float]:
-        """Return the weight of each cell in the aggregate at these values; they add up to 1."""
-        share = WORST_SHARE[self.aggregate]
-        worst = max(range(len(values)), key=lambda i: values[i])
-        return [
-            (1 - share) * cell.weight + share * (i == worst) for i, cell in enumerate(self.cells)
-        ]
-
-    def aggregated(self, values: Sequence[float]) -> float:
-        """Return the relative rise aggregated over all cells."""
-        return sum(s * value for s, value in zip(self.slopes(values), values, strict=True))
+    def mean(self, values: Sequence[float]) -> float:
+        """Return the weighted mean of one value per cell."""
+        return sum(c.weight * value for c, value in zip(self.cells, values, strict=True))
 
     def fitness(self, losses: Sequence[Sequence[float]]) -> float:
         """Return the fitness from the losses of all windows of each task."""
         if len(self.cells) == 1:
             return fmean(losses[self.cells[0].task])
-        return self.aggregated(self._known(losses))
+        return self.mean(self._known(losses))
 
     def expected(self, losses: Sequence[Sequence[float]]) -> float:
         """Return the fitness estimated from the windows evaluated so far.
@@ -198,7 +183,7 @@ class Scale(_Values):
         Cells not evaluated yet are assumed to equal the mean of the others.
         """
         mean = fmean(self._known(losses))
-        value = self.aggregated([mean if v is None else v for v in self.values(losses)])
+        value = self.mean([mean if v is None else v for v in self.values(losses)])
         cell = self.cells[0]
         return fmean(cell.dense) + value * cell.rise if len(self.cells) == 1 else value
 
@@ -214,14 +199,12 @@ class Scale(_Values):
 
     @property
     def named_fitness(self) -> dict[str, float]:
-        """The fitness of each named metric that can prune for every task, as far as it was saved.
+        """The fitness of each named metric that can prune for every task.
 
         With several cells also that of a hypothetical metric equal to the best named in each cell.
         """
         several = len(self.cells) > 1
         dense = [fmean(cell.dense) for cell in self.cells]
-        if not several and not self.cells[0].losses_of_named:
-            return {self.cells[0].named: dense[0] + self.cells[0].rise}
         fitness = {"best named of each": 1.0} if several else {}
         for name in self.cells[0].losses_of_named:
             losses = [cell.losses_of_named.get(name) for cell in self.cells]
@@ -229,7 +212,7 @@ class Scale(_Values):
             if len(known) == len(self.cells):
                 values = zip(known, dense, self.cells, strict=True)
                 rises = [(loss - base) / cell.rise for loss, base, cell in values]
-                fitness[name] = self.aggregated(rises) if several else known[0]
+                fitness[name] = self.mean(rises) if several else known[0]
         return fitness
 
     def digest(self) -> str:
@@ -249,23 +232,20 @@ class Scale(_Values):
             slack: Tolerance for the value of a single window, as a fraction.
         """
         values = [limit if value is None else value for value in self.values(losses)]
-        slopes = self.slopes(values)
         seen = [max(1, cell.seen(losses[cell.task])) for cell in self.cells]
-        error = math.sqrt(sum(s * s / n for s, n in zip(slopes, seen, strict=True)))
-        rise, threshold = self.aggregated(values), limit * (1 + slack * error)
+        error = math.sqrt(sum(c.weight**2 / n for c, n in zip(self.cells, seen, strict=True)))
+        rise, threshold = self.mean(values), limit * (1 + slack * error)
         return (rise, threshold) if rise > threshold else None
 
     def difference(
         self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
     ) -> Difference:
-        """Return how much worse a fitness is than the reference's, with its first-order error."""
+        """Return how much worse a fitness is than the reference's, with its standard error."""
         parts, errors = [], []
-        both = (losses, reference)
-        slopes = [self.slopes(self._known(by_task)) for by_task in both]
-        for cell, slope, reference_slope in zip(self.cells, *slopes, strict=True):
+        for cell in self.cells:
             unit = 1.0 if len(self.cells) == 1 else cell.rise
-            rises = (cell.rises(by_task[cell.task]) for by_task in both)
-            gaps = [(slope * a - reference_slope * b) / unit for a, b in zip(*rises, strict=True)]
+            rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
+            gaps = [(cell.weight * a - cell.weight * b) / unit for a, b in zip(*rises, strict=True)]
             parts.append(fmean(gaps))
             errors.append(_standard_error(gaps))
         known = [error for error in errors if error is not None]

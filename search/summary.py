@@ -122,7 +122,6 @@ class Summary(_Values):
     candidates: int
     outcomes: dict[str, int]
     pruning: dict[str, object]
-    aggregate: str
     fitness_unit: str
     tasks: tuple[TaskResult, ...]
     selection: tuple[Finalist, ...]

@@ -50,14 +50,12 @@ class Surrogate:
     Attributes:
         sketch_of: Function that returns a criterion's sketch.
         weights: The weight of each task in the fitness; they add up to 1.
-        worst: Share of the worst task in the fitness; the rest is the weighted mean.
         alike: Masks that differ in a smaller fraction are one: a child with a mask that was
             measured already promises nothing.
     """
 
     sketch_of: Callable[[Criterion], Sketch]
     weights: Sequence[float] = (1.0,)
-    worst: float = 0.0
     alike: float = 0.0
     _records: list[Record] = field(default_factory=list)
     _asked: list[int] = field(default_factory=list)
@@ -101,8 +99,7 @@ class Surrogate:
         for process, masks in zip(self._processes, sketches, strict=True):
             distances.append(np.stack([process.distances_to(mask) for mask in masks], axis=1))
             bounds.append(process.predict(distances[-1]))
-        mean = np.average(bounds, axis=0, weights=self.weights)
-        promises = (1 - self.worst) * mean + self.worst * np.max(bounds, axis=0)
+        promises = np.average(bounds, axis=0, weights=self.weights)
         known = np.mean(distances, axis=0).min(0) < self.alike
         return [float(promise) for promise in np.where(known, math.inf, promises)]
 

@@ -22,7 +22,6 @@ WINNER = "mul(W, add(G, sqr(W)))"
 CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
 
 SCALE = Scale(
-    aggregate="mean",
     order=(0,),
     cells=(cell_of(0, "text", 1.0, range(2), [1.0, 3.0], {"wanda": [2.0, 4.0], "snip": [2, 5]}),),
 )
@@ -122,7 +121,6 @@ def summary_of(records: list[Record], **changes: Any) -> Summary:
         "candidates": len(records),
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
         "seconds": 12.5,
-        "aggregate": "mean",
         "fitness_unit": "nats/token",
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
         "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},

@@ -61,7 +61,7 @@ def brief(pool: Pool, setup: Setup) -> None:
     for subject in range(len(setup.subjects)):
         (statistics,) = pool.ask([CollectStatistics(subject)])
         pool.prepare(UseStatistics(subject, statistics))
-    pool.prepare(UseScale(scale_of(setup, "mean", pool.ask)))
+    pool.prepare(UseScale(scale_of(setup, pool.ask)))
 
 
 def arrivals_of(pool: Pool, candidates: list[Candidate], most_turns: int = 2000) -> list[Arrival]:

@@ -13,7 +13,7 @@ from pruning.metric import Metric
 from pruning.models import load_tokenizer
 from search.baseline_losses import asking, scale_of
 from search.fitness import Evaluator, Setup, Task
-from search.scale import Aggregate, Scale
+from search.scale import Scale
 
 ROLES = ("calibration", "fitness", "selection", "report")
 HALF = Task("half", 0, 0.5, None, 1.0)
@@ -54,8 +54,8 @@ def made_of(setup: Setup) -> Evaluator:
     return evaluator
 
 
-def measure_scale(evaluator: Evaluator, aggregate: Aggregate = "mean") -> Scale:
+def measure_scale(evaluator: Evaluator) -> Scale:
     """Let an evaluator measure its own scale and use it; also return it."""
-    scale = scale_of(evaluator.setup, aggregate, asking(evaluator))
+    scale = scale_of(evaluator.setup, asking(evaluator))
     evaluator.use_scale(scale)
     return scale

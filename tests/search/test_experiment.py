@@ -54,10 +54,8 @@ def test_tasks_of_a_plain_config_are_one_of_one_model_and_its_four_texts():
     }
 
 
-def test_read_texts_cuts_the_windows_that_were_not_there():
-    experiment = small()
-    assert experiment.windows == ()
-    (windows,) = experiment.read_texts().windows
+def test_read_texts_cuts_the_windows():
+    (windows,) = small().read_texts().windows
     assert list(windows) == list(ROLES)
     for role, text in windows.items():
         assert text.tokens.shape == (2, 16)
@@ -155,7 +153,7 @@ def test_origin_of_several_tasks_names_them():
 )
 def test_leaves_are_those_of_candidates_seeds_and_baselines(overrides, leaves):
     experiment = small(*overrides)
-    assert experiment.leaves == experiment.setup.leaves == frozenset(leaves)
+    assert experiment.leaves == frozenset(leaves)
     assert all(baseline.criterion.metric.leaves <= set("WXG") for baseline in BASELINES.values())
 
 
@@ -314,7 +312,7 @@ def test_stage_at_or_beyond_the_last_fitness_window_is_refused():
     assert refusal("search.stages=[2, 32]") == (
         "search.stages must be below fitness.windows = 32, got [2, 32]"
     )
-    assert resolve(config("search.stages=[2, 31]")).setup.stages == (2, 31)
+    assert resolve(config("search.stages=[2, 31]")).config.search.stages == [2, 31]
 
 
 # Patterns, and every task

@@ -24,13 +24,14 @@ FIRST = Cell(
     named="x",
     rise=0.5,
     shares=(0.5, 1.5),
+    losses_of_named={},
 )
 SECOND = FIRST.model_copy(update={"text": "b", "windows": (1, 3), "weight": 0.25})
 THIRD = FIRST.model_copy(update={"task": 1, "windows": (0, 1), "weight": 0.5, "rise": 0.25})
 
 
-def scale(aggregate="mean", cells=(FIRST, SECOND, THIRD)):
-    return Scale(aggregate=aggregate, order=(0, 1), cells=cells)
+def scale(cells=(FIRST, SECOND, THIRD)):
+    return Scale(order=(0, 1), cells=cells)
 
 
 def test_cell_is_measured_in_the_rise_of_the_best_named_metric():
@@ -80,12 +81,8 @@ def test_cell_without_a_named_metric_is_refused():
         cell_of(3, "text", 1.0, range(4), DENSE, {})
 
 
-@pytest.mark.parametrize(
-    ("aggregate", "expected"),
-    [("mean", 0.25 * 1 + 0.25 * 2 + 0.5 * 4), ("worst", 4.0), ("mean of the two", 3.375)],
-)
-def test_aggregates(aggregate, expected):
-    assert scale(aggregate).aggregated([1, 2, 4]) == pytest.approx(expected)
+def test_mean_weighs_the_cells():
+    assert scale().mean([1, 2, 4]) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 4)
 
 
 def test_fitness_of_one_cell_is_the_loss_and_of_several_the_relative_rise():
@@ -119,7 +116,6 @@ def test_excess_takes_what_was_not_looked_at_to_be_as_good_as_the_limit():
     assert scale().excess([[2.0], []], 1.0, 0.2) == pytest.approx(expected)
     assert scale().excess([[2.0], []], 1.0, 3.0) is None
     assert scale().excess([[1.1], []], 1.0, 0.0) is None
-    assert scale("worst").excess([[2.0], []], 1.0, 0.2) == pytest.approx((4.0, 1.2))
 
 
 def test_slack_falls_with_the_windows_that_were_seen():
@@ -136,10 +132,9 @@ def test_difference_of_one_cell_is_the_paired_one():
     )
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "worst", "mean of the two"])
-def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows(aggregate):
+def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows():
     losses, reference = [[1.5, 1.5, 3.5, 3.5], [1.3, 3.6]], [[1.2, 1.9, 3.2, 3.2], [1.2, 3.1]]
-    both = scale(aggregate)
+    both = scale()
     found = both.difference(losses, reference)
     assert found.mean == pytest.approx(both.fitness(losses) - both.fitness(reference))
     assert found.standard_error > 0
@@ -147,8 +142,8 @@ def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows(aggre
 
 
 def test_scale_survives_json():
-    again = Scale.model_validate_json(scale("worst").model_dump_json())
-    assert again == scale("worst")
+    again = Scale.model_validate_json(scale().model_dump_json())
+    assert again == scale()
 
 
 @pytest.mark.parametrize(
@@ -192,13 +187,13 @@ def test_order_begins_with_the_task_that_tells_most_a_second(evaluator, seconds,
     two_models = replace(
         one, subjects=one.subjects * 2, windows=one.windows * 2, kinds=one.kinds * 2, tasks=tasks
     )
-    measured = scale_of(two_models, "mean", asking(evaluator), seconds=seconds)
+    measured = scale_of(two_models, asking(evaluator), seconds=seconds)
     assert measured.order == order
 
 
 def test_order_of_the_tasks_of_one_model_does_not_depend_on_the_clock(evaluator):
     orders = {
-        scale_of(evaluator.setup, "mean", asking(evaluator), seconds=seconds).order
+        scale_of(evaluator.setup, asking(evaluator), seconds=seconds).order
         for seconds in ((1.0, 1e6), (1e6, 1.0), (1.0, 1.1), (0.3, 0.7))
     }
     assert len(orders) == 1
@@ -222,14 +217,13 @@ def test_named_fitness_is_that_of_their_losses():
     }
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "worst"])
-def test_named_fitness_over_several_cells_is_that_of_a_candidate(aggregate):
+def test_named_fitness_over_several_cells_is_that_of_a_candidate():
     cells = (
         cell_of(0, "a", 0.5, [0, 1], DENSE, NAMED),
         cell_of(0, "b", 0.25, [2, 3], DENSE, NAMED),
         cell_of(1, "a", 0.25, range(4), DENSE, {"snip": NAMED["snip"], "wanda": NAMED["wanda"]}),
     )
-    several = scale(aggregate, cells)
+    several = scale(cells)
     assert several.dense_fitness == several.fitness([DENSE, DENSE])
     assert several.named_fitness == {
         "best named of each": 1.0,
@@ -238,15 +232,9 @@ def test_named_fitness_over_several_cells_is_that_of_a_candidate(aggregate):
     }
 
 
-def test_named_fitness_without_the_losses_is_known_of_the_best():
-    cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
-    old = scale(cells=(cell.model_copy(update={"losses_of_named": {}}),))
-    assert old.named_fitness == {"wanda": pytest.approx(2.75)}
-
-
 def test_digest_is_of_what_decides_a_fitness():
     cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
-    old = cell.model_copy(update={"losses_of_named": {}})
+    unnamed = cell.model_copy(update={"losses_of_named": {}})
     other = cell.model_copy(update={"rise": 0.5})
-    digests = [scale(cells=(one,)).digest() for one in (cell, old, other)]
+    digests = [scale(cells=(one,)).digest() for one in (cell, unnamed, other)]
     assert digests[0] == digests[1] != digests[2]

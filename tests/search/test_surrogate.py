@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -37,8 +37,10 @@ def record(index: int, bits: int | tuple[int, ...], *rises: float | None) -> Rec
     return Record(Candidate(index, criterion(*ones)), Outcome(kind, fitness, 1, rises=rises))
 
 
-def surrogate_of(*records: Record, before: int = 100, **aggregate: Any) -> Surrogate:
-    surrogate = Surrogate(sketch_of, **aggregate)
+def surrogate_of(
+    *records: Record, before: int = 100, weights: Sequence[float] = (1.0,)
+) -> Surrogate:
+    surrogate = Surrogate(sketch_of, weights)
     for one in records:
         surrogate.learn(one)
     surrogate.ask_before(before)
@@ -70,10 +72,10 @@ def test_learn_passes_over_what_was_not_measured():
 
 
 def test_learn_takes_of_one_that_a_task_has_stopped_that_task_alone():
-    halves = {"weights": (0.5, 0.5)}
+    halves = (0.5, 0.5)
     both = [record(0, (5, 5), 1.0, 1.0), record(1, (55, 55), 9.0, 9.0)]
-    surrogate = surrogate_of(*both, record(2, (30, 30), 9.0, None), **halves)
-    without = surrogate_of(*both, **halves)
+    surrogate = surrogate_of(*both, record(2, (30, 30), 9.0, None), weights=halves)
+    without = surrogate_of(*both, weights=halves)
     # A mask that is bad for the first task promises as much as before for the second alone.
     assert predict(surrogate, 30, 5) > predict(without, 30, 5)
     assert predict(surrogate, 5, 30) == pytest.approx(predict(without, 5, 30), abs=0.01)
@@ -87,21 +89,14 @@ def test_predict_hears_nothing_of_a_task_on_which_nothing_was_measured():
     assert predict(surrogate, 6, 54) == predict(surrogate, 6, 20)
 
 
-@pytest.mark.parametrize(
-    ("aggregate", "better"),
-    [
-        ({"weights": (0.5, 0.5)}, (10, 30)),
-        ({"weights": (0.1, 0.9)}, (20, 20)),
-        ({"weights": (0.5, 0.5), "worst": 1.0}, (20, 20)),
-    ],
-)
-def test_predict_weighs_tasks_as_the_fitness_does(aggregate, better):
+@pytest.mark.parametrize(("weights", "better"), [((0.5, 0.5), (10, 30)), ((0.1, 0.9), (20, 20))])
+def test_predict_weighs_tasks_as_the_fitness_does(weights, better):
     one = [
         record(0, (10, 10), 0.8, 0.8),
         record(1, (20, 20), 1.0, 1.0),
         record(2, (30, 30), 1.2, 1.2),
     ]
-    surrogate = surrogate_of(*one, **aggregate)
+    surrogate = surrogate_of(*one, weights=weights)
     other = (10, 30) if better == (20, 20) else (20, 20)
     assert predict(surrogate, *better) < predict(surrogate, *other)
 

@@ -74,7 +74,7 @@ def statistics(setup):
 def scale(setup, statistics):
     pool = pool_of(setup)
     pool.prepare(UseStatistics(0, statistics))
-    return scale_of(setup, "mean", pool.ask)
+    return scale_of(setup, pool.ask)
 
 
 @pytest.fixture(scope="module")
