@@ -51,8 +51,9 @@ def main():
 
 def _serve(backend):
     hired, started = [], []
+    most = int(os.environ.get("MOST_WORKERS", "100"))
     while not started:
-        hired += backend.hire(100)
+        hired += backend.hire(most - len(hired))
         started = [event for event in backend.events(0.2) if isinstance(event, Started)]
     facts, head = started[0].digests
     environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_cluster import cluster_of
 from small_search import embedded_setup
 
 from configs.schema import Ray
@@ -27,7 +26,7 @@ GONE_SECONDS = 10
 """Within which an exit, or the end after one, has to come; it takes half a second when idle."""
 
 HOSTILE = {"RAY_ADDRESS": "nowhere:1", "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known"}
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+WRONG = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
 DRIVER = "from ray_driver import main; main()"
 
 
@@ -111,13 +110,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster that wants a token."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in TOKEN.items():
-            patch.setenv(name, value)
-        with cluster_of(tmp_path_factory.mktemp("orders"), num_cpus=2) as made:
-            yield made.address
+def running() -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster that wants a token, one of whose cores is taken, and what lets one in."""
+    with driver("local", MOST_WORKERS="1") as started:
+        token = started.ray_process().environ()["RAY_AUTH_TOKEN"]
+        yield started.found["head"], {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
 def refusal(address: str) -> str:
@@ -214,7 +211,7 @@ def test_local_search_leaves_workers_their_priority(local: Driver):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("login", [{}, TOKEN])
+@pytest.mark.parametrize("login", [{}, WRONG])
 def test_local_search_lets_no_other_in(local: Driver, login: dict[str, str]):
     with begin(local.found["head"], **login) as process:
         assert "refuses this token: set RAY_AUTH_MODE=token" in ended(process, seconds=60)
@@ -274,23 +271,25 @@ def test_local_search_that_was_killed_with_its_ray_process_is_cleared_by_the_nex
 
 
 @pytest.mark.slow
-def test_running_cluster_is_used_and_left_running(running: str):
+def test_running_cluster_is_used_and_left_running(running: tuple[str, dict[str, str]]):
+    head, login = running
     for _ in range(2):
-        with driver(running, **TOKEN) as started:
-            assert started.found["room"] == 2
-            assert started.found["head"] == running
+        with driver(head, **login) as started:
+            assert started.found["room"] == os.cpu_count() - 1
+            assert started.found["head"] == head
             assert ended(started.process, "end\n") == "exit 0"
 
 
 @pytest.mark.slow
 def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
-    running: str, tmp_path: Path
+    running: tuple[str, dict[str, str]], tmp_path: Path
 ):
+    head, login = running
     (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text(running)
-    variables = {"RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": TOKEN["RAY_AUTH_TOKEN"]}
+    (tmp_path / "ray" / "ray_current_cluster").write_text(head)
+    variables = {"RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": login["RAY_AUTH_TOKEN"]}
     with driver("auto", **variables) as started:
-        assert started.found["head"] == running
+        assert started.found["head"] == head
 
 
 @pytest.mark.slow
@@ -298,11 +297,12 @@ def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
     "login", [{}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
 )
 def test_running_cluster_refuses_a_token_in_one_line(
-    running: str, tmp_path: Path, login: dict[str, str]
+    running: tuple[str, dict[str, str]], tmp_path: Path, login: dict[str, str]
 ):
-    with begin(running, HOME=str(tmp_path), **login) as process:
+    head, _ = running
+    with begin(head, HOME=str(tmp_path), **login) as process:
         assert ended(process, seconds=60) == (
-            f"ValueError: the Ray cluster at {running} refuses this token: set RAY_AUTH_MODE=token,"
+            f"ValueError: the Ray cluster at {head} refuses this token: set RAY_AUTH_MODE=token,"
             " and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's\nexit 2"
         )
 
