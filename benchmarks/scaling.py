@@ -141,8 +141,8 @@ def _real(out: Path, workers: int, candidates: int, settings: list[str]) -> dict
 def _sleeping(case: Case, out: Path, seconds: float) -> dict[str, float]:
     """Search with sleeping actors, and measure for some seconds after each has had work."""
     settings = [
-        *("search.brood=1", "search.exploration=0"),  # the work for one child
-        *("pruning.group=free", f"search.lag={case.lag * case.workers}"),
+        "search.brood=1",  # the work for one child
+        f"search.lag={case.lag * case.workers}",
         # With more workers than cores Ray is told of as many cores: a sleeping worker needs none.
         *("search.candidates=1000000", f"ray.workers={case.workers}"),
     ]
