@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import DEFAULT_REVISION
 from torch import Tensor, nn
 from transformers import (
@@ -31,6 +31,9 @@ from pruning.model_name import EMBEDDED as EMBEDDED  # for all who load it
 from pruning.model_name import comes_from_hub, split_revision, with_revision
 
 _CONFIG = "config.json"
+
+_HUB_SECONDS = 5.0
+"""How long the Hugging Face hub may take to answer."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -99,8 +102,11 @@ def load_config(model: str) -> PretrainedConfig:
 
 def read_config(model: str) -> PretrainedConfig:
     """Return a model's config; raises as `load_config`, but looks at no weights."""
-    comes_from_hub(model)  # raises if it can be no model's name
     source, revision = source_of(model)
+    if comes_from_hub(model) and cached_config(model) is None:
+        with one_line_errors(model):
+            # Fails at once where transformers would try again for half a minute.
+            HfApi().model_info(source, revision=revision, timeout=_HUB_SECONDS)
     with one_line_errors(model), _unlogged():
         settings = dict(PretrainedConfig.get_config_dict(source, revision=revision)[0])
     if "model_type" in settings:
