@@ -18,7 +18,7 @@ class Checkpoint:
     """The contents of a checkpoint.
 
     Attributes:
-        lines: Number of lines in the journal at that time; 0 if not recorded.
+        lines: Number of lines in the journal at that time.
         journal: SHA-256 of those lines.
     """
 
@@ -31,7 +31,7 @@ class Checkpoint:
         if self.lines > len(lines):
             return True
         digest = hashlib.sha256(b"".join(lines[: self.lines])).hexdigest()
-        return not self.lines or digest == self.journal
+        return digest == self.journal
 
 
 def to_dict(state: State, journal: Mapping[str, object]) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def parse(data: bytes) -> Checkpoint | None:
             tuple(Record.from_dict(fields) for fields in body[key])
             for key in ("population", "hall_of_fame")
         )
-        counts = [body.get(key, 0) for key in ("began", "improved")]
+        counts = body["began"], body["improved"]
         state = State(body["committed"], population, hall_of_fame, *counts)
-        journal = body.get("journal", {"lines": 0, "sha256": ""})
+        journal = body["journal"]
         return Checkpoint(state, journal["lines"], journal["sha256"])
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None

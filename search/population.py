@@ -18,7 +18,8 @@ class Outcome:
 
     Attributes:
         kind: One of `OUTCOMES`.
-        fitness: Mean NLL on the fitness text, nats per token; None unless evaluated.
+        fitness: Mean NLL in nats per token, or with several cells the mean relative rise
+            (`search.scale`); None unless evaluated.
         tokens: Fitness tokens that were run through the pruned model.
         reason: Why it was not evaluated to the end; empty if it was.
         estimate: If it was stopped, its fitness estimated from the windows evaluated so far.
@@ -83,7 +84,7 @@ class Record:
 
     @property
     def fitness(self) -> float | None:
-        """Nats per token; None unless evaluated."""
+        """As the outcome says; None unless evaluated."""
         return self.outcome.fitness
 
     @property

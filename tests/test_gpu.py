@@ -74,7 +74,7 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric):
 @pytest.mark.parametrize("held", [0, 2])
 @pytest.mark.parametrize("group", [Row(), Model()])
 @pytest.mark.parametrize("text", ["mul(W, sqrt(X))", "mul(W, add(G, abs(M)))"])
-def test_a_folder_pruned_with_blocks_on_the_gpu_is_that_of_the_cpu(tmp_path, text, group, held):
+def test_folder_pruned_with_blocks_on_the_gpu_is_that_of_the_cpu(tmp_path, text, group, held):
     toy_model("llama").save_pretrained(tmp_path / "dense", max_shard_size="4KB")
     zeros = []
     for device in ("cpu", "cuda"):

@@ -224,7 +224,7 @@ def test_check_scores_weights_refuses_an_operator_that_means_nothing_on_its_oper
         ("0.333333333333", "0.33333334"),
     ],
 )
-def test_a_number_is_printed_as_short_as_fp32_allows(written, printed):
+def test_number_is_printed_as_short_as_fp32_allows(written, printed):
     metric = Metric.parse(f"add(W, {written})")
     assert metric.text == f"add(W, {printed})"
     assert Metric.from_release_json({"data": written}).text == printed
@@ -235,7 +235,7 @@ def test_a_number_is_printed_as_short_as_fp32_allows(written, printed):
 
 @EXAMPLES
 @given(NUMBERS)
-def test_a_number_keeps_its_fp32_value_through_its_text(value):
+def test_number_keeps_its_fp32_value_through_its_text(value):
     written = Metric.constant(value)
     assert torch.equal(written.score(), torch.tensor([[value]]))
     assert Metric.constant(written.value) == Metric.parse(written.text) == written
@@ -247,7 +247,7 @@ def test_score_takes_a_number_in_fp32():
 
 
 @pytest.mark.parametrize("written", ["1e39", "-1e999", "1e-38", "4" * 400])
-def test_a_number_that_fp32_does_not_hold_is_refused(written):
+def test_number_that_fp32_does_not_hold_is_refused(written):
     expected = (
         f"has the number {float(written):.6g}: its magnitude must be 0 or from 1e-37 to 1e+38"
     )
@@ -258,7 +258,7 @@ def test_a_number_that_fp32_does_not_hold_is_refused(written):
 
 
 @pytest.mark.parametrize("name", ["nan", "inf", "-inf", "Infinity", "1_0", " 1", "0x1", "1e", "١"])
-def test_what_float_reads_and_the_language_does_not_is_refused(name):
+def test_number_that_float_reads_and_the_language_does_not_is_refused(name):
     message = error_of(Metric.from_release_json, {"data": name})
     assert message.startswith(f"metric file: tree has the unknown operator or leaf {name!r}")
 

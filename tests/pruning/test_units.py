@@ -109,7 +109,7 @@ def unguarded(monkeypatch):
     st.sampled_from([0.5, 2.0, 8.0]),
     st.sampled_from([0.25, 2.0]),
 )
-def test_a_score_scales_by_its_exponents_with_weights_and_activations(metric, layer, c, d):
+def test_score_scales_by_its_exponents_with_weights_and_activations(metric, layer, c, d):
     units = units_of(metric)
     before, after = layer.score(metric), layer.scaled(c, d).score(metric)
     agree(metric, before, after, c**units.w * d**units.x)
@@ -122,7 +122,7 @@ def test_a_score_scales_by_its_exponents_with_weights_and_activations(metric, la
     st.integers(0, 2**32).map(layer_of),
     st.sampled_from([2, 3]),
 )
-def test_a_score_scales_by_its_exponent_with_the_sides_of_a_layer(metric, layer, k):
+def test_score_scales_by_its_exponent_with_the_sides_of_a_layer(metric, layer, k):
     units = units_of(metric)
     before, after = layer.score(metric), layer.repeated(k).score(metric)
     repeats = [a // b for a, b in zip(after.shape, before.shape, strict=True)]
