@@ -181,6 +181,7 @@ class RayBackend:
 
     def hire(self, most: int) -> Sequence[int]:
         """Begin to start workers on the nodes that have room."""
+        self._early = list(self.events(0.0))  # the room may have changed since the last look
         if not self._starting:
             # Free resources mean something only once every starting worker has taken its own.
             self._others = max(0, self._room.whole - len(self._workers) - self._room.free)

@@ -15,7 +15,7 @@ KINDS = {"worker killed", "worker stopped", "node removed", "driver killed"}
 def test_search_under_faults_ends_as_without_them(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--json", str(figures)]
-    command += ["--candidates=120", "--seed=1", "--pause=1", "--minutes=10"]
+    command += ["--candidates=80", "--seed=1", "--pause=1", "--minutes=10"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())
