@@ -29,9 +29,9 @@ SLACK = 0.2
 """A candidate is stopped after n windows only if its rise is above the limit by this fraction over
 the square root of n."""
 
-HOPELESS = 100.0
-"""Rise on one task and kind of text that stops a candidate at any time, as a multiple of the best
-named metric's."""
+HOPELESS = 2.5
+"""Rise in one of several cells, as a multiple of the best named metric's, that stops a candidate
+at any time: half of those of a search on three models are stopped so."""
 
 ZerosAndOverlap = dict[str, tuple[float, float]]
 """A fraction of zeros and a mask overlap, by layer."""
@@ -280,7 +280,7 @@ class Evaluator:
     ) -> str:
         """Return why a candidate can be stopped; empty if it cannot."""
         for cell, value in zip(scale.cells, scale.values(losses), strict=True):
-            if value is not None and value > HOPELESS:
+            if value is not None and value > HOPELESS and len(scale.cells) > 1:
                 what = f"{self.setup.tasks[cell.task].name}, {cell.text}"
                 return f"relative rise {value:.4f} on {what} above {HOPELESS:.4f}"
         if candidate.stop_above is None:
