@@ -24,6 +24,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from tables import conditions, show, wikitext2_corpora, write_json
 
+from configs.schema import Memory
 from evaluation.mixture import Mixture, Part
 from pruning.baselines import FOUND, PUBLISHED
 from pruning.criterion import Criterion
@@ -33,7 +34,7 @@ from pruning.memory import keep_freed_memory
 from pruning.metric_file import read_metric
 from pruning.models import EMBEDDED, load_tokenizer
 from search.fitness import perplexity_of
-from search.resident import Memory, Resident, Subject
+from search.resident import Resident, Subject
 
 SPARSITIES = (0.5, 0.6, 0.7)
 LEAVES = frozenset(LEAF_SETS["extended"])

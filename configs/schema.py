@@ -29,6 +29,9 @@ DEFAULT = FOLDER / "embedded.yaml"
 MOST_TOKENS = 2**24
 """Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048."""
 
+MAX_TREE_DEPTH = 8
+"""Highest depth of a bred tree; the root has depth 0. Most reach `search.max_size` before."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -294,10 +297,10 @@ class Search(_Section):
     @model_validator(mode="after")
     def _check(self) -> "Search":
         least, greatest = self.initial_depth
-        if not 0 <= least <= greatest <= 8:
+        if not 0 <= least <= greatest <= MAX_TREE_DEPTH:
             raise ValueError(
-                "initial_depth must be two numbers in ascending order, from 0 to 8, got "
-                f"{list(self.initial_depth)}"
+                "initial_depth must be two numbers in ascending order, from 0 to "
+                f"{MAX_TREE_DEPTH}, got {list(self.initial_depth)}"
             )
         if self.stages != sorted(set(self.stages)):
             raise ValueError(f"stages must be ascending window counts, got {self.stages}")

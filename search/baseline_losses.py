@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, variance
 
 from pruning.baselines import BASELINES
-from search.fitness import Evaluator, Setup
+from search.fitness import Setup
 from search.pool.requests import WindowLosses
 from search.scale import Cell, Scale, cell_of
 
@@ -13,11 +13,6 @@ Ask = Callable[[Sequence[WindowLosses]], Sequence[list[float] | None]]
 """Returns each request's losses by window; None where a criterion is degenerate."""
 
 Losses = dict[str, list[float]]
-
-
-def asking(evaluator: Evaluator) -> Ask:
-    """Return an `Ask` that uses one evaluator, without a pool."""
-    return lambda requests: [evaluator.losses(r.task, r.role, r.criterion) for r in requests]
 
 
 def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:

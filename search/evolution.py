@@ -142,10 +142,9 @@ class Evolution:
 
     def _by_promise(self, state: State) -> Iterator[Candidate]:
         """Breed a brood and yield it, the most promising first, or one by one if it explores."""
-        breeder, index = self.breeder, self._bred
-        attempts = range(breeder.brood_of(index))
-        children = (breeder.breed(index, state, attempt) for attempt in attempts)
-        if breeder.explores(index) or len(attempts) == 1 or not self._surrogate:
+        children = self.breeder.brood(self._bred, state)
+        is_seed = self._bred < len(self.breeder.seeds)
+        if not self._surrogate or is_seed or self.breeder.explores(self._bred):
             yield from children
             return
         distinct = list({str(child.criterion): child for child in children}.values())

@@ -13,19 +13,18 @@ from evaluation.mixture import Mixture, Part
 from pruning.baselines import BASELINES
 from pruning.masks import Target, parse_pattern
 from pruning.model_name import EMBEDDED, comes_from_hub
-from pruning.models import load_config, load_tokenizer, pinned
+from pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
 from pruning.pruner import check_layers
-from pruning.unloaded import resolve_model
 from search.breeding.breeder import Breeder
 from search.breeding.primitives import drawn_leaves
 from search.fitness import Setup, Task
-from search.resident import Memory, Subject
+from search.resident import Subject
 from search.scale import unit_of
 from search.seeds import read_seeds
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedConfig:
     """What a config asks for, checked without reading a text.
 
     Attributes:
@@ -77,11 +76,6 @@ class Plan:
         return counts
 
     @property
-    def memory(self) -> Memory:
-        """What a worker keeps in memory besides its models, and where."""
-        return Memory(**self.config.memory.model_dump())
-
-    @property
     def weights(self) -> list[float]:
         """The weight of each task in the fitness; they add up to 1."""
         weights = [task.weight for task in self.tasks if task.weight]
@@ -108,7 +102,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Experiment(Plan):
+class Experiment(ResolvedConfig):
     """Everything that a search needs.
 
     Attributes:
@@ -133,7 +127,7 @@ class Experiment(Plan):
             device="cuda" if ray.gpus_per_worker else "cpu",
             threads=ray.cpus_per_worker,
             stages=tuple(search.stages),
-            memory=self.memory,
+            memory=self.config.memory,
             kinds=tuple(
                 {role: _kinds_of(windows) for role, windows in texts.items()}
                 for texts in self.windows
@@ -176,7 +170,7 @@ def pinned_config(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def resolve(config: Config) -> Plan:
+def resolve(config: Config) -> ResolvedConfig:
     """Check as much of a config as is cheap to check, and resolve it.
 
     Raises:
@@ -198,7 +192,7 @@ def resolve(config: Config) -> Plan:
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     drawn = frozenset(drawn_leaves(config.search.primitives, config.search.without))
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
-    return Plan(
+    return ResolvedConfig(
         config=config.model_copy(update={"search": search}),
         subjects=tuple(subject for subject, _ in sources),
         texts=tuple(texts for _, texts in sources),
@@ -307,12 +301,12 @@ def _is_here(model: str) -> bool:
 
 
 def _check_model(task: TaskConfig) -> None:
-    limit = getattr(load_config(task.model).get_text_config(), "max_position_embeddings", None)
+    config = load_config(task.model)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     for role, text in task.texts.items():
         if limit and text.length > limit:
             raise ValueError(
                 f"{role}.length must be at most the model's {limit} positions, got {text.length}"
             )
     if pattern := parse_pattern(task.pattern):
-        model = resolve_model(task.model, task.dtype, "cpu")
-        check_layers(model.shapes, Target(task.sparsity, pattern))
+        check_layers(skeleton(config, DTYPES[task.dtype]), Target(task.sparsity, pattern))

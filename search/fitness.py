@@ -15,6 +15,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from configs.schema import Memory
 from evaluation.perplexity import perplexity
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
@@ -22,7 +23,7 @@ from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.progress import Progress
 from search.population import Candidate, Outcome
-from search.resident import Memory, Resident, Subject, Weights, unwatched
+from search.resident import Resident, Subject, Weights, unwatched
 from search.scale import Scale
 
 SLACK = 0.2

@@ -166,12 +166,12 @@ def _say_finished(folder: RunFolder, config: Config, console: Console) -> None:
 
 
 def _ready(config: Config, console: Console) -> Experiment:
-    plan = resolve(config)
+    resolved = resolve(config)
     check_cores(config.ray)
-    memory_lines(plan)  # refuses what cannot fit
+    memory_lines(resolved)  # refuses what cannot fit
     trackers.check(config.trackers)
     with step(console, "reading the texts"):
-        experiment = plan.read_texts()
+        experiment = resolved.read_texts()
     for warning in experiment.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     return experiment

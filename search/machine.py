@@ -20,7 +20,7 @@ from pruning.sizes import (
     sizes_of,
     worker_needs,
 )
-from search.experiment import Plan
+from search.experiment import ResolvedConfig
 
 
 def description() -> dict[str, object]:
@@ -49,15 +49,15 @@ def check_cores(ray: Ray) -> None:
         )
 
 
-def memory_lines(plan: Plan) -> list[str]:
+def memory_lines(resolved: ResolvedConfig) -> list[str]:
     """Return the memory that a worker and a node need, in lines; no weight is read.
 
     Raises:
         ValueError: If it cannot fit; one line with what is needed, what is available, and a remedy.
     """
-    config, memory = plan.config, plan.memory
+    config, memory = resolved.config, resolved.config.memory
     sizes = []
-    for subject, texts in zip(plan.subjects, plan.texts, strict=True):
+    for subject, texts in zip(resolved.subjects, resolved.texts, strict=True):
         folder = folder_of(subject.model)
         if folder is None:
             return [
@@ -72,10 +72,10 @@ def memory_lines(plan: Plan) -> list[str]:
             evaluation_length=max(x.length for role, x in texts.items() if role != "calibration"),
         )
         sizes.append(
-            sizes_of(model, subject.dtype, subject.dtype, plan.leaves, load, memory.statistics)
+            sizes_of(model, subject.dtype, subject.dtype, resolved.leaves, load, memory.statistics)
         )
-    needs_again = any(task.pattern is None for task in plan.tasks)
-    needs_again |= len(plan.tasks) > len(plan.subjects)
+    needs_again = any(task.pattern is None for task in resolved.tasks)
+    needs_again |= len(resolved.tasks) > len(resolved.subjects)
     needs = worker_needs(
         sizes,
         keeps_scores=memory.scores == "keep" and needs_again,
@@ -84,7 +84,7 @@ def memory_lines(plan: Plan) -> list[str]:
         by_ray=config.ray.workers != 0,
     )
     lines = []
-    if any(texts["calibration"].windows is None for texts in plan.texts):
+    if any(texts["calibration"].windows is None for texts in resolved.texts):
         lines.append("memory: calibration has windows: null: its hidden states are not counted")
     if needs.device:
         lines.append(_device_line(needs.device, _device_memory(config)))

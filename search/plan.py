@@ -16,7 +16,7 @@ from pruning import models
 from pruning.baselines import BASELINES
 from pruning.sizes import size_text
 from search import trackers
-from search.experiment import Plan, resolve
+from search.experiment import ResolvedConfig, resolve
 from search.machine import check_cores, folder_of, memory_lines, workers_here
 from search.population import FINALISTS
 
@@ -27,24 +27,24 @@ def plan_of(config: Config) -> list[str]:
     Raises:
         ValueError: If a run would be refused; one line.
     """
-    plan = resolve(config)
+    resolved = resolve(config)
     check_cores(config.ray)
     trackers.check(config.trackers)
-    memory = memory_lines(plan)
-    here = plan.read_texts_here()
+    memory = memory_lines(resolved)
+    here = resolved.read_texts_here()
     tokens = [
-        {role: _tokens(plan, here, subject, role) for role in ROLES}
-        for subject in range(len(plan.subjects))
+        {role: _tokens(resolved, here, subject, role) for role in ROLES}
+        for subject in range(len(resolved.subjects))
     ]
-    parameters = [_parameters(subject.model) for subject in plan.subjects]
+    parameters = [_parameters(subject.model) for subject in resolved.subjects]
     return [
-        *plan.notes,
-        *_model_lines(plan, parameters),
-        *_text_lines(plan, tokens),
-        *_task_lines(plan),
+        *resolved.notes,
+        *_model_lines(resolved, parameters),
+        *_text_lines(resolved, tokens),
+        *_task_lines(resolved),
         _worker_line(config),
         *memory,
-        _evaluations_line(plan),
+        _evaluations_line(resolved),
         f"keys at their defaults: {', '.join(_defaults(config)) or 'none'}",
     ]
 
@@ -58,15 +58,17 @@ def _parameters(model: str) -> int | None:
     return sum(int(parameter.numel()) for parameter in skeleton.parameters())
 
 
-def _tokens(plan: Plan, here: list[dict[str, int]], subject: int, role: str) -> int | None:
+def _tokens(
+    resolved: ResolvedConfig, here: list[dict[str, int]], subject: int, role: str
+) -> int | None:
     """Return the tokens in a text's windows; None if it is a whole text that is not here."""
-    text = plan.texts[subject][role]
+    text = resolved.texts[subject][role]
     known = None if text.windows is None else text.windows * text.length
     return here[subject].get(role, known)
 
 
-def _model_lines(plan: Plan, parameters: list[int | None]) -> Iterator[str]:
-    for subject, count in zip(plan.subjects, parameters, strict=True):
+def _model_lines(resolved: ResolvedConfig, parameters: list[int | None]) -> Iterator[str]:
+    for subject, count in zip(resolved.subjects, parameters, strict=True):
         if count is None:
             yield f"model {subject.model}: {subject.dtype}; its size is not known here"
         else:
@@ -74,9 +76,9 @@ def _model_lines(plan: Plan, parameters: list[int | None]) -> Iterator[str]:
             yield f"model {subject.model}: {count:,} parameters, {size} in {subject.dtype}"
 
 
-def _text_lines(plan: Plan, tokens: list[dict[str, int | None]]) -> Iterator[str]:
-    for subject, texts in enumerate(plan.texts):
-        of = f" of {plan.subjects[subject].model}" if len(plan.texts) > 1 else ""
+def _text_lines(resolved: ResolvedConfig, tokens: list[dict[str, int | None]]) -> Iterator[str]:
+    for subject, texts in enumerate(resolved.texts):
+        of = f" of {resolved.subjects[subject].model}" if len(resolved.texts) > 1 else ""
         for role, text in texts.items():
             kinds = " + ".join(f"{part.corpus} {part.split}" for part in text.parts)
             count = tokens[subject][role]
@@ -84,8 +86,8 @@ def _text_lines(plan: Plan, tokens: list[dict[str, int | None]]) -> Iterator[str
             yield f"text {role}{of}: {kinds}: {size}, windows of {text.length}"
 
 
-def _task_lines(plan: Plan) -> Iterator[str]:
-    for task in plan.tasks:
+def _task_lines(resolved: ResolvedConfig) -> Iterator[str]:
+    for task in resolved.tasks:
         pattern = task.pattern.name if task.pattern else "unstructured"
         use = f"weight {task.weight:g}" if task.weight else "only to choose the winner"
         yield f"task {task.name}: {task.sparsity:.1%} zeros, {pattern}, {use}"
@@ -105,15 +107,15 @@ def _worker_line(config: Config) -> str:
     return f"workers: {workers} {place}, {share} each, of {os.cpu_count()} cores{gpus}"
 
 
-def _evaluations_line(plan: Plan) -> str:
+def _evaluations_line(resolved: ResolvedConfig) -> str:
     """Return the number of evaluations."""
-    search = plan.config.search
+    search = resolved.config.search
     named = len(BASELINES)
     finalists = min(FINALISTS, search.candidates)
     return (
         f"evaluations: {search.candidates} candidates and {named} named metrics on fitness, "
         f"{finalists} finalists and {named} on selection, 1 and {named} on report, for each of "
-        f"{len(plan.tasks)} {'task' if len(plan.tasks) == 1 else 'tasks'}"
+        f"{len(resolved.tasks)} {'task' if len(resolved.tasks) == 1 else 'tasks'}"
     )
 
 

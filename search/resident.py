@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.schema import Memory
 from evaluation.perplexity import window_losses
 from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
@@ -35,22 +36,6 @@ class Subject:
 
     model: str
     dtype: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What is kept in memory besides a model, and where; see `configs.schema.Memory`.
-
-    Attributes:
-        statistics: Dtype of the matrix statistics: `float32` or `bfloat16`.
-        master: Where the dense copy is: on the `device` or on the `host`.
-        scores: Whether to `keep` or `recompute` all layers' scores while searching for one
-            threshold.
-    """
-
-    statistics: str = "float32"
-    master: str = "device"
-    scores: str = "keep"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluation.corpus import Windows, special_note
-from evaluation.mixture import Mixture, cut_all
+from evaluation.mixture import cut_all
 from evaluation.perplexity import losses_of, perplexity
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.folder_store import FolderStore
@@ -52,7 +52,7 @@ def validate(request: Request) -> dict[str, Any]:
                 print(*notes, sep="\n")
                 unchecked += notes
             else:
-                _windows(request.model, [text])
+                cut_all([text], request.model.tokenizer)
     _say("warning", request.warnings)
     plan = request.plan.lines()
     print(*plan, sep="\n")
@@ -81,11 +81,12 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     model = request.model
     _say("note", request.notes)
     with step("reading the texts"):
-        windows = {role: _windows(model, texts) for role, texts in request.texts.items()}
+        windows = {role: cut_all(texts, model.tokenizer) for role, texts in request.texts.items()}
     checkpoint = open_checkpoint(model.name)
-    warnings = [*request.warnings, *_special(model, windows)]
-    _say("warning", warnings)  # now as well as at the end, which may be hours away
     calibration = windows.get("calibration")
+    special = special_note(calibration.tokens, model.tokenizer) if calibration else None
+    warnings = [*request.warnings, *([special] if special else [])]
+    _say("warning", warnings)  # now as well as at the end, which may be hours away
     recipe = request.papers(calibration.provenance if calibration else None)
     identity = {key: recipe[key] for key in _DECIDES}
     identity["model"] = checkpoint.fingerprint()
@@ -147,17 +148,6 @@ def _out_of_memory_in_one_line() -> Iterator[None]:
 def _say(kind: str, lines: Sequence[str]) -> None:
     for line in lines:
         print(f"{kind}: {line}", file=sys.stderr)
-
-
-def _special(model: UnloadedModel, windows: Mapping[str, Windows]) -> list[str]:
-    """Return a warning if special tokens stand in the calibration text."""
-    calibration = windows.get("calibration")
-    note = special_note(calibration.tokens, model.tokenizer) if calibration else None
-    return [note] if note else []
-
-
-def _windows(model: UnloadedModel, texts: Sequence[Mixture]) -> Windows:
-    return cut_all(texts, model.tokenizer)
 
 
 def _prune(

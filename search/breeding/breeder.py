@@ -1,6 +1,7 @@
 """The breeder: a candidate's criterion from its index and the population, and nothing else."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -47,26 +48,25 @@ class Breeder:
         with seeded(self.search.seed, index, _EXPLORES):
             return random.random() < EXPLORATION
 
-    def brood_of(self, index: int) -> int:
-        """Return how many children are bred for a candidate."""
-        return 1 if index < len(self.seeds) else self.search.brood
-
-    def breed(self, index: int, state: State, attempt: int = 0) -> Candidate:
-        """Make candidate `index`: a seed, a random tree, or a child of the population.
+    def brood(self, index: int, state: State) -> Iterator[Candidate]:
+        """Make what candidate `index` is chosen from, one at a time; a seed is the only one.
 
         Each population begins with random trees, the first one with seeds before them. A child
         equal to a parent is replaced by a random tree (Dong et al., 2024, arXiv:2406.02924,
         Algorithm 1).
-
-        Args:
-            attempt: Number of the child in its brood.
         """
         if index < len(self.seeds):
-            return Candidate(index, simplify(self.seeds[index]))
+            yield Candidate(index, simplify(self.seeds[index]))
+            return
         variation = self._variation
         if self.explores(index):
             alone = self.search.model_copy(update={"crossover": 0.0, "mutation": 1.0})
             variation = replace(variation, search=alone)
+        for attempt in range(self.search.brood):
+            yield self._child(index, state, variation, attempt)
+
+    def _child(self, index: int, state: State, variation: Variation, attempt: int) -> Candidate:
+        """Make a child of two members, or a random tree where there are none yet."""
         with seeded(self.search.seed, index, *([attempt] if attempt else [])):
             if index >= state.began + self.search.population and state.population:
                 first, second = choose_parents(state.population, self.search.parents)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from deap import gp
 
-from configs.schema import Search
+from configs.schema import MAX_TREE_DEPTH, Search
 from pruning.metric import Metric
 from pruning.operators import OPERATORS
 from search.breeding.primitives import (
@@ -29,9 +29,6 @@ from search.breeding.products import draw_factor, draw_operator, draw_product, e
 Member = TypeVar("Member")
 
 Mutation = Callable[[gp.PrimitiveTree, gp.PrimitiveSet], gp.PrimitiveTree]
-
-MAX_DEPTH = 8
-"""Highest depth of a tree; the root has depth 0. Most trees reach `search.max_size` before."""
 
 TRIES = 100
 """Draws before variation gives up. The limits reject one random tree in five with the release's
@@ -63,7 +60,7 @@ class Variation:
 
         And, if they must be comparable, those of several layers.
         """
-        fits = metric.depth <= MAX_DEPTH and metric.size <= self.search.max_size
+        fits = metric.depth <= MAX_TREE_DEPTH and metric.size <= self.search.max_size
         return fits and not metric.problem and metric.is_comparable >= self.comparable
 
 
@@ -213,7 +210,7 @@ def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), variation.primitives)
         # Checked before the tree is parsed: crossover can nest deeper than the language allows.
-        if tree.height <= MAX_DEPTH and len(tree) <= variation.search.max_size:
+        if tree.height <= MAX_TREE_DEPTH and len(tree) <= variation.search.max_size:
             metric = to_metric(tree)
             if variation.comparable:
                 metric = with_means(metric)

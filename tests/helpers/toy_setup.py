@@ -11,7 +11,7 @@ from pruning.criterion import Criterion
 from pruning.masks import NOfM
 from pruning.metric import Metric
 from pruning.models import load_tokenizer
-from search.baseline_losses import asking, scale_of
+from search.baseline_losses import Ask, scale_of
 from search.fitness import Evaluator, Setup, Task
 from search.scale import Scale
 
@@ -52,6 +52,11 @@ def made_of(setup: Setup) -> Evaluator:
         evaluator.use_statistics(subject, evaluator.collect_statistics(subject))
     measure_scale(evaluator)
     return evaluator
+
+
+def asking(evaluator: Evaluator) -> Ask:
+    """What a pool answers, from one evaluator."""
+    return lambda requests: [evaluator.losses(r.task, r.role, r.criterion) for r in requests]
 
 
 def measure_scale(evaluator: Evaluator) -> Scale:

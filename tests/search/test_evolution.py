@@ -429,7 +429,7 @@ def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
         index, state = evolution.state.committed, evolution.state
         (candidate,) = evolution.ask()
         if index >= BROODS.population:
-            brood = [evolution.breeder.breed(index, state, i).criterion for i in range(6)]
+            brood = [child.criterion for child in evolution.breeder.brood(index, state)]
             new = [child for child in brood if mark_of(child) not in {None, *known}]
             if new:
                 assert len(candidate.criterion.text) == min(len(child.text) for child in new)
@@ -448,12 +448,12 @@ def test_exploring_candidate_is_one_mutation_of_a_member_and_nothing_is_predicte
     monkeypatch.setattr(Surrogate, "predict", predict)
     monkeypatch.setattr(breeding, "EXPLORATION", 1.0)
     records = records_of(BROODS)
-    mutating = Breeder(changed(BROODS, brood=1, crossover=0.0, mutation=1.0), "row", SEEDS)
+    mutating = Breeder(changed(BROODS, crossover=0.0, mutation=1.0), "row", SEEDS)
     children = children_of(records)
     assert len(children) > 25
     for child in children:
         state = state_after(records[: child.index], BROODS)
-        alone = [mutating.breed(child.index, state, attempt) for attempt in range(6)]
+        alone = mutating.brood(child.index, state)
         assert child.criterion in [candidate.criterion for candidate in alone]
     monkeypatch.setattr(breeding, "EXPLORATION", 0.5)
     with pytest.raises(AssertionError, match="predicted"):

@@ -7,13 +7,13 @@ import torch
 from transformers import LlamaConfig
 
 from configs import schema
-from configs.schema import Config
+from configs.schema import Config, Memory
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
 from pruning.masks import NOfM
 from pruning.models import load_config, load_tokenizer
 from search.experiment import Experiment, resolve
-from search.resident import Memory, Subject
+from search.resident import Subject
 
 CONFIGS = Path(schema.__file__).parent
 ROLES = ("calibration", "fitness", "selection", "report")
@@ -105,7 +105,7 @@ def test_setup_is_what_the_config_says_in_plain_values():
     assert setup.leaves == experiment.leaves
     assert (setup.device, setup.threads) == ("cpu", 3)
     assert setup.stages == (1,)
-    assert setup.memory == Memory("bfloat16", "host", "recompute")
+    assert setup.memory == Memory(statistics="bfloat16", master="host", scores="recompute")
     (tokens,), (windows,) = setup.windows, experiment.windows
     assert all(torch.equal(tokens[role], windows[role].tokens) for role in ROLES)
     assert small("ray.gpus_per_worker=0.5").read_texts().setup.device == "cuda"

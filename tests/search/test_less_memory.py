@@ -4,11 +4,11 @@ import pytest
 import torch
 from toy_setup import SNIP, WANDA, made_of, setup_of, words
 
+from configs.schema import Memory
 from pruning.criterion import Criterion
 from pruning.leaves import Statistics
 from search.fitness import Evaluator, Setup
 from search.population import Candidate
-from search.resident import Memory
 
 
 def setup(memory: Memory) -> Setup:

@@ -152,7 +152,7 @@ def begun(marks: Marks) -> list[Record]:
     """The first records of the experiment."""
     records = []
     for index in range(6):
-        candidate = EXPERIMENT.breeder.breed(index, State())
+        candidate = next(EXPERIMENT.breeder.brood(index, State()))
         mark = marks.fingerprint(candidate.criterion)
         records.append(Record(replace(candidate, fingerprint=mark), Outcome("failed")))
     return records

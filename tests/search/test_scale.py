@@ -5,10 +5,10 @@ from math import sqrt
 
 import pytest
 from pydantic import ValidationError
-from toy_setup import HALF, SNIP, WANDA, made_of, setup_of, words
+from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
 
 from pruning.baselines import BASELINES
-from search.baseline_losses import asking, cells_of, losses_of, scale_of
+from search.baseline_losses import cells_of, losses_of, scale_of
 from search.fitness import Task
 from search.pool.requests import WindowLosses
 from search.scale import Cell, Scale, cell_of, paired_difference

@@ -21,7 +21,7 @@ def bred(
     """Candidates 0 to 59, all from one state."""
     seed_criteria = tuple(Criterion.parse(text, group) for text in seeds)
     breeder = Breeder(SEARCH.model_copy(update=changes), group, seed_criteria)
-    return [breeder.breed(index, state) for index in range(60)]
+    return [next(breeder.brood(index, state)) for index in range(60)]
 
 
 def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
@@ -58,10 +58,10 @@ def test_breed_replaces_a_child_that_equals_a_parent_by_a_random_tree():
 
 
 def test_breed_depends_on_seed_index_attempt_and_state_alone():
-    breeder = Breeder(SEARCH, "row")
+    breeder = Breeder(SEARCH.model_copy(update={"brood": 20}), "row")
     assert bred() == bred()
     assert bred(seed=6)[4:] != bred()[4:]
-    attempts = {breeder.breed(8, STATE, attempt).criterion for attempt in range(20)}
+    attempts = {child.criterion for child in breeder.brood(8, STATE)}
     assert len(attempts) > 10
 
 
@@ -79,5 +79,5 @@ def test_explores_is_a_share_of_the_candidates_of_broods_and_no_seed():
     exploring = [breeder.explores(index) for index in range(1000)]
     assert not any(exploring[:5])
     assert abs(sum(exploring) - 1000 * EXPLORATION) < 50
-    assert [breeder.brood_of(index) for index in (0, 4, 5)] == [1, 1, 6]
+    assert [len(list(breeder.brood(index, STATE))) for index in (0, 4, 5)] == [1, 1, 6]
     assert not any(Breeder(SEARCH, "row", seeds).explores(index) for index in range(100))

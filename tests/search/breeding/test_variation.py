@@ -11,7 +11,7 @@ from deap import gp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Search
+from configs.schema import MAX_TREE_DEPTH, Search
 from pruning.leaves import LEAF_SETS
 from pruning.metric import Metric
 from pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
@@ -24,7 +24,6 @@ from search.breeding.primitives import (
     to_tree,
 )
 from search.breeding.variation import (
-    MAX_DEPTH,
     MUTATIONS,
     Variation,
     child_of,
@@ -66,7 +65,7 @@ def children(
 
 
 def is_within_limits(metric: Metric, variation: Variation = RELEASE) -> bool:
-    small = metric.depth <= MAX_DEPTH and metric.size <= variation.search.max_size
+    small = metric.depth <= MAX_TREE_DEPTH and metric.size <= variation.search.max_size
     return small and not metric.problem
 
 

@@ -12,11 +12,12 @@ from small_search import brief, embedded_setup, outcomes_of
 from toy_models import toy_model
 from toy_setup import made_of
 
+from configs.schema import Memory
 from pruning.criterion import Criterion
 from pruning.models import linear_layers
 from search.pool.pool import PoolError
 from search.population import Candidate
-from search.resident import Memory, Subject
+from search.resident import Subject
 
 pytestmark = pytest.mark.slow
 
