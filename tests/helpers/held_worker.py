@@ -66,8 +66,8 @@ def _log(name):
 
 
 def _eat():
-    """Take memory until this process is ended for it; 8 GiB at most."""
+    """Take memory until this process is ended for it; 10 GiB at most."""
     taken = []
-    for _ in range(80):
+    for _ in range(100):
         taken.append(bytearray(os.urandom(1 << 20) * 100))
         time.sleep(0.05)
