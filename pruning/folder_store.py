@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.checkpoint import Checkpoint
-from pruning.models import DTYPES, check_tensors, decoder_blocks, outside_blocks, skeleton
+from pruning.models import DTYPES, decoder_blocks, outside_blocks, published_tensors, skeleton
 from pruning.spool import write_tensors
 from pruning.store import layer_names
+
+_DTYPES = ("F32", "BF16", "F16")
+"""What weights may be in files, in safetensors' words."""
 
 
 class FolderStore:
@@ -29,13 +32,14 @@ class FolderStore:
         device: Where passes run. On a GPU the next block is loaded while one is open.
         shards: Folder for the shards that are written; finished shards in it count as
             written. None if nothing will be written.
-        held: Number of blocks, from the first, that stay in memory once they have been opened.
+        held: Whether blocks stay in memory once they have been opened, until they are written.
 
     Attributes:
         on_shard: Called with each finished shard, while the walk continues.
 
     Raises:
-        ValueError: If a tensor is missing, or its shape is not the one in the config.
+        ValueError: If a tensor is missing, its shape is not the one in the config, or its dtype
+            cannot be pruned.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class FolderStore:
         dtype: str,
         device: str = "cpu",
         shards: Path | None = None,
-        held: int = 0,
+        held: bool = False,
     ) -> None:
         self.model = skeleton(config, DTYPES[dtype])
         for module in self.model.modules():
@@ -54,22 +58,23 @@ class FolderStore:
         blocks = decoder_blocks(self.model)
         self.blocks = tuple(blocks)
         self.layers = layer_names(blocks)
-        self.config, self._checkpoint, self._shards = config, checkpoint, shards
+        self.config, self.checkpoint, self._shards = config, checkpoint, shards
         self._dtype, self.device = DTYPES[dtype], torch.device(device)
-        self._held = set(self.blocks[:held])
-        check_tensors(str(checkpoint.place), self.model, checkpoint.entries)
-        self._names = {name: self._published(name, block) for name, block in blocks.items()}
+        self._held = set(self.blocks if held else ())
+        self._published = published_tensors(str(checkpoint.place), self.model, checkpoint.entries)
+        self._names = {
+            name: {
+                inner: self._published[f"{name}.{inner}"] for inner, _ in block.named_parameters()
+            }
+            for name, block in blocks.items()
+        }
+        self._check_dtypes()
         self._opened: set[str] = set()
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self.on_shard: Callable[[Path], object] = lambda path: None
         self.written = {name for name in blocks if shards and self.shard(name).exists()}
-
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors in the files."""
-        return self._checkpoint.size
 
     def shard(self, block: str | None) -> Path:
         """Return the file of a block's shard; for None, that of all tensors outside the blocks."""
@@ -81,12 +86,8 @@ class FolderStore:
     def outside(self) -> Iterator[PreTrainedModel]:
         """Read embeddings, norms and head, and drop them again."""
         parameters = outside_blocks(self.model)
-        names = {
-            name: published
-            for name in parameters
-            if (published := self._checkpoint.find(self.config, name))
-        }
-        tensors = self._cast(self._checkpoint.read(names.values()))
+        names = {name: self._published[name] for name in parameters if name in self._published}
+        tensors = self._cast(self.checkpoint.read(names.values()))
         try:
             for name, published in names.items():
                 _set_parameter(self.model, name, tensors[published])
@@ -98,11 +99,11 @@ class FolderStore:
             self.model.tie_weights()
 
     @contextmanager
-    def open(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
+    def open(self, block: str) -> Iterator[nn.Module]:
         """Open a block from its own shard if it has been written."""
         self.finish()
         written = Checkpoint(self.shard(block)) if block in self.written else None
-        with self._open(block, written, then) as module:
+        with self._open(block, written) as module:
             yield module
 
     @contextmanager
@@ -113,9 +114,8 @@ class FolderStore:
 
     def dense(self, layer: str) -> Tensor:
         """Return the layer's weight in the dense model's files, memory-mapped."""
-        published = self._checkpoint.find(self.config, f"{layer}.weight")
-        assert published
-        return self._checkpoint.read([published])[published]
+        published = self._published[f"{layer}.weight"]
+        return self.checkpoint.read([published])[published]
 
     def weight(self, layer: str) -> Tensor:
         """Return the layer's dense weight in the dtype and on the device of the passes."""
@@ -132,7 +132,7 @@ class FolderStore:
         """
         self.finish()
         names, module = self._names[block], self.model.get_submodule(block)
-        tensors = self._checkpoint.read(names.values())
+        tensors = self.checkpoint.read(names.values())
         for layer, weight in weights.items():
             parameter = f"{layer}.weight".removeprefix(f"{block}.")
             published = names[parameter]
@@ -151,8 +151,8 @@ class FolderStore:
         """Write the shard of all tensors outside the blocks; raises OSError if that fails."""
         self.finish()
         inside = {name for names in self._names.values() for name in names.values()}
-        others = [name for name in self._checkpoint.entries if name not in inside]
-        write_tensors(self.shard(None), self._checkpoint.read(others))
+        others = [name for name in self.checkpoint.entries if name not in inside]
+        write_tensors(self.shard(None), self.checkpoint.read(others))
 
     def placed(self) -> dict[str, str]:
         """Return the file name of every tensor in the written shards, by published name."""
@@ -162,7 +162,7 @@ class FolderStore:
             for published in names.values()
         }
         outside = self.shard(None).name
-        return {name: files.get(name, outside) for name in self._checkpoint.entries}
+        return {name: files.get(name, outside) for name in self.checkpoint.entries}
 
     def _write_shard(self, path: Path, tensors: dict[str, Tensor]) -> None:
         write_tensors(path, tensors)
@@ -170,7 +170,7 @@ class FolderStore:
 
     @contextmanager
     def _open(
-        self, block: str, written: Checkpoint | None, then: str | None
+        self, block: str, written: Checkpoint | None, then: str | None = None
     ) -> Iterator[nn.Module]:
         module = self.model.get_submodule(block)
         if block not in self._opened:
@@ -192,7 +192,7 @@ class FolderStore:
             tensors = self._ahead[1].result()
             self._ahead = None
         else:
-            tensors = self._read(block, written or self._checkpoint)
+            tensors = self._read(block, written or self.checkpoint)
         return {name: tensors[published] for name, published in self._names[block].items()}
 
     def _read(self, block: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -200,26 +200,21 @@ class FolderStore:
 
     def _read_ahead(self, block: str) -> None:
         if self.device.type == "cpu":
-            self._checkpoint.read_ahead(self._names[block].values())
+            self.checkpoint.read_ahead(self._names[block].values())
         elif block not in self._opened and not self._ahead:
-            self._ahead = block, self._reader.submit(self._read, block, self._checkpoint)
+            self._ahead = block, self._reader.submit(self._read, block, self.checkpoint)
 
     def _cast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: t.to(self.device, self._dtype) for name, t in tensors.items()}
 
-    def _published(self, block: str, module: nn.Module) -> dict[str, str]:
-        """Return the published name of each parameter of a block.
-
-        Raises:
-            ValueError: If a tensor's dtype cannot be pruned.
-        """
-        names: dict[str, str] = {}
-        for name, _ in module.named_parameters():
-            published = self._checkpoint.find(self.config, f"{block}.{name}")
-            assert published
-            _ = self._checkpoint.entries[published].dtype  # raises
-            names[name] = published
-        return names
+    def _check_dtypes(self) -> None:
+        for names in self._names.values():
+            for entry in map(self.checkpoint.entries.__getitem__, names.values()):
+                if entry.kind not in _DTYPES:
+                    raise ValueError(
+                        f"weights of {entry.path.name} must be one of {', '.join(_DTYPES)}, got "
+                        f"{entry.kind}"
+                    )
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -95,7 +95,8 @@ class Layer(Group):
     name = "layer"
 
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        return lowest_per_row(scores.reshape(1, -1), fraction).reshape(scores.shape)
+        threshold, ties = model_threshold(lambda name: scores, {"": fraction})
+        return up_to(scores, threshold, ties)[0]
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         return count(weight_zeros) >= int(weight_zeros.numel() * fraction)

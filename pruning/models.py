@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pruning.attention import use_blocked_attention
-from pruning.headers import Entry, read_headers
+from pruning.checkpoint import Checkpoint, Entry
 from pruning.model_name import EMBEDDED as EMBEDDED  # for all who load it
 from pruning.model_name import comes_from_hub, split_revision, with_revision
 
@@ -96,7 +96,7 @@ def load_config(model: str) -> PretrainedConfig:
     folder = Path(source_of(model)[0])
     # A folder of the config alone is enough to plan with.
     if folder.is_dir() and (any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))):
-        check_tensors(model, skeleton(config, torch.float32), read_headers(folder))
+        published_tensors(model, skeleton(config, torch.float32), Checkpoint(folder).entries)
     return config
 
 
@@ -280,8 +280,10 @@ def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
-def check_tensors(name: str, model: PreTrainedModel, entries: Mapping[str, Entry]) -> None:
-    """Check that files have all tensors of the text model, and every tensor in the model's shape.
+def published_tensors(
+    name: str, model: PreTrainedModel, entries: Mapping[str, Entry]
+) -> dict[str, str]:
+    """Return the published name of each parameter that files have.
 
     Args:
         name: The model's name in an error.
@@ -289,29 +291,32 @@ def check_tensors(name: str, model: PreTrainedModel, entries: Mapping[str, Entry
         entries: The files' entries, by published name.
 
     Raises:
-        ValueError: If a tensor is missing that is not tied to another, or has the wrong shape.
+        ValueError: If a tensor of the text model is missing that is not tied to another, or one
+            has another shape than the model's.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     path = family_of(model.config).blocks
     blocks = {parameter for parameter in parameters if parameter.startswith(f"{path}.")}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    needed = blocks | (set(outside_blocks(model)) - set(tied))
-    missing = []
+    published = {}
     for parameter, weight in parameters.items():
         candidates = published_names(model.config, parameter)
         tensor = next((candidate for candidate in candidates if candidate in entries), None)
         if tensor is None:
-            missing += [parameter] * (parameter in needed)
-        elif entries[tensor].shape != tuple(weight.shape):
+            continue
+        if entries[tensor].shape != tuple(weight.shape):
             raise ValueError(
                 f"model {name!r} cannot be loaded: {tensor} must have shape "
                 f"{tuple(weight.shape)} by its config, got {entries[tensor].shape}"
             )
-    if missing:
+        published[parameter] = tensor
+    needed = blocks | (set(outside_blocks(model)) - set(tied))
+    if missing := [parameter for parameter in parameters if parameter in needed - set(published)]:
         raise ValueError(
             f"model {name!r} cannot be loaded: {len(missing)} tensors are missing, "
             f"{missing[0]} among them"
         )
+    return published
 
 
 def family_of(config: PretrainedConfig) -> Family:

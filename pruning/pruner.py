@@ -6,7 +6,7 @@ for X; gradients are those of the dense model in both. The search scores and mas
 with the same code.
 """
 
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -126,9 +126,10 @@ class _Pruning:
         store, recipe = self.store, self.recipe
         self.on_progress("prune", 0, len(store.blocks))
         with store.outside():
-            dense = None if self.needs_dense_walk else self._enter("dense")
-            pruned = self._enter("pruned")
-            calibration = self._enter("calibration") if self._collects_inputs() else None
+            enter = partial(Stream.enter, store, texts=self.texts, spool=self.states)
+            dense = None if self.needs_dense_walk else enter("dense")
+            pruned = enter("pruned")
+            calibration = enter("calibration") if self._collects_inputs() else None
         follow = [s for s in (pruned, calibration if recipe.sequential else None) if s]
         masks = self.masks(store.blocks)
         for i, (block, then) in enumerate(in_turn(store.blocks)):
@@ -140,10 +141,12 @@ class _Pruning:
                     if calibration:
                         self._collect(calibration, i, block, module)
                     is_new = self.prune_block(block, module, masks)
-                    _advance(follow if is_new else [], i, module)
+                    for stream in follow if is_new else []:
+                        stream.advance(i, module)
             if follow and not is_new:
                 with store.open(block) as module:
-                    _advance(follow, i, module)
+                    for stream in follow:
+                        stream.advance(i, module)
             self.on_progress("prune", i + 1, len(store.blocks))
         with store.outside():
             for stream in filter(None, (dense, pruned)):
@@ -196,10 +199,6 @@ class _Pruning:
         if kept is not None:
             kept[layer] = scores
         return scores
-
-    def _enter(self, name: str) -> Stream | None:
-        windows = self.texts.by_stream(name)
-        return Stream.enter(self.store, name, windows, self.states) if len(windows) else None
 
     def _missing(self, block: str) -> frozenset[str]:
         """Return the leaves of the dense model that a block needs and that are still missing."""
@@ -269,8 +268,3 @@ class _Pruning:
             self.sequential_statistics.pop(f"{leaf}/{layer}", None)
             if self.forgets:
                 self.statistics.pop(f"{leaf}/{layer}", None)
-
-
-def _advance(streams: Sequence[Stream], block: int, module: nn.Module) -> None:
-    for stream in streams:
-        stream.advance(block, module)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pruning.compiled import (
-    Array,
     mark_lowest_of_groups,
     mark_lowest_of_rows,
     mark_up_to,
@@ -46,7 +45,10 @@ def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
     check_sparsity(sparsity)
     removed = int(scores.shape[1] * sparsity)
     if scores.device.type == "cpu" and removed > 0:
-        return _made(mark_lowest_of_rows(scores.float().numpy(), removed))
+        marked = mark_lowest_of_rows(scores.float().numpy(), removed)
+        if marked is None:
+            raise DegenerateScores(_NOT_FINITE)
+        return torch.from_numpy(marked)
     check_finite(scores)
     if removed == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -83,9 +85,9 @@ def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
         raise ValueError(
             f"in_features must be a multiple of the group length {group}, got {scores.shape[1]}"
         )
-    if scores.device.type == "cpu":
-        return _made(mark_lowest_of_groups(scores.float().numpy(), pruned, group))
     check_finite(scores)
+    if scores.device.type == "cpu":
+        return torch.from_numpy(mark_lowest_of_groups(scores.float().numpy(), pruned, group))
     # Rank inside each group by counting which scores come first: the groups are too short to sort.
     # One tensor for each place in the group, so that every comparison runs over whole vectors.
     groups = scores.reshape(scores.shape[0], -1, group)
@@ -113,12 +115,6 @@ def check_sparsity(sparsity: float) -> None:
     """Raise ValueError if a fraction to remove is outside [0, 1)."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-
-
-def _made(mask: Array | None) -> Tensor:
-    if mask is None:
-        raise DegenerateScores(_NOT_FINITE)
-    return torch.from_numpy(mask)
 
 
 def extremes(scores: Tensor) -> tuple[float, float]:

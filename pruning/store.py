@@ -40,12 +40,12 @@ class Store(Protocol):
         """While open, everything outside the blocks is real: embeddings, norms and head."""
 
     @contextmanager
-    def open(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
-        """Open a block as it was written, or dense if it was not; `then` names the next block."""
+    def open(self, block: str) -> Iterator[nn.Module]:
+        """Open a block as it was written, or dense if it was not."""
 
     @contextmanager
     def open_dense(self, block: str, then: str | None = None) -> Iterator[nn.Module]:
-        """Open a block with its dense weights."""
+        """Open a block with its dense weights; `then` names the next block."""
 
     def dense(self, layer: str) -> Tensor:
         """Return a layer's dense weight in its own dtype; it must not be written to."""
@@ -89,11 +89,10 @@ class ResidentStore:
     open_dense = open
 
     def copies(self) -> dict[str, Tensor]:
-        """Return copies of the prunable layers' weights, by layer name."""
-        return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
+        """Return copies of the prunable layers' weights in host memory, by layer name.
 
-    def copies_on_host(self) -> dict[str, Tensor]:
-        """Return copies in host memory, pinned if the model is on a GPU so that reads are fast."""
+        Those of a model on a GPU are pinned, so that reads are fast.
+        """
         copies = {}
         for name, layer in self._layers.items():
             copy = layer.weight.detach().to("cpu", copy=True)

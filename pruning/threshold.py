@@ -1,4 +1,4 @@
-"""One exact threshold for all matrices of a model, without a copy of all scores.
+"""One exact threshold for a matrix or all matrices of a model, without a copy of all scores.
 
 An even sample of the scores gives two values between which the threshold lies. The scores below
 are counted and those in between are searched.
@@ -28,8 +28,8 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
 
     Args:
         score: Called twice for each layer, rarely more often.
-        fractions: Layer name to fraction, in [0, 1); together they give the number of scores that
-            go, each weighted by its layer's size.
+        fractions: Layer name, perhaps empty, to fraction, in [0, 1); together they give the number
+            of scores that go, each weighted by its layer's size.
 
     Raises:
         ValueError: If a fraction is outside [0, 1), or a layer's scores are not finite
@@ -118,8 +118,8 @@ def _look_through(
 
 @contextmanager
 def _named(layer: str) -> Iterator[None]:
-    """Name the layer in what is raised inside."""
+    """Name the layer in what is raised inside, if it has a name."""
     try:
         yield
     except ValueError as error:
-        raise type(error)(f"layer {layer}: {error}") from error
+        raise type(error)(f"layer {layer}: {error}" if layer else str(error)) from error

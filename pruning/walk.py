@@ -75,10 +75,15 @@ class Stream:
 
     @staticmethod
     def enter(
-        store: Store, name: str, windows: Tensor, spool: Spool, kept: bool = False
-    ) -> "Stream":
-        """Run windows through the embeddings; the model's outside must be open."""
-        windows = windows.to(store.device)
+        store: Store, name: str, texts: "Texts", spool: Spool, kept: bool = False
+    ) -> "Stream | None":
+        """Run a text's windows through the embeddings; None if it has none.
+
+        The model's outside must be open.
+        """
+        windows = texts.by_stream(name).to(store.device)
+        if not len(windows):
+            return None
         calls: list[BlockCall] = []
         for i, window in enumerate(windows):
             hidden, of_window = block_inputs(store.model, window[None])
@@ -174,13 +179,11 @@ def walk_dense(
     backward = bool(need_backward(leaves))
     with _frozen(store.model):
         with store.outside():
-            streams = {
-                name: Stream.enter(store, name, windows, states, kept=kept)
-                for name, kept in {"dense": False, "calibration": backward}.items()
-                if len(windows := texts.by_stream(name)) and (name == "dense" or leaves)
-            }
-        dense, calibration = streams.get("dense"), streams.get("calibration")
-        if streams:
+            dense = Stream.enter(store, "dense", texts, states)
+            calibration = (
+                Stream.enter(store, "calibration", texts, states, kept=backward) if leaves else None
+            )
+        if dense or calibration:
             _forward(store, dense, calibration, wanted, keep, on_progress)
         with store.outside():
             if dense:

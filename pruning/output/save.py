@@ -53,7 +53,7 @@ def save_result(
     folder = store.shard(None).parent
     try:
         store.write_outside()
-        index = {"metadata": {"total_size": store.size}, "weight_map": store.placed()}
+        index = {"metadata": {"total_size": store.checkpoint.size}, "weight_map": store.placed()}
         write_json(folder / "model.safetensors.index.json", index)
         _save_configs(store.config, with_revision(recipe["model"], recipe.get("revision")), folder)
         tokenizer.save_pretrained(folder)
