@@ -8,8 +8,8 @@ from typing import Any
 
 from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
-from evaluation.corpus import Provenance, Windows, check_disjoint, special_note
-from evaluation.mixture import Mixture, Part
+from evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
+from evaluation.sources import check_disjoint
 from pruning.baselines import BASELINES
 from pruning.masks import Target, parse_pattern
 from pruning.model_name import EMBEDDED, comes_from_hub

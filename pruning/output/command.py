@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.corpus import Windows, special_note
-from evaluation.mixture import cut_all
+from evaluation.corpus import Windows, cut_all, special_note
 from evaluation.perplexity import losses_of, perplexity
-from pruning.folder_store import FolderStore
 from pruning.memory import keep_freed_memory
 from pruning.output.folder import REPORT, WorkFolder, work_folder
 from pruning.output.kept_statistics import kept_statistics
@@ -24,7 +22,7 @@ from pruning.output.verify import RECIPE, Inspector, verify_result
 from pruning.progress import Progress, shown_progress, step
 from pruning.pruner import prune
 from pruning.spool import DiskSpool, Spool
-from pruning.store import all_layers
+from pruning.store import FolderStore, all_layers
 from pruning.unloaded import UnloadedModel
 from pruning.walk import Texts
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from evaluation.corpus import Provenance, check_disjoint
-from evaluation.mixture import EVAL_WINDOWS, Mixture, Part
+from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
+from evaluation.sources import check_disjoint
 from pruning.masks import resolve_target
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
 from pruning.model_name import split_revision, with_revision

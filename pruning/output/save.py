@@ -14,13 +14,13 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from pruning.folder_store import FolderStore
 from pruning.model_name import with_revision
 from pruning.models import source_of
 from pruning.output.card import model_card
 from pruning.output.folder import REPORT, FolderMismatchError, write_json
 from pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
 from pruning.progress import Progress, unwatched
+from pruning.store import FolderStore
 
 CROWDED = 0.9
 """Fraction of zeros above which a layer is warned about: little is left of it."""

@@ -5,8 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.corpus import token_windows
-from evaluation.mixture import Mixture, Part, cut_all, mixed
+from evaluation.corpus import Mixture, Part, cut_all, mixed, token_windows
 from pruning.output.options import Options
 from pruning.output.request import _texts
 
@@ -143,7 +142,7 @@ def test_splits_and_shares_that_fit_no_corpora_are_refused(splits, shares, probl
 
 
 def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch):
-    monkeypatch.setattr("evaluation.mixture.EVAL_WINDOWS", 5)
+    monkeypatch.setattr("evaluation.corpus.EVAL_WINDOWS", 5)
     for length, windows in ((10, 4), (3, 5)):
         asked = _texts(Options(eval_corpus=texts), length)["evaluation"]
         cut = cut_all(asked, tokenizer(None, False))
