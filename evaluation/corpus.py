@@ -7,12 +7,12 @@ even so that the first few windows already contain every kind.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from evaluation.sources import check_available, check_disjoint, load_text
 
@@ -44,7 +44,7 @@ class Windows:
 
 
 def token_windows(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     corpus: str,
     split: str,
     windows: int | None,
@@ -104,7 +104,7 @@ def token_windows(
     return Windows(tokens, provenance, (provenance,), (0,) * len(starts))
 
 
-def special_note(tokens: Tensor, tokenizer: Any) -> str | None:
+def special_note(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return a warning if windows for statistics have special tokens, bos excepted; else None.
 
     They stand for no text, as the `<unk>` of WikiText's tokenized form. A model expects them
@@ -126,7 +126,7 @@ def special_note(tokens: Tensor, tokenizer: Any) -> str | None:
     )
 
 
-def _bos_of(tokenizer: Any, wanted: bool | None) -> list[int]:
+def _bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> list[int]:
     """Return the bos token that each window begins with, in a list; empty if there is none.
 
     Raises:
@@ -247,7 +247,7 @@ class Mixture:
             )
         return list(counts)
 
-    def cut(self, tokenizer: Any) -> Windows:
+    def cut(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
         """Cut the windows; raises ValueError as `evaluation.corpus.token_windows` does."""
         return mixed(
             [
@@ -291,12 +291,12 @@ def _joined(parts: Sequence[Provenance]) -> Provenance:
     return {**parts[0], **joined, **counted}
 
 
-def cut_all(texts: Sequence[Mixture], tokenizer: Any) -> Windows:
+def cut_all(texts: Sequence[Mixture], tokenizer: PreTrainedTokenizerBase) -> Windows:
     """Cut the windows of all texts; if a text's `windows` is None, at most `EVAL_WINDOWS`."""
     return mixed([_cut(text, tokenizer) for text in texts])
 
 
-def _cut(text: Mixture, tokenizer: Any) -> Windows:
+def _cut(text: Mixture, tokenizer: PreTrainedTokenizerBase) -> Windows:
     windows = text.cut(tokenizer)
     if text.windows is None and len(windows.tokens) > EVAL_WINDOWS:
         return replace(text, windows=EVAL_WINDOWS).cut(tokenizer)

@@ -209,24 +209,33 @@ def _mark_up_to(bits: Array, threshold: np.int32, ties: int, mask: Array) -> int
     return ties
 
 
-def mark_lowest_of_groups(scores: Array, removed: int, length: int) -> Array:
+def mark_lowest_of_groups(scores: Array, removed: int, length: int) -> Array | None:
     """Mark the lowest scores of every `length` consecutive ones of a row, ties leftmost first.
 
     Args:
-        scores: Finite, (rows, columns), float32.
+        scores: (rows, columns), float32.
         removed: How many of each group, in [1, length).
         length: A divisor of columns.
 
     Returns:
-        Boolean, (rows, columns).
+        Boolean, (rows, columns); None if a score is not finite.
     """
     if length > _UNROLLED:
         marked = mark_lowest_of_rows(scores.reshape(-1, length), removed)
-        assert marked is not None
-        return marked.reshape(scores.shape)
+        return None if marked is None else marked.reshape(scores.shape)
+    if not _are_finite(_bits(scores)):
+        return None
     mask = np.empty(scores.shape, dtype=np.bool_)
     _marker_of_groups(length)(scores.reshape(-1), removed, mask.reshape(-1))
     return mask
+
+
+@_compiled
+def _are_finite(bits: Array) -> bool:
+    largest = np.int32(0)
+    for i in range(len(bits)):
+        largest = max(largest, np.int32(bits[i] & _LAST))
+    return bool(largest < _INFINITY)
 
 
 @cache

@@ -6,14 +6,13 @@ for X; gradients are those of the dense model in both. The search scores and mas
 with the same code.
 """
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration import statistics_of, watched_inputs
 from pruning.leaves import Statistics, made_of, need_backward
 from pruning.masks import Masks, Target
 from pruning.models import layers_of_block, linear_layers
@@ -21,7 +20,7 @@ from pruning.progress import Progress, unwatched
 from pruning.recipe import Recipe, score_layer
 from pruning.spool import Spool
 from pruning.store import Store, in_turn
-from pruning.walk import Stream, Texts, depth_of, ignore_block, walk_dense
+from pruning.walk import Stream, Texts, walk_dense
 
 
 def prune(
@@ -108,7 +107,7 @@ class _Pruning:
 
     def walk_dense(self) -> None:
         """Collect the dense model's statistics; prune blocks on the way back where possible."""
-        visit: Callable[[str, nn.Module], object] = ignore_block
+        visit = None
         if self.prunes_on_the_way_back:
             visit = partial(self.prune_block, masks=self.masks(reversed(self.store.blocks)))
         walk_dense(
@@ -239,12 +238,10 @@ class _Pruning:
             leaves = frozenset()
         elif not self.recipe.sequential:
             leaves &= self._missing(block)
-        with watched_inputs(layers_of_block(block, module), leaves, module) as sums:
-            move = calibration.look if self.recipe.sequential else calibration.advance
-            move(i, module)
-        place = self.sequential_statistics if self.recipe.sequential else self.statistics
-        depth = depth_of(i, self.store)
-        place.update(statistics_of(sums, calibration.windows, depth).to_tensors())
+        sequential = self.recipe.sequential
+        place = self.sequential_statistics if sequential else self.statistics
+        statistics = calibration.collect(i, block, module, leaves, moves=not sequential)
+        place.update(statistics.to_tensors())
 
     def _keep(self, statistics: Statistics) -> None:
         # Statistics for a later walk wait in host memory, not in a GPU's.

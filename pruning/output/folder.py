@@ -142,8 +142,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first key in which two mappings differ; None if there is none."""
-    return next((k for k in sorted({*before, *now}) if before.get(k) != now.get(k)), None)
+    """Say for the first key in which two mappings differ what both have; None if there is none."""
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            return f"{key} {before.get(key)!r}, and it is {now.get(key)!r}"
+    return None
 
 
 def _check_request(work: WorkFolder, request: Mapping[str, Any], resume: bool) -> None:
@@ -157,8 +160,8 @@ def _check_request(work: WorkFolder, request: Mapping[str, Any], resume: bool) -
         before = read_object(path)
     except (OSError, ValueError) as error:
         raise FolderMismatchError(f"{error}: name a new folder") from error
-    if key := first_difference(before, request):
+    if difference := first_difference(before, request):
         raise FolderMismatchError(
-            f"out {str(work.out)!r} was begun with {key} {before.get(key)!r}, and it is "
-            f"{request.get(key)!r} now: give what it began with, or name a new folder"
+            f"out {str(work.out)!r} was begun with {difference} now: give what it began with, or "
+            "name a new folder"
         )

@@ -11,8 +11,7 @@ from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
 from evaluation.sources import check_disjoint
 from pruning.masks import resolve_target
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
-from pruning.model_name import split_revision, with_revision
-from pruning.models import EMBEDDED
+from pruning.models import EMBEDDED, split_revision, with_revision
 from pruning.output.folder import check_output_folder
 from pruning.output.options import Options
 from pruning.progress import step

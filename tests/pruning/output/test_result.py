@@ -15,9 +15,8 @@ from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import linear_layers, load_tokenizer
-from pruning.output.card import model_card
 from pruning.output.folder import FolderMismatchError, check_output_folder
-from pruning.output.save import save_result
+from pruning.output.save import model_card, save_result
 from pruning.output.verify import Inspector, verify_result
 from pruning.pruner import prune
 from pruning.recipe import Recipe
