@@ -24,55 +24,34 @@ EXAMPLES = (
 )
 
 
-def _one_of(*values: str) -> Callable[[], list[str]]:
-    """Return a completion function that offers these values."""
-    return lambda: list(values)
+def _option(help: str, *values: str) -> Any:
+    """Return an option for which the shell offers these values."""
+    return Option(help=help, autocompletion=lambda: list(values))
 
 
 def prune_model(
-    model: Annotated[
-        str | None,
-        Option(help="Hub id, folder, or embedded.", autocompletion=_one_of(EMBEDDED)),
-    ] = None,
+    model: Annotated[str | None, _option("Hub id, folder, or embedded.", EMBEDDED)] = None,
     revision: Annotated[
         str | None, Option(help="Branch, tag or commit of a model from the hub.")
     ] = None,
     metric: Annotated[
-        str | None,
-        Option(
-            help="A named metric, a file, a run folder, or a formula.",
-            autocompletion=_one_of(*NAMED),
-        ),
+        str | None, _option("A named metric, a file, a run folder, or a formula.", *NAMED)
     ] = None,
     out: Annotated[Path | None, Option(help="New or empty folder for the result.")] = None,
     sparsity: Annotated[float | None, Option(help="Fraction to remove; default 0.5.")] = None,
     pattern: Annotated[
         str | None,
-        Option(
-            help="unstructured (default), or n:m such as 2:4.",
-            autocompletion=_one_of("unstructured", "2:4", "4:8"),
-        ),
+        _option("unstructured (default), or n:m such as 2:4.", "unstructured", "2:4", "4:8"),
     ] = None,
     group: Annotated[
-        str | None,
-        Option(
-            help="row, layer or model; default the metric's.",
-            autocompletion=_one_of("row", "layer", "model"),
-        ),
+        str | None, _option("row, layer or model; default the metric's.", "row", "layer", "model")
     ] = None,
     propagation: Annotated[
-        str | None,
-        Option(
-            help="one-shot (default) or sequential.",
-            autocompletion=_one_of("one-shot", "sequential"),
-        ),
+        str | None, _option("one-shot (default) or sequential.", "one-shot", "sequential")
     ] = None,
     corpus: Annotated[
         list[str] | None,
-        Option(
-            help="Calibration text; repeat for other kinds of text.",
-            autocompletion=_one_of(EMBEDDED, *HUB_CORPORA),
-        ),
+        _option("Calibration text; repeat for other kinds of text.", EMBEDDED, *HUB_CORPORA),
     ] = None,
     split: Annotated[
         list[str] | None, Option(help="Its split, with or without a slice; one per corpus.")
@@ -89,10 +68,7 @@ def prune_model(
     ] = None,
     eval_corpus: Annotated[
         list[str] | None,
-        Option(
-            help="Text to measure perplexity on; repeat for others.",
-            autocompletion=_one_of(EMBEDDED, *HUB_CORPORA),
-        ),
+        _option("Text to measure perplexity on; repeat for others.", EMBEDDED, *HUB_CORPORA),
     ] = None,
     eval_split: Annotated[list[str] | None, Option(help="Its split; one per corpus.")] = None,
     eval_windows: Annotated[
@@ -104,9 +80,12 @@ def prune_model(
     ] = None,
     dtype: Annotated[
         str | None,
-        Option(
-            help="Dtype to compute in: float32, bfloat16, float16; default auto, the model's.",
-            autocompletion=_one_of("auto", "float32", "bfloat16", "float16"),
+        _option(
+            "Dtype to compute in: float32, bfloat16, float16; default auto, the model's.",
+            "auto",
+            "float32",
+            "bfloat16",
+            "float16",
         ),
     ] = None,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1; default cuda or cpu.")] = None,

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tables import conditions, show, wikitext2_corpora, write_json
 
 from configs.schema import Memory
-from evaluation.mixture import Mixture, Part
+from evaluation.corpus import Mixture, Part
 from pruning.baselines import FOUND, PUBLISHED
 from pruning.criterion import Criterion
 from pruning.leaves import LEAF_SETS

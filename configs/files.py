@@ -85,20 +85,16 @@ def _is_file(path: Path) -> bool:
         return False  # no file system accepts the name
 
 
-def read(path: Path, inherited: Collection[str]) -> dict[str, Any]:
+def read(path: Path, inherited: Collection[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a config's keys, and those that it lacks from its base.
 
     Args:
         inherited: The keys that an entry of `tasks` takes from its base.
+        above: The configs that have this one as their base.
 
     Raises:
         ValueError: If a file is missing or malformed, or it has too long a chain of bases.
     """
-    return _read(path, inherited, ())
-
-
-def _read(path: Path, inherited: Collection[str], above: tuple[Path, ...]) -> dict[str, Any]:
-    """Return a file's keys merged over its base's; `above` are the files that led to it."""
     chain = (*above, path)
     if len(above) > MOST_BASES:
         names = " > ".join(file.name for file in chain)
@@ -113,7 +109,7 @@ def _read(path: Path, inherited: Collection[str], above: tuple[Path, ...]) -> di
             return own
         if not isinstance(name, str) or not name:
             raise ValueError(f"config {path}: {key} must name a config, got {str(name)!r:.60}")
-        base = _read(find(Path(name), path.parent), inherited, chain)
+        base = read(find(Path(name), path.parent), inherited, chain)
         return _merged({key: base[key] for key in kept or base if key in base}, own)
 
     merged = over_base(_content(path), BASE, ())

@@ -1,33 +1,27 @@
-"""Named corpora and local text files, cut into windows of tokens with their provenance.
+"""Texts cut into windows of tokens with their provenance, one text or a mixture of several.
 
-A corpus is one of four names or a path. `embedded` is the English text that every CPython carries
-(`pydoc_data.topics`), so that the whole project runs with no download; `wikitext2`, `c4` and `ptb`
-are the field's and come from the Hugging Face hub; a path ends in .txt, .jsonl or .parquet.
-
-A split is `name` or `name[a%:b%]` (either bound may be left out). Slices cut the text, not the
-tokens, so that they mean the same for every tokenizer; neighbouring slices share nothing.
+A metric that was judged on one kind of text alone may lose everything on another. The mixing is
+even so that the first few windows already contain every kind.
 """
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from evaluation.sources import HUB_CORPORA, check_source, is_named, local_path, read_split
+from evaluation.sources import check_available, check_disjoint, load_text
 
 MOST_TOKENS = 2**24
 """Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048. Windows drawn with
 a seed may overlap, so the text alone would not limit their number."""
 
-SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
-
+EVAL_WINDOWS = 32
+"""Most windows of each text that `run_prune.py` measures when no number is given."""
 
 Provenance = dict[str, str | int | bool | None]
 """Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, bos, text_sha256;
@@ -50,7 +44,7 @@ class Windows:
 
 
 def token_windows(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     corpus: str,
     split: str,
     windows: int | None,
@@ -110,7 +104,7 @@ def token_windows(
     return Windows(tokens, provenance, (provenance,), (0,) * len(starts))
 
 
-def special_note(tokens: Tensor, tokenizer: Any) -> str | None:
+def special_note(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return a warning if windows for statistics have special tokens, bos excepted; else None.
 
     They stand for no text, as the `<unk>` of WikiText's tokenized form. A model expects them
@@ -132,7 +126,7 @@ def special_note(tokens: Tensor, tokenizer: Any) -> str | None:
     )
 
 
-def _bos_of(tokenizer: Any, wanted: bool | None) -> list[int]:
+def _bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> list[int]:
     """Return the bos token that each window begins with, in a list; empty if there is none.
 
     Raises:
@@ -144,86 +138,6 @@ def _bos_of(tokenizer: Any, wanted: bool | None) -> list[int]:
     if wanted and bos is None:
         raise ValueError("bos must be false for a tokenizer that has no bos token, got true")
     return [bos] if wanted else []
-
-
-def load_text(corpus: str, split: str) -> str:
-    """Return the text of a split, the documents joined, the slice cut at line starts.
-
-    Raises:
-        ValueError: If the corpus or split is unknown or malformed, a file is missing or is not of
-            the kind its suffix says, or the hub does not serve the corpus.
-    """
-    name, first, last = _parse_split(split)
-    text = read_split(corpus, name)
-    return text[_cut(text, first) : _cut(text, last)]
-
-
-def check_available(corpus: str, split: str) -> str | None:
-    """Check what can be checked without a network or reading a whole text.
-
-    Returns:
-        One line if the corpus comes from the hub, which is not contacted here; otherwise None.
-
-    Raises:
-        ValueError: If the corpus or split is unknown or malformed, a local file is missing, its
-            suffix is wrong, or it has no text column.
-    """
-    name, _, _ = _parse_split(split)
-    check_source(corpus, name)
-    if corpus in HUB_CORPORA:
-        return f"corpus {corpus!r}, split {split!r} comes from the Hugging Face hub: not checked"
-    return None
-
-
-def check_disjoint(texts: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
-    """Describe each pair of texts of different roles that overlap, in one line per pair.
-
-    Args:
-        texts: role -> a (corpus, split) for each kind of text. Paths are the same corpus if they
-            resolve to one file; a file has one split, so only its slices are compared.
-
-    Raises:
-        ValueError: If a split is malformed.
-    """
-    return [
-        f"{role} and {other} overlap: {' '.join(a)} and {' '.join(b)}"
-        for role, other in combinations(texts, 2)
-        for a, b in product(texts[role], texts[other])
-        if _overlap(*a, *b)
-    ]
-
-
-def _overlap(corpus: str, split: str, other_corpus: str, other_split: str) -> bool:
-    name, first, last = _parse_split(split)
-    other_name, other_first, other_last = _parse_split(other_split)
-    if is_named(corpus) or is_named(other_corpus):
-        same_text = (corpus, name) == (other_corpus, other_name)
-    else:
-        same_text = local_path(corpus) == local_path(other_corpus)
-    return same_text and max(first, other_first) < min(last, other_last)
-
-
-def _parse_split(split: str) -> tuple[str, int, int]:
-    """Return the name ('' if there is none) and the bounds of the slice in percent."""
-    match = re.fullmatch(r"([\w-]*)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
-    if not match or not split:
-        raise ValueError(f"split {SPLIT_RULE}; got {split!r}")
-    first, last = int(match[2] or 0), int(match[3] or 100)
-    if not first < last <= 100:
-        raise ValueError(f"split {SPLIT_RULE}; got {split!r}")
-    return match[1], first, last
-
-
-def _cut(text: str, percent: int) -> int:
-    """Return the first line start at or after `percent` of the characters.
-
-    A text of one line (documents joined by spaces) is cut between words.
-    """
-    position = len(text) * percent // 100
-    if position == 0 or percent == 100:
-        return position
-    end = text.find("\n" if "\n" in text else " ", position - 1)
-    return end + 1 if end >= 0 else len(text)
 
 
 def check_layout(windows: int | None, length: int, seed: int | None) -> None:
@@ -254,3 +168,136 @@ def _window_starts(
     if seed is None:
         return np.arange(windows) * (n_tokens // windows)
     return np.random.default_rng(seed).integers(0, n_tokens - length + 1, size=windows)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of text.
+
+    Attributes:
+        corpus: A named corpus or a path; see `evaluation.corpus`.
+        split: Split of the corpus, with or without a slice.
+        share: Its share of the windows, relative to the other parts'.
+    """
+
+    corpus: str
+    split: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Windows to cut from one or several kinds of text.
+
+    Attributes:
+        windows: Number of windows in all; None for as many as each text has.
+        length: Tokens in a window.
+        seed: Draws the window starts at random; None spreads them evenly.
+        bos: Whether windows begin with bos; None leaves it to the tokenizer.
+    """
+
+    parts: tuple[Part, ...]
+    windows: int | None
+    length: int
+    seed: int | None
+    bos: bool | None = None
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Corpus and split of each part."""
+        return [(part.corpus, part.split) for part in self.parts]
+
+    def check(self) -> list[str]:
+        """Check what can be checked without work; return a line for each text from the hub.
+
+        Raises:
+            ValueError: If a text is unknown, the layout is wrong, a part would get no window, or
+                two parts overlap.
+        """
+        for count in self.counts:
+            check_layout(count, self.length, self.seed)
+        kinds = {f"part {number}": [place] for number, place in enumerate(self.places, 1)}
+        if overlaps := check_disjoint(kinds):
+            raise ValueError(f"{overlaps[0]}: give each kind of text once, with its share")
+        return [note for place in self.places if (note := check_available(*place))]
+
+    @property
+    def counts(self) -> list[int | None]:
+        """Number of windows of each part: shares rounded so that they add up; or None for all.
+
+        Raises:
+            ValueError: If a part would get none.
+        """
+        if self.windows is None:
+            return [None] * len(self.parts)
+        total = sum(part.share for part in self.parts)
+        exact = [self.windows * part.share / total for part in self.parts]
+        counts = [int(count) for count in exact]
+        # The windows that are left go to the largest remainders (Hamilton's method).
+        by_remainder = sorted(
+            range(len(exact)), key=lambda kind: (counts[kind] - exact[kind], kind)
+        )
+        for kind in by_remainder[: self.windows - sum(counts)]:
+            counts[kind] += 1
+        if 0 in counts:
+            part = self.parts[counts.index(0)]
+            raise ValueError(
+                f"windows = {self.windows} leaves none for corpus {part.corpus!r}, split "
+                f"{part.split!r}: give more windows or a larger share"
+            )
+        return list(counts)
+
+    def cut(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
+        """Cut the windows; raises ValueError as `evaluation.corpus.token_windows` does."""
+        return mixed(
+            [
+                token_windows(
+                    tokenizer,
+                    part.corpus,
+                    part.split,
+                    windows=count,
+                    length=self.length,
+                    seed=self.seed,
+                    bos=self.bos,
+                )
+                for part, count in zip(self.parts, self.counts, strict=True)
+            ]
+        )
+
+
+def mixed(cuts: Sequence[Windows]) -> Windows:
+    """Return the windows of several texts, evenly interleaved.
+
+    A search that looks at the first few windows then sees each kind of text.
+    """
+    if len(cuts) == 1:
+        return cuts[0]
+    order = sorted(
+        ((place + 0.5) / len(cut.tokens), kind, place)
+        for kind, cut in enumerate(cuts)
+        for place in range(len(cut.tokens))
+    )
+    tokens = torch.stack([cuts[kind].tokens[place] for _, kind, place in order])
+    parts = tuple(cut.provenance for cut in cuts)
+    return Windows(tokens, _joined(parts), parts, tuple(kind for _, kind, _ in order))
+
+
+def _joined(parts: Sequence[Provenance]) -> Provenance:
+    counted = {key: sum(int(part[key] or 0) for part in parts) for key in ("windows", "tokens")}
+    joined = {
+        key: " + ".join(str(part[key]) for part in parts)
+        for key in ("corpus", "split", "text_sha256")
+    }
+    return {**parts[0], **joined, **counted}
+
+
+def cut_all(texts: Sequence[Mixture], tokenizer: PreTrainedTokenizerBase) -> Windows:
+    """Cut the windows of all texts; if a text's `windows` is None, at most `EVAL_WINDOWS`."""
+    return mixed([_cut(text, tokenizer) for text in texts])
+
+
+def _cut(text: Mixture, tokenizer: PreTrainedTokenizerBase) -> Windows:
+    windows = text.cut(tokenizer)
+    if text.windows is None and len(windows.tokens) > EVAL_WINDOWS:
+        return replace(text, windows=EVAL_WINDOWS).cut(tokenizer)
+    return windows

@@ -1,10 +1,19 @@
-"""Where texts come from: CPython's own help topics, the Hugging Face hub, local files."""
+"""Where texts come from: CPython's own help topics, the Hugging Face hub, local files.
+
+A corpus is one of four names or a path. `embedded` is the English text that every CPython carries
+(`pydoc_data.topics`), so that the whole project runs with no download; `wikitext2`, `c4` and `ptb`
+are the field's and come from the Hugging Face hub; a path ends in .txt, .jsonl or .parquet.
+
+A split is `name` or `name[a%:b%]` (either bound may be left out). Slices cut the text, not the
+tokens, so that they mean the same for every tokenizer; neighbouring slices share nothing.
+"""
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice, product
 from pathlib import Path
 
 # Topics that quote each other are in one part, and each part has its share of statements, data
@@ -22,6 +31,7 @@ HELD_OUT_TOPICS = {
 EMBEDDED = "embedded"
 EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
+SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
 MOST_BYTES = 2**26  # of a local file: its text is tokenized in one call
 
 
@@ -75,19 +85,57 @@ HUB_CORPORA = {
 }
 
 
-def read_split(corpus: str, name: str) -> str:
-    """Return the whole text of one split of a corpus, its documents joined.
+def load_text(corpus: str, split: str) -> str:
+    """Return the text of a split, the documents joined, the slice cut at line starts.
 
     Raises:
-        ValueError: As `check_source`; or a file is not of the kind its suffix says, or the hub
-            does not serve the corpus.
+        ValueError: If the corpus or split is unknown or malformed, a file is missing or is not of
+            the kind its suffix says, or the hub does not serve the corpus.
     """
+    name, first, last = _parse_split(split)
     check_source(corpus, name)
     if corpus == EMBEDDED:
-        return _embedded_text(name)
+        text = _embedded_text(name)
+    elif corpus in HUB_CORPORA:
+        text = HUB_CORPORA[corpus].joins[name].join(_hub_documents(corpus, name))
+    else:
+        text = "\n\n".join(_local_documents(corpus))
+    return text[_cut(text, first) : _cut(text, last)]
+
+
+def check_available(corpus: str, split: str) -> str | None:
+    """Check what can be checked without a network or reading a whole text.
+
+    Returns:
+        One line if the corpus comes from the hub, which is not contacted here; otherwise None.
+
+    Raises:
+        ValueError: If the corpus or split is unknown or malformed, a local file is missing, its
+            suffix is wrong, or it has no text column.
+    """
+    name, _, _ = _parse_split(split)
+    check_source(corpus, name)
     if corpus in HUB_CORPORA:
-        return HUB_CORPORA[corpus].joins[name].join(_hub_documents(corpus, name))
-    return "\n\n".join(_local_documents(corpus))
+        return f"corpus {corpus!r}, split {split!r} comes from the Hugging Face hub: not checked"
+    return None
+
+
+def check_disjoint(texts: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """Describe each pair of texts of different roles that overlap, in one line per pair.
+
+    Args:
+        texts: role -> a (corpus, split) for each kind of text. Paths are the same corpus if they
+            resolve to one file; a file has one split, so only its slices are compared.
+
+    Raises:
+        ValueError: If a split is malformed.
+    """
+    return [
+        f"{role} and {other} overlap: {' '.join(a)} and {' '.join(b)}"
+        for role, other in combinations(texts, 2)
+        for a, b in product(texts[role], texts[other])
+        if _overlap(*a, *b)
+    ]
 
 
 def check_source(corpus: str, name: str) -> None:
@@ -118,7 +166,40 @@ def is_named(corpus: str) -> bool:
     return corpus == EMBEDDED or corpus in HUB_CORPORA
 
 
-def local_path(corpus: str) -> Path:
+def _overlap(corpus: str, split: str, other_corpus: str, other_split: str) -> bool:
+    name, first, last = _parse_split(split)
+    other_name, other_first, other_last = _parse_split(other_split)
+    if is_named(corpus) or is_named(other_corpus):
+        same_text = (corpus, name) == (other_corpus, other_name)
+    else:
+        same_text = _local_path(corpus) == _local_path(other_corpus)
+    return same_text and max(first, other_first) < min(last, other_last)
+
+
+def _parse_split(split: str) -> tuple[str, int, int]:
+    """Return the name ('' if there is none) and the bounds of the slice in percent."""
+    match = re.fullmatch(r"([\w-]*)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
+    if not match or not split:
+        raise ValueError(f"split {SPLIT_RULE}; got {split!r}")
+    first, last = int(match[2] or 0), int(match[3] or 100)
+    if not first < last <= 100:
+        raise ValueError(f"split {SPLIT_RULE}; got {split!r}")
+    return match[1], first, last
+
+
+def _cut(text: str, percent: int) -> int:
+    """Return the first line start at or after `percent` of the characters.
+
+    A text of one line (documents joined by spaces) is cut between words.
+    """
+    position = len(text) * percent // 100
+    if position == 0 or percent == 100:
+        return position
+    end = text.find("\n" if "\n" in text else " ", position - 1)
+    return end + 1 if end >= 0 else len(text)
+
+
+def _local_path(corpus: str) -> Path:
     """Return the file that a path leads to, the same for every way of writing the path.
 
     Raises:
@@ -181,7 +262,7 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
 
 def _local_documents(corpus: str) -> Iterator[str]:
     """Yield the documents of a local file: a .txt file is one, the others have one per record."""
-    path = local_path(corpus)
+    path = _local_path(corpus)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"corpus file {corpus!r} is longer than {MOST_BYTES} bytes")

@@ -4,8 +4,9 @@ A block is watched while windows run through it, forward or backward. Each leaf 
 added up, and how the sum becomes a statistic (`pruning.leaves`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,20 +33,14 @@ def watched_inputs(
     """
     sums = _start(layers, made_of(leaves, "inputs"))
 
-    def watch(by_leaf: Mapping[str, Sum]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            _add_all(by_leaf, inputs[0].detach())
-
-        return add
-
-    def watch_block(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def watch_block(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         after = output if isinstance(output, Tensor) else output[0]
         cosines = functional.cosine_similarity(inputs[0].float(), after.float(), dim=-1)
         for by_leaf in sums.values():
             _add_all(_part(by_leaf, of_block=True), cosines[..., None])
 
     handles = [
-        layers[name].register_forward_pre_hook(watch(of_layer))
+        layers[name].register_forward_pre_hook(partial(_watch_inputs, of_layer))
         for name in sums
         if (of_layer := _part(sums[name], of_block=False))
     ]
@@ -72,9 +67,13 @@ def watched_gradients(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -
     of_outputs = _start(layers, made_of(leaves, "output gradients"))
     of_weights = _start(layers, made_of(leaves, "weight gradients"))
     handles = [
-        *(layers[n].register_forward_hook(_watch_output(sums)) for n, sums in of_outputs.items()),
-        *(_watch_weight(layers[n].weight, sums) for n, sums in of_weights.items()),
+        layers[name].register_forward_hook(partial(_watch_output, of_layer))
+        for name, of_layer in of_outputs.items()
     ]
+    for name, of_layer in of_weights.items():
+        weight = layers[name].weight.requires_grad_(True)
+        hook = partial(_take_gradient, of_layer)
+        handles.append(weight.register_post_accumulate_grad_hook(hook))
     try:
         yield {
             name: of_outputs.get(name, {}) | of_weights.get(name, {})
@@ -114,25 +113,20 @@ def _add_all(sums: Mapping[str, Sum], values: Tensor) -> None:
         total.add(tokens, slice(None))
 
 
-def _watch_output(sums: Mapping[str, Sum]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def add(gradient: Tensor) -> None:
-        _add_all(sums, gradient.float() * GRADIENT_FACTOR)
-
-    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        output.register_hook(add)
-
-    return hook
+def _watch_inputs(sums: Mapping[str, Sum], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    _add_all(sums, inputs[0].detach())
 
 
-def _watch_weight(weight: Tensor, sums: Mapping[str, Sum]) -> Any:
-    def add(_: Tensor) -> None:
-        gradient, weight.grad = weight.grad, None
-        assert gradient is not None
-        step = max(1, _CHUNK // gradient.shape[1])
-        for start in range(0, len(gradient), step):
-            rows = slice(start, start + step)
-            scaled = gradient[rows].float() * GRADIENT_FACTOR
-            for total in sums.values():
-                total.add(scaled, rows)
+def _watch_output(sums: Mapping[str, Sum], _: nn.Module, __: object, output: Tensor) -> None:
+    output.register_hook(lambda gradient: _add_all(sums, gradient.float() * GRADIENT_FACTOR))
 
-    return weight.requires_grad_(True).register_post_accumulate_grad_hook(add)
+
+def _take_gradient(sums: Mapping[str, Sum], weight: Tensor) -> None:
+    gradient, weight.grad = weight.grad, None
+    assert gradient is not None
+    step = max(1, _CHUNK // gradient.shape[1])
+    for start in range(0, len(gradient), step):
+        rows = slice(start, start + step)
+        scaled = gradient[rows].float() * GRADIENT_FACTOR
+        for total in sums.values():
+            total.add(scaled, rows)

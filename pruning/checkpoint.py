@@ -1,20 +1,32 @@
 """A model's published files: safetensors shards, read tensor by tensor and memory-mapped."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PretrainedConfig
 
-from pruning.headers import Entry, read_header, read_headers
-from pruning.models import one_line_errors, published_names, source_of
+from pruning.json_file import read_object
+
+INDEX = "model.safetensors.index.json"
 
 _SAMPLED_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor is: file, first byte and length in it, shape, and safetensors' dtype."""
+
+    path: Path
+    start: int
+    length: int
+    shape: tuple[int, ...]
+    kind: str
 
 
 class Checkpoint:
@@ -27,19 +39,14 @@ class Checkpoint:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.entries: dict[str, Entry] = (
-            read_header(place) if place.is_file() else read_headers(place)
-        )
+        self.entries: dict[str, Entry] = {}
+        for path in [place] if place.is_file() else _weights_files(place):
+            self.entries |= _read_header(path)
 
     @cached_property
     def size(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.length for entry in self.entries.values())
-
-    def find(self, config: PretrainedConfig, parameter: str) -> str | None:
-        """Return the published name of a parameter; None if no file has it."""
-        candidates = published_names(config, parameter)
-        return next((name for name in candidates if name in self.entries), None)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return tensors by published name, memory-mapped: they cost no memory until used."""
@@ -74,16 +81,49 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
 
-def open_checkpoint(model: str) -> Checkpoint:
-    """Open the files of a model, as `load_config` takes it; those from the hub are downloaded.
+def _weights_files(folder: Path) -> list[Path]:
+    """Return a model's safetensors files, all of which exist."""
+    files = [folder / "model.safetensors"]
+    index = folder / INDEX
+    if index.is_file():
+        named = read_object(index).get("weight_map")
+        names = list(named.values()) if isinstance(named, dict) else []
+        if not names or not all(Path(str(name)).name == name for name in names):
+            raise ValueError(
+                f"file {str(index)!r} must have a weight_map to safetensors files beside it"
+            )
+        files = [folder / name for name in sorted(set(names))]
+    if missing := [path for path in files if not path.is_file()]:
+        if any(folder.glob("*.bin")):
+            raise ValueError(
+                f"model {str(folder)!r} has .bin weights alone, which are pickles and are not "
+                "read: convert it with transformers, save_pretrained(FOLDER)"
+            )
+        raise ValueError(f"model {str(folder)!r} lacks its weights file {missing[0].name}")
+    return files
 
-    Raises:
-        ValueError: As `Checkpoint`, or the hub cannot be reached.
-    """
-    source, revision = source_of(model)
-    if Path(source).is_dir():
-        return Checkpoint(Path(source))
-    with one_line_errors(model):
-        # Never the pickled `.bin` files beside them, nor weights of another format in a subfolder.
-        kept = ["*.json", "*.safetensors"]
-        return Checkpoint(Path(snapshot_download(source, revision=revision, allow_patterns=kept)))
+
+def _read_header(path: Path) -> dict[str, Entry]:
+    """Return where the tensors of a safetensors file are, by name."""
+    try:
+        with safe_open(path, "pt"):  # checks sizes, gaps and overlaps
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"weights file {str(path)!r} is torn or not a safetensors file ({error}): copy it again"
+        ) from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    entries = {}
+    for name, about in header.items():
+        begin, end = about["data_offsets"]
+        entries[name] = Entry(
+            path=path,
+            start=8 + length + begin,
+            length=end - begin,
+            shape=tuple(about["shape"]),
+            kind=about["dtype"],
+        )
+    return entries

@@ -22,11 +22,6 @@ _FIRST, _LAST = np.int64(np.iinfo(np.int32).min), np.iinfo(np.int32).max
 _INFINITY = np.int32(0x7F800000)
 """The bits of the infinity; those of a NaN are higher, those of any other magnitude lower."""
 
-_WIDE, _SAMPLE_STEP, _BOUNDS = 1 << 14, 251, 8
-"""Columns above which a row does not fit the nearest cache. Then one in so many is sampled, and
-the keys at or below so many bounds near the sample's quantile are counted in one pass. The step is
-prime to the widths of layers."""
-
 _BLOCK = 4096
 """Scores that fit the nearest cache."""
 
@@ -52,8 +47,7 @@ def mark_lowest_of_rows(scores: Array, removed: int) -> Array | None:
     """
     mask = np.empty(scores.shape, dtype=np.bool_)
     bits = _bits(scores).reshape(scores.shape)
-    mark = _mark_lowest_of_wide_rows if scores.shape[1] > _WIDE else _mark_lowest_of_rows
-    return mask if mark(bits, removed, mask) else None
+    return mask if _mark_lowest_of_rows(bits, removed, mask) else None
 
 
 @_compiled
@@ -65,38 +59,6 @@ def _mark_lowest_of_rows(bits: Array, removed: int, mask: Array) -> bool:
             return False
         threshold, ties = _threshold(keys, removed)
         _mark(keys, threshold, ties, mask[row])
-    return True
-
-
-@_compiled
-def _mark_lowest_of_wide_rows(bits: Array, removed: int, mask: Array) -> bool:
-    # A sample tells where the threshold is to some percent of the row, counts to one percent.
-    rows, columns = bits.shape
-    sample = np.empty((columns + _SAMPLE_STEP - 1) // _SAMPLE_STEP, np.int32)
-    bounds = np.empty(_BOUNDS, np.int32)
-    keys = np.empty(_BLOCK, np.int32)
-    for row in range(rows):
-        if not _keys(bits[row, ::_SAMPLE_STEP], sample):
-            return False
-        sample.sort()
-        middle = len(sample) * removed / columns
-        margin = 3 * len(sample) ** 0.5  # six standard errors of the sample's median
-        for i in range(_BOUNDS):
-            place = middle - margin + 2 * margin * i / (_BOUNDS - 1)
-            bounds[i] = sample[min(len(sample) - 1, max(0, int(place)))]
-        up_to = np.zeros(_BOUNDS, np.int64)
-        for start in range(0, columns, _BLOCK):
-            block = keys[: min(_BLOCK, columns - start)]
-            if not _keys(bits[row, start : start + _BLOCK], block):
-                return False
-            for i in range(_BOUNDS):
-                up_to[i] += _count_up_to(block, bounds[i])
-        after = np.searchsorted(up_to, removed)  # the first bound that enough keys are at or below
-        low = bounds[after - 1] if after > 0 else np.int32(_FIRST)
-        high = bounds[after] if after < _BOUNDS else np.int32(_LAST)
-        below, between = _between(bits[row], low, high)
-        threshold, ties = _threshold(between, removed - below)
-        _mark_up_to(bits[row], threshold, ties, mask[row])
     return True
 
 
@@ -259,8 +221,8 @@ def mark_lowest_of_groups(scores: Array, removed: int, length: int) -> Array | N
         Boolean, (rows, columns); None if a score is not finite.
     """
     if length > _UNROLLED:
-        mask = mark_lowest_of_rows(scores.reshape(-1, length), removed)
-        return None if mask is None else mask.reshape(scores.shape)
+        marked = mark_lowest_of_rows(scores.reshape(-1, length), removed)
+        return None if marked is None else marked.reshape(scores.shape)
     if not _are_finite(_bits(scores)):
         return None
     mask = np.empty(scores.shape, dtype=np.bool_)

@@ -12,14 +12,24 @@ from typing import Protocol
 from torch import Tensor
 
 from pruning.ranking import DegenerateScores as DegenerateScores  # for callers that score
-from pruning.ranking import count, count_rows, lowest_n_of_m, lowest_per_row, up_to
-from pruning.threshold import Score, model_threshold
+from pruning.ranking import (
+    Score,
+    count,
+    count_rows,
+    lowest_n_of_m,
+    lowest_per_row,
+    model_threshold,
+    up_to,
+)
 
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
 
 SPARSITY_TOLERANCE = 1e-3
 """How exactly a sparsity must repeat what n:m implies: 0.667 may stand for 1 - 1/3."""
+
+_CACHED = 1 << 20
+"""Scores that fit the cache: in fewer a threshold is found faster without a sample."""
 
 Masks = Iterator[tuple[str, Tensor]]
 """Layer names and masks, each shaped like the layer's weight, computed one at a time."""
@@ -95,7 +105,10 @@ class Layer(Group):
     name = "layer"
 
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        return lowest_per_row(scores.reshape(1, -1), fraction).reshape(scores.shape)
+        if scores.numel() <= _CACHED:
+            return lowest_per_row(scores.reshape(1, -1), fraction).reshape(scores.shape)
+        threshold, ties = model_threshold(lambda name: scores, {"": fraction})
+        return up_to(scores, threshold, ties)[0]
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         return count(weight_zeros) >= int(weight_zeros.numel() * fraction)

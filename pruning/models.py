@@ -4,6 +4,8 @@ A family is recognized by its config's `model_type`, never by a path.
 """
 
 import copy
+import difflib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +28,14 @@ from transformers import (
 from transformers.utils import logging
 
 from pruning.attention import use_blocked_attention
-from pruning.headers import Entry, read_headers
-from pruning.model_name import EMBEDDED as EMBEDDED  # for all who load it
-from pruning.model_name import comes_from_hub, split_revision, with_revision
+from pruning.checkpoint import Checkpoint, Entry
+
+EMBEDDED = "embedded"
+"""Name of the tiny LLaMA that ships in this package."""
+
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+"""Owner and name, and perhaps a branch, tag or commit: `owner/name@revision`. The hub's models
+without an owner are of no family that is supported."""
 
 _CONFIG = "config.json"
 
@@ -74,6 +81,41 @@ FAMILIES = {
 """The supported architectures by `model_type`; a new one is a row here and a toy in the tests."""
 
 
+def comes_from_hub(model: str) -> bool:
+    """Return whether a model must come from the hub: owner/name, or owner/name@revision.
+
+    Raises:
+        ValueError: If it is neither `embedded`, nor a folder, nor called so.
+    """
+    if model == EMBEDDED or _is_folder(model):
+        return False
+    if HUB_ID.fullmatch(model) and not Path(model).exists():
+        return True
+    near = difflib.get_close_matches(model[:40].lower(), [EMBEDDED])
+    guess = f"did you mean {EMBEDDED}? or " if near else ""
+    raise ValueError(
+        f"model {model[:200]!r} is no folder: {guess}give {EMBEDDED}, a folder or a hub id"
+    )
+
+
+def _is_folder(model: str) -> bool:
+    try:
+        return bool(model) and Path(model).is_dir()
+    except OSError:
+        return False  # no file system accepts the name
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """Return the id and the revision of a hub model; any other name as it is, and None."""
+    parts = HUB_ID.fullmatch(model)
+    return (parts[1], parts[2]) if parts and not Path(model).exists() else (model, None)
+
+
+def with_revision(model: str, revision: str | None) -> str:
+    """Return a hub model's name at a revision; the name as it is for None."""
+    return f"{model}@{revision}" if revision else model
+
+
 def source_of(model: str) -> tuple[str, str]:
     """Return what transformers loads for a model's name: a folder or hub id, and its revision."""
     if model == EMBEDDED:
@@ -96,7 +138,7 @@ def load_config(model: str) -> PretrainedConfig:
     folder = Path(source_of(model)[0])
     # A folder of the config alone is enough to plan with.
     if folder.is_dir() and (any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))):
-        check_tensors(model, skeleton(config, torch.float32), read_headers(folder))
+        published_tensors(model, skeleton(config, torch.float32), Checkpoint(folder).entries)
     return config
 
 
@@ -280,8 +322,10 @@ def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
-def check_tensors(name: str, model: PreTrainedModel, entries: Mapping[str, Entry]) -> None:
-    """Check that files have all tensors of the text model, and every tensor in the model's shape.
+def published_tensors(
+    name: str, model: PreTrainedModel, entries: Mapping[str, Entry]
+) -> dict[str, str]:
+    """Return the published name of each parameter that files have.
 
     Args:
         name: The model's name in an error.
@@ -289,29 +333,32 @@ def check_tensors(name: str, model: PreTrainedModel, entries: Mapping[str, Entry
         entries: The files' entries, by published name.
 
     Raises:
-        ValueError: If a tensor is missing that is not tied to another, or has the wrong shape.
+        ValueError: If a tensor of the text model is missing that is not tied to another, or one
+            has another shape than the model's.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     path = family_of(model.config).blocks
     blocks = {parameter for parameter in parameters if parameter.startswith(f"{path}.")}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    needed = blocks | (set(outside_blocks(model)) - set(tied))
-    missing = []
+    published = {}
     for parameter, weight in parameters.items():
         candidates = published_names(model.config, parameter)
         tensor = next((candidate for candidate in candidates if candidate in entries), None)
         if tensor is None:
-            missing += [parameter] * (parameter in needed)
-        elif entries[tensor].shape != tuple(weight.shape):
+            continue
+        if entries[tensor].shape != tuple(weight.shape):
             raise ValueError(
                 f"model {name!r} cannot be loaded: {tensor} must have shape "
                 f"{tuple(weight.shape)} by its config, got {entries[tensor].shape}"
             )
-    if missing:
+        published[parameter] = tensor
+    needed = blocks | (set(outside_blocks(model)) - set(tied))
+    if missing := [parameter for parameter in parameters if parameter in needed - set(published)]:
         raise ValueError(
             f"model {name!r} cannot be loaded: {len(missing)} tensors are missing, "
             f"{missing[0]} among them"
         )
+    return published
 
 
 def family_of(config: PretrainedConfig) -> Family:

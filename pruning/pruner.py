@@ -6,14 +6,13 @@ for X; gradients are those of the dense model in both. The search scores and mas
 with the same code.
 """
 
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration import statistics_of, watched_inputs
 from pruning.leaves import Statistics, made_of, need_backward
 from pruning.masks import Masks, Target
 from pruning.models import layers_of_block, linear_layers
@@ -21,7 +20,7 @@ from pruning.progress import Progress, unwatched
 from pruning.recipe import Recipe, score_layer
 from pruning.spool import Spool
 from pruning.store import Store, in_turn
-from pruning.walk import Stream, Texts, depth_of, ignore_block, walk_dense
+from pruning.walk import Stream, Texts, walk_dense
 
 
 def prune(
@@ -108,7 +107,7 @@ class _Pruning:
 
     def walk_dense(self) -> None:
         """Collect the dense model's statistics; prune blocks on the way back where possible."""
-        visit: Callable[[str, nn.Module], object] = ignore_block
+        visit = None
         if self.prunes_on_the_way_back:
             visit = partial(self.prune_block, masks=self.masks(reversed(self.store.blocks)))
         walk_dense(
@@ -126,9 +125,10 @@ class _Pruning:
         store, recipe = self.store, self.recipe
         self.on_progress("prune", 0, len(store.blocks))
         with store.outside():
-            dense = None if self.needs_dense_walk else self._enter("dense")
-            pruned = self._enter("pruned")
-            calibration = self._enter("calibration") if self._collects_inputs() else None
+            enter = partial(Stream.enter, store, texts=self.texts, spool=self.states)
+            dense = None if self.needs_dense_walk else enter("dense")
+            pruned = enter("pruned")
+            calibration = enter("calibration") if self._collects_inputs() else None
         follow = [s for s in (pruned, calibration if recipe.sequential else None) if s]
         masks = self.masks(store.blocks)
         for i, (block, then) in enumerate(in_turn(store.blocks)):
@@ -140,10 +140,12 @@ class _Pruning:
                     if calibration:
                         self._collect(calibration, i, block, module)
                     is_new = self.prune_block(block, module, masks)
-                    _advance(follow if is_new else [], i, module)
+                    for stream in follow if is_new else []:
+                        stream.advance(i, module)
             if follow and not is_new:
                 with store.open(block) as module:
-                    _advance(follow, i, module)
+                    for stream in follow:
+                        stream.advance(i, module)
             self.on_progress("prune", i + 1, len(store.blocks))
         with store.outside():
             for stream in filter(None, (dense, pruned)):
@@ -197,10 +199,6 @@ class _Pruning:
             kept[layer] = scores
         return scores
 
-    def _enter(self, name: str) -> Stream | None:
-        windows = self.texts.by_stream(name)
-        return Stream.enter(self.store, name, windows, self.states) if len(windows) else None
-
     def _missing(self, block: str) -> frozenset[str]:
         """Return the leaves of the dense model that a block needs and that are still missing."""
         if self._is_done(block):
@@ -240,12 +238,10 @@ class _Pruning:
             leaves = frozenset()
         elif not self.recipe.sequential:
             leaves &= self._missing(block)
-        with watched_inputs(layers_of_block(block, module), leaves, module) as sums:
-            move = calibration.look if self.recipe.sequential else calibration.advance
-            move(i, module)
-        place = self.sequential_statistics if self.recipe.sequential else self.statistics
-        depth = depth_of(i, self.store)
-        place.update(statistics_of(sums, calibration.windows, depth).to_tensors())
+        sequential = self.recipe.sequential
+        place = self.sequential_statistics if sequential else self.statistics
+        statistics = calibration.collect(i, block, module, leaves, moves=not sequential)
+        place.update(statistics.to_tensors())
 
     def _keep(self, statistics: Statistics) -> None:
         # Statistics for a later walk wait in host memory, not in a GPU's.
@@ -269,8 +265,3 @@ class _Pruning:
             self.sequential_statistics.pop(f"{leaf}/{layer}", None)
             if self.forgets:
                 self.statistics.pop(f"{leaf}/{layer}", None)
-
-
-def _advance(streams: Sequence[Stream], block: int, module: nn.Module) -> None:
-    for stream in streams:
-        stream.advance(block, module)

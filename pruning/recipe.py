@@ -15,8 +15,7 @@ from pruning.compiled import zero_marked
 from pruning.leaves import STATISTICS, need_backward
 from pruning.masks import DegenerateScores, Target
 from pruning.metric import Metric
-from pruning.ranking import extremes
-from pruning.threshold import Score
+from pruning.ranking import Score, extremes
 
 PROPAGATIONS = ("one-shot", "sequential")
 

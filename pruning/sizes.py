@@ -40,16 +40,6 @@ Rows = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Load:
-    """The windows that pass the blocks, for statistics and for perplexity, and tokens in each."""
-
-    calibration: int
-    calibration_length: int
-    evaluation: int
-    evaluation_length: int
-
-
-@dataclass(frozen=True)
 class Sizes:
     """What one model's passes, statistics and scores take.
 
@@ -90,7 +80,8 @@ def sizes_of(
     dtype: str,
     saved_dtype: str,
     leaves: frozenset[str],
-    load: Load,
+    calibration: tuple[int, int],
+    evaluation: tuple[int, int],
     statistics_dtype: str = "float32",
     values: int = USUAL_VALUES,
 ) -> Sizes:
@@ -101,7 +92,8 @@ def sizes_of(
         dtype: Of the passes, a key of `DTYPES`.
         saved_dtype: Of the pruned weights.
         leaves: Those that metrics may use.
-        load: The windows that pass the model.
+        calibration: Number of windows for statistics, and tokens in each.
+        evaluation: Number of windows for perplexity, and tokens in each.
         statistics_dtype: Of the matrices among the statistics.
         values: In fp32, for each weight of a matrix while it is scored and masked.
     """
@@ -115,10 +107,10 @@ def sizes_of(
     largest = max(layer.weight.numel() for layer in layers)
     prunable = sum(layer.weight.numel() for layer in layers)
     most_in_block = max(sum(x.weight.numel() for x in of_block) for of_block in layers_by_block)
-    evaluated = _activations(config, load.evaluation_length, False)
-    calibrated = _activations(config, load.calibration_length, backward) + 2 * largest * backward
-    kept_inputs = load.calibration * ((len(blocks) if backward else 1) + 1)
-    put_aside = kept_inputs * load.calibration_length + 2 * load.evaluation * load.evaluation_length
+    evaluated = _activations(config, evaluation[1], False)
+    calibrated = _activations(config, calibration[1], backward) + 2 * largest * backward
+    kept_inputs = (len(blocks) if backward else 1) + 1
+    put_aside = kept_inputs * math.prod(calibration) + 2 * math.prod(evaluation)
     return Sizes(
         blocks=tuple(
             item * sum(p.numel() for p in block.parameters()) for block in blocks.values()
@@ -128,7 +120,7 @@ def sizes_of(
         scores=4 * prunable,
         statistics=_statistics(layers, leaves, statistics_dtype),
         sums=max(sums_size(of_block, leaves) for of_block in layers_by_block),
-        window=item * max(evaluated, calibrated if load.calibration else 0),
+        window=item * max(evaluated, calibrated if calibration[0] else 0),
         scoring=4 * values * largest + saved_item * most_in_block,
         new_weights=saved_item * most_in_block,
         logits=3 * 4 * HEAD_TOKENS * config.vocab_size,  # fp32, and what is made of them
@@ -171,18 +163,16 @@ class Plan:
     Attributes:
         memory: What is held at the peak, by purpose.
         budget: What may be held.
-        held: Blocks that stay in memory once they were opened: all of them, or none.
-        states_on_disk: Hidden states that are put aside on disk.
-        statistics_on_disk: Statistics that are put aside on disk.
+        on_disk: What is put aside on disk, by purpose.
+        resident: Whether blocks stay in memory once they were opened.
         result: The pruned model's files.
         passes: How often all blocks are read.
     """
 
     memory: Rows
     budget: int
-    held: int
-    states_on_disk: int
-    statistics_on_disk: int
+    on_disk: Rows
+    resident: bool
     result: int
     passes: int
 
@@ -194,12 +184,12 @@ class Plan:
     @property
     def disk(self) -> int:
         """Disk needed, for the result and what is put aside."""
-        return self.result + self.statistics_on_disk + self.states_on_disk
+        return self.result + sum(self.on_disk.values())
 
     def lines(self) -> list[str]:
         """Return the plan in words, the first line for itself."""
-        how = "resident" if self.held else "streamed, one block at a time"
-        peak, on_disk = sum(self.memory.values()), self.disk - self.result
+        how = "resident" if self.resident else "streamed, one block at a time"
+        peak, on_disk = sum(self.memory.values()), sum(self.on_disk.values())
         aside = f"{size_text(on_disk)} on disk in the result's folder" if on_disk else "in memory"
         return [
             f"plan: {how}; at most {size_text(peak)} of {size_text(self.budget)} memory",
@@ -237,26 +227,23 @@ def plan_pruning(
             f"{size_text(block)}, sums {size_text(sums)}, work {size_text(work)}), got "
             f"{size_text(available)}: give more, or a smaller --seqlen or --dtype"
         )
-    waiting = {"hidden states": sizes.states}
-    waiting["statistics"] = sizes.statistics if recipe.statistics_wait else 0
-    on_disk = dict.fromkeys(waiting, 0)
-    for name, size in waiting.items():
+    on_disk: Rows = {}
+    statistics = sizes.statistics if recipe.statistics_wait else 0
+    for name, size in {"hidden states": sizes.states, "statistics": statistics}.items():
         if size <= room:
             memory[name], room = size, room - size
         else:
             on_disk[name] = size
     if torch.device(device).type == "cuda":
         room = _room_on_device(2 * block + sums + work, device)
-    is_resident = sum(sizes.blocks) <= room
-    passes = 3 if recipe.needs_gradients else 1 + recipe.statistics_wait
+    resident = sum(sizes.blocks) <= room
     return Plan(
-        memory=memory | {"other blocks": sum(sizes.blocks) * is_resident},
+        memory=memory | {"other blocks": sum(sizes.blocks) * resident},
         budget=available,
-        held=len(sizes.blocks) * is_resident,
-        states_on_disk=on_disk["hidden states"],
-        statistics_on_disk=on_disk["statistics"],
+        on_disk=on_disk,
+        resident=resident,
         result=result,
-        passes=passes,
+        passes=3 if recipe.needs_gradients else 1 + recipe.statistics_wait,
     )
 
 

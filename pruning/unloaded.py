@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.checkpoint import Checkpoint
@@ -13,6 +14,7 @@ from pruning.models import (
     EMBEDDED,
     load_config,
     load_tokenizer,
+    one_line_errors,
     pinned,
     skeleton,
     source_of,
@@ -62,6 +64,21 @@ class UnloadedModel:
             return Checkpoint(source).size
         weights = sum(weight.numel() for weight in self.shapes.parameters())
         return int(weights * DTYPES[self.own_dtype].itemsize)
+
+    def open(self) -> Checkpoint:
+        """Return the model's files; those from the hub are downloaded.
+
+        Raises:
+            ValueError: As `Checkpoint`, or the hub cannot be reached.
+        """
+        source, revision = source_of(self.name)
+        if Path(source).is_dir():
+            return Checkpoint(Path(source))
+        # Never the pickled `.bin` files beside them, nor weights of another format in a subfolder.
+        kept = ["*.json", "*.safetensors"]
+        with one_line_errors(self.name):
+            folder = snapshot_download(source, revision=revision, allow_patterns=kept)
+            return Checkpoint(Path(folder))
 
 
 def resolve_model(

@@ -32,6 +32,9 @@ Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]]
 """Called with a stream's name, each window's states that enter the head, (T, hidden_size), and a
 function that makes logits from them."""
 
+Visit = Callable[[str, nn.Module], object]
+"""Called with a block's name and the block."""
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -75,10 +78,15 @@ class Stream:
 
     @staticmethod
     def enter(
-        store: Store, name: str, windows: Tensor, spool: Spool, kept: bool = False
-    ) -> "Stream":
-        """Run windows through the embeddings; the model's outside must be open."""
-        windows = windows.to(store.device)
+        store: Store, name: str, texts: "Texts", spool: Spool, kept: bool = False
+    ) -> "Stream | None":
+        """Run a text's windows through the embeddings; None if it has none.
+
+        The model's outside must be open.
+        """
+        windows = texts.by_stream(name).to(store.device)
+        if not len(windows):
+            return None
         calls: list[BlockCall] = []
         for i, window in enumerate(windows):
             hidden, of_window = block_inputs(store.model, window[None])
@@ -104,6 +112,20 @@ class Stream:
             self.spool[_key(self.name, block + 1, i)] = output.cpu()
             if not self.kept:
                 del self.spool[_key(self.name, block, i)]
+
+    def collect(
+        self, block: int, name: str, module: nn.Module, leaves: frozenset[str], moves: bool = True
+    ) -> Statistics:
+        """Run a block on all windows and return the statistics of its inputs.
+
+        Args:
+            name: The block's.
+            moves: Whether its outputs enter the next block.
+        """
+        run = self.advance if moves else self.look
+        with watched_inputs(layers_of_block(name, module), leaves, module) as sums:
+            run(block, module)
+        return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
 
     def drop(self, block: int) -> None:
         """Delete the hidden states at a block's input."""
@@ -142,15 +164,11 @@ def collect(
         dict.fromkeys(store.blocks, leaves & STATISTICS),
         {},
         lambda statistics: collected.update(statistics.to_tensors()),
-        ignore_block,
+        None,
         on_progress,
     )
     order = [f"{leaf}/{name}" for leaf in leaves for name in all_layers(store)]
     return Statistics.from_tensors({key: collected[key] for key in order if key in collected})
-
-
-def ignore_block(block: str, module: nn.Module) -> None:
-    """A visit that does nothing."""
 
 
 def walk_dense(
@@ -159,7 +177,7 @@ def walk_dense(
     wanted: Mapping[str, frozenset[str]],
     states: Spool,
     keep: Callable[[Statistics], None],
-    visit: Callable[[str, nn.Module], object],
+    visit: Visit | None,
     on_progress: Progress,
 ) -> None:
     """Walk the dense model forward and, if a leaf needs it, backward.
@@ -168,19 +186,17 @@ def walk_dense(
         wanted: Leaves to collect, by block.
         states: Where hidden states and gradients are put aside.
         keep: Called with a block's statistics, first of its inputs, later of its gradients.
-        visit: Called with each block on the way back, when it is open for the last time.
+        visit: Called with each block on the way back, when it is open for the last time; or None.
     """
     leaves = frozenset().union(*wanted.values())
     backward = bool(need_backward(leaves))
     with _frozen(store.model):
         with store.outside():
-            streams = {
-                name: Stream.enter(store, name, windows, states, kept=kept)
-                for name, kept in {"dense": False, "calibration": backward}.items()
-                if len(windows := texts.by_stream(name)) and (name == "dense" or leaves)
-            }
-        dense, calibration = streams.get("dense"), streams.get("calibration")
-        if streams:
+            dense = Stream.enter(store, "dense", texts, states)
+            calibration = (
+                Stream.enter(store, "calibration", texts, states, kept=backward) if leaves else None
+            )
+        if dense or calibration:
             _forward(store, dense, calibration, wanted, keep, on_progress)
         with store.outside():
             if dense:
@@ -207,10 +223,7 @@ def _forward(
             if dense:
                 dense.advance(i, module)
             if calibration:
-                layers = layers_of_block(block, module)
-                with watched_inputs(layers, wanted[block], module) as sums:
-                    calibration.advance(i, module)
-                keep(statistics_of(sums, calibration.windows, depth_of(i, store)))
+                keep(calibration.collect(i, block, module, wanted[block]))
         on_progress("forward", i + 1, len(store.blocks))
 
 
@@ -219,7 +232,7 @@ def _backward(
     calibration: Stream,
     wanted: Mapping[str, frozenset[str]],
     keep: Callable[[Statistics], None],
-    visit: Callable[[str, nn.Module], object],
+    visit: Visit | None,
     on_progress: Progress,
 ) -> None:
     total = len(store.blocks)
@@ -230,14 +243,10 @@ def _backward(
             with watched_gradients(layers, wanted[block]) as sums:
                 step_back(calibration, total - done, module)
             keep(statistics_of(sums, calibration.windows))
-            visit(block, module)
+            if visit:
+                visit(block, module)
         on_progress("backward", done, total)
     calibration.drop(0)
-
-
-def depth_of(block: int, store: Store) -> float:
-    """Return the relative depth of a block, from 0, the first, to 1, the last."""
-    return block / max(1, len(store.blocks) - 1)
 
 
 def enter_gradients(store: Store, stream: Stream) -> None:

@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout without an installation
 
-from evaluation.corpus import load_text, token_windows  # noqa: E402
+from evaluation.corpus import token_windows  # noqa: E402
+from evaluation.sources import load_text  # noqa: E402
 
 VOCABULARY = 1024
 WINDOW = 256  # tokens; evaluation windows are no longer, so that every position is trained

@@ -8,12 +8,19 @@ from typing import Any
 
 from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
-from evaluation.corpus import Provenance, Windows, check_disjoint, special_note
-from evaluation.mixture import Mixture, Part
+from evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
+from evaluation.sources import check_disjoint
 from pruning.baselines import BASELINES
 from pruning.masks import Target, parse_pattern
-from pruning.model_name import EMBEDDED, comes_from_hub
-from pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
+from pruning.models import (
+    DTYPES,
+    EMBEDDED,
+    comes_from_hub,
+    load_config,
+    load_tokenizer,
+    pinned,
+    skeleton,
+)
 from pruning.pruner import check_layers
 from search.breeding.breeder import Breeder
 from search.breeding.primitives import drawn_leaves

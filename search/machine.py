@@ -12,7 +12,6 @@ from configs.schema import Config, Ray
 from pruning import models
 from pruning.sizes import (
     GIB,
-    Load,
     Rows,
     WorkerNeeds,
     in_words,
@@ -65,14 +64,17 @@ def memory_lines(resolved: ResolvedConfig) -> list[str]:
                 "machine"
             ]
         model = models.skeleton(models.load_config(folder), models.DTYPES[subject.dtype])
-        load = Load(
-            calibration=texts["calibration"].windows or 0,
-            calibration_length=texts["calibration"].length,
-            evaluation=0,
-            evaluation_length=max(x.length for role, x in texts.items() if role != "calibration"),
-        )
+        evaluated = max(x.length for role, x in texts.items() if role != "calibration")
         sizes.append(
-            sizes_of(model, subject.dtype, subject.dtype, resolved.leaves, load, memory.statistics)
+            sizes_of(
+                model,
+                subject.dtype,
+                subject.dtype,
+                resolved.leaves,
+                calibration=(texts["calibration"].windows or 0, texts["calibration"].length),
+                evaluation=(0, evaluated),
+                statistics_dtype=memory.statistics,
+            )
         )
     needs_again = any(task.pattern is None for task in resolved.tasks)
     needs_again |= len(resolved.tasks) > len(resolved.subjects)

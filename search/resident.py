@@ -82,7 +82,7 @@ class Resident:
         # Elsewhere the loaded weights themselves: the node's workers share them, in the object
         # store or through the mapped file, and pruning replaces the model's weights.
         loaded = {name: self.store.dense(name) for name in all_layers(self.store)}
-        self.master = self.store.copies_on_host() if on_host else loaded
+        self.master = self.store.copies() if on_host else loaded
         self._device = device
         self._pruned: tuple[Metric, Target] | None = None
         self._scored: Metric | None = None

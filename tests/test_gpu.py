@@ -7,7 +7,6 @@ from toy_setup import made_of
 
 from pruning.checkpoint import Checkpoint
 from pruning.criterion import Criterion
-from pruning.folder_store import FolderStore
 from pruning.leaves import STATISTICS
 from pruning.masks import Layer, Model, NOfM, Row, Target, select
 from pruning.metric import Metric
@@ -15,6 +14,7 @@ from pruning.models import load_config
 from pruning.pruner import prune
 from pruning.ranking import lowest_n_of_m, lowest_per_row
 from pruning.recipe import Recipe
+from pruning.store import FolderStore
 from pruning.walk import Texts
 from search.fitness import Setup, Task
 from search.population import Candidate

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_prune
 from evaluation.corpus import token_windows
-from pruning import folder_store, sizes, spool, walk
+from pruning import sizes, spool, store, walk
 from pruning.masks import Target, group_of
 from pruning.metric import Metric
 from pruning.models import linear_layers, load_model
@@ -593,8 +593,8 @@ def test_run_prune_gives_the_same_files_block_by_block(tight, undisturbed, tmp_p
 def at_shard(monkeypatch):
     """Let something happen in place of the n-th shard, or spooled tensor, once."""
 
-    def patch(number, act, module=folder_store):
-        name = "write_tensors" if module is folder_store else "_write_draft"
+    def patch(number, act, module=store):
+        name = "write_tensors" if module is store else "_write_draft"
         written, write = [], getattr(module, name)
 
         def count(path, tensors):
@@ -709,9 +709,7 @@ def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):
     )
 
 
-@pytest.mark.parametrize(
-    ("module", "number"), [(folder_store, 2), (folder_store, 3), (spool, 3), (spool, 12)]
-)
+@pytest.mark.parametrize(("module", "number"), [(store, 2), (store, 3), (spool, 3), (spool, 12)])
 def test_run_prune_keeps_the_shards_of_a_full_disk_and_resumes(
     tight, undisturbed, at_shard, tmp_path, module, number
 ):
@@ -726,7 +724,7 @@ def test_run_prune_keeps_the_shards_of_a_full_disk_and_resumes(
     )
     assert not (work / "states").exists() and not (work / "statistics").exists()
     assert len(list((work / "result").glob("*.safetensors"))) == (
-        number - 1 if module is folder_store else 0
+        number - 1 if module is store else 0
     )
     assert tight(metric="snip", resume=True)[0] == 0
     assert checksums_of(out) == expected

@@ -1,1 +1,1 @@
-"""From a pruning request to a checked folder: request, plan, work folder, save, card, verify."""
+"""From a pruning request to a checked folder: request, plan, work folder, save, verify."""

@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.corpus import Windows, special_note
-from evaluation.mixture import cut_all
+from evaluation.corpus import Windows, cut_all, special_note
 from evaluation.perplexity import losses_of, perplexity
-from pruning.checkpoint import Checkpoint, open_checkpoint
-from pruning.folder_store import FolderStore
 from pruning.memory import keep_freed_memory
 from pruning.output.folder import REPORT, WorkFolder, work_folder
 from pruning.output.kept_statistics import kept_statistics
@@ -25,7 +22,7 @@ from pruning.output.verify import RECIPE, Inspector, verify_result
 from pruning.progress import Progress, shown_progress, step
 from pruning.pruner import prune
 from pruning.spool import DiskSpool, Spool
-from pruning.store import all_layers
+from pruning.store import FolderStore, all_layers
 from pruning.unloaded import UnloadedModel
 from pruning.walk import Texts
 
@@ -82,7 +79,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     _say("note", request.notes)
     with step("reading the texts"):
         windows = {role: cut_all(texts, model.tokenizer) for role, texts in request.texts.items()}
-    checkpoint = open_checkpoint(model.name)
+    checkpoint = model.open()
     calibration = windows.get("calibration")
     special = special_note(calibration.tokens, model.tokenizer) if calibration else None
     warnings = [*request.warnings, *([special] if special else [])]
@@ -91,7 +88,14 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     identity = {key: recipe[key] for key in _DECIDES}
     identity["model"] = checkpoint.fingerprint()
     identity["evaluation"] = windows["evaluation"].provenance
-    store = _store(request, checkpoint)
+    store = FolderStore(
+        checkpoint,
+        model.config,
+        model.dtype,
+        model.device,
+        shards=WorkFolder(request.out).result,
+        held=request.plan.resident,
+    )
     for line in (f"pruning: {request}", *request.plan.lines()):
         print(line, file=sys.stderr)
     if request.plan.has_room_for_gaps:
@@ -122,17 +126,6 @@ def verify(folder: Path) -> dict[str, Any]:
         report = verify_result(folder, progress)
     print(f"{folder}: {_counts(report)}; counts and checksums are as reported")
     return _summary(folder, report)
-
-
-def _store(request: Request, checkpoint: Checkpoint) -> FolderStore:
-    return FolderStore(
-        checkpoint,
-        request.model.config,
-        request.model.dtype,
-        request.model.device,
-        shards=WorkFolder(request.out).result,
-        held=request.plan.held,
-    )
 
 
 @contextmanager
@@ -174,9 +167,10 @@ def _prune(
         {name: tokens for name in ("dense", "pruned") if name not in known_losses},
         measure,
     )
-    if statistics is None and request.plan.statistics_on_disk:
+    on_disk = request.plan.on_disk
+    if statistics is None and "statistics" in on_disk:
         statistics = DiskSpool(work.statistics)
-    states: Spool = DiskSpool(work.states, fresh=True) if request.plan.states_on_disk else {}
+    states: Spool = DiskSpool(work.states, fresh=True) if "hidden states" in on_disk else {}
     prune(store, request.recipe, texts, states, statistics, progress)
     work.forget_work()
 

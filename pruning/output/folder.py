@@ -81,8 +81,7 @@ def work_folder(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator
         work.result.mkdir(parents=True, exist_ok=True)
         with FileLock(work.path / "lock").acquire(timeout=0):
             _check_request(work, request, resume)
-            with _removed_after_a_mistake(work):
-                yield work
+            yield work
     except Timeout as error:
         raise FolderMismatchError(
             f"out {str(out)!r} is in use by another process: wait, or name another folder"
@@ -95,16 +94,10 @@ def work_folder(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator
         raise FolderMismatchError(
             f"out {str(out)!r} cannot be written ({reason}): make room and go on with --resume"
         ) from error
-
-
-@contextmanager
-def _removed_after_a_mistake(work: WorkFolder) -> Iterator[None]:
-    """Remove what a request that cannot be met has written; an interrupt keeps it."""
-    try:
-        yield
     except FolderMismatchError:
         raise
     except (ValueError, RuntimeError):
+        # What a request that cannot be met has written goes; an interrupt keeps it.
         shutil.rmtree(work.path, ignore_errors=True)
         with suppress(OSError):  # it held something before
             work.out.rmdir()
@@ -149,16 +142,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first key in which two mappings differ; None if there is none."""
-    return next((k for k in sorted({*before, *now}) if before.get(k) != now.get(k)), None)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON object of ours; raises FolderMismatchError if it is none any more."""
-    try:
-        return read_object(path)
-    except (OSError, ValueError) as error:
-        raise FolderMismatchError(f"{error}: name a new folder") from error
+    """Say for the first key in which two mappings differ what both have; None if there is none."""
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            return f"{key} {before.get(key)!r}, and it is {now.get(key)!r}"
+    return None
 
 
 def _check_request(work: WorkFolder, request: Mapping[str, Any], resume: bool) -> None:
@@ -168,9 +156,12 @@ def _check_request(work: WorkFolder, request: Mapping[str, Any], resume: bool) -
         write_json(path, request)
         return
     assert resume
-    before = _read(path)
-    if key := first_difference(before, request):
+    try:
+        before = read_object(path)
+    except (OSError, ValueError) as error:
+        raise FolderMismatchError(f"{error}: name a new folder") from error
+    if difference := first_difference(before, request):
         raise FolderMismatchError(
-            f"out {str(work.out)!r} was begun with {key} {before.get(key)!r}, and it is "
-            f"{request.get(key)!r} now: give what it began with, or name a new folder"
+            f"out {str(work.out)!r} was begun with {difference} now: give what it began with, or "
+            "name a new folder"
         )

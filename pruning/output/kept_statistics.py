@@ -37,7 +37,14 @@ def kept_statistics(path: Path | None, identity: Mapping[str, Any], store: Store
         return _released_gradients(path, store)
     settings = {key: identity[key] for key in _DEPENDS_ON}
     if path.is_dir() and any(path.iterdir()):
-        _check_settings(path, settings)
+        if not (path / SETTINGS).is_file():
+            raise FolderMismatchError(
+                f"statistics {str(path)!r} has no {SETTINGS} and is not empty: name another folder"
+            )
+        if difference := first_difference(read_object(path / SETTINGS), settings):
+            raise FolderMismatchError(
+                f"statistics {str(path)!r} are of {difference} here: name another folder"
+            )
         return DiskSpool(path)
     try:
         spool = DiskSpool(path)
@@ -45,19 +52,6 @@ def kept_statistics(path: Path | None, identity: Mapping[str, Any], store: Store
     except OSError as error:
         raise ValueError(f"statistics {str(path)!r} cannot be made: {error}") from error
     return spool
-
-
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    if not (path / SETTINGS).is_file():
-        raise FolderMismatchError(
-            f"statistics {str(path)!r} has no {SETTINGS} and is not empty: name another folder"
-        )
-    before = read_object(path / SETTINGS)
-    if key := first_difference(before, settings):
-        raise FolderMismatchError(
-            f"statistics {str(path)!r} are of {key} {before.get(key)!r}, and it is "
-            f"{settings.get(key)!r} here: name another folder"
-        )
 
 
 def _released_gradients(path: Path, store: Store) -> Spool:

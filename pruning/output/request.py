@@ -1,27 +1,35 @@
 """A pruning request: its options, checked and planned before any weight is read."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from evaluation.corpus import Provenance, check_disjoint
-from evaluation.mixture import EVAL_WINDOWS, Mixture, calibration_text, evaluation_texts
+from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
+from evaluation.sources import check_disjoint
 from pruning.masks import resolve_target
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
-from pruning.model_name import split_revision, with_revision
-from pruning.models import EMBEDDED
+from pruning.models import EMBEDDED, split_revision, with_revision
 from pruning.output.folder import check_output_folder
 from pruning.output.options import Options
 from pruning.progress import step
 from pruning.pruner import check_layers
 from pruning.recipe import Recipe
-from pruning.sizes import Load, Plan, parse_size, plan_pruning, sizes_of, values_of
+from pruning.sizes import Plan, parse_size, plan_pruning, sizes_of, values_of
 from pruning.unloaded import UnloadedModel, resolve_model
 
 SAMPLES = 128
 """Calibration windows where nothing else is said."""
+
+SPLITS = {
+    EMBEDDED: ("calibration", "report"),
+    "wikitext2": ("train", "test"),
+    "c4": ("train", "validation"),
+    "ptb": ("train", "test"),
+}
+"""Splits for calibration and for evaluation; a local file has a single split, `all`."""
 
 ONE_KIND = (
     "statistics from one kind of text: the model may get worse on all others. Calibrated on "
@@ -38,8 +46,8 @@ class Request:
     Attributes:
         options: As they were given, and with what their names stand for: a hub model's commit, the
             metric's formula and group, the dtype.
-        calibration: The text for the statistics; None if the metric needs none.
-        evaluation: The texts to measure perplexity on.
+        texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
+            `evaluation`.
         statistics: Where statistics are kept; None for nowhere.
         notes: On choices that a user may not expect.
     """
@@ -48,18 +56,11 @@ class Request:
     model: UnloadedModel
     metric: ResolvedMetric
     recipe: Recipe
-    calibration: Mixture | None
-    evaluation: tuple[Mixture, ...]
+    texts: Mapping[str, tuple[Mixture, ...]]
     out: Path
     statistics: Path | None
     plan: Plan
     notes: tuple[str, ...]
-
-    @property
-    def texts(self) -> dict[str, tuple[Mixture, ...]]:
-        """The texts to read, by role."""
-        texts = {"calibration": (self.calibration,)} if self.calibration else {}
-        return {**texts, "evaluation": self.evaluation}
 
     @property
     def warnings(self) -> list[str]:
@@ -67,7 +68,7 @@ class Request:
         places = {role: [p for t in texts for p in t.places] for role, texts in self.texts.items()}
         overlaps = check_disjoint(places)
         warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
-        one_kind = self.calibration and len(self.calibration.parts) == 1
+        one_kind = len(places.get("calibration", [])) == 1
         return [*warnings, ONE_KIND] if one_kind and self.model.name != EMBEDDED else warnings
 
     def papers(self, calibration: Provenance | None) -> dict[str, Any]:
@@ -122,21 +123,21 @@ def make_request(
         place = with_revision(model_name, options.revision)
         model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
     check_layers(model.shapes, target)
-    calibration, evaluation = _texts(options, model.seqlen)
-    used = calibration if recipe.leaves else None
-    plan = _plan(model, recipe, used, evaluation, max_memory)
+    texts = _texts(options, model.seqlen)
+    if not recipe.leaves:
+        del texts["calibration"]
+    plan = _plan(model, recipe, texts, max_memory)
     check_output_folder(folder, plan.disk, resume)
     return Request(
         options=_resolved(options, model, recipe),
         model=model,
         metric=metric,
         recipe=recipe,
-        calibration=used,
-        evaluation=evaluation,
+        texts=texts,
         out=folder,
-        statistics=statistics if used else None,
+        statistics=statistics if recipe.leaves else None,
         plan=plan,
-        notes=tuple(_notes(model, options, calibrated=used is not None)),
+        notes=tuple(_notes(model, options, calibrated=bool(recipe.leaves))),
     )
 
 
@@ -149,46 +150,58 @@ def _given(name: str, value: str | None) -> str:
     return value
 
 
-def _texts(options: Options, seqlen: int) -> tuple[Mixture, tuple[Mixture, ...]]:
-    """Return the text for the statistics, and those to measure perplexity on."""
-    calibration = calibration_text(
-        options.corpus or [EMBEDDED],
-        options.split or [],
-        options.share or [],
-        SAMPLES if options.samples is None else options.samples,
-        seqlen,
-        options.seed or 0,
-        options.bos,
+def _texts(options: Options, seqlen: int) -> dict[str, tuple[Mixture, ...]]:
+    """Return the texts for the statistics and to measure perplexity on, checked, by role."""
+    samples = SAMPLES if options.samples is None else options.samples
+    for name, count in (("samples", samples), ("eval-windows", options.eval_windows)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    parts = _parts("", options.corpus, options.split, options.share)
+    calibration = Mixture(parts, samples, seqlen, options.seed or 0, options.bos)
+    evaluation = tuple(
+        Mixture((part,), options.eval_windows, seqlen, None, options.bos)
+        for part in _parts("eval-", options.eval_corpus, options.eval_split)
     )
-    evaluation = evaluation_texts(
-        options.eval_corpus or [EMBEDDED],
-        options.eval_split or [],
-        options.eval_windows,
-        seqlen,
-        options.bos,
-    )
-    return calibration, evaluation
+    for text in (calibration, *evaluation):
+        text.check()
+    return {"calibration": (calibration,), "evaluation": evaluation}
+
+
+def _parts(
+    prefix: str,
+    corpora: Sequence[str] | None,
+    splits: Sequence[str] | None,
+    shares: Sequence[float] | None = None,
+) -> tuple[Part, ...]:
+    """Return the kinds of text of the options that begin with a prefix."""
+    corpora = corpora or [EMBEDDED]
+    for name, given in (("split", splits), ("share", shares)):
+        if given and len(given) != len(corpora):
+            raise ValueError(
+                f"--{prefix}{name} must be given once for each --{prefix}corpus, or not at all: "
+                f"got {len(given)} for {len(corpora)}"
+            )
+    if bad := [share for share in shares or [] if share <= 0]:
+        raise ValueError(f"--share must be above 0, got {bad[0]:g}")
+    defaults = [SPLITS[corpus][bool(prefix)] if corpus in SPLITS else "all" for corpus in corpora]
+    return tuple(map(Part, corpora, splits or defaults, shares or [1.0] * len(corpora)))
 
 
 def _plan(
     model: UnloadedModel,
     recipe: Recipe,
-    calibration: Mixture | None,
-    evaluation: tuple[Mixture, ...],
+    texts: Mapping[str, tuple[Mixture, ...]],
     max_memory: str | None,
 ) -> Plan:
-    load = Load(
-        calibration=(calibration.windows or 0) if calibration else 0,
-        calibration_length=model.seqlen,
-        evaluation=sum(text.windows or EVAL_WINDOWS for text in evaluation),
-        evaluation_length=model.seqlen,
-    )
+    calibrated = sum(text.windows or 0 for text in texts.get("calibration", ()))
+    evaluated = sum(text.windows or EVAL_WINDOWS for text in texts["evaluation"])
     sizes = sizes_of(
         model.shapes,
         model.dtype,
         model.own_dtype,
         recipe.leaves,
-        load,
+        calibration=(calibrated, model.seqlen),
+        evaluation=(evaluated, model.seqlen),
         values=values_of(recipe.metric),
     )
     budget = parse_size(max_memory) if max_memory else None

@@ -15,14 +15,14 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.corpus import (
+from evaluation.corpus import special_note, token_windows
+from evaluation.sources import (
+    EMBEDDED_PARTS,
+    HUB_CORPORA,
     check_available,
     check_disjoint,
     load_text,
-    special_note,
-    token_windows,
 )
-from evaluation.sources import EMBEDDED_PARTS, HUB_CORPORA
 
 LINES = [f"line {i} of a text\n" for i in range(101)]
 NUMBERS = " ".join(str(i) for i in range(100))  # 100 words, and the i-th word is token i
@@ -223,7 +223,7 @@ def test_embedded_and_local_texts_need_no_note(text_file: str) -> None:
 
 def test_offline_hub_without_cache_is_one_clear_line(tmp_path: Path) -> None:
     # In a process of its own, since the library reads these variables when it is imported.
-    program = "from evaluation.corpus import load_text; load_text('wikitext2', 'test')"
+    program = "from evaluation.sources import load_text; load_text('wikitext2', 'test')"
     settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
     run = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True

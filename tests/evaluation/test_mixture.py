@@ -5,15 +5,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.corpus import token_windows
-from evaluation.mixture import (
-    Mixture,
-    Part,
-    calibration_text,
-    cut_all,
-    evaluation_texts,
-    mixed,
-)
+from evaluation.corpus import Mixture, Part, cut_all, mixed, token_windows
+from pruning.output.options import Options
+from pruning.output.request import _texts
 
 BOS = 999
 
@@ -125,9 +119,12 @@ def test_mixture_of_a_text_with_itself_is_refused(texts):
 
 
 def test_splits_and_shares_go_with_the_corpora():
-    text = calibration_text(["embedded", "c4"], [], [3, 1], 8, 4, 0, None)
+    corpora, splits = ["embedded", "c4"], ["fitness", "validation"]
+    options = Options(
+        corpus=corpora, share=[3, 1], samples=8, eval_corpus=corpora, eval_split=splits
+    )
+    (text,), (one, other) = _texts(options, 4).values()
     assert text.parts == (Part("embedded", "calibration", 3), Part("c4", "train", 1))
-    (one, other) = evaluation_texts(["embedded", "c4"], ["fitness", "validation"], 2, 4, None)
     assert (one.places, other.places) == ([("embedded", "fitness")], [("c4", "validation")])
 
 
@@ -141,13 +138,12 @@ def test_splits_and_shares_go_with_the_corpora():
 )
 def test_splits_and_shares_that_fit_no_corpora_are_refused(splits, shares, problem):
     with pytest.raises(ValueError, match=problem):
-        calibration_text(["embedded", "c4"], splits, shares, 8, 4, 0, None)
+        _texts(Options(corpus=["embedded", "c4"], split=splits, share=shares), 4)
 
 
 def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch):
-    monkeypatch.setattr("evaluation.mixture.EVAL_WINDOWS", 5)
-    asked = evaluation_texts(texts, [], None, 10, None)
-    cut = cut_all(asked, tokenizer(None, False))
-    assert [part["windows"] for part in cut.parts] == [4, 4]
-    cut = cut_all(evaluation_texts(texts, [], None, 3, None), tokenizer(None, False))
-    assert [part["windows"] for part in cut.parts] == [5, 5]
+    monkeypatch.setattr("evaluation.corpus.EVAL_WINDOWS", 5)
+    for length, windows in ((10, 4), (3, 5)):
+        asked = _texts(Options(eval_corpus=texts), length)["evaluation"]
+        cut = cut_all(asked, tokenizer(None, False))
+        assert [part["windows"] for part in cut.parts] == [windows, windows]

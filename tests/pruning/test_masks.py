@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import toy_model, toy_windows
 
-from pruning import threshold
+from pruning import ranking
 from pruning.masks import (
     DegenerateScores,
     Group,
@@ -229,8 +229,8 @@ def test_lowest_in_model_is_exact_with_a_sample_that_was_thinned(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     # Rounded, so that many scores equal the threshold; 10 x 64 x 96 / 251 = 245 in a whole sample.
     layers = {f"{i}": torch.randn(64, 96, generator=generator).mul(50).round() for i in range(10)}
-    monkeypatch.setattr(threshold, "_SAMPLE_LIMIT", 150)
-    sample, _ = threshold._sample(layers.__getitem__, dict.fromkeys(layers, 0.5))
+    monkeypatch.setattr(ranking, "_SAMPLE_LIMIT", 150)
+    sample, _ = ranking._sample(layers.__getitem__, dict.fromkeys(layers, 0.5))
     assert 75 <= len(sample) <= 150
     everything = torch.cat([scores.flatten() for scores in layers.values()]).tolist()
     for sparsity in (0.001, 0.5, 0.9):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pruning.model_name import comes_from_hub, split_revision, with_revision
-from pruning.models import load_config
+from pruning.models import comes_from_hub, load_config, split_revision, with_revision
 
 
 @pytest.mark.parametrize("model", ["nowhere", "./nowhere", "/no/where", "a/b/c", "~/x", "", "a/.."])

@@ -8,7 +8,7 @@ from pruning.leaves import LEAF_SETS
 from pruning.masks import Model, Row, Target
 from pruning.metric import Metric
 from pruning.recipe import Recipe
-from pruning.sizes import GIB, LIBRARIES, Load, plan_pruning, sizes_of, values_of, worker_needs
+from pruning.sizes import GIB, LIBRARIES, plan_pruning, sizes_of, values_of, worker_needs
 
 ALL_LEAVES = frozenset(LEAF_SETS["extended"])
 
@@ -20,7 +20,7 @@ TOY_PARAMETERS = TOY_PRUNABLE + 2 * 61 * 16 + 5 * 16  # embeddings, head, norms
 
 def toy(dtype="float32", leaves="G", saved="float32", **options):
     return sizes_of(
-        toy_model("llama"), dtype, saved, frozenset(leaves), Load(3, 12, 2, 10), **options
+        toy_model("llama"), dtype, saved, frozenset(leaves), (3, 12), (2, 10), **options
     )
 
 
@@ -86,7 +86,7 @@ def test_plan_pruning_holds_all_where_that_fits():
         "statistics": found.statistics,
         "other blocks": sum(found.blocks),
     }
-    assert (plan.held, plan.passes, plan.disk) == (2, 3, 1000)
+    assert (plan.resident, plan.passes, plan.disk) == (True, 3, 1000)
     assert plan.has_room_for_gaps
 
 
@@ -94,8 +94,8 @@ def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
     found, plan = plan_of(Model())
     least = sum(plan.memory[name] for name in ("libraries", "a block", "sums", "work"))
     _, tight = plan_of(Model(), budget=least)
-    assert (tight.held, sum(tight.memory.values())) == (0, least)
-    assert (tight.states_on_disk, tight.statistics_on_disk) == (found.states, found.statistics)
+    assert (tight.resident, sum(tight.memory.values())) == (False, least)
+    assert tight.on_disk == {"hidden states": found.states, "statistics": found.statistics}
     assert tight.disk == 1000 + found.states + found.statistics
     assert not tight.has_room_for_gaps
     with pytest.raises(ValueError, match="max-memory must be at least 0"):

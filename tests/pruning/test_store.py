@@ -11,21 +11,26 @@ from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model, toy_windows
 from transformers import AutoModelForCausalLM
 
-from pruning import folder_store, leaves, walk
+from pruning import leaves, store, walk
 from pruning import recipe as recipes
 from pruning.checkpoint import Checkpoint
 from pruning.embed_and_head import BlockCall
-from pruning.folder_store import FolderStore
 from pruning.leaves import LEAVES, STATISTICS, Leaf
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
-from pruning.models import linear_layers, load_config, load_model, outside_blocks
+from pruning.models import (
+    linear_layers,
+    load_config,
+    load_model,
+    outside_blocks,
+    published_tensors,
+)
 from pruning.operators import PER_INPUT, Units
 from pruning.output.folder import write_json
 from pruning.pruner import prune
 from pruning.recipe import ZERO, Allocation, Recipe, Update
 from pruning.spool import DiskSpool, write_tensors
-from pruning.store import ResidentStore
+from pruning.store import FolderStore, ResidentStore
 from pruning.walk import Texts
 
 MAGNITUDE, WANDA, SNIP = "W", "mul(W, sqrt(X))", "mul(W, G)"
@@ -101,9 +106,10 @@ def expected_tensors(folder, recipe, windows):
     resident, master = resident_of(folder)
     resident.restore(master)
     prune(resident, recipe, Texts(windows))
-    checkpoint, tensors = Checkpoint(folder), tensors_of(folder)
+    tensors = tensors_of(folder)
+    names = published_tensors("", resident.model, Checkpoint(folder).entries)
     for layer, weight in resident.copies().items():
-        published = checkpoint.find(resident.model.config, f"{layer}.weight")
+        published = names[f"{layer}.weight"]
         assert (weight == 0).any()
         tensors[published] = weight.to(tensors[published].dtype)
     return tensors
@@ -148,7 +154,7 @@ def test_written_shards_load_as_a_model(dense, tmp_path, family):
     made = opened(folder, tmp_path)
     prune(made, recipe, Texts(toy_windows()))
     made.write_outside()
-    index = {"metadata": {"total_size": made.size}, "weight_map": made.placed()}
+    index = {"metadata": {"total_size": made.checkpoint.size}, "weight_map": made.placed()}
     write_json(tmp_path / "model.safetensors.index.json", index)
     made.config.save_pretrained(tmp_path)
     resident = ResidentStore(load_model(str(folder), "float32"))
@@ -560,7 +566,7 @@ class Stop(Exception):
 
 def stopped_after(count, monkeypatch, work):
     """Do some work until so many shards were written."""
-    written, write = [], folder_store.write_tensors
+    written, write = [], store.write_tensors
 
     def counted(path, tensors):
         if len(written) == count:
@@ -569,7 +575,7 @@ def stopped_after(count, monkeypatch, work):
         written.append(path)
 
     with monkeypatch.context() as patched, pytest.raises(Stop):
-        patched.setattr(folder_store, "write_tensors", counted)
+        patched.setattr(store, "write_tensors", counted)
         work()
     assert len(written) == count
 
@@ -602,7 +608,7 @@ def test_finished_folder_is_left_as_it_is(dense, tmp_path, monkeypatch, walk_nam
     recipe = recipe_of(*DECIDING[walk_name])
     pruned_tensors(dense("llama"), tmp_path / "shards", recipe)
     before = bytes_of(tmp_path / "shards")
-    monkeypatch.setattr(folder_store, "write_tensors", None)
+    monkeypatch.setattr(store, "write_tensors", None)
     prune(opened(dense("llama"), tmp_path / "shards"), recipe, Texts(toy_windows()))
     assert bytes_of(tmp_path / "shards") == before
 

@@ -11,18 +11,16 @@ from toy_models import FAMILIES, toy_model
 
 from pruning.checkpoint import Checkpoint
 from pruning.criterion import Criterion
-from pruning.folder_store import FolderStore
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import linear_layers, load_tokenizer
-from pruning.output.card import model_card
 from pruning.output.folder import FolderMismatchError, check_output_folder
-from pruning.output.save import save_result
+from pruning.output.save import model_card, save_result
 from pruning.output.verify import Inspector, verify_result
 from pruning.pruner import prune
 from pruning.recipe import Recipe
-from pruning.store import all_layers
+from pruning.store import FolderStore, all_layers
 from pruning.walk import Texts
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
