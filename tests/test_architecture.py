@@ -48,8 +48,8 @@ SEARCH_IMPORTS = {
 TENSOR_READERS = ("pruning/output/kept_statistics.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""
 
-PUBLIC_NAMES = ("search/__init__.py",)
-"""The package file that hands out the names of `prunevolve`, too."""
+PUBLIC_NAMES = ("pruning/__init__.py", "search/__init__.py")
+"""The package files that hand out the names of `prunevolve`, too."""
 
 MEETING_PLACES = (
     *("pruning/output/command.py", "pruning/output/request.py", "pruning/output/save.py"),
