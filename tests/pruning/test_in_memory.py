@@ -113,6 +113,15 @@ def test_prune_by_weights_alone_needs_no_windows():
         ({"windows": toy_windows(), "sparsity": 1.0}, "sparsity must be in [0, 1), got 1.0"),
         ({"windows": toy_windows(), "group": "column"}, "group must be one of row, layer, model"),
         ({"windows": toy_windows(), "propagation": "both"}, "propagation must be one of one-shot"),
+        (
+            {"windows": toy_windows(), "propagation": "sequential"},
+            "propagation must be one-shot with group model, whose threshold needs every layer's "
+            "scores before the first is pruned; got 'sequential'",
+        ),
+        (
+            {"windows": toy_windows(), "pattern": "5:12"},
+            "pattern must divide the inputs of every layer, got 12 of 16 in model.layers.0.self",
+        ),
     ],
 )
 def test_prune_refuses_a_wrong_argument_in_one_line_and_touches_nothing(settings, message):
