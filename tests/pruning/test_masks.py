@@ -319,9 +319,7 @@ def test_parse_pattern_reads(text, pattern):
     assert parse_pattern(text) == pattern
 
 
-@pytest.mark.parametrize(
-    "text", ["", "2", "2:", ":4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "2/4", "a:b", "2:2048"]
-)
+@pytest.mark.parametrize("text", ["", "2", "2:", ":4", "4:4", "0:4", "-2:4", "2:4:8", "2:2048"])
 def test_parse_pattern_refuses(text):
     with pytest.raises(ValueError) as caught:
         parse_pattern(text)
