@@ -163,22 +163,6 @@ def test_output_gradient_statistic_is_the_root_mean_square_over_all_tokens(famil
         assert B[name].count_nonzero() > 0
 
 
-def test_weight_times_movement_foretells_what_the_loss_loses_to_a_smaller_weight():
-    model, windows = toy_model("llama"), toy_windows()
-    name, layer = next(iter(linear_layers(model).items()))
-    M = collect(ResidentStore(model), windows, frozenset({"M"}))["M"][name]
-
-    def loss():
-        with torch.no_grad():
-            return sum(model(input_ids=w[None], labels=w[None]).loss.item() for w in windows)
-
-    foretold = (layer.weight.detach().abs() * M).sum().item() / 100
-    before, shrink = loss(), 1e-3
-    with torch.no_grad():
-        layer.weight.mul_(1 - shrink)
-    assert (loss() - before) / shrink == pytest.approx(foretold, rel=0.05)
-
-
 def test_variance_holds_where_a_channel_is_far_from_zero():
     # In fp32 the mean square of 4096 and its neighbours is coarser than their variance.
     layer = torch.nn.Linear(1, 1, bias=False)
@@ -282,9 +266,3 @@ def test_gradients_are_freed_as_soon_as_they_are_added():
     with watched_gradients(layers, frozenset({"G", "M"})):
         model(input_ids=window, labels=window).loss.backward()
         assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_progress_counts_blocks_forward_and_back():
-    seen = []
-    collect(ResidentStore(toy_model("llama")), toy_windows(), BOTH, lambda *at: seen.append(at))
-    assert seen == [(stage, done, 2) for stage in ("forward", "backward") for done in (0, 1, 2)]

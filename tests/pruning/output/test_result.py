@@ -10,11 +10,9 @@ from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
 from pruning.checkpoint import Checkpoint
-from pruning.criterion import Criterion
 from pruning.folder_store import FolderStore
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
-from pruning.metric_file import resolve_metric
 from pruning.models import linear_layers, load_tokenizer
 from pruning.output.card import model_card
 from pruning.output.folder import FolderMismatchError, check_output_folder
@@ -119,12 +117,6 @@ def test_save_result_records_each_blocks_shard_with_its_tensors(tmp_path, saved,
     assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in weights.values())
 
 
-def test_save_result_recipe_is_a_metric_file(tmp_path, saved):
-    saved(tmp_path, Target(0.5, Layer()))
-    resolved = resolve_metric(str(tmp_path / "pruning_recipe.json"))
-    assert resolved.criterion == Criterion.parse("W", "layer")
-
-
 def test_save_result_card_shows_the_base_and_no_license_nor_path(tmp_path, saved, tiny_llama_dir):
     saved(tmp_path, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir))
     card = ModelCard.load(tmp_path / "README.md")
@@ -174,15 +166,12 @@ def test_card_names_no_data_set_that_is_a_local_file():
     assert (result.dataset_type, result.dataset_name) == ("own-text.txt", "own text.txt [:5%]")
 
 
-def test_card_leaves_out_a_result_that_is_not_finite():
-    told = {"corpus": "c4", "split": "validation", "dense": 10.0, "pruned": None}
-    assert card_of(by_text=[told]).data.eval_results is None
-
-
-def test_save_result_writes_null_for_a_perplexity_that_is_not_finite(tmp_path, saved):
+def test_perplexity_that_is_not_finite_is_null_and_no_result_of_the_card(tmp_path, saved):
     report = saved(tmp_path, pruned_perplexity=math.inf)
     assert report["pruned_perplexity"] is None
     assert "| pruned | not finite |" in (tmp_path / "README.md").read_text()
+    told = {"corpus": "c4", "split": "validation", "dense": 10.0, "pruned": None}
+    assert card_of(by_text=[told]).data.eval_results is None
 
 
 def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):
