@@ -96,13 +96,6 @@ def test_task_takes_model_and_texts_of_its_base_and_keeps_its_own_keys(write):
     assert second.report == embedded.report
 
 
-def test_pattern_replaces_the_sparsity_of_the_base(write):
-    path = write("c.yaml", {"base": "three_models", "pruning": {"pattern": "2:4"}, "tasks": []})
-    assert schema.load(path, []).pruning.sparsity == 0.5
-    path = write("c.yaml", {"base": "three_models", "pruning": {"pattern": "unstructured"}})
-    assert schema.load(path, []).pruning.sparsity == 0.6
-
-
 def test_resolved_config_names_no_base(write, tmp_path):
     config = schema.load("three_models", [])
     (tmp_path / "whole.yaml").write_text(schema.to_yaml(config))

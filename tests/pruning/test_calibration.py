@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from toy_models import FAMILIES, VOCABULARY, toy_model, toy_windows
 
 from pruning.calibration import statistics_of, watched_gradients, watched_inputs
-from pruning.leaves import LEAVES, STATISTICS, Seen, Statistics
+from pruning.leaves import LEAVES, STATISTICS, Seen
 from pruning.models import decoder_blocks, layers_of_block, linear_layers
 from pruning.store import ResidentStore
 from pruning.walk import collect
@@ -172,17 +172,6 @@ def test_variance_holds_where_a_channel_is_far_from_zero():
     # Deviations from 4096: -1, 1, 0, 0, -2, 2; squared 10 in all, over 6.
     found = statistics_of(sums, torch.zeros(3, 2))
     assert found["V"]["a"].item() == pytest.approx(10 / 6)
-
-
-def test_statistics_come_back_from_their_tensors():
-    model = toy_model("llama")
-    found = collect(ResidentStore(model), toy_windows(), ALL)
-    tensors = found.to_tensors()
-    again = Statistics.from_tensors(tensors)
-    assert len(tensors) == len(STATISTICS) * len(linear_layers(model))
-    for name in STATISTICS:
-        assert list(again.leaf(name)) == list(found.leaf(name))
-    assert all(torch.equal(again.to_tensors()[key], tensors[key]) for key in tensors)
 
 
 def test_window_given_twice_leaves_means_doubles_M_and_multiplies_G_by_the_root_of_two():

@@ -208,17 +208,6 @@ def test_select_follows_the_target(target, expected):
     assert [mask.int().tolist() for _, mask in selected] == expected
 
 
-def test_select_removes_of_each_layer_the_fraction_that_it_is_given():
-    scores = {"a": torch.tensor([[4.0, 3.0, 2.0, 1.0]]), "b": torch.tensor([[5.0, 6.0, 7.0, 8.0]])}
-    fractions = {"a": 0.25, "b": 0.75}
-    for group in (Row(), Layer()):
-        masks = dict(group.select(scores.__getitem__, fractions))
-        assert masks["a"].int().tolist() == [[0, 0, 0, 1]]
-        assert masks["b"].int().tolist() == [[1, 1, 1, 0]]
-    pairs = dict(NOfM(1, 2).select(scores.__getitem__, fractions))
-    assert [mask.int().tolist() for mask in pairs.values()] == [[[0, 1, 0, 1]], [[1, 0, 1, 0]]]
-
-
 def test_select_in_the_model_takes_the_mean_of_the_fractions_by_size():
     scores = {"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]])}
     # 0.5 * 2 + 0.25 * 6 = 2.5: two go. The plain mean of 0.375 would be three of eight.
@@ -310,13 +299,6 @@ def test_group_that_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError) as caught:
         call()
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("text", "pattern"), [("unstructured", None), ("4:8", NOfM(4, 8)), ("1:3", NOfM(1, 3))]
-)
-def test_parse_pattern_reads(text, pattern):
-    assert parse_pattern(text) == pattern
 
 
 @pytest.mark.parametrize("text", ["", "2", "2:", ":4", "4:4", "0:4", "-2:4", "2:4:8", "2:2048"])

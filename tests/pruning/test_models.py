@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 from toy_models import FAMILIES, toy_model, toy_windows
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -85,15 +84,6 @@ def test_blocks_run_one_after_the_other_give_the_last_hidden_state(family):
     assert not any(state.requires_grad for state in captured)
 
 
-def test_block_inputs_keeps_each_block_its_own_mask():
-    model = toy_model("gemma3_text")  # a sliding block, then a full one
-    hidden, calls = block_inputs(model, toy_windows(count=1))
-    block = decoder_blocks(model)["model.layers.0"]
-    with torch.no_grad():
-        sliding, full = (call.run(block, hidden[0]) for call in calls)
-    assert not torch.allclose(sliding[:, -1], full[:, -1])
-
-
 def test_block_inputs_leaves_no_hook_behind():
     model = toy_model("llama")
     with pytest.raises(IndexError):
@@ -164,10 +154,3 @@ def test_source_of_a_model_is_a_folder_or_a_hub_id_with_its_revision(tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "model@v1").mkdir(parents=True)
     assert source_of("org/model@v1") == ("org/model@v1", "main")
-
-
-def test_linear_layers_leave_out_a_vision_tower():
-    model = toy_model("gemma3")
-    vision = [m for m in model.model.vision_tower.modules() if isinstance(m, nn.Linear)]
-    assert vision
-    assert not set(vision) & set(linear_layers(model).values())

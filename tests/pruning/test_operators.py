@@ -73,40 +73,6 @@ def test_quot_keeps_the_divisor_away_from_zero_and_keeps_its_sign():
     torch.testing.assert_close(result, torch.tensor([[1e12, 1e12, 1e12, -1e12, 1e12, -1e11]]))
 
 
-# Finite operands on which a result is not finite: everything that an operator can do wrong.
-PARTIAL = {
-    "zeros": {"div", "divrms", "mms", "zsn"},
-    "constant": {"mms", "zsn"},
-    "one number": {"mms", "zsn"},
-    "huge": {"add", "mul", "sqr", "pow", "exp", "zsn", "pow15", "cube"}
-    | {"rowsum", "rowmean", "rownorm", "colsum", "colmean", "colnorm", "rowrms", "colrms"},
-    "tiny": {"div", "divrms"},
-}
-OPERANDS = {
-    "zeros": torch.zeros(3, 4),
-    "negative": -torch.arange(1.0, 13.0).reshape(3, 4),
-    "mixed": torch.linspace(-2, 2, 12).reshape(3, 4),
-    "constant": torch.full((3, 4), 0.5),
-    "huge": torch.linspace(1, 3, 12).reshape(3, 4) * 1e38,
-    "tiny": torch.linspace(1, 3, 12).reshape(3, 4) * 1e-38,
-    "one row": torch.linspace(-2, 2, 4).reshape(1, 4),
-    "one column": torch.linspace(-2, 2, 4).reshape(4, 1),
-    "one number": torch.full((1, 1), 2.0),
-}
-
-
-@pytest.mark.filterwarnings("ignore:std")
-@pytest.mark.parametrize("kind", OPERANDS)
-def test_operators_are_closed_on_finite_operands_but_for_the_known_cases(kind):
-    x = OPERANDS[kind]
-    assert x.isfinite().all()
-    results = {name: apply(name, *(x, x)[: OPERATORS[name].arity]) for name in OPERATORS}
-    assert {name for name, y in results.items() if not y.isfinite().all()} == PARTIAL.get(
-        kind, set()
-    )
-    assert all(y.dim() == 2 for y in results.values())
-
-
 def test_exp_clamps_at_one_hundred_and_still_overflows_above_88_7():
     result = apply("exp", torch.tensor([[0.0, -1.0, 88.0, 89.0, 1000.0]]))
     torch.testing.assert_close(result[0, :2], torch.tensor([1.0, math.exp(-1)]))

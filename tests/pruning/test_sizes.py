@@ -8,7 +8,7 @@ from pruning.leaves import LEAF_SETS
 from pruning.masks import Model, Row, Target
 from pruning.metric import Metric
 from pruning.recipe import Recipe
-from pruning.sizes import GIB, LIBRARIES, Load, plan_pruning, sizes_of, values_of, worker_needs
+from pruning.sizes import GIB, LIBRARIES, Load, plan_pruning, sizes_of, worker_needs
 
 ALL_LEAVES = frozenset(LEAF_SETS["extended"])
 
@@ -51,14 +51,6 @@ def test_sizes_of_windows_count_gradients_where_a_leaf_needs_them():
     assert toy(leaves="X").states == 4 * 16 * (3 * 2 * 12 + 2 * 2 * 10)
     assert toy(leaves="G").states == 4 * 16 * (3 * 3 * 12 + 2 * 2 * 10)
     assert toy("float16", "GMX").sums == 2 * 4 * TOY_BLOCK
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [("W", 3), ("mul(W, sqrt(X))", 3), ("mul(abs(mul(W, W)), mms(G))", 6)],
-)
-def test_values_of_a_metric_are_its_matrices_and_one_more(text, values):
-    assert values_of(Metric.parse(text)) == values
 
 
 # A pruning

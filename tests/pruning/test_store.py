@@ -292,17 +292,6 @@ def test_tensors_that_the_model_does_not_know_are_carried_over(tmp_path):
     assert_same_tensors(written, expected_tensors(folder, recipe))
 
 
-def test_shards_of_one_file_and_of_many_give_the_same_files(dense, tmp_path):
-    toy_model("llama", tie_word_embeddings=False).save_pretrained(tmp_path / "one")
-    recipe = recipe_of("one-shot", WANDA, "row")
-    found = []
-    for name, folder in (("of one", tmp_path / "one"), ("of many", dense("llama"))):
-        pruned_tensors(folder, tmp_path / name, recipe)
-        found.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
-    assert found[0] == found[1]
-    assert len(found[0]) == 3
-
-
 def test_fingerprint_follows_the_tensors_and_not_the_files(dense, tmp_path):
     toy_model("llama", tie_word_embeddings=False).save_pretrained(tmp_path / "one")
     mark = Checkpoint(tmp_path / "one").fingerprint()
@@ -367,16 +356,6 @@ def test_sequential_refuses_an_allocation_that_sees_all_scores():
         prune(ResidentStore(toy_model("llama")), recipe, Texts(toy_windows()))
 
 
-def test_update_of_a_sequential_walk_reaches_the_blocks_after_it(dense, tmp_path):
-    folder = dense("llama")
-    recipe = recipe_of("sequential", WANDA, "row", update=RESCALED)
-    written = pruned_tensors(folder, tmp_path / "shards", recipe)
-    assert_same_tensors(written, expected_tensors(folder, recipe))
-    plain = expected_tensors(folder, recipe_of("sequential", WANDA, "row"))
-    later = "model.layers.1.mlp.up_proj.weight"
-    assert not torch.equal(written[later] == 0, plain[later] == 0)
-
-
 # Going on with shards that are there
 
 
@@ -425,19 +404,3 @@ def test_resumed_folder_ends_with_the_same_bytes(tmp_path, monkeypatch, walk_nam
     assert bytes_of(shards["resumed"]) == bytes_of(shards["whole"])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert list(kept["states"]) == []
-
-
-def test_resumed_backward_walk_collects_for_the_blocks_that_are_left(dense, tmp_path):
-    folder, recipe = dense("llama"), recipe_of(*DECIDING["backward"])
-    kept = {}
-    whole = pruned_tensors(folder, tmp_path / "whole", recipe, statistics=kept)
-    assert {key.split(".")[2] for key in kept} == {"0", "1"}
-    shards = tmp_path / "resumed"
-    shards.mkdir()
-    last = "model-00003-of-00003.safetensors"
-    (shards / last).write_bytes((tmp_path / "whole" / last).read_bytes())
-    made, kept = opened(folder, shards), {}
-    prune(made, recipe, Texts(toy_windows()), statistics=kept)
-    made.write_outside()
-    assert_same_tensors(tensors_of(shards), whole)
-    assert {key.split(".")[2] for key in kept} == {"0"}
