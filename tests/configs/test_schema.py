@@ -148,7 +148,6 @@ def test_tasks_that_only_choose_come_last_at_each_target_of_the_others(selection
             "tasks=[{}, {fitness: {corpus: x, split: y, windows: 1, length: 2, sed: 3}}]",
             "tasks.1.fitness.sed is an unknown key; did you mean seed?",
         ),
-        ("ray.=1", "ray. is an unknown key; known keys are address, workers, cpus_per_worker, "),
     ],
 )
 def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message):
@@ -162,19 +161,15 @@ def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message)
     ("override", "message"),
     [
         ("pruning.sparsity=1", "pruning.sparsity = '1': Input should be less than 1"),
-        ("pruning.sparsity=half", "pruning.sparsity = 'half': Input should be a valid number, "),
         ("pruning.group=free", "pruning.group = 'free': Input should be 'row', 'layer' or 'model'"),
         ("search.population=1", "search.population = '1': Input should be greater than or equal "),
-        ("search.candidates=many", "search.candidates = 'many': Input should be a valid integer"),
         ("search.mutations=[hop]", "search.mutations.0 = 'hop': Input should be 'node', 'subtree'"),
         ("search.mutations=[]", "search.mutations = '[]': List should have at least 1 item after "),
         ("search.initial_depth=[1]", "search.initial_depth.1 is missing: it has no default"),
         ("search.units=on", "search.units = 'True': Input should be 'off' or 'required'"),
         ("search.stages=[0, 2]", "search.stages.0 = '0': Input should be greater than or equal to"),
         ("search.crowding=1", "search.crowding = '1': Input should be less than 1"),
-        ("search.patience=0", "search.patience = '0': Input should be greater than or equal to 1"),
         ("tasks=[{weight: 0}]", "tasks.0.weight = '0': Input should be greater than 0"),
-        ("tasks=[{sparsity: 0}]", "tasks.0.sparsity = '0': Input should be greater than 0"),
         ("tasks=[{pattern: 2-4}]", "tasks.0.pattern = '2-4': String should match pattern"),
         ("search=5", "search = '5': Input should be a valid dictionary"),
         ("dtype=int8", "dtype = 'int8': Input should be 'float32', 'bfloat16' or 'float16'"),

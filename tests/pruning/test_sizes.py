@@ -93,14 +93,6 @@ def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
         plan_of(Model(), budget=least - 1)
 
 
-@pytest.mark.parametrize(
-    ("metric", "group", "passes"),
-    [("W", Row(), 1), ("W", Model(), 2), ("mul(W, sqrt(X))", Row(), 1), ("mul(W, G)", Row(), 3)],
-)
-def test_plan_pruning_counts_the_passes_over_the_weights(metric, group, passes):
-    assert plan_of(group, metric)[1].passes == passes
-
-
 # Workers
 
 

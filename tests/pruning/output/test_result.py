@@ -1,7 +1,6 @@
 import hashlib
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,14 +56,8 @@ def store_of(dense, folder):
 
 
 def recipe_of(model, target):
-    return {
-        "model": model,
-        "metric": "W",
-        "group": target.group_name,
-        "pattern": target.pattern_text,
-        "sparsity": target.sparsity,
-        "calibration": None,
-    }
+    recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
+    return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
 @pytest.fixture
@@ -79,11 +72,6 @@ def saved(tokenizer, dense):
         return save_result(store, tokenizer, recipe, MEASURED | measured, inspector)
 
     return save
-
-
-def altered(folder: Path, name: str, **changes) -> None:
-    content = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(content | changes))
 
 
 def refusal(folder) -> str:
@@ -261,10 +249,8 @@ def test_verify_result_refuses_what_is_cut_short_or_missing(tmp_path, saved):
         ("pruning_report.json", {"sparsity": 0.6}, "sparsity is 0.5 in the recipe, 0.6 in the rep"),
         ("pruning_report.json", {"layers": []}, "has no pruned layer"),
         ("pruning_report.json", {"layers": [{"name": "a"}]}, "was altered (TypeError"),
-        ("pruning_report.json", {"layers": 3}, "was altered (TypeError"),
         ("pruning_recipe.json", {"group": "column"}, "was altered (ValueError: group must be"),
         ("pruning_recipe.json", {"sha256": {}}, "the recipe says none"),
-        ("pruning_recipe.json", {"sha256": None}, "was altered (TypeError"),
         ("pruning_recipe.json", {"sha256": {"../x": "0"}}, "file ../x has sha256 none"),
     ],
 )
@@ -272,7 +258,8 @@ def test_verify_result_names_what_was_altered_in_the_papers(
     tmp_path, saved, name, changes, message
 ):
     saved(tmp_path)
-    altered(tmp_path, name, **changes)
+    content = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(content | changes))
     assert message in refusal(tmp_path)
 
 
