@@ -182,7 +182,6 @@ def test_sub_packages_of_the_search_know_no_more_of_it_than_the_table_says(place
     assert {file: names for file, names in broken.items() if names} == {}
 
 
-@pytest.mark.skipif("run_prune.py" not in OURS, reason="not written yet")
 def test_run_prune_loads_neither_the_search_nor_its_libraries_even_indirectly():
     loaded = reached_from("run_prune.py")
     assert "pruning/metric.py" in loaded
@@ -190,37 +189,28 @@ def test_run_prune_loads_neither_the_search_nor_its_libraries_even_indirectly():
     assert [file for file in loaded if packages_imported_by(file) & {"ray", "deap"}] == []
 
 
-@pytest.mark.parametrize("file", [file for file in OURS if file.endswith("__init__.py")])
-def test_package_files_hold_a_docstring_and_public_names_alone(file):
+@pytest.mark.parametrize("file", OURS)
+def test_files_open_by_saying_what_they_are_and_packages_hold_no_more(file):
     tree = syntax(file)
     assert ast.get_docstring(tree)
-    assert len(tree.body) == 1 or file in PUBLIC_NAMES
+    if file.endswith("__init__.py"):
+        assert len(tree.body) == 1 or file in PUBLIC_NAMES
 
 
-@pytest.mark.parametrize("file", [file for file in OURS if not file.endswith("__init__.py")])
-def test_modules_open_by_saying_what_they_are(file):
-    assert ast.get_docstring(syntax(file))
-
-
-def test_packages_are_all_installed():
+def test_packages_and_their_data_are_all_installed():
     built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    settings = built["tool"]["setuptools"]
     there = {Path(file).parent.as_posix() for file in OURS if file.endswith("__init__.py")}
-    assert {name.replace(".", "/") for name in built["tool"]["setuptools"]["packages"]} == there
-
-
-def test_package_data_is_installed():
-    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = built["tool"]["setuptools"]["package-data"]
-    for package in PACKAGES:
-        there = {path for path in (ROOT / package).rglob("*") if path.is_file()}
-        there = {path for path in there if path.suffix not in (".py", ".pyc")}
-        installed = {
-            path
-            for name, some in patterns.items()
-            for pattern in some
-            for path in (ROOT / name.replace(".", "/")).glob(pattern)
-        }
-        assert there - installed == set()
+    assert {name.replace(".", "/") for name in settings["packages"]} == there
+    installed = {
+        path
+        for name, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / name.replace(".", "/")).glob(pattern)
+    }
+    data = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    ours = {path for path in data if path.suffix != ".py" and path.parent.name != "__pycache__"}
+    assert ours <= installed
 
 
 def test_modules_and_packages_are_not_named_like_standard_ones():
@@ -229,14 +219,10 @@ def test_modules_and_packages_are_not_named_like_standard_ones():
 
 
 @pytest.mark.parametrize("file", EVERYTHING)
-def test_files_neither_evaluate_text_nor_unpickle(file):
+def test_files_neither_evaluate_text_nor_unpickle_nor_trust_remote_code(file):
     assert packages_imported_by(file) & UNSAFE_IMPORTS == set()
     unsafe = {name for name, call in calls_of(syntax(file)) if not reads_tensors(file, name, call)}
     assert unsafe & UNSAFE_CALLS == set()
-
-
-@pytest.mark.parametrize("file", EVERYTHING)
-def test_remote_code_is_never_trusted(file):
     for node in ast.walk(syntax(file)):
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             assert isinstance(node.value, ast.Constant)
@@ -246,23 +232,14 @@ def test_remote_code_is_never_trusted(file):
 # The reader itself, since a check that sees nothing passes
 
 
-def test_packages_have_files_to_check():
-    assert {file.partition("/")[0] for file in OURS} >= {"evaluation", "pruning"}
-    assert "pruning/masks.py" in OURS
-
-
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import ray", {"ray"}),
         ("import ray.util as u, deap", {"ray.util", "deap"}),
-        ("from pruning import masks", {"pruning.masks"}),
         ("from pruning.masks import Target", {"pruning.masks.Target"}),
         ("from . import journal", {"search.journal"}),
-        ("from .journal import RunFolder", {"search.journal.RunFolder"}),
         ("def f():\n    if x:\n        import ray", {"ray"}),
         ("importlib.import_module('ray')", {"ray"}),
-        ("__import__('ray')", {"ray"}),
         ("text = 'import ray'", set()),
     ],
 )
@@ -270,31 +247,12 @@ def test_imports_are_seen_wherever_and_however_they_are_written(source, expected
     assert set(imports(ast.parse(source), "search")) == expected
 
 
-@pytest.mark.parametrize(
-    ("file", "source", "allowed"),
-    [
-        (TENSOR_READERS[0], "torch.load(f, weights_only=True)", True),
-        (TENSOR_READERS[0], "torch.load(f)", False),
-        (TENSOR_READERS[0], "torch.load(f, weights_only=False)", False),
-        (TENSOR_READERS[0], "torch.load(f, weights_only=flag)", False),
-        (TENSOR_READERS[0], "torch.load(f, weights_only=1)", False),
-        (TENSOR_READERS[0], "torch.load(f, **{'weights_only': True})", False),
-        (TENSOR_READERS[0], "torch.save(f, weights_only=True)", False),
-        ("pruning/models.py", "torch.load(f, weights_only=True)", False),
-    ],
-)
-def test_torch_load_is_for_tensors_alone_in_one_file(file, source, allowed):
-    ((name, call),) = calls_of(ast.parse(source))
-    assert reads_tensors(file, name, call) is allowed
+def test_torch_load_is_for_tensors_alone_in_one_file():
+    def allowed(source, file=TENSOR_READERS[0]):
+        ((name, call),) = calls_of(ast.parse(source))
+        return reads_tensors(file, name, call)
 
-
-def test_reached_from_follows_imports_through_our_files():
-    reached = reached_from("pruning/pruner.py")
-    assert {"pruning/pruner.py", "pruning/masks.py", "pruning/operators.py"} <= reached
-    assert "pruning/baselines.py" not in reached_from("pruning/masks.py")
-
-
-def test_dotted_names_of_calls():
-    calls = ["eval(x)", "torch.load(f)", "model.to(device).eval()", "f()()"]
-    functions = [ast.parse(call, mode="eval").body.func for call in calls]
-    assert [dotted(function) for function in functions] == ["eval", "torch.load", "?.eval", "?"]
+    assert allowed("torch.load(f, weights_only=True)")
+    assert not allowed("torch.load(f, weights_only=True)", "pruning/models.py")
+    assert not allowed("torch.load(f)")
+    assert not allowed("torch.load(f, weights_only=flag)")

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_models import toy_model
-from transformers import AutoTokenizer
 
 import run_prune
 import run_search
@@ -62,10 +60,6 @@ def model(tiny_llama_dir, tmp_path):
     return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
 
 
-def alter(path: Path, settings: dict) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
 # The config of a search
 
 
@@ -110,7 +104,6 @@ def test_config_value_beyond_its_range_is_refused(refused, override):
     [
         ({"num_hidden_layers": 3}, "9 tensors are missing, model.layers.2."),
         ({"vocab_size": 300}, "must have shape (300, 16) by its config, got (256, 16)"),
-        ({"num_attention_heads": 8}, "must have shape"),
         ({"tie_word_embeddings": False}, "1 tensors are missing, lm_head.weight among them"),
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantized: give the one that it"),
         ({"_attn_implementation": "owner/repo"}, "must be eager or sdpa, got 'owner/repo'"),
@@ -121,7 +114,8 @@ def test_config_value_beyond_its_range_is_refused(refused, override):
     ids=str,
 )
 def test_model_that_does_not_fit_its_config_is_refused(both_refuse, model, settings, problem):
-    alter(model / "config.json", settings)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | settings))
     (model / "own.py").write_text(CODE)
     assert problem in both_refuse(model)
 
@@ -134,14 +128,12 @@ def test_model_with_pickled_weights_alone_is_refused(both_refuse, model):
     )
 
 
-def test_model_that_lacks_a_shard_is_refused(both_refuse, tmp_path, tiny_llama_dir):
-    load_model(str(tiny_llama_dir), "float32").save_pretrained(
-        tmp_path / "model", max_shard_size="10KB"
-    )
-    AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(tmp_path / "model")
-    shard = sorted((tmp_path / "model").glob("*.safetensors"))[1]
+def test_model_that_lacks_a_shard_is_refused(both_refuse, model, tiny_llama_dir):
+    (model / "model.safetensors").unlink()
+    load_model(str(tiny_llama_dir), "float32").save_pretrained(model, max_shard_size="10KB")
+    shard = sorted(model.glob("*.safetensors"))[1]
     shard.unlink()
-    assert f"lacks its weights file {shard.name}" in both_refuse(tmp_path / "model")
+    assert f"lacks its weights file {shard.name}" in both_refuse(model)
 
 
 @pytest.mark.parametrize("content", [{}, {"weight_map": {"a": "../model.safetensors"}}], ids=str)
@@ -157,13 +149,10 @@ def test_model_with_broken_json_is_refused(both_refuse, model, name, content):
     assert str(model) in both_refuse(model)
 
 
-def header(content: object, rest: bytes = b"") -> bytes:
-    text = json.dumps(content).encode()
-    return len(text).to_bytes(8, "little") + text + rest
-
-
-def tensor(**changes: object) -> dict[str, object]:
-    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+def header(shape=2, offsets=(0, 8)) -> bytes:
+    entry = {"dtype": "F32", "shape": [shape], "data_offsets": offsets}
+    text = json.dumps({"a": entry}).encode()
+    return len(text).to_bytes(8, "little") + text
 
 
 @pytest.mark.parametrize(
@@ -171,12 +160,12 @@ def tensor(**changes: object) -> dict[str, object]:
     [
         b"",
         (2**60).to_bytes(8, "little") + b"{}",
-        header([]),
-        header(tensor(shape=[3]), bytes(8)),
-        header(tensor(data_offsets=[8, 16]), bytes(16)),
-        header(tensor(), bytes(4)),
+        (2).to_bytes(8, "little") + b"[]",
+        header() + bytes(4),
+        header(shape=3) + bytes(8),
+        header(offsets=(8, 16)) + bytes(16),
     ],
-    ids=["empty", "long", "list", "shape", "gap", "torn"],
+    ids=["empty", "long", "list", "torn", "shape", "gap"],
 )
 def test_model_with_a_header_that_lies_is_refused(both_refuse, model, content):
     weights = model / "model.safetensors"
@@ -206,13 +195,6 @@ def test_tokenizer_is_refused_in_one_line_or_read_without_its_code(
         assert str(error).startswith(f"model {str(model)!r} cannot be loaded: ")
         assert "\n" not in str(error)
     assert not Path("ran").exists()
-
-
-def test_tokenizer_of_another_model_is_refused(tmp_path, tiny_llama_dir):
-    toy_model("llama", vocab_size=40).save_pretrained(tmp_path / "model")
-    AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="must stay below the model's vocab_size of 40, got token"):
-        load_tokenizer(str(tmp_path / "model"))
 
 
 # Texts

@@ -34,21 +34,14 @@ def journal(folder):
     return (folder / "journal.jsonl").read_text()
 
 
-def test_callback_is_given_every_record_in_order(finished):
-    result, records, _ = finished
+def test_run_gives_every_record_in_order_and_the_winner_and_prints_nothing(finished):
+    result, records, printed = finished
+    assert printed == ""
     assert [record.index for record in records] == list(range(8))
     assert len(journal(result.folder).splitlines()) == 8
-
-
-def test_result_is_the_winner_and_the_summary(finished):
-    result, *_ = finished
     best = result.summary["best"]
     assert (result.best.text, result.best.group) == (best["metric"], best["group"])
     assert result.summary["candidates"] == 8
-
-
-def test_run_prints_nothing(finished):
-    assert finished[2] == ""
 
 
 def test_callback_that_raises_ends_the_run_which_can_be_resumed(finished, tmp_path):

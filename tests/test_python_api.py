@@ -16,11 +16,6 @@ def test_examples_of_the_page_run_and_give_what_it_says(tmp_path, monkeypatch, c
     assert len(capsys.readouterr().out.splitlines()) == 13  # three metrics, ten candidates
 
 
-def test_run_examples_fails_where_an_example_gives_something_else():
-    with pytest.raises(AssertionError, match=r"1 \+ 1 is 2, and the page says 3"):
-        run_examples(["x = 1  # not looked at\n1 + 1  # 3\n"])
-
-
 @pytest.mark.parametrize("name", prunevolve.__all__)
 def test_every_name_of_the_api_has_a_docstring_and_is_on_the_page(name):
     assert getattr(prunevolve, name).__doc__

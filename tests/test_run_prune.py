@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from toy_models import toy_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -83,22 +83,6 @@ def recipe_of(tmp_path) -> dict:
 
 
 def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_small, tmp_path):
-    code, _, _ = prune_small(pattern="2:4")
-    report = report_of(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    windows = token_windows(tokenizer, "embedded", "report", 4, 16, None).tokens
-    with torch.no_grad():
-        losses = [model(input_ids=ids[None], labels=ids[None]).loss for ids in windows]
-    assert code == 0
-    assert torch.stack(losses).mean().exp().item() == pytest.approx(report["pruned_perplexity"])
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    for layer in linear_layers(model).values():
-        assert ((layer.weight.view(-1, 4) == 0).sum(1) == 2).all()
-    assert all(layer["pattern_ok"] for layer in report["layers"])
-
-
-def test_run_prune_says_both_perplexities_with_their_text(prune_small, tmp_path):
     code, out, _ = prune_small(pattern="2:4")
     report, place = report_of(tmp_path), "embedded, split report, 4 windows of 16 = 64 tokens"
     assert code == 0
@@ -108,41 +92,38 @@ def test_run_prune_says_both_perplexities_with_their_text(prune_small, tmp_path)
         f"saved: {tmp_path / 'out'} (14 layers, 50.00% zeros, 2:4)",
         f"verify: python run_prune.py --verify {tmp_path / 'out'}",
     ]
-
-
-def test_run_prune_takes_the_group_from_the_metric_and_from_the_option(prune_small, tmp_path):
-    prune_small(metric="snip", sparsity=0.6)
-    layers = report_of(tmp_path)["layers"]
-    zeros, size = sum(x["zeros"] for x in layers), sum(x["size"] for x in layers)
-    assert recipe_of(tmp_path)["group"] == "model"
-    assert zeros == int(0.6 * size)
-    assert len({x["zeros"] / x["size"] for x in layers}) > 1
-    prune_small(metric="snip", group="layer", out=tmp_path / "other")
-    other = json.loads((tmp_path / "other" / "pruning_report.json").read_text())
-    assert {x["zeros"] / x["size"] for x in other["layers"]} == {0.5}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    windows = token_windows(tokenizer, "embedded", "report", 4, 16, None).tokens
+    with torch.no_grad():
+        losses = [model(input_ids=ids[None], labels=ids[None]).loss for ids in windows]
+    assert torch.stack(losses).mean().exp().item() == pytest.approx(report["pruned_perplexity"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for layer in linear_layers(model).values():
+        assert ((layer.weight.view(-1, 4) == 0).sum(1) == 2).all()
 
 
 def test_run_prune_recipe_says_how_to_do_it_again(prune_small, tmp_path, tiny_llama_dir):
     prune_small(metric="mul(W, sqrt(X))", propagation="sequential", seed=7)
-    recipe = recipe_of(tmp_path)
     tree = {"data": "mul", "left": {"data": "W"}, "right": {"data": "sqrt", "left": {"data": "X"}}}
-    assert (recipe["metric"], recipe["tree"], recipe["group"]) == ("mul(W, sqrt(X))", tree, "row")
-    assert (recipe["model"], recipe["propagation"]) == (str(tiny_llama_dir), "sequential")
-    assert (recipe["pattern"], recipe["sparsity"]) == ("unstructured", 0.5)
-    assert (recipe["dtype"], recipe["device"]) == ("float32", "cpu")
-    calibration = recipe["calibration"]
-    assert (calibration["corpus"], calibration["split"]) == ("embedded", "calibration")
-    assert [calibration[key] for key in ("windows", "length", "seed")] == [3, 16, 7]
+    expected = {
+        "metric": "mul(W, sqrt(X))",
+        "tree": tree,
+        "group": "row",
+        "model": str(tiny_llama_dir),
+        "propagation": "sequential",
+        "pattern": "unstructured",
+        "sparsity": 0.5,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    recipe = recipe_of(tmp_path)
+    assert recipe | expected == recipe
+    texts = {"corpus": "embedded", "split": "calibration", "windows": 3, "length": 16, "seed": 7}
+    assert recipe["calibration"] | texts == recipe["calibration"]
 
 
-def test_run_prune_gives_the_same_weights_from_the_same_request(prune_small, tmp_path):
-    prune_small(metric="gblm")
-    prune_small(metric=tmp_path / "out" / "pruning_recipe.json", out=tmp_path / "again")
-    again = json.loads((tmp_path / "again" / "pruning_recipe.json").read_text())
-    assert again["sha256"] == recipe_of(tmp_path)["sha256"]
-
-
-def test_run_prune_repeats_a_recipe_and_says_that_it_did(prune_small, call, tmp_path):
+def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, call, tmp_path):
     prune_small(metric="snip", sparsity=0.6, seed=7, share=[2, 1], **TWO_KINDS)
     recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
     code, out, _ = call(recipe=recipe, out=again)
@@ -152,6 +133,12 @@ def test_run_prune_repeats_a_recipe_and_says_that_it_did(prune_small, call, tmp_
     assert repeated == recipe_of(tmp_path) | {"metric_source": "formula"}
     report = json.loads((again / "pruning_report.json").read_text())
     assert report["pruned_perplexity"] == report_of(tmp_path)["pruned_perplexity"]
+    code, out, err = call(recipe=recipe, out=tmp_path / "other", sparsity=0.5, json=True)
+    assert (code, json.loads(out)["repeated"]) == (0, False)
+    assert err.splitlines()[-1] == (
+        "warning: 2 of 3 files differ from the recipe's, model-00002-of-00003.safetensors first: "
+        "the model, the texts, the options or the versions are not the same"
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,22 +163,10 @@ def test_run_prune_takes_other_options_over_those_of_a_recipe(
     assert ("group" in options) is (options["pattern"] == "unstructured")
 
 
-def test_run_prune_warns_where_a_repeated_recipe_gives_other_files(prune_small, call, tmp_path):
-    prune_small()
-    recipe = tmp_path / "out" / "pruning_recipe.json"
-    code, out, err = call(recipe=recipe, out=tmp_path / "again", sparsity=0.6, json=True)
-    assert (code, json.loads(out)["repeated"]) == (0, False)
-    assert err.splitlines()[-1] == (
-        "warning: 2 of 3 files differ from the recipe's, model-00002-of-00003.safetensors first: "
-        "the model, the texts, the options or the versions are not the same"
-    )
-
-
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({"metric": "W"}, "has no 'sha256': give a pruning_recipe.json"),
-        ({"sha256": {}, "samples": "3"}, ": samples: Input should be a valid integer"),
+        ({"metric": "W"}, " has no 'sha256': give a pruning_recipe.json"),
         ({"sha256": {}, "corpus": "c4"}, ": corpus: Input should be a valid array"),
     ],
 )
@@ -200,14 +175,7 @@ def test_run_prune_refuses_an_altered_recipe(call, tmp_path, content, problem):
     path.write_text(json.dumps(content))
     code, _, err = call(recipe=path, out=tmp_path / "out")
     assert code == 2
-    assert err.startswith(f"error: recipe {str(path)!r}")
-    assert problem in err
-
-
-def test_run_prune_takes_a_pruned_models_folder_as_a_metric(prune_small, tmp_path):
-    prune_small(metric="snip")
-    prune_small(metric=tmp_path / "out", out=tmp_path / "again")
-    assert checksums_of(tmp_path / "again") == checksums_of(tmp_path / "out")
+    assert err.startswith(f"error: recipe {str(path)!r}{problem}")
 
 
 def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, call, tmp_path):
@@ -234,11 +202,13 @@ def test_run_prune_measures_the_embedded_model_as_its_published_figures():
 
 
 def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
-    spoilt = {"metric": "mul(W, exp(exp(exp(exp(add(W, G))))))"}
     code, _, _ = prune_small(metric="snip", statistics=tmp_path / "none.pth")
     assert (code, list(tmp_path.iterdir())) == (2, [])
-    code, _, err = prune_small(**spoilt)
+    code, _, err = prune_small(metric="mul(W, exp(exp(exp(exp(add(W, G))))))")
     assert (code, list(tmp_path.iterdir())) == (2, []), err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: layer model.layers.1.self_attn.q_proj: the scores of 'mul(W, ")
+    assert last.endswith("' are not finite")
 
 
 def test_run_prune_writes_files_that_follow_the_umask(prune_small, tmp_path):
@@ -264,22 +234,24 @@ def test_run_prune_measures_in_the_dtype_asked_and_saves_in_the_models_own(prune
     assert report_of(tmp_path)["perplexity_of"]["dtype"] == "bfloat16"
 
 
-def test_run_prune_takes_fewer_windows_where_the_text_is_short(prune_small, tmp_path):
-    text = tmp_path / "own.txt"
-    text.write_text("0123456789" * 10)  # 100 bytes are 6 windows of 16 tokens
-    prune_small(metric="magnitude", eval_corpus=text, eval_windows=None)
+@pytest.mark.parametrize(
+    ("options", "windows", "length"),
+    [
+        ({"eval_windows": None}, 32, 16),
+        # 100 bytes are 6 windows of 16 tokens.
+        ({"eval_windows": None, "eval_corpus": "own.txt"}, 6, 16),
+        ({"seqlen": None}, 4, 64),  # the model's context
+    ],
+)
+def test_run_prune_unasked_takes_as_many_windows_as_there_are_and_fit(
+    prune_small, tmp_path, monkeypatch, options, windows, length
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("0123456789" * 10)
+    prune_small(metric="magnitude", **options)
     place = report_of(tmp_path)["perplexity_of"]
-    assert (place["corpus"], place["split"], place["windows"]) == (str(text), "all", 6)
-
-
-def test_run_prune_takes_at_most_32_windows_unasked(prune_small, tmp_path):
-    prune_small(metric="magnitude", eval_windows=None)
-    assert report_of(tmp_path)["perplexity_of"]["windows"] == 32
-
-
-def test_run_prune_takes_the_context_as_window_where_it_is_short(prune_small, tmp_path):
-    prune_small(metric="magnitude", seqlen=None)
-    assert report_of(tmp_path)["perplexity_of"]["length"] == 64
+    assert (place["windows"], place["length"]) == (windows, length)
+    assert place["corpus"] == options.get("eval_corpus", "embedded")
 
 
 def test_run_prune_warns_where_evaluation_overlaps_calibration(prune_small, tmp_path):
@@ -312,11 +284,6 @@ def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tm
     assert f"  of embedded, split selection: dense {dense}, pruned {pruned}" in out.splitlines()
 
 
-def test_run_prune_warns_where_statistics_are_of_one_kind_of_text(prune_small, tmp_path):
-    assert f"warning: {ONE_KIND}" in prune_small(validate=True)[2]
-    assert "warning" not in prune_small(validate=True, metric="magnitude")[2]
-
-
 def test_run_prune_warns_of_special_tokens_in_the_calibration_text(prune_small, marked, tmp_path):
     model, text = marked
     _, _, err = prune_small(model=model, corpus=text)
@@ -325,66 +292,51 @@ def test_run_prune_warns_of_special_tokens_in_the_calibration_text(prune_small, 
     assert "of the calibration tokens are special ones such as ~, which" in warning
 
 
-def test_run_prune_says_when_the_default_text_may_not_suit_the_model(prune_small):
-    note = "note: calibrating on the embedded text"
-    assert note in prune_small(validate=True)[2]
+def test_run_prune_says_when_the_text_may_not_suit(prune_small):
+    note, warning = "note: calibrating on the embedded text", f"warning: {ONE_KIND}"
+    err = prune_small(validate=True)[2]
+    assert note in err and warning in err
     assert note not in prune_small(validate=True, corpus="embedded")[2]
+    assert "warning" not in prune_small(validate=True, metric="magnitude")[2]
 
 
-def test_run_prune_validate_writes_nothing(prune_small, tmp_path, tiny_llama_dir):
-    code, out, _ = prune_small(validate=True)
+def test_run_prune_validate_says_what_it_would_do_and_writes_nothing(
+    prune_small, tmp_path, tiny_llama_dir
+):
+    code, out, _ = prune_small(validate=True, corpus="c4", eval_corpus="wikitext2")
     assert code == 0
-    *planned, valid = out.splitlines()
+    *unchecked, valid = [line for line in out.splitlines() if not line.startswith("plan: ")]
+    assert unchecked == [
+        "corpus 'c4', split 'train' comes from the Hugging Face hub: not checked",
+        "corpus 'wikitext2', split 'test' comes from the Hugging Face hub: not checked",
+    ]
     assert valid == (
         f"valid: {tiny_llama_dir} (float32, cpu) by mul(W, sqrt(X)): 50.0%, unstructured per row, "
         "one-shot; nothing was loaded or written"
     )
-    assert [line.partition(" ")[0] for line in planned] == ["plan:"] * 4
     assert list(tmp_path.iterdir()) == []
-
-
-def test_run_prune_validate_says_what_the_hub_would_have_to_tell(prune_small):
-    code, out, _ = prune_small(validate=True, corpus="c4", eval_corpus="wikitext2")
-    assert code == 0
-    assert out.splitlines()[:2] == [
-        "corpus 'c4', split 'train' comes from the Hugging Face hub: not checked",
-        "corpus 'wikitext2', split 'test' comes from the Hugging Face hub: not checked",
-    ]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"metric": "wnada"}, "metric 'wnada' is no known name: did you mean wanda? or give one"),
-        ({"metric": "a/b.json"}, "metric 'a/b.json' looks like a file and there is no such file"),
-        ({"metric": "mul(W"}, "metric 'mul(W' is not a well-formed formula at column"),
         ({"metric": "sqrt(X)"}, "metric 'sqrt(X)' gives every row the same scores"),
         ({"metric": None}, "--metric is required: give --model, --metric and --out, --recipe"),
         ({"model": None}, "--model is required"),
         ({"out": None}, "--out is required"),
-        (
-            {"pattern": "4:2"},
-            "pattern must be unstructured or n:m with 0 < n < m <= 1024, got '4:2'",
-        ),
-        (
-            {"pattern": "3:7"},
-            "pattern must divide the inputs of every layer, got 7 of 16 in model.l",
-        ),
-        ({"sparsity": 1}, "sparsity must be in [0, 1), got 1.0"),
-        ({"sparsity": "nan"}, "sparsity must be in [0, 1), got nan"),
+        ({"pattern": "4:2"}, "pattern must be unstructured or n:m with 0 < n < m <= 1024, got "),
+        ({"pattern": "3:7"}, "pattern must divide the inputs of every layer, got 7 of 16 in mod"),
+        ({"sparsity": 50}, "sparsity must be in [0, 1), got 50.0"),
         ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity must be 0.5 with pattern 2:4, or left out"),
         ({"group": "column"}, "group must be one of row, layer, model, got 'column'"),
-        (
-            {"group": "row", "pattern": "2:4"},
-            "group must be left out with pattern 2:4, whose weigh",
-        ),
+        ({"group": "row", "pattern": "2:4"}, "group must be left out with pattern 2:4, whose weig"),
         ({"propagation": "both"}, "propagation must be one of one-shot, sequential; got 'both'"),
         (
             {"propagation": "sequential", "group": "model"},
             "propagation must be one-shot with group model, whose threshold needs",
         ),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
-        ({"seqlen": 1}, "seqlen must be 2 to 64, the model's context; got 1"),
         ({"samples": "many"}, "Invalid value for '--samples': "),
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"eval_windows": 0}, "eval-windows must be at least 1, got 0"),
@@ -393,47 +345,25 @@ def test_run_prune_validate_says_what_the_hub_would_have_to_tell(prune_small):
         ({"dtype": "int4"}, "dtype must be auto or one of float32, bfloat16, float16; got 'int4'"),
         ({"device": "meta"}, "device 'meta' cannot be used (only cpu, cuda, mps are supported)"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used ("),
+        ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MiB, got '6 "),
         ({"corpus": "wikitext"}, "did you mean 'wikitext2'?"),
         ({"corpus": "none.txt"}, "corpus file 'none.txt' is not there"),
         ({"split": "test"}, "split of corpus 'embedded' must be one of"),
         ({"eval_split": "report[9%"}, "split must be name, name[a%:b%]"),
         ({"eval_windows": 10**6}, "tokens; 1000000 windows without overlap of 16 need 16000000"),
-        ({"model": "/no/such/folder"}, "model '/no/such/folder' is no folder: give embedded, a "),
         ({"model": "Embeded"}, "model 'Embeded' is no folder: did you mean embedded? or give"),
-        ({"metric": "WANDA"}, "metric 'WANDA' is no known name: did you mean wanda? or give one"),
-        ({"metric": "W * sqrt(X)"}, "metric 'W * sqrt(X)' is written infix: write mul(W, sqrt(X))"),
-        ({"sparsity": 50}, "sparsity must be in [0, 1), got 50.0"),
         ({"recipe": "none.json"}, "recipe 'none.json' cannot be read: No such file or directory"),
         ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
     ],
+    ids=str,
 )
 def test_run_prune_says_a_mistake_in_one_line(prune_small, tmp_path, options, message):
     code, out, err = prune_small(**options)
-    errors = [line for line in err.splitlines() if not line.startswith("note: ")]
-    assert code == 2
-    assert out == ""
-    assert len(errors) == 1
-    assert errors[0].startswith("error: ")
-    assert message in errors[0]
+    (error,) = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert (code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_run_prune_refuses_a_family_it_does_not_know(prune_small, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
-    code, _, err = prune_small(model=tmp_path / "model")
-    assert code == 2
-    assert err.startswith("error: model_type 'gpt2' is not supported: it must be one of gemma2")
-
-
-def test_run_prune_refuses_a_quantized_model(prune_small, tmp_path, tiny_llama_dir):
-    (tmp_path / "model").mkdir()
-    config = json.loads((tiny_llama_dir / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    code, _, err = prune_small(model=tmp_path / "model")
-    assert code == 2
-    assert err.endswith("is quantized: give the one that it was made from\n")
 
 
 def test_run_prune_refuses_the_tokenizer_of_another_model(prune_small, tmp_path, tiny_llama_dir):
@@ -442,13 +372,6 @@ def test_run_prune_refuses_the_tokenizer_of_another_model(prune_small, tmp_path,
     code, _, err = prune_small(model=tmp_path / "model")
     assert code == 2
     assert "must stay below the model's vocab_size of 40, got token " in err
-
-
-def test_run_prune_names_the_layer_whose_scores_a_metric_spoils(prune_small):
-    code, _, err = prune_small(metric="mul(W, exp(exp(exp(exp(add(W, G))))))")
-    assert code == 2
-    assert err.splitlines()[-1].startswith("error: layer model.layers.1.self_attn.q_proj: the sco")
-    assert "are not finite" in err
 
 
 def test_run_prune_refuses_a_folder_that_is_not_empty(prune_small, tmp_path):
@@ -468,20 +391,6 @@ def test_run_prune_verify_accepts_its_own_result(prune_small, call, tmp_path):
     assert [line.partition(" (")[0] for line in err.splitlines()] == ["verify: 3/3"]
     assert out == (
         f"{tmp_path / 'out'}: 14 layers, 50.00% zeros, 2:4; counts and checksums are as reported\n"
-    )
-
-
-def test_run_prune_verify_catches_a_tampered_shard(prune_small, call, tmp_path):
-    prune_small(pattern="2:4")
-    path = tmp_path / "out" / "model-00003-of-00003.safetensors"
-    weights = load_file(path)
-    weights["model.layers.1.mlp.up_proj.weight"][0, :4] = 1.0
-    save_file(weights, path, metadata={"format": "pt"})
-    code, out, err = call(verify=tmp_path / "out")
-    assert (code, out) == (4, "")
-    assert err.splitlines()[-1] == (
-        f"error: '{tmp_path / 'out'}' is not as it was saved: layer model.layers.1.mlp.up_proj "
-        "has 190 zeros of 384, the report says 192 of 384"
     )
 
 
@@ -505,13 +414,6 @@ def test_run_prune_refuses_less_memory_than_it_needs_and_says_how_much(prune_sma
     assert err.endswith("got 100.00 MiB: give more, or a smaller --seqlen or --dtype\n")
     assert list(tmp_path.iterdir()) == []
     assert prune_small(max_memory=needed_memory(err))[0] == 0
-
-
-@pytest.mark.parametrize("size", ["6", "6 apples", "0GiB", "-1GiB"])
-def test_run_prune_refuses_what_is_no_size(prune_small, size):
-    code, _, err = prune_small(max_memory=size)
-    assert code == 2
-    assert err.endswith(f"max-memory must be a size such as 6GiB or 800MiB, got {size!r}\n")
 
 
 @pytest.fixture
@@ -539,8 +441,6 @@ def test_run_prune_validate_says_the_plan(prune_small, tight):
 
 DECIDING = {
     "forward": {"metric": "wanda"},
-    "sequential": {"metric": "wanda", "propagation": "sequential"},
-    "backward": {"metric": "snip", "group": "row"},
     "last": {"metric": "snip"},
     "last, sequential": {"metric": "gblm", "propagation": "sequential"},
 }
@@ -583,7 +483,6 @@ def test_run_prune_gives_the_same_files_block_by_block(tight, undisturbed, tmp_p
     assert code == 0
     assert "plan: streamed, one block at a time" in err
     assert checksums_of(tmp_path / "out") == undisturbed(**options)
-    assert not (tmp_path / "out" / ".unfinished").exists()
 
 
 # Interrupted and resumed
@@ -621,24 +520,21 @@ def unfinished(prune_small, at_shard, tmp_path):
     """Interrupt a run at its second shard; returns the folder."""
     at_shard(2, interrupt)
     assert prune_small()[0] == 3
+    while list(tmp_path.rglob("*.tmp")):  # the thread that writes ends after the run here
+        time.sleep(0.01)
     return tmp_path / "out"
 
 
-@pytest.mark.slow  # the stores' own tests resume every way in the fast run
-@pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("options", DECIDING.values(), ids=DECIDING)
-def test_run_prune_resumed_ends_with_the_same_files(
-    prune_small, undisturbed, at_shard, tmp_path, options, number
-):
-    expected = undisturbed(**options)
-    at_shard(number, interrupt)
-    code, out, err = prune_small(**options)
+def test_run_prune_resumed_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp_path):
+    expected = undisturbed(metric="wanda")
+    at_shard(2, interrupt)
+    code, out, err = prune_small()
     assert (code, out) == (3, "")
     assert err.splitlines()[-1].endswith(
         "is not finished; run the same command again with --resume"
     )
     assert not (tmp_path / "out" / "pruning_report.json").exists()
-    assert prune_small(**options, resume=True)[0] == 0
+    assert prune_small(resume=True)[0] == 0
     assert checksums_of(tmp_path / "out") == expected
     assert not (tmp_path / "out" / ".unfinished").exists()
 
@@ -670,26 +566,16 @@ def test_run_prune_refuses_an_unfinished_folder_without_resume(prune_small, unfi
     ("options", "difference"),
     [
         ({"metric": "mul(W, X)"}, "metric 'mul(W, sqrt(X))', and it is 'mul(W, X)' now"),
-        ({"metric": "magnitude"}, "calibration {"),
         ({"sparsity": 0.6}, "sparsity 0.5, and it is 0.6 now"),
         ({"pattern": "2:4"}, "group 'row', and it is None now"),
         ({"propagation": "sequential"}, "propagation 'one-shot', and it is 'sequential' now"),
-        ({"seed": 1}, "calibration {"),
         ({"samples": 4}, "calibration {"),
         ({"eval_windows": 3}, "evaluation {"),
         ({"dtype": "bfloat16"}, "dtype 'float32', and it is 'bfloat16' now"),
-        ({"model": "other"}, "model '"),
+        ({"model": "embedded"}, "model '"),
     ],
 )
-def test_run_prune_resumes_no_other_request(
-    prune_small, unfinished, tmp_path, tiny_llama_dir, options, difference
-):
-    if "model" in options:
-        options = {"model": tmp_path / "other"}
-        toy_model("llama", seed=1, vocab_size=256, tie_word_embeddings=True).save_pretrained(
-            options["model"]
-        )
-        AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(options["model"])
+def test_run_prune_resumes_no_other_request(prune_small, unfinished, options, difference):
     before = contents_of(unfinished)
     code, _, err = prune_small(**options, resume=True)
     assert code == 4
@@ -709,7 +595,7 @@ def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):
     )
 
 
-@pytest.mark.parametrize(("module", "number"), [(store, 2), (store, 3), (spool, 3), (spool, 12)])
+@pytest.mark.parametrize(("module", "number"), [(store, 2), (spool, 3), (spool, 12)])
 def test_run_prune_keeps_the_shards_of_a_full_disk_and_resumes(
     tight, undisturbed, at_shard, tmp_path, module, number
 ):
@@ -860,8 +746,18 @@ def test_run_prune_reads_no_class_from_a_file_of_gradients(
     assert [path.name for path in tmp_path.iterdir()] == ["g.pth"]
 
 
-@pytest.mark.parametrize("change", ["missing", "shape", "list", "torn"])
-def test_run_prune_refuses_gradients_of_another_model(prune_small, gradients, tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("missing", "must have mlp.up_proj_layer_1 of shape (24, 16), got none: give the gradien"),
+        ("shape", "must have mlp.up_proj_layer_1 of shape (24, 16), got (3, 5): give the gradien"),
+        ("list", "must have self_attn.q_proj_layer_0 of shape (16, 16), got none: give the gradi"),
+        ("torn", "cannot be read: "),
+    ],
+)
+def test_run_prune_refuses_gradients_of_another_model(
+    prune_small, gradients, tmp_path, change, problem
+):
     path = tmp_path / "g.pth"
     found = {release_key(name): G for name, G in gradients.items()}
     if change == "missing":
@@ -873,14 +769,7 @@ def test_run_prune_refuses_gradients_of_another_model(prune_small, gradients, tm
         path.write_bytes(path.read_bytes()[:1000])
     code, _, err = prune_small(metric="snip", statistics=path)
     assert code == 2
-    last = err.splitlines()[-1]
-    assert last.startswith(f"error: statistics file '{path}' ")
-    if change in ("missing", "shape"):
-        got = {"missing": "none", "shape": "(3, 5)"}[change]
-        assert last.endswith(
-            f"must have mlp.up_proj_layer_1 of shape (24, 16), got {got}: "
-            "give the gradients of this model"
-        )
+    assert err.splitlines()[-1].startswith(f"error: statistics file '{path}' {problem}")
     assert [path.name for path in tmp_path.iterdir()] == ["g.pth"]
 
 
@@ -909,47 +798,20 @@ def stopped_when(process: subprocess.Popen[bytes], path: Path, number: signal.Si
     return process.wait(timeout=60)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The checksums of an undisturbed run."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    assert started(out).wait(timeout=300) == 0
-    return checksums_of(out)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_run_prune_interrupted_from_outside_exits_3_and_resumes(whole, tmp_path, number):
-    out = tmp_path / "out"
-    shard = out / ".unfinished" / "result" / "model-00003-of-00005.safetensors"
-    assert stopped_when(started(out), shard, number) == 3
+def test_run_prune_stopped_at_three_moments_and_resumed_is_the_same(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert started(whole).wait(timeout=300) == 0
+    work, result = out / ".unfinished", out / ".unfinished" / "result"
+    begun = work / "request.json"
+    assert stopped_when(started(out), begun, signal.SIGKILL) == -signal.SIGKILL
+    shard = result / "model-00002-of-00005.safetensors"
+    assert stopped_when(started(out, "--resume"), shard, signal.SIGTERM) == 3
     assert (tmp_path / "log").read_text().splitlines()[-1] == (
         f"interrupted: '{out}' is not finished; run the same command again with --resume"
     )
+    shard = result / "model-00004-of-00005.safetensors"
+    assert stopped_when(started(out, "--resume"), shard, signal.SIGKILL) == -signal.SIGKILL
     assert started(out, "--resume").wait(timeout=300) == 0
-    assert checksums_of(out) == whole
-
-
-@pytest.mark.slow
-def test_run_prune_killed_at_three_moments_and_resumed_is_the_same(whole, tmp_path):
-    out = tmp_path / "out"
-    work, flags = out / ".unfinished", []
-    moments = ["request.json", "result/model-00002-of-00005.safetensors"]
-    for moment in [*moments, "result/model-00004-of-00005.safetensors"]:
-        assert stopped_when(started(out, *flags), work / moment, signal.SIGKILL) == -signal.SIGKILL
-        flags = ["--resume"]
-    assert started(out, *flags).wait(timeout=300) == 0
-    assert checksums_of(out) == whole
+    assert checksums_of(out) == checksums_of(whole)
     assert verify_result(out)
-
-
-@pytest.mark.slow  # a process of its own has to import torch and transformers
-def test_run_prune_loads_neither_ray_nor_deap_nor_the_search():
-    script = (
-        "import run_prune, sys, pruning.output.command; "
-        "print(*{name.split('.')[0] for name in sys.modules})"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert not {"ray", "deap", "search", "configs", "datasets"} & set(result.stdout.split())

@@ -38,7 +38,6 @@ def test_load_reads_a_shipped_config_and_to_yaml_gives_it_back(path, tmp_path):
 
 def test_load_without_a_path_is_the_embedded_experiment():
     config = schema.load(None, [])
-    assert config == schema.load(schema.DEFAULT, [])
     assert config.model == "embedded"
     assert config.search == schema.Search()
     (task,) = config.all_tasks
@@ -54,24 +53,12 @@ def test_load_of_the_paper_is_the_algorithm_that_it_states():
     assert search.seeds == []
 
 
-def test_groups_are_those_that_masks_are_made_of():
+def test_names_in_the_schema_are_those_of_the_code():
     assert get_args(schema.GroupName) == GROUPS
-
-
-def test_mutations_are_those_of_the_search():
     assert list(get_args(schema.Mutation)) == schema.Search().mutations == list(MUTATIONS)
 
 
 # Tasks
-
-
-def test_tasks_of_a_config_without_any_are_the_experiment_itself():
-    config = schema.load(None, ["pruning.sparsity=0.7", "dtype=float16"])
-    (task,) = config.all_tasks
-    assert (task.model, task.dtype, task.sparsity, task.pattern, task.weight) == (
-        *("embedded", "float16", 0.7, "unstructured", 1.0),
-    )
-    assert task.texts == {role: getattr(config, role) for role in schema.ROLES}
 
 
 def test_tasks_are_filled_in_from_the_experiment():
@@ -151,19 +138,16 @@ def test_tasks_that_only_choose_come_last_at_each_target_of_the_others(selection
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("modle=x", "modle is an unknown key; did you mean model?"),
         ("search.candidate=5", "search.candidate is an unknown key; did you mean candidates?"),
         (
             "ray.zzz=1",
             "ray.zzz is an unknown key; known keys are address, workers, cpus_per_worker, "
             "gpus_per_worker",
         ),
-        ("tasks=[{modle: x}]", "tasks.0.modle is an unknown key; did you mean model?"),
         (
             "tasks=[{}, {fitness: {corpus: x, split: y, windows: 1, length: 2, sed: 3}}]",
             "tasks.1.fitness.sed is an unknown key; did you mean seed?",
         ),
-        ("ray.=1", "ray. is an unknown key; known keys are address, workers, cpus_per_worker, "),
     ],
 )
 def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message):
@@ -177,61 +161,44 @@ def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message)
     ("override", "message"),
     [
         ("pruning.sparsity=1", "pruning.sparsity = '1': Input should be less than 1"),
-        ("pruning.sparsity=half", "pruning.sparsity = 'half': Input should be a valid number, "),
         ("pruning.group=free", "pruning.group = 'free': Input should be 'row', 'layer' or 'model'"),
-        ("pruning.pattern=2-4", "pruning.pattern = '2-4': String should match pattern"),
         ("search.population=1", "search.population = '1': Input should be greater than or equal "),
-        ("search.candidates=many", "search.candidates = 'many': Input should be a valid integer"),
         ("search.mutations=[hop]", "search.mutations.0 = 'hop': Input should be 'node', 'subtree'"),
         ("search.mutations=[]", "search.mutations = '[]': List should have at least 1 item after "),
-        ("search.initial_depth=2", "search.initial_depth = '2': Input should be a valid tuple"),
         ("search.initial_depth=[1]", "search.initial_depth.1 is missing: it has no default"),
         ("search.units=on", "search.units = 'True': Input should be 'off' or 'required'"),
         ("search.stages=[0, 2]", "search.stages.0 = '0': Input should be greater than or equal to"),
         ("search.crowding=1", "search.crowding = '1': Input should be less than 1"),
-        ("search.patience=0", "search.patience = '0': Input should be greater than or equal to 1"),
         ("tasks=[{weight: 0}]", "tasks.0.weight = '0': Input should be greater than 0"),
-        ("tasks=[{sparsity: 0}]", "tasks.0.sparsity = '0': Input should be greater than 0"),
         ("tasks=[{pattern: 2-4}]", "tasks.0.pattern = '2-4': String should match pattern"),
-        ("search.seeds=wanda", "search.seeds = 'wanda': Input should be a valid list"),
         ("search=5", "search = '5': Input should be a valid dictionary"),
         ("dtype=int8", "dtype = 'int8': Input should be 'float32', 'bfloat16' or 'float16'"),
         ("fitness.length=1", "fitness.length = '1': Input should be greater than or equal to 2"),
         ("ray.cpus_per_worker=0", "ray.cpus_per_worker = '0': Input should be greater than or "),
-        ("ray.gpu_memory=0", "ray.gpu_memory = '0': Input should be greater than 0"),
         ("memory.master=cpu", "memory.master = 'cpu': Input should be 'device' or 'host'"),
-        ("memory.scores=true", "memory.scores = 'True': Input should be 'keep' or 'recompute'"),
     ],
 )
 def test_load_refuses_a_value_and_says_its_rule(override, message):
     assert refusal(override).startswith(NAMED + message)
 
 
-DEPTHS = "initial_depth must be two numbers in ascending order, from 0 to 8, got "
-
-
 @pytest.mark.parametrize(
-    ("override", "rule"),
+    ("override", "section", "rule"),
     [
-        ("search.stages=[8, 2]", "stages must be ascending window counts, got [8, 2]"),
-        ("search.stages=[2, 2]", "stages must be ascending window counts, got [2, 2]"),
-        *(
-            (f"search.initial_depth={depths}", f"{DEPTHS}{depths}")
-            for depths in ("[3, 2]", "[1, 9]", "[-1, 2]")
+        ("search.stages=[2, 2]", "search", "stages must be ascending window counts, got [2, 2]"),
+        ("search.initial_depth=[3, 2]", "search", "in ascending order, from 0 to 8, got [3, 2]"),
+        ("search.initial_depth=[1, 9]", "search", "in ascending order, from 0 to 8, got [1, 9]"),
+        (
+            "calibration.windows=null",
+            "calibration",
+            ": seed must be null if windows is null, got 0",
         ),
     ],
 )
-def test_load_refuses_values_that_contradict_each_other(override, rule):
+def test_load_refuses_values_that_contradict_each_other(override, section, rule):
     message = refusal(override)
-    assert message.startswith(f"{NAMED}search = ")
-    assert message.endswith(f": {rule}")
-
-
-def test_load_refuses_a_seed_of_windows_that_are_not_drawn():
-    message = refusal("calibration.windows=null")
-    assert message.startswith(f"{NAMED}calibration = ")
-    assert message.endswith(": seed must be null if windows is null, got 0")
-    assert schema.load(None, ["fitness.windows=null"]).fitness.windows is None
+    assert message.startswith(f"{NAMED}{section} = ")
+    assert message.endswith(rule)
 
 
 def test_text_of_several_kinds_replaces_one_and_one_replaces_several(tmp_path):
@@ -247,7 +214,6 @@ def test_text_of_several_kinds_replaces_one_and_one_replaces_several(tmp_path):
     ("overrides", "problem"),
     [
         (["fitness.corpus=null"], "corpus or split is missing: give both, or mix"),
-        (["fitness.split=null"], "corpus or split is missing: give both, or mix"),
         (
             ["fitness.mix=[{corpus: c4, split: train}]", "fitness.split=train"],
             "mix replaces corpus and split",
@@ -256,8 +222,7 @@ def test_text_of_several_kinds_replaces_one_and_one_replaces_several(tmp_path):
     ],
 )
 def test_load_refuses_a_text_of_neither_one_kind_nor_several(overrides, problem):
-    with pytest.raises(ValueError, match=problem):
-        schema.load(None, overrides)
+    assert problem in refusal(*overrides)
 
 
 def test_load_names_a_missing_key(tmp_path):
@@ -273,39 +238,19 @@ def test_load_names_a_missing_key(tmp_path):
 
 
 def test_overrides_reach_nested_keys_and_are_read_as_yaml():
-    config = schema.load(
-        None,
-        [
-            "search.seeds=[wanda, 'mul(W, G)']",
-            "fitness.windows=null",
-            "allow_test_selection=true",
-            "report.split=report[:50%]",
-            "search.crossover=2e-1",
-            "search.units=off",
-            "search.seed=1",
-            "search.seed=2",
-            "ray.workers=0",
-            "model=a=b",
-        ],
-    )
+    overrides = [
+        *("search.seeds=[wanda, 'mul(W, G)']", "fitness.windows=null", "search.crossover=2e-1"),
+        *("report.split=report[:50%]", "search.units=off", "model=a=b"),
+        *("search.seed=1", "search.seed=2"),
+    ]
+    config = schema.load(None, overrides)
     assert config.search.seeds == ["wanda", "mul(W, G)"]
     assert config.fitness.windows is None
-    assert config.allow_test_selection is True
-    assert config.report.split == "report[:50%]"
     assert config.search.crossover == 0.2
+    assert config.report.split == "report[:50%]"
     assert config.search.units == "off"  # which YAML reads as false
-    assert config.search.seed == 2  # the last counts
-    assert config.ray.workers == 0
     assert config.model == "a=b"
-
-
-def test_overrides_make_a_section_that_the_file_leaves_out():
-    raw = {"model": "embedded"}
-    assert schema.apply_overrides(raw, ["ray.workers=2"]) == {
-        "model": "embedded",
-        "ray": {"workers": 2},
-    }
-    assert raw == {"model": "embedded"}
+    assert config.search.seed == 2  # the last counts
 
 
 @pytest.mark.parametrize(
@@ -313,9 +258,7 @@ def test_overrides_make_a_section_that_the_file_leaves_out():
     [
         ("search.seed", "--set takes key.path=value, got 'search.seed'"),
         ("=5", "--set takes key.path=value, got '=5'"),
-        ("", "--set takes key.path=value, got ''"),
         ("model.name=x", "--set model.name=x: model is a value and has no keys below it"),
-        ("search.seeds=[wanda", "--set search.seeds: '[wanda' is not a YAML value"),
         ("model=!!python/name:os.system", "--set model: '!!python/name:os.system' is not a "),
         ("model=" + "[" * 1000, f"--set model: {'[' * 60!r} is not a YAML value"),
     ],
@@ -324,7 +267,11 @@ def test_overrides_that_cannot_be_put_in_are_refused(override, message):
     assert refusal(override).startswith(message)
 
 
-def test_overrides_reach_into_a_list_by_the_place():
+def test_overrides_make_sections_and_reach_into_a_list_by_the_place():
+    assert schema.apply_overrides({"model": "x"}, ["ray.workers=2"]) == {
+        "model": "x",
+        "ray": {"workers": 2},
+    }
     raw = {"a": [{"b": 1}, {"b": 2}]}
     assert schema.apply_overrides(raw, ["a.1.b=3", "a.0=4"]) == {"a": [4, {"b": 3}]}
     for place in ("2", "b"):
@@ -335,17 +282,13 @@ def test_overrides_reach_into_a_list_by_the_place():
 # Files
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:59", "16:32", "unstructured"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:59", "unstructured"])
 def test_pattern_is_read_as_it_is_written_not_as_a_number_to_base_60(pattern, tmp_path):
     config = schema.load(None, [f"pruning.pattern={pattern}"])
     path = tmp_path / "c.yaml"
     path.write_text(schema.to_yaml(config))
     assert config.pruning.pattern == schema.load(path, []).pruning.pattern == pattern
-    shipped = "sparsity: 0.6, pattern: unstructured"
-    sparsity = config.pruning.sparsity
-    text = schema.DEFAULT.read_text()
-    assert shipped in text
-    path.write_text(text.replace(shipped, f"sparsity: {sparsity}, pattern: {pattern}"))
+    path.write_text(f"base: embedded\npruning: {{pattern: {pattern}}}\n")
     assert schema.load(path, []) == config
 
 
@@ -356,26 +299,18 @@ def test_load_refuses_a_file_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"model: [", b"a: b: c", b"\xff\xfe\xff", b"[" * 1000, b"model: !!python/name:os"]
+    ("content", "message"),
+    [
+        ("", " must be a mapping of keys, got NoneType"),
+        ("- a", " must be a mapping of keys, got list"),
+        ("1: 2", ": "),
+        ("model: {a: 1}", ": model = "),
+    ],
 )
-def test_load_refuses_a_file_that_is_no_yaml(content, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_bytes(content)
-    assert refusal(path=path).startswith(f"config {path} is not YAML: ")
-
-
-@pytest.mark.parametrize(("content", "kind"), [("", "NoneType"), ("- a", "list"), ("a", "str")])
-def test_load_refuses_yaml_that_is_no_mapping(content, kind, tmp_path):
+def test_load_refuses_a_file_that_is_no_mapping_of_keys(content, message, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(content)
-    assert refusal(path=path) == f"config {path} must be a mapping of keys, got {kind}"
-
-
-@pytest.mark.parametrize("content", ["1: 2", "model: {a: 1}", "model: null"])
-def test_load_refuses_keys_and_values_of_another_kind(content, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(content)
-    assert refusal(path=path).startswith(f"config {path}: ")
+    assert refusal(path=path).startswith(f"config {path}{message}")
 
 
 # The schema for editors

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.corpus import Mixture, Part, cut_all, mixed, token_windows
+from evaluation.corpus import Mixture, Part, cut_all, token_windows
 from pruning.output.options import Options
 from pruning.output.request import _texts
 
@@ -71,8 +71,7 @@ def test_bos_needs_a_tokenizer_that_has_one_and_a_token_beside_it(texts):
 
 
 @pytest.mark.parametrize(
-    ("shares", "windows", "expected"),
-    [((1, 1), 6, [3, 3]), ((1, 3), 8, [2, 6]), ((1, 1), 5, [3, 2]), ((1, 2), 4, [1, 3])],
+    ("shares", "windows", "expected"), [((1, 1), 5, [3, 2]), ((1, 2), 4, [1, 3])]
 )
 def test_counts_follow_the_shares_and_add_up(texts, shares, windows, expected):
     assert Mixture(parts(texts, *shares), windows, 3, None).counts == expected
@@ -83,8 +82,8 @@ def test_kinds_stand_among_each_other_evenly(texts):
     assert cut.kinds == (1, 0, 1, 1, 1, 0, 1, 1)
     assert [int(row[0] >= 60) for row in cut.tokens] == list(cut.kinds)
     assert [part["windows"] for part in cut.parts] == [2, 6]
-    assert (cut.provenance["windows"], cut.provenance["tokens"]) == (8, 24)
-    assert cut.provenance["corpus"] == " + ".join(texts)
+    whole = {"windows": 8, "tokens": 24, "corpus": " + ".join(texts)}
+    assert cut.provenance | whole == cut.provenance
 
 
 def test_each_kind_is_cut_as_by_itself(texts):
@@ -94,22 +93,9 @@ def test_each_kind_is_cut_as_by_itself(texts):
         assert torch.equal(cut.tokens[torch.tensor(cut.kinds) == kind], alone.tokens)
 
 
-def test_mixed_leaves_a_single_text_alone(texts):
-    alone = token_windows(tokenizer(None, False), texts[0], "all", None, 3, None)
-    assert mixed([alone]) is alone
-
-
-def test_mixture_without_a_window_of_each_kind_is_refused(texts):
+def test_mixture_without_a_window_of_each_kind_or_of_a_text_with_itself_is_refused(texts):
     with pytest.raises(ValueError, match=r"windows = 8 leaves none for corpus .*low.txt"):
         Mixture(parts(texts, 1, 99), 8, 3, None).check()
-
-
-def test_mixture_of_all_windows_has_all_of_each_text(texts):
-    cut = Mixture(parts(texts, 1, 1), None, 10, None).cut(tokenizer(None, False))
-    assert [part["windows"] for part in cut.parts] == [4, 4]
-
-
-def test_mixture_of_a_text_with_itself_is_refused(texts):
     twice = (Part(texts[0], "all[:60%]"), Part(texts[0], "all[50%:]"))
     with pytest.raises(ValueError, match=r"part 1 and part 2 overlap: .* give each kind of text"):
         Mixture(twice, 4, 3, None).check()
@@ -141,9 +127,9 @@ def test_splits_and_shares_that_fit_no_corpora_are_refused(splits, shares, probl
         _texts(Options(corpus=["embedded", "c4"], split=splits, share=shares), 4)
 
 
-def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch):
+@pytest.mark.parametrize(("length", "windows"), [(10, [4, 4]), (3, [5, 5])])
+def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch, length, windows):
     monkeypatch.setattr("evaluation.corpus.EVAL_WINDOWS", 5)
-    for length, windows in ((10, 4), (3, 5)):
-        asked = _texts(Options(eval_corpus=texts), length)["evaluation"]
-        cut = cut_all(asked, tokenizer(None, False))
-        assert [part["windows"] for part in cut.parts] == [windows, windows]
+    asked = _texts(Options(eval_corpus=texts), length)["evaluation"]
+    cut = cut_all(asked, tokenizer(None, False))
+    assert [part["windows"] for part in cut.parts] == windows

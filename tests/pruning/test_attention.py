@@ -16,25 +16,18 @@ def heads(count, tokens, seed, width=8):
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize(("count", "key_count"), [(4, 4), (6, 2), (3, 1)])
-def test_causal_attention_is_torchs_with_shared_key_heads(tokens, count, key_count):
-    query, key, value = (
-        heads(count, tokens, 0),
-        heads(key_count, tokens, 1),
-        heads(key_count, tokens, 2),
-    )
-    expected = scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=0.3, enable_gqa=True
-    )
-    assert_close(causal_attention(query, key, value, 0.3), expected)
-
-
-def test_causal_attention_has_torchs_gradients():
-    tensors = [heads(count, 130, seed).requires_grad_() for seed, count in enumerate((4, 2, 2))]
-    found = torch.autograd.grad(causal_attention(*tensors, 0.3).square().sum(), tensors)
-    theirs = scaled_dot_product_attention(*tensors, is_causal=True, scale=0.3, enable_gqa=True)
-    expected = torch.autograd.grad(theirs.square().sum(), tensors)
-    for ours, other in zip(found, expected, strict=True):
-        assert_close(ours, other)
+def test_causal_attention_and_its_gradients_are_torchs(tokens, count, key_count):
+    counts = (count, key_count, key_count)
+    tensors = [heads(n, tokens, seed).requires_grad_() for seed, n in enumerate(counts)]
+    found = causal_attention(*tensors, 0.3)
+    expected = scaled_dot_product_attention(*tensors, is_causal=True, scale=0.3, enable_gqa=True)
+    assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.square().sum(), tensors),
+        torch.autograd.grad(expected.square().sum(), tensors),
+        strict=True,
+    ):
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,5 @@
 """Pruning a model in memory from Python: the engine's masks, counted zeros, one-line errors."""
 
-import re
-
 import pytest
 import torch
 from toy_models import toy_model, toy_windows
@@ -41,25 +39,21 @@ def test_prune_is_the_engines():
 @pytest.mark.parametrize(
     ("metric", "settings", "asked"),
     [
-        (WANDA, {}, ("row", "unstructured", 0.5)),
         (Criterion(WANDA, "layer"), {"sparsity": 0.25}, ("layer", "unstructured", 0.25)),
-        ("snip", {"sparsity": 0.25}, ("model", "unstructured", 0.25)),
         ("snip", {"sparsity": 0.25, "group": "row"}, ("row", "unstructured", 0.25)),
         ("mul(W, sqrt(X))", {"pattern": "2:4"}, (None, "2:4", 0.5)),
-        ("wanda", {"propagation": "sequential"}, ("row", "unstructured", 0.5)),
+        (WANDA, {"propagation": "sequential"}, ("row", "unstructured", 0.5)),
+        ("magnitude", {"windows": None}, ("layer", "unstructured", 0.5)),
     ],
 )
 def test_prune_takes_a_metric_in_every_form_and_reports_what_it_counts(metric, settings, asked):
     model = toy_model("llama")
-    report = prune(model, metric, toy_windows(), **settings)
+    report = prune(model, metric, **{"windows": toy_windows(), **settings})
     assert (report.group, report.pattern) == asked[:2]
     assert report.sparsity == pytest.approx(asked[2], abs=0.01)
-    weights = weights_of(model)
-    assert [layer.name for layer in report.layers] == list(weights)
-    assert [layer.zeros for layer in report.layers] == [
-        int((w == 0).sum()) for w in weights.values()
-    ]
-    assert report.size == sum(weight.numel() for weight in weights.values())
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights_of(model).items()}
+    assert {layer.name: layer.zeros for layer in report.layers} == zeros
+    assert report.size == sum(weight.numel() for weight in weights_of(model).values())
     assert all(layer.pattern_ok for layer in report.layers)
 
 
@@ -87,14 +81,9 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
 
 
-def test_prune_by_weights_alone_needs_no_windows():
-    assert prune(toy_model("llama"), "magnitude", sparsity=0.5).sparsity == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "windows must be given for metric 'mul(W, G)', which needs G; got None"),
         (
             {"statistics": Statistics({"X": {}})},
             "windows must be given for metric 'mul(W, G)', which needs G; got None",
@@ -113,6 +102,15 @@ def test_prune_by_weights_alone_needs_no_windows():
         ({"windows": toy_windows(), "sparsity": 1.0}, "sparsity must be in [0, 1), got 1.0"),
         ({"windows": toy_windows(), "group": "column"}, "group must be one of row, layer, model"),
         ({"windows": toy_windows(), "propagation": "both"}, "propagation must be one of one-shot"),
+        (
+            {"windows": toy_windows(), "propagation": "sequential"},
+            "propagation must be one-shot with group model, whose threshold needs every layer's "
+            "scores before the first is pruned; got 'sequential'",
+        ),
+        (
+            {"windows": toy_windows(), "pattern": "5:12"},
+            "pattern must divide the inputs of every layer, got 12 of 16 in model.layers.0.self",
+        ),
     ],
 )
 def test_prune_refuses_a_wrong_argument_in_one_line_and_touches_nothing(settings, message):
@@ -122,24 +120,16 @@ def test_prune_refuses_a_wrong_argument_in_one_line_and_touches_nothing(settings
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
 
 
-def test_sequential_statistics_are_not_those_of_the_dense_model():
-    statistics = collect_statistics(toy_model("llama"), "X", toy_windows())
-    message = refusal(
-        lambda: prune(toy_model("llama"), "wanda", statistics=statistics, propagation="sequential")
-    )
-    assert re.match(r"windows must be given .* which needs X; got None", message)
-
-
-def test_model_in_training_is_refused():
-    model = toy_model("llama").train()
-    for call in (
-        lambda: prune(model, "magnitude"),
-        lambda: collect_statistics(model, "X", toy_windows()),
+def test_mode_leaf_and_sequential_statistics_that_do_not_fit_are_refused():
+    model, training = toy_model("llama"), toy_model("llama").train()
+    statistics = collect_statistics(model, "X", toy_windows())
+    for call, message in (
+        (lambda: prune(training, "magnitude"), "model must be in evaluation mode"),
+        (lambda: collect_statistics(training, "X", toy_windows()), "model must be in evaluation"),
+        (lambda: collect_statistics(model, "XQ", toy_windows()), "leaves must be among W, G, X, "),
+        (
+            lambda: prune(model, "wanda", statistics=statistics, propagation="sequential"),
+            "windows must be given for metric 'mul(W, sqrt(X))', which needs X; got None",
+        ),
     ):
-        assert refusal(call).startswith("model must be in evaluation mode")
-
-
-def test_unknown_leaf_is_refused():
-    message = refusal(lambda: collect_statistics(toy_model("llama"), "XQ", toy_windows()))
-    assert message.startswith("leaves must be among W, G, X, ")
-    assert message.endswith("; got 'Q'")
+        assert refusal(call).startswith(message)

@@ -1,7 +1,6 @@
 """The metric language: text and JSON in and out, and everything that it refuses."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -66,7 +65,9 @@ def nested(depth):
 @EXAMPLES
 @given(METRICS)
 def test_parse_reads_back_what_text_prints(metric):
-    assert Metric.parse(metric.text) == metric
+    again = Metric.parse(metric.text)
+    assert again == metric
+    assert hash(again) == hash(metric)
 
 
 @EXAMPLES
@@ -74,12 +75,6 @@ def test_parse_reads_back_what_text_prints(metric):
 def test_release_json_is_lossless(metric):
     through_a_file = json.loads(json.dumps(metric.to_release_json()))
     assert Metric.from_release_json(through_a_file) == metric
-
-
-@EXAMPLES
-@given(METRICS)
-def test_equal_metrics_hash_alike(metric):
-    assert hash(Metric.parse(metric.text)) == hash(metric)
 
 
 def test_parse_builds_the_tree_node_for_node():
@@ -97,53 +92,26 @@ def test_parse_takes_any_spacing_and_text_prints_one():
     assert Metric.parse("  mul (W,\n\tsqrt( X ))\n").text == "mul(W, sqrt(X))"
 
 
-def test_order_of_operands_is_kept():
-    assert Metric.parse("sub(W, G)") != Metric.parse("sub(G, W)")
-
-
 # What a metric knows about itself
 
 
 @pytest.mark.parametrize(
     ("text", "leaves", "size", "depth"),
-    [
-        ("W", "W", 1, 0),
-        ("mul(W, sqrt(X))", "WX", 4, 2),
-        (PRUNER_ZERO, "WG", 7, 3),
-        ("add(add(W, W), neg(neg(neg(X))))", "WX", 8, 4),
-    ],
+    [("W", "W", 1, 0), (PRUNER_ZERO, "WG", 7, 3), ("add(W, neg(neg(neg(X))))", "WX", 6, 4)],
 )
 def test_leaves_size_and_depth(text, leaves, size, depth):
     metric = Metric.parse(text)
     assert (metric.leaves, metric.size, metric.depth) == (frozenset(leaves), size, depth)
 
 
-def test_nodes_are_in_prefix_order():
-    names = [node.name for node in Metric.parse(PRUNER_ZERO).nodes()]
-    assert names == ["mul", "abs", "mul", "W", "W", "mms", "G"]
-
-
 @pytest.mark.parametrize(
     ("text", "shape"),
     [
-        ("W", (True, True)),
-        ("X", (False, True)),
-        ("B", (True, False)),
-        ("M", (True, True)),
         ("2", (False, False)),
-        ("mul(X, sqrt(X))", (False, True)),
-        ("mul(X, W)", (True, True)),
         ("mul(X, B)", (True, True)),
-        ("mul(3, B)", (True, False)),
+        # As in the release, div spreads its left operand over the sides of its divisor.
         ("div(X, W)", (False, True)),
-        ("div(W, X)", (True, True)),
-        ("mul(X, div(X, W))", (False, True)),
         ("add(div(X, G), G)", (True, True)),
-        ("rowsum(W)", (True, False)),
-        ("colnorm(W)", (False, True)),
-        ("rowmax(A)", (False, False)),
-        ("colmean(B)", (False, False)),
-        ("rowmean(mul(X, colmax(G)))", (False, False)),
         ("quot(colsum(W), rowsum(W))", (True, True)),
     ],
 )
@@ -151,8 +119,6 @@ def test_shape_is_the_sides_along_which_a_score_can_vary(text, shape):
     metric = Metric.parse(text)
     assert metric.shape == shape
     assert (metric.problem == "") is (shape == (True, True))
-    if shape == (True, True):
-        assert metric.check_scores_weights() is metric
 
 
 @pytest.mark.filterwarnings("ignore:std")
@@ -162,7 +128,6 @@ def test_shape_agrees_with_the_scores_tensor(metric):
     scores = metric.score(**random_leaves())
     divides = any(node.name in ("div", "divrms") for node in metric.nodes())
     for side, (length, varies) in enumerate(zip((3, 5), metric.shape, strict=True)):
-        # As in the release, div spreads its left operand over the sides of its divisor.
         if not divides:
             assert scores.shape[side] == (length if varies else 1)
         spread = scores.select(side, 0).unsqueeze(side).expand_as(scores)
@@ -198,10 +163,7 @@ def test_check_scores_weights_refuses_a_score_that_does_not_vary(text, same):
     ("part", "why"),
     [
         ("rowsum(B)", "rowsum goes over the inputs, and its operand is the same for all of them"),
-        ("rownorm(2)", "rownorm goes over the inputs, and its operand is the same for all of them"),
-        ("colsum(X)", "colsum goes over the outputs, and its operand is the same for all of them"),
         ("colmax(1)", "colmax goes over the outputs, and its operand is the same for all of them"),
-        ("mms(3)", "mms scales over a matrix, and its operand is a number"),
         ("zsn(rowsum(X))", "zsn scales over a matrix, and its operand is a number"),
         ("div(W, 2)", "div divides by a norm: use quot or mul for a number"),
     ],
@@ -241,11 +203,6 @@ def test_number_keeps_its_fp32_value_through_its_text(value):
     assert Metric.constant(written.value) == Metric.parse(written.text) == written
 
 
-def test_score_takes_a_number_in_fp32():
-    scores = Metric.parse("mul(-0.5, add(W, 1))").score(W=torch.tensor([[1.0, 2.0]]).bfloat16())
-    assert (scores.dtype, scores.tolist()) == (torch.float32, [[-1.0, -1.5]])
-
-
 @pytest.mark.parametrize("written", ["1e39", "-1e999", "1e-38", "4" * 400])
 def test_number_that_fp32_does_not_hold_is_refused(written):
     expected = (
@@ -274,35 +231,18 @@ def test_score_of_the_published_metric_worked_by_hand():
     torch.testing.assert_close(scores, torch.tensor([[0.0, 1.0], [4.5, 16.0]]))
 
 
-def test_score_broadcasts_the_activation_statistic_over_rows():
-    W = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    scores = Metric.parse("mul(W, sqrt(X))").score(W=W, G=None, X=torch.tensor([[4.0, 9.0]]))
-    assert scores.tolist() == [[2.0, 6.0], [6.0, 12.0]]
-
-
-def test_score_is_fp32_and_computed_in_fp32_from_bf16():
+def test_score_is_computed_in_fp32_from_bf16_with_numbers_too():
     W = torch.tensor([[1.0, 1.0078125]], dtype=torch.bfloat16)
-    scores = Metric.parse("mul(W, W)").score(W=W)
-    assert scores.dtype == torch.float32
+    scores = Metric.parse("mul(-0.5, mul(W, W))").score(W=W)
     # 1.0078125 squared needs 15 bits; in bf16 it would round to 1.015625.
-    assert scores.tolist() == [[1.0, 1.01568603515625]]
+    assert (scores.dtype, scores.tolist()) == (torch.float32, [[-0.5, -0.507843017578125]])
 
 
 @pytest.mark.parametrize("leaf", ["W", "G", "X"])
 def test_score_names_the_leaf_that_is_missing(leaf):
     given = {"W": torch.ones(2, 2), "G": torch.ones(2, 2), "X": torch.ones(1, 2)} | {leaf: None}
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=rf"uses {leaf}, and {leaf} is None: pass it$"):
         Metric.parse("add(add(W, G), X)").score(**given)
-    assert str(caught.value) == (
-        f"metric 'add(add(W, G), X)' uses {leaf}, and {leaf} is None: pass it"
-    )
-
-
-def test_score_leaves_the_statistics_unchanged():
-    W, G, X = torch.rand(3, 4), torch.rand(3, 4), torch.rand(1, 4)
-    before = [W.clone(), G.clone(), X.clone()]
-    Metric.parse("add(exp(neg(W)), mul(zsn(G), log(X)))").score(W=W, G=G, X=X)
-    assert all(torch.equal(a, b) for a, b in zip((W, G, X), before, strict=True))
 
 
 # Text that is refused: each message is one line and points at the place
@@ -311,67 +251,49 @@ def test_score_leaves_the_statistics_unchanged():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "metric '' is empty: write a formula such as mul(W, sqrt(X))"),
         (" \n\t", "metric '' is empty: write a formula such as mul(W, sqrt(X))"),
         (
             "mul(W, sqrrt(X))",
             "metric 'mul(W, sqrrt(X))' has the unknown operator 'sqrrt' at column 8; "
             f"did you mean sqrt?; {VOCABULARY}",
         ),
-        (
-            "mul(W, Y)",
-            f"metric 'mul(W, Y)' has the unknown leaf 'Y' at column 8; {VOCABULARY}",
-        ),
         ("W(G)", f"metric 'W(G)' has the unknown operator 'W' at column 1; {VOCABULARY}"),
-        ("abs", f"metric 'abs' has the unknown leaf 'abs' at column 1; {VOCABULARY}"),
-        ("mul(W)", "metric 'mul(W)' gives mul 1 operand(s), and it takes 2 at column 1"),
-        (
-            "add(W, abs(W, G))",
-            "metric 'add(W, abs(W, G))' gives abs 2 operand(s), and it takes 1 at column 8",
-        ),
-        ("abs()", "metric 'abs()' gives abs 0 operand(s), and it takes 1 at column 1"),
-        ("W.abs", "metric 'W.abs' has '.' at column 2; write calls, names, ','"),
-        ("torch.abs(W)", "metric 'torch.abs(W)' has '.' at column 6; write calls, names, ','"),
-        ("abs(x=W)", "metric 'abs(x=W)' has '=' at column 6; write calls, names, ','"),
-        ("add(*W)", "metric 'add(*W)' has '*' at column 5; write calls, names, ','"),
-        ("-W", "metric '-W' is written infix: write neg(W)"),
-        ("W[0]", "metric 'W[0]' has '[' at column 2; write calls, names, ','"),
-        ("lambda: W", "metric 'lambda: W' has ':' at column 7; write calls, names, ','"),
-        ("'W'", "metric ''W'' has \"'\" at column 1; write calls, names, ','"),
-        ("é", "metric 'é' has 'é' at column 1; write calls, names, ','"),
-        ("W\0", "metric 'W\0' has '\\x00' at column 2; write calls, names, ','"),
         (
             "mul(W, nan)",
             f"metric 'mul(W, nan)' has the unknown leaf 'nan' at column 8; {VOCABULARY}",
         ),
-        ("mul(W, -X)", "metric 'mul(W, -X)' is written infix: write mul(W, neg(X))"),
+        (
+            "add(W, abs(W, G))",
+            "metric 'add(W, abs(W, G))' gives abs 2 operand(s), and it takes 1 at column 8",
+        ),
+        ("torch.abs(W)", "metric 'torch.abs(W)' has '.' at column 6; write calls, names, ','"),
+        ("abs(x=W)", "metric 'abs(x=W)' has '=' at column 6; write calls, names, ','"),
+        ("W[0]", "metric 'W[0]' has '[' at column 2; write calls, names, ','"),
+        ("'W'", "metric ''W'' has \"'\" at column 1; write calls, names, ','"),
+        ("W\0", "metric 'W\0' has '\\x00' at column 2; write calls, names, ','"),
         ("mul(W, --2)", "metric 'mul(W, --2)' is written infix: write mul(W, neg(-2))"),
-        ("mul(W, - 2)", "metric 'mul(W, - 2)' is written infix: write mul(W, -2)"),
         ("mul(W, +2)", "metric 'mul(W, +2)' has '+' at column 8; write calls, names, ','"),
         ("W -2", f"metric 'W -2' {NEITHER} 1; {VOCABULARY}"),
         ("W-2", "metric 'W-2' is written infix: write sub(W, 2)"),
-        ("W * sqrt(X)", "metric 'W * sqrt(X)' is written infix: write mul(W, sqrt(X))"),
         (
             "W**2 * (X**0.5 + 0.1*G) / 3",
             "metric 'W**2 * (X**0.5 + 0.1*G) / 3' is written infix: write "
             "quot(mul(sqr(W), add(sqrt(X), mul(0.1, G))), 3)",
         ),
         ("W * Y", "metric 'W * Y' has '*' at column 3; write calls, names, ','"),
-        ("W**X", "metric 'W**X' has '*' at column 2; write calls, names, ','"),
-        ("W * True", "metric 'W * True' has '*' at column 3; write calls, names, ','"),
         ("2(W)", f"metric '2(W)' {NEITHER} 1; {VOCABULARY}"),
-        ("mul(W, 0x1)", f"metric 'mul(W, 0x1)' {NEITHER} 8; {VOCABULARY}"),
-        ("mul(W, 1j)", f"metric 'mul(W, 1j)' {NEITHER} 8; {VOCABULARY}"),
-        ("True", f"metric 'True' {NEITHER} 1; {VOCABULARY}"),
         ("(W, G)", f"metric '(W, G)' {NEITHER} 1; {VOCABULARY}"),
-        ("abs(abs)(W)", f"metric 'abs(abs)(W)' {NEITHER} 1; {VOCABULARY}"),
         ("W if G else X", f"metric 'W if G else X' {NEITHER} 1; {VOCABULARY}"),
-        ("None", f"metric 'None' {NEITHER} 1; {VOCABULARY}"),
-        ("(yield)", f"metric '(yield)' {NEITHER} 2; {VOCABULARY}"),
         ("W G", "metric 'W G' is not a well-formed formula at column 3"),
         ("mul(W, G", "metric 'mul(W, G' is not a well-formed formula at column 4"),
-        ("abs(W))", "metric 'abs(W))' is not a well-formed formula at column 7"),
+        ("9" * 5000, f"metric '{'9' * 31}...' is not a well-formed formula at column 1"),
+        # Quickly, since it is not looked into.
+        (
+            "(" * 10_000_000,
+            f"metric '{'(' * 40}...' has 10000000 characters: at most {MAX_CHARACTERS} are read",
+        ),
     ],
+    ids=lambda text: text[:40],
 )
 def test_parse_refuses(text, message):
     assert error_of(Metric.parse, text) == message
@@ -392,31 +314,11 @@ def test_parse_error_shows_the_neighbourhood_of_a_far_place():
     )
 
 
-def test_parse_reads_down_to_the_depth_limit_and_no_deeper():
-    assert Metric.parse("abs(" * MAX_DEPTH + "W" + ")" * MAX_DEPTH).depth == MAX_DEPTH
-    message = error_of(Metric.parse, "abs(" * 33 + "W" + ")" * 33)
-    assert message.endswith("is deeper than 32 levels at column 132")
-
-
 @pytest.mark.parametrize("text", ["not " * 4900 + "W", "W" + "(W)" * 6000])
 def test_parse_refuses_nesting_without_nested_brackets(text):
     # How deep Python's own parser goes depends on its version.
     message = error_of(Metric.parse, text)
     assert "...' is deeper than the parser goes at column 1" in message or NEITHER in message
-
-
-def test_parse_refuses_a_number_too_long_for_python():
-    message = error_of(Metric.parse, "9" * 5000)
-    assert message == f"metric '{'9' * 31}...' is not a well-formed formula at column 1"
-
-
-def test_parse_refuses_ten_million_brackets_quickly():
-    start = time.perf_counter()
-    message = error_of(Metric.parse, "(" * 10_000_000)
-    assert time.perf_counter() - start < 1
-    assert message == (
-        f"metric '{'(' * 40}...' has 10000000 characters: at most {MAX_CHARACTERS} are read"
-    )
 
 
 # JSON that is refused: each message names the path to the node
@@ -435,28 +337,16 @@ def test_parse_refuses_ten_million_brackets_quickly():
             "metric file: tree gives mul 1 operand(s), and it takes 2",
         ),
         (
-            {"data": "abs", "left": {"data": "W"}, "right": None},
-            "metric file: tree gives abs 2 operand(s), and it takes 1",
-        ),
-        (
             {"data": "abs", "right": {"data": "W"}},
             "metric file: tree gives abs a right operand only: a unary node has 'left'",
         ),
         (
-            {"data": "abs", "left": {"data": "W", "left": {"data": "W"}}},
-            "metric file: tree.left gives the leaf W an operand: a leaf has none",
-        ),
-        (
-            {"data": "abs", "left": {"data": "W"}, "centre": {"data": "W"}},
-            "metric file: tree has the unknown key 'centre': a node has data, left and right",
+            {"data": "W", "left": {"data": "W"}},
+            "metric file: tree gives the leaf W an operand: a leaf has none",
         ),
         (
             {"data": "W", "k" * 10**6: 0},
             f"metric file: tree has the unknown key '{'k' * 40}': a node has data, left and right",
-        ),
-        (
-            {"data": "x" * 10**6},
-            f"metric file: tree has the unknown operator or leaf '{'x' * 40}'; {VOCABULARY}",
         ),
     ],
 )
@@ -464,16 +354,17 @@ def test_from_release_json_refuses(tree, message):
     assert error_of(Metric.from_release_json, tree) == message
 
 
-@pytest.mark.parametrize(
-    "node", [None, [], "W", 3, {}, {"data": 1}, {"data": None}, {"left": {"data": "W"}}]
-)
+@pytest.mark.parametrize("node", [None, [], "W", {}, {"data": 1}, {"left": {"data": "W"}}])
 def test_from_release_json_refuses_what_is_not_a_node(node):
     assert error_of(Metric.from_release_json, {"data": "abs", "left": node}) == (
         'metric file: tree.left is not a node: write {"data": name, "left": {...}, "right": {...}}'
     )
 
 
-def test_from_release_json_reads_down_to_the_depth_limit_and_no_deeper():
+def test_text_and_json_are_read_down_to_the_depth_limit_and_no_deeper():
+    assert Metric.parse("abs(" * MAX_DEPTH + "W" + ")" * MAX_DEPTH).depth == MAX_DEPTH
+    message = error_of(Metric.parse, "abs(" * 33 + "W" + ")" * 33)
+    assert message.endswith("is deeper than 32 levels at column 132")
     assert Metric.from_release_json(nested(MAX_DEPTH)).depth == MAX_DEPTH
     message = error_of(Metric.from_release_json, nested(900))
     assert message == f"metric file: tree{'.left' * 33} is deeper than 32 levels"
