@@ -3,8 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 from rich.console import Console
 
@@ -14,13 +12,20 @@ from search.baseline_losses import cells_of, losses_of, scale_of
 from search.experiment import Experiment
 from search.fitness import perplexity_of
 from search.journal import RunFolder
-from search.pool.pool import Count, Pool
+from search.pool.pool import Pool
 from search.pool.requests import CompareMasks, WindowLosses
 from search.population import Record, State
 from search.scale import paired_difference
 from search.screen import step
-from search.summary import Diversity, Finalist, Fractions, Summary, TaskResult, Winner
-from search.verdict import verdict_of
+from search.summary import (
+    Diversity,
+    Finalist,
+    Fractions,
+    Summary,
+    TaskResult,
+    Winner,
+    verdict_of,
+)
 
 
 def score_finalists(
@@ -43,21 +48,19 @@ def score_finalists(
     known = 1 + len(BASELINES)
     title = "scoring the finalists on the selection text"
     count = len(experiment.setup.tasks_of("selection")) * (known + len(finalists))
-    with step(console, title, count) as progress:
-        winner, standings = _choose(experiment, pool, finalists, progress.advance)
+    with step(console, title, count) as progress, pool.counting(progress.advance):
+        winner, standings = _choose(experiment, pool, finalists)
     selection = [finalist.model_dump() for finalist in standings]
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
     title = "measuring the winner, the front and the baselines on the report text"
     count = len(experiment.tasks) * (known + 1 + len(state.pareto_front) + known)
-    with step(console, title, count) as progress:
-        tasks = [
-            _measure(experiment, pool, task, winner, state, progress.advance)
-            for task in range(len(experiment.tasks))
-        ]
+    with step(console, title, count) as progress, pool.counting(progress.advance):
+        places = range(len(experiment.tasks))
+        tasks = [_measure(experiment, pool, place, winner, state) for place in places]
     outcomes = Counter(record.outcome.kind for record in folder.read_records())
     summary = Summary(
         verdict=verdict_of(tasks, winner.criterion.text).sentence,
-        best=Winner(**_described(winner), perplexity=tasks[0].best.perplexity),
+        best=Winner.model_validate({**_described(winner), "perplexity": tasks[0].best.perplexity}),
         candidates=outcomes.total(),
         outcomes=dict(outcomes),
         pruning=experiment.config.pruning.model_dump()
@@ -72,7 +75,7 @@ def score_finalists(
     return summary
 
 
-def _described(record: Record) -> dict[str, Any]:
+def _described(record: Record) -> dict[str, object]:
     """Return a record's metric, group, size and fitness."""
     criterion = record.criterion
     return {
@@ -84,14 +87,13 @@ def _described(record: Record) -> dict[str, Any]:
 
 
 def _choose(
-    experiment: Experiment, pool: Pool, finalists: list[Record], done: Count
+    experiment: Experiment, pool: Pool, finalists: list[Record]
 ) -> tuple[Record, list[Finalist]]:
     """Score finalists on the selection texts; return the best, and the standings of all."""
     tasks = experiment.setup.tasks_of("selection")
-    ask = partial(pool.ask, done=done)
-    scale = scale_of(experiment.setup, ask, "selection")
+    scale = scale_of(experiment.setup, pool.ask, "selection")
     requests = [WindowLosses(task, "selection", r.criterion) for r in finalists for task in tasks]
-    answers = iter(pool.ask(requests, done))
+    answers = iter(pool.ask(requests))
     scored = []
     for record in finalists:
         losses: list[list[float]] = [[] for _ in experiment.tasks]
@@ -114,17 +116,17 @@ def _choose(
 
 
 def _measure(
-    experiment: Experiment, pool: Pool, index: int, winner: Record, state: State, done: Count
+    experiment: Experiment, pool: Pool, index: int, winner: Record, state: State
 ) -> TaskResult:
     """Measure a task on its report text: dense, baselines, winner and front.
 
     The measurements of the front no longer affect any choice.
     """
-    ask = partial(pool.ask, done=done)
-    dense, named = losses_of(ask, index, "report")
-    (best,) = ask([WindowLosses(index, "report", winner.criterion)])
+    dense, named = losses_of(pool.ask, index, "report")
+    (best,) = pool.ask([WindowLosses(index, "report", winner.criterion)])
     assert best is not None
-    front = ask([WindowLosses(index, "report", member.criterion) for member in state.pareto_front])
+    members = state.pareto_front
+    front = pool.ask([WindowLosses(index, "report", member.criterion) for member in members])
     gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
     task, row = experiment.tasks[index], experiment.task_rows()[index]
     provenance = experiment.provenance(task.subject)["report"]
@@ -151,20 +153,20 @@ def _measure(
         "perplexity_of": {**provenance, "dtype": experiment.subjects[task.subject].dtype},
         "front": [
             {"index": member.index, "perplexity": perplexity_of(losses)}
-            for member, losses in zip(state.pareto_front, front, strict=True)
+            for member, losses in zip(members, front, strict=True)
             if losses
         ],
-        **_by_layer(pool, index, winner.criterion, done),
+        **_by_layer(pool, index, winner.criterion),
     }
     return TaskResult.model_validate(fields)
 
 
-def _by_layer(pool: Pool, index: int, winner: Criterion, done: Count) -> dict[str, Fractions]:
+def _by_layer(pool: Pool, index: int, winner: Criterion) -> dict[str, Fractions]:
     """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
     criteria = {"best": winner} | {name: known.criterion for name, known in BASELINES.items()}
     requests = [CompareMasks(index, winner, criterion) for criterion in criteria.values()]
     layers, overlap = {}, {}
-    for name, compared in zip(criteria, pool.ask(requests, done), strict=True):
+    for name, compared in zip(criteria, pool.ask(requests), strict=True):
         layers[name] = {layer: zeros for layer, (zeros, _) in compared.items()}
         overlap[name] = {layer: shared for layer, (_, shared) in compared.items()}
     del overlap["best"]
