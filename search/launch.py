@@ -15,7 +15,6 @@ from configs.schema import Config
 from search import trackers
 from search.evolution import Evolution
 from search.experiment import Experiment, pinned_config, resolve
-from search.final_scoring import score_finalists
 from search.fingerprint import Fingerprints
 from search.journal import FolderError, RunFolder
 from search.plan import check_cores, memory_lines
@@ -25,7 +24,7 @@ from search.pool.requests import Backend, InProcessBackend
 from search.population import Record, State
 from search.prepare import check_config, check_records, is_free, prepare
 from search.recorder import OnRecord, ignore, recording
-from search.results import say_files, say_results, write_report
+from search.results import finish, say_files, write_report
 from search.screen import FINISHED, step
 
 
@@ -223,13 +222,7 @@ def _search(
             f"{_resume_call(folder)} --set search.candidates=N",
             NOTHING_EVALUATED,
         )
-    members = [record.criterion for record in state.population]
-    diversity = marks.diversity(members, experiment.config.search.crowding)
-    summary = score_finalists(folder, experiment, pool, state, diversity, started, console)
-    with step(console, "drawing the report"):
-        write_report(folder)
-    say_results(summary, console)
-    say_files(folder, experiment.config, console)
+    finish(folder, experiment, pool, marks, state, started, console)
     status = folder.read_json("status.json")
     folder.write_json("status.json", {**status, "state": FINISHED})
     return FINISHED

@@ -7,7 +7,6 @@ and no weight is read.
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import torch
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from configs.schema import Config, Ray
 from pruning import models
 from pruning.baselines import BASELINES
+from pruning.model_name import comes_from_hub
 from pruning.sizes import (
     GIB,
     Load,
@@ -71,8 +71,8 @@ def check_cores(ray: Ray) -> None:
 def _skeleton(subject: Subject) -> PreTrainedModel | None:
     """Return a model without its weights; None if its config is not on this machine."""
     folder = subject.model
-    if folder != models.EMBEDDED and not Path(folder).is_dir():
-        cached = models.cached_config(subject.model)
+    if comes_from_hub(folder):
+        cached = models.cached_config(folder)
         if cached is None:
             return None
         folder = str(cached.parent)
