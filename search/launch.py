@@ -15,13 +15,12 @@ from configs.schema import Config
 from search import trackers
 from search.evolution import Evolution
 from search.experiment import Experiment, pinned_config, resolve
-from search.fingerprint import Fingerprints
 from search.journal import FolderError, RunFolder
 from search.plan import check_cores, memory_lines
 from search.pool.on_ray import ray_backend
 from search.pool.pool import CallError, Pool
 from search.pool.requests import Backend, InProcessBackend
-from search.population import Record, State
+from search.population import Record
 from search.prepare import check_config, check_records, is_free, prepare
 from search.recorder import OnRecord, ignore, recording
 from search.results import finish, say_files, write_report
@@ -212,32 +211,13 @@ def _search(
     console: Console,
     on_record: OnRecord,
 ) -> str:
+    """Prepare, run the loop to its end, and finish; say how the run ended.
+
+    Each record is in the journal before the next is committed.
+    """
     started = time.monotonic()
     marks = prepare(folder, experiment, pool, console)
     check_records(folder, experiment, marks, records)
-    state = _evolve(folder, experiment, pool, marks, records, console, on_record)
-    if state.best is None:
-        raise Unfinished(
-            "error: no candidate was evaluated to the end; breed more: "
-            f"{_resume_call(folder)} --set search.candidates=N",
-            NOTHING_EVALUATED,
-        )
-    finish(folder, experiment, pool, marks, state, started, console)
-    status = folder.read_json("status.json")
-    folder.write_json("status.json", {**status, "state": FINISHED})
-    return FINISHED
-
-
-def _evolve(
-    folder: RunFolder,
-    experiment: Experiment,
-    pool: Pool,
-    marks: Fingerprints,
-    records: list[Record],
-    console: Console,
-    on_record: OnRecord,
-) -> State:
-    """Run the loop to its end; each record is in the journal before the next is committed."""
     start = folder.read_checkpoint(max(0, len(records) - experiment.config.search.lag))
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
     with recording(folder, experiment, evolution, pool, console, on_record) as recorder:
@@ -253,4 +233,11 @@ def _evolve(
                 recorder.note(arrival)
                 recorder.enter(evolution.tell(arrival.index, arrival.outcome))
             recorder.show()
-    return evolution.state
+    if evolution.state.best is None:
+        raise Unfinished(
+            "error: no candidate was evaluated to the end; breed more: "
+            f"{_resume_call(folder)} --set search.candidates=N",
+            NOTHING_EVALUATED,
+        )
+    finish(folder, experiment, pool, marks, evolution.state, started, console)
+    return FINISHED

@@ -28,7 +28,7 @@ from search.prepare import read_scale
 from search.report import tables
 from search.report.page import Run, render
 from search.scale import paired_difference
-from search.screen import step
+from search.screen import FINISHED, step
 from search.summary import (
     Diversity,
     Finalist,
@@ -38,6 +38,9 @@ from search.summary import (
     Winner,
     verdict_of,
 )
+
+_KNOWN = 1 + len(BASELINES)
+"""The dense model and the named metrics, with which the winner is compared."""
 
 
 def finish(
@@ -55,18 +58,13 @@ def finish(
         state: The state after the whole journal; it has at least one evaluated candidate.
         started: When this process began the run, by `time.monotonic`.
     """
-    finalists = state.finalists()
-    known = 1 + len(BASELINES)
-    title = "scoring the finalists on the selection text"
-    count = len(experiment.setup.tasks_of("selection")) * (known + len(finalists))
-    with step(console, title, count) as progress, pool.counting(progress.advance):
-        winner, standings = _choose(experiment, pool, finalists)
+    winner, standings = _choose(experiment, pool, state.finalists(), console)
     selection = [finalist.model_dump() for finalist in standings]
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
     title = "measuring the winner, the front and the baselines on the report text"
-    count = len(experiment.tasks) * (known + 1 + len(state.pareto_front) + known)
-    with step(console, title, count) as progress, pool.counting(progress.advance):
-        places = range(len(experiment.tasks))
+    requests = 1 + len(state.pareto_front) + 2 * _KNOWN
+    places = range(len(experiment.tasks))
+    with step(console, title, len(places) * requests) as progress, pool.counting(progress.advance):
         tasks = [_measure(experiment, pool, place, winner, state) for place in places]
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
@@ -89,6 +87,8 @@ def finish(
         write_report(folder)
     _say_results(summary, console)
     say_files(folder, experiment.config, console)
+    status = folder.read_json("status.json")
+    folder.write_json("status.json", {**status, "state": FINISHED})
 
 
 def _described(record: Record) -> dict[str, object]:
@@ -103,13 +103,16 @@ def _described(record: Record) -> dict[str, object]:
 
 
 def _choose(
-    experiment: Experiment, pool: Pool, finalists: list[Record]
+    experiment: Experiment, pool: Pool, finalists: list[Record], console: Console
 ) -> tuple[Record, list[Finalist]]:
     """Score finalists on the selection texts; return the best, and the standings of all."""
     tasks = experiment.setup.tasks_of("selection")
-    scale = scale_of(experiment.setup, pool.ask, "selection")
     requests = [WindowLosses(task, "selection", r.criterion) for r in finalists for task in tasks]
-    answers = iter(pool.ask(requests))
+    title = "scoring the finalists on the selection text"
+    count = len(requests) + len(tasks) * _KNOWN
+    with step(console, title, count) as progress, pool.counting(progress.advance):
+        scale = scale_of(experiment.setup, pool.ask, "selection")
+        answers = iter(pool.ask(requests))
     scored = []
     for record in finalists:
         losses: list[list[float]] = [[] for _ in experiment.tasks]

@@ -87,7 +87,19 @@ class Worker:
             code: Digest of the driver's source.
             shipped: Each model's config and tensors; none if workers load models.
         """
-        return attempt(lambda: self._start(setup, windows, code, shipped))
+
+        def load() -> Loaded:
+            if code != code_digest():
+                raise ValueError(
+                    f"a worker runs different code from the driver ({ROOT / 'search'}): "
+                    "install the driver's version on every node"
+                )
+            weights = [Weights(config, _without_warnings(arrays)) for config, arrays in shipped]
+            tokens = tuple(map(_without_warnings, windows))
+            self._evaluator = Evaluator(replace(setup, windows=tokens), weights)
+            return self._evaluator.digests, self._evaluator.seconds
+
+        return attempt(load)
 
     def do(self, request: Request[object], statistics: Arrays | None = None) -> Done:
         """Do a request with statistics from the object store; tensors are returned as arrays."""
@@ -97,23 +109,6 @@ class Worker:
         if isinstance(request, CollectStatistics | ProbeTensors) and isinstance(result, dict):
             return None, to_arrays(result), timing
         return result, {}, timing
-
-    def _start(
-        self,
-        setup: Setup,
-        windows: Sequence[Arrays],
-        code: str,
-        shipped: Sequence[tuple[Config, Arrays]],
-    ) -> Loaded:
-        if code != code_digest():
-            raise ValueError(
-                f"a worker runs different code from the driver ({ROOT / 'search'}): "
-                "install the driver's version on every node"
-            )
-        weights = [Weights(config, _without_warnings(arrays)) for config, arrays in shipped]
-        tokens = tuple(map(_without_warnings, windows))
-        self._evaluator = Evaluator(replace(setup, windows=tokens), weights)
-        return self._evaluator.digests, self._evaluator.seconds
 
 
 def main() -> None:
