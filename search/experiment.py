@@ -22,7 +22,6 @@ from search.breeding.primitives import drawn_leaves
 from search.checkpoint import read_seeds
 from search.fitness import Setup, Task
 from search.resident import Subject
-from search.scale import unit_of
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,6 @@ class Experiment:
         """The weight of each task in the fitness; they add up to 1."""
         weights = [task.weight for task in self.tasks if task.weight]
         return [weight / sum(weights) for weight in weights]
-
-    @property
-    def fitness_unit(self) -> str:
-        """The unit of fitness; see `search.scale`."""
-        kinds = [k for t in self.config.all_tasks if t.weight for k in t.fitness.parts]
-        return unit_of(len(kinds))
 
     def task_rows(self) -> list[dict[str, object]]:
         """Return the tasks as JSON: name, model, sparsity, pattern, weight."""

@@ -93,8 +93,7 @@ def _statistics(
         statistics = folder.read_tensors(kept) if kept else None
         if statistics is None:
             with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
-                (collected,) = pool.ask([CollectStatistics(subject, progress.at)])
-                statistics = dict(collected)
+                (statistics,) = pool.ask([CollectStatistics(subject, progress.at)])
             if kept:
                 folder.write_tensors(kept, statistics)
         folder.write_tensors(name, statistics)
@@ -131,8 +130,7 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
     name = f"probe{subject or ''}.safetensors"
     probe = folder.read_tensors(name)
     if probe is None:
-        (tensors,) = pool.ask([ProbeTensors(subject)])
-        probe = dict(tensors)
+        (probe,) = pool.ask([ProbeTensors(subject)])
         folder.write_tensors(name, probe)
     return probe
 

@@ -27,7 +27,7 @@ from search.population import Record, State
 from search.prepare import read_scale
 from search.report import tables
 from search.report.page import Run, render
-from search.scale import paired_difference
+from search.scale import paired_difference, unit_of
 from search.screen import FINISHED, step
 from search.summary import (
     Diversity,
@@ -58,6 +58,8 @@ def finish(
         state: The state after the whole journal; it has at least one evaluated candidate.
         started: When this process began the run, by `time.monotonic`.
     """
+    scale = read_scale(folder)
+    assert scale, "prepare comes before the end"
     winner, standings = _choose(experiment, pool, state.finalists(), console)
     selection = [finalist.model_dump() for finalist in standings]
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
@@ -76,7 +78,7 @@ def finish(
         candidates=outcomes.total(),
         outcomes=dict(outcomes),
         pruning=pruning | {"sparsity": leading.sparsity, "pattern": leading.pattern},
-        fitness_unit=experiment.fitness_unit,
+        fitness_unit=unit_of(len(scale.cells)),
         tasks=tuple(tasks),
         selection=tuple(standings),
         seconds=round(time.monotonic() - started, 1),

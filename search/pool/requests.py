@@ -68,7 +68,7 @@ class CompareMasks(Request[ZerosAndOverlap]):
 
 
 @dataclass(frozen=True)
-class CollectStatistics(Request[Mapping[str, Tensor]]):
+class CollectStatistics(Request[dict[str, Tensor]]):
     """Collect a model's statistics, by `X/layer`; the progress is told in this process only."""
 
     subject: int
@@ -76,7 +76,7 @@ class CollectStatistics(Request[Mapping[str, Tensor]]):
 
 
 @dataclass(frozen=True)
-class ProbeTensors(Request[Mapping[str, Tensor]]):
+class ProbeTensors(Request[dict[str, Tensor]]):
     """Return the fingerprint's probe of a model; see `search.probe`."""
 
     subject: int
