@@ -13,11 +13,16 @@ from functools import wraps
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
+
+Arguments = ParamSpec("Arguments")
+
+Answer = dict[str, object]
+"""What `--json` prints."""
 
 DONE, BROKEN, USAGE, INTERRUPTED, WRONG_FOLDER, NOTHING_EVALUATED = range(6)
 """Exit codes."""
@@ -93,24 +98,19 @@ def _discard_output() -> None:
     os.close(nowhere)
 
 
-def wants_json() -> bool:
-    """Tell whether the command line has `--json`, even if it cannot be parsed."""
-    return "--json" in sys.argv[1:]
-
-
-def outcome(code: int, **content: object) -> dict[str, Any]:
+def outcome(code: int, **content: object) -> Answer:
     """Return what `--json` prints: the exit code, its name, and the given content."""
     return {"exit": code, "reason": REASONS[code], **content}
 
 
-def failed(code: int, error: Exception | str) -> dict[str, Any]:
+def failed(code: int, error: Exception | str) -> Answer:
     """Print an error as one line; return what `--json` prints for it."""
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
     return outcome(code, error=line)
 
 
-def interrupted(line: str) -> dict[str, Any]:
+def interrupted(line: str) -> Answer:
     """Print how to go on after an interrupt; return what `--json` prints for it."""
     print(line, file=sys.stderr)
     return outcome(INTERRUPTED, error=line)
@@ -129,7 +129,7 @@ class _Command(TyperCommand):
 
 
 def make_app(
-    command: Callable[..., Mapping[str, Any]],
+    command: Callable[Arguments, Answer],
     examples: tuple[str, ...],
     exit_codes: Mapping[int, str],
 ) -> typer.Typer:
@@ -140,7 +140,7 @@ def make_app(
     """
 
     @wraps(command)
-    def reported(*args: Any, **options: Any) -> Mapping[str, Any]:
+    def reported(*args: Arguments.args, **options: Arguments.kwargs) -> Answer:
         try:
             return command(*args, **options)
         except Resumable as error:
@@ -161,7 +161,7 @@ def make_app(
     return app
 
 
-def _without_reader(error: OSError) -> dict[str, Any]:
+def _without_reader(error: OSError) -> Answer:
     """Return the outcome of a run that found its pipe or terminal closed; raise other errors."""
     if error.errno not in (errno.EPIPE, errno.EIO):
         raise error
@@ -196,7 +196,7 @@ def run_to_end(app: typer.Typer) -> NoReturn:
 
     A mistake in the options is reported in one line.
     """
-    as_json = wants_json()
+    as_json = "--json" in sys.argv[1:]  # also if the rest cannot be parsed
     for name, value in _HUB_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:

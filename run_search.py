@@ -1,17 +1,19 @@
 """Search for a pruning metric: launch, resume or validate a run, or rebuild its report."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Console
 from typer import Option
 
 import command_line
+from command_line import DONE, Answer, outcome
 from configs import schema
 from configs.files import shipped
 from configs.schema import Config
-from search.answer import about_run
+from pruning.json_file import read_object
 
 EXAMPLES = (
     "python run_search.py  (the embedded model, no download)",
@@ -20,6 +22,18 @@ EXAMPLES = (
     "python run_search.py --config llama2_7b --validate",
     "python run_search.py --resume runs/first --set search.candidates=5000",
 )
+
+FILES = {
+    "config": "config.yaml",
+    "journal": "journal.jsonl",
+    "best_metric": "best_metric.json",
+    "summary": "summary.json",
+    "report": "report.html",
+}
+"""Files of a run folder that `--json` names, if they exist."""
+
+SHOWN = ("verdict", "dense", "baselines", "best", "candidates", "outcomes", "perplexity_of")
+"""Keys that `--json` repeats from a run's summary, or from its status if it is not finished."""
 
 
 def command(
@@ -54,13 +68,22 @@ def command(
     ] = None,
     as_json: Annotated[bool, command_line.JSON_OPTION] = False,
     version: Annotated[bool, command_line.version_option()] = False,
-) -> dict[str, Any]:
+) -> Answer:
     """Evolve a symbolic pruning metric."""
     console = command_line.InterruptibleConsole(highlight=False, markup=False)
     overrides = overrides or []
+    inspected = report or status
     if print_config:
-        return _print_config(config, overrides, out or resume or report or status)
-    _check_usage(config, out, resume, validate, report or status, bool(overrides))
+        if out or resume or inspected:
+            raise ValueError("--print-config goes only with --config and --set")
+        print(schema.to_yaml(schema.load(config, overrides)), end="")
+        return outcome(DONE, ending="shown")
+    if resume and (config or out or validate or inspected):
+        raise ValueError(
+            "--resume takes its config and folder from the run: only --set goes with it"
+        )
+    if inspected and (config or out or validate or overrides):
+        raise ValueError("--report and --status take no other option")
     if status:
         return _show_status(status, console)
     if report:
@@ -73,44 +96,31 @@ def command(
     return _launch(resolved, out or _new_folder(config), console)
 
 
-def _check_usage(
-    config: Path | None,
-    out: Path | None,
-    resume: Path | None,
-    validate: bool,
-    inspected: Path | None,
-    overrides: bool,
-) -> None:
-    if resume and (config or out or validate or inspected):
-        raise ValueError(
-            "--resume takes its config and folder from the run: only --set goes with it"
-        )
-    if inspected and (config or out or validate or overrides):
-        raise ValueError("--report and --status take no other option")
-
-
-def _print_config(config: Path | None, overrides: list[str], folder: Path | None) -> dict[str, Any]:
-    if folder:
-        raise ValueError("--print-config goes only with --config and --set")
-    print(schema.to_yaml(schema.load(config, overrides)), end="")
-    return command_line.outcome(command_line.DONE, ending="shown")
-
-
-def _launch(config: Config, out: Path, console: Console) -> dict[str, Any]:
+def _launch(config: Config, out: Path, console: Console) -> Answer:
     from search import launch
 
-    _silence_transformers()
-    return launch.launch(config, out, console)
+    return _to_the_end(out, lambda: launch.run(config, out, console), console)
 
 
-def _resume(path: Path, overrides: list[str], console: Console) -> dict[str, Any]:
+def _resume(path: Path, overrides: list[str], console: Console) -> Answer:
     from search import launch
 
+    return _to_the_end(path, lambda: launch.run_on(path, overrides, console), console)
+
+
+def _to_the_end(folder: Path, work: Callable[[], str], console: Console) -> Answer:
+    """Do a run's work, and print why it stopped if it did not end."""
+    from search.launch import Unfinished
+
     _silence_transformers()
-    return launch.resume(path, overrides, console)
+    try:
+        return outcome(DONE, ending=work(), **_about(folder))
+    except Unfinished as end:
+        console.print(str(end), soft_wrap=True)
+        return outcome(end.code, error=str(end), **_about(folder))
 
 
-def _validate(config: Config, console: Console) -> dict[str, Any]:
+def _validate(config: Config, console: Console) -> Answer:
     from search.plan import plan_of
 
     _silence_transformers()
@@ -118,28 +128,41 @@ def _validate(config: Config, console: Console) -> dict[str, Any]:
     for line in lines:
         console.print(line, soft_wrap=True)
     console.print("valid")
-    return command_line.outcome(command_line.DONE, ending="valid", plan=lines)
+    return outcome(DONE, ending="valid", plan=lines)
 
 
-def _rebuild_report(path: Path, console: Console) -> dict[str, Any]:
+def _rebuild_report(path: Path, console: Console) -> Answer:
     from search.journal import RunFolder
     from search.results import write_report
 
     is_finished = write_report(RunFolder.look(path))
     note = "" if is_finished else ": partial, because the run has not ended"
     console.print(f"wrote {path / 'report.html'}{note}", soft_wrap=True)
-    ending = "written" if is_finished else "written, partial"
-    return command_line.outcome(command_line.DONE, ending=ending, **about_run(path))
+    return outcome(DONE, ending="written" if is_finished else "written, partial", **_about(path))
 
 
-def _show_status(path: Path, console: Console) -> dict[str, Any]:
+def _show_status(path: Path, console: Console) -> Answer:
     from search.journal import RunFolder
     from search.screen import print_status
 
     folder = RunFolder.look(path)
     print_status(folder, console)
-    fields = about_run(path) | folder.read_json("status.json")
-    return command_line.outcome(command_line.DONE, ending="shown", **fields)
+    return outcome(DONE, ending="shown", **_about(path) | folder.read_json("status.json"))
+
+
+def _about(folder: Path) -> Answer:
+    """Return the run's folder, its files and its results so far; nothing if there is no folder."""
+    if not folder.is_dir():
+        return {}
+    files = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
+    summary, status = (
+        read_object(folder / name) if (folder / name).is_file() else {}
+        for name in ("summary.json", "status.json")
+    )
+    # If the run was extended since, the summary does not cover all its candidates.
+    results = summary if summary.get("candidates") == status.get("candidates") else status
+    shown = {key: results[key] for key in SHOWN if key in results}
+    return {"folder": str(folder), "files": files, **shown}
 
 
 def _silence_transformers() -> None:
@@ -157,7 +180,7 @@ app = command_line.make_app(
     command,
     EXAMPLES,
     {
-        command_line.DONE: "done",
+        DONE: "done",
         command_line.USAGE: "usage or config",
         command_line.INTERRUPTED: "interrupted, resumable",
         command_line.WRONG_FOLDER: "the folder does not fit this request",

@@ -1,10 +1,12 @@
 """Everything that a search needs, resolved once from its config: tasks, texts, seeds, settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
@@ -24,15 +26,14 @@ from pruning.models import (
 from pruning.pruner import check_layers
 from search.breeding.breeder import Breeder
 from search.breeding.primitives import drawn_leaves
+from search.checkpoint import read_seeds
 from search.fitness import Setup, Task
 from search.resident import Subject
-from search.scale import unit_of
-from search.seeds import read_seeds
 
 
 @dataclass(frozen=True)
-class ResolvedConfig:
-    """What a config asks for, checked without reading a text.
+class Experiment:
+    """What a config asks for; without windows until its texts are read.
 
     Attributes:
         config: The config, with its seeds as texts, so that it depends on no other file.
@@ -41,7 +42,9 @@ class ResolvedConfig:
         tasks: The tasks of a candidate; the report leads with the first.
         leaves: The leaves that candidates, seeds and baselines may use.
         breeder: Makes the candidates.
-        notes: What could not be checked here, one line each.
+        notes: What could not be checked before the texts are read, one line each.
+        windows: The texts of each model as tokens, by role.
+        warnings: Reasons to trust the statistics less.
     """
 
     config: Config
@@ -51,24 +54,24 @@ class ResolvedConfig:
     leaves: frozenset[str]
     breeder: Breeder
     notes: tuple[str, ...]
+    windows: tuple[Mapping[str, Windows], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def read_texts(self) -> "Experiment":
         """Return the experiment with its windows; raise ValueError if a text is unavailable."""
         windows, warnings = [], []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
             tokenizer = load_tokenizer(subject.model)
-            windows.append(_cut(tokenizer, {r: _mixture_of(t) for r, t in texts.items()}))
+            windows.append(_cut(tokenizer, _mixtures(texts)))
             if note := special_note(windows[-1]["calibration"].tokens, tokenizer):
                 warnings.append(f"{subject.model}: {note}")
-        return self.with_windows(windows, warnings)
+        return replace(self.with_windows(windows), warnings=tuple(warnings))
 
-    def with_windows(
-        self, windows: Sequence[Mapping[str, Windows]], warnings: Sequence[str] = ()
-    ) -> "Experiment":
+    def with_windows(self, windows: Sequence[Mapping[str, Windows]]) -> "Experiment":
         """Return the experiment on windows that are cut already, of each model by role."""
-        return Experiment(**vars(self), windows=tuple(windows), warnings=tuple(warnings))
+        return replace(self, windows=tuple(windows))
 
-    def read_texts_here(self) -> list[dict[str, int]]:
+    def count_tokens_here(self) -> list[dict[str, int]]:
         """Cut the texts that need no hub; return each model's token counts, by role.
 
         Raises:
@@ -76,8 +79,9 @@ class ResolvedConfig:
         """
         counts: list[dict[str, int]] = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
-            mixtures = {role: _mixture_of(text) for role, text in texts.items()}
-            local = {r: m for r, m in mixtures.items() if _is_here(subject.model) and not m.check()}
+            local = {}
+            if _is_here(subject.model):
+                local = {r: m for r, m in _mixtures(texts).items() if not m.check()}
             cut = _cut(load_tokenizer(subject.model), local) if local else {}
             counts.append({role: windows.tokens.numel() for role, windows in cut.items()})
         return counts
@@ -87,12 +91,6 @@ class ResolvedConfig:
         """The weight of each task in the fitness; they add up to 1."""
         weights = [task.weight for task in self.tasks if task.weight]
         return [weight / sum(weights) for weight in weights]
-
-    @property
-    def fitness_unit(self) -> str:
-        """The unit of fitness; see `search.scale`."""
-        kinds = [k for t in self.config.all_tasks if t.weight for k in t.fitness.parts]
-        return unit_of(len(kinds))
 
     def task_rows(self) -> list[dict[str, object]]:
         """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
@@ -106,19 +104,6 @@ class ResolvedConfig:
             }
             for task in self.tasks
         ]
-
-
-@dataclass(frozen=True)
-class Experiment(ResolvedConfig):
-    """Everything that a search needs.
-
-    Attributes:
-        windows: The texts of each model as tokens, by role.
-        warnings: Reasons to trust the statistics less.
-    """
-
-    windows: tuple[Mapping[str, Windows], ...]
-    warnings: tuple[str, ...]
 
     @property
     def setup(self) -> Setup:
@@ -177,14 +162,12 @@ def pinned_config(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def resolve(config: Config) -> ResolvedConfig:
+def resolve(config: Config) -> Experiment:
     """Check as much of a config as is cheap to check, and resolve it.
 
     Raises:
         ValueError: If something is wrong; one line that names it.
     """
-    for task in config.all_tasks:
-        parse_pattern(task.pattern)
     group = _group_of(config)
     seeds = tuple(read_seeds(config.search.seeds, group))
     notes = [*_check_texts(config), *_check_models(config)]
@@ -199,7 +182,7 @@ def resolve(config: Config) -> ResolvedConfig:
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     drawn = frozenset(drawn_leaves(config.search.primitives, config.search.without))
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
-    return ResolvedConfig(
+    return Experiment(
         config=config.model_copy(update={"search": search}),
         subjects=tuple(subject for subject, _ in sources),
         texts=tuple(texts for _, texts in sources),
@@ -220,20 +203,35 @@ def _kinds_of(windows: Windows) -> tuple[str, ...]:
     return tuple(names[kind] for kind in windows.kinds)
 
 
-def _cut(tokenizer: Any, mixtures: Mapping[str, Mixture]) -> dict[str, Windows]:
-    """Return the windows of texts by role; an error names the role."""
+def _mixtures(texts: Mapping[str, Text]) -> dict[str, Mixture]:
+    return {
+        role: Mixture(
+            tuple(Part(part.corpus, part.split, part.share) for part in text.parts),
+            text.windows,
+            text.length,
+            text.seed,
+            text.bos,
+        )
+        for role, text in texts.items()
+    }
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, mixtures: Mapping[str, Mixture]) -> dict[str, Windows]:
+    """Return the windows of texts by role."""
     windows = {}
     for role, mixture in mixtures.items():
-        try:
+        with _naming(role):
             windows[role] = mixture.cut(tokenizer)
-        except ValueError as error:
-            raise ValueError(f"{role}: {error}") from error
     return windows
 
 
-def _mixture_of(text: Text) -> Mixture:
-    parts = tuple(Part(part.corpus, part.split, part.share) for part in text.parts)
-    return Mixture(parts, text.windows, text.length, text.seed, text.bos)
+@contextmanager
+def _naming(role: str) -> Iterator[None]:
+    """Let an error inside the context name the text's role."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{role}: {error}") from error
 
 
 def _group_of(config: Config) -> str:
@@ -249,10 +247,12 @@ def _check_texts(config: Config) -> list[str]:
     Raises:
         ValueError: If a text is unknown, missing or malformed, or two of them overlap.
     """
-    tasks = [
-        {role: _mixture_of(text) for role, text in task.texts.items()} for task in config.all_tasks
-    ]
-    notes = [f"{role}: {note}" for task in tasks for role, note in _text_notes(task)]
+    tasks = [_mixtures(task.texts) for task in config.all_tasks]
+    notes = []
+    for task in tasks:
+        for role, mixture in task.items():
+            with _naming(role):
+                notes += [f"{role}: {note}" for note in mixture.check()]
     places = [{role: mixture.places for role, mixture in task.items()} for task in tasks]
     for task_places, other_places in product(places, places):
         # Check each role of a task against the other roles of every task.
@@ -263,14 +263,6 @@ def _check_texts(config: Config) -> list[str]:
                     f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
                 )
     return notes
-
-
-def _text_notes(task: Mapping[str, Mixture]) -> Iterator[tuple[str, str]]:
-    for role, mixture in task.items():
-        try:
-            yield from ((role, note) for note in mixture.check())
-        except ValueError as error:
-            raise ValueError(f"{role}: {error}") from error
 
 
 def _check_models(config: Config) -> list[str]:

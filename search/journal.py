@@ -11,9 +11,8 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
@@ -24,8 +23,7 @@ from torch import Tensor
 from command_line import Resumable
 from pruning.json_file import read_object
 from pruning.metric_file import SCHEMA
-from search import checkpoint
-from search.checkpoint import Checkpoint
+from search.checkpoint import Checkpoint, hall_of_fame_csv
 from search.population import Record, State
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -41,22 +39,19 @@ class WriteError(Resumable):
     """A file in the folder cannot be written; everything written before is intact."""
 
 
-@dataclass
 class RunFolder:
-    """One run's folder. Use `create` for a new run and `open_` for an existing one."""
+    """One run's folder. Use `create` for a new run and `open_` for an existing one.
 
-    path: Path
-    lock: FileLock
+    Attributes:
+        lines: Number of records in the journal, as read and appended to.
+    """
 
-    def __post_init__(self) -> None:
-        # Of the journal as read and appended to, so that a checkpoint can refer to it.
-        self._lines, self._digest = 0, hashlib.sha256()
-        self._made: list[Path] = []  # folders created here, innermost (the run's) first
-
-    @property
-    def lines(self) -> int:
-        """Number of records in the journal."""
-        return self._lines
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, 0
+        self._lock = FileLock(path / ".lock")
+        self._digest = hashlib.sha256()  # of those lines, so that a checkpoint can refer to them
+        # Folders created here, innermost first; None if the run is not new.
+        self._made: list[Path] | None = None
 
     @staticmethod
     def check_empty(path: Path) -> None:
@@ -75,34 +70,48 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"--out {path} cannot be created: {error.strerror}") from error
-        folder = _locked(path)
+        folder = RunFolder(path)
+        folder._acquire()
         folder._made = made
         return folder
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
         """Open a run's folder; raise FolderError if it is none, in use or unsafe to read."""
-        return _locked(RunFolder.look(path).path)
+        folder = RunFolder.look(path)
+        folder._acquire()
+        return folder
 
     @staticmethod
     def look(path: Path) -> "RunFolder":
         """Return a run's folder for reading, even while another process works in it."""
         if not (path / "config.yaml").is_file():
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
-        return RunFolder(path, FileLock(path / ".lock"))
+        return RunFolder(path)
+
+    def _acquire(self) -> None:
+        try:
+            with _writing(self.path / ".lock"):
+                self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise FolderError(
+                f"{self.path} is in use by another process: wait for it to end"
+            ) from error
 
     def close(self) -> None:
         """Let other processes use the folder."""
         # Before the release: afterwards the file could be another process's lock.
         with suppress(OSError):  # if nothing can be written any more, it stays
-            Path(self.lock.lock_file).unlink()
-        self.lock.release()
+            (self.path / ".lock").unlink()
+        self._lock.release()
 
     def discard_if_unused(self) -> bool:
-        """Remove the folder if nothing has been measured in it yet; return whether it was removed.
+        """Remove a new run's folder if nothing has been measured yet; return whether it is removed.
 
         Folders that existed before `create` stay. A second call does nothing more.
         """
+        if self._made is None:
+            return False
         if self.path.is_dir() and set(_files_in(self.path)) - {"config.yaml", "config.yaml.tmp"}:
             return False
         with suppress(OSError):  # if nothing can be written any more, it stays
@@ -118,27 +127,32 @@ class RunFolder:
         """Return whether the run ended, and was measured, with this many candidates."""
         if not (self.path / "summary.json").is_file():
             return False
-        return bool(self.read_json("summary.json", "candidates")["candidates"] == candidates)
+        return self.read_json("summary.json", "candidates")["candidates"] == candidates
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
+        with self._whole(name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def _whole(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path; what is written there is synced and gets its name at the end."""
         temporary = self.path / f"{name}.tmp"
         with _writing(temporary):
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
+            yield temporary
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(self.path / name)
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: object) -> None:
         """Write a value as JSON, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def read_json(self, name: str, *keys: str) -> Any:
+    def read_json(self, name: str, *keys: str) -> dict[str, object]:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
-            value = read_object(path)
+            value: dict[str, object] = read_object(path)
         except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
         if missing := sorted(set(keys) - set(value)):
@@ -155,16 +169,12 @@ class RunFolder:
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all; a name can be a path elsewhere."""
-        temporary = self.path / f"{name}.tmp"
-        with _writing(temporary):
+        with self._whole(name) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
             # safetensors makes files readable by their owner only, whatever the umask says.
             temporary.chmod(mode)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.path / name)
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
         """Return a safetensors file's tensors, or None if there is no such file.
@@ -192,22 +202,17 @@ class RunFolder:
         Raises:
             FolderError: If a complete line is damaged or out of order, or the file is no journal.
         """
+        records = self.records_so_far()
         path = self.path / "journal.jsonl"
-        records: list[Record] = []
-        whole, digest = 0, hashlib.sha256()
-        for line in self._lines_of(path):
-            if not line.endswith(b"\n"):
-                with _writing(path):
-                    os.truncate(path, whole)
-                break
-            whole += len(line)
-            digest.update(line)
-            records.append(_record_of(line, path, len(records)))
-        self._lines, self._digest = len(records), digest
+        lines = b"".join(self._lines_of(path)[: len(records)])
+        if path.exists() and path.stat().st_size > len(lines):
+            with _writing(path):
+                os.truncate(path, len(lines))
+        self.lines, self._digest = len(records), hashlib.sha256(lines)
         return records
 
     def records_so_far(self) -> list[Record]:
-        """Return the journal's records, even while another process appends to it.
+        """Return the records in the journal's whole lines, also while a process appends to it.
 
         Raises:
             FolderError: As in `read_records`.
@@ -216,15 +221,16 @@ class RunFolder:
         lines = [line for line in self._lines_of(path) if line.endswith(b"\n")]
         return [_record_of(line, path, number) for number, line in enumerate(lines)]
 
-    def _lines_of(self, path: Path) -> Iterator[bytes]:
+    def _lines_of(self, path: Path) -> list[bytes]:
         try:
-            if path.exists():
-                with path.open("rb") as file:
-                    yield from file
+            if not path.exists():
+                return []
+            with path.open("rb") as file:
+                return list(file)
         except OSError as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
-    def append(self, record: Record, timing: Mapping[str, Any]) -> None:
+    def append(self, record: Record, timing: Mapping[str, float]) -> None:
         """Append a record to the journal, and its timing to a file of its own."""
         line = json.dumps(record.to_dict()) + "\n"
         journal, timings = self.path / "journal.jsonl", self.path / "timings.jsonl"
@@ -234,18 +240,17 @@ class RunFolder:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._lines += 1
+        self.lines += 1
         self._digest.update(line.encode())
 
-    def read_timings(self) -> dict[int, dict[str, Any]]:
+    def read_timings(self) -> dict[int, dict[str, float]]:
         """Return the timing of each candidate's evaluation, by index: seconds and worker.
 
         Empty for candidates that needed no worker. Damaged lines are skipped: a run never needs
         timings to continue.
         """
-        path = self.path / "timings.jsonl"
         timings = {}
-        for line in self._lines_of(path):
+        for line in self._lines_of(self.path / "timings.jsonl"):
             try:
                 fields = json.loads(line)
                 timings[int(fields.pop("index"))] = fields
@@ -260,13 +265,13 @@ class RunFolder:
             resumable: The state that a continuation starts from, `lag` outcomes earlier.
             state: The current state, for the hall of fame.
         """
-        journal = {"lines": self._lines, "sha256": self._digest.hexdigest()}
         current = self.path / "checkpoint.json"
         if current.exists():
             with _writing(current):
                 current.replace(self.path / "checkpoint.previous.json")
-        self.write_json("checkpoint.json", checkpoint.to_dict(resumable, journal))
-        self.write_text("hall_of_fame.csv", checkpoint.hall_of_fame_csv(state))
+        checkpoint = Checkpoint(resumable, self.lines, self._digest.hexdigest())
+        self.write_json("checkpoint.json", checkpoint.to_dict())
+        self.write_text("hall_of_fame.csv", hall_of_fame_csv(state))
 
     def read_checkpoint(self, most: float = math.inf) -> State:
         """Return the newest valid checkpoint's state, or the empty state if there is none.
@@ -279,8 +284,8 @@ class RunFolder:
         """
         for name in ("checkpoint.json", "checkpoint.previous.json"):
             try:
-                stored = checkpoint.parse((self.path / name).read_bytes())
-            except (OSError, ValueError):
+                stored = Checkpoint.parse((self.path / name).read_bytes())
+            except OSError:
                 continue  # missing or unreadable
             if stored and stored.state.committed <= most:
                 self._check_journal(stored, name)
@@ -289,14 +294,15 @@ class RunFolder:
 
     def _check_journal(self, stored: Checkpoint, name: str) -> None:
         path = self.path / "journal.jsonl"
-        lines = list(self._lines_of(path))
-        if not stored.stood_beside(lines):
+        lines = self._lines_of(path)
+        digest = hashlib.sha256(b"".join(lines[: stored.lines])).hexdigest()
+        if stored.lines <= len(lines) and digest != stored.journal:
             raise FolderError(
                 f"{path} does not match {name}: its first {stored.lines} lines were changed, or "
                 "belong to another run"
             )
 
-    def write_best(self, record: Record, provenance: Mapping[str, Any]) -> None:
+    def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
         metric = record.criterion.metric
         self.write_json(
@@ -323,16 +329,6 @@ def _record_of(line: bytes, path: Path, number: int) -> Record:
     if record.index != number:
         raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
     return record
-
-
-def _locked(path: Path) -> RunFolder:
-    lock = FileLock(path / ".lock")
-    try:
-        with _writing(path / ".lock"):
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise FolderError(f"{path} is in use by another process: wait for it to end") from error
-    return RunFolder(path, lock)
 
 
 @contextmanager

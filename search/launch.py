@@ -1,44 +1,30 @@
-"""From a config to a finished run: check, load, evolve, finish. Resuming takes the same path.
-
-The command line calls `launch` and `resume`, which print how a run ended. `run` and `run_on` do
-the work, and raise `Unfinished`.
-"""
+"""From a config to a finished run: check, load, evolve, finish. Resuming takes the same path."""
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from command_line import BROKEN, DONE, INTERRUPTED, NOTHING_EVALUATED, Resumable, outcome
+from command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from configs import schema
 from configs.schema import Config
 from search import trackers
-from search.answer import about_run
 from search.evolution import Evolution
 from search.experiment import Experiment, pinned_config, resolve
-from search.final_scoring import score_finalists
-from search.fingerprint import Fingerprints
 from search.journal import FolderError, RunFolder
-from search.machine import check_cores, memory_lines
-from search.pool.in_process import InProcessBackend
+from search.plan import check_cores, memory_lines
 from search.pool.on_ray import ray_backend
 from search.pool.pool import CallError, Pool
-from search.pool.requests import Backend
+from search.pool.requests import Backend, InProcessBackend
 from search.population import Record
-from search.prepare import prepare, read_scale
-from search.recorder import OnRecord, Recorder, ignore
-from search.results import say_files, say_results, write_report
-from search.resume_checks import check_config, check_records, is_free
-from search.screen import shown, step
-from search.status import FINISHED
-
-_NOTHING_LEFT = "nothing was measured yet, and no folder is left: run the same command again"
+from search.prepare import check_config, check_records, is_free, prepare
+from search.recorder import OnRecord, ignore, recording
+from search.results import finish, say_files, write_report
+from search.screen import FINISHED, step
 
 
 class Unfinished(RuntimeError):
@@ -51,28 +37,6 @@ class Unfinished(RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-def launch(config: Config, out: Path, console: Console) -> dict[str, Any]:
-    """Run a new search in an empty folder, and print how it ended."""
-    return _ending(console, out, lambda: run(config, out, console))
-
-
-def resume(path: Path, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Continue a run, or extend a finished one, and print how it ended.
-
-    Raises:
-        FolderError: If the folder is no run, is damaged, or an override would change the search.
-    """
-    return _ending(console, path, lambda: run_on(path, overrides, console))
-
-
-def _ending(console: Console, folder: Path, work: Callable[[], str]) -> dict[str, Any]:
-    try:
-        return outcome(DONE, ending=work(), **about_run(folder))
-    except Unfinished as end:
-        console.print(str(end), soft_wrap=True)
-        return outcome(end.code, error=str(end), **about_run(folder))
 
 
 def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
@@ -94,14 +58,7 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
     RunFolder.check_empty(out)
     experiment = _ready(pinned_config(config), console)
     with _backend(experiment, console) as backend, closing(RunFolder.create(out)) as folder:
-
-        def advice() -> str:
-            return _NOTHING_LEFT if folder.discard_if_unused() else _continue_with(out)
-
-        try:
-            return _run(folder, experiment, backend, [], console, on_record, advice)
-        finally:
-            folder.discard_if_unused()
+        return _run(folder, experiment, backend, [], console, on_record)
 
 
 def run_on(
@@ -140,114 +97,36 @@ def run_on(
             return "finished before"
         experiment = _ready(config, console)
         with _backend(experiment, console) as backend:
-            advice = partial(_continue_with, path)
-            return _run(folder, experiment, backend, records, console, on_record, advice)
-
-
-def _resume_call(path: Path) -> str:
-    return f"python run_search.py --resume {shlex.quote(str(path))}"
-
-
-def _continue_with(path: Path) -> str:
-    return f"continue with {_resume_call(path)}"
+            return _run(folder, experiment, backend, records, console, on_record)
 
 
 def _say_finished(folder: RunFolder, config: Config, console: Console) -> None:
     """Say that there is nothing to do, where the result is, and how to extend the run."""
     if not (folder.path / "report.html").exists():  # killed before it was written
         write_report(folder)
-    done = config.search.candidates
     console.print(
-        f"{folder.path} is finished: all {done} candidates are evaluated and the result is "
-        f"measured; breed more: {_resume_call(folder.path)} --set search.candidates=N",
+        f"{folder.path} is finished: all {config.search.candidates} candidates are evaluated and "
+        f"the result is measured; breed more: {_resume_call(folder)} --set search.candidates=N",
         soft_wrap=True,
     )
     say_files(folder, config, console)
 
 
+def _resume_call(folder: RunFolder) -> str:
+    return f"python run_search.py --resume {shlex.quote(str(folder.path))}"
+
+
 def _ready(config: Config, console: Console) -> Experiment:
-    resolved = resolve(config)
+    """Return the experiment with its texts, once all is checked that needs no worker."""
+    experiment = resolve(config)
     check_cores(config.ray)
-    memory_lines(resolved)  # refuses what cannot fit
+    memory_lines(experiment)  # refuses what cannot fit
     trackers.check(config.trackers)
     with step(console, "reading the texts"):
-        experiment = resolved.read_texts()
+        experiment = experiment.read_texts()
     for warning in experiment.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     return experiment
-
-
-def _run(
-    folder: RunFolder,
-    experiment: Experiment,
-    backend: Backend,
-    records: list[Record],
-    console: Console,
-    on_record: OnRecord,
-    advice: Callable[[], str],
-) -> str:
-    """Run to the end; if the run stops before, what it has written can be resumed.
-
-    Args:
-        records: The journal so far; emptied once it is replayed.
-        advice: Returns how to continue after an interrupt.
-
-    Raises:
-        Unfinished: If the run stopped before its end.
-    """
-    ray = experiment.config.ray
-    workers = 1 if ray.workers == 0 else ray.workers
-    try:
-        folder.write_text("config.yaml", schema.to_yaml(experiment.config))
-        console.print(f"run folder {folder.path}", soft_wrap=True)
-        pool = Pool(
-            backend,
-            experiment.setup,
-            workers,
-            ray.wait_seconds,
-            ray.start_seconds,
-            say=lambda line: console.print(line, soft_wrap=True),
-        )
-        return _search(folder, experiment, pool, records, console, on_record)
-    except KeyboardInterrupt as error:
-        why = f"interrupted after {folder.lines} candidates"
-        raise Unfinished(f"{why}; {advice()}", INTERRUPTED) from error
-    except Resumable as error:
-        raise Unfinished(f"error: {error}; {advice()}", INTERRUPTED) from error
-    except CallError as error:
-        folder.write_failure("run", error.trace)
-        trace = folder.path / "failures/run.txt"
-        raise Unfinished(f"error: {error}; see {trace}", BROKEN) from error
-
-
-def _search(
-    folder: RunFolder,
-    experiment: Experiment,
-    pool: Pool,
-    records: list[Record],
-    console: Console,
-    on_record: OnRecord,
-) -> str:
-    started = time.monotonic()
-    marks = prepare(folder, experiment, pool, console)
-    evolution = evolve(folder, experiment, pool, marks, records, console, on_record)
-    state = evolution.state
-    if state.best is None:
-        raise Unfinished(
-            "error: no candidate was evaluated to the end; breed more: "
-            f"{_resume_call(folder.path)} --set search.candidates=N",
-            NOTHING_EVALUATED,
-        )
-    members = [record.criterion for record in state.population]
-    diversity = marks.diversity(members, experiment.config.search.crowding)
-    summary = score_finalists(folder, experiment, pool, state, diversity, started, console)
-    with step(console, "drawing the report"):
-        write_report(folder)
-    say_results(summary, console)
-    say_files(folder, experiment.config, console)
-    status = folder.read_json("status.json")
-    folder.write_json("status.json", {**status, "state": FINISHED})
-    return FINISHED
 
 
 @contextmanager
@@ -276,26 +155,72 @@ def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
         yield backend
 
 
-def evolve(
+def _run(
+    folder: RunFolder,
+    experiment: Experiment,
+    backend: Backend,
+    records: list[Record],
+    console: Console,
+    on_record: OnRecord,
+) -> str:
+    """Run to the end; if the run stops before, what it has written can be resumed.
+
+    Args:
+        records: The journal so far; emptied once it is replayed.
+
+    Raises:
+        Unfinished: If the run stopped before its end.
+    """
+    ray = experiment.config.ray
+    try:
+        folder.write_text("config.yaml", schema.to_yaml(experiment.config))
+        console.print(f"run folder {folder.path}", soft_wrap=True)
+        pool = Pool(
+            backend,
+            experiment.setup,
+            1 if ray.workers == 0 else ray.workers,
+            ray.wait_seconds,
+            ray.start_seconds,
+            say=lambda line: console.print(line, soft_wrap=True),
+        )
+        return _search(folder, experiment, pool, records, console, on_record)
+    except KeyboardInterrupt as error:
+        why = f"interrupted after {folder.lines} candidates"
+        raise Unfinished(f"{why}; {_way_on(folder)}", INTERRUPTED) from error
+    except Resumable as error:
+        raise Unfinished(f"error: {error}; {_way_on(folder)}", INTERRUPTED) from error
+    except CallError as error:
+        folder.write_failure("run", error.trace)
+        trace = folder.path / "failures/run.txt"
+        raise Unfinished(f"error: {error}; see {trace}", BROKEN) from error
+    finally:
+        folder.discard_if_unused()
+
+
+def _way_on(folder: RunFolder) -> str:
+    if folder.discard_if_unused():
+        return "nothing was measured yet, and no folder is left: run the same command again"
+    return f"continue with {_resume_call(folder)}"
+
+
+def _search(
     folder: RunFolder,
     experiment: Experiment,
     pool: Pool,
-    marks: Fingerprints,
     records: list[Record],
     console: Console,
-    on_record: OnRecord = ignore,
-) -> Evolution:
-    """Run the loop to its end; each record is in the journal before the next is committed."""
-    scale = read_scale(folder)
-    assert scale, "prepare must come before evolve"
+    on_record: OnRecord,
+) -> str:
+    """Prepare, run the loop to its end, and finish; say how the run ended.
+
+    Each record is in the journal before the next is committed.
+    """
+    started = time.monotonic()
+    marks = prepare(folder, experiment, pool, console)
     check_records(folder, experiment, marks, records)
     start = folder.read_checkpoint(max(0, len(records) - experiment.config.search.lag))
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
-    with (
-        shown(console) as show,
-        trackers.opened(experiment.config.trackers, folder.path) as tracked,
-        Recorder(folder, experiment, evolution, scale, pool, show, tracked, on_record) as recorder,
-    ):
+    with recording(folder, experiment, evolution, pool, console, on_record) as recorder:
         recorder.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # frees the memory of what can be twenty thousand records
         while not evolution.done:
@@ -308,4 +233,11 @@ def evolve(
                 recorder.note(arrival)
                 recorder.enter(evolution.tell(arrival.index, arrival.outcome))
             recorder.show()
-    return evolution
+    if evolution.state.best is None:
+        raise Unfinished(
+            "error: no candidate was evaluated to the end; breed more: "
+            f"{_resume_call(folder)} --set search.candidates=N",
+            NOTHING_EVALUATED,
+        )
+    finish(folder, experiment, pool, marks, evolution.state, started, console)
+    return FINISHED

@@ -1,4 +1,4 @@
-"""The output of `run_search.py --validate`: the plan of a search on this machine.
+"""What a search needs of this machine: cores, memory, and the plan of `run_search.py --validate`.
 
 Whatever a run would refuse before its first measurement is refused here, too; nothing is downloaded
 and no weight is read.
@@ -8,17 +8,27 @@ import json
 import os
 from collections.abc import Iterator
 
+import psutil
 import torch
 from pydantic import BaseModel
+from transformers import PreTrainedModel
 
-from configs.schema import ROLES, Config
+from configs.schema import Config, Ray
 from pruning import models
 from pruning.baselines import BASELINES
-from pruning.sizes import size_text
+from pruning.sizes import (
+    GIB,
+    Rows,
+    WorkerNeeds,
+    in_words,
+    size_text,
+    sizes_of,
+    worker_needs,
+)
 from search import trackers
-from search.experiment import ResolvedConfig, resolve
-from search.machine import check_cores, folder_of, memory_lines, workers_here
+from search.experiment import Experiment, resolve
 from search.population import FINALISTS
+from search.resident import Subject
 
 
 def plan_of(config: Config) -> list[str]:
@@ -27,67 +37,173 @@ def plan_of(config: Config) -> list[str]:
     Raises:
         ValueError: If a run would be refused; one line.
     """
-    resolved = resolve(config)
+    experiment = resolve(config)
     check_cores(config.ray)
     trackers.check(config.trackers)
-    memory = memory_lines(resolved)
-    here = resolved.read_texts_here()
-    tokens = [
-        {role: _tokens(resolved, here, subject, role) for role in ROLES}
-        for subject in range(len(resolved.subjects))
-    ]
-    parameters = [_parameters(subject.model) for subject in resolved.subjects]
+    memory = memory_lines(experiment)
     return [
-        *resolved.notes,
-        *_model_lines(resolved, parameters),
-        *_text_lines(resolved, tokens),
-        *_task_lines(resolved),
+        *experiment.notes,
+        *_text_lines(experiment, experiment.count_tokens_here()),
+        *_task_lines(experiment),
         _worker_line(config),
         *memory,
-        _evaluations_line(resolved),
+        _evaluations_line(experiment),
         f"keys at their defaults: {', '.join(_defaults(config)) or 'none'}",
     ]
 
 
-def _parameters(model: str) -> int | None:
-    """Return a model's number of parameters, tied ones once; None if its config is not here."""
-    folder = folder_of(model)
-    if folder is None:
+def check_cores(ray: Ray) -> None:
+    """Check that this machine has the cores that each worker asks for.
+
+    Raises:
+        ValueError: If a worker asks for more than there are.
+    """
+    cores = os.cpu_count() or 1
+    if (ray.workers == 0 or ray.address == "local") and ray.cpus_per_worker > cores:
+        raise ValueError(
+            f"ray.cpus_per_worker = {ray.cpus_per_worker} is more than the {cores} cores of this "
+            f"machine: give at most {cores}"
+        )
+
+
+def _skeleton(subject: Subject) -> PreTrainedModel | None:
+    """Return a model without its weights; None if its config is not on this machine."""
+    folder = subject.model
+    if models.comes_from_hub(folder):
+        cached = models.cached_config(folder)
+        if cached is None:
+            return None
+        folder = str(cached.parent)
+    return models.skeleton(models.load_config(folder), models.DTYPES[subject.dtype])
+
+
+# Memory
+
+
+def memory_lines(experiment: Experiment) -> list[str]:
+    """Return the memory that a worker and a node need, in lines; no weight is read.
+
+    Raises:
+        ValueError: If it cannot fit; one line with what is needed, what is available, and a remedy.
+    """
+    config, memory, tasks = experiment.config, experiment.config.memory, experiment.tasks
+    sizes = []
+    for subject, texts in zip(experiment.subjects, experiment.texts, strict=True):
+        model = _skeleton(subject)
+        if model is None:
+            why = f"the config of model {subject.model} is not on this machine"
+            return [f"memory: unknown, because {why}"]
+        evaluated = max(x.length for role, x in texts.items() if role != "calibration")
+        sizes.append(
+            sizes_of(
+                model,
+                subject.dtype,
+                subject.dtype,
+                experiment.leaves,
+                calibration=(texts["calibration"].windows or 0, texts["calibration"].length),
+                evaluation=(0, evaluated),
+                statistics_dtype=memory.statistics,
+            )
+        )
+    needs_again = any(task.pattern is None for task in tasks) or len(tasks) > len(sizes)
+    needs = worker_needs(
+        sizes,
+        keeps_scores=memory.scores == "keep" and needs_again,
+        master_on_host=memory.master == "host",
+        on_gpu=config.ray.gpus_per_worker > 0,
+        by_ray=config.ray.workers != 0,
+    )
+    lines = []
+    if any(texts["calibration"].windows is None for texts in experiment.texts):
+        lines.append("memory: calibration has windows: null: its hidden states are not counted")
+    if needs.device:
+        lines.append(_device_line(needs.device, _device_memory(config.ray)))
+    return lines + _host_lines(needs, _workers_here(config.ray), psutil.virtual_memory().available)
+
+
+def _device_line(device: Rows, available: float | None) -> str:
+    """Return a worker's device memory; raise ValueError if that is more than is available."""
+    total, parts = sum(device.values()), in_words(device)
+    if available is not None and total > available:
+        raise ValueError(
+            f"a worker's device must have {size_text(total, up=True)} ({parts}), got "
+            f"{size_text(available)}: set memory.scores=recompute, memory.statistics=bfloat16 or "
+            "memory.master=host, or take a smaller dtype or shorter windows"
+        )
+    limit = "an unknown size: state ray.gpu_memory"
+    if available is not None:
+        limit = size_text(available)
+    return f"memory: device of a worker {size_text(total)} of {limit}: {parts}"
+
+
+def _host_lines(needs: WorkerNeeds, workers: int | None, available: float) -> list[str]:
+    """Return the memory of a node's host; raise ValueError if workers here do not fit."""
+    per_worker, per_node = sum(needs.worker.values()), sum(needs.node.values())
+    lines = [
+        f"memory: host of a worker {size_text(per_worker)}: {in_words(needs.worker)}",
+        f"memory: host of a node {size_text(per_node)} plus its workers: {in_words(needs.node)}",
+    ]
+    if workers is None:
+        return lines
+    total, free = per_node + workers * per_worker, size_text(available)
+    noun = "worker" if workers == 1 else "workers"
+    if total > available:
+        raise ValueError(
+            f"this machine must have {size_text(total, up=True)} free for {workers} {noun} "
+            f"({size_text(per_worker)} each, and {in_words(needs.node)}), got {free}: lower "
+            "ray.workers, take fewer calibration windows, a smaller dtype or model"
+        )
+    return [*lines, f"memory: host with {workers} {noun} {size_text(total)} of {free}"]
+
+
+def _device_memory(ray: Ray) -> float | None:
+    """Return a worker's GPU memory in bytes; None if there is no GPU here and none is stated."""
+    stated = None if ray.gpu_memory is None else ray.gpu_memory * GIB
+    measured = None
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        measured = min(torch.cuda.get_device_properties(i).total_memory for i in devices)
+    # A cluster's workers may have other GPUs than this machine.
+    whole = measured or stated if ray.address == "local" else stated or measured
+    return whole and whole * min(1.0, ray.gpus_per_worker)
+
+
+def _workers_here(ray: Ray) -> int | None:
+    """Return how many workers this machine will have; None if they run on a cluster."""
+    if ray.workers == 0:
+        return 1
+    if ray.address != "local":
         return None
-    skeleton = models.skeleton(models.load_config(folder), torch.float32)
-    return sum(int(parameter.numel()) for parameter in skeleton.parameters())
+    if ray.gpus_per_worker:
+        room = max(1, int(torch.cuda.device_count() // ray.gpus_per_worker))
+        return min(ray.workers or room, room)
+    return ray.workers or max(1, (os.cpu_count() or 1) // ray.cpus_per_worker)
 
 
-def _tokens(
-    resolved: ResolvedConfig, here: list[dict[str, int]], subject: int, role: str
-) -> int | None:
-    """Return the tokens in a text's windows; None if it is a whole text that is not here."""
-    text = resolved.texts[subject][role]
-    known = None if text.windows is None else text.windows * text.length
-    return here[subject].get(role, known)
+# The other lines of the plan
 
 
-def _model_lines(resolved: ResolvedConfig, parameters: list[int | None]) -> Iterator[str]:
-    for subject, count in zip(resolved.subjects, parameters, strict=True):
-        if count is None:
+def _text_lines(experiment: Experiment, here: list[dict[str, int]]) -> Iterator[str]:
+    """Yield the models, then their texts; `here` has the tokens of those that are at hand."""
+    for subject in experiment.subjects:
+        model = _skeleton(subject)
+        if model is None:
             yield f"model {subject.model}: {subject.dtype}; its size is not known here"
-        else:
-            size = size_text(count * models.DTYPES[subject.dtype].itemsize)
-            yield f"model {subject.model}: {count:,} parameters, {size} in {subject.dtype}"
-
-
-def _text_lines(resolved: ResolvedConfig, tokens: list[dict[str, int | None]]) -> Iterator[str]:
-    for subject, texts in enumerate(resolved.texts):
-        of = f" of {resolved.subjects[subject].model}" if len(resolved.texts) > 1 else ""
+            continue
+        count = sum(int(parameter.numel()) for parameter in model.parameters())
+        size = size_text(count * models.DTYPES[subject.dtype].itemsize)
+        yield f"model {subject.model}: {count:,} parameters, {size} in {subject.dtype}"
+    for subject, texts, counts in zip(experiment.subjects, experiment.texts, here, strict=True):
+        of = f" of {subject.model}" if len(experiment.texts) > 1 else ""
         for role, text in texts.items():
             kinds = " + ".join(f"{part.corpus} {part.split}" for part in text.parts)
-            count = tokens[subject][role]
-            size = "all of it" if count is None else f"{count:,} tokens"
+            count = counts.get(role, (text.windows or 0) * text.length)
+            size = f"{count:,} tokens" if count else "all of it"
             yield f"text {role}{of}: {kinds}: {size}, windows of {text.length}"
 
 
-def _task_lines(resolved: ResolvedConfig) -> Iterator[str]:
-    for task in resolved.tasks:
+def _task_lines(experiment: Experiment) -> Iterator[str]:
+    for task in experiment.tasks:
         pattern = task.pattern.name if task.pattern else "unstructured"
         use = f"weight {task.weight:g}" if task.weight else "only to choose the winner"
         yield f"task {task.name}: {task.sparsity:.1%} zeros, {pattern}, {use}"
@@ -98,7 +214,7 @@ def _worker_line(config: Config) -> str:
     share = f"{ray.cpus_per_worker} cores" if ray.cpus_per_worker > 1 else "1 core"
     if ray.gpus_per_worker:
         share += f" and {ray.gpus_per_worker:g} GPU"
-    workers = workers_here(config)
+    workers = _workers_here(ray)
     if workers is None:
         most = "as many as fit" if ray.workers is None else f"up to {ray.workers}"
         return f"workers: {most} on the cluster {ray.address!r}, {share} each"
@@ -107,15 +223,14 @@ def _worker_line(config: Config) -> str:
     return f"workers: {workers} {place}, {share} each, of {os.cpu_count()} cores{gpus}"
 
 
-def _evaluations_line(resolved: ResolvedConfig) -> str:
+def _evaluations_line(experiment: Experiment) -> str:
     """Return the number of evaluations."""
-    search = resolved.config.search
-    named = len(BASELINES)
-    finalists = min(FINALISTS, search.candidates)
+    candidates, named = experiment.config.search.candidates, len(BASELINES)
     return (
-        f"evaluations: {search.candidates} candidates and {named} named metrics on fitness, "
-        f"{finalists} finalists and {named} on selection, 1 and {named} on report, for each of "
-        f"{len(resolved.tasks)} {'task' if len(resolved.tasks) == 1 else 'tasks'}"
+        f"evaluations: {candidates} candidates and {named} named metrics on fitness, "
+        f"{min(FINALISTS, candidates)} finalists and {named} on selection, 1 and {named} on "
+        f"report, for each of {len(experiment.tasks)} "
+        f"{'task' if len(experiment.tasks) == 1 else 'tasks'}"
     )
 
 

@@ -2,19 +2,21 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
+from rich.console import Console
+
+from search import trackers
 from search.evolution import Evolution
 from search.experiment import Experiment
 from search.journal import RunFolder, WriteError
 from search.pool.pool import Arrival, Pool
 from search.pool.requests import Timing
 from search.population import Record
-from search.scale import Scale, unit_of
-from search.screen import Show
-from search.status import RUNNING, BestSoFar, Status
-from search.trackers import Tracker
+from search.prepare import read_scale
+from search.scale import unit_of
+from search.screen import RUNNING, BestSoFar, Show, Status, shown
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""
@@ -31,9 +33,9 @@ def ignore(record: Record) -> None:
 
 
 class Recorder:
-    """Keeps a run's files up to date while it evolves; use as a context manager.
+    """Keeps a run's files up to date while it evolves; see `recording`.
 
-    On any exit it writes the checkpoint, the best metric and the status, if it can.
+    Its `outcomes` count the journal's records by kind.
     """
 
     def __init__(
@@ -41,16 +43,16 @@ class Recorder:
         folder: RunFolder,
         experiment: Experiment,
         evolution: Evolution,
-        scale: Scale,
         pool: Pool,
         show: Show,
-        trackers: Sequence[Tracker],
-        on_record: OnRecord = ignore,
+        tracked: Sequence[trackers.Tracker],
+        on_record: OnRecord,
     ) -> None:
-        self.folder, self.experiment, self.evolution = folder, experiment, evolution
-        self.scale = scale
-        self.pool, self.show_status, self.trackers = pool, show, trackers
-        self.on_record = on_record
+        scale = read_scale(folder)
+        assert scale, "prepare comes before the first candidate"
+        self._folder, self._experiment, self._evolution = folder, experiment, evolution
+        self._scale, self._pool = scale, pool
+        self._show, self._trackers, self._on_record = show, tracked, on_record
         self.outcomes: Counter[str] = Counter()
         self._timings: dict[int, Timing] = {}
         self._began, self._first = time.monotonic(), evolution.state.committed
@@ -60,80 +62,90 @@ class Recorder:
         """Keep an arrival's timing until its outcome is committed; write its trace, if any."""
         self._timings[arrival.index] = arrival.timing
         if arrival.trace:
-            self.folder.write_failure(str(arrival.index), arrival.trace)
+            self._folder.write_failure(str(arrival.index), arrival.trace)
 
     def enter(self, records: list[Record]) -> None:
         """Append committed records to the journal and pass them on; checkpoint when one is due."""
         for record in records:
-            self.folder.append(record, self._timings.pop(record.index, {}))
+            self._folder.append(record, self._timings.pop(record.index, {}))
             self.outcomes[record.outcome.kind] += 1
         if records and (records[-1].index + 1) // _EVERY > records[0].index // _EVERY:
             self._checkpoint()
         for record in records:  # after all are in the journal: it may raise
-            self.on_record(record)
+            self._on_record(record)
 
     def show(self) -> None:
         """Show and save the run's status, each at its own interval."""
         now = time.monotonic()
-        done = self.evolution.done
+        done = self._evolution.done
         if now - self._shown >= _SHOW_SECONDS or done:
             self._shown = now
             status = self._status(RUNNING)
-            self.show_status(status)
+            self._show(status)
             if now - self._written >= _STATUS_SECONDS or done:
                 self._written = now
-                self.folder.write_json("status.json", status.model_dump())
-                for tracker in self.trackers:
+                self._folder.write_json("status.json", status.model_dump())
+                for tracker in self._trackers:
                     tracker(status.candidates, status.values())
 
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, WriteError):
-            return
-        why = "evolved" if error is None else str(error) or "interrupted"
-        try:
-            self._checkpoint()
-            self.folder.write_json("status.json", self._status(why).model_dump())
-        except WriteError:
-            if error is None:
-                raise
+    def close(self, why: str) -> None:
+        """Write the checkpoint, the best metric, and the status with the reason of the end."""
+        self._checkpoint()
+        self._folder.write_json("status.json", self._status(why).model_dump())
 
     def _status(self, why: str) -> Status:
-        state = self.evolution.state
+        state, scale, staff = self._evolution.state, self._scale, self._pool.staff
         seconds = time.monotonic() - self._began
         per_hour = (state.committed - self._first) / seconds * 3600 if seconds else 0.0
-        best, staff = state.best, self.pool.staff
-        named, fitness = min(self.scale.named_fitness.items(), key=lambda item: item[1])
+        named, fitness = min(scale.named_fitness.items(), key=lambda item: item[1])
+        best = None
+        if record := state.best:
+            criterion, unit = record.criterion, unit_of(len(scale.cells))
+            best = BestSoFar(
+                metric=criterion.text, group=criterion.group, fitness=record.rank[0], unit=unit
+            )
         return Status(
             state=why,
             candidates=state.committed,
-            of=self.experiment.config.search.candidates,
+            of=self._experiment.config.search.candidates,
             outcomes=dict(self.outcomes),
             per_hour=round(per_hour, 1),
             workers={"ready": staff.ready, "busy": staff.busy, "starting": staff.starting},
             faults=dict(staff.faults),
             trouble=staff.trouble,
             groups=dict(sorted(Counter(r.criterion.group for r in state.population).items())),
-            best=BestSoFar(
-                metric=best.criterion.text,
-                group=best.criterion.group,
-                fitness=best.rank[0],
-                unit=unit_of(len(self.scale.cells)),
-            )
-            if best
-            else None,
+            best=best,
             seconds=round(seconds, 1),
-            known={"dense": self.scale.dense_fitness, named: fitness},
+            known={"dense": scale.dense_fitness, named: fitness},
         )
 
     def _checkpoint(self) -> None:
-        self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)
-        if self.evolution.state.best:
-            self.folder.write_best(self.evolution.state.best, self.experiment.origin())
+        self._folder.write_checkpoint(self._evolution.resumable, self._evolution.state)
+        if self._evolution.state.best:
+            self._folder.write_best(self._evolution.state.best, self._experiment.origin())
+
+
+@contextmanager
+def recording(
+    folder: RunFolder,
+    experiment: Experiment,
+    evolution: Evolution,
+    pool: Pool,
+    console: Console,
+    on_record: OnRecord,
+) -> Iterator[Recorder]:
+    """Yield a recorder; at the end, whatever it is, write the checkpoint and status if possible."""
+    with (
+        shown(console) as show,
+        trackers.opened(experiment.config.trackers, folder.path) as tracked,
+    ):
+        recorder = Recorder(folder, experiment, evolution, pool, show, tracked, on_record)
+        try:
+            yield recorder
+        except WriteError:
+            raise
+        except BaseException as error:
+            with suppress(WriteError):
+                recorder.close(str(error) or "interrupted")
+            raise
+        recorder.close("evolved")

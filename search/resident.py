@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Weights:
         tensors: Its parameters and buffers by name, tied ones once.
     """
 
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     tensors: Mapping[str, Tensor]
 
 

@@ -1,6 +1,12 @@
-"""A run's results for people: report.html, the tables at the end, and how to apply the metric."""
+"""The end of a search: its winner, chosen and measured, and its results as files and on the screen.
+
+The winner is chosen on the selection text and measured on the report text. `write_report` needs the
+run folder alone.
+"""
 
 import shlex
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,14 +14,187 @@ from rich.console import Console
 
 from configs import schema
 from configs.schema import Config
+from pruning.baselines import BASELINES
+from pruning.criterion import Criterion
+from search.baseline_losses import cells_of, losses_of, scale_of
+from search.experiment import Experiment
+from search.fingerprint import Fingerprints
+from search.fitness import perplexity_of
 from search.journal import FolderError, RunFolder
+from search.pool.pool import Pool
+from search.pool.requests import CompareMasks, WindowLosses
+from search.population import Record, State
 from search.prepare import read_scale
 from search.report import tables
 from search.report.page import Run, render
-from search.summary import Summary
+from search.scale import paired_difference, unit_of
+from search.screen import FINISHED, step
+from search.summary import (
+    Diversity,
+    Finalist,
+    Fractions,
+    Summary,
+    TaskResult,
+    Winner,
+    verdict_of,
+)
+
+_KNOWN = 1 + len(BASELINES)
+"""The dense model and the named metrics, with which the winner is compared."""
 
 
-def say_results(summary: Summary, console: Console) -> None:
+def finish(
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    marks: Fingerprints,
+    state: State,
+    started: float,
+    console: Console,
+) -> None:
+    """Choose and measure the winner; write and print the results.
+
+    Args:
+        state: The state after the whole journal; it has at least one evaluated candidate.
+        started: When this process began the run, by `time.monotonic`.
+    """
+    scale = read_scale(folder)
+    assert scale, "prepare comes before the end"
+    winner, standings = _choose(experiment, pool, state.finalists(), console)
+    selection = [finalist.model_dump() for finalist in standings]
+    folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
+    title = "measuring the winner, the front and the baselines on the report text"
+    requests = 1 + len(state.pareto_front) + 2 * _KNOWN
+    places = range(len(experiment.tasks))
+    with step(console, title, len(places) * requests) as progress, pool.counting(progress.advance):
+        tasks = [_measure(experiment, pool, place, winner, state) for place in places]
+    members = [record.criterion for record in state.population]
+    diversity = marks.diversity(members, experiment.config.search.crowding)
+    pruning, leading = experiment.config.pruning.model_dump(), tasks[0]
+    outcomes = Counter(record.outcome.kind for record in folder.read_records())
+    summary = Summary(
+        verdict=verdict_of(tasks, winner.criterion.text).sentence,
+        best=Winner.model_validate(_described(winner) | {"perplexity": leading.best.perplexity}),
+        candidates=outcomes.total(),
+        outcomes=dict(outcomes),
+        pruning=pruning | {"sparsity": leading.sparsity, "pattern": leading.pattern},
+        fitness_unit=unit_of(len(scale.cells)),
+        tasks=tuple(tasks),
+        selection=tuple(standings),
+        seconds=round(time.monotonic() - started, 1),
+        diversity=Diversity.model_validate(diversity),
+    )
+    folder.write_json("summary.json", summary.to_dict())
+    with step(console, "drawing the report"):
+        write_report(folder)
+    _say_results(summary, console)
+    say_files(folder, experiment.config, console)
+    status = folder.read_json("status.json")
+    folder.write_json("status.json", {**status, "state": FINISHED})
+
+
+def _described(record: Record) -> dict[str, object]:
+    """Return a record's metric, group, size and fitness."""
+    criterion = record.criterion
+    return {
+        "metric": criterion.text,
+        "group": criterion.group,
+        "size": record.size,
+        "fitness": record.fitness,
+    }
+
+
+def _choose(
+    experiment: Experiment, pool: Pool, finalists: list[Record], console: Console
+) -> tuple[Record, list[Finalist]]:
+    """Score finalists on the selection texts; return the best, and the standings of all."""
+    tasks = experiment.setup.tasks_of("selection")
+    requests = [WindowLosses(task, "selection", r.criterion) for r in finalists for task in tasks]
+    title = "scoring the finalists on the selection text"
+    count = len(requests) + len(tasks) * _KNOWN
+    with step(console, title, count) as progress, pool.counting(progress.advance):
+        scale = scale_of(experiment.setup, pool.ask, "selection")
+        answers = iter(pool.ask(requests))
+    scored = []
+    for record in finalists:
+        losses: list[list[float]] = [[] for _ in experiment.tasks]
+        for task in tasks:
+            answer = next(answers)
+            losses[task] = answer or []
+        if all(losses[task] for task in tasks):
+            scored.append((scale.fitness(losses), record.index, record, losses))
+    if not scored:  # none can prune a model that the search did not see
+        return finalists[0], []
+    scored.sort(key=lambda entry: entry[:2])
+    _, _, winner, reference = scored[0]
+    standings = []
+    for loss, index, record, losses in scored:
+        gap = scale.difference(losses, reference)
+        compared = {"difference": gap.mean, "standard_error": gap.standard_error}
+        fields = {"index": index, **_described(record), "selection_loss": loss, **compared}
+        standings.append(Finalist.model_validate(fields))
+    return winner, standings
+
+
+def _measure(
+    experiment: Experiment, pool: Pool, index: int, winner: Record, state: State
+) -> TaskResult:
+    """Measure a task on its report text: dense, baselines, winner and front.
+
+    The measurements of the front no longer affect any choice.
+    """
+    dense, named = losses_of(pool.ask, index, "report")
+    (best,) = pool.ask([WindowLosses(index, "report", winner.criterion)])
+    assert best is not None
+    members = state.pareto_front
+    front = pool.ask([WindowLosses(index, "report", member.criterion) for member in members])
+    gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
+    task, row = experiment.tasks[index], experiment.task_rows()[index]
+    provenance = experiment.provenance(task.subject)["report"]
+    fields = {
+        **row,
+        "dense": perplexity_of(dense),
+        "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
+        "best": {"perplexity": perplexity_of(best)},
+        "behind_best": {
+            name: {"nats": gap.mean, "standard_error": gap.standard_error}
+            for name, gap in gaps.items()
+        },
+        "by_text": [
+            {
+                "text": cell.text,
+                "dense": perplexity_of(cell.dense),
+                "named": cell.named,
+                "named_perplexity": perplexity_of([named[cell.named][i] for i in cell.windows]),
+                "perplexity": perplexity_of([best[i] for i in cell.windows]),
+                "relative_rise": cell.value(best),
+            }
+            for cell in cells_of(experiment.setup, index, "report", dense, named)
+        ],
+        "perplexity_of": {**provenance, "dtype": experiment.subjects[task.subject].dtype},
+        "front": [
+            {"index": member.index, "perplexity": perplexity_of(losses)}
+            for member, losses in zip(members, front, strict=True)
+            if losses
+        ],
+        **_by_layer(pool, index, winner.criterion),
+    }
+    return TaskResult.model_validate(fields)
+
+
+def _by_layer(pool: Pool, index: int, winner: Criterion) -> dict[str, Fractions]:
+    """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
+    criteria = {"best": winner} | {name: known.criterion for name, known in BASELINES.items()}
+    requests = [CompareMasks(index, winner, criterion) for criterion in criteria.values()]
+    layers, overlap = {}, {}
+    for name, compared in zip(criteria, pool.ask(requests), strict=True):
+        layers[name] = {layer: zeros for layer, (zeros, _) in compared.items()}
+        overlap[name] = {layer: shared for layer, (_, shared) in compared.items()}
+    del overlap["best"]
+    return {"layers": layers, "overlap": overlap}
+
+
+def _say_results(summary: Summary, console: Console) -> None:
     """Print the tables of perplexities and the verdict."""
     for task in summary.tasks:
         console.print(tables.title_of(task), soft_wrap=True)

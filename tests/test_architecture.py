@@ -40,10 +40,7 @@ SEARCH_IMPORTS = {
         *("search.pool", "search.fitness", "search.resident", "search.population"),
         "search.scale",
     ),
-    "search/report/": (
-        *("search.report", "search.population", "search.scale", "search.summary"),
-        "search.verdict",
-    ),
+    "search/report/": (*("search.report", "search.population", "search.scale", "search.summary"),),
 }
 TENSOR_READERS = ("pruning/output/kept_statistics.py",)
 """The modules that may call torch.load: with weights_only=True, written out."""

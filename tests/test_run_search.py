@@ -26,10 +26,10 @@ from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts
 from search import checkpoint, launch
+from search.checkpoint import read_seeds
 from search.experiment import resolve
 from search.journal import RunFolder
 from search.population import Record, pareto_front
-from search.seeds import read_seeds
 
 SMALL = [
     *("pruning.group=row", "search.primitives=release", "search.brood=1"),

@@ -5,6 +5,7 @@ takes over its signals. So the driver itself never connects: a child process doe
 (`ray_process.py`), and if that ends or falls silent, the run ends with one line.
 """
 
+import math
 import os
 import re
 import secrets
@@ -20,7 +21,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ from search.pool.requests import (
 )
 from search.resident import unwatched
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[np.generic]
 Arrays = dict[str, Array]
 
 LOCAL = "local"
@@ -59,67 +59,23 @@ _END_SECONDS = 5.0
 _MAIN = "from search.pool.ray_process import main; main()"
 
 
-@dataclass(frozen=True)
-class Prepare:
-    """Tells the process what workers are built from; it answers `Stored`.
-
-    Attributes:
-        setup: Without its windows.
-        windows: Those windows.
-        ray: The resources of a worker, and the number of workers.
-        actor: The class of the workers; None for `ray_process.Worker`.
-    """
-
-    setup: Setup
-    windows: tuple[Arrays, ...]
-    ray: Ray
-    actor: type | None
-
-
-@dataclass(frozen=True)
-class Hire:
-    """Tells the process to start a worker."""
-
-    worker: int
-
-
-@dataclass(frozen=True)
-class Give:
-    """Tells the process to give a worker a request."""
-
-    worker: int
-    request: Request[Any]
-
-
-@dataclass(frozen=True)
-class Dismiss:
-    """Tells the process to kill a worker."""
-
-    worker: int
+# What the process sends, besides events; None means only that it is there. The driver sends names
+# of methods of `ray_process.Actors` with their arguments.
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the tensors that belong to the next message; all in one would take twice the memory.
-
-    They belong to a `Reply`, or to statistics that go into the object store, answered by `Stored`.
-    """
+    """One tensor of the next reply's result: all in one message would take twice the memory."""
 
     name: str
     array: Array
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Tells the driver that the object store holds what it was to hold."""
+class Answer:
+    """What a call returns: the numbers of hired workers, or nothing."""
 
-
-@dataclass(frozen=True)
-class Room:
-    """Tells the driver how many workers all nodes hold if empty, and besides all that runs now."""
-
-    whole: int
-    free: int
+    workers: Sequence[int] = ()
 
 
 @contextmanager
@@ -161,12 +117,7 @@ class RayBackend:
             start_new_session=True,  # a terminal's Ctrl-C or hangup must not reach Ray
         )
         theirs.close()
-        self._hired = 0
-        self._workers: set[int] = set()
-        self._starting: set[int] = set()
-        self._room = Room(0, 0)
-        self._others = 0
-        self._early: list[Event] = []
+        self._events: list[Event] = []
         self._parts: Arrays = {}
         self._silent = 0.0
 
@@ -174,50 +125,31 @@ class RayBackend:
         """Say what workers are built from, and wait until Ray is ready for them."""
         windows = tuple(to_arrays(tokens) for tokens in setup.windows)
         try:
-            self._send(Prepare(replace(setup, windows=()), windows, self._ray, actor))
-            self._wait_until_stored()
+            self._call("prepare", replace(setup, windows=()), windows, self._ray, actor)
         except PoolError as error:
             raise ValueError(str(error)) from error
 
     def hire(self, most: int) -> Sequence[int]:
         """Begin to start workers on the nodes that have room."""
-        self._early = list(self.events(0.0))  # the room may have changed since the last look
-        if not self._starting:
-            # Free resources mean something only once every starting worker has taken its own.
-            self._others = max(0, self._room.whole - len(self._workers) - self._room.free)
-        room = min(most, self._room.whole - len(self._workers) - self._others)
-        hired = range(self._hired + 1, self._hired + room + 1)
-        for worker in hired:
-            self._send(Hire(worker))
-        self._hired += len(hired)
-        self._workers.update(hired)
-        self._starting.update(hired)
-        return hired
+        return self._call("hire", most, limit=SILENCE_SECONDS)
 
-    def give(self, worker: int, request: Request[Any]) -> None:
+    def give(self, worker: int, request: Request[object]) -> None:
         """Send a request to a worker."""
         if isinstance(request, CollectStatistics):
             request = replace(request, progress=unwatched)
-        self._send(Give(worker, request))
+        self._send("give", worker, request)
 
     def dismiss(self, worker: int) -> None:
         """Kill a worker's process."""
-        self._forget(worker)
-        self._send(Dismiss(worker))
+        self._send("dismiss", worker)
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return the events that arrived, waiting at most this long for the first one."""
-        events, self._early = self._early, []
-        wait = 0.0 if events else seconds
-        while self._connection.poll(wait):
-            wait = self._silent = 0.0
-            message = self._receive()
-            if isinstance(message, Event):
-                events.append(message)
-        # Counted in waits: the clock runs on while this process is suspended.
-        self._silent += wait
-        if self._silent > SILENCE_SECONDS:
-            raise PoolError(f"Ray ({self._head}) has not answered for {SILENCE_SECONDS:g} s")
+        wait = 0.0 if self._events else seconds
+        while self._is_heard(wait, SILENCE_SECONDS):
+            wait = 0.0
+            self._receive()
+        events, self._events = self._events, []
         return events
 
     def share(self, request: Request[None]) -> Request[None]:
@@ -225,11 +157,9 @@ class RayBackend:
         if not isinstance(request, UseStatistics):
             return request
         for name, array in to_arrays(request.tensors).items():
-            self._send(Part(name, array))
-        stored = replace(request, tensors={})
-        self._send(stored)
-        self._wait_until_stored()
-        return stored
+            self._send("keep", name, array)
+        self._call("share", request.subject)
+        return replace(request, tensors={})
 
     def close(self) -> None:
         """Disconnect; of a local Ray nothing is left."""
@@ -241,40 +171,47 @@ class RayBackend:
         self._log.close()
         clear_killed()
 
-    def _forget(self, worker: int) -> None:
-        self._workers.discard(worker)
-        self._starting.discard(worker)
-
-    def _send(self, message: object) -> None:
+    def _send(self, method: str, *arguments: object) -> None:
         try:
-            self._connection.send(message)
+            self._connection.send((method, arguments))
         except OSError as error:
             raise self._lost() from error
 
-    def _receive(self) -> object:
-        """Return the next message; a reply with the parts before it."""
+    def _call(self, method: str, *arguments: object, limit: float = math.inf) -> Sequence[int]:
+        """Send, and return the answer; events that come before it are kept."""
+        self._send(method, *arguments)
+        while True:
+            if self._is_heard(1.0, limit) and (answer := self._receive()):
+                return answer.workers
+
+    def _is_heard(self, seconds: float, limit: float) -> bool:
+        """Wait for a message; raise PoolError if there was none for the seconds of the limit."""
+        if self._connection.poll(seconds):
+            self._silent = 0.0
+            return True
+        # Counted in waits: the clock runs on while this process is suspended.
+        self._silent += seconds
+        if self._silent > limit:
+            raise PoolError(f"Ray ({self._head}) has not answered for {SILENCE_SECONDS:g} s")
+        return False
+
+    def _receive(self) -> Answer | None:
+        """Take the next message: keep an event, or a part until its reply; return an answer."""
         try:
             message = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._lost() from error
         match message:
+            case Answer():
+                return message
             case Part(name, array):
                 self._parts[name] = array
-            case Room():
-                self._room = message
-            case Started(worker):
-                self._starting.discard(worker)
-            case Ended(worker):
-                self._forget(worker)
             case Reply() if self._parts:
-                parts, self._parts = self._parts, {}
-                return replace(message, result=to_tensors(parts))
-        return message
-
-    def _wait_until_stored(self) -> None:
-        while not isinstance(message := self._receive(), Stored):
-            if isinstance(message, Event):
-                self._early.append(message)
+                self._events.append(replace(message, result=to_tensors(self._parts)))
+                self._parts = {}
+            case Started() | Reply() | Ended():
+                self._events.append(message)
+        return None
 
     def _lost(self) -> PoolError:
         """Return why the process ended, from its exit code and what it or Ray wrote."""
@@ -373,11 +310,6 @@ def to_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     """Return tensors that share the arrays' memory."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {k: t.view(torch.bfloat16) if t.dtype == torch.int16 else t for k, t in tensors.items()}
-
-
-def holds(value: object, kind: type[np.ndarray] | type[Tensor]) -> bool:
-    """Return whether a value is a mapping of arrays or of tensors."""
-    return isinstance(value, dict) and any(isinstance(part, kind) for part in value.values())
 
 
 def clear_killed() -> None:

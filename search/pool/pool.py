@@ -10,10 +10,11 @@ often, or several candidates in a row are suspected, the pool itself is broken a
 import time
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import cast
 
 from command_line import Resumable
 from pruning.baselines import BASELINES
@@ -67,13 +68,6 @@ _LONGEST_TICK = 5.0
 _NO_LIMIT = 10**5
 
 _BASELINE = Evaluate(Candidate(-1, BASELINES["wanda"].criterion))
-
-Count = Callable[[], None]
-"""Called once for each answered request."""
-
-
-def uncounted() -> None:
-    """Count nothing."""
 
 
 class PoolError(Resumable):
@@ -134,14 +128,13 @@ class _Job:
     Attributes:
         number: Its position in the order of arrival; -1 for the baseline.
         faults: How often it met each kind of fault.
-        result: The final result: a value or a fault.
-        done: Whether the result is final.
+        result: A value or a fault, final once it is done.
     """
 
-    request: Request[Any]
+    request: Request[object]
     number: int
     faults: Counter[str] = field(default_factory=Counter)
-    result: Any = None
+    result: object = None
     timing: Timing = field(default_factory=dict)
     done: bool = False
 
@@ -168,14 +161,13 @@ class _Worker:
         due: When it must have started, or finished its request.
         ready: Whether it holds its models.
         prepared: How many of the pool's preparations it has done.
-        request: What it is doing.
-        job: The job that the request belongs to; None for a preparation.
+        job: The job that its request belongs to; None for a preparation.
     """
 
     due: float
     ready: bool = False
     prepared: int = 0
-    request: Request[Any] | None = None
+    request: Request[object] | None = None
     job: _Job | None = None
 
 
@@ -220,6 +212,7 @@ class Pool:
         self._faults: Counter[str] = Counter()
         self._trouble = ""
         self._pace = self._longest = 0.0
+        self._count = _uncounted
 
     # What the search calls
 
@@ -238,7 +231,7 @@ class Pool:
         self._turn(0.0 if self._arrivals else _STEP_SECONDS)
         return self._arrivals.popleft() if self._arrivals else None
 
-    def ask(self, requests: Sequence[Request[Result]], done: Count = uncounted) -> list[Result]:
+    def ask(self, requests: Sequence[Request[Result]]) -> list[Result]:
         """Return the results of requests that the run cannot do without, in order.
 
         Raises:
@@ -247,13 +240,18 @@ class Pool:
             PoolError: As in `next_outcome`.
         """
         jobs = [self._enqueue(request) for request in requests]
-        counted = 0
-        while counted < len(jobs):
+        while not all(job.done for job in jobs):
             self._turn(_STEP_SECONDS)
-            for _ in range(sum(job.done for job in jobs) - counted):
-                counted += 1
-                done()
-        return [job.result for job in jobs]
+        return [cast(Result, job.result) for job in jobs]
+
+    @contextmanager
+    def counting(self, count: Callable[[], None]) -> Iterator[None]:
+        """Call a function for each answer to `ask` inside the context."""
+        self._count = count
+        try:
+            yield
+        finally:
+            self._count = _uncounted
 
     def prepare(self, request: UseStatistics | UseScale) -> None:
         """Give statistics or a scale to every worker, now or before its first job."""
@@ -274,7 +272,7 @@ class Pool:
         starting = len(self._workers) - len(fit)
         return Staff(len(fit), busy, starting, dict(self._faults), self._trouble)
 
-    def _enqueue(self, request: Request[Any]) -> _Job:
+    def _enqueue(self, request: Request[object]) -> _Job:
         job = _Job(request, next(self._numbers))
         self._queue.append(job)
         return job
@@ -289,7 +287,7 @@ class Pool:
         self._tick()
         for event in events:
             if event.worker in self._workers:  # it may have been dismissed meanwhile
-                self._take(event)
+                self._take(event, self._workers[event.worker])
         self._assign()  # before the driver turns to anything else
         self._dismiss_late()
         if not self._arrivals:
@@ -303,11 +301,8 @@ class Pool:
 
     def _hire(self) -> None:
         """Hire as many workers as are wanted and fit, if the next attempt is due."""
-        alone_seconds = self._now - self._alone_since
         wanted = self._most - len(self._workers)
-        if self._now < self._next_look or wanted <= 0:
-            return
-        if self._is_refused or alone_seconds > self._wait_seconds:
+        if self._now < self._next_look or wanted <= 0 or self._is_refused or self._waited_enough:
             return
         self._next_look = self._now + _LOOK_SECONDS
         for number in self._backend.hire(wanted):
@@ -320,10 +315,13 @@ class Pool:
             if not worker.ready or worker.request:
                 continue
             if not self._is_fit(worker):
-                self._give(number, self._preparations[worker.prepared], self._start_seconds)
+                worker.request, seconds = self._preparations[worker.prepared], self._start_seconds
             elif job := self._next_job():
-                worker.job = job
-                self._give(number, job.request, self._allowed(job))
+                worker.job, worker.request, seconds = job, job.request, self._allowed(job)
+            else:
+                continue
+            worker.due = self._now + seconds
+            self._backend.give(number, worker.request)
 
     def _next_job(self) -> _Job | None:
         """Return the next job in order of arrival; a baseline if only it can settle a suspicion."""
@@ -333,17 +331,12 @@ class Pool:
             return _Job(_BASELINE, -1)
         return None
 
-    def _give(self, number: int, request: Request[Any], seconds: float) -> None:
-        worker = self._workers[number]
-        worker.request, worker.due = request, self._now + seconds
-        self._backend.give(number, request)
-
     def _allowed(self, job: _Job) -> float:
         """Return the seconds after which a job counts as hung; they double at each timeout."""
         expected = max(self._pace * self._tokens(job.request), self._longest)
         return float((GRACE + FACTOR * expected) * 2 ** job.faults["late"])
 
-    def _tokens(self, request: Request[Any]) -> int:
+    def _tokens(self, request: Request[object]) -> int:
         """Return roughly how many tokens pass through a model."""
         windows, tasks = self._setup.windows, self._setup.tasks
         match request:
@@ -357,10 +350,8 @@ class Pool:
         """Dismiss the workers that should have started or answered by now."""
         for number, worker in list(self._workers.items()):
             if self._now > worker.due and (worker.request or not worker.ready):
-                reason = "timeout: did not start in time"
-                if worker.request:
-                    reason = "timeout: no answer in time"
-                self._dismiss(number, Fault("late", reason))
+                missed = "no answer" if worker.request else "did not start"
+                self._dismiss(number, Fault("late", f"timeout: {missed} in time"))
 
     def _check_workers(self) -> None:
         """Check that there are workers, or that some may still come.
@@ -378,44 +369,51 @@ class Pool:
         failed = sum(kind not in ("lost", "crowded") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
             raise PoolError(f"no worker could be started, {failed} times{why}")
-        if self._now - self._alone_since > self._wait_seconds:
+        if self._waited_enough:
             raise PoolError(f"no worker for {self._wait_seconds:g} s (ray.wait_seconds){why}")
+
+    @property
+    def _waited_enough(self) -> bool:
+        return self._now - self._alone_since > self._wait_seconds
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether a worker rejected a value before any was ready: the next one would, too."""
+        return self._digests is None and "refused" in self._failed_starts
+
+    def _is_fit(self, worker: _Worker) -> bool:
+        """Whether a worker can evaluate: it holds the models and is prepared."""
+        return worker.ready and worker.prepared == len(self._preparations)
 
     # What workers report
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Started):
-            self._start(event)
-        elif isinstance(event, Ended):
-            self._remove(event.worker, event.fault)
-        else:
-            self._reply(event)
+    def _take(self, event: Event, worker: _Worker) -> None:
+        match event:
+            case Ended(number, fault):
+                self._remove(number, fault)
+            case Started(number, digests) if self._digests not in (None, digests):
+                reason = f"its models are not the run's: {digests}, not {self._digests}"
+                self._dismiss(number, Fault("refused", reason))
+            case Started(_, digests, seconds):
+                self._digests = digests
+                self._pace = max(self._pace, seconds / max(1, self._tokens(_BASELINE)))
+                worker.ready = True
+                self._note_fit(worker)
+            # The worker, not the job, is at fault.
+            case Reply(number, Fault() as fault) if fault.kind in MOST or not worker.job:
+                self._dismiss(number, fault)
+            case Reply(number, result, timing):
+                job, worker.job, worker.request = worker.job, None, None
+                if job:
+                    job.timing = {**timing, "worker": number}
+                    self._answer(job, result)
+                else:
+                    worker.prepared += 1
+                    self._note_fit(worker)
 
-    def _start(self, started: Started) -> None:
-        """Admit a started worker, or dismiss it if its models differ from the others'."""
-        if self._digests not in (None, started.digests):
-            reason = f"its models are not the run's: {started.digests}, not {self._digests}"
-            self._dismiss(started.worker, Fault("refused", reason))
-            return
-        self._digests = started.digests
-        self._pace = max(self._pace, started.seconds / max(1, self._tokens(_BASELINE)))
-        worker = self._workers[started.worker]
-        worker.ready = True
-        self._forget_failed_starts(worker)
-
-    def _reply(self, reply: Reply) -> None:
-        """Process a worker's reply; dismiss the worker if it, not the job, is at fault."""
-        worker, result = self._workers[reply.worker], reply.result
-        if isinstance(result, Fault) and (result.kind in MOST or not worker.job):
-            self._dismiss(reply.worker, result)
-            return
-        job, worker.job, worker.request = worker.job, None, None
-        if job:
-            job.timing = {**reply.timing, "worker": reply.worker}
-            self._answer(job, result)
-        else:
-            worker.prepared += 1
-            self._forget_failed_starts(worker)
+    def _note_fit(self, worker: _Worker) -> None:
+        if self._is_fit(worker):
+            self._failed_starts.clear()
 
     def _dismiss(self, number: int, fault: Fault) -> None:
         self._backend.dismiss(number)
@@ -437,19 +435,6 @@ class Pool:
             self._tell(f"a worker ended: {fault.line}")
         if worker.job:
             self._retry(worker.job, fault)
-
-    def _forget_failed_starts(self, worker: _Worker) -> None:
-        if self._is_fit(worker):
-            self._failed_starts.clear()
-
-    def _is_fit(self, worker: _Worker) -> bool:
-        """Whether a worker can evaluate: it holds the models and is prepared."""
-        return worker.ready and worker.prepared == len(self._preparations)
-
-    @property
-    def _is_refused(self) -> bool:
-        """Whether a worker rejected a value before any was ready: the next one would, too."""
-        return self._digests is None and "refused" in self._failed_starts
 
     def _tell(self, message: str) -> None:
         """Show what happened, unless it repeats the last message."""
@@ -487,29 +472,35 @@ class Pool:
     def _requeue(self, job: _Job) -> None:
         insort(self._queue, job, key=lambda queued: queued.number)
 
-    def _answer(self, job: _Job, result: Any) -> None:
+    def _answer(self, job: _Job, result: object) -> None:
         """Note that a worker answered, whatever the result: suspects get their last try."""
         if isinstance(result, Fault):
             self._faults[result.kind] += 1
         elif job.candidate:
             self._longest = max(self._longest, job.timing.get("seconds", 0.0))
             self._in_a_row.clear()
-        suspects, self._suspects = self._suspects, []
-        for suspect in suspects:
-            self._requeue(suspect)
+        while self._suspects:
+            self._requeue(self._suspects.pop())
         if job.request is not _BASELINE:
             self._end(job, result)
 
-    def _end(self, job: _Job, result: Any) -> None:
+    def _end(self, job: _Job, result: object) -> None:
         """Deliver the final result of a job: a value or a fault."""
         job.result, job.done = result, True
-        fault = result if isinstance(result, Fault) else None
         if job.candidate:
-            outcome = Outcome("failed", reason=job.reason(fault)) if fault else result
-            trace = fault.trace if fault else ""
+            outcome, trace = result, ""
+            if isinstance(result, Fault):
+                outcome, trace = Outcome("failed", reason=job.reason(result)), result.trace
+            assert isinstance(outcome, Outcome)
             self._arrivals.append(Arrival(job.candidate.index, outcome, job.timing, trace))
-        elif fault:
+        elif isinstance(result, Fault):
             failed = f"a worker failed in {type(job.request).__name__}"
-            if fault.kind == "refused":
-                raise ValueError(f"{failed}: {fault.reason}")
-            raise CallError(f"{failed}: {job.reason(fault)}", fault.trace)
+            if result.kind == "refused":
+                raise ValueError(f"{failed}: {result.reason}")
+            raise CallError(f"{failed}: {job.reason(result)}", result.trace)
+        else:
+            self._count()
+
+
+def _uncounted() -> None:
+    """Count nothing."""

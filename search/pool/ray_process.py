@@ -1,6 +1,6 @@
 """The process that is connected to Ray for a driver, and the workers, which are Ray's actors.
 
-It starts a local Ray or joins a cluster, does what the driver's messages say, and reports. One
+It starts a local Ray or joins a cluster, does what the driver calls for, and reports. One
 thread receives: once the driver has closed the connection, or is gone, it ends this process, and
 with it a local Ray. Another thread calls Ray, which may block it.
 
@@ -19,46 +19,39 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
-import numpy as np
 import ray
 from ray.autoscaler.sdk import request_resources
 from torch import Tensor
 
-import search
 from configs.schema import Ray
 from pruning.models import load_model
 from search.fitness import Evaluator, Setup
 from search.pool.on_ray import (
     FOLDERS,
     LOCAL,
+    Answer,
     Array,
     Arrays,
-    Dismiss,
-    Give,
-    Hire,
     Part,
-    Prepare,
-    Room,
-    Stored,
     clear_killed,
-    holds,
     kill_session,
     to_arrays,
     to_tensors,
 )
 from search.pool.requests import (
     PACKAGES,
+    ROOT,
+    CollectStatistics,
     Ended,
     Fault,
+    ProbeTensors,
     Reply,
     Request,
     Started,
@@ -69,6 +62,15 @@ from search.pool.requests import (
 )
 from search.resident import Subject, Weights
 
+Config = dict[str, object]
+"""A model's config, as transformers writes it."""
+
+Loaded = tuple[tuple[str, ...], float]
+"""The digests of a worker's models, and the seconds of the dense models' windows."""
+
+Done = tuple[object, Arrays, Timing]
+"""A request's result, and the tensors if it is some."""
+
 _CONNECT_SECONDS, _END_SECONDS, _LOOK_SECONDS = 30, 4, 1.0
 
 
@@ -76,65 +78,60 @@ class Worker:
     """An evaluator in an actor; it returns only plain values and numpy arrays."""
 
     def start(
-        self, setup: Setup, windows: Sequence[Arrays], code: str, *shipped: Any
-    ) -> tuple[tuple[str, ...], float] | Fault:
-        """Load the models; return their digests, and the seconds of the dense models' windows.
+        self, setup: Setup, windows: Sequence[Arrays], code: str, *shipped: tuple[Config, Arrays]
+    ) -> Loaded | Fault:
+        """Load the models.
 
         Args:
-            setup: Without its windows.
-            windows: Those windows.
+            setup: Without its windows, which follow.
             code: Digest of the driver's source.
-            shipped: Each model's config and tensors, alternating; empty if workers load models.
+            shipped: Each model's config and tensors; none if workers load models.
         """
-        return attempt(lambda: self._start(setup, windows, code, shipped))
 
-    def do(
-        self, request: Request[Any], statistics: Mapping[str, Array] | None = None
-    ) -> tuple[object, Timing]:
-        """Do a request, as `perform`, with statistics from the object store."""
+        def load() -> Loaded:
+            if code != code_digest():
+                raise ValueError(
+                    f"a worker runs different code from the driver ({ROOT / 'search'}): "
+                    "install the driver's version on every node"
+                )
+            weights = [Weights(config, _without_warnings(arrays)) for config, arrays in shipped]
+            tokens = tuple(map(_without_warnings, windows))
+            self._evaluator = Evaluator(replace(setup, windows=tokens), weights)
+            return self._evaluator.digests, self._evaluator.seconds
+
+        return attempt(load)
+
+    def do(self, request: Request[object], statistics: Arrays | None = None) -> Done:
+        """Do a request with statistics from the object store; tensors are returned as arrays."""
         if isinstance(request, UseStatistics) and statistics is not None:
             request = replace(request, tensors=_without_warnings(statistics))
         result, timing = perform(self._evaluator, request)
-        return (to_arrays(result) if holds(result, Tensor) else result), timing
-
-    def _start(
-        self, setup: Setup, windows: Sequence[Arrays], code: str, shipped: Sequence[Any]
-    ) -> tuple[tuple[str, ...], float]:
-        if code != code_digest():
-            raise ValueError(
-                f"a worker runs different code from the driver ({Path(search.__file__).parent}): "
-                "install the driver's version on every node"
-            )
-        weights = [
-            Weights(config, _without_warnings(arrays))
-            for config, arrays in zip(shipped[::2], shipped[1::2], strict=True)
-        ]
-        tokens = tuple(map(_without_warnings, windows))
-        self._evaluator = Evaluator(replace(setup, windows=tokens), weights)
-        return self._evaluator.digests, self._evaluator.seconds
+        if isinstance(request, CollectStatistics | ProbeTensors) and isinstance(result, dict):
+            return None, to_arrays(result), timing
+        return result, {}, timing
 
 
 def main() -> None:
     """Serve the driver until it closes the connection, or is gone."""
     connection, head = Connection(int(sys.argv[1])), sys.argv[2]
-    received: SimpleQueue[object] = SimpleQueue()
     start, leave = partial(_join, head), _leave_cluster
     if head == LOCAL:
         clear_killed()
         folder = tempfile.mkdtemp(prefix=f"prunevolve-{os.getpid()}-", dir=FOLDERS)
         start, leave = partial(_start, folder), partial(_end_local, folder)
-    actors = Actors(connection.send, received)
-    threading.Thread(target=_serve, args=(actors, start, leave), daemon=True).start()
+    actors = Actors(connection.send, start)
+    threading.Thread(target=_serve, args=(actors, leave), daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
-            received.put(connection.recv())
+            method, arguments = connection.recv()
+            actors.todo.put(partial(getattr(actors, method), *arguments))
     leave()
     os._exit(0)
 
 
-def _serve(actors: "Actors", start: Callable[[Ray], None], leave: Callable[[], None]) -> None:
+def _serve(actors: "Actors", leave: Callable[[], None]) -> None:
     try:
-        actors.serve(start)
+        actors.serve()
     except BaseException:  # noqa: BLE001 - Ray raises SystemExit, too; the driver reads this
         traceback.print_exc()
         leave()
@@ -161,7 +158,7 @@ def _end_local(folder: str) -> None:
 def _join(head: str, config: Ray) -> None:
     """Join a cluster; ask its autoscaler, if there is one, for room for the workers."""
     # Ray adds the folder of this script to its workers' path.
-    sys.argv[0] = str(Path(search.__file__).parents[1] / "run_search.py")
+    sys.argv[0] = str(ROOT / "run_search.py")
     signal.alarm(_CONNECT_SECONDS)  # ends this process: Ray may hang
     ray.init(address=head, log_to_driver=False, logging_level="critical")
     signal.alarm(0)
@@ -179,97 +176,124 @@ def _leave_cluster() -> None:
 
 
 class Actors:
-    """The workers, by number.
+    """The workers, by number. The driver calls the methods from `prepare` to `dismiss`.
 
     Args:
         send: Sends the driver a message.
-        received: The driver's messages, and what actors returned.
+        start: Starts or joins Ray.
+
+    Attributes:
+        todo: What is still to be done, by the thread in `serve` alone.
     """
 
-    def __init__(self, send: Callable[[object], None], received: "SimpleQueue[object]") -> None:
-        self._send, self._received = send, received
-        self._actors: dict[int, Any] = {}
+    def __init__(self, send: Callable[[object], None], start: Callable[[Ray], None]) -> None:
+        self._send, self._start = send, start
+        self.todo: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._actors: dict[int, ray.actor.ActorHandle] = {}
+        self._starting: set[int] = set()
+        self._hired = self._others = 0
         self._parts: Arrays = {}
-        self._statistics: dict[int, Any] = {}
+        self._statistics: dict[int, ray.ObjectRef] = {}
 
-    def serve(self, start: Callable[[Ray], None]) -> None:
-        """Start Ray, do what is received, and say every second how much room there is."""
-        prepare = self._received.get()
-        assert isinstance(prepare, Prepare)
-        start(prepare.ray)
-        self._prepare(prepare)
+    def serve(self) -> None:
+        """Do what there is to do, and tell the driver every second that Ray still answers."""
         looked = 0.0
         while True:
             with suppress(Empty):
-                self._do(self._received.get(timeout=_LOOK_SECONDS))
-            if time.monotonic() - looked > _LOOK_SECONDS:
+                self.todo.get(timeout=_LOOK_SECONDS)()
+            if ray.is_initialized() and time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
-                self._send(self._room())
+                ray.nodes()
+                self._send(None)
 
-    def _prepare(self, prepare: Prepare) -> None:
-        config = prepare.ray
+    def prepare(
+        self, setup: Setup, windows: Sequence[Arrays], config: Ray, actor: type | None
+    ) -> None:
+        """Start Ray, and store what workers are built from.
+
+        Args:
+            setup: Without its windows, which follow.
+            actor: The class of the workers; None for `Worker`.
+        """
+        self._start(config)
         self._cpus, self._gpus = config.cpus_per_worker, config.gpus_per_worker
-        resources = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)
-        self._actor = resources(prepare.actor or Worker)
+        self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(actor or Worker)
         ships = config.ship_model or (config.address == LOCAL and not self._gpus)
-        models = map(_shipped, prepare.setup.subjects) if ships else []
-        windows = ray.put(prepare.windows)
-        self._arguments = [prepare.setup, windows, code_digest(), *chain.from_iterable(models)]
-        self._send(self._room())
-        self._send(Stored())
+        models = map(_shipped, setup.subjects) if ships else []
+        self._arguments = [setup, ray.put(windows), code_digest(), *models]
+        self._send(Answer())
 
-    def _do(self, message: object) -> None:
-        match message:
-            case Hire(worker):
-                self._actors[worker] = self._actor.remote()
-                self._watch(worker, self._actors[worker].start.remote(*self._arguments), True)
-            case Give(worker, request) if worker in self._actors:
-                statistics = None
-                if isinstance(request, UseStatistics):
-                    statistics = self._statistics[request.subject]
-                self._watch(worker, self._actors[worker].do.remote(request, statistics))
-            case Dismiss(worker) if worker in self._actors:
-                ray.kill(self._actors.pop(worker), no_restart=True)
-            case Part(name, array):
-                self._parts[name] = array
-            case UseStatistics(subject):
-                self._statistics[subject] = ray.put(self._parts)
-                self._parts = {}
-                self._send(Stored())
-            case (int(worker), bool(starting), future):
-                self._report(worker, starting, future)
+    def keep(self, name: str, array: Array) -> None:
+        """Keep one of the tensors that are shared next."""
+        self._parts[name] = array
 
-    def _watch(self, worker: int, reference: Any, starting: bool = False) -> None:
+    def share(self, subject: int) -> None:
+        """Put a model's statistics into the object store."""
+        self._statistics[subject] = ray.put(self._parts)
+        self._parts = {}
+        self._send(Answer())
+
+    def hire(self, most: int) -> None:
+        """Begin to start workers on the nodes that have room; answer with their numbers."""
+        whole, free = self._room()
+        if not self._starting:
+            # Free resources mean something only once every starting worker has taken its own.
+            self._others = max(0, whole - len(self._actors) - free)
+        room = min(most, whole - len(self._actors) - self._others)
+        hired = range(self._hired + 1, self._hired + room + 1)
+        for worker in hired:
+            self._actors[worker] = self._actor.remote()
+            self._watch(worker, self._actors[worker].start.remote(*self._arguments))
+        self._hired += len(hired)
+        self._starting.update(hired)
+        self._send(Answer(hired))
+
+    def give(self, worker: int, request: Request[object]) -> None:
+        """Give a worker a request, unless it has ended."""
+        if worker in self._actors:
+            statistics = None
+            if isinstance(request, UseStatistics):
+                statistics = self._statistics[request.subject]
+            self._watch(worker, self._actors[worker].do.remote(request, statistics))
+
+    def dismiss(self, worker: int) -> None:
+        """Kill a worker, unless it has ended."""
+        self._starting.discard(worker)
+        if worker in self._actors:
+            ray.kill(self._actors.pop(worker), no_restart=True)
+
+    def _watch(self, worker: int, reference: ray.ObjectRef) -> None:
         # The callback runs in a thread of Ray's.
         reference.future().add_done_callback(
-            lambda future: self._received.put((worker, starting, future))
+            lambda future: self.todo.put(partial(self._report, worker, future))
         )
 
-    def _report(self, worker: int, starting: bool, future: Any) -> None:
+    def _report(self, worker: int, future: "Future[Fault | Loaded | Done]") -> None:
+        result: Fault | Loaded | Done
         try:
             result = future.result()
         except ray.exceptions.RayError as error:
-            result = _fault_of(error, starting)
-        if isinstance(result, Fault):
-            self._do(Dismiss(worker))
-            self._send(Ended(worker, result))
-        elif starting:
-            self._send(Started(worker, *result))
-        else:
-            value, timing = result
-            if holds(value, np.ndarray):
-                for name, array in value.items():
+            result = _fault_of(error, worker in self._starting)
+        self._starting.discard(worker)
+        match result:
+            case Fault():
+                self.dismiss(worker)
+                self._send(Ended(worker, result))
+            case (digests, seconds):
+                self._send(Started(worker, digests, seconds))
+            case (value, arrays, timing):
+                for name, array in arrays.items():
                     self._send(Part(name, array))
-                value = None
-            self._send(Reply(worker, value, timing))
+                self._send(Reply(worker, value, timing))
 
-    def _room(self) -> Room:
+    def _room(self) -> tuple[int, int]:
+        """Return how many workers all nodes hold if empty, and besides all that runs now."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         whole = sum(workers_on(resources, self._cpus, self._gpus) for resources in nodes)
         free = ray.available_resources()
         by_cpu = int(free.get("CPU", 0) // self._cpus)
         by_gpu = int(free.get("GPU", 0) / self._gpus + 1e-9) if self._gpus else by_cpu
-        return Room(whole, min(by_cpu, by_gpu))
+        return whole, min(by_cpu, by_gpu)
 
 
 def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
@@ -299,22 +323,21 @@ def _fault_of(error: Exception, starting: bool) -> Fault:
 
 def code_digest() -> str:
     """Return a hash of all source code that an evaluation runs."""
-    root = Path(search.__file__).parent.parent
     digest = hashlib.sha256()
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _shipped(subject: Subject) -> tuple[Any, Any]:
-    """Return a model's config, and a reference to its tensors in the object store."""
+def _shipped(subject: Subject) -> ray.ObjectRef:
+    """Return a reference to a model's config and tensors in the object store."""
     model = load_model(subject.model, subject.dtype, "cpu")
     tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    return model.config.to_dict(), ray.put(to_arrays(tensors))
+    return ray.put((model.config.to_dict(), to_arrays(tensors)))
 
 
-def _without_warnings(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+def _without_warnings(arrays: Arrays) -> dict[str, Tensor]:
     # torch warns that the object store's memory is read-only; nothing here writes to it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -1,10 +1,11 @@
-"""What a pool asks of its workers, and what comes back.
+"""What a pool asks of its workers, what comes back, and the worker that is this process itself.
 
 A request is a value that a worker carries out on its `Evaluator`, wherever the worker runs. What
 goes wrong comes back as a value, too: a `Fault`, with a kind that means the same everywhere.
 """
 
 import errno
+import gc
 import re
 import resource
 import time
@@ -12,26 +13,26 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-import search
 from pruning.criterion import Criterion
 from pruning.progress import Progress
-from search.fitness import Evaluator, ZerosAndOverlap
+from search.fitness import Evaluator, Setup, ZerosAndOverlap
 from search.population import Candidate, Outcome
 from search.resident import unwatched
 from search.scale import Scale
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", covariant=True)
 
 Timing = Mapping[str, float]
 """What is not reproducible about a request: seconds, peak MiB, the worker's number."""
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("evaluation", "pruning", "search")
-"""The packages whose code an evaluation runs."""
+"""The packages below `ROOT` whose code an evaluation runs."""
 
 
 class Request(Generic[Result]):
@@ -67,19 +68,15 @@ class CompareMasks(Request[ZerosAndOverlap]):
 
 
 @dataclass(frozen=True)
-class CollectStatistics(Request[Mapping[str, Tensor]]):
-    """Collect a model's statistics, by `X/layer`.
-
-    Attributes:
-        progress: Called with the stage, blocks done and blocks in total, in this process only.
-    """
+class CollectStatistics(Request[dict[str, Tensor]]):
+    """Collect a model's statistics, by `X/layer`; the progress is told in this process only."""
 
     subject: int
     progress: Progress = unwatched
 
 
 @dataclass(frozen=True)
-class ProbeTensors(Request[Mapping[str, Tensor]]):
+class ProbeTensors(Request[dict[str, Tensor]]):
     """Return the fingerprint's probe of a model; see `search.probe`."""
 
     subject: int
@@ -154,7 +151,7 @@ class Reply:
     """The result of a request, or a `Fault`; the worker waits for the next one."""
 
     worker: int
-    result: Any
+    result: object
     timing: Timing
 
 
@@ -175,7 +172,7 @@ class Backend(Protocol):
     def hire(self, most: int) -> Sequence[int]:
         """Begin to start workers where there is room, at most so many; return their numbers."""
 
-    def give(self, worker: int, request: Request[Any]) -> None:
+    def give(self, worker: int, request: Request[object]) -> None:
         """Give an idle worker a request."""
 
     def dismiss(self, worker: int) -> None:
@@ -199,7 +196,7 @@ def attempt(action: Callable[[], Result]) -> Result | Fault:
         return fault_of(error)
 
 
-def perform(evaluator: Evaluator, request: Request[Any]) -> tuple[Any, Timing]:
+def perform(evaluator: Evaluator, request: Request[object]) -> tuple[object, Timing]:
     """Do a request; return its result or a `Fault`, and its timing, which is not reproducible."""
     began = time.perf_counter()
     result = attempt(lambda: _result(evaluator, request))
@@ -208,7 +205,7 @@ def perform(evaluator: Evaluator, request: Request[Any]) -> tuple[Any, Timing]:
     return result, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
 
 
-def _result(evaluator: Evaluator, request: Request[Any]) -> Any:
+def _result(evaluator: Evaluator, request: Request[object]) -> object:
     match request:
         case Evaluate(candidate):
             return evaluator.evaluate(candidate)
@@ -223,15 +220,14 @@ def _result(evaluator: Evaluator, request: Request[Any]) -> Any:
         case TimeFirstStage(task):
             return evaluator.seconds_of(task)
         case UseStatistics(subject, tensors):
-            return evaluator.use_statistics(subject, tensors)
+            evaluator.use_statistics(subject, tensors)
         case UseScale(scale):
-            return evaluator.use_scale(scale)
-    raise TypeError(f"no worker does {request}")
+            evaluator.use_scale(scale)
+    return None
 
 
 _DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")
 _MEMORY_FAULTS = ("out of memory", "not enough memory", "DefaultCPUAllocator")
-_ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
 def fault_of(error: Exception) -> Fault:
@@ -241,7 +237,7 @@ def fault_of(error: Exception) -> Fault:
     # Drop what differs between attempts: sizes here, addresses below.
     if _lacks_memory(error, message):
         return Fault("exhausted", f"{type(error).__name__}: out of memory", "", trace)
-    reason = f"{type(error).__name__}: {_ADDRESS.sub('0x...', message)}"
+    reason = f"{type(error).__name__}: {re.sub('0x[0-9a-f]+', '0x...', message)}"
     # torch reports device faults as RuntimeError.
     if isinstance(error, RuntimeError) and any(word in message for word in _DEVICE_FAULTS):
         return Fault("exhausted", reason, "", trace)
@@ -260,9 +256,61 @@ def _lacks_memory(error: Exception, message: str) -> bool:
 
 def _place(error: Exception) -> str:
     """Return the innermost line of our code in the traceback, as `search/fitness.py:120`."""
-    root = Path(search.__file__).parent.parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_relative_to(root) and path.relative_to(root).parts[0] in PACKAGES:
-            return f"{path.relative_to(root).as_posix()}:{frame.lineno}"
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
+            return f"{path.relative_to(ROOT).as_posix()}:{frame.lineno}"
     return "a library"
+
+
+class InProcessBackend:
+    """The backend whose one worker is this process: for tests and for `ray.workers: 0`.
+
+    It does its work inside `events`; after a dismissal, the models are loaded again.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._worker = 0
+        self._hired = False
+        self._evaluator: Evaluator | None = None
+        self._request: Request[object] | None = None
+
+    def hire(self, most: int) -> Sequence[int]:
+        """Begin to start the worker, if it is not there yet; `events` loads its models."""
+        if self._hired or most < 1:
+            return []
+        self._worker += 1
+        self._hired = True
+        return [self._worker]
+
+    def give(self, worker: int, request: Request[object]) -> None:
+        """Keep a request for `events` to do."""
+        self._request = request
+
+    def dismiss(self, worker: int) -> None:
+        """Release the models."""
+        self._hired, self._evaluator, self._request = False, None, None
+        gc.collect()  # before they are loaded again: memory may not hold two copies
+
+    def events(self, seconds: float) -> Sequence[Event]:
+        """Start the worker, or do the request that it has been given."""
+        if self._hired and self._evaluator is None:
+            return [self._start()]
+        if self._request is None or self._evaluator is None:
+            time.sleep(min(seconds, 0.05))
+            return []
+        request, self._request = self._request, None
+        return [Reply(self._worker, *perform(self._evaluator, request))]
+
+    def share(self, request: Request[None]) -> Request[None]:
+        """Return the request itself."""
+        return request
+
+    def _start(self) -> Event:
+        evaluator = attempt(lambda: Evaluator(self._setup))
+        if isinstance(evaluator, Fault):
+            self.dismiss(self._worker)
+            return Ended(self._worker, evaluator)
+        self._evaluator = evaluator
+        return Started(self._worker, evaluator.digests, evaluator.seconds)

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -40,7 +39,7 @@ _SERIES = ("#2b86c5", "#d2691e", "#1a9873", "#bf6a9a", "#a1841a", "#4f9fd0", "#7
 _MARKERS = "os^Dvph"
 _DASHES = ((5, 1.5), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (3, 1), (8, 2), (1, 1), (4, 1, 1, 1, 1, 1))
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[str, object] = {
     "svg.fonttype": "none",  # text stays text: small, and searchable in the page
     "svg.hashsalt": "prunevolve",  # without it, the file differs each time
     "text.parse_math": False,  # a name with dollar signs is not a formula

@@ -15,8 +15,7 @@ from pruning.leaves import LEAVES
 from search.population import Record, best_of_each_size, pareto_front
 from search.report import tables
 from search.scale import Scale, unit_of
-from search.summary import Summary
-from search.verdict import verdict_of
+from search.summary import Summary, verdict_of
 
 BAD_TRADE = 1.5
 """Multiple of the lowest rise over dense beyond which no metric, however small, is a trade-off."""
@@ -36,7 +35,7 @@ class Run:
     config: Config
     records: Sequence[Record]
     scale: Scale
-    timings: Mapping[int, Mapping[str, Any]]
+    timings: Mapping[int, Mapping[str, float]]
     environment: Mapping[str, Any]
     ended: str
     summary: Summary | None
@@ -90,7 +89,7 @@ def render(run: Run) -> str:
     )
 
 
-def tasks_of(summary: Summary) -> list[dict[str, Any]]:
+def tasks_of(summary: Summary) -> list[dict[str, object]]:
     """Return what the page shows of each task."""
     from search.report.charts import perplexity_chart
 
@@ -151,7 +150,7 @@ def facts_of(run: Run) -> dict[str, str]:
 
 
 def elapsed(
-    evaluated: Sequence[Record], timings: Mapping[int, Mapping[str, Any]]
+    evaluated: Sequence[Record], timings: Mapping[int, Mapping[str, float]]
 ) -> tuple[str, list[float]]:
     """Return a unit of time, and when each candidate's outcome arrived in a search without pauses.
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 import run_search
 from configs import schema
 from pruning.sizes import GIB
-from search import machine
+from search import plan, prepare
 from search.experiment import resolve
 
 LLAMA2 = Path(schema.__file__).parent / "llama2_7b.yaml"
@@ -19,7 +19,7 @@ DEFAULTS = ("memory.statistics=float32", "memory.master=device", "memory.scores=
 
 def memory_lines(path: Path | None, *overrides: str) -> list[str]:
     """Return what is said of a config's memory."""
-    return machine.memory_lines(resolve(schema.load(path, list(overrides))))
+    return plan.memory_lines(resolve(schema.load(path, list(overrides))))
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_validate_refuses_in_one_line_with_exit_2(llama2, no_gpu, monkeypatch, c
 
 
 def test_host_is_checked_where_workers_run_on_this_machine(llama2, no_gpu, monkeypatch):
-    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: Free(100 * GIB))
+    monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: Free(100 * GIB))
     local = (llama2, "ray.address=local", "search.primitives=release")
     with pytest.raises(
         ValueError, match=r"free for 1 worker .*got 100\.00 GiB: lower ray\.workers"
@@ -138,7 +138,7 @@ def test_model_whose_config_is_not_here_is_not_known():
 
 
 def test_description_tells_versions_and_devices():
-    told = machine.description()
+    told = prepare.description()
     assert set(told) == {"python", "platform", "cores", "cuda", "packages"}
     assert torch.__version__.startswith(told["packages"]["torch"])
     assert len(told["cuda"]) == torch.cuda.device_count()

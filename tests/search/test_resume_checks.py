@@ -11,7 +11,7 @@ from configs.schema import Config
 from search.experiment import resolve
 from search.journal import FolderError, RunFolder
 from search.population import Outcome, Record, State
-from search.resume_checks import (
+from search.prepare import (
     check_config,
     check_fingerprints,
     check_records,

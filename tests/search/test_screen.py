@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 
 from search import screen
-from search.screen import shown, step, tables_of
-from search.status import Status, duration
+from search.screen import Status, duration, shown, step, tables_of
 
 METRIC = "mul(mul(abs(W), sqrt(X)), add(G, X))"
 

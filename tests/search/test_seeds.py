@@ -8,9 +8,9 @@ from toy_records import record_of
 from configs.schema import Search
 from pruning.baselines import NAMED
 from pruning.masks import GROUPS
+from search.checkpoint import read_seeds
 from search.journal import RunFolder
 from search.population import State
-from search.seeds import read_seeds
 
 
 def texts(entries: list[str], group: str = "row") -> list[str]:

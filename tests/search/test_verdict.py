@@ -3,8 +3,7 @@
 import pytest
 from report_run import task_of
 
-from search.summary import TaskResult
-from search.verdict import verdict_of
+from search.summary import TaskResult, verdict_of
 
 
 def measured(perplexity, gaps, baselines=None, **changes):

@@ -17,11 +17,11 @@ from pruning.criterion import Criterion
 from pruning.metric import Metric
 from search.baseline_losses import scale_of
 from search.fitness import Evaluator
-from search.pool.in_process import InProcessBackend
 from search.pool.pool import MOST, Pool, PoolError
 from search.pool.requests import (
     CollectStatistics,
     CompareMasks,
+    InProcessBackend,
     ProbeTensors,
     UseScale,
     UseStatistics,
@@ -213,7 +213,7 @@ def test_models_that_do_not_fit_end_the_run_with_the_reason(setup, monkeypatch):
     def lacks(*arguments):
         raise PASSING["no memory for torch"]()
 
-    monkeypatch.setattr("search.pool.in_process.Evaluator", lacks)
+    monkeypatch.setattr("search.pool.requests.Evaluator", lacks)
     monkeypatch.setattr("search.pool.pool._LONGEST_LOOK", 0.01)
     with pytest.raises(PoolError, match=r"could be started, 3 times; .*RuntimeError: out of mem"):
         pool_of(setup).model_digest(0)

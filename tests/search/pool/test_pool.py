@@ -673,7 +673,8 @@ def test_requests_of_the_run_are_done_again_after_a_fault(backend, fault):
     for request in requests:
         assert pool.ask([request]) == [("done", request)]
     counted = []
-    done = pool.ask(requests, lambda: counted.append(1))
+    with pool.counting(lambda: counted.append(1)):
+        done = pool.ask(requests)
     assert done == [("done", request) for request in requests]
     assert len(counted) == len(requests)
 
