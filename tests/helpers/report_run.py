@@ -8,9 +8,8 @@ from typing import Any
 from toy_records import record_of
 
 from configs import schema
-from pruning.leaves import LEAVES
-from pruning.metric import Metric
-from pruning.operators import RELEASE
+from search.breeding.primitives import primitive_set
+from search.breeding.variation import Variation, random_metric, seeded
 from search.journal import RunFolder
 from search.population import OUTCOMES, Record
 from search.scale import Scale, cell_of
@@ -28,34 +27,21 @@ SCALE = Scale(
 """The dense model's fitness is 2, that of wanda 3, that of snip 3.5."""
 
 
-def metric_text(generator: random.Random) -> str:
-    """Draw the text of a random metric that can rank weights, as journals have no other."""
-    while Metric.parse(text := random_text(generator, 4)).problem:
-        pass
-    return text
-
-
-def random_text(generator: random.Random, depth: int) -> str:
-    """Draw a random formula's text."""
-    if depth == 0 or generator.random() < 0.2:
-        return generator.choice(list(LEAVES))
-    name = generator.choice(list(RELEASE))
-    operands = [random_text(generator, depth - 1) for _ in range(RELEASE[name].arity)]
-    return f"{name}({', '.join(operands)})"
-
-
 def records_of(count: int) -> list[Record]:
     """Return a journal in which each candidate descends from the two before it; the last wins."""
-    generator = random.Random(0)
+    draw = random.Random(0)
+    bred = Variation(CONFIG.search, primitive_set("release"))
     records = []
     for index in range(count):
+        with seeded(index):
+            metric = random_metric(bred)
         last = index == count - 1
-        kind = "evaluated" if last or index % 3 else generator.choice(OUTCOMES[1:])
-        fitness = 3.0 if last else 3.1 + generator.expovariate(3 + index / 100)
+        kind = "evaluated" if last or index % 3 else draw.choice(OUTCOMES[1:])
+        fitness = 3.0 if last else 3.1 + draw.expovariate(3 + index / 100)
         records.append(
             record_of(
                 index,
-                WINNER if last else metric_text(generator),
+                WINNER if last else metric.text,
                 fitness if kind == "evaluated" else None,
                 kind=kind,
                 fingerprint=f"{index:016x}",

@@ -6,15 +6,13 @@ from configs import schema
 from configs.schema import Config, Memory
 from pruning.criterion import Criterion
 from pruning.masks import NOfM
-from pruning.models import load_config, load_tokenizer
+from pruning.models import load_config
 from search.experiment import Experiment, resolve
-from search.resident import Subject
 
 ROLES = ("calibration", "fitness", "selection", "report")
 SMALL = tuple(f"{role}.{key}" for role in ROLES for key in ("windows=2", "length=16"))
 OTHER = "{corpus: embedded, split: '%s', windows: 3, length: 32}"
 LIMIT = load_config("embedded").max_position_embeddings
-HUB_NOTE = "comes from the Hugging Face hub: not checked"
 
 
 def config(*overrides: str) -> Config:
@@ -36,16 +34,6 @@ def refusal(*overrides: str) -> str:
 
 
 # Models, tasks, windows
-
-
-def test_tasks_of_a_plain_config_are_one_of_one_model_and_its_four_texts():
-    experiment = small("pruning.sparsity=0.7", "dtype=bfloat16")
-    (subject,), (texts,), (task,) = experiment.subjects, experiment.texts, experiment.tasks
-    assert subject == Subject("embedded", "bfloat16")
-    assert (task.name, task.subject, task.sparsity, task.pattern) == ("embedded 70%", 0, 0.7, None)
-    assert {role: (text.split, text.windows, text.length) for role, text in texts.items()} == {
-        role: (role, 2, 16) for role in ROLES
-    }
 
 
 def test_tasks_hold_a_model_once_with_its_dtype_and_texts():
@@ -170,13 +158,6 @@ def test_mixtures_that_cannot_be_used_are_refused(text, message):
     assert message in refusal(f"calibration={text}")
 
 
-def test_windows_begin_with_bos_where_the_text_asks_for_it():
-    bos = load_tokenizer("embedded").bos_token_id
-    windows = resolve(config("fitness.bos=true")).read_texts().windows[0]
-    firsts = {role: (windows[role].tokens[:, 0] == bos).all() for role in windows}
-    assert firsts == {"calibration": False, "fitness": True, "selection": False, "report": False}
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -193,18 +174,6 @@ def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
 
 
 # Models
-
-
-@pytest.mark.parametrize(
-    ("overrides", "note"),
-    [
-        (["report.corpus=ptb", "report.split=test"], "report: corpus 'ptb', split 'test' "),
-        (["model=facebook/opt-125m"], "model facebook/opt-125m: "),
-    ],
-)
-def test_hub_is_not_asked_but_noted_once_for_several_tasks(overrides, note):
-    experiment = resolve(config("tasks=[{}, {sparsity: 0.3}]", *overrides))
-    assert experiment.notes == (note + HUB_NOTE,)
 
 
 @pytest.mark.parametrize("model", ["nowhere", "./nowhere", "~/nowhere", "models/x"])
@@ -225,13 +194,6 @@ def test_model_smollm2_that_is_missing_is_refused_with_the_command_that_builds_i
         "model 'models/smollm2-135m' is no folder: give embedded, a folder or a hub id "
         "(`make smollm2` builds it)"
     )
-
-
-def test_stage_at_or_beyond_the_last_fitness_window_is_refused():
-    assert refusal("search.stages=[2, 32]") == (
-        "search.stages must be below fitness.windows = 32, got [2, 32]"
-    )
-    assert resolve(config("search.stages=[2, 31]")).config.search.stages == [2, 31]
 
 
 # Patterns, and every task
@@ -264,9 +226,7 @@ def test_tasks_are_all_checked(task, message):
     [
         (["pruning.group=layer"], "layer"),
         (["pruning.group=layer", "pruning.pattern=2:4"], "row"),
-        (["tasks=[{pattern: '2:4'}, {pattern: '4:8'}]"], "row"),
         (["tasks=[{pattern: '2:4'}, {sparsity: 0.5}]"], "model"),
-        (["pruning.pattern=2:4", "tasks=[{pattern: unstructured}, {}]"], "model"),
     ],
 )
 def test_group_is_row_where_all_tasks_have_a_pattern(overrides, group):

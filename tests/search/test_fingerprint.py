@@ -11,7 +11,6 @@ from pruning.leaves import Statistics
 from pruning.masks import (
     GROUPS,
     DegenerateScores,
-    Layer,
     Model,
     NOfM,
     Row,
@@ -79,12 +78,6 @@ def test_fingerprint_differs_where_the_mask_or_the_target_does():
     assert len({mark("W", target) for target in targets}) == len(targets)
 
 
-def test_fingerprint_across_the_model_tells_layers_on_one_scale_from_layers_on_their_own():
-    assert mark("W", HALF) == mark("mms(W)", HALF)
-    assert mark("W", Target(0.5, Layer())) == mark("mms(W)", Target(0.5, Layer()))
-    assert mark("W", Target(0.5, Model())) != mark("mms(W)", Target(0.5, Model()))
-
-
 # Several tasks, distances, diversity
 
 SMALL = Probe(
@@ -121,22 +114,6 @@ def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
     )
 
 
-def test_fingerprint_refuses_a_metric_that_is_degenerate_in_any_task():
-    drowned = probe(x_scale=1e5)
-    marks = Fingerprints([(probe(), asking(0.5)), (drowned, asking(0.5))])
-    with pytest.raises(DegenerateScores, match="prunes the same inputs in every row"):
-        marks.fingerprint(parse("add(W, X)", "row"))
-
-
-def test_fingerprint_of_one_mask_differs_by_group():
-    weights = {"a": torch.tensor([[1.0, 9.0], [9.0, 1.0]])}
-    marks = Fingerprints([(Probe(weights, Statistics()), asking(0.5))])
-    assert {
-        marks.distance(parse("W", one), parse("W", other)) for one in GROUPS for other in GROUPS
-    } == {0}
-    assert len({marks.fingerprint(parse("W", group)) for group in GROUPS}) == 3
-
-
 def test_distance_is_the_fraction_of_weights_that_one_removes_and_the_other_keeps():
     # By row W removes the first two and G the last two: all differ. At a quarter, 2 of 4 do.
     assert HALVES.distance(parse("W", "row"), parse("G", "row")) == 1.0
@@ -155,13 +132,6 @@ def test_distance_is_the_same_both_ways_and_0_for_one_order():
         for other in criteria:
             assert drawn.distance(one, other) == drawn.distance(other, one)
             assert (drawn.distance(one, other) == 0) == (one == other)
-
-
-def test_distance_does_not_count_the_bits_that_fill_a_byte():
-    weights = {"a": torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])}
-    on = Probe(weights, Statistics(G={"a": torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])}))
-    third = Fingerprints([(on, asking(0.34))])
-    assert third.distance(parse("W", "row"), parse("G", "row")) == 4 / 6
 
 
 def test_diversity_counts_members_masks_apart_and_the_mean_distance_of_a_pair():
@@ -200,14 +170,6 @@ def test_sketches_of_one_order_are_equal_and_differ_about_as_fingerprints_do(gro
         assert np.bitwise_count(sketch ^ apart).sum() / bits == pytest.approx(exact, abs=0.06)
 
 
-def test_sketches_see_whole_groups_of_a_pattern(monkeypatch):
-    monkeypatch.setattr("search.fingerprint.GLANCED", 800)
-    marks = Fingerprints([(wide(inputs=600), lambda group: Target(0.5, NOfM(5, 10)))])
-    (sketch,) = marks.sketch(parse("W", "row"))
-    # Of nine blocks of 80 inputs the first: of every ten, five go.
-    assert int(np.bitwise_count(sketch).sum()) == 2 * 6 * 40
-
-
 @pytest.mark.parametrize("text", ["exp(exp(exp(exp(exp(W)))))", "zsn(sub(W, W))"])
 def test_degenerate_scores_have_a_sketch_and_no_fingerprint(text):
     marks = Fingerprints([(wide(), asking(0.5))])
@@ -232,38 +194,20 @@ def test_fingerprint_refuses_scores_that_are_constant_or_not_finite(text, proble
     assert refusal(text) == f"layer a: the scores of '{text}' are {problem}"
 
 
-@pytest.mark.parametrize("target", [HALF, Target(0.5, Layer()), Target(0.5, Model()), TWO_OF_FOUR])
-@pytest.mark.parametrize("text", ["X", "div(X, W)", "mul(X, sqrt(X))"])
+@pytest.mark.parametrize("target", [HALF, Target(0.5, Model()), TWO_OF_FOUR])
+@pytest.mark.parametrize("text", ["X", "div(X, W)"])
 def test_fingerprint_refuses_a_metric_of_x_alone(text, target):
     assert refusal(text, target) == f"'{text}' prunes the same inputs in every row"
 
 
-def test_fingerprint_refuses_a_metric_in_which_x_drowns_the_weights():
-    assert refusal("add(W, X)", on=probe(x_scale=1e5)) == (
-        "'add(W, X)' prunes the same inputs in every row"
-    )
+def test_fingerprint_refuses_a_metric_in_which_x_drowns_the_weights_in_any_task():
+    drowned = probe(x_scale=1e5)
+    problem = "'add(W, X)' prunes the same inputs in every row"
+    assert refusal("add(W, X)", on=drowned) == problem
+    marks = Fingerprints([(probe(), asking(0.5)), (drowned, asking(0.5))])
+    with pytest.raises(DegenerateScores, match="prunes the same inputs in every row"):
+        marks.fingerprint(parse("add(W, X)", "row"))
     assert mark("add(W, X)")
-
-
-def test_fingerprint_refuses_a_pattern_that_does_not_divide_the_inputs():
-    with pytest.raises(ValueError) as error:
-        mark("W", Target(0.5, NOfM(3, 7)))
-    assert str(error.value) == "in_features must be a multiple of the group length 7, got 16"
-    assert not isinstance(error.value, DegenerateScores)  # a mistake, not the metric's fault
-
-
-# Stored probes
-
-
-def test_probe_comes_back_from_its_tensors_whatever_their_order():
-    one = probe()
-    tensors = one.to_tensors()
-    assert set(tensors) == {"W/a", "W/b", "G/a", "G/b", "X/a", "X/b"}
-    again = Probe.from_tensors(dict(reversed(tensors.items())))
-    assert list(again.weights) == ["a", "b"]
-    assert all(torch.equal(again.to_tensors()[key], tensors[key]) for key in tensors)
-    for target in (HALF, Target(0.5, Model()), TWO_OF_FOUR):
-        assert mark("mul(W, G)", target, again) == mark("mul(W, G)", target, one)
 
 
 # Digests of tensors

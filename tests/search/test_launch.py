@@ -11,8 +11,6 @@ from toy_records import record_of
 from configs import schema
 from pruning import models
 
-CONFIGS = Path(schema.__file__).parent
-
 HUB_NOTE = "comes from the Hugging Face hub: not checked"
 
 
@@ -61,7 +59,7 @@ def setting(*overrides: str) -> list[str]:
 # --validate
 
 
-@pytest.mark.parametrize("words", [[], ["--config", CONFIGS / "paper.yaml"]])
+@pytest.mark.parametrize("words", [[], ["--config", "paper"]])
 def test_validate_checks_everything_of_an_embedded_experiment(call, words, tmp_path):
     code, out, err = call("--validate", *words)
     assert (code, err) == (0, "")
@@ -70,42 +68,37 @@ def test_validate_checks_everything_of_an_embedded_experiment(call, words, tmp_p
 
 
 def test_validate_says_what_of_llama2_it_could_not_check(call):
-    code, out, err = call("--validate", "--config", CONFIGS / "llama2_7b.yaml")
+    code, out, err = call("--validate", "--config", "llama2_7b")
     assert (code, err) == (0, "")
     assert out.splitlines()[:5] == [
         f"calibration: corpus 'c4', split 'train' {HUB_NOTE}",
         f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
         f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
         f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
-        "model meta-llama/Llama-2-7b-hf: comes from the Hugging Face hub: not checked",
+        f"model meta-llama/Llama-2-7b-hf: {HUB_NOTE}",
     ]
     assert "model meta-llama/Llama-2-7b-hf: float16; its size is not known here" in out
     assert out.endswith("\nvalid\n")
 
 
 def test_validate_shows_the_plan(call):
-    out = call("--validate")[1].splitlines()
-    assert out[:7] == [
+    out = call("--validate", "--set", "report.windows=null")[1].splitlines()
+    whole = out.pop(4)  # of which the windows are counted
+    assert out[:6] == [
         "model embedded: 1,967,808 parameters, 7.51 MiB in float32",
         "text calibration: embedded calibration: 8,192 tokens, windows of 256",
         "text fitness: embedded fitness: 8,192 tokens, windows of 256",
         "text selection: embedded selection: 8,192 tokens, windows of 256",
-        "text report: embedded report: 8,192 tokens, windows of 256",
         "task embedded 60%: 60.0% zeros, unstructured, weight 1",
         f"workers: {os.cpu_count()} here, 1 core each, of {os.cpu_count()} cores",
     ]
-    assert out[7].startswith("evaluations: 600 candidates and 6 named metrics on fitness, ")
-    assert out[8].startswith("keys at their defaults: ")
-    assert "search.patience=null" in out[8]
-    assert "pruning.sparsity" not in out[8]  # the file gives it
-
-
-def test_validate_counts_the_windows_of_a_whole_text(call):
-    out = call("--validate", *setting("report.windows=null"))[1]
-    (line,) = [line for line in out.splitlines() if line.startswith("text report: ")]
-    tokens = int(line.split(": ")[2].split()[0].replace(",", ""))
+    tokens = int(whole.removeprefix("text report: embedded report: ").split()[0].replace(",", ""))
     assert tokens > 8192
     assert tokens % 256 == 0
+    assert out[6].startswith("evaluations: 600 candidates and 6 named metrics on fitness, ")
+    assert out[7].startswith("keys at their defaults: ")
+    assert "search.crowding=" in out[7]
+    assert "pruning.sparsity" not in out[7]  # the file gives it
 
 
 @pytest.mark.parametrize("option", ["--validate", "--out=run"])
@@ -170,15 +163,6 @@ def test_launch_leaves_no_folder_behind_where_the_worker_finds_no_weights(call, 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_launch_refuses_a_folder_that_is_not_empty(refusal, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert refusal(4, "--out", "run") == (
-        "--out run is not an empty folder: name another, or --resume run"
-    )
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-
-
 def test_launch_refuses_a_config_that_is_not_there(refusal):
     expected = "config missing.yaml cannot be read: No such file or directory"
     assert refusal(2, "--config", "missing.yaml") == expected
@@ -187,30 +171,28 @@ def test_launch_refuses_a_config_that_is_not_there(refusal):
 # --resume, --report and --status
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *(["--config", "c.yaml"], ["--out", "elsewhere"], ["--validate"], ["--status", "run"]),
-        ["--report", "run", "--set", "search.candidates=5"],
-    ],
-)
-def test_resume_refuses_other_options(refusal, run_folder, words):
+@pytest.mark.parametrize("words", [["--out", "elsewhere"], ["--validate"], ["--status", "run"]])
+def test_resume_report_and_status_refuse_other_options(refusal, run_folder, words):
     assert refusal(2, "--resume", "run", *words) == (
         "--resume takes its config and folder from the run: only --set goes with it"
     )
     if "--status" not in words:
-        expected = "--report and --status take no other option"
         for option in ("--report", "--status"):
-            assert refusal(2, option, "run", *words[-2:]) == expected
+            expected = "--report and --status take no other option"
+            assert refusal(2, option, "run", *words) == expected
 
 
 @pytest.mark.parametrize("option", ["--resume", "--report", "--status"])
 def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_path, option):
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "missing"):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    for name in ("full", "missing"):
         expected = f"{name} is not a run folder: it has no config.yaml"
         assert refusal(4, option, name) == expected
-    assert list((tmp_path / "empty").iterdir()) == []
+    assert refusal(4, "--out", "full") == (
+        "--out full is not an empty folder: name another, or --resume full"
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
 
 
 @pytest.mark.parametrize("override", ["search.seed=1", "model=x", "ray=null", "search.candi=9"])
@@ -223,16 +205,9 @@ def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, over
     assert (run_folder / "config.yaml").read_text() == before
 
 
-@pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("search.candidates=0", "search.candidates = '0': Input should be greater than or equal"),
-        ("ray.worker=1", "ray.worker is an unknown key; did you mean workers?"),
-        ("search.candidates", "--set takes key.path=value, got 'search.candidates'"),
-    ],
-)
-def test_resume_refuses_an_override_that_is_wrong_in_itself(refusal, run_folder, override, problem):
-    assert problem in refusal(2, "--resume", "run", "--set", override)
+def test_resume_refuses_an_override_that_is_wrong_in_itself(refusal, run_folder):
+    problem = "search.candidates = '0': Input should be greater than or equal"
+    assert problem in refusal(2, "--resume", "run", "--set", "search.candidates=0")
 
 
 def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):

@@ -54,15 +54,7 @@ def test_table_drops_columns_when_narrow_and_cuts_no_word(width, columns):
     row = next(line for line in text.splitlines() if "3.3000" in line)
     assert row.count("│") == columns + 1
     assert "…" not in text
-    for word in (
-        "dense",
-        "wanda",
-        "nats/token",
-        "candidate",
-        "population",
-        "evaluated",
-        "starting",
-    ):
+    for word in ("dense", "wanda", "nats/token", "candidate", "population", "evaluated"):
         assert word in text
 
 
@@ -76,20 +68,10 @@ def test_plain_line_tells_the_same_as_the_table(monkeypatch):
     assert "left 1 min 0 s" in line
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (754, "12 min 34 s"),
-        (3600, "1 h 0 min"),
-        (12060, "3 h 21 min"),
-        (190000, "2 d 4 h"),
-    ],
-)
-def test_duration_is_as_a_person_says_it(seconds, expected):
-    assert duration(seconds) == expected
+def test_duration_is_as_a_person_says_it():
+    said = {0.4: "0 s", 59.4: "59 s", 59.6: "1 min 0 s", 754: "12 min 34 s", 3600: "1 h 0 min"}
+    for seconds, expected in {**said, 12060: "3 h 21 min", 190000: "2 d 4 h"}.items():
+        assert duration(seconds) == expected
 
 
 # Steps
@@ -118,7 +100,6 @@ def test_step_is_one_line_if_short_and_none_if_it_fails():
     console = Console(file=io.StringIO())
     with step(console, "reading"):
         pass
-    assert console.file.getvalue() == "reading: 0 s\n"
     with pytest.raises(ValueError, match="no text"), step(console, "cutting"):
         raise ValueError("no text")
     assert console.file.getvalue() == "reading: 0 s\n"

@@ -100,12 +100,6 @@ def test_predict_weighs_tasks_as_the_fitness_does(weights, better):
     assert predict(surrogate, *better) < predict(surrogate, *other)
 
 
-def test_predict_promises_more_of_the_less_known_of_two_alike():
-    surrogate = surrogate_of(record(0, 0, 2.0), record(1, 2, 2.0), record(2, 40, 2.0))
-    known, unknown = predict(surrogate, 1), predict(surrogate, 21)
-    assert unknown < known
-
-
 def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
     surrogate = surrogate_of(record(0, 10, 1.0), record(1, 50, 2.0))
     surrogate.alike = 3 / 64

@@ -12,18 +12,13 @@ from small_search import (
 )
 
 from pruning.criterion import Criterion
-from pruning.metric import Metric
 from search.baseline_losses import scale_of
-from search.fitness import Evaluator
 from search.pool.in_process import InProcessBackend
 from search.pool.pool import MOST, Pool, PoolError
 from search.pool.requests import (
     CollectStatistics,
-    CompareMasks,
-    ProbeTensors,
     UseScale,
     UseStatistics,
-    WindowLosses,
     fault_of,
 )
 from search.population import Candidate
@@ -128,16 +123,6 @@ def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, inject
     assert pool.staff.faults == {"exhausted": times}
 
 
-def test_lack_of_memory_that_repeats_fails_its_candidate(pool, undisturbed, injected):
-    error, reason = LACKING["CUDA out of memory"]
-    injected("prune", error, lambda call, metric, _: metric == OTHER.metric)
-    other, failed = arrivals_of(pool, CANDIDATES)
-    assert other.outcome == undisturbed[0]
-    assert failed.outcome.kind == "failed"
-    assert failed.outcome.reason == f"{reason}, {MOST['exhausted']} times"
-    assert "raise error()" in failed.trace
-
-
 def test_device_that_is_broken_for_good_ends_the_run(pool, injected):
     injected("prune", LACKING["CUDA error"][0], lambda *_: True)
     for candidate in CANDIDATES:
@@ -166,23 +151,6 @@ def test_reason_has_no_addresses(pool, injected):
     assert failed.outcome.reason.startswith("TypeError: got <object object at 0x...> at search/")
 
 
-def test_statistics_losses_and_masks_are_done_again(setup, statistics, injected):
-    evaluator = Evaluator(setup)
-    evaluator.use_statistics(0, statistics)
-    expected = evaluator.losses(0, "report", ONE), evaluator.zeros_and_overlap(0, ONE, OTHER)
-    for method in ("collect_statistics", "probe_tensors", "losses", "masks"):
-        injected(method, MemoryError, lambda call, *_: call == 1)
-    pool = pool_of(setup)
-    (found,) = pool.ask([CollectStatistics(0)])
-    assert found.keys() == statistics.keys()
-    assert all(torch.equal(found[key], statistics[key]) for key in found)
-    pool.prepare(UseStatistics(0, found))
-    assert pool.ask([ProbeTensors(0)])[0].keys() == evaluator.probe_tensors(0).keys()
-    assert pool.ask([WindowLosses(0, "report", ONE)]) == [expected[0]]
-    assert pool.ask([CompareMasks(0, ONE, OTHER)]) == [expected[1]]
-    assert pool.staff.faults == {"exhausted": 4}
-
-
 def test_outcomes_come_in_order_with_seconds_peak_memory_and_worker(pool):
     assert pool.next_outcome() is None
     for candidate in CANDIDATES:
@@ -193,23 +161,6 @@ def test_outcomes_come_in_order_with_seconds_peak_memory_and_worker(pool):
         assert list(arrival.timing) == ["seconds", "peak_mib", "worker"]
         assert 0 < arrival.timing["seconds"] < 60
         assert arrival.timing["peak_mib"] > 50  # torch alone is more
-
-
-def test_requests_are_answered_in_order_and_none_where_a_criterion_is_degenerate(pool):
-    constant = Criterion(Metric.parse("sub(W, W)"), "row")
-    dense, none, pruned = pool.ask([WindowLosses(0, "report", c) for c in (None, constant, ONE)])
-    assert none is None
-    assert dense != pruned
-
-
-def test_models_that_do_not_fit_end_the_run_with_the_reason(setup, monkeypatch):
-    def lacks(*arguments):
-        raise MemoryError
-
-    monkeypatch.setattr("search.pool.in_process.Evaluator", lacks)
-    monkeypatch.setattr("search.pool.pool._LONGEST_LOOK", 0.01)
-    with pytest.raises(PoolError, match=r"could be started, 3 times; .*MemoryError: out of mem"):
-        pool_of(setup).model_digest(0)
 
 
 def test_model_that_is_not_there_is_one_line(setup):

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Driver:
         return next(p for p in self.descendants() if part in p.cmdline()[0])
 
 
-def begin(address: str, **variables: str) -> subprocess.Popen[str]:
+def begin(address, **variables):
     """Start a driver, which stays connected until it reads a line."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
@@ -69,7 +68,7 @@ def begin(address: str, **variables: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def driver(address: str, **variables: str) -> Iterator[Driver]:
+def driver(address, **variables):
     """Start a driver and wait until it is up; it is killed at the end, if it still runs."""
     with begin(address, **variables) as process:
         try:
@@ -82,15 +81,13 @@ def driver(address: str, **variables: str) -> Iterator[Driver]:
             process.kill()
 
 
-def ended(
-    process: subprocess.Popen[str], line: str | None = None, seconds: float = GONE_SECONDS
-) -> str:
+def ended(process, line=None, seconds=GONE_SECONDS):
     """Let a driver read a line, and return what else it prints, with its exit code."""
     output, _ = process.communicate(line, timeout=seconds)
     return f"{output}exit {process.returncode}"
 
 
-def assert_gone(processes: list[psutil.Process], folder: Path) -> None:
+def assert_gone(processes, folder):
     _, alive = psutil.wait_procs(processes, timeout=GONE_SECONDS)
     assert not alive
     deadline = time.monotonic() + GONE_SECONDS
@@ -100,7 +97,7 @@ def assert_gone(processes: list[psutil.Process], folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+def local(tmp_path_factory):
     """A local search with one worker, in an environment that points at another Ray."""
     temporary = tmp_path_factory.mktemp("ray")
     (temporary / "ray").mkdir()
@@ -110,13 +107,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="module")
-def running(local: Driver) -> tuple[str, dict[str, str]]:
+def running(local):
     """A cluster that wants a token, one of whose cores is taken, and what lets one in."""
     token = local.ray_process().environ()["RAY_AUTH_TOKEN"]
     return local.found["head"], {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
-def refusal(address: str) -> str:
+def refusal(address):
     with (
         pytest.raises(ValueError) as error,
         ray_backend(embedded_setup(), Ray(address=address)),
@@ -147,7 +144,7 @@ def test_workers_on_counts_what_fits(resources, cpus, gpus, expected):
 
 
 def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_a_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path, monkeypatch
 ):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -161,7 +158,7 @@ def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_a_cluster(
 
 
 @pytest.mark.parametrize("wrong", ["ray://head:10001", "head", "head:port", "http://head:8265"])
-def test_address_that_is_no_head_is_refused(wrong: str):
+def test_address_that_is_no_head_is_refused(wrong):
     assert f"ray.address {wrong!r} must be local, auto or host:port" in refusal(wrong)
 
 
@@ -169,24 +166,20 @@ def test_address_that_is_no_head_is_refused(wrong: str):
 
 
 @pytest.mark.slow
-def test_local_search_runs_beside_a_hostile_environment_and_leaves_it_alone(local: Driver):
+def test_local_search_runs_beside_a_hostile_environment_and_leaves_it_alone(local):
     environment = {k: v for k, v in local.found["environment"].items() if k != "RAY_TMPDIR"}
     assert environment == HOSTILE
     assert local.found["nice"] == os.nice(0)
 
 
 @pytest.mark.slow
-def test_local_search_listens_on_loopback_alone(local: Driver):
+def test_local_search_listens_on_loopback_alone_and_hides_its_folder(local):
     assert local.found["head"].startswith("127.0.0.1:")
     processes = [psutil.Process(local.process.pid), *local.descendants()]
     assert local.found["worker"] in [process.pid for process in processes]
     sockets = [c for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"]
     assert len(sockets) > 4
     assert {c.laddr.ip for c in sockets} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
-
-
-@pytest.mark.slow
-def test_local_search_hides_its_folder(local: Driver):
     folder = local.folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.glob("*/session_*/sockets/plasma_store"))
@@ -241,9 +234,7 @@ def test_local_search_that_was_killed_with_its_ray_process_is_cleared_by_the_nex
 
 
 @pytest.mark.slow
-def test_running_cluster_is_used_and_left_running(
-    running: tuple[str, dict[str, str]], tmp_path: Path
-):
+def test_running_cluster_is_used_and_left_running(running, tmp_path):
     head, login = running
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text(head)
@@ -259,9 +250,7 @@ def test_running_cluster_is_used_and_left_running(
 @pytest.mark.parametrize(
     "login", [{}, {"RAY_AUTH_MODE": "token"}, {**WRONG, "RAY_AUTH_TOKEN": "wrong"}, WRONG]
 )
-def test_running_cluster_refuses_a_token_in_one_line(
-    running: tuple[str, dict[str, str]], tmp_path: Path, login: dict[str, str]
-):
+def test_running_cluster_refuses_a_token_in_one_line(running, tmp_path, login):
     head, _ = running
     with begin(head, HOME=str(tmp_path), **login) as process:
         assert ended(process, seconds=60) == (
