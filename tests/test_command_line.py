@@ -24,9 +24,6 @@ def started(*words, script=("run_prune.py",), **environment):
     return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
 
 
-# Help and version
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--version", 0), ("--nonsense", 2)])
 def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, option, code):

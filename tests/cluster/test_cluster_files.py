@@ -24,19 +24,6 @@ SHELL = sorted(CLUSTER.glob("*.sh"))
 RAY_UP = sorted(CLUSTER.glob("ray_up*.yaml"))
 TEXTS = [ROOT / "docs/CLUSTER.md", *SHELL, *RAY_UP, CLUSTER / "rayjob.yaml"]
 
-RAYJOB_FIELDS = {
-    "": "apiVersion kind metadata spec",
-    "spec": "backoffLimit shutdownAfterJobFinishes entrypoint rayClusterSpec",
-    "spec.rayClusterSpec": (
-        "rayVersion authOptions enableInTreeAutoscaling headGroupSpec workerGroupSpecs"
-    ),
-    "spec.rayClusterSpec.authOptions": "mode",
-    "spec.rayClusterSpec.headGroupSpec": "rayStartParams template",
-    "spec.rayClusterSpec.workerGroupSpecs": (
-        "groupName replicas minReplicas maxReplicas rayStartParams template"
-    ),
-}
-
 
 def read(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -69,19 +56,9 @@ def test_ray_up_fits_the_schema_of_the_installed_ray_and_gives_every_node_the_to
         assert starts and all("RAY_AUTH_MODE=token" in command for command in starts)
 
 
-def test_rayjob_has_known_fields_alone():
-    job = read(CLUSTER / "rayjob.yaml")
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    for path, fields in RAYJOB_FIELDS.items():
-        value = job
-        for key in filter(None, path.split(".")):
-            value = value[key]
-        for mapping in value if isinstance(value, list) else [value]:
-            assert set(mapping) == set(fields.split()), path
-
-
 def test_rayjob_is_a_cluster_to_the_autoscaler_of_the_installed_ray():
     job = read(CLUSTER / "rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     cluster = job["spec"]["rayClusterSpec"]
     metadata = {**job["metadata"], "namespace": "default"}
     derived = autoscaling_config._derive_autoscaling_config_from_ray_cr(

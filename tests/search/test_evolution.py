@@ -208,9 +208,6 @@ def state_after(records: Iterable[Record], search: Search) -> State:
     return state
 
 
-# The same journal, however the workers race and wherever the run was cut
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lag", [0, 1, 7])
 @pytest.mark.parametrize(
@@ -259,9 +256,6 @@ def test_evolution_with_more_candidates_keeps_the_prefix():
     assert [record for step in steps for record in step.records] == longer[60:]
 
 
-# Ask and tell
-
-
 def test_ask_decides_what_needs_no_evaluation():
     records, searching = searched(PLAIN)
     kinds = {candidate.decided.kind for candidate in searching.asked if candidate.decided}
@@ -280,9 +274,6 @@ def test_ask_does_not_take_a_mistake_for_a_degenerate_metric(monkeypatch):
     monkeypatch.setattr(Drawn, "fingerprint", mistaken)
     with pytest.raises(ValueError, match="pattern must divide the inputs"):
         searched(PLAIN)
-
-
-# What the records say
 
 
 def test_evolution_commits_every_index_once_in_order_with_all_kinds_of_outcome():
@@ -306,9 +297,6 @@ def test_evolution_names_the_first_of_a_text_and_of_a_mask():
         if mark:
             firsts.setdefault(mark, record.index)
     assert set(reasons) == {"same text", "same mask"}
-
-
-# Limits
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -343,8 +331,6 @@ def test_evolution_stops_above_exactly_what_would_not_enter_the_population():
             limits += 1
     assert limits > 20
 
-
-# Broods
 
 BROODS = changed(PLAIN, brood=6, lag=0)
 

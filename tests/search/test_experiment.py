@@ -33,9 +33,6 @@ def refusal(*overrides: str) -> str:
     return str(error.value)
 
 
-# Models, tasks, windows
-
-
 def test_tasks_hold_a_model_once_with_its_dtype_and_texts():
     experiment = small("tasks=[{}, {sparsity: 0.3, weight: 2}, {pattern: '2:4'}]")
     tasks = experiment.tasks
@@ -63,9 +60,6 @@ def test_read_texts_cuts_each_models_windows_with_its_own_tokenizer(tiny_llama_d
     assert of_embedded.provenance["text_sha256"] == of_bytes.provenance["text_sha256"]
 
 
-# What workers are built from, what a result tells of its origin
-
-
 def test_setup_is_what_the_config_says_in_plain_values():
     memory = ("memory.statistics=bfloat16", "memory.master=host", "memory.scores=recompute")
     setup = small(*memory, "ray.cpus_per_worker=3").read_texts().setup
@@ -90,9 +84,6 @@ def test_leaves_are_those_of_candidates_and_seeds(overrides, leaves):
     assert small(*overrides).leaves == frozenset(leaves)
 
 
-# Seeds
-
-
 def test_seeds_have_the_group_that_is_searched_and_are_written_into_the_config():
     experiment = small("search.seeds=[snip, W, snip]", "pruning.group=layer")
     seeds = (Criterion.parse("mul(W, G)", "layer"), Criterion.parse("W", "layer"))
@@ -100,9 +91,6 @@ def test_seeds_have_the_group_that_is_searched_and_are_written_into_the_config()
     assert experiment.config.search.seeds == ["mul(W, G)", "W"]
     assert experiment.breeder.search == experiment.config.search
     assert resolve(experiment.config).breeder == experiment.breeder
-
-
-# Texts beside each other
 
 
 @pytest.mark.parametrize(
@@ -173,9 +161,6 @@ def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
     assert refusal(override).startswith(message)
 
 
-# Models
-
-
 @pytest.mark.parametrize("model", ["nowhere", "./nowhere", "~/nowhere", "models/x"])
 def test_model_that_is_neither_a_folder_with_one_nor_a_hub_id_is_refused(model, tmp_path):
     expected = f"model '{model}' is no folder: give embedded, a folder or a hub id"
@@ -196,9 +181,6 @@ def test_model_smollm2_that_is_missing_is_refused_with_the_command_that_builds_i
     )
 
 
-# Patterns, and every task
-
-
 LONG = f"{{corpus: embedded, split: report, windows: 2, length: {LIMIT + 1}}}"
 FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
 
@@ -216,9 +198,6 @@ FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
 )
 def test_tasks_are_all_checked(task, message):
     assert refusal(f"tasks=[{{}}, {task}]").startswith(message)
-
-
-# The comparison group
 
 
 @pytest.mark.parametrize(

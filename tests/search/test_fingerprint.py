@@ -50,9 +50,6 @@ def refusal(text: str, target: Target = HALF, on: Probe | None = None) -> str:
     return str(error.value)
 
 
-# Same and different masks
-
-
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("target", [HALF, TWO_OF_FOUR])
 @pytest.mark.parametrize(
@@ -77,8 +74,6 @@ def test_fingerprint_differs_where_the_mask_or_the_target_does():
     ]
     assert len({mark("W", target) for target in targets}) == len(targets)
 
-
-# Several tasks, distances, diversity
 
 SMALL = Probe(
     {
@@ -145,9 +140,6 @@ def test_diversity_counts_members_masks_apart_and_the_mean_distance_of_a_pair():
     assert HALVES.diversity(members[:1], 0.1) == {"members": 1, "masks": 1, "mean_distance": 0.0}
 
 
-# Sketches
-
-
 def wide(seed: int = 0, inputs: int = 512) -> Probe:
     """Two layers of 6 rows, with enough inputs for a sketch to leave some out."""
     generator = torch.Generator().manual_seed(seed)
@@ -178,9 +170,6 @@ def test_degenerate_scores_have_a_sketch_and_no_fingerprint(text):
         marks.fingerprint(parse(text, "row"))
 
 
-# Degenerate metrics
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -208,9 +197,6 @@ def test_fingerprint_refuses_a_metric_in_which_x_drowns_the_weights_in_any_task(
     with pytest.raises(DegenerateScores, match="prunes the same inputs in every row"):
         marks.fingerprint(parse("add(W, X)", "row"))
     assert mark("add(W, X)")
-
-
-# Digests of tensors
 
 
 def test_tensors_digest_sees_every_name_and_value_and_no_order_or_layout():

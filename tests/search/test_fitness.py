@@ -142,9 +142,6 @@ def stops_at(evaluator, criterion, limit):
     return kinds == ["stopped", "evaluated"]
 
 
-# Prune, measure, restore
-
-
 @pytest.mark.parametrize("group", [Row(), Model()])
 def test_pruned_zeroes_the_masked_dense_weights_and_keeps_the_others(evaluator, group):
     resident, dense = evaluator.residents[0], weights_of(evaluator)
@@ -202,9 +199,6 @@ def test_mistake_is_no_fault_of_the_metric(evaluator, criterion, message):
     assert_dense(evaluator)
 
 
-# Several tasks
-
-
 def test_fitness_of_several_tasks_is_the_mean_of_their_relative_rises_by_weight(on_two_models):
     half, other, two_of_four = (
         rises_under_wanda(on_two_models, task).mean().item() / cell.rise
@@ -237,9 +231,6 @@ def test_stages_that_do_not_stop_change_nothing_and_without_any_nothing_stops(on
     stops(hopeless=1e-9)
     assert on_two_models.evaluate(replace(by_layer, stop_above=0.0)) == outcome
     assert (outcome.kind, outcome.tokens) == ("evaluated", 4 * 32 + 3 * 16 + 4 * 32)
-
-
-# Stages
 
 
 def test_settled_is_who_is_clearly_not_the_best_with_an_estimate(on_two_models, stops):
@@ -277,9 +268,6 @@ def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluat
     share = {1: 2.0, 2: 1.25, 3: 1.1}[windows]
     rise = rises_under_wanda(staged, MOST)[:windows].mean().item()
     assert stops_at(staged, WANDA, rise / share / 0.5 / (1 + 0.3 / sqrt(windows)))
-
-
-# Losses and masks
 
 
 def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models):

@@ -62,9 +62,6 @@ def refusal(action, *arguments) -> str:
     return str(error.value)
 
 
-# The folder and its lock
-
-
 def test_create_takes_an_empty_folder_and_refuses_all_else(tmp_path):
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "a" / "b", tmp_path / "empty"):
@@ -105,9 +102,6 @@ def test_open_refuses_while_another_process_holds_the_lock_and_not_once_it_was_k
             holder.kill()
     RunFolder.open_(folder.path).close()
     assert names(folder.path) == {"config.yaml"}
-
-
-# The journal
 
 
 def test_read_records_returns_what_was_appended(folder):
@@ -173,9 +167,6 @@ def test_read_records_refuses_lines_out_of_order(folder, indices, line):
         folder.append(record(index), {})
     expected = f"{folder.path / 'journal.jsonl'} line {line} is candidate {indices[-1]}"
     assert refusal(folder.read_records) == expected
-
-
-# The checkpoint
 
 
 def written(folder: RunFolder, *counts: int) -> Path:
@@ -271,9 +262,6 @@ def test_read_checkpoint_takes_the_journal_that_it_was_written_beside_and_no_oth
     )
 
 
-# Files written whole
-
-
 def test_writing_that_fails_half_way_leaves_the_old_file_and_can_be_repeated(folder):
     folder.write_text("report.html", "old")
     with pytest.raises(UnicodeEncodeError):
@@ -321,9 +309,6 @@ def test_read_tensors_returns_what_was_written_or_none_and_refuses_a_damaged_fil
     assert found.tolist() == [[0, 3], [1, 4], [2, 5]]
     os.truncate(path, path.stat().st_size - 4)
     assert refusal(folder.read_tensors, path.name).startswith(f"{path} cannot be read: ")
-
-
-# Other people's eyes, and a run that never was
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

@@ -129,9 +129,6 @@ def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option, override
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
-# Launch: what is refused before a folder is made
-
-
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [

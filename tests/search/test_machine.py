@@ -36,9 +36,6 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-# LLaMA-2-7B
-
-
 def device_total(line: str) -> float:
     """Return the GiB that a line says of a worker's device."""
     return float(line.removeprefix("memory: device of a worker ").split()[0])

@@ -50,9 +50,6 @@ def indices(records) -> list[int]:
     return [one.index for one in records]
 
 
-# Commit
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_commit_equals_a_sort_of_all_that_was_ever_evaluated(seed):
     draw = random.Random(seed)
@@ -68,9 +65,6 @@ def test_commit_equals_a_sort_of_all_that_was_ever_evaluated(seed):
     assert state.committed == 40
 
 
-# Parsimony
-
-
 def steps(*outcomes: tuple[float, int]) -> list[tuple[float, int]]:
     """Outcomes whose fitness is given in steps of parsimony."""
     return [(count * RESOLUTION, size) for count, size in outcomes]
@@ -81,9 +75,6 @@ def test_parsimony_puts_the_smaller_of_one_step_first_then_the_older():
     state = after(*steps((19.6, 3), (20.4, 1), (20.6, 1), (20.0, 3)), search=search_of(4))
     assert indices(state.population) == [1, 0, 3, 2]
     assert state.best == record(0, 19.6 * RESOLUTION, 3)
-
-
-# Nearly equal masks
 
 
 def test_near_of_two_masks_only_the_fitter_is_a_member():
@@ -102,8 +93,6 @@ def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, 
     outcomes = ((3.0, 1), (2.5, 2), (2.8, 3), (fitness, 4))
     assert indices(after(*outcomes, search=search_of(4), near=near).population) == members
 
-
-# Patience
 
 PATIENT = search_of(3, patience=3, lag=2)
 STALLED = ((2.0, 1), (3.0, 1), (3.5, 3), (None, 1))
@@ -146,9 +135,6 @@ def test_patience_of_none_never_begins_anew():
     assert (state.began, state.improved) == (0, 1)
 
 
-# Limits
-
-
 def limits(state: State, near: Near = never) -> tuple[float | None, float, float | None]:
     limited = state.limited(record(9, None).candidate, THREE, near)
     return limited.stop_above, limited.leeway, limited.settle_above
@@ -160,9 +146,6 @@ def test_limited_by_the_best_with_leeway_while_a_place_is_free_then_by_the_worst
     assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (5.0, 1.0, 2.0)
     # By the fittest of those that it would replace.
     assert limits(after((1.0, 2), (3.0, 1), (2.0, 1)), near=same_size) == (2.0, 1.0, 1.0)
-
-
-# All rules at once
 
 
 @examples(max_examples=60, deadline=None, derandomize=True)
@@ -199,9 +182,6 @@ def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded, pati
             assert limit is None or limited.leeway > 1 or one.fitness <= limit + RESOLUTION
 
 
-# Hall of fame
-
-
 def test_pareto_front_holds_what_no_smaller_one_equals_or_beats():
     state = after((2.0, 4), (2.0, 2), (3.0, 1), (2.5, 3))
     assert indices(state.hall_of_fame) == [2, 1, 3, 0]
@@ -210,9 +190,6 @@ def test_pareto_front_holds_what_no_smaller_one_equals_or_beats():
     records = [record(0, 3.0, 2), record(1, None), record(2, 2.0, 2), record(3, 4.0, 1)]
     assert indices(pareto_front(records)) == [3, 2]
     assert pareto_front([]) == ()
-
-
-# Best and finalists
 
 
 def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():

@@ -40,9 +40,6 @@ def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, step, cou
     assert taken.weights["layers.0.mlp.up"].dtype == torch.float32
 
 
-# Masks of stacked layers
-
-
 @pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4)])
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.73])
 def test_masks_of_stacked_layers_are_those_of_the_layers(group, sparsity):
@@ -65,9 +62,6 @@ def test_rows_of_one_mask_are_refused_unless_another_layer_or_nothing_is_removed
     check_rows_differ([same, other], HALF, "X")
     check_rows_differ([torch.cat([same, other])], HALF, "X")
     check_rows_differ([same], Target(0.0, Row()), "X")
-
-
-# Scores of stacked layers
 
 
 def test_stacked_layers_score_as_each_does_alone():

@@ -42,9 +42,6 @@ def refusal(check, *arguments) -> str:
     return str(error.value)
 
 
-# Config
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -82,9 +79,6 @@ def test_environment_that_is_damaged_is_refused(folder, content, message):
     assert refusal(check_config, folder, config(), 1).startswith(expected)
 
 
-# Fingerprints
-
-
 @pytest.mark.parametrize(
     ("now", "message"),
     [
@@ -99,9 +93,6 @@ def test_fingerprints_that_differ_are_refused_by_name(folder, now, message):
     assert refusal(check_fingerprints, folder, EXPERIMENT, changed).startswith(message)
     check_fingerprints(folder, EXPERIMENT, FINGERPRINTS)
     assert (folder.path / "environment.json").read_bytes() == before
-
-
-# The journal's beginning
 
 
 class Marks:

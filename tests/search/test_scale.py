@@ -105,9 +105,6 @@ def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows():
     assert vars(ONE.difference(losses[1:], reference[1:])) == pytest.approx(vars(paired))
 
 
-# Measured
-
-
 @pytest.fixture(scope="module")
 def evaluator():
     kinds = (dict.fromkeys(words(1), ("a", "b", "a", "a")),)

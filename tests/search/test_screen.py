@@ -74,9 +74,6 @@ def test_duration_is_as_a_person_says_it():
         assert duration(seconds) == expected
 
 
-# Steps
-
-
 def test_step_tells_how_far_it_is_in_plain_lines(monkeypatch):
     monkeypatch.setattr(screen, "_FIRST_SECONDS", 0.01)
     monkeypatch.setattr(screen, "_PLAIN_SECONDS", 0.01)

@@ -62,9 +62,6 @@ def assert_gone(processes):
     assert not alive
 
 
-# Ray is lost
-
-
 def continued(out, *overrides):
     """Run a search that was stopped to its end, in this process alone."""
     candidates = max(CANDIDATES, journal(out).count(b"\n"))
@@ -98,9 +95,6 @@ def test_search_that_loses_all_nodes_at_once_ends_with_3_and_goes_on_the_same(re
         assert_interrupted(process, out, r"error: Ray \(\S+\) (failed: .+|has not answered.*)")
     continued(out, "ray.address=local")
     assert journal(out).startswith(journal(reference))
-
-
-# The disk is full, or nobody may write
 
 
 @contextmanager
@@ -145,9 +139,6 @@ def test_folder_that_nobody_may_write_to_ends_a_search_with_3(tmp_path):
             again = run(resume_command(out))
             assert (again.returncode, again.stderr.count("\n")) == (3, 1), again.stderr
             assert "Read-only file system" in again.stderr
-
-
-# Signals, terminals and pipes
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,6 @@ OF_RUN = ["mul(G, W)", "W", "abs(G)"]
 """Best first."""
 
 
-# Entries
-
-
 @pytest.mark.parametrize("group", GROUPS)
 def test_read_seeds_takes_a_name_or_a_text_under_the_group_that_is_searched(group):
     for name, metric in NAMED.items():
@@ -83,9 +80,6 @@ def test_read_seeds_keeps_the_order_and_drops_repeats(run):
     assert texts([]) == []
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -112,9 +106,6 @@ def test_read_seeds_refuses_a_damaged_checkpoint(run, tmp_path):
         folder.write_checkpoint(State(1, (record_of(0, "X", 2.0),)), State())
     expected = f"checkpoint {folder.path}/checkpoint.json is damaged, or from another version"
     assert refusal(str(folder.path)) == expected
-
-
-# Written out
 
 
 def test_read_seeds_reads_back_what_was_written_without_the_files(run):

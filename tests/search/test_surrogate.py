@@ -107,14 +107,6 @@ def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
     assert predict(surrogate, 13) < predict(surrogate, 47) < math.inf
 
 
-def test_ask_before_leaves_out_later_records():
-    records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
-    early = surrogate_of(*records, before=2)
-    assert predict(early, 30) == predict(surrogate_of(*records[:2]), 30)
-    early.ask_before(3)
-    assert predict(early, 30) == predict(surrogate_of(*records), 30)
-
-
 def test_ask_before_may_forget_all_measurements_of_a_task(monkeypatch):
     monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
     records = [record(0, (5, 5), 1.0, 1.0), *(record(i, (9 * i, 9), 2.0, None) for i in (1, 2, 3))]

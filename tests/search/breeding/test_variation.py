@@ -66,9 +66,6 @@ def is_within_limits(metric: Metric, variation: Variation = RELEASE) -> bool:
     return small and not metric.problem
 
 
-# The random generator
-
-
 def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
     def draws(*key):
         with seeded(*key):
@@ -82,9 +79,6 @@ def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
         random.random()
         raise KeyError
     assert random.getstate() == before
-
-
-# Trees and metrics
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -106,9 +100,6 @@ def test_drawn_numbers_have_three_digits_and_the_range_of_the_set():
     assert all(1e-3 <= abs(value) <= 1e3 and value == float(f"{value:.3g}") for value in values)
     assert 0.04 < sum(value < 0 for value in values) / len(values) < 0.16
     assert min(map(abs, values)) < 1e-2 and max(map(abs, values)) > 1e2
-
-
-# Random metrics
 
 
 @BOTH
@@ -177,9 +168,6 @@ def test_random_metric_falls_back_where_the_limits_allow_nothing():
     with seeded(0):
         assert random_metric(deep) == Metric("W")
         assert random_metric(replace(deep, comparable=True)) == Metric.parse("mul(W, G)")
-
-
-# Children
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -286,9 +274,6 @@ def test_mutations_are_those_that_are_named_each_as_often_as_its_weight(variatio
     assert drawn == pytest.approx(expected, rel=0.3)
 
 
-# Each mutation on the tree
-
-
 def mutated(name: str, seed: int) -> tuple[Metric, Metric]:
     metric, primitives = parents(seed)[0], RELEASE.primitives
     mutate, _ = MUTATIONS[name]
@@ -376,9 +361,6 @@ def test_factor_mutation_draws_the_worth_of_a_row_an_input_or_a_layer_or_a_relat
         assert len(set(factors)) > 150
 
 
-# Parents
-
-
 def test_choose_parents_draws_two_different_members_from_the_best_of_a_random_half():
     drawn = set()
     for seed in range(400):
@@ -392,9 +374,6 @@ def test_choose_parents_draws_two_different_members_from_the_best_of_a_random_ha
     with seeded(0):
         assert set(choose_parents(("a", "b"), best=10)) == {"a", "b"}
         assert choose_parents(("a",), best=2) == ("a", "a")
-
-
-# Units
 
 
 COMPARABLE = changed(replace(EXTENDED, comparable=True), max_size=25)

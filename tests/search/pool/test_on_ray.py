@@ -122,9 +122,6 @@ def refusal(address):
     return str(error.value)
 
 
-# What a node holds
-
-
 @pytest.mark.parametrize(
     ("resources", "cpus", "gpus", "expected"),
     [
@@ -138,9 +135,6 @@ def refusal(address):
 )
 def test_workers_on_counts_what_fits(resources, cpus, gpus, expected):
     assert workers_on(resources, cpus, gpus) == expected
-
-
-# Where a running cluster is
 
 
 def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_a_cluster(
@@ -160,9 +154,6 @@ def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_a_cluster(
 @pytest.mark.parametrize("wrong", ["ray://head:10001", "head", "head:port", "http://head:8265"])
 def test_address_that_is_no_head_is_refused(wrong):
     assert f"ray.address {wrong!r} must be local, auto or host:port" in refusal(wrong)
-
-
-# A local search
 
 
 @pytest.mark.slow
@@ -230,9 +221,6 @@ def test_local_search_that_was_killed_with_its_ray_process_is_cleared_by_the_nex
         assert_gone(processes, folder)
 
 
-# A running cluster
-
-
 @pytest.mark.slow
 def test_running_cluster_is_used_and_left_running(running, tmp_path):
     head, login = running
@@ -266,9 +254,6 @@ def test_head_that_accepts_and_does_not_answer_is_given_up():
         assert refusal(head).startswith(
             f"Ray ({head}) failed: it accepts connections but does not answer"
         )
-
-
-# A cluster that is lost; one that is killed is in tests/search/test_search_faults.py
 
 
 @pytest.mark.slow

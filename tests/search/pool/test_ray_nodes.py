@@ -94,9 +94,6 @@ def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model,
         assert "lacked memory" in pool.staff.trouble
 
 
-# What workers share
-
-
 def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
     folder = tmp_path / "model"
     model = toy_model(

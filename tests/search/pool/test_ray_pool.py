@@ -86,9 +86,6 @@ def faults_since(pool, before):
     return {k: n - before.get(k, 0) for k, n in pool.staff.faults.items() if n > before.get(k, 0)}
 
 
-# What workers return
-
-
 def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     same = [Candidate(index, SNIP if index % 2 else WANDA) for index in range(6)]
     constant = Candidate(6, Criterion.parse("sub(W, W)", "row"))
@@ -112,9 +109,6 @@ def test_wrong_value_in_a_request_is_one_line(pool):
     with pytest.raises(ValueError, match=line) as error:
         pool.ask([WindowLosses(0, "report", Criterion(WANDA.metric, "none"))])
     assert "\n" not in str(error.value)
-
-
-# Workers that are killed, stopped and starved
 
 
 def test_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool, here, orders):

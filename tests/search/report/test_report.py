@@ -80,9 +80,6 @@ def html(run):
     return page_of(run)
 
 
-# The page
-
-
 def test_page_has_each_section_and_chart(html):
     for section in SECTIONS:
         assert f'<h2 id="{section}">' in html
@@ -205,9 +202,6 @@ def test_page_of_six_hundred_candidates_is_below_400_kilobytes(tmp_path):
         assert len(page_of(folder).encode()) < 400_000
 
 
-# Tables of perplexities
-
-
 def test_rows_are_those_of_the_task():
     summary = summary_of(records_of(12))
     rows = tables.perplexity_rows(summary.tasks[0], summary.best)
@@ -217,9 +211,6 @@ def test_rows_are_those_of_the_task():
         ("wanda", "row", "35.00", "+0.1500 ± 0.0100"),
         ("snip", "model", "50.00", "+0.5000"),
     ]
-
-
-# The front
 
 
 def front_of(*sizes_and_fitness):
@@ -237,9 +228,6 @@ def test_trade_off_is_the_largest_fall_for_each_node_added():
     # But it rises at most half as much again as the fittest.
     front = front_of((1, 9.0), (2, 4.0), (4, 3.2), (5, 3.1))
     assert page.trade_off(front, SCALE) is front[2]
-
-
-# Charts
 
 
 def test_charts_name_dense_the_named_metrics_and_what_is_above_them():
@@ -263,9 +251,6 @@ def test_perplexity_chart_has_ticks_and_a_bar_for_each_known_error(most):
     axis = chart[chart.index('id="p-matplotlib.axis_1"') : chart.index('id="p-matplotlib.axis_2"')]
     assert len(re.findall(r">[\d.e+]+</text>", axis)) >= 2
     assert chart.count('id="p-LineCollection') == 4
-
-
-# What the journal tells
 
 
 def test_elapsed_is_the_busy_time_over_the_number_of_workers():
