@@ -86,27 +86,22 @@ def task_of(**changes: Any) -> dict[str, Any]:
 def summary_of(records: list[Record], **changes: Any) -> Summary:
     """Return the summary of a run with two tasks."""
     best = records[-1]
-    other = task_of(
-        name="embedded 2:4",
-        pattern="2:4",
-        best={"perplexity": 40.0},
-        behind_best={
-            "wanda": {"nats": -0.13, "standard_error": 0.02},
-            "snip": {"nats": 0.22, "standard_error": None},
-        },
-    )
+    behind = {
+        "wanda": {"nats": -0.13, "standard_error": 0.02},
+        "snip": {"nats": 0.22, "standard_error": None},
+    }
+    other = task_of(name="embedded 2:4", pattern="2:4", behind_best=behind)
+    other["best"] = {"perplexity": 40.0}
     chosen = {
         **{"metric": best.criterion.text, "group": best.criterion.group, "size": best.size},
         "fitness": best.fitness,
     }
     compared = {"selection_loss": 3.05, "difference": 0.0, "standard_error": 0.0}
     fields: dict[str, Any] = {
-        "verdict": "",
+        **{"verdict": "", "candidates": len(records), "seconds": 12.5},
         "best": {**chosen, "perplexity": 30.0},
         "selection": [{"index": best.index, **chosen, **compared}],
-        "candidates": len(records),
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
-        "seconds": 12.5,
         "fitness_unit": "nats/token",
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
         "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},

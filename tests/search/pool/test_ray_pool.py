@@ -2,8 +2,6 @@
 
 import os
 import signal
-import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -18,7 +16,6 @@ from search.fitness import Task
 from search.pool import pool as pools
 from search.pool.pool import MOST
 from search.pool.requests import (
-    CollectStatistics,
     CompareMasks,
     ProbeTensors,
     WindowLosses,
@@ -168,22 +165,3 @@ def test_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
     broken, other = orders.doers("0")
     assert broken != other
     until(pool, lambda: is_gone(broken), 20)
-
-
-def test_statistics_whose_worker_is_killed_are_collected_again(pool, here, orders):
-    name = "CollectStatistics"
-    orders.give(f"hold-{name}")
-
-    def kill():
-        while not orders.doers(name):
-            time.sleep(0.02)
-        os.kill(orders.doers(name)[0], signal.SIGKILL)
-        orders.withdraw(f"hold-{name}")
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    (found,), expected = pool.ask([CollectStatistics(0)]), here.collect_statistics(0)
-    killer.join()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in found)
-    assert len(orders.doers(name)) == 2

@@ -57,12 +57,6 @@ def page_of(folder):
     return (folder.path / "report.html").read_text(encoding="utf-8")
 
 
-def run_of(records, summary=None):
-    """The contents of a run folder."""
-    machine = {"python": "3.11.7", "cores": 2, "platform": "Linux", "cuda": [], "packages": {}}
-    return Run(CONFIG, records, SCALE, {}, machine, "2026-11-26", summary, "apply it")
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with two tasks; names of the second are HTML."""
@@ -137,7 +131,9 @@ def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):
 
 def test_page_of_an_extended_run_says_what_its_results_are_of():
     records = records_of(30)
-    html = render(run_of(records, summary_of(records[:20] + records[-1:])))
+    summary = summary_of(records[:20] + records[-1:])
+    machine = {"python": "3.11.7", "cores": 2, "platform": "Linux", "cuda": [], "packages": {}}
+    html = render(Run(CONFIG, records, SCALE, {}, machine, "2026-11-26", summary, "apply it"))
     assert "cover the first 21 candidates, everything else covers 30" in html
 
 
