@@ -121,7 +121,7 @@ def test_journal_and_timings_have_a_line_a_candidate_with_the_agreed_keys(finish
 def test_best_metric_is_one_of_the_evaluated_and_can_be_applied(finished):
     best = read(finished / "best_metric.json")
     assert set(best) == {
-        *("schema", "metric", "tree", "group", "leaves", "fitness", "size", "provenance"),
+        *("schema", "metric", "tree", "group", "leaves", "fitness", "size", "provenance")
     }
     assert Metric.from_release_json(best["tree"]).text == best["metric"]
     resolved = resolve_metric(str(finished / "best_metric.json"))
@@ -145,7 +145,7 @@ def test_summary_measures_dense_baselines_best_and_diversity(finished):
     assert 0 < diversity["mean_distance"] < 1
     (task,) = summary["tasks"]
     assert [task[key] for key in ("name", "pattern", "weight")] == [
-        *("embedded 60%", "unstructured", 1.0),
+        *("embedded 60%", "unstructured", 1.0)
     ]
     assert "tasks" not in read(finished / "best_metric.json")["provenance"]
 

@@ -211,9 +211,7 @@ def state_after(records: Iterable[Record], search: Search) -> State:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lag", [0, 1, 7])
 @pytest.mark.parametrize(
-    "pick",
-    [first, last, racing(4), racing(5, workers=20)],
-    ids=["fifo", "lifo", "3", "20"],
+    "pick", [first, last, racing(4), racing(5, workers=20)], ids=["fifo", "lifo", "3", "20"]
 )
 def test_evolution_gives_the_same_records_whatever_the_order_of_arrival(lag, pick, kind):
     assert_continues(beginning(changed(KINDS[kind], lag=lag)), pick, 0, lag, kind)

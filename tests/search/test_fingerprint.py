@@ -8,15 +8,7 @@ import torch
 
 from pruning.criterion import Criterion
 from pruning.leaves import Statistics
-from pruning.masks import (
-    GROUPS,
-    DegenerateScores,
-    Model,
-    NOfM,
-    Row,
-    Target,
-    group_of,
-)
+from pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of
 from pruning.metric import Metric
 from search.fingerprint import Fingerprints, tensors_digest
 from search.probe import Probe
@@ -81,7 +73,7 @@ SMALL = Probe(
         "b": torch.tensor([[3.0, 6.0, 9.0, 12.0], [24.0, 21.0, 18.0, 15.0]]),
     },
     Statistics(
-        G={name: torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]) for name in "ab"},
+        G={name: torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]) for name in "ab"}
     ),
 )
 """W and G of opposite order; b is a on three times the scale."""

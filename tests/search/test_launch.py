@@ -105,10 +105,7 @@ def test_validate_shows_the_plan(call):
             f"ray.cpus_per_worker = 1000 is more than the {os.cpu_count()} cores of this machine: "
             f"give at most {os.cpu_count()}",
         ),
-        (
-            "pruning={pattern: 2:4, sparsity: 0.7}",
-            "sparsity must be 0.5 with pattern 2:4, got 0.7",
-        ),
+        ("pruning={pattern: 2:4, sparsity: 0.7}", "sparsity must be 0.5 with pattern 2:4, got 0.7"),
         ("search.candidate=5", "search.candidate is an unknown key; did you mean candidates?"),
     ],
 )

@@ -10,11 +10,7 @@ from configs.schema import Config
 from search.experiment import resolve
 from search.journal import FolderError, RunFolder
 from search.population import Outcome, Record, State
-from search.resume_checks import (
-    check_config,
-    check_fingerprints,
-    check_records,
-)
+from search.resume_checks import check_config, check_fingerprints, check_records
 
 FINGERPRINTS = {"model": ["ab"], "texts": [{"report": "cd"}]}
 

@@ -5,22 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_search import (
-    arrivals_of,
-    embedded_setup,
-    outcomes_of,
-)
+from small_search import arrivals_of, embedded_setup, outcomes_of
 
 from pruning.criterion import Criterion
 from search.baseline_losses import scale_of
 from search.pool.in_process import InProcessBackend
 from search.pool.pool import MOST, Pool, PoolError
-from search.pool.requests import (
-    CollectStatistics,
-    UseScale,
-    UseStatistics,
-    fault_of,
-)
+from search.pool.requests import CollectStatistics, UseScale, UseStatistics, fault_of
 from search.population import Candidate
 from search.resident import Resident, Subject
 

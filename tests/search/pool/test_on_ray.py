@@ -114,10 +114,7 @@ def running(local):
 
 
 def refusal(address):
-    with (
-        pytest.raises(ValueError) as error,
-        ray_backend(embedded_setup(), Ray(address=address)),
-    ):
+    with pytest.raises(ValueError) as error, ray_backend(embedded_setup(), Ray(address=address)):
         pass
     return str(error.value)
 

@@ -15,11 +15,7 @@ from pruning.masks import NOfM
 from search.fitness import Task
 from search.pool import pool as pools
 from search.pool.pool import MOST
-from search.pool.requests import (
-    CompareMasks,
-    ProbeTensors,
-    WindowLosses,
-)
+from search.pool.requests import CompareMasks, ProbeTensors, WindowLosses
 from search.population import Candidate
 from search.resident import Subject
 

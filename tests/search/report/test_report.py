@@ -7,14 +7,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
-from report_run import (
-    CONFIG,
-    SCALE,
-    records_of,
-    summary_of,
-    task_of,
-    write_run,
-)
+from report_run import CONFIG, SCALE, records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
 from search.journal import FolderError
@@ -271,7 +264,7 @@ def test_shares_count_every_bred_metric_once_a_span():
 def test_ancestry_goes_back_by_generations_and_names_each_once():
     records = records_of(9)
     assert [(d, r.index) for d, r in page.ancestry(records, records[6])] == [
-        *((0, 6), (1, 4), (1, 5), (2, 2), (2, 3), (3, 0), (3, 1)),
+        *((0, 6), (1, 4), (1, 5), (2, 2), (2, 3), (3, 0), (3, 1))
     ]
 
 
