@@ -24,9 +24,6 @@ def started(*words, script=("run_prune.py",), **environment):
     return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
 
 
-# Help and version
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--version", 0), ("--nonsense", 2)])
 def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, option, code):
@@ -39,17 +36,12 @@ def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, 
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_has_examples_exit_codes_and_no_type_for_a_flag(script):
+def test_help_has_examples_and_exit_codes_and_version_is_the_projects(script):
     run = started("-h", script=[f"{script}.py"])
     assert run.returncode == 0
-    assert f"python {script}.py --" in run.stdout
-    assert "3 interrupted, resumable" in run.stdout
-    assert "--install-completion" in run.stdout
+    for text in (f"python {script}.py --", "3 interrupted, resumable", "--install-completion"):
+        assert text in run.stdout
     assert "bool" not in run.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_version_is_that_of_the_project(script):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     run = started("--version", script=[f"{script}.py"])
     assert (run.returncode, run.stdout) == (0, f"prunevolve {project['version']}\n")
@@ -79,13 +71,12 @@ def test_shell_completes_names(option, start, expected):
 
 
 def test_json_has_a_mistake_of_run_prune():
-    run = started("--metric", "wanda", "--json")
-    assert run.returncode == 2
-    told = json.loads(run.stdout)
-    assert (told["exit"], told["reason"]) == (2, "usage")
-    assert run.stderr == f"error: {told['error']}\n"
-    unknown = json.loads(started("--sparcity", "0.5", "--json").stdout)
-    assert unknown["error"].startswith("No such option: --sparcity")
+    for words, problem in ((("--metric", "wanda"), ""), (("--sparcity", "1"), "No such option: ")):
+        run = started(*words, "--json")
+        told = json.loads(run.stdout)
+        assert (run.returncode, told["exit"], told["reason"]) == (2, 2, "usage")
+        assert told["error"].startswith(problem)
+        assert run.stderr == f"error: {told['error']}\n"
 
 
 def test_json_has_a_mistake_of_run_search(call):

@@ -30,13 +30,10 @@ def extended(tmp_path_factory):
 
 def run(root, *arguments):
     places = os.pathsep.join([str(root), str(root / "tests/helpers")])
+    environment = {**os.environ, "PYTHONPATH": places}
+    command = [sys.executable, *arguments]
     done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": places},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -53,15 +50,3 @@ def test_tables_and_schema_take_the_additions(extended):
     assert "| `cbrt` | 1 | `(out, in)` | [x]^0.333333 | cube root of x, with its sign |" in text
     assert "| `P` | `(1, in)` | x | highest absolute activation" in text
     assert '"column"' in (extended / "configs/schema.json").read_text(encoding="utf-8")
-
-
-def test_recipes_add_what_is_not_there_already():
-    places = [(PLACED.match(block), block) for block in blocks_of(PAGE)]
-    rows = [
-        (place[1], block.splitlines()[1])
-        for place, block in places
-        if place and place[2] == "last in"
-    ]
-    assert len(rows) == 7
-    for path, row in rows:
-        assert row not in (ROOT / path).read_text(encoding="utf-8").splitlines()

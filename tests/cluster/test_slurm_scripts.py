@@ -36,6 +36,10 @@ STUBS = {
         echo "scontrol $*" >> "$CALLS" """,
     "squeue": 'echo "$STATE"',
 }
+SLURM = {
+    **{"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "first", "SLURM_JOB_NUM_NODES": "2"},
+    "SLURM_CPUS_PER_TASK": "1",
+}
 
 
 @pytest.fixture(params=["slurm.sh", "slurm_symmetric.sh"])
@@ -44,23 +48,10 @@ def start(request, tmp_path):
     for name, body in STUBS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    slurm = {
-        "SLURM_JOB_ID": "7",
-        "SLURMD_NODENAME": "first",
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_CPUS_PER_TASK": "1",
-    }
+    here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
 
     def run(code="", state="RUNNING", **more):
-        environment = {
-            **os.environ,
-            **slurm,
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "CALLS": str(tmp_path / "calls"),
-            "CODE": code,
-            "STATE": state,
-            **more,
-        }
+        environment = {**os.environ, **SLURM, **here, "CODE": code, "STATE": state, **more}
         command = [ROOT / "cluster" / request.param, tmp_path / "run", "--config", "some.yaml"]
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
 
@@ -76,7 +67,6 @@ def calls(tmp_path):
     ("code", "state", "restarts", "requeued"),
     [
         ("3", "RUNNING", "0", True),
-        ("0", "RUNNING", "0", False),
         ("2", "RUNNING", "0", False),
         ("3", "COMPLETING", "0", False),
         ("3", "RUNNING", "100", False),
@@ -88,33 +78,22 @@ def test_job_is_requeued_if_the_search_can_go_on(start, tmp_path, code, state, r
     assert ("scontrol requeue 7" in calls(tmp_path)) is requeued
 
 
-def search_of(tmp_path):
-    """Return the process id of the search's stub once it waits for a signal."""
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
+def test_sigterm_reaches_the_search_once_and_its_exit_code_comes_back(start, tmp_path, state):
+    """That of scancel is not handed on, since the search has it too."""
+    process = start(state=state)
     deadline = time.monotonic() + 30
-    while not (found := re.search(r"waiting (\d+)\n", calls(tmp_path))):
+    while not (waiting := re.search(r"waiting (\d+)\n", calls(tmp_path))):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.2)  # the script sets its trap right after it has started the search
-    return int(found[1])
-
-
-def test_sigterm_reaches_the_search_and_its_exit_code_comes_back(start, tmp_path):
-    process = start()
-    search_of(tmp_path)
     process.send_signal(signal.SIGTERM)
+    if state == "COMPLETING":
+        time.sleep(0.5)
+        assert process.poll() is None
+        os.kill(int(waiting[1]), signal.SIGTERM)
     assert process.wait(timeout=30) == 3
-    assert "scontrol requeue 7" in calls(tmp_path)
-
-
-def test_sigterm_of_scancel_is_not_handed_on_since_the_search_has_it_too(start, tmp_path):
-    process = start(state="COMPLETING")
-    search = search_of(tmp_path)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert process.poll() is None
-    os.kill(search, signal.SIGTERM)
-    assert process.wait(timeout=30) == 3
-    assert "scontrol requeue" not in calls(tmp_path)
+    assert ("scontrol requeue 7" in calls(tmp_path)) is (state == "RUNNING")
 
 
 def test_first_start_launches_and_the_next_resumes(start, tmp_path):
@@ -125,3 +104,4 @@ def test_first_start_launches_and_the_next_resumes(start, tmp_path):
     (tmp_path / "run/config.yaml").touch()
     start("0").wait(timeout=30)
     assert f"python run_search.py --resume {search}\n" in calls(tmp_path)
+    assert calls(tmp_path).count("scontrol requeue 7") == 1

@@ -8,9 +8,8 @@ from typing import Any
 from toy_records import record_of
 
 from configs import schema
-from pruning.leaves import LEAVES
-from pruning.metric import Metric
-from pruning.operators import RELEASE
+from search.breeding.primitives import primitive_set
+from search.breeding.variation import Variation, random_metric, seeded
 from search.journal import RunFolder
 from search.population import OUTCOMES, Record
 from search.scale import Scale, cell_of
@@ -28,34 +27,21 @@ SCALE = Scale(
 """The dense model's fitness is 2, that of wanda 3, that of snip 3.5."""
 
 
-def metric_text(generator: random.Random) -> str:
-    """Draw the text of a random metric that can rank weights, as journals have no other."""
-    while Metric.parse(text := random_text(generator, 4)).problem:
-        pass
-    return text
-
-
-def random_text(generator: random.Random, depth: int) -> str:
-    """Draw a random formula's text."""
-    if depth == 0 or generator.random() < 0.2:
-        return generator.choice(list(LEAVES))
-    name = generator.choice(list(RELEASE))
-    operands = [random_text(generator, depth - 1) for _ in range(RELEASE[name].arity)]
-    return f"{name}({', '.join(operands)})"
-
-
 def records_of(count: int) -> list[Record]:
     """Return a journal in which each candidate descends from the two before it; the last wins."""
-    generator = random.Random(0)
+    draw = random.Random(0)
+    bred = Variation(CONFIG.search, primitive_set("release"))
     records = []
     for index in range(count):
+        with seeded(index):
+            metric = random_metric(bred)
         last = index == count - 1
-        kind = "evaluated" if last or index % 3 else generator.choice(OUTCOMES[1:])
-        fitness = 3.0 if last else 3.1 + generator.expovariate(3 + index / 100)
+        kind = "evaluated" if last or index % 3 else draw.choice(OUTCOMES[1:])
+        fitness = 3.0 if last else 3.1 + draw.expovariate(3 + index / 100)
         records.append(
             record_of(
                 index,
-                WINNER if last else metric_text(generator),
+                WINNER if last else metric.text,
                 fitness if kind == "evaluated" else None,
                 kind=kind,
                 fingerprint=f"{index:016x}",
@@ -100,27 +86,22 @@ def task_of(**changes: Any) -> dict[str, Any]:
 def summary_of(records: list[Record], **changes: Any) -> Summary:
     """Return the summary of a run with two tasks."""
     best = records[-1]
-    other = task_of(
-        name="embedded 2:4",
-        pattern="2:4",
-        best={"perplexity": 40.0},
-        behind_best={
-            "wanda": {"nats": -0.13, "standard_error": 0.02},
-            "snip": {"nats": 0.22, "standard_error": None},
-        },
-    )
+    behind = {
+        "wanda": {"nats": -0.13, "standard_error": 0.02},
+        "snip": {"nats": 0.22, "standard_error": None},
+    }
+    other = task_of(name="embedded 2:4", pattern="2:4", behind_best=behind)
+    other["best"] = {"perplexity": 40.0}
     chosen = {
         **{"metric": best.criterion.text, "group": best.criterion.group, "size": best.size},
         "fitness": best.fitness,
     }
     compared = {"selection_loss": 3.05, "difference": 0.0, "standard_error": 0.0}
     fields: dict[str, Any] = {
-        "verdict": "",
+        **{"verdict": "", "candidates": len(records), "seconds": 12.5},
         "best": {**chosen, "perplexity": 30.0},
         "selection": [{"index": best.index, **chosen, **compared}],
-        "candidates": len(records),
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
-        "seconds": 12.5,
         "fitness_unit": "nats/token",
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
         "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},

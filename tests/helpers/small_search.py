@@ -1,59 +1,13 @@
-"""A search small enough for a test: its experiment, and its loop over any pool."""
+"""A setup small enough for a test, and what a search asks of a pool."""
 
 import torch
 
-from configs import schema
-from pruning.criterion import Criterion
 from search.baseline_losses import scale_of
-from search.evolution import Evolution
-from search.experiment import Experiment, resolve
-from search.fingerprint import Sketch
 from search.fitness import Setup, Task
 from search.pool.pool import Arrival, Pool
 from search.pool.requests import CollectStatistics, UseScale, UseStatistics
-from search.population import Candidate, Outcome, Record, State
+from search.population import Candidate, Outcome
 from search.resident import Subject
-
-SIZES = [
-    *("fitness.windows=4", "fitness.length=64", "calibration.windows=4", "calibration.length=64"),
-    *("selection.windows=2", "selection.length=32", "report.windows=2", "report.length=32"),
-    *("search.population=8", "search.stages=[2]", "search.lag=4", "search.candidates=16"),
-    "search.brood=1",
-]
-
-
-def small_experiment(*overrides: str) -> Experiment:
-    """Return an experiment on the embedded model, of seconds."""
-    return resolve(schema.load(None, [*SIZES, *overrides])).read_texts()
-
-
-class Texts:
-    """Marks by which every text has a mask of its own."""
-
-    def fingerprint(self, criterion: Criterion) -> str:
-        return criterion.text
-
-    def distance(self, one: Criterion, other: Criterion) -> float:
-        return 1.0
-
-    def sketch(self, criterion: Criterion) -> Sketch:
-        raise AssertionError("there are no broods")
-
-
-def records_of(pool: Pool, experiment: Experiment) -> list[Record]:
-    """Run the search to its end."""
-    brief(pool, experiment.setup)
-    evolution = Evolution(experiment.breeder, experiment.weights, Texts(), State())
-    records = []
-    while not evolution.done:
-        for candidate in evolution.ask():
-            if candidate.decided:
-                records += evolution.tell(candidate.index, candidate.decided)
-            else:
-                pool.submit(candidate)
-        if not evolution.done and (arrival := pool.next_outcome()):
-            records += evolution.tell(arrival.index, arrival.outcome)
-    return records
 
 
 def brief(pool: Pool, setup: Setup) -> None:

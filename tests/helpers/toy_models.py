@@ -28,58 +28,32 @@ TOKENS = 12
 SLIDING_WINDOW = 4
 """Shorter than TOKENS, so that a family that slides has another mask than a causal one."""
 
-# Two blocks, grouped-query attention, and weights large enough for attention to be uneven.
 _COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": None,
+    **{"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24},
+    **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{"max_position_embeddings": 64, "initializer_range": 0.3},
+    **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None},
 }
 _GEMMA = _COMMON | {
-    "head_dim": 8,
-    "query_pre_attn_scalar": 8,
-    "sliding_window": SLIDING_WINDOW,
+    **{"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": SLIDING_WINDOW},
     "layer_types": ["sliding_attention", "full_attention"],
     "final_logit_softcapping": 3.0,
 }
 _LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
+    **{"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 16},
 }
 _OPT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "word_embed_proj_dim": 16,
-    "ffn_dim": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "init_std": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": None,
+    **{"vocab_size": VOCABULARY, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24},
+    **{"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64},
+    **{"init_std": 0.3, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None},
 }
 
 
 def _gemma3(settings: dict[str, Any]) -> PretrainedConfig:
     vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 8,
-        "patch_size": 4,
+        **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "image_size": 8, "patch_size": 4},
     }
     return Gemma3Config(text_config=settings, vision_config=vision, mm_tokens_per_image=1)
 

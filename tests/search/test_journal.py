@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ import torch
 from toy_records import record_of
 
 from configs.schema import Search
-from pruning.metric_file import resolve_metric
 from search.checkpoint import read_state
 from search.journal import FolderError, RunFolder, WriteError
 from search.population import Record, State
@@ -62,17 +62,11 @@ def refusal(action, *arguments) -> str:
     return str(error.value)
 
 
-# The folder and its lock
-
-
-def test_create_makes_missing_folders_and_takes_an_empty_one(tmp_path):
+def test_create_takes_an_empty_folder_and_refuses_all_else(tmp_path):
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "a" / "b", tmp_path / "empty"):
         RunFolder.create(path).close()
         assert names(path) == set()
-
-
-def test_create_refuses_a_folder_that_is_not_empty_a_file_and_a_place_below_a_file(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("mine")
     assert refusal(RunFolder.create, tmp_path) == (
@@ -82,7 +76,6 @@ def test_create_refuses_a_folder_that_is_not_empty_a_file_and_a_place_below_a_fi
     below = path / "run"
     assert refusal(RunFolder.create, below) == f"--out {below} cannot be created: Not a directory"
     assert path.read_text() == "mine"
-    assert names(tmp_path) == {"notes.txt"}
 
 
 @pytest.mark.parametrize("action", [RunFolder.open_, RunFolder.look])
@@ -92,16 +85,9 @@ def test_open_and_look_refuse_a_folder_that_is_no_run(tmp_path, action):
     assert names(tmp_path) == set()
 
 
-def test_open_refuses_a_folder_that_is_open_and_works_again_after_close(folder):
-    assert refusal(RunFolder.open_, folder.path) == (
-        f"{folder.path} is in use by another process: wait for it to end"
-    )
-    folder.close()
-    RunFolder.open_(folder.path).close()
-    assert names(folder.path) == {"config.yaml"}
-
-
 def test_open_refuses_while_another_process_holds_the_lock_and_not_once_it_was_killed(folder):
+    in_use = f"{folder.path} is in use by another process: wait for it to end"
+    assert refusal(RunFolder.open_, folder.path) == in_use
     folder.close()
     holding = (
         "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
@@ -111,34 +97,24 @@ def test_open_refuses_while_another_process_holds_the_lock_and_not_once_it_was_k
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
-            assert "is in use by another process" in refusal(RunFolder.open_, folder.path)
+            assert refusal(RunFolder.open_, folder.path) == in_use
         finally:
             holder.kill()
     RunFolder.open_(folder.path).close()
-
-
-# The journal
+    assert names(folder.path) == {"config.yaml"}
 
 
 def test_read_records_returns_what_was_appended(folder):
-    assert folder.read_records() == []
+    assert (folder.read_records(), folder.read_timings()) == ([], {})
     duplicate = record_of(2, "W", None, kind="duplicate", fingerprint=None)
     records = [record(0), record(1, None), duplicate]
     for one in records:
         folder.append(one, {"seconds": 0.5, "worker": 1})
     assert folder.read_records() == records
-    timings = [json.loads(line) for line in (folder.path / "timings.jsonl").open()]
-    assert timings == [{"index": i, "seconds": 0.5, "worker": 1} for i in range(3)]
-    assert folder.read_timings() == {i: {"seconds": 0.5, "worker": 1} for i in range(3)}
-
-
-def test_append_writes_the_fields_of_the_contract_in_their_order(folder):
-    folder.append(record(0), {"seconds": 0.5})
-    assert (folder.path / "journal.jsonl").read_text() == (
-        '{"index": 0, "metric": "W", "group": "row", "outcome": "evaluated", "fitness": 3.5, '
-        '"fingerprint": "0000000000000000", "tokens": 64, "parents": [], "reason": "", '
-        '"estimate": null, "rises": []}\n'
-    )
+    with (folder.path / "timings.jsonl").open("a") as file:  # damage is passed over
+        file.write('{"index": 3, "sec\n[]\n{"seconds": 2}\n\n{"index": 4, "worker": 0}')
+    expected = {index: {"seconds": 0.5, "worker": 1} for index in range(3)}
+    assert folder.read_timings() == expected | {4: {"worker": 0}}
 
 
 def test_read_records_cuts_a_torn_last_line_at_any_byte_and_continues_the_same(folder):
@@ -185,17 +161,12 @@ def test_read_records_refuses_a_damaged_whole_line(folder, line, problem):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("indices", [(0, 2), (1,), (0, 1, 1), (0, 2, 1)])
-def test_read_records_refuses_lines_out_of_order(folder, indices):
+@pytest.mark.parametrize(("indices", "line"), [((0, 2), 2), ((1,), 1), ((0, 1, 1), 3)])
+def test_read_records_refuses_lines_out_of_order(folder, indices, line):
     for index in indices:
         folder.append(record(index), {})
-    path = folder.path / "journal.jsonl"
-    line = next(i for i, index in enumerate(indices) if i != index)
-    expected = f"{path} line {line + 1} is candidate {indices[line]}"
+    expected = f"{folder.path / 'journal.jsonl'} line {line} is candidate {indices[-1]}"
     assert refusal(folder.read_records) == expected
-
-
-# The checkpoint
 
 
 def written(folder: RunFolder, *counts: int) -> Path:
@@ -207,42 +178,31 @@ def written(folder: RunFolder, *counts: int) -> Path:
 
 def test_read_checkpoint_returns_the_newest_whole_or_the_empty_state(folder):
     assert folder.read_checkpoint(17) == State()
-    written(folder, 2, 4, 17)
-    state = folder.read_checkpoint(17)
-    assert state == state_after(17)
-    assert (state.committed, state.began, state.improved) == (17, 10, 15)
+    path = written(folder, 2, 4, 17)
+    assert folder.read_checkpoint(17) == read_state(path) == state_after(17)
     folder.write_checkpoint(state_after(5), state_after(9))
     assert folder.read_checkpoint(9) == state_after(5)
+    path.unlink()
+    with pytest.raises(ValueError) as error:
+        read_state(path)
+    assert str(error.value) == f"checkpoint {path} cannot be read: No such file or directory"
 
 
 def signed(body: dict) -> bytes:
     """A checkpoint's bytes with the digest that belongs to them."""
+    del body["sha256"]
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": digest}).encode()
 
 
-def altered(data: bytes) -> bytes:
-    return data.replace(b'"fitness": 3.', b'"fitness": 2.', 1)
-
-
-def of_another_schema(data: bytes) -> bytes:
-    body = json.loads(data) | {"schema": 2}
-    del body["sha256"]
-    return signed(body)
-
-
-def of_another_count(data: bytes) -> bytes:
-    return json.dumps(json.loads(data) | {"committed": 0}).encode()
-
-
 DAMAGE = {
-    "altered": altered,
-    "another count": of_another_count,
+    "altered": lambda data: data.replace(b'"fitness": 3.', b'"fitness": 2.', 1),
+    "another count": lambda data: json.dumps(json.loads(data) | {"committed": 0}).encode(),
     "torn": lambda data: data[: len(data) // 2],
     "no digest": lambda data: b"{}",
     "not text": lambda data: b"\xff" + data,
     "too deep": lambda data: b"[" * 100_000,
-    "another schema": of_another_schema,
+    "another schema": lambda data: signed(json.loads(data) | {"schema": 2}),
 }
 
 
@@ -302,134 +262,68 @@ def test_read_checkpoint_takes_the_journal_that_it_was_written_beside_and_no_oth
     )
 
 
-def test_read_state_reads_a_file_of_any_run(folder, tmp_path):
-    path = tmp_path / "copy.json"
-    path.write_bytes(written(folder, 7).read_bytes())
-    assert read_state(path) == state_after(7)
-    path.unlink()
-    with pytest.raises(ValueError) as error:
-        read_state(path)
-    assert str(error.value) == f"checkpoint {path} cannot be read: No such file or directory"
-
-
-# Files written whole
-
-
-def test_writing_leaves_no_temporary_file(folder):
-    folder.write_json("summary.json", {"dense": 6.0, "text": "\u00fc"})
-    folder.write_tensors("probe.safetensors", {"W/a": torch.ones(2, 2)})
-    folder.write_best(record(1), {})
-    folder.write_checkpoint(State(), State())
-    assert names(folder.path) - {".lock"} == {
-        *("config.yaml", "summary.json", "probe.safetensors", "best_metric.json"),
-        *("checkpoint.json", "hall_of_fame.csv"),
-    }
-    assert folder.read_json("summary.json") == {"dense": 6.0, "text": "\u00fc"}
-
-
 def test_writing_that_fails_half_way_leaves_the_old_file_and_can_be_repeated(folder):
     folder.write_text("report.html", "old")
     with pytest.raises(UnicodeEncodeError):
         folder.write_text("report.html", "new" * 10_000 + "\ud800")
     assert (folder.path / "report.html").read_text() == "old"
     folder.write_text("report.html", "new")
+    folder.write_tensors("probe.safetensors", {"W/a": torch.ones(2, 2)})
+    written(folder, 2)
     assert (folder.path / "report.html").read_text() == "new"
-    assert "report.html.tmp" not in names(folder.path)
+    assert not [name for name in names(folder.path) if "tmp" in name]
     folder.write_failure("17", "Traceback: \u00fc")
     assert (folder.path / "failures" / "17.txt").read_text() == "Traceback: \u00fc"
 
 
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("report.html", lambda folder: folder.write_text("report.html", "new")),
-        ("probe.safetensors", lambda folder: folder.write_tensors("probe.safetensors", {})),
-        ("timings.jsonl", lambda folder: folder.append(record(0), {})),
-    ],
-)
-def test_writing_that_is_impossible_is_one_line_that_names_the_file(folder, name, write):
+def test_writing_that_is_impossible_is_one_line_that_names_the_file(folder):
     folder.close()
     shutil.rmtree(folder.path)
-    with pytest.raises(WriteError) as error:
-        write(folder)
-    assert str(error.value).startswith(str(folder.path / name))
-    assert "cannot be written: " in str(error.value)
-    assert "\n" not in str(error.value)
+    for name, write in (
+        ("report.html", lambda: folder.write_text("report.html", "new")),
+        ("probe.safetensors", lambda: folder.write_tensors("probe.safetensors", {})),
+        ("timings.jsonl", lambda: folder.append(record(0), {})),
+    ):
+        with pytest.raises(WriteError) as error:
+            write()
+        assert str(error.value).startswith(str(folder.path / name))
+        assert "cannot be written: " in str(error.value)
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content", [None, "{", "[]", "[" * 100_000], ids=["missing", "{", "[]", "[["]
-)
+@pytest.mark.parametrize("content", [None, "{", "[]", "[" * 100_000], ids=["none", "{", "[]", "[["])
 def test_read_json_refuses_a_missing_or_damaged_file_or_one_without_a_key(folder, content):
     path = folder.path / "summary.json"
     if content is not None:
         path.write_text(content)
-    message = refusal(folder.read_json, "summary.json")
-    assert message.startswith(f"{path} cannot be read: ")
-    folder.write_json("summary.json", {"best": {}, "dense": 6.0})
+    assert refusal(folder.read_json, "summary.json").startswith(f"{path} cannot be read: ")
+    folder.write_json("summary.json", {"best": {}, "text": "\u00fc"})
     message = refusal(folder.read_json, "summary.json", "seconds", "best", "pruning")
     assert message.startswith(f"{path} lacks pruning, seconds: ")
 
 
 def test_read_tensors_returns_what_was_written_or_none_and_refuses_a_damaged_file(folder):
-    tensors = {"W/a": torch.arange(6.0).reshape(2, 3).T, "X/a": torch.ones(1, 2)}
-    assert folder.read_tensors("probe.safetensors") is None
-    folder.write_tensors("probe.safetensors", tensors)
-    found = folder.read_tensors("probe.safetensors")
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     path = folder.path / "probe.safetensors"
+    assert folder.read_tensors(path.name) is None
+    folder.write_tensors(path.name, {"W/a": torch.arange(6.0).reshape(2, 3).T})
+    (found,) = folder.read_tensors(path.name).values()
+    assert found.tolist() == [[0, 3], [1, 4], [2, 5]]
     os.truncate(path, path.stat().st_size - 4)
-    message = refusal(folder.read_tensors, "probe.safetensors")
-    assert message.startswith(f"{path} cannot be read: ")
-
-
-# The best metric
-
-
-def test_write_best_writes_what_run_prune_reads_back_with_its_group(folder):
-    best = record(3, 3.25, group="model")
-    folder.write_best(best, {"model": "embedded", "candidate": 3})
-    written = folder.read_json("best_metric.json")
-    assert written.pop("tree") == best.criterion.metric.to_release_json()
-    assert written == {
-        **{"schema": 1, "metric": "abs(sub(W, mms(G)))", "group": "model"},
-        **{"leaves": ["G", "W"], "fitness": 3.25, "size": 5},
-        "provenance": {"model": "embedded", "candidate": 3},
-    }
-    resolved = resolve_metric(str(folder.path / "best_metric.json"))
-    assert resolved.criterion == best.criterion
-    assert resolved.source == "file best_metric.json"
-
-
-# Timings
-
-
-def test_timings_that_are_missing_or_damaged_are_passed_over(folder):
-    assert folder.read_timings() == {}
-    folder.append(record(0), {"seconds": 1.5, "worker": 1})
-    with (folder.path / "timings.jsonl").open("a") as file:
-        file.write('{"index": 1, "sec\n[]\n{"seconds": 2}\n\n{"index": 2, "worker": 0}')
-    assert folder.read_timings() == {0: {"seconds": 1.5, "worker": 1}, 2: {"worker": 0}}
-
-
-# Other people's eyes, and a run that never was
+    assert refusal(folder.read_tensors, path.name).startswith(f"{path} cannot be read: ")
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        folder = RunFolder.create(tmp_path / "run")
-        folder.write_json("status.json", {})
-        folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
-        folder.append(record(0), {})
-        folder.close()
+        with closing(RunFolder.create(tmp_path / "run")) as folder:
+            folder.write_json("status.json", {})
+            folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
+            folder.append(record(0), {})
     finally:
         os.umask(before)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()}
-    assert len(modes) == 4
-    assert modes == dict.fromkeys(modes, mode)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()]
+    assert modes == [mode] * 4
 
 
 def test_discard_takes_away_all_folders_that_it_made_and_no_other(tmp_path):
@@ -440,19 +334,8 @@ def test_discard_takes_away_all_folders_that_it_made_and_no_other(tmp_path):
     assert folder.discard_if_unused()
     assert names(tmp_path / "runs") == {"first"}
     assert names(tmp_path / "runs" / "first") == set()
-
-
-def test_discard_leaves_a_folder_in_which_something_was_measured(folder):
-    folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
-    assert not folder.discard_if_unused()
-    assert names(folder.path) >= {"config.yaml", "statistics.safetensors"}
-
-
-def test_look_reads_while_another_writes_a_line(folder):
-    for index in range(3):
-        folder.append(record(index), {})
-    path = folder.path / "journal.jsonl"
-    content = path.read_bytes()
-    path.write_bytes(content[:-5])
-    assert RunFolder.look(folder.path).records_so_far() == [record(0), record(1)]
-    assert path.read_bytes() == content[:-5]  # whoever writes it is not disturbed
+    # Nor one in which something was measured.
+    with closing(RunFolder.create(tmp_path / "runs" / "third")) as folder:
+        folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
+        assert not folder.discard_if_unused()
+    assert names(folder.path) == {"statistics.safetensors"}

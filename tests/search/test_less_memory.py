@@ -6,7 +6,6 @@ from toy_setup import SNIP, WANDA, made_of, setup_of, words
 
 from configs.schema import Memory
 from pruning.criterion import Criterion
-from pruning.leaves import Statistics
 from search.fitness import Evaluator, Setup
 from search.population import Candidate
 
@@ -58,12 +57,6 @@ def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
     assert probe[name].dtype == torch.float32
     assert torch.equal(probe[name], probe[name].bfloat16().float())
     assert rounding.evaluate(Candidate(0, SNIP)).kind == "evaluated"
-
-
-def test_statistics_rounded_to_fp32_are_the_same_tensors():
-    statistics = Statistics(G={"a": torch.ones(2, 3)}, X={"a": torch.ones(1, 3)})
-    for name, tensor in statistics.rounded(torch.float32).to_tensors().items():
-        assert tensor is statistics.to_tensors()[name]
 
 
 @pytest.mark.gpu

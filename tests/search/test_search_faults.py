@@ -62,13 +62,17 @@ def assert_gone(processes):
     assert not alive
 
 
-# Ray is lost
+def continued(out, *overrides):
+    """Run a search that was stopped to its end, in this process alone."""
+    candidates = max(CANDIDATES, journal(out).count(b"\n"))
+    done = run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}", *overrides))
+    assert done.returncode == 0, done.stderr
 
 
 def test_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, tmp_path):
     out = tmp_path / "run"
     arguments = launch(out, "ray.workers=1", ENDLESS)
-    for part in ("raylet/raylet", "gcs_server", "search.pool.ray_process"):
+    for part in ("raylet/raylet", "gcs_server"):
         process = begin(arguments)
         wait_for_lines(process, out, journal(out).count(b"\n") + 5)
         processes = descendants(process)
@@ -76,8 +80,7 @@ def test_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, t
         assert_interrupted(process, out, r"error: Ray \(local\) (failed: .+|has not answered.*)")
         assert_gone(processes)
         arguments = resume_command(out)
-    candidates = max(CANDIDATES, journal(out).count(b"\n"))
-    assert run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}")).returncode == 0
+    continued(out)
     assert journal(out).startswith(journal(reference))
 
 
@@ -90,25 +93,8 @@ def test_search_that_loses_all_nodes_at_once_ends_with_3_and_goes_on_the_same(re
         for node in cluster.list_all_nodes():
             node.kill_all_processes(check_alive=False, allow_graceful=False)
         assert_interrupted(process, out, r"error: Ray \(\S+\) (failed: .+|has not answered.*)")
-    candidates = max(CANDIDATES, journal(out).count(b"\n"))
-    resumed = run(
-        resume_command(out, IN_PROCESS, "ray.address=local", f"search.candidates={candidates}")
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    continued(out, "ray.address=local")
     assert journal(out).startswith(journal(reference))
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
-def test_cluster_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch, address):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    done = run(launch(tmp_path / "run", f"ray.address={address}"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-# The disk is full, or nobody may write
 
 
 @contextmanager
@@ -140,7 +126,7 @@ def test_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(refere
         assert_same(out, reference)
 
 
-def test_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_path):
+def test_folder_that_nobody_may_write_to_ends_a_search_with_3(tmp_path):
     out, read_only = tmp_path / "run", tmp_path / "read-only"
     read_only.mkdir()
     process = begin(launch(out, IN_PROCESS))
@@ -153,22 +139,10 @@ def test_folder_that_nobody_may_write_to_ends_a_search_with_3(reference, tmp_pat
             again = run(resume_command(out))
             assert (again.returncode, again.stderr.count("\n")) == (3, 1), again.stderr
             assert "Read-only file system" in again.stderr
-    assert run(resume_command(out)).returncode == 0
-    assert_same(out, reference)
-
-
-# Signals, terminals and pipes
 
 
 @pytest.mark.parametrize(
-    ("seconds", "number"),
-    [
-        (1.5, signal.SIGINT),
-        (3.0, signal.SIGHUP),
-        (4.5, signal.SIGTERM),
-        (6.0, signal.SIGINT),
-        (8.0, signal.SIGHUP),
-    ],
+    ("seconds", "number"), [(2.0, signal.SIGHUP), (4.0, signal.SIGTERM), (7.0, signal.SIGINT)]
 )
 def test_search_can_be_stopped_at_any_time(tmp_path, seconds, number):
     out = tmp_path / "run"
@@ -204,13 +178,10 @@ def test_search_on_a_closed_terminal_ends_with_3_and_a_checkpoint(tmp_path):
     assert (out / "checkpoint.json").exists()
 
 
-def test_search_into_a_closed_pipe_ends_with_3_and_goes_on(reference, tmp_path):
+def test_search_into_a_closed_pipe_ends_with_3_and_a_checkpoint(tmp_path):
     out = tmp_path / "run"
     process = begin(launch(out, IN_PROCESS, ENDLESS))
     wait_for_lines(process, out, 5)
     process.stdout.close()
     assert process.wait(timeout=60) == 3
     assert (out / "checkpoint.json").exists()
-    candidates = max(CANDIDATES, journal(out).count(b"\n"))
-    assert run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}")).returncode == 0
-    assert journal(out).startswith(journal(reference))

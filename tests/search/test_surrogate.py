@@ -53,8 +53,11 @@ def predict(surrogate: Surrogate, *bits: int) -> float:
     return promise
 
 
-def test_predict_is_0_while_nothing_was_measured():
+def test_predict_is_0_while_nothing_was_measured_and_learns_nothing_of_what_was_not():
     assert predict(surrogate_of(), 1) == predict(surrogate_of(), 40) == 0
+    records = [record(0, 5, 1.0), record(1, 55, 9.0)]
+    unknown = Record(Candidate(2, criterion(54)), Outcome("degenerate"))
+    assert predict(surrogate_of(*records, unknown), 54) == predict(surrogate_of(*records), 54)
 
 
 def test_predict_promises_more_near_good_masks_than_near_bad_ones():
@@ -62,13 +65,9 @@ def test_predict_promises_more_near_good_masks_than_near_bad_ones():
     bad = [record(10 + i, 50 + i, 9.0) for i in range(5)]
     surrogate = surrogate_of(*good, *bad)
     assert predict(surrogate, 15) < predict(surrogate, 49) - 0.1
-
-
-def test_learn_passes_over_what_was_not_measured():
-    records = [record(0, 5, 1.0), record(1, 55, 9.0)]
-    unknown = Record(Candidate(2, criterion(54)), Outcome("degenerate"))
-    expected = predict(surrogate_of(*records), 54)
-    assert predict(surrogate_of(*records, unknown), 54) == expected
+    # The good are told apart beside what is hopeless.
+    surrogate = surrogate_of(record(0, 5, 0.9), record(1, 30, 1.1), record(2, 60, 1e6))
+    assert predict(surrogate, 6) < predict(surrogate, 29) - 0.01
 
 
 def test_learn_takes_of_one_that_a_task_has_stopped_that_task_alone():
@@ -101,38 +100,11 @@ def test_predict_weighs_tasks_as_the_fitness_does(weights, better):
     assert predict(surrogate, *better) < predict(surrogate, *other)
 
 
-def test_predict_tells_the_good_apart_beside_what_is_hopeless():
-    good = [record(0, 5, 0.9), record(1, 30, 1.1)]
-    surrogate = surrogate_of(*good, record(2, 60, 1e6))
-    assert predict(surrogate, 6) < predict(surrogate, 29) - 0.01
-
-
-def test_predict_promises_more_of_the_less_known_of_two_alike():
-    surrogate = surrogate_of(record(0, 0, 2.0), record(1, 2, 2.0), record(2, 40, 2.0))
-    known, unknown = predict(surrogate, 1), predict(surrogate, 21)
-    assert unknown < known
-
-
 def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
     surrogate = surrogate_of(record(0, 10, 1.0), record(1, 50, 2.0))
     surrogate.alike = 3 / 64
     assert predict(surrogate, 12) == math.inf
     assert predict(surrogate, 13) < predict(surrogate, 47) < math.inf
-
-
-def test_ask_before_leaves_out_later_records():
-    records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
-    early = surrogate_of(*records, before=2)
-    assert predict(early, 30) == predict(surrogate_of(*records[:2]), 30)
-    early.ask_before(3)
-    assert predict(early, 30) == predict(surrogate_of(*records), 30)
-
-
-def test_ask_before_forgets_the_first_and_remembers_the_latest(monkeypatch):
-    monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
-    records = [record(0, 5, 1.0), record(1, 55, 9.0), record(2, 30, 0.5)]
-    surrogate = surrogate_of(*records)
-    assert predict(surrogate, 5) == predict(surrogate_of(*records[1:]), 5)
 
 
 def test_ask_before_may_forget_all_measurements_of_a_task(monkeypatch):

@@ -1,6 +1,5 @@
 """The verdict on a run: better, level, worse, unknown, or a named metric in disguise."""
 
-import pytest
 from report_run import task_of
 
 from search.summary import TaskResult, verdict_of
@@ -51,18 +50,15 @@ def test_verdict_is_worse_though_better_than_another_named_metric():
     )
 
 
-def test_verdict_is_unknown_on_a_single_window():
+def test_verdict_is_unknown_on_a_single_window_or_without_named_metrics():
     found = verdict(measured(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0}))
     assert found.kind == "unknown"
     assert found.sentence.endswith("on a single window, so the error is unknown.")
-
-
-def test_verdict_is_unknown_without_named_metrics():
     task = measured(36.0, {}).model_copy(update={"baselines": {}})
     assert verdict(task).kind == "unknown"
 
 
-def test_verdict_says_if_the_best_named_metric_was_found_again():
+def test_verdict_says_if_a_named_metric_was_found_again():
     overlap = {"snip": {"a": 1.0, "b": 1.0}, "wanda": {"a": 1.0, "b": 0.99}}
     gaps = {"snip": (0.0, 0.0), "wanda": (0.1, 0.01)}
     task = measured(30.0, gaps, {"snip": 30.0, "wanda": 33.0}, overlap=overlap)
@@ -72,27 +68,13 @@ def test_verdict_says_if_the_best_named_metric_was_found_again():
         "Is snip, the best named metric on the report text, under another spelling: every mask is "
         "the same."
     )
-
-
-def test_verdict_on_a_worse_named_metric_found_again_also_compares_with_the_best():
+    itself = "Is snip itself, the best named metric on the report text."
+    assert verdict(task, metric="mul(W, G)").sentence == itself
+    # If it is a worse one, the best is compared as well.
     gaps = {"snip": (0.0, 0.0), "wanda": (-0.1, 0.01)}
-    overlap = {"snip": {"a": 1.0}}
     found = verdict(measured(44.0, gaps, {"snip": 44.0, "wanda": 40.0}, overlap=overlap))
     assert found.kind == "worse"
     assert found.sentence.startswith("Is snip under another spelling: every mask is the same. Does")
-
-
-def test_verdict_on_a_named_metric_as_it_is_written_is_itself():
-    same = {"snip": {"a": 1.0}}
-    task = measured(30.0, {"snip": (0.0, 0.0)}, {"snip": 30.0}, overlap=same)
-    found = verdict(task, metric="mul(W, G)")
-    assert found.sentence == "Is snip itself, the best named metric on the report text."
-
-
-def test_verdict_needs_every_mask_to_be_the_same():
-    gaps = {"snip": (0.0, 0.0)}
-    task = measured(30.0, gaps, {"snip": 30.0}, overlap={"snip": {"a": 1.0, "b": 0.999}})
-    assert "spelling" not in verdict(task).sentence
 
 
 BETTER = measured(36.0, {"wanda": (0.1, 0.02)}, {"wanda": 40.0}, name="a")
@@ -110,16 +92,11 @@ def test_verdict_on_tasks_that_are_all_better_tells_the_least_and_the_most():
     )
 
 
-@pytest.mark.parametrize(
-    ("tasks", "kind"),
-    [((BETTER, LEVEL), "level"), ((BETTER, LEVEL, WORSE), "worse"), ((LEVEL, LEVEL), "level")],
-)
-def test_verdict_on_tasks_that_differ_is_that_of_the_worst(tasks, kind):
-    assert verdict(*tasks).kind == kind
-
-
-def test_verdict_on_tasks_that_differ_names_them():
-    assert verdict(BETTER, LEVEL, WORSE).sentence == (
+def test_verdict_on_tasks_that_differ_is_that_of_the_worst_and_names_them():
+    assert verdict(LEVEL, LEVEL).kind == verdict(BETTER, LEVEL).kind == "level"
+    found = verdict(BETTER, LEVEL, WORSE)
+    assert found.kind == "worse"
+    assert found.sentence == (
         "Compared with the best named metric on the report text: better on 1 of 3 tasks (a), "
         "level on 1 of 3 tasks (c), worse on 1 of 3 tasks (d)."
     )

@@ -40,50 +40,35 @@ def random_metric(seed: int, depth: int) -> Metric:
     return metric
 
 
+SCALES = {"G": 2.0, "X": 5.0, "V": 2.0, "B": 3.0, "M": 2.0}
+"""Of leaves; 1 for all others."""
+
+
 def leaves_of(seed: int) -> list[dict[str, torch.Tensor]]:
     """Leaves of two layers on different scales; no two values near each other."""
     generator = torch.Generator().manual_seed(seed)
-    scales = {
-        "W": 1.0,
-        "G": 2.0,
-        "X": 5.0,
-        "A": 1.0,
-        "V": 2.0,
-        "B": 3.0,
-        "H": 1.0,
-        "O": 1.0,
-        "D": 1.0,
-        "I": 1.0,
-        "M": 2.0,
-    }
-    layers = []
-    for scale in (1.0, 3.0):
-        sizes = {
-            name: (6 if leaf.shape[0] else 1, 8 if leaf.shape[1] else 1)
-            for name, leaf in LEAVES.items()
-        }
-        layers.append(
-            {
-                name: torch.rand(*size, generator=generator)
-                * scales[name]
-                * (scale if name == "W" else 1)
-                + 0.01
-                # A signed leaf has as many values on either side of 0.
-                - (scales[name] / 2 if LEAVES[name].signed else 0)
-                for name, size in sizes.items()
-            }
-        )
-    return layers
+
+    def draw(name: str, scale: float) -> torch.Tensor:
+        leaf = LEAVES[name]
+        size = (6 if leaf.shape[0] else 1, 8 if leaf.shape[1] else 1)
+        values = torch.rand(*size, generator=generator) * scale + 0.01
+        # A signed leaf has as many values on either side of 0.
+        return values - scale / 2 if leaf.signed else values
+
+    return [
+        {name: draw(name, SCALES.get(name, weights if name == "W" else 1.0)) for name in LEAVES}
+        for weights in (1.0, 3.0)
+    ]
 
 
 def masks_of(metric: Metric, group: str, seed: int) -> dict[str, torch.Tensor] | None:
     scores = {f"layer{i}": metric.score(**leaves) for i, leaves in enumerate(leaves_of(seed))}
-    if any(_is_tied(s, group) for s in scores.values()):
+    if any(_is_tied(s) for s in scores.values()):
         return None
     return dict(select(scores.__getitem__, scores, Target(0.5, group_of(group))))
 
 
-def _is_tied(scores: torch.Tensor, group: str) -> bool:
+def _is_tied(scores: torch.Tensor) -> bool:
     """Tell whether rounding could decide: ties fall by position, near ties by the last bit."""
     if not torch.isfinite(scores).all():
         return True
@@ -96,16 +81,14 @@ def _is_tied(scores: torch.Tensor, group: str) -> bool:
 @given(st.integers(0, 10**6), st.integers(0, 50), st.sampled_from(["row", "layer", "model"]))
 def test_simplify_keeps_the_mask(tree_seed, tensor_seed, group):
     metric = random_metric(tree_seed, 4)
-    before = masks_of(metric, group, tensor_seed)
-    if before is None:
-        return
     simplified = simplify(Criterion(metric, group))
     simpler = simplified.metric
     assert simplified.group == group
     assert not simpler.problem
-    after = masks_of(simpler, group, tensor_seed)
     assert simpler.size <= metric.size
-    if after is not None:
+    assert simplify(simplified) == simplified
+    before, after = (masks_of(one, group, tensor_seed) for one in (metric, simpler))
+    if before is not None and after is not None:
         for name, mask in before.items():
             assert torch.equal(mask, after[name]), (metric.text, simpler.text)
 
@@ -127,13 +110,6 @@ def test_rewrites_keep_the_value_wherever_they_apply(rewrite):
     assert applied >= 5
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6), st.sampled_from(["row", "layer", "model"]))
-def test_simplify_is_idempotent(tree_seed, group):
-    once = simplify(Criterion(random_metric(tree_seed, 5), group))
-    assert simplify(once) == once
-
-
 @pytest.mark.filterwarnings("ignore:std")
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
@@ -147,42 +123,30 @@ def test_never_negative_holds_on_tensors(tree_seed):
 @pytest.mark.parametrize(
     ("text", "group", "expected"),
     [
-        ("neg(neg(W))", "row", "W"),
         ("skp(mul(W, skp(G)))", "row", "mul(G, W)"),
-        ("sub(W, neg(G))", "row", "add(G, W)"),
         ("sqrt(sqr(sub(W, G)))", "row", "abs(sub(W, G))"),
-        ("mul(W, W)", "row", "W"),
         ("add(mul(W, W), G)", "row", "add(G, sqr(W))"),
         ("mms(mul(W, G))", "row", "mul(G, W)"),
         ("mms(mul(W, G))", "model", "mms(mul(G, W))"),
         ("div(mul(W, G), X)", "layer", "mul(G, W)"),
         ("div(mul(W, G), X)", "model", "div(mul(G, W), X)"),
         ("mul(abs(mul(W, W)), mms(G))", "row", "mul(mms(G), sqr(W))"),
-        ("mul(neg(W), neg(G))", "row", "mul(G, W)"),
         ("mul(0.5, W)", "model", "W"),
-        ("mul(W, -2)", "row", "neg(W)"),
         ("neg(mul(2, G))", "row", "neg(G)"),
         ("add(mul(W, G), 3)", "model", "mul(G, W)"),
-        ("sub(W, 3)", "row", "W"),
         ("sub(3, sqrt(W))", "row", "neg(W)"),
-        ("quot(W, 4)", "row", "W"),
         ("quot(W, -4)", "row", "neg(W)"),
         ("mul(0, W)", "row", "mul(0, W)"),
-        ("root4(W)", "model", "W"),
         ("pow15(sub(W, G))", "row", "abs(sub(W, G))"),
-        ("cube(sub(W, G))", "row", "sub(W, G)"),
         ("sqrt(mul(3, add(2, cube(W))))", "row", "W"),
         ("mul(W, add(G, mul(2, 0.5)))", "row", "mul(W, add(1, G))"),
         ("add(W, mul(2, mul(G, 3)))", "row", "add(W, mul(6, G))"),
-        ("add(W, neg(mul(2, G)))", "row", "add(W, mul(-2, G))"),
         ("add(W, sub(X, mul(2, G)))", "row", "add(W, add(X, mul(-2, G)))"),
-        ("mul(W, sub(G, 2))", "row", "mul(W, add(-2, G))"),
         ("add(W, mul(1e30, mul(1e30, G)))", "row", "add(W, mul(1e+30, mul(1e+30, G)))"),
         ("mul(W, quot(add(0, X), 1))", "row", "mul(W, X)"),
         ("quot(neg(W), rowsum(neg(G)))", "row", "neg(quot(W, neg(rowsum(G))))"),
         ("quot(W, rownorm(neg(G)))", "row", "quot(W, rownorm(G))"),
         ("exp(log(W))", "row", "exp(log(W))"),
-        ("tanh(W)", "row", "tanh(W)"),
     ],
 )
 def test_simplify_collapses_opposing_operations(text, group, expected):

@@ -45,9 +45,6 @@ def changed(variation: Variation, **changes: Any) -> Variation:
     return replace(variation, search=variation.search.model_copy(update=changes))
 
 
-STILL = changed(RELEASE, crossover=0.0, mutation=0.0)
-
-
 def parents(seed: int, variation: Variation = RELEASE) -> tuple[Metric, Metric]:
     with seeded(seed):
         return random_metric(variation), random_metric(variation)
@@ -69,28 +66,19 @@ def is_within_limits(metric: Metric, variation: Variation = RELEASE) -> bool:
     return small and not metric.problem
 
 
-# The random generator
-
-
-def test_seeded_draws_the_same_from_the_same_key_and_other_from_another():
+def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
     def draws(*key):
         with seeded(*key):
             return [random.random() for _ in range(3)]
 
-    assert draws(1, 2) == draws(1, 2)
-    assert len({tuple(draws(*key)) for key in [(1, 2), (2, 1), (12,), (1, 3), (3, 0)]}) == 5
-
-
-def test_seeded_puts_the_state_back_even_after_an_error():
     random.seed(0)
     before = random.getstate()
+    assert draws(1, 2) == draws(1, 2)
+    assert len({tuple(draws(*key)) for key in [(1, 2), (2, 1), (12,), (1, 3), (3, 0)]}) == 5
     with pytest.raises(KeyError), seeded(1):
         random.random()
         raise KeyError
     assert random.getstate() == before
-
-
-# Trees and metrics
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -114,17 +102,6 @@ def test_drawn_numbers_have_three_digits_and_the_range_of_the_set():
     assert min(map(abs, values)) < 1e-2 and max(map(abs, values)) > 1e2
 
 
-# Random metrics
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6))
-def test_random_metric_is_within_the_limits_and_the_initial_depths(seed):
-    for metric in (parents(seed)[0], parents(seed, EXTENDED)[0]):
-        assert is_within_limits(metric)
-        assert 1 <= metric.depth <= 3
-
-
 @BOTH
 def test_random_metrics_reach_every_depth_and_every_primitive(variation):
     drawn = [parents(seed, variation)[0] for seed in range(800)]
@@ -145,7 +122,6 @@ def test_leaves_that_are_left_out_are_never_drawn():
     ("name", "without", "message"),
     [
         ("release", ["M"], "leaves of the release set, W, G, X; got 'M'"),
-        ("extended", ["D", "depth"], "got 'depth'"),
         ("extended", ["W"], "must leave W, .* got W$"),
         ("extended", ["G", "M"], "must leave W, another leaf .* got G, M$"),
         ("release", ["X"], "and one that does not, got X$"),
@@ -194,33 +170,16 @@ def test_random_metric_falls_back_where_the_limits_allow_nothing():
         assert random_metric(replace(deep, comparable=True)) == Metric.parse("mul(W, G)")
 
 
-# Children
-
-
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from([RELEASE, EXTENDED]))
-def test_child_is_within_the_limits_and_its_parents_are_unchanged(seed, variation):
+def test_random_metrics_and_children_are_within_the_limits(seed, variation):
     first, second = parents(seed, variation)
     texts = first.text, second.text
     with seeded(seed, 1):
         child = child_of(first, second, variation)
-    assert is_within_limits(child)
+    assert all(is_within_limits(metric) for metric in (first, second, child))
+    assert all(1 <= parent.depth <= 3 for parent in (first, second))
     assert (first.text, second.text) == texts
-    assert to_metric(to_tree(first, variation.primitives)).text == texts[0]
-
-
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_mutations_alone_each_stay_within_the_limits(name):
-    variation = changed(EXTENDED, crossover=0, mutation=1, mutations=[name])
-    different = 0
-    # Hoisting changes about half of all trees, so which trees are drawn matters here.
-    for seed in range(900, 1050):
-        first, second = parents(seed, EXTENDED)
-        with seeded(seed, 1):
-            child = child_of(first, second, variation)
-        assert is_within_limits(child)
-        different += child != first
-    assert different > 75
 
 
 def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
@@ -228,6 +187,9 @@ def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
     bred = children(changed(RELEASE, crossover=1, mutation=0), 50)
     assert all(Counter(node.name for node in child.nodes()) <= allowed for child in bred)
     assert len(set(bred)) > 5
+    # Without variation, or where no draw is allowed, it is the first parent.
+    for still in ({"crossover": 0, "mutation": 0}, {"max_size": 2, "mutation": 0}):
+        assert set(children(changed(RELEASE, **still), 3)) == {FIRST}
 
 
 def children_by_exchange(first: str, second: str, variation: Variation = EXTENDED) -> set[str]:
@@ -285,11 +247,6 @@ def test_exchange_is_a_share_of_crossovers():
     assert count(0.0) < count(0.5) < count(1.0) == 200
 
 
-def test_child_without_variation_or_where_no_draw_is_allowed_is_the_first_parent():
-    assert set(children(STILL, 3)) == {FIRST}
-    assert set(children(changed(RELEASE, max_size=2, mutation=0), 3)) == {FIRST}
-
-
 def test_crossover_deeper_than_the_language_allows_is_never_read():
     chain = Metric("W")
     for _ in range(32):
@@ -315,9 +272,6 @@ def test_mutations_are_those_that_are_named_each_as_often_as_its_weight(variatio
     if variation is RELEASE:
         expected = {"node": 120, "factor": 480}
     assert drawn == pytest.approx(expected, rel=0.3)
-
-
-# Each mutation on the tree
 
 
 def mutated(name: str, seed: int) -> tuple[Metric, Metric]:
@@ -384,19 +338,6 @@ def test_hoist_insert_and_subtree_mutation_change_the_size_as_they_should():
     assert shrunk > 30
 
 
-def test_factor_mutation_keeps_the_tree_and_multiplies_or_divides_a_part_of_it():
-    operators, whole = set(), 0
-    for seed in range(200):
-        before, after = mutated("factor", seed)
-        names = [[node.name for node in tree.nodes()] for tree in (before, after)]
-        operators |= set(names[1]) - set(names[0])
-        assert not Counter(names[0]) - Counter(names[1])
-        assert after.size >= before.size + 2
-        whole += names[1][1 : 1 + len(names[0])] == names[0]
-    assert "mul" in operators
-    assert 60 < whole < 190
-
-
 @BOTH
 def test_factor_mutation_draws_the_worth_of_a_row_an_input_or_a_layer_or_a_relative_matrix(
     variation,
@@ -420,9 +361,6 @@ def test_factor_mutation_draws_the_worth_of_a_row_an_input_or_a_layer_or_a_relat
         assert len(set(factors)) > 150
 
 
-# Parents
-
-
 def test_choose_parents_draws_two_different_members_from_the_best_of_a_random_half():
     drawn = set()
     for seed in range(400):
@@ -433,17 +371,9 @@ def test_choose_parents_draws_two_different_members_from_the_best_of_a_random_ha
     # The two best of ten: the worst eight of twenty can never be among them.
     assert drawn <= set(range(12))
     assert max(drawn) > 4
-
-
-@pytest.mark.parametrize("best", [2, 10])
-def test_choose_parents_takes_both_of_two_and_a_lone_member_twice(best):
-    for seed in range(5):
-        with seeded(seed):
-            assert set(choose_parents(("a", "b"), best)) == {"a", "b"}
-            assert choose_parents(("a",), best) == ("a", "a")
-
-
-# Units
+    with seeded(0):
+        assert set(choose_parents(("a", "b"), best=10)) == {"a", "b"}
+        assert choose_parents(("a",), best=2) == ("a", "a")
 
 
 COMPARABLE = changed(replace(EXTENDED, comparable=True), max_size=25)

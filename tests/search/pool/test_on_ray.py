@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Driver:
         return next(p for p in self.descendants() if part in p.cmdline()[0])
 
 
-def begin(address: str, **variables: str) -> subprocess.Popen[str]:
+def begin(address, **variables):
     """Start a driver, which stays connected until it reads a line."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
@@ -69,7 +68,7 @@ def begin(address: str, **variables: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def driver(address: str, **variables: str) -> Iterator[Driver]:
+def driver(address, **variables):
     """Start a driver and wait until it is up; it is killed at the end, if it still runs."""
     with begin(address, **variables) as process:
         try:
@@ -82,15 +81,13 @@ def driver(address: str, **variables: str) -> Iterator[Driver]:
             process.kill()
 
 
-def ended(
-    process: subprocess.Popen[str], line: str | None = None, seconds: float = GONE_SECONDS
-) -> str:
+def ended(process, line=None, seconds=GONE_SECONDS):
     """Let a driver read a line, and return what else it prints, with its exit code."""
     output, _ = process.communicate(line, timeout=seconds)
     return f"{output}exit {process.returncode}"
 
 
-def assert_gone(processes: list[psutil.Process], folder: Path) -> None:
+def assert_gone(processes, folder):
     _, alive = psutil.wait_procs(processes, timeout=GONE_SECONDS)
     assert not alive
     deadline = time.monotonic() + GONE_SECONDS
@@ -100,129 +97,80 @@ def assert_gone(processes: list[psutil.Process], folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """A local search, in an environment that points at another Ray and switches tokens off."""
+def local(tmp_path_factory):
+    """A local search with one worker, in an environment that points at another Ray."""
     temporary = tmp_path_factory.mktemp("ray")
     (temporary / "ray").mkdir()
     (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-    with driver("local", **HOSTILE, RAY_TMPDIR=str(temporary)) as started:
+    with driver("local", **HOSTILE, RAY_TMPDIR=str(temporary), MOST_WORKERS="1") as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[str, dict[str, str]]]:
+def running(local):
     """A cluster that wants a token, one of whose cores is taken, and what lets one in."""
-    with driver("local", MOST_WORKERS="1") as started:
-        token = started.ray_process().environ()["RAY_AUTH_TOKEN"]
-        yield started.found["head"], {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    token = local.ray_process().environ()["RAY_AUTH_TOKEN"]
+    return local.found["head"], {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
-def refusal(address: str) -> str:
-    with (
-        pytest.raises(ValueError) as error,
-        ray_backend(embedded_setup(), Ray(address=address)),
-    ):
+def refusal(address):
+    with pytest.raises(ValueError) as error, ray_backend(embedded_setup(), Ray(address=address)):
         pass
     return str(error.value)
-
-
-# What a node holds
 
 
 @pytest.mark.parametrize(
     ("resources", "cpus", "gpus", "expected"),
     [
         ({"CPU": 5.0}, 2, 0.0, 2),
-        ({"CPU": 1.0}, 2, 0.0, 0),
         ({}, 1, 0.0, 0),
-        ({"CPU": 8.0, "GPU": 1.0}, 1, 0.4, 2),
         ({"CPU": 8.0, "GPU": 2.0}, 1, 0.4, 4),  # not 5: a fraction lies within one GPU
         ({"CPU": 80.0, "GPU": 4.0}, 1, 0.1, 40),
         ({"CPU": 3.0, "GPU": 2.0}, 1, 0.5, 3),
         ({"CPU": 8.0, "GPU": 3.0}, 1, 2.0, 1),
-        ({"CPU": 8.0}, 1, 1.0, 0),
     ],
 )
-def test_workers_on_counts_what_fits(
-    resources: dict[str, float], cpus: int, gpus: float, expected: int
-):
+def test_workers_on_counts_what_fits(resources, cpus, gpus, expected):
     assert workers_on(resources, cpus, gpus) == expected
 
 
-# Where a running cluster is
-
-
-def test_auto_takes_ray_address_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:8")
+def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_a_cluster(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "finds no cluster: RAY_ADDRESS is not set" in refusal("auto")
+    assert "start one with `ray start --head`, or set ray.address=local" in refusal("auto")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:8")
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:8 ")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:9 ")
 
 
-def test_auto_says_how_to_start_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "finds no cluster: RAY_ADDRESS is not set" in refusal("auto")
-    assert "start one with `ray start --head`, or set ray.address=local" in refusal("auto")
-
-
 @pytest.mark.parametrize("wrong", ["ray://head:10001", "head", "head:port", "http://head:8265"])
-def test_address_that_is_no_head_is_refused(wrong: str):
+def test_address_that_is_no_head_is_refused(wrong):
     assert f"ray.address {wrong!r} must be local, auto or host:port" in refusal(wrong)
 
 
-# A local search
-
-
 @pytest.mark.slow
-def test_local_search_runs_beside_a_hostile_environment(local: Driver):
-    assert local.found["room"] == os.cpu_count()
-    assert local.found["head"].startswith("127.0.0.1:")
-
-
-@pytest.mark.slow
-def test_local_search_leaves_the_environment_alone(local: Driver):
+def test_local_search_runs_beside_a_hostile_environment_and_leaves_it_alone(local):
     environment = {k: v for k, v in local.found["environment"].items() if k != "RAY_TMPDIR"}
     assert environment == HOSTILE
+    assert local.found["nice"] == os.nice(0)
 
 
 @pytest.mark.slow
-def test_local_search_listens_on_loopback_alone(local: Driver):
+def test_local_search_listens_on_loopback_alone_and_hides_its_folder(local):
+    assert local.found["head"].startswith("127.0.0.1:")
     processes = [psutil.Process(local.process.pid), *local.descendants()]
     assert local.found["worker"] in [process.pid for process in processes]
     sockets = [c for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"]
     assert len(sockets) > 4
     assert {c.laddr.ip for c in sockets} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
-
-
-@pytest.mark.slow
-def test_local_search_hides_its_folder(local: Driver):
     folder = local.folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.glob("*/session_*/sockets/plasma_store"))
-
-
-@pytest.mark.slow
-def test_local_search_leaves_workers_their_priority(local: Driver):
-    assert local.found["nice"] == os.nice(0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("login", [{}, WRONG])
-def test_local_search_lets_no_other_in(local: Driver, login: dict[str, str]):
-    with begin(local.found["head"], **login) as process:
-        assert "refuses this token: set RAY_AUTH_MODE=token" in ended(process, seconds=60)
-
-
-@pytest.mark.slow
-def test_local_search_leaves_nothing_when_it_ends():
-    with driver("local") as started:
-        processes, folder = started.descendants(), started.folder()
-        assert ended(started.process, "end\n") == "exit 0"
-        assert_gone(processes, folder)
 
 
 @pytest.mark.slow
@@ -236,11 +184,11 @@ def test_local_search_leaves_nothing_when_it_is_killed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["raylet/raylet", "gcs_server"])
-def test_local_search_leaves_nothing_of_a_ray_that_hangs(part: str):
+def test_local_search_leaves_nothing_of_a_ray_that_hangs():
     with driver("local") as started:
         processes, folder = started.descendants(), started.folder()
-        started.named(part).suspend()
+        for part in ("raylet/raylet", "gcs_server"):
+            started.named(part).suspend()
         time.sleep(3)
         started.process.kill()
         assert_gone(processes, folder)
@@ -265,40 +213,29 @@ def test_local_search_that_was_killed_with_its_ray_process_is_cleared_by_the_nex
         started.process.kill()
     with driver("local") as started:
         assert_gone(processes, folder)
-
-
-# A running cluster
+        processes, folder = started.descendants(), started.folder()
+        assert ended(started.process, "end\n") == "exit 0"
+        assert_gone(processes, folder)
 
 
 @pytest.mark.slow
-def test_running_cluster_is_used_and_left_running(running: tuple[str, dict[str, str]]):
+def test_running_cluster_is_used_and_left_running(running, tmp_path):
     head, login = running
-    for _ in range(2):
-        with driver(head, **login) as started:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(head)
+    token = {"RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": login["RAY_AUTH_TOKEN"]}
+    for address, variables in ((head, login), ("auto", token)):
+        with driver(address, **variables) as started:
             assert started.found["room"] == os.cpu_count() - 1
             assert started.found["head"] == head
             assert ended(started.process, "end\n") == "exit 0"
 
 
 @pytest.mark.slow
-def test_auto_takes_the_last_started_cluster_and_the_token_that_is_there(
-    running: tuple[str, dict[str, str]], tmp_path: Path
-):
-    head, login = running
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text(head)
-    variables = {"RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": login["RAY_AUTH_TOKEN"]}
-    with driver("auto", **variables) as started:
-        assert started.found["head"] == head
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "login", [{}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
+    "login", [{}, {"RAY_AUTH_MODE": "token"}, {**WRONG, "RAY_AUTH_TOKEN": "wrong"}, WRONG]
 )
-def test_running_cluster_refuses_a_token_in_one_line(
-    running: tuple[str, dict[str, str]], tmp_path: Path, login: dict[str, str]
-):
+def test_running_cluster_refuses_a_token_in_one_line(running, tmp_path, login):
     head, _ = running
     with begin(head, HOME=str(tmp_path), **login) as process:
         assert ended(process, seconds=60) == (
@@ -314,9 +251,6 @@ def test_head_that_accepts_and_does_not_answer_is_given_up():
         assert refusal(head).startswith(
             f"Ray ({head}) failed: it accepts connections but does not answer"
         )
-
-
-# A cluster that is lost; one that is killed is in tests/search/test_search_faults.py
 
 
 @pytest.mark.slow

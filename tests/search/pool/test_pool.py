@@ -4,10 +4,9 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 import pytest
-import torch
+from small_search import embedded_setup
 
 from pruning.criterion import Criterion
-from search.fitness import Setup, Task
 from search.pool.pool import (
     FACTOR,
     GRACE,
@@ -31,7 +30,6 @@ from search.pool.requests import (
     WindowLosses,
 )
 from search.population import Candidate, Outcome
-from search.resident import Subject
 
 HANG = object()
 LOST = Fault("lost", "its process or its node was lost")
@@ -53,27 +51,16 @@ class Clock:
 
 @dataclass
 class ScriptedBackend:
-    """A backend whose workers do what a test says.
-
-    Attributes:
-        places: How many workers there is room for.
-        does: From a worker and its request to a result, a fault or HANG.
-        starts: From a worker to its models' digest, a fault or HANG.
-        takes: Seconds of any request.
-        dead: Workers whose end nobody knows yet.
-        given: All requests, as (worker, request).
-    """
+    """A backend with room for `places` workers, which do and start with what a test says."""
 
     clock: Clock
     places: int = 2
     does: object = lambda worker, request: Outcome("evaluated", 1.0)
     starts: object = lambda worker: "the model"
     takes: float = 0.1
-    dead: set = field(default_factory=set)
     given: list = field(default_factory=list)
     hired: int = 0
     staff: set = field(default_factory=set)
-    waits: list = field(default_factory=list)
     dismissed: list = field(default_factory=list)
     given_at: dict = field(default_factory=dict)
     ended_at: dict = field(default_factory=dict)
@@ -96,7 +83,7 @@ class ScriptedBackend:
         assert worker in self.staff
         self.given.append((worker, request))
         self.given_at[worker] = self.clock.seconds
-        came = LOST if worker in self.dead else self.does(worker, request)
+        came = self.does(worker, request)
         if isinstance(came, Fault) and came.kind in ("lost", "crowded"):
             self.end(worker, came)
         elif came is not HANG:
@@ -109,7 +96,6 @@ class ScriptedBackend:
         self.coming = deque(event for event in self.coming if event.worker != worker)
 
     def events(self, seconds):
-        self.waits.append(seconds)
         self.clock.seconds += self.takes if self.coming else seconds
         events = list(self.coming)
         self.coming.clear()
@@ -133,31 +119,18 @@ class ScriptedBackend:
         return [worker for worker, request in evaluations if request.candidate.index == index]
 
 
-def candidate(index):
-    return Candidate(index, Criterion.parse("mul(W, X)", "row"))
-
-
-def a_setup():
-    tokens = torch.zeros(2, 32, dtype=torch.int64)
-    windows = dict.fromkeys(("calibration", "fitness", "selection", "report"), tokens)
-    return Setup(
-        subjects=(Subject("m", "float32"),),
-        windows=(windows,),
-        tasks=(Task("t", 0, 0.5, None, 1.0),),
-        leaves=frozenset("X"),
-        device="cpu",
-        threads=1,
-        stages=(),
-    )
-
-
 @pytest.fixture
 def backend():
     return ScriptedBackend(Clock())
 
 
 def pool_of(backend, workers=None):
-    return Pool(backend, a_setup(), workers, WAIT, START, backend.clock)
+    return Pool(backend, embedded_setup(), workers, WAIT, START, backend.clock)
+
+
+def submit(pool, *indices):
+    for index in indices:
+        pool.submit(Candidate(index, Criterion.parse("mul(W, X)", "row")))
 
 
 def ready_pool(backend, workers=None):
@@ -171,12 +144,6 @@ def ready_pool(backend, workers=None):
 
 def turns(pool, count):
     return [arrival for _ in range(count) if (arrival := pool.next_outcome())]
-
-
-def pass_time(pool, backend, seconds):
-    until = backend.clock.seconds + seconds
-    while backend.clock.seconds < until:
-        assert pool.next_outcome() is None
 
 
 def drive(pool, count, most_turns=3000):
@@ -210,56 +177,29 @@ def faulty(fault, bad, times=10**6):
 
 def test_pool_returns_one_outcome_for_every_candidate_in_order(backend):
     pool = ready_pool(backend)
-    for index in range(5):
-        pool.submit(candidate(index))
+    submit(pool, *range(5))
     found = drive(pool, 5)
     assert {arrival.outcome.kind for arrival in found.values()} == {"evaluated"}
     assert found[0].timing == {"seconds": 0.1, "worker": 1}
     assert backend.evaluated == [0, 1, 2, 3, 4]
 
 
-def test_pool_gives_a_waiting_worker_a_candidate_at_once(backend):
-    pool = ready_pool(backend)
-    before = backend.clock.seconds
-    pool.submit(candidate(0))
-    assert backend.given == [(1, Evaluate(candidate(0)))]
-    assert backend.clock.seconds == before
-
-
-def test_pool_hands_over_what_arrived_without_a_wait(backend):
-    pool = ready_pool(backend)
-    for index in range(4):
-        pool.submit(candidate(index))
-    backend.waits.clear()
-    drive(pool, 4)
-    # Two come together; while the second is handed over, the workers do not wait for work.
-    assert backend.waits == [0.5, 0.0, 0.0, 0.0]
-
-
-def test_pool_gives_what_was_tried_before_what_is_new(backend):
-    backend.places = 1
-    backend.does = faulty(LOST, {0, 1}, times=2)
-    pool = ready_pool(backend)
-    for index in range(4):
-        pool.submit(candidate(index))
-    drive(pool, 4)
-    assert backend.evaluated == [0, 0, 0, 1, 1, 1, 2, 3]
-
-
 # Whom a fault is blamed on
 
 
-@pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED], ids=lambda fault: fault.kind)
-def test_fault_that_passes_changes_no_outcome(backend, fault):
-    most = MOST[fault.kind]
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("lost", LOST), ("crowded", CROWDED), ("exhausted", EXHAUSTED), ("late", HANG)],
+)
+def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
+    most = MOST[kind]
     backend.does = faulty(fault, {0}, times=most - 1)
     pool = ready_pool(backend)
-    for index in range(3):
-        pool.submit(candidate(index))
+    submit(pool, 0, 1, 2)
     assert {a.outcome.kind for a in drive(pool, 3).values()} == {"evaluated"}
     workers = backend.tries(0)
     assert len(workers) == len(set(workers)) == most  # a fresh worker each time
-    assert pool.staff.faults == {fault.kind: most - 1}
+    assert pool.staff.faults == {kind: most - 1}
 
 
 @pytest.mark.parametrize(
@@ -274,8 +214,7 @@ def test_fault_that_passes_changes_no_outcome(backend, fault):
 def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, fault, reason):
     backend.does = faulty(fault, {1})
     pool = ready_pool(backend)
-    for index in range(4):
-        pool.submit(candidate(index))
+    submit(pool, *range(4))
     found = drive(pool, 4)
     most = MOST[fault.kind]
     assert found[1].outcome == Outcome("failed", reason=reason.format(most))
@@ -286,14 +225,9 @@ def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, fault, 
 def test_suspects_get_their_last_try_only_after_another_answer(backend):
     """While all are lost, none is blamed: those to whom it only happened are evaluated."""
     down = {"until": 10**9}
-
-    def does(worker, request):
-        return LOST if backend.hired < down["until"] else Outcome("evaluated", 1.0)
-
-    backend.does = does
+    backend.does = lambda *_: LOST if backend.hired < down["until"] else Outcome("evaluated", 1.0)
     pool = ready_pool(backend)
-    for index in range(2):
-        pool.submit(candidate(index))
+    submit(pool, 0, 1)
     while len(backend.tries(0)) < MOST["lost"] - 1 or len(backend.tries(1)) < MOST["lost"] - 1:
         assert pool.next_outcome() is None
     down["until"] = backend.hired + 3  # the outage ends while the baseline is evaluated
@@ -301,26 +235,16 @@ def test_suspects_get_their_last_try_only_after_another_answer(backend):
     assert backend.tries(BASELINE)
 
 
-def test_suspect_that_is_alone_is_judged_by_a_baseline(backend):
-    backend.does = faulty(EXHAUSTED, {0})
+@pytest.mark.parametrize("answer", [Outcome("evaluated", 1.0), Fault("error", "KeyError: 'X'")])
+def test_suspect_that_is_alone_is_judged_by_a_baseline(backend, answer):
+    alone = {0: EXHAUSTED, BASELINE: answer}
+    backend.does = lambda worker, request: alone[request.candidate.index]
     pool = ready_pool(backend)
-    pool.submit(candidate(0))
+    submit(pool, 0)
     found = drive(pool, 1)
     assert list(found) == [0]  # the baseline is no candidate of the search
     assert found[0].outcome.kind == "failed"
     assert backend.evaluated == [0, 0, BASELINE, 0]
-
-
-def test_baseline_answered_with_an_error_shows_that_workers_function(backend):
-    broken = Fault("error", "KeyError: 'X'", "search/fitness.py:1", "trace")
-
-    def does(worker, request):
-        return broken if request.candidate.index == BASELINE else LOST
-
-    backend.does = does
-    pool = ready_pool(backend)
-    pool.submit(candidate(0))
-    assert drive(pool, 1)[0].outcome.reason.startswith("ended every worker")
 
 
 @pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG])
@@ -328,8 +252,7 @@ def test_baseline_answered_with_an_error_shows_that_workers_function(backend):
 def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault, candidates):
     backend.does = lambda worker, request: fault
     pool = ready_pool(backend)
-    for index in range(candidates):
-        pool.submit(candidate(index))
+    submit(pool, *range(candidates))
     arrivals = []
     with pytest.raises(PoolError, match=r"^no worker functions: .*$") as error:
         for _ in range(3000):
@@ -339,28 +262,18 @@ def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault,
     assert len(backend.given) <= 2 * (MOST_SUSPECTS + 1) * 8
 
 
-def test_device_that_fails_all_candidates_but_the_baseline_blames_none(backend):
-    backend.does = faulty(EXHAUSTED, set(range(100)))
-    pool = ready_pool(backend)
-    for index in range(8):
-        pool.submit(candidate(index))
-    arrivals = []
-    with pytest.raises(PoolError, match=f"{MOST_SUSPECTS} candidates in a row, the last of them"):
-        for _ in range(3000):
-            arrivals += turns(pool, 1)
-    assert arrivals == []
-
-
-def test_device_that_fails_one_candidate_after_another_ends_the_run_in_time(backend):
+@pytest.mark.parametrize(("at_once", "blamed"), [(8, 0), (1, MOST_SUSPECTS - 1)])
+def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, at_once, blamed):
     """With one candidate at a time, only the baseline can tell, and it works."""
     backend.does = faulty(EXHAUSTED, set(range(100)))
     pool = ready_pool(backend)
     failed = []
-    with pytest.raises(PoolError, match=f"{MOST_SUSPECTS} candidates in a row"):
-        for index in range(100):
-            pool.submit(candidate(index))
-            failed += drive(pool, 1)
-    assert failed == list(range(MOST_SUSPECTS - 1))
+    with pytest.raises(PoolError, match=f"{MOST_SUSPECTS} candidates in a row, the last of them"):
+        for first in range(0, 100, at_once):
+            submit(pool, *range(first, first + at_once))
+            while len(failed) < first + at_once:
+                failed += [arrival.index for arrival in turns(pool, 1)]
+    assert failed == list(range(blamed))
 
 
 def test_candidates_that_fail_between_others_never_end_the_run(backend):
@@ -368,7 +281,7 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
     backend.does = faulty(EXHAUSTED, bad)
     pool = ready_pool(backend)
     for index in range(40):
-        pool.submit(candidate(index))
+        submit(pool, index)
         drive(pool, 1)
     assert pool.staff.faults == {"exhausted": MOST["exhausted"] * len(bad)}
 
@@ -378,38 +291,23 @@ def test_error_of_a_candidate_fails_it_and_no_worker(backend, kind):
     fault = Fault(kind, "KeyError: 'layer'", "search/fitness.py:120", "Traceback ...")
     backend.does = faulty(fault, {0})
     pool = ready_pool(backend)
-    for index in range(2):
-        pool.submit(candidate(index))
+    submit(pool, 0, 1)
     found = drive(pool, 2)
     reason = "KeyError: 'layer' at search/fitness.py:120"
     assert found[0].outcome == Outcome("failed", reason=reason)
     assert found[0].trace == "Traceback ..."
     assert found[1].outcome.kind == "evaluated"
-    assert len(backend.tries(0)) == 1
-    assert backend.dismissed == []
+    assert (len(backend.tries(0)), backend.dismissed) == (1, [])
     assert pool.staff.faults == {kind: 1}
 
 
 # Requests that do not come back
 
 
-def test_hung_worker_is_ended_and_its_candidate_given_to_another(backend):
-    first = []
-    backend.does = lambda worker, request: HANG if not first else Outcome("evaluated", 2.0)
-    pool = ready_pool(backend)
-    pool.submit(candidate(0))
-    first.append(backend.tries(0)[0])
-    found = drive(pool, 1)
-    assert found[0].outcome == Outcome("evaluated", 2.0)
-    assert backend.dismissed == first
-    assert pool.staff.faults == {"late": 1}
-
-
 def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(backend):
     backend.does = faulty(HANG, {0})
     pool = ready_pool(backend)
-    for index in range(300):
-        pool.submit(candidate(index))
+    submit(pool, *range(300))
     found = drive(pool, 300)
     reason = f"timeout: no answer in time, {MOST['late']} times"
     assert found[0].outcome == Outcome("failed", reason=reason)
@@ -417,38 +315,20 @@ def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(b
     waits = [backend.ended_at[worker] - backend.given_at[worker] for worker in workers]
     # Of the first nothing is known but how long the dense model took.
     allowed = [GRACE + FACTOR * 0.05, 2 * (GRACE + FACTOR * 0.1), 4 * (GRACE + FACTOR * 0.1)]
+    assert backend.dismissed == workers
     assert len(workers) == MOST["late"]
     assert all(a < wait < a + 1 for wait, a in zip(waits, allowed, strict=True)), waits
 
 
-def test_time_limit_follows_the_longest_evaluation(backend):
-    backend.places, backend.takes = 1, 4.0
+def test_suspended_driver_finds_nobody_late_and_takes_what_came_meanwhile(backend):
+    backend.does = faulty(HANG, {0})
     pool = ready_pool(backend)
-    pool.submit(candidate(0))
-    drive(pool, 1)
-    backend.does = faulty(HANG, {1})
-    pool.submit(candidate(1))
-    began = backend.clock.seconds
-    while not backend.dismissed:
-        pool.next_outcome()
-    allowed = GRACE + FACTOR * 4.0
-    assert allowed < backend.clock.seconds - began < allowed + 2
-
-
-def test_suspended_driver_finds_nobody_late(backend):
-    backend.does = lambda worker, request: HANG
-    pool = ready_pool(backend)
-    pool.submit(candidate(0))
+    submit(pool, 0)
     backend.clock.seconds += 86400
-    turns(pool, 5)
-    assert backend.dismissed == []
-
-
-def test_answer_that_came_while_the_driver_was_suspended_counts(backend):
-    pool = ready_pool(backend)
-    pool.submit(candidate(0))
+    assert turns(pool, 5) == []
+    submit(pool, 1)
     backend.takes = 86400.0
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    assert drive(pool, 1)[1].outcome.kind == "evaluated"
     assert backend.dismissed == []
 
 
@@ -459,26 +339,20 @@ def test_work_starts_with_the_first_worker_that_is_ready(backend):
     backend.places = 3
     backend.starts = lambda worker: "the model" if worker == 2 else HANG
     pool = pool_of(backend)
-    pool.submit(candidate(0))
+    submit(pool, 0)
     drive(pool, 1)
     assert backend.tries(0) == [2]
-    assert (pool.staff.ready, pool.staff.starting) == (1, 2)
-
-
-def test_wrong_value_at_the_very_first_start_is_said_at_once(backend):
-    backend.starts = lambda worker: REFUSED
-    pool = pool_of(backend)
-    before = backend.clock.seconds
-    with pytest.raises(PoolError, match="no worker could be started: ValueError: model 'm'"):
-        pool.model_digest(0)
-    assert backend.clock.seconds - before < 2
-    assert backend.hired == 2
+    backend.does = lambda worker, request: HANG
+    submit(pool, 1)
+    staff = pool.staff
+    assert (staff.ready, staff.busy, staff.starting) == (1, 1, 2)
+    assert (staff.faults, staff.trouble) == ({}, "")
 
 
 def test_node_that_refuses_does_not_end_what_another_can_do(backend):
     backend.starts = lambda worker: REFUSED if worker % 2 else "the model"
     pool = pool_of(backend)
-    pool.submit(candidate(0))
+    submit(pool, 0)
     assert drive(pool, 1)[0].outcome.kind == "evaluated"
     assert backend.tries(0) == [2]
 
@@ -487,8 +361,7 @@ def test_workers_that_cannot_start_again_end_the_run_with_the_reason(backend):
     pool = ready_pool(backend)
     backend.starts = lambda worker: REFUSED
     backend.does = lambda worker, request: LOST
-    for index in range(2):
-        pool.submit(candidate(index))
+    submit(pool, 0, 1)
     with pytest.raises(PoolError, match=r"no worker could be started, .*model 'm' cannot be") as e:
         turns(pool, 1000)
     assert "\n" not in str(e.value)
@@ -504,7 +377,7 @@ def test_failed_starts_elsewhere_do_not_end_a_run_whose_only_worker_is_lost(back
     assert backend.hired > 1 + MOST_STARTS
     backend.starts = lambda worker: "the model"
     backend.does = faulty(LOST, {0}, times=1)
-    pool.submit(candidate(0))
+    submit(pool, 0)
     assert drive(pool, 1)[0].outcome.kind == "evaluated"
 
 
@@ -523,26 +396,13 @@ def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_withou
     pool = ready_pool(backend)
     backend.starts = lambda worker: LOST
     backend.does = lambda worker, request: LOST
-    pool.submit(candidate(0))
+    submit(pool, 0)
     before = backend.clock.seconds
     with pytest.raises(PoolError, match="no worker for 300 s"):
         turns(pool, 10000)
     assert WAIT < backend.clock.seconds - before < WAIT + 70
     assert len(backend.tries(0)) == 3  # all that were ready
     assert backend.hired < 100  # with longer and longer breaks
-
-
-def test_workers_that_die_in_starting_one_by_one_are_not_waited_for_without_end(backend):
-    """There is always one that starts, and never one that is ready."""
-    backend.starts = lambda worker: HANG
-    pool = pool_of(backend)
-    before = backend.clock.seconds
-    with pytest.raises(PoolError, match="no worker for 300 s"):
-        for turn in range(10000):
-            if turn % 20 == 19 and backend.staff:
-                backend.end(min(backend.staff), LOST)
-            pool.next_outcome()
-    assert backend.clock.seconds - before < WAIT + 100
 
 
 def test_pool_without_room_waits_as_long_as_it_is_told_to(backend):
@@ -554,20 +414,10 @@ def test_pool_without_room_waits_as_long_as_it_is_told_to(backend):
     assert WAIT < backend.clock.seconds - before < WAIT + 2
 
 
-def test_worker_that_comes_in_time_is_waited_for(backend):
-    backend.places = 0
-    pool = pool_of(backend)
-    pool.submit(candidate(0))
-    turns(pool, int(WAIT / 0.5) - 10)
-    backend.places = 1
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
-
-
 def test_worker_with_another_model_is_refused_and_gets_nothing(backend):
     backend.starts = lambda worker: "another" if worker == 2 else "the model"
     pool = pool_of(backend)
-    for index in range(5):
-        pool.submit(candidate(index))
+    submit(pool, *range(5))
     drive(pool, 5)
     assert 2 in backend.dismissed
     assert 2 not in {worker for worker, _ in backend.given}
@@ -577,49 +427,23 @@ def test_worker_with_another_model_is_refused_and_gets_nothing(backend):
 # Elastic
 
 
-def test_pool_grows_with_the_room(backend):
-    pool = ready_pool(backend)
+@pytest.mark.parametrize(("workers", "ready"), [(None, 5), (3, 3)])
+def test_pool_grows_with_the_room_up_to_what_is_asked_for(backend, workers, ready):
+    pool = ready_pool(backend, workers)
     assert pool.staff.ready == 2
     backend.places = 5
-    turns(pool, 10)
-    assert pool.staff.ready == 5
-
-
-def test_pool_shrinks_with_the_room(backend):
-    backend.places = 5
-    pool = ready_pool(backend)
-    backend.dead.update(backend.staff - {1})
-    backend.places = 1
-    for index in range(8):
-        pool.submit(candidate(index))
-    assert {a.outcome.kind for a in drive(pool, 8).values()} == {"evaluated"}
-    assert (pool.staff.ready, backend.hired) == (1, 5)
-
-
-def test_pool_hires_no_more_than_asked_for(backend):
-    backend.places = 5
-    pool = ready_pool(backend, workers=3)
     turns(pool, 20)
-    assert (pool.staff.ready, backend.hired) == (3, 3)
-
-
-def test_lost_worker_is_replaced_at_once(backend):
-    backend.does = faulty(LOST, {0}, times=1)
-    pool = ready_pool(backend)
-    pool.submit(candidate(0))
-    turns(pool, 2)
-    assert backend.hired == 3
+    assert (pool.staff.ready, backend.hired) == (ready, ready)
 
 
 def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
     backend.does = faulty(CROWDED, {0}, times=1)
     pool = ready_pool(backend)
-    pool.submit(candidate(0))
+    submit(pool, 0)
     assert drive(pool, 1)[0].outcome.kind == "evaluated"
-    pass_time(pool, backend, 50)
-    assert pool.staff.ready == 1
-    pass_time(pool, backend, 15)
-    assert pool.staff.ready == 2
+    for seconds, ready in ((50, 1), (15, 2)):
+        turns(pool, 2 * seconds)
+        assert pool.staff.ready == ready
 
 
 # What workers are told first, and requests that a run cannot do without
@@ -632,8 +456,7 @@ def test_workers_have_all_statistics_before_any_job_late_ones_too(backend):
     for request in statistics:
         pool.prepare(request)
     backend.places, backend.takes = 3, 1.0
-    for index in range(30):
-        pool.submit(candidate(index))
+    submit(pool, *range(30))
     drive(pool, 30)
     for worker in range(1, 4):
         requests = [request for other, request in backend.given if other == worker]
@@ -646,7 +469,7 @@ def test_statistics_that_end_every_worker_end_the_run(backend, fault):
     pool = ready_pool(backend)
     backend.does = lambda worker, request: fault if isinstance(request, UseStatistics) else None
     pool.prepare(UseStatistics(0, {}))
-    pool.submit(candidate(0))
+    submit(pool, 0)
     with pytest.raises(PoolError, match=f"no worker.*{fault.reason}"):
         turns(pool, 10000)
     assert backend.tries(0) == []
@@ -655,7 +478,7 @@ def test_statistics_that_end_every_worker_end_the_run(backend, fault):
 
 @pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG])
 def test_requests_of_the_run_are_done_again_after_a_fault(backend, fault):
-    seen = []
+    seen, counted = [], []
 
     def does(worker, request):
         if request not in seen:
@@ -670,39 +493,22 @@ def test_requests_of_the_run_are_done_again_after_a_fault(backend, fault):
         *(CollectStatistics(0), ProbeTensors(0), CompareMasks(0, criterion, criterion)),
         *(WindowLosses(0, role, None) for role in ("report", "selection")),
     ]
-    for request in requests:
-        assert pool.ask([request]) == [("done", request)]
-    counted = []
     with pool.counting(lambda: counted.append(1)):
         done = pool.ask(requests)
     assert done == [("done", request) for request in requests]
     assert len(counted) == len(requests)
 
 
-def test_wrong_value_in_such_a_request_is_one_line(backend):
-    backend.does = lambda worker, request: Fault("refused", "ValueError: no such text", "x:1", "t")
-    pool = ready_pool(backend)
-    line = r"^a worker failed in WindowLosses: ValueError: no such text$"
-    with pytest.raises(ValueError, match=line):
-        pool.ask([WindowLosses(0, "report", None)])
-
-
-def test_other_error_in_such_a_request_has_its_place_and_trace(backend):
-    fault = Fault("error", "KeyError: 'X'", "search/fitness.py:7", "Traceback ...")
+@pytest.mark.parametrize(
+    ("fault", "error", "line"),
+    [
+        (Fault("refused", "ValueError: no text", "x:1", "t"), ValueError, "ValueError: no text"),
+        (Fault("error", "KeyError: 'X'", "x.py:7", "t"), CallError, "KeyError: 'X' at x.py:7"),
+    ],
+)
+def test_request_of_the_run_that_cannot_be_done_is_one_line(backend, fault, error, line):
     backend.does = lambda worker, request: fault
     pool = ready_pool(backend)
-    message = "a worker failed in ProbeTensors: KeyError: 'X' at search/fitness.py:7"
-    with pytest.raises(CallError, match=message) as error:
+    with pytest.raises(error, match=f"^a worker failed in ProbeTensors: {line}$") as raised:
         pool.ask([ProbeTensors(0)])
-    assert error.value.trace == "Traceback ..."
-
-
-def test_staff_tells_who_is_ready_busy_and_starting(backend):
-    backend.places = 3
-    backend.starts = lambda worker: HANG if worker == 3 else "the model"
-    pool = ready_pool(backend)
-    backend.does = lambda worker, request: HANG
-    pool.submit(candidate(0))
-    staff = pool.staff
-    assert (staff.ready, staff.busy, staff.starting) == (2, 1, 1)
-    assert (staff.faults, staff.trouble) == ({}, "")
+    assert getattr(raised.value, "trace", "t") == "t"
