@@ -261,19 +261,6 @@ class Search(_Section):
     mutations: list[Mutation] = Field(
         default=list(get_args(Mutation)), min_length=1, description="kinds of mutation"
     )
-    products: float = Field(
-        default=0,
-        ge=0,
-        le=1,
-        description="fraction of random trees that are products of leaves and reduced matrices, "
-        "whatever their depth",
-    )
-    exchange: float = Field(
-        default=0,
-        ge=0,
-        le=1,
-        description="fraction of crossovers that exchange factors of products, not subtrees",
-    )
     crowding: float = Field(
         default=0.01,
         ge=0,
@@ -285,9 +272,6 @@ class Search(_Section):
         ge=1,
         le=1000,
         description="children bred per candidate; the one with the most promising mask is kept",
-    )
-    patience: Count | None = Field(
-        default=None, description="candidates without a new best before the population restarts"
     )
     stages: list[Annotated[int, Field(ge=1, le=10**9)]] = Field(
         default=[2, 4, 8, 16],

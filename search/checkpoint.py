@@ -33,8 +33,6 @@ class Checkpoint:
             "committed": self.state.committed,
             "population": [record.to_dict() for record in self.state.population],
             "hall_of_fame": [record.to_dict() for record in self.state.hall_of_fame],
-            "began": self.state.began,
-            "improved": self.state.improved,
             "journal": {"lines": self.lines, "sha256": self.journal},
         }
         return {**body, "sha256": _digest(body)}
@@ -51,8 +49,7 @@ class Checkpoint:
                 tuple(Record.from_dict(fields) for fields in body[key])
                 for key in ("population", "hall_of_fame")
             )
-            counts = body["began"], body["improved"]
-            state = State(body["committed"], population, hall_of_fame, *counts)
+            state = State(body["committed"], population, hall_of_fame)
             return Checkpoint(state, body["journal"]["lines"], body["journal"]["sha256"])
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return None

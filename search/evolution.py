@@ -127,10 +127,7 @@ class Evolution:
         return records
 
     def _propose(self, state: State) -> Candidate:
-        """Breed a brood, and return the most promising of its new children.
-
-        A candidate that explores is the first new child instead.
-        """
+        """Breed a brood, and return the most promising of its new children."""
         first = None
         for child in self._by_promise(state):
             child = self._decide(child)
@@ -141,10 +138,9 @@ class Evolution:
         return first
 
     def _by_promise(self, state: State) -> Iterator[Candidate]:
-        """Breed a brood and yield it, the most promising first, or one by one if it explores."""
+        """Breed a brood and yield it, the most promising first."""
         children = self.breeder.brood(self._bred, state)
-        is_seed = self._bred < len(self.breeder.seeds)
-        if not self._surrogate or is_seed or self.breeder.explores(self._bred):
+        if not self._surrogate:
             yield from children
             return
         distinct = list({str(child.criterion): child for child in children}.values())

@@ -215,34 +215,24 @@ class State:
         committed: Number of committed outcomes.
         population: The evaluated candidates that survive, best first.
         hall_of_fame: The best of each size so far, by ascending size.
-        began: Index of the first candidate that was bred for this population.
-        improved: Value of `committed` when this population last got a new best.
     """
 
     committed: int = 0
     population: tuple[Record, ...] = ()
     hall_of_fame: tuple[Record, ...] = ()
-    began: int = 0
-    improved: int = 0
 
     def commit(self, record: Record, search: Search, near: Near = never) -> "State":
         """Return the state after one more outcome; beyond its size, the population's worst goes.
 
         Only the fitter of two that are near is a member, so that a population never holds many
-        copies of one mask. After `search.patience` outcomes without a new best the population
-        starts afresh; `search.lag` children of the old one are then still on their way.
+        copies of one mask.
         """
         assert record.index == self.committed, (record.index, self.committed)
         state = replace(self, committed=self.committed + 1)
         if record.fitness is not None:
             hall_of_fame = best_of_each_size((*self.hall_of_fame, record))
             state = replace(state, hall_of_fame=hall_of_fame)
-            # A record before `began` was bred from an abandoned population.
-            if record.index >= self.began:
-                state = state._admit(record, search.population, near)
-        waited = state.committed - max(state.improved, state.began)
-        if search.patience and waited >= search.patience:
-            state = replace(state, population=(), began=state.committed + search.lag)
+            state = state._admit(record, search.population, near)
         return state
 
     def _admit(self, record: Record, size: int, near: Near) -> "State":
@@ -252,8 +242,7 @@ class State:
             return self
         others = [member for member in self.population if member not in neighbours]
         population = sorted((*others, record), key=lambda member: member.standing)[:size]
-        improved = self.committed if population[0] == record else self.improved
-        return replace(self, population=tuple(population), improved=improved)
+        return replace(self, population=tuple(population))
 
     @property
     def best(self) -> Record | None:

@@ -30,7 +30,7 @@ FORBIDDEN = {
 # Modules that only the files named may import.
 RESERVED = {
     "ray": ("search/pool/",),
-    "deap": tuple(f"search/breeding/{name}.py" for name in ("primitives", "products", "variation")),
+    "deap": tuple(f"search/breeding/{name}.py" for name in ("primitives", "factors", "variation")),
     "datasets": ("evaluation/",),
 }
 # What a sub-package of search may import of search.

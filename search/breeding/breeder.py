@@ -1,8 +1,7 @@
 """The breeder: a candidate's criterion from its index and the population, and nothing else."""
 
-import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from configs.schema import Search
@@ -11,13 +10,6 @@ from search.breeding.primitives import primitive_set
 from search.breeding.simplify import simplify
 from search.breeding.variation import Variation, child_of, choose_parents, random_metric, seeded
 from search.population import Candidate, State
-
-_EXPLORES = -1
-"""Added to the seed of a candidate's breeding to draw whether it explores."""
-
-EXPLORATION = 0.25
-"""Share of candidates that are one mutation away from a member and are not chosen from a brood:
-what chooses there knows nothing of masks unlike all that were measured."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +33,23 @@ class Breeder:
         primitives = primitive_set(self.search.primitives, self.search.without)
         return Variation(self.search, primitives, comparable)
 
-    def explores(self, index: int) -> bool:
-        """Return whether a candidate is bred alone, by one mutation."""
-        if self.search.brood == 1 or index < len(self.seeds):
-            return False
-        with seeded(self.search.seed, index, _EXPLORES):
-            return random.random() < EXPLORATION
-
     def brood(self, index: int, state: State) -> Iterator[Candidate]:
         """Make what candidate `index` is chosen from, one at a time; a seed is the only one.
 
-        Each population begins with random trees, the first one with seeds before them. A child
-        equal to a parent is replaced by a random tree (Dong et al., 2024, arXiv:2406.02924,
-        Algorithm 1).
+        The search begins with seeds and random trees. A child equal to a parent is replaced by a
+        random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
         """
         if index < len(self.seeds):
             yield Candidate(index, simplify(self.seeds[index]))
             return
-        variation = self._variation
-        if self.explores(index):
-            alone = self.search.model_copy(update={"crossover": 0.0, "mutation": 1.0})
-            variation = replace(variation, search=alone)
         for attempt in range(self.search.brood):
-            yield self._child(index, state, variation, attempt)
+            yield self._child(index, state, attempt)
 
-    def _child(self, index: int, state: State, variation: Variation, attempt: int) -> Candidate:
+    def _child(self, index: int, state: State, attempt: int) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""
+        variation = self._variation
         with seeded(self.search.seed, index, *([attempt] if attempt else [])):
-            if index >= state.began + self.search.population and state.population:
+            if index >= self.search.population and state.population:
                 first, second = choose_parents(state.population, self.search.parents)
                 metric = child_of(first.criterion.metric, second.criterion.metric, variation)
                 child = simplify(Criterion(metric, self.group))

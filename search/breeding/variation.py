@@ -1,4 +1,4 @@
-"""Variation: random trees and products, two crossovers, six mutations, and their limits.
+"""Variation: random trees, crossover, six mutations, and their limits.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
@@ -16,6 +16,7 @@ from deap import gp
 from configs.schema import MAX_TREE_DEPTH, Search
 from pruning.metric import Metric
 from pruning.operators import OPERATORS
+from search.breeding.factors import draw_factor, draw_operator
 from search.breeding.primitives import (
     fill_in_numbers,
     has_numbers,
@@ -24,7 +25,6 @@ from search.breeding.primitives import (
     to_metric,
     to_tree,
 )
-from search.breeding.products import draw_factor, draw_operator, draw_product, exchange_factors
 
 Member = TypeVar("Member")
 
@@ -76,13 +76,9 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def random_metric(variation: Variation) -> Metric:
-    """Draw a product, or a ramped half-and-half tree (Koza, 1992): random depth, full or grown."""
-    search, primitives = variation.search, variation.primitives
-    if search.products and random.random() < search.products:
-        metric = _first_allowed(variation, lambda: draw_product(primitives))
-    else:
-        grow = partial(gp.genHalfAndHalf, primitives, *search.initial_depth)
-        metric = _first_allowed(variation, lambda: gp.PrimitiveTree(grow()))
+    """Draw a ramped half-and-half tree (Koza, 1992): of random depth, full or grown."""
+    grow = partial(gp.genHalfAndHalf, variation.primitives, *variation.search.initial_depth)
+    metric = _first_allowed(variation, lambda: gp.PrimitiveTree(grow()))
     return metric or Metric.parse("mul(W, G)" if variation.comparable else "W")
 
 
@@ -109,11 +105,8 @@ def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTr
     tree = to_tree(first, variation.primitives)
     if random.random() < search.crossover:
         other = to_tree(second, variation.primitives)
-        if search.exchange and random.random() < search.exchange:
-            tree = exchange_factors(tree, other, variation.primitives)
-        else:
-            # Only one of the two children is kept: the search breeds one at a time.
-            tree, _ = gp.cxOnePoint(tree, other)
+        # Only one of the two children is kept: the search breeds one at a time.
+        tree, _ = gp.cxOnePoint(tree, other)
     if random.random() < search.mutation:
         tree = _mutation_for(variation)(tree, variation.primitives)
     return tree

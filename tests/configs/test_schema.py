@@ -49,7 +49,7 @@ def test_load_of_the_paper_is_the_algorithm_that_it_states():
     search = schema.load(schema.DEFAULT.with_name("paper.yaml"), []).search
     assert (search.population, search.lag, search.parents) == (50, 0, 10)
     assert (search.crossover, search.mutation, search.mutations) == (1.0, 0.5, ["node"])
-    assert (search.stages, search.crowding, search.brood, search.patience) == ([], 0, 1, None)
+    assert (search.stages, search.crowding, search.brood) == ([], 0, 1)
     assert search.seeds == []
 
 

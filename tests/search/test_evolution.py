@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from configs.schema import Search
 from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
-from search.breeding import breeder as breeding
 from search.breeding.breeder import Breeder
 from search.evolution import Evolution
 from search.population import Candidate, Outcome, Record, State
@@ -43,7 +42,7 @@ PLAIN = Search(
     crowding=0,
     brood=1,
 )
-FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3, patience=20)
+FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3)
 """Everything switched on."""
 
 KINDS = {"plain": PLAIN, "full": FULL}
@@ -236,13 +235,10 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
 def test_evolution_with_everything_on_has_every_rule_at_work(lag, monkeypatch):
     """Else the tests above would say nothing about the rules."""
     full, records = changed(FULL, lag=lag), journal(lag, "full")
-    assert whole(lag, "full")[-1].state.began > 0
-    for off in ({"patience": None}, {"crowding": 0.0}, {"brood": 1}):
+    for off in ({"crowding": 0.0}, {"brood": 1}):
         assert records_of(changed(full, **off)) != records, off
-    for constant in ("search.population.RESOLUTION", "search.breeding.breeder.EXPLORATION"):
-        with monkeypatch.context() as without:
-            without.setattr(constant, 1e-9)
-            assert records_of(full) != records, constant
+    monkeypatch.setattr("search.population.RESOLUTION", 1e-9)
+    assert records_of(full) != records
 
 
 def test_evolution_with_more_candidates_keeps_the_prefix():
@@ -328,7 +324,6 @@ def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
         return [float(len(criterion.text)) for criterion in criteria]
 
     monkeypatch.setattr(Surrogate, "predict", predict)
-    monkeypatch.setattr(breeding, "EXPLORATION", 0.0)
     evolution, known, chosen = beginning(BROODS), set(), 0
     while not evolution.done:
         index, state = evolution.state.committed, evolution.state
@@ -342,24 +337,3 @@ def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
         known.add(mark_of(candidate.criterion))
         evolution.tell(index, candidate.decided or outcome_of(candidate))
     assert chosen > 25
-
-
-def test_exploring_candidate_is_one_mutation_of_a_member_and_nothing_is_predicted_of_it(
-    monkeypatch,
-):
-    def predict(self: Surrogate, criteria: Sequence[Criterion]) -> list[float]:
-        raise AssertionError("predicted")
-
-    monkeypatch.setattr(Surrogate, "predict", predict)
-    monkeypatch.setattr(breeding, "EXPLORATION", 1.0)
-    records = records_of(BROODS)
-    mutating = Breeder(changed(BROODS, crossover=0.0, mutation=1.0), "row", SEEDS)
-    children = children_of(records)
-    assert len(children) > 25
-    for child in children:
-        state = state_after(records[: child.index], BROODS)
-        alone = mutating.brood(child.index, state)
-        assert child.criterion in [candidate.criterion for candidate in alone]
-    monkeypatch.setattr(breeding, "EXPLORATION", 0.5)
-    with pytest.raises(AssertionError, match="predicted"):
-        records_of(BROODS)

@@ -34,8 +34,8 @@ def record(index: int, fitness: float | None = 3.5, group: str = "row") -> Recor
 
 
 def state_after(count: int) -> State:
-    """Ever fitter, and every fifth far less fit: at 9 outcomes the population begins anew."""
-    search = Search(population=3, patience=4, lag=1)
+    """Ever fitter, and every fifth far less fit."""
+    search = Search(population=3, lag=1)
     state = State()
     for index in range(count):
         state = state.commit(record(index, 4 - index % 5 / 10), search)

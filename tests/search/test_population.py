@@ -94,47 +94,6 @@ def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, 
     assert indices(after(*outcomes, search=search_of(4), near=near).population) == members
 
 
-PATIENT = search_of(3, patience=3, lag=2)
-STALLED = ((2.0, 1), (3.0, 1), (3.5, 3), (None, 1))
-"""The best is that of the first outcome; three more are without a better one."""
-
-
-def test_patience_counts_outcomes_without_a_better_best():
-    state = after(*STALLED[:3], search=PATIENT)
-    assert (state.improved, state.began, len(state.population)) == (1, 0, 3)
-    assert after((2.0, 1), (3.0, 1), (1.5, 1), (4.0, 1), search=PATIENT).improved == 3
-
-
-def test_patience_at_its_end_begins_a_new_population_after_the_lag():
-    state = after(*STALLED, search=PATIENT)
-    assert (state.population, state.began) == ((), 4 + 2)
-    assert indices(state.hall_of_fame) == [0, 2]
-    assert state.best == record(0, 2.0)
-
-
-def test_patience_lets_no_child_of_the_given_up_population_join():
-    state = after(*STALLED, (1.0, 1), (1.5, 3), (5.0, 1), search=PATIENT)
-    assert indices(state.population) == [6]
-    assert indices(state.hall_of_fame) == [4, 5]
-    assert state.best == record(4, 1.0)
-
-
-def test_patience_begins_again_with_each_population():
-    # Of the second, bred from 6 on, 8 and 9 are no better than 7; the eleventh outcome ends it.
-    outcomes = [*STALLED, (9.0, 1), (9.0, 1), (5.0, 1), (4.0, 1), (4.5, 1), (4.5, 1)]
-    assert after(*outcomes, search=PATIENT).began == 6
-    state = after(*outcomes, (4.5, 1), search=PATIENT)
-    assert (state.population, state.began) == ((), 11 + 2)
-    # A population without any member waits as long.
-    outcomes = [*STALLED, *[(None, 1)] * 5]
-    assert [after(*outcomes[:n], search=PATIENT).began for n in (8, 9)] == [6, 9 + 2]
-
-
-def test_patience_of_none_never_begins_anew():
-    state = after((2.0, 1), *[(3.0, 1)] * 50)
-    assert (state.began, state.improved) == (0, 1)
-
-
 def limits(state: State, near: Near = never) -> tuple[float | None, float, float | None]:
     limited = state.limited(record(9, None).candidate, THREE, near)
     return limited.stop_above, limited.leeway, limited.settle_above
@@ -159,11 +118,10 @@ def test_limited_by_the_best_with_leeway_while_a_place_is_free_then_by_the_worst
     ),
     st.integers(2, 8),
     st.booleans(),
-    st.sampled_from((None, 5)),
 )
-def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded, patience):
+def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded):
     near = operator.eq if crowded else never
-    search = search_of(size, patience=patience, lag=2)
+    search = search_of(size, lag=2)
     state = State()
     for index, outcome in enumerate(outcomes):
         one, before = record(index, *outcome), state
@@ -173,11 +131,8 @@ def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded, pati
         criteria = [member.criterion for member in population]
         assert len(population) <= size
         assert list(population) == sorted(population, key=lambda member: member.standing)
-        assert all(member.index >= before.began for member in population)
         assert not any(near(*pair) for pair in combinations(criteria, 2))
-        if state.began != before.began:
-            assert population == ()
-        elif one in population:
+        if one in population:
             limit = limited.stop_above
             assert limit is None or limited.leeway > 1 or one.fitness <= limit + RESOLUTION
 

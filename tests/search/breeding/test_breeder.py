@@ -6,7 +6,7 @@ from toy_records import record_of
 
 from configs.schema import Search
 from pruning.criterion import Criterion
-from search.breeding.breeder import EXPLORATION, Breeder
+from search.breeding.breeder import Breeder
 from search.population import Candidate, State
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
@@ -41,10 +41,7 @@ def test_breed_gives_random_trees_until_the_population_was_bred_once_then_childr
         assert child.criterion.text not in (TEXTS[one], TEXTS[other])
 
 
-def test_breed_gives_random_trees_again_where_a_population_began_anew_or_is_empty():
-    again = bred(state=State(14, MEMBERS, began=10))
-    assert {candidate.parents for candidate in again[:14]} == {()}
-    assert again[14].parents or again[15].parents
+def test_breed_gives_random_trees_while_the_population_is_empty():
     assert {candidate.parents for candidate in bred(state=State(50))} == {()}
 
 
@@ -70,11 +67,7 @@ def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_com
     assert not all(candidate.criterion.metric.is_comparable for candidate in free)
 
 
-def test_explores_is_a_share_of_the_candidates_of_broods_and_no_seed():
+def test_brood_of_a_seed_is_the_seed_alone():
     seeds = (Criterion.parse("W", "row"),) * 5
     breeder = Breeder(SEARCH.model_copy(update={"brood": 6}), "row", seeds)
-    exploring = [breeder.explores(index) for index in range(1000)]
-    assert not any(exploring[:5])
-    assert abs(sum(exploring) - 1000 * EXPLORATION) < 50
     assert [len(list(breeder.brood(index, STATE))) for index in (0, 4, 5)] == [1, 1, 6]
-    assert not any(Breeder(SEARCH, "row", seeds).explores(index) for index in range(100))

@@ -33,7 +33,7 @@ from search.breeding.variation import (
     with_means,
 )
 
-SEARCH = Search(initial_depth=(1, 3), max_size=13, products=0.0, exchange=0.0)
+SEARCH = Search(initial_depth=(1, 3), max_size=13)
 RELEASE = Variation(SEARCH, primitive_set("release"))
 EXTENDED = Variation(SEARCH, primitive_set("extended"))
 BOTH = pytest.mark.parametrize("variation", [RELEASE, EXTENDED], ids=["release", "extended"])
@@ -113,7 +113,7 @@ def test_random_metrics_reach_every_depth_and_every_primitive(variation):
 
 def test_leaves_that_are_left_out_are_never_drawn():
     primitives = primitive_set("extended", ("D", "H", "G"))
-    variation = changed(replace(EXTENDED, primitives=primitives), products=0.5)
+    variation = replace(EXTENDED, primitives=primitives)
     names = {n.name for seed in range(800) for n in parents(seed, variation)[0].nodes()}
     assert names & set(LEAF_SETS["extended"]) == {*LEAF_SETS["extended"]} - {"D", "H", "G"}
 
@@ -130,37 +130,6 @@ def test_leaves_that_are_left_out_are_never_drawn():
 def test_leaves_that_cannot_be_left_out_are_refused(name, without, message):
     with pytest.raises(ValueError, match=message):
         drawn_leaves(name, without)
-
-
-@BOTH
-def test_products_are_two_or_three_factors_that_never_turn_the_order_round(variation):
-    products = changed(variation, products=1.0)
-    drawn = [parents(seed, products)[0] for seed in range(300)]
-    sizes = set()
-    for metric in drawn:
-        assert is_within_limits(metric, products)
-        factors = factors_of(metric)
-        sizes.add(len(factors))
-        assert all(factor.never_negative for factor in factors)
-        assert factors[0].shape == MATRIX
-    assert sizes == {2, 3}
-    assert frozenset("WG") in {metric.leaves for metric in drawn}
-    assert len({metric.text for metric in drawn}) > 150
-
-
-def factors_of(metric: Metric) -> list[Metric]:
-    """Return the factors of a product that is nested in its first operand."""
-    if metric.name not in ("mul", "quot"):
-        return [metric]
-    return [*factors_of(metric.operands[0]), metric.operands[1]]
-
-
-def test_products_are_a_fraction_of_random_metrics():
-    def count(fraction):
-        drawn = [parents(seed, changed(EXTENDED, products=fraction))[0] for seed in range(300)]
-        return sum(len(factors_of(metric)) > 1 for metric in drawn)
-
-    assert count(0.0) < 75 < count(0.5) < 225 < count(1.0)
 
 
 def test_random_metric_falls_back_where_the_limits_allow_nothing():
@@ -190,61 +159,6 @@ def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
     # Without variation, or where no draw is allowed, it is the first parent.
     for still in ({"crossover": 0, "mutation": 0}, {"max_size": 2, "mutation": 0}):
         assert set(children(changed(RELEASE, **still), 3)) == {FIRST}
-
-
-def children_by_exchange(first: str, second: str, variation: Variation = EXTENDED) -> set[str]:
-    exchange = changed(variation, crossover=1, exchange=1, mutation=0)
-    bred = children(exchange, 300, Metric.parse(first), Metric.parse(second))
-    return {child.text for child in bred}
-
-
-def test_exchange_inherits_each_factor_of_one_parent_or_not_and_those_of_both_always():
-    assert children_by_exchange("quot(mul(W, G), sqrt(X))", "mul(W, sqrt(I))") == {
-        "W",
-        *("mul(W, G)", "quot(W, sqrt(X))", "mul(W, sqrt(I))"),
-        *("quot(mul(W, G), sqrt(X))", "mul(mul(W, G), sqrt(I))"),
-        *("mul(quot(W, sqrt(X)), sqrt(I))", "mul(quot(mul(W, G), sqrt(X)), sqrt(I))"),
-    }
-
-
-def test_exchange_tells_a_factor_from_a_divisor_and_counts_how_often_it_occurs():
-    # The divisor of a divisor multiplies; of two equal factors, one is common to both.
-    twice = "quot(mul(W, G), quot(D, W))"
-    assert children_by_exchange(twice, "mul(W, D)") == {
-        *("W", "mul(W, G)", "quot(W, D)", "mul(W, D)", "mul(W, W)"),
-        *("quot(mul(W, G), D)", "mul(mul(W, G), W)", "mul(mul(W, G), D)", "mul(mul(W, W), D)"),
-        *("mul(quot(W, D), W)", "mul(quot(W, D), D)", "mul(quot(mul(W, G), D), W)"),
-        *("mul(quot(mul(W, G), D), D)", "mul(mul(mul(W, G), W), D)", "mul(mul(quot(W, D), W), D)"),
-        "mul(mul(quot(mul(W, G), D), W), D)",
-    }
-
-
-def test_exchange_of_metrics_that_are_no_products_joins_them_or_takes_one():
-    assert children_by_exchange("sqrt(G)", "add(W, X)") >= {
-        *("sqrt(G)", "add(W, X)", "mul(sqrt(G), add(W, X))")
-    }
-    # A child with divisors alone is none: it is the first parent.
-    assert children_by_exchange("quot(G, W)", "quot(X, W)") == {
-        *("quot(G, W)", "quot(X, W)", "mul(quot(G, W), X)")
-    }
-
-
-def test_exchange_takes_apart_a_seed_whose_operators_are_not_in_the_set():
-    assert "quot" not in RELEASE.primitives.mapping
-    children = children_by_exchange("quot(W, colmean(W))", "mul(W, sqrt(X))", RELEASE)
-    assert "mul(quot(W, colmean(W)), sqrt(X))" in children
-
-
-def test_exchange_is_a_share_of_crossovers():
-    first, second = "mul(W, sqrt(X))", "mul(G, root4(I))"
-    whole = children_by_exchange(first, second)
-
-    def count(share):
-        variation = changed(EXTENDED, crossover=1, exchange=share, mutation=0)
-        bred = children(variation, 200, Metric.parse(first), Metric.parse(second))
-        return sum(child.text in whole for child in bred)
-
-    assert count(0.0) < count(0.5) < count(1.0) == 200
 
 
 def test_crossover_deeper_than_the_language_allows_is_never_read():
