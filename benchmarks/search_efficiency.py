@@ -1,8 +1,8 @@
 """The contribution of each part of the search, for the same time or evaluations and several seeds.
 
-It compares the shipped search with random search and with itself without each of its parts. All start without seed metrics, in this process, on the same statistics.
-It reports the best fitness at the end, paired by seed, and the time or the evaluations to reach the
-fitness of named metrics.
+It compares the shipped search with random search and with itself without each of its parts. All
+start without seed metrics, in this process, on the same statistics. It reports the best fitness at
+the end, paired by seed, and the time or the evaluations to reach the fitness of named metrics.
 """
 
 import math
