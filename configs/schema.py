@@ -211,7 +211,7 @@ class Task(_Section):
         return f"{Path(model).name} {removed}"
 
 
-Mutation = Literal["node", "subtree", "hoist", "insert", "factor", "constant"]
+Mutation = Literal["node", "factor", "constant"]
 
 
 def _off_of_yaml(value: Any) -> Any:
@@ -259,7 +259,7 @@ class Search(_Section):
     crossover: float = Field(default=0.7, ge=0, le=1, description="probability of crossover")
     mutation: float = Field(default=0.6, ge=0, le=1, description="probability of a mutation")
     mutations: list[Mutation] = Field(
-        default=list(get_args(Mutation)), min_length=1, description="kinds of mutation"
+        default=["factor", "constant"], min_length=1, description="kinds of mutation"
     )
     crowding: float = Field(
         default=0.01,
@@ -286,6 +286,8 @@ class Search(_Section):
                 "initial_depth must be two numbers in ascending order, from 0 to "
                 f"{MAX_TREE_DEPTH}, got {list(self.initial_depth)}"
             )
+        if self.mutations == ["constant"] and self.primitives == "release":
+            raise ValueError("mutations must have node or factor, since release has no numbers")
         if self.stages != sorted(set(self.stages)):
             raise ValueError(f"stages must be ascending window counts, got {self.stages}")
         return self

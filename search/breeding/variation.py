@@ -1,4 +1,4 @@
-"""Variation: random trees, crossover, six mutations, and their limits.
+"""Variation: random trees, crossover, three mutations, and their limits.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
@@ -130,21 +130,6 @@ def _mutate_node(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Prim
     return gp.mutNodeReplacement(tree, primitives)[0]
 
 
-def _mutate_subtree(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Subtree mutation: one subtree becomes a new random one of depth 0 to 2."""
-    return gp.mutUniform(tree, partial(_grow, primitives), primitives)[0]
-
-
-def _mutate_hoist(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Hoist mutation: one subtree becomes one of its own operands, so the tree shrinks."""
-    return gp.mutShrink(tree)[0]
-
-
-def _mutate_insert(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Insert mutation: a new operator is put above one subtree; its other operands are leaves."""
-    return gp.mutInsert(tree, primitives)[0]
-
-
 def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Factor mutation: the tree, or a subtree, is multiplied or divided by a drawn one.
 
@@ -184,19 +169,10 @@ def _draw_factor() -> float:
 
 MUTATIONS: dict[str, tuple[Mutation, int]] = {
     "node": (_mutate_node, 1),
-    "subtree": (_mutate_subtree, 1),
-    "hoist": (_mutate_hoist, 1),
-    "insert": (_mutate_insert, 1),
     "factor": (_mutate_factor, 4),
     "constant": (_mutate_constant, 1),
 }
 """The mutations by name, with the relative frequency of each."""
-
-
-def _grow(
-    primitives: gp.PrimitiveSet, pset: gp.PrimitiveSet, type_: type
-) -> list[gp.Primitive | gp.Terminal]:
-    return list(gp.genGrow(primitives, 0, 2, type_))
 
 
 def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -> Metric | None:

@@ -38,7 +38,7 @@ PLAIN = Search(
     initial_depth=(1, 3),
     max_size=15,
     parents=3,
-    mutations=["node", "subtree", "hoist", "insert"],
+    mutations=["node", "factor"],
     crowding=0,
     brood=1,
 )
@@ -237,7 +237,7 @@ def test_evolution_with_everything_on_has_every_rule_at_work(lag, monkeypatch):
     full, records = changed(FULL, lag=lag), journal(lag, "full")
     for off in ({"crowding": 0.0}, {"brood": 1}):
         assert records_of(changed(full, **off)) != records, off
-    monkeypatch.setattr("search.population.RESOLUTION", 1e-9)
+    monkeypatch.setattr("search.population.RESOLUTION", 0.1)
     assert records_of(full) != records
 
 

@@ -237,21 +237,6 @@ def test_node_mutation_changes_one_node_and_no_shape():
         assert all(len(one.operands) == len(other.operands) for one, other in pairs)
 
 
-def test_hoist_insert_and_subtree_mutation_change_the_size_as_they_should():
-    shrunk = 0
-    for seed in range(90):
-        before, after = mutated("hoist", seed)
-        assert after.size <= before.size
-        shrunk += after.size < before.size
-        before, after = mutated("insert", seed)
-        assert after.size > before.size
-        assert Counter(n.name for n in before.nodes()) <= Counter(n.name for n in after.nodes())
-        before, after = mutated("subtree", seed)
-        assert after.size <= before.size - 1 + 7  # a tree of depth 2 at most
-    # DEAP's operator leaves trees of depth 1 and roots alone.
-    assert shrunk > 30
-
-
 @BOTH
 def test_factor_mutation_draws_the_worth_of_a_row_an_input_or_a_layer_or_a_relative_matrix(
     variation,
