@@ -3,7 +3,7 @@
 torch and transformers, whose import takes seconds, are loaded inside the command.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from typer import Option
 import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
 from pruning.baselines import NAMED
+from pruning.json_file import JsonObject
 from pruning.output.options import Options, read_recipe
 from pruning.progress import step
 
@@ -106,7 +107,7 @@ def prune_model(
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
     as_json: Annotated[bool, command_line.JSON_OPTION] = False,
     version: Annotated[bool, command_line.version_option()] = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Prune a model with a metric and save it, or --verify a saved one."""
     options = Options(
         model=model,
@@ -129,7 +130,7 @@ def prune_model(
         dtype=dtype,
     )
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         if verify and (options != Options() or out or recipe):
             raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
         given, sums = read_recipe(recipe) if recipe else (Options(), None)
@@ -144,7 +145,7 @@ def prune_model(
     return _run(work, out)
 
 
-def _run(work: Callable[[], Mapping[str, Any]], out: Path | None) -> dict[str, Any]:
+def _run(work: Callable[[], JsonObject], out: Path | None) -> JsonObject:
     """Do the work and return its outcome; say after an interrupt how to go on."""
     try:
         return command_line.outcome(command_line.DONE, **work())

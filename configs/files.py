@@ -16,6 +16,9 @@ import yaml
 FOLDER = Path(__file__).parent
 """The folder of the shipped experiments."""
 
+Keys = dict[str, Any]
+"""What a YAML file holds: keys and values of any kind."""
+
 BASE = "base"
 """The key that names the config from which missing keys are taken."""
 
@@ -85,7 +88,7 @@ def _is_file(path: Path) -> bool:
         return False  # no file system accepts the name
 
 
-def read(path: Path, inherited: Collection[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read(path: Path, inherited: Collection[str], above: tuple[Path, ...] = ()) -> Keys:
     """Return a config's keys, and those that it lacks from its base.
 
     Args:
@@ -100,7 +103,7 @@ def read(path: Path, inherited: Collection[str], above: tuple[Path, ...] = ()) -
         names = " > ".join(file.name for file in chain)
         raise ValueError(f"config {above[0]} has a chain of over {MOST_BASES} bases: {names}")
 
-    def over_base(mapping: dict[str, Any], key: str, kept: Collection[str]) -> dict[str, Any]:
+    def over_base(mapping: Keys, key: str, kept: Collection[str]) -> Keys:
         """Return a mapping merged over the config that it names as its base, if it names one."""
         name = mapping.get(BASE)
         # A copy: the original may be shared through a YAML alias.
@@ -121,7 +124,7 @@ def read(path: Path, inherited: Collection[str], above: tuple[Path, ...] = ()) -
     return merged
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> Keys:
     try:
         raw = read_yaml(path.read_text("utf-8"))
     except OSError as error:
@@ -135,7 +138,7 @@ def _content(path: Path) -> dict[str, Any]:
     return raw
 
 
-def without_replaced(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def without_replaced(base: Keys, overrides: Keys) -> Keys:
     """Return the base without keys that the overrides make meaningless.
 
     An n:m pattern sets the sparsity, so the base's sparsity goes with the pattern that it replaces.
@@ -151,7 +154,7 @@ def without_replaced(base: dict[str, Any], overrides: dict[str, Any]) -> dict[st
     return {key: value for key, value in base.items() if key not in replaced}
 
 
-def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def _merged(base: Keys, overrides: Keys) -> Keys:
     base = without_replaced(base, overrides)
     sections = {
         key: _merged(base[key], value)

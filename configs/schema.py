@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from configs.files import BASE, FOLDER, NO_YAML, find, read, read_yaml, without_replaced
+from configs.files import BASE, FOLDER, NO_YAML, Keys, find, read, read_yaml, without_replaced
 
 DEFAULT = FOLDER / "embedded.yaml"
 """The experiment that runs when no config is named; it needs no network and no other file."""
@@ -417,7 +417,7 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
     return parse(apply_overrides(raw, overrides), str(source))
 
 
-def parse(raw: dict[str, Any], source: str) -> Config:
+def parse(raw: Keys, source: str) -> Config:
     """Validate a mapping as a config; raises ValueError as `load` does."""
     try:
         return Config.model_validate(raw)
@@ -425,7 +425,7 @@ def parse(raw: dict[str, Any], source: str) -> Config:
         raise ValueError(f"config {source}: {_first_problem(error)}") from error
 
 
-def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(raw: Keys, overrides: Sequence[str]) -> Keys:
     """Return a copy of a mapping with `key.path=value` texts applied.
 
     What the mapping has and an override makes meaningless is dropped; see `files.without_replaced`.
@@ -474,13 +474,13 @@ def _step(section: object, key: str, above: str, override: str) -> str | int:
     return int(key)
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> Keys:
     """Return the JSON schema of a config file, with which editors complete and check keys.
 
     It requires no key, since a `base` may have it; `parse` reports missing ones.
     """
     schema = Config.model_json_schema()
-    definitions: dict[str, Any] = schema["$defs"]
+    definitions: Keys = schema["$defs"]
     base = {"type": "string", "description": "a config from which missing keys are taken"}
     for section in (schema, *definitions.values()):
         section.pop("required", None)

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+JsonObject = dict[str, Any]
+"""A JSON object, its values of any kind."""
+
 MOST_BYTES = 20_000_000
 """Longest text or JSON file that is read: a checkpoint of about ten thousand metrics."""
 
@@ -23,12 +26,12 @@ def read_text(path: Path) -> str:
         raise ValueError(f"file {str(path)!r} must be UTF-8 text: {error}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Return the JSON object in a file; raises as `read_text` and `parse_object`."""
     return parse_object(read_text(path), f"file {str(path)!r}")
 
 
-def parse_object(text: str, what: str) -> dict[str, Any]:
+def parse_object(text: str, what: str) -> JsonObject:
     """Return the JSON object that a text is.
 
     Args:

@@ -6,14 +6,12 @@ Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one f
 
 import difflib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pruning.baselines import NAMED
 from pruning.criterion import Criterion
-from pruning.json_file import parse_object, read_text
+from pruning.json_file import JsonObject, parse_object, read_text
 from pruning.masks import GROUPS
 from pruning.metric import Metric
 
@@ -131,7 +129,7 @@ def _from_file(path: Path) -> ResolvedMetric:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
 
 
-def _metric_of(content: Mapping[str, Any]) -> Metric:
+def _metric_of(content: JsonObject) -> Metric:
     if not isinstance(content.get("metric"), str):
         raise ValueError("it has neither a string 'metric' nor a tree's 'data'")
     if content.get("schema", SCHEMA) != SCHEMA:
@@ -144,7 +142,7 @@ def _metric_of(content: Mapping[str, Any]) -> Metric:
     return metric
 
 
-def _group_of(content: Mapping[str, Any]) -> str:
+def _group_of(content: JsonObject) -> str:
     group = content.get("group")
     if group is None:
         return DEFAULT_GROUP

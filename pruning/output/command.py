@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from evaluation.corpus import Windows, cut_all, special_note
 from evaluation.perplexity import losses_of, perplexity
+from pruning.json_file import JsonObject
 from pruning.memory import keep_freed_memory
 from pruning.output.folder import REPORT, WorkFolder, work_folder
 from pruning.output.kept_statistics import kept_statistics
@@ -39,7 +39,7 @@ _DECIDES = (
 """What a result depends on, of all that its recipe says."""
 
 
-def validate(request: Request) -> dict[str, Any]:
+def validate(request: Request) -> JsonObject:
     """Cut the windows of local texts, and print the plan and what was not checked."""
     _say("note", request.notes)
     unchecked: list[str] = []
@@ -62,7 +62,7 @@ def validate(request: Request) -> dict[str, Any]:
     }
 
 
-def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) -> dict[str, Any]:
+def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) -> JsonObject:
     """Measure, prune, measure again and save, in as few walks as the recipe allows.
 
     Args:
@@ -120,7 +120,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     return summary | figures | group | _comparison(request.out, expected)
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path) -> JsonObject:
     """Check a pruned model's folder against its report; return what `--json` prints."""
     with shown_progress() as progress:
         report = verify_result(folder, progress)
@@ -175,7 +175,7 @@ def _prune(
     work.forget_work()
 
 
-def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> dict[str, Any]:
+def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> JsonObject:
     """Return what the report says of perplexity."""
     losses = {name: torch.tensor(values).double() for name, values in work.losses().items()}
     kinds = torch.tensor(evaluation.kinds)
@@ -192,7 +192,7 @@ def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> di
     }
 
 
-def _counts(report: Mapping[str, Any]) -> str:
+def _counts(report: JsonObject) -> str:
     layers = report["layers"]
     zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
     return f"{len(layers)} layers, {zeros / size:.2%} zeros, {report['pattern']}"
@@ -202,7 +202,7 @@ def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-def _print_outcome(out: Path, report: Mapping[str, Any]) -> None:
+def _print_outcome(out: Path, report: JsonObject) -> None:
     source = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
     source = source.format(**report["perplexity_of"])
     _say("warning", report["warnings"])
@@ -215,7 +215,7 @@ def _print_outcome(out: Path, report: Mapping[str, Any]) -> None:
     print(f"verify: python run_prune.py --verify {shlex.quote(str(out))}")
 
 
-def _summary(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(folder: Path, report: JsonObject) -> JsonObject:
     """Return a pruned model's paths and counts."""
     layers = report["layers"]
     return {
@@ -229,7 +229,7 @@ def _summary(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _comparison(folder: Path, expected: Mapping[str, str] | None) -> dict[str, Any]:
+def _comparison(folder: Path, expected: Mapping[str, str] | None) -> JsonObject:
     """Print whether a result has the files that its recipe names; return that for `--json`."""
     if expected is None:
         return {}

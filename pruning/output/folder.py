@@ -7,14 +7,13 @@ name is whole, and `request.json` says what it is a shard of.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pruning.json_file import read_object
+from pruning.json_file import JsonObject, read_object
 
 UNFINISHED = ".unfinished"
 REPORT = "pruning_report.json"
@@ -55,7 +54,7 @@ class WorkFolder:
         for folder in (self.states, self.statistics):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self) -> dict[str, Any]:
+    def publish(self) -> JsonObject:
         """Give every file of the result its final name, the report last; return the report."""
         files = sorted(self.result.iterdir(), key=lambda path: (path.name == REPORT, path.name))
         for path in files:
@@ -65,7 +64,7 @@ class WorkFolder:
 
 
 @contextmanager
-def work_folder(out: Path, request: Mapping[str, Any], resume: bool) -> Iterator[WorkFolder]:
+def work_folder(out: Path, request: JsonObject, resume: bool) -> Iterator[WorkFolder]:
     """Open the work folder of a result, for this process alone.
 
     Args:
@@ -134,14 +133,14 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
         )
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: JsonObject) -> None:
     """Write by renaming, so that a file under its final name is a whole one."""
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     draft.replace(path)
 
 
-def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def first_difference(before: JsonObject, now: JsonObject) -> str | None:
     """Say for the first key in which two mappings differ what both have; None if there is none."""
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
@@ -149,7 +148,7 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     return None
 
 
-def _check_request(work: WorkFolder, request: Mapping[str, Any], resume: bool) -> None:
+def _check_request(work: WorkFolder, request: JsonObject, resume: bool) -> None:
     """Write down what is asked, or compare it with what was."""
     path = work.path / "request.json"
     if not path.exists():

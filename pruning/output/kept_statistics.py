@@ -1,13 +1,11 @@
 """`--statistics`: a folder of statistics that are used again, or the release's gradients."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pruning.json_file import read_object
+from pruning.json_file import JsonObject, read_object
 from pruning.output.folder import FolderMismatchError, first_difference, write_json
 from pruning.spool import DiskSpool, Spool
 from pruning.store import Store
@@ -18,7 +16,7 @@ _DEPENDS_ON = ("model", "calibration", "dtype")
 """What statistics depend on, of all that a result does."""
 
 
-def kept_statistics(path: Path | None, identity: Mapping[str, Any], store: Store) -> Spool | None:
+def kept_statistics(path: Path | None, identity: JsonObject, store: Store) -> Spool | None:
     """Open the statistics that are kept at a path, by `G/layer`; new ones are kept there too.
 
     Args:

@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from pruning.json_file import read_object
+from pruning.json_file import JsonObject, read_object
 
 _GO_WITH = {
     "model": ("revision",),
@@ -48,7 +47,7 @@ class Options:
         kept = {name: value for name, value in asdict(recipe).items() if name not in without}
         return Options(**{**kept, **mine})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the options that were given, JSON-able."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 

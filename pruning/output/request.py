@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
 from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
 from evaluation.sources import check_disjoint
+from pruning.json_file import JsonObject
 from pruning.masks import resolve_target
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED, split_revision, with_revision
@@ -71,7 +71,7 @@ class Request:
         one_kind = len(places.get("calibration", [])) == 1
         return [*warnings, ONE_KIND] if one_kind and self.model.name != EMBEDDED else warnings
 
-    def papers(self, calibration: Provenance | None) -> dict[str, Any]:
+    def papers(self, calibration: Provenance | None) -> JsonObject:
         """Return what `pruning_recipe.json` says before there is a result.
 
         Args:

@@ -7,17 +7,17 @@ with a report is a finished one.
 import math
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from evaluation.sources import HUB_CORPORA
+from pruning.json_file import JsonObject
 from pruning.leaves import LEAVES
 from pruning.metric import Metric
 from pruning.models import comes_from_hub, source_of, with_revision
@@ -61,11 +61,11 @@ CROWDED = 0.9
 def save_result(
     store: FolderStore,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: Mapping[str, Any],
-    measured: Mapping[str, Any],
+    recipe: JsonObject,
+    measured: JsonObject,
     inspector: Inspector,
     on_progress: Progress = unwatched,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write all that makes a folder of shards a pruned model, the report last.
 
     Args:
@@ -110,9 +110,7 @@ def _save_configs(config: PretrainedConfig, model: str, folder: Path) -> None:
         return  # the model has none, or one that transformers refuses to write
 
 
-def _report(
-    recipe: Mapping[str, Any], measured: Mapping[str, Any], layers: Sequence[LayerCount]
-) -> dict[str, Any]:
+def _report(recipe: JsonObject, measured: JsonObject, layers: Sequence[LayerCount]) -> JsonObject:
     report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | _finite(measured)
     warnings = [*report.pop("warnings"), *_crowded(layers)]
     return report | {"layers": [asdict(layer) for layer in layers], "warnings": warnings}
@@ -131,7 +129,7 @@ def _crowded(layers: Sequence[LayerCount]) -> list[str]:
     ]
 
 
-def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _finite(numbers: JsonObject) -> JsonObject:
     """Return figures with None for one that is not finite, since JSON has no infinity."""
     finite = dict(numbers)
     for key, value in numbers.items():
@@ -152,7 +150,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def model_card(recipe: Mapping[str, Any], report: Mapping[str, Any]) -> ModelCard:
+def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
     """Return the card of a pruned model; it names no license, since the base model's applies.
 
     Args:
@@ -177,7 +175,7 @@ def model_card(recipe: Mapping[str, Any], report: Mapping[str, Any]) -> ModelCar
     return ModelCard(text)
 
 
-def _metadata(title: str, recipe: Mapping[str, Any], report: Mapping[str, Any]) -> ModelCardData:
+def _metadata(title: str, recipe: JsonObject, report: JsonObject) -> ModelCardData:
     """Return what the hub reads: a base model and data sets only where it has them."""
     results = _results(report)
     corpora = (recipe["calibration"] or {}).get("corpus", "").split(" + ")
@@ -198,7 +196,7 @@ def _metadata(title: str, recipe: Mapping[str, Any], report: Mapping[str, Any]) 
     )
 
 
-def _results(report: Mapping[str, Any]) -> list[EvalResult]:
+def _results(report: JsonObject) -> list[EvalResult]:
     """Return the pruned perplexity on each text, where it is finite."""
     windows = "{windows} windows of {length} tokens".format(**report["perplexity_of"])
     results = []
@@ -222,7 +220,7 @@ def _results(report: Mapping[str, Any]) -> list[EvalResult]:
     return results
 
 
-def _place(provenance: Mapping[str, Any]) -> str:
+def _place(provenance: JsonObject) -> str:
     """Say where windows come from, without the path to a local file."""
     corpus = Path(provenance["corpus"]).name
     return f"{corpus}, split {provenance['split']}, {provenance['windows']} windows of " + (

@@ -5,11 +5,10 @@ written, one tensor in memory at a time.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pruning.checkpoint import Checkpoint
-from pruning.json_file import read_object
+from pruning.json_file import JsonObject, read_object
 from pruning.masks import Target, group_of, parse_pattern
 from pruning.models import load_config, published_names
 from pruning.output.folder import REPORT, FolderMismatchError
@@ -47,7 +46,7 @@ class LayerCount:
     pattern_ok: bool
 
 
-def verify_result(folder: Path, on_progress: Progress = unwatched) -> dict[str, Any]:
+def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject:
     """Compare a pruned model's files with its recipe and its report, and return the report.
 
     Raises:
@@ -165,7 +164,7 @@ def check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) ->
 
 
 def _first_difference(
-    folder: Path, recipe: Mapping[str, Any], report: Mapping[str, Any], on_progress: Progress
+    folder: Path, recipe: JsonObject, report: JsonObject, on_progress: Progress
 ) -> str | None:
     """Describe the first difference between a folder's weights, its recipe and its report."""
     for key in ("metric", "pattern", "sparsity"):
