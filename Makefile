@@ -1,8 +1,9 @@
 # Targets work in a fresh clone: they create the environment first if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process per core, each with one thread; files in order, since the longest have few tests.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process per core, each with one thread; files in order, since the longest have few tests. The
+# tests start many processes, which would compile Python and loops anew if nothing were kept.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install search test check lint types fast slow smollm2 gemma3 embedded figures
