@@ -25,9 +25,9 @@ from rich.progress import track
 from tables import ROOT, conditions, show, write_json
 
 from configs import schema
+from configs.schema import Search
 from pruning.baselines import NAMED
 from pruning.criterion import Criterion
-from search.breeding.variation import MUTATIONS
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints
@@ -49,7 +49,8 @@ class Variant:
 
 
 def _without(mutation: str) -> Variant:
-    return Variant([f"search.mutations=[{','.join(m for m in MUTATIONS if m != mutation)}]"])
+    others = [name for name in Search().mutations if name != mutation]
+    return Variant([f"search.mutations=[{','.join(others)}]"])
 
 
 def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
@@ -69,12 +70,11 @@ VARIANTS: dict[str, Variant] = {
     "no crowding": Variant(["search.crowding=0"]),
     "no parsimony": Variant(replaced={"search.population.RESOLUTION": 1e-12}),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
-    **{f"no {name} mutation": _without(name) for name in MUTATIONS},
+    **{f"no {name} mutation": _without(name) for name in Search().mutations},
     "no simplification": Variant(
         replaced={"search.breeding.breeder.simplify": lambda criterion: criterion}
     ),
     "no equal masks": Variant(replaced={"search.fingerprint.Fingerprints.fingerprint": _by_text}),
-    "best half as parents": Variant(["search.parents=12"], {"search.breeding.variation.POOL": 1.0}),
     "units": Variant(["search.units=off"]),
     "no leeway": Variant(replaced={"search.population.LEEWAY": 1.0}),
     "all measured to the end": Variant(
