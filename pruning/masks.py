@@ -25,6 +25,9 @@ from pruning.ranking import (
 SPARSITY = 0.5
 """Fraction to remove where nothing else is said."""
 
+CROWDED = 0.9
+"""Fraction of zeros above which a layer is warned about: its output depends on few weights."""
+
 SPARSITY_TOLERANCE = 1e-3
 """How exactly a sparsity must repeat what n:m implies: 0.667 may stand for 1 - 1/3."""
 

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from evaluation.sources import HUB_CORPORA
 from pruning.json_file import JsonObject
 from pruning.leaves import LEAVES
+from pruning.masks import CROWDED
 from pruning.metric import Metric
 from pruning.models import comes_from_hub, source_of, with_revision
 from pruning.output.folder import REPORT, FolderMismatchError, write_json
@@ -53,9 +54,6 @@ and it needs a kernel for it. `pruning_report.json` says what is in each layer, 
 python run_prune.py --recipe pruning_recipe.json --out DIR
 ```
 """
-
-CROWDED = 0.9
-"""Fraction of zeros above which a layer is warned about: little is left of it."""
 
 
 def save_result(

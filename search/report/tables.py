@@ -9,6 +9,7 @@ from statistics import mean
 from rich.table import Table
 
 from pruning.baselines import BASELINES
+from pruning.masks import CROWDED
 from search.population import Record
 from search.summary import Fractions, Summary, TaskResult, Winner
 
@@ -17,9 +18,6 @@ PERPLEXITY_HEADINGS = ("", "metric", "group", "size", "perplexity", "behind best
 RELATIVE_HEADINGS = ("task", "text", "dense", "best named", "", "best found", "relative rise")
 FINALIST_HEADINGS = ("candidate", "loss", "behind best", "fitness", "size", "group", "metric")
 ANCESTOR_HEADINGS = ("candidate", "back", "parents", "fitness", "metric", "group")
-
-CROWDED = 0.9
-"""Fraction of zeros above which the report warns: the layer's output depends on few weights."""
 
 
 def title_of(task: TaskResult) -> str:
