@@ -286,8 +286,11 @@ class Search(_Section):
                 "initial_depth must be two numbers in ascending order, from 0 to "
                 f"{MAX_TREE_DEPTH}, got {list(self.initial_depth)}"
             )
-        if self.mutations == ["constant"] and self.primitives == "release":
-            raise ValueError("mutations must have node or factor, since release has no numbers")
+        if set(self.mutations) == {"constant"} and self.primitives == "release":
+            raise ValueError(
+                "mutations must have node or factor with primitives release, which has no numbers "
+                f"to change, got {self.mutations}"
+            )
         if self.stages != sorted(set(self.stages)):
             raise ValueError(f"stages must be ascending window counts, got {self.stages}")
         return self

@@ -189,6 +189,11 @@ def test_load_refuses_a_value_and_says_its_rule(override, message):
         ("search.initial_depth=[3, 2]", "search", "in ascending order, from 0 to 8, got [3, 2]"),
         ("search.initial_depth=[1, 9]", "search", "in ascending order, from 0 to 8, got [1, 9]"),
         (
+            "search={primitives: release, mutations: [constant]}",
+            "search",
+            "which has no numbers to change, got ['constant']",
+        ),
+        (
             "calibration.windows=null",
             "calibration",
             ": seed must be null if windows is null, got 0",
