@@ -59,21 +59,70 @@ _END_SECONDS = 5.0
 _MAIN = "from search.pool.ray_process import main; main()"
 
 
-# What the process sends, besides events; None means only that it is there. The driver sends names
-# of methods of `ray_process.Actors` with their arguments.
+# What the driver calls for.
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Start or join Ray, and store what workers are built from.
+
+    Attributes:
+        setup: Without its windows, which follow.
+        actor: The class of the workers; None for `ray_process.Worker`.
+    """
+
+    setup: Setup
+    windows: Sequence[Arrays]
+    ray: Ray
+    actor: type | None
+
+
+@dataclass(frozen=True)
+class Hire:
+    """Begin to start workers, at most so many, on the nodes that have room."""
+
+    most: int
+
+
+@dataclass(frozen=True)
+class Give:
+    """Give a worker a request."""
+
+    worker: int
+    request: Request[object]
+
+
+@dataclass(frozen=True)
+class Dismiss:
+    """Kill a worker."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """Put the parts that came before into the object store, as a model's statistics."""
+
+    subject: int
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of the next reply's result: all in one message would take twice the memory."""
+    """A tensor of what comes next, either way: all in one message would take twice the memory."""
 
     name: str
     array: Array
 
 
+Call = Prepare | Hire | Give | Dismiss | Share | Part
+
+
+# What the process sends, besides parts and events; None means only that it is there.
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a call returns: the numbers of hired workers, or nothing."""
+    """The answer to `Prepare`, `Share` and `Hire`, which has the numbers of the hired workers."""
 
     workers: Sequence[int] = ()
 
@@ -125,23 +174,23 @@ class RayBackend:
         """Say what workers are built from, and wait until Ray is ready for them."""
         windows = tuple(to_arrays(tokens) for tokens in setup.windows)
         try:
-            self._call("prepare", replace(setup, windows=()), windows, self._ray, actor)
+            self._call(Prepare(replace(setup, windows=()), windows, self._ray, actor))
         except PoolError as error:
             raise ValueError(str(error)) from error
 
     def hire(self, most: int) -> Sequence[int]:
         """Begin to start workers on the nodes that have room."""
-        return self._call("hire", most, limit=SILENCE_SECONDS)
+        return self._call(Hire(most), SILENCE_SECONDS)
 
     def give(self, worker: int, request: Request[object]) -> None:
         """Send a request to a worker."""
         if isinstance(request, CollectStatistics):
             request = replace(request, progress=unwatched)
-        self._send("give", worker, request)
+        self._send(Give(worker, request))
 
     def dismiss(self, worker: int) -> None:
         """Kill a worker's process."""
-        self._send("dismiss", worker)
+        self._send(Dismiss(worker))
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return the events that arrived, waiting at most this long for the first one."""
@@ -157,8 +206,8 @@ class RayBackend:
         if not isinstance(request, UseStatistics):
             return request
         for name, array in to_arrays(request.tensors).items():
-            self._send("keep", name, array)
-        self._call("share", request.subject)
+            self._send(Part(name, array))
+        self._call(Share(request.subject))
         return replace(request, tensors={})
 
     def close(self) -> None:
@@ -171,15 +220,15 @@ class RayBackend:
         self._log.close()
         clear_killed()
 
-    def _send(self, method: str, *arguments: object) -> None:
+    def _send(self, call: Call) -> None:
         try:
-            self._connection.send((method, arguments))
+            self._connection.send(call)
         except OSError as error:
             raise self._lost() from error
 
-    def _call(self, method: str, *arguments: object, limit: float = math.inf) -> Sequence[int]:
+    def _call(self, call: Call, limit: float = math.inf) -> Sequence[int]:
         """Send, and return the answer; events that come before it are kept."""
-        self._send(method, *arguments)
+        self._send(call)
         while True:
             if self._is_heard(1.0, limit) and (answer := self._receive()):
                 return answer.workers

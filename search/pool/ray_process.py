@@ -37,9 +37,14 @@ from search.pool.on_ray import (
     FOLDERS,
     LOCAL,
     Answer,
-    Array,
     Arrays,
+    Call,
+    Dismiss,
+    Give,
+    Hire,
     Part,
+    Prepare,
+    Share,
     clear_killed,
     kill_session,
     to_arrays,
@@ -123,8 +128,7 @@ def main() -> None:
     threading.Thread(target=_serve, args=(actors, leave), daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
-            method, arguments = connection.recv()
-            actors.todo.put(partial(getattr(actors, method), *arguments))
+            actors.todo.put(partial(actors.do, connection.recv()))
     leave()
     os._exit(0)
 
@@ -176,7 +180,7 @@ def _leave_cluster() -> None:
 
 
 class Actors:
-    """The workers, by number. The driver calls the methods from `prepare` to `dismiss`.
+    """The workers, by number.
 
     Args:
         send: Sends the driver a message.
@@ -206,35 +210,34 @@ class Actors:
                 ray.nodes()
                 self._send(None)
 
-    def prepare(
-        self, setup: Setup, windows: Sequence[Arrays], config: Ray, actor: type | None
-    ) -> None:
-        """Start Ray, and store what workers are built from.
+    def do(self, call: Call) -> None:
+        """Do what the driver calls for, and answer if it waits."""
+        match call:
+            case Prepare():
+                self._prepare(call)
+                self._send(Answer())
+            case Hire(most):
+                self._send(Answer(self._hire(most)))
+            case Give(worker, request):
+                self._give(worker, request)
+            case Dismiss(worker):
+                self._dismiss(worker)
+            case Part(name, array):
+                self._parts[name] = array
+            case Share(subject):
+                self._statistics[subject] = ray.put(self._parts)
+                self._parts = {}
+                self._send(Answer())
 
-        Args:
-            setup: Without its windows, which follow.
-            actor: The class of the workers; None for `Worker`.
-        """
-        self._start(config)
-        self._cpus, self._gpus = config.cpus_per_worker, config.gpus_per_worker
-        self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(actor or Worker)
-        ships = config.ship_model or (config.address == LOCAL and not self._gpus)
-        models = map(_shipped, setup.subjects) if ships else []
-        self._arguments = [setup, ray.put(windows), code_digest(), *models]
-        self._send(Answer())
+    def _prepare(self, call: Prepare) -> None:
+        self._start(call.ray)
+        self._cpus, self._gpus = call.ray.cpus_per_worker, call.ray.gpus_per_worker
+        self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(call.actor or Worker)
+        ships = call.ray.ship_model or (call.ray.address == LOCAL and not self._gpus)
+        models = map(_shipped, call.setup.subjects) if ships else []
+        self._arguments = [call.setup, ray.put(call.windows), code_digest(), *models]
 
-    def keep(self, name: str, array: Array) -> None:
-        """Keep one of the tensors that are shared next."""
-        self._parts[name] = array
-
-    def share(self, subject: int) -> None:
-        """Put a model's statistics into the object store."""
-        self._statistics[subject] = ray.put(self._parts)
-        self._parts = {}
-        self._send(Answer())
-
-    def hire(self, most: int) -> None:
-        """Begin to start workers on the nodes that have room; answer with their numbers."""
+    def _hire(self, most: int) -> Sequence[int]:
         whole, free = self._room()
         if not self._starting:
             # Free resources mean something only once every starting worker has taken its own.
@@ -246,18 +249,16 @@ class Actors:
             self._watch(worker, self._actors[worker].start.remote(*self._arguments))
         self._hired += len(hired)
         self._starting.update(hired)
-        self._send(Answer(hired))
+        return hired
 
-    def give(self, worker: int, request: Request[object]) -> None:
-        """Give a worker a request, unless it has ended."""
-        if worker in self._actors:
+    def _give(self, worker: int, request: Request[object]) -> None:
+        if worker in self._actors:  # unless it has ended
             statistics = None
             if isinstance(request, UseStatistics):
                 statistics = self._statistics[request.subject]
             self._watch(worker, self._actors[worker].do.remote(request, statistics))
 
-    def dismiss(self, worker: int) -> None:
-        """Kill a worker, unless it has ended."""
+    def _dismiss(self, worker: int) -> None:
         self._starting.discard(worker)
         if worker in self._actors:
             ray.kill(self._actors.pop(worker), no_restart=True)
@@ -277,7 +278,7 @@ class Actors:
         self._starting.discard(worker)
         match result:
             case Fault():
-                self.dismiss(worker)
+                self._dismiss(worker)
                 self._send(Ended(worker, result))
             case (digests, seconds):
                 self._send(Started(worker, digests, seconds))
