@@ -226,9 +226,6 @@ def test_files_neither_evaluate_text_nor_unpickle_nor_trust_remote_code(file):
             assert node.value.value is False
 
 
-# The reader itself, since a check that sees nothing passes
-
-
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

@@ -67,9 +67,6 @@ def test_shell_completes_names(option, start, expected):
     assert run.stdout.split() == expected
 
 
-# --json
-
-
 def test_json_has_a_mistake_of_run_prune():
     for words, problem in ((("--metric", "wanda"), ""), (("--sparcity", "1"), "No such option: ")):
         run = started(*words, "--json")

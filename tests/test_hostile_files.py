@@ -60,9 +60,6 @@ def model(tiny_llama_dir, tmp_path):
     return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
 
 
-# The config of a search
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -94,9 +91,6 @@ def test_config_that_is_no_plain_yaml_is_refused(refused, tmp_path, content):
 )
 def test_config_value_beyond_its_range_is_refused(refused, override):
     refused(run_search, "--validate", "--set", override)
-
-
-# The model's folder
 
 
 @pytest.mark.parametrize(
@@ -195,9 +189,6 @@ def test_tokenizer_is_refused_in_one_line_or_read_without_its_code(
         assert str(error).startswith(f"model {str(model)!r} cannot be loaded: ")
         assert "\n" not in str(error)
     assert not Path("ran").exists()
-
-
-# Texts
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, "[]"])

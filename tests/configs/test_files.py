@@ -23,9 +23,6 @@ def refusal(config, *overrides):
     return str(error.value)
 
 
-# Names
-
-
 @pytest.mark.parametrize("name", files.shipped())
 def test_load_finds_a_shipped_experiment_by_name_from_anywhere(name, tmp_path, monkeypatch):
     expected = schema.load(files.FOLDER / f"{name}.yaml", [])
@@ -47,9 +44,6 @@ def test_load_of_an_unknown_name_gives_a_near_match_and_the_list():
     )
     too_long = refusal("x" * 300)
     assert "is neither a file nor a shipped experiment: give a file or one of" in too_long
-
-
-# Bases
 
 
 def test_mappings_of_a_base_are_merged_key_by_key_and_lists_are_replaced(write):

@@ -23,9 +23,6 @@ def refusal(*overrides: str, path: Path | None = None) -> str:
     return str(error.value)
 
 
-# Shipped configs
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_load_reads_a_shipped_config_and_to_yaml_gives_it_back(path, tmp_path):
     config = schema.load(path, [])
@@ -56,9 +53,6 @@ def test_load_of_the_paper_is_the_algorithm_that_it_states():
 def test_names_in_the_schema_are_those_of_the_code():
     assert get_args(schema.GroupName) == GROUPS
     assert list(get_args(schema.Mutation)) == list(MUTATIONS)
-
-
-# Tasks
 
 
 def test_tasks_are_filled_in_from_the_experiment():
@@ -132,9 +126,6 @@ def test_tasks_that_only_choose_come_last_at_each_target_of_the_others(selection
     assert schema.parse(yaml.safe_load(schema.to_yaml(config)), "written") == config
 
 
-# Unknown keys
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -152,9 +143,6 @@ def test_tasks_that_only_choose_come_last_at_each_target_of_the_others(selection
 )
 def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message):
     assert refusal(override).startswith(NAMED + message)
-
-
-# Values
 
 
 @pytest.mark.parametrize(
@@ -239,9 +227,6 @@ def test_load_names_a_missing_key(tmp_path):
     assert refusal(path=path) == expected
 
 
-# Overrides
-
-
 def test_overrides_reach_nested_keys_and_are_read_as_yaml():
     overrides = [
         *("search.seeds=[wanda, 'mul(W, G)']", "fitness.windows=null", "search.crossover=2e-1"),
@@ -284,9 +269,6 @@ def test_overrides_make_sections_and_reach_into_a_list_by_the_place():
             schema.apply_overrides(raw, [f"a.{place}=x"])
 
 
-# Files
-
-
 @pytest.mark.parametrize("pattern", ["2:4", "1:59", "unstructured"])
 def test_pattern_is_read_as_it_is_written_not_as_a_number_to_base_60(pattern, tmp_path):
     config = schema.load(None, [f"pruning.pattern={pattern}"])
@@ -316,9 +298,6 @@ def test_load_refuses_a_file_that_is_no_mapping_of_keys(content, message, tmp_pa
     path = tmp_path / "c.yaml"
     path.write_text(content)
     assert refusal(path=path).startswith(f"config {path}{message}")
-
-
-# The schema for editors
 
 
 def test_json_schema_allows_the_shipped_files():

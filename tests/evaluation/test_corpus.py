@@ -57,9 +57,6 @@ def refusal(corpus, split="all"):
     return str(error.value)
 
 
-# Splits
-
-
 @pytest.mark.parametrize("middle", [1, 37, 50, 99])
 def test_slices_of_a_text_together_are_the_text(text_file, middle):
     parts = load_text(text_file, f"[:{middle}%]") + load_text(text_file, f"[{middle}%:]")
@@ -100,9 +97,6 @@ def test_unknown_split_lists_the_known_ones():
     )
 
 
-# Embedded corpus
-
-
 def paragraphs_of(text):
     return {" ".join(paragraph.split()) for paragraph in text.split("\n\n")} - {""}
 
@@ -116,9 +110,6 @@ def test_embedded_parts_are_long_share_no_paragraph_and_keep_each_one():
     paragraphs = [paragraphs_of(text) for text in texts.values()]
     assert not any(one & other for one, other in combinations(paragraphs, 2))
     assert set.union(*paragraphs) == paragraphs_of("\n\n".join(topics.values()))
-
-
-# Local files
 
 
 def test_documents_of_jsonl_and_parquet_are_joined_by_a_blank_line(tmp_path):
@@ -169,9 +160,6 @@ def test_missing_file_is_named(tmp_path):
     assert refusal(path) == f"corpus file {path!r} is not there; looked at {path!r}"
 
 
-# Hub
-
-
 def test_hub_corpora_alone_are_noted_as_unchecked(text_file):
     for corpus in HUB_CORPORA:
         assert check_available(corpus, "validation[:50%]") == (
@@ -194,9 +182,6 @@ def test_offline_hub_without_cache_is_one_clear_line(tmp_path):
         "serve it (ConnectionError: Couldn't reach 'Salesforce/wikitext' on the Hub "
         "(OfflineModeIsEnabled)); use 'embedded' or a local .txt, .jsonl, .parquet file instead"
     )
-
-
-# Windows
 
 
 def test_windows_are_spread_evenly_or_all_in_a_row(windows_of):
@@ -244,9 +229,6 @@ def test_impossible_layout_is_refused(windows_of, windows, length, seed, message
     with pytest.raises(ValueError) as error:
         windows_of(windows, length, seed)
     assert str(error.value).endswith(message)
-
-
-# Overlaps
 
 
 def test_disjoint_texts_give_no_line(text_file):

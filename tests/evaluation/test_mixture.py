@@ -39,9 +39,6 @@ def parts(texts, *shares):
     return tuple(Part(text, "all", share) for text, share in zip(texts, shares, strict=True))
 
 
-# bos
-
-
 @pytest.mark.parametrize(
     ("adds", "bos", "expected"),
     [
@@ -65,9 +62,6 @@ def test_bos_needs_a_tokenizer_that_has_one_and_a_token_beside_it(texts):
         token_windows(tokenizer(None, False), texts[0], "all", 2, 3, None, bos=True)
     with pytest.raises(ValueError, match="length must be at least 2 tokens where bos is one"):
         token_windows(tokenizer("<s>", True), texts[0], "all", 2, 1, None)
-
-
-# Mixtures
 
 
 @pytest.mark.parametrize(
@@ -99,9 +93,6 @@ def test_mixture_without_a_window_of_each_kind_or_of_a_text_with_itself_is_refus
     twice = (Part(texts[0], "all[:60%]"), Part(texts[0], "all[50%:]"))
     with pytest.raises(ValueError, match=r"part 1 and part 2 overlap: .* give each kind of text"):
         Mixture(twice, 4, 3, None).check()
-
-
-# The command line's
 
 
 def test_splits_and_shares_go_with_the_corpora():

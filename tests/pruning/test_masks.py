@@ -73,9 +73,6 @@ def lowest_in_model(scores, sparsity):
     return dict(select(scores.__getitem__, scores, Target(sparsity, Model())))
 
 
-# Any scores, against a stable sort
-
-
 @EXAMPLES
 @given(matrices(), FRACTIONS)
 def test_lowest_per_row_and_in_layer_are_a_stable_sort(scores, sparsity):
@@ -183,9 +180,6 @@ def test_n_of_m_of_a_large_matrix_is_that_of_a_stable_sort(pruned, group):
     assert torch.equal(lowest_n_of_m(scores, pruned, group), expected.reshape(scores.shape))
 
 
-# Worked by hand
-
-
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
@@ -215,9 +209,6 @@ def test_select_in_the_model_takes_the_mean_of_the_fractions_by_size():
     assert [int(mask.sum()) for mask in masks.values()] == [2, 0]
 
 
-# What is in memory
-
-
 def test_lowest_in_model_keeps_the_scores_of_one_layer_and_asks_three_times():
     lazy = Lazy({name: torch.rand(64, 64) for name in "abcdef"})
     lowest_in_model(lazy, 0.5)
@@ -232,9 +223,6 @@ def test_select_of_other_groups_asks_for_scores_when_a_mask_is_due(target):
     lazy = Lazy({"a": torch.rand(2, 4), "b": torch.rand(2, 4)})
     next(select(lazy.__getitem__, lazy, target))
     assert lazy.requests == {"a": 1, "b": 0}
-
-
-# What is refused
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -59,9 +59,6 @@ def nested(depth):
     return tree
 
 
-# Text and JSON, in and out
-
-
 @EXAMPLES
 @given(METRICS)
 def test_parse_reads_back_what_text_prints(metric):
@@ -90,9 +87,6 @@ def test_release_json_of_the_published_metric():
 
 def test_parse_takes_any_spacing_and_text_prints_one():
     assert Metric.parse("  mul (W,\n\tsqrt( X ))\n").text == "mul(W, sqrt(X))"
-
-
-# What a metric knows about itself
 
 
 @pytest.mark.parametrize(
@@ -175,9 +169,6 @@ def test_check_scores_weights_refuses_an_operator_that_means_nothing_on_its_oper
     )
 
 
-# Numbers
-
-
 @pytest.mark.parametrize(
     ("written", "printed"),
     [
@@ -220,9 +211,6 @@ def test_number_that_float_reads_and_the_language_does_not_is_refused(name):
     assert message.startswith(f"metric file: tree has the unknown operator or leaf {name!r}")
 
 
-# Scores
-
-
 def test_score_of_the_published_metric_worked_by_hand():
     W = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     G = torch.tensor([[5.0, 6.0], [7.0, 9.0]])
@@ -243,9 +231,6 @@ def test_score_names_the_leaf_that_is_missing(leaf):
     given = {"W": torch.ones(2, 2), "G": torch.ones(2, 2), "X": torch.ones(1, 2)} | {leaf: None}
     with pytest.raises(ValueError, match=rf"uses {leaf}, and {leaf} is None: pass it$"):
         Metric.parse("add(add(W, G), X)").score(**given)
-
-
-# Text that is refused: each message is one line and points at the place
 
 
 @pytest.mark.parametrize(
@@ -319,9 +304,6 @@ def test_parse_refuses_nesting_without_nested_brackets(text):
     # How deep Python's own parser goes depends on its version.
     message = error_of(Metric.parse, text)
     assert "...' is deeper than the parser goes at column 1" in message or NEITHER in message
-
-
-# JSON that is refused: each message names the path to the node
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,6 @@ def test_block_inputs_leaves_no_hook_behind():
     assert not any(block._forward_pre_hooks for block in decoder_blocks(model).values())
 
 
-# Loading
-
-
 def test_load_model_asks_the_config_for_the_family_and_casts(tmp_path):
     folder = tmp_path / "opt-125m"
     toy_model("qwen2").save_pretrained(folder)

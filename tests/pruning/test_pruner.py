@@ -25,9 +25,6 @@ UP_PROJ = "model.layers.1.mlp.up_proj"
 NO_WINDOWS = torch.empty(0, 8, dtype=torch.int64)
 
 
-# Independent statistics, masks and loops
-
-
 @torch.no_grad()
 def own_activations(model, names, windows):
     """Return the mean over windows of each named layer's squared input norms, (1, in)."""
@@ -114,9 +111,6 @@ def error_of(*arguments, **keywords):
     return str(caught.value)
 
 
-# One-shot
-
-
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.group.name)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_shot_removes_the_lowest_of_each_group_by_dense_statistics(family, target):
@@ -126,9 +120,6 @@ def test_one_shot_removes_the_lowest_of_each_group_by_dense_statistics(family, t
     scores = {name: w.abs() * (G[name] + X[name].sqrt()) for name, w in dense.items()}
     expected = keep_highest_in_groups(dense, scores, target)
     assert_same_weights(pruned_weights(model, GBLM, target, windows), expected)
-
-
-# Sequential
 
 
 @pytest.mark.parametrize("target", TARGETS[:3], ids=lambda target: target.group.name)
@@ -149,9 +140,6 @@ def test_sequential_equals_whole_runs_with_the_earlier_blocks_pruned(family, tar
         for name, kept in keep_highest_in_groups(weights, scores, target).items():
             expected.get_submodule(name).weight.data.copy_(kept)
     assert_same_weights(actual, weights_of(expected))
-
-
-# The bits that are written
 
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -190,9 +178,6 @@ def test_restore_writes_the_dense_bits(dtype):
     store.restore(master)
     for name, weight in weights_of(store.model).items():
         assert torch.equal(bits(weight), bits(master[name]))
-
-
-# What is left alone
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -237,9 +222,6 @@ def test_progress_counts_the_blocks_of_every_walk(metric, stages, propagation):
         on_progress=lambda *stage: seen.append(stage),
     )
     assert seen == [(stage, done, 2) for stage in stages for done in (0, 1, 2)]
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,6 @@ def test_sizes_of_windows_count_gradients_where_a_leaf_needs_them():
     assert toy("float16", "GMX").sums == 2 * 4 * TOY_BLOCK
 
 
-# A pruning
-
-
 def plan_of(group=None, metric="mul(W, G)", budget=10 * GIB):
     recipe = Recipe(Metric.parse(metric), Target(0.5, group or Row()))
     found = toy(leaves=recipe.leaves)
@@ -91,9 +88,6 @@ def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
     assert not tight.has_room_for_gaps
     with pytest.raises(ValueError, match="max-memory must be at least 0"):
         plan_of(Model(), budget=least - 1)
-
-
-# Workers
 
 
 def needs_of(*models, **options):
@@ -136,9 +130,6 @@ def test_worker_needs_are_less_where_the_config_says_so_and_on_the_cpu():
     alone = needs_of(toy(), on_gpu=False, by_ray=False)
     assert alone.node["statistics in Ray's object store"] == 0
     assert alone.node["the driver"] == 4 * TOY_PRUNABLE
-
-
-# Words
 
 
 @pytest.mark.parametrize(("size", "text"), [(GIB, "1.00 GiB"), (GIB // 20, "51.20 MiB")])

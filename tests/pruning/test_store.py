@@ -117,9 +117,6 @@ def pruned_tensors(folder, shards, recipe, held=0, dtype="float32", **spools):
     return tensors_of(shards)
 
 
-# The same bits as in memory
-
-
 @pytest.mark.parametrize(("tied", "held"), [(True, 0), (False, 2)])
 @pytest.mark.parametrize("walk_name", DECIDING)
 def test_folder_gives_the_bits_that_memory_gives(dense, tmp_path, walk_name, tied, held):
@@ -164,9 +161,6 @@ def test_folder_in_bf16_keeps_its_dtype_under_passes_in_fp32(tmp_path, propagati
     assert_same_tensors(written, expected_tensors(tmp_path / "dense", recipe))
 
 
-# States and statistics on disk
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
 def test_states_and_statistics_on_disk_give_the_bits_of_memory(dense, tmp_path, propagation, dtype):
@@ -179,9 +173,6 @@ def test_states_and_statistics_on_disk_give_the_bits_of_memory(dense, tmp_path, 
     # Those of inputs are not of the dense model in the sequential way, and are not kept.
     kept = {key.split("/")[0] for key in DiskSpool(tmp_path / "statistics")}
     assert kept == ({"G", "M", "X"} if propagation == "one-shot" else {"G", "M"})
-
-
-# What is in memory
 
 
 class Watched(FolderStore):
@@ -276,9 +267,6 @@ def test_tensor_of_integers_is_refused(tmp_path):
     )
 
 
-# Names and files
-
-
 def test_checkpoint_of_the_base_model_alone_keeps_its_names(tmp_path):
     toy_model("llama", tie_word_embeddings=True).model.save_pretrained(tmp_path / "dense")
     assert "layers.0.mlp.up_proj.weight" in tensors_of(tmp_path / "dense")
@@ -303,9 +291,6 @@ def test_fingerprint_follows_the_tensors_and_not_the_files(dense, tmp_path):
     assert mark == Checkpoint(dense("llama")).fingerprint()
     changed = rewritten(tmp_path / "two", lambda tensors: tensors[DOWN].mul_(2))
     assert Checkpoint(changed).fingerprint() != mark
-
-
-# Allocation and update are seams
 
 
 def by_outliers(names, score, sparsity):
@@ -359,9 +344,6 @@ def test_sequential_refuses_an_allocation_that_sees_all_scores():
     recipe = recipe_of("sequential", WANDA, "row", allocation=OWL)
     with pytest.raises(ValueError, match="propagation must be one-shot with "):
         prune(ResidentStore(toy_model("llama")), recipe, Texts(toy_windows()))
-
-
-# Going on with shards that are there
 
 
 def bytes_of(folder):

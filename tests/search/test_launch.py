@@ -44,9 +44,6 @@ def setting(*overrides: str) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
-# --validate
-
-
 @pytest.mark.parametrize("words", [[], ["--config", "paper"]])
 def test_validate_checks_everything_of_an_embedded_experiment(call, words, tmp_path):
     code, out, err = call("--validate", *words)
@@ -149,9 +146,6 @@ def test_launch_leaves_no_folder_behind_where_the_worker_finds_no_weights(call, 
 def test_launch_refuses_a_config_that_is_not_there(refusal):
     expected = "config missing.yaml cannot be read: No such file or directory"
     assert refusal(2, "--config", "missing.yaml") == expected
-
-
-# --resume, --report and --status
 
 
 @pytest.mark.parametrize("words", [["--out", "elsewhere"], ["--validate"], ["--status", "run"]])
