@@ -239,14 +239,3 @@ def test_files_neither_evaluate_text_nor_unpickle_nor_trust_remote_code(file):
 )
 def test_imports_are_seen_wherever_and_however_they_are_written(source, expected):
     assert set(imports(ast.parse(source), "search")) == expected
-
-
-def test_torch_load_is_for_tensors_alone_in_one_file():
-    def allowed(source, file=TENSOR_READERS[0]):
-        ((name, call),) = calls_of(ast.parse(source))
-        return reads_tensors(file, name, call)
-
-    assert allowed("torch.load(f, weights_only=True)")
-    assert not allowed("torch.load(f, weights_only=True)", "pruning/models.py")
-    assert not allowed("torch.load(f)")
-    assert not allowed("torch.load(f, weights_only=flag)")

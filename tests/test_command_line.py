@@ -47,12 +47,6 @@ def test_help_has_examples_and_exit_codes_and_version_is_the_projects(script):
     assert (run.returncode, run.stdout) == (0, f"prunevolve {project['version']}\n")
 
 
-def test_names_that_are_nearly_right_are_guessed(call):
-    assert "did you mean embedded?" in call("--set", "model=Embeded")[2]
-    assert "did you mean 'wikitext2'?" in call("--set", "fitness.corpus=wikitext")[2]
-    assert "did you mean wanda?" in call("--set", "search.seeds=[wnada]")[2]
-
-
 @pytest.mark.parametrize(
     ("option", "start", "expected"),
     [("--metric", "pruner", ["pruner-zero"]), ("--group", "", ["row", "layer", "model"])],

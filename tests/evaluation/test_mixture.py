@@ -105,19 +105,6 @@ def test_splits_and_shares_go_with_the_corpora():
     assert (one.places, other.places) == ([("embedded", "fitness")], [("c4", "validation")])
 
 
-@pytest.mark.parametrize(
-    ("splits", "shares", "problem"),
-    [
-        (["calibration"], [], r"--split must be given once for each --corpus, .* got 1 for 2"),
-        ([], [1.0], r"--share must be given once for each --corpus, or not at all: got 1 for 2"),
-        ([], [1.0, 0.0], r"--share must be above 0, got 0"),
-    ],
-)
-def test_splits_and_shares_that_fit_no_corpora_are_refused(splits, shares, problem):
-    with pytest.raises(ValueError, match=problem):
-        _texts(Options(corpus=["embedded", "c4"], split=splits, share=shares), 4)
-
-
 @pytest.mark.parametrize(("length", "windows"), [(10, [4, 4]), (3, [5, 5])])
 def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch, length, windows):
     monkeypatch.setattr("evaluation.corpus.EVAL_WINDOWS", 5)

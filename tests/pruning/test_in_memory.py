@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refusal
 from toy_models import toy_model, toy_windows
 
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
@@ -18,13 +19,6 @@ WANDA = Metric.parse("mul(W, sqrt(X))")
 
 def weights_of(model):
     return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
-
-
-def refusal(call):
-    with pytest.raises(ValueError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_prune_is_the_engines():

@@ -1,19 +1,13 @@
 import json
 
 import pytest
+from refusals import refusal
 
 from pruning.json_file import MOST_BYTES
 from pruning.metric import Metric
 from pruning.metric_file import resolve_metric
 
 PUBLISHED = "mul(abs(mul(W, W)), mms(G))"
-
-
-def refusal(argument) -> str:
-    with pytest.raises(ValueError) as caught:
-        resolve_metric(str(argument))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def best_metric(tmp_path, **changes):
@@ -86,11 +80,11 @@ def test_resolve_metric_reads_a_tree_of_the_release_and_a_formula_in_a_file(
     ],
 )
 def test_resolve_metric_names_what_is_wrong_with_an_argument(argument, message):
-    assert message in refusal(argument)
+    assert message in refusal(resolve_metric, argument)
 
 
 def test_resolve_metric_says_what_another_folder_lacks(tmp_path):
-    assert refusal(tmp_path).startswith(
+    assert refusal(resolve_metric, str(tmp_path)).startswith(
         f"metric {str(tmp_path)!r} is a folder without best_metric.json, which a search writes at "
         "its end: give one of magnitude"
     )
@@ -109,7 +103,7 @@ def test_resolve_metric_says_what_another_folder_lacks(tmp_path):
     ],
 )
 def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message):
-    assert message in refusal(best_metric(tmp_path, **changes))
+    assert message in refusal(resolve_metric, str(best_metric(tmp_path, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -126,4 +120,4 @@ def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message
 def test_resolve_metric_refuses_a_hostile_file(tmp_path, content, message):
     path = tmp_path / "best_metric.json"
     path.write_bytes(content)
-    assert message in refusal(path)
+    assert message in refusal(resolve_metric, str(path))

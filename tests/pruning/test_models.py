@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refusal
 from torch.testing import assert_close
 from toy_models import FAMILIES, toy_model, toy_windows
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -31,14 +32,6 @@ BLOCKS = {
     "opt": "model.decoder.layers",
     "opt_projected": "model.decoder.layers",
 }
-
-
-def error_of(call):
-    with pytest.raises(ValueError) as caught:
-        call()
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def last_block_output(model, windows):
@@ -111,7 +104,7 @@ def test_unsupported_architecture_is_refused_with_the_list_of_the_supported(tmp_
         lambda: linear_layers(model),
         lambda: block_inputs(model, toy_windows()),
     ):
-        assert error_of(call) == (
+        assert refusal(call) == (
             f"model_type 'gpt2' is not supported: it must be one of {SUPPORTED}"
         )
 
@@ -125,7 +118,7 @@ def test_load_of_a_folder_without_a_model_gives_one_line(load, content, tmp_path
     folder.mkdir()
     if content == "torn":
         (folder / "config.json").write_text('{"model_type": "lla')
-    message = error_of(lambda: load(str(folder)))
+    message = refusal(load, str(folder))
     assert message.startswith(
         f"model {str(folder)!r} cannot be loaded: give 'embedded', a Hugging Face folder, or a hub "
         "id where the hub can be reached ("

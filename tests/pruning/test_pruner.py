@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from refusals import refusal
 from torch.nn import functional
 from toy_models import FAMILIES, toy_model, toy_windows
 
@@ -103,12 +104,6 @@ def assert_same_weights(actual, expected):
     assert list(actual) == list(expected)
     for name in expected:
         assert torch.equal(actual[name], expected[name]), name
-
-
-def error_of(*arguments, **keywords):
-    with pytest.raises(ValueError) as caught:
-        prune_model(*arguments, **keywords)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.group.name)
@@ -231,7 +226,7 @@ def test_progress_counts_the_blocks_of_every_walk(metric, stages, propagation):
 def test_constant_scores_name_the_layer(target, propagation):
     model = toy_model("llama")
     model.get_submodule(UP_PROJ).weight.data.fill_(0.5)
-    message = error_of(model, MAGNITUDE, target, toy_windows(), propagation)
+    message = refusal(prune_model, model, MAGNITUDE, target, toy_windows(), propagation)
     assert message == f"layer {UP_PROJ}: the scores of 'W' are constant"
 
 
@@ -241,4 +236,5 @@ def test_scores_that_are_not_finite_name_the_layer(text):
     weight = model.get_submodule(UP_PROJ).weight
     weight.data[0, 0] = float("nan") if text.startswith("mul") else 10.0
     expected = f"layer {UP_PROJ}: the scores of '{text}' are not finite"
-    assert error_of(model, Metric.parse(text), ROW, toy_windows(), "sequential") == expected
+    message = refusal(prune_model, model, Metric.parse(text), ROW, toy_windows(), "sequential")
+    assert message == expected

@@ -1,8 +1,10 @@
 """A run that is continued is the same experiment: config, fingerprints, the journal's beginning."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+from refusals import refusal
 from toy_records import record_of
 
 from configs import schema
@@ -12,6 +14,7 @@ from search.journal import FolderError, RunFolder
 from search.population import Outcome, Record, State
 from search.prepare import check_config, check_fingerprints, check_records
 
+refused = partial(refusal, error=FolderError)
 FINGERPRINTS = {"model": ["ab"], "texts": [{"report": "cd"}]}
 
 
@@ -31,13 +34,6 @@ def folder(tmp_path):
     folder.close()
 
 
-def refusal(check, *arguments) -> str:
-    with pytest.raises(FolderError) as error:
-        check(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -49,7 +45,7 @@ def refusal(check, *arguments) -> str:
 def test_config_that_differs_in_anything_but_what_is_free_is_refused(folder, override, message):
     seeds = "search.seeds=['mul(W, sqrt(X))']"
     expected = message.format(path=folder.path)
-    assert refusal(check_config, folder, config(seeds, override), 5).startswith(expected)
+    assert refused(check_config, folder, config(seeds, override), 5).startswith(expected)
     more = ("search.candidates=9", "ray.workers=3", "memory.scores=recompute")
     check_config(folder, config(seeds, *more), 5)
 
@@ -57,7 +53,7 @@ def test_config_that_differs_in_anything_but_what_is_free_is_refused(folder, ove
 def test_journal_without_its_environment_is_refused(folder):
     (folder.path / "environment.json").unlink()
     check_config(folder, config(), 0)
-    message = refusal(check_config, folder, config(), 1)
+    message = refused(check_config, folder, config(), 1)
     assert message.startswith(f"{folder.path} has a journal and no environment.json: ")
 
 
@@ -72,7 +68,7 @@ def test_environment_that_is_damaged_is_refused(folder, content, message):
     path = folder.path / "environment.json"
     path.write_text(content)
     expected = message.format(path=path) or str(path)
-    assert refusal(check_config, folder, config(), 1).startswith(expected)
+    assert refused(check_config, folder, config(), 1).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +82,7 @@ def test_environment_that_is_damaged_is_refused(folder, content, message):
 def test_fingerprints_that_differ_are_refused_by_name(folder, now, message):
     before = (folder.path / "environment.json").read_bytes()
     changed = {**FINGERPRINTS, **now}
-    assert refusal(check_fingerprints, folder, EXPERIMENT, changed).startswith(message)
+    assert refused(check_fingerprints, folder, EXPERIMENT, changed).startswith(message)
     check_fingerprints(folder, EXPERIMENT, FINGERPRINTS)
     assert (folder.path / "environment.json").read_bytes() == before
 
@@ -116,7 +112,7 @@ def begun() -> list[Record]:
 def test_records_that_the_search_would_breed_are_taken_and_with_other_masks_are_not(folder):
     for count in (0, 1, 6):
         check_records(folder, EXPERIMENT, Marks(), begun()[:count])
-    message = refusal(check_records, folder, EXPERIMENT, Marks("b"), begun())
+    message = refused(check_records, folder, EXPERIMENT, Marks("b"), begun())
     assert "line 1 is not what this run's settings breed" in message
 
 
@@ -124,7 +120,7 @@ def test_records_that_the_search_would_breed_are_taken_and_with_other_masks_are_
 def test_records_of_another_search_are_refused(folder, place):
     records = begun()
     records[place] = record_of(place, "mul(W, sqr(G))", 2.0)
-    assert refusal(check_records, folder, EXPERIMENT, Marks(), records) == (
+    assert refused(check_records, folder, EXPERIMENT, Marks(), records) == (
         f"{folder.path / 'journal.jsonl'} line {place + 1} is not what this run's settings breed: "
         "it is another run's journal"
     )
@@ -134,4 +130,4 @@ def test_records_with_parents_where_there_was_no_population_are_refused(folder):
     records = begun()
     orphan = records[2].candidate
     records[2] = Record(replace(orphan, parents=(0, 1)), Outcome("failed"))
-    assert "line 3 is not" in refusal(check_records, folder, EXPERIMENT, Marks(), records)
+    assert "line 3 is not" in refused(check_records, folder, EXPERIMENT, Marks(), records)

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from refusals import refusal
 from toy_records import record_of
 
 from configs.schema import Search
@@ -19,13 +20,6 @@ def texts(entries: list[str], group: str = "row") -> list[str]:
     criteria = read_seeds(entries, group)
     assert {criterion.group for criterion in criteria} <= {group}
     return [criterion.text for criterion in criteria]
-
-
-def refusal(entry: str) -> str:
-    with pytest.raises(ValueError) as error:
-        read_seeds(["wanda", entry], "row")
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.fixture
@@ -93,19 +87,20 @@ def test_read_seeds_keeps_the_order_and_drops_repeats(run):
     ],
 )
 def test_read_seeds_refuses_what_is_no_metric_in_one_line(entry, message):
-    assert refusal(entry).startswith(message)
+    assert refusal(read_seeds, [entry], "row").startswith(message)
 
 
 def test_read_seeds_refuses_a_damaged_checkpoint(run, tmp_path):
     path = run / "checkpoint.json"
     path.write_bytes(path.read_bytes().replace(b"9.0", b"1.0"))
     expected = f"checkpoint {path} is damaged, or from another version"
-    assert refusal(str(run)) == refusal(str(path)) == expected
+    for entry in (run, path):
+        assert refusal(read_seeds, [str(entry)], "row") == expected
     # And one whose metric cannot rank weights.
     with closing(RunFolder.create(tmp_path / "another")) as folder:
         folder.write_checkpoint(State(1, (record_of(0, "X", 2.0),)), State())
     expected = f"checkpoint {folder.path}/checkpoint.json is damaged, or from another version"
-    assert refusal(str(folder.path)) == expected
+    assert refusal(read_seeds, [str(folder.path)], "row") == expected
 
 
 def test_read_seeds_reads_back_what_was_written_without_the_files(run):
