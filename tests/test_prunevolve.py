@@ -1,14 +1,18 @@
-"""A search from Python: its callback, its result, its ways to end."""
+"""The Python API: the examples of docs/PYTHON.md, and how a search ends."""
 
 import io
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
+from doc_examples import blocks_of, run_examples
 
+import prunevolve
 from configs import schema
 from prunevolve import Unfinished, resume, run
 from search.journal import FolderError
 
+PAGE = Path(prunevolve.__file__).parent / "docs/PYTHON.md"
 SMALL = [
     *("ray.workers=0", "search.candidates=8", "search.population=4", "search.stages=[1]"),
     *("search.lag=2", "fitness.windows=2", "fitness.length=32", "calibration.windows=1"),
@@ -88,3 +92,15 @@ def test_folder_that_does_not_fit_is_refused(finished, tmp_path):
         resume(result.folder, ["search.seed=7"])
     with pytest.raises(FolderError, match="is not a run folder"):
         resume(tmp_path)
+
+
+def test_examples_of_the_page_run_and_give_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_examples(blocks_of(PAGE)) >= 14
+    assert len(capsys.readouterr().out.splitlines()) == 13  # three metrics, ten candidates
+
+
+@pytest.mark.parametrize("name", prunevolve.__all__)
+def test_every_name_of_the_api_has_a_docstring_and_is_on_the_page(name):
+    assert getattr(prunevolve, name).__doc__
+    assert f"`prunevolve.{name}`" in PAGE.read_text(encoding="utf-8")

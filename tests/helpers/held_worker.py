@@ -1,13 +1,12 @@
-"""An actor of the pool that a test can hold, kill, starve or break while it does a request.
+"""An actor of the pool that a test can hold, starve or break while it does a request.
 
-Orders are files in a folder that both know: `hold-NAME`, `kill-NAME`, `eat-NAME` and `break-NAME`,
-where a name is a request's class, or the index of a candidate; the last two are obeyed once. What a
+Orders are files in a folder that both know: `hold-NAME`, `eat-NAME` and `break-NAME`, where a name
+is a request's class, or the index of a candidate; the last two are obeyed once. What a
 worker does is written down there, in `log`: the name, its process, and the MiB that it has for
 itself.
 """
 
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -33,8 +32,6 @@ class HeldWorker(Worker):
         evaluates = isinstance(request, Evaluate)
         name = str(request.candidate.index) if evaluates else type(request).__name__
         orders = _log(name)
-        if (orders / f"kill-{name}").exists():
-            os.kill(os.getpid(), signal.SIGKILL)
         if _once(orders / f"eat-{name}"):
             _eat()
         if _once(orders / f"break-{name}"):

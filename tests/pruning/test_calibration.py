@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from own_statistics import own_gradients, own_inputs
 from torch.nn import functional
 from torch.testing import assert_close
 from toy_models import FAMILIES, VOCABULARY, toy_model, toy_windows
@@ -16,52 +17,6 @@ from pruning.walk import collect
 
 BOTH = frozenset({"X", "G"})
 ALL = frozenset(STATISTICS)
-
-
-def own_gradients(model, layers, windows):
-    """Return each layer's weight gradients, one for each window, by autograd.grad."""
-    weights = [layer.weight for layer in layers.values()]
-    by_window = []
-    for window in windows:
-        logits = model(input_ids=window[None]).logits[0]
-        loss = functional.cross_entropy(logits[:-1], window[1:])
-        by_window.append(torch.autograd.grad(loss, weights))
-    return dict(zip(layers, zip(*by_window, strict=True), strict=True))
-
-
-def own_output_gradients(model, layers, windows):
-    """Return each layer's output gradients over all windows' tokens, by autograd.grad."""
-    kept = {}
-    handles = [
-        layer.register_forward_hook(lambda _, __, y, name=name: kept.update({name: y}))
-        for name, layer in layers.items()
-    ]
-    by_window = []
-    for window in windows:
-        logits = model(input_ids=window[None]).logits[0]
-        loss = functional.cross_entropy(logits[:-1], window[1:])
-        by_window.append(torch.autograd.grad(loss, [kept[name] for name in layers]))
-    for handle in handles:
-        handle.remove()
-    stacked = [torch.cat(gradients).flatten(0, -2) for gradients in zip(*by_window, strict=True)]
-    return dict(zip(layers, stacked, strict=True))
-
-
-@torch.no_grad()
-def own_inputs(model, layers, windows):
-    """Return each layer's inputs, one (tokens, in_features) for each window."""
-    kept = {name: [] for name in layers}
-    handles = [
-        layer.register_forward_hook(
-            lambda _, inputs, __, name=name: kept[name].append(inputs[0].clone())
-        )
-        for name, layer in layers.items()
-    ]
-    for window in windows:
-        model(input_ids=window[None])
-    for handle in handles:
-        handle.remove()
-    return {name: [x.reshape(-1, x.shape[-1]) for x in inputs] for name, inputs in kept.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +50,8 @@ def test_statistics_of_gradients_are_of_a_hundredfold_gradient_in_each_window(fa
     layers = linear_layers(model)
     found = collect(ResidentStore(model), windows, frozenset("GM"))
     assert list(found["G"]) == list(found["M"]) == list(layers)
-    for name, gradients in own_gradients(model, layers, windows).items():
+    for name, pairs in own_gradients(model, layers, windows).items():
+        gradients = [gradient for gradient, _ in pairs]
         root = sum((100 * gradient) ** 2 for gradient in gradients).sqrt()
         assert_close(found["G"][name], root, rtol=1e-4, atol=1e-4)
         # How far the loss falls if the weight moves away from zero.
@@ -156,7 +112,8 @@ def test_output_gradient_statistic_is_the_root_mean_square_over_all_tokens(famil
     layers = linear_layers(model)
     B = collect(ResidentStore(model), windows, frozenset(leaves))["B"]
     assert list(B) == list(layers)
-    for name, gradients in own_output_gradients(model, layers, windows).items():
+    for name, pairs in own_gradients(model, layers, windows).items():
+        gradients = torch.cat([gradient for _, gradient in pairs])
         expected = (100 * gradients).square().mean(0).sqrt()[:, None]
         assert_close(B[name], expected, rtol=1e-4, atol=1e-5)
         assert B[name].shape == (layers[name].out_features, 1)
@@ -172,16 +129,6 @@ def test_variance_holds_where_a_channel_is_far_from_zero():
     # Deviations from 4096: -1, 1, 0, 0, -2, 2; squared 10 in all, over 6.
     found = statistics_of(sums, torch.zeros(3, 2))
     assert found["V"]["a"].item() == pytest.approx(10 / 6)
-
-
-def test_window_given_twice_leaves_means_doubles_M_and_multiplies_G_by_the_root_of_two():
-    model, window = toy_model("llama"), toy_windows(count=1)
-    once = collect(ResidentStore(model), window, ALL)
-    twice = collect(ResidentStore(model), window.repeat(2, 1), ALL)
-    factors = {"M": 2, "G": 2**0.5}
-    for leaf in STATISTICS:
-        for name, statistic in once.leaf(leaf).items():
-            assert_close(twice.leaf(leaf)[name], statistic * factors.get(leaf, 1))
 
 
 @pytest.mark.parametrize("leaves", ["", "W", *"XGAVBHOM", "WX", "AG", "VB", "GM", "WXGAVBHOM"])

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refusal
+from toy_metrics import trees
 
 from pruning.leaves import LEAVES
 from pruning.metric import Metric
-from pruning.operators import OPERATORS
 from pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
 
 EXAMPLES = settings(deadline=None)
@@ -31,18 +31,10 @@ VOCABULARY = (
 NEITHER = "has something that is neither an operator call nor a leaf at column"
 
 
-def _nodes(children):
-    return st.sampled_from(sorted(OPERATORS)).flatmap(
-        lambda name: st.tuples(*[children] * OPERATORS[name].arity).map(
-            lambda operands: Metric(name, operands)
-        )
-    )
-
-
 MAGNITUDES = st.floats(1e-37, 1e37)
 NUMBERS = st.one_of(st.just(0.0), MAGNITUDES, MAGNITUDES.map(lambda x: -x))
 ENDS = st.one_of(st.sampled_from(sorted(LEAVES)).map(Metric), NUMBERS.map(Metric.constant))
-METRICS = st.recursive(ENDS, _nodes, max_leaves=12)
+METRICS = trees(ENDS, max_leaves=12)
 
 
 def nested(depth):

@@ -9,12 +9,15 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from pruning.embed_and_head import block_inputs
 from pruning.models import (
+    comes_from_hub,
     decoder_blocks,
     linear_layers,
     load_config,
     load_model,
     load_tokenizer,
     source_of,
+    split_revision,
+    with_revision,
 )
 
 SUPPORTED = "gemma2, gemma3, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3"
@@ -144,3 +147,22 @@ def test_source_of_a_model_is_a_folder_or_a_hub_id_with_its_revision(tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "model@v1").mkdir(parents=True)
     assert source_of("org/model@v1") == ("org/model@v1", "main")
+
+
+@pytest.mark.parametrize(
+    "model", ["nowhere", "./nowhere", "/no/where", "a/b/c", "~/x", "", "a/..", "x" * 300, __file__]
+)
+def test_load_config_refuses_what_is_neither_a_folder_nor_a_hub_id(model):
+    with pytest.raises(ValueError, match=r"is no folder: give embedded, a folder or a hub id$"):
+        load_config(model)
+
+
+def test_comes_from_hub_knows_a_folder_the_embedded_model_and_a_hub_id(tmp_path):
+    assert not comes_from_hub(str(tmp_path))
+    assert not comes_from_hub("embedded")
+    assert comes_from_hub("facebook/opt-125m")
+
+
+def test_split_revision_undoes_with_revision():
+    for revision in ("v1.0", None):
+        assert split_revision(with_revision("owner/name", revision)) == ("owner/name", revision)

@@ -6,8 +6,8 @@ import weakref
 
 import pytest
 import torch
+from own_statistics import own_gradients, own_inputs
 from refusals import refusal
-from torch.nn import functional
 from toy_models import FAMILIES, toy_model, toy_windows
 
 from pruning.masks import Layer, Model, NOfM, Row, Target
@@ -26,37 +26,17 @@ UP_PROJ = "model.layers.1.mlp.up_proj"
 NO_WINDOWS = torch.empty(0, 8, dtype=torch.int64)
 
 
-@torch.no_grad()
 def own_activations(model, names, windows):
     """Return the mean over windows of each named layer's squared input norms, (1, in)."""
-    sums = dict.fromkeys(names, 0)
-
-    def watch(name):
-        def add(_, inputs):
-            tokens = inputs[0].flatten(end_dim=-2)  # some families merge batch and tokens
-            sums[name] = sums[name] + tokens.square().sum(0, keepdim=True)
-
-        return add
-
-    handles = [model.get_submodule(n).register_forward_pre_hook(watch(n)) for n in names]
-    for window in windows:
-        model(input_ids=window[None])
-    for handle in handles:
-        handle.remove()
-    return {name: total / len(windows) for name, total in sums.items()}
+    inputs = own_inputs(model, {name: model.get_submodule(name) for name in names}, windows)
+    totals = {name: sum(x.square().sum(0, keepdim=True) for x in inputs[name]) for name in names}
+    return {name: total / len(windows) for name, total in totals.items()}
 
 
-def own_gradients(model, windows):
+def root_of_gradients(model, windows):
     """Return the root of the summed squares of the gradients times 100, (out, in)."""
-    layers = linear_layers(model)
-    weights = [layer.weight for layer in layers.values()]
-    sums = [torch.zeros_like(weight) for weight in weights]
-    for window in windows:
-        logits = model(input_ids=window[None]).logits[0]
-        loss = functional.cross_entropy(logits[:-1], window[1:])
-        for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
-            total += (100 * gradient) ** 2
-    return {name: total.sqrt() for name, total in zip(layers, sums, strict=True)}
+    found = own_gradients(model, linear_layers(model), windows)
+    return {name: sum((100 * g) ** 2 for g, _ in pairs).sqrt() for name, pairs in found.items()}
 
 
 def keep_highest(weight, scores, removed):
@@ -111,7 +91,7 @@ def assert_same_weights(actual, expected):
 def test_one_shot_removes_the_lowest_of_each_group_by_dense_statistics(family, target):
     model, windows = toy_model(family), toy_windows()
     dense = weights_of(model)
-    X, G = own_activations(model, dense, windows), own_gradients(model, windows)
+    X, G = own_activations(model, dense, windows), root_of_gradients(model, windows)
     scores = {name: w.abs() * (G[name] + X[name].sqrt()) for name, w in dense.items()}
     expected = keep_highest_in_groups(dense, scores, target)
     assert_same_weights(pruned_weights(model, GBLM, target, windows), expected)
@@ -121,7 +101,7 @@ def test_one_shot_removes_the_lowest_of_each_group_by_dense_statistics(family, t
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sequential_equals_whole_runs_with_the_earlier_blocks_pruned(family, target):
     model, windows = toy_model(family), toy_windows()
-    G = own_gradients(model, windows)  # of the dense model
+    G = root_of_gradients(model, windows)  # of the dense model
     actual = pruned_weights(model, GBLM, target, windows, "sequential")
     expected = copy.deepcopy(model)
     for block in decoder_blocks(expected):

@@ -157,10 +157,6 @@ def records_of(search: Search) -> list[Record]:
     return searched(search)[0]
 
 
-def children_of(records: list[Record]) -> list[Record]:
-    return [record for record in records if record.candidate.parents]
-
-
 @cache
 def whole(lag: int = 7, kind: str = "plain") -> list[Step]:
     """The uninterrupted search, told one outcome after the other, whoever decided it."""

@@ -1,10 +1,16 @@
-"""Faults of machines and people that hit `run_search.py` itself: one line, 3, and it goes on."""
+"""Faults of machines and people that hit `run_search.py` itself: one line, 3, and it goes on.
+
+One seed, one journal: with one worker or two, uninterrupted or stopped and resumed.
+"""
 
 import fcntl
+import json
 import os
+import random
 import re
 import signal
 import subprocess
+import sys
 import termios
 import time
 from contextlib import contextmanager
@@ -13,6 +19,7 @@ import psutil
 import pytest
 from ray_cluster import cluster_of
 from search_process import (
+    ROOT,
     assert_same,
     begin,
     descendants,
@@ -23,10 +30,14 @@ from search_process import (
     wait_for_lines,
 )
 
-CANDIDATES = 40
+CANDIDATES = 60
 IN_PROCESS = "ray.workers=0"
 ENDLESS = "search.candidates=100000"
 STOP_SECONDS = 10
+TWO_TASKS = [
+    *("tasks=[{sparsity: 0.5}, {pattern: 2:4, weight: 2}]", "search.primitives=release"),
+    *("search.brood=1", "search.units=off"),
+]
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +46,19 @@ def launch(out, *overrides):
     return launch_command(out, f"search.candidates={CANDIDATES}", *overrides)
 
 
+def undisturbed(out, *overrides):
+    """Run a search in one process to its end; its outcomes are of many kinds."""
+    done = run(launch(out, IN_PROCESS, *overrides))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in journal(out).splitlines()]
+    assert {line["outcome"] for line in lines} >= {"evaluated", "stopped", "duplicate"}
+    assert any(line["parents"] for line in lines)
+    return out
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    out = tmp_path_factory.mktemp("reference") / "run"
-    done = run(launch(out, IN_PROCESS))
-    assert done.returncode == 0, done.stderr
-    return out
+    return undisturbed(tmp_path_factory.mktemp("reference") / "run")
 
 
 def last_line(output):
@@ -67,6 +85,44 @@ def continued(out, *overrides):
     candidates = max(CANDIDATES, journal(out).count(b"\n"))
     done = run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}", *overrides))
     assert done.returncode == 0, done.stderr
+
+
+def test_journal_is_the_same_for_any_number_of_workers(tmp_path):
+    done = run(launch(tmp_path / "run", *TWO_TASKS, "ray.workers=2"))
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "run", undisturbed(tmp_path / "reference", *TWO_TASKS))
+
+
+def test_resume_after_every_kind_of_stop_at_random_points_is_the_same(reference, tmp_path):
+    out = tmp_path / "run"
+    ways = [signal.SIGINT, signal.SIGKILL, signal.SIGTERM]
+    points = sorted(random.Random(0).sample(range(3, CANDIDATES - 5), len(ways)))
+    arguments = launch(out, "ray.workers=2")
+    for point, number in zip(points, ways, strict=True):
+        with (tmp_path / "killed.log").open("a") as log:
+            process = begin(arguments, stdout=log, stderr=log)
+            wait_for_lines(process, out, point)
+            process.send_signal(number)
+            code = process.wait(timeout=120)
+        assert code == (-number if number == signal.SIGKILL else 3)
+        arguments = resume_command(out)
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    assert_same(out, reference)
+
+
+def test_search_under_many_faults_ends_as_without_them(tmp_path):
+    """`benchmarks/soak.py` in its small form."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--json", str(figures)]
+    command += ["--candidates=80", "--seed=1", "--pause=1", "--minutes=10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(figures.read_text())
+    assert found["journal_identical"]
+    assert (found["lost"], found["workers_left"]) == (0, 0)
+    kinds = {"worker killed", "worker stopped", "node removed", "driver killed"}
+    assert set(found["faults"]) >= kinds
 
 
 def test_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, tmp_path):

@@ -119,15 +119,6 @@ def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, inject
     assert pool.staff.faults == {"exhausted": times}
 
 
-def test_device_that_is_broken_for_good_ends_the_run(pool, injected):
-    injected("prune", LACKING["CUDA error"][0], lambda *_: True)
-    for candidate in CANDIDATES:
-        pool.submit(candidate)
-    with pytest.raises(PoolError, match=f"no worker functions: RuntimeError: {CUDA}, 3 times"):
-        for _ in range(100):
-            assert pool.next_outcome() is None
-
-
 def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, injected):
     injected("prune", lambda: KeyError("layer"), lambda call, metric, _: metric == ONE.metric)
     failed, other = arrivals_of(pool, CANDIDATES)

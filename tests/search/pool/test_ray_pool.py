@@ -14,7 +14,6 @@ from pruning.criterion import Criterion
 from pruning.masks import NOfM
 from search.fitness import Task
 from search.pool import pool as pools
-from search.pool.pool import MOST
 from search.pool.requests import CompareMasks, ProbeTensors, WindowLosses
 from search.population import Candidate
 from search.resident import Subject
@@ -115,26 +114,6 @@ def test_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool
     assert until_arrival(pool).outcome == here.evaluate(Candidate(0, WANDA))
     assert len(set(orders.doers("0"))) == 3
     assert faults_since(pool, before) == {"lost": 2}
-
-
-def test_candidate_that_kills_every_worker_fails_while_others_do_not(
-    pool, here, orders, monkeypatch
-):
-    monkeypatch.setitem(MOST, "lost", 3)
-    before = dict(pool.staff.faults)
-    orders.give("kill-1")
-    candidates = [Candidate(index, WANDA if index < 4 else SNIP) for index in range(8)]
-    outcomes = outcomes_of(pool, candidates)
-    times = MOST["lost"]
-    assert outcomes[1].kind == "failed"
-    assert outcomes[1].reason == (
-        f"ended every worker that it was given to, {times} of {times}: "
-        "its process or its node was lost"
-    )
-    others = [candidate for candidate in candidates if candidate.index != 1]
-    assert [outcomes[c.index] for c in others] == [here.evaluate(c) for c in others]
-    assert len(set(orders.doers("1"))) == times
-    assert faults_since(pool, before) == {"lost": times}
 
 
 def test_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(pool, here, orders, monkeypatch):
