@@ -1,9 +1,11 @@
 """The engine on a CUDA device gives what it gives on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy_models import toy_model, toy_windows
-from toy_setup import made_of
+from toy_setup import HALF, ROLES, TWO_OF_FOUR, made_of, setup_of
 
 from pruning.checkpoint import Checkpoint
 from pruning.criterion import Criterion
@@ -12,13 +14,12 @@ from pruning.masks import Layer, Model, NOfM, Row, Target, select
 from pruning.metric import Metric
 from pruning.models import load_config
 from pruning.pruner import prune
-from pruning.ranking import lowest_n_of_m, lowest_per_row
 from pruning.recipe import Recipe
 from pruning.store import FolderStore
 from pruning.walk import Texts
-from search.fitness import Setup, Task
 from search.population import Candidate
-from search.resident import Subject
+
+MODEL = Target(0.37, Model())
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,23 +27,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def scores():
+@pytest.mark.parametrize(
+    "target", [Target(0.5, Row()), Target(0.6, Layer()), Target(0.5, NOfM(2, 4)), MODEL]
+)
+def test_masks_are_those_of_the_cpu(target):
     # One decimal: many ties.
-    return torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-
-
-def test_masks_are_those_of_the_cpu(scores):
-    on_gpu = scores.cuda()
-    assert torch.equal(lowest_per_row(on_gpu, 0.5).cpu(), lowest_per_row(scores, 0.5))
-    layer = [Layer().mask(some, 0.6) for some in (on_gpu, scores)]
-    assert torch.equal(layer[0].cpu(), layer[1])
-    assert torch.equal(lowest_n_of_m(on_gpu, 2, 4).cpu(), lowest_n_of_m(scores, 2, 4))
-
-
-def test_model_masks_are_those_of_the_cpu(scores):
+    scores = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     layers = {"a": scores, "b": 2 * scores}
-    target = Target(0.37, Model())
     on_gpu = dict(select(lambda name: layers[name].cuda(), layers, target))
     for name, mask in select(layers.__getitem__, layers, target):
         assert torch.equal(on_gpu[name].cpu(), mask)
@@ -51,22 +42,12 @@ def test_model_masks_are_those_of_the_cpu(scores):
 @pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(A))))"])
 def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric):
     generator = torch.Generator().manual_seed(0)
-    windows = {
-        role: torch.randint(3, 1000, (4, 64), generator=generator)
-        for role in ("calibration", "fitness", "selection", "report")
-    }
+    windows = {role: torch.randint(3, 1000, (4, 64), generator=generator) for role in ROLES}
     outcomes = []
     for device in ("cpu", "cuda"):
-        setup = Setup(
-            subjects=(Subject("embedded", "float32"),),
-            windows=(windows,),
-            tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 0, 0.5, NOfM(2, 4), 1.0)),
-            leaves=STATISTICS,
-            device=device,
-            threads=1,
-            stages=(1,),
-        )
-        evaluator = made_of(setup)
+        tasks = (HALF, replace(TWO_OF_FOUR, weight=1.0))
+        common = {"windows": (windows,), "tasks": tasks, "leaves": STATISTICS, "stages": (1,)}
+        evaluator = made_of(setup_of(**common, device=device))
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)
 

@@ -191,13 +191,6 @@ def test_tokenizer_is_refused_in_one_line_or_read_without_its_code(
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, "[]"])
-def test_jsonl_line_that_is_no_record_is_refused(refused, tmp_path, line):
-    (tmp_path / "text.jsonl").write_text(line + "\n")
-    words = ("--set", "fitness.corpus=text.jsonl", "--set", "fitness.split=all")
-    assert "'text.jsonl' line 1 " in refused(run_search, "--validate", *words)
-
-
 @pytest.mark.parametrize("seed", [None, 0])
 def test_windows_beyond_the_limit_are_refused_before_they_are_cut(refused, tiny_llama_dir, seed):
     assert schema.MOST_TOKENS == corpus.MOST_TOKENS

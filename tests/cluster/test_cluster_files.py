@@ -25,10 +25,6 @@ RAY_UP = sorted(CLUSTER.glob("ray_up*.yaml"))
 TEXTS = [ROOT / "docs/CLUSTER.md", *SHELL, *RAY_UP, CLUSTER / "rayjob.yaml"]
 
 
-def read(path):
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def commands(path):
     """The lines of a text, those that a backslash continues as one, without comments."""
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -47,7 +43,7 @@ def test_shell_scripts_parse():
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
 def test_ray_up_fits_the_schema_of_the_installed_ray_and_gives_every_node_the_token(path):
     schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
-    config = read(path)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
     jsonschema.validate(config, schema)
     validate_config(prepare_config(config))
     assert any(name.endswith("/.ray/auth_token") for name in config["file_mounts"])
@@ -57,7 +53,7 @@ def test_ray_up_fits_the_schema_of_the_installed_ray_and_gives_every_node_the_to
 
 
 def test_rayjob_is_a_cluster_to_the_autoscaler_of_the_installed_ray():
-    job = read(CLUSTER / "rayjob.yaml")
+    job = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text(encoding="utf-8"))
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     cluster = job["spec"]["rayClusterSpec"]
     metadata = {**job["metadata"], "namespace": "default"}

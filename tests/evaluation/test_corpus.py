@@ -126,6 +126,9 @@ def test_parquet_without_text_column_is_refused(tmp_path):
         ("a.parquet", b"no parquet", " is not a parquet file: "),
         ("a.jsonl", b'{"text": "one"}\n{"content": "two"}\n', " line 2 has no string field 'text'"),
         ("a.jsonl", b"plain text\n", " line 1 is no JSON: "),
+        ("a.jsonl", b"[" * 100_000, " line 1 is "),
+        ("a.jsonl", b"9" * 5000, " line 1 "),
+        ("a.jsonl", b"[]", " line 1 has no string field 'text'"),
         ("a.txt", "caf\u00e9".encode("latin-1"), " must be UTF-8 text: "),
     ],
 )
@@ -133,6 +136,7 @@ def test_broken_file_is_refused(tmp_path, name, content, problem):
     path = tmp_path / name
     path.write_bytes(content)
     message = refusal(load_text, str(path), "all")
+    assert len(message) < 700
     assert message.startswith(f"corpus file {str(path)!r}{problem}")
 
 

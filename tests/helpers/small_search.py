@@ -18,18 +18,24 @@ def brief(pool: Pool, setup: Setup) -> None:
     pool.prepare(UseScale(scale_of(setup, pool.ask)))
 
 
-def arrivals_of(pool: Pool, candidates: list[Candidate], most_turns: int = 2000) -> list[Arrival]:
-    """Evaluate candidates 0, 1, ...; return what arrives, in their order."""
-    for candidate in candidates:
-        pool.submit(candidate)
+def drive(pool: Pool, count: int, most_turns: int = 3000) -> dict[int, Arrival]:
+    """Let a pool go on until so many outcomes arrived; return them by candidate."""
     found: dict[int, Arrival] = {}
     for _ in range(most_turns):
         if arrival := pool.next_outcome():
             assert arrival.index not in found
             found[arrival.index] = arrival
-        if len(found) == len(candidates):
-            return [found[candidate.index] for candidate in candidates]
+        if len(found) == count:
+            return found
     raise AssertionError(f"only {sorted(found)} arrived")
+
+
+def arrivals_of(pool: Pool, candidates: list[Candidate]) -> list[Arrival]:
+    """Evaluate candidates; return what arrives, in their order."""
+    for candidate in candidates:
+        pool.submit(candidate)
+    found = drive(pool, len(candidates))
+    return [found[candidate.index] for candidate in candidates]
 
 
 def outcomes_of(pool: Pool, candidates: list[Candidate]) -> list[Outcome]:

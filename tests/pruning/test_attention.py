@@ -9,16 +9,12 @@ from toy_models import FAMILIES, toy_model, toy_windows
 from pruning.attention import NAME, causal_attention, use_blocked_attention
 
 
-def heads(count, tokens, seed, width=8):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, count, tokens, width, generator=generator)
-
-
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize(("count", "key_count"), [(4, 4), (6, 2), (3, 1)])
 def test_causal_attention_and_its_gradients_are_torchs(tokens, count, key_count):
-    counts = (count, key_count, key_count)
-    tensors = [heads(n, tokens, seed).requires_grad_() for seed, n in enumerate(counts)]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, tokens, 8) for heads in (count, key_count, key_count)]
+    tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     found = causal_attention(*tensors, 0.3)
     expected = scaled_dot_product_attention(*tensors, is_causal=True, scale=0.3, enable_gqa=True)
     assert_close(found, expected)

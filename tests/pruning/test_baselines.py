@@ -10,10 +10,6 @@ def relative_importance(W):
     return W / W.sum(0, keepdim=True) + W / W.sum(1, keepdim=True)
 
 
-def min_max(G):
-    return (G - G.min()) / (G.max() - G.min())
-
-
 # By W (absolute), G, X (squared norms), V, B, H and M.
 FORMULAS = {
     "magnitude": lambda W, G, X, V, B, H, M: W,
@@ -21,7 +17,7 @@ FORMULAS = {
     "ria": lambda W, G, X, V, B, H, M: relative_importance(W) * (X**0.5) ** 0.5,
     "gblm": lambda W, G, X, V, B, H, M: W * X**0.5 + W * G,
     "snip": lambda W, G, X, V, B, H, M: W * G,
-    "pruner-zero": lambda W, G, X, V, B, H, M: W**2 * min_max(G),
+    "pruner-zero": lambda W, G, X, V, B, H, M: W**2 * (G - G.min()) / (G.max() - G.min()),
     "relative-importance": lambda W, G, X, V, B, H, M: relative_importance(W),
     "ria-full": lambda W, G, X, V, B, H, M: relative_importance(W) * X**0.5,
     "gblm-gradient": lambda W, G, X, V, B, H, M: W * G,

@@ -74,7 +74,6 @@ def test_resolve_metric_reads_a_tree_of_the_release_and_a_formula_in_a_file(
         ("~/best", "looks like a file and there is no such file"),
         ("a/\0", "looks like a file and there is no such file"),
         ("W/X", "metric 'W/X' is written infix: write quot(W, X)"),
-        ("mul(W, Y)", "has the unknown leaf 'Y'"),
         ("X", "gives every row the same scores"),
         ("", "metric '' is empty"),
     ],

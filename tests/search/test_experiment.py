@@ -128,16 +128,18 @@ def test_texts_that_overlap_across_tasks_are_refused(place):
     assert resolve(config(tasks, "allow_test_selection=true")).notes == ()
 
 
-MIX = "{mix: [{corpus: embedded, split: training}, {corpus: embedded, split: %s%s}], %s}"
+MIX = (
+    "{mix: [{corpus: embedded, split: training}, {corpus: embedded, split: %s}], "
+    "windows: 8, length: 32}"
+)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MIX % ("calibration", ", share: 99", "windows: 8, length: 32"), "leaves none for corpus"),
-        (MIX % ("'training[50%:]'", "", "windows: 8, length: 32"), "part 1 and part 2 overlap: "),
-        (MIX % ("report", "", "windows: 8, length: 32"), "calibration and report overlap: "),
-        (MIX % ("dev", "", "windows: 8, length: 32"), "split of corpus 'embedded' must be one of"),
+        (MIX % "'training[50%:]'", "part 1 and part 2 overlap: "),
+        (MIX % "report", "calibration and report overlap: "),
+        (MIX % "dev", "split of corpus 'embedded' must be one of"),
     ],
 )
 def test_mixtures_that_cannot_be_used_are_refused(text, message):
@@ -148,8 +150,6 @@ def test_mixtures_that_cannot_be_used_are_refused(text, message):
     ("override", "message"),
     [
         ("fitness.split=dev", "fitness: split of corpus 'embedded' must be one of "),
-        ("fitness.split=fitness[60%:40%]", "fitness: split must be name, "),
-        ("fitness.corpus=wikitext", "fitness: corpus must be one of "),
         ("fitness.corpus=missing.txt", "fitness: corpus file 'missing.txt' is not there"),
         (f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]", "report: split of corpus 'embedded' must "),
         ("search.seeds=[magnitude, wandaa]", "metric 'wandaa' is no known name: did you mean "),
@@ -177,7 +177,6 @@ FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
     ("task", "message"),
     [
         ("{pattern: '4:2'}", "pattern must be unstructured or n:m with 0 < n < m <= "),
-        ("{pattern: '0:4'}", "pattern must be unstructured or n:m with 0 < n < m <= "),
         ("{pattern: '3:7'}", "pattern must divide the inputs of every layer, got 7 of 192 in "),
         ("{model: nowhere}", "model 'nowhere' is no folder: give embedded, a folder or a hub id"),
         (f"{{fitness: {FEW}}}", "search.stages must be at most fitness.windows = 4, got [2, 4, "),

@@ -23,7 +23,7 @@ from toy_setup import (
 )
 
 from evaluation.perplexity import window_losses
-from pruning.masks import Model, Row, Target, select
+from pruning.masks import select
 from pruning.models import linear_layers, load_model
 from pruning.pruner import prune
 from pruning.recipe import Recipe
@@ -40,13 +40,6 @@ def candidate(criterion, index=0, **more):
     return Candidate(index, criterion, **more)
 
 
-def noise(windows=4, length=32, vocabulary=1000):
-    """Return windows of random tokens by role."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (windows, length)
-    return {role: torch.randint(3, vocabulary, shape, generator=generator) for role in ROLES}
-
-
 @pytest.fixture(scope="module")
 def setup():
     return setup_of()
@@ -61,11 +54,13 @@ def evaluator(setup):
 def on_two_models(setup, tiny_llama_dir):
     """Three tasks: two on the embedded model, one on another with other texts."""
     other = Task("other", 1, 0.25, None, 2.0)
+    generator = torch.Generator().manual_seed(0)
+    noise = {role: torch.randint(3, 256, (3, 16), generator=generator) for role in ROLES}
     return made_of(
         replace(
             setup,
             subjects=(*setup.subjects, Subject(str(tiny_llama_dir), "float32")),
-            windows=(words(4), noise(3, 16, vocabulary=256)),
+            windows=(words(4), noise),
             tasks=(HALF, other, TWO_OF_FOUR),
         )
     )
@@ -102,11 +97,6 @@ def rescaled(evaluator, *cells, **changes):
     evaluator.use_scale(scale.model_copy(update={"cells": tuple(own), **changes}))
 
 
-def weights_of(evaluator, subject=0):
-    layers = linear_layers(evaluator.residents[subject].store.model)
-    return {name: layer.weight.clone() for name, layer in layers.items()}
-
-
 def assert_dense(evaluator):
     for resident, subject in zip(evaluator.residents, evaluator.setup.subjects, strict=True):
         dense = linear_layers(load_model(subject.model, subject.dtype))
@@ -114,12 +104,12 @@ def assert_dense(evaluator):
             assert torch.equal(layer.weight, dense[name].weight), name
 
 
-def pruned_by_wanda(evaluator, task):
+def pruned(evaluator, task, criterion=WANDA):
     """Return a model of a task that was pruned without the evaluator."""
     subject = evaluator.setup.subjects[task.subject]
     store = ResidentStore(load_model(subject.model, subject.dtype))
     calibration = evaluator.setup.windows[task.subject]["calibration"]
-    prune(store, Recipe(WANDA.metric, task.target("row")), Texts(calibration))
+    prune(store, Recipe(criterion.metric, task.target(criterion.group)), Texts(calibration))
     return store
 
 
@@ -128,7 +118,7 @@ def rises_under_wanda(evaluator, task):
     subject = evaluator.setup.subjects[task.subject]
     windows = evaluator.setup.windows[task.subject]["fitness"]
     dense = window_losses(ResidentStore(load_model(subject.model, subject.dtype)), windows)
-    return window_losses(pruned_by_wanda(evaluator, task), windows) - dense
+    return window_losses(pruned(evaluator, task), windows) - dense
 
 
 def stops_at(evaluator, criterion, limit):
@@ -140,19 +130,6 @@ def stops_at(evaluator, criterion, limit):
         for by in (-1e-5, 1e-5)
     ]
     return kinds == ["stopped", "evaluated"]
-
-
-@pytest.mark.parametrize("group", [Row(), Model()])
-def test_pruned_zeroes_the_masked_dense_weights_and_keeps_the_others(evaluator, group):
-    resident, dense = evaluator.residents[0], weights_of(evaluator)
-    masks = dict(select(lambda name: dense[name].abs(), dense, Target(0.5, group)))
-    expected = {name: w.masked_fill(masks[name], 0) for name, w in dense.items()}
-    resident.prune(SNIP.metric, Target(0.7, Model()))  # of which nothing is left
-    with resident.pruned(MAGNITUDE.metric, Target(0.5, group)):
-        for name, weight in weights_of(evaluator).items():
-            assert torch.equal(weight, expected[name])
-            assert torch.equal(resident.master[name], dense[name])
-    assert_dense(evaluator)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +154,7 @@ def test_evaluate_restores_every_weight_bit_for_bit(
 
 def test_evaluate_gives_the_mean_loss_of_the_pruned_model(evaluator, setup):
     outcome = evaluator.evaluate(candidate(WANDA))
-    expected = window_losses(pruned_by_wanda(evaluator, HALF), setup.windows[0]["fitness"])
+    expected = window_losses(pruned(evaluator, HALF), setup.windows[0]["fitness"])
     assert outcome.kind == "evaluated"
     assert outcome.fitness == pytest.approx(expected.mean().item(), abs=1e-9)
     assert outcome.tokens == 4 * 32
@@ -273,8 +250,9 @@ def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluat
 def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models):
     for number, task in enumerate(on_two_models.setup.tasks):
         windows = on_two_models.setup.windows[task.subject]["selection"]
-        expected = window_losses(pruned_by_wanda(on_two_models, task), windows).tolist()
-        assert on_two_models.losses(number, "selection", WANDA) == pytest.approx(expected)
+        for criterion in (SNIP, WANDA, MAGNITUDE):
+            expected = window_losses(pruned(on_two_models, task, criterion), windows).tolist()
+            assert on_two_models.losses(number, "selection", criterion) == pytest.approx(expected)
         subject = on_two_models.setup.subjects[task.subject]
         dense = window_losses(ResidentStore(load_model(subject.model, "float32")), windows)
         assert on_two_models.losses(number, "selection", None) == dense.tolist()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -102,7 +103,6 @@ def test_validate_shows_the_plan(call):
             f"ray.cpus_per_worker = 1000 is more than the {os.cpu_count()} cores of this machine: "
             f"give at most {os.cpu_count()}",
         ),
-        ("pruning={pattern: 2:4, sparsity: 0.7}", "sparsity must be 0.5 with pattern 2:4, got 0.7"),
         ("search.candidate=5", "search.candidate is an unknown key; did you mean candidates?"),
     ],
 )
@@ -116,7 +116,11 @@ def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option, override
     ("overrides", "problem"),
     [
         (["model=nobody/nothing"], "model 'nobody/nothing' cannot be loaded: give 'embedded', a "),
-        (["report.corpus=ptb", "report.split=test"], "report: corpus 'ptb': the Hugging Face hub "),
+        (
+            ["report.corpus=ptb", "report.split=test"],
+            r"report: corpus 'ptb': the Hugging Face hub could not be reached or did not serve it "
+            r"\(.+\); use 'embedded' or a local .txt, .jsonl, .parquet file instead$",
+        ),
         (["ray.address=127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1 "),
     ],
 )
@@ -127,7 +131,7 @@ def test_launch_without_the_hub_or_cluster_that_it_needs_is_one_line(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     code, _, err = call("--out", "run", *setting(*overrides))
     assert (code, err.count("\n")) == (2, 1)
-    assert err.startswith(f"error: {problem}")
+    assert re.match(f"error: {problem}", err)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -186,12 +190,6 @@ def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):
     assert refusal(4, "--resume", "run", "--set", "search.candidates=2") == (
         "search.candidates = 2 is below the 3 that run has: give more"
     )
-
-
-def test_resume_refuses_a_damaged_journal(refusal, run_folder):
-    (run_folder / "journal.jsonl").write_text("{}\n")
-    message = refusal(4, "--resume", "run")
-    assert message == "run/journal.jsonl line 1 is damaged: not a journal record: {}"
 
 
 def test_resume_refuses_a_config_that_was_edited(refusal, run_folder):

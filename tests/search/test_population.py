@@ -42,10 +42,6 @@ def same_size(one: Criterion, other: Criterion) -> bool:
     return one.metric.size == other.metric.size
 
 
-def always(one: Criterion, other: Criterion) -> bool:
-    return True
-
-
 def indices(records) -> list[int]:
     return [one.index for one in records]
 
@@ -81,7 +77,7 @@ def test_near_of_two_masks_only_the_fitter_is_a_member():
     state = after((3.0, 1), (2.0, 2), (2.5, 1), (2.1, 2), near=same_size)
     assert indices(state.population) == [1, 2]
     # One that is turned away still enters the hall of fame.
-    state = after((2.0, 1), (2.5, 3), near=always)
+    state = after((2.0, 1), (2.5, 3), near=lambda *_: True)
     assert (indices(state.population), indices(state.hall_of_fame)) == ([0], [0, 1])
 
 

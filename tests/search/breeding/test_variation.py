@@ -188,22 +188,10 @@ def test_mutations_are_those_that_are_named_each_as_often_as_its_weight(variatio
     assert drawn == pytest.approx(expected, rel=0.3)
 
 
-def mutated(name: str, seed: int) -> tuple[Metric, Metric]:
-    metric, primitives = parents(seed)[0], RELEASE.primitives
+def mutated(name: str, metric: Metric, variation: Variation, seed: int) -> Metric:
     mutate, _ = MUTATIONS[name]
     with seeded(seed, 2):
-        return metric, to_metric(mutate(to_tree(metric, primitives), primitives))
-
-
-def tunings(text: str, count: int = 60) -> set[str]:
-    """Return what the constant mutation makes of a formula, over some seeds."""
-    primitives, found = EXTENDED.primitives, set()
-    mutate, _ = MUTATIONS["constant"]
-    for seed in range(count):
-        with seeded(seed):
-            tree = mutate(to_tree(Metric.parse(text), primitives), primitives)
-        found.add(to_metric(tree).text)
-    return found
+        return to_metric(mutate(to_tree(metric, variation.primitives), variation.primitives))
 
 
 FEW = ("0.5", "0.833", "1.2", "2", "-1")
@@ -227,28 +215,24 @@ FEW = ("0.5", "0.833", "1.2", "2", "-1")
     ],
 )
 def test_constant_mutation_tunes_one_number_by_the_few_factors(text, tuned, numbers):
-    assert tunings(text) == {formula.format(number) for formula in tuned for number in numbers}
+    made = {mutated("constant", Metric.parse(text), EXTENDED, seed).text for seed in range(60)}
+    assert made == {formula.format(number) for formula in tuned for number in numbers}
 
 
 def test_node_mutation_changes_one_node_and_no_shape():
-    for before, after in (mutated("node", seed) for seed in range(0, 90, 3)):
+    for seed in range(0, 90, 3):
+        before = parents(seed)[0]
+        after = mutated("node", before, RELEASE, seed)
         pairs = list(zip(before.nodes(), after.nodes(), strict=True))
         assert sum(one.name != other.name for one, other in pairs) <= 1
         assert all(len(one.operands) == len(other.operands) for one, other in pairs)
 
 
 @BOTH
-def test_factor_mutation_draws_the_worth_of_a_row_an_input_or_a_layer_or_a_relative_matrix(
-    variation,
-):
-    mutate, _ = MUTATIONS["factor"]
-    factors = []
-    for seed in range(400):
-        with seeded(seed):
-            tree = mutate(to_tree(Metric("W"), variation.primitives), variation.primitives)
-        product = to_metric(tree)
-        assert product.name in ("mul", "quot")
-        factors.append(product.operands[1])
+def test_factor_mutation_draws_the_worth_of_a_row_an_input_a_layer_or_a_matrix(variation):
+    products = [mutated("factor", Metric("W"), variation, seed) for seed in range(400)]
+    assert {product.name for product in products} <= {"mul", "quot"}
+    factors = [product.operands[1] for product in products]
     assert all(factor.never_negative for factor in factors)
     matrices = [factor.text for factor in factors if factor.shape == MATRIX]
     assert all(re.search(r"quot\((.), (row|col)mean\(\1\)\)", text) for text in matrices)

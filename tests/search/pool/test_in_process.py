@@ -5,23 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_search import arrivals_of, embedded_setup, outcomes_of
+from small_search import arrivals_of, brief, embedded_setup, outcomes_of
+from toy_setup import SNIP, WANDA
 
-from pruning.criterion import Criterion
-from search.baseline_losses import scale_of
 from search.pool.pool import MOST, Pool, PoolError
-from search.pool.requests import (
-    CollectStatistics,
-    InProcessBackend,
-    UseScale,
-    UseStatistics,
-    fault_of,
-)
+from search.pool.requests import InProcessBackend, fault_of
 from search.population import Candidate
 from search.resident import Resident, Subject
 
-ONE, OTHER = Criterion.parse("mul(W, sqrt(X))", "row"), Criterion.parse("mul(W, G)", "model")
-CANDIDATES = [Candidate(0, ONE), Candidate(1, OTHER)]
+CANDIDATES = [Candidate(0, WANDA), Candidate(1, SNIP)]
 CUDA = "CUDA error: an illegal memory access was encountered"
 LACKING = {
     "CUDA out of memory": (
@@ -52,37 +44,17 @@ def pool_of(setup):
     return Pool(InProcessBackend(setup), setup, 1, 300, 600)
 
 
-@pytest.fixture(scope="module")
-def setup():
-    return embedded_setup()
-
-
-@pytest.fixture(scope="module")
-def statistics(setup):
-    return pool_of(setup).ask([CollectStatistics(0)])[0]
-
-
-@pytest.fixture(scope="module")
-def scale(setup, statistics):
-    pool = pool_of(setup)
-    pool.prepare(UseStatistics(0, statistics))
-    return scale_of(setup, pool.ask)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(setup, statistics, scale):
-    return outcomes_of(briefed(pool_of(setup), statistics, scale), CANDIDATES)
+@pytest.fixture
+def pool():
+    setup = embedded_setup()
+    made = pool_of(setup)
+    brief(made, setup)
+    return made
 
 
 @pytest.fixture
-def pool(setup, statistics, scale):
-    return briefed(pool_of(setup), statistics, scale)
-
-
-def briefed(pool, statistics, scale):
-    pool.prepare(UseStatistics(0, statistics))
-    pool.prepare(UseScale(scale))
-    return pool
+def undisturbed(pool):
+    return outcomes_of(pool, CANDIDATES)
 
 
 @pytest.fixture
@@ -120,7 +92,7 @@ def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, inject
 
 
 def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, injected):
-    injected("prune", lambda: KeyError("layer"), lambda call, metric, _: metric == ONE.metric)
+    injected("prune", lambda: KeyError("layer"), lambda call, metric, _: metric == WANDA.metric)
     failed, other = arrivals_of(pool, CANDIDATES)
     assert other.outcome == undisturbed[1]
     assert failed.outcome.kind == "failed"
@@ -150,8 +122,8 @@ def test_outcomes_come_in_order_with_seconds_peak_memory_and_worker(pool):
         assert arrival.timing["peak_mib"] > 50  # torch alone is more
 
 
-def test_model_that_is_not_there_is_one_line(setup):
-    missing = replace(setup, subjects=(Subject("/nowhere", "float32"),))
+def test_model_that_is_not_there_is_one_line():
+    missing = replace(embedded_setup(), subjects=(Subject("/nowhere", "float32"),))
     with pytest.raises(PoolError, match=r"no worker could be started: .*'/nowhere'") as error:
         pool_of(missing).model_digest(0)
     assert "\n" not in str(error.value)

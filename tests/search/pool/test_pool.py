@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 import pytest
-from small_search import embedded_setup
+from small_search import drive, embedded_setup
 
 from pruning.criterion import Criterion
 from search.pool.pool import (
@@ -144,18 +144,6 @@ def ready_pool(backend, workers=None):
 
 def turns(pool, count):
     return [arrival for _ in range(count) if (arrival := pool.next_outcome())]
-
-
-def drive(pool, count, most_turns=3000):
-    """Return so many outcomes by candidate, and all that else arrives on the way."""
-    found = {}
-    for _ in range(most_turns):
-        if arrival := pool.next_outcome():
-            assert arrival.index not in found
-            found[arrival.index] = arrival
-        if len(found) == count:
-            return found
-    raise AssertionError(f"only {sorted(found)} arrived")
 
 
 def faulty(fault, bad, times=10**6):

@@ -7,18 +7,15 @@ import pytest
 from ray_cluster import Orders, cluster_of, pool_of, until, until_arrival
 from small_search import brief, embedded_setup, outcomes_of
 from toy_models import toy_model
-from toy_setup import made_of
+from toy_setup import SNIP, WANDA, made_of
 
 from configs.schema import Memory
-from pruning.criterion import Criterion
 from pruning.models import linear_layers
 from search.pool.pool import PoolError
 from search.population import Candidate
 from search.resident import Subject
 
 pytestmark = pytest.mark.slow
-
-WANDA, SNIP = Criterion.parse("mul(W, sqrt(X))", "row"), Criterion.parse("mul(W, G)", "model")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arrival
 from small_search import arrivals_of, brief, embedded_setup, outcomes_of
-from toy_setup import made_of
+from toy_setup import SNIP, WANDA, made_of
 
 from pruning.criterion import Criterion
 from pruning.masks import NOfM
@@ -19,8 +19,6 @@ from search.population import Candidate
 from search.resident import Subject
 
 pytestmark = pytest.mark.slow
-
-WANDA, SNIP = Criterion.parse("mul(W, sqrt(X))", "row"), Criterion.parse("mul(W, G)", "model")
 
 
 @pytest.fixture(scope="module")
