@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,22 @@ def hub_cache(tiny_llama_dir, tmp_path, monkeypatch) -> HubCache:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Run the search's entry in this process and an empty folder; returns code, output, error."""
-    monkeypatch.chdir(tmp_path)
+def started(monkeypatch, capsys):
+    """Run a script in this process, which must end with a code; returns what it printed."""
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["prunevolve-search", *map(str, words)])
+    def run(script, *words, code=0):
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
         with pytest.raises(SystemExit) as end:
-            run_search.main()
-        return end.value.code or 0, *capsys.readouterr()
+            script.main()
+        out, err = capsys.readouterr()
+        assert (end.value.code or 0) == code, err
+        return out, err
 
     return run
+
+
+@pytest.fixture
+def call(started, monkeypatch, tmp_path):
+    """Run the search in an empty folder; see `started`."""
+    monkeypatch.chdir(tmp_path)
+    return partial(started, run_search)

@@ -1,7 +1,8 @@
-"""How both scripts start: help, version, mistakes in the options, and `--json`."""
+"""How both scripts start and end early: help, mistakes in options, `--json`, signals, readers."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -9,19 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from command_line import NOTHING_WRITTEN, interruptible
+
 ROOT = Path(__file__).parents[1]
-CONSOLE_SCRIPT = [
-    "-c",
-    "import sys; sys.argv[0] = 'prunevolve-prune'; from run_prune import main; main()",
-]
+CONSOLE_SCRIPT = "import sys; sys.argv[0] = 'prunevolve-prune'; from run_prune import main; main()"
 SCRIPTS = ["run_prune", "run_search"]
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+PRUNE = ("run_prune.py", "--model", "embedded", "--metric", "wanda", "--out", "out")
 
 
-def started(*words, script=("run_prune.py",), **environment):
-    """Run a script in a process of its own."""
-    command = [sys.executable, *script, *words]
-    settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+def started(script, *words, folder=ROOT, **environment):
+    """Run a script, or lines of Python after -c, in a process of its own."""
+    path = f"{folder}{os.pathsep}{ROOT}"
+    settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": path} | environment
+    command = [sys.executable, script if script == "-c" else str(ROOT / script), *words]
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, cwd=folder, env=settings, **options)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -30,20 +34,20 @@ def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, 
     # Whatever imports one of these fails here.
     heavy = "torch=None, transformers=None, numpy=None, ray=None, deap=None, datasets=None"
     broken = f"import sys; sys.modules.update({heavy}); import {script}; {script}.main()"
-    run = started(option, script=["-c", broken])
+    run = started("-c", broken, option)
     assert run.returncode == code
     assert len(run.stderr.splitlines()) == (0 if code == 0 else 1)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_has_examples_and_exit_codes_and_version_is_the_projects(script):
-    run = started("-h", script=[f"{script}.py"])
+    run = started(f"{script}.py", "-h")
     assert run.returncode == 0
     for text in (f"python {script}.py --", "3 interrupted, resumable", "--install-completion"):
         assert text in run.stdout
     assert "bool" not in run.stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    run = started("--version", script=[f"{script}.py"])
+    run = started(f"{script}.py", "--version")
     assert (run.returncode, run.stdout) == (0, f"prunevolve {project['version']}\n")
 
 
@@ -53,7 +57,7 @@ def test_help_has_examples_and_exit_codes_and_version_is_the_projects(script):
 )
 def test_shell_completes_names(option, start, expected):
     run = started(
-        script=CONSOLE_SCRIPT,
+        *("-c", CONSOLE_SCRIPT),
         _PRUNEVOLVE_PRUNE_COMPLETE="complete_bash",
         COMP_WORDS=f"prunevolve-prune {option} {start}",
         COMP_CWORD="2",
@@ -63,7 +67,7 @@ def test_shell_completes_names(option, start, expected):
 
 def test_json_has_a_mistake_of_run_prune():
     for words, problem in ((("--metric", "wanda"), ""), (("--sparcity", "1"), "No such option: ")):
-        run = started(*words, "--json")
+        run = started("run_prune.py", *words, "--json")
         told = json.loads(run.stdout)
         assert (run.returncode, told["exit"], told["reason"]) == (2, 2, "usage")
         assert told["error"].startswith(problem)
@@ -71,15 +75,70 @@ def test_json_has_a_mistake_of_run_prune():
 
 
 def test_json_has_a_mistake_of_run_search(call):
-    code, out, err = call("--json", "--set", "search.sed=1")
+    out, err = call("--json", "--set", "search.sed=1", code=2)
     told = json.loads(out)
-    assert (code, told["exit"], told["reason"]) == (2, 2, "usage")
+    assert (told["exit"], told["reason"]) == (2, "usage")
     assert err == f"error: {told['error']}\n"
     assert "did you mean seed?" in told["error"]
 
 
 def test_json_of_a_plan_has_its_lines(call):
-    code, out, err = call("--json", "--validate")
+    out, err = call("--json", "--validate")
     told = json.loads(out)
-    assert (code, told["exit"], told["reason"], told["ending"]) == (0, 0, "done", "valid")
+    assert (told["exit"], told["reason"], told["ending"]) == (0, "done", "valid")
     assert err.splitlines() == [*told["plan"], "valid"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_interruptible_raises_at_the_first_signal_and_leaves_the_second_to_python(number):
+    own = signal.getsignal(number)
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == own
+    assert signal.getsignal(number) == own
+
+
+def test_interruptible_lets_nohup_ignore_a_closed_terminal():
+    own = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, own)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("words", [("run_search.py", "--out", "out", "--json"), PRUNE])
+def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, words, number):
+    # In the module's place stands one that is hit by the signal.
+    (tmp_path / "torch.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(30)\n"
+    )
+    done = started(*words, folder=tmp_path)
+    assert done.returncode == 3
+    assert "interrupted" in done.stderr and len(done.stderr.splitlines()) == 1
+    told = f'"reason": "interrupted", "error": "{NOTHING_WRITTEN}"'
+    assert told in done.stdout if "--json" in words else not done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_unreachable_hub_is_one_line(tmp_path):
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = started("run_search.py", "--set", "model=owner/name", folder=tmp_path, **settings)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: model 'owner/name' cannot be loaded: give 'embedded', a ")
+
+
+@pytest.mark.slow
+def test_prune_into_a_closed_pipe_ends_with_3_and_goes_on(tmp_path):
+    words = [sys.executable, *PRUNE[:-1], str(tmp_path / "out"), "--samples", "64"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    while not process.stdout.readline().startswith("plan: "):
+        assert process.poll() is None
+    process.stdout.close()
+    assert process.wait(timeout=300) == 3
+    assert subprocess.run([*words, "--resume"], cwd=ROOT, timeout=300).returncode == 0

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,15 @@ CODE = "from pathlib import Path; Path('ran').touch()"
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys, tmp_path):
+def refused(started, monkeypatch, tmp_path):
     """Run a script that must refuse with exit code 2; returns its one line."""
 
     def run(script, *words):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            script.main()
-        out, err = capsys.readouterr()
+        out, err = started(script, *words, code=2)
         # Notes and progress may come before.
         lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert (end.value.code, out, len(lines)) == (2, "", 1), err
+        assert (out, len(lines)) == ("", 1), err
         assert err.endswith(f"{lines[0]}\n")
         assert len(lines[0]) < 700
         assert not Path("ran").exists()
@@ -56,7 +52,6 @@ def both_refuse(refused, tmp_path):
 
 @pytest.fixture
 def model(tiny_llama_dir, tmp_path):
-    """A folder of a tiny model that may be altered."""
     return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
 
 
@@ -177,9 +172,7 @@ def test_model_with_a_header_that_lies_is_refused(both_refuse, model, content):
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["own.Own", null]}}'),
     ],
 )
-def test_tokenizer_is_refused_in_one_line_or_read_without_its_code(
-    model, name, content, tmp_path, monkeypatch
-):
+def test_tokenizer_is_refused_or_read_without_its_code(model, name, content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (model / name).write_text(content)
     (model / "own.py").write_text(CODE)

@@ -26,7 +26,6 @@ def tokenizer(bos: str | None, adds: bool) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def texts(tmp_path):
-    """Two texts: 0 to 39, and 60 to 99."""
     paths = []
     for name, first in (("low", 0), ("high", 60)):
         path = tmp_path / f"{name}.txt"
@@ -49,9 +48,7 @@ def parts(texts, *shares):
         (True, False, [[BOS, 0, 1], [19, 20, 21]]),
     ],
 )
-def test_windows_begin_with_bos_if_asked_or_if_the_tokenizer_puts_one_first(
-    texts, adds, bos, expected
-):
+def test_windows_begin_with_bos_if_asked_or_if_the_tokenizer_does(texts, adds, bos, expected):
     cut = token_windows(tokenizer("<s>", adds), texts[0], "all", 2, 3, None, bos=bos)
     assert cut.tokens.tolist() == expected
     assert cut.provenance["bos"] == (adds if bos is None else bos)

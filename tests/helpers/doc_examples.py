@@ -10,7 +10,6 @@ PLACED = re.compile(r"# (\S+), (above|last in|among) (.*)\n")
 
 
 def blocks_of(page):
-    """Return the page's Python blocks."""
     return BLOCK.findall(Path(page).read_text(encoding="utf-8"))
 
 

@@ -20,15 +20,12 @@ FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 
 
 class HeldWorker(Worker):
-    """Does as it is ordered before each request."""
-
     def start(self, *arguments):
         """Write down what the libraries take, then load the models."""
         _log("start")
         return super().start(*arguments)
 
     def do(self, request, statistics=None):
-        """Obey, then do the request."""
         evaluates = isinstance(request, Evaluate)
         name = str(request.candidate.index) if evaluates else type(request).__name__
         orders = _log(name)

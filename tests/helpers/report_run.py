@@ -52,7 +52,6 @@ def records_of(count: int) -> list[Record]:
 
 
 def task_of(**changes: Any) -> dict[str, Any]:
-    """Return one task's measurements."""
     names = [f"model.layers.{block}.{kind}" for block in range(BLOCKS) for kind in KINDS]
     best_zeros = {name: 0.5 + 0.02 * i for i, name in enumerate(names)}
     return {
@@ -84,7 +83,6 @@ def task_of(**changes: Any) -> dict[str, Any]:
 
 
 def summary_of(records: list[Record], **changes: Any) -> Summary:
-    """Return the summary of a run with two tasks."""
     best = records[-1]
     behind = {
         "wanda": {"nats": -0.13, "standard_error": 0.02},

@@ -39,7 +39,6 @@ def arrivals_of(pool: Pool, candidates: list[Candidate]) -> list[Arrival]:
 
 
 def outcomes_of(pool: Pool, candidates: list[Candidate]) -> list[Outcome]:
-    """As `arrivals_of`, the outcomes alone."""
     return [arrival.outcome for arrival in arrivals_of(pool, candidates)]
 
 

@@ -19,8 +19,3 @@ def record_of(
     """Return an evaluated record, or one of another kind if it has no fitness."""
     candidate = Candidate(index, Criterion(Metric.parse(metric), group), parents, fingerprint)
     return Record(candidate, Outcome(kind if fitness is None else "evaluated", fitness, 64, reason))
-
-
-def named(record: Record) -> tuple[str, str]:
-    """Return a record's metric text and group."""
-    return record.criterion.text, record.criterion.group

@@ -1,7 +1,6 @@
 """Masks: which weights go, in each comparison group, to the last tie."""
 
 import weakref
-from collections.abc import Mapping
 
 import pytest
 import torch
@@ -38,26 +37,20 @@ def matrices(draw):
     return torch.tensor(flat, dtype=torch.float32).reshape(rows, columns)
 
 
-class Lazy(Mapping):
+class Lazy(dict):
     """Scores made anew at each request; counts requests, and those still alive at each."""
 
     def __init__(self, scores):
-        self.scores = scores
+        super().__init__(scores)
         self.requests = dict.fromkeys(scores, 0)
         self.given, self.alive = [], []
 
     def __getitem__(self, name):
         self.alive.append(sum(reference() is not None for reference in self.given))
         self.requests[name] += 1
-        scores = self.scores[name].clone()
+        scores = super().__getitem__(name).clone()
         self.given.append(weakref.ref(scores))
         return scores
-
-    def __iter__(self):
-        return iter(self.scores)
-
-    def __len__(self):
-        return len(self.scores)
 
 
 def stable_lowest(values, count):
@@ -104,7 +97,7 @@ def test_lowest_in_model_is_a_stable_sort_of_all_scores_in_a_row(layers, sparsit
     expected = stable_lowest(everything, int(len(everything) * sparsity))
     assert torch.cat([mask.flatten() for mask in masks.values()]).tolist() == expected
     assert list(masks) == list(lazy)
-    assert all(masks[name].shape == lazy.scores[name].shape for name in masks)
+    assert all(masks[name].shape == lazy.get(name).shape for name in masks)
 
 
 def test_lowest_in_model_takes_scores_in_any_memory_layout():
@@ -179,28 +172,6 @@ def test_n_of_m_of_a_large_matrix_is_that_of_a_stable_sort(pruned, group):
     order = groups.sort(dim=1, stable=True).indices[:, :pruned]
     expected = torch.zeros_like(groups, dtype=torch.bool).scatter(1, order, True)
     assert torch.equal(lowest_n_of_m(scores, pruned, group), expected.reshape(scores.shape))
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        (Target(0.5, Row()), [[[1, 0, 1, 0], [1, 1, 0, 0]], [[1, 0, 1, 0]]]),
-        (Target(0.5, Layer()), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
-        # The six lowest of the twelve are -1, 0, 1, 2 of the first layer and 3, 4 of the second.
-        (Target(0.5, Model()), [[[0, 0, 0, 0], [1, 1, 1, 1]], [[1, 0, 1, 0]]]),
-        # Three of the twelve: all in the first layer.
-        (Target(0.25, Model()), [[[0, 0, 0, 0], [1, 1, 1, 0]], [[0, 0, 0, 0]]]),
-        (Target(0.0, NOfM(3, 4)), [[[0, 0, 1, 0], [1, 0, 0, 0]], [[1, 0, 0, 0]]]),
-    ],
-)
-def test_select_follows_the_target(target, expected):
-    first = torch.tensor([[6.0, 8.0, 5.0, 7.0], [-1.0, 0.0, 1.0, 2.0]])
-    second = torch.tensor([[3.0, 9.0, 4.0, 9.0]])
-    selected = list(
-        select({"first": first, "second": second}.__getitem__, ["first", "second"], target)
-    )
-    assert [name for name, _ in selected] == ["first", "second"]
-    assert [mask.int().tolist() for _, mask in selected] == expected
 
 
 def test_select_in_the_model_takes_the_mean_of_the_fractions_by_size():

@@ -55,9 +55,7 @@ def test_resolve_metric_reads_what_a_search_or_a_pruning_writes_or_its_folder(tm
         ("metric.json", json.dumps({"metric": PUBLISHED, "group": None})),
     ],
 )
-def test_resolve_metric_reads_a_tree_of_the_release_and_a_formula_in_a_file(
-    tmp_path, name, content
-):
+def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     resolved = resolve_metric(str(path))

@@ -70,7 +70,6 @@ def weights_of(model):
 
 
 def prune_model(model, metric, target, windows, propagation="one-shot", **options):
-    """Prune a model in memory, in place."""
     prune(ResidentStore(model), Recipe(metric, target, propagation), Texts(windows), **options)
 
 

@@ -3,10 +3,9 @@
 import hashlib
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +19,12 @@ from pruning.masks import DegenerateScores
 from search.breeding.breeder import Breeder
 from search.evolution import Evolution
 from search.population import Candidate, Outcome, Record, State
-from search.surrogate import Sketch, Surrogate
+from search.surrogate import Surrogate
 
 SEEDS = tuple(Criterion.parse(text, "row") for text in ("mul(W, sqrt(X))", "mul(W, W)", "W"))
 
 
-def changed(search: Search, **changes: Any) -> Search:
+def changed(search, **changes):
     return search.model_copy(update=changes)
 
 
@@ -48,30 +47,26 @@ FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3)
 KINDS = {"plain": PLAIN, "full": FULL}
 
 
-Pick = Callable[[list[Candidate]], int | None]
-"""Which of the waiting candidates comes next, by place; None for none in time."""
-
-
-def digits(criterion: Criterion) -> int:
+def digits(criterion):
     return int(hashlib.sha256(criterion.text.encode()).hexdigest()[:8], 16)
 
 
 class Drawn:
     """Masks of which some formulas share one and some have none; a distance is one of marks."""
 
-    def fingerprint(self, criterion: Criterion) -> str:
+    def fingerprint(self, criterion):
         if digits(criterion) % 7 == 0:
             raise DegenerateScores(f"'{criterion.text}' is constant")
         return f"{digits(criterion) % 199:03}"
 
-    def distance(self, one: Criterion, other: Criterion) -> float:
+    def distance(self, one, other):
         return abs(int(self.fingerprint(one)) - int(self.fingerprint(other))) / 1000
 
-    def sketch(self, criterion: Criterion) -> Sketch:
+    def sketch(self, criterion):
         return (np.frombuffer(criterion.text.ljust(64)[:64].encode(), np.uint64),)
 
 
-def outcome_of(candidate: Candidate) -> Outcome:
+def outcome_of(candidate):
     """Shorter texts are fitter, more or less; some fail, some are stopped."""
     number = digits(candidate.criterion)
     if number % 11 == 0:
@@ -82,19 +77,19 @@ def outcome_of(candidate: Candidate) -> Outcome:
     return Outcome("evaluated", rise, 100, rises=(rise,))
 
 
-def first(waiting: list[Candidate]) -> int:
+def first(waiting):
     return 0
 
 
-def last(waiting: list[Candidate]) -> int:
+def last(waiting):
     return -1
 
 
-def racing(seed: int, workers: int = 3) -> Pick:
+def racing(seed, workers=3):
     """Workers hold the oldest candidates; often none is done yet, then any of them is."""
     draw = random.Random(seed)
 
-    def pick(waiting: list[Candidate]) -> int | None:
+    def pick(waiting):
         return None if draw.random() < 0.6 else draw.randrange(min(workers, len(waiting)))
 
     return pick
@@ -114,10 +109,10 @@ class Searching:
     """Asks and tells as a search does: at once what is decided, the rest as `pick` says."""
 
     evolution: Evolution
-    pick: Pick = first
+    pick: object = first
     asked: list[Candidate] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self):
         waiting: list[Candidate] = []
         while not self.evolution.done:
             for candidate in self.evolution.ask():
@@ -131,34 +126,31 @@ class Searching:
                 candidate = waiting.pop(place)
                 yield from self.told(candidate, outcome_of(candidate))
 
-    def told(self, candidate: Candidate, outcome: Outcome) -> Iterator[Step]:
+    def told(self, candidate, outcome):
         if records := self.evolution.tell(candidate.index, outcome):
             yield Step(records, self.evolution.state, self.evolution.resumable)
 
     @property
-    def submitted(self) -> list[Candidate]:
+    def submitted(self):
         return [candidate for candidate in self.asked if not candidate.decided]
 
 
-def beginning(
-    search: Search, records: Iterable[Record] = (), start: State | None = None
-) -> Evolution:
+def beginning(search, records=(), start=None):
     breeder = Breeder(search, "row", SEEDS)
     return Evolution(breeder, [1.0], Drawn(), start or State(), records)
 
 
-def searched(search: Search, pick: Pick = first) -> tuple[list[Record], Searching]:
-    """The records of a whole search, and what was asked for."""
+def searched(search, pick=first):
     searching = Searching(beginning(search), pick)
     return [record for step in searching for record in step.records], searching
 
 
-def records_of(search: Search) -> list[Record]:
+def records_of(search):
     return searched(search)[0]
 
 
 @cache
-def whole(lag: int = 7, kind: str = "plain") -> list[Step]:
+def whole(lag=7, kind="plain"):
     """The uninterrupted search, told one outcome after the other, whoever decided it."""
     evolution = beginning(changed(KINDS[kind], lag=lag))
     waiting: deque[Candidate] = deque()
@@ -171,14 +163,12 @@ def whole(lag: int = 7, kind: str = "plain") -> list[Step]:
     return steps
 
 
-def journal(lag: int = 7, kind: str = "plain") -> list[Record]:
+def journal(lag=7, kind="plain"):
     """The records of the uninterrupted search: one a step."""
     return [record for step in whole(lag, kind) for record in step.records]
 
 
-def assert_continues(
-    evolution: Evolution, pick: Pick, cut: int, lag: int = 7, kind: str = "plain"
-) -> None:
+def assert_continues(evolution, pick, cut, lag=7, kind="plain"):
     """Check that a search goes on after `cut` records just as the uninterrupted one does."""
     if cut:
         assert evolution.state == whole(lag, kind)[cut - 1].state
@@ -192,11 +182,11 @@ def assert_continues(
     assert evolution.done and list(evolution.ask()) == []
 
 
-def near_of(search: Search) -> Callable[[Criterion, Criterion], bool]:
+def near_of(search):
     return lambda one, other: Drawn().distance(one, other) < search.crowding
 
 
-def state_after(records: Iterable[Record], search: Search) -> State:
+def state_after(records, search):
     state = State()
     for record in records:
         state = state.commit(record, search, near_of(search))
@@ -258,7 +248,7 @@ def test_ask_decides_what_needs_no_evaluation():
 
 
 def test_ask_does_not_take_a_mistake_for_a_degenerate_metric(monkeypatch):
-    def mistaken(self: Drawn, criterion: Criterion) -> str:
+    def mistaken(self, criterion):
         raise ValueError("pattern must divide the inputs")
 
     monkeypatch.setattr(Drawn, "fingerprint", mistaken)
@@ -308,7 +298,7 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
 BROODS = changed(PLAIN, brood=6, lag=0)
 
 
-def mark_of(criterion: Criterion) -> str | None:
+def mark_of(criterion):
     try:
         return Drawn().fingerprint(criterion)
     except DegenerateScores:
@@ -316,7 +306,7 @@ def mark_of(criterion: Criterion) -> str | None:
 
 
 def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
-    def predict(self: Surrogate, criteria: Sequence[Criterion]) -> list[float]:
+    def predict(self, criteria):
         return [float(len(criterion.text)) for criterion in criteria]
 
     monkeypatch.setattr(Surrogate, "predict", predict)

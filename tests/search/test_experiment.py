@@ -17,7 +17,6 @@ LIMIT = load_config("embedded").max_position_embeddings
 
 
 def config(*overrides: str) -> Config:
-    """The embedded experiment with some changes."""
     return schema.load(None, list(overrides))
 
 
@@ -159,9 +158,7 @@ def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
     assert refused(override).startswith(message)
 
 
-def test_model_smollm2_that_is_missing_is_refused_with_the_command_that_builds_it(
-    tmp_path, monkeypatch
-):
+def test_model_smollm2_that_is_missing_is_refused_with_what_builds_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal(lambda: resolve(schema.load("smollm2_135m", []))) == (
         "model 'models/smollm2-135m' is no folder: give embedded, a folder or a hub id "

@@ -1,6 +1,5 @@
 """One mask, one fingerprint; a metric that cannot prune is refused with the reason."""
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -20,21 +19,21 @@ TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
 refused = partial(refusal, error=DegenerateScores)
 
 
-def probe(seed: int = 0, x_scale: float = 1.0) -> Probe:
-    """Two layers on different scales, 6 rows of 16 inputs; all leaves positive."""
+def probe(seed=0, x_scale=1.0, inputs=16):
+    """Two layers on different scales, of 6 rows; all leaves positive."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int) -> torch.Tensor:
+    def draw(*shape):
         return torch.rand(*shape, generator=generator) + 0.1
 
     names = {"a": 1.0, "b": 3.0}
-    weights = {name: draw(6, 16) * scale - 0.8 for name, scale in names.items()}
-    X = {name: draw(1, 16) * x_scale for name in names}
-    G = {name: draw(6, 16) for name in names}
+    weights = {name: draw(6, inputs) * scale - 0.8 for name, scale in names.items()}
+    X = {name: draw(1, inputs) * x_scale for name in names}
+    G = {name: draw(6, inputs) for name in names}
     return Probe(weights, Statistics(X=X, G=G))
 
 
-def mark(text: str, target: Target = HALF, on: Probe | None = None) -> str:
+def mark(text, target=HALF, on=None):
     marks = Fingerprints([(on or probe(), lambda group: target)])
     return marks.fingerprint(Criterion(Metric.parse(text), target.group.name))
 
@@ -79,7 +78,7 @@ SMALL = Probe(
 parse = Criterion.parse
 
 
-def asking(sparsity: float) -> Callable[[str], Target]:
+def asking(sparsity):
     return lambda group: Target(sparsity, group_of(group))
 
 
@@ -129,18 +128,10 @@ def test_diversity_counts_members_masks_apart_and_the_mean_distance_of_a_pair():
     assert HALVES.diversity(members[:1], 0.1) == {"members": 1, "masks": 1, "mean_distance": 0.0}
 
 
-def wide(seed: int = 0, inputs: int = 512) -> Probe:
-    """Two layers of 6 rows, with enough inputs for a sketch to leave some out."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {name: torch.rand(6, inputs, generator=generator) for name in "ab"}
-    G = {name: torch.rand(6, inputs, generator=generator) for name in "ab"}
-    return Probe(weights, Statistics(G=G))
-
-
 @pytest.mark.parametrize("group", GROUPS)
 def test_sketches_of_one_order_are_equal_and_differ_about_as_fingerprints_do(group, monkeypatch):
     monkeypatch.setattr("search.fingerprint.GLANCED", 768)
-    marks = Fingerprints([(wide(), asking(0.5)), (wide(1), asking(0.25))])
+    marks = Fingerprints([(probe(inputs=512), asking(0.5)), (probe(1, inputs=512), asking(0.25))])
     one, same, other = (parse(text, group) for text in ("mul(W, G)", "sqr(mul(W, G))", "W"))
     for task, kept in enumerate((0.5, 0.25)):
         sketch, again, apart = (marks.sketch(each)[task] for each in (one, same, other))
@@ -153,7 +144,7 @@ def test_sketches_of_one_order_are_equal_and_differ_about_as_fingerprints_do(gro
 
 @pytest.mark.parametrize("text", ["exp(exp(exp(exp(exp(W)))))", "zsn(sub(W, W))"])
 def test_degenerate_scores_have_a_sketch(text):
-    marks = Fingerprints([(wide(), asking(0.5))])
+    marks = Fingerprints([(probe(inputs=512), asking(0.5))])
     assert marks.sketch(parse(text, "row"))[0].size == marks.sketch(parse("W", "row"))[0].size
 
 

@@ -105,7 +105,6 @@ def assert_dense(evaluator):
 
 
 def pruned(evaluator, task, criterion=WANDA):
-    """Return a model of a task that was pruned without the evaluator."""
     subject = evaluator.setup.subjects[task.subject]
     store = ResidentStore(load_model(subject.model, subject.dtype))
     calibration = evaluator.setup.windows[task.subject]["calibration"]
@@ -142,9 +141,7 @@ def stops_at(evaluator, criterion, limit):
     ],
     ids=str,
 )
-def test_evaluate_restores_every_weight_bit_for_bit(
-    on_two_models, criterion, stop_above, kind, reason
-):
+def test_evaluate_restores_every_weights_bits(on_two_models, criterion, stop_above, kind, reason):
     staged = again(on_two_models, stages=(1,))
     outcome = staged.evaluate(candidate(criterion, stop_above=stop_above))
     assert outcome.kind == kind

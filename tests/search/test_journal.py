@@ -51,7 +51,6 @@ def names(path: Path) -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """An open folder of a new run."""
     folder = RunFolder.create(tmp_path / "run")
     folder.write_text("config.yaml", "model: embedded\n")
     yield folder

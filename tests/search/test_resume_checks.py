@@ -101,7 +101,6 @@ class Marks:
 
 
 def begun() -> list[Record]:
-    """The first records of the experiment."""
     candidates = [next(EXPERIMENT.breeder.brood(index, State())) for index in range(6)]
     return [
         Record(replace(one, fingerprint=Marks().fingerprint(one.criterion)), Outcome("failed"))

@@ -81,7 +81,6 @@ def assert_gone(processes):
 
 
 def continued(out, *overrides):
-    """Run a search that was stopped to its end, in this process alone."""
     candidates = max(CANDIDATES, journal(out).count(b"\n"))
     done = run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}", *overrides))
     assert done.returncode == 0, done.stderr

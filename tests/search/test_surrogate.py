@@ -2,19 +2,18 @@
 
 import math
 import re
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from pruning.criterion import Criterion
 from search.population import Candidate, Outcome, Record
-from search.surrogate import Sketch, Surrogate
+from search.surrogate import Surrogate
 
 BYTES = 8
 
 
-def sketch_of(criterion: Criterion) -> Sketch:
+def sketch_of(criterion):
     """A number n in the text makes n bits of a mask 1: distances are differences of numbers."""
     masks = []
     for ones in re.findall(r"add\(([^,]+),", criterion.metric.text):
@@ -24,12 +23,12 @@ def sketch_of(criterion: Criterion) -> Sketch:
     return tuple(masks)
 
 
-def criterion(*bits: int) -> Criterion:
+def criterion(*bits):
     """A criterion with so many ones in its mask for each task."""
     return Criterion.parse("".join(f"add({ones}, " for ones in bits) + "W" + ")" * len(bits), "row")
 
 
-def record(index: int, bits: int | tuple[int, ...], *rises: float | None) -> Record:
+def record(index, bits, *rises):
     """A record of a candidate that was stopped, if a task was not measured."""
     kind = "stopped" if None in rises else "evaluated"
     ones = bits if isinstance(bits, tuple) else (bits,)
@@ -37,9 +36,7 @@ def record(index: int, bits: int | tuple[int, ...], *rises: float | None) -> Rec
     return Record(Candidate(index, criterion(*ones)), Outcome(kind, fitness, 1, rises=rises))
 
 
-def surrogate_of(
-    *records: Record, before: int = 100, weights: Sequence[float] = (1.0,)
-) -> Surrogate:
+def surrogate_of(*records, before=100, weights=(1.0,)):
     surrogate = Surrogate(sketch_of, weights)
     for one in records:
         surrogate.learn(one)
@@ -47,7 +44,7 @@ def surrogate_of(
     return surrogate
 
 
-def predict(surrogate: Surrogate, *bits: int) -> float:
+def predict(surrogate, *bits):
     """What one mask, with so many ones for each task, promises."""
     (promise,) = surrogate.predict([criterion(*bits)])
     return promise

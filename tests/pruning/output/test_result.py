@@ -42,7 +42,6 @@ def tokenizer(tiny_llama_dir):
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    """The folder of a dense toy model."""
     folder = tmp_path_factory.mktemp("dense") / "toy"
     toy_model("llama").save_pretrained(folder)
     return folder
@@ -252,9 +251,7 @@ def test_verify_result_refuses_what_is_cut_short_or_missing(tmp_path, saved):
         ("pruning_recipe.json", {"sha256": {"../x": "0"}}, "file ../x has sha256 none"),
     ],
 )
-def test_verify_result_names_what_was_altered_in_the_papers(
-    tmp_path, saved, name, changes, message
-):
+def test_verify_result_names_what_was_altered_in_a_paper(tmp_path, saved, name, changes, message):
     saved(tmp_path)
     content = json.loads((tmp_path / name).read_text())
     (tmp_path / name).write_text(json.dumps(content | changes))

@@ -1,13 +1,11 @@
 """The breeder: seeds first, then random trees, then children of a population's members."""
 
-from typing import Any
-
 from toy_records import record_of
 
 from configs.schema import Search
 from pruning.criterion import Criterion
 from search.breeding.breeder import Breeder
-from search.population import Candidate, State
+from search.population import State
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
@@ -15,10 +13,7 @@ MEMBERS = tuple(record_of(index, text, 2.0 + index) for index, text in enumerate
 STATE = State(committed=4, population=MEMBERS)
 
 
-def bred(
-    group: str = "row", seeds: tuple[str, ...] = (), state: State = STATE, **changes: Any
-) -> list[Candidate]:
-    """Candidates 0 to 59, all from one state."""
+def bred(group="row", seeds=(), state=STATE, **changes):
     seed_criteria = tuple(Criterion.parse(text, group) for text in seeds)
     breeder = Breeder(SEARCH.model_copy(update=changes), group, seed_criteria)
     return [next(breeder.brood(index, state)) for index in range(60)]

@@ -22,7 +22,6 @@ RARE = ("quot", "mms", "neg", "skp", "abs", "sqrt", "sqr", "mul", "add", "sub", 
 
 
 def random_tree(generator: random.Random, depth: int) -> Metric:
-    """Draw a tree of any shape and type."""
     if depth == 0 or generator.random() < 0.15:
         if generator.random() < 0.3:
             return Metric.constant(generator.choice(NUMBERS))
@@ -33,7 +32,6 @@ def random_tree(generator: random.Random, depth: int) -> Metric:
 
 
 def random_metric(seed: int, depth: int) -> Metric:
-    """Draw a tree that can rank weights."""
     generator = random.Random(seed)
     while (metric := random_tree(generator, depth)).problem:
         pass

@@ -4,7 +4,6 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from deap import gp
@@ -41,19 +40,16 @@ FIRST = Metric.parse("mul(W, sqrt(X))")
 SECOND = Metric.parse("add(mms(G), neg(log(W)))")
 
 
-def changed(variation: Variation, **changes: Any) -> Variation:
+def changed(variation, **changes):
     return replace(variation, search=variation.search.model_copy(update=changes))
 
 
-def parents(seed: int, variation: Variation = RELEASE) -> tuple[Metric, Metric]:
+def parents(seed, variation=RELEASE):
     with seeded(seed):
         return random_metric(variation), random_metric(variation)
 
 
-def children(
-    variation: Variation, count: int, first: Metric = FIRST, second: Metric = SECOND
-) -> list[Metric]:
-    """Children of two metrics, over some seeds."""
+def children(variation, count, first=FIRST, second=SECOND):
     bred = []
     for seed in range(count):
         with seeded(seed):
@@ -61,7 +57,7 @@ def children(
     return bred
 
 
-def is_within_limits(metric: Metric, variation: Variation = RELEASE) -> bool:
+def is_within_limits(metric, variation=RELEASE):
     small = metric.depth <= MAX_TREE_DEPTH and metric.size <= variation.search.max_size
     return small and not metric.problem
 
@@ -188,7 +184,7 @@ def test_mutations_are_those_that_are_named_each_as_often_as_its_weight(variatio
     assert drawn == pytest.approx(expected, rel=0.3)
 
 
-def mutated(name: str, metric: Metric, variation: Variation, seed: int) -> Metric:
+def mutated(name, metric, variation, seed):
     mutate, _ = MUTATIONS[name]
     with seeded(seed, 2):
         return to_metric(mutate(to_tree(metric, variation.primitives), variation.primitives))

@@ -31,8 +31,6 @@ DRIVER = "from ray_driver import main; main()"
 
 @dataclass
 class Driver:
-    """A process that holds a backend."""
-
     process: subprocess.Popen[str]
     found: dict[str, object]
 
@@ -134,9 +132,7 @@ def test_workers_on_counts_what_fits(resources, cpus, gpus, expected):
     assert workers_on(resources, cpus, gpus) == expected
 
 
-def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_a_cluster(
-    tmp_path, monkeypatch
-):
+def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_one(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "finds no cluster: RAY_ADDRESS is not set" in refusal("auto")

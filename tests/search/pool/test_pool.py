@@ -39,22 +39,12 @@ REFUSED = Fault("refused", "ValueError: model 'm' cannot be loaded")
 BASELINE, TOKENS, WAIT, START = -1, 64, 300.0, 600.0
 
 
-class Clock:
-    """A clock that goes when it is told to."""
-
-    def __init__(self):
-        self.seconds = 1000.0
-
-    def __call__(self):
-        return self.seconds
-
-
 @dataclass
 class ScriptedBackend:
     """A backend with room for `places` workers, which do and start with what a test says."""
 
-    clock: Clock
     places: int = 2
+    seconds: float = 1000.0
     does: object = lambda worker, request: Outcome("evaluated", 1.0)
     starts: object = lambda worker: "the model"
     takes: float = 0.1
@@ -82,7 +72,7 @@ class ScriptedBackend:
     def give(self, worker, request):
         assert worker in self.staff
         self.given.append((worker, request))
-        self.given_at[worker] = self.clock.seconds
+        self.given_at[worker] = self.seconds
         came = self.does(worker, request)
         if isinstance(came, Fault) and came.kind in ("lost", "crowded"):
             self.end(worker, came)
@@ -91,12 +81,12 @@ class ScriptedBackend:
 
     def dismiss(self, worker):
         self.dismissed.append(worker)
-        self.ended_at[worker] = self.clock.seconds
+        self.ended_at[worker] = self.seconds
         self.staff.discard(worker)
         self.coming = deque(event for event in self.coming if event.worker != worker)
 
     def events(self, seconds):
-        self.clock.seconds += self.takes if self.coming else seconds
+        self.seconds += self.takes if self.coming else seconds
         events = list(self.coming)
         self.coming.clear()
         return events
@@ -121,11 +111,11 @@ class ScriptedBackend:
 
 @pytest.fixture
 def backend():
-    return ScriptedBackend(Clock())
+    return ScriptedBackend()
 
 
 def pool_of(backend, workers=None):
-    return Pool(backend, embedded_setup(), workers, WAIT, START, backend.clock)
+    return Pool(backend, embedded_setup(), workers, WAIT, START, lambda: backend.seconds)
 
 
 def submit(pool, *indices):
@@ -312,7 +302,7 @@ def test_suspended_driver_finds_nobody_late_and_takes_what_came_meanwhile(backen
     backend.does = faulty(HANG, {0})
     pool = ready_pool(backend)
     submit(pool, 0)
-    backend.clock.seconds += 86400
+    backend.seconds += 86400
     assert turns(pool, 5) == []
     submit(pool, 1)
     backend.takes = 86400.0
@@ -372,10 +362,10 @@ def test_failed_starts_elsewhere_do_not_end_a_run_whose_only_worker_is_lost(back
 def test_worker_that_never_starts_is_given_up_after_its_time(backend):
     backend.starts = lambda worker: HANG
     pool = pool_of(backend)
-    before = backend.clock.seconds
+    before = backend.seconds
     with pytest.raises(PoolError, match=r"no worker for 300 s .*: timeout: did not start in time"):
         pool.model_digest(0)
-    assert START <= backend.clock.seconds - before < START + 2
+    assert START <= backend.seconds - before < START + 2
     assert backend.dismissed == [1, 2]
 
 
@@ -385,10 +375,10 @@ def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_withou
     backend.starts = lambda worker: LOST
     backend.does = lambda worker, request: LOST
     submit(pool, 0)
-    before = backend.clock.seconds
+    before = backend.seconds
     with pytest.raises(PoolError, match="no worker for 300 s"):
         turns(pool, 10000)
-    assert WAIT < backend.clock.seconds - before < WAIT + 70
+    assert WAIT < backend.seconds - before < WAIT + 70
     assert len(backend.tries(0)) == 3  # all that were ready
     assert backend.hired < 100  # with longer and longer breaks
 
@@ -396,10 +386,10 @@ def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_withou
 def test_pool_without_room_waits_as_long_as_it_is_told_to(backend):
     backend.places = 0
     pool = pool_of(backend)
-    before = backend.clock.seconds
+    before = backend.seconds
     with pytest.raises(PoolError, match=r"no worker for 300 s \(ray.wait_seconds\)$"):
         pool.model_digest(0)
-    assert WAIT < backend.clock.seconds - before < WAIT + 2
+    assert WAIT < backend.seconds - before < WAIT + 2
 
 
 def test_worker_with_another_model_is_refused_and_gets_nothing(backend):

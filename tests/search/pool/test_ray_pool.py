@@ -46,14 +46,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_cores(folder):
-    with cluster_of(folder, num_cpus=2) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def shared_pool(two_cores, setup):
-    with pool_of(two_cores, setup) as pool:
+def shared_pool(folder, setup):
+    with cluster_of(folder, num_cpus=2) as cluster, pool_of(cluster, setup) as pool:
         brief(pool, setup)
         yield pool
 
@@ -67,7 +61,6 @@ def orders(folder):
 
 @pytest.fixture
 def pool(shared_pool, orders):
-    """Return a pool of two workers that wait."""
     until(shared_pool, lambda: shared_pool.staff.ready == 2)
     return shared_pool
 

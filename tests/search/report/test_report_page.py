@@ -32,7 +32,6 @@ PHONE, DESKTOP = 390, 1200
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The address of a report that has all sections."""
     records = records_of(200)
     path = tmp_path_factory.mktemp("report") / "run"
     folder = write_run(path, records, summary_of(records))
@@ -72,9 +71,7 @@ def test_page_asks_for_nothing_but_itself_and_leaves_nothing_in_the_console(brow
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_page_is_no_wider_than_the_screen_and_its_wide_parts_scroll_by_keyboard(
-    browser, page, width
-):
+def test_page_is_no_wider_than_the_screen_and_wide_parts_scroll_by_keyboard(browser, page, width):
     show(browser, page, width)
     browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -125,7 +122,6 @@ def test_formula_tree_and_text_of_the_best_are_drawn(browser, page):
 
 
 def colour_of(browser, selector, key):
-    """The red, green and blue that an element is shown in."""
     script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
     numbers = re.findall(r"[\d.]+", browser.execute_script(script, selector, key))
     return [float(number) for number in numbers[:3]]
@@ -148,9 +144,7 @@ def media(browser):
     ("medium", "scheme", "dark"),
     [("screen", "light", False), ("screen", "dark", True), ("print", "dark", False)],
 )
-def test_page_and_drawings_follow_the_colour_scheme_and_paper_is_white(
-    browser, page, media, medium, scheme, dark
-):
+def test_page_follows_the_colour_scheme_but_for_paper(browser, page, media, medium, scheme, dark):
     media(medium, scheme)
     show(browser, page, DESKTOP)
     assert (max(colour_of(browser, "body", "backgroundColor")) < 60) == dark
