@@ -15,8 +15,6 @@ DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METRICS.md"),
     *("docs/CLUSTER.md", "docs/APPLY.md", "docs/EXTENDING.md", "docs/PYTHON.md"),
 ]
-LINKED = [*DOCUMENTS, "docs/LOG.md"]
-WORKFLOW = ".github/workflows/ci.yml"
 MADE_LATER = ("runs/", "models/", "failures/")
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml))`")
 
@@ -50,12 +48,7 @@ def test_named_options_exist(script):
                 assert f"    {name}:" in source or f'"--{option}"' in source, (document, option)
 
 
-def anchor_of(heading: str) -> str:
-    """Return what GitHub makes of a heading: lower case, no punctuation, hyphens for spaces."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-@pytest.mark.parametrize("document", LINKED)
+@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/LOG.md"])
 def test_links_lead_to_files_and_headings(document):
     folder = (ROOT / document).parent
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(document)):
@@ -66,7 +59,9 @@ def test_links_lead_to_files_and_headings(document):
             headings = re.findall(
                 r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE
             )
-            assert anchor in map(anchor_of, headings), target
+            # GitHub's: lower case, no punctuation, hyphens for spaces.
+            anchors = [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings]
+            assert anchor in anchors, target
 
 
 def test_log_begins_with_its_results_newest_first_and_has_short_sections():
@@ -107,7 +102,7 @@ def test_make_lists_its_targets():
 
 
 def test_workflow_calls_what_make_check_calls_on_every_python():
-    job = yaml.safe_load(text_of(WORKFLOW))["jobs"]["check"]
+    job = yaml.safe_load(text_of(".github/workflows/ci.yml"))["jobs"]["check"]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
     commands = [step.get("run", "") for step in job["steps"]]
     called = {command.split()[1] for command in commands if command.startswith("make ")}

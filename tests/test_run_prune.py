@@ -69,21 +69,20 @@ KNOWN = {}
 TWO_KINDS = {"corpus": ["embedded", "embedded"], "split": ["training", "calibration"]}
 
 
-def report_of(tmp_path) -> dict:
-    return json.loads((tmp_path / "out" / "pruning_report.json").read_text())
+def paper(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"pruning_{name}.json").read_text())
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
 
 
-def recipe_of(tmp_path) -> dict:
-    return json.loads((tmp_path / "out" / "pruning_recipe.json").read_text())
-
-
 def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_small, tmp_path):
     out, _ = prune_small(pattern="2:4")
-    report, place = report_of(tmp_path), "embedded, split report, 4 windows of 16 = 64 tokens"
+    report, place = (
+        paper(tmp_path / "out", "report"),
+        "embedded, split report, 4 windows of 16 = 64 tokens",
+    )
     assert out.splitlines() == [
         f"dense perplexity  {report['dense_perplexity']:.4f} ({place}, float32)",
         f"pruned perplexity {report['pruned_perplexity']:.4f} ({place}, float32)",
@@ -105,17 +104,11 @@ def test_run_prune_recipe_says_how_to_do_it_again(prune_small, tmp_path, tiny_ll
     prune_small(metric="mul(W, sqrt(X))", propagation="sequential", seed=7)
     tree = {"data": "mul", "left": {"data": "W"}, "right": {"data": "sqrt", "left": {"data": "X"}}}
     expected = {
-        "metric": "mul(W, sqrt(X))",
-        "tree": tree,
-        "group": "row",
-        "model": str(tiny_llama_dir),
-        "propagation": "sequential",
-        "pattern": "unstructured",
-        "sparsity": 0.5,
-        "dtype": "float32",
-        "device": "cpu",
+        **{"metric": "mul(W, sqrt(X))", "tree": tree, "group": "row", "dtype": "float32"},
+        **{"propagation": "sequential", "pattern": "unstructured", "sparsity": 0.5},
+        **{"model": str(tiny_llama_dir), "device": "cpu"},
     }
-    recipe = recipe_of(tmp_path)
+    recipe = paper(tmp_path / "out", "recipe")
     assert recipe | expected == recipe
     texts = {"corpus": "embedded", "split": "calibration", "windows": 3, "length": 16, "seed": 7}
     assert recipe["calibration"] | texts == recipe["calibration"]
@@ -126,10 +119,10 @@ def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, call, t
     recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
     out, _ = call(recipe=recipe, out=again)
     assert out.splitlines()[-1] == "repeated: all files match the recipe's, byte for byte"
-    repeated = json.loads((again / "pruning_recipe.json").read_text())
-    assert repeated == recipe_of(tmp_path) | {"metric_source": "formula"}
-    report = json.loads((again / "pruning_report.json").read_text())
-    assert report["pruned_perplexity"] == report_of(tmp_path)["pruned_perplexity"]
+    repeated = paper(again, "recipe")
+    assert repeated == paper(tmp_path / "out", "recipe") | {"metric_source": "formula"}
+    report = paper(again, "report")
+    assert report["pruned_perplexity"] == paper(tmp_path / "out", "report")["pruned_perplexity"]
     out, err = call(recipe=recipe, out=tmp_path / "other", sparsity=0.5, json=True)
     assert json.loads(out)["repeated"] is False
     assert err.splitlines()[-1] == (
@@ -173,7 +166,7 @@ def test_run_prune_refuses_an_altered_recipe(call, tmp_path, content, problem):
 
 def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, call, tmp_path):
     out, err = prune_small(pattern="2:4", json=True)
-    told, report, folder = json.loads(out), report_of(tmp_path), tmp_path / "out"
+    told, report, folder = json.loads(out), paper(tmp_path / "out", "report"), tmp_path / "out"
     assert (told["exit"], told["reason"]) == (0, "done")
     assert told["report"] == str(folder / "pruning_report.json")
     assert told["recipe"] == str(folder / "pruning_recipe.json")
@@ -213,7 +206,7 @@ def test_run_prune_writes_files_that_follow_the_umask(prune_small, tmp_path):
 def test_run_prune_reads_no_calibration_text_for_a_metric_of_weights(prune_small, tmp_path):
     # A corpus of the hub, which is not asked.
     _, err = prune_small(metric="magnitude", corpus="c4")
-    assert recipe_of(tmp_path)["calibration"] is None
+    assert paper(tmp_path / "out", "recipe")["calibration"] is None
     assert "calibrat" not in err
 
 
@@ -221,7 +214,7 @@ def test_run_prune_measures_in_the_dtype_asked_and_saves_in_the_models_own(prune
     prune_small(dtype="bfloat16", metric="magnitude")
     weights = weights_of(tmp_path / "out")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
-    assert report_of(tmp_path)["perplexity_of"]["dtype"] == "bfloat16"
+    assert paper(tmp_path / "out", "report")["perplexity_of"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +230,7 @@ def test_windows_are_as_many_as_fit(prune_small, tmp_path, monkeypatch, options,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.txt").write_text("0123456789" * 10)
     prune_small(metric="magnitude", **options)
-    place = report_of(tmp_path)["perplexity_of"]
+    place = paper(tmp_path / "out", "report")["perplexity_of"]
     assert (place["windows"], place["length"]) == (windows, length)
     assert place["corpus"] == options.get("eval_corpus", "embedded")
 
@@ -251,13 +244,13 @@ def test_run_prune_warns_where_evaluation_overlaps_calibration(prune_small, tmp_
         "the pruned perplexity is flattered"
     )
     assert f"warning: {warning}" in err.splitlines()
-    assert report_of(tmp_path)["warnings"] == [warning, ONE_KIND]
+    assert paper(tmp_path / "out", "report")["warnings"] == [warning, ONE_KIND]
 
 
 def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tmp_path):
     judged = {"eval_corpus": ["embedded", "embedded"], "eval_split": ["report", "selection"]}
     out, err = prune_small(samples=4, share=[1, 3], **TWO_KINDS, **judged)
-    report, recipe = report_of(tmp_path), recipe_of(tmp_path)
+    report, recipe = paper(tmp_path / "out", "report"), paper(tmp_path / "out", "recipe")
     assert (report["warnings"], "warning" in err) == ([], False)
     assert recipe["calibration"]["split"] == "training + calibration"
     assert (recipe["calibration"]["windows"], report["perplexity_of"]["windows"]) == (4, 8)
@@ -273,7 +266,7 @@ def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tm
 def test_run_prune_warns_of_special_tokens_in_the_calibration_text(prune_small, marked, tmp_path):
     model, text = marked
     _, err = prune_small(model=model, corpus=text)
-    warning = report_of(tmp_path)["warnings"][-1]
+    warning = paper(tmp_path / "out", "report")["warnings"][-1]
     assert f"warning: {warning}" in err.splitlines()
     assert "of the calibration tokens are special ones such as ~, which" in warning
 
@@ -428,7 +421,7 @@ def undisturbed(prune_small, tmp_path):
 
 
 def checksums_of(folder: Path) -> dict[str, str]:
-    return json.loads((folder / "pruning_recipe.json").read_text())["sha256"]
+    return paper(folder, "recipe")["sha256"]
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
@@ -645,7 +638,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     prune_small(**options, statistics=tmp_path / "g.pth")
     assert steps_back == []
     resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
-    recipe = recipe_of(tmp_path)
+    recipe = paper(tmp_path / "out", "recipe")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     windows = token_windows(tokenizer, "embedded", "calibration", 3, 16, 0).tokens
     found = collect(resident, windows, frozenset("X")).to_tensors()

@@ -62,7 +62,7 @@ def on_two_tasks(finished, tmp_path_factory):
     """A run on two tasks that began with another run's metrics, and what it printed."""
     folder = tmp_path_factory.mktemp("two-tasks")
     shutil.copytree(finished, folder / "another")
-    tasks = "tasks=[{sparsity: 0.5}, {pattern: 2:4, weight: 3}]"
+    tasks = "tasks=[{pattern: 2:4, weight: 3}, {sparsity: 0.5}]"
     with pytest.MonkeyPatch.context() as patch:
         # On so few windows many would be hopeless in one of the two.
         patch.setattr("search.fitness.HOPELESS", 100.0)
@@ -149,13 +149,13 @@ def test_summary_of_two_tasks_measures_each(on_two_tasks):
     tasks = read(on_two_tasks[0] / "summary.json")["tasks"]
     named = [(task["name"], task["pattern"], repr(task["weight"])) for task in tasks]
     # An integer weight would become a float when a resume reads the config back.
-    assert named == [("embedded 50%", "unstructured", "1.0"), ("embedded 2:4", "2:4", "3.0")]
+    assert named == [("embedded 2:4", "2:4", "3.0"), ("embedded 50%", "unstructured", "1.0")]
     provenance = read(on_two_tasks[0] / "best_metric.json")["provenance"]["tasks"]
     assert [(one["name"], one["pattern"], repr(one["weight"])) for one in provenance] == named
     for task in tasks:
         assert set(task["baselines"]) == set(task["behind_best"]) == set(BASELINES)
         assert task["dense"] < task["best"]["perplexity"]
-    half, two_of_four = tasks
+    two_of_four, half = tasks
     assert half["dense"] == two_of_four["dense"]
     assert half["best"] != two_of_four["best"]
     assert half["baselines"]["wanda"] != two_of_four["baselines"]["wanda"]
@@ -201,9 +201,9 @@ def test_selection_loss_of_two_tasks_is_their_mean_relative_rise_by_weight(on_tw
 def test_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_metric(on_two_tasks):
     out, printed = on_two_tasks
     assert printed.count("│ best found ") == 2
-    assert "--sparsity 0.5 --corpus" in printed  # the first is what the result is applied to
+    assert "--pattern 2:4 --corpus" in printed  # the first is what the result is applied to
     for task, pruned in zip(
-        read(out / "summary.json")["tasks"], ("50% unstructured", "2:4"), strict=True
+        read(out / "summary.json")["tasks"], ("2:4", "50% unstructured"), strict=True
     ):
         assert f"perplexity at {pruned} on embedded report: 3 windows of 32" in printed
         (cell,) = task["by_text"]
@@ -424,12 +424,6 @@ def test_special_tokens_in_the_calibration_text_are_warned_about(marked, tmp_pat
     printed = search(tmp_path / "run", *settings, "search.candidates=2")
     assert f"warning: {model}: " in printed
     assert "of the calibration tokens are special ones such as ~, which" in printed
-
-
-def test_n_of_m_patterns_are_searched(tmp_path):
-    printed = search(tmp_path / "run", "pruning.pattern=2:4", "search.candidates=6")
-    assert "perplexity at 2:4 on embedded report" in printed
-    assert "--pattern 2:4" in printed
 
 
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_path):

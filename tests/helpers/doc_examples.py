@@ -14,12 +14,9 @@ def blocks_of(page):
 
 
 def run_examples(blocks):
-    """Run blocks one after the other, but for those that go into a file.
+    """Run blocks but for those that go into a file; return how many values were compared.
 
     Where the line of an expression ends in a comment, it is what its value prints as.
-
-    Returns:
-        How many values were compared.
     """
     namespace = {}
     compared = 0

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 
-from small_search import embedded_setup
+from toy_setup import embedded_setup
 
 from configs.schema import Ray
 from search.pool.on_ray import ray_backend

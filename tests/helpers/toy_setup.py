@@ -1,9 +1,9 @@
-"""Evaluators on the embedded model, and the tasks and criteria that tests ask of them."""
+"""Setups small enough for a test, evaluators on them, and what a search asks of a pool."""
 
 from dataclasses import replace
 from typing import Any
 
-from small_search import embedded_setup
+import torch
 from torch import Tensor
 
 from evaluation.corpus import token_windows
@@ -13,6 +13,10 @@ from pruning.metric import Metric
 from pruning.models import load_tokenizer
 from search.baseline_losses import Ask, scale_of
 from search.fitness import Evaluator, Setup, Task
+from search.pool.pool import Arrival, Pool
+from search.pool.requests import CollectStatistics, UseScale, UseStatistics
+from search.population import Candidate, Outcome
+from search.resident import Subject
 from search.scale import Scale
 
 ROLES = ("calibration", "fitness", "selection", "report")
@@ -64,3 +68,49 @@ def measure_scale(evaluator: Evaluator) -> Scale:
     scale = scale_of(evaluator.setup, asking(evaluator))
     evaluator.use_scale(scale)
     return scale
+
+
+def brief(pool: Pool, setup: Setup) -> None:
+    """Collect statistics, measure the scale, and give both to all workers."""
+    for subject in range(len(setup.subjects)):
+        (statistics,) = pool.ask([CollectStatistics(subject)])
+        pool.prepare(UseStatistics(subject, statistics))
+    pool.prepare(UseScale(scale_of(setup, pool.ask)))
+
+
+def drive(pool: Pool, count: int, most_turns: int = 3000) -> dict[int, Arrival]:
+    """Let a pool go on until so many outcomes arrived; return them by candidate."""
+    found: dict[int, Arrival] = {}
+    for _ in range(most_turns):
+        if arrival := pool.next_outcome():
+            assert arrival.index not in found
+            found[arrival.index] = arrival
+        if len(found) == count:
+            return found
+    raise AssertionError(f"only {sorted(found)} arrived")
+
+
+def arrivals_of(pool: Pool, candidates: list[Candidate]) -> list[Arrival]:
+    """Evaluate candidates; return what arrives, in their order."""
+    for candidate in candidates:
+        pool.submit(candidate)
+    found = drive(pool, len(candidates))
+    return [found[candidate.index] for candidate in candidates]
+
+
+def outcomes_of(pool: Pool, candidates: list[Candidate]) -> list[Outcome]:
+    return [arrival.outcome for arrival in arrivals_of(pool, candidates)]
+
+
+def embedded_setup(windows: int = 2, length: int = 32) -> Setup:
+    """Return what builds a worker with one task on the embedded model."""
+    tokens = torch.arange(3, 3 + windows * length).reshape(windows, length)
+    return Setup(
+        subjects=(Subject("embedded", "float32"),),
+        windows=(dict.fromkeys(ROLES, tokens),),
+        tasks=(HALF,),
+        leaves=frozenset("XG"),
+        device="cpu",
+        threads=1,
+        stages=(),
+    )

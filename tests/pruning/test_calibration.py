@@ -154,8 +154,8 @@ def test_collect_leaves_the_model_as_it_was_after_a_failure_too(windows):
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
     for layer in linear_layers(model).values():
-        assert not (layer._forward_pre_hooks or layer._forward_hooks)
         assert not layer.weight._post_accumulate_grad_hooks
 
 

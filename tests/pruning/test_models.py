@@ -80,14 +80,6 @@ def test_blocks_run_one_after_the_other_give_the_last_hidden_state(family):
     assert not any(state.requires_grad for state in captured)
 
 
-def test_block_inputs_leaves_no_hook_behind():
-    model = toy_model("llama")
-    with pytest.raises(IndexError):
-        block_inputs(model, torch.tensor([[10**6]]))
-    block_inputs(model, toy_windows())
-    assert not any(block._forward_pre_hooks for block in decoder_blocks(model).values())
-
-
 def test_load_model_asks_the_config_for_the_family_and_casts(tmp_path):
     folder = tmp_path / "opt-125m"
     toy_model("qwen2").save_pretrained(folder)

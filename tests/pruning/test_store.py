@@ -334,14 +334,6 @@ def test_sequential_refuses_an_allocation_that_sees_all_scores():
         prune(ResidentStore(toy_model("llama")), recipe, Texts(toy_windows()))
 
 
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
-
-
-class Stop(Exception):
-    """Stands for a kill."""
-
-
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("walk_name", DECIDING)
 def test_resumed_folder_ends_with_the_same_bytes(tmp_path, monkeypatch, walk_name, count):
@@ -356,11 +348,11 @@ def test_resumed_folder_ends_with_the_same_bytes(tmp_path, monkeypatch, walk_nam
 
     def counted(path, tensors):
         if len(written) == count:
-            raise Stop
+            raise InterruptedError  # stands for a kill
         write(path, tensors)
         written.append(path)
 
-    with monkeypatch.context() as patched, pytest.raises(Stop):
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
         patched.setattr(store, "write_tensors", counted)
         prune(opened(folder, shards["resumed"]), recipe, texts, **kept)
     kept["states"] = DiskSpool(tmp_path / "states", fresh=True)
@@ -368,6 +360,7 @@ def test_resumed_folder_ends_with_the_same_bytes(tmp_path, monkeypatch, walk_nam
     assert len(resumed.written) == count
     before = {p: p.stat().st_mtime_ns for p in shards["resumed"].iterdir()}
     prune(resumed, recipe, texts, **kept)
-    assert bytes_of(shards["resumed"]) == bytes_of(shards["whole"])
+    whole, again = ({p.name: p.read_bytes() for p in place.iterdir()} for place in shards.values())
+    assert again == whole
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert list(kept["states"]) == []

@@ -27,10 +27,6 @@ def test_tables_have_a_row_for_everything_that_has_a_name():
     assert named == [*LEAVES, *OPERATORS, *GROUPS, *NAMED]
 
 
-def test_rows_keep_bars_out_of_the_table():
-    assert "| sqrt(\\|x\\|) |\n" in WRITTEN["tables"]()["release"]
-
-
 def test_check_fails_where_a_file_is_stale_and_writes_nothing(tmp_path, monkeypatch, capsys):
     metrics, schema = tmp_path / "METRICS.md", tmp_path / "schema.json"
     metrics.write_text("<!-- made by scripts/write_generated.py: leaves -->\n<!-- end -->\n")

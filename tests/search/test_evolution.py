@@ -29,17 +29,9 @@ def changed(search, **changes):
 
 
 PLAIN = Search(
-    seed=5,
-    candidates=60,
-    population=8,
-    lag=7,
-    primitives="release",
-    initial_depth=(1, 3),
-    max_size=15,
-    parents=3,
+    **{"seed": 5, "candidates": 60, "population": 8, "lag": 7, "primitives": "release"},
+    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0, "brood": 1},
     mutations=["node", "factor"],
-    crowding=0,
-    brood=1,
 )
 FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3)
 """Everything switched on."""
@@ -54,10 +46,13 @@ def digits(criterion):
 class Drawn:
     """Masks of which some formulas share one and some have none; a distance is one of marks."""
 
+    def mark(self, criterion):
+        return f"{digits(criterion) % 199:03}" if digits(criterion) % 7 else None
+
     def fingerprint(self, criterion):
-        if digits(criterion) % 7 == 0:
+        if not self.mark(criterion):
             raise DegenerateScores(f"'{criterion.text}' is constant")
-        return f"{digits(criterion) % 199:03}"
+        return self.mark(criterion)
 
     def distance(self, one, other):
         return abs(int(self.fingerprint(one)) - int(self.fingerprint(other))) / 1000
@@ -298,13 +293,6 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
 BROODS = changed(PLAIN, brood=6, lag=0)
 
 
-def mark_of(criterion):
-    try:
-        return Drawn().fingerprint(criterion)
-    except DegenerateScores:
-        return None
-
-
 def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
     def predict(self, criteria):
         return [float(len(criterion.text)) for criterion in criteria]
@@ -316,10 +304,10 @@ def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
         (candidate,) = evolution.ask()
         if index >= BROODS.population:
             brood = [child.criterion for child in evolution.breeder.brood(index, state)]
-            new = [child for child in brood if mark_of(child) not in {None, *known}]
+            new = [child for child in brood if Drawn().mark(child) not in {None, *known}]
             if new:
                 assert len(candidate.criterion.text) == min(len(child.text) for child in new)
                 chosen += 1
-        known.add(mark_of(candidate.criterion))
+        known.add(Drawn().mark(candidate.criterion))
         evolution.tell(index, candidate.decided or outcome_of(candidate))
     assert chosen > 25

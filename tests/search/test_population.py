@@ -22,11 +22,7 @@ def record(index: int, fitness: float | None, size: int = 1) -> Record:
     return record_of(index, SIZES[size], fitness, reason=reason)
 
 
-def search_of(members: int, **more: int | None) -> Search:
-    return Search(population=members, **more)
-
-
-THREE = search_of(3)
+THREE = Search(population=3)
 
 
 def after(*outcomes: tuple, search: Search = THREE, near: Near = never) -> State:
@@ -53,7 +49,7 @@ def test_commit_equals_a_sort_of_all_that_was_ever_evaluated(seed):
         (draw.choice([None, draw.randrange(8) / 2]), draw.choice(list(SIZES))) for _ in range(40)
     ]
     evaluated = [(f, size, i) for i, (f, size) in enumerate(outcomes) if f is not None]
-    state = after(*outcomes, search=search_of(6))
+    state = after(*outcomes, search=Search(population=6))
     # Of equal fitness the smaller comes first, then the older.
     assert indices(state.population) == [index for *_, index in sorted(evaluated)[:6]]
     best_of = {size: min(e for e in evaluated if e[1] == size) for _, size, _ in evaluated}
@@ -68,7 +64,7 @@ def steps(*outcomes: tuple[float, int]) -> list[tuple[float, int]]:
 
 def test_parsimony_puts_the_smaller_of_one_step_first_then_the_older():
     # 20.4, 19.6 and 20 are one step; 20.6 is the next.
-    state = after(*steps((19.6, 3), (20.4, 1), (20.6, 1), (20.0, 3)), search=search_of(4))
+    state = after(*steps((19.6, 3), (20.4, 1), (20.6, 1), (20.0, 3)), search=Search(population=4))
     assert indices(state.population) == [1, 0, 3, 2]
     assert state.best == record(0, 19.6 * RESOLUTION, 3)
 
@@ -87,7 +83,7 @@ def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, 
         return one.metric.size == 4 and other.metric.size < 3
 
     outcomes = ((3.0, 1), (2.5, 2), (2.8, 3), (fitness, 4))
-    assert indices(after(*outcomes, search=search_of(4), near=near).population) == members
+    assert indices(after(*outcomes, search=Search(population=4), near=near).population) == members
 
 
 def limits(state: State, near: Near = never) -> tuple[float | None, float, float | None]:
@@ -117,7 +113,7 @@ def test_limited_by_the_best_with_leeway_while_a_place_is_free_then_by_the_worst
 )
 def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded):
     near = operator.eq if crowded else never
-    search = search_of(size, lag=2)
+    search = Search(population=size, lag=2)
     state = State()
     for index, outcome in enumerate(outcomes):
         one, before = record(index, *outcome), state

@@ -61,10 +61,8 @@ def test_read_seeds_takes_all_of_a_run_folder_or_checkpoint_best_first(run, monk
 
 
 def test_read_seeds_takes_a_text_longer_than_a_file_name_may_be():
-    text = "W"
-    for _ in range(6):
-        text = f"add({text}, mul(G, {text}))"
-    assert len(text) > 255
+    deep = "add(W, " * 30 + "G" + ")" * 30
+    text = f"mul({deep}, {deep})"
     assert texts([text]) == [text]
 
 

@@ -87,11 +87,7 @@ def test_predict_hears_nothing_of_a_task_on_which_nothing_was_measured():
 
 @pytest.mark.parametrize(("weights", "better"), [((0.5, 0.5), (10, 30)), ((0.1, 0.9), (20, 20))])
 def test_predict_weighs_tasks_as_the_fitness_does(weights, better):
-    one = [
-        record(0, (10, 10), 0.8, 0.8),
-        record(1, (20, 20), 1.0, 1.0),
-        record(2, (30, 30), 1.2, 1.2),
-    ]
+    one = [record(i, (10 + 10 * i,) * 2, *(0.8 + 0.2 * i,) * 2) for i in range(3)]
     surrogate = surrogate_of(*one, weights=weights)
     other = (10, 30) if better == (20, 20) else (20, 20)
     assert predict(surrogate, *better) < predict(surrogate, *other)

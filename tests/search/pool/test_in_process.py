@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_search import arrivals_of, brief, embedded_setup, outcomes_of
-from toy_setup import SNIP, WANDA
+from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, outcomes_of
 
 from search.pool.pool import MOST, Pool, PoolError
 from search.pool.requests import InProcessBackend, fault_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_search import embedded_setup
+from toy_setup import embedded_setup
 
 from configs.schema import Ray
 from search.pool.on_ray import ray_backend

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 import pytest
-from small_search import drive, embedded_setup
+from toy_setup import drive, embedded_setup
 
 from pruning.criterion import Criterion
 from search.pool.pool import (

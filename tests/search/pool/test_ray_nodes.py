@@ -5,9 +5,8 @@ from dataclasses import replace
 import psutil
 import pytest
 from ray_cluster import Orders, cluster_of, pool_of, until, until_arrival
-from small_search import brief, embedded_setup, outcomes_of
 from toy_models import toy_model
-from toy_setup import SNIP, WANDA, made_of
+from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
 from configs.schema import Memory
 from pruning.models import linear_layers
@@ -43,10 +42,8 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         until(pool, lambda: pool.staff.ready == 1)
         orders.withdraw("hold-0", "hold-1")
         arrivals = [until_arrival(pool) for _ in range(2)]
-        assert {arrival.index: arrival.outcome for arrival in arrivals} == {
-            0: expected,
-            1: expected,
-        }
+        outcomes = {arrival.index: arrival.outcome for arrival in arrivals}
+        assert outcomes == {0: expected, 1: expected}
         assert pool.staff.starting == 0
         assert pool.staff.faults == {"lost": 1}
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)

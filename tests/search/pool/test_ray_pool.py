@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arrival
-from small_search import arrivals_of, brief, embedded_setup, outcomes_of
-from toy_setup import SNIP, WANDA, made_of
+from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
 
 from pruning.criterion import Criterion
 from pruning.masks import NOfM
