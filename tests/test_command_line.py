@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import search_process
 
 from command_line import NOTHING_WRITTEN, interruptible
 
@@ -19,13 +20,12 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 PRUNE = ("run_prune.py", "--model", "embedded", "--metric", "wanda", "--out", "out")
 
 
-def started(script, *words, folder=ROOT, **environment):
+def launched(script, *words, folder=ROOT, **environment):
     """Run a script, or lines of Python after -c, in a process of its own."""
     path = f"{folder}{os.pathsep}{ROOT}"
     settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": path} | environment
     command = [sys.executable, script if script == "-c" else str(ROOT / script), *words]
-    options = {"capture_output": True, "text": True, "timeout": 120}
-    return subprocess.run(command, cwd=folder, env=settings, **options)
+    return search_process.run(command, cwd=folder, env=settings)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -34,20 +34,20 @@ def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, 
     # Whatever imports one of these fails here.
     heavy = "torch=None, transformers=None, numpy=None, ray=None, deap=None, datasets=None"
     broken = f"import sys; sys.modules.update({heavy}); import {script}; {script}.main()"
-    run = started("-c", broken, option)
+    run = launched("-c", broken, option)
     assert run.returncode == code
     assert len(run.stderr.splitlines()) == (0 if code == 0 else 1)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_has_examples_and_exit_codes_and_version_is_the_projects(script):
-    run = started(f"{script}.py", "-h")
+    run = launched(f"{script}.py", "-h")
     assert run.returncode == 0
     for text in (f"python {script}.py --", "3 interrupted, resumable", "--install-completion"):
         assert text in run.stdout
     assert "bool" not in run.stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    run = started(f"{script}.py", "--version")
+    run = launched(f"{script}.py", "--version")
     assert (run.returncode, run.stdout) == (0, f"prunevolve {project['version']}\n")
 
 
@@ -56,7 +56,7 @@ def test_help_has_examples_and_exit_codes_and_version_is_the_projects(script):
     [("--metric", "pruner", ["pruner-zero"]), ("--group", "", ["row", "layer", "model"])],
 )
 def test_shell_completes_names(option, start, expected):
-    run = started(
+    run = launched(
         *("-c", CONSOLE_SCRIPT),
         _PRUNEVOLVE_PRUNE_COMPLETE="complete_bash",
         COMP_WORDS=f"prunevolve-prune {option} {start}",
@@ -67,7 +67,7 @@ def test_shell_completes_names(option, start, expected):
 
 def test_json_has_a_mistake_of_run_prune():
     for words, problem in ((("--metric", "wanda"), ""), (("--sparcity", "1"), "No such option: ")):
-        run = started("run_prune.py", *words, "--json")
+        run = launched("run_prune.py", *words, "--json")
         told = json.loads(run.stdout)
         assert (run.returncode, told["exit"], told["reason"]) == (2, 2, "usage")
         assert told["error"].startswith(problem)
@@ -115,7 +115,7 @@ def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, words, 
     (tmp_path / "torch.py").write_text(
         f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(30)\n"
     )
-    done = started(*words, folder=tmp_path)
+    done = launched(*words, folder=tmp_path)
     assert done.returncode == 3
     assert "interrupted" in done.stderr and len(done.stderr.splitlines()) == 1
     told = f'"reason": "interrupted", "error": "{NOTHING_WRITTEN}"'
@@ -126,7 +126,7 @@ def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, words, 
 @pytest.mark.slow
 def test_unreachable_hub_is_one_line(tmp_path):
     settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    done = started("run_search.py", "--set", "model=owner/name", folder=tmp_path, **settings)
+    done = launched("run_search.py", "--set", "model=owner/name", folder=tmp_path, **settings)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: model 'owner/name' cannot be loaded: give 'embedded', a ")

@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import search_process
 from doc_examples import PLACED, blocks_of, put_in
 
 ROOT = Path(__file__).parents[1]
@@ -31,10 +31,7 @@ def extended(tmp_path_factory):
 def run(root, *arguments):
     places = os.pathsep.join([str(root), str(root / "tests/helpers")])
     environment = {**os.environ, "PYTHONPATH": places}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = search_process.run([sys.executable, *arguments], cwd=root, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
-from toy_models import toy_model
+from toy_models import tensors_of, toy_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_prune
@@ -73,16 +72,10 @@ def paper(folder: Path, name: str) -> dict:
     return json.loads((folder / f"pruning_{name}.json").read_text())
 
 
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
-
-
 def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_small, tmp_path):
     out, _ = prune_small(pattern="2:4")
-    report, place = (
-        paper(tmp_path / "out", "report"),
-        "embedded, split report, 4 windows of 16 = 64 tokens",
-    )
+    report = paper(tmp_path / "out", "report")
+    place = "embedded, split report, 4 windows of 16 = 64 tokens"
     assert out.splitlines() == [
         f"dense perplexity  {report['dense_perplexity']:.4f} ({place}, float32)",
         f"pruned perplexity {report['pruned_perplexity']:.4f} ({place}, float32)",
@@ -212,7 +205,7 @@ def test_run_prune_reads_no_calibration_text_for_a_metric_of_weights(prune_small
 
 def test_run_prune_measures_in_the_dtype_asked_and_saves_in_the_models_own(prune_small, tmp_path):
     prune_small(dtype="bfloat16", metric="magnitude")
-    weights = weights_of(tmp_path / "out")
+    weights = tensors_of(tmp_path / "out")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert paper(tmp_path / "out", "report")["perplexity_of"]["dtype"] == "bfloat16"
 
@@ -367,9 +360,6 @@ def test_run_prune_verify_refuses_a_folder_that_is_no_result(call, tmp_path):
     assert "has no pruning_recipe.json: no finished pruned model" in err
 
 
-# Memory, and the plan
-
-
 def needed_memory(err: str) -> str:
     return err.partition("max-memory must be at least ")[2].partition(" here")[0]
 
@@ -427,9 +417,6 @@ def checksums_of(folder: Path) -> dict[str, str]:
 def contents_of(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-# Interrupted and resumed
 
 
 @pytest.fixture
@@ -549,9 +536,6 @@ def test_full_disk_leaves_what_resumes(tight, undisturbed, at_shard, tmp_path, m
     assert checksums_of(out) == expected
 
 
-# Statistics that are kept, or come from elsewhere
-
-
 @pytest.fixture
 def steps_back(monkeypatch):
     """Count the steps of all windows' gradients back through a block."""
@@ -646,7 +630,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     target = Target(0.5, group_of(recipe["group"]))
     request = Recipe(Metric.parse(recipe["metric"]), target)
     prune(resident, request, Texts(windows), statistics=found)
-    written = weights_of(tmp_path / "out")
+    written = tensors_of(tmp_path / "out")
     for name, weight in resident.copies().items():
         assert torch.equal(written[f"{name}.weight"], weight), name
 
@@ -692,9 +676,6 @@ def test_gradients_of_another_model_are_refused(prune_small, gradients, tmp_path
     _, err = prune_small(code=2, metric="snip", statistics=path)
     assert err.splitlines()[-1].startswith(f"error: statistics file '{path}' {problem}")
     assert [path.name for path in tmp_path.iterdir()] == ["g.pth"]
-
-
-# Processes of their own, which have to import torch and transformers
 
 
 LONGER = {"metric": "gblm", "propagation": "sequential", "samples": "24", "seqlen": "128"}

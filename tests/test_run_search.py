@@ -37,13 +37,10 @@ SMALL = [
 ]
 
 
-def settings(*more):
-    return [f"--set={setting}" for setting in [*SMALL, *more]]
-
-
 def search(out, *more):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", ["run_search.py", "--out", str(out), *settings(*more)])
+        words = [f"--set={setting}" for setting in [*SMALL, *more]]
+        patch.setattr(sys, "argv", ["run_search.py", "--out", str(out), *words])
         with pytest.raises(SystemExit) as stop:
             run_search.main()
     assert stop.value.code == 0
@@ -142,9 +139,6 @@ def test_summary_measures_dense_baselines_best_and_diversity(finished):
     assert "tasks" not in read(finished / "best_metric.json")["provenance"]
 
 
-# Several tasks
-
-
 def test_summary_of_two_tasks_measures_each(on_two_tasks):
     tasks = read(on_two_tasks[0] / "summary.json")["tasks"]
     named = [(task["name"], task["pattern"], repr(task["weight"])) for task in tasks]
@@ -214,9 +208,6 @@ def test_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_metric(
         assert f"{cell['relative_rise']:.3f}" in (out / "report.html").read_text()
 
 
-# A model that the search does not see, units, kept statistics
-
-
 def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhere, tiny_llama_dir):
     run = chosen_elsewhere[0] / "run"
     summary = read(run / "summary.json")
@@ -272,9 +263,6 @@ def test_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):
             assert [one["perplexity"] for one in found] == pytest.approx(best)
 
 
-# Seeds
-
-
 def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finished, on_two_tasks):
     out, _ = on_two_tasks
     best = read(finished / "best_metric.json")
@@ -301,9 +289,6 @@ def test_best_of_another_run_is_a_seed_though_it_is_younger_than_the_checkpoint(
     best.write_text(json.dumps(read(best) | changed))
     older = read_seeds([str(tmp_path / "checkpoint.json")], "row")
     assert read_seeds([str(tmp_path)], "row") == [Criterion(newest, "row"), *older]
-
-
-# Files and exit codes
 
 
 def test_status_tells_where_a_finished_run_stands(finished, call):
@@ -413,8 +398,8 @@ def test_finished_run_can_be_extended(finished, tmp_path, call):
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, monkeypatch, call):
     monkeypatch.setattr("search.fitness.HOPELESS", 1e-9)
-    few = settings("search.candidates=4", "tasks=[{}, {sparsity: 0.3}]")
-    out, _ = call("--out", tmp_path / "run", *few, code=5)
+    few = [*SMALL, "search.candidates=4", "tasks=[{}, {sparsity: 0.3}]"]
+    out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
     assert "error: no candidate was evaluated to the end; breed more: " in out
 
 

@@ -184,13 +184,8 @@ def test_seeded_windows_are_runs_of_the_text_that_repeat_with_the_seed(windows_o
 def test_provenance_says_where_the_tokens_come_from(windows_of, numbers_file, capfd):
     provenance = windows_of(None, 30, None, split="[:100%]").provenance
     assert json.loads(json.dumps(provenance)) == {
-        "corpus": numbers_file,
-        "split": "[:100%]",
-        "windows": 3,
-        "length": 30,
-        "tokens": 90,
-        "seed": None,
-        "bos": False,
+        **{"corpus": numbers_file, "split": "[:100%]", "windows": 3, "length": 30, "tokens": 90},
+        **{"seed": None, "bos": False},
         "text_sha256": hashlib.sha256(NUMBERS.encode()).hexdigest(),
     }
     assert capfd.readouterr().err == ""  # though the text is longer than the model's context

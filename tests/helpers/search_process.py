@@ -1,11 +1,9 @@
-"""`run_search.py` as a process: started, watched, hit by signals, and run to its end."""
+"""Scripts as processes: started, watched, hit by signals, and run to their end."""
 
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-import psutil
 
 ROOT = Path(__file__).parents[2]
 SIZES = [
@@ -29,8 +27,9 @@ def resume_command(out: Path, *overrides: str) -> list[str]:
     return command("--resume", str(out), *(f"--set={setting}" for setting in overrides))
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def run(arguments: list[str], **options) -> subprocess.CompletedProcess[str]:
+    usual = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run(arguments, **{**usual, **options})
 
 
 def begin(arguments: list[str], **options) -> subprocess.Popen[str]:
@@ -46,10 +45,6 @@ def wait_for_lines(process: subprocess.Popen[str], out: Path, lines: int) -> Non
         assert process.poll() is None, "the run ended before it got so far"
         assert time.monotonic() < deadline, "the run did not get on"
         time.sleep(0.02)
-
-
-def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
 
 
 def journal(out: Path) -> bytes:

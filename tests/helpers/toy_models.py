@@ -1,8 +1,10 @@
 """Random models of every supported family, small enough to run in milliseconds."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +21,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from pruning.models import linear_layers
 
 # On matrices this small a second thread costs more than it does.
 torch.set_num_threads(1)
@@ -90,3 +94,13 @@ def toy_windows(count: int = 3, tokens: int = TOKENS, seed: int = 1) -> Tensor:
     """Return random token ids, (count, tokens)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, VOCABULARY, (count, tokens), generator=generator)
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return copies of the weights of all prunable layers."""
+    return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors in a folder's files by published name."""
+    return {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}

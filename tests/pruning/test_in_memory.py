@@ -3,22 +3,17 @@
 import pytest
 import torch
 from refusals import refusal
-from toy_models import toy_model, toy_windows
+from toy_models import toy_model, toy_windows, weights_of
 
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
 from pruning import pruner
 from pruning.masks import Target, group_of
-from pruning.models import linear_layers
 from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from pruning.walk import Texts, collect
 
 FIRST = "model.layers.0.self_attn.q_proj"
 WANDA = Metric.parse("mul(W, sqrt(X))")
-
-
-def weights_of(model):
-    return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
 
 
 def test_prune_is_the_engines():

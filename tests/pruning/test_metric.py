@@ -1,6 +1,7 @@
 """The metric language: text and JSON in and out, and everything that it refuses."""
 
 import json
+from functools import reduce
 
 import pytest
 import torch
@@ -34,10 +35,7 @@ METRICS = trees(ENDS, max_leaves=12)
 
 
 def nested(depth):
-    tree = {"data": "W"}
-    for _ in range(depth):
-        tree = {"data": "abs", "left": tree}
-    return tree
+    return reduce(lambda tree, _: {"data": "abs", "left": tree}, range(depth), LEAF)
 
 
 @EXAMPLES

@@ -8,7 +8,7 @@ import pytest
 import torch
 from own_statistics import own_gradients, own_inputs
 from refusals import refusal
-from toy_models import FAMILIES, toy_model, toy_windows
+from toy_models import FAMILIES, toy_model, toy_windows, weights_of
 
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
@@ -63,10 +63,6 @@ def keep_highest_in_groups(weights, scores, target):
         competing = [x.reshape(-1, width) for x in (weight, scores[name])]
         kept[name] = keep_highest(*competing, int(width * target.sparsity)).reshape(weight.shape)
     return kept
-
-
-def weights_of(model):
-    return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
 
 
 def prune_model(model, metric, target, windows, propagation="one-shot", **options):

@@ -10,8 +10,6 @@ from pruning.metric import Metric
 from pruning.recipe import Recipe
 from pruning.sizes import GIB, LIBRARIES, plan_pruning, sizes_of, worker_needs
 
-ALL_LEAVES = frozenset(LEAF_SETS["extended"])
-
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
 TOY_BLOCK = 2 * 256 + 2 * 128 + 3 * 384
 TOY_PRUNABLE = 2 * TOY_BLOCK
@@ -39,7 +37,7 @@ def test_sizes_of_statistics_round_matrices_and_not_vectors(dtype, item):
     assert toy(leaves="WG", statistics_dtype=dtype).statistics == item * TOY_PRUNABLE
     assert toy(leaves="X", statistics_dtype=dtype).statistics == 2 * 4 * inputs
     everything = 2 * item * TOY_PRUNABLE + 8 * (4 * inputs + outputs + 3 * 7)
-    assert toy(leaves=ALL_LEAVES, statistics_dtype=dtype).statistics == everything
+    assert toy(leaves=LEAF_SETS["extended"], statistics_dtype=dtype).statistics == everything
 
 
 def test_sizes_of_windows_count_gradients_where_a_leaf_needs_them():

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_models import FAMILIES, toy_model, toy_windows
+from toy_models import FAMILIES, tensors_of, toy_model, toy_windows
 from transformers import AutoModelForCausalLM
 
 from pruning import store, walk
@@ -68,10 +68,6 @@ def opened(folder, shards=None, held=0, dtype="float32"):
 
 def recipe_of(propagation, metric, group, **parts):
     return Recipe(Metric.parse(metric), TARGETS[group], propagation, **parts)
-
-
-def tensors_of(folder):
-    return {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
 
 
 def assert_same_tensors(actual, expected):
@@ -300,13 +296,13 @@ def keep_row_sums(weight, mask, statistics):
 
 
 OWL = Allocation(True, by_outliers)
-RESCALED = Update(frozenset({"X"}), keep_row_sums)
 
 
 @pytest.mark.parametrize(("group", "metric"), [("layer", SNIP), ("row", WANDA)])
 def test_allocation_and_update_decide_what_goes_and_what_is_saved(dense, tmp_path, group, metric):
     folder = dense("llama")
-    recipe = recipe_of("one-shot", metric, group, allocation=OWL, update=RESCALED)
+    update = Update(frozenset({"X"}), keep_row_sums)
+    recipe = recipe_of("one-shot", metric, group, allocation=OWL, update=update)
     resident = ResidentStore(load_model(str(folder), "float32"))
     before = resident.copies()
     found = walk.collect(resident, toy_windows(), frozenset("XG"))

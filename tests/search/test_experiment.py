@@ -2,6 +2,7 @@
 
 import pytest
 from refusals import refusal
+from toy_setup import ROLES
 
 from configs import schema
 from configs.schema import Config, Memory
@@ -10,7 +11,6 @@ from pruning.masks import NOfM
 from pruning.models import load_config
 from search.experiment import Experiment, resolve
 
-ROLES = ("calibration", "fitness", "selection", "report")
 SMALL = tuple(f"{role}.{key}" for role in ROLES for key in ("windows=2", "length=16"))
 OTHER = "{corpus: embedded, split: '%s', windows: 3, length: 32}"
 LIMIT = load_config("embedded").max_position_embeddings

@@ -22,7 +22,9 @@ from toy_setup import (
     words,
 )
 
+from configs.schema import Memory
 from evaluation.perplexity import window_losses
+from pruning.criterion import Criterion
 from pruning.masks import select
 from pruning.models import linear_layers, load_model
 from pruning.pruner import prune
@@ -41,29 +43,19 @@ def candidate(criterion, index=0, **more):
 
 
 @pytest.fixture(scope="module")
-def setup():
-    return setup_of()
+def evaluator():
+    return made_of(setup_of())
 
 
 @pytest.fixture(scope="module")
-def evaluator(setup):
-    return made_of(setup)
-
-
-@pytest.fixture(scope="module")
-def on_two_models(setup, tiny_llama_dir):
+def on_two_models(tiny_llama_dir):
     """Three tasks: two on the embedded model, one on another with other texts."""
     other = Task("other", 1, 0.25, None, 2.0)
     generator = torch.Generator().manual_seed(0)
     noise = {role: torch.randint(3, 256, (3, 16), generator=generator) for role in ROLES}
-    return made_of(
-        replace(
-            setup,
-            subjects=(*setup.subjects, Subject(str(tiny_llama_dir), "float32")),
-            windows=(words(4), noise),
-            tasks=(HALF, other, TWO_OF_FOUR),
-        )
-    )
+    subjects = (Subject("embedded", "float32"), Subject(str(tiny_llama_dir), "float32"))
+    tasks = (HALF, other, TWO_OF_FOUR)
+    return made_of(setup_of(subjects=subjects, windows=(words(4), noise), tasks=tasks))
 
 
 @pytest.fixture
@@ -120,17 +112,6 @@ def rises_under_wanda(evaluator, task):
     return window_losses(pruned(evaluator, task), windows) - dense
 
 
-def stops_at(evaluator, criterion, limit):
-    """Whether a criterion is stopped just below a relative rise, and goes on just above it."""
-    first, *others = evaluator.scale.cells
-    unit, above = (1.0, 0.0) if others else (first.rise, sum(first.dense) / len(first.dense))
-    kinds = [
-        evaluator.evaluate(candidate(criterion, stop_above=above + (limit + by) * unit)).kind
-        for by in (-1e-5, 1e-5)
-    ]
-    return kinds == ["stopped", "evaluated"]
-
-
 @pytest.mark.parametrize(
     ("criterion", "stop_above", "kind", "reason"),
     [
@@ -149,9 +130,10 @@ def test_evaluate_restores_every_weights_bits(on_two_models, criterion, stop_abo
     assert_dense(staged)
 
 
-def test_evaluate_gives_the_mean_loss_of_the_pruned_model(evaluator, setup):
+def test_evaluate_gives_the_mean_loss_of_the_pruned_model(evaluator):
     outcome = evaluator.evaluate(candidate(WANDA))
-    expected = window_losses(pruned(evaluator, HALF), setup.windows[0]["fitness"])
+    windows = evaluator.setup.windows[0]["fitness"]
+    expected = window_losses(pruned(evaluator, HALF), windows)
     assert outcome.kind == "evaluated"
     assert outcome.fitness == pytest.approx(expected.mean().item(), abs=1e-9)
     assert outcome.tokens == 4 * 32
@@ -241,7 +223,11 @@ def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluat
     rescaled(staged, {"shares": (2.0, 0.5, 0.8, 0.7), "rise": 0.5})
     share = {1: 2.0, 2: 1.25, 3: 1.1}[windows]
     rise = rises_under_wanda(staged, MOST)[:windows].mean().item()
-    assert stops_at(staged, WANDA, rise / share / 0.5 / (1 + 0.3 / sqrt(windows)))
+    (cell,) = staged.scale.cells
+    limit = rise / share / cell.rise / (1 + 0.3 / sqrt(windows))
+    for by, kind in ((-1e-5, "stopped"), (1e-5, "evaluated")):
+        above = sum(cell.dense) / len(cell.dense) + (limit + by) * cell.rise
+        assert staged.evaluate(candidate(WANDA, stop_above=above)).kind == kind
 
 
 def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models):
@@ -278,3 +264,59 @@ def test_losses_zeros_and_overlap_of_a_degenerate_metric_are_none(evaluator):
     for pair in ((MAGNITUDE, CONSTANT), (CONSTANT, MAGNITUDE)):
         assert evaluator.zeros_and_overlap(0, *pair) == {}
     assert_dense(evaluator)
+
+
+def with_memory(memory):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    windows = (words(3),)
+    return setup_of(windows=windows, leaves=frozenset("XGM"), device=device, memory=memory)
+
+
+@pytest.fixture(scope="module")
+def plenty():
+    return made_of(with_memory(Memory()))
+
+
+@pytest.mark.parametrize("group", ["row", "model"])
+def test_copy_on_the_host_and_scores_made_again_change_nothing(plenty, group):
+    sparing = Evaluator(with_memory(Memory(master="host", scores="recompute")))
+    statistics = sparing.collect_statistics(0)
+    sparing.use_statistics(0, statistics)
+    sparing.use_scale(plenty.scale)
+    assert sparing.digests == plenty.digests
+    for name, tensor in plenty.residents[0].statistics.to_tensors().items():
+        assert torch.equal(statistics[name], tensor.cpu())
+    for metric in (SNIP.metric, WANDA.metric):
+        criterion = Criterion(metric, group)
+        one = candidate(criterion)
+        assert sparing.evaluate(one) == plenty.evaluate(one)
+        both = criterion, WANDA
+        assert sparing.zeros_and_overlap(0, *both) == plenty.zeros_and_overlap(0, *both)
+
+
+def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
+    rounding = Evaluator(with_memory(Memory(statistics="bfloat16")))
+    rounded = rounding.collect_statistics(0)
+    rounding.use_statistics(0, rounded)
+    rounding.use_scale(plenty.scale)
+    exact = plenty.residents[0].statistics.to_tensors()
+    assert rounded.keys() == exact.keys()
+    for name, tensor in rounded.items():
+        expected = exact[name].cpu()
+        if not name.startswith("X/"):
+            expected = expected.bfloat16()
+        assert tensor.device.type == "cpu"
+        assert torch.equal(tensor, expected)
+        assert tensor.dtype == expected.dtype
+    probe = rounding.probe_tensors(0)
+    name = next(name for name in probe if name.startswith("G/"))
+    assert probe[name].dtype == torch.float32
+    assert torch.equal(probe[name], probe[name].bfloat16().float())
+    assert rounding.evaluate(candidate(SNIP)).kind == "evaluated"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copy_on_the_host_is_pinned_beside_a_gpu():
+    resident = Evaluator(with_memory(Memory(master="host"))).residents[0]
+    assert all(copy.is_pinned() for copy in resident.master.values())

@@ -22,7 +22,6 @@ from search_process import (
     ROOT,
     assert_same,
     begin,
-    descendants,
     journal,
     launch_command,
     resume_command,
@@ -61,18 +60,13 @@ def reference(tmp_path_factory):
     return undisturbed(tmp_path_factory.mktemp("reference") / "run")
 
 
-def last_line(output):
-    return output.splitlines()[-1]
-
-
 def assert_interrupted(process, out, line):
     """See that a search ends with 3, and with the line that says why and how to go on."""
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 3, output
     assert "Traceback" not in output
-    said = last_line(output)
     way_on = f"; continue with python run_search.py --resume {out}"
-    assert re.fullmatch(line + way_on, said), output
+    assert re.fullmatch(line + way_on, output.splitlines()[-1]), output
 
 
 def assert_gone(processes):
@@ -115,7 +109,7 @@ def test_search_under_many_faults_ends_as_without_them(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--json", str(figures)]
     command += ["--candidates=80", "--seed=1", "--pause=1", "--minutes=10"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    done = run(command, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())
     assert found["journal_identical"]
@@ -130,7 +124,7 @@ def test_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, t
     for part in ("raylet/raylet", "gcs_server"):
         process = begin(arguments)
         wait_for_lines(process, out, journal(out).count(b"\n") + 5)
-        processes = descendants(process)
+        processes = psutil.Process(process.pid).children(recursive=True)
         next(p for p in processes if part in " ".join(p.cmdline())).kill()
         assert_interrupted(process, out, r"error: Ray \(local\) (failed: .+|has not answered.*)")
         assert_gone(processes)
@@ -203,12 +197,12 @@ def test_search_can_be_stopped_at_any_time(tmp_path, seconds, number):
     out = tmp_path / "run"
     process = begin(launch(out, "ray.workers=1", ENDLESS))
     time.sleep(seconds)
-    processes = descendants(process)
+    processes = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     output, _ = process.communicate(timeout=STOP_SECONDS)
     assert process.returncode == 3, output
     assert "Traceback" not in output
-    assert last_line(output).startswith("interrupted")
+    assert output.splitlines()[-1].startswith("interrupted")
     assert_gone(processes)
     if out.exists():
         assert (out / "config.yaml").exists() or not list(out.iterdir())

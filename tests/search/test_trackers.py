@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 
 from search import trackers
@@ -27,13 +29,11 @@ def test_mlflow_gets_a_run_with_every_value_and_how_it_ended(tmp_path, monkeypat
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.tracking import MlflowClient
 
-    try:
-        with trackers.opened(["mlflow"], tmp_path / "my-run") as opened:
-            opened[0](10, VALUES)
-            if error:
-                raise error
-    except KeyboardInterrupt:
-        pass
+    ends = pytest.raises(error) if error else nullcontext()
+    with ends, trackers.opened(["mlflow"], tmp_path / "my-run") as opened:
+        opened[0](10, VALUES)
+        if error:
+            raise error
     client = MlflowClient()
     number = client.get_experiment_by_name("prunevolve").experiment_id
     (run,) = client.search_runs([number])

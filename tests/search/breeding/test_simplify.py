@@ -59,13 +59,6 @@ def leaves_of(seed: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def masks_of(metric: Metric, group: str, seed: int) -> dict[str, torch.Tensor] | None:
-    scores = {f"layer{i}": metric.score(**leaves) for i, leaves in enumerate(leaves_of(seed))}
-    if any(_is_tied(s) for s in scores.values()):
-        return None
-    return dict(select(scores.__getitem__, scores, Target(0.5, group_of(group))))
-
-
 def _is_tied(scores: torch.Tensor) -> bool:
     """Tell whether rounding could decide: ties fall by position, near ties by the last bit."""
     if not torch.isfinite(scores).all():
@@ -85,10 +78,14 @@ def test_simplify_keeps_the_mask(tree_seed, tensor_seed, group):
     assert not simpler.problem
     assert simpler.size <= metric.size
     assert simplify(simplified) == simplified
-    before, after = (masks_of(one, group, tensor_seed) for one in (metric, simpler))
-    if before is not None and after is not None:
-        for name, mask in before.items():
-            assert torch.equal(mask, after[name]), (metric.text, simpler.text)
+    scores = [
+        [one.score(**leaves) for leaves in leaves_of(tensor_seed)] for one in (metric, simpler)
+    ]
+    if not any(map(_is_tied, chain(*scores))):
+        target = Target(0.5, group_of(group))
+        masks = [dict(select(both.__getitem__, range(2), target)) for both in scores]
+        for layer, mask in masks[0].items():
+            assert torch.equal(mask, masks[1][layer]), (metric.text, simpler.text)
 
 
 @pytest.mark.filterwarnings("ignore:std")

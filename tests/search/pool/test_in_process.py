@@ -70,7 +70,6 @@ def injected(monkeypatch):
             return true(self, *arguments)
 
         monkeypatch.setattr(Resident, method, raises)
-        return calls
 
     return inject
 

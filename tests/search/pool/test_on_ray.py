@@ -13,13 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import search_process
+from search_process import ROOT
 from toy_setup import embedded_setup
 
 from configs.schema import Ray
 from search.pool.on_ray import ray_backend
 from search.pool.ray_process import workers_on
 
-ROOT = Path(__file__).parents[3]
 FOLDERS = Path("/tmp")
 GONE_SECONDS = 10
 """Within which an exit, or the end after one, has to come; it takes half a second when idle."""
@@ -53,14 +54,9 @@ def begin(address, **variables):
     """Start a driver, which stays connected until it reads a line."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, address],
-        env={**environment, "PYTHONPATH": path, **variables},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    settings = {**environment, "PYTHONPATH": path, **variables}
+    command = [sys.executable, "-c", DRIVER, address]
+    process = search_process.begin(command, env=settings, stdin=subprocess.PIPE)
     assert process.stdout.readline() == "begun\n"
     return process
 

@@ -150,9 +150,6 @@ def faulty(fault, bad, times=10**6):
     return does
 
 
-# Work is handed out
-
-
 def test_pool_returns_one_outcome_for_every_candidate_in_order(backend):
     pool = ready_pool(backend)
     submit(pool, *range(5))
@@ -160,9 +157,6 @@ def test_pool_returns_one_outcome_for_every_candidate_in_order(backend):
     assert {arrival.outcome.kind for arrival in found.values()} == {"evaluated"}
     assert found[0].timing == {"seconds": 0.1, "worker": 1}
     assert backend.evaluated == [0, 1, 2, 3, 4]
-
-
-# Whom a fault is blamed on
 
 
 @pytest.mark.parametrize(
@@ -279,9 +273,6 @@ def test_error_of_a_candidate_fails_it_and_no_worker(backend, kind):
     assert pool.staff.faults == {kind: 1}
 
 
-# Requests that do not come back
-
-
 def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(backend):
     backend.does = faulty(HANG, {0})
     pool = ready_pool(backend)
@@ -308,9 +299,6 @@ def test_suspended_driver_finds_nobody_late_and_takes_what_came_meanwhile(backen
     backend.takes = 86400.0
     assert drive(pool, 1)[1].outcome.kind == "evaluated"
     assert backend.dismissed == []
-
-
-# Workers that start, or do not
 
 
 def test_work_starts_with_the_first_worker_that_is_ready(backend):
@@ -402,9 +390,6 @@ def test_worker_with_another_model_is_refused_and_gets_nothing(backend):
     assert "its models are not the run's" in pool.staff.trouble
 
 
-# Elastic
-
-
 @pytest.mark.parametrize(("workers", "ready"), [(None, 5), (3, 3)])
 def test_pool_grows_with_the_room_up_to_what_is_asked_for(backend, workers, ready):
     pool = ready_pool(backend, workers)
@@ -422,9 +407,6 @@ def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
     for seconds, ready in ((50, 1), (15, 2)):
         turns(pool, 2 * seconds)
         assert pool.staff.ready == ready
-
-
-# What workers are told first, and requests that a run cannot do without
 
 
 def test_workers_have_all_statistics_before_any_job_late_ones_too(backend):
