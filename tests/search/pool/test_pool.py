@@ -36,7 +36,7 @@ LOST = Fault("lost", "its process or its node was lost")
 CROWDED = Fault("crowded", "Ray ended it: its node lacked memory")
 EXHAUSTED = Fault("exhausted", "OutOfMemoryError: out of memory")
 REFUSED = Fault("refused", "ValueError: model 'm' cannot be loaded")
-BASELINE, TOKENS, WAIT, START = -1, 64, 300.0, 600.0
+BASELINE, WAIT, START = -1, 300.0, 600.0
 
 
 @dataclass
