@@ -11,7 +11,7 @@ from typer import Option
 
 import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
-from pruning.baselines import NAMED
+from pruning.baselines import NAMED, SPARSEGPT
 from pruning.json_file import JsonObject
 from pruning.output.options import Options, read_recipe
 from pruning.progress import step
@@ -36,7 +36,8 @@ def prune_model(
         str | None, Option(help="Branch, tag or commit of a model from the hub.")
     ] = None,
     metric: Annotated[
-        str | None, _option("A named metric, a file, a run folder, or a formula.", *NAMED)
+        str | None,
+        _option("A named metric, a file, a run folder, or a formula.", *NAMED, SPARSEGPT),
     ] = None,
     out: Annotated[Path | None, Option(help="New or empty folder for the result.")] = None,
     sparsity: Annotated[float | None, Option(help="Fraction to remove; default 0.5.")] = None,
@@ -49,6 +50,27 @@ def prune_model(
     ] = None,
     propagation: Annotated[
         str | None, _option("one-shot (default) or sequential.", "one-shot", "sequential")
+    ] = None,
+    update: Annotated[
+        str | None,
+        _option(
+            "What stays: none (default), sparsegpt or reconstruct.",
+            "none",
+            "sparsegpt",
+            "reconstruct",
+        ),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        _option(
+            "Who loses: uniform (default), owl, owl-layer or a JSON file.",
+            "uniform",
+            "owl",
+            "owl-layer",
+        ),
+    ] = None,
+    refine: Annotated[
+        str | None, _option("Masks made better: none (default) or swaps.", "none", "swaps")
     ] = None,
     corpus: Annotated[
         list[str] | None,
@@ -117,6 +139,9 @@ def prune_model(
         pattern=pattern,
         group=group,
         propagation=propagation,
+        update=update,
+        allocation=allocation,
+        refine=refine,
         corpus=corpus or None,
         split=split or None,
         share=share or None,

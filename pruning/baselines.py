@@ -120,3 +120,6 @@ FOUND: dict[str, Baseline] = {
 
 NAMED: dict[str, Baseline] = PUBLISHED | FOUND
 """All metrics that can be given by name."""
+
+SPARSEGPT = "sparsegpt"
+"""The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`)."""

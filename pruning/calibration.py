@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.leaves import GRADIENT_FACTOR, LEAVES, Seen, Statistics, Sum, made_of
+from pruning.leaves import COLLECTED, GRADIENT_FACTOR, Seen, Statistics, Sum, made_of
 
 _CHUNK = 1 << 17
 """Gradient elements added at a time: few enough that intermediate results stay in the cache."""
@@ -44,7 +44,7 @@ def watched_inputs(
         for name in sums
         if (of_layer := _part(sums[name], of_block=False))
     ]
-    if any(LEAVES[leaf].of_block for leaf in leaves):
+    if any(COLLECTED[leaf].of_block for leaf in leaves):
         handles.append(block.register_forward_hook(watch_block))
     try:
         yield sums
@@ -54,7 +54,7 @@ def watched_inputs(
 
 
 def _part(sums: Mapping[str, Sum], of_block: bool) -> dict[str, Sum]:
-    return {leaf: total for leaf, total in sums.items() if LEAVES[leaf].of_block == of_block}
+    return {leaf: total for leaf, total in sums.items() if COLLECTED[leaf].of_block == of_block}
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> Statistics
 def _start(layers: Mapping[str, nn.Linear], leaves: frozenset[str]) -> Sums:
     if not leaves:
         return {}
-    starts = {leaf: start for leaf in sorted(leaves) if (start := LEAVES[leaf].start)}
+    starts = {leaf: start for leaf in sorted(leaves) if (start := COLLECTED[leaf].start)}
     return {
         name: {leaf: start(layer) for leaf, start in starts.items()}
         for name, layer in layers.items()

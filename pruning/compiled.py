@@ -31,8 +31,15 @@ _UNROLLED = 16
 _KEPT = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
 
 
-def _compiled(function: Function) -> Function:
+def compiled(function: Function) -> Function:
+    """Compile a loop; it runs without the interpreter's lock."""
     return cast(Function, numba.njit(function, nogil=True, cache=_KEPT))
+
+
+def compiled_loosely(function: Function) -> Function:
+    """Compile a loop whose sums and minima may be taken in any order, so several at a time."""
+    loose = {"reassoc", "nnan", "nsz", "contract"}
+    return cast(Function, numba.njit(function, nogil=True, cache=_KEPT, fastmath=loose))
 
 
 def mark_lowest_of_rows(scores: Array, removed: int) -> Array | None:
@@ -50,7 +57,7 @@ def mark_lowest_of_rows(scores: Array, removed: int) -> Array | None:
     return mask if _mark_lowest_of_rows(bits, removed, mask) else None
 
 
-@_compiled
+@compiled
 def _mark_lowest_of_rows(bits: Array, removed: int, mask: Array) -> bool:
     rows, columns = bits.shape
     keys = np.empty(columns, np.int32)
@@ -102,7 +109,7 @@ def _key(score: float) -> np.int32:
     return cast(np.int32, key[0])
 
 
-@_compiled
+@compiled
 def _keys(bits: Array, keys: Array) -> bool:
     """Write the keys of scores by their bits, and return whether all scores are finite.
 
@@ -117,7 +124,7 @@ def _keys(bits: Array, keys: Array) -> bool:
     return bool(largest < _INFINITY)
 
 
-@_compiled
+@compiled
 def _count_up_to(keys: Array, bound: np.int32) -> np.int32:
     count = np.int32(0)
     for i in range(len(keys)):  # not over the keys themselves, which would not be vectorized
@@ -125,7 +132,7 @@ def _count_up_to(keys: Array, bound: np.int32) -> np.int32:
     return count
 
 
-@_compiled
+@compiled
 def _between(bits: Array, low: np.int32, high: np.int32) -> tuple[int, Array]:
     """Return how many keys are at or below `low`, and those above it and at or below `high`.
 
@@ -153,7 +160,7 @@ def _between(bits: Array, low: np.int32, high: np.int32) -> tuple[int, Array]:
     return below, found[:inside].copy()
 
 
-@_compiled
+@compiled
 def _threshold(keys: Array, removed: int) -> tuple[np.int32, int]:
     """Return the key up to which `removed` keys go, and how many equal to it: `_LAST` for all.
 
@@ -176,7 +183,7 @@ def _threshold(keys: Array, removed: int) -> tuple[np.int32, int]:
     return np.int32(high), _LAST if up_to_high == removed else removed - up_to_low
 
 
-@_compiled
+@compiled
 def _mark(keys: Array, threshold: np.int32, ties: int, mask: Array) -> int:
     """Mark the keys below a threshold and, leftmost first, those equal to it; return `ties` left.
 
@@ -198,7 +205,7 @@ def _mark(keys: Array, threshold: np.int32, ties: int, mask: Array) -> int:
     return ties
 
 
-@_compiled
+@compiled
 def _mark_up_to(bits: Array, threshold: np.int32, ties: int, mask: Array) -> int:
     """Mark by bits as `_mark` does by keys."""
     keys = np.empty(_BLOCK, np.int32)
@@ -230,7 +237,7 @@ def mark_lowest_of_groups(scores: Array, removed: int, length: int) -> Array | N
     return mask
 
 
-@_compiled
+@compiled
 def _are_finite(bits: Array) -> bool:
     largest = np.int32(0)
     for i in range(len(bits)):
@@ -254,7 +261,7 @@ def _marker_of_groups(length: int) -> Callable[[Array, int, Array], None]:
                         before += scores[first + other] < scores[first + place]
                 mask[first + place] = before < removed
 
-    return _compiled(mark)
+    return compiled(mark)
 
 
 def zero_marked(bits: Array, mask: Array, zeroed: Array) -> None:
@@ -265,7 +272,7 @@ def zero_marked(bits: Array, mask: Array, zeroed: Array) -> None:
     _zero_marked(np.ascontiguousarray(bits).reshape(-1), mask.reshape(-1), zeroed.reshape(-1))
 
 
-@_compiled
+@compiled
 def _zero_marked(bits: Array, mask: Array, zeroed: Array) -> None:
     for i in range(len(bits)):
         zeroed[i] = 0 if mask[i] else bits[i]

@@ -4,7 +4,7 @@ All arguments of a block's call are captured as they are, so that a new keyword 
 transformers needs no change here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class BlockCall:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
 
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+    def run(self, block: Callable[..., Any], hidden: Tensor) -> Tensor:
         """Return the block's output hidden states, (batch, tokens, hidden_size)."""
         output = block(hidden, *self.arguments, **self.keywords)
         return output if isinstance(output, Tensor) else output[0]

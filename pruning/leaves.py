@@ -128,7 +128,7 @@ class _Variances:
         return self._deviations / seen.tokens
 
 
-class _InverseGramDiagonal:
+class _Gram:
     def __init__(self, layer: nn.Linear) -> None:
         sides = layer.in_features, layer.in_features
         self._total = torch.zeros(sides, device=layer.weight.device)
@@ -137,12 +137,20 @@ class _InverseGramDiagonal:
         self._total.addmm_(values.T, values)
 
     def result(self, seen: Seen) -> Tensor:
-        factor = _damped_factor(self._total.div_(seen.windows))
+        return self._total.div_(seen.windows)
+
+
+class _InverseGramDiagonal(_Gram):
+    def result(self, seen: Seen) -> Tensor:
+        factor = damped_factor(super().result(seen))
         return torch.cholesky_inverse(factor).diagonal()[None].clone()
 
 
-def _damped_factor(gram: Tensor) -> Tensor:
-    """Return the Cholesky factor of a Gram matrix, damped until it has one in fp32."""
+def damped_factor(gram: Tensor) -> Tensor:
+    """Return the Cholesky factor of a Gram matrix, (n, n), damped until it has one in fp32.
+
+    The matrix is overwritten. The factor is lower triangular, and not finite if the matrix is not.
+    """
     diagonal = gram.diagonal().clone()
     damping = DAMPING * diagonal.mean()
     for _ in range(_MOST_DAMPINGS):
@@ -151,7 +159,7 @@ def _damped_factor(gram: Tensor) -> Tensor:
         if not failed:
             break
         damping = 10 * damping + torch.finfo(gram.dtype).tiny
-    damped: Tensor = factor  # not finite if the inputs were not
+    damped: Tensor = factor
     return damped
 
 
@@ -311,16 +319,27 @@ LEAF_SETS: dict[str, tuple[str, ...]] = {"release": ("W", "G", "X"), "extended":
 STATISTICS = frozenset(name for name, leaf in LEAVES.items() if leaf.start)
 """The leaves that need calibration windows."""
 
+GRAM = "gram"
+"""The Gram matrix of a layer's inputs, (in_features, in_features): the mean over windows of x x^T
+summed over tokens. No metric can name it; it is for those who change masks and weights."""
+
+COLLECTED = LEAVES | {
+    GRAM: Leaf("Gram matrix of the inputs", MATRIX, "inputs", Units(x=2), _Gram, gram=True)
+}
+"""All that calibration can compute."""
+
 
 def made_of(leaves: frozenset[str], *sources: Source) -> frozenset[str]:
     """Return the leaves that are made of one of the sources."""
-    return frozenset(name for name in leaves if LEAVES[name].source in sources)
+    return frozenset(name for name in leaves if COLLECTED[name].source in sources)
 
 
 def sums_size(layers: Iterable[nn.Linear], leaves: frozenset[str]) -> int:
     """Return the bytes of the running sums of some layers, in fp32, vectors left out."""
-    rows = [LEAVES[name] for name in leaves]
-    matrices = sum(leaf.shape == MATRIX and leaf.start is not None for leaf in rows)
+    rows = [COLLECTED[name] for name in leaves]
+    matrices = sum(
+        leaf.shape == MATRIX and leaf.start is not None and not leaf.gram for leaf in rows
+    )
     grams = sum(leaf.gram for leaf in rows)
     sides = [(layer.in_features, layer.out_features) for layer in layers]
     sums = sum(inputs * (outputs * matrices + inputs * grams) for inputs, outputs in sides)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.baselines import NAMED
+from pruning.baselines import NAMED, SPARSEGPT
 from pruning.criterion import Criterion
 from pruning.json_file import JsonObject, parse_object, read_text
 from pruning.masks import GROUPS
@@ -44,12 +44,14 @@ def resolve_metric(argument: str) -> ResolvedMetric:
 
     A named metric comes first, then what is there under that path, then the formula. A folder is
     a run's or a pruned model's. The group is the named metric's or the file's; `DEFAULT_GROUP`
-    where neither says.
+    where neither says. `sparsegpt` stands for the score that the method begins with.
 
     Raises:
         ValueError: If the argument is none of them, the file is not one of the three kinds, or
             the metric cannot rank weights. The message is one line.
     """
+    if argument == SPARSEGPT:
+        return ResolvedMetric(NAMED["sparsegpt-score"].criterion, "method sparsegpt")
     if argument in NAMED:
         return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
     path = _file_of(argument)

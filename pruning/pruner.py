@@ -6,21 +6,29 @@ for X; gradients are those of the dense model in both. The search scores and mas
 with the same code.
 """
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruning.json_file import JsonObject
 from pruning.leaves import Statistics, made_of, need_backward
-from pruning.masks import Masks, Target
-from pruning.models import layers_of_block, linear_layers
+from pruning.masks import Target
+from pruning.metric import Metric
+from pruning.models import decoder_blocks, layers_of_block, linear_layers
 from pruning.progress import Progress, unwatched
-from pruning.recipe import Recipe, score_layer
+from pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
 from pruning.spool import Spool
 from pruning.store import Store, in_turn
 from pruning.walk import Stream, Texts, walk_dense
+
+Removals = Iterator[tuple[str, Removal]]
+"""Layer names and what goes of them, in order."""
+
+Tell = Callable[[str, JsonObject], object]
+"""Called with the name of something that was found out, and with it."""
 
 
 def prune(
@@ -31,6 +39,7 @@ def prune(
     statistics: Spool | None = None,
     on_progress: Progress = unwatched,
     kept_scores: MutableMapping[str, Tensor] | None = None,
+    tell: Tell = lambda name, value: None,
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
@@ -43,6 +52,8 @@ def prune(
         kept_scores: Where all layers' scores are kept, in fp32, for another target; those already
             there are used. None keeps none, and computes them three times for a threshold over the
             whole model.
+        tell: Called with `shares` and what the recipe's allocation gives each layer, before the
+            first block is pruned; with a trained block's name and its errors by part.
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant.
@@ -62,6 +73,7 @@ def prune(
         forgets=statistics is None,
         on_progress=on_progress,
         kept_scores=kept_scores,
+        tell=tell,
     )
     try:
         if pruning.needs_dense_walk:
@@ -69,6 +81,17 @@ def prune(
         pruning.walk_and_prune()
     finally:
         store.finish()
+
+
+def shapes_of(model: PreTrainedModel) -> Shapes:
+    """Return the shapes of a model's prunable layers, by block and layer."""
+    return {
+        block: {
+            layer: (module.out_features, module.in_features)
+            for layer, module in layers_of_block(block, blocks).items()
+        }
+        for block, blocks in decoder_blocks(model).items()
+    }
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
@@ -84,7 +107,7 @@ class _Pruning:
     Attributes:
         statistics: Of the dense model, by `G/layer`.
         forgets: Whether a layer's statistics are dropped once it is pruned.
-        sequential_statistics: Of inputs that passed pruned blocks, by `X/layer`.
+        of_pruned: Statistics of inputs that passed pruned blocks, by `X/layer`.
     """
 
     store: Store
@@ -95,7 +118,9 @@ class _Pruning:
     forgets: bool
     on_progress: Progress
     kept_scores: MutableMapping[str, Tensor] | None
-    sequential_statistics: dict[str, Tensor] = field(default_factory=dict)
+    tell: Tell
+    of_pruned: dict[str, Tensor] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Nothing is left to do on the way back if all gradients were kept by an earlier run.
@@ -127,19 +152,22 @@ class _Pruning:
         with store.outside():
             enter = partial(Stream.enter, store, texts=self.texts, spool=self.states)
             dense = None if self.needs_dense_walk else enter("dense")
+            targets = enter("targets") if recipe.training else None
             pruned = enter("pruned")
-            calibration = enter("calibration") if self._collects_inputs() else None
-        follow = [s for s in (pruned, calibration if recipe.sequential else None) if s]
+            calibration = enter("calibration") if self._needs_windows() else None
+        lead = [stream for stream in (dense, targets) if stream]
+        follow = [s for s in (pruned, calibration if recipe.follows else None) if s]
         masks = self.masks(store.blocks)
         for i, (block, then) in enumerate(in_turn(store.blocks)):
             is_new = False
-            if dense or calibration or not self._is_done(block):
+            if lead or calibration or not self._is_done(block):
                 with store.open_dense(block, then) as module:
-                    if dense:
-                        dense.advance(i, module)
+                    for stream in lead:
+                        stream.advance(i, module)
                     if calibration:
                         self._collect(calibration, i, block, module)
-                    is_new = self.prune_block(block, module, masks)
+                    lesson = calibration.lesson(i, targets) if calibration and targets else None
+                    is_new = self.prune_block(block, module, masks, lesson)
                     for stream in follow if is_new else []:
                         stream.advance(i, module)
             if follow and not is_new:
@@ -150,26 +178,43 @@ class _Pruning:
         with store.outside():
             for stream in filter(None, (dense, pruned)):
                 stream.end(store, self.texts.measure)
-        if calibration:
-            calibration.drop(len(store.blocks))
+        for stream in filter(None, (calibration, targets)):
+            stream.drop(len(store.blocks))
 
-    def masks(self, blocks: Iterable[str]) -> Masks:
-        """Yield the masks of all layers of the blocks that are not done, each computed when due."""
-        layers = [
-            layer
-            for block in blocks
-            if not self._is_done(block)
-            for layer in self.store.layers[block]
-        ]
-        target = self.recipe.target
-        fractions = self.recipe.allocation.fractions(layers, self._score, target.sparsity)
+    def masks(self, blocks: Iterable[str]) -> Removals:
+        """Yield what goes of all layers of the blocks that are not done, each when it is due."""
+        store, target = self.store, self.recipe.target
+        left = {block: store.layers[block] for block in blocks if not self._is_done(block)}
+        shares = self._shares() if left else {}
+        if target.group.whole_model:
+            self.factors, shares = shares, {}
+        fractions = {
+            layer: shares.get(layer, target.sparsity)
+            for layers in left.values()
+            for layer in layers
+        }
+        if self.recipe.update.chooses:
+            return iter(fractions.items())
         return target.group.select(self._score, fractions)
 
-    def prune_block(self, block: str, module: nn.Module, masks: Masks) -> bool:
+    def _shares(self) -> Mapping[str, float]:
+        """Return what the allocation gives each layer; nothing without one."""
+        allocation = self.recipe.allocation
+        if allocation is None:
+            return {}
+        score = partial(self._score_by, allocation.metric or self.recipe.metric)
+        shares = allocation.shares(shapes_of(self.store.model), score, self.recipe.target)
+        self.tell("shares", dict(shares))
+        return shares
+
+    def prune_block(
+        self, block: str, module: nn.Module, masks: Removals, lesson: Lesson | None = None
+    ) -> bool:
         """Mask an open block's layers, update their weights and write them.
 
         Args:
             masks: Its next mask is that of the block's first layer.
+            lesson: What the block is trained on, if it is.
 
         Returns:
             Whether the block was pruned; False if it was done before.
@@ -177,35 +222,49 @@ class _Pruning:
         if self._is_done(block):
             return False
         self.store.finish()  # the block before it does not wait in memory beside these scores
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for layer in layers_of_block(block, module):
-            name, mask = next(masks)
+            name, removal = next(masks)
             assert name == layer, (name, layer)
             if block not in self.store.written:
-                dense, statistics = self.store.dense(layer), self._statistics(layer)
-                weights[layer] = self.recipe.update.apply(dense, mask, statistics)
+                weights[layer] = self._changed(layer, removal)
             self._forget(layer)
         if weights:
+            if self.recipe.training and lesson:
+                trained, errors = self.recipe.training(block, module, weights, lesson)
+                self.tell(block, dict(errors))
+                weights = dict(trained)
             self.store.write(block, weights)
         return bool(weights)
 
+    def _changed(self, layer: str, removal: Removal) -> Tensor:
+        """Return a layer's new weight: its mask refined, what stays updated."""
+        recipe, dense = self.recipe, self.store.dense(layer)
+        statistics = self._statistics(layer, recipe.pruned_leaves, self.of_pruned)
+        if recipe.refinement and isinstance(removal, Tensor):
+            removal = recipe.refinement.apply(dense, removal, statistics)
+        return recipe.update.apply(dense, removal, statistics)
+
     def _score(self, layer: str) -> Tensor:
-        kept = self.kept_scores
-        if kept is not None and layer in kept:
-            return kept[layer]
-        weight = self.store.weight(layer)
-        scores = score_layer(self.recipe.metric, layer, weight, self._statistics(layer))
-        if kept is not None:
-            kept[layer] = scores
-        return scores
+        kept, factor = self.kept_scores, self.factors.get(layer, 1.0)
+        scores = kept.get(layer) if kept is not None else None
+        if scores is None:
+            scores = self._score_by(self.recipe.metric, layer)
+            if kept is not None:
+                kept[layer] = scores
+        return scores if factor == 1 else scores * factor
+
+    def _score_by(self, metric: Metric, layer: str) -> Tensor:
+        statistics = self._statistics(layer, metric.leaves, self.statistics)
+        if self.recipe.sequential:
+            statistics |= self._statistics(layer, metric.leaves, self.of_pruned)
+        return score_layer(metric, layer, self.store.weight(layer), statistics)
 
     def _missing(self, block: str) -> frozenset[str]:
         """Return the leaves of the dense model that a block needs and that are still missing."""
         if self._is_done(block):
             return frozenset()
-        leaves = self.recipe.leaves
-        if self.recipe.sequential:
-            leaves -= made_of(leaves, "inputs")
+        leaves = self.recipe.dense_leaves
         layers = self.store.layers[block]
         return frozenset(
             leaf
@@ -220,11 +279,11 @@ class _Pruning:
             not self.recipe.needs_all_scores or written.issuperset(self.store.blocks)
         )
 
-    def _collects_inputs(self) -> bool:
+    def _needs_windows(self) -> bool:
         """Whether the calibration windows pass the blocks while these are pruned."""
-        inputs = made_of(self.recipe.leaves, "inputs")
-        if self.recipe.sequential:
-            return bool(inputs)
+        if self.recipe.follows:
+            return True
+        inputs = made_of(self.recipe.dense_leaves, "inputs")
         missing = any(self._missing(block) & inputs for block in self.store.blocks)
         return missing and not self.needs_dense_walk
 
@@ -233,14 +292,16 @@ class _Pruning:
 
         The windows move on to the next block, unless the block has to be pruned before they do.
         """
-        leaves = made_of(self.recipe.leaves, "inputs")
+        follows = self.recipe.follows
+        leaves = made_of(self._missing(block), "inputs")
+        if follows:
+            leaves = self.recipe.pruned_leaves
         if block in self.store.written:
             leaves = frozenset()
-        elif not self.recipe.sequential:
-            leaves &= self._missing(block)
-        sequential = self.recipe.sequential
-        place = self.sequential_statistics if sequential else self.statistics
-        statistics = calibration.collect(i, block, module, leaves, moves=not sequential)
+        if follows and not leaves:
+            return
+        place = self.of_pruned if follows else self.statistics
+        statistics = calibration.collect(i, block, module, leaves, moves=not follows)
         place.update(statistics.to_tensors())
 
     def _keep(self, statistics: Statistics) -> None:
@@ -249,19 +310,15 @@ class _Pruning:
         for key, tensor in statistics.to_tensors().items():
             self.statistics[key] = tensor.cpu() if waits else tensor
 
-    def _statistics(self, layer: str) -> dict[str, Tensor]:
+    def _statistics(self, layer: str, leaves: frozenset[str], place: Spool) -> dict[str, Tensor]:
         """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
-        by_leaf = {}
-        for leaf in self.recipe.leaves:
-            key = f"{leaf}/{layer}"
-            fresh = key in self.sequential_statistics
-            place = self.sequential_statistics if fresh else self.statistics
-            if key in place:
-                by_leaf[leaf] = place[key].to(self.store.device)
-        return by_leaf
+        keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
+        return {
+            leaf: place[key].to(self.store.device) for leaf, key in keys.items() if key in place
+        }
 
     def _forget(self, layer: str) -> None:
         for leaf in self.recipe.leaves:
-            self.sequential_statistics.pop(f"{leaf}/{layer}", None)
+            self.of_pruned.pop(f"{leaf}/{layer}", None)
             if self.forgets:
                 self.statistics.pop(f"{leaf}/{layer}", None)

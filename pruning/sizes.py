@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.embed_and_head import HEAD_TOKENS
-from pruning.leaves import LEAVES, STATISTICS, need_backward, sums_size
+from pruning.leaves import GRAM, LEAVES, STATISTICS, need_backward, sums_size
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
 from pruning.operators import MATRIX
@@ -31,6 +31,10 @@ CUDA = GIB
 
 USUAL_VALUES = 6
 """Values in fp32 for each weight of a matrix while it is scored and masked: of most formulas."""
+
+_TRAINED_VALUES = 8
+"""Values in fp32 for each trained weight: it, its gradient, Adam's two, the best so far, and those
+that the passes make of it."""
 
 _SAVED_BY_GRAPH = 18
 """Values of the hidden size, and half as many of the intermediate size, kept for each token."""
@@ -51,7 +55,8 @@ class Sizes:
         statistics: All statistics of the leaves.
         sums: The running sums of the block with the largest.
         window: One window in one block, with its gradients if a leaf needs them.
-        scoring: One matrix while it is scored and masked, beside its block's new weights.
+        scoring: One matrix while it is scored, masked and updated, beside its block's new weights,
+            or a block that is trained.
         new_weights: Those of the largest block, as they are saved.
         logits: Those that exist at one time.
         states: The hidden states that are put aside.
@@ -84,6 +89,7 @@ def sizes_of(
     evaluation: tuple[int, int],
     statistics_dtype: str = "float32",
     values: int = USUAL_VALUES,
+    trains: bool = False,
 ) -> Sizes:
     """Return the sizes of a model.
 
@@ -91,14 +97,15 @@ def sizes_of(
         model: Only its shapes are used.
         dtype: Of the passes, a key of `DTYPES`.
         saved_dtype: Of the pruned weights.
-        leaves: Those that metrics may use.
+        leaves: Those that metrics may use, and the Gram matrix if masks or weights are changed.
         calibration: Number of windows for statistics, and tokens in each.
         evaluation: Number of windows for perplexity, and tokens in each.
         statistics_dtype: Of the matrices among the statistics.
         values: In fp32, for each weight of a matrix while it is scored and masked.
+        trains: Whether each block is trained once it is pruned.
     """
     item, saved_item = DTYPES[dtype].itemsize, DTYPES[saved_dtype].itemsize
-    leaves &= STATISTICS
+    leaves &= STATISTICS | {GRAM}
     backward = bool(need_backward(leaves))
     config = model.config.get_text_config()
     blocks = decoder_blocks(model)
@@ -110,7 +117,14 @@ def sizes_of(
     evaluated = _activations(config, evaluation[1], False)
     calibrated = _activations(config, calibration[1], backward) + 2 * largest * backward
     kept_inputs = (len(blocks) if backward else 1) + 1
-    put_aside = kept_inputs * math.prod(calibration) + 2 * math.prod(evaluation)
+    put_aside = (kept_inputs + 2 * trains) * math.prod(calibration) + 2 * math.prod(evaluation)
+    work = 4 * values * largest
+    if GRAM in leaves:  # two copies of the weight, and of the Gram matrix its factor and inverses
+        most_inputs = max(layer.in_features for layer in layers)
+        work = max(work, 4 * (2 * largest + 4 * most_inputs**2))
+    if trains:
+        trained = 4 * _TRAINED_VALUES * most_in_block
+        work = max(work, trained + item * _activations(config, calibration[1], True))
     return Sizes(
         blocks=tuple(
             item * sum(p.numel() for p in block.parameters()) for block in blocks.values()
@@ -118,10 +132,10 @@ def sizes_of(
         outside=item * sum(p.numel() for p in set(outside_blocks(model).values())),
         prunable=item * prunable,
         scores=4 * prunable,
-        statistics=_statistics(layers, leaves, statistics_dtype),
+        statistics=_statistics(layers, leaves & STATISTICS, statistics_dtype),
         sums=max(sums_size(of_block, leaves) for of_block in layers_by_block),
         window=item * max(evaluated, calibrated if calibration[0] else 0),
-        scoring=4 * values * largest + saved_item * most_in_block,
+        scoring=work + saved_item * most_in_block,
         new_weights=saved_item * most_in_block,
         logits=3 * 4 * HEAD_TOKENS * config.vocab_size,  # fp32, and what is made of them
         states=item * config.hidden_size * put_aside,
@@ -214,7 +228,8 @@ def plan_pruning(
             needed.
     """
     block = max(sizes.blocks)
-    sums = 0 if recipe.statistics_wait and not recipe.needs_gradients else sizes.sums
+    collects = recipe.needs_gradients or bool(recipe.pruned_leaves) or not recipe.statistics_wait
+    sums = sizes.sums * collects
     # A block's shard is written while windows pass the next one.
     work = max(sizes.window + sizes.new_weights, sizes.scoring)
     work = max(work, sizes.outside + sizes.logits + sizes.new_weights - block - sums)

@@ -25,6 +25,7 @@ from pruning.embed_and_head import (
 from pruning.leaves import STATISTICS, Statistics, need_backward
 from pruning.models import layers_of_block
 from pruning.progress import Progress, unwatched
+from pruning.recipe import Lesson
 from pruning.spool import Spool
 from pruning.store import Store, all_layers, in_turn
 
@@ -52,8 +53,11 @@ class Texts:
     measure: Measure = lambda name, states, head: None
 
     def by_stream(self, name: str) -> Tensor:
-        """Return the windows of a stream; zero windows if there is no such stream."""
-        if name == "calibration":
+        """Return the windows of a stream; zero windows if there is no such stream.
+
+        Those of calibration pass the dense model once more as `targets`, for a training.
+        """
+        if name in ("calibration", "targets"):
             return self.calibration
         return self.evaluations.get(name, self.calibration[:0])
 
@@ -126,6 +130,15 @@ class Stream:
         with watched_inputs(layers_of_block(name, module), leaves, module) as sums:
             run(block, module)
         return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
+
+    def lesson(self, block: int, targets: "Stream") -> Lesson:
+        """Return what a block is trained on: its inputs here, and its outputs in another stream."""
+        return Lesson(
+            len(self.windows),
+            partial(self.input, block),
+            partial(targets.input, block + 1),
+            self.calls[block].run,
+        )
 
     def drop(self, block: int) -> None:
         """Delete the hidden states at a block's input."""

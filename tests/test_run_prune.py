@@ -299,6 +299,13 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"group": "column"}, "group must be one of row, layer, model, got 'column'"),
         ({"group": "row", "pattern": "2:4"}, "group must be left out with pattern 2:4, whose weig"),
         ({"propagation": "both"}, "propagation must be one of one-shot, sequential; got 'both'"),
+        ({"update": "obs"}, "update must be one of none, sparsegpt, reconstruct; got 'obs'"),
+        ({"refine": "swap"}, "refine must be one of none, swaps; got 'swap'"),
+        ({"allocation": "owl", "pattern": "2:4"}, "allocation must be uniform with pattern 2:4"),
+        ({"allocation": "owl", "group": "model"}, "allocation owl must go with group row or layer"),
+        ({"allocation": "none.json"}, "allocation 'none.json' cannot be read: "),
+        ({"metric": "sparsegpt", "refine": "swaps"}, "refine must be none with metric sparsegpt"),
+        ({"metric": "sparsegpt", "group": "row"}, "group must be left out with metric sparsegpt"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"samples": "many"}, "Invalid value for '--samples': "),
         ({"samples": 0}, "samples must be at least 1, got 0"),
@@ -396,6 +403,35 @@ def test_run_prune_validate_says_the_plan(prune_small, tight):
     assert "on disk in the result's folder; disk needed " in lines[2]
 
 
+METHODS = {
+    "a metric alone": {"metric": "wanda"},
+    "sparsegpt": {"metric": "sparsegpt", "pattern": "2:4"},
+    "all": {**{"metric": "gblm", "allocation": "owl", "refine": "swaps", "update": "reconstruct"}},
+}
+
+
+def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, call, tmp_path):
+    prune_small(**METHODS["all"])
+    recipe, report = paper(tmp_path / "out", "recipe"), paper(tmp_path / "out", "report")
+    methods = [recipe[key] for key in ("allocation", "refine", "update")]
+    assert methods == ["owl", "swaps", "reconstruct"]
+    assert len(set(recipe["shares"].values())) > 1
+    assert sorted(report["training"]) == ["model.layers.0", "model.layers.1"]
+    path = tmp_path / "out" / "pruning_recipe.json"
+    out, _ = call(recipe=path, out=tmp_path / "again")
+    assert "repeated: all files match the recipe's, byte for byte" in out
+    call(recipe=path, allocation=path, out=tmp_path / "by-file")
+    assert checksums_of(tmp_path / "by-file") == checksums_of(tmp_path / "again")
+
+
+def test_card_says_what_became_of_the_weights_that_stay(prune_small, tmp_path):
+    prune_small(metric="sparsegpt")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "the others were changed to make up for it (SparseGPT" in card
+    assert "- Score: `sparsegpt`\n" in card
+    assert paper(tmp_path / "out", "recipe")["metric"] == "sparsegpt"
+
+
 @pytest.fixture
 def undisturbed(prune_small, tmp_path):
     """Prune without a disturbance, once for the module, and return the checksums."""
@@ -456,16 +492,18 @@ def unfinished(prune_small, at_shard, tmp_path):
     return tmp_path / "out"
 
 
-def test_run_prune_resumed_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp_path):
-    expected = undisturbed(metric="wanda")
+@pytest.mark.parametrize("way", METHODS)
+def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp_path, way):
+    expected = undisturbed(**METHODS[way])
     at_shard(2, interrupt)
-    out, err = prune_small(code=3)
+    out, err = prune_small(**METHODS[way], code=3)
     assert out == ""
     assert err.endswith("is not finished; run the same command again with --resume\n")
     assert not (tmp_path / "out" / "pruning_report.json").exists()
-    prune_small(resume=True)
+    prune_small(**METHODS[way], resume=True)
     assert checksums_of(tmp_path / "out") == expected
     assert not (tmp_path / "out" / ".unfinished").exists()
+    verify_result(tmp_path / "out")
 
 
 def test_resume_publishes_what_was_whole(prune_small, undisturbed, tmp_path, monkeypatch):

@@ -32,6 +32,9 @@ _DECIDES = (
     "pattern",
     "sparsity",
     "propagation",
+    "update",
+    "allocation",
+    "refine",
     "calibration",
     "dtype",
     "device",
@@ -108,9 +111,11 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     ):
         if not work.is_whole:
             inspector = Inspector(model.config, all_layers(store), request.recipe.target)
+            inspector.shares = work.known().get("shares", {})
             store.on_shard = inspector.look  # while the shard is in the system's cache
-            _prune(request, store, windows, work, statistics, progress)
+            _prune(request, store, windows, work, statistics, inspector, progress)
             report = _measured(work, windows["evaluation"], model) | {"warnings": warnings}
+            recipe |= {"shares": inspector.shares} if inspector.shares else {}
             save_result(store, model.tokenizer, recipe, report, inspector, progress)
         report = work.publish()
     _print_outcome(request.out, report)
@@ -149,35 +154,43 @@ def _prune(
     windows: Mapping[str, Windows],
     work: WorkFolder,
     statistics: Spool | None,
+    inspector: Inspector,
     progress: Progress,
 ) -> None:
-    """Walk the blocks, and save each text's losses as soon as they are known."""
-    tokens = windows["evaluation"].tokens
-    known_losses = work.losses()
+    """Walk the blocks, and keep what is found out as soon as it is known."""
+    tokens, known = windows["evaluation"].tokens, work.known()
 
     def measure(
         name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
     ) -> None:
         stage, total = f"{name} perplexity", len(tokens)
         losses = losses_of(states, logits, tokens, lambda done: progress(stage, done, total))
-        work.keep_losses(name, losses.tolist())
+        work.keep(name, losses.tolist())
+
+    def tell(name: str, value: JsonObject) -> None:
+        if name == "shares":
+            inspector.shares = value
+            work.keep(name, value)
+        else:
+            work.keep("training", {**work.known().get("training", {}), name: value})
 
     texts = Texts(
         windows["calibration"].tokens if "calibration" in windows else tokens[:0],
-        {name: tokens for name in ("dense", "pruned") if name not in known_losses},
+        {name: tokens for name in ("dense", "pruned") if name not in known},
         measure,
     )
     on_disk = request.plan.on_disk
     if statistics is None and "statistics" in on_disk:
         statistics = DiskSpool(work.statistics)
     states: Spool = DiskSpool(work.states, fresh=True) if "hidden states" in on_disk else {}
-    prune(store, request.recipe, texts, states, statistics, progress)
+    prune(store, request.recipe, texts, states, statistics, progress, tell=tell)
     work.forget_work()
 
 
 def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> JsonObject:
     """Return what the report says of perplexity."""
-    losses = {name: torch.tensor(values).double() for name, values in work.losses().items()}
+    known = work.known()
+    losses = {name: torch.tensor(known[name]).double() for name in ("dense", "pruned")}
     kinds = torch.tensor(evaluation.kinds)
     by_text = [
         {"corpus": part["corpus"], "split": part["split"]}
@@ -189,6 +202,7 @@ def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> Js
         "pruned_perplexity": perplexity(losses["pruned"]),
         "perplexity_of": {**evaluation.provenance, "dtype": model.dtype},
         "by_text": by_text,
+        **{name: known[name] for name in ("training",) if name in known},
     }
 
 

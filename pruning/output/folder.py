@@ -40,14 +40,14 @@ class WorkFolder:
         """Whether the result has only to be moved to its place."""
         return (self.result / REPORT).exists()
 
-    def losses(self) -> dict[str, list[float]]:
-        """Return the losses that are known, by stream."""
-        path = self.path / "losses.json"
+    def known(self) -> JsonObject:
+        """Return what a run has found out so far, by name: losses by stream, layers' shares."""
+        path = self.path / "known.json"
         return read_object(path) if path.exists() else {}
 
-    def keep_losses(self, stream: str, losses: list[float]) -> None:
-        """Put a stream's losses aside."""
-        write_json(self.path / "losses.json", self.losses() | {stream: losses})
+    def keep(self, name: str, value: object) -> None:
+        """Put something that was found out aside."""
+        write_json(self.path / "known.json", self.known() | {name: value})
 
     def forget_work(self) -> None:
         """Remove what was put aside on disk for the walks; finished shards stay."""

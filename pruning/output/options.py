@@ -10,7 +10,7 @@ from pruning.json_file import JsonObject, read_object
 _GO_WITH = {
     "model": ("revision",),
     "metric": ("group",),
-    "pattern": ("sparsity", "group"),
+    "pattern": ("sparsity", "group", "allocation"),
     "corpus": ("split", "share"),
     "eval_corpus": ("eval_split",),
 }
@@ -28,6 +28,9 @@ class Options:
     pattern: str | None = None
     group: str | None = None
     propagation: str | None = None
+    update: str | None = None
+    allocation: str | None = None
+    refine: str | None = None
     corpus: list[str] | None = None
     split: list[str] | None = None
     share: list[float] | None = None

@@ -8,8 +8,10 @@ from transformers.utils import logging as transformers_logging
 
 from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
 from evaluation.sources import check_disjoint
+from pruning.baselines import SPARSEGPT
 from pruning.json_file import JsonObject
 from pruning.masks import resolve_target
+from pruning.methods import make_recipe
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED, split_revision, with_revision
 from pruning.output.folder import check_output_folder
@@ -77,24 +79,30 @@ class Request:
         Args:
             calibration: Where the calibration windows come from; None if there are none.
         """
+        # SparseGPT is no formula alone.
+        tree = {"tree": self.recipe.metric.to_release_json()}
         return {
             "schema": SCHEMA,
             **self.options.to_json(),
             "group": self.recipe.target.group_name,
-            "tree": self.recipe.metric.to_release_json(),
+            **({} if self.recipe.update.chooses else tree),
             "metric_source": self.metric.source,
             "calibration": dict(calibration) if calibration else None,
             "device": self.model.device,
         }
 
     def __str__(self) -> str:
-        target = self.recipe.target
-        group = f" per {target.group_name}" if target.group_name else ""
-        return (
-            f"{self.model.name} ({self.model.dtype}, {self.model.device}) by "
-            f"{self.recipe.metric.text}: {target.sparsity:.1%}, {target.pattern_text}{group}, "
-            f"{self.recipe.propagation}"
-        )
+        target, options = self.recipe.target, self.options
+        parts = [
+            f"{target.sparsity:.1%}",
+            target.pattern_text + (f" per {target.group_name}" if target.group_name else ""),
+            self.recipe.propagation,
+        ]
+        for name, default in (("allocation", "uniform"), ("refine", "none"), ("update", "none")):
+            if getattr(options, name) != default:
+                parts.append(f"{name} {getattr(options, name)}")
+        model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
+        return f"{model} by {options.metric}: {', '.join(parts)}"
 
 
 def make_request(
@@ -117,14 +125,22 @@ def make_request(
     metric = resolve_metric(_given("metric", options.metric))
     pattern, group = options.pattern or "unstructured", metric.criterion.group
     target = resolve_target(pattern, options.sparsity, options.group, group)
-    recipe = Recipe(metric.criterion.metric, target, options.propagation or "one-shot")
-    recipe.check()
+    recipe = make_recipe(
+        metric.criterion.metric,
+        target,
+        options.propagation or "one-shot",
+        options.update or "none",
+        options.allocation or "uniform",
+        options.refine or "none",
+        own_masks=options.metric == SPARSEGPT,
+        seed=options.seed or 0,
+    )
     with step("reading the model's config and tokenizer"):
         place = with_revision(model_name, options.revision)
         model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
     check_layers(model.shapes, target)
     texts = _texts(options, model.seqlen)
-    if not recipe.leaves:
+    if not recipe.calibrated:
         del texts["calibration"]
     plan = _plan(model, recipe, texts, max_memory)
     check_output_folder(folder, plan.disk, resume)
@@ -135,9 +151,9 @@ def make_request(
         recipe=recipe,
         texts=texts,
         out=folder,
-        statistics=statistics if recipe.leaves else None,
+        statistics=statistics if recipe.dense_leaves else None,
         plan=plan,
-        notes=tuple(_notes(model, options, calibrated=bool(recipe.leaves))),
+        notes=tuple(_notes(model, options, calibrated=recipe.calibrated)),
     )
 
 
@@ -203,6 +219,7 @@ def _plan(
         calibration=(calibrated, model.seqlen),
         evaluation=(evaluated, model.seqlen),
         values=values_of(recipe.metric),
+        trains=recipe.training is not None,
     )
     budget = parse_size(max_memory) if max_memory else None
     return plan_pruning(sizes, recipe, model.file_size, model.device, budget)
@@ -216,11 +233,14 @@ def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options
         options,
         model=name,
         revision=revision,
-        metric=recipe.metric.text,
+        metric=SPARSEGPT if recipe.update.chooses else recipe.metric.text,
         sparsity=target.sparsity,
         pattern=target.pattern_text,
         group=target.group_name,
         propagation=recipe.propagation,
+        update=options.update or "none",
+        allocation=options.allocation or "uniform",
+        refine=options.refine or "none",
         seqlen=model.seqlen,
         dtype=model.dtype,
     )

@@ -33,12 +33,12 @@ CARD = """---
 
 # {title}
 
-In every linear layer of the decoder blocks the weights with the lowest score are zero; all other
-weights are those of the base model, and its license applies.
+In every linear layer of the decoder blocks the weights with the lowest score are zero; {others}.
+The license of the base model applies.
 
-- Score: `{metric}`, where
-{leaves}
+- Score: `{metric}`{leaves}
 - Weights compete within: {group}
+- Allocation over layers, refinement of masks: {allocation}, {refine}
 - Calibrated on: {calibration}
 
 | model | perplexity ({place}) |
@@ -54,6 +54,14 @@ and it needs a kernel for it. `pruning_report.json` says what is in each layer, 
 python run_prune.py --recipe pruning_recipe.json --out DIR
 ```
 """
+
+
+_OTHERS = {
+    "none": "all other weights are those of the base model",
+    "sparsegpt": "the others were changed to make up for it (SparseGPT, arXiv:2301.00774)",
+    "reconstruct": "the others were trained, block by block, to give the base model's outputs",
+}
+"""What has become of the weights that stay, by update."""
 
 
 def save_result(
@@ -158,12 +166,16 @@ def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
     model, pattern = recipe["model"], report["pattern"]
     base = Path(model).resolve().name if Path(model).is_dir() else model  # no path goes public
     title = f"{base}, pruned: {pattern}, {report['sparsity']:.1%} zeros"
-    leaves = sorted(Metric.parse(report["metric"]).leaves)
+    leaves = sorted(Metric.parse(report["metric"]).leaves) if "tree" in recipe else []
+    named = "".join(f"\n  - {name} is the {LEAVES[name].meaning}" for name in leaves)
     text = CARD.format(
         data=_metadata(title, recipe, report).to_yaml(),
         title=title,
         metric=report["metric"],
-        leaves="\n".join(f"  - {name} is the {LEAVES[name].meaning}" for name in leaves),
+        leaves=f", where{named}" if leaves else "",
+        others=_OTHERS["sparsegpt" if not leaves else recipe["update"]],
+        allocation=recipe["allocation"],
+        refine=recipe["refine"],
         group=recipe["group"] or f"groups of the pattern {pattern}",
         calibration=_place(recipe["calibration"]) if recipe["calibration"] else "no text",
         place=f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",

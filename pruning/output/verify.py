@@ -5,7 +5,7 @@ written, one tensor in memory at a time.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +79,14 @@ class Inspector:
         config: The model's config.
         names: Its prunable layers, in order.
         target: What was asked for; an attribute, too.
+
+    Attributes:
+        shares: The fraction of each layer that goes, where it is not the target's.
     """
 
     def __init__(self, config: PretrainedConfig, names: Sequence[str], target: Target) -> None:
         self._names, self.target = names, target
+        self.shares: Mapping[str, float] = {}
         self._layers = {
             published: name
             for name in names
@@ -109,7 +113,8 @@ class Inspector:
                 )
             if name := self._layers.get(published):
                 zero = _is_zero(weight)
-                holds = weight.ndim == 2 and self.target.group.owes(zero, self.target.sparsity)
+                fraction = self.shares.get(name, self.target.sparsity)
+                holds = weight.ndim == 2 and self.target.group.owes(zero, fraction)
                 self._counts[name] = LayerCount(name, count(zero), weight.numel(), holds)
         with path.open("rb") as file:
             self._sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -179,7 +184,9 @@ def _first_difference(
     except ValueError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
     names = [layer.name for layer in promised]
-    counted, sums = Inspector(config, names, target).look_at_all(folder, "verify", on_progress)
+    inspector = Inspector(config, names, target)
+    inspector.shares = recipe.get("shares", {})
+    counted, sums = inspector.look_at_all(folder, "verify", on_progress)
     for was, now in zip(promised, counted, strict=True):
         if was != now:
             return (

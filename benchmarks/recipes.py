@@ -1,0 +1,197 @@
+"""Pruning methods around metrics: what each costs and brings, on models, texts and sparsities.
+
+Every cell is one run of `run_prune.py`, with its time and peak memory. A rise is that of log
+perplexity over dense, divided by SparseGPT's in the same cell (model, target and text); below 1 is
+better. Results are kept in a folder and not measured again, so a table can be made in parts.
+"""
+
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.progress import track
+from tables import ROOT, conditions, show, wikitext2_corpora, write_json
+
+METRICS = (
+    *("magnitude", "wanda", "ria-full", "pruner-zero", "snip"),
+    *("directed-snip-variance", "directed-snip-wanda", "sparsegpt"),
+)
+
+VARIANTS: Mapping[str, Sequence[str]] = {
+    "plain": (),
+    "update": ("--update", "sparsegpt"),
+    "reconstruct": ("--update", "reconstruct"),
+    "owl": ("--allocation", "owl"),
+    "swaps": ("--refine", "swaps"),
+    "swaps, update": ("--refine", "swaps", "--update", "sparsegpt"),
+    "swaps, reconstruct": ("--refine", "swaps", "--update", "reconstruct"),
+}
+"""Options beside the metric, in each metric's own group."""
+
+REFERENCE = "sparsegpt plain"
+USAGE = 2
+"""Exit code of run_prune.py for options that do not go together."""
+
+TARGETS = ("50%", "60%", "70%", "2:4")
+
+Result = dict[str, Any]
+"""One run: perplexities by text, dense and pruned; seconds and peak GiB; or why it was refused."""
+
+
+def main(
+    model: Annotated[list[str], typer.Option(help="embedded, a folder or a hub id; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder that keeps the results.")],
+    metric: Annotated[list[str] | None, typer.Option(help="As run_prune's; repeatable.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Some of the variants.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="50%, 2:4, ...; repeatable.")] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
+    seqlen: Annotated[int, typer.Option(help="Tokens of every window.")] = 512,
+    windows: Annotated[int, typer.Option(help="Test windows of each kind of text.")] = 8,
+    json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Print a table of rises for each model, and the order of metrics before and after."""
+    out.mkdir(parents=True, exist_ok=True)
+    variants = variant or list(VARIANTS)
+    methods = [REFERENCE]
+    methods += [f"{m} {v}" for m, v in itertools.product(metric or METRICS, variants)]
+    runs = list(itertools.product(model, target or TARGETS, dict.fromkeys(methods)))
+    texts = {"samples": samples, "seqlen": seqlen, "eval-windows": windows}
+    results: dict[str, dict[str, Result]] = {}
+    for name, goal, method in track(runs, "pruning", transient=True):
+        cell = f"{Path(name).name} {goal}"
+        results.setdefault(method, {})[cell] = _measured(name, goal, method, texts, out)
+    rises = {method: _rises(by_cell, results[REFERENCE]) for method, by_cell in results.items()}
+    _print_rises(rises, results)
+    _print_orders(rises, metric or METRICS, variants)
+    figures = {"results": results, "rises": rises, "texts": texts}
+    write_json(json_, {**conditions("auto"), **figures})
+
+
+def _measured(model: str, goal: str, method: str, texts: Mapping[str, int], out: Path) -> Result:
+    """Return a run's result, from the folder if it is there."""
+    name = f"{Path(model).name} {goal} {method} {' '.join(map(str, texts.values()))}"
+    path = out / f"{name.replace(' ', '_').replace('/', '-')}.json"
+    if not path.exists():
+        path.write_text(json.dumps(_run(model, goal, method, texts, out), indent=1))
+    result: Result = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def _run(model: str, goal: str, method: str, texts: Mapping[str, int], out: Path) -> Result:
+    metric, _, variant = method.partition(" ")
+    pruned = out / "pruned"
+    shutil.rmtree(pruned, ignore_errors=True)
+    command = [
+        *(sys.executable, "run_prune.py", "--json", "--model", model, "--out", str(pruned)),
+        *("--metric", metric, *VARIANTS[variant], *_texts(model)),
+        *itertools.chain(*((f"--{key}", str(value)) for key, value in texts.items())),
+    ]
+    command += ["--pattern", goal] if ":" in goal else ["--sparsity", f"{int(goal[:-1]) / 100}"]
+    began = time.monotonic()
+    with (out / "output").open("w+") as said, (out / "printed").open("w+") as printed:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - began
+    shutil.rmtree(pruned, ignore_errors=True)
+    last = (out / "output").read_text().strip().splitlines()[-1:]
+    if code == USAGE:
+        return {"refused": last}
+    if code:
+        raise RuntimeError(f"exit code {code} of {' '.join(command)}: {last}")
+    report = json.loads((out / "printed").read_text())
+    return {
+        "perplexity": {Path(text["corpus"]).name: text["pruned"] for text in report["by_text"]},
+        "dense": {Path(text["corpus"]).name: text["dense"] for text in report["by_text"]},
+        "seconds": round(seconds, 1),
+        "peak_gib": round(usage.ru_maxrss / 2**20, 2),
+    }
+
+
+def _texts(model: str) -> Iterator[str]:
+    """Yield the options for two kinds of text; the embedded model has its own."""
+    if model != "embedded":
+        validation, test = wikitext2_corpora()
+        yield from ("--corpus", validation, "--split", "validation[:50%]")
+        yield from ("--corpus", "embedded", "--split", "training")
+        yield from ("--eval-corpus", test, "--eval-split", "test")
+        yield from ("--eval-corpus", "embedded", "--eval-split", "report")
+
+
+def _rises(by_cell: Mapping[str, Result], reference: Mapping[str, Result]) -> dict[str, float]:
+    """Return the rises of a method by cell and text, without what was refused."""
+    rises = {}
+    for cell, result in by_cell.items():
+        for text, dense in result.get("dense", {}).items():
+            base = math.log(dense)
+            unit = math.log(reference[cell]["perplexity"][text]) - base
+            perplexity = result["perplexity"][text] or math.inf
+            rises[f"{cell} {text}"] = (math.log(perplexity) - base) / unit
+    return rises
+
+
+def _print_rises(
+    rises: Mapping[str, Mapping[str, float]], results: Mapping[str, Mapping[str, Result]]
+) -> None:
+    rows = []
+    for method, by_cell in rises.items():
+        if not by_cell:
+            continue
+        worst = max(by_cell, key=lambda cell: by_cell[cell])
+        done = [result for result in results[method].values() if "seconds" in result]
+        rows.append(
+            [
+                method,
+                f"{fmean(by_cell.values()):.3f}",
+                f"{by_cell[worst]:.3f}",
+                worst,
+                str(len(by_cell)),
+                f"{fmean(result['seconds'] for result in done):.0f}",
+                f"{max(result['peak_gib'] for result in done):.2f}",
+            ]
+        )
+    rows.sort(key=lambda row: float(row[1]))
+    headings = ["method", "mean rise", "worst", "where", "cells", "seconds", "GiB"]
+    show(f"rises of log perplexity, of {REFERENCE}'s", headings, rows)
+
+
+def _print_orders(
+    rises: Mapping[str, Mapping[str, float]], metrics: Sequence[str], variants: Sequence[str]
+) -> None:
+    """Print how far each variant keeps the order of the metrics, cell by cell."""
+    rows = []
+    for variant in variants:
+        correlations = []
+        for cell in rises[REFERENCE]:
+            both = [
+                (rises[f"{metric} plain"][cell], rises[f"{metric} {variant}"][cell])
+                for metric in metrics
+                if {f"{metric} plain", f"{metric} {variant}"} <= rises.keys()
+                and cell in rises[f"{metric} plain"]
+                and cell in rises[f"{metric} {variant}"]
+            ]
+            if len(both) > 2:
+                correlations.append(_rank_correlation(*zip(*both, strict=True)))
+        if correlations:
+            rows.append([variant, f"{fmean(correlations):.2f}", f"{min(correlations):.2f}"])
+    show("rank correlation of metrics, plain and with", ["variant", "mean", "lowest"], rows)
+
+
+def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,87 @@
+"""The methods around a metric by the names of the command line: a recipe is made of them here."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pruning.allocation import resolve_allocation
+from pruning.leaves import GRAM
+from pruning.masks import NOfM, Target
+from pruning.metric import Metric
+from pruning.recipe import ZERO, Recipe, Refinement, Removal, Update
+from pruning.reconstruct import Reconstruction
+from pruning.sparsegpt import WIDTH, choose_given, choose_lowest, choose_n_of_m, solve
+from pruning.swaps import refine
+
+UPDATES = ("none", "sparsegpt", "reconstruct")
+REFINEMENTS = ("none", "swaps")
+
+
+def make_recipe(
+    metric: Metric,
+    target: Target,
+    propagation: str = "one-shot",
+    update: str = "none",
+    allocation: str = "uniform",
+    refinement: str = "none",
+    own_masks: bool = False,
+    seed: int = 0,
+) -> Recipe:
+    """Return a recipe; see the command line's options of these names.
+
+    Args:
+        own_masks: Whether SparseGPT makes the masks as it goes.
+        seed: Of the order of windows in a reconstruction.
+
+    Raises:
+        ValueError: If a name is unknown, or parts do not fit each other; one line.
+    """
+    for name, given, known in (
+        ("update", update, UPDATES),
+        ("refine", refinement, REFINEMENTS),
+    ):
+        if given not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}")
+    if own_masks and refinement != "none":
+        raise ValueError(
+            f"refine must be none with metric sparsegpt, which chooses a mask column by column and "
+            f"changes the weights by it at once; got {refinement!r}"
+        )
+    if own_masks and target.group_name not in (None, "layer"):
+        raise ValueError(
+            "group must be left out with metric sparsegpt, which compares weights within "
+            f"{WIDTH} columns of a layer; got {target.group_name!r}"
+        )
+    recipe = Recipe(
+        metric,
+        target,
+        propagation,
+        resolve_allocation(allocation, target),
+        _swaps(target) if refinement == "swaps" else None,
+        _sparsegpt(target, own_masks) if own_masks or update == "sparsegpt" else ZERO,
+        Reconstruction(seed) if update == "reconstruct" else None,
+    )
+    recipe.check()
+    return recipe
+
+
+def _swaps(target: Target) -> Refinement:
+    length = target.group.length if isinstance(target.group, NOfM) else None
+
+    def apply(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        return refine(weight, mask, statistics[GRAM], length)
+
+    return Refinement(frozenset({GRAM}), apply)
+
+
+def _sparsegpt(target: Target, chooses: bool) -> Update:
+    pattern = target.group if isinstance(target.group, NOfM) else None
+
+    def apply(weight: Tensor, removal: Removal, statistics: Mapping[str, Tensor]) -> Tensor:
+        if isinstance(removal, Tensor):
+            return solve(weight, statistics[GRAM], choose_given(removal))
+        if pattern:
+            return solve(weight, statistics[GRAM], choose_n_of_m(pattern), pattern.length)
+        return solve(weight, statistics[GRAM], choose_lowest(removal))
+
+    return Update(frozenset({GRAM}), apply, chooses)

@@ -1,0 +1,132 @@
+"""Reconstruction: the weights that stay of a pruned block are trained to give the dense outputs.
+
+As in arXiv:2510.14444: one block at a time, its masks fixed, on a few calibration windows. Its
+inputs are what the pruned blocks before it give; its targets are the dense block's outputs behind
+dense blocks, so errors from before are made up for, too. First the layers of its attention are
+trained, then those of its MLP.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pruning.recipe import Lesson
+
+RATE = 0.01
+"""Adam's first step size, as a multiple of the root mean square of a layer's weights that stay: so
+it has no unit. It falls linearly to zero."""
+
+EPOCHS = 8
+HELD_BACK = 8
+"""One window in so many is not trained on: it tells when to stop."""
+
+
+Errors = Mapping[str, Sequence[float]]
+"""By part of a block: mean squared errors over the mean square of the targets, on the windows held
+back, before the training and after each epoch. The lowest is that of the weights that are kept."""
+
+
+class Reconstruction:
+    """Trains the layers of one block after the other; see the module.
+
+    Args:
+        seed: Of the order of the windows.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+
+    def __call__(
+        self, block: str, module: nn.Module, weights: Mapping[str, Tensor], lesson: Lesson
+    ) -> tuple[dict[str, Tensor], Errors]:
+        """Return the weights of a block's layers, fp32, zero where the given ones are, and errors.
+
+        Args:
+            block: The block's name.
+            module: The block, in the dtype of the passes; it is not changed.
+            weights: The pruned weights of its layers, by name.
+            lesson: The windows; with fewer than two nothing is trained.
+        """
+        device = next(module.parameters()).device
+        trained = {name: weight.to(device, torch.float32) for name, weight in weights.items()}
+        parts = groupby(weights, lambda name: name.removeprefix(f"{block}.").split(".")[0])
+        errors = {}
+        for part, names in parts if lesson.windows > 1 else ():
+            changed, errors[part] = self._train(block, part, module, trained, list(names), lesson)
+            trained |= changed
+        return trained, errors
+
+    def _train(
+        self,
+        block: str,
+        part: str,
+        module: nn.Module,
+        weights: Mapping[str, Tensor],
+        names: Sequence[str],
+        lesson: Lesson,
+    ) -> tuple[dict[str, Tensor], list[float]]:
+        """Return new weights of some of a block's layers, and their errors."""
+        prefix = len(block) + 1
+
+        def error(changed: Mapping[str, Tensor], window: int) -> Tensor:
+            parameters = {
+                f"{name[prefix:]}.weight": weight.to(lesson.input(window).dtype)
+                for name, weight in {**weights, **changed}.items()
+            }
+            replaced = partial(_call, module, parameters)
+            target = lesson.target(window).float()
+            output = lesson.run(replaced, lesson.input(window)).float()
+            return (output - target).square().mean() / target.square().mean()
+
+        stays = {name: weights[name] != 0 for name in names}
+        free = {name: weights[name].clone().requires_grad_() for name in names}
+        adam = torch.optim.Adam([{"params": [w], "lr": _rate(w)} for w in free.values()])
+        held = range(0, lesson.windows, HELD_BACK)
+        taught = [window for window in range(lesson.windows) if window not in held]
+        steps = EPOCHS * len(taught)
+        schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
+        order = random.Random(f"{self._seed} {block} {part}")
+        kept = {name: weights[name] for name in names}
+        errors = [_mean_error(error, kept, held)]
+        for _ in range(EPOCHS):
+            order.shuffle(taught)
+            for window in taught:
+                with torch.enable_grad():
+                    changed = {name: weight * stays[name] for name, weight in free.items()}
+                    gradients = torch.autograd.grad(error(changed, window), list(free.values()))
+                for weight, gradient in zip(free.values(), gradients, strict=True):
+                    weight.grad = gradient
+                adam.step()
+                schedule.step()
+            changed = {name: weight.detach() * stays[name] for name, weight in free.items()}
+            errors.append(_mean_error(error, changed, held))
+            if errors[-1] > min(errors):
+                break
+            kept = changed
+        return kept, errors
+
+
+def _call(
+    module: nn.Module, parameters: Mapping[str, Tensor], *arguments: object, **keywords: object
+) -> object:
+    return functional_call(module, dict(parameters), arguments, keywords)
+
+
+def _rate(weight: Tensor) -> float:
+    stays = weight.detach()[weight != 0]
+    return RATE * float(stays.square().mean().sqrt()) if len(stays) else 0.0
+
+
+@torch.no_grad()
+def _mean_error(
+    error: Callable[[Mapping[str, Tensor], int], Tensor],
+    weights: Mapping[str, Tensor],
+    windows: Sequence[int],
+) -> float:
+    return fmean(float(error(weights, window)) for window in windows)

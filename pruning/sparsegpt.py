@@ -1,0 +1,92 @@
+"""SparseGPT: remove weights column by column, and let those to the right make up for them.
+
+Frantar and Alistarh, 2023, arXiv:2301.00774, Algorithm 1. The error of a layer's outputs on the
+calibration inputs is quadratic in its weights, with the inputs' Gram matrix as its Hessian. What
+the removal of a weight does to its row's output, the weights to the right of it undo as far as they
+can.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pruning.leaves import damped_factor
+from pruning.masks import NOfM
+from pruning.ranking import count, kth_smallest, up_to
+
+WIDTH = 128
+"""Columns in a block: its mask is chosen at once, and the columns behind it change at its end."""
+
+Choose = Callable[[Tensor, int], Tensor]
+"""Returns which weights of some columns go, (out_features, columns), from what the removal of each
+would cost, of the same shape, and from the number of columns before them."""
+
+
+def choose_given(mask: Tensor) -> Choose:
+    """Return the choice of a mask, (out_features, in_features), that was made beforehand."""
+    return lambda cost, start: mask[:, start : start + cost.shape[1]]
+
+
+def choose_lowest(fraction: float) -> Choose:
+    """Return SparseGPT's own choice: of each block of columns the weights that cost least.
+
+    All blocks so far together lose exactly the fraction, rounded down.
+    """
+
+    def choose(cost: Tensor, start: int) -> Tensor:
+        rows, end = len(cost), start + cost.shape[1]
+        due = int(rows * end * fraction) - int(rows * start * fraction)
+        if due == 0:
+            return torch.zeros_like(cost, dtype=torch.bool)
+        threshold = float(kth_smallest(cost.reshape(1, -1), due))
+        return up_to(cost, threshold, due - count(cost < threshold))[0]
+
+    return choose
+
+
+def choose_n_of_m(pattern: NOfM) -> Choose:
+    """Return SparseGPT's own choice under an n:m pattern."""
+    return lambda cost, start: pattern.mask(cost, pattern.implied_sparsity)
+
+
+def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> Tensor:
+    """Return a layer's weight with some weights zero and the others changed to make up for them.
+
+    Args:
+        weight: Dense, (out_features, in_features), any dtype.
+        gram: Gram matrix of the inputs, (in_features, in_features), fp32.
+        choose: Called for some columns at a time, with all changes so far.
+        width: How many columns that is.
+
+    Returns:
+        The new weight, fp32, on the Gram matrix's device.
+    """
+    # One column of the weight is a row here, and lies together in memory.
+    left = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
+    # Of the inverse, U^T U with U upper triangular: row j of U says how the columns from j on
+    # answer to a change of column j. From the flipped matrix, whose factor is that of U's inverse.
+    lower = damped_factor(gram.flip(0, 1))
+    identity = torch.eye(len(gram), device=gram.device)
+    answers = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    size = max(width, WIDTH // width * width)
+    for start in range(0, len(left), size):
+        columns = slice(start, min(start + size, len(left)))
+        errors = _solve_block(left[columns], answers[columns, columns], choose, start, width)
+        left[columns.stop :].addmm_(answers[columns, columns.stop :].T, errors, alpha=-1)
+    return left.T.contiguous()
+
+
+def _solve_block(block: Tensor, answers: Tensor, choose: Choose, start: int, width: int) -> Tensor:
+    """Change columns, (columns, out_features), in place; return the errors that others undo."""
+    errors = torch.zeros_like(block)
+    scales = answers.diagonal()[:, None]
+    for first in range(0, len(block), width):
+        part = slice(first, min(first + width, len(block)))
+        cost = (block[part] / scales[part]).square().T.contiguous()
+        mask = choose(cost, start + first).to(block.device).T
+        for j in range(part.start, part.stop):
+            errors[j] = torch.where(mask[j - first], block[j] / scales[j], 0)
+            block[j:].addr_(answers[j, j:], errors[j], alpha=-1)
+            block[j].masked_fill_(mask[j - first], 0)  # exactly
+    return errors

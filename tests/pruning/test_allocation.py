@@ -1,0 +1,122 @@
+"""Allocation of a sparsity over layers: by outliers, or by a file."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pruning.allocation import by_outliers, resolve_allocation, shifted, whole_counts
+from pruning.masks import Layer, Model, NOfM, Row, Target
+
+SHAPES = {"block.0": {"a": (8, 16), "b": (4, 32)}, "block.1": {"c": (8, 16), "d": (2, 100)}}
+SIZES = {layer: math.prod(shape) for layers in SHAPES.values() for layer, shape in layers.items()}
+
+
+def scores_with(outliers):
+    """Return scores of 1 with some of 1,000 in each layer."""
+    scores = {}
+    for layer, size in SIZES.items():
+        flat = torch.ones(size)
+        flat[: outliers[layer]] = 1000
+        shape = next(layers[layer] for layers in SHAPES.values() if layer in layers)
+        scores[layer] = flat.reshape(shape)
+    return scores.__getitem__
+
+
+def mean_of(fractions):
+    return sum(SIZES[layer] * fractions[layer] for layer in SIZES) / sum(SIZES.values())
+
+
+@pytest.mark.parametrize("group", [Row(), Layer()])
+def test_owl_keeps_more_of_the_block_with_more_outliers(group):
+    score = scores_with({"a": 1, "b": 2, "c": 6, "d": 1})
+    fractions = by_outliers(SHAPES, score, Target(0.6, group))
+    # 3 of 256 scores are outliers in the first block and 7 of 328 in the second: the ends of a
+    # range of 0.16. The shift makes the mean over all weights the sparsity.
+    first = 0.6 + 0.16 * 328 / (256 + 328)
+    expected = {"a": first, "b": first, "c": first - 0.16, "d": first - 0.16}
+    finest = max(1 / columns for layers in SHAPES.values() for _, columns in layers.values())
+    assert fractions == pytest.approx(expected, abs=finest)
+
+
+def test_owl_by_layer_goes_by_each_layers_own_outliers():
+    score = scores_with({"a": 0, "b": 2, "c": 6, "d": 1})
+    fractions = by_outliers(SHAPES, score, Target(0.6, Layer()), by_layer=True)
+    assert fractions["a"] - fractions["c"] == pytest.approx(0.16, abs=0.02)
+    assert fractions["a"] > fractions["d"] > fractions["b"] > fractions["c"]
+
+
+def test_equal_layers_lose_the_same():
+    fractions = by_outliers(SHAPES, scores_with(dict.fromkeys(SIZES, 0)), Target(0.5, Layer()))
+    assert fractions == pytest.approx(dict.fromkeys(SIZES, 0.5))
+
+
+@pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.95])
+def test_shifted_values_have_the_sparsity_as_their_mean_within_their_limits(sparsity):
+    values = shifted({"a": -3.0, "b": 0.1, "c": 0.2, "d": 7.0}, SIZES, sparsity)
+    assert mean_of(values) == pytest.approx(sparsity)
+    assert all(0 <= value <= 0.99 for value in values.values())
+    assert values["a"] <= values["b"] <= values["c"] <= values["d"]
+
+
+@pytest.mark.parametrize(("group", "unit"), [(Row(), 2), (Layer(), 1)])
+@pytest.mark.parametrize("sparsity", [0.123, 0.29, 0.5, 0.777])
+def test_whole_counts_add_up_to_the_sparsity_within_the_last_layers_unit(group, unit, sparsity):
+    fractions = whole_counts(dict.fromkeys(SIZES, sparsity), SHAPES, Target(sparsity, group))
+    removed = 0
+    for layers in SHAPES.values():
+        for layer, (rows, columns) in layers.items():
+            scores = torch.rand(rows, columns)
+            removed += int(group.mask(scores, fractions[layer]).sum())
+    assert 0 <= sparsity * sum(SIZES.values()) - removed < unit
+
+
+def written(path, **content):
+    path.write_text(json.dumps({"group": "row", "sparsity": 0.5, **content}), encoding="utf-8")
+    return str(path)
+
+
+def test_file_gives_the_shares_that_it_has(tmp_path):
+    shares = {"a": 0.25, "b": 0.5, "c": 0.75, "d": 0.5}
+    file = written(tmp_path / "shares.json", shares=shares)
+    allocation = resolve_allocation(file, Target(0.5, Row()))
+    assert allocation.metric is None
+    assert allocation.shares(SHAPES, None, Target(0.5, Row())) == shares
+
+
+def test_uniform_is_no_allocation():
+    assert resolve_allocation("uniform", Target(0.5, NOfM(2, 4))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "expected"),
+    [
+        ("owl", Target(0.5, NOfM(2, 4)), "must be uniform with pattern 2:4"),
+        ("owl", Target(0.5, Model()), "must go with group row or layer"),
+        ("owls", Target(0.5, Row()), "cannot be read"),
+        ("file", Target(0.6, Row()), 'is for {"group": "row", "sparsity": 0.5}, not'),
+        ("file", Target(0.5, Layer()), 'is for {"group": "row", "sparsity": 0.5}, not'),
+    ],
+)
+def test_allocation_that_does_not_go_with_the_target_is_refused(tmp_path, name, target, expected):
+    argument = name
+    if name == "file":
+        argument = written(tmp_path / "shares.json", shares={"a": 0.5})
+    with pytest.raises(ValueError) as caught:
+        resolve_allocation(argument, target)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shares", [None, [0.5], {"a": "half"}, {"a": 1.0}, {"a": -0.1}])
+def test_file_without_fitting_shares_is_refused(tmp_path, shares):
+    file = written(tmp_path / "shares.json", shares=shares)
+    with pytest.raises(ValueError, match="allocation '"):
+        resolve_allocation(file, Target(0.5, Row()))
+
+
+def test_file_of_another_model_is_refused(tmp_path):
+    file = written(tmp_path / "shares.json", shares={"a": 0.5, "e": 0.5})
+    target = Target(0.5, Row())
+    with pytest.raises(ValueError, match="only the model has b"):
+        resolve_allocation(file, target).shares(SHAPES, None, target)

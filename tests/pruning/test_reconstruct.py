@@ -1,0 +1,106 @@
+"""Reconstruction: a pruned block is trained to give the dense block's outputs."""
+
+import pytest
+import torch
+from toy_models import toy_model, toy_windows
+
+from pruning.masks import Row, Target
+from pruning.methods import make_recipe
+from pruning.metric import Metric
+from pruning.pruner import prune
+from pruning.recipe import Lesson
+from pruning.reconstruct import Reconstruction
+from pruning.store import ResidentStore
+from pruning.walk import Texts
+
+
+class Block(torch.nn.Module):
+    """Two layers in turn, with an activation between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.Linear(16, 24, bias=False)
+        self.mlp = torch.nn.Linear(24, 16, bias=False)
+
+    def forward(self, hidden):
+        return hidden + self.mlp(torch.relu(self.attention(hidden)))
+
+
+@pytest.fixture
+def pruned():
+    """A block, its weights with half of each row removed, and what it is trained on."""
+    torch.manual_seed(0)
+    block = Block().requires_grad_(False)
+    weights = {}
+    for name, layer in (("block.attention", block.attention), ("block.mlp", block.mlp)):
+        mask = Row().mask(layer.weight.abs(), 0.5)
+        weights[name] = layer.weight * ~mask
+    windows = torch.randn(16, 1, 32, 16)
+    lesson = Lesson(16, lambda i: windows[i] * 1.01, lambda i: block(windows[i]), lambda b, x: b(x))
+    return block, weights, lesson
+
+
+@torch.no_grad()
+def error_of(weights, lesson):
+    copy = Block()
+    copy.attention.weight.data, copy.mlp.weight.data = weights.values()
+    gaps = [copy(lesson.input(i)) - lesson.target(i) for i in range(lesson.windows)]
+    return float(torch.stack(gaps).square().mean())
+
+
+def test_error_falls_and_zeros_stay(pruned):
+    block, weights, lesson = pruned
+    trained, errors = Reconstruction()("block", block, weights, lesson)
+    assert error_of(trained, lesson) < 0.7 * error_of(weights, lesson)
+    for name, weight in weights.items():
+        assert torch.equal(trained[name] == 0, weight == 0), name
+    assert list(errors) == ["attention", "mlp"]
+    for of_part in errors.values():
+        assert min(of_part) < of_part[0]
+    assert errors["mlp"][0] == pytest.approx(min(errors["attention"]))
+
+
+def test_block_and_given_weights_are_not_changed(pruned):
+    block, weights, lesson = pruned
+    before = {name: weight.clone() for name, weight in weights.items()}
+    dense = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    Reconstruction()("block", block, weights, lesson)
+    assert all(torch.equal(weights[name], before[name]) for name in before)
+    assert all(torch.equal(block.state_dict()[name], dense[name]) for name in dense)
+
+
+def test_seed_decides_the_result(pruned):
+    results = [Reconstruction(seed)("block", *pruned)[0] for seed in (0, 0, 1)]
+    first, again, other = (result["block.mlp"] for result in results)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
+    block, weights, lesson = pruned
+    monkeypatch.setattr("pruning.reconstruct.RATE", 100.0)
+    trained, errors = Reconstruction()("block", block, weights, lesson)
+    assert all(torch.equal(trained[name], weights[name]) for name in weights)
+    assert [len(of_part) for of_part in errors.values()] == [2, 2]
+
+
+def test_single_window_trains_nothing(pruned):
+    block, weights, lesson = pruned
+    one = Lesson(1, lesson.input, lesson.target, lesson.run)
+    trained, errors = Reconstruction()("block", block, weights, one)
+    assert all(torch.equal(trained[name], weights[name]) for name in weights) and errors == {}
+
+
+@pytest.mark.parametrize("metric", ["mul(W, sqrt(X))", "mul(W, G)", "W"])
+def test_pruned_model_comes_nearer_to_the_dense_one(metric):
+    windows = toy_windows(count=12)
+
+    def outputs(update):
+        model = toy_model("llama")
+        if update:
+            recipe = make_recipe(Metric.parse(metric), Target(0.6, Row()), update=update)
+            prune(ResidentStore(model), recipe, Texts(windows))
+        with torch.no_grad():
+            return model(windows, output_hidden_states=True).hidden_states[-1]
+
+    dense, plain, trained = outputs(""), outputs("none"), outputs("reconstruct")
+    assert (trained - dense).square().mean() < 0.8 * (plain - dense).square().mean()

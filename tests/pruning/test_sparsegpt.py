@@ -1,0 +1,101 @@
+"""SparseGPT: the update of what stays, and its own choice of what goes."""
+
+import pytest
+import torch
+
+from pruning.leaves import DAMPING
+from pruning.masks import NOfM
+from pruning.sparsegpt import choose_given, choose_lowest, choose_n_of_m, solve
+
+
+def layer(rows=24, columns=40):
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(columns, columns, generator=generator)
+    inputs = torch.randn(300, columns, generator=generator) @ mixed
+    return torch.randn(rows, columns, generator=generator), inputs.T @ inputs / 5
+
+
+def error_of(change, gram):
+    return float(((change.double() @ gram.double()) * change.double()).sum())
+
+
+def step_by_step(weight, gram, mask):
+    """Remove weights from left to right, each time with the best change of those to the right.
+
+    In fp64, with the inverse of what is left of the damped matrix computed anew at each column.
+    """
+    weight, damped = weight.double().clone(), gram.double().clone()
+    damped.diagonal().add_(DAMPING * gram.double().diagonal().mean())
+    for j in range(len(gram)):
+        inverse = torch.linalg.inv(damped[j:, j:])
+        for row in torch.nonzero(mask[:, j]).flatten():
+            weight[row, j:] -= weight[row, j] / inverse[0, 0] * inverse[0]
+            weight[row, j] = 0
+    return weight
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 128])
+def test_update_equals_the_removal_of_one_weight_after_the_other(width):
+    weight, gram = layer()
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    solved = solve(weight, gram.clone(), choose_given(mask), width)
+    torch.testing.assert_close(solved.double(), step_by_step(weight, gram, mask), atol=1e-4, rtol=0)
+    assert torch.equal(solved == 0, mask)
+
+
+def test_update_lowers_the_error_of_the_outputs():
+    weight, gram = layer()
+    mask = weight.abs() < weight.abs().median()
+    solved = solve(weight, gram, choose_given(mask))
+    assert error_of(solved - weight, gram) < 0.9 * error_of(weight * mask, gram)
+
+
+def test_weight_and_gram_matrix_are_not_written_to():
+    weight, gram = layer()
+    before = weight.clone(), gram.clone()
+    solve(weight, gram, choose_lowest(0.5))
+    assert torch.equal(weight, before[0]) and torch.equal(gram, before[1])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.37, 0.5, 0.99])
+def test_own_choice_removes_exactly_the_fraction_of_the_layer(fraction):
+    weight, gram = layer(columns=300)
+    solved = solve(weight, gram, choose_lowest(fraction))
+    assert int((solved == 0).sum()) == int(weight.numel() * fraction)
+
+
+def test_own_choice_removes_what_costs_least_and_beats_one_by_magnitude():
+    weight, gram = layer()
+    solved = solve(weight, gram, choose_lowest(0.5), width=8)
+    smallest = weight.abs() < weight.abs().median()
+    by_magnitude = solve(weight, gram, choose_given(smallest))
+    assert error_of(solved - weight, gram) < error_of(by_magnitude - weight, gram)
+
+
+def test_own_choice_sees_the_changes_so_far():
+    weight, gram = layer()
+    costs = []
+
+    def choose(cost, start):
+        costs.append(cost.clone())
+        return choose_lowest(0.5)(cost, start)
+
+    solve(weight, gram, choose, width=20)
+    first, second = costs
+    solve(weight, gram, lambda cost, start: costs.append(cost) or cost < -1, width=20)
+    assert torch.equal(costs[2], first) and not torch.equal(costs[3], second)
+
+
+@pytest.mark.parametrize(("kept", "length"), [(2, 4), (4, 8), (1, 3), (100, 200)])
+def test_own_choice_under_n_of_m_leaves_n_of_each_m(kept, length):
+    weight, gram = layer(columns=600)
+    solved = solve(weight, gram, choose_n_of_m(NOfM(kept, length)), length)
+    zeros = (solved.reshape(-1, length) == 0).sum(1)
+    assert set(zeros.tolist()) == {length - kept}
+
+
+def test_inputs_that_are_always_zero_do_no_harm():
+    weight, gram = layer()
+    gram[3], gram[:, 3] = 0, 0
+    solved = solve(weight, gram, choose_lowest(0.5))
+    assert torch.isfinite(solved).all()
