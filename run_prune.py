@@ -13,7 +13,7 @@ import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
 from pruning.baselines import NAMED
 from pruning.json_file import JsonObject
-from pruning.output.options import Options, read_recipe
+from pruning.output.options import PROTOCOLS, Options, read_recipe
 from pruning.progress import step
 
 EXAMPLES = (
@@ -49,6 +49,10 @@ def prune_model(
     ] = None,
     propagation: Annotated[
         str | None, _option("one-shot (default) or sequential.", "one-shot", "sequential")
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        _option("Texts and windows of published tables: wanda-2048 or wanda-4096.", *PROTOCOLS),
     ] = None,
     corpus: Annotated[
         list[str] | None,
@@ -117,6 +121,7 @@ def prune_model(
         pattern=pattern,
         group=group,
         propagation=propagation,
+        protocol=protocol,
         corpus=corpus or None,
         split=split or None,
         share=share or None,
