@@ -13,7 +13,7 @@ import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
 from pruning.baselines import NAMED, SPARSEGPT
 from pruning.json_file import JsonObject
-from pruning.output.options import Options, read_recipe
+from pruning.output.options import PROTOCOLS, Options, read_recipe
 from pruning.progress import step
 
 EXAMPLES = (
@@ -51,6 +51,7 @@ def prune_model(
     propagation: Annotated[
         str | None, _option("one-shot (default) or sequential.", "one-shot", "sequential")
     ] = None,
+<<<<<<< HEAD
     update: Annotated[
         str | None,
         _option(
@@ -71,6 +72,11 @@ def prune_model(
     ] = None,
     refine: Annotated[
         str | None, _option("Masks made better: none (default) or swaps.", "none", "swaps")
+=======
+    protocol: Annotated[
+        str | None,
+        _option("Texts and windows of published tables: wanda-2048 or wanda-4096.", *PROTOCOLS),
+>>>>>>> docs
     ] = None,
     corpus: Annotated[
         list[str] | None,
@@ -139,9 +145,13 @@ def prune_model(
         pattern=pattern,
         group=group,
         propagation=propagation,
+<<<<<<< HEAD
         update=update,
         allocation=allocation,
         refine=refine,
+=======
+        protocol=protocol,
+>>>>>>> docs
         corpus=corpus or None,
         split=split or None,
         share=share or None,

@@ -14,18 +14,19 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.sources import check_available, check_disjoint, load_text
+from evaluation.documents import draw_windows
+from evaluation.sources import check_available, check_disjoint, load_documents, load_text
 
 MOST_TOKENS = 2**24
 """Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048. Windows drawn with
 a seed may overlap, so the text alone would not limit their number."""
 
 EVAL_WINDOWS = 32
-"""Most windows of each text that `run_prune.py` measures when no number is given."""
+"""Most windows of each text that `run_prune.py` measures when nothing else is said."""
 
 Provenance = dict[str, str | int | bool | None]
-"""Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, bos, text_sha256;
-for a mixture, values that differ are joined by ` + `."""
+"""Where windows come from, as JSON: corpus, split, windows, length, tokens, seed, bos, text_sha256,
+and by_document where that is true; for a mixture, values that differ are joined by ` + `."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,45 @@ def token_windows(
     tokens = torch.from_numpy(
         np.pad(cut, ((0, 0), (len(first), 0)), constant_values=first[0] if first else 0)
     )
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return _single(tokens, corpus, split, seed, bool(first), digest)
+
+
+def document_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str,
+    split: str,
+    windows: int,
+    length: int,
+    seed: int,
+) -> Windows:
+    """Draw windows from single documents of a hub corpus, as `evaluation.documents` says.
+
+    Raises:
+        ValueError: If the hub does not serve the corpus, or no document is longer than a window.
+    """
+    documents = load_documents(corpus, split)
+    tokens, digest = draw_windows(tokenizer, documents, windows, length, seed)
+    cut = _single(tokens, corpus, split, seed, False, digest)
+    provenance = {**cut.provenance, "by_document": True}
+    return replace(cut, provenance=provenance, parts=(provenance,))
+
+
+def _single(
+    tokens: Tensor, corpus: str, split: str, seed: int | None, bos: bool, text_sha256: str
+) -> Windows:
+    """Return the windows of one text, (N, T), with their provenance."""
     provenance: Provenance = {
         "corpus": corpus,
         "split": split,
-        "windows": len(starts),
-        "length": length,
+        "windows": tokens.shape[0],
+        "length": tokens.shape[1],
         "tokens": tokens.numel(),
         "seed": seed,
-        "bos": bool(first),
-        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "bos": bos,
+        "text_sha256": text_sha256,
     }
-    return Windows(tokens, provenance, (provenance,), (0,) * len(starts))
+    return Windows(tokens, provenance, (provenance,), (0,) * len(tokens))
 
 
 def special_note(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -194,6 +223,9 @@ class Mixture:
         length: Tokens in a window.
         seed: Draws the window starts at random; None spreads them evenly.
         bos: Whether windows begin with bos; None leaves it to the tokenizer.
+        by_document: Whether each window is drawn from a single document, for which `windows` and
+            `seed` are needed.
+        most: Most windows that `cut_all` takes where `windows` is None; None for all.
     """
 
     parts: tuple[Part, ...]
@@ -201,6 +233,8 @@ class Mixture:
     length: int
     seed: int | None
     bos: bool | None = None
+    by_document: bool = False
+    most: int | None = EVAL_WINDOWS
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -248,21 +282,16 @@ class Mixture:
         return list(counts)
 
     def cut(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
-        """Cut the windows; raises ValueError as `evaluation.corpus.token_windows` does."""
-        return mixed(
-            [
-                token_windows(
-                    tokenizer,
-                    part.corpus,
-                    part.split,
-                    windows=count,
-                    length=self.length,
-                    seed=self.seed,
-                    bos=self.bos,
-                )
-                for part, count in zip(self.parts, self.counts, strict=True)
-            ]
-        )
+        """Cut the windows; raises ValueError as `token_windows` or `document_windows` does."""
+        cuts = []
+        for part, count in zip(self.parts, self.counts, strict=True):
+            place = tokenizer, part.corpus, part.split
+            if self.by_document:
+                assert count is not None and self.seed is not None
+                cuts.append(document_windows(*place, count, self.length, self.seed))
+            else:
+                cuts.append(token_windows(*place, count, self.length, self.seed, self.bos))
+        return mixed(cuts)
 
 
 def mixed(cuts: Sequence[Windows]) -> Windows:
@@ -292,12 +321,12 @@ def _joined(parts: Sequence[Provenance]) -> Provenance:
 
 
 def cut_all(texts: Sequence[Mixture], tokenizer: PreTrainedTokenizerBase) -> Windows:
-    """Cut the windows of all texts; if a text's `windows` is None, at most `EVAL_WINDOWS`."""
+    """Cut the windows of all texts; if a text's `windows` is None, at most its `most`."""
     return mixed([_cut(text, tokenizer) for text in texts])
 
 
 def _cut(text: Mixture, tokenizer: PreTrainedTokenizerBase) -> Windows:
     windows = text.cut(tokenizer)
-    if text.windows is None and len(windows.tokens) > EVAL_WINDOWS:
-        return replace(text, windows=EVAL_WINDOWS).cut(tokenizer)
+    if text.windows is None and text.most is not None and len(windows.tokens) > text.most:
+        return replace(text, windows=text.most).cut(tokenizer)
     return windows

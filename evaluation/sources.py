@@ -97,10 +97,20 @@ def load_text(corpus: str, split: str) -> str:
     if corpus == EMBEDDED:
         text = _embedded_text(name)
     elif corpus in HUB_CORPORA:
-        text = HUB_CORPORA[corpus].joins[name].join(_hub_documents(corpus, name))
+        source = HUB_CORPORA[corpus]
+        text = source.joins[name].join(_hub_documents(corpus, name, source.documents))
     else:
         text = "\n\n".join(_local_documents(corpus))
     return text[_cut(text, first) : _cut(text, last)]
+
+
+def load_documents(corpus: str, split: str) -> Sequence[str]:
+    """Return all documents of a hub corpus's split, each read from disk when it is looked at.
+
+    Raises:
+        ValueError: If the hub does not serve the corpus.
+    """
+    return _hub_documents(corpus, split, None)
 
 
 def check_available(corpus: str, split: str) -> str | None:
@@ -236,8 +246,12 @@ def _embedded_text(part: str) -> str:
     return "\n\n".join(kept[part]) + "\n"
 
 
-def _hub_documents(corpus: str, split: str) -> list[str]:
-    """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set."""
+def _hub_documents(corpus: str, split: str, first: int | None) -> Sequence[str]:
+    """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set.
+
+    Args:
+        first: Stream only so many documents; None for all.
+    """
     source = HUB_CORPORA[corpus]
     import datasets  # here, since only hub corpora need it and it takes a second to import
 
@@ -248,9 +262,12 @@ def _hub_documents(corpus: str, split: str) -> list[str]:
             revision=source.revision,
             data_files={split: source.data_files[split]} if source.data_files else None,
             split=split,
-            streaming=source.documents is not None,
+            streaming=first is not None,
         )
-        return [row[source.column] for row in islice(rows, source.documents)]
+        if first is None:
+            documents: Sequence[str] = rows[source.column]
+            return documents
+        return [row[source.column] for row in islice(rows, first)]
     except (OSError, datasets.exceptions.DatasetsError) as error:
         cause = str(error).partition("\n")[0]
         raise ValueError(

@@ -2,12 +2,34 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from pruning.json_file import JsonObject, read_object
 
+_PUBLISHED: JsonObject = {
+    "corpus": ["c4"],
+    "split": ["train"],
+    "samples": 128,
+    "seed": 0,
+    "eval_corpus": ["wikitext2"],
+    "eval_split": ["test"],
+    "bos": False,
+}
+"""Calibration and evaluation in the code of SparseGPT (arXiv:2301.00774) and Wanda
+(arXiv:2306.11695), and in most tables since."""
+
+PROTOCOLS: Mapping[str, JsonObject] = {
+    "wanda-2048": {**_PUBLISHED, "seqlen": 2048},  # the context of LLaMA-1
+    "wanda-4096": {**_PUBLISHED, "seqlen": 4096},  # the context of LLaMA-2
+}
+"""What each `--protocol` sets. It also has calibration windows drawn from single documents, and
+measures all windows."""
+
+SET_BY_PROTOCOL = (*PROTOCOLS["wanda-2048"], "share", "eval_windows")
+
 _GO_WITH = {
+    "protocol": SET_BY_PROTOCOL,
     "model": ("revision",),
     "metric": ("group",),
     "pattern": ("sparsity", "group", "allocation"),
@@ -31,6 +53,7 @@ class Options:
     update: str | None = None
     allocation: str | None = None
     refine: str | None = None
+    protocol: str | None = None
     corpus: list[str] | None = None
     split: list[str] | None = None
     share: list[float] | None = None
@@ -49,6 +72,25 @@ class Options:
         without = {name for option in mine for name in _GO_WITH.get(option, ())}
         kept = {name: value for name, value in asdict(recipe).items() if name not in without}
         return Options(**{**kept, **mine})
+
+    def spelled_out(self) -> "Options":
+        """Return these options, and those that the protocol sets.
+
+        Raises:
+            ValueError: If there is no such protocol, or an option that it sets is given.
+        """
+        if self.protocol is None:
+            return self
+        if self.protocol not in PROTOCOLS:
+            names = ", ".join(PROTOCOLS)
+            raise ValueError(f"protocol must be one of {names}; got {self.protocol!r}")
+        given = [name for name in SET_BY_PROTOCOL if getattr(self, name) is not None]
+        if given:
+            option = given[0].replace("_", "-")
+            raise ValueError(
+                f"--{option} is set by --protocol {self.protocol}: leave out one of the two"
+            )
+        return replace(self, **PROTOCOLS[self.protocol])
 
     def to_json(self) -> JsonObject:
         """Return the options that were given, JSON-able."""

@@ -25,6 +25,10 @@ from pruning.unloaded import UnloadedModel, resolve_model
 SAMPLES = 128
 """Calibration windows where nothing else is said."""
 
+TEST_TOKENS = 350_000
+"""Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,
+SmolLM2 301,948."""
+
 SPLITS = {
     EMBEDDED: ("calibration", "report"),
     "wikitext2": ("train", "test"),
@@ -120,6 +124,7 @@ def make_request(
         FolderMismatchError: If the result cannot be written to `out`.
     """
     transformers_logging.disable_progress_bar()  # this program shows its own progress
+    asked, options = options, options.spelled_out()
     model_name = _given("model", options.model)
     folder = Path(_given("out", str(out or "")))
     metric = resolve_metric(_given("metric", options.metric))
@@ -145,7 +150,7 @@ def make_request(
     plan = _plan(model, recipe, texts, max_memory)
     check_output_folder(folder, plan.disk, resume)
     return Request(
-        options=_resolved(options, model, recipe),
+        options=_resolved(asked, model, recipe),
         model=model,
         metric=metric,
         recipe=recipe,
@@ -173,9 +178,13 @@ def _texts(options: Options, seqlen: int) -> dict[str, tuple[Mixture, ...]]:
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     parts = _parts("", options.corpus, options.split, options.share)
-    calibration = Mixture(parts, samples, seqlen, options.seed or 0, options.bos)
+    published = options.protocol is not None
+    calibration = Mixture(
+        parts, samples, seqlen, options.seed or 0, options.bos, by_document=published
+    )
+    most = None if published else EVAL_WINDOWS
     evaluation = tuple(
-        Mixture((part,), options.eval_windows, seqlen, None, options.bos)
+        Mixture((part,), options.eval_windows, seqlen, None, options.bos, most=most)
         for part in _parts("eval-", options.eval_corpus, options.eval_split)
     )
     for text in (calibration, *evaluation):
@@ -210,7 +219,8 @@ def _plan(
     max_memory: str | None,
 ) -> Plan:
     calibrated = sum(text.windows or 0 for text in texts.get("calibration", ()))
-    evaluated = sum(text.windows or EVAL_WINDOWS for text in texts["evaluation"])
+    all_windows = TEST_TOKENS // model.seqlen
+    evaluated = sum(text.windows or text.most or all_windows for text in texts["evaluation"])
     sizes = sizes_of(
         model.shapes,
         model.dtype,
@@ -226,7 +236,7 @@ def _plan(
 
 
 def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options:
-    """Return options that mean the same on another machine, later."""
+    """Return options that mean the same on another machine, later; a protocol stays a name."""
     name, revision = split_revision(model.name)
     target = recipe.target
     return replace(
@@ -241,7 +251,7 @@ def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options
         update=options.update or "none",
         allocation=options.allocation or "uniform",
         refine=options.refine or "none",
-        seqlen=model.seqlen,
+        seqlen=None if options.protocol else model.seqlen,
         dtype=model.dtype,
     )
 

@@ -1,5 +1,7 @@
 """Several kinds of text as one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -103,8 +105,9 @@ def test_splits_and_shares_go_with_the_corpora():
 
 
 @pytest.mark.parametrize(("length", "windows"), [(10, [4, 4]), (3, [5, 5])])
-def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, monkeypatch, length, windows):
-    monkeypatch.setattr("evaluation.corpus.EVAL_WINDOWS", 5)
-    asked = _texts(Options(eval_corpus=texts), length)["evaluation"]
+def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, length, windows):
+    asked = [
+        replace(text, most=5) for text in _texts(Options(eval_corpus=texts), length)["evaluation"]
+    ]
     cut = cut_all(asked, tokenizer(None, False))
     assert [part["windows"] for part in cut.parts] == windows

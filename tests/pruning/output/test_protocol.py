@@ -1,0 +1,162 @@
+"""`--protocol`: the published texts and windows, on files laid out as the hub's."""
+
+import gzip
+import json
+import random
+import sys
+from dataclasses import replace
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+from transformers import AutoTokenizer
+
+import run_prune
+from evaluation import sources
+from evaluation.corpus import cut_all
+from pruning.output import options as options_module
+from pruning.output.options import PROTOCOLS, Options
+from pruning.output.request import _texts
+
+C4_FILE = "en/c4-train.00000-of-01024.json.gz"
+WIKITEXT_CARD = """---
+configs:
+- config_name: wikitext-2-raw-v1
+  data_files:
+  - split: test
+    path: wikitext-2-raw-v1/test-*
+---
+"""
+
+
+def pages(count: int, longest: int) -> list[str]:
+    """Return texts of different lengths, most of them short."""
+    generator = random.Random(7)
+    letters = "abcdefgh é\n"
+    lengths = [int(longest ** generator.random()) for _ in range(count)]
+    return ["".join(generator.choices(letters, k=length)) for length in lengths]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
+    """C4's first shard and WikiText-2's test rows in local files of the hub's layout."""
+    documents = pages(30, longest=9000)
+    shard = tmp_path / "c4" / C4_FILE
+    shard.parent.mkdir(parents=True)
+    record = {"timestamp": "2019-04-25T12:57:54Z", "url": "https://example.com"}
+    with gzip.open(shard, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text} | record) + "\n" for text in documents)
+    rows = [" = Title = \n", "", *pages(20, longest=7000)]
+    table = tmp_path / "wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet"
+    table.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.table({"text": rows}), table)
+    (tmp_path / "wikitext/README.md").write_text(WIKITEXT_CARD)
+    for corpus, folder in (("c4", "c4"), ("wikitext2", "wikitext")):
+        source = replace(sources.HUB_CORPORA[corpus], path=str(tmp_path / folder))
+        monkeypatch.setitem(sources.HUB_CORPORA, corpus, source)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return documents, rows
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the console entry; returns its exit code, standard output and standard error."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["prunevolve-prune", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_prune.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(("protocol", "length"), [("wanda-2048", 2048), ("wanda-4096", 4096)])
+def test_protocol_draws_the_published_windows(hub, tiny_llama_dir, protocol, length):
+    documents, rows = hub
+    options = Options(protocol=protocol).spelled_out()
+    texts = _texts(options, options.seqlen)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    windows = {role: cut_all(text, tokenizer) for role, text in texts.items()}
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text)["input_ids"]
+
+    random.seed(0)
+    calibration = []
+    while len(calibration) < 128:
+        ids = ids_of(documents[random.randint(0, len(documents) - 1)])
+        if len(ids) > length:
+            start = random.randint(0, len(ids) - length - 1)
+            calibration.append(ids[start : start + length])
+    assert windows["calibration"].tokens.tolist() == calibration
+    whole = ids_of("\n\n".join(rows))
+    count = len(whole) // length
+    assert len(whole) % length  # there is a remainder to drop
+    assert windows["evaluation"].tokens.flatten().tolist() == whole[: count * length]
+    said = {"corpus": "c4", "split": "train", "windows": 128, "seed": 0, "by_document": True}
+    assert windows["calibration"].provenance | said == windows["calibration"].provenance
+
+
+def test_protocol_measures_more_windows_than_the_default(hub, tiny_llama_dir):
+    options = Options(protocol="wanda-2048").spelled_out()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    asked = _texts(options, 64)["evaluation"]
+    assert len(cut_all(asked, tokenizer).tokens) > 32
+
+
+def test_protocol_pins_the_texts():
+    pinned = [sources.HUB_CORPORA[name].revision for name in ("c4", "wikitext2")]
+    assert all(len(revision) == 40 for revision in pinned)
+    assert sources.HUB_CORPORA["c4"].data_files["train"] == C4_FILE
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("--corpus", "c4"), ("--split", "train"), ("--share", 1), ("--samples", 128)],
+        *[("--seqlen", 2048), ("--seed", 0), ("--eval-corpus", "wikitext2")],
+        *[("--eval-split", "test"), ("--eval-windows", 4), ("--no-bos", None)],
+    ],
+)
+def test_option_that_the_protocol_sets_is_refused(call, tiny_llama_dir, tmp_path, option, value):
+    words = ["--model", tiny_llama_dir, "--metric", "wanda", "--out", tmp_path / "out"]
+    given = [option] if value is None else [option, value]
+    code, _, err = call(*words, "--protocol", "wanda-2048", *given)
+    shown = option.replace("--no-", "--")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        f"error: {shown} is set by --protocol wanda-2048: leave out one of the two",
+    )
+
+
+def test_unknown_protocol_is_refused(call, tiny_llama_dir, tmp_path):
+    words = ["--model", tiny_llama_dir, "--metric", "wanda", "--out", tmp_path / "out"]
+    code, _, err = call(*words, "--protocol", "wanda")
+    problem = "error: protocol must be one of wanda-2048, wanda-4096; got 'wanda'"
+    assert (code, err.splitlines()[-1]) == (2, problem)
+
+
+def test_recipe_keeps_the_protocol_and_repeats_it(call, hub, tiny_llama_dir, tmp_path, monkeypatch):
+    # The toy model has a short context.
+    short = PROTOCOLS["wanda-2048"] | {"samples": 3, "seqlen": 64}
+    monkeypatch.setitem(options_module.PROTOCOLS, "wanda-2048", short)
+    out, again = tmp_path / "out", tmp_path / "again"
+    words = ["--model", tiny_llama_dir, "--metric", "wanda", "--protocol", "wanda-2048"]
+    code, _, err = call(*words, "--out", out)
+    assert code == 0, err
+    recipe = json.loads((out / "pruning_recipe.json").read_text())
+    assert recipe["protocol"] == "wanda-2048"
+    assert not {"corpus", "samples", "seqlen", "eval_corpus"} & set(recipe)
+    assert recipe["calibration"]["windows"] == 3
+    code, printed, err = call("--recipe", out / "pruning_recipe.json", "--out", again)
+    assert code == 0, err
+    assert printed.splitlines()[-1] == "repeated: all files match the recipe's, byte for byte"
+
+
+def test_protocol_replaces_the_texts_of_a_recipe():
+    recipe = Options(metric="W", corpus=["c4"], samples=8, seqlen=16, eval_windows=2, bos=True)
+    options = Options(protocol="wanda-4096").over(recipe)
+    assert options == Options(metric="W", protocol="wanda-4096")
+    assert options.spelled_out().seqlen == 4096
