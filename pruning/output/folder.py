@@ -49,6 +49,15 @@ class WorkFolder:
         """Put a stream's losses aside."""
         write_json(self.path / "losses.json", self.losses() | {stream: losses})
 
+    def scores(self) -> dict[str, list[JsonObject]]:
+        """Return the zero-shot results that are known, by model and task: `dense boolq`."""
+        path = self.path / "scores.json"
+        return read_object(path) if path.exists() else {}
+
+    def keep_scores(self, name: str, rows: list[JsonObject]) -> None:
+        """Put a model's results on a task aside."""
+        write_json(self.path / "scores.json", self.scores() | {name: rows})
+
     def forget_work(self) -> None:
         """Remove what was put aside on disk for the walks; finished shards stay."""
         for folder in (self.states, self.statistics):

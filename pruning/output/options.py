@@ -16,6 +16,12 @@ _GO_WITH = {
 }
 """Options of a recipe that mean nothing once another one is given on the command line."""
 
+_OF_MEASURING = (
+    *("revision", "seqlen", "eval_corpus", "eval_split", "eval_windows", "bos", "dtype"),
+    "zero_shot",
+)
+"""Options that mean something where nothing is pruned."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -38,6 +44,7 @@ class Options:
     eval_split: list[str] | None = None
     eval_windows: int | None = None
     bos: bool | None = None
+    zero_shot: list[str] | None = None
     dtype: str | None = None
 
     def over(self, recipe: "Options") -> "Options":
@@ -46,6 +53,11 @@ class Options:
         without = {name for option in mine for name in _GO_WITH.get(option, ())}
         kept = {name: value for name, value in asdict(recipe).items() if name not in without}
         return Options(**{**kept, **mine})
+
+    @property
+    def only_measure(self) -> bool:
+        """Whether nothing is said about a pruning."""
+        return set(self.to_json()) <= set(_OF_MEASURING)
 
     def to_json(self) -> JsonObject:
         """Return the options that were given, JSON-able."""

@@ -8,6 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
 from evaluation.sources import check_disjoint
+from evaluation.zero_shot import check_tasks
 from pruning.json_file import JsonObject
 from pruning.masks import resolve_target
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
@@ -17,7 +18,14 @@ from pruning.output.options import Options
 from pruning.progress import step
 from pruning.pruner import check_layers
 from pruning.recipe import Recipe
-from pruning.sizes import Plan, parse_size, plan_pruning, sizes_of, values_of
+from pruning.sizes import (
+    Plan,
+    parse_size,
+    plan_pruning,
+    sizes_of,
+    values_of,
+    with_whole_model,
+)
 from pruning.unloaded import UnloadedModel, resolve_model
 
 SAMPLES = 128
@@ -126,8 +134,10 @@ def make_request(
     texts = _texts(options, model.seqlen)
     if not recipe.leaves:
         del texts["calibration"]
-    plan = _plan(model, recipe, texts, max_memory)
+    plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
     check_output_folder(folder, plan.disk, resume)
+    with step("reading the list of zero-shot tasks"):
+        check_tasks(options.zero_shot or [])
     return Request(
         options=_resolved(options, model, recipe),
         model=model,
@@ -145,7 +155,7 @@ def _given(name: str, value: str | None) -> str:
     if not value:
         raise ValueError(
             f"--{name} is required: give --model, --metric and --out, --recipe and --out, or "
-            "--verify alone"
+            "--verify or --evaluate"
         )
     return value
 
@@ -153,18 +163,32 @@ def _given(name: str, value: str | None) -> str:
 def _texts(options: Options, seqlen: int) -> dict[str, tuple[Mixture, ...]]:
     """Return the texts for the statistics and to measure perplexity on, checked, by role."""
     samples = SAMPLES if options.samples is None else options.samples
-    for name, count in (("samples", samples), ("eval-windows", options.eval_windows)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     parts = _parts("", options.corpus, options.split, options.share)
     calibration = Mixture(parts, samples, seqlen, options.seed or 0, options.bos)
-    evaluation = tuple(
+    calibration.check()
+    return {"calibration": (calibration,), "evaluation": evaluation_texts(options, seqlen)}
+
+
+def evaluation_texts(options: Options, seqlen: int) -> tuple[Mixture, ...]:
+    """Return the texts to measure perplexity on, checked.
+
+    Args:
+        seqlen: Tokens in a window.
+
+    Raises:
+        ValueError: If an option breaks its rule.
+    """
+    if options.eval_windows is not None and options.eval_windows < 1:
+        raise ValueError(f"eval-windows must be at least 1, got {options.eval_windows}")
+    texts = tuple(
         Mixture((part,), options.eval_windows, seqlen, None, options.bos)
         for part in _parts("eval-", options.eval_corpus, options.eval_split)
     )
-    for text in (calibration, *evaluation):
+    for text in texts:
         text.check()
-    return {"calibration": (calibration,), "evaluation": evaluation}
+    return texts
 
 
 def _parts(
@@ -192,6 +216,7 @@ def _plan(
     recipe: Recipe,
     texts: Mapping[str, tuple[Mixture, ...]],
     max_memory: str | None,
+    whole: bool,
 ) -> Plan:
     calibrated = sum(text.windows or 0 for text in texts.get("calibration", ()))
     evaluated = sum(text.windows or EVAL_WINDOWS for text in texts["evaluation"])
@@ -205,7 +230,8 @@ def _plan(
         values=values_of(recipe.metric),
     )
     budget = parse_size(max_memory) if max_memory else None
-    return plan_pruning(sizes, recipe, model.file_size, model.device, budget)
+    plan = plan_pruning(sizes, recipe, model.file_size, model.device, budget)
+    return with_whole_model(plan, sizes) if whole else plan
 
 
 def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options:
