@@ -1,4 +1,4 @@
-"""Prune a model with a metric, or verify a pruned model.
+"""Prune a model with a metric, verify a pruned model, or measure any model.
 
 torch and transformers, whose import takes seconds, are loaded inside the command.
 """
@@ -22,6 +22,7 @@ EXAMPLES = (
     'python run_prune.py --model DIR --metric "mul(W, sqrt(X))" --pattern 2:4 --out pruned',
     "python run_prune.py --recipe pruned/pruning_recipe.json --out again",
     "python run_prune.py --verify pruned",
+    "python run_prune.py --evaluate pruned --zero-shot rte,arc_easy",
 )
 
 
@@ -51,7 +52,6 @@ def prune_model(
     propagation: Annotated[
         str | None, _option("one-shot (default) or sequential.", "one-shot", "sequential")
     ] = None,
-<<<<<<< HEAD
     update: Annotated[
         str | None,
         _option(
@@ -72,11 +72,10 @@ def prune_model(
     ] = None,
     refine: Annotated[
         str | None, _option("Masks made better: none (default) or swaps.", "none", "swaps")
-=======
+    ] = None,
     protocol: Annotated[
         str | None,
         _option("Texts and windows of published tables: wanda-2048 or wanda-4096.", *PROTOCOLS),
->>>>>>> docs
     ] = None,
     corpus: Annotated[
         list[str] | None,
@@ -107,6 +106,10 @@ def prune_model(
         bool | None,
         Option("--bos/--no-bos", help="Start windows with bos; default as the tokenizer does."),
     ] = None,
+    zero_shot: Annotated[
+        str | None,
+        Option(help="Tasks of lm-eval, such as rte,arc_easy, or task files, with commas between."),
+    ] = None,
     dtype: Annotated[
         str | None,
         _option(
@@ -133,10 +136,14 @@ def prune_model(
         bool, Option("--validate", help="Check the request and print the plan; write nothing.")
     ] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
+    evaluate: Annotated[
+        str | None,
+        _option("Measure a model, pruned or not: hub id, folder, or embedded.", EMBEDDED),
+    ] = None,
     as_json: Annotated[bool, command_line.JSON_OPTION] = False,
     version: Annotated[bool, command_line.version_option()] = False,
 ) -> JsonObject:
-    """Prune a model with a metric and save it, or --verify a saved one."""
+    """Prune a model with a metric and save it, --verify a saved one, or --evaluate any."""
     options = Options(
         model=model,
         revision=revision,
@@ -145,13 +152,10 @@ def prune_model(
         pattern=pattern,
         group=group,
         propagation=propagation,
-<<<<<<< HEAD
         update=update,
         allocation=allocation,
         refine=refine,
-=======
         protocol=protocol,
->>>>>>> docs
         corpus=corpus or None,
         split=split or None,
         share=share or None,
@@ -162,18 +166,23 @@ def prune_model(
         eval_split=eval_split or None,
         eval_windows=eval_windows,
         bos=bos,
+        zero_shot=[task.strip() for task in zero_shot.split(",")] if zero_shot else None,
         dtype=dtype,
     )
 
     def work() -> JsonObject:
-        if verify and (options != Options() or out or recipe):
+        if verify and (options != Options() or out or recipe or evaluate):
             raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
+        if evaluate and (not options.only_measure or out or recipe):
+            raise ValueError("--evaluate prunes nothing: leave out --model, --metric and --out")
         given, sums = read_recipe(recipe) if recipe else (Options(), None)
         with step("loading torch and transformers"):
             from pruning.output import command
             from pruning.output.request import make_request
         if verify:
             return command.verify(verify)
+        if evaluate:
+            return command.evaluate(evaluate, options, device)
         request = make_request(options.over(given), out, device, max_memory, statistics, resume)
         return command.validate(request) if validate else command.apply(request, resume, sums)
 

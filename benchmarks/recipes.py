@@ -15,10 +15,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import correlation, fmean
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.progress import track
 from tables import ROOT, conditions, show, wikitext2_corpora, write_json
@@ -189,8 +188,8 @@ def _print_orders(
 
 
 def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
-    return float(np.corrcoef(ranks)[0, 1])
+    ranks = [[sorted(values).index(value) for value in values] for values in (one, other)]
+    return correlation(*ranks)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Progress of the work, on stderr: a spinner and bars on a terminal, occasional lines elsewhere."""
+"""Progress of the work, on stderr: a spinner and bars on a terminal, occasional lines elsewhere.
+
+It goes to what is stderr when it begins, so that what a library prints later can be dropped.
+"""
 
 import sys
 import time
@@ -26,7 +29,7 @@ def step(what: str) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
+    with Console(file=sys.stderr).status(what):
         yield
 
 
@@ -41,7 +44,7 @@ def shown_progress() -> Iterator[Progress]:
     from rich.progress import TaskID, TimeElapsedColumn
 
     columns = (*Bars.get_default_columns(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(file=sys.stderr)) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
@@ -57,6 +60,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
+        self._stream = sys.stderr
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Take how far a stage is; say it if nothing was said for long, and the stage's end."""
@@ -64,8 +68,8 @@ class Lines:
         took = now - self._began
         if done >= total:
             # Since the stage before it ended: what leads up to a stage is part of it.
-            print(f"{stage}: {done}/{total} ({took:.1f} s)", file=sys.stderr, flush=True)
+            print(f"{stage}: {done}/{total} ({took:.1f} s)", file=self._stream, flush=True)
             self._began = self._last = now
         elif now - self._last > min(_LONGEST_SILENCE, max(PATIENCE, took / 10)):
-            print(f"{stage}: {done}/{total}, {took:.0f} s so far", file=sys.stderr, flush=True)
+            print(f"{stage}: {done}/{total}, {took:.0f} s so far", file=self._stream, flush=True)
             self._last = now

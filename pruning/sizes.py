@@ -7,7 +7,7 @@ shapes. Nothing here reads a weight.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -260,6 +260,21 @@ def plan_pruning(
         result=result,
         passes=3 if recipe.needs_gradients else 1 + recipe.statistics_wait,
     )
+
+
+def with_whole_model(plan: Plan, sizes: Sizes) -> Plan:
+    """Return a plan in which the whole model is also loaded, before and after it is pruned.
+
+    Raises:
+        ValueError: If the model is more than the budget.
+    """
+    memory = {"libraries": LIBRARIES, "the whole model": sizes.model}
+    if (needed := sum(memory.values())) > plan.budget:
+        raise ValueError(
+            f"max-memory must be at least {size_text(needed, up=True)} for zero-shot tasks, which "
+            f"take the whole model; got {size_text(plan.budget)}: give more, or leave them out"
+        )
+    return replace(plan, memory=max(plan.memory, memory, key=lambda rows: sum(rows.values())))
 
 
 def _room_on_device(needed: int, device: str) -> int:

@@ -28,6 +28,7 @@ RESERVED = {
     "ray": ("search/pool/",),
     "deap": tuple(f"search/breeding/{name}.py" for name in ("primitives", "factors", "variation")),
     "datasets": ("evaluation/",),
+    "lm_eval": ("evaluation/zero_shot.py",),
 }
 # What a sub-package of search may import of search.
 SEARCH_IMPORTS = {

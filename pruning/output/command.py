@@ -1,29 +1,33 @@
-"""What `run_prune.py` does: plan a request, carry it out, or verify a result."""
+"""What `run_prune.py` does: plan a request, carry it out, verify a result, or measure a model."""
 
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
+from evaluation import zero_shot
 from evaluation.corpus import Windows, cut_all, special_note
-from evaluation.perplexity import losses_of, perplexity
+from evaluation.perplexity import losses_of, perplexity, window_losses
 from pruning.json_file import JsonObject
 from pruning.memory import keep_freed_memory
+from pruning.models import load_model, with_revision
 from pruning.output.folder import REPORT, WorkFolder, work_folder
 from pruning.output.kept_statistics import kept_statistics
-from pruning.output.options import read_recipe
-from pruning.output.request import Request
-from pruning.output.save import save_result
+from pruning.output.options import Options, read_recipe
+from pruning.output.request import Request, evaluation_texts
+from pruning.output.save import finite, save_result
 from pruning.output.verify import RECIPE, Inspector, verify_result
 from pruning.progress import Progress, shown_progress, step
 from pruning.pruner import prune
 from pruning.spool import DiskSpool, Spool
-from pruning.store import FolderStore, all_layers
-from pruning.unloaded import UnloadedModel
+from pruning.store import FolderStore, ResidentStore, all_layers
+from pruning.unloaded import UnloadedModel, resolve_model
 from pruning.walk import Texts
 
 _DECIDES = (
@@ -53,6 +57,9 @@ def validate(request: Request) -> JsonObject:
                 unchecked += notes
             else:
                 cut_all([text], request.model.tokenizer)
+    if tasks := request.options.zero_shot:
+        print(line := f"data sets of zero-shot tasks {', '.join(tasks)}: not checked")
+        unchecked.append(line)
     _say("warning", request.warnings)
     plan = request.plan.lines()
     print(*plan, sep="\n")
@@ -82,6 +89,8 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     _say("note", request.notes)
     with step("reading the texts"):
         windows = {role: cut_all(texts, model.tokenizer) for role, texts in request.texts.items()}
+    with step("reading the zero-shot tasks"):
+        tasks = zero_shot.load_tasks(request.options.zero_shot or [])
     checkpoint = model.open()
     calibration = windows.get("calibration")
     special = special_note(calibration.tokens, model.tokenizer) if calibration else None
@@ -91,6 +100,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     identity = {key: recipe[key] for key in _DECIDES}
     identity["model"] = checkpoint.fingerprint()
     identity["evaluation"] = windows["evaluation"].provenance
+    identity["zero_shot"] = request.options.zero_shot
     store = FolderStore(
         checkpoint,
         model.config,
@@ -113,10 +123,17 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
             inspector = Inspector(model.config, all_layers(store), request.recipe.target)
             inspector.shares = work.known().get("shares", {})
             store.on_shard = inspector.look  # while the shard is in the system's cache
+            scores = partial(_scores, model=model, tasks=tasks, work=work, progress=progress)
+            by_model = {"dense": scores("dense", model.name)}
             _prune(request, store, windows, work, statistics, inspector, progress)
             report = _measured(work, windows["evaluation"], model) | {"warnings": warnings}
             recipe |= {"shares": inspector.shares} if inspector.shares else {}
-            save_result(store, model.tokenizer, recipe, report, inspector, progress)
+
+            def measure_saved(folder: Path) -> JsonObject:
+                both = by_model | {"pruned": scores("pruned", str(folder))}
+                return zero_shot.summary(both, model.dtype)
+
+            save_result(store, model.tokenizer, recipe, report, inspector, progress, measure_saved)
         report = work.publish()
     _print_outcome(request.out, report)
     figures = {key: value for key, value in report.items() if key != "layers"}
@@ -131,6 +148,40 @@ def verify(folder: Path) -> JsonObject:
         report = verify_result(folder, progress)
     print(f"{folder}: {_counts(report)}; counts and checksums are as reported")
     return _summary(folder, report)
+
+
+def evaluate(name: str, options: Options, device: str | None) -> JsonObject:
+    """Measure a model, pruned or not; return what `--json` prints.
+
+    Args:
+        name: As for `load_config`.
+        options: Those that say what a pruning measures, and how.
+
+    Raises:
+        ValueError: If there is no such model, text or task, or memory runs out.
+    """
+    transformers_logging.disable_progress_bar()  # this program shows its own progress
+    with step("reading the model's config, the texts and the tasks"):
+        place = with_revision(name, options.revision)
+        model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
+        windows = cut_all(evaluation_texts(options, model.seqlen), model.tokenizer)
+        zero_shot.check_tasks(options.zero_shot or [])
+        tasks = zero_shot.load_tasks(options.zero_shot or [])
+    with _out_of_memory_in_one_line(), shown_progress() as progress:
+        live, total = load_model(model.name, model.dtype, model.device), len(windows.tokens)
+        losses = window_losses(
+            ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)
+        )
+        by_task = dict(zero_shot.evaluate_tasks(live, model.tokenizer, tasks, progress))
+    perplexities = {
+        "perplexity": perplexity(losses),
+        "perplexity_of": {**windows.provenance, "dtype": model.dtype},
+        "by_text": _by_text({"perplexity": losses}, windows),
+    }
+    scores = [row for rows in by_task.values() for row in rows]
+    measured = finite(perplexities) | zero_shot.summary({"value": scores}, model.dtype)
+    _print_measured(measured)
+    return {"model": model.name, **measured}
 
 
 @contextmanager
@@ -191,19 +242,49 @@ def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> Js
     """Return what the report says of perplexity."""
     known = work.known()
     losses = {name: torch.tensor(known[name]).double() for name in ("dense", "pruned")}
-    kinds = torch.tensor(evaluation.kinds)
-    by_text = [
-        {"corpus": part["corpus"], "split": part["split"]}
-        | {name: perplexity(values[kinds == kind]) for name, values in losses.items()}
-        for kind, part in enumerate(evaluation.parts)
-    ]
     return {
         "dense_perplexity": perplexity(losses["dense"]),
         "pruned_perplexity": perplexity(losses["pruned"]),
         "perplexity_of": {**evaluation.provenance, "dtype": model.dtype},
-        "by_text": by_text,
+        "by_text": _by_text(losses, evaluation),
         **{name: known[name] for name in ("training",) if name in known},
     }
+
+
+def _by_text(losses: Mapping[str, Tensor], evaluation: Windows) -> list[JsonObject]:
+    kinds = torch.tensor(evaluation.kinds)
+    return [
+        {"corpus": part["corpus"], "split": part["split"]}
+        | {name: perplexity(values[kinds == kind]) for name, values in losses.items()}
+        for kind, part in enumerate(evaluation.parts)
+    ]
+
+
+def _scores(
+    name: str,
+    place: str,
+    model: UnloadedModel,
+    tasks: zero_shot.Tasks,
+    work: WorkFolder,
+    progress: Progress,
+) -> list[zero_shot.Row]:
+    """Return a model's zero-shot results; each that is not known yet is kept as soon as it is.
+
+    Args:
+        name: `dense` or `pruned`.
+        place: Where it is loaded from, in the dtype and on the device of the other passes.
+    """
+    known = work.known()
+    if left := {task: tasks[task] for task in tasks if f"{name} {task}" not in known}:
+        live = load_model(place, model.dtype, model.device)
+
+        def tell(task: str, done: int, total: int) -> None:
+            progress(f"{name} {task}", done, total)
+
+        for task, rows in zero_shot.evaluate_tasks(live, model.tokenizer, left, tell):
+            work.keep(f"{name} {task}", rows)
+    known = work.known()
+    return [row for task in tasks for row in known[f"{name} {task}"]]
 
 
 def _counts(report: JsonObject) -> str:
@@ -217,16 +298,30 @@ def _number(value: float | None) -> str:
 
 
 def _print_outcome(out: Path, report: JsonObject) -> None:
-    source = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
-    source = source.format(**report["perplexity_of"])
+    source = _source(report)
     _say("warning", report["warnings"])
     for name in ("dense", "pruned"):
         print(f"{name + ' perplexity':17} {_number(report[f'{name}_perplexity'])} ({source})")
     for text in report["by_text"] if len(report["by_text"]) > 1 else []:
         both = ", ".join(f"{name} {_number(text[name])}" for name in ("dense", "pruned"))
         print(f"  of {text['corpus']}, split {text['split']}: {both}")
+    for line in zero_shot.lines(report):
+        print(line)
     print(f"saved: {out} ({_counts(report)})")
     print(f"verify: python run_prune.py --verify {shlex.quote(str(out))}")
+
+
+def _print_measured(measured: JsonObject) -> None:
+    print(f"perplexity {_number(measured['perplexity'])} ({_source(measured)})")
+    for text in measured["by_text"] if len(measured["by_text"]) > 1 else []:
+        print(f"  of {text['corpus']}, split {text['split']}: {_number(text['perplexity'])}")
+    for line in zero_shot.lines(measured):
+        print(line)
+
+
+def _source(measured: JsonObject) -> str:
+    source = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
+    return source.format(**measured["perplexity_of"])
 
 
 def _summary(folder: Path, report: JsonObject) -> JsonObject:

@@ -41,7 +41,11 @@ class WorkFolder:
         return (self.result / REPORT).exists()
 
     def known(self) -> JsonObject:
-        """Return what a run has found out so far, by name: losses by stream, layers' shares."""
+        """Return what a run has found out so far, by name.
+
+        Losses by stream, the layers' shares, the errors of a training, zero-shot results by model
+        and task (`dense boolq`).
+        """
         path = self.path / "known.json"
         return read_object(path) if path.exists() else {}
 

@@ -38,6 +38,12 @@ _GO_WITH = {
 }
 """Options of a recipe that mean nothing once another one is given on the command line."""
 
+_OF_MEASURING = (
+    *("revision", "seqlen", "eval_corpus", "eval_split", "eval_windows", "bos", "dtype"),
+    "zero_shot",
+)
+"""Options that mean something where nothing is pruned."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -64,6 +70,7 @@ class Options:
     eval_split: list[str] | None = None
     eval_windows: int | None = None
     bos: bool | None = None
+    zero_shot: list[str] | None = None
     dtype: str | None = None
 
     def over(self, recipe: "Options") -> "Options":
@@ -91,6 +98,11 @@ class Options:
                 f"--{option} is set by --protocol {self.protocol}: leave out one of the two"
             )
         return replace(self, **PROTOCOLS[self.protocol])
+
+    @property
+    def only_measure(self) -> bool:
+        """Whether nothing is said about a pruning."""
+        return set(self.to_json()) <= set(_OF_MEASURING)
 
     def to_json(self) -> JsonObject:
         """Return the options that were given, JSON-able."""

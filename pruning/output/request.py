@@ -8,6 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
 from evaluation.sources import check_disjoint
+from evaluation.zero_shot import check_tasks
 from pruning.baselines import SPARSEGPT
 from pruning.json_file import JsonObject
 from pruning.masks import resolve_target
@@ -19,7 +20,14 @@ from pruning.output.options import Options
 from pruning.progress import step
 from pruning.pruner import check_layers
 from pruning.recipe import Recipe
-from pruning.sizes import Plan, parse_size, plan_pruning, sizes_of, values_of
+from pruning.sizes import (
+    Plan,
+    parse_size,
+    plan_pruning,
+    sizes_of,
+    values_of,
+    with_whole_model,
+)
 from pruning.unloaded import UnloadedModel, resolve_model
 
 SAMPLES = 128
@@ -147,8 +155,10 @@ def make_request(
     texts = _texts(options, model.seqlen)
     if not recipe.calibrated:
         del texts["calibration"]
-    plan = _plan(model, recipe, texts, max_memory)
+    plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
     check_output_folder(folder, plan.disk, resume)
+    with step("reading the list of zero-shot tasks"):
+        check_tasks(options.zero_shot or [])
     return Request(
         options=_resolved(asked, model, recipe),
         model=model,
@@ -166,7 +176,7 @@ def _given(name: str, value: str | None) -> str:
     if not value:
         raise ValueError(
             f"--{name} is required: give --model, --metric and --out, --recipe and --out, or "
-            "--verify alone"
+            "--verify or --evaluate"
         )
     return value
 
@@ -174,22 +184,35 @@ def _given(name: str, value: str | None) -> str:
 def _texts(options: Options, seqlen: int) -> dict[str, tuple[Mixture, ...]]:
     """Return the texts for the statistics and to measure perplexity on, checked, by role."""
     samples = SAMPLES if options.samples is None else options.samples
-    for name, count in (("samples", samples), ("eval-windows", options.eval_windows)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     parts = _parts("", options.corpus, options.split, options.share)
-    published = options.protocol is not None
     calibration = Mixture(
-        parts, samples, seqlen, options.seed or 0, options.bos, by_document=published
+        parts, samples, seqlen, options.seed or 0, options.bos, by_document=bool(options.protocol)
     )
-    most = None if published else EVAL_WINDOWS
-    evaluation = tuple(
+    calibration.check()
+    return {"calibration": (calibration,), "evaluation": evaluation_texts(options, seqlen)}
+
+
+def evaluation_texts(options: Options, seqlen: int) -> tuple[Mixture, ...]:
+    """Return the texts to measure perplexity on, checked.
+
+    Args:
+        seqlen: Tokens in a window.
+
+    Raises:
+        ValueError: If an option breaks its rule.
+    """
+    if options.eval_windows is not None and options.eval_windows < 1:
+        raise ValueError(f"eval-windows must be at least 1, got {options.eval_windows}")
+    most = None if options.protocol else EVAL_WINDOWS
+    texts = tuple(
         Mixture((part,), options.eval_windows, seqlen, None, options.bos, most=most)
         for part in _parts("eval-", options.eval_corpus, options.eval_split)
     )
-    for text in (calibration, *evaluation):
+    for text in texts:
         text.check()
-    return {"calibration": (calibration,), "evaluation": evaluation}
+    return texts
 
 
 def _parts(
@@ -217,6 +240,7 @@ def _plan(
     recipe: Recipe,
     texts: Mapping[str, tuple[Mixture, ...]],
     max_memory: str | None,
+    whole: bool,
 ) -> Plan:
     calibrated = sum(text.windows or 0 for text in texts.get("calibration", ()))
     all_windows = TEST_TOKENS // model.seqlen
@@ -232,7 +256,8 @@ def _plan(
         trains=recipe.training is not None,
     )
     budget = parse_size(max_memory) if max_memory else None
-    return plan_pruning(sizes, recipe, model.file_size, model.device, budget)
+    plan = plan_pruning(sizes, recipe, model.file_size, model.device, budget)
+    return with_whole_model(plan, sizes) if whole else plan
 
 
 def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options:

@@ -7,7 +7,7 @@ with a report is a finished one.
 import math
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from evaluation import zero_shot
 from evaluation.sources import HUB_CORPORA
 from pruning.json_file import JsonObject
 from pruning.leaves import LEAVES
@@ -45,7 +46,7 @@ The license of the base model applies.
 |---|---|
 | dense | {dense} |
 | pruned | {pruned} |
-
+{zero_shot}
 Zeros take the same space on disk and the same time to multiply; only a 2:4 pattern can be faster,
 and it needs a kernel for it. `pruning_report.json` says what is in each layer, and
 `pruning_recipe.json` how to do it again, where the same model and texts are:
@@ -71,6 +72,7 @@ def save_result(
     measured: JsonObject,
     inspector: Inspector,
     on_progress: Progress = unwatched,
+    measure_saved: Callable[[Path], JsonObject] = lambda folder: {},
 ) -> JsonObject:
     """Write all that makes a folder of shards a pruned model, the report last.
 
@@ -80,6 +82,8 @@ def save_result(
         measured: What the report says of perplexity, and the warnings before those about layers.
         inspector: Has looked at some of the shards, and looks at the others.
         on_progress: Told how many of the files that were not looked at yet have been read back.
+        measure_saved: Called with the folder when the model can be loaded from it; returns what the
+            report says besides.
 
     Returns:
         The report, as written.
@@ -97,7 +101,7 @@ def save_result(
         tokenizer.save_pretrained(folder)
         layers, sums = inspector.look_at_all(folder, "save", on_progress)
         check_promise(folder, layers, inspector.target)
-        report = _report(recipe, measured, layers)
+        report = _report(recipe, measured | measure_saved(folder), layers)
         papers = {**recipe, "versions": _versions(), "sha256": sums}
         write_json(folder / RECIPE, papers)
         model_card(papers, report).save(folder / "README.md")
@@ -117,7 +121,7 @@ def _save_configs(config: PretrainedConfig, model: str, folder: Path) -> None:
 
 
 def _report(recipe: JsonObject, measured: JsonObject, layers: Sequence[LayerCount]) -> JsonObject:
-    report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | _finite(measured)
+    report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | finite(measured)
     warnings = [*report.pop("warnings"), *_crowded(layers)]
     return report | {"layers": [asdict(layer) for layer in layers], "warnings": warnings}
 
@@ -135,15 +139,15 @@ def _crowded(layers: Sequence[LayerCount]) -> list[str]:
     ]
 
 
-def _finite(numbers: JsonObject) -> JsonObject:
+def finite(numbers: JsonObject) -> JsonObject:
     """Return figures with None for one that is not finite, since JSON has no infinity."""
-    finite = dict(numbers)
+    result = dict(numbers)
     for key, value in numbers.items():
         if isinstance(value, float) and not math.isfinite(value):
-            finite[key] = None
+            result[key] = None
         elif key == "by_text":
-            finite[key] = [_finite(text) for text in value]
-    return finite
+            result[key] = [finite(text) for text in value]
+    return result
 
 
 def _versions() -> dict[str, str]:
@@ -181,6 +185,7 @@ def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
         place=f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
         dense=_number(report["dense_perplexity"]),
         pruned=_number(report["pruned_perplexity"]),
+        zero_shot="".join(f"\n{line}" for line in [*zero_shot.lines(report), ""]),
     )
     return ModelCard(text)
 
@@ -207,7 +212,11 @@ def _metadata(title: str, recipe: JsonObject, report: JsonObject) -> ModelCardDa
 
 
 def _results(report: JsonObject) -> list[EvalResult]:
-    """Return the pruned perplexity on each text, where it is finite."""
+    """Return what was measured of the pruned model, where it is finite."""
+    return [*_perplexities(report), *_accuracies(report)]
+
+
+def _perplexities(report: JsonObject) -> list[EvalResult]:
     windows = "{windows} windows of {length} tokens".format(**report["perplexity_of"])
     results = []
     for text in report["by_text"]:
@@ -225,6 +234,32 @@ def _results(report: JsonObject) -> list[EvalResult]:
                     metric_type="perplexity",
                     metric_name=f"perplexity, {windows} in all",
                     metric_value=text["pruned"],
+                )
+            )
+    return results
+
+
+def _accuracies(report: JsonObject) -> list[EvalResult]:
+    found = report.get("zero_shot", {"results": []})
+    results = []
+    for row in found["results"]:
+        # Others are kinds of local files such as json, or folders, which stay private.
+        place = row["dataset"] or ""
+        on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists()
+        if row["pruned"] is not None:
+            results.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=place if on_hub else row["task"],
+                    dataset_name=row["task"],
+                    dataset_config=row["config"] if on_hub else None,
+                    dataset_split=row["split"],
+                    metric_type=row["metric"],
+                    # The hub's page merges tasks on the same data, so that each name says all.
+                    metric_name=f"{row['metric']} of {row['task']} version {row['version']}, "
+                    f"zero-shot, {found['harness']}",
+                    metric_value=row["pruned"],
+                    metric_args={"stderr": row["pruned_stderr"]},
                 )
             )
     return results

@@ -1,3 +1,6 @@
+import io
+from contextlib import redirect_stderr
+
 import pytest
 
 from pruning import progress
@@ -29,3 +32,9 @@ def test_shown_progress_says_only_the_end_of_a_stage_with_its_seconds(clock, cap
         clock[0] = 1.5
         tell("prune", 1, 1)
     assert capsys.readouterr() == ("", "prune: 1/1 (1.5 s)\n")
+
+
+def test_progress_is_shown_where_what_a_library_prints_is_dropped(clock, capsys):
+    with shown_progress() as tell, redirect_stderr(io.StringIO()):
+        tell("prune", 1, 1)
+    assert capsys.readouterr().err == "prune: 1/1 (0.0 s)\n"

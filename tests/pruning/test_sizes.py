@@ -1,5 +1,7 @@
 """What a pruning and workers need, worked by hand."""
 
+import dataclasses
+
 import pytest
 from toy_models import toy_model
 
@@ -8,7 +10,14 @@ from pruning.leaves import LEAF_SETS
 from pruning.masks import Model, Row, Target
 from pruning.metric import Metric
 from pruning.recipe import Recipe
-from pruning.sizes import GIB, LIBRARIES, plan_pruning, sizes_of, worker_needs
+from pruning.sizes import (
+    GIB,
+    LIBRARIES,
+    plan_pruning,
+    sizes_of,
+    with_whole_model,
+    worker_needs,
+)
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
 TOY_BLOCK = 2 * 256 + 2 * 128 + 3 * 384
@@ -86,6 +95,17 @@ def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
     assert not tight.has_room_for_gaps
     with pytest.raises(ValueError, match="max-memory must be at least 0"):
         plan_of(Model(), budget=least - 1)
+
+
+def test_with_whole_model_counts_it_where_that_is_more_than_pruning_and_refuses_too_much():
+    found, plan = plan_of()
+    assert with_whole_model(plan, found) == plan
+    large = dataclasses.replace(found, outside=GIB)
+    whole = {"libraries": LIBRARIES, "the whole model": large.model}
+    assert with_whole_model(plan, large) == dataclasses.replace(plan, memory=whole)
+    tight = dataclasses.replace(plan, budget=sum(whole.values()) - 1)
+    with pytest.raises(ValueError, match=r"max-memory must be at least 1\.61 GiB for zero-shot"):
+        with_whole_model(tight, large)
 
 
 def needs_of(*models, **options):
