@@ -73,6 +73,9 @@ def prune_model(
     refine: Annotated[
         str | None, _option("Masks made better: none (default) or swaps.", "none", "swaps")
     ] = None,
+    steps: Annotated[
+        int | None, Option(help="Prune in so many steps, measuring anew at each; default 1.")
+    ] = None,
     protocol: Annotated[
         str | None,
         _option("Texts and windows of published tables: wanda-2048 or wanda-4096.", *PROTOCOLS),
@@ -155,6 +158,7 @@ def prune_model(
         update=update,
         allocation=allocation,
         refine=refine,
+        steps=steps,
         protocol=protocol,
         corpus=corpus or None,
         split=split or None,

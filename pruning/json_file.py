@@ -49,3 +49,10 @@ def parse_object(text: str, what: str) -> JsonObject:
     if not isinstance(content, dict):
         raise ValueError(f"{what} must hold a JSON object, got a list or a value")
     return content
+
+
+def write_json(path: Path, content: JsonObject) -> None:
+    """Write by renaming, so that a file under its final name is a whole one."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(path)

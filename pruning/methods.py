@@ -1,6 +1,7 @@
 """The methods around a metric by the names of the command line: a recipe is made of them here."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -63,6 +64,32 @@ def make_recipe(
     )
     recipe.check()
     return recipe
+
+
+def earlier_steps(recipe: Recipe, steps: int) -> list[Recipe]:
+    """Return the recipes of all steps but the last, for a pruning in so many.
+
+    Each step removes the same share of the weights that are left; what is zero stays zero.
+
+    Raises:
+        ValueError: If the number is not positive, or the recipe cannot be carried out in steps.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    target = recipe.target
+    reasons = {
+        "the pattern n:m, whose groups lose the same at once": target.group_name is None,
+        "update reconstruct, whose dense outputs are gone after the first": recipe.training,
+        "an allocation, which is for one sparsity": recipe.allocation,
+    }
+    for reason, is_so in reasons.items():
+        if steps > 1 and is_so:
+            raise ValueError(f"steps must be 1 with {reason}; got {steps}")
+    sparsities = [1 - (1 - target.sparsity) ** (step / steps) for step in range(1, steps)]
+    return [
+        replace(recipe, target=Target(sparsity, target.group), zeros_first=True)
+        for sparsity in sparsities
+    ]
 
 
 def _swaps(target: Target) -> Refinement:

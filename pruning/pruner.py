@@ -19,6 +19,7 @@ from pruning.masks import Target
 from pruning.metric import Metric
 from pruning.models import decoder_blocks, layers_of_block, linear_layers
 from pruning.progress import Progress, unwatched
+from pruning.ranking import extremes
 from pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
 from pruning.spool import Spool
 from pruning.store import Store, in_turn
@@ -258,7 +259,12 @@ class _Pruning:
         statistics = self._statistics(layer, metric.leaves, self.statistics)
         if self.recipe.sequential:
             statistics |= self._statistics(layer, metric.leaves, self.of_pruned)
-        return score_layer(metric, layer, self.store.weight(layer), statistics)
+        weight = self.store.weight(layer)
+        scores = score_layer(metric, layer, weight, statistics)
+        if self.recipe.zeros_first:
+            low, _ = extremes(scores)
+            scores = scores.masked_fill(weight == 0, low - abs(low) - 1)
+        return scores
 
     def _missing(self, block: str) -> frozenset[str]:
         """Return the leaves of the dense model that a block needs and that are still missing."""

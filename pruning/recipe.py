@@ -131,6 +131,7 @@ class Recipe:
         refinement: What improves the masks; None for nothing.
         update: What happens to the weights that stay.
         training: What happens to them once a whole block is pruned; None for nothing.
+        zeros_first: Whether what is zero already goes before all else, whatever its score.
     """
 
     metric: Metric
@@ -140,6 +141,7 @@ class Recipe:
     refinement: Refinement | None = None
     update: Update = ZERO
     training: Training | None = None
+    zeros_first: bool = False
 
     @property
     def leaves(self) -> frozenset[str]:

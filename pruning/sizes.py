@@ -200,6 +200,12 @@ class Plan:
         """Disk needed, for the result and what is put aside."""
         return self.result + sum(self.on_disk.values())
 
+    def in_steps(self, steps: int) -> "Plan":
+        """Return the plan of a pruning in so many steps: two models wait for the next at most."""
+        waiting = {"earlier steps": self.result * min(2, steps - 1)}
+        on_disk = self.on_disk | (waiting if steps > 1 else {})
+        return replace(self, on_disk=on_disk, passes=self.passes * steps)
+
     def lines(self) -> list[str]:
         """Return the plan in words, the first line for itself."""
         how = "resident" if self.resident else "streamed, one block at a time"

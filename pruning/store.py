@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoint import INDEX, Checkpoint
 from pruning.embed_and_head import logits_in_parts
+from pruning.json_file import write_json
 from pruning.models import (
     DTYPES,
     decoder_blocks,
@@ -147,7 +148,7 @@ class FolderStore:
         self.blocks = tuple(blocks)
         self.layers = _layer_names(blocks)
         self.config, self.checkpoint, self._shards = config, checkpoint, shards
-        self._dtype, self.device = DTYPES[dtype], torch.device(device)
+        self.dtype, self._dtype, self.device = dtype, DTYPES[dtype], torch.device(device)
         self._held = set(self.blocks if held else ())
         self._published = published_tensors(str(checkpoint.place), self.model, checkpoint.entries)
         self._names = {
@@ -235,22 +236,30 @@ class FolderStore:
         if self._writing:
             self._writing.result()
 
+    def on(self, checkpoint: Checkpoint, shards: Path) -> "FolderStore":
+        """Return a store of other weights of the same model, which writes into another folder."""
+        config, held = self.config, bool(self._held)
+        return FolderStore(checkpoint, config, self.dtype, str(self.device), shards, held)
+
     def write_outside(self) -> None:
-        """Write the shard of all tensors outside the blocks; raises OSError if that fails."""
+        """Write the shard of all tensors outside the blocks, and last the index of all shards.
+
+        Raises:
+            OSError: If that fails.
+        """
         self.finish()
         inside = {name for names in self._names.values() for name in names.values()}
         others = [name for name in self.checkpoint.entries if name not in inside]
         write_tensors(self.shard(None), self.checkpoint.read(others))
-
-    def placed(self) -> dict[str, str]:
-        """Return the file name of every tensor in the written shards, by published name."""
         files = {
             published: self.shard(block).name
             for block, names in self._names.items()
             for published in names.values()
         }
         outside = self.shard(None).name
-        return {name: files.get(name, outside) for name in self.checkpoint.entries}
+        placed = {name: files.get(name, outside) for name in self.checkpoint.entries}
+        index = {"metadata": {"total_size": self.checkpoint.size}, "weight_map": placed}
+        write_json(self.shard(None).parent / INDEX, index)
 
     def _write_shard(self, path: Path, tensors: dict[str, Tensor]) -> None:
         write_tensors(path, tensors)

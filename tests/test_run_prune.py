@@ -62,6 +62,12 @@ def prune_small(call, tiny_llama_dir, tmp_path):
     return run
 
 
+def pruned_layers(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of the prunable layers of a folder's model."""
+    layers = linear_layers(AutoModelForCausalLM.from_pretrained(folder))
+    return {name: layer.weight.detach() for name, layer in layers.items()}
+
+
 KNOWN = {}
 """Checksums of undisturbed runs by their options."""
 
@@ -306,6 +312,10 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"allocation": "none.json"}, "allocation 'none.json' cannot be read: "),
         ({"metric": "sparsegpt", "refine": "swaps"}, "refine must be none with metric sparsegpt"),
         ({"metric": "sparsegpt", "group": "row"}, "group must be left out with metric sparsegpt"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2, "pattern": "2:4"}, "steps must be 1 with the pattern n:m, whose groups"),
+        ({"steps": 2, "update": "reconstruct"}, "steps must be 1 with update reconstruct, whose"),
+        ({"steps": 2, "allocation": "owl"}, "steps must be 1 with an allocation, which is for"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"samples": "many"}, "Invalid value for '--samples': "),
         ({"samples": 0}, "samples must be at least 1, got 0"),
@@ -406,6 +416,7 @@ def test_run_prune_validate_says_the_plan(prune_small, tight):
 METHODS = {
     "a metric alone": {"metric": "wanda"},
     "sparsegpt": {"metric": "sparsegpt", "pattern": "2:4"},
+    "steps": {"metric": "snip", "steps": 3},
     "all": {**{"metric": "gblm", "allocation": "owl", "refine": "swaps", "update": "reconstruct"}},
 }
 
@@ -422,6 +433,21 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     assert "repeated: all files match the recipe's, byte for byte" in out
     call(recipe=path, allocation=path, out=tmp_path / "by-file")
     assert checksums_of(tmp_path / "by-file") == checksums_of(tmp_path / "again")
+
+
+def test_steps_keep_what_is_zero_and_measure_anew(prune_small, tmp_path):
+    zeros = {}
+    for steps, sparsity in ((1, 0.5), (2, 0.75)):
+        prune_small(metric="snip", sparsity=sparsity, steps=steps, out=tmp_path / str(steps))
+        weights = pruned_layers(tmp_path / str(steps))
+        zeros[steps] = {name: weight == 0 for name, weight in weights.items()}
+    # The first of two steps to 75% removes half.
+    assert all((zeros[2][name] >= zeros[1][name]).all() for name in zeros[1])
+    total = sum(mask.numel() for mask in zeros[2].values())
+    assert sum(int(mask.sum()) for mask in zeros[2].values()) == int(0.75 * total)
+    prune_small(metric="snip", sparsity=0.75, out=tmp_path / "at once")
+    at_once = pruned_layers(tmp_path / "at once")
+    assert any((zeros[2][name] != (weight == 0)).any() for name, weight in at_once.items())
 
 
 def test_card_says_what_became_of_the_weights_that_stay(prune_small, tmp_path):

@@ -25,6 +25,7 @@ from pruning.output.save import finite, save_result
 from pruning.output.verify import RECIPE, Inspector, verify_result
 from pruning.progress import Progress, shown_progress, step
 from pruning.pruner import prune
+from pruning.recipe import Recipe
 from pruning.spool import DiskSpool, Spool
 from pruning.store import FolderStore, ResidentStore, all_layers
 from pruning.unloaded import UnloadedModel, resolve_model
@@ -39,6 +40,7 @@ _DECIDES = (
     "update",
     "allocation",
     "refine",
+    "steps",
     "calibration",
     "dtype",
     "device",
@@ -122,10 +124,17 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         if not work.is_whole:
             inspector = Inspector(model.config, all_layers(store), request.recipe.target)
             inspector.shares = work.known().get("shares", {})
-            store.on_shard = inspector.look  # while the shard is in the system's cache
             scores = partial(_scores, model=model, tasks=tasks, work=work, progress=progress)
             by_model = {"dense": scores("dense", model.name)}
-            _prune(request, store, windows, work, statistics, inspector, progress)
+            pass_over = partial(_prune, request, windows, work, inspector, progress)
+            for number, checkpoint, shards in work.steps(len(request.earlier), store.checkpoint):
+                store = store.on(checkpoint, shards)
+                pass_over(store, None if number else statistics, request.earlier[number])
+                store.write_outside()
+            if request.earlier:
+                store, statistics = store.on(work.last_step(), work.result), None
+            store.on_shard = inspector.look  # while the shard is in the system's cache
+            pass_over(store, statistics, request.recipe)
             report = _measured(work, windows["evaluation"], model) | {"warnings": warnings}
             recipe |= {"shares": inspector.shares} if inspector.shares else {}
 
@@ -201,15 +210,17 @@ def _say(kind: str, lines: Sequence[str]) -> None:
 
 def _prune(
     request: Request,
-    store: FolderStore,
     windows: Mapping[str, Windows],
     work: WorkFolder,
-    statistics: Spool | None,
     inspector: Inspector,
     progress: Progress,
+    store: FolderStore,
+    statistics: Spool | None,
+    recipe: Recipe,
 ) -> None:
     """Walk the blocks, and keep what is found out as soon as it is known."""
     tokens, known = windows["evaluation"].tokens, work.known()
+    streams = ("dense", "pruned") if recipe is request.recipe else ("dense",)
 
     def measure(
         name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
@@ -227,14 +238,14 @@ def _prune(
 
     texts = Texts(
         windows["calibration"].tokens if "calibration" in windows else tokens[:0],
-        {name: tokens for name in ("dense", "pruned") if name not in known},
+        {name: tokens for name in streams if name not in known},
         measure,
     )
     on_disk = request.plan.on_disk
     if statistics is None and "statistics" in on_disk:
         statistics = DiskSpool(work.statistics)
     states: Spool = DiskSpool(work.states, fresh=True) if "hidden states" in on_disk else {}
-    prune(store, request.recipe, texts, states, statistics, progress, tell=tell)
+    prune(store, recipe, texts, states, statistics, progress, tell=tell)
     work.forget_work()
 
 

@@ -5,7 +5,6 @@ last. What a killed run leaves there is the state that it is resumed from: every
 name is whole, and `request.json` says what it is a shard of.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pruning.json_file import JsonObject, read_object
+from pruning.checkpoint import INDEX, Checkpoint
+from pruning.json_file import JsonObject, read_object, write_json
 
 UNFINISHED = ".unfinished"
 REPORT = "pruning_report.json"
@@ -52,6 +52,30 @@ class WorkFolder:
     def keep(self, name: str, value: object) -> None:
         """Put something that was found out aside."""
         write_json(self.path / "known.json", self.known() | {name: value})
+
+    def steps(self, count: int, dense: Checkpoint) -> Iterator[tuple[int, Checkpoint, Path]]:
+        """Yield the steps before the last that are still to be done, each when the one before is.
+
+        Args:
+            count: How many there are.
+            dense: What the first begins with.
+
+        Yields:
+            The step's number from 0, what it begins with, and the folder for its result.
+        """
+        for number in range(self._last_number(), count):
+            folder = self.path / f"step{number + 1}"
+            folder.mkdir(exist_ok=True)
+            yield number, self.last_step() if number else dense, folder
+            shutil.rmtree(self.path / f"step{number}", ignore_errors=True)
+
+    def last_step(self) -> Checkpoint:
+        """Return the weights that the last finished step has left."""
+        return Checkpoint(self.path / f"step{self._last_number()}")
+
+    def _last_number(self) -> int:
+        finished = self.path.glob(f"step*/{INDEX}")  # which is written last
+        return max((int(path.parent.name[4:]) for path in finished), default=0)
 
     def forget_work(self) -> None:
         """Remove what was put aside on disk for the walks; finished shards stay."""
@@ -135,13 +159,6 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
             f"out {str(folder)!r} needs {size / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB "
             "left: name a folder on another disk"
         )
-
-
-def write_json(path: Path, content: JsonObject) -> None:
-    """Write by renaming, so that a file under its final name is a whole one."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    draft.replace(path)
 
 
 def first_difference(before: JsonObject, now: JsonObject) -> str | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.json_file import JsonObject, read_object
-from pruning.output.folder import FolderMismatchError, first_difference, write_json
+from pruning.json_file import JsonObject, read_object, write_json
+from pruning.output.folder import FolderMismatchError, first_difference
 from pruning.spool import DiskSpool, Spool
 from pruning.store import Store
 

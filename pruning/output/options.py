@@ -32,7 +32,7 @@ _GO_WITH = {
     "protocol": SET_BY_PROTOCOL,
     "model": ("revision",),
     "metric": ("group",),
-    "pattern": ("sparsity", "group", "allocation"),
+    "pattern": ("sparsity", "group", "allocation", "steps"),
     "corpus": ("split", "share"),
     "eval_corpus": ("eval_split",),
 }
@@ -59,6 +59,7 @@ class Options:
     update: str | None = None
     allocation: str | None = None
     refine: str | None = None
+    steps: int | None = None
     protocol: str | None = None
     corpus: list[str] | None = None
     split: list[str] | None = None

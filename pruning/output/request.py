@@ -12,7 +12,7 @@ from evaluation.zero_shot import check_tasks
 from pruning.baselines import SPARSEGPT
 from pruning.json_file import JsonObject
 from pruning.masks import resolve_target
-from pruning.methods import make_recipe
+from pruning.methods import earlier_steps, make_recipe
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED, split_revision, with_revision
 from pruning.output.folder import check_output_folder
@@ -60,6 +60,7 @@ class Request:
     Attributes:
         options: As they were given, and with what their names stand for: a hub model's commit, the
             metric's formula and group, the dtype.
+        earlier: The recipes of the steps before the last.
         texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
             `evaluation`.
         statistics: Where statistics are kept; None for nowhere.
@@ -70,6 +71,7 @@ class Request:
     model: UnloadedModel
     metric: ResolvedMetric
     recipe: Recipe
+    earlier: tuple[Recipe, ...]
     texts: Mapping[str, tuple[Mixture, ...]]
     out: Path
     statistics: Path | None
@@ -110,7 +112,12 @@ class Request:
             target.pattern_text + (f" per {target.group_name}" if target.group_name else ""),
             self.recipe.propagation,
         ]
-        for name, default in (("allocation", "uniform"), ("refine", "none"), ("update", "none")):
+        for name, default in (
+            ("allocation", "uniform"),
+            ("refine", "none"),
+            ("update", "none"),
+            ("steps", 1),
+        ):
             if getattr(options, name) != default:
                 parts.append(f"{name} {getattr(options, name)}")
         model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
@@ -148,6 +155,8 @@ def make_request(
         own_masks=options.metric == SPARSEGPT,
         seed=options.seed or 0,
     )
+    steps = earlier_steps(recipe, 1 if options.steps is None else options.steps)
+    recipe = replace(recipe, zeros_first=bool(steps))
     with step("reading the model's config and tokenizer"):
         place = with_revision(model_name, options.revision)
         model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
@@ -156,6 +165,7 @@ def make_request(
     if not recipe.calibrated:
         del texts["calibration"]
     plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
+    plan = plan.in_steps(1 + len(steps))
     check_output_folder(folder, plan.disk, resume)
     with step("reading the list of zero-shot tasks"):
         check_tasks(options.zero_shot or [])
@@ -164,6 +174,7 @@ def make_request(
         model=model,
         metric=metric,
         recipe=recipe,
+        earlier=tuple(steps),
         texts=texts,
         out=folder,
         statistics=statistics if recipe.dense_leaves else None,
@@ -276,6 +287,7 @@ def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options
         update=options.update or "none",
         allocation=options.allocation or "uniform",
         refine=options.refine or "none",
+        steps=options.steps or 1,
         seqlen=None if options.protocol else model.seqlen,
         dtype=model.dtype,
     )

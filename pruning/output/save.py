@@ -18,12 +18,12 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from evaluation import zero_shot
 from evaluation.sources import HUB_CORPORA
-from pruning.json_file import JsonObject
+from pruning.json_file import JsonObject, write_json
 from pruning.leaves import LEAVES
 from pruning.masks import CROWDED
 from pruning.metric import Metric
 from pruning.models import comes_from_hub, source_of, with_revision
-from pruning.output.folder import REPORT, FolderMismatchError, write_json
+from pruning.output.folder import REPORT, FolderMismatchError
 from pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
 from pruning.progress import Progress, unwatched
 from pruning.store import FolderStore
@@ -95,8 +95,6 @@ def save_result(
     folder = store.shard(None).parent
     try:
         store.write_outside()
-        index = {"metadata": {"total_size": store.checkpoint.size}, "weight_map": store.placed()}
-        write_json(folder / "model.safetensors.index.json", index)
         _save_configs(store.config, with_revision(recipe["model"], recipe.get("revision")), folder)
         tokenizer.save_pretrained(folder)
         layers, sums = inspector.look_at_all(folder, "save", on_progress)

@@ -17,7 +17,6 @@ from pruning.embed_and_head import BlockCall
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
 from pruning.models import load_config, load_model, outside_blocks, published_tensors
-from pruning.output.folder import write_json
 from pruning.pruner import prune, shapes_of
 from pruning.recipe import Allocation, Recipe, Update
 from pruning.spool import DiskSpool
@@ -131,8 +130,6 @@ def test_written_shards_load_as_a_model(dense, tmp_path, family):
     recipe = recipe_of("one-shot", MAGNITUDE, "row")
     prune(made, recipe, Texts(toy_windows()))
     made.write_outside()
-    index = {"metadata": {"total_size": made.checkpoint.size}, "weight_map": made.placed()}
-    write_json(tmp_path / "model.safetensors.index.json", index)
     made.config.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     resident, _ = resident_of(folder)
