@@ -17,16 +17,18 @@ from transformers import PreTrainedModel
 
 from configs.schema import Config
 from pruning import pruner, walk
+from pruning.baselines import SPARSEGPT
 from pruning.criterion import Criterion
+from pruning.json_file import JsonObject
 from pruning.leaves import LEAVES, STATISTICS, Statistics
 from pruning.masks import Target, resolve_target
+from pruning.methods import make_recipe
 from pruning.metric import Metric
 from pruning.metric_file import DEFAULT_GROUP, read_metric
 from pruning.models import linear_layers, load_model, load_tokenizer
 from pruning.output.verify import LayerCount
 from pruning.progress import Progress, unwatched
 from pruning.ranking import count
-from pruning.recipe import Recipe
 from pruning.store import ResidentStore
 from search import launch
 from search.journal import RunFolder
@@ -123,6 +125,9 @@ def prune(
     pattern: str = "unstructured",
     group: str | None = None,
     propagation: str = "one-shot",
+    update: str = "none",
+    allocation: str = "uniform",
+    refine: str = "none",
     statistics: Statistics | None = None,
     on_progress: Progress = unwatched,
 ) -> PruneReport:
@@ -133,7 +138,8 @@ def prune(
 
     Args:
         model: Of a supported family, in evaluation mode, on any device.
-        metric: A metric, one with its group, or what `read_metric` reads.
+        metric: A metric, one with its group, or what `read_metric` reads; `sparsegpt` is the
+            method of that name.
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
         sparsity: Fraction to remove, in [0, 1); None for 0.5, or what an n:m pattern implies.
         pattern: `unstructured`, or n:m to keep n of every m consecutive inputs.
@@ -141,6 +147,9 @@ def prune(
             is `row` for a bare metric.
         propagation: `one-shot` for statistics of the dense model; `sequential` takes those of
             inputs behind the blocks pruned before.
+        update: What happens to the weights that stay: `none`, `sparsegpt` or `reconstruct`.
+        allocation: How much each layer loses: `uniform`, `owl`, `owl-layer` or a file.
+        refine: What improves the masks: `none` or `swaps`.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
@@ -154,25 +163,29 @@ def prune(
     """
     criterion = _criterion_of(metric)
     target = resolve_target(pattern, sparsity, group, criterion.group)
-    recipe = Recipe(criterion.metric, target, propagation)
-    recipe.check()
+    own_masks = metric == SPARSEGPT
+    recipe = make_recipe(
+        criterion.metric, target, propagation, update, allocation, refine, own_masks
+    )
     _check_model(model)
-    missing = recipe.leaves if recipe.sequential else _missing(model, recipe.leaves, statistics)
+    missing = recipe.pruned_leaves | _missing(model, recipe.dense_leaves, statistics)
     if windows is not None:
         _check_windows(model, windows)
-    elif missing:
+    elif missing or recipe.training:
         raise ValueError(
             f"windows must be given for metric '{criterion.text}', which needs "
-            f"{', '.join(sorted(missing))}; got None"
+            f"{', '.join(sorted(missing)) or 'them for its update'}; got None"
         )
+    found: dict[str, JsonObject] = {}
     pruner.prune(
         ResidentStore(model),
         recipe,
         walk.Texts(torch.zeros(0, 2, dtype=torch.int64) if windows is None else windows),
         statistics=statistics.to_tensors() if statistics else None,
         on_progress=on_progress,
+        tell=found.__setitem__,
     )
-    return _report(model, criterion.metric, target)
+    return _report(model, criterion.metric, target, found.get("shares", {}))
 
 
 @dataclass(frozen=True)
@@ -245,11 +258,13 @@ def _criterion_of(metric: Metric | Criterion | str) -> Criterion:
     return Criterion(metric, DEFAULT_GROUP) if isinstance(metric, Metric) else metric
 
 
-def _report(model: PreTrainedModel, metric: Metric, target: Target) -> PruneReport:
+def _report(
+    model: PreTrainedModel, metric: Metric, target: Target, shares: JsonObject
+) -> PruneReport:
     layers = []
     for name, layer in linear_layers(model).items():
         zero = layer.weight.detach() == 0
-        holds = target.group.owes(zero, target.sparsity)
+        holds = target.group.owes(zero, shares.get(name, target.sparsity))
         layers.append(LayerCount(name, count(zero), zero.numel(), holds))
     return PruneReport(metric.text, target.group_name, target.pattern_text, tuple(layers))
 

@@ -93,6 +93,12 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             "propagation must be one-shot with group model, whose threshold needs every layer's "
             "scores before the first is pruned; got 'sequential'",
         ),
+        ({"update": "lora"}, "update must be one of none, sparsegpt, reconstruct; got 'lora'"),
+        ({"allocation": "owl"}, "allocation owl must go with group row or layer: "),
+        (
+            {"windows": None, "update": "reconstruct", "statistics": Statistics()},
+            "windows must be given for metric 'mul(W, G)', which needs ",
+        ),
         ({"pattern": "5:12"}, "pattern must divide the inputs of every layer, got 12 of 16 in "),
     ],
 )
