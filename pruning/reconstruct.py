@@ -23,6 +23,9 @@ RATE = 0.01
 it has no unit. It falls linearly to zero."""
 
 EPOCHS = 8
+MOST_WINDOWS = 32
+"""Windows at most, drawn anew for each part of a block: more cost time."""
+
 HELD_BACK = 8
 """One window in so many is not trained on: it tells when to stop."""
 
@@ -36,7 +39,7 @@ class Reconstruction:
     """Trains the layers of one block after the other; see the module.
 
     Args:
-        seed: Of the order of the windows.
+        seed: Of the choice of windows and of their order.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -87,11 +90,12 @@ class Reconstruction:
         stays = {name: weights[name] != 0 for name in names}
         free = {name: weights[name].clone().requires_grad_() for name in names}
         adam = torch.optim.Adam([{"params": [w], "lr": _rate(w)} for w in free.values()])
-        held = range(0, lesson.windows, HELD_BACK)
-        taught = [window for window in range(lesson.windows) if window not in held]
+        order = random.Random(f"{self._seed} {block} {part}")
+        windows = order.sample(range(lesson.windows), min(lesson.windows, MOST_WINDOWS))
+        held, taught = windows[::HELD_BACK], windows.copy()
+        del taught[::HELD_BACK]
         steps = EPOCHS * len(taught)
         schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
-        order = random.Random(f"{self._seed} {block} {part}")
         kept = {name: weights[name] for name in names}
         errors = [_mean_error(error, kept, held)]
         for _ in range(EPOCHS):
