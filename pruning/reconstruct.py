@@ -24,7 +24,7 @@ it has no unit. It falls linearly to zero."""
 
 EPOCHS = 8
 MOST_WINDOWS = 32
-"""Windows at most, drawn anew for each part of a block: more cost time."""
+"""Windows at most, drawn anew for each block: more cost time."""
 
 HELD_BACK = 8
 """One window in so many is not trained on: it tells when to stop."""
@@ -90,7 +90,7 @@ class Reconstruction:
         stays = {name: weights[name] != 0 for name in names}
         free = {name: weights[name].clone().requires_grad_() for name in names}
         adam = torch.optim.Adam([{"params": [w], "lr": _rate(w)} for w in free.values()])
-        order = random.Random(f"{self._seed} {block} {part}")
+        order = random.Random(f"{self._seed} {block}")
         windows = order.sample(range(lesson.windows), min(lesson.windows, MOST_WINDOWS))
         held, taught = windows[::HELD_BACK], windows.copy()
         del taught[::HELD_BACK]
