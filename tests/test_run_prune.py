@@ -519,6 +519,14 @@ def unfinished(prune_small, at_shard, tmp_path):
 
 
 @pytest.mark.parametrize("way", METHODS)
+def test_least_memory_gives_the_same_files(tight, undisturbed, tmp_path, way):
+    expected = undisturbed(**METHODS[way])
+    _, err = tight(**METHODS[way])
+    assert "plan: streamed, one block at a time" in err
+    assert checksums_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("way", METHODS)
 def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp_path, way):
     expected = undisturbed(**METHODS[way])
     at_shard(2, interrupt)
