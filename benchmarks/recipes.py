@@ -57,6 +57,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     seqlen: Annotated[int, typer.Option(help="Tokens of every window.")] = 512,
     windows: Annotated[int, typer.Option(help="Test windows of each kind of text.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Of the passes.")] = "auto",
     json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Print a table of rises for each model, and the order of metrics before and after."""
@@ -65,7 +66,7 @@ def main(
     methods = [REFERENCE]
     methods += [f"{m} {v}" for m, v in itertools.product(metric or METRICS, variants)]
     runs = list(itertools.product(model, target or TARGETS, dict.fromkeys(methods)))
-    texts = {"samples": samples, "seqlen": seqlen, "eval-windows": windows}
+    texts = {"samples": samples, "seqlen": seqlen, "eval-windows": windows, "dtype": dtype}
     results: dict[str, dict[str, Result]] = {}
     for name, goal, method in track(runs, "pruning", transient=True):
         cell = f"{Path(name).name} {goal}"
@@ -74,10 +75,10 @@ def main(
     _print_rises(rises, results)
     _print_orders(rises, metric or METRICS, variants)
     figures = {"results": results, "rises": rises, "texts": texts}
-    write_json(json_, {**conditions("auto"), **figures})
+    write_json(json_, {**conditions(dtype), **figures})
 
 
-def _measured(model: str, goal: str, method: str, texts: Mapping[str, int], out: Path) -> Result:
+def _measured(model: str, goal: str, method: str, texts: Mapping[str, object], out: Path) -> Result:
     """Return a run's result, from the folder if it is there."""
     name = f"{Path(model).name} {goal} {method} {' '.join(map(str, texts.values()))}"
     path = out / f"{name.replace(' ', '_').replace('/', '-')}.json"
@@ -87,7 +88,7 @@ def _measured(model: str, goal: str, method: str, texts: Mapping[str, int], out:
     return result
 
 
-def _run(model: str, goal: str, method: str, texts: Mapping[str, int], out: Path) -> Result:
+def _run(model: str, goal: str, method: str, texts: Mapping[str, object], out: Path) -> Result:
     metric, _, variant = method.partition(" ")
     pruned = out / "pruned"
     shutil.rmtree(pruned, ignore_errors=True)
