@@ -11,11 +11,12 @@ from pruning.checkpoint import Checkpoint
 from pruning.criterion import Criterion
 from pruning.leaves import STATISTICS
 from pruning.masks import Layer, Model, NOfM, Row, Target, select
+from pruning.methods import make_recipe
 from pruning.metric import Metric
-from pruning.models import load_config
+from pruning.models import linear_layers, load_config
 from pruning.pruner import prune
 from pruning.recipe import Recipe
-from pruning.store import FolderStore
+from pruning.store import FolderStore, ResidentStore
 from pruning.walk import Texts
 from search.population import Candidate
 
@@ -72,3 +73,26 @@ def test_folder_pruned_with_blocks_on_the_gpu_is_that_of_the_cpu(tmp_path, text,
         zeros.append(torch.cat([t.flatten() for block in read for t in block.values()]) == 0)
     # A near tie may fall the other way where sums run in another order.
     assert (zeros[0] != zeros[1]).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        {"own_masks": True},
+        {"update": "sparsegpt"},
+        {"update": "reconstruct", "allocation": "owl"},
+        {"refinement": "swaps"},
+    ],
+    ids=str,
+)
+def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods):
+    weights = []
+    for device in ("cpu", "cuda"):
+        model = toy_model("llama").to(device)
+        recipe = make_recipe(Metric.parse("mul(W, sqrt(X))"), Target(0.5, Layer()), **methods)
+        prune(ResidentStore(model), recipe, Texts(toy_windows(count=4)))
+        layers = linear_layers(model).values()
+        weights.append(torch.cat([layer.weight.detach().flatten().cpu() for layer in layers]))
+    one, other = weights
+    assert ((one == 0) != (other == 0)).float().mean() < 0.02
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
