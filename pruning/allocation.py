@@ -8,14 +8,12 @@ from pathlib import Path
 
 import torch
 
-from pruning.baselines import NAMED
+from pruning.baselines import ALLOCATIONS, NAMED
 from pruning.json_file import read_object
 from pruning.leaves import OUTLIER_FACTOR
 from pruning.masks import Target
 from pruning.ranking import Score, count
 from pruning.recipe import Allocation, Shapes
-
-ALLOCATIONS = ("uniform", "owl", "owl-layer")
 
 _OWL_RANGE = 0.08
 """Half the range of the fractions: lambda in OWL's experiments on LLaMA at 70%."""

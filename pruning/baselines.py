@@ -123,3 +123,6 @@ NAMED: dict[str, Baseline] = PUBLISHED | FOUND
 
 SPARSEGPT = "sparsegpt"
 """The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`)."""
+
+ALLOCATIONS = ("uniform", "owl", "owl-layer")
+"""The allocations with a name (`pruning.allocation`); others are files."""

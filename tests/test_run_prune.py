@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -431,8 +432,26 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     path = tmp_path / "out" / "pruning_recipe.json"
     out, _ = call(recipe=path, out=tmp_path / "again")
     assert "repeated: all files match the recipe's, byte for byte" in out
-    call(recipe=path, allocation=path, out=tmp_path / "by-file")
+    given = shutil.copy(path, tmp_path / "shares.json")
+    call(recipe=path, allocation=given, out=tmp_path / "by-file")
     assert checksums_of(tmp_path / "by-file") == checksums_of(tmp_path / "again")
+    Path(given).unlink()
+    out, _ = call(recipe=tmp_path / "by-file" / "pruning_recipe.json", out=tmp_path / "third")
+    assert "repeated: all files match the recipe's, byte for byte" in out
+
+
+def test_resume_refuses_shares_that_were_changed(prune_small, at_shard, tmp_path):
+    prune_small(allocation="owl")
+    recipe = paper(tmp_path / "out", "recipe")
+    path, other = tmp_path / "shares.json", tmp_path / "other"
+    path.write_text(json.dumps(recipe))
+    at_shard(1, interrupt)
+    prune_small(allocation=path, out=other, code=3)
+    first, *_, second = recipe["shares"]
+    swapped = {first: recipe["shares"][second], second: recipe["shares"][first]}
+    path.write_text(json.dumps(recipe | {"shares": recipe["shares"] | swapped}))
+    _, err = prune_small(allocation=path, out=other, resume=True, code=4)
+    assert "was begun with other shares of the layers" in err
 
 
 def test_steps_keep_what_is_zero_and_measure_anew(prune_small, tmp_path):

@@ -17,7 +17,7 @@ from evaluation.perplexity import losses_of, perplexity, window_losses
 from pruning.json_file import JsonObject
 from pruning.memory import keep_freed_memory
 from pruning.models import load_model, with_revision
-from pruning.output.folder import REPORT, WorkFolder, work_folder
+from pruning.output.folder import REPORT, FolderMismatchError, WorkFolder, work_folder
 from pruning.output.kept_statistics import kept_statistics
 from pruning.output.options import Options, read_recipe
 from pruning.output.request import Request, evaluation_texts
@@ -231,6 +231,11 @@ def _prune(
 
     def tell(name: str, value: JsonObject) -> None:
         if name == "shares":
+            if known.get(name, value) != value:
+                raise FolderMismatchError(
+                    f"out {str(request.out)!r} was begun with other shares of the layers: give the "
+                    "allocation that it began with, or name a new folder"
+                )
             inspector.shares = value
             work.keep(name, value)
         else:
