@@ -11,7 +11,7 @@ from typer import Option
 
 import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
-from pruning.baselines import NAMED, SPARSEGPT
+from pruning.baselines import ALLOCATIONS, NAMED, REFINEMENTS, SPARSEGPT, UPDATES
 from pruning.json_file import JsonObject
 from pruning.output.options import PROTOCOLS, Options, read_recipe
 from pruning.progress import step
@@ -54,24 +54,14 @@ def prune_model(
     ] = None,
     update: Annotated[
         str | None,
-        _option(
-            "What stays: none (default), sparsegpt or reconstruct.",
-            "none",
-            "sparsegpt",
-            "reconstruct",
-        ),
+        _option("What stays: none (default), sparsegpt or reconstruct.", *UPDATES),
     ] = None,
     allocation: Annotated[
         str | None,
-        _option(
-            "Who loses: uniform (default), owl, owl-layer or a JSON file.",
-            "uniform",
-            "owl",
-            "owl-layer",
-        ),
+        _option("Who loses: uniform (default), owl, owl-layer or a JSON file.", *ALLOCATIONS),
     ] = None,
     refine: Annotated[
-        str | None, _option("Masks made better: none (default) or swaps.", "none", "swaps")
+        str | None, _option("Masks made better: none (default) or swaps.", *REFINEMENTS)
     ] = None,
     steps: Annotated[
         int | None, Option(help="Prune in so many steps, measuring anew at each; default 1.")

@@ -47,7 +47,7 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
             "say what each layer loses"
         )
     wanda = NAMED["wanda"].criterion.metric
-    return Allocation(argument, wanda, partial(by_outliers, by_layer=argument == "owl-layer"))
+    return Allocation(wanda, partial(by_outliers, by_layer=argument == "owl-layer"))
 
 
 def _from_file(argument: str, target: Target) -> Allocation:
@@ -83,7 +83,7 @@ def _from_file(argument: str, target: Target) -> Allocation:
             )
         return dict(shares)
 
-    return Allocation(path.name, None, as_they_are)
+    return Allocation(None, as_they_are)
 
 
 def by_outliers(

@@ -126,3 +126,6 @@ SPARSEGPT = "sparsegpt"
 
 ALLOCATIONS = ("uniform", "owl", "owl-layer")
 """The allocations with a name (`pruning.allocation`); others are files."""
+
+UPDATES = ("none", "sparsegpt", "reconstruct")
+REFINEMENTS = ("none", "swaps")

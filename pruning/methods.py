@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from pruning.allocation import resolve_allocation
+from pruning.baselines import REFINEMENTS, UPDATES
 from pruning.leaves import GRAM
 from pruning.masks import NOfM, Target
 from pruning.metric import Metric
@@ -13,9 +14,6 @@ from pruning.recipe import ZERO, Recipe, Refinement, Removal, Update
 from pruning.reconstruct import Reconstruction
 from pruning.sparsegpt import WIDTH, choose_given, choose_lowest, choose_n_of_m, solve
 from pruning.swaps import refine
-
-UPDATES = ("none", "sparsegpt", "reconstruct")
-REFINEMENTS = ("none", "swaps")
 
 
 def make_recipe(

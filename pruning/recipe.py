@@ -30,7 +30,6 @@ class Allocation:
     """A rule that distributes a sparsity over the layers.
 
     Attributes:
-        name: What the user calls it.
         metric: The metric whose scores, on the dense model, the rule looks at; None for none. It
             then gets those of all layers, and no block can be pruned before all are scored.
         shares: Maps the layers' shapes, the function that computes a layer's scores by that metric,
@@ -38,7 +37,6 @@ class Allocation:
             under a threshold over the whole model the factor of its scores, above 0.
     """
 
-    name: str
     metric: Metric | None
     shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
 

@@ -75,14 +75,15 @@ class Reconstruction:
         lesson: Lesson,
     ) -> tuple[dict[str, Tensor], list[float]]:
         """Return new weights of some of a block's layers, and their errors."""
-        prefix = len(block) + 1
+        prefix, dtype = len(block) + 1, next(module.parameters()).dtype
+
+        def parameters_of(some: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {f"{name[prefix:]}.weight": weight.to(dtype) for name, weight in some.items()}
+
+        others = parameters_of({name: weights[name] for name in weights if name not in names})
 
         def error(changed: Mapping[str, Tensor], window: int) -> Tensor:
-            parameters = {
-                f"{name[prefix:]}.weight": weight.to(lesson.input(window).dtype)
-                for name, weight in {**weights, **changed}.items()
-            }
-            replaced = partial(_call, module, parameters)
+            replaced = partial(_call, module, others | parameters_of(changed))
             target = lesson.target(window).float()
             output = lesson.run(replaced, lesson.input(window)).float()
             return (output - target).square().mean() / target.square().mean()

@@ -48,9 +48,13 @@ def refine(
     inputs = gram.float().cpu().contiguous().numpy()
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
-        for part in range(threads):
-            rows = slice(part, None, threads)
+        parts = [slice(part, None, threads) for part in range(threads)]
+        work = [
             pool.submit(_swap, dense[rows], swapped[rows], inputs, length or len(inputs), most)
+            for rows in parts
+        ]
+    for future in work:
+        future.result()  # which raises what the thread has raised
     return torch.from_numpy(swapped).to(mask.device)
 
 

@@ -39,6 +39,9 @@ _GO_WITH = {
 }
 """Options of a recipe that mean nothing once another one is given on the command line."""
 
+METHODS: JsonObject = {"allocation": "uniform", "refine": "none", "update": "none", "steps": 1}
+"""The methods around a metric, and what they are where nothing else is said."""
+
 _OF_MEASURING = (
     *("revision", "seqlen", "eval_corpus", "eval_split", "eval_windows", "bos", "dtype"),
     "zero_shot",
@@ -100,6 +103,11 @@ class Options:
                 f"--{option} is set by --protocol {self.protocol}: leave out one of the two"
             )
         return replace(self, **PROTOCOLS[self.protocol])
+
+    @property
+    def methods(self) -> JsonObject:
+        """The methods around the metric, with what they are where nothing is said."""
+        return METHODS | {name: value for name, value in self.to_json().items() if name in METHODS}
 
     @property
     def only_measure(self) -> bool:

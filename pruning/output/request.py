@@ -16,7 +16,7 @@ from pruning.methods import earlier_steps, make_recipe
 from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
 from pruning.models import EMBEDDED, split_revision, with_revision
 from pruning.output.folder import check_output_folder
-from pruning.output.options import Options
+from pruning.output.options import METHODS, Options
 from pruning.progress import step
 from pruning.pruner import check_layers
 from pruning.recipe import Recipe
@@ -112,14 +112,8 @@ class Request:
             target.pattern_text + (f" per {target.group_name}" if target.group_name else ""),
             self.recipe.propagation,
         ]
-        for name, default in (
-            ("allocation", "uniform"),
-            ("refine", "none"),
-            ("update", "none"),
-            ("steps", 1),
-        ):
-            if getattr(options, name) != default:
-                parts.append(f"{name} {getattr(options, name)}")
+        given = [(name, value) for name, value in options.methods.items() if value != METHODS[name]]
+        parts += [f"{name} {value}" for name, value in given]
         model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
         return f"{model} by {options.metric}: {', '.join(parts)}"
 
@@ -145,17 +139,18 @@ def make_request(
     metric = resolve_metric(_given("metric", options.metric))
     pattern, group = options.pattern or "unstructured", metric.criterion.group
     target = resolve_target(pattern, options.sparsity, options.group, group)
+    methods = options.methods
     recipe = make_recipe(
         metric.criterion.metric,
         target,
         options.propagation or "one-shot",
-        options.update or "none",
-        options.allocation or "uniform",
-        options.refine or "none",
+        methods["update"],
+        methods["allocation"],
+        methods["refine"],
         own_masks=options.metric == SPARSEGPT,
         seed=options.seed or 0,
     )
-    steps = earlier_steps(recipe, 1 if options.steps is None else options.steps)
+    steps = earlier_steps(recipe, methods["steps"])
     recipe = replace(recipe, zeros_first=bool(steps))
     with step("reading the model's config and tokenizer"):
         place = with_revision(model_name, options.revision)
@@ -284,10 +279,7 @@ def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options
         pattern=target.pattern_text,
         group=target.group_name,
         propagation=recipe.propagation,
-        update=options.update or "none",
-        allocation=options.allocation or "uniform",
-        refine=options.refine or "none",
-        steps=options.steps or 1,
+        **options.methods,
         seqlen=None if options.protocol else model.seqlen,
         dtype=model.dtype,
     )

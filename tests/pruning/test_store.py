@@ -307,7 +307,7 @@ def test_allocation_and_update_decide_what_goes_of_each_layer_and_what_is_saved(
     dense, tmp_path, group, metric, propagation
 ):
     folder = dense("llama")
-    allocation = Allocation("outliers", Metric.parse(metric), by_outliers)
+    allocation = Allocation(Metric.parse(metric), by_outliers)
     recipe = recipe_of(propagation, metric, group, allocation=allocation, update=RESCALED)
     resident = ResidentStore(load_model(str(folder), "float32"))
     before = resident.copies()
