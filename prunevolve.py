@@ -167,6 +167,10 @@ def prune(
     recipe = make_recipe(
         criterion.metric, target, propagation, update, allocation, refine, own_masks
     )
+    if recipe.fits:
+        raise ValueError(
+            "allocation must be given as a file that run_prune.py --allocation fitted has made"
+        )
     _check_model(model)
     missing = recipe.pruned_leaves | _missing(model, recipe.dense_leaves, statistics)
     if windows is not None:

@@ -58,7 +58,9 @@ def prune_model(
     ] = None,
     allocation: Annotated[
         str | None,
-        _option("Who loses: uniform (default), owl, owl-layer or a JSON file.", *ALLOCATIONS),
+        _option(
+            "Who loses: uniform (default), owl, owl-layer, fitted or a JSON file.", *ALLOCATIONS
+        ),
     ] = None,
     refine: Annotated[
         str | None, _option("Masks made better: none (default) or swaps.", *REFINEMENTS)

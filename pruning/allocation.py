@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pruning.baselines import ALLOCATIONS, NAMED
+from pruning.baselines import ALLOCATIONS, FITTED, NAMED
 from pruning.json_file import read_object
 from pruning.leaves import OUTLIER_FACTOR
 from pruning.masks import Target
@@ -39,6 +39,8 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
             f"allocation must be uniform with pattern {target.pattern_text}, which takes the same "
             f"of every layer; got {argument!r}"
         )
+    if argument == FITTED:
+        return Allocation(None, _not_yet, is_fitted=True)
     if argument not in ALLOCATIONS:
         return _from_file(argument, target)
     if target.group.whole_model:
@@ -48,6 +50,10 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
         )
     wanda = NAMED["wanda"].criterion.metric
     return Allocation(wanda, partial(by_outliers, by_layer=argument == "owl-layer"))
+
+
+def _not_yet(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
+    raise AssertionError("an allocation must be fitted before layers are pruned by it")
 
 
 def _from_file(argument: str, target: Target) -> Allocation:

@@ -124,8 +124,11 @@ NAMED: dict[str, Baseline] = PUBLISHED | FOUND
 SPARSEGPT = "sparsegpt"
 """The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`)."""
 
-ALLOCATIONS = ("uniform", "owl", "owl-layer")
-"""The allocations with a name (`pruning.allocation`); others are files."""
+MADE_AGAIN = ("uniform", "owl", "owl-layer")
+FITTED = "fitted"
+ALLOCATIONS = (*MADE_AGAIN, FITTED)
+"""The allocations with a name (`pruning.allocation`, `pruning.fitted`); others are files. A recipe
+with one of `MADE_AGAIN` makes its shares again, with any other it has them."""
 
 UPDATES = ("none", "sparsegpt", "reconstruct")
 REFINEMENTS = ("none", "swaps")

@@ -206,6 +206,17 @@ class _SquaredOutputGradients:
         return self._total.div_(seen.tokens).sqrt_()
 
 
+class _Gradients:
+    def __init__(self, layer: nn.Linear) -> None:
+        self._total = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
+
+    def add(self, values: Tensor, rows: slice) -> None:
+        self._total[rows] += values
+
+    def result(self, seen: Seen) -> Tensor:
+        return self._total
+
+
 class _SquaredGradients:
     def __init__(self, layer: nn.Linear) -> None:
         self._total = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
@@ -323,8 +334,15 @@ GRAM = "gram"
 """The Gram matrix of a layer's inputs, (in_features, in_features): the mean over windows of x x^T
 summed over tokens. No metric can name it; it is for those who change masks and weights."""
 
+GRADIENT = "gradient"
+"""The sum over windows of 100 x gradient of the loss by the weight, with its sign. No metric can
+name it either; it is for the fit of an allocation."""
+
 COLLECTED = LEAVES | {
-    GRAM: Leaf("Gram matrix of the inputs", MATRIX, "inputs", Units(x=2), _Gram, gram=True)
+    GRAM: Leaf("Gram matrix of the inputs", MATRIX, "inputs", Units(x=2), _Gram, gram=True),
+    GRADIENT: Leaf(
+        "gradient by the weight", MATRIX, "weight gradients", Units(w=-1), _Gradients, signed=True
+    ),
 }
 """All that calibration can compute."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.compiled import zero_marked
-from pruning.leaves import STATISTICS, made_of, need_backward
+from pruning.leaves import GRADIENT, STATISTICS, made_of, need_backward
 from pruning.masks import DegenerateScores, Target
 from pruning.metric import Metric
 from pruning.ranking import Score, extremes
@@ -35,10 +35,12 @@ class Allocation:
         shares: Maps the layers' shapes, the function that computes a layer's scores by that metric,
             and the target to one value for each layer: the fraction that it loses, in [0, 1), or
             under a threshold over the whole model the factor of its scores, above 0.
+        is_fitted: Whether the shares are still to be fitted to the model, by trials.
     """
 
     metric: Metric | None
     shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
+    is_fitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ class Recipe:
     @property
     def leaves(self) -> frozenset[str]:
         """All statistics that are needed."""
-        return self.dense_leaves | self.pruned_leaves
+        of_trials = frozenset({GRADIENT} if self.fits else ())
+        return self.dense_leaves | self.pruned_leaves | of_trials
 
     @property
     def dense_leaves(self) -> frozenset[str]:
@@ -185,6 +188,11 @@ class Recipe:
         return bool(self.pruned_leaves or self.training)
 
     @property
+    def fits(self) -> bool:
+        """Whether an allocation is still to be fitted, which takes the statistics of all blocks."""
+        return self.allocation is not None and self.allocation.is_fitted
+
+    @property
     def needs_all_scores(self) -> bool:
         """Whether no mask can be made before all layers have scores."""
         by_allocation = self.allocation is not None and self.allocation.metric is not None
@@ -198,7 +206,7 @@ class Recipe:
     @property
     def prunes_on_the_way_back(self) -> bool:
         """Whether a block can be pruned as soon as its gradients are there."""
-        waits = self.needs_all_scores or self.sequential or self.follows
+        waits = self.needs_all_scores or self.sequential or self.follows or self.fits
         return self.needs_gradients and not waits
 
     @property
@@ -214,6 +222,16 @@ class Recipe:
         if self.propagation not in PROPAGATIONS:
             raise ValueError(
                 f"propagation must be one of {', '.join(PROPAGATIONS)}; got {self.propagation!r}"
+            )
+        if self.sequential and self.fits:
+            raise ValueError(
+                "propagation must be one-shot with allocation fitted, whose trials share their "
+                "statistics; got 'sequential'"
+            )
+        if self.update.chooses and self.fits:
+            raise ValueError(
+                "allocation must not be fitted with metric sparsegpt, whose masks are made while "
+                "weights change: fit it with another metric, and give its file"
             )
         if self.sequential and self.target.group.whole_model:
             raise ValueError(

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.embed_and_head import HEAD_TOKENS
-from pruning.leaves import GRAM, LEAVES, STATISTICS, need_backward, sums_size
+from pruning.leaves import COLLECTED, GRAM, LEAVES, STATISTICS, need_backward, sums_size
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
 from pruning.operators import MATRIX
@@ -97,7 +97,7 @@ def sizes_of(
         model: Only its shapes are used.
         dtype: Of the passes, a key of `DTYPES`.
         saved_dtype: Of the pruned weights.
-        leaves: Those that metrics may use, and the Gram matrix if masks or weights are changed.
+        leaves: All that calibration computes at one time or another.
         calibration: Number of windows for statistics, and tokens in each.
         evaluation: Number of windows for perplexity, and tokens in each.
         statistics_dtype: Of the matrices among the statistics.
@@ -105,7 +105,7 @@ def sizes_of(
         trains: Whether each block is trained once it is pruned.
     """
     item, saved_item = DTYPES[dtype].itemsize, DTYPES[saved_dtype].itemsize
-    leaves &= STATISTICS | {GRAM}
+    leaves &= COLLECTED.keys()
     backward = bool(need_backward(leaves))
     config = model.config.get_text_config()
     blocks = decoder_blocks(model)
@@ -205,6 +205,11 @@ class Plan:
         waiting = {"earlier steps": self.result * min(2, steps - 1)}
         on_disk = self.on_disk | (waiting if steps > 1 else {})
         return replace(self, on_disk=on_disk, passes=self.passes * steps)
+
+    def with_trials(self, walks: int) -> "Plan":
+        """Return the plan with trials of a fit before it: one pruned model, and so many walks."""
+        on_disk = self.on_disk | {"a trial": self.result}
+        return replace(self, on_disk=on_disk, passes=self.passes + walks)
 
     def lines(self) -> list[str]:
         """Return the plan in words, the first line for itself."""

@@ -315,6 +315,18 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"metric": "sparsegpt", "group": "row"}, "group must be left out with metric sparsegpt"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": 2, "pattern": "2:4"}, "steps must be 1 with the pattern n:m, whose groups"),
+        (
+            {"allocation": "fitted", "samples": 1},
+            "samples must be at least 2 with allocation fitted",
+        ),
+        (
+            {"allocation": "fitted", "metric": "sparsegpt"},
+            "allocation must not be fitted with metric sparsegpt",
+        ),
+        (
+            {"allocation": "fitted", "metric": "wanda", "propagation": "sequential"},
+            "propagation must be one-shot with allocation fitted",
+        ),
         ({"steps": 2, "update": "reconstruct"}, "steps must be 1 with update reconstruct, whose"),
         ({"steps": 2, "allocation": "owl"}, "steps must be 1 with an allocation, which is for"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
@@ -418,6 +430,7 @@ METHODS = {
     "a metric alone": {"metric": "wanda"},
     "sparsegpt": {"metric": "sparsegpt", "pattern": "2:4"},
     "steps": {"metric": "snip", "steps": 3},
+    "fitted": {"metric": "snip", "allocation": "fitted"},
     "all": {**{"metric": "gblm", "allocation": "owl", "refine": "swaps", "update": "reconstruct"}},
 }
 
@@ -438,6 +451,17 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     Path(given).unlink()
     out, _ = call(recipe=tmp_path / "by-file" / "pruning_recipe.json", out=tmp_path / "third")
     assert "repeated: all files match the recipe's, byte for byte" in out
+
+
+def test_fitted_shares_are_applied_again_and_lower_the_loss(prune_small, call, tmp_path):
+    prune_small(**METHODS["fitted"], sparsity=0.8)
+    path = tmp_path / "out" / "pruning_recipe.json"
+    shares = paper(tmp_path / "out", "recipe")["shares"]
+    assert len(set(shares.values())) > 1
+    out, _ = call(recipe=path, out=tmp_path / "again")
+    assert "repeated: all files match the recipe's, byte for byte" in out
+    prune_small(metric="snip", allocation=path, sparsity=0.8, out=tmp_path / "by-file")
+    assert checksums_of(tmp_path / "by-file") == checksums_of(tmp_path / "out")
 
 
 def test_resume_refuses_shares_that_were_changed(prune_small, at_shard, tmp_path):
@@ -548,7 +572,7 @@ def test_least_memory_gives_the_same_files(tight, undisturbed, tmp_path, way):
 @pytest.mark.parametrize("way", METHODS)
 def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp_path, way):
     expected = undisturbed(**METHODS[way])
-    at_shard(2, interrupt)
+    at_shard(8 if way == "fitted" else 2, interrupt)  # in its third trial
     out, err = prune_small(**METHODS[way], code=3)
     assert out == ""
     assert err.endswith("is not finished; run the same command again with --resume\n")

@@ -17,6 +17,7 @@ from evaluation.perplexity import losses_of, perplexity, window_losses
 from pruning.json_file import JsonObject
 from pruning.memory import keep_freed_memory
 from pruning.models import load_model, with_revision
+from pruning.output.fit import fitted
 from pruning.output.folder import REPORT, FolderMismatchError, WorkFolder, work_folder
 from pruning.output.kept_statistics import kept_statistics
 from pruning.output.options import Options, read_recipe
@@ -126,15 +127,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
             inspector.shares = work.known().get("shares", {})
             scores = partial(_scores, model=model, tasks=tasks, work=work, progress=progress)
             by_model = {"dense": scores("dense", model.name)}
-            pass_over = partial(_prune, request, windows, work, inspector, progress)
-            for number, checkpoint, shards in work.steps(len(request.earlier), store.checkpoint):
-                store = store.on(checkpoint, shards)
-                pass_over(store, None if number else statistics, request.earlier[number])
-                store.write_outside()
-            if request.earlier:
-                store, statistics = store.on(work.last_step(), work.result), None
-            store.on_shard = inspector.look  # while the shard is in the system's cache
-            pass_over(store, statistics, request.recipe)
+            store = _prune(request, windows, work, inspector, progress, store, statistics)
             report = _measured(work, windows["evaluation"], model) | {"warnings": warnings}
             recipe |= {"shares": inspector.shares} if inspector.shares else {}
 
@@ -216,11 +209,41 @@ def _prune(
     progress: Progress,
     store: FolderStore,
     statistics: Spool | None,
+) -> FolderStore:
+    """Prune, all steps that are asked for; return the store of the last."""
+    walk = partial(_walk, request, windows, work, inspector, progress)
+    for number, checkpoint, shards in work.steps(len(request.earlier), store.checkpoint):
+        store = store.on(checkpoint, shards)
+        walk(store, None if number else statistics, request.earlier[number])
+        store.write_outside()
+    if request.earlier:
+        store, statistics = store.on(work.last_step(), work.result), None
+    recipe = request.recipe
+    if recipe.fits:
+        statistics = _spool(request, work, "statistics") if statistics is None else statistics
+        states, calibration = (
+            partial(_spool, request, work, "hidden states"),
+            windows["calibration"],
+        )
+        recipe = fitted(recipe, store, calibration.tokens, states, statistics, work, progress)
+    store.on_shard = inspector.look  # while the shard is in the system's cache
+    walk(store, statistics, recipe)
+    return store
+
+
+def _walk(
+    request: Request,
+    windows: Mapping[str, Windows],
+    work: WorkFolder,
+    inspector: Inspector,
+    progress: Progress,
+    store: FolderStore,
+    statistics: Spool | None,
     recipe: Recipe,
 ) -> None:
     """Walk the blocks, and keep what is found out as soon as it is known."""
     tokens, known = windows["evaluation"].tokens, work.known()
-    streams = ("dense", "pruned") if recipe is request.recipe else ("dense",)
+    streams = ("dense",) if recipe in request.earlier else ("dense", "pruned")
 
     def measure(
         name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
@@ -246,12 +269,22 @@ def _prune(
         {name: tokens for name in streams if name not in known},
         measure,
     )
-    on_disk = request.plan.on_disk
-    if statistics is None and "statistics" in on_disk:
-        statistics = DiskSpool(work.statistics)
-    states: Spool = DiskSpool(work.states, fresh=True) if "hidden states" in on_disk else {}
+    if statistics is None and "statistics" in request.plan.on_disk:
+        statistics = _spool(request, work, "statistics")
+    states = _spool(request, work, "hidden states")
     prune(store, recipe, texts, states, statistics, progress, tell=tell)
     work.forget_work()
+
+
+def _spool(request: Request, work: WorkFolder, what: str) -> Spool:
+    """Return a place for the statistics, or an empty one for the hidden states, as is planned."""
+    if what not in request.plan.on_disk:
+        return {}
+    return (
+        DiskSpool(work.states, fresh=True)
+        if what == "hidden states"
+        else DiskSpool(work.statistics)
+    )
 
 
 def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> JsonObject:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from pruning.baselines import ALLOCATIONS
+from pruning.baselines import MADE_AGAIN
 from pruning.json_file import JsonObject, read_object
 
 _PUBLISHED: JsonObject = {
@@ -134,7 +134,7 @@ def read_recipe(path: Path) -> tuple[Options, Mapping[str, str]]:
     if not isinstance(recipe.get("sha256"), dict):
         raise ValueError(f"recipe {str(path)!r} has no 'sha256': give a pruning_recipe.json")
     given = {field.name: recipe[field.name] for field in fields(Options) if field.name in recipe}
-    if given.get("allocation", "uniform") not in ALLOCATIONS:
+    if given.get("allocation", "uniform") not in MADE_AGAIN:
         given["allocation"] = str(path)  # its shares stand in the recipe itself
     try:
         options = TypeAdapter(Options).validate_json(json.dumps(given), strict=True)

@@ -10,6 +10,7 @@ from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
 from evaluation.sources import check_disjoint
 from evaluation.zero_shot import check_tasks
 from pruning.baselines import SPARSEGPT
+from pruning.fitted import MOST_WALKS
 from pruning.json_file import JsonObject
 from pruning.masks import resolve_target
 from pruning.methods import earlier_steps, make_recipe
@@ -159,8 +160,15 @@ def make_request(
     texts = _texts(options, model.seqlen)
     if not recipe.calibrated:
         del texts["calibration"]
+    elif recipe.fits and (texts["calibration"][0].windows or 0) < 2:
+        raise ValueError(
+            f"samples must be at least 2 with allocation fitted, which holds windows back; got "
+            f"{options.samples}"
+        )
     plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
     plan = plan.in_steps(1 + len(steps))
+    if recipe.fits:
+        plan = plan.with_trials(MOST_WALKS)
     check_output_folder(folder, plan.disk, resume)
     with step("reading the list of zero-shot tasks"):
         check_tasks(options.zero_shot or [])
