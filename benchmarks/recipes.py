@@ -32,6 +32,9 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "update": ("--update", "sparsegpt"),
     "reconstruct": ("--update", "reconstruct"),
     "owl": ("--allocation", "owl"),
+    "fitted": ("--allocation", "fitted"),
+    "fitted, update": ("--allocation", "fitted", "--update", "sparsegpt"),
+    "fitted, reconstruct": ("--allocation", "fitted", "--update", "reconstruct"),
     "swaps": ("--refine", "swaps"),
     "swaps, update": ("--refine", "swaps", "--update", "sparsegpt"),
     "swaps, reconstruct": ("--refine", "swaps", "--update", "reconstruct"),
@@ -58,6 +61,9 @@ def main(
     seqlen: Annotated[int, typer.Option(help="Tokens of every window.")] = 512,
     windows: Annotated[int, typer.Option(help="Test windows of each kind of text.")] = 8,
     dtype: Annotated[str, typer.Option(help="Of the passes.")] = "auto",
+    keep: Annotated[
+        bool, typer.Option(help="Keep statistics for the next run, which is faster than it was.")
+    ] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Print a table of rises for each model, and the order of metrics before and after."""
@@ -70,7 +76,7 @@ def main(
     results: dict[str, dict[str, Result]] = {}
     for name, goal, method in track(runs, "pruning", transient=True):
         cell = f"{Path(name).name} {goal}"
-        results.setdefault(method, {})[cell] = _measured(name, goal, method, texts, out)
+        results.setdefault(method, {})[cell] = _measured(name, goal, method, texts, out, keep)
     rises = {method: _rises(by_cell, results[REFERENCE]) for method, by_cell in results.items()}
     _print_rises(rises, results)
     _print_orders(rises, metric or METRICS, variants)
@@ -78,17 +84,21 @@ def main(
     write_json(json_, {**conditions(dtype), **figures})
 
 
-def _measured(model: str, goal: str, method: str, texts: Mapping[str, object], out: Path) -> Result:
+def _measured(
+    model: str, goal: str, method: str, texts: Mapping[str, object], out: Path, keep: bool
+) -> Result:
     """Return a run's result, from the folder if it is there."""
     name = f"{Path(model).name} {goal} {method} {' '.join(map(str, texts.values()))}"
     path = out / f"{name.replace(' ', '_').replace('/', '-')}.json"
     if not path.exists():
-        path.write_text(json.dumps(_run(model, goal, method, texts, out), indent=1))
+        path.write_text(json.dumps(_run(model, goal, method, texts, out, keep), indent=1))
     result: Result = json.loads(path.read_text(encoding="utf-8"))
     return result
 
 
-def _run(model: str, goal: str, method: str, texts: Mapping[str, object], out: Path) -> Result:
+def _run(
+    model: str, goal: str, method: str, texts: Mapping[str, object], out: Path, keep: bool
+) -> Result:
     metric, _, variant = method.partition(" ")
     pruned = out / "pruned"
     shutil.rmtree(pruned, ignore_errors=True)
@@ -98,6 +108,7 @@ def _run(model: str, goal: str, method: str, texts: Mapping[str, object], out: P
         *itertools.chain(*((f"--{key}", str(value)) for key, value in texts.items())),
     ]
     command += ["--pattern", goal] if ":" in goal else ["--sparsity", f"{int(goal[:-1]) / 100}"]
+    command += ["--statistics", str(out / f"statistics-{Path(model).name}")] if keep else []
     began = time.monotonic()
     with (out / "output").open("w+") as said, (out / "printed").open("w+") as printed:
         process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=said)
