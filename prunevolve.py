@@ -147,9 +147,10 @@ def prune(
             is `row` for a bare metric.
         propagation: `one-shot` for statistics of the dense model; `sequential` takes those of
             inputs behind the blocks pruned before.
-        update: What happens to the weights that stay: `none`, `sparsegpt` or `reconstruct`.
+        update: What happens to the weights that stay: `none`, `sparsegpt`, `reconstruct` or
+            `reconstruct-norms`.
         allocation: How much each layer loses: `uniform`, `owl`, `owl-layer` or a file.
-        refine: What improves the masks: `none` or `swaps`.
+        refine: What improves the masks: `none`, `swaps`, or `swaps:N` for N in a row at most.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.

@@ -54,7 +54,7 @@ def prune_model(
     ] = None,
     update: Annotated[
         str | None,
-        _option("What stays: none (default), sparsegpt or reconstruct.", *UPDATES),
+        _option("Change what stays: sparsegpt, reconstruct or reconstruct-norms.", *UPDATES),
     ] = None,
     allocation: Annotated[
         str | None,
@@ -63,7 +63,8 @@ def prune_model(
         ),
     ] = None,
     refine: Annotated[
-        str | None, _option("Masks made better: none (default) or swaps.", *REFINEMENTS)
+        str | None,
+        _option("Make masks better: swaps, or swaps:N for N in a row at most.", *REFINEMENTS),
     ] = None,
     steps: Annotated[
         int | None, Option(help="Prune in so many steps, measuring anew at each; default 1.")

@@ -130,5 +130,6 @@ ALLOCATIONS = (*MADE_AGAIN, FITTED)
 """The allocations with a name (`pruning.allocation`, `pruning.fitted`); others are files. A recipe
 with one of `MADE_AGAIN` makes its shares again, with any other it has them."""
 
-UPDATES = ("none", "sparsegpt", "reconstruct")
-REFINEMENTS = ("none", "swaps")
+UPDATES = ("none", "sparsegpt", "reconstruct", "reconstruct-norms")
+REFINEMENTS = ("none", "swaps", "swaps:100")
+"""What can follow the masks, and improve them; any number of swaps in a row can be given."""

@@ -13,7 +13,7 @@ from pruning.metric import Metric
 from pruning.recipe import ZERO, Recipe, Refinement, Removal, Update
 from pruning.reconstruct import Reconstruction
 from pruning.sparsegpt import WIDTH, choose_given, choose_lowest, choose_n_of_m, solve
-from pruning.swaps import refine
+from pruning.swaps import MOST_SWAPS, refine
 
 
 def make_recipe(
@@ -35,12 +35,9 @@ def make_recipe(
     Raises:
         ValueError: If a name is unknown, or parts do not fit each other; one line.
     """
-    for name, given, known in (
-        ("update", update, UPDATES),
-        ("refine", refinement, REFINEMENTS),
-    ):
-        if given not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}")
+    if update not in UPDATES:
+        raise ValueError(f"update must be one of {', '.join(UPDATES)}; got {update!r}")
+    swaps = _swaps(refinement, target)
     if own_masks and refinement != "none":
         raise ValueError(
             f"refine must be none with metric sparsegpt, which chooses a mask column by column and "
@@ -51,14 +48,15 @@ def make_recipe(
             "group must be left out with metric sparsegpt, which compares weights within "
             f"{WIDTH} columns of a layer; got {target.group_name!r}"
         )
+    trains = update.startswith("reconstruct")
     recipe = Recipe(
         metric,
         target,
         propagation,
         resolve_allocation(allocation, target),
-        _swaps(target) if refinement == "swaps" else None,
+        swaps,
         _sparsegpt(target, own_masks) if own_masks or update == "sparsegpt" else ZERO,
-        Reconstruction(seed) if update == "reconstruct" else None,
+        Reconstruction(seed, norms=update == "reconstruct-norms") if trains else None,
     )
     recipe.check()
     return recipe
@@ -90,11 +88,19 @@ def earlier_steps(recipe: Recipe, steps: int) -> list[Recipe]:
     ]
 
 
-def _swaps(target: Target) -> Refinement:
+def _swaps(refinement: str, target: Target) -> Refinement | None:
+    name, colon, number = refinement.partition(":")
+    most = int(number) if number.isdecimal() else 0 if colon else MOST_SWAPS
+    if name not in REFINEMENTS or most < 1 or (colon and name == "none"):
+        raise ValueError(
+            f"refine must be none, swaps, or swaps:N with N of 1 or more; got {refinement!r}"
+        )
+    if name == "none":
+        return None
     length = target.group.length if isinstance(target.group, NOfM) else None
 
     def apply(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        return refine(weight, mask, statistics[GRAM], length)
+        return refine(weight, mask, statistics[GRAM], length, most)
 
     return Refinement(frozenset({GRAM}), apply)
 

@@ -81,7 +81,7 @@ class ResidentStore:
 
     def _replace(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
-            live = self._layers[name].weight
+            live = (self._layers.get(name) or self.model.get_submodule(name)).weight
             live.data = weight.to(live)
 
     def states(self, windows: Tensor) -> Iterator[Tensor]:

@@ -306,8 +306,15 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"group": "column"}, "group must be one of row, layer, model, got 'column'"),
         ({"group": "row", "pattern": "2:4"}, "group must be left out with pattern 2:4, whose weig"),
         ({"propagation": "both"}, "propagation must be one of one-shot, sequential; got 'both'"),
-        ({"update": "obs"}, "update must be one of none, sparsegpt, reconstruct; got 'obs'"),
-        ({"refine": "swap"}, "refine must be one of none, swaps; got 'swap'"),
+        (
+            {"update": "obs"},
+            "update must be one of none, sparsegpt, reconstruct, reconstruct-norms; got 'obs'",
+        ),
+        ({"refine": "swaps:0"}, "refine must be none, swaps, or swaps:N with N of 1 or more; got "),
+        (
+            {"refine": "swap"},
+            "refine must be none, swaps, or swaps:N with N of 1 or more; got 'swap'",
+        ),
         ({"allocation": "owl", "pattern": "2:4"}, "allocation must be uniform with pattern 2:4"),
         ({"allocation": "owl", "group": "model"}, "allocation owl must go with group row or layer"),
         ({"allocation": "none.json"}, "allocation 'none.json' cannot be read: "),

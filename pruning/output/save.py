@@ -61,6 +61,8 @@ _OTHERS = {
     "none": "all other weights are those of the base model",
     "sparsegpt": "the others were changed to make up for it (SparseGPT, arXiv:2301.00774)",
     "reconstruct": "the others were trained, block by block, to give the base model's outputs",
+    "reconstruct-norms": "the others and the norms were trained, block by block, to give the base "
+    "model's outputs",
 }
 """What has become of the weights that stay, by update."""
 

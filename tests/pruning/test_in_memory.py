@@ -93,7 +93,10 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             "propagation must be one-shot with group model, whose threshold needs every layer's "
             "scores before the first is pruned; got 'sequential'",
         ),
-        ({"update": "lora"}, "update must be one of none, sparsegpt, reconstruct; got 'lora'"),
+        (
+            {"update": "lora"},
+            "update must be one of none, sparsegpt, reconstruct, reconstruct-norms; got 'lora'",
+        ),
         ({"allocation": "fitted"}, "allocation must be given as a file that run_prune.py"),
         ({"allocation": "owl"}, "allocation owl must go with group row or layer: "),
         (
