@@ -3,6 +3,7 @@
 torch and transformers, whose import takes seconds, are loaded inside the command.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
 from pruning.baselines import ALLOCATIONS, NAMED, REFINEMENTS, SPARSEGPT, UPDATES
 from pruning.json_file import JsonObject
-from pruning.output.options import PROTOCOLS, Options, read_recipe
+from pruning.output.options import PROTOCOLS, RECIPES, WHY_FAST, Options, read_recipe
 from pruning.progress import step
 
 EXAMPLES = (
@@ -124,8 +125,12 @@ def prune_model(
         Path | None, Option(help="Folder to keep and reuse statistics in; or a .pth file of G.")
     ] = None,
     recipe: Annotated[
-        Path | None,
-        Option(help="A pruning_recipe.json to repeat; other options override its own."),
+        str | None,
+        _option(
+            "fast (default without a metric), best, a pruning_recipe.json to repeat, or a YAML "
+            "file of options; other options override its own.",
+            *RECIPES,
+        ),
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Continue an unfinished folder.")] = False,
     validate: Annotated[
@@ -172,7 +177,8 @@ def prune_model(
             raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
         if evaluate and (not options.only_measure or out or recipe):
             raise ValueError("--evaluate prunes nothing: leave out --model, --metric and --out")
-        given, sums = read_recipe(recipe) if recipe else (Options(), None)
+        chosen = recipe or (None if metric else "fast")
+        given, sums = read_recipe(chosen) if chosen else (Options(), None)
         with step("loading torch and transformers"):
             from pruning.output import command
             from pruning.output.request import make_request
@@ -180,6 +186,8 @@ def prune_model(
             return command.verify(verify)
         if evaluate:
             return command.evaluate(evaluate, options, device)
+        if model and out and not (recipe or metric):
+            print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
         request = make_request(options.over(given), out, device, max_memory, statistics, resume)
         return command.validate(request) if validate else command.apply(request, resume, sums)
 

@@ -47,7 +47,8 @@ PUBLIC_NAMES = ("pruning/__init__.py", "search/__init__.py")
 
 MEETING_PLACES = (
     *("pruning/output/command.py", "pruning/output/request.py", "pruning/output/save.py"),
-    *("search/experiment.py", "search/fitness.py", "search/resident.py"),
+    *("pruning/output/fit.py", "search/experiment.py", "search/fitness.py"),
+    "search/resident.py",
 )
 """The modules of pruning and search that may import both pruning and evaluation."""
 

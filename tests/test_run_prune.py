@@ -17,11 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import run_prune
 from evaluation.corpus import token_windows
 from pruning import sizes, spool, store, walk
+from pruning.baselines import NAMED
 from pruning.masks import Target, group_of
 from pruning.metric import Metric
 from pruning.models import linear_layers, load_model
 from pruning.output import command
 from pruning.output.folder import WorkFolder
+from pruning.output.options import RECIPES
 from pruning.output.request import ONE_KIND
 from pruning.output.verify import verify_result
 from pruning.pruner import prune
@@ -153,15 +155,46 @@ def test_recipe_gives_way_to_options(prune_small, call, tmp_path, first, changes
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({"metric": "W"}, " has no 'sha256': give a pruning_recipe.json"),
-        ({"sha256": {}, "corpus": "c4"}, ": corpus: Input should be a valid array"),
+        ('{"metric": "W"}', " has no 'sha256': give fast, best, a pruning_recipe.json or a YAML"),
+        ('{"sha256": {}, "corpus": "c4"}', ": corpus: Input should be a valid array"),
+        ("metrik: wanda", " has an unknown option 'metrik': did you mean metric? options are mo"),
+        ("samples: many", ": samples: Input should be a valid integer"),
+        ("- wanda", " must hold options, such as metric: wanda"),
+        ("metric: [", " is no YAML: "),
     ],
 )
 def test_run_prune_refuses_an_altered_recipe(call, tmp_path, content, problem):
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(content))
+    path = tmp_path / f"recipe.{'json' if content.startswith('{') else 'yaml'}"
+    path.write_text(content)
     _, err = call(code=2, recipe=path, out=tmp_path / "out")
     assert err.startswith(f"error: recipe {str(path)!r}{problem}")
+
+
+def test_recipe_can_be_a_yaml_file_of_options(prune_small, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("metric: snip\nsparsity: 0.75\ncorpus: [embedded]\nsplit: [training]\n")
+    out, _ = prune_small(metric=None, recipe=path, validate=True, json=True)
+    options = json.loads(out)["options"]
+    assert (options["metric"], options["sparsity"]) == ("mul(W, G)", 0.75)
+    assert options["split"] == ["training"]
+    out, _ = prune_small(metric="wanda", recipe=path, validate=True, json=True)
+    assert json.loads(out)["options"]["metric"] == "mul(W, sqrt(X))"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_named_recipe_is_spelled_out_in_the_one_that_is_saved(prune_small, tmp_path, name):
+    prune_small(metric=None, recipe=name)
+    saved = paper(tmp_path / "out", "recipe")
+    text = NAMED[RECIPES[name]["metric"]].text
+    assert {key: saved[key] for key in RECIPES[name]} == RECIPES[name] | {"metric": text}
+
+
+def test_without_a_metric_the_fast_recipe_is_taken_and_said(prune_small, tmp_path):
+    _, err = prune_small(metric=None)
+    assert err.startswith(
+        "note: no --metric given: --recipe fast, the best that needs no gradients"
+    )
+    assert paper(tmp_path / "out", "recipe")["update"] == RECIPES["fast"]["update"]
 
 
 def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, call, tmp_path):
@@ -297,7 +330,6 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
     ("options", "message"),
     [
         ({"metric": "wnada"}, "metric 'wnada' is no known name: did you mean wanda? or give one"),
-        ({"metric": None}, "--metric is required: give --model, --metric and --out, --recipe"),
         ({"model": None}, "--model is required"),
         ({"out": None}, "--out is required"),
         ({"pattern": "4:2"}, "pattern must be unstructured or n:m with 0 < n < m <= 1024, got "),
@@ -354,6 +386,10 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"eval_windows": 10**6}, "tokens; 1000000 windows without overlap of 16 need 16000000"),
         ({"model": "Embeded"}, "model 'Embeded' is no folder: did you mean embedded? or give"),
         ({"recipe": "none.json"}, "recipe 'none.json' cannot be read: No such file or directory"),
+        (
+            {"recipe": "fats"},
+            "recipe 'fats' cannot be read: No such file or directory; give fast, ",
+        ),
         ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
     ],
     ids=str,

@@ -391,7 +391,8 @@ def _comparison(folder: Path, expected: Mapping[str, str] | None) -> JsonObject:
     """Print whether a result has the files that its recipe names; return that for `--json`."""
     if expected is None:
         return {}
-    _, sums = read_recipe(folder / RECIPE)
+    _, sums = read_recipe(str(folder / RECIPE))
+    assert sums is not None
     differing = sorted(name for name in {*sums, *expected} if sums.get(name) != expected.get(name))
     if differing:
         line = (

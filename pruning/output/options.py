@@ -1,12 +1,15 @@
 """The options that decide a result, as the command line gives them or a recipe has them."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import yaml
+
 from pruning.baselines import MADE_AGAIN
-from pruning.json_file import JsonObject, read_object
+from pruning.json_file import JsonObject, read_object, read_text
 
 _PUBLISHED: JsonObject = {
     "corpus": ["c4"],
@@ -41,6 +44,14 @@ _GO_WITH = {
 
 METHODS: JsonObject = {"allocation": "uniform", "refine": "none", "update": "none", "steps": 1}
 """The methods around a metric, and what they are where nothing else is said."""
+
+RECIPES: Mapping[str, JsonObject] = {
+    "fast": {"metric": "wanda", "update": "sparsegpt"},
+    "best": {"metric": "directed-snip-wanda", "allocation": "fitted", "update": "reconstruct"},
+}
+"""What each named recipe stands for, by the measurements in docs/LOG.md."""
+
+WHY_FAST = "the best that needs no gradients and little more time than wanda; best takes longer"
 
 _OF_MEASURING = (
     *("revision", "seqlen", "eval_corpus", "eval_split", "eval_windows", "bos", "dtype"),
@@ -119,27 +130,61 @@ class Options:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def read_recipe(path: Path) -> tuple[Options, Mapping[str, str]]:
-    """Return the options in a `pruning_recipe.json` and the sha256 of the files that it made.
+def read_recipe(argument: str) -> tuple[Options, Mapping[str, str] | None]:
+    """Return the options of a recipe, and the sha256 of the files that it made, if it made some.
+
+    Args:
+        argument: One of `RECIPES`, a `pruning_recipe.json`, or a YAML file of options.
 
     Raises:
-        ValueError: If the file is none, or an option in it is of another type.
+        ValueError: If it is neither, or an option in it is unknown or of another type.
     """
+    if argument in RECIPES:
+        return Options(**RECIPES[argument]), None
+    path = Path(argument)
+    known = f"give {', '.join(RECIPES)}, a pruning_recipe.json or a YAML file of options"
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            return _validated(path, _read_yaml(path)), None
+        recipe = read_object(path)
+    except OSError as error:
+        raise ValueError(
+            f"recipe {argument!r} cannot be read: {error.strerror}; {known}"
+        ) from error
+    if not isinstance(recipe.get("sha256"), dict):
+        raise ValueError(f"recipe {argument!r} has no 'sha256': {known}")
+    given = {field.name: recipe[field.name] for field in fields(Options) if field.name in recipe}
+    if given.get("allocation", "uniform") not in MADE_AGAIN:
+        given["allocation"] = argument  # its shares stand in the recipe itself
+    return _validated(path, given), recipe["sha256"]
+
+
+def _read_yaml(path: Path) -> JsonObject:
+    """Return what is in a YAML file of options, its keys checked."""
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"recipe {str(path)!r} is no YAML: {error}") from error
+    names = [field.name for field in fields(Options)]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"recipe {str(path)!r} must hold options, such as metric: wanda")
+    if unknown := [key for key in content if key not in names]:
+        near = difflib.get_close_matches(str(unknown[0]), names, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(
+            f"recipe {str(path)!r} has an unknown option {unknown[0]!r:.40}: {guess}options are "
+            f"{', '.join(names)}"
+        )
+    return content
+
+
+def _validated(path: Path, given: JsonObject) -> Options:
     from pydantic import TypeAdapter, ValidationError  # here, for it takes a while to import
 
     try:
-        recipe = read_object(path)
-    except OSError as error:
-        raise ValueError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
-    if not isinstance(recipe.get("sha256"), dict):
-        raise ValueError(f"recipe {str(path)!r} has no 'sha256': give a pruning_recipe.json")
-    given = {field.name: recipe[field.name] for field in fields(Options) if field.name in recipe}
-    if given.get("allocation", "uniform") not in MADE_AGAIN:
-        given["allocation"] = str(path)  # its shares stand in the recipe itself
-    try:
-        options = TypeAdapter(Options).validate_json(json.dumps(given), strict=True)
+        text = json.dumps(given, default=str)
+        return TypeAdapter(Options).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"recipe {str(path)!r}: {place}: {first['msg']}") from error
-    return options, recipe["sha256"]

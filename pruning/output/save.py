@@ -39,7 +39,7 @@ The license of the base model applies.
 
 - Score: `{metric}`{leaves}
 - Weights compete within: {group}
-- Allocation over layers, refinement of masks: {allocation}, {refine}
+- Allocation over layers, refinement of masks, steps: {allocation}, {refine}, {steps}
 - Calibrated on: {calibration}
 
 | model | perplexity ({place}) |
@@ -177,9 +177,10 @@ def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
         title=title,
         metric=report["metric"],
         leaves=f", where{named}" if leaves else "",
-        others=_OTHERS["sparsegpt" if not leaves else recipe["update"]],
+        others=_others(recipe),
         allocation=recipe["allocation"],
         refine=recipe["refine"],
+        steps=recipe["steps"],
         group=recipe["group"] or f"groups of the pattern {pattern}",
         calibration=_place(recipe["calibration"]) if recipe["calibration"] else "no text",
         place=f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
@@ -188,6 +189,14 @@ def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
         zero_shot="".join(f"\n{line}" for line in [*zero_shot.lines(report), ""]),
     )
     return ModelCard(text)
+
+
+def _others(recipe: JsonObject) -> str:
+    """Say what has become of the weights that stay."""
+    if "tree" in recipe:
+        return _OTHERS[recipe["update"]]
+    more = [_OTHERS[recipe["update"]]] if recipe["update"].startswith("reconstruct") else []
+    return "; then ".join([_OTHERS["sparsegpt"], *more])
 
 
 def _metadata(title: str, recipe: JsonObject, report: JsonObject) -> ModelCardData:

@@ -54,7 +54,7 @@ def store_of(dense, folder):
 
 def recipe_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
-    recipe |= {"allocation": "uniform", "refine": "none", "update": "none"}
+    recipe |= {"allocation": "uniform", "refine": "none", "steps": 1, "update": "none"}
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
@@ -129,7 +129,7 @@ def card_of(corpus="c4", **report) -> ModelCard:
         "sparsity": 0.5,
         "by_text": [text],
     }
-    methods = {"allocation": "uniform", "refine": "none", "update": "none"}
+    methods = {"allocation": "uniform", "refine": "none", "steps": 1, "update": "none"}
     recipe = {"model": "owner/name", "group": None, "calibration": place, **methods}
     return ModelCard(str(model_card(recipe, shown | report)))
 
