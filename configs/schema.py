@@ -156,6 +156,11 @@ class Pruning(_Section):
     )
     pattern: str = Field(default="unstructured", pattern=PATTERN)
     group: GroupName = Field(default="row", description="comparison group")
+    allocation: Place | dict[str, float] | None = Field(
+        default=None,
+        description="what each layer loses, under row or layer: a pruning_recipe.json with shares, "
+        "or the shares by layer; null: the same",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -3,15 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pruning.baselines import ALLOCATIONS, FITTED, NAMED
 from pruning.json_file import read_object
 from pruning.leaves import OUTLIER_FACTOR
-from pruning.masks import Target
+from pruning.masks import Group, Masks, Target
 from pruning.ranking import Score, count
 from pruning.recipe import Allocation, Shapes
 
@@ -56,7 +58,37 @@ def _not_yet(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float
     raise AssertionError("an allocation must be fitted before layers are pruned by it")
 
 
-def _from_file(argument: str, target: Target) -> Allocation:
+@dataclass(frozen=True)
+class Allocated(Group):
+    """A group of rows or layers in which each layer loses its own fraction."""
+
+    group: Group
+    shares: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def within_rows(self) -> bool:  # type: ignore[override]
+        return self.group.within_rows
+
+    def mask(self, scores: Tensor, fraction: float) -> Tensor:
+        return self.group.mask(scores, fraction)
+
+    def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
+        return self.group.select(score, {layer: self.shares[layer] for layer in fractions})
+
+    def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
+        return self.group.owes(weight_zeros, fraction)
+
+
+def read_shares(argument: str, target: Target) -> dict[str, float]:
+    """Return the shares in a file, by layer.
+
+    Raises:
+        ValueError: If it has none, or they are not for the target; one line.
+    """
     path = Path(argument)
     known = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
     try:
@@ -80,6 +112,12 @@ def _from_file(argument: str, target: Target) -> Allocation:
         if not 0 <= share < high:
             raise ValueError(f"allocation {argument!r}: {layer} must be in [0, {high:g})")
 
+    return dict(shares)
+
+
+def _from_file(argument: str, target: Target) -> Allocation:
+    shares = read_shares(argument, target)
+
     def as_they_are(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
         layers = {layer for of_block in shapes.values() for layer in of_block}
         if different := sorted(layers ^ shares.keys()):
@@ -87,7 +125,7 @@ def _from_file(argument: str, target: Target) -> Allocation:
             raise ValueError(
                 f"allocation {argument!r} is another model's: only {where} has {different[0]}"
             )
-        return dict(shares)
+        return shares
 
     return Allocation(None, as_they_are)
 

@@ -12,12 +12,14 @@ from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
 from evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
 from evaluation.sources import check_disjoint
+from pruning.allocation import read_shares
 from pruning.baselines import BASELINES
-from pruning.masks import Target, parse_pattern
+from pruning.masks import Target, group_of, parse_pattern
 from pruning.models import (
     DTYPES,
     EMBEDDED,
     comes_from_hub,
+    linear_layers,
     load_config,
     load_tokenizer,
     pinned,
@@ -171,6 +173,7 @@ def resolve(config: Config) -> Experiment:
     group = _group_of(config)
     seeds = tuple(read_seeds(config.search.seeds, group))
     notes = [*_check_texts(config), *_check_models(config)]
+    shares = _shares_of(config)
     sources: list[tuple[Subject, dict[str, Text]]] = []
     tasks = []
     for task in config.all_tasks:
@@ -178,12 +181,14 @@ def resolve(config: Config) -> Experiment:
         if source not in sources:
             sources.append(source)
         pattern = parse_pattern(task.pattern)
-        tasks.append(Task(task.name, sources.index(source), task.sparsity, pattern, task.weight))
+        subject = sources.index(source)
+        tasks.append(Task(task.name, subject, task.sparsity, pattern, task.weight, shares))
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     drawn = frozenset(drawn_leaves(config.search.primitives, config.search.without))
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
+    pruning = config.pruning.model_copy(update={"allocation": shares or None})
     return Experiment(
-        config=config.model_copy(update={"search": search}),
+        config=config.model_copy(update={"search": search, "pruning": pruning}),
         subjects=tuple(subject for subject, _ in sources),
         texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
@@ -239,6 +244,39 @@ def _group_of(config: Config) -> str:
     if all(task.pattern != "unstructured" for task in config.all_tasks):
         return "row"
     return config.pruning.group
+
+
+def _shares_of(config: Config) -> dict[str, float]:
+    """Return what each layer loses, from the config or the file that it names; empty if nothing.
+
+    Raises:
+        ValueError: If tasks differ in model or sparsity, or the shares are not for theirs.
+    """
+    given, group = config.pruning.allocation, config.pruning.group
+    if given is None:
+        return {}
+    alike = {(task.model, task.sparsity, task.pattern) for task in config.all_tasks}
+    (model, sparsity, pattern), *others = alike
+    if others or pattern != "unstructured":
+        raise ValueError(
+            "pruning.allocation is for one model and one sparsity without a pattern: leave it out, "
+            "or give one task"
+        )
+    if group == "model":
+        raise ValueError(
+            "pruning.allocation must go with group row or layer: under model a formula itself "
+            "says what each layer loses"
+        )
+    target = Target(sparsity, group_of(group))
+    shares = read_shares(given, target) if isinstance(given, str) else given
+    for layer, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"pruning.allocation: {layer} must be in [0, 1), got {share}")
+    if _is_here(model):
+        layers = set(linear_layers(skeleton(load_config(model), DTYPES[config.dtype])))
+        if different := sorted(layers ^ shares.keys()):
+            raise ValueError(f"pruning.allocation is another model's: {different[0]} differs")
+    return dict(shares)
 
 
 def _check_texts(config: Config) -> list[str]:

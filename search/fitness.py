@@ -17,9 +17,10 @@ from torch import Tensor
 
 from configs.schema import Memory
 from evaluation.perplexity import perplexity
+from pruning.allocation import Allocated
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
-from pruning.masks import DegenerateScores, NOfM, Target, group_of
+from pruning.masks import DegenerateScores, Group, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.progress import Progress
 from search.population import Candidate, Outcome
@@ -48,6 +49,7 @@ class Task:
         sparsity: Fraction of the weights to remove.
         pattern: An n:m group, or None for unstructured sparsity.
         weight: Weight of this task relative to the others; 0 if it only chooses the winner.
+        shares: What each layer loses where rows or layers compete; empty: all the same.
     """
 
     name: str
@@ -55,10 +57,14 @@ class Task:
     sparsity: float
     pattern: NOfM | None
     weight: float
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def target(self, group: str) -> Target:
         """Return the target for a comparison group; a pattern fixes its own group."""
-        return Target(self.sparsity, self.pattern or group_of(group))
+        competing: Group = self.pattern or group_of(group)
+        if self.shares and not competing.whole_model:
+            competing = Allocated(competing, self.shares)
+        return Target(self.sparsity, competing)
 
 
 @dataclass(frozen=True)

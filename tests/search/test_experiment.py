@@ -1,6 +1,9 @@
 """A config resolved: models, tasks, texts, seeds, the loop's knobs; what is refused beforehand."""
 
+import json
+
 import pytest
+import torch
 from refusals import refusal
 from toy_setup import ROLES
 
@@ -8,8 +11,9 @@ from configs import schema
 from configs.schema import Config, Memory
 from pruning.criterion import Criterion
 from pruning.masks import NOfM
-from pruning.models import load_config
+from pruning.models import linear_layers, load_config, load_model
 from search.experiment import Experiment, resolve
+from search.fitness import Evaluator
 
 SMALL = tuple(f"{role}.{key}" for role in ROLES for key in ("windows=2", "length=16"))
 OTHER = "{corpus: embedded, split: '%s', windows: 3, length: 32}"
@@ -194,3 +198,44 @@ def test_tasks_are_all_checked(task, message):
 )
 def test_group_is_row_where_all_tasks_have_a_pattern(overrides, group):
     assert small(*overrides).breeder.group == group
+
+
+@pytest.fixture
+def shares(tmp_path):
+    """Shares of the embedded model's layers, in a file; returns them and its path."""
+    layers = linear_layers(load_model("embedded", "float32", "cpu"))
+    shares = {name: 0.5 + 0.1 * (-1) ** i for i, name in enumerate(layers)}
+    path = tmp_path / "shares.json"
+    path.write_text(json.dumps({"group": "row", "sparsity": 0.5, "shares": shares}))
+    return shares, path
+
+
+def test_candidates_are_pruned_by_the_shares_of_a_file(shares):
+    by_layer, path = shares
+    overrides = ("pruning.group=row", "pruning.sparsity=0.5", f"pruning.allocation={path}")
+    experiment = small(*overrides)
+    # The config of the run's folder needs the file no more.
+    assert experiment.config.pruning.allocation == by_layer
+    (task,) = experiment.tasks
+    evaluator = Evaluator(experiment.read_texts().setup)
+    resident = evaluator.residents[0]
+    magnitude = Criterion.parse("W", "row")
+    with resident.pruned(magnitude.metric, task.target("row")):
+        zeros = {name: resident.store.dense(name) == 0 for name in by_layer}
+    for name, mask in zeros.items():
+        assert set(mask.sum(1).tolist()) == {int(by_layer[name] * mask.shape[1])}, name
+    masks = dict(resident.masks(magnitude.metric, task.target("row")))
+    assert all(torch.equal(masks[name], mask) for name, mask in zeros.items())
+    assert task.target("model").group.whole_model  # of a baseline that sets the shares itself
+
+
+def test_shares_that_are_not_for_the_tasks_are_refused(shares):
+    given = f"pruning.allocation={shares[1]}"
+    at_half = ("pruning.group=row", "pruning.sparsity=0.5")
+    assert "must go with group row or layer" in refused(given, "pruning.sparsity=0.5")
+    assert "is for one model and one sparsity" in refused(
+        given, *at_half, "tasks=[{}, {sparsity: 0.3}]"
+    )
+    assert 'is for {"group": "row", "sparsity": 0.5}, not ' in refused(given, "pruning.group=row")
+    assert "is another model's" in refused("pruning.allocation={a: 0.5}", *at_half)
+    assert "a must be in [0, 1), got 1" in refused("pruning.allocation={a: 1}", *at_half)
