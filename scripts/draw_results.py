@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "docs/LOG.md"
 SECTION = "all named metrics on three models"
 SHOWN = {
+    "found without SmolLM2": "found by one search (this project)",
     "directed-snip-wanda": "directed-snip-wanda (this project)",
     "directed-snip-variance": "directed-snip-variance (this project)",
-    "found without SmolLM2": "found by one search (this project)",
     "snip": "SNIP",
     "ria-full": "RIA (exponent 1)",
     "gblm": "GBLM",
@@ -100,11 +100,14 @@ def draw(rises: list[Rise]) -> str:
             axes.text(0.03, place, f"{rise.mean:.3f}", va="center", gid=f"mean-{place}")
             axes.text(rise.worst + 0.05, place, f"{rise.worst:.3f}", va="center")
         axes.axvline(1, color="#d1602b", linewidth=1.2, linestyle="--")
-        axes.text(1.02, -0.75, "best published metric of each cell = 1", fontsize=10)
+        axes.text(1.02, -0.75, "best published metric of each measurement = 1", fontsize=10)
         axes.set_yticks(places, [SHOWN[rise.metric] for rise in rises])
         axes.tick_params(axis="y", length=0)
         axes.set(xlim=(0, 2.9), ylim=(len(rises) - 0.4, -1.1))
-        axes.set_xlabel("relative rise over 20 cells, lower is better: bar = mean, diamond = worst")
+        axes.set_xlabel(
+            "rise of log perplexity over dense, relative to the best published metric's\n"
+            "bar = mean of 20 measurements, diamond = worst; lower is better"
+        )
         return _svg(figure)
 
 
