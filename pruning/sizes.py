@@ -220,7 +220,7 @@ class Plan:
             f"plan: {how}; at most {size_text(peak)} of {size_text(self.budget)} memory",
             f"plan: memory for {in_words(self.memory)}",
             f"plan: put aside {aside}; disk needed {size_text(self.disk)}",
-            f"plan: {self.passes} passes over the weights",
+            f"plan: the weights are read {self.passes} {'time' if self.passes == 1 else 'times'}",
         ]
 
 

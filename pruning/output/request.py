@@ -305,7 +305,7 @@ def _notes(model: UnloadedModel, options: Options, calibrated: bool) -> list[str
         )
     if calibrated and options.corpus is None:
         notes.append(
-            f"calibrating on the {EMBEDDED} text, since nothing is downloaded unasked; "
-            "--corpus c4 or a file of your own suits this model better"
+            f"calibrating on the {EMBEDDED} text, which needs no download; --corpus c4 or a file "
+            "of your own suits this model better"
         )
     return notes

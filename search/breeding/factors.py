@@ -50,7 +50,7 @@ def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
     matrices = _matrices_of(primitives)
     reducers = [name for name in REDUCERS if name in named]
     if reducers and random.random() < 0.5:
-        # Vectors inside would mostly be factors that could as well stand outside.
+        # A vector inside the ratio could mostly be a factor of the whole formula instead.
         first, second = random.sample(matrices, 2)
         drawn = random.choice([[first], ["mul", first, second], ["quot", first, second]])
         for signed, other in ((first, second), (second, first)):
