@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from typer import Option
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # before folders with our names elsewhere
+
 import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
 from pruning.baselines import ALLOCATIONS, NAMED, REFINEMENTS, SPARSEGPT, UPDATES

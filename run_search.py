@@ -1,5 +1,6 @@
 """Search for a pruning metric: launch, resume or validate a run, or rebuild its report."""
 
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Annotated
 
 from rich.console import Console
 from typer import Option
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # before folders with our names elsewhere
 
 import command_line
 from command_line import DONE, Answer, outcome

@@ -42,8 +42,8 @@ SEARCH_IMPORTS = {
 TENSOR_READER = "pruning/output/kept_statistics.py"
 """The module that may call torch.load: with weights_only=True, written out."""
 
-PUBLIC_NAMES = ("pruning/__init__.py", "search/__init__.py")
-"""The package files that hand out the names of `prunevolve`, too."""
+PUBLIC_NAMES = ("prunevolve/__init__.py", "pruning/__init__.py", "search/__init__.py")
+"""The package files that hand out the public names."""
 
 MEETING_PLACES = (
     *("pruning/output/command.py", "pruning/output/request.py", "pruning/output/save.py"),
@@ -73,7 +73,7 @@ def files(*places: str) -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in found]
 
 
-OURS = files(*PACKAGES, *(f"{module}.py" for module in (*SCRIPT_MODULES, "command_line")))
+OURS = files(*PACKAGES, "prunevolve", "run_prune.py", "run_search.py", "command_line.py")
 EVERYTHING = OURS + files("benchmarks", "scripts")
 
 

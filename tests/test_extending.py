@@ -11,7 +11,16 @@ from doc_examples import PLACED, blocks_of, put_in
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/EXTENDING.md"
-COPIED = ("configs", "docs", "evaluation", "pruning", "scripts", "search", "tests/helpers")
+COPIED = (
+    "configs",
+    "docs",
+    "evaluation",
+    "prunevolve",
+    "pruning",
+    "scripts",
+    "search",
+    "tests/helpers",
+)
 
 
 @pytest.fixture(scope="module")

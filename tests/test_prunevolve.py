@@ -12,7 +12,7 @@ from configs import schema
 from prunevolve import Unfinished, resume, run
 from search.journal import FolderError
 
-PAGE = Path(prunevolve.__file__).parent / "docs/PYTHON.md"
+PAGE = Path(prunevolve.__file__).parents[1] / "docs/PYTHON.md"
 SMALL = [
     *("ray.workers=0", "search.candidates=8", "search.population=4", "search.stages=[1]"),
     *("search.lag=2", "fitness.windows=2", "fitness.length=32", "calibration.windows=1"),

@@ -463,7 +463,7 @@ def test_run_prune_validate_says_the_plan(prune_small, tight):
     assert lines[0].startswith("plan: resident; at most ")
     assert lines[1].startswith("plan: memory for a block ")
     assert lines[2].startswith("plan: put aside in memory; disk needed ")
-    assert lines[3] == "plan: 3 passes over the weights"
+    assert lines[3] == "plan: the weights are read 3 times"
     lines = tight(metric="snip", validate=True)[0].splitlines()
     assert lines[0].startswith("plan: streamed, one block at a time; at most ")
     assert "on disk in the result's folder; disk needed " in lines[2]

@@ -32,6 +32,7 @@ from configs.schema import Ray
 from search.fitness import Setup
 from search.pool.pool import PoolError
 from search.pool.requests import (
+    ROOT,
     CollectStatistics,
     Ended,
     Event,
@@ -338,7 +339,8 @@ def _environment(is_local: bool) -> dict[str, str]:
     fixed = {
         **LOOPBACK,
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # it finds what we find
+        # It finds what we find, and our own packages first.
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
     }
     if not is_local:
         return os.environ | fixed

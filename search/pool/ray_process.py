@@ -25,6 +25,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -232,7 +233,8 @@ class Actors:
     def _prepare(self, call: Prepare) -> None:
         self._start(call.ray)
         self._cpus, self._gpus = call.ray.cpus_per_worker, call.ray.gpus_per_worker
-        self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(call.actor or Worker)
+        actor = call.actor or _worker_class()
+        self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(actor)
         ships = call.ray.ship_model or (call.ray.address == LOCAL and not self._gpus)
         models = map(_shipped, call.setup.subjects) if ships else []
         self._arguments = [call.setup, ray.put(call.windows), code_digest(), *models]
@@ -295,6 +297,32 @@ class Actors:
         by_cpu = int(free.get("CPU", 0) // self._cpus)
         by_gpu = int(free.get("GPU", 0) / self._gpus + 1e-9) if self._gpus else by_cpu
         return whole, min(by_cpu, by_gpu)
+
+
+def _worker_class() -> type:
+    """Return `Worker` for a process that may find the user's folder before ours.
+
+    Ray sends it as a whole, since it is defined in a function, and does not import `search` for it,
+    of which that folder may have another.
+    """
+    root = str(ROOT)
+
+    class OurWorker:
+        def __init__(self) -> None:
+            import sys
+
+            sys.path.insert(0, root)
+            from search.pool.ray_process import Worker
+
+            self._worker = Worker()
+
+        def start(self, *arguments: Any) -> object:
+            return self._worker.start(*arguments)
+
+        def do(self, *arguments: Any) -> object:
+            return self._worker.do(*arguments)
+
+    return OurWorker
 
 
 def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:

@@ -5,10 +5,19 @@ everything.
 """
 
 import io
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+_ROOT = str(Path(__file__).resolve().parents[1])
+for _name in ("configs", "evaluation", "pruning", "search"):
+    _file = getattr(sys.modules.get(_name), "__file__", None) or _ROOT
+    if not str(Path(_file).resolve()).startswith(_ROOT):
+        raise ImportError(f"prunevolve needs its own {_name!r}, and {_file} was imported before it")
+sys.path.insert(0, _ROOT)  # a user's folder may have the name of one of ours
 
 import torch
 from rich.console import Console
@@ -16,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from configs.schema import Config
+from configs.schema import load as read_config
 from pruning import pruner, walk
 from pruning.baselines import SPARSEGPT
 from pruning.criterion import Criterion
@@ -36,6 +46,10 @@ from search.launch import Unfinished
 from search.population import Record
 from search.recorder import OnRecord, ignore
 
+sys.path.remove(_ROOT)
+
+__version__ = metadata.version("prunevolve")
+
 __all__ = [
     "Criterion",
     "Metric",
@@ -48,9 +62,11 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "prune",
+    "read_config",
     "read_metric",
     "resume",
     "run",
+    "search",
 ]
 
 
@@ -209,11 +225,11 @@ class Result:
     summary: dict[str, Any]
 
 
-def run(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Result:
+def search(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Result:
     """Run a new search to its end without printing anything.
 
     Args:
-        config: As `configs.schema.load` returns it.
+        config: As `read_config` returns it.
         out: The run's folder, which must be empty or not exist.
         on_record: Called with each candidate and its outcome once they are in the journal, in the
             order of breeding. If it raises, the run stops after a checkpoint and the exception is
@@ -225,6 +241,10 @@ def run(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Result
         ValueError: If something is wrong with the config; one line that names it.
     """
     return _finish(Path(out), lambda console: launch.run(config, Path(out), console, on_record))
+
+
+run = search
+"""The same under its older name."""
 
 
 def resume(
