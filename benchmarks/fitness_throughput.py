@@ -23,7 +23,7 @@ import torch
 import typer
 from real_run import RealRun
 from rich.progress import track
-from tables import conditions, show, write_json
+from tables import conditions, show, show_figures, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.perplexity import window_losses
@@ -112,15 +112,9 @@ def _print(figures: dict[str, Any], what: str, chosen: Sequence[Record]) -> None
         **{f"candidates_an_hour, {way}": value for way, value in pace.items()},
         **{name: figures[name] for name in ("ratio_plain", "ratio_resident")},
     }
-    show(
-        f"rates, {len(chosen)} candidates from {chosen[0].index} on, "
-        f"{figures['fitness_tokens']} fitness tokens",
-        ["", "figure", "bar"],
-        [
-            [name.replace("_", " "), f"{value:.4g}", BARS.get(name, "")]
-            for name, value in rates.items()
-        ],
-    )
+    count, tokens = len(chosen), figures["fitness_tokens"]
+    title = f"rates, {count} candidates from {chosen[0].index} on, {tokens} fitness tokens"
+    show_figures(title, rates, BARS)
 
 
 @torch.inference_mode()

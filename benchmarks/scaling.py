@@ -65,9 +65,6 @@ CASES = [
 
 def main(
     real: Annotated[int, typer.Option(help="Candidates on real workers; 0 skips them.")] = 600,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key.path=value, for the real workers.")
-    ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds of each case.")] = 45.0,
     only: Annotated[str, typer.Option(help="Run only cases whose name contains this.")] = "",
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
@@ -75,8 +72,7 @@ def main(
     """Print two tables."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        settings = [f"search.candidates={real}", *(overrides or [])]
-        workers = {n: _real(folder / f"real{n}", n, real, settings) for n in (1, 2) if real}
+        workers = {n: _real(folder / f"real{n}", n, real) for n in (1, 2) if real}
         cases = [case for case in CASES if only in str(case)]
         sleeping = {
             str(case): _sleeping(case, folder / str(number), seconds)
@@ -120,10 +116,11 @@ def _committed(out: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def _real(out: Path, workers: int, candidates: int, settings: list[str]) -> dict[str, Any]:
+def _real(out: Path, workers: int, candidates: int) -> dict[str, Any]:
     """Search with real workers; return memory, and pace and busy fraction after the first fifth."""
     first = candidates // 5
-    with _running(out, "0", [*settings, f"ray.workers={workers}"]) as search:
+    settings = [f"search.candidates={candidates}", f"ray.workers={workers}"]
+    with _running(out, "0", settings) as search:
         began = _wait_until(lambda: _committed(out) >= first, search)
         ended = _wait_until(lambda: _committed(out) >= candidates, search)
         children = workers_among(search.children(recursive=True))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import search_process
 import torch
 from filelock import FileLock
 from toy_models import tensors_of, toy_model
@@ -33,26 +34,18 @@ from pruning.walk import Texts, collect
 ROOT = Path(run_prune.__file__).parent
 
 
-@pytest.fixture
-def call(started):
-    """Run the script with options by name, which must end with a code; returns what it printed."""
-
-    def run(code=0, **options):
-        flags = {"--" + name.replace("_", "-"): value for name, value in options.items()}
-        given = [
-            (flag, one)
-            for flag, value in flags.items()
-            for one in (value if isinstance(value, list) else [value])
-            if one is not None
-        ]
-        words = [str(word) for pair in given for word in pair if word is not True]
-        return started(run_prune, *words, code=code)
-
-    return run
+def call(code=0, **options):
+    """Run the script with options by name, which must end with a code; return what it printed."""
+    words = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                words += ["--" + name.replace("_", "-"), *([one] if one is not True else [])]
+    return search_process.started(run_prune, *words, code=code)
 
 
 @pytest.fixture
-def prune_small(call, tiny_llama_dir, tmp_path):
+def prune_small(tiny_llama_dir, tmp_path):
     """Prune the tiny LLaMA into tmp_path/out with few short windows, options going over these."""
 
     def run(**options):
@@ -114,7 +107,7 @@ def test_run_prune_recipe_says_how_to_do_it_again(prune_small, tmp_path, tiny_ll
     assert recipe["calibration"] | texts == recipe["calibration"]
 
 
-def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, call, tmp_path):
+def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, tmp_path):
     prune_small(metric="snip", sparsity=0.6, seed=7, share=[2, 1], **TWO_KINDS)
     recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
     out, _ = call(recipe=recipe, out=again)
@@ -141,7 +134,7 @@ def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, call, t
         ({}, {"corpus": "embedded"}, {"split": None, "share": None}),
     ],
 )
-def test_recipe_gives_way_to_options(prune_small, call, tmp_path, first, changes, expected):
+def test_recipe_gives_way_to_options(prune_small, tmp_path, first, changes, expected):
     prune_small(**first, **({} if "metric" in changes else TWO_KINDS))
     recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
     out, _ = call(recipe=recipe, out=again, validate=True, json=True, **changes)
@@ -157,14 +150,14 @@ def test_recipe_gives_way_to_options(prune_small, call, tmp_path, first, changes
         ({"sha256": {}, "corpus": "c4"}, ": corpus: Input should be a valid array"),
     ],
 )
-def test_run_prune_refuses_an_altered_recipe(call, tmp_path, content, problem):
+def test_run_prune_refuses_an_altered_recipe(tmp_path, content, problem):
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(content))
     _, err = call(code=2, recipe=path, out=tmp_path / "out")
     assert err.startswith(f"error: recipe {str(path)!r}{problem}")
 
 
-def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, call, tmp_path):
+def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, tmp_path):
     out, err = prune_small(pattern="2:4", json=True)
     told, report, folder = json.loads(out), paper(tmp_path / "out", "report"), tmp_path / "out"
     assert (told["exit"], told["reason"]) == (0, "done")
@@ -327,6 +320,7 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"device": "meta"}, "device 'meta' cannot be used (only cpu, cuda, mps are supported)"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used ("),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MiB, got '6 "),
+        ({"protocol": "wanda"}, "protocol must be one of wanda-2048, wanda-4096; got 'wanda'"),
         ({"split": "test"}, "split of corpus 'embedded' must be one of"),
         ({**TWO_KINDS, "split": "report"}, "--split must be given once for each --corpus, or not "),
         ({**TWO_KINDS, "share": 1}, "--share must be given once for each --corpus, or not at all:"),
@@ -364,7 +358,7 @@ def test_run_prune_refuses_a_folder_that_is_not_empty(prune_small, tmp_path):
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 
-def test_run_prune_verify_accepts_its_own_result(prune_small, call, tmp_path):
+def test_run_prune_verify_accepts_its_own_result(prune_small, tmp_path):
     prune_small(pattern="2:4")
     out, err = call(verify=tmp_path / "out")
     assert [line.partition(" (")[0] for line in err.splitlines()] == ["verify: 3/3"]
@@ -373,7 +367,7 @@ def test_run_prune_verify_accepts_its_own_result(prune_small, call, tmp_path):
     )
 
 
-def test_run_prune_verify_refuses_a_folder_that_is_no_result(call, tmp_path):
+def test_run_prune_verify_refuses_a_folder_that_is_no_result(tmp_path):
     _, err = call(code=4, verify=tmp_path)
     assert "has no pruning_recipe.json: no finished pruned model" in err
 
@@ -422,7 +416,7 @@ METHODS = {
 }
 
 
-def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, call, tmp_path):
+def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, tmp_path):
     prune_small(**METHODS["all"])
     recipe, report = paper(tmp_path / "out", "recipe"), paper(tmp_path / "out", "report")
     methods = [recipe[key] for key in ("allocation", "refine", "update")]

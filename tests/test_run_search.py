@@ -1,14 +1,13 @@
 """A whole search on the embedded model, in this process: its files, its table, its exit codes."""
 
-import io
 import json
 import math
 import shutil
-import sys
-from contextlib import closing, redirect_stdout
+from contextlib import closing
 
 import pytest
 from safetensors import safe_open
+from search_process import started
 
 import run_search
 from configs import schema
@@ -38,13 +37,7 @@ SMALL = [
 
 
 def search(out, *more):
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        words = [f"--set={setting}" for setting in [*SMALL, *more]]
-        patch.setattr(sys, "argv", ["run_search.py", "--out", str(out), *words])
-        with pytest.raises(SystemExit) as stop:
-            run_search.main()
-    assert stop.value.code == 0
-    return printed.getvalue()
+    return started(run_search, "--out", out, *(f"--set={one}" for one in [*SMALL, *more]))[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,13 @@
-"""Scripts as processes: started, watched, hit by signals, and run to their end."""
+"""Scripts, in this process or as processes: watched, hit by signals, and run to their end."""
 
+import io
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 SIZES = [
@@ -11,6 +15,17 @@ SIZES = [
     *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
     *("search.population=12", "search.stages=[2]", "search.lag=4", "search.brood=4"),
 ]
+
+
+def started(script, *words, code=0) -> tuple[str, str]:
+    """Run a script in this process, which must end with a code; return what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["script", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            script.main()
+    assert (end.value.code or 0) == code, err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 def command(*arguments: str) -> list[str]:
