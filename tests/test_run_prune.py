@@ -31,8 +31,6 @@ from pruning.store import ResidentStore
 from pruning.unloaded import resolve_model
 from pruning.walk import Texts, collect
 
-ROOT = Path(run_prune.__file__).parent
-
 
 def call(code=0, **options):
     """Run the script with options by name, which must end with a code; return what it printed."""
@@ -409,7 +407,10 @@ def test_run_prune_validate_says_the_plan(prune_small, tight):
 
 
 METHODS = {
-    "a metric alone": {"metric": "wanda"},
+    "forward": {"metric": "wanda"},
+    "backward": {"metric": "snip", "group": "row"},
+    "last": {"metric": "gblm", "group": "model"},
+    "last, sequential": {"metric": "gblm", "propagation": "sequential"},
     "sparsegpt": {"metric": "sparsegpt", "pattern": "2:4"},
     "steps": {"metric": "snip", "steps": 3},
     "all": {**{"metric": "gblm", "allocation": "owl", "refine": "swaps", "update": "reconstruct"}},
@@ -547,8 +548,12 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     assert out == ""
     assert err.endswith("is not finished; run the same command again with --resume\n")
     assert not (tmp_path / "out" / "pruning_report.json").exists()
+    shards = (tmp_path / "out" / ".unfinished" / "result").glob("*.safetensors")
+    kept = {path.name: path.stat().st_mtime_ns for path in shards}
+    assert kept or way == "steps"
     prune_small(**METHODS[way], resume=True)
     assert checksums_of(tmp_path / "out") == expected
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
     assert not (tmp_path / "out" / ".unfinished").exists()
     verify_result(tmp_path / "out")
 
@@ -766,21 +771,17 @@ def test_gradients_of_another_model_are_refused(prune_small, gradients, tmp_path
 LONGER = {"metric": "gblm", "propagation": "sequential", "samples": "24", "seqlen": "128"}
 
 
-def started(out: Path, *flags: str) -> subprocess.Popen[bytes]:
+def started(out: Path, *flags: str) -> subprocess.Popen[str]:
     options = {"model": "embedded", "out": str(out), "eval-windows": "4", **LONGER}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, str(ROOT / "run_prune.py"), *words, *flags]
-    with (out.parent / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    command = [sys.executable, "run_prune.py", *words, *flags]
+    with (out.parent / "log").open("a") as log:
+        return search_process.begin(command, stdout=log)
 
 
-def stopped_when(process: subprocess.Popen[bytes], path: Path, number: signal.Signals) -> int:
+def stopped_when(process: subprocess.Popen[str], path: Path, number: signal.Signals) -> int:
     """Send a signal as soon as a file is there; return the exit code."""
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline, "the run did not get on"
-        time.sleep(0.002)
+    search_process.wait_until(path.exists, process)
     process.send_signal(number)
     return process.wait(timeout=60)
 

@@ -94,7 +94,8 @@ def test_journal_and_timings_have_a_line_a_candidate_with_the_agreed_keys(finish
         assert (line["fitness"] is None) == (line["outcome"] != "evaluated")
         if line["outcome"] in ("evaluated", "stopped"):
             assert list(timing) == ["index", "seconds", "peak_mib", "worker"]
-            assert min(timing["seconds"], timing["peak_mib"]) > 0
+            assert timing["seconds"] > 0
+            assert timing["peak_mib"] > 50  # torch alone is more
             assert timing["worker"] == 1
         elif line["outcome"] == "duplicate":
             assert list(timing) == ["index"]
@@ -421,16 +422,3 @@ def test_print_config_shows_the_resolved_config_and_does_nothing_else(tmp_path, 
     expected = schema.to_yaml(schema.load("two_models", ["search.seed=4"]))
     assert call(*words) == (expected, "")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (["--resume", "runs/x"], "--print-config goes only with --config and --set"),
-        (["--out", "runs/x"], "--print-config goes only with --config and --set"),
-    ],
-)
-def test_print_config_refuses_what_it_cannot_show(arguments, problem, call):
-    out, err = call(*arguments, "--print-config", code=2)
-    assert out == ""
-    assert err.startswith(f"error: {problem}")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from pyarrow import parquet
 from refusals import refusal
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
+from word_tokenizer import word_tokenizer
 
 from evaluation.corpus import special_note, token_windows
 from evaluation.sources import (
@@ -43,9 +44,7 @@ def numbers_file(tmp_path):
 @pytest.fixture
 def windows_of(numbers_file):
     """Cut windows of the numbers, whose tokens are themselves."""
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(100)}))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=8)
+    tokenizer = word_tokenizer(model_max_length=8)
     return lambda *layout, split="all": token_windows(tokenizer, numbers_file, split, *layout)
 
 

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -53,13 +54,18 @@ def begin(arguments: list[str], **options) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, cwd=ROOT, **{**pipes, **options})
 
 
-def wait_for_lines(process: subprocess.Popen[str], out: Path, lines: int) -> None:
-    """Wait until the journal of a search that runs has so many lines."""
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until a run came so far that a condition holds."""
     deadline = time.monotonic() + 240
-    while journal(out).count(b"\n") < lines:
+    while not condition():
         assert process.poll() is None, "the run ended before it got so far"
         assert time.monotonic() < deadline, "the run did not get on"
-        time.sleep(0.02)
+        time.sleep(0.002)
+
+
+def wait_for_lines(process: subprocess.Popen[str], out: Path, lines: int) -> None:
+    """Wait until the journal of a search that runs has so many lines."""
+    wait_until(lambda: journal(out).count(b"\n") >= lines, process)
 
 
 def journal(out: Path) -> bytes:
