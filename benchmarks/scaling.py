@@ -22,7 +22,7 @@ import psutil
 import typer
 from real_run import workers_among
 from rich.progress import track
-from tables import ROOT, conditions, show, write_json
+from tables import ROOT, conditions, show_cases, write_json
 from watched_search import UNEVEN_FACTOR, UNEVEN_SHARE
 
 BAR = 0.95
@@ -78,7 +78,9 @@ def main(
             str(case): _sleeping(case, folder / str(number), seconds)
             for number, case in enumerate(track(cases, "searching", transient=True))
         }
-    _print(workers, sleeping)
+    if workers:
+        show_cases("real workers", {f"{count} workers": case for count, case in workers.items()})
+    show_cases(f"workers that sleep; bar for 16 uneven ones: {BAR:.0%} busy", sleeping)
     figures = {
         "candidates_per_hour": {str(count): figure["an_hour"] for count, figure in workers.items()},
         "busy_fraction": {name: figure["busy"] for name, figure in sleeping.items()},
@@ -187,30 +189,6 @@ def _spans(out: Path) -> dict[int, list[Span]]:
         else:
             of_worker.append((float(moment), float("inf")))
     return spans
-
-
-def _print(workers: dict[int, dict[str, Any]], sleeping: dict[str, dict[str, float]]) -> None:
-    if workers:
-        show(
-            "real workers",
-            ["workers", "candidates per hour", "busy", "ms per evaluation", "MiB per worker"],
-            [
-                [
-                    *(str(count), f"{figure['an_hour']:.0f}", f"{figure['busy']:.1%}"),
-                    *(f"{figure['evaluation_ms']:.0f}", str(figure["worker_mib"])),
-                ]
-                for count, figure in workers.items()
-            ],
-        )
-    keys = ("driver_ms", "feeds", "median_latency_ms", "p99_latency_ms")
-    show(
-        f"workers that sleep; bar for 16 uneven ones: {BAR:.0%} busy",
-        ["case", "busy", "driver CPU ms per candidate", "can feed", "latency ms", "p99"],
-        [
-            [name, f"{figure['busy']:.1%}", *(f"{figure[key]:.1f}" for key in keys)]
-            for name, figure in sleeping.items()
-        ],
-    )
 
 
 if __name__ == "__main__":

@@ -49,13 +49,23 @@ def show(title: str, headings: list[str], rows: list[list[str]]) -> None:
     Console(highlight=False, width=110).print(table)
 
 
+def show_cases(title: str, cases: Mapping[str, Mapping[str, object]]) -> None:
+    """Print one table with a row for each case and a column for each of its figures."""
+    columns = next(iter(cases.values()), {}).keys()
+    rows = []
+    for name, case in cases.items():
+        values = (case[column] for column in columns)
+        rows.append([name, *(f"{x:.6g}" if isinstance(x, float) else str(x) for x in values)])
+    show(title, ["", *(column.replace("_", " ") for column in columns)], rows)
+
+
 def show_figures(title: str, figures: Mapping[str, object], bars: Mapping[str, str]) -> None:
     """Print one table with a row for each figure, and its bar if it has one."""
-    rows = []
-    for name, value in figures.items():
-        text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        rows.append([name.replace("_", " "), text, bars.get(name, "")])
-    show(title, ["", "figure", "bar"], rows)
+    cases = {
+        name.replace("_", " "): {"figure": value, "bar": bars.get(name, "")}
+        for name, value in figures.items()
+    }
+    show_cases(title, cases)
 
 
 def show_rises(

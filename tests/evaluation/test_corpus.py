@@ -82,10 +82,20 @@ def test_malformed_split_shows_the_rule(split):
     )
 
 
-def test_unknown_split_lists_the_known_ones():
-    assert refusal(check_available, "wikitext2", "valid") == (
-        "split of corpus 'wikitext2' must be one of ['train', 'validation', 'test']; got 'valid'"
-    )
+CORPUS = "corpus must be one of ['embedded', 'wikitext2', 'c4', 'ptb'] or a path ending in .txt, "
+
+
+@pytest.mark.parametrize(
+    ("corpus", "split", "message"),
+    [
+        ("wikitext2", "valid", "must be one of ['train', 'validation', 'test']; got 'valid'"),
+        ("notes.md", "all", CORPUS + ".jsonl, .parquet; got 'notes.md'"),
+        ("wikitext", "all", "got 'wikitext'; did you mean 'wikitext2'?"),
+        ("none.txt", "all", "corpus file 'none.txt' is not there; looked at "),
+    ],
+)
+def test_corpus_or_split_that_is_not_there_is_refused(corpus, split, message):
+    assert message in refusal(check_available, corpus, split)
 
 
 def paragraphs_of(text):
@@ -137,22 +147,6 @@ def test_broken_file_is_refused(tmp_path, name, content, problem):
     message = refusal(load_text, str(path), "all")
     assert len(message) < 700
     assert message.startswith(f"corpus file {str(path)!r}{problem}")
-
-
-@pytest.mark.parametrize(
-    ("corpus", "ending"), [("notes.md", ""), ("wikitext", "; did you mean 'wikitext2'?")]
-)
-def test_unknown_corpus_is_refused(corpus, ending):
-    assert refusal(check_available, corpus, "all") == (
-        "corpus must be one of ['embedded', 'wikitext2', 'c4', 'ptb'] or a path ending in "
-        f".txt, .jsonl, .parquet; got {corpus!r}{ending}"
-    )
-
-
-def test_missing_file_is_named(tmp_path):
-    path = str(tmp_path / "none.txt")
-    expected = f"corpus file {path!r} is not there; looked at {path!r}"
-    assert refusal(check_available, path, "all") == expected
 
 
 def test_hub_corpora_alone_are_noted_as_unchecked(text_file):
