@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hub_cache import HubCache
 from search_process import started
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy_models import toy_model
@@ -37,16 +36,6 @@ def marked(tiny_llama_dir, tmp_path) -> tuple[Path, Path]:
     text = tmp_path / "marked.txt"
     text.write_text("a word ~ and more\n" * 100)
     return model, text
-
-
-@pytest.fixture
-def hub_cache(tiny_llama_dir, tmp_path, monkeypatch) -> HubCache:
-    """An offline hub's cache with two commits of owner/tiny."""
-    cache = HubCache(tmp_path / "hub")
-    cache.fill(tiny_llama_dir)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache.path))
-    return cache
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Several kinds of text as one."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from word_tokenizer import BOS, word_tokenizer
 
-from evaluation.corpus import Mixture, Part, cut_all, token_windows
+from evaluation.corpus import Mixture, Part, token_windows
 from pruning.output.options import Options
 from pruning.output.request import _texts
 
@@ -87,12 +85,3 @@ def test_splits_and_shares_go_with_the_corpora():
     (text,), (one, other) = _texts(options, 4).values()
     assert text.parts == (Part("embedded", "calibration", 3), Part("c4", "train", 1))
     assert (one.places, other.places) == ([("embedded", "fitness")], [("c4", "validation")])
-
-
-@pytest.mark.parametrize(("length", "windows"), [(10, [4, 4]), (3, [5, 5])])
-def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, length, windows):
-    asked = [
-        replace(text, most=5) for text in _texts(Options(eval_corpus=texts), length)["evaluation"]
-    ]
-    cut = cut_all(asked, word_tokenizer())
-    assert [part["windows"] for part in cut.parts] == windows
