@@ -15,31 +15,27 @@ import torch
 import typer
 from real_run import RealRun
 from rich.progress import track
-from tables import conditions, show, write_json
+from tables import conditions, show_figures, write_json
 
 from pruning.masks import DegenerateScores
 from search.fitness import Evaluator
 from search.population import Candidate, Record
 
-TOP = 10
+TOP, MOST_PAIRS = 10, 60
 
 
 def main(
     run: Annotated[Path, typer.Option(help="Run folder of a search.")],
     candidates: Annotated[int, typer.Option(help="Candidates to evaluate in full.")] = 80,
-    pairs: Annotated[
-        int, typer.Option(help="Most pairs with the same fingerprint to compare.")
-    ] = 60,
-    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
     real = RealRun(run)
     never_stopping = replace(real.experiment.setup, stages=())
     evaluator = real.evaluator(never_stopping)
-    draw = random.Random(seed)
+    draw = random.Random(0)
     twins = _twins(real.records)
-    differing = _compare(evaluator, draw.sample(twins, min(pairs, len(twins))))
+    differing = _compare(evaluator, draw.sample(twins, min(MOST_PAIRS, len(twins))))
     decided = [r for r in real.records if r.outcome.kind in ("evaluated", "stopped")]
     best = sorted(r.fitness for r in decided if r.fitness is not None)[:TOP]
     sample = draw.sample(decided, min(candidates, len(decided)))
@@ -64,8 +60,8 @@ def main(
         "largest_error_of_an_estimate": max(errors[True], default=None),
         "largest_difference_to_the_run": max(errors[False], default=None),
     }
-    rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
-    show(f"early decisions of {run.name}, top {TOP} at {best[-1]:.4f}", ["", "figure"], rows)
+    title = f"early decisions of {run.name}, top {TOP} at {best[-1]:.4f}"
+    show_figures(title, figures, {})
     write_json(json, {**conditions(real.experiment.config.dtype), **figures})
 
 
@@ -105,10 +101,6 @@ def _evaluate(evaluator: Evaluator, sample: list[Record]) -> dict[Record, float]
         outcome = evaluator.evaluate(Candidate(record.index, record.criterion))
         fitness[record] = float("inf") if outcome.fitness is None else outcome.fitness
     return fitness
-
-
-def _text(value: float | None) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

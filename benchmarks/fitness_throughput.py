@@ -23,7 +23,7 @@ import torch
 import typer
 from real_run import RealRun
 from rich.progress import track
-from tables import conditions, show, write_json
+from tables import conditions, show_cases, show_figures, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.perplexity import window_losses
@@ -100,27 +100,21 @@ def main(
 
 def _print(figures: dict[str, Any], what: str, chosen: Sequence[Record]) -> None:
     parts, pace = figures["seconds"], figures["candidates_an_hour"]
-    rows = []
-    for name, value in parts.items():
-        bar = BARS["group"] if name.startswith(PRUNE) else ""
-        rows.append([name, f"{value:.3f}", f"{value / parts[WINDOW]:.2f}", bar])
-    title = f"parts of an evaluation, {what}, {figures['threads']} threads"
-    show(title, ["part", "seconds", "of a window", "bar"], rows)
+    cases = {
+        name: {"seconds": seconds, "of_a_window": seconds / parts[WINDOW]}
+        for name, seconds in parts.items()
+    }
+    bar = f"bar of pruning: {BARS['group']} of a window"
+    show_cases(f"parts of an evaluation, {what}, {figures['threads']} threads; {bar}", cases)
     rates = {
         **{name: figures[name] for name in ("gemm_gflops", "forward_gflops", "gemm_fraction")},
         "driver_ms_per_candidate": figures["driver_ms_per_candidate"],
         **{f"candidates_an_hour, {way}": value for way, value in pace.items()},
         **{name: figures[name] for name in ("ratio_plain", "ratio_resident")},
     }
-    show(
-        f"rates, {len(chosen)} candidates from {chosen[0].index} on, "
-        f"{figures['fitness_tokens']} fitness tokens",
-        ["", "figure", "bar"],
-        [
-            [name.replace("_", " "), f"{value:.4g}", BARS.get(name, "")]
-            for name, value in rates.items()
-        ],
-    )
+    count, tokens = len(chosen), figures["fitness_tokens"]
+    title = f"rates, {count} candidates from {chosen[0].index} on, {tokens} fitness tokens"
+    show_figures(title, rates, BARS)
 
 
 @torch.inference_mode()

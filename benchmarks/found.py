@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import track
 from safetensors.torch import load_file, save_file
-from tables import conditions, show, wikitext2_corpora, write_json
+from tables import conditions, show, show_rises, wikitext2_corpora, write_json
 
 from configs.schema import Memory
 from evaluation.corpus import Mixture, Part
@@ -117,10 +117,12 @@ def main(
         kinds = "only the first kind" if setting.calibration == "one" else "both kinds of text"
         cells = rises.setdefault(f"{setting.samples} windows of {kinds}", {})
         of_model = relative_rises(measured.dense, perplexities, published)
-        for cell, by_metric in of_model.items():
-            cells[f"{Path(setting.model).name} {cell}"] = by_metric
+        cells |= {f"{Path(setting.model).name} {cell}": row for cell, row in of_model.items()}
+    of_size = {"size": {name: str(one.metric.size) for name, one in named.items()}}
     for calibrated, cells in rises.items():
-        _print_rises(calibrated, cells, named)
+        by_metric = {name: {cell: cells[cell][name] for cell in cells} for name in named}
+        title = f"relative rises over {len(cells)} cells, calibrated on {calibrated}"
+        show_rises(title, by_metric, of_size)
     if len(sizes) > 1:
         _print_growth(figures, named)
     metrics = {
@@ -296,19 +298,6 @@ def _print_growth(figures: Mapping[str, Any], named: Named) -> None:
             row.append(f"{fmean(values):.3f}, {fmean(two_of_four):.3f}")
         rows.append([name, *row])
     show("rises as multiples of wanda's: all cells, 2:4", ["metric", *figures], rows)
-
-
-def _print_rises(calibrated: str, cells: Cells, named: Named) -> None:
-    rows = []
-    for name, criterion in named.items():
-        values = {cell: by_metric[name] for cell, by_metric in cells.items()}
-        worst = max(values, key=lambda cell: values[cell])
-        losses = sum(value > 1 for value in values.values())
-        row = [name, str(criterion.metric.size), f"{fmean(values.values()):.3f}"]
-        rows.append([*row, f"{values[worst]:.3f}", worst, f"{losses} of {len(values)}"])
-    rows.sort(key=lambda row: float(row[2]))
-    title = f"relative rises over {len(cells)} cells, calibrated on {calibrated}"
-    show(title, ["metric", "size", "mean", "worst", "where", "above 1"], rows)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ STD = 0.02
 POLL_SECONDS = 0.02
 """Time between two readings of a process's memory."""
 
+PROTOCOL = {"samples": 2, "seqlen": 64, "eval_windows": 1, "seed": 0}
+"""Windows for calibration and for perplexity, their tokens, and the seed of all that is random."""
+
 LLAMA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32}
 LLAMA_1_3B = {"hidden": 2048, "intermediate": 5504, "layers": 24, "heads": 16}
 
@@ -93,10 +96,6 @@ class Setting:
     shape: Mapping[str, int]
     work: Path
     memory: str
-    samples: int
-    seqlen: int
-    eval_windows: int
-    seed: int
 
     @property
     def checkpoint(self) -> Path:
@@ -106,26 +105,13 @@ class Setting:
     def title(self) -> str:
         return (
             f"{self.shape['layers']} blocks of {self.shape['hidden']} in bfloat16, limit "
-            f"{self.memory}, {self.samples} windows of {self.seqlen} tokens"
+            f"{self.memory}, {PROTOCOL['samples']} windows of {PROTOCOL['seqlen']} tokens"
         )
-
-    @property
-    def options(self) -> dict[str, str]:
-        """The options for texts and windows, shared by the engine and the plain way."""
-        corpora, splits = ("embedded", "embedded"), ("calibration", "report")
-        if LOCAL_WIKITEXT2.is_dir():
-            corpora, splits = wikitext2_corpora(), ("all", "all")
-        return {
-            **{"corpus": corpora[0], "split": splits[0], "samples": str(self.samples)},
-            **{"eval-corpus": corpora[1], "eval-split": splits[1]},
-            **{"eval-windows": str(self.eval_windows), "seqlen": str(self.seqlen)},
-            "seed": str(self.seed),
-        }
 
     def make(self) -> dict[str, float]:
         """Make the checkpoint, and return its size and the seconds that it took."""
         began = time.perf_counter()
-        gigabytes = make_checkpoint(self.shape, self.checkpoint, self.seed) / 1e9
+        gigabytes = make_checkpoint(self.shape, self.checkpoint) / 1e9
         seconds = time.perf_counter() - began
         return {"gigabytes": gigabytes, "seconds": seconds}
 
@@ -134,7 +120,7 @@ class Setting:
     ) -> Took:
         """Run the engine with a cold page cache; `metric` is a metric's text and options for it."""
         fixed = ["--sparsity=0.5", "--dtype=float32", f"--max-memory={self.memory}"]
-        fixed += [f"--{name}={value}" for name, value in self.options.items()]
+        fixed += [f"--{name}={value}" for name, value in options().items()]
         files = [f"--model={self.checkpoint}", f"--out={out}", "--metric", *metric]
         drop_cache(self.checkpoint)
         command = [sys.executable, "run_prune.py", *files, *fixed, *more]
@@ -157,13 +143,8 @@ class Setting:
 def main(
     parts: Annotated[str, Option(help=f"Comma-separated: {', '.join(PARTS)}.")] = ",".join(PARTS),
     folder: Annotated[Path, Option(help="Folder for the temporary files.")] = Path(),
-    layers: Annotated[int, Option(help="Most decoder blocks.")] = LLAMA_7B["layers"],
-    shrink: Annotated[int, Option(help="Divisor of all widths except the vocabulary.")] = 1,
+    shrink: Annotated[int, Option(help="Divisor of all sizes except the vocabulary.")] = 1,
     memory: Annotated[str, Option(help="The engine's memory limit.")] = "3.5GiB",
-    samples: Annotated[int, Option(help="Calibration windows.")] = 2,
-    seqlen: Annotated[int, Option(help="Tokens per window.")] = 64,
-    eval_windows: Annotated[int, Option(help="Windows for perplexity.")] = 1,
-    seed: Annotated[int, Option(help="Seed of weights, windows and moments of kills.")] = 0,
     json: Annotated[Path | None, Option(help="File for the figures.")] = None,
 ) -> None:
     """Print a table for each part; all files are removed at the end, even after an error."""
@@ -171,10 +152,7 @@ def main(
     if unknown := sorted(set(chosen) - set(PARTS)):
         raise typer.BadParameter(f"parts must be of {', '.join(PARTS)}; got {', '.join(unknown)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes files
-    protocol: dict[str, Any] = {
-        **{"memory": memory, "samples": samples, "seqlen": seqlen},
-        **{"eval_windows": eval_windows, "seed": seed},
-    }
+    protocol = {"memory": memory, **PROTOCOL}
     figures: dict[str, Any] = {**conditions("float32"), "protocol": protocol}
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -182,9 +160,8 @@ def main(
             if not wanted & set(chosen):
                 continue
             shrunk = {name: size // shrink for name, size in shape.items()}
-            shrunk["layers"] = min(shape["layers"], layers)
             with tempfile.TemporaryDirectory(dir=folder, prefix="prune-7b-") as work:
-                setting = Setting(shrunk, Path(work).absolute(), **protocol)
+                setting = Setting(shrunk, Path(work).absolute(), memory)
                 if "plain" in wanted:
                     figures["plain"] = _plain(setting)
                 else:
@@ -218,7 +195,7 @@ def _large_parts(setting: Setting, chosen: list[str], figures: dict[str, Any]) -
 
 def _kill(setting: Setting, undisturbed: dict[str, Any]) -> dict[str, Any]:
     """Kill a run twice, resume it each time, and compare its files with the undisturbed run's."""
-    rng, remaining = random.Random(setting.seed), undisturbed["took"].seconds
+    rng, remaining = random.Random(PROTOCOL["seed"]), undisturbed["took"].seconds
     moments: list[float | None] = []
     for _ in range(2):
         moment = rng.uniform(*KILLED_BETWEEN) * remaining
@@ -251,8 +228,8 @@ def _plain(setting: Setting) -> dict[str, Any]:
         out = Path(folder) / "out"
         drop_cache(setting.checkpoint)
         script = str(ROOT / "benchmarks" / "plain_way.py")
-        options = json_text.dumps(setting.options)
-        command = [sys.executable, script, str(setting.checkpoint), str(out), options]
+        words = [str(setting.checkpoint), str(out), json_text.dumps(options())]
+        command = [sys.executable, script, *words]
         took = measure(command, Path(folder) / "log.txt")
         plain: dict[str, Any] = {"took": took, "perplexity": read_perplexity(out)}
     ratios = {
@@ -272,10 +249,20 @@ def _plain(setting: Setting) -> dict[str, Any]:
     return {"shape": dict(setting.shape), "made": made, **figures, "ratios": ratios, "bars": BARS}
 
 
-def make_checkpoint(shape: Mapping[str, int], folder: Path, seed: int) -> int:
+def options() -> dict[str, str]:
+    """Return the options for texts and windows, shared by the engine and the plain way."""
+    corpora, splits = ("embedded", "embedded"), ("calibration", "report")
+    if LOCAL_WIKITEXT2.is_dir():
+        corpora, splits = wikitext2_corpora(), ("all", "all")
+    texts = {"corpus": corpora[0], "split": splits[0]}
+    texts |= {"eval-corpus": corpora[1], "eval-split": splits[1]}
+    return texts | {name.replace("_", "-"): str(value) for name, value in PROTOCOL.items()}
+
+
+def make_checkpoint(shape: Mapping[str, int], folder: Path) -> int:
     """Write an untied LLaMA of random bf16 weights into a new folder; return its bytes.
 
-    The same seed gives the same bytes. No two rows have the same scale, no two matrices the same
+    It has the same bytes each time. No two rows have the same scale, no two matrices the same
     statistics, and the norms are 1. The tokenizer is the embedded model's.
 
     Raises:
@@ -304,7 +291,7 @@ def make_checkpoint(shape: Mapping[str, int], folder: Path, seed: int) -> int:
     config.save_pretrained(folder)
     load_tokenizer(EMBEDDED).save_pretrained(folder)
     plan = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_BYTES)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(PROTOCOL["seed"])
     for file, names in plan.filename_to_tensors.items():
         tensors = {name: _random(empty[name].shape, generator) for name in names}
         save_file(tensors, folder / file, {"format": "pt"})

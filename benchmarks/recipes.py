@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import track
-from tables import ROOT, conditions, show, wikitext2_corpora, write_json
+from tables import ROOT, conditions, show, show_rises, wikitext2_corpora, write_json
 
 METRICS = (
     *("magnitude", "wanda", "ria-full", "pruner-zero", "snip"),
@@ -155,26 +155,13 @@ def _rises(by_cell: Mapping[str, Result], reference: Mapping[str, Result]) -> di
 def _print_rises(
     rises: Mapping[str, Mapping[str, float]], results: Mapping[str, Mapping[str, Result]]
 ) -> None:
-    rows = []
-    for method, by_cell in rises.items():
-        if not by_cell:
-            continue
-        worst = max(by_cell, key=lambda cell: by_cell[cell])
-        done = [result for result in results[method].values() if "seconds" in result]
-        rows.append(
-            [
-                method,
-                f"{fmean(by_cell.values()):.3f}",
-                f"{by_cell[worst]:.3f}",
-                worst,
-                str(len(by_cell)),
-                f"{fmean(result['seconds'] for result in done):.0f}",
-                f"{max(result['peak_gib'] for result in done):.2f}",
-            ]
-        )
-    rows.sort(key=lambda row: float(row[1]))
-    headings = ["method", "mean rise", "worst", "where", "cells", "seconds", "GiB"]
-    show(f"rises of log perplexity, of {REFERENCE}'s", headings, rows)
+    seconds, memory = {}, {}
+    for method, by_cell in results.items():
+        if done := [result for result in by_cell.values() if "seconds" in result]:
+            seconds[method] = f"{fmean(result['seconds'] for result in done):.0f}"
+            memory[method] = f"{max(result['peak_gib'] for result in done):.2f}"
+    title = f"rises of log perplexity, of {REFERENCE}'s"
+    show_rises(title, rises, {"seconds": seconds, "GiB": memory})
 
 
 def _print_orders(
@@ -185,23 +172,17 @@ def _print_orders(
     for variant in variants:
         correlations = []
         for cell in rises[REFERENCE]:
-            both = [
-                (rises[f"{metric} plain"][cell], rises[f"{metric} {variant}"][cell])
+            pairs = [
+                [rises.get(f"{metric} {way}", {}).get(cell) for way in ("plain", variant)]
                 for metric in metrics
-                if {f"{metric} plain", f"{metric} {variant}"} <= rises.keys()
-                and cell in rises[f"{metric} plain"]
-                and cell in rises[f"{metric} {variant}"]
             ]
+            both = [pair for pair in pairs if None not in pair]
             if len(both) > 2:
-                correlations.append(_rank_correlation(*zip(*both, strict=True)))
+                ranks = [[sorted(way).index(x) for x in way] for way in zip(*both, strict=True)]
+                correlations.append(correlation(*ranks))
         if correlations:
             rows.append([variant, f"{fmean(correlations):.2f}", f"{min(correlations):.2f}"])
     show("rank correlation of metrics, plain and with", ["variant", "mean", "lowest"], rows)
-
-
-def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    ranks = [[sorted(values).index(value) for value in values] for values in (one, other)]
-    return correlation(*ranks)
 
 
 if __name__ == "__main__":

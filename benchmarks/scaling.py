@@ -22,7 +22,7 @@ import psutil
 import typer
 from real_run import workers_among
 from rich.progress import track
-from tables import ROOT, conditions, show, write_json
+from tables import ROOT, conditions, show_cases, write_json
 from watched_search import UNEVEN_FACTOR, UNEVEN_SHARE
 
 BAR = 0.95
@@ -65,9 +65,6 @@ CASES = [
 
 def main(
     real: Annotated[int, typer.Option(help="Candidates on real workers; 0 skips them.")] = 600,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key.path=value, for the real workers.")
-    ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds of each case.")] = 45.0,
     only: Annotated[str, typer.Option(help="Run only cases whose name contains this.")] = "",
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
@@ -75,14 +72,15 @@ def main(
     """Print two tables."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        settings = [f"search.candidates={real}", *(overrides or [])]
-        workers = {n: _real(folder / f"real{n}", n, real, settings) for n in (1, 2) if real}
+        workers = {n: _real(folder / f"real{n}", n, real) for n in (1, 2) if real}
         cases = [case for case in CASES if only in str(case)]
         sleeping = {
             str(case): _sleeping(case, folder / str(number), seconds)
             for number, case in enumerate(track(cases, "searching", transient=True))
         }
-    _print(workers, sleeping)
+    if workers:
+        show_cases("real workers", {f"{count} workers": case for count, case in workers.items()})
+    show_cases(f"workers that sleep; bar for 16 uneven ones: {BAR:.0%} busy", sleeping)
     figures = {
         "candidates_per_hour": {str(count): figure["an_hour"] for count, figure in workers.items()},
         "busy_fraction": {name: figure["busy"] for name, figure in sleeping.items()},
@@ -120,10 +118,11 @@ def _committed(out: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def _real(out: Path, workers: int, candidates: int, settings: list[str]) -> dict[str, Any]:
+def _real(out: Path, workers: int, candidates: int) -> dict[str, Any]:
     """Search with real workers; return memory, and pace and busy fraction after the first fifth."""
     first = candidates // 5
-    with _running(out, "0", [*settings, f"ray.workers={workers}"]) as search:
+    settings = [f"search.candidates={candidates}", f"ray.workers={workers}"]
+    with _running(out, "0", settings) as search:
         began = _wait_until(lambda: _committed(out) >= first, search)
         ended = _wait_until(lambda: _committed(out) >= candidates, search)
         children = workers_among(search.children(recursive=True))
@@ -190,30 +189,6 @@ def _spans(out: Path) -> dict[int, list[Span]]:
         else:
             of_worker.append((float(moment), float("inf")))
     return spans
-
-
-def _print(workers: dict[int, dict[str, Any]], sleeping: dict[str, dict[str, float]]) -> None:
-    if workers:
-        show(
-            "real workers",
-            ["workers", "candidates per hour", "busy", "ms per evaluation", "MiB per worker"],
-            [
-                [
-                    *(str(count), f"{figure['an_hour']:.0f}", f"{figure['busy']:.1%}"),
-                    *(f"{figure['evaluation_ms']:.0f}", str(figure["worker_mib"])),
-                ]
-                for count, figure in workers.items()
-            ],
-        )
-    keys = ("driver_ms", "feeds", "median_latency_ms", "p99_latency_ms")
-    show(
-        f"workers that sleep; bar for 16 uneven ones: {BAR:.0%} busy",
-        ["case", "busy", "driver CPU ms per candidate", "can feed", "latency ms", "p99"],
-        [
-            [name, f"{figure['busy']:.1%}", *(f"{figure[key]:.1f}" for key in keys)]
-            for name, figure in sleeping.items()
-        ],
-    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The contribution of each part of the search, for the same time or evaluations and several seeds.
+"""The contribution of each part of the search, for the same evaluations and several seeds.
 
 It compares the shipped search with random search and with itself without each of its parts. All
 start without seed metrics, in this process, on the same statistics. It reports the best fitness at
-the end, paired by seed, and the time or the evaluations to reach the fitness of named metrics.
+the end, paired by seed, and the evaluations to reach the fitness of named metrics.
 """
 
 import math
@@ -10,11 +10,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 from unittest import mock
@@ -90,9 +90,6 @@ NOTHING_EVALUATED = 5
 TARGETS = ("wanda", "snip", "directed-snip-wanda")
 """Named metrics, each in its own group, whose fitness is to be reached."""
 
-Limit = tuple[float, str]
-"""Where a search ends, in `s` of CPU time or in `evaluations`."""
-
 
 @dataclass(frozen=True)
 class Trace:
@@ -103,7 +100,7 @@ class Trace:
         candidates: All that were bred.
         evaluated: Those that have a fitness.
         tokens: Tokens that were measured.
-        reached: What it took to reach each named metric's fitness, in the unit of the limit.
+        reached: The measured candidates until each named metric's fitness was reached.
         metric: The best one's formula.
     """
 
@@ -111,31 +108,25 @@ class Trace:
     candidates: int
     evaluated: int
     tokens: int
-    reached: dict[str, float | None]
+    reached: dict[str, int | None]
     metric: str
 
 
 def main(
-    config: Annotated[str | None, typer.Option(help="Experiment; none: the embedded one.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder in place of a config: its statistics, too.")
+        Path | None, typer.Option(help="Run folder; none: a new one on the embedded model.")
     ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value")] = None,
     variants: Annotated[str, typer.Option(help="Some of them, by commas; none: all.")] = "",
-    seconds: Annotated[float, typer.Option(help="Busy time of each search.")] = 60.0,
-    candidates: Annotated[
-        int | None, typer.Option(help="Measured candidates of each search, in place of a time.")
-    ] = None,
+    candidates: Annotated[int, typer.Option(help="Measured candidates of each search.")] = 150,
     seeds: Annotated[int, typer.Option(help="Searches of each kind.")] = 5,
-    first_seed: Annotated[int, typer.Option(help="The first one's seed.")] = 0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print the table."""
-    limit: Limit = (candidates, "evaluations") if candidates else (seconds, "s")
     base = ["search.seeds=[]", *(overrides or [])]
     tried = {name: VARIANTS[name] for name in variants.split(",")} if variants else VARIANTS
     with tempfile.TemporaryDirectory() as temporary:
-        run = run or _prepared(config, base, Path(temporary) / "run")
+        run = run or _prepared(base, Path(temporary) / "run")
         base.append("search.candidates=1000000")
         real = RealRun(run, base)
         evaluator = real.evaluator(real.experiment.setup)
@@ -143,9 +134,7 @@ def main(
         targets = {name: outcome.fitness or math.nan for name, outcome in outcomes.items()}
         traces: dict[str, list[Trace]] = {variant: [] for variant in tried}
         # Seeds in the outer loop, so that a slowdown of the machine affects all variants.
-        searches = [
-            (seed, variant) for seed in range(first_seed, first_seed + seeds) for variant in tried
-        ]
+        searches = list(product(range(seeds), tried))
         for seed, variant in track(searches, "searching", transient=True):
             settings = [*base, f"search.seed={seed}", *tried[variant].settings]
             changed = resolve(schema.load(run / "config.yaml", settings))
@@ -153,17 +142,19 @@ def main(
             with ExitStack() as replaced:
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))
-                traces[variant].append(_search(evaluator, real.fingerprints, there, limit, targets))
+                marks = Fingerprints(real.fingerprints.tasks)  # a copy that has seen no masks
+                traces[variant].append(_search(evaluator, marks, there, candidates, targets))
             runs = {name: list(map(vars, of_variant)) for name, of_variant in traces.items()}
-            figures = {"limit": f"{limit[0]:.0f} {limit[1]}", "targets": targets, "runs": runs}
+            figures = {"limit": f"{candidates} evaluations", "targets": targets, "runs": runs}
             write_json(json, {**conditions(real.experiment.config.dtype), **figures})
-    _print(real.experiment, traces, targets, limit)
+    experiment = real.experiment
+    what = f"{experiment.config.model}, {experiment.tasks[0].name}"
+    _print(f"{what}, {candidates} evaluations each, {seeds} seeds", traces, targets)
 
 
-def _prepared(config: str | None, settings: list[str], out: Path) -> Path:
+def _prepared(settings: list[str], out: Path) -> Path:
     """Make a run of one candidate, for its statistics, probe and scale; return its folder."""
     command = [sys.executable, str(ROOT / "run_search.py"), "--out", str(out)]
-    command += ["--config", config] if config else []
     command += [f"--set={s}" for s in (*settings, "search.candidates=1", "ray.workers=0")]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in (0, NOTHING_EVALUATED):
@@ -173,30 +164,27 @@ def _prepared(config: str | None, settings: list[str], out: Path) -> Path:
 
 def _search(
     evaluator: Evaluator,
-    fingerprints: Fingerprints,
+    marks: Fingerprints,
     experiment: Experiment,
-    limit: Limit,
+    limit: int,
     targets: Mapping[str, float],
 ) -> Trace:
-    """Search until the limit."""
+    """Search until so many candidates were measured."""
     evaluator.setup = experiment.setup
-    marks = Fingerprints(fingerprints.tasks)  # a copy that has seen no masks
     evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
-    # CPU time of this process, which runs on one thread: other load does not count.
-    began, kinds, tokens = time.process_time(), Counter[str](), 0
-    reached: dict[str, float | None] = dict.fromkeys(targets)
+    kinds, tokens = Counter[str](), 0
+    reached: dict[str, int | None] = dict.fromkeys(targets)
     # Each outcome is told at once, so that the next candidate can be bred.
     for candidate in evolution.ask():
         outcome = candidate.decided or evaluator.evaluate(candidate)
         evolution.tell(candidate.index, outcome)
         kinds[outcome.kind] += 1
         tokens += outcome.tokens
-        passed, best = time.process_time() - began, evolution.state.best
-        spent = passed if limit[1] == "s" else kinds["evaluated"] + kinds["stopped"]
+        spent, best = kinds["evaluated"] + kinds["stopped"], evolution.state.best
         for name, fitness in targets.items():
             if reached[name] is None and best and best.rank[0] <= fitness:
                 reached[name] = spent
-        if spent >= limit[0]:
+        if spent >= limit:
             break
     best = evolution.state.best
     return Trace(
@@ -209,12 +197,7 @@ def _search(
     )
 
 
-def _print(
-    experiment: Experiment,
-    traces: Mapping[str, list[Trace]],
-    targets: Mapping[str, float],
-    limit: Limit,
-) -> None:
+def _print(title: str, traces: Mapping[str, list[Trace]], targets: Mapping[str, float]) -> None:
     rows = []
     shipped = traces.get(SHIPPED)
     for variant, runs in traces.items():
@@ -225,17 +208,12 @@ def _print(
         for name in targets:
             spent = [math.inf if (s := run.reached[name]) is None else s for run in runs]
             median = statistics.median(spent)
-            text = f"{median:.0f} {limit[1]}" if math.isfinite(median) else "not"
+            text = f"{median:.0f}" if math.isfinite(median) else "not"
             row.append(f"{text} ({sum(map(math.isfinite, spent))} of {len(runs)})")
         rows.append(row)
     heads = ["search", "best fitness, median", "mean difference", "candidates", "in full", "tokens"]
     heads += [f"to {name} {value:.4f}" for name, value in targets.items()]
-    show(
-        f"{experiment.config.model}, {experiment.tasks[0].name}, {limit[0]:.0f} {limit[1]} each, "
-        f"{len(next(iter(traces.values())))} seeds",
-        heads,
-        rows,
-    )
+    show(title, heads, rows)
 
 
 def _difference(runs: Sequence[Trace], shipped: Sequence[Trace]) -> str:

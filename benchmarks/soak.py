@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 from real_run import watching, workers_among
-from tables import ROOT, conditions, show, write_json
+from tables import ROOT, conditions, show_figures, write_json
 
 from configs import schema
 
@@ -93,14 +93,8 @@ def main(
             "quiet_seconds": round(quiet_seconds, 1),
         }
     bars = {"lost": "0", "journal_identical": "True", "workers_left": "0", "exits": "3 or -9"}
-    show(
-        f"{candidates} candidates under faults, the embedded model, 4 workers on 3 nodes",
-        ["", "figure", "bar"],
-        [
-            [name.replace("_", " "), str(value), bars.get(name, "")]
-            for name, value in figures.items()
-        ],
-    )
+    title = f"{candidates} candidates under faults, the embedded model, 4 workers on 3 nodes"
+    show_figures(title, figures, bars)
     write_json(json, {**conditions("float32"), **figures})
     raise typer.Exit(0 if figures["journal_identical"] else 1)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +47,48 @@ def show(title: str, headings: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, width=110).print(table)
+
+
+def show_cases(title: str, cases: Mapping[str, Mapping[str, object]]) -> None:
+    """Print one table with a row for each case and a column for each of its figures."""
+    columns = next(iter(cases.values()), {}).keys()
+    rows = []
+    for name, case in cases.items():
+        values = (case[column] for column in columns)
+        rows.append([name, *(f"{x:.6g}" if isinstance(x, float) else str(x) for x in values)])
+    show(title, ["", *(column.replace("_", " ") for column in columns)], rows)
+
+
+def show_figures(title: str, figures: Mapping[str, object], bars: Mapping[str, str]) -> None:
+    """Print one table with a row for each figure, and its bar if it has one."""
+    cases = {
+        name.replace("_", " "): {"figure": value, "bar": bars.get(name, "")}
+        for name, value in figures.items()
+    }
+    show_cases(title, cases)
+
+
+def show_rises(
+    title: str,
+    rises: Mapping[str, Mapping[str, float]],
+    more: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Print one table of metrics in the order of their mean rise, each with its worst cell.
+
+    Args:
+        title: Stands above the table.
+        rises: Relative rises by metric and cell; a metric without a cell is left out.
+        more: Texts by metric for further columns, by their headings.
+    """
+    means = {name: fmean(by_cell.values()) for name, by_cell in rises.items() if by_cell}
+    rows = []
+    for name in sorted(means, key=means.__getitem__):
+        values = rises[name]
+        worst = max(values, key=values.__getitem__)
+        losses = f"{sum(value > 1 for value in values.values())} of {len(values)}"
+        row = [name, f"{means[name]:.3f}", f"{values[worst]:.3f}", worst, losses]
+        rows.append([*row, *(texts[name] for texts in more.values())])
+    show(title, ["metric", "mean", "worst", "where", "above 1", *more], rows)
 
 
 def write_json(path: Path | None, figures: Mapping[str, object]) -> None:

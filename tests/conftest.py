@@ -1,12 +1,11 @@
 """Fixtures that more than one test module reads."""
 
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hub_cache import HubCache
+from search_process import started
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy_models import toy_model
 from transformers import PreTrainedTokenizerFast
@@ -40,32 +39,7 @@ def marked(tiny_llama_dir, tmp_path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def hub_cache(tiny_llama_dir, tmp_path, monkeypatch) -> HubCache:
-    """An offline hub's cache with two commits of owner/tiny."""
-    cache = HubCache(tmp_path / "hub")
-    cache.fill(tiny_llama_dir)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache.path))
-    return cache
-
-
-@pytest.fixture
-def started(monkeypatch, capsys):
-    """Run a script in this process, which must end with a code; returns what it printed."""
-
-    def run(script, *words, code=0):
-        monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            script.main()
-        out, err = capsys.readouterr()
-        assert (end.value.code or 0) == code, err
-        return out, err
-
-    return run
-
-
-@pytest.fixture
-def call(started, monkeypatch, tmp_path):
+def call(monkeypatch, tmp_path):
     """Run the search in an empty folder; see `started`."""
     monkeypatch.chdir(tmp_path)
     return partial(started, run_search)

@@ -199,18 +199,3 @@ def test_files_neither_evaluate_text_nor_unpickle_nor_trust_remote_code(file):
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             assert isinstance(node.value, ast.Constant)
             assert node.value.value is False
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("import ray.util as u, deap", {"ray.util", "deap"}),
-        ("from pruning.masks import Target", {"pruning.masks.Target"}),
-        ("from . import journal", {"search.journal"}),
-        ("def f():\n    if x:\n        import ray", {"ray"}),
-        ("importlib.import_module('ray')", {"ray"}),
-        ("text = 'import ray'", set()),
-    ],
-)
-def test_imports_are_seen_wherever_and_however_they_are_written(source, expected):
-    assert set(imports(ast.parse(source), "search")) == expected

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import search_process
 
+import run_prune
+import run_search
 from command_line import NOTHING_WRITTEN, interruptible
 
 ROOT = Path(__file__).parents[1]
@@ -65,21 +67,20 @@ def test_shell_completes_names(option, start, expected):
     assert run.stdout.split() == expected
 
 
-def test_json_has_a_mistake_of_run_prune():
-    for words, problem in ((("--metric", "wanda"), ""), (("--sparcity", "1"), "No such option: ")):
-        run = launched("run_prune.py", *words, "--json")
-        told = json.loads(run.stdout)
-        assert (run.returncode, told["exit"], told["reason"]) == (2, 2, "usage")
-        assert told["error"].startswith(problem)
-        assert run.stderr == f"error: {told['error']}\n"
-
-
-def test_json_has_a_mistake_of_run_search(call):
-    out, err = call("--json", "--set", "search.sed=1", code=2)
+@pytest.mark.parametrize(
+    ("script", "words", "problem"),
+    [
+        (run_prune, ("--metric", "wanda"), "--model is required"),
+        (run_prune, ("--sparcity", 1), "No such option: "),
+        (run_search, ("--set", "search.sed=1"), "did you mean seed?"),
+    ],
+)
+def test_json_has_a_mistake(script, words, problem):
+    out, err = search_process.started(script, *words, "--json", code=2)
     told = json.loads(out)
     assert (told["exit"], told["reason"]) == (2, "usage")
+    assert problem in told["error"]
     assert err == f"error: {told['error']}\n"
-    assert "did you mean seed?" in told["error"]
 
 
 def test_json_of_a_plan_has_its_lines(call):

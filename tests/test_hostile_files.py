@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from search_process import started
 
 import run_prune
 import run_search
@@ -19,7 +20,7 @@ CODE = "from pathlib import Path; Path('ran').touch()"
 
 
 @pytest.fixture
-def refused(started, monkeypatch, tmp_path):
+def refused(monkeypatch, tmp_path):
     """Run a script that must refuse with exit code 2; returns its one line."""
 
     def run(script, *words):

@@ -1,13 +1,15 @@
 """A model from the hub is pruned, recorded and repeated, and searched on, at one commit."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import yaml
-from hub_cache import FIRST, SECOND
 from search_process import ROOT, run
+from toy_models import toy_model
 
+FIRST, SECOND = "1" * 40, "2" * 40
 SMALL = [
     *("model=owner/tiny", "ray.workers=0", "search.population=4", "search.stages=[1]"),
     *("fitness.windows=3", "fitness.length=16", "calibration.windows=2", "calibration.length=16"),
@@ -18,6 +20,23 @@ SMALL = [
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def point_main_at(tiny_llama_dir, tmp_path, monkeypatch):
+    """Say at which of two commits owner/tiny is, on a hub that is only a cache.
+
+    The commits have the same files but for their weights.
+    """
+    repository = tmp_path / "hub/models--owner--tiny"
+    for seed, commit in enumerate((FIRST, SECOND)):
+        snapshot = shutil.copytree(tiny_llama_dir, repository / "snapshots" / commit)
+        settings = {"vocab_size": 256, "tie_word_embeddings": True}
+        toy_model("llama", seed=seed, **settings).save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return (repository / "refs/main").write_text
+
+
 def printed(script, *options):
     """Run a script to its end and return all that it prints."""
     done = run([sys.executable, str(ROOT / script), *map(str, options)])
@@ -25,23 +44,23 @@ def printed(script, *options):
     return done.stdout + done.stderr
 
 
-def test_recipe_repeats_the_commit_it_was_made_from(hub_cache, tmp_path):
-    hub_cache.point_main_at(FIRST)
+def test_recipe_repeats_the_commit_it_was_made_from(point_main_at, tmp_path):
+    point_main_at(FIRST)
     small = ["--metric", "magnitude", "--seqlen", 16, "--eval-windows", 2]
     printed("run_prune.py", "--model", "owner/tiny", *small, "--out", tmp_path / "made")
     recipe = tmp_path / "made/pruning_recipe.json"
     assert json.loads(recipe.read_text(encoding="utf-8"))["revision"] == FIRST
 
-    hub_cache.point_main_at(SECOND)
+    point_main_at(SECOND)
     again = ["run_prune.py", "--recipe", recipe, "--out"]
     assert "all files match the recipe's" in printed(*again, tmp_path / "again")
     other = printed(*again, tmp_path / "other", "--revision", "main")
     assert "files differ from the recipe's" in other
 
 
-def test_resume_is_on_the_commit_that_it_began_with(hub_cache, tmp_path):
+def test_resume_is_on_the_commit_that_it_began_with(point_main_at, tmp_path):
     out = tmp_path / "run"
-    hub_cache.point_main_at(FIRST)
+    point_main_at(FIRST)
     settings = [f"--set={setting}" for setting in [*SMALL, "search.candidates=4"]]
     # The command that applies the metric names it.
     assert f"--model owner/tiny@{FIRST}" in printed("run_search.py", "--out", out, *settings)
@@ -49,6 +68,6 @@ def test_resume_is_on_the_commit_that_it_began_with(hub_cache, tmp_path):
     assert config["model"] == f"owner/tiny@{FIRST}"
     assert config["selection"]["model"] == [f"owner/tiny@{FIRST}"]
 
-    hub_cache.point_main_at(SECOND)
+    point_main_at(SECOND)
     more = ["--resume", out, "--set", "search.candidates=6"]
     assert "candidate 6/6" in printed("run_search.py", *more)

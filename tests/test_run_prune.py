@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import search_process
 import torch
 from filelock import FileLock
 from toy_models import tensors_of, toy_model
@@ -32,29 +33,19 @@ from pruning.store import ResidentStore
 from pruning.unloaded import resolve_model
 from pruning.walk import Texts, collect
 
-ROOT = Path(run_prune.__file__).parent
+
+def call(code=0, **options):
+    """Run the script with options by name, which must end with a code; return what it printed."""
+    words = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                words += ["--" + name.replace("_", "-"), *([one] if one is not True else [])]
+    return search_process.started(run_prune, *words, code=code)
 
 
 @pytest.fixture
-def call(started):
-    """Run the script with options by name, which must end with a code; returns what it printed."""
-
-    def run(code=0, **options):
-        flags = {"--" + name.replace("_", "-"): value for name, value in options.items()}
-        given = [
-            (flag, one)
-            for flag, value in flags.items()
-            for one in (value if isinstance(value, list) else [value])
-            if one is not None
-        ]
-        words = [str(word) for pair in given for word in pair if word is not True]
-        return started(run_prune, *words, code=code)
-
-    return run
-
-
-@pytest.fixture
-def prune_small(call, tiny_llama_dir, tmp_path):
+def prune_small(tiny_llama_dir, tmp_path):
     """Prune the tiny LLaMA into tmp_path/out with few short windows, options going over these."""
 
     def run(**options):
@@ -116,7 +107,7 @@ def test_run_prune_recipe_says_how_to_do_it_again(prune_small, tmp_path, tiny_ll
     assert recipe["calibration"] | texts == recipe["calibration"]
 
 
-def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, call, tmp_path):
+def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, tmp_path):
     prune_small(metric="snip", sparsity=0.6, seed=7, share=[2, 1], **TWO_KINDS)
     recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
     out, _ = call(recipe=recipe, out=again)
@@ -143,7 +134,7 @@ def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, call, t
         ({}, {"corpus": "embedded"}, {"split": None, "share": None}),
     ],
 )
-def test_recipe_gives_way_to_options(prune_small, call, tmp_path, first, changes, expected):
+def test_recipe_gives_way_to_options(prune_small, tmp_path, first, changes, expected):
     prune_small(**first, **({} if "metric" in changes else TWO_KINDS))
     recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
     out, _ = call(recipe=recipe, out=again, validate=True, json=True, **changes)
@@ -163,7 +154,7 @@ def test_recipe_gives_way_to_options(prune_small, call, tmp_path, first, changes
         ("metric: [", " is no YAML: "),
     ],
 )
-def test_run_prune_refuses_an_altered_recipe(call, tmp_path, content, problem):
+def test_run_prune_refuses_an_altered_recipe(tmp_path, content, problem):
     path = tmp_path / f"recipe.{'json' if content.startswith('{') else 'yaml'}"
     path.write_text(content)
     _, err = call(code=2, recipe=path, out=tmp_path / "out")
@@ -197,7 +188,7 @@ def test_without_a_metric_the_fast_recipe_is_taken_and_said(prune_small, tmp_pat
     assert paper(tmp_path / "out", "recipe")["update"] == RECIPES["fast"]["update"]
 
 
-def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, call, tmp_path):
+def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, tmp_path):
     out, err = prune_small(pattern="2:4", json=True)
     told, report, folder = json.loads(out), paper(tmp_path / "out", "report"), tmp_path / "out"
     assert (told["exit"], told["reason"]) == (0, "done")
@@ -378,6 +369,7 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"device": "meta"}, "device 'meta' cannot be used (only cpu, cuda, mps are supported)"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used ("),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MiB, got '6 "),
+        ({"protocol": "wanda"}, "protocol must be one of wanda-2048, wanda-4096; got 'wanda'"),
         ({"split": "test"}, "split of corpus 'embedded' must be one of"),
         ({**TWO_KINDS, "split": "report"}, "--split must be given once for each --corpus, or not "),
         ({**TWO_KINDS, "share": 1}, "--share must be given once for each --corpus, or not at all:"),
@@ -419,7 +411,7 @@ def test_run_prune_refuses_a_folder_that_is_not_empty(prune_small, tmp_path):
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 
-def test_run_prune_verify_accepts_its_own_result(prune_small, call, tmp_path):
+def test_run_prune_verify_accepts_its_own_result(prune_small, tmp_path):
     prune_small(pattern="2:4")
     out, err = call(verify=tmp_path / "out")
     assert [line.partition(" (")[0] for line in err.splitlines()] == ["verify: 3/3"]
@@ -428,7 +420,7 @@ def test_run_prune_verify_accepts_its_own_result(prune_small, call, tmp_path):
     )
 
 
-def test_run_prune_verify_refuses_a_folder_that_is_no_result(call, tmp_path):
+def test_run_prune_verify_refuses_a_folder_that_is_no_result(tmp_path):
     _, err = call(code=4, verify=tmp_path)
     assert "has no pruning_recipe.json: no finished pruned model" in err
 
@@ -470,7 +462,10 @@ def test_run_prune_validate_says_the_plan(prune_small, tight):
 
 
 METHODS = {
-    "a metric alone": {"metric": "wanda"},
+    "forward": {"metric": "wanda"},
+    "backward": {"metric": "snip", "group": "row"},
+    "last": {"metric": "gblm", "group": "model"},
+    "last, sequential": {"metric": "gblm", "propagation": "sequential"},
     "sparsegpt": {"metric": "sparsegpt", "pattern": "2:4"},
     "steps": {"metric": "snip", "steps": 3},
     "fitted": {"metric": "snip", "allocation": "fitted"},
@@ -478,7 +473,7 @@ METHODS = {
 }
 
 
-def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, call, tmp_path):
+def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, tmp_path):
     prune_small(**METHODS["all"])
     recipe, report = paper(tmp_path / "out", "recipe"), paper(tmp_path / "out", "report")
     methods = [recipe[key] for key in ("allocation", "refine", "update")]
@@ -496,7 +491,7 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     assert "repeated: all files match the recipe's, byte for byte" in out
 
 
-def test_fitted_shares_are_applied_again_and_lower_the_loss(prune_small, call, tmp_path):
+def test_fitted_shares_are_applied_again_and_lower_the_loss(prune_small, tmp_path):
     prune_small(**METHODS["fitted"], sparsity=0.8)
     path = tmp_path / "out" / "pruning_recipe.json"
     shares = paper(tmp_path / "out", "recipe")["shares"]
@@ -620,8 +615,12 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     assert out == ""
     assert err.endswith("is not finished; run the same command again with --resume\n")
     assert not (tmp_path / "out" / "pruning_report.json").exists()
+    shards = (tmp_path / "out" / ".unfinished" / "result").glob("*.safetensors")
+    kept = {path.name: path.stat().st_mtime_ns for path in shards}
+    assert kept or way in ("steps", "fitted")
     prune_small(**METHODS[way], resume=True)
     assert checksums_of(tmp_path / "out") == expected
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
     assert not (tmp_path / "out" / ".unfinished").exists()
     verify_result(tmp_path / "out")
 
@@ -839,21 +838,17 @@ def test_gradients_of_another_model_are_refused(prune_small, gradients, tmp_path
 LONGER = {"metric": "gblm", "propagation": "sequential", "samples": "24", "seqlen": "128"}
 
 
-def started(out: Path, *flags: str) -> subprocess.Popen[bytes]:
+def started(out: Path, *flags: str) -> subprocess.Popen[str]:
     options = {"model": "embedded", "out": str(out), "eval-windows": "4", **LONGER}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, str(ROOT / "run_prune.py"), *words, *flags]
-    with (out.parent / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    command = [sys.executable, "run_prune.py", *words, *flags]
+    with (out.parent / "log").open("a") as log:
+        return search_process.begin(command, stdout=log)
 
 
-def stopped_when(process: subprocess.Popen[bytes], path: Path, number: signal.Signals) -> int:
+def stopped_when(process: subprocess.Popen[str], path: Path, number: signal.Signals) -> int:
     """Send a signal as soon as a file is there; return the exit code."""
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline, "the run did not get on"
-        time.sleep(0.002)
+    search_process.wait_until(path.exists, process)
     process.send_signal(number)
     return process.wait(timeout=60)
 

@@ -1,14 +1,13 @@
 """A whole search on the embedded model, in this process: its files, its table, its exit codes."""
 
-import io
 import json
 import math
 import shutil
-import sys
-from contextlib import closing, redirect_stdout
+from contextlib import closing
 
 import pytest
 from safetensors import safe_open
+from search_process import started
 
 import run_search
 from configs import schema
@@ -38,13 +37,7 @@ SMALL = [
 
 
 def search(out, *more):
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        words = [f"--set={setting}" for setting in [*SMALL, *more]]
-        patch.setattr(sys, "argv", ["run_search.py", "--out", str(out), *words])
-        with pytest.raises(SystemExit) as stop:
-            run_search.main()
-    assert stop.value.code == 0
-    return printed.getvalue()
+    return started(run_search, "--out", out, *(f"--set={one}" for one in [*SMALL, *more]))[0]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +94,8 @@ def test_journal_and_timings_have_a_line_a_candidate_with_the_agreed_keys(finish
         assert (line["fitness"] is None) == (line["outcome"] != "evaluated")
         if line["outcome"] in ("evaluated", "stopped"):
             assert list(timing) == ["index", "seconds", "peak_mib", "worker"]
-            assert min(timing["seconds"], timing["peak_mib"]) > 0
+            assert timing["seconds"] > 0
+            assert timing["peak_mib"] > 50  # torch alone is more
             assert timing["worker"] == 1
         elif line["outcome"] == "duplicate":
             assert list(timing) == ["index"]
@@ -428,16 +422,3 @@ def test_print_config_shows_the_resolved_config_and_does_nothing_else(tmp_path, 
     expected = schema.to_yaml(schema.load("two_models", ["search.seed=4"]))
     assert call(*words) == (expected, "")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (["--resume", "runs/x"], "--print-config goes only with --config and --set"),
-        (["--out", "runs/x"], "--print-config goes only with --config and --set"),
-    ],
-)
-def test_print_config_refuses_what_it_cannot_show(arguments, problem, call):
-    out, err = call(*arguments, "--print-config", code=2)
-    assert out == ""
-    assert err.startswith(f"error: {problem}")

@@ -4,35 +4,22 @@ import random
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from word_tokenizer import BOS, word_tokenizer
 
 from evaluation.documents import draw_windows
 
-BOS = 1000
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of the words 0 to 999 that puts a bos first."""
-    words = {str(number): number for number in range(1000)} | {"<s>": BOS}
-    backend = Tokenizer(models.WordLevel(words, unk_token="0"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", BOS)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+TOKENIZER = word_tokenizer("<s>", adds_bos=True)
 
 
 def document(first: int, words: int) -> str:
     return " ".join(str(first + word) for word in range(words))
 
 
-def test_windows_are_runs_of_documents_in_the_order_of_the_published_drawing(tokenizer):
+def test_windows_are_runs_of_documents_in_the_order_of_the_published_drawing():
     # With bos they have 4, 8, 21, 9 and 31 tokens: a window of 8 needs more than 8.
     lengths = [3, 7, 20, 8, 30]
     documents = [document(100 * place, words) for place, words in enumerate(lengths)]
-    tokens, _ = draw_windows(tokenizer, documents, 40, 8, seed=3)
+    tokens, _ = draw_windows(TOKENIZER, documents, 40, 8, seed=3)
 
     random.seed(3)
     expected = []
@@ -48,15 +35,15 @@ def test_windows_are_runs_of_documents_in_the_order_of_the_published_drawing(tok
     assert all(row[0] == BOS for row in expected if row[-1] // 100 == 3)
 
 
-def test_seed_decides_windows_and_the_sha256_of_their_documents(tokenizer):
+def test_seed_decides_windows_and_the_sha256_of_their_documents():
     documents = [document(100 * place, 20) for place in range(9)]
-    (tokens, sha256), again = (draw_windows(tokenizer, documents, 4, 8, 0) for _ in range(2))
-    other, other_sha256 = draw_windows(tokenizer, documents, 4, 8, 1)
+    (tokens, sha256), again = (draw_windows(TOKENIZER, documents, 4, 8, 0) for _ in range(2))
+    other, other_sha256 = draw_windows(TOKENIZER, documents, 4, 8, 1)
     assert torch.equal(tokens, again[0])
     assert (sha256, not torch.equal(tokens, other)) == (again[1], True)
     assert sha256 != other_sha256
 
 
-def test_documents_that_are_all_too_short_are_refused(tokenizer):
+def test_documents_that_are_all_too_short_are_refused():
     with pytest.raises(ValueError, match="none of 2 documents has more than 8 tokens, which a w"):
-        draw_windows(tokenizer, [document(0, 7), document(0, 2)], 4, 8, 0)
+        draw_windows(TOKENIZER, [document(0, 7), document(0, 2)], 4, 8, 0)

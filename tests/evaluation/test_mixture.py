@@ -1,29 +1,12 @@
 """Several kinds of text as one."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from word_tokenizer import BOS, word_tokenizer
 
-from evaluation.corpus import Mixture, Part, cut_all, token_windows
+from evaluation.corpus import Mixture, Part, token_windows
 from pruning.output.options import Options
 from pruning.output.request import _texts
-
-BOS = 999
-
-
-def tokenizer(bos: str | None, adds: bool) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of the words 0 to 99, which may have a bos and put it first."""
-    words = {str(number): number for number in range(100)} | ({"<s>": BOS} if bos else {})
-    backend = Tokenizer(models.WordLevel(words, unk_token="0"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if adds:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", BOS)]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos)
 
 
 @pytest.fixture
@@ -51,16 +34,16 @@ def parts(texts, *shares):
     ],
 )
 def test_windows_begin_with_bos_if_asked_or_if_the_tokenizer_does(texts, adds, bos, expected):
-    cut = token_windows(tokenizer("<s>", adds), texts[0], "all", 2, 3, None, bos=bos)
+    cut = token_windows(word_tokenizer("<s>", adds), texts[0], "all", 2, 3, None, bos=bos)
     assert cut.tokens.tolist() == expected
     assert cut.provenance["bos"] == (adds if bos is None else bos)
 
 
 def test_bos_needs_a_tokenizer_that_has_one_and_a_token_beside_it(texts):
     with pytest.raises(ValueError, match="bos must be false for a tokenizer that has no bos"):
-        token_windows(tokenizer(None, False), texts[0], "all", 2, 3, None, bos=True)
+        token_windows(word_tokenizer(), texts[0], "all", 2, 3, None, bos=True)
     with pytest.raises(ValueError, match="length must be at least 2 tokens where bos is one"):
-        token_windows(tokenizer("<s>", True), texts[0], "all", 2, 1, None)
+        token_windows(word_tokenizer("<s>", True), texts[0], "all", 2, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +54,7 @@ def test_counts_follow_the_shares_and_add_up(texts, shares, windows, expected):
 
 
 def test_kinds_stand_among_each_other_evenly(texts):
-    cut = Mixture(parts(texts, 1, 3), 8, 3, None).cut(tokenizer(None, False))
+    cut = Mixture(parts(texts, 1, 3), 8, 3, None).cut(word_tokenizer())
     assert cut.kinds == (1, 0, 1, 1, 1, 0, 1, 1)
     assert [int(row[0] >= 60) for row in cut.tokens] == list(cut.kinds)
     assert [part["windows"] for part in cut.parts] == [2, 6]
@@ -80,9 +63,9 @@ def test_kinds_stand_among_each_other_evenly(texts):
 
 
 def test_each_kind_is_cut_as_by_itself(texts):
-    cut = Mixture(parts(texts, 1, 1), 4, 3, 7).cut(tokenizer(None, False))
+    cut = Mixture(parts(texts, 1, 1), 4, 3, 7).cut(word_tokenizer())
     for kind, text in enumerate(texts):
-        alone = token_windows(tokenizer(None, False), text, "all", 2, 3, 7)
+        alone = token_windows(word_tokenizer(), text, "all", 2, 3, 7)
         assert torch.equal(cut.tokens[torch.tensor(cut.kinds) == kind], alone.tokens)
 
 
@@ -102,12 +85,3 @@ def test_splits_and_shares_go_with_the_corpora():
     (text,), (one, other) = _texts(options, 4).values()
     assert text.parts == (Part("embedded", "calibration", 3), Part("c4", "train", 1))
     assert (one.places, other.places) == ([("embedded", "fitness")], [("c4", "validation")])
-
-
-@pytest.mark.parametrize(("length", "windows"), [(10, [4, 4]), (3, [5, 5])])
-def test_evaluation_takes_all_of_each_text_up_to_a_limit(texts, length, windows):
-    asked = [
-        replace(text, most=5) for text in _texts(Options(eval_corpus=texts), length)["evaluation"]
-    ]
-    cut = cut_all(asked, tokenizer(None, False))
-    assert [part["windows"] for part in cut.parts] == windows

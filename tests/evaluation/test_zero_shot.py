@@ -1,18 +1,16 @@
 """Zero-shot tasks through lm-eval, on a task file of our own and the embedded model."""
 
-import io
 import json
 import math
 import signal
-import sys
 import weakref
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from search_process import started
 
 import run_prune
 from evaluation import zero_shot
@@ -64,20 +62,13 @@ def write_task(folder: Path, kind: str = "json", examples: int = 0) -> Path:
     return task
 
 
-def call(*words) -> tuple[int, str, str]:
-    """Run the console entry; returns its exit code, standard output and standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["prunevolve-prune", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_prune.main()
-    return end.value.code or 0, out.getvalue(), err.getvalue()
+FEW = ("--eval-windows", 2, "--seqlen", 64)
 
 
-def prune(out: Path, *words) -> tuple[int, str, str]:
+def prune(out: Path, *words, code: int = 0) -> tuple[str, str]:
     """Prune the embedded model by magnitude into a folder, measuring little but the tasks."""
-    few = ("--eval-windows", 2, "--seqlen", 64)
-    return call("--model", "embedded", "--metric", "magnitude", *few, "--out", out, *words)
+    options = ("--model", "embedded", "--metric", "magnitude", *FEW)
+    return started(run_prune, *options, "--out", out, *words, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +76,7 @@ def pruned(tmp_path_factory):
     """A pruned model's folder with what the run printed, and the task file."""
     folder = tmp_path_factory.mktemp("zero-shot")
     task = write_task(folder)
-    code, out, err = prune(folder / "out", "--zero-shot", task)
-    assert code == 0, err
+    out, err = prune(folder / "out", "--zero-shot", task)
     return folder / "out", out, err, task
 
 
@@ -173,10 +163,10 @@ def test_zero_shot_results_are_in_the_model_card_and_its_index(pruned):
 @needs_lm_eval
 def test_zero_shot_evaluates_any_model_folder_as_its_pruning_did(pruned):
     folder, _, _, task = pruned
-    before, windows = report_of(folder), ("--eval-windows", 2, "--seqlen", 64)
-    code, out, err = call("--evaluate", folder, "--zero-shot", task, *windows, "--json")
+    before = report_of(folder)
+    out, err = started(run_prune, "--evaluate", folder, "--zero-shot", task, *FEW, "--json")
     told = json.loads(out)
-    assert (code, told["exit"]) == (0, 0)
+    assert told["exit"] == 0
     assert told["perplexity"] == pytest.approx(before["pruned_perplexity"])
     assert told["zero_shot"]["results"] == [
         {key: row[key] for key in ("task", "version", "examples", "dataset", "config", "split")}
@@ -198,7 +188,7 @@ def test_zero_shot_gives_no_examples_whatever_the_task_says(tmp_path):
 
 @needs_lm_eval
 def test_zero_shot_leaves_the_pruned_files_as_they_are_without_it(pruned, tmp_path):
-    assert prune(tmp_path / "plain")[0] == 0
+    prune(tmp_path / "plain")
     names = {path.name for path in pruned[0].iterdir()}
     assert names == {path.name for path in (tmp_path / "plain").iterdir()}
     for name in names - {"pruning_recipe.json", "pruning_report.json", "README.md"}:
@@ -210,7 +200,7 @@ def test_zero_shot_is_repeated_by_a_recipe(pruned, tmp_path):
     folder, _, _, task = pruned
     recipe = folder / "pruning_recipe.json"
     assert json.loads(recipe.read_text())["zero_shot"] == [str(task)]
-    assert call("--recipe", recipe, "--out", tmp_path / "again")[0] == 0
+    started(run_prune, "--recipe", recipe, "--out", tmp_path / "again")
     assert report_of(tmp_path / "again")["zero_shot"] == report_of(folder)["zero_shot"]
 
 
@@ -225,7 +215,7 @@ def test_zero_shot_never_has_two_models_in_memory(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(command, "load_model", load)
-    assert prune(tmp_path / "out", "--zero-shot", write_task(tmp_path))[0] == 0
+    prune(tmp_path / "out", "--zero-shot", write_task(tmp_path))
     assert len(loaded) == 2
 
 
@@ -242,11 +232,10 @@ def test_zero_shot_results_survive_an_interrupt(pruned, tmp_path, monkeypatch, p
     folder, _, _, task = pruned
     with monkeypatch.context() as patched:
         patched.setattr(place, name, interrupt)
-        code, _, err = prune(tmp_path / "out", "--zero-shot", task)
-    assert (code, f"dense {task}: " in err) == (3, True)
+        _, err = prune(tmp_path / "out", "--zero-shot", task, code=3)
+    assert f"dense {task}: " in err
     assert not (tmp_path / "out" / "pruning_report.json").exists()
-    code, _, err = prune(tmp_path / "out", "--zero-shot", task, "--resume")
-    assert code == 0
+    _, err = prune(tmp_path / "out", "--zero-shot", task, "--resume")
     assert [name for name in ("dense", "pruned") if f"{name} {task}: " in err] == again
     assert verify_result(tmp_path / "out") == report_of(folder)
 
@@ -255,9 +244,8 @@ def test_zero_shot_results_survive_an_interrupt(pruned, tmp_path, monkeypatch, p
 def test_zero_shot_tasks_stay_the_same_when_a_run_is_resumed(pruned, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(command, "prune", interrupt)
-        prune(tmp_path / "out", "--zero-shot", pruned[3])
-    code, _, err = prune(tmp_path / "out", "--resume")
-    assert code == 4
+        prune(tmp_path / "out", "--zero-shot", pruned[3], code=3)
+    _, err = prune(tmp_path / "out", "--resume", code=4)
     assert f"was begun with zero_shot ['{pruned[3]}'], and it is None now" in err
 
 
@@ -284,8 +272,8 @@ def test_zero_shot_says_a_mistake_in_one_line_before_any_work(
         task.unlink()
     elif change == "wrong":
         task.write_text("no: task\n")
-    code, out, err = prune(tmp_path / "out", "--zero-shot", task)
-    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    out, err = prune(tmp_path / "out", "--zero-shot", task, code=2)
+    assert (out, len(err.splitlines())) == ("", 1), err
     assert message.format(task=task, data=data) in err
     assert not (tmp_path / "out").exists()
 
@@ -294,14 +282,11 @@ def test_zero_shot_says_a_mistake_in_one_line_before_any_work(
 @pytest.mark.slow  # lm-eval reads its 14,000 task files
 def test_zero_shot_knows_lm_evals_tasks_and_a_near_name(tmp_path):
     names = "boolq,rte,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
-    code, out, _ = prune(tmp_path / "out", "--zero-shot", names, "--validate")
+    out, _ = prune(tmp_path / "out", "--zero-shot", names, "--validate")
     spelled = names.replace(",", ", ")
-    assert (code, out.splitlines()[0]) == (
-        0,
-        f"data sets of zero-shot tasks {spelled}: not checked",
-    )
-    code, out, err = prune(tmp_path / "out", "--zero-shot", "boolq, helaswag")
-    assert (code, out) == (2, "")
+    assert out.splitlines()[0] == f"data sets of zero-shot tasks {spelled}: not checked"
+    out, err = prune(tmp_path / "out", "--zero-shot", "boolq, helaswag", code=2)
+    assert out == ""
     assert err == (
         "error: zero-shot task 'helaswag' is none of lm-eval's: did you mean hellaswag? or give "
         "one of its tasks, or a task file that ends in .yaml\n"
@@ -312,20 +297,17 @@ def test_zero_shot_without_lm_eval_says_how_to_install_it(tmp_path, monkeypatch)
     monkeypatch.setattr(zero_shot, "find_spec", lambda name: None)
     remedy = "pip install 'prunevolve[zero-shot]'"
     line = f"error: zero-shot tasks need lm-eval, which is not installed: {remedy}\n"
-    for code, out, err in (
-        prune(tmp_path / "out", "--zero-shot", "boolq"),
-        call("--evaluate", "embedded", "--zero-shot", "boolq"),
-    ):
-        assert (code, out, err) == (2, "", line)
+    assert prune(tmp_path / "out", "--zero-shot", "boolq", code=2) == ("", line)
+    words = ("--evaluate", "embedded", "--zero-shot", "boolq")
+    assert started(run_prune, *words, code=2) == ("", line)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluate_without_tasks_measures_perplexity_on_each_text(tmp_path):
     texts = ("--eval-corpus", "embedded", "--eval-corpus", "embedded", "--eval-windows", 2)
     words = (*texts, "--eval-split", "report", "--eval-split", "selection", "--seqlen", 64)
-    code, out, _ = call("--evaluate", "embedded", *words)
+    out, _ = started(run_prune, "--evaluate", "embedded", *words)
     first, *others = out.splitlines()
-    assert code == 0
     perplexity = float(first.split()[1])
     of_texts = [float(line.rpartition(" ")[2]) for line in others]
     assert [line.rpartition(":")[0] for line in others] == [
@@ -339,8 +321,8 @@ def test_evaluate_without_tasks_measures_perplexity_on_each_text(tmp_path):
 
 @pytest.mark.parametrize("words", [("--metric", "wanda"), ("--out", "x"), ("--model", "embedded")])
 def test_evaluate_takes_no_option_of_a_pruning(words):
-    code, out, err = call("--evaluate", "embedded", *words)
-    assert (code, out) == (2, "")
+    out, err = started(run_prune, "--evaluate", "embedded", *words, code=2)
+    assert out == ""
     assert err == "error: --evaluate prunes nothing: leave out --model, --metric and --out\n"
 
 

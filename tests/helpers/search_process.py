@@ -1,9 +1,14 @@
-"""Scripts as processes: started, watched, hit by signals, and run to their end."""
+"""Scripts, in this process or as processes: watched, hit by signals, and run to their end."""
 
+import io
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 SIZES = [
@@ -11,6 +16,17 @@ SIZES = [
     *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
     *("search.population=12", "search.stages=[2]", "search.lag=4", "search.brood=4"),
 ]
+
+
+def started(script, *words, code=0) -> tuple[str, str]:
+    """Run a script in this process, which must end with a code; return what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["script", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            script.main()
+    assert (end.value.code or 0) == code, err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 def command(*arguments: str) -> list[str]:
@@ -38,13 +54,18 @@ def begin(arguments: list[str], **options) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, cwd=ROOT, **{**pipes, **options})
 
 
-def wait_for_lines(process: subprocess.Popen[str], out: Path, lines: int) -> None:
-    """Wait until the journal of a search that runs has so many lines."""
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until a run came so far that a condition holds."""
     deadline = time.monotonic() + 240
-    while journal(out).count(b"\n") < lines:
+    while not condition():
         assert process.poll() is None, "the run ended before it got so far"
         assert time.monotonic() < deadline, "the run did not get on"
-        time.sleep(0.02)
+        time.sleep(0.002)
+
+
+def wait_for_lines(process: subprocess.Popen[str], out: Path, lines: int) -> None:
+    """Wait until the journal of a search that runs has so many lines."""
+    wait_until(lambda: journal(out).count(b"\n") >= lines, process)
 
 
 def journal(out: Path) -> bytes:

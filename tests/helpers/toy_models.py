@@ -1,5 +1,6 @@
 """Random models of every supported family, small enough to run in milliseconds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,14 @@ def toy_windows(count: int = 3, tokens: int = TOKENS, seed: int = 1) -> Tensor:
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return copies of the weights of all prunable layers."""
     return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
+
+
+def assert_same_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """See that tensors by name have the same dtypes and bits."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype, name
+        assert torch.equal(actual[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:

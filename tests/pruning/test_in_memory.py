@@ -3,7 +3,7 @@
 import pytest
 import torch
 from refusals import refusal
-from toy_models import toy_model, toy_windows, weights_of
+from toy_models import assert_same_tensors, toy_model, toy_windows, weights_of
 
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
 from pruning import pruner
@@ -21,8 +21,7 @@ def test_prune_is_the_engines():
     prune(model, read_metric("snip"), toy_windows(), sparsity=0.4)
     recipe = Recipe(Metric.parse("mul(W, G)"), Target(0.4, group_of("model")))
     pruner.prune(ResidentStore(expected), recipe, Texts(toy_windows()))
-    for name, weight in weights_of(expected).items():
-        assert torch.equal(weights_of(model)[name], weight), name
+    assert_same_tensors(weights_of(model), weights_of(expected))
 
 
 @pytest.mark.parametrize(
@@ -47,17 +46,14 @@ def test_prune_takes_a_metric_in_every_form_and_reports_what_it_counts(metric, s
 
 
 def test_statistics_take_the_place_of_windows_and_stay_as_they_are():
-    leaves = {"X", "G"}
-    statistics = collect_statistics(toy_model("llama"), leaves, toy_windows())
+    statistics = collect_statistics(toy_model("llama"), {"X", "G"}, toy_windows())
     before = {key: tensor.clone() for key, tensor in statistics.to_tensors().items()}
     for metric in ("wanda", "gblm", "snip"):
         with_windows, without = toy_model("llama"), toy_model("llama")
         prune(with_windows, metric, toy_windows())
         prune(without, metric, statistics=statistics)
-        for name, weight in weights_of(with_windows).items():
-            assert torch.equal(weights_of(without)[name], weight), (metric, name)
-    after = statistics.to_tensors()
-    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+        assert_same_tensors(weights_of(without), weights_of(with_windows))
+    assert_same_tensors(statistics.to_tensors(), before)
 
 
 def test_collect_statistics_is_the_walks_and_changes_no_weight():
@@ -65,9 +61,8 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
     before = weights_of(model)
     found = collect_statistics(model, WANDA.leaves | {"B"}, toy_windows()).to_tensors()
     expected = collect(ResidentStore(model), toy_windows(), frozenset("XB")).to_tensors()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
-    assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
+    assert_same_tensors(found, expected)
+    assert_same_tensors(weights_of(model), before)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +106,7 @@ def test_prune_refuses_a_wrong_argument_in_one_line_and_touches_nothing(settings
     before = weights_of(model)
     given = {"windows": toy_windows(), **settings}
     assert refusal(lambda: prune(model, "snip", **given)).startswith(message)
-    assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
+    assert_same_tensors(weights_of(model), before)
 
 
 def test_mode_leaf_and_sequential_statistics_that_do_not_fit_are_refused():

@@ -136,9 +136,13 @@ def test_source_of_a_model_is_a_folder_or_a_hub_id_with_its_revision(tmp_path, m
     assert source_of("./embedded") == ("./embedded", "main")
     assert source_of("org/model") == ("org/model", "main")
     assert source_of("org/model@v1") == ("org/model", "v1")
+    assert comes_from_hub("org/model@v1") and not comes_from_hub("embedded")
+    for revision in ("v1.0", None):
+        assert split_revision(with_revision("org/model", revision)) == ("org/model", revision)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "model@v1").mkdir(parents=True)
     assert source_of("org/model@v1") == ("org/model@v1", "main")
+    assert not comes_from_hub("org/model@v1")
 
 
 @pytest.mark.parametrize(
@@ -147,14 +151,3 @@ def test_source_of_a_model_is_a_folder_or_a_hub_id_with_its_revision(tmp_path, m
 def test_load_config_refuses_what_is_neither_a_folder_nor_a_hub_id(model):
     with pytest.raises(ValueError, match=r"is no folder: give embedded, a folder or a hub id$"):
         load_config(model)
-
-
-def test_comes_from_hub_knows_a_folder_the_embedded_model_and_a_hub_id(tmp_path):
-    assert not comes_from_hub(str(tmp_path))
-    assert not comes_from_hub("embedded")
-    assert comes_from_hub("facebook/opt-125m")
-
-
-def test_split_revision_undoes_with_revision():
-    for revision in ("v1.0", None):
-        assert split_revision(with_revision("owner/name", revision)) == ("owner/name", revision)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from own_statistics import own_gradients, own_inputs
 from refusals import refusal
-from toy_models import FAMILIES, toy_model, toy_windows, weights_of
+from toy_models import FAMILIES, assert_same_tensors, toy_model, toy_windows, weights_of
 
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
@@ -75,12 +75,6 @@ def pruned_weights(model, metric, target, windows, propagation="one-shot"):
     return weights_of(copied)
 
 
-def assert_same_weights(actual, expected):
-    assert list(actual) == list(expected)
-    for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
-
-
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.group.name)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_shot_removes_the_lowest_of_each_group_by_dense_statistics(family, target):
@@ -89,7 +83,7 @@ def test_one_shot_removes_the_lowest_of_each_group_by_dense_statistics(family, t
     X, G = own_activations(model, dense, windows), root_of_gradients(model, windows)
     scores = {name: w.abs() * (G[name] + X[name].sqrt()) for name, w in dense.items()}
     expected = keep_highest_in_groups(dense, scores, target)
-    assert_same_weights(pruned_weights(model, GBLM, target, windows), expected)
+    assert_same_tensors(pruned_weights(model, GBLM, target, windows), expected)
 
 
 @pytest.mark.parametrize("target", TARGETS[:3], ids=lambda target: target.group.name)
@@ -109,7 +103,7 @@ def test_sequential_equals_whole_runs_with_the_earlier_blocks_pruned(family, tar
         scores = {name: w.abs() * (G[name] + X[name].sqrt()) for name, w in weights.items()}
         for name, kept in keep_highest_in_groups(weights, scores, target).items():
             expected.get_submodule(name).weight.data.copy_(kept)
-    assert_same_weights(actual, weights_of(expected))
+    assert_same_tensors(actual, weights_of(expected))
 
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -146,8 +140,7 @@ def test_restore_writes_the_dense_bits(dtype):
     for layer in linear_layers(store.model).values():
         layer.weight.data.fill_(float("nan"))
     store.restore(master)
-    for name, weight in weights_of(store.model).items():
-        assert torch.equal(bits(weight), bits(master[name]))
+    assert_same_tensors(weights_of(store.model), master)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -172,13 +165,6 @@ def test_prune_leaves_no_scores_for_the_garbage_collector():
         assert scores and not any(reference() is not None for reference in scores)
     finally:
         gc.enable()
-
-
-def test_metric_of_weights_alone_runs_no_calibration():
-    model = toy_model("llama")
-    model.model.forward = None  # would fail if it were called
-    prune_model(model, MAGNITUDE, ROW, toy_windows())
-    assert all(int((w == 0).sum()) * 2 == w.numel() for w in weights_of(model).values())
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_models import toy_model, toy_windows
+from toy_models import assert_same_tensors, toy_model, toy_windows
 
 from pruning.masks import Row, Target
 from pruning.methods import make_recipe
@@ -65,8 +65,8 @@ def test_block_and_given_weights_are_not_changed(pruned):
     before = {name: weight.clone() for name, weight in weights.items()}
     dense = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     Reconstruction()("block", block, weights, lesson)
-    assert all(torch.equal(weights[name], before[name]) for name in before)
-    assert all(torch.equal(block.state_dict()[name], dense[name]) for name in dense)
+    assert_same_tensors(weights, before)
+    assert_same_tensors(block.state_dict(), dense)
 
 
 def test_seed_decides_the_result(pruned):
@@ -79,7 +79,7 @@ def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
     block, weights, lesson = pruned
     monkeypatch.setattr("pruning.reconstruct.RATE", 100.0)
     trained, errors = Reconstruction()("block", block, weights, lesson)
-    assert all(torch.equal(trained[name], weights[name]) for name in weights)
+    assert_same_tensors(trained, weights)
     assert [len(of_part) for of_part in errors.values()] == [2, 2]
 
 
@@ -105,7 +105,8 @@ def test_single_window_trains_nothing(pruned):
     block, weights, lesson = pruned
     one = Lesson(1, lesson.input, lesson.target, lesson.run)
     trained, errors = Reconstruction()("block", block, weights, one)
-    assert all(torch.equal(trained[name], weights[name]) for name in weights) and errors == {}
+    assert_same_tensors(trained, weights)
+    assert errors == {}
 
 
 @pytest.mark.parametrize("metric", ["mul(W, sqrt(X))", "mul(W, G)", "W"])

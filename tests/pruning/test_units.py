@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from refusals import refusal
 from torch import nn
 from toy_metrics import trees
 
@@ -153,9 +154,7 @@ def test_units_worked_by_hand(text, units):
 )
 def test_operands_that_do_not_go_together_are_named(text, message):
     assert not Metric.parse(text).is_comparable
-    with pytest.raises(ValueError) as error:
-        _ = Metric.parse(text).units
-    assert str(error.value) == message
+    assert refusal(lambda: Metric.parse(text).units) == message
 
 
 def test_named_metrics_of_the_group_model_have_no_units():

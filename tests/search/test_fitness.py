@@ -6,6 +6,7 @@ from math import sqrt
 
 import pytest
 import torch
+from toy_models import assert_same_tensors, weights_of
 from toy_setup import (
     CONSTANT,
     HALF,
@@ -91,9 +92,8 @@ def rescaled(evaluator, *cells, **changes):
 
 def assert_dense(evaluator):
     for resident, subject in zip(evaluator.residents, evaluator.setup.subjects, strict=True):
-        dense = linear_layers(load_model(subject.model, subject.dtype))
-        for name, layer in linear_layers(resident.store.model).items():
-            assert torch.equal(layer.weight, dense[name].weight), name
+        dense = load_model(subject.model, subject.dtype)
+        assert_same_tensors(weights_of(resident.store.model), weights_of(dense))
 
 
 def pruned(evaluator, task, criterion=WANDA):
@@ -284,8 +284,8 @@ def test_copy_on_the_host_and_scores_made_again_change_nothing(plenty, group):
     sparing.use_statistics(0, statistics)
     sparing.use_scale(plenty.scale)
     assert sparing.digests == plenty.digests
-    for name, tensor in plenty.residents[0].statistics.to_tensors().items():
-        assert torch.equal(statistics[name], tensor.cpu())
+    expected = plenty.residents[0].statistics.to_tensors()
+    assert_same_tensors(statistics, {name: tensor.cpu() for name, tensor in expected.items()})
     for metric in (SNIP.metric, WANDA.metric):
         criterion = Criterion(metric, group)
         one = candidate(criterion)

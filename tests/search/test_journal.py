@@ -132,7 +132,7 @@ GOOD = record(1).to_dict()
         (b'{"\xff', "'utf-8' codec can't decode"),
         (b"[" * 100_000, "recursion"),
         (b"7", "not a journal record: 7"),
-        # What else a record is not, tests/search/test_record.py asks.
+        # What else a record is not, tests/search/test_population.py asks.
         (json.dumps(GOOD | {"fitness": float("nan")}).encode(), "fitness must be a finite number"),
     ],
 )

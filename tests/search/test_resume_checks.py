@@ -115,18 +115,19 @@ def test_records_that_the_search_would_breed_are_taken_and_with_other_masks_are_
     assert "line 1 is not what this run's settings breed" in message
 
 
-@pytest.mark.parametrize("place", [0, 3])
-def test_records_of_another_search_are_refused(folder, place):
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [
+        (0, record_of(0, "mul(W, sqr(G))", 2.0)),
+        (3, record_of(3, "mul(W, sqr(G))", 2.0)),
+        # One with parents where there was no population.
+        (2, Record(replace(begun()[2].candidate, parents=(0, 1)), Outcome("failed"))),
+    ],
+)
+def test_records_of_another_search_are_refused(folder, place, other):
     records = begun()
-    records[place] = record_of(place, "mul(W, sqr(G))", 2.0)
+    records[place] = other
     assert refused(check_records, folder, EXPERIMENT, Marks(), records) == (
         f"{folder.path / 'journal.jsonl'} line {place + 1} is not what this run's settings breed: "
         "it is another run's journal"
     )
-
-
-def test_records_with_parents_where_there_was_no_population_are_refused(folder):
-    records = begun()
-    orphan = records[2].candidate
-    records[2] = Record(replace(orphan, parents=(0, 1)), Outcome("failed"))
-    assert "line 3 is not" in refused(check_records, folder, EXPERIMENT, Marks(), records)

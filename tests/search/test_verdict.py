@@ -1,5 +1,6 @@
 """The verdict on a run: better, level, worse, unknown, or a named metric in disguise."""
 
+import pytest
 from report_run import task_of
 
 from search.summary import TaskResult, verdict_of
@@ -22,32 +23,34 @@ def verdict(*tasks, metric="mul(W, add(G, X))"):
     return verdict_of(tasks, metric)
 
 
-def test_verdict_is_better_from_two_standard_errors():
-    found = verdict(measured(36.0, {"wanda": (0.1, 0.05), "snip": (0.3, 0.01)}))
-    assert found.kind == "better"
-    assert found.sentence == (
-        "Beats wanda, the best named metric on the report text: perplexity 36.00 against 40.00, "
-        "10.0% lower, 2.0 standard errors apart."
-    )
+LEVEL_SENTENCE = (
+    "Does not clearly beat wanda, the best named metric on the report text, nor lose to it: "
+    "perplexity 38.00 against 40.00, 1.8 standard errors apart."
+)
 
 
-def test_verdict_is_level_below_two_standard_errors_to_either_side():
-    for nats in (0.09, -0.09):
-        found = verdict(measured(38.0, {"wanda": (nats, 0.05)}, {"wanda": 40.0}))
-        assert found.kind == "level"
-        assert found.sentence == (
-            "Does not clearly beat wanda, the best named metric on the report text, nor lose to "
-            "it: perplexity 38.00 against 40.00, 1.8 standard errors apart."
-        )
-
-
-def test_verdict_is_worse_though_better_than_another_named_metric():
-    found = verdict(measured(44.0, {"wanda": (-0.1, 0.01), "snip": (0.2, 0.01)}))
-    assert found.kind == "worse"
-    assert found.sentence == (
-        "Does not beat wanda, the best named metric on the report text: perplexity 44.00 against "
-        "40.00, 10.0% higher, 10.0 standard errors apart."
-    )
+@pytest.mark.parametrize(
+    ("perplexity", "nats", "error", "kind", "sentence"),
+    [
+        (
+            *(36.0, 0.1, 0.05, "better"),
+            "Beats wanda, the best named metric on the report text: perplexity 36.00 against "
+            "40.00, 10.0% lower, 2.0 standard errors apart.",
+        ),
+        (38.0, 0.09, 0.05, "level", LEVEL_SENTENCE),
+        (38.0, -0.09, 0.05, "level", LEVEL_SENTENCE),
+        (
+            *(44.0, -0.1, 0.01, "worse"),
+            "Does not beat wanda, the best named metric on the report text: perplexity 44.00 "
+            "against 40.00, 10.0% higher, 10.0 standard errors apart.",
+        ),
+    ],
+)
+def test_verdict_goes_by_two_standard_errors_to_the_best_named_metric(
+    perplexity, nats, error, kind, sentence
+):
+    found = verdict(measured(perplexity, {"wanda": (nats, error), "snip": (0.3, 0.01)}))
+    assert (found.kind, found.sentence) == (kind, sentence)
 
 
 def test_verdict_is_unknown_on_a_single_window_or_without_named_metrics():

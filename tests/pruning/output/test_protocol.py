@@ -3,13 +3,13 @@
 import gzip
 import json
 import random
-import sys
 from dataclasses import replace
 
 import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
+from search_process import started
 from transformers import AutoTokenizer
 
 import run_prune
@@ -57,19 +57,6 @@ def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
         monkeypatch.setitem(sources.HUB_CORPORA, corpus, source)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return documents, rows
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the console entry; returns its exit code, standard output and standard error."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["prunevolve-prune", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_prune.main()
-        return end.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(("protocol", "length"), [("wanda-2048", 2048), ("wanda-4096", 4096)])
@@ -120,38 +107,27 @@ def test_protocol_pins_the_texts():
         *[("--eval-split", "test"), ("--eval-windows", 4), ("--no-bos", None)],
     ],
 )
-def test_option_that_the_protocol_sets_is_refused(call, tiny_llama_dir, tmp_path, option, value):
+def test_option_that_the_protocol_sets_is_refused(tiny_llama_dir, tmp_path, option, value):
     words = ["--model", tiny_llama_dir, "--metric", "wanda", "--out", tmp_path / "out"]
     given = [option] if value is None else [option, value]
-    code, _, err = call(*words, "--protocol", "wanda-2048", *given)
+    _, err = started(run_prune, *words, "--protocol", "wanda-2048", *given, code=2)
     shown = option.replace("--no-", "--")
-    assert (code, err.splitlines()[-1]) == (
-        2,
-        f"error: {shown} is set by --protocol wanda-2048: leave out one of the two",
-    )
+    problem = f"error: {shown} is set by --protocol wanda-2048: leave out one of the two"
+    assert err.splitlines()[-1] == problem
 
 
-def test_unknown_protocol_is_refused(call, tiny_llama_dir, tmp_path):
-    words = ["--model", tiny_llama_dir, "--metric", "wanda", "--out", tmp_path / "out"]
-    code, _, err = call(*words, "--protocol", "wanda")
-    problem = "error: protocol must be one of wanda-2048, wanda-4096; got 'wanda'"
-    assert (code, err.splitlines()[-1]) == (2, problem)
-
-
-def test_recipe_keeps_the_protocol_and_repeats_it(call, hub, tiny_llama_dir, tmp_path, monkeypatch):
+def test_recipe_keeps_the_protocol_and_repeats_it(hub, tiny_llama_dir, tmp_path, monkeypatch):
     # The toy model has a short context.
     short = PROTOCOLS["wanda-2048"] | {"samples": 3, "seqlen": 64}
     monkeypatch.setitem(options_module.PROTOCOLS, "wanda-2048", short)
     out, again = tmp_path / "out", tmp_path / "again"
     words = ["--model", tiny_llama_dir, "--metric", "wanda", "--protocol", "wanda-2048"]
-    code, _, err = call(*words, "--out", out)
-    assert code == 0, err
+    started(run_prune, *words, "--out", out)
     recipe = json.loads((out / "pruning_recipe.json").read_text())
     assert recipe["protocol"] == "wanda-2048"
     assert not {"corpus", "samples", "seqlen", "eval_corpus"} & set(recipe)
     assert recipe["calibration"]["windows"] == 3
-    code, printed, err = call("--recipe", out / "pruning_recipe.json", "--out", again)
-    assert code == 0, err
+    printed, _ = started(run_prune, "--recipe", out / "pruning_recipe.json", "--out", again)
     assert printed.splitlines()[-1] == "repeated: all files match the recipe's, byte for byte"
 
 

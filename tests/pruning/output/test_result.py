@@ -1,10 +1,12 @@
 import hashlib
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
@@ -72,10 +74,7 @@ def saved(tokenizer, dense):
     return save
 
 
-def refusal(folder) -> str:
-    with pytest.raises(FolderMismatchError) as caught:
-        verify_result(folder)
-    return str(caught.value)
+refused = partial(refusal, verify_result, error=FolderMismatchError)
 
 
 def test_save_result_reports_every_layer_and_what_was_measured(tmp_path, saved):
@@ -226,20 +225,19 @@ def test_verify_result_names_what_changed_in_a_shard(tmp_path, saved, factor, me
     lost = (weight == 0).nonzero()[0] if factor else (weight != 0).nonzero()[0]
     weight[tuple(lost)] = 3.0
     save_file(weights, path, metadata={"format": "pt"})
-    assert message in refusal(tmp_path)
+    assert message in refused(tmp_path)
 
 
 def test_verify_result_refuses_what_is_cut_short_or_missing(tmp_path, saved):
     saved(tmp_path)
     path = tmp_path / SHARD
     path.write_bytes(path.read_bytes()[:-100])
-    assert "cannot be read: weights file" in refusal(tmp_path)
+    assert "cannot be read: weights file" in refused(tmp_path)
     path.unlink()
-    assert f"cannot be read: model {str(tmp_path)!r} lacks its weights file {SHARD}" in (
-        refusal(tmp_path)
-    )
+    lacks = f"cannot be read: model {str(tmp_path)!r} lacks its weights file {SHARD}"
+    assert lacks in refused(tmp_path)
     (tmp_path / "pruning_report.json").unlink()
-    assert "has no pruning_report.json: no finished pruned model" in refusal(tmp_path)
+    assert "has no pruning_report.json: no finished pruned model" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +255,7 @@ def test_verify_result_names_what_was_altered_in_a_paper(tmp_path, saved, name, 
     saved(tmp_path)
     content = json.loads((tmp_path / name).read_text())
     (tmp_path / name).write_text(json.dumps(content | changes))
-    assert message in refusal(tmp_path)
+    assert message in refused(tmp_path)
 
 
 @pytest.mark.parametrize(

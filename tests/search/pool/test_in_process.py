@@ -1,16 +1,15 @@
 """The worker that is this process: what is raised in it means what it means everywhere."""
 
 import errno
-from dataclasses import replace
 
 import pytest
 import torch
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, outcomes_of
 
-from search.pool.pool import MOST, Pool, PoolError
+from search.pool.pool import MOST, Pool
 from search.pool.requests import InProcessBackend, fault_of
 from search.population import Candidate
-from search.resident import Resident, Subject
+from search.resident import Resident
 
 CANDIDATES = [Candidate(0, WANDA), Candidate(1, SNIP)]
 CUDA = "CUDA error: an illegal memory access was encountered"
@@ -39,14 +38,10 @@ LACKING = {
 """Errors and their reasons, which are the same whatever the sizes are: the journal has them."""
 
 
-def pool_of(setup):
-    return Pool(InProcessBackend(setup), setup, 1, 300, 600)
-
-
 @pytest.fixture
 def pool():
     setup = embedded_setup()
-    made = pool_of(setup)
+    made = Pool(InProcessBackend(setup), setup, 1, 300, 600)
     brief(made, setup)
     return made
 
@@ -106,22 +101,3 @@ def test_reason_has_no_addresses(pool, injected):
     injected("prune", lambda: TypeError(f"got {object()}"), lambda *_: True)
     (failed,) = arrivals_of(pool, CANDIDATES[:1])
     assert failed.outcome.reason.startswith("TypeError: got <object object at 0x...> at search/")
-
-
-def test_outcomes_come_in_order_with_seconds_peak_memory_and_worker(pool):
-    assert pool.next_outcome() is None
-    for candidate in CANDIDATES:
-        pool.submit(candidate)
-    found = [arrival for _ in range(10) if (arrival := pool.next_outcome())]
-    assert [arrival.index for arrival in found] == [0, 1]
-    for arrival in found:
-        assert list(arrival.timing) == ["seconds", "peak_mib", "worker"]
-        assert 0 < arrival.timing["seconds"] < 60
-        assert arrival.timing["peak_mib"] > 50  # torch alone is more
-
-
-def test_model_that_is_not_there_is_one_line():
-    missing = replace(embedded_setup(), subjects=(Subject("/nowhere", "float32"),))
-    with pytest.raises(PoolError, match=r"no worker could be started: .*'/nowhere'") as error:
-        pool_of(missing).model_digest(0)
-    assert "\n" not in str(error.value)

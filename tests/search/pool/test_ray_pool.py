@@ -5,8 +5,8 @@ import signal
 from dataclasses import replace
 
 import pytest
-import torch
 from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arrival
+from toy_models import assert_same_tensors
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
 
 from pruning.criterion import Criterion
@@ -82,8 +82,7 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     assert compared == [here.zeros_and_overlap(0, WANDA, SNIP)]
     assert [pool.model_digest(subject) for subject in range(2)] == list(here.digests)
     (probe,), expected = pool.ask([ProbeTensors(1)]), here.probe_tensors(1)
-    assert probe.keys() == expected.keys()
-    assert all(torch.equal(probe[key], expected[key]) for key in probe)
+    assert_same_tensors(probe, expected)
 
 
 def test_wrong_value_in_a_request_is_one_line(pool):

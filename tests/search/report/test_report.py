@@ -70,6 +70,7 @@ def html(run):
 def test_page_has_each_section_and_chart(html):
     for section in SECTIONS:
         assert f'<h2 id="{section}">' in html
+        assert f'href="#{section}"' in html
     titles = re.findall(r"<figcaption>(.*?)</figcaption>", html)
     assert titles == [
         *["Perplexity on the report text"] * 2,

@@ -99,13 +99,6 @@ def test_charts_are_drawn_and_legible_on_a_phone(browser, page):
     assert min(text_heights) > 9
 
 
-def test_each_section_is_shown_and_reached_from_the_top(browser, page):
-    show(browser, page, PHONE)
-    for section in ("best", "report", "finalists", "search", "front", "ancestry", "layers"):
-        assert browser.find_element("id", section).is_displayed()
-        assert browser.find_element("css selector", f"nav a[href='#{section}']").is_displayed()
-
-
 def test_formula_tree_and_text_of_the_best_are_drawn(browser, page):
     show(browser, page, DESKTOP)
     (formula, *_) = browser.find_elements("css selector", "math")
