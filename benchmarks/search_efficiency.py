@@ -72,7 +72,7 @@ VARIANTS: dict[str, Variant] = {
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     **{f"no {name} mutation": _without(name) for name in Search().mutations},
     "no simplification": Variant(
-        replaced={"search.breeding.breeder.simplify": lambda criterion: criterion}
+        replaced={"search.breeding.variation.simplify": lambda criterion: criterion}
     ),
     "no equal masks": Variant(replaced={"search.fingerprint.Fingerprints.fingerprint": _by_text}),
     "units": Variant(["search.units=off"]),

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
-from search.breeding.breeder import Breeder
+from search.breeding.variation import Breeder
 from search.fingerprint import Sketch
 from search.population import Candidate, Outcome, Record, State
 from search.surrogate import Surrogate

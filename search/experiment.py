@@ -24,8 +24,8 @@ from pruning.models import (
     skeleton,
 )
 from pruning.pruner import check_layers
-from search.breeding.breeder import Breeder
 from search.breeding.primitives import drawn_leaves
+from search.breeding.variation import Breeder
 from search.checkpoint import read_seeds
 from search.fitness import Setup, Task
 from search.resident import Subject
