@@ -161,7 +161,7 @@ class Evaluator:
         return time.perf_counter() - began
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
-        """Return the fingerprint's probe of a model; see `search.probe`."""
+        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         return self.residents[subject].probe_tensors()
 
     def evaluate(self, candidate: Candidate) -> Outcome:

@@ -18,9 +18,9 @@ from torch import Tensor
 from configs.schema import Config
 from pruning.baselines import BASELINES
 from search.baseline_losses import scale_of
-from search.evolution import Marks, first_foreign
+from search.evolution import first_foreign
 from search.experiment import Experiment
-from search.fingerprint import Fingerprints, tensors_digest
+from search.fingerprint import Fingerprints, Probe, tensors_digest
 from search.journal import FolderError, RunFolder
 from search.pool.pool import Pool
 from search.pool.requests import (
@@ -31,7 +31,6 @@ from search.pool.requests import (
     UseStatistics,
 )
 from search.population import Record
-from search.probe import Probe
 from search.scale import Scale
 from search.screen import step
 
@@ -220,7 +219,7 @@ def check_fingerprints(
 
 
 def check_records(
-    folder: RunFolder, experiment: Experiment, marks: Marks, records: list[Record]
+    folder: RunFolder, experiment: Experiment, marks: Fingerprints, records: list[Record]
 ) -> None:
     """Raise FolderError if the journal begins with candidates that this search does not breed."""
     if foreign := first_foreign(experiment.breeder, experiment.weights, marks, records):
