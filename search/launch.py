@@ -12,11 +12,10 @@ from rich.console import Console
 from command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from configs import schema
 from configs.schema import Config
-from search import trackers
 from search.evolution import Evolution
-from search.experiment import Experiment, pinned_config, resolve
+from search.experiment import Experiment, pinned_config
 from search.journal import FolderError, RunFolder
-from search.plan import check_cores, memory_lines
+from search.plan import check
 from search.pool.on_ray import ray_backend
 from search.pool.pool import CallError, Pool
 from search.pool.requests import Backend, InProcessBackend
@@ -118,10 +117,7 @@ def _resume_call(folder: RunFolder) -> str:
 
 def _ready(config: Config, console: Console) -> Experiment:
     """Return the experiment with its texts, once all is checked that needs no worker."""
-    experiment = resolve(config)
-    check_cores(config.ray)
-    memory_lines(experiment)  # refuses what cannot fit
-    trackers.check(config.trackers)
+    experiment, _ = check(config)
     with step(console, "reading the texts"):
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
