@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 from unittest import mock
@@ -149,7 +149,7 @@ def main(
         for seed, variant in track(searches, "searching", transient=True):
             settings = [*base, f"search.seed={seed}", *tried[variant].settings]
             changed = resolve(schema.load(run / "config.yaml", settings))
-            there = changed.with_windows(real.experiment.windows)
+            there = replace(changed, windows=real.experiment.windows)
             with ExitStack() as replaced:
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))

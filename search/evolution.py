@@ -16,9 +16,6 @@ from search.fingerprint import Fingerprints
 from search.population import Candidate, Outcome, Record, State
 from search.surrogate import Surrogate
 
-_BRED_AGAIN = 5
-"""Number of records that a resumed search breeds again to check that they are its own."""
-
 
 class Evolution:
     """A search with an ask-and-tell interface: `ask` for candidates, `tell` their outcomes.
@@ -153,18 +150,3 @@ class Evolution:
         self._texts.setdefault(str(candidate.criterion), candidate.index)
         if candidate.fingerprint:
             self._fingerprints.setdefault(candidate.fingerprint, candidate.index)
-
-
-def first_foreign(
-    breeder: Breeder, weights: Sequence[float], marks: Fingerprints, records: Sequence[Record]
-) -> Record | None:
-    """Return the first of a few early records that this search would not have bred, if any.
-
-    Early records depend on the settings alone, so they can be bred again to compare.
-    """
-    evolution = Evolution(breeder, weights, marks, State())
-    for record in records[: min(_BRED_AGAIN, breeder.search.population)]:
-        if next(evolution.ask()) != record.candidate:
-            return record
-        evolution.tell(record.index, record.outcome)
-    return None

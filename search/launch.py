@@ -12,7 +12,7 @@ from rich.console import Console
 from command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from configs import schema
 from configs.schema import Config
-from search.evolution import Evolution, first_foreign
+from search.evolution import Evolution
 from search.experiment import Experiment, pinned_config
 from search.fingerprint import Fingerprints
 from search.journal import FolderError, RunFolder
@@ -20,7 +20,7 @@ from search.plan import check
 from search.pool.on_ray import ray_backend
 from search.pool.pool import CallError, Pool
 from search.pool.requests import Backend, InProcessBackend
-from search.population import Record
+from search.population import Record, State
 from search.prepare import noted, prepare
 from search.recorder import OnRecord, ignore, recording
 from search.results import finish, say_files, write_report
@@ -35,6 +35,9 @@ FREE_KEYS = (
     "trackers",
 )
 """Config keys that may differ when a run is continued: how long and where, never what."""
+
+_BRED_AGAIN = 5
+"""Records that a resumed search breeds again to check that they are its own."""
 
 
 class Unfinished(RuntimeError):
@@ -286,12 +289,18 @@ def check_config(folder: RunFolder, config: Config, records: int) -> None:
 def check_records(
     folder: RunFolder, experiment: Experiment, marks: Fingerprints, records: list[Record]
 ) -> None:
-    """Raise FolderError if the journal begins with candidates that this search does not breed."""
-    if foreign := first_foreign(experiment.breeder, experiment.weights, marks, records):
-        raise FolderError(
-            f"{folder.path / 'journal.jsonl'} line {foreign.index + 1} is not what this run's "
-            "settings breed: it is another run's journal"
-        )
+    """Raise FolderError if the journal begins with candidates that this search does not breed.
+
+    The first ones depend on the settings alone, so they can be bred again to compare.
+    """
+    evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
+    for record in records[: min(_BRED_AGAIN, experiment.config.search.population)]:
+        if next(evolution.ask()) != record.candidate:
+            raise FolderError(
+                f"{folder.path / 'journal.jsonl'} line {record.index + 1} is not what this run's "
+                "settings breed: it is another run's journal"
+            )
+        evolution.tell(record.index, record.outcome)
 
 
 def _leaves(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
