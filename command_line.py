@@ -27,15 +27,8 @@ Answer = dict[str, object]
 DONE, BROKEN, USAGE, INTERRUPTED, WRONG_FOLDER, NOTHING_EVALUATED = range(6)
 """Exit codes."""
 
-REASONS = {
-    DONE: "done",
-    BROKEN: "broken",
-    USAGE: "usage",
-    INTERRUPTED: "interrupted",
-    WRONG_FOLDER: "folder",
-    NOTHING_EVALUATED: "nothing evaluated",
-}
-"""The exit codes' names in `--json`."""
+REASONS = ("done", "broken", "usage", "interrupted", "folder", "nothing evaluated")
+"""The exit codes' names in `--json`, in their order."""
 
 NOTHING_WRITTEN = "interrupted before anything was written: run the same command again"
 

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from configs import schema
 from search.evolution import Evolution
 from search.experiment import resolve
-from search.fingerprint import Fingerprints
+from search.fingerprint import Fingerprints, Probe
 from search.fitness import Evaluator, Setup
 from search.population import Candidate, Record, State
-from search.probe import Probe
 from search.scale import Scale
 
 WATCH = "PRUNEVOLVE_WATCH"

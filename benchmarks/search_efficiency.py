@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -72,7 +72,7 @@ VARIANTS: dict[str, Variant] = {
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     **{f"no {name} mutation": _without(name) for name in Search().mutations},
     "no simplification": Variant(
-        replaced={"search.breeding.breeder.simplify": lambda criterion: criterion}
+        replaced={"search.breeding.variation.simplify": lambda criterion: criterion}
     ),
     "no equal masks": Variant(replaced={"search.fingerprint.Fingerprints.fingerprint": _by_text}),
     "units": Variant(["search.units=off"]),
@@ -138,7 +138,7 @@ def main(
         for seed, variant in track(searches, "searching", transient=True):
             settings = [*base, f"search.seed={seed}", *tried[variant].settings]
             changed = resolve(schema.load(run / "config.yaml", settings))
-            there = changed.with_windows(real.experiment.windows)
+            there = replace(changed, windows=real.experiment.windows)
             with ExitStack() as replaced:
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))

@@ -7,44 +7,14 @@ replaying its records.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
-from search.breeding.breeder import Breeder
-from search.fingerprint import Sketch
+from search.breeding.variation import Breeder
+from search.fingerprint import Fingerprints
 from search.population import Candidate, Outcome, Record, State
 from search.surrogate import Surrogate
-
-_BRED_AGAIN = 5
-"""Number of records that a resumed search breeds again to check that they are its own."""
-
-
-class Marks(Protocol):
-    """Compares criteria by their masks on a probe."""
-
-    def fingerprint(self, criterion: Criterion) -> str:
-        """Return the fingerprint of a criterion's mask; raise DegenerateScores if there is none."""
-
-    def distance(self, one: Criterion, other: Criterion) -> float:
-        """Return the fraction of weights on which the two masks differ."""
-
-    def sketch(self, criterion: Criterion) -> Sketch:
-        """Return a sample of a criterion's mask for each task, of equal sizes for all criteria."""
-
-
-@dataclass
-class _Known:
-    """Everything bred so far: the first index of each criterion and fingerprint."""
-
-    criteria: dict[str, int] = field(default_factory=dict)
-    fingerprints: dict[str, int] = field(default_factory=dict)
-
-    def add(self, candidate: Candidate) -> None:
-        self.criteria.setdefault(str(candidate.criterion), candidate.index)
-        if candidate.fingerprint:
-            self.fingerprints.setdefault(candidate.fingerprint, candidate.index)
 
 
 class Evolution:
@@ -62,20 +32,22 @@ class Evolution:
         self,
         breeder: Breeder,
         weights: Sequence[float],
-        marks: Marks,
+        marks: Fingerprints,
         start: State,
         records: Iterable[Record] = (),
     ) -> None:
         self.breeder, self.search = breeder, breeder.search
         self.marks = marks
-        self._known = _Known()
+        # The first index of each text and fingerprint.
+        self._texts: dict[str, int] = {}
+        self._fingerprints: dict[str, int] = {}
         self._surrogate = None
         if self.search.brood > 1:
             self._surrogate = Surrogate(marks.sketch, weights, self.search.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
-            self._known.add(record.candidate)
+            self._remember(record.candidate)
             if self._surrogate:
                 self._surrogate.learn(record)
             if record.index >= start.committed:
@@ -109,7 +81,7 @@ class Evolution:
         ):
             state = self._states[max(0, self._bred - self.search.lag)]
             candidate = state.limited(self._propose(state), self.search, self.near)
-            self._known.add(candidate)
+            self._remember(candidate)
             self._waiting[self._bred] = candidate
             self._bred += 1
             yield candidate
@@ -163,29 +135,18 @@ class Evolution:
 
     def _decide(self, candidate: Candidate) -> Candidate:
         """Add the fingerprint, and the outcome if it needs no evaluation."""
-        known = self._known
-        twin = known.criteria.get(str(candidate.criterion))
+        twin = self._texts.get(str(candidate.criterion))
         if twin is not None:
             return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {twin}"))
         try:
             mark = self.marks.fingerprint(candidate.criterion)
         except DegenerateScores as error:
             return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
-        twin = known.fingerprints.get(mark)
+        twin = self._fingerprints.get(mark)
         same = None if twin is None else Outcome("duplicate", reason=f"same mask as {twin}")
         return replace(candidate, fingerprint=mark, decided=same)
 
-
-def first_foreign(
-    breeder: Breeder, weights: Sequence[float], marks: Marks, records: Sequence[Record]
-) -> Record | None:
-    """Return the first of a few early records that this search would not have bred, if any.
-
-    Early records depend on the settings alone, so they can be bred again to compare.
-    """
-    evolution = Evolution(breeder, weights, marks, State())
-    for record in records[: min(_BRED_AGAIN, breeder.search.population)]:
-        if next(evolution.ask()) != record.candidate:
-            return record
-        evolution.tell(record.index, record.outcome)
-    return None
+    def _remember(self, candidate: Candidate) -> None:
+        self._texts.setdefault(str(candidate.criterion), candidate.index)
+        if candidate.fingerprint:
+            self._fingerprints.setdefault(candidate.fingerprint, candidate.index)

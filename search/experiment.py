@@ -1,6 +1,6 @@
 """Everything that a search needs, resolved once from its config: tasks, texts, seeds, settings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -26,8 +26,8 @@ from pruning.models import (
     skeleton,
 )
 from pruning.pruner import check_layers
-from search.breeding.breeder import Breeder
 from search.breeding.primitives import drawn_leaves
+from search.breeding.variation import Breeder
 from search.checkpoint import read_seeds
 from search.fitness import Setup, Task
 from search.resident import Subject
@@ -67,11 +67,7 @@ class Experiment:
             windows.append(_cut(tokenizer, _mixtures(texts)))
             if note := special_note(windows[-1]["calibration"].tokens, tokenizer):
                 warnings.append(f"{subject.model}: {note}")
-        return replace(self.with_windows(windows), warnings=tuple(warnings))
-
-    def with_windows(self, windows: Sequence[Mapping[str, Windows]]) -> "Experiment":
-        """Return the experiment on windows that are cut already, of each model by role."""
-        return replace(self, windows=tuple(windows))
+        return replace(self, windows=tuple(windows), warnings=tuple(warnings))
 
     def count_tokens_here(self) -> list[dict[str, int]]:
         """Cut the texts that need no hub; return each model's token counts, by role.

@@ -131,7 +131,7 @@ class Evaluator:
                 zip_longest(setup.subjects, setup.windows, weights)
             )
         ]
-        self.scale: Scale | None = None
+        self.scale: Scale  # `use_scale` sets it, before the first candidate
 
     @property
     def seconds(self) -> float:
@@ -167,7 +167,7 @@ class Evaluator:
         return time.perf_counter() - began
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
-        """Return the fingerprint's probe of a model; see `search.probe`."""
+        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         return self.residents[subject].probe_tensors()
 
     def evaluate(self, candidate: Candidate) -> Outcome:
@@ -219,7 +219,6 @@ class Evaluator:
         return by_layer
 
     def _measure(self, candidate: Candidate) -> Outcome:
-        assert self.scale, "use_scale comes before the first candidate"
         criterion = candidate.criterion
         losses: list[list[float]] = [[] for _ in self.setup.tasks]
         for i, end in self._visits(self.scale.order):
@@ -233,10 +232,10 @@ class Evaluator:
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
             if not self.setup.stages or self._complete(losses):
                 continue
-            if reason := self._stop_reason(self.scale, losses, candidate):
+            if reason := self._stop_reason(losses, candidate):
                 estimate = self.scale.expected(losses)
                 return self._outcome("stopped", None, losses, reason, estimate)
-            if (settled := self._settled(self.scale, losses, candidate)) is not None:
+            if (settled := self._settled(losses, candidate)) is not None:
                 return self._outcome("evaluated", settled, losses, "not to the end")
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
 
@@ -248,7 +247,6 @@ class Evaluator:
         reason: str = "",
         estimate: float | None = None,
     ) -> Outcome:
-        assert self.scale
         rises = self.scale.rises_by_task(losses)
         return Outcome(kind, fitness, self._tokens(losses), reason, estimate, rises)
 
@@ -271,21 +269,16 @@ class Evaluator:
         lengths = [self.setup.windows[subject]["fitness"].shape[1] for subject in subjects]
         return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
 
-    def _settled(
-        self, scale: Scale, losses: Sequence[Sequence[float]], candidate: Candidate
-    ) -> float | None:
+    def _settled(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> float | None:
         """Return the estimated fitness if more windows would not make the candidate the best."""
-        if candidate.settle_above is None:
+        if candidate.settle_above is None or None in self.scale.values(losses):
             return None
-        limit = max(0.0, scale.relative(candidate.settle_above))
-        if None in scale.values(losses) or not scale.excess(losses, limit, SLACK):
-            return None
-        return scale.expected(losses)
+        limit = max(0.0, self.scale.relative(candidate.settle_above))
+        return self.scale.expected(losses) if self.scale.excess(losses, limit, SLACK) else None
 
-    def _stop_reason(
-        self, scale: Scale, losses: Sequence[Sequence[float]], candidate: Candidate
-    ) -> str:
+    def _stop_reason(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> str:
         """Return why a candidate can be stopped; empty if it cannot."""
+        scale = self.scale
         for cell, value in zip(scale.cells, scale.values(losses), strict=True):
             if value is not None and value > HOPELESS and len(scale.cells) > 1:
                 what = f"{self.setup.tasks[cell.task].name}, {cell.text}"

@@ -282,25 +282,23 @@ class RunFolder:
         Raises:
             FolderError: If the checkpoint does not belong to the journal.
         """
+        path = self.path / "journal.jsonl"
         for name in ("checkpoint.json", "checkpoint.previous.json"):
             try:
                 stored = Checkpoint.parse((self.path / name).read_bytes())
             except OSError:
                 continue  # missing or unreadable
-            if stored and stored.state.committed <= most:
-                self._check_journal(stored, name)
-                return stored.state
+            if not stored or stored.state.committed > most:
+                continue
+            lines = self._lines_of(path)
+            digest = hashlib.sha256(b"".join(lines[: stored.lines])).hexdigest()
+            if stored.lines <= len(lines) and digest != stored.journal:
+                raise FolderError(
+                    f"{path} does not match {name}: its first {stored.lines} lines were changed, "
+                    "or belong to another run"
+                )
+            return stored.state
         return State()
-
-    def _check_journal(self, stored: Checkpoint, name: str) -> None:
-        path = self.path / "journal.jsonl"
-        lines = self._lines_of(path)
-        digest = hashlib.sha256(b"".join(lines[: stored.lines])).hexdigest()
-        if stored.lines <= len(lines) and digest != stored.journal:
-            raise FolderError(
-                f"{path} does not match {name}: its first {stored.lines} lines were changed, or "
-                "belong to another run"
-            )
 
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""

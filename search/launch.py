@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -12,19 +12,32 @@ from rich.console import Console
 from command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from configs import schema
 from configs.schema import Config
-from search import trackers
 from search.evolution import Evolution
-from search.experiment import Experiment, pinned_config, resolve
+from search.experiment import Experiment, pinned_config
+from search.fingerprint import Fingerprints
 from search.journal import FolderError, RunFolder
-from search.plan import check_cores, memory_lines
+from search.plan import check
 from search.pool.on_ray import ray_backend
 from search.pool.pool import CallError, Pool
 from search.pool.requests import Backend, InProcessBackend
-from search.population import Record
-from search.prepare import check_config, check_records, is_free, prepare
+from search.population import Record, State
+from search.prepare import noted, prepare
 from search.recorder import OnRecord, ignore, recording
 from search.results import finish, say_files, write_report
 from search.screen import FINISHED, step
+
+FREE_KEYS = (
+    "search.candidates",
+    "ray.",
+    "memory.master",
+    "memory.scores",
+    "statistics",
+    "trackers",
+)
+"""Config keys that may differ when a run is continued: how long and where, never what."""
+
+_BRED_AGAIN = 5
+"""Records that a resumed search breeds again to check that they are its own."""
 
 
 class Unfinished(RuntimeError):
@@ -118,10 +131,7 @@ def _resume_call(folder: RunFolder) -> str:
 
 def _ready(config: Config, console: Console) -> Experiment:
     """Return the experiment with its texts, once all is checked that needs no worker."""
-    experiment = resolve(config)
-    check_cores(config.ray)
-    memory_lines(experiment)  # refuses what cannot fit
-    trackers.check(config.trackers)
+    experiment, _ = check(config)
     with step(console, "reading the texts"):
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
@@ -241,3 +251,62 @@ def _search(
         )
     finish(folder, experiment, pool, marks, evolution.state, started, console)
     return FINISHED
+
+
+# Is a continued run still the same experiment?
+
+
+def is_free(key: str) -> bool:
+    """Return whether a config key may differ when a run is continued."""
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
+
+
+def check_config(folder: RunFolder, config: Config, records: int) -> None:
+    """Compare a config with the one that the run began with, before any work.
+
+    Raises:
+        FolderError: If they differ in more than `FREE_KEYS`, or if `environment.json` is malformed,
+            or missing although there is a journal.
+    """
+    began_with = noted(folder, "config")
+    if began_with is None:
+        if records:
+            raise FolderError(
+                f"{folder.path} has a journal and no environment.json: the config that it was made "
+                "with is unknown; start a new run, perhaps with search.seeds from this one"
+            )
+        return
+    # As it was written when the run began: a list for a tuple.
+    before, now = (dict(_leaves(tree)) for tree in (began_with, config.model_dump(mode="json")))
+    for key in sorted(before):  # a newer key's default is the old behaviour
+        if before[key] != now.get(key) and not is_free(key):
+            raise FolderError(
+                f"{key} is {now.get(key)!r} in {folder.path / 'config.yaml'} but was "
+                f"{before[key]!r} when the run began: restore it, or start a new run"
+            )
+
+
+def check_records(
+    folder: RunFolder, experiment: Experiment, marks: Fingerprints, records: list[Record]
+) -> None:
+    """Raise FolderError if the journal begins with candidates that this search does not breed.
+
+    The first ones depend on the settings alone, so they can be bred again to compare.
+    """
+    evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
+    for record in records[: min(_BRED_AGAIN, experiment.config.search.population)]:
+        if next(evolution.ask()) != record.candidate:
+            raise FolderError(
+                f"{folder.path / 'journal.jsonl'} line {record.index + 1} is not what this run's "
+                "settings breed: it is another run's journal"
+            )
+        evolution.tell(record.index, record.outcome)
+
+
+def _leaves(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values of nested mappings by dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value

@@ -25,9 +25,9 @@ from pruning.sizes import (
     sizes_of,
     worker_needs,
 )
-from search import trackers
 from search.experiment import Experiment, resolve
 from search.population import FINALISTS
+from search.recorder import check_trackers
 from search.resident import Subject
 
 
@@ -37,10 +37,7 @@ def plan_of(config: Config) -> list[str]:
     Raises:
         ValueError: If a run would be refused; one line.
     """
-    experiment = resolve(config)
-    check_cores(config.ray)
-    trackers.check(config.trackers)
-    memory = memory_lines(experiment)
+    experiment, memory = check(config)
     return [
         *experiment.notes,
         *_text_lines(experiment, experiment.count_tokens_here()),
@@ -52,18 +49,21 @@ def plan_of(config: Config) -> list[str]:
     ]
 
 
-def check_cores(ray: Ray) -> None:
-    """Check that this machine has the cores that each worker asks for.
+def check(config: Config) -> tuple[Experiment, list[str]]:
+    """Check what a run needs; return its experiment, and the memory that it takes, in lines.
 
     Raises:
-        ValueError: If a worker asks for more than there are.
+        ValueError: If a run would be refused; one line.
     """
-    cores = os.cpu_count() or 1
+    experiment = resolve(config)
+    ray, cores = config.ray, os.cpu_count() or 1
     if (ray.workers == 0 or ray.address == "local") and ray.cpus_per_worker > cores:
         raise ValueError(
             f"ray.cpus_per_worker = {ray.cpus_per_worker} is more than the {cores} cores of this "
             f"machine: give at most {cores}"
         )
+    check_trackers(config.trackers)
+    return experiment, memory_lines(experiment)
 
 
 def _skeleton(subject: Subject) -> PreTrainedModel | None:

@@ -1,26 +1,26 @@
-"""Before the first candidate: statistics, probes, the scale, and is it still the same experiment.
+"""Before the first candidate: statistics, probes, and what candidates are compared with.
 
 A run notes in `environment.json` what identifies it, and a continuation is compared with that.
 """
 
 import hashlib
 import json
+import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean, variance
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from configs.schema import Config
 from pruning.baselines import BASELINES
-from search.baseline_losses import scale_of
-from search.evolution import Marks, first_foreign
 from search.experiment import Experiment
-from search.fingerprint import Fingerprints, tensors_digest
+from search.fingerprint import Fingerprints, Probe, tensors_digest
+from search.fitness import Setup
 from search.journal import FolderError, RunFolder
 from search.pool.pool import Pool
 from search.pool.requests import (
@@ -29,23 +29,17 @@ from search.pool.requests import (
     TimeFirstStage,
     UseScale,
     UseStatistics,
+    WindowLosses,
 )
-from search.population import Record
-from search.probe import Probe
-from search.scale import Scale
+from search.scale import Cell, Scale, cell_of
 from search.screen import step
 
 SCALE = "scale.json"
 
-FREE_KEYS = (
-    "search.candidates",
-    "ray.",
-    "memory.master",
-    "memory.scores",
-    "statistics",
-    "trackers",
-)
-"""Config keys that may differ when a run is continued: how long and where, never what."""
+Ask = Callable[[Sequence[WindowLosses]], Sequence[list[float] | None]]
+"""Returns each request's losses by window; None where a criterion is degenerate."""
+
+Losses = dict[str, list[float]]
 
 
 def prepare(
@@ -163,37 +157,90 @@ def read_scale(folder: RunFolder) -> Scale | None:
     return folder.read_model(SCALE, Scale)
 
 
-# The same experiment
+# What candidates are compared with: the dense model and the named metrics
 
 
-def is_free(key: str) -> bool:
-    """Return whether a config key may differ when a run is continued."""
-    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
+def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
+    """Return a task's losses by window: dense, and under each named metric that can prune it."""
+    criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
+    dense, *measured = ask([WindowLosses(task, role, criterion) for criterion in criteria])
+    assert dense is not None
+    named = {
+        name: losses
+        for name, losses in zip(BASELINES, measured, strict=True)
+        if losses and all(map(math.isfinite, losses))
+    }
+    return dense, named
 
 
-def check_config(folder: RunFolder, config: Config, records: int) -> None:
-    """Compare a config with the one that the run began with, before any work.
+def cells_of(
+    setup: Setup, task: int, role: str, dense: Sequence[float], named: Mapping[str, list[float]]
+) -> list[Cell]:
+    """Return a task's cells on one of its texts, weighted by their numbers of windows."""
+    # Tasks of weight 0 are only compared with one another.
+    total = sum(setup.tasks[other].weight or 1 for other in setup.tasks_of(role))
+    kinds = setup.kinds_of(task, role)
+    cells = []
+    for kind in dict.fromkeys(kinds):
+        places = [place for place, other in enumerate(kinds) if other == kind]
+        weight = (setup.tasks[task].weight or 1) / total * len(places) / len(kinds)
+        cells.append(cell_of(task, kind, weight, places, dense, dict(named)))
+    return cells
 
-    Raises:
-        FolderError: If they differ in more than `FREE_KEYS`, or if `environment.json` is malformed,
-            or missing although there is a journal.
+
+def scale_of(
+    setup: Setup,
+    ask: Ask,
+    role: str = "fitness",
+    seconds: Sequence[float] = (),
+) -> Scale:
+    """Measure the scale of one of the texts.
+
+    Args:
+        seconds: Duration of the first stage of each task; the task that discriminates best per
+            second, on average over the tasks of its model, is evaluated first. Without them, tasks
+            keep their order.
     """
-    noted = _noted(folder, "config")
-    if noted is None:
-        if records:
-            raise FolderError(
-                f"{folder.path} has a journal and no environment.json: the config that it was made "
-                "with is unknown; start a new run, perhaps with search.seeds from this one"
-            )
-        return
-    written = config.model_dump(mode="json")  # as it was when the run began: a list for a tuple
-    before, now = (dict(_leaves(tree)) for tree in (noted, written))
-    for key in sorted(before):  # a newer key's default is the old behaviour
-        if before[key] != now.get(key) and not is_free(key):
-            raise FolderError(
-                f"{key} is {now.get(key)!r} in {folder.path / 'config.yaml'} but was "
-                f"{before[key]!r} when the run began: restore it, or start a new run"
-            )
+    cells: list[Cell] = []
+    discriminations = []
+    order = setup.tasks_of(role)
+    for task in order:
+        dense, named = losses_of(ask, task, role)
+        task_cells = cells_of(setup, task, role, dense, named)
+        discriminations.append(_discrimination(task_cells, named))
+        cells += task_cells
+    if seconds:
+        # Each rounded to powers of two, and one model's tasks at one cost, so that the order is not
+        # a matter of what else the machine did.
+        timed = list(zip(setup.tasks, seconds, strict=True))
+        costs = [
+            fmean(time for other, time in timed if other.subject == task.subject)
+            for task in setup.tasks
+        ]
+        cheapest = min(costs)
+        rates = {
+            task: round(math.log2(told + 1e-9)) - round(math.log2(costs[task] / cheapest))
+            for task, told in zip(order, discriminations, strict=True)
+        }
+        order = sorted(order, key=lambda task: -rates[task])
+    return Scale(order=tuple(order), cells=tuple(cells))
+
+
+def _discrimination(cells: Sequence[Cell], named: Mapping[str, list[float]]) -> float:
+    """Return how well a window tells metrics apart: variance between metrics over that within."""
+    between, within = [], []
+    for cell in cells:
+        values = [
+            [rise / share / cell.rise for rise, share in zip(rises, cell.shares, strict=True)]
+            for rises in map(cell.rises, named.values())
+        ]
+        if len(values) > 1 and len(cell.windows) > 1:
+            between.append(variance(map(fmean, values)))
+            within.append(fmean(map(variance, values)))
+    return fmean(between) / max(fmean(within), 1e-9) if between else 0.0
+
+
+# What identifies a run
 
 
 def check_fingerprints(
@@ -204,7 +251,7 @@ def check_fingerprints(
     Raises:
         FolderError: If they differ.
     """
-    before = _noted(folder, "fingerprints")
+    before = noted(folder, "fingerprints")
     if before is None:
         folder.write_json(
             "environment.json",
@@ -219,17 +266,6 @@ def check_fingerprints(
             )
 
 
-def check_records(
-    folder: RunFolder, experiment: Experiment, marks: Marks, records: list[Record]
-) -> None:
-    """Raise FolderError if the journal begins with candidates that this search does not breed."""
-    if foreign := first_foreign(experiment.breeder, experiment.weights, marks, records):
-        raise FolderError(
-            f"{folder.path / 'journal.jsonl'} line {foreign.index + 1} is not what this run's "
-            "settings breed: it is another run's journal"
-        )
-
-
 def description() -> dict[str, object]:
     """Return this machine's versions and devices, as JSON."""
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
@@ -242,7 +278,7 @@ def description() -> dict[str, object]:
     }
 
 
-def _noted(folder: RunFolder, key: str) -> dict[str, object] | None:
+def noted(folder: RunFolder, key: str) -> dict[str, object] | None:
     """Return an object that `environment.json` holds; None if there is no such file."""
     if not (folder.path / "environment.json").exists():
         return None
@@ -250,12 +286,3 @@ def _noted(folder: RunFolder, key: str) -> dict[str, object] | None:
     if not isinstance(value, dict):
         raise FolderError(f"{key} in {folder.path / 'environment.json'} must be an object")
     return value
-
-
-def _leaves(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of nested mappings by dotted path."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

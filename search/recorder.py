@@ -1,13 +1,15 @@
-"""The files of a run while it evolves: journal, checkpoint, best metric, status."""
+"""The files of a run while it evolves, and trackers that record it elsewhere, off by default."""
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 from rich.console import Console
 
-from search import trackers
 from search.evolution import Evolution
 from search.experiment import Experiment
 from search.journal import RunFolder, WriteError
@@ -20,6 +22,9 @@ from search.screen import RUNNING, BestSoFar, Show, Status, shown
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""
+
+Tracker = Callable[[int, Mapping[str, float]], None]
+"""Takes the number of candidates so far, and values by name, such as `fitness/best`."""
 
 _EVERY = 50
 """Candidates between two checkpoints."""
@@ -45,14 +50,14 @@ class Recorder:
         evolution: Evolution,
         pool: Pool,
         show: Show,
-        tracked: Sequence[trackers.Tracker],
+        trackers: Sequence[Tracker],
         on_record: OnRecord,
     ) -> None:
         scale = read_scale(folder)
         assert scale, "prepare comes before the first candidate"
         self._folder, self._experiment, self._evolution = folder, experiment, evolution
         self._scale, self._pool = scale, pool
-        self._show, self._trackers, self._on_record = show, tracked, on_record
+        self._show, self._trackers, self._on_record = show, trackers, on_record
         self.outcomes: Counter[str] = Counter()
         self._timings: dict[int, Timing] = {}
         self._began, self._first = time.monotonic(), evolution.state.committed
@@ -137,9 +142,9 @@ def recording(
     """Yield a recorder; at the end, whatever it is, write the checkpoint and status if possible."""
     with (
         shown(console) as show,
-        trackers.opened(experiment.config.trackers, folder.path) as tracked,
+        opened(experiment.config.trackers, folder.path) as trackers,
     ):
-        recorder = Recorder(folder, experiment, evolution, pool, show, tracked, on_record)
+        recorder = Recorder(folder, experiment, evolution, pool, show, trackers, on_record)
         try:
             yield recorder
         except WriteError:
@@ -149,3 +154,58 @@ def recording(
                 recorder.close(str(error) or "interrupted")
             raise
         recorder.close("evolved")
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError if a tracker's library is not installed, or it has nowhere to write."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(
+                f"trackers: {name} is not installed: pip install 'prunevolve[trackers]'"
+            )
+    if "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ:
+        # Without it, MLflow would write to the working directory.
+        raise ValueError("trackers: mlflow needs MLFLOW_TRACKING_URI, which is not set")
+
+
+@contextmanager
+def opened(names: Sequence[str], folder: Path) -> Iterator[list[Tracker]]:
+    """Open trackers by name for a run folder; close them at the end, whatever happens."""
+    known = {"tensorboard": _tensorboard, "mlflow": _mlflow}
+    with ExitStack() as stack:
+        yield [stack.enter_context(known[name](folder)) for name in names]
+
+
+@contextmanager
+def _tensorboard(folder: Path) -> Iterator[Tracker]:
+    """Write event files into the run's folder `tensorboard`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    with SummaryWriter(folder / "tensorboard") as writer:
+        yield log
+
+
+@contextmanager
+def _mlflow(folder: Path) -> Iterator[Tracker]:
+    """Write a run named after the folder to the server at MLFLOW_TRACKING_URI."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("prunevolve")
+    number = experiment.experiment_id if experiment else client.create_experiment("prunevolve")
+    run = client.create_run(number, run_name=folder.name).info.run_id
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            client.log_metric(run, name, value, step=step)
+
+    status = "KILLED"
+    try:
+        yield log
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run, status)

@@ -25,8 +25,7 @@ from pruning.pruner import prune
 from pruning.recipe import Recipe, score_layer
 from pruning.store import ResidentStore, all_layers
 from pruning.walk import Texts, walk_dense
-from search.fingerprint import tensors_digest
-from search.probe import take_probe
+from search.fingerprint import take_probe, tensors_digest
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Resident:
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
     def probe_tensors(self) -> dict[str, Tensor]:
-        """Return the fingerprint's probe; see `search.probe`."""
+        """Return the fingerprint's probe; see `search.fingerprint`."""
         blocks = decoder_blocks(self.store.model)
         return take_probe(self.master, self.statistics, blocks).to_tensors()
 

@@ -16,7 +16,6 @@ from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
-from search.baseline_losses import cells_of, losses_of, scale_of
 from search.experiment import Experiment
 from search.fingerprint import Fingerprints
 from search.fitness import perplexity_of
@@ -24,7 +23,7 @@ from search.journal import FolderError, RunFolder
 from search.pool.pool import Pool
 from search.pool.requests import CompareMasks, WindowLosses
 from search.population import Record, State
-from search.prepare import read_scale
+from search.prepare import cells_of, losses_of, read_scale, scale_of
 from search.report import tables
 from search.report.page import Run, render
 from search.scale import paired_difference, unit_of

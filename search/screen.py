@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console, Group
 from rich.live import Live
-from rich.spinner import Spinner
 from rich.table import Table
 
 from search.journal import RunFolder
@@ -162,8 +161,7 @@ def step(console: Console, title: str, total: int | None = None) -> Iterator[Ste
     """
     progress = Step(title, total)
     if console.is_terminal:
-        spinner = Spinner("dots", text=progress)
-        with Live(spinner, console=console, refresh_per_second=4, transient=True):
+        with console.status(progress):
             yield progress
     else:
         over = threading.Event()

@@ -89,18 +89,27 @@ def _drop_number(metric: Metric) -> Metric | None:
     return Metric("neg", (left,)) if right.value < 0 else None
 
 
-def _drop_skip(node: Metric) -> Metric | None:
-    return node.operands[0] if node.name == "skp" else None
-
-
 def _name_square(node: Metric) -> Metric | None:
     if node.name == "pow" or (node.name == "mul" and node.operands[0] == node.operands[1]):
         return Metric("sqr", node.operands[:1])
     return None
 
 
-def _drop_double_negation(node: Metric) -> Metric | None:
-    return node.operands[0].operands[0] if _is(node, "neg", "neg") else None
+def _cancel(node: Metric) -> Metric | None:
+    """Drop what does nothing, or is undone or already done by the operator inside it."""
+    if len(node.operands) != 1:
+        return None
+    inner = node.operands[0]
+    match node.name, inner.name:
+        case ("skp", _) | ("mms", "mms"):
+            return inner
+        case ("abs", _) if inner.never_negative:
+            return inner
+        case ("neg", "neg"):
+            return inner.operands[0]
+        case ("sqrt", "sqr") | ("sqr", "sqrt"):
+            return Metric("abs", inner.operands)
+    return None
 
 
 def _fold_numbers(node: Metric) -> Metric | None:
@@ -135,24 +144,10 @@ def _merge_factors(node: Metric) -> Metric | None:
     return Metric("mul", (product, scaled)) if product and product.value else None
 
 
-def _drop_abs(node: Metric) -> Metric | None:
-    return node.operands[0] if node.name == "abs" and node.operands[0].never_negative else None
-
-
 def _drop_sign_under_even(node: Metric) -> Metric | None:
     if node.name in _EVEN and node.operands[0].name in ("neg", "abs"):
         return Metric(node.name, node.operands[0].operands)
     return None
-
-
-def _cancel_root_and_square(node: Metric) -> Metric | None:
-    if _is(node, "sqrt", "sqr") or _is(node, "sqr", "sqrt"):
-        return Metric("abs", node.operands[0].operands)
-    return None
-
-
-def _drop_repeated_scaling(node: Metric) -> Metric | None:
-    return node.operands[0] if _is(node, "mms", "mms") else None
 
 
 def _move_negation_out(node: Metric) -> Metric | None:
@@ -189,13 +184,9 @@ VALUE_PRESERVING: tuple[Rewrite, ...] = (
     _fold_numbers,
     _drop_neutral_number,
     _merge_factors,
-    _drop_skip,
     _name_square,
-    _drop_double_negation,
-    _drop_abs,
+    _cancel,
     _drop_sign_under_even,
-    _cancel_root_and_square,
-    _drop_repeated_scaling,
     _move_negation_out,
     _order_operands,
 )
@@ -213,7 +204,3 @@ def _opposite(node: Metric) -> Metric | None:
 
 def _is_scaled(node: Metric) -> bool:
     return node.name == "mul" and node.operands[0].is_constant
-
-
-def _is(node: Metric, outer: str, inner: str) -> bool:
-    return node.name == outer and node.operands[0].name == inner

@@ -1,4 +1,4 @@
-"""Variation: random trees, crossover, three mutations, and their limits.
+"""The breeder, and how it varies metrics: random trees, crossover, three mutations, and limits.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
@@ -8,23 +8,27 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 from deap import gp
 
 from configs.schema import MAX_TREE_DEPTH, Search
+from pruning.criterion import Criterion
 from pruning.metric import Metric
 from pruning.operators import OPERATORS
-from search.breeding.factors import draw_factor, draw_operator
 from search.breeding.primitives import (
+    BLANK,
+    draw_factor,
     fill_in_numbers,
-    has_numbers,
     is_number,
     number_node,
+    primitive_set,
     to_metric,
     to_tree,
 )
+from search.breeding.simplify import simplify
+from search.population import Candidate, State
 
 Member = TypeVar("Member")
 
@@ -62,6 +66,52 @@ class Variation:
         """
         fits = metric.depth <= MAX_TREE_DEPTH and metric.size <= self.search.max_size
         return fits and not metric.problem and metric.is_comparable >= self.comparable
+
+
+@dataclass(frozen=True)
+class Breeder:
+    """Makes candidates.
+
+    Attributes:
+        search: The search's settings, from the config.
+        group: The comparison group of all candidates.
+        seeds: Criteria that come first, in this order.
+    """
+
+    search: Search
+    group: str
+    seeds: tuple[Criterion, ...] = ()
+
+    @cached_property
+    def _variation(self) -> Variation:
+        # Only under `model` do the scores of layers compete.
+        comparable = self.group == "model" and self.search.units == "required"
+        primitives = primitive_set(self.search.primitives, self.search.without)
+        return Variation(self.search, primitives, comparable)
+
+    def brood(self, index: int, state: State) -> Iterator[Candidate]:
+        """Make what candidate `index` is chosen from, one at a time; a seed is the only one.
+
+        The search begins with seeds and random trees. A child equal to a parent is replaced by a
+        random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
+        """
+        if index < len(self.seeds):
+            yield Candidate(index, simplify(self.seeds[index]))
+            return
+        for attempt in range(self.search.brood):
+            yield self._child(index, state, attempt)
+
+    def _child(self, index: int, state: State, attempt: int) -> Candidate:
+        """Make a child of two members, or a random tree where there are none yet."""
+        variation = self._variation
+        with seeded(self.search.seed, index, *([attempt] if attempt else [])):
+            if index >= self.search.population and state.population:
+                first, second = choose_parents(state.population, self.search.parents)
+                metric = child_of(first.criterion.metric, second.criterion.metric, variation)
+                child = simplify(Criterion(metric, self.group))
+                if child not in (first.criterion, second.criterion):
+                    return Candidate(index, child, (first.index, second.index))
+            return Candidate(index, simplify(Criterion(random_metric(variation), self.group)))
 
 
 @contextmanager
@@ -114,15 +164,11 @@ def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTr
 
 def _mutation_for(variation: Variation) -> Mutation:
     """Draw a mutation: one of those that the config names, by weight."""
-    drawn = {
-        name: weighted
-        for name, weighted in MUTATIONS.items()
-        if name in variation.search.mutations
-        and (name != "constant" or has_numbers(variation.primitives))
-    }
-    weights = [weight for _, weight in drawn.values()]
-    mutate, _ = random.choices(list(drawn.values()), weights)[0]
-    return mutate
+    names = [name for name in MUTATIONS if name in variation.search.mutations]
+    if BLANK not in variation.primitives.mapping:  # a set without numbers
+        names = [name for name in names if name != "constant"]
+    weights = [MUTATIONS[name][1] for name in names]
+    return MUTATIONS[random.choices(names, weights)[0]][0]
 
 
 def _mutate_node(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
@@ -137,7 +183,8 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     """
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
-    tree[place] = [draw_operator(primitives), *tree[place], *draw_factor(primitives)]
+    operator = random.choice([name for name in ("mul", "quot") if name in primitives.mapping])
+    tree[place] = [primitives.mapping[operator], *tree[place], *draw_factor(primitives)]
     return tree
 
 
@@ -149,17 +196,13 @@ def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.
     """
     numbers = [index for index, node in enumerate(tree) if is_number(node)]
     if not numbers:
-        return _multiply(tree, primitives)
+        # Below the root, where a factor can affect the order.
+        place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
+        number = number_node(_draw_factor(), primitives)
+        tree[place] = [primitives.mapping["mul"], number, *tree[place]]
+        return tree
     index = numbers[len(tree) % len(numbers)]
     tree[index] = number_node(float(tree[index].name) * _draw_factor(), primitives)
-    return tree
-
-
-def _multiply(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    # Below the root, where a factor can affect the order.
-    place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
-    factor = number_node(_draw_factor(), primitives)
-    tree[place] = [primitives.mapping["mul"], factor, *tree[place]]
     return tree
 
 

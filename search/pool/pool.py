@@ -212,7 +212,7 @@ class Pool:
         self._faults: Counter[str] = Counter()
         self._trouble = ""
         self._pace = self._longest = 0.0
-        self._count = _uncounted
+        self._count: Callable[[], object] = lambda: None
 
     # What the search calls
 
@@ -245,13 +245,13 @@ class Pool:
         return [cast(Result, job.result) for job in jobs]
 
     @contextmanager
-    def counting(self, count: Callable[[], None]) -> Iterator[None]:
+    def counting(self, count: Callable[[], object]) -> Iterator[None]:
         """Call a function for each answer to `ask` inside the context."""
-        self._count = count
+        before, self._count = self._count, count
         try:
             yield
         finally:
-            self._count = _uncounted
+            self._count = before
 
     def prepare(self, request: UseStatistics | UseScale) -> None:
         """Give statistics or a scale to every worker, now or before its first job."""
@@ -500,7 +500,3 @@ class Pool:
             raise CallError(f"{failed}: {job.reason(result)}", result.trace)
         else:
             self._count()
-
-
-def _uncounted() -> None:
-    """Count nothing."""

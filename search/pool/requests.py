@@ -77,7 +77,7 @@ class CollectStatistics(Request[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class ProbeTensors(Request[dict[str, Tensor]]):
-    """Return the fingerprint's probe of a model; see `search.probe`."""
+    """Return the fingerprint's probe of a model; see `search.fingerprint`."""
 
     subject: int
 

@@ -198,18 +198,15 @@ def _means(title: str, fractions: Fractions) -> list[HeatMap]:
     """Return the means over layers: by block, and by kind of matrix."""
     maps = []
     for name, place in (("block", _block), ("kind of matrix", _kind)):
-        places = list(dict.fromkeys(place(layer) for row in fractions.values() for layer in row))
-        rows = {
-            metric: [_mean_at(place, key, by_layer) for key in places]
-            for metric, by_layer in fractions.items()
-        }
+        values: dict[tuple[str, str], list[float]] = {}
+        for metric, by_layer in fractions.items():
+            for layer, value in by_layer.items():
+                values.setdefault((metric, place(layer)), []).append(value)
+        means = {key: mean(of_place) for key, of_place in values.items()}
+        places = list(dict.fromkeys(key for _, key in means))
+        rows = {metric: [means.get((metric, key)) for key in places] for metric in fractions}
         maps.append(HeatMap(f"{title}, by {name}", places, rows))
     return maps
-
-
-def _mean_at(place: Callable[[str], str], key: str, by_layer: Mapping[str, float]) -> float | None:
-    values = [value for layer, value in by_layer.items() if place(layer) == key]
-    return mean(values) if values else None
 
 
 def _block(layer: str) -> str:

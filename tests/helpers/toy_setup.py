@@ -11,11 +11,11 @@ from pruning.criterion import Criterion
 from pruning.masks import NOfM
 from pruning.metric import Metric
 from pruning.models import load_tokenizer
-from search.baseline_losses import Ask, scale_of
 from search.fitness import Evaluator, Setup, Task
 from search.pool.pool import Arrival, Pool
 from search.pool.requests import CollectStatistics, UseScale, UseStatistics
 from search.population import Candidate, Outcome
+from search.prepare import Ask, scale_of
 from search.resident import Subject
 from search.scale import Scale
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from configs.schema import Search
 from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
-from search.breeding.breeder import Breeder
+from search.breeding.variation import Breeder
 from search.evolution import Evolution
 from search.population import Candidate, Outcome, Record, State
 from search.surrogate import Surrogate

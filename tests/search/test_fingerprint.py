@@ -11,8 +11,7 @@ from pruning.criterion import Criterion
 from pruning.leaves import Statistics
 from pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of
 from pruning.metric import Metric
-from search.fingerprint import Fingerprints, tensors_digest
-from search.probe import Probe
+from search.fingerprint import Fingerprints, Probe, tensors_digest
 
 HALF = Target(0.5, Row())
 TWO_OF_FOUR = Target(0.5, NOfM(2, 4))

@@ -7,7 +7,7 @@ from refusals import refusal
 from pruning.leaves import Statistics
 from pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of, select
 from pruning.metric import Metric
-from search.probe import Probe, check_rows_differ, probe_masks, stack_layers, take_probe
+from search.fingerprint import Probe, check_rows_differ, probe_masks, stack_layers, take_probe
 
 HALF = Target(0.5, Row())
 

@@ -11,8 +11,9 @@ from configs import schema
 from configs.schema import Config
 from search.experiment import resolve
 from search.journal import FolderError, RunFolder
+from search.launch import check_config, check_records
 from search.population import Outcome, Record, State
-from search.prepare import check_config, check_fingerprints, check_records
+from search.prepare import check_fingerprints
 
 refused = partial(refusal, error=FolderError)
 FINGERPRINTS = {"model": ["ab"], "texts": [{"report": "cd"}]}

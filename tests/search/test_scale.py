@@ -7,9 +7,9 @@ import pytest
 from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
 
 from pruning.baselines import BASELINES
-from search.baseline_losses import cells_of, losses_of, scale_of
 from search.fitness import Task
 from search.pool.requests import WindowLosses
+from search.prepare import cells_of, losses_of, scale_of
 from search.scale import Cell, Scale, cell_of, paired_difference
 
 DENSE = [1.0, 2.0, 3.0, 4.0]

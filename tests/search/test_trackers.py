@@ -2,7 +2,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from search import trackers
+from search import recorder
 
 VALUES = {"fitness/best": 3.25, "outcomes/evaluated": 2.0}
 
@@ -11,7 +11,7 @@ def test_tensorboard_writes_every_value_into_the_run_folder(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with trackers.opened(["tensorboard"], tmp_path) as opened:
+    with recorder.opened(["tensorboard"], tmp_path) as opened:
         for log in opened:
             log(10, VALUES)
             log(20, VALUES | {"fitness/best": 3.0})
@@ -30,7 +30,7 @@ def test_mlflow_gets_a_run_with_every_value_and_how_it_ended(tmp_path, monkeypat
     from mlflow.tracking import MlflowClient
 
     ends = pytest.raises(error) if error else nullcontext()
-    with ends, trackers.opened(["mlflow"], tmp_path / "my-run") as opened:
+    with ends, recorder.opened(["mlflow"], tmp_path / "my-run") as opened:
         opened[0](10, VALUES)
         if error:
             raise error
@@ -43,10 +43,10 @@ def test_mlflow_gets_a_run_with_every_value_and_how_it_ended(tmp_path, monkeypat
 
 
 def test_tracker_that_is_not_installed_or_has_no_server_is_refused(monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(recorder, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"tensorboard is not installed: pip install"):
-        trackers.check(["tensorboard"])
-    monkeypatch.setattr(trackers, "find_spec", lambda name: object())
+        recorder.check_trackers(["tensorboard"])
+    monkeypatch.setattr(recorder, "find_spec", lambda name: object())
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match="needs MLFLOW_TRACKING_URI"):
-        trackers.check(["mlflow"])
+        recorder.check_trackers(["mlflow"])

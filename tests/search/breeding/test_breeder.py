@@ -4,7 +4,7 @@ from toy_records import record_of
 
 from configs.schema import Search
 from pruning.criterion import Criterion
-from search.breeding.breeder import Breeder
+from search.breeding.variation import Breeder
 from search.population import State
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
