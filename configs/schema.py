@@ -211,9 +211,13 @@ class Task(_Section):
     @property
     def name(self) -> str:
         """A short name, such as `smollm2-135m 50%`."""
-        removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
         model, _, _ = self.model.partition("@")  # a revision would be as long as all the rest
-        return f"{Path(model).name} {removed}"
+        return f"{Path(model).name} {self.removed}"
+
+    @property
+    def removed(self) -> str:
+        """The sparsity, such as `60%`, or the pattern."""
+        return f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
 
 
 Mutation = Literal["node", "factor", "constant"]

@@ -6,8 +6,10 @@ Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one f
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
 
 from pruning.baselines import NAMED, SPARSEGPT
 from pruning.criterion import Criterion
@@ -31,12 +33,29 @@ DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
 
 
+class Found(BaseModel):
+    """Where a search found a metric: what `best_metric.json` says under `provenance`.
+
+    Attributes:
+        models: All that candidates were measured on.
+        removed: Each sparsity or pattern, such as `60%` or `2:4`.
+        corpora: The calibration texts.
+        verdict: Whether it beat the named metrics, `better` if so, and the sentence that says it.
+    """
+
+    models: list[str]
+    removed: list[str]
+    corpora: list[str]
+    verdict: tuple[str, str] | None = None
+
+
 @dataclass(frozen=True)
 class ResolvedMetric:
-    """A metric with its comparison group, and where it was found, in one phrase."""
+    """A metric with its comparison group, where it is from, and how a search has found it."""
 
     criterion: Criterion
     source: str
+    found: Found | None = None
 
 
 def resolve_metric(argument: str) -> ResolvedMetric:
@@ -126,7 +145,8 @@ def _from_file(path: Path) -> ResolvedMetric:
     if "data" in content:
         return _resolved(Metric.from_release_json(content), source)
     try:
-        return _resolved(_metric_of(content), source, _group_of(content))
+        resolved = _resolved(_metric_of(content), source, _group_of(content))
+        return replace(resolved, found=_found_in(content))
     except ValueError as error:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
 
@@ -142,6 +162,13 @@ def _metric_of(content: JsonObject) -> Metric:
     if "tree" in content and Metric.from_release_json(content["tree"]) != metric:
         raise ValueError("'metric' and 'tree' differ: remove the one that is not meant")
     return metric
+
+
+def _found_in(content: JsonObject) -> Found | None:
+    try:
+        return Found.model_validate(content.get("provenance", {}).get("found"))
+    except (AttributeError, ValidationError):
+        return None  # of another program, or none at all
 
 
 def _group_of(content: JsonObject) -> str:

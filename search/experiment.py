@@ -128,11 +128,19 @@ class Experiment:
         """Return the origin of a model's windows, by role."""
         return {role: windows.provenance for role, windows in self.windows[subject].items()}
 
-    def origin(self, **more: object) -> dict[str, object]:
+    def origin(self, verdict: tuple[str, str] | None = None, **more: object) -> dict[str, object]:
         """Return what is needed to reproduce a result; the same for any number of workers."""
         config = self.config
+        corpora = [part.corpus for text in self.texts for part in text["calibration"].parts]
+        found = {
+            "models": list(dict.fromkeys(subject.model for subject in self.subjects)),
+            "removed": list(dict.fromkeys(task.removed for task in self.config.all_tasks)),
+            "corpora": list(dict.fromkeys(Path(corpus).name for corpus in corpora)),
+            "verdict": verdict,
+        }
         tasks = {"tasks": self.task_rows()} if len(self.tasks) > 1 else {}
         return {
+            "found": found,
             "model": config.model,
             "dtype": config.dtype,
             "pruning": config.pruning.model_dump(),

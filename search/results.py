@@ -67,12 +67,15 @@ def finish(
     places = range(len(experiment.tasks))
     with step(console, title, len(places) * requests) as progress, pool.counting(progress.advance):
         tasks = [_measure(experiment, pool, place, winner, state) for place in places]
+    verdict = verdict_of(tasks, winner.criterion.text)
+    told = (verdict.kind, verdict.sentence)
+    folder.write_best(winner, experiment.origin(told, candidate=winner.index, selection=selection))
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     pruning, leading = experiment.config.pruning.model_dump(), tasks[0]
     outcomes = Counter(record.outcome.kind for record in folder.read_records())
     summary = Summary(
-        verdict=verdict_of(tasks, winner.criterion.text).sentence,
+        verdict=verdict.sentence,
         best=Winner.model_validate(_described(winner) | {"perplexity": leading.best.perplexity}),
         candidates=outcomes.total(),
         outcomes=dict(outcomes),
@@ -209,7 +212,20 @@ def say_files(folder: RunFolder, config: Config, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply the metric."""
     for name, file in {"report": "report.html", "metric": "best_metric.json"}.items():
         console.print(f"{name}: {folder.path / file}", soft_wrap=True)
-    console.print(f"apply it: {apply_command(folder.path, config)}", soft_wrap=True)
+    summary = folder.read_model("summary.json", Summary)
+    console.print(next_step(folder.path, config, summary), soft_wrap=True)
+
+
+def next_step(folder: Path, config: Config, summary: Summary) -> str:
+    """Return the line that says how to apply a metric that won, or how to search on."""
+    kind = verdict_of(summary.tasks, summary.best.metric).kind
+    if kind == "better":
+        return f"apply it: {apply_command(folder, config)}"
+    more = 2 * config.search.candidates
+    return (
+        f"it did not clearly win: search on with python run_search.py --resume "
+        f"{shlex.quote(str(folder))} --set search.candidates={more}"
+    )
 
 
 def write_report(folder: RunFolder) -> bool:

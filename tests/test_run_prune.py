@@ -161,6 +161,41 @@ def test_run_prune_refuses_an_altered_recipe(tmp_path, content, problem):
     assert err.startswith(f"error: recipe {str(path)!r}{problem}")
 
 
+FOUND = {"models": ["embedded"], "removed": ["60%"], "corpora": ["embedded"]}
+
+
+@pytest.mark.parametrize(
+    ("found", "sparsity", "line"),
+    [
+        (
+            {"verdict": ["better", "Beats wanda."]},
+            0.5,
+            "warning: the metric was found on model embedded, not {model}, sparsity 60%, not 50%; "
+            "compare it with --metric wanda here",
+        ),
+        (
+            {"models": ["{model}"], "verdict": ["worse", "Does not beat wanda."]},
+            0.6,
+            "warning: its search says of it: Does not beat wanda; compare it with --metric wanda "
+            "here",
+        ),
+        ({"models": ["{model}"], "verdict": ["better", "Beats wanda."]}, 0.6, ""),
+        ({"models": "of another program"}, 0.5, ""),
+    ],
+)
+def test_metric_that_was_found_elsewhere_or_lost_is_doubted(
+    prune_small, tiny_llama_dir, tmp_path, found, sparsity, line
+):
+    path, model = tmp_path / "best_metric.json", str(tiny_llama_dir)
+    content = json.dumps({"metric": "W", "provenance": {"found": FOUND | found}})
+    path.write_text(content.replace("{model}", model))
+    _, err = prune_small(metric=path, sparsity=sparsity)
+    said = [one for one in err.splitlines() if "search says" in one or "was found" in one]
+    assert set(said) == ({line.replace("{model}", model)} if line else set())
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert ("Warning: " in card) == bool(line)
+
+
 def test_recipe_can_be_a_yaml_file_of_options(prune_small, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("metric: snip\nsparsity: 0.75\ncorpus: [embedded]\nsplit: [training]\n")

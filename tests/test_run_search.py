@@ -27,6 +27,8 @@ from search.checkpoint import read_seeds
 from search.experiment import resolve
 from search.journal import RunFolder
 from search.population import Record, pareto_front
+from search.results import next_step
+from search.summary import Gap, Summary
 
 SMALL = [
     *("pruning.group=row", "search.primitives=release", "search.brood=1"),
@@ -358,12 +360,26 @@ def test_end_is_a_table_a_verdict_and_where_everything_is(finished):
     assert "perplexity at 60% unstructured on embedded report: 3 windows of 32" in printed
     for name in ("dense", "best found", *BASELINES):
         assert f"│ {name} " in printed
-    *_, verdict, report, metric, apply = printed.splitlines()
+    *_, verdict, report, metric, last = printed.splitlines()
     assert verdict == f"verdict: {summary['verdict']}"
     assert report == f"report: {finished / 'report.html'}"
     assert metric == f"metric: {finished / 'best_metric.json'}"
-    assert apply.startswith("apply it: python run_prune.py --model embedded --metric ")
-    assert f"--metric {finished / 'best_metric.json'} --sparsity 0.6" in apply
+    # Sixteen candidates do not win.
+    way_on = f"python run_search.py --resume {finished} --set search.candidates=32"
+    assert last == f"it did not clearly win: search on with {way_on}"
+    kind, sentence = read(finished / "best_metric.json")["provenance"]["found"]["verdict"]
+    assert kind != "better" and sentence == summary["verdict"]
+
+
+def test_winner_is_to_be_applied_where_it_was_found(finished):
+    folder = RunFolder.look(finished)
+    summary = folder.read_model("summary.json", Summary)
+    (task,) = summary.tasks
+    gaps = {name: Gap(nats=1.0, standard_error=0.1) for name in task.behind_best}
+    won = summary.model_copy(update={"tasks": (task.model_copy(update={"behind_best": gaps}),)})
+    line = next_step(finished, schema.load(finished / "config.yaml", []), won)
+    assert line.startswith("apply it: python run_prune.py --model embedded --metric ")
+    assert f"--metric {finished / 'best_metric.json'} --sparsity 0.6" in line
 
 
 def test_every_step_says_how_far_it_came(finished):

@@ -86,7 +86,32 @@ class Request:
         overlaps = check_disjoint(places)
         warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
         one_kind = len(places.get("calibration", [])) == 1
-        return [*warnings, ONE_KIND] if one_kind and self.model.name != EMBEDDED else warnings
+        warnings += [ONE_KIND] if one_kind and self.model.name != EMBEDDED else []
+        return [*warnings, *self._doubts]
+
+    @property
+    def _doubts(self) -> list[str]:
+        """What speaks against a metric here that a search found, in one line; or nothing."""
+        if (found := self.metric.found) is None:
+            return []
+        target = self.recipe.target
+        removed = f"{target.sparsity:.0%}" if target.group_name else target.pattern_text
+        mixtures = self.texts.get("calibration", ())
+        here = {
+            "model": ([self.model.name], found.models),
+            "sparsity": ([removed], found.removed),
+            "text": ([Path(p.corpus).name for m in mixtures for p in m.parts], found.corpora),
+        }
+        differences = [
+            f"{what} {' + '.join(theirs)}, not {' + '.join(ours)}"
+            for what, (ours, theirs) in here.items()
+            if not set(ours) <= set(theirs)
+        ]
+        lost = found.verdict is not None and found.verdict[0] != "better"
+        parts = [f"the metric was found on {', '.join(differences)}"] if differences else []
+        parts += [f"its search says of it: {found.verdict[1]}"] if lost and found.verdict else []
+        advice = "compare it with --metric wanda here"
+        return [f"{'; '.join(parts).rstrip('.')}; {advice}"] if parts else []
 
     def papers(self, calibration: Provenance | None) -> JsonObject:
         """Return what `pruning_recipe.json` says before there is a result.

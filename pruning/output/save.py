@@ -46,7 +46,7 @@ The license of the base model applies.
 |---|---|
 | dense | {dense} |
 | pruned | {pruned} |
-{zero_shot}
+{zero_shot}{warnings}
 Zeros take the same space on disk and the same time to multiply; only a 2:4 pattern can be faster,
 and it needs a kernel for it. `pruning_report.json` says what is in each layer, and
 `pruning_recipe.json` how to do it again, where the same model and texts are:
@@ -186,6 +186,7 @@ def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
         place=f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
         dense=_number(report["dense_perplexity"]),
         pruned=_number(report["pruned_perplexity"]),
+        warnings="".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
         zero_shot="".join(f"\n{line}" for line in [*zero_shot.lines(report), ""]),
     )
     return ModelCard(text)
