@@ -221,11 +221,13 @@ def next_step(folder: Path, config: Config, summary: Summary) -> str:
     kind = verdict_of(summary.tasks, summary.best.metric).kind
     if kind == "better":
         return f"apply it: {apply_command(folder, config)}"
-    more = 2 * config.search.candidates
-    return (
-        f"it did not clearly win: search on with python run_search.py --resume "
-        f"{shlex.quote(str(folder))} --set search.candidates={more}"
-    )
+    return f"it did not clearly win: search on with {search_on_command(folder, config)}"
+
+
+def search_on_command(folder: Path, config: Config) -> str:
+    """Return the command that breeds as many candidates again."""
+    more = f"search.candidates={2 * config.search.candidates}"
+    return f"python run_search.py --resume {shlex.quote(str(folder))} --set {more}"
 
 
 def write_report(folder: RunFolder) -> bool:
@@ -253,6 +255,7 @@ def write_report(folder: RunFolder) -> bool:
         ended=str(folder.read_json("status.json")["written"]),
         summary=folder.read_model("summary.json", Summary) if has_summary else None,
         apply=apply_command(folder.path, config),
+        search_on=search_on_command(folder.path, config),
     )
     folder.write_text("report.html", render(run))
     return folder.is_finished(len(records))

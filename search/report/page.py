@@ -30,6 +30,7 @@ class Run:
         timings: The timing recorded for each candidate's evaluation, by index.
         ended: When the last candidate's outcome was written, ISO 8601.
         summary: None before the run ends.
+        apply, search_on: The commands that apply the best metric, and that breed more candidates.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Run:
     ended: str
     summary: Summary | None
     apply: str
+    search_on: str
 
 
 def render(run: Run) -> str:

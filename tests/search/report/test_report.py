@@ -127,7 +127,9 @@ def test_page_of_an_extended_run_says_what_its_results_are_of():
     records = records_of(30)
     summary = summary_of(records[:20] + records[-1:])
     machine = {"python": "3.11.7", "cores": 2, "platform": "Linux", "cuda": [], "packages": {}}
-    html = render(Run(CONFIG, records, SCALE, {}, machine, "2026-11-26", summary, "apply it"))
+    html = render(
+        Run(CONFIG, records, SCALE, {}, machine, "2026-11-26", summary, "apply it", "go on")
+    )
     assert "cover the first 21 candidates, everything else covers 30" in html
 
 
