@@ -191,7 +191,8 @@ def test_selection_loss_of_two_tasks_is_their_mean_relative_rise_by_weight(on_tw
 def test_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_metric(on_two_tasks):
     out, printed = on_two_tasks
     assert printed.count("│ best found ") == 2
-    assert "--pattern 2:4 --corpus" in printed  # the first is what the result is applied to
+    # The first is what the result is applied to.
+    assert "--pattern 2:4 --corpus" in (out / "report.html").read_text(encoding="utf-8")
     for task, pruned in zip(
         read(out / "summary.json")["tasks"], ("2:4", "50% unstructured"), strict=True
     ):
