@@ -6,9 +6,9 @@ torch and transformers, whose import takes seconds, are loaded inside the comman
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from typer import Option
+from typer import BadParameter, Option
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # before folders with our names elsewhere
 
@@ -99,7 +99,7 @@ def prune_model(
     ] = None,
     eval_split: Annotated[list[str] | None, Option(help="Its split; one per corpus.")] = None,
     eval_windows: Annotated[
-        int | None, Option(help="Windows of each text; default 32, or all.")
+        str | None, Option(help="Windows of each text, or all; default 32 at most.")
     ] = None,
     bos: Annotated[
         bool | None,
@@ -168,7 +168,7 @@ def prune_model(
         seed=seed,
         eval_corpus=eval_corpus or None,
         eval_split=eval_split or None,
-        eval_windows=eval_windows,
+        eval_windows=_all_or_number(eval_windows),
         bos=bos,
         zero_shot=[task.strip() for task in zero_shot.split(",")] if zero_shot else None,
         dtype=dtype,
@@ -194,6 +194,16 @@ def prune_model(
         return command.validate(request) if validate else command.apply(request, resume, sums)
 
     return _run(work, out)
+
+
+def _all_or_number(text: str | None) -> int | Literal["all"] | None:
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
+    if not text.removeprefix("-").isdecimal():
+        raise BadParameter(f"must be all or a number, got {text!r}", param_hint="--eval-windows")
+    return int(text)
 
 
 def _run(work: Callable[[], JsonObject], out: Path | None) -> JsonObject:

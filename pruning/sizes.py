@@ -364,13 +364,13 @@ def size_text(size: float, up: bool = False) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Return bytes of a size such as `6GiB`, `512MiB` or `6GB`.
+    """Return bytes of a size such as `6GiB`, `6G`, which is the same, `512MiB` or `6GB`.
 
     Raises:
         ValueError: If it is none.
     """
-    units = {"GiB": GIB, "MiB": 1 << 20, "GB": 10**9, "MB": 10**6}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB)", text.strip())
+    units = {"GiB": GIB, "G": GIB, "MiB": 1 << 20, "M": 1 << 20, "GB": 10**9, "MB": 10**6}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|G|MiB|M|GB|MB)", text.strip())
     if not match or not float(match[1]):
         raise ValueError(f"max-memory must be a size such as 6GiB or 800MiB, got {text!r}")
     return int(float(match[1]) * units[match[2]])

@@ -280,6 +280,7 @@ def test_run_prune_measures_in_the_dtype_asked_and_saves_in_the_models_own(prune
     ("options", "windows", "length"),
     [
         ({"eval_windows": None}, 32, 16),
+        ({"eval_windows": "all", "eval_corpus": "own.txt", "seqlen": 8}, 12, 8),
         # 100 bytes are 6 windows of 16 tokens.
         ({"eval_windows": None, "eval_corpus": "own.txt"}, 6, 16),
         ({"seqlen": None}, 4, 64),  # the model's context
@@ -397,7 +398,8 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"samples": "many"}, "Invalid value for '--samples': "),
         ({"samples": 0}, "samples must be at least 1, got 0"),
-        ({"eval_windows": 0}, "eval-windows must be at least 1, got 0"),
+        ({"eval_windows": "some"}, "--eval-windows: must be all or a number, got 'some'"),
+        ({"eval_windows": 0}, "eval-windows must be all, or at least 1; got 0"),
         ({"seed": -1}, "seed must be at least 0, or None; got -1"),
         ({"sparcity": 0.5}, "No such option: --sparcity"),
         ({"dtype": "int4"}, "dtype must be auto or one of float32, bfloat16, float16; got 'int4'"),

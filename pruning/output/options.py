@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -84,7 +85,7 @@ class Options:
     seed: int | None = None
     eval_corpus: list[str] | None = None
     eval_split: list[str] | None = None
-    eval_windows: int | None = None
+    eval_windows: int | Literal["all"] | None = None
     bos: bool | None = None
     zero_shot: list[str] | None = None
     dtype: str | None = None

@@ -242,11 +242,12 @@ def evaluation_texts(options: Options, seqlen: int) -> tuple[Mixture, ...]:
     Raises:
         ValueError: If an option breaks its rule.
     """
-    if options.eval_windows is not None and options.eval_windows < 1:
-        raise ValueError(f"eval-windows must be at least 1, got {options.eval_windows}")
-    most = None if options.protocol else EVAL_WINDOWS
+    windows = None if options.eval_windows == "all" else options.eval_windows
+    if windows is not None and windows < 1:
+        raise ValueError(f"eval-windows must be all, or at least 1; got {windows}")
+    most = None if options.protocol or options.eval_windows == "all" else EVAL_WINDOWS
     texts = tuple(
-        Mixture((part,), options.eval_windows, seqlen, None, options.bos, most=most)
+        Mixture((part,), windows, seqlen, None, options.bos, most=most)
         for part in _parts("eval-", options.eval_corpus, options.eval_split)
     )
     for text in texts:
