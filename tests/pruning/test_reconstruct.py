@@ -111,7 +111,7 @@ def test_single_window_trains_nothing(pruned):
 
 @pytest.mark.parametrize("metric", ["mul(W, sqrt(X))", "mul(W, G)", "W"])
 def test_pruned_model_comes_nearer_to_the_dense_one(metric):
-    windows = toy_windows(count=12)
+    windows = toy_windows(count=48)
 
     def outputs(update):
         model = toy_model("llama")
