@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pruning.json_file import read_object
+from pruning.spool import read_tensor
 
 INDEX = "model.safetensors.index.json"
 
@@ -56,7 +57,7 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         for path, inside in by_file.items():
             with safe_open(path, "pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in inside}
+                tensors |= {name: read_tensor(file, name) for name in inside}
         return tensors
 
     def read_ahead(self, names: Iterable[str]) -> None:

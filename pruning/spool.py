@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -37,8 +38,7 @@ class DiskSpool(MutableMapping[str, Tensor]):
         if not path.exists():
             raise KeyError(key)
         with safe_open(path, "pt") as file:
-            tensor: Tensor = file.get_tensor("tensor")
-        return tensor
+            return read_tensor(file, "tensor")
 
     def __delitem__(self, key: str) -> None:
         self._path(key).unlink()
@@ -55,6 +55,21 @@ class DiskSpool(MutableMapping[str, Tensor]):
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
+
+
+def read_tensor(file: Any, name: str) -> Tensor:
+    """Return a tensor of an open safetensors file, memory-mapped.
+
+    Raises:
+        KeyboardInterrupt: Also where torch, asked for the storage's shape, has swallowed one.
+    """
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if "torch.storage.UntypedStorage" in str(error):
+            raise KeyboardInterrupt from error
+        raise
+    return tensor
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

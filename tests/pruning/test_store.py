@@ -27,7 +27,7 @@ from pruning.metric import Metric
 from pruning.models import load_config, load_model, outside_blocks, published_tensors
 from pruning.pruner import prune, shapes_of
 from pruning.recipe import Allocation, Recipe, Update
-from pruning.spool import DiskSpool
+from pruning.spool import DiskSpool, read_tensor
 from pruning.store import FolderStore, ResidentStore
 from pruning.walk import Texts
 
@@ -328,3 +328,14 @@ def test_allocation_and_update_decide_what_goes_of_each_layer_and_what_is_saved(
             torch.testing.assert_close(*sums, rtol=1e-3, atol=1e-3)
     written = pruned_tensors(folder, tmp_path / "shards", recipe)
     assert_same_tensors(written, expected_tensors(folder, recipe))
+
+
+def test_interrupt_that_torch_swallows_is_raised():
+    class File:
+        def get_tensor(self, name):
+            raise ValueError(
+                "could not determine the shape of object type 'torch.storage.UntypedStorage'"
+            )
+
+    with pytest.raises(KeyboardInterrupt):
+        read_tensor(File(), "tensor")
