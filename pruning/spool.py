@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -57,14 +56,14 @@ class DiskSpool(MutableMapping[str, Tensor]):
         return self.folder / f"{key}.safetensors"
 
 
-def read_tensor(file: Any, name: str) -> Tensor:
+def read_tensor(file: safe_open, name: str) -> Tensor:
     """Return a tensor of an open safetensors file, memory-mapped.
 
     Raises:
         KeyboardInterrupt: Also where torch, asked for the storage's shape, has swallowed one.
     """
     try:
-        tensor: Tensor = file.get_tensor(name)
+        tensor: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError) as error:
         if "torch.storage.UntypedStorage" in str(error):
             raise KeyboardInterrupt from error
