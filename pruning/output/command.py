@@ -100,18 +100,14 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     warnings = [*request.warnings, *([special] if special else [])]
     _say("warning", warnings)  # now as well as at the end, which may be hours away
     recipe = request.papers(calibration.provenance if calibration else None)
-    identity = {key: recipe[key] for key in _DECIDES}
-    identity["model"] = checkpoint.fingerprint()
-    identity["evaluation"] = windows["evaluation"].provenance
-    identity["zero_shot"] = request.options.zero_shot
-    store = FolderStore(
-        checkpoint,
-        model.config,
-        model.dtype,
-        model.device,
-        shards=WorkFolder(request.out).result,
-        held=request.plan.resident,
-    )
+    identity = {key: recipe[key] for key in _DECIDES} | {
+        "model": checkpoint.fingerprint(),
+        "evaluation": windows["evaluation"].provenance,
+        "zero_shot": request.options.zero_shot,
+    }
+    shards = WorkFolder(request.out).result
+    of_model = (model.config, model.dtype, model.device)
+    store = FolderStore(checkpoint, *of_model, shards, request.plan.resident)
     for line in (f"pruning: {request}", *request.plan.lines()):
         print(line, file=sys.stderr)
     if request.plan.has_room_for_gaps:

@@ -163,33 +163,12 @@ def make_request(
     model_name = _given("model", options.model)
     folder = Path(_given("out", str(out or "")))
     metric = resolve_metric(_given("metric", options.metric))
-    pattern, group = options.pattern or "unstructured", metric.criterion.group
-    target = resolve_target(pattern, options.sparsity, options.group, group)
-    methods = options.methods
-    recipe = make_recipe(
-        metric.criterion.metric,
-        target,
-        options.propagation or "one-shot",
-        methods["update"],
-        methods["allocation"],
-        methods["refine"],
-        own_masks=options.metric == SPARSEGPT,
-        seed=options.seed or 0,
-    )
-    steps = earlier_steps(recipe, methods["steps"])
-    recipe = replace(recipe, zeros_first=bool(steps))
+    *steps, recipe = _steps(options, metric)
     with step("reading the model's config and tokenizer"):
         place = with_revision(model_name, options.revision)
         model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
-    check_layers(model.shapes, target)
-    texts = _texts(options, model.seqlen)
-    if not recipe.calibrated:
-        del texts["calibration"]
-    elif recipe.fits and (texts["calibration"][0].windows or 0) < 2:
-        raise ValueError(
-            f"samples must be at least 2 with allocation fitted, which holds windows back; got "
-            f"{options.samples}"
-        )
+    check_layers(model.shapes, recipe.target)
+    texts = _texts(options, model.seqlen, recipe)
     plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
     plan = plan.in_steps(1 + len(steps))
     if recipe.fits:
@@ -211,6 +190,24 @@ def make_request(
     )
 
 
+def _steps(options: Options, metric: ResolvedMetric) -> list[Recipe]:
+    """Return the recipes of all steps; nearly always a single one."""
+    pattern, group = options.pattern or "unstructured", metric.criterion.group
+    methods = options.methods
+    recipe = make_recipe(
+        metric.criterion.metric,
+        resolve_target(pattern, options.sparsity, options.group, group),
+        options.propagation or "one-shot",
+        methods["update"],
+        methods["allocation"],
+        methods["refine"],
+        own_masks=options.metric == SPARSEGPT,
+        seed=options.seed or 0,
+    )
+    earlier = earlier_steps(recipe, methods["steps"])
+    return [*earlier, replace(recipe, zeros_first=bool(earlier))]
+
+
 def _given(name: str, value: str | None) -> str:
     if not value:
         raise ValueError(
@@ -220,17 +217,23 @@ def _given(name: str, value: str | None) -> str:
     return value
 
 
-def _texts(options: Options, seqlen: int) -> dict[str, tuple[Mixture, ...]]:
+def _texts(options: Options, seqlen: int, recipe: Recipe) -> dict[str, tuple[Mixture, ...]]:
     """Return the texts for the statistics and to measure perplexity on, checked, by role."""
     samples = SAMPLES if options.samples is None else options.samples
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
+    if recipe.fits and samples < 2:
+        raise ValueError(
+            f"samples must be at least 2 with allocation fitted, which holds windows back; got "
+            f"{samples}"
+        )
     parts = _parts("", options.corpus, options.split, options.share)
     calibration = Mixture(
         parts, samples, seqlen, options.seed or 0, options.bos, by_document=bool(options.protocol)
     )
     calibration.check()
-    return {"calibration": (calibration,), "evaluation": evaluation_texts(options, seqlen)}
+    evaluation = {"evaluation": evaluation_texts(options, seqlen)}
+    return {"calibration": (calibration,)} | evaluation if recipe.calibrated else evaluation
 
 
 def evaluation_texts(options: Options, seqlen: int) -> tuple[Mixture, ...]:
