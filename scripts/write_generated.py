@@ -110,7 +110,7 @@ def _unit_rule(operator: Operator) -> str:
 
 
 def _group_row(name: str) -> tuple[str, ...]:
-    return f"`{name}`", inspect.getdoc(group_of(name)) or ""
+    return f"`{name}`", " ".join((inspect.getdoc(group_of(name)) or "").split())
 
 
 def _named_row(name: str, named: Baseline) -> tuple[str, ...]:
