@@ -180,7 +180,7 @@ def prune_model(
         if evaluate and (not options.only_measure or out or recipe):
             raise ValueError("--evaluate prunes nothing: leave out --model, --metric and --out")
         chosen = recipe or (None if metric else "fast")
-        given, sums = read_recipe(chosen) if chosen else (Options(), None)
+        given, sums = read_recipe(chosen, pattern) if chosen else (Options(), None)
         with step("loading torch and transformers"):
             from pruning.output import command
             from pruning.output.request import make_request

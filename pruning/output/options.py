@@ -46,13 +46,20 @@ _GO_WITH = {
 METHODS: JsonObject = {"allocation": "uniform", "refine": "none", "update": "none", "steps": 1}
 """The methods around a metric, and what they are where nothing else is said."""
 
-RECIPES: Mapping[str, JsonObject] = {
-    "fast": {"metric": "wanda", "update": "sparsegpt"},
-    "best": {"metric": "directed-snip-wanda", "allocation": "fitted", "update": "reconstruct"},
+RECIPES: Mapping[str, tuple[JsonObject, JsonObject]] = {
+    "fast": (
+        {"metric": "directed-snip-wanda", "update": "sparsegpt"},
+        {"metric": "sparsegpt"},
+    ),
+    "best": (
+        {"metric": "directed-snip-wanda", "update": "reconstruct"},
+        {"metric": "sparsegpt", "update": "reconstruct"},
+    ),
 }
-"""What each named recipe stands for, by the measurements in docs/LOG.md."""
+"""What each named recipe stands for, without a pattern and with n:m, by the measurements in
+docs/LOG.md."""
 
-WHY_FAST = "the best that needs no gradients and little more time than wanda; best takes longer"
+WHY_FAST = "never behind SparseGPT or Wanda where it was measured; --recipe best takes longer"
 
 _OF_MEASURING = (
     *("revision", "seqlen", "eval_corpus", "eval_split", "eval_windows", "bos", "dtype"),
@@ -131,17 +138,21 @@ class Options:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def read_recipe(argument: str) -> tuple[Options, Mapping[str, str] | None]:
+def read_recipe(
+    argument: str, pattern: str | None = None
+) -> tuple[Options, Mapping[str, str] | None]:
     """Return the options of a recipe, and the sha256 of the files that it made, if it made some.
 
     Args:
         argument: One of `RECIPES`, a `pruning_recipe.json`, or a YAML file of options.
+        pattern: The one that is asked for, which a named recipe goes by.
 
     Raises:
         ValueError: If it is neither, or an option in it is unknown or of another type.
     """
     if argument in RECIPES:
-        return Options(**RECIPES[argument]), None
+        has_pattern = pattern not in (None, "unstructured")
+        return Options(**RECIPES[argument][has_pattern]), None
     path = Path(argument)
     known = f"give {', '.join(RECIPES)}, a pruning_recipe.json or a YAML file of options"
     try:
