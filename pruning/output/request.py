@@ -168,7 +168,9 @@ def make_request(
         place = with_revision(model_name, options.revision)
         model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
     check_layers(model.shapes, recipe.target)
-    texts = _texts(options, model.seqlen, recipe)
+    texts = _texts(options, model.seqlen)
+    if not recipe.calibrated:
+        del texts["calibration"]
     plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
     plan = plan.in_steps(1 + len(steps))
     if recipe.fits:
@@ -204,6 +206,10 @@ def _steps(options: Options, metric: ResolvedMetric) -> list[Recipe]:
         own_masks=options.metric == SPARSEGPT,
         seed=options.seed or 0,
     )
+    if recipe.fits and options.samples == 1:
+        raise ValueError(
+            "samples must be at least 2 with allocation fitted, which holds windows back; got 1"
+        )
     earlier = earlier_steps(recipe, methods["steps"])
     return [*earlier, replace(recipe, zeros_first=bool(earlier))]
 
@@ -217,23 +223,17 @@ def _given(name: str, value: str | None) -> str:
     return value
 
 
-def _texts(options: Options, seqlen: int, recipe: Recipe) -> dict[str, tuple[Mixture, ...]]:
+def _texts(options: Options, seqlen: int) -> dict[str, tuple[Mixture, ...]]:
     """Return the texts for the statistics and to measure perplexity on, checked, by role."""
     samples = SAMPLES if options.samples is None else options.samples
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    if recipe.fits and samples < 2:
-        raise ValueError(
-            f"samples must be at least 2 with allocation fitted, which holds windows back; got "
-            f"{samples}"
-        )
     parts = _parts("", options.corpus, options.split, options.share)
     calibration = Mixture(
         parts, samples, seqlen, options.seed or 0, options.bos, by_document=bool(options.protocol)
     )
     calibration.check()
-    evaluation = {"evaluation": evaluation_texts(options, seqlen)}
-    return {"calibration": (calibration,)} | evaluation if recipe.calibrated else evaluation
+    return {"calibration": (calibration,), "evaluation": evaluation_texts(options, seqlen)}
 
 
 def evaluation_texts(options: Options, seqlen: int) -> tuple[Mixture, ...]:
