@@ -110,7 +110,7 @@ def test_formula_tree_and_text_of_the_best_are_drawn(browser, page):
     mul, w, add, *_ = (node.rect for node in browser.find_elements("css selector", ".tree span"))
     assert mul["y"] + mul["height"] < w["y"]
     assert w["x"] < mul["x"] < add["x"]
-    browser.find_element("css selector", "code.copy").click()
+    browser.find_element("css selector", "main code.copy").click()
     assert browser.execute_script("return getSelection().toString()") == "mul(W, add(G, sqr(W)))"
 
 
