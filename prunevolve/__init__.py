@@ -15,7 +15,7 @@ from typing import Any
 _ROOT = str(Path(__file__).resolve().parents[1])
 for _name in ("configs", "evaluation", "pruning", "search"):
     _file = getattr(sys.modules.get(_name), "__file__", None) or _ROOT
-    if not str(Path(_file).resolve()).startswith(_ROOT):
+    if not Path(_file).resolve().is_relative_to(_ROOT):
         raise ImportError(f"prunevolve needs its own {_name!r}, and {_file} was imported before it")
 sys.path.insert(0, _ROOT)  # a user's folder may have the name of one of ours
 
@@ -255,11 +255,11 @@ def resume(
     Args:
         folder: The run's folder.
         overrides: Such as `search.candidates=500`; those that would change the search are refused.
-        on_record: As in `run`; called with new records only.
+        on_record: As in `search`; called with new records only.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
-        Unfinished: As in `run`.
+        Unfinished: As in `search`.
     """
     path = Path(folder)
     return _finish(path, lambda console: launch.run_on(path, overrides, console, on_record))

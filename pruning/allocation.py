@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,24 +107,31 @@ def read_shares(argument: str, target: Target) -> dict[str, float]:
             f"allocation {argument!r} is for {json.dumps(made)}, not {json.dumps(asked)}: ask for "
             "what it is for, or fit another"
         )
+    check_shares(shares, target, f"allocation {argument!r}")
+    return dict(shares)
+
+
+def check_shares(shares: Mapping[str, float], target: Target, what: str) -> None:
+    """Raise ValueError if a share is no fraction, or under the group model no factor."""
     high = math.inf if target.group.whole_model else 1.0
     for layer, share in shares.items():
         if not 0 <= share < high:
-            raise ValueError(f"allocation {argument!r}: {layer} must be in [0, {high:g})")
+            raise ValueError(f"{what}: {layer} must be in [0, {high:g}), got {share}")
 
-    return dict(shares)
+
+def check_layers_of(shares: Mapping[str, float], layers: Iterable[str], what: str) -> None:
+    """Raise ValueError if the shares are not those of a model's layers."""
+    if different := sorted({*layers} ^ shares.keys()):
+        where = "the file" if different[0] in shares else "the model"
+        raise ValueError(f"{what} is another model's: only {where} has {different[0]}")
 
 
 def _from_file(argument: str, target: Target) -> Allocation:
     shares = read_shares(argument, target)
 
     def as_they_are(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
-        layers = {layer for of_block in shapes.values() for layer in of_block}
-        if different := sorted(layers ^ shares.keys()):
-            where = "the model" if different[0] in layers else "the file"
-            raise ValueError(
-                f"allocation {argument!r} is another model's: only {where} has {different[0]}"
-            )
+        layers = (layer for of_block in shapes.values() for layer in of_block)
+        check_layers_of(shares, layers, f"allocation {argument!r}")
         return shares
 
     return Allocation(None, as_they_are)

@@ -38,7 +38,6 @@ _LEAST_GAIN = 0.001
 """A step pays if the loss falls by this, in nats per token; less is noise of the windows."""
 
 Shares = Mapping[str, float]
-Losses = list[float]
 
 
 def fit(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -99,6 +100,14 @@ def check_layers(model: PreTrainedModel, target: Target) -> None:
     """Raise ValueError if n:m does not divide a layer; called before any work."""
     for name, layer in linear_layers(model).items():
         target.group.check_layer(name, layer.in_features)
+
+
+def found_statistics(
+    layer: str, leaves: frozenset[str], place: Spool, device: torch.device
+) -> dict[str, Tensor]:
+    """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
+    keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
+    return {leaf: place[key].to(device) for leaf, key in keys.items() if key in place}
 
 
 @dataclass
@@ -241,7 +250,8 @@ class _Pruning:
     def _changed(self, layer: str, removal: Removal) -> Tensor:
         """Return a layer's new weight: its mask refined, what stays updated."""
         recipe, dense = self.recipe, self.store.dense(layer)
-        statistics = self._statistics(layer, recipe.pruned_leaves, self.of_pruned)
+        device = self.store.device
+        statistics = found_statistics(layer, recipe.pruned_leaves, self.of_pruned, device)
         if recipe.refinement and isinstance(removal, Tensor):
             removal = recipe.refinement.apply(dense, removal, statistics)
         return recipe.update.apply(dense, removal, statistics)
@@ -256,9 +266,10 @@ class _Pruning:
         return scores if factor == 1 else scores * factor
 
     def _score_by(self, metric: Metric, layer: str) -> Tensor:
-        statistics = self._statistics(layer, metric.leaves, self.statistics)
+        device = self.store.device
+        statistics = found_statistics(layer, metric.leaves, self.statistics, device)
         if self.recipe.sequential:
-            statistics |= self._statistics(layer, metric.leaves, self.of_pruned)
+            statistics |= found_statistics(layer, metric.leaves, self.of_pruned, device)
         weight = self.store.weight(layer)
         scores = score_layer(metric, layer, weight, statistics)
         if self.recipe.zeros_first:
@@ -315,13 +326,6 @@ class _Pruning:
         waits = not self.forgets or self.recipe.statistics_wait
         for key, tensor in statistics.to_tensors().items():
             self.statistics[key] = tensor.cpu() if waits else tensor
-
-    def _statistics(self, layer: str, leaves: frozenset[str], place: Spool) -> dict[str, Tensor]:
-        """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
-        keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
-        return {
-            leaf: place[key].to(self.store.device) for leaf, key in keys.items() if key in place
-        }
 
     def _forget(self, layer: str) -> None:
         for leaf in self.recipe.leaves:

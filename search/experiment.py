@@ -12,7 +12,7 @@ from configs.schema import ROLES, Config, Text
 from configs.schema import Task as TaskConfig
 from evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
 from evaluation.sources import check_disjoint
-from pruning.allocation import read_shares
+from pruning.allocation import check_layers_of, check_shares, read_shares
 from pruning.baselines import BASELINES
 from pruning.masks import Target, group_of, parse_pattern
 from pruning.models import (
@@ -273,13 +273,10 @@ def _shares_of(config: Config) -> dict[str, float]:
         )
     target = Target(sparsity, group_of(group))
     shares = read_shares(given, target) if isinstance(given, str) else given
-    for layer, share in shares.items():
-        if not 0 <= share < 1:
-            raise ValueError(f"pruning.allocation: {layer} must be in [0, 1), got {share}")
+    check_shares(shares, target, "pruning.allocation")
     if _is_here(model):
-        layers = set(linear_layers(skeleton(load_config(model), DTYPES[config.dtype])))
-        if different := sorted(layers ^ shares.keys()):
-            raise ValueError(f"pruning.allocation is another model's: {different[0]} differs")
+        layers = linear_layers(skeleton(load_config(model), DTYPES[config.dtype]))
+        check_layers_of(shares, layers, "pruning.allocation")
     return dict(shares)
 
 

@@ -17,7 +17,7 @@ from evaluation.perplexity import losses_of, perplexity, window_losses
 from pruning.json_file import JsonObject
 from pruning.memory import keep_freed_memory
 from pruning.models import load_model, with_revision
-from pruning.output.fit import fitted
+from pruning.output.fit import Trials
 from pruning.output.folder import REPORT, FolderMismatchError, WorkFolder, work_folder
 from pruning.output.kept_statistics import kept_statistics
 from pruning.output.options import Options, read_recipe
@@ -217,11 +217,11 @@ def _prune(
     recipe = request.recipe
     if recipe.fits:
         statistics = _spool(request, work, "statistics") if statistics is None else statistics
-        states, calibration = (
+        states, tokens = (
             partial(_spool, request, work, "hidden states"),
-            windows["calibration"],
+            windows["calibration"].tokens,
         )
-        recipe = fitted(recipe, store, calibration.tokens, states, statistics, work, progress)
+        recipe = Trials(recipe, store, tokens, states, statistics, work, progress).fitted()
     store.on_shard = inspector.look  # while the shard is in the system's cache
     walk(store, statistics, recipe)
     return store

@@ -13,10 +13,10 @@ from torch import Tensor
 from evaluation.perplexity import losses_of
 from pruning.checkpoint import Checkpoint
 from pruning.fitted import Costs, fit
-from pruning.leaves import GRADIENT, STATISTICS
+from pruning.leaves import GRADIENT
 from pruning.output.folder import WorkFolder
 from pruning.progress import Progress
-from pruning.pruner import prune, shapes_of
+from pruning.pruner import found_statistics, prune, shapes_of
 from pruning.recipe import ZERO, Allocation, Recipe, score_layer
 from pruning.spool import Spool
 from pruning.store import FolderStore
@@ -26,37 +26,19 @@ HELD_BACK = 4
 """One calibration window in so many gives no gradients but the loss that a step must lower."""
 
 
-def fitted(
-    recipe: Recipe,
-    store: FolderStore,
-    calibration: Tensor,
-    states: Callable[[], Spool],
-    statistics: Spool,
-    work: WorkFolder,
-    progress: Progress,
-) -> Recipe:
-    """Return the recipe with an allocation that is fitted to it.
-
-    Its masks alone are fitted: what it does to the weights that stay comes afterwards.
-
-    Args:
-        calibration: Token ids, (N, T); 2 or more windows.
-        states: Returns a place for hidden states.
-        statistics: Of the dense model; those that are missing are added.
-    """
-    masks_alone = replace(recipe, refinement=None, update=ZERO, training=None)
-    trials = _Trials(masks_alone, store, calibration, states, statistics, work, progress)
-    shares = fit(shapes_of(store.model), recipe.target, trials.loss, trials.costs)
-    shutil.rmtree(trials.folder, ignore_errors=True)
-    return replace(recipe, allocation=_table(shares))
-
-
 def _table(shares: Mapping[str, float]) -> Allocation:
     return Allocation(None, lambda shapes, score, target: shares)
 
 
-class _Trials:
-    """Models that are pruned with one allocation after the other, and what is asked of them."""
+class Trials:
+    """Models that are pruned with one allocation after the other, and what is asked of them.
+
+    Args:
+        recipe: Its masks alone are fitted: what it does to the weights that stay comes afterwards.
+        calibration: Token ids, (N, T); 2 or more windows.
+        states: Returns a place for hidden states.
+        statistics: Of the dense model; those that are missing are added.
+    """
 
     def __init__(
         self,
@@ -68,8 +50,9 @@ class _Trials:
         work: WorkFolder,
         progress: Progress,
     ) -> None:
-        self.folder = work.path / "fit"
-        self._recipe, self._store, self._states = recipe, store, states
+        self._folder = work.path / "fit"
+        self._asked, self._store, self._states = recipe, store, states
+        self._recipe = replace(recipe, refinement=None, update=ZERO, training=None)
         self._statistics, self._work = statistics, work
         self._calibration, self._held_back = calibration, calibration[::HELD_BACK]
         self._taught = calibration[[i for i in range(len(calibration)) if i % HELD_BACK]]
@@ -83,6 +66,12 @@ class _Trials:
             progress(f"fit {1 + len(self._losses)}: {stage}", done, total)
 
         self._progress = on_progress
+
+    def fitted(self) -> Recipe:
+        """Return the recipe with an allocation that is fitted to it."""
+        shares = fit(shapes_of(self._store.model), self._recipe.target, self.loss, self.costs)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return replace(self._asked, allocation=_table(shares))
 
     def loss(self, shares: Mapping[str, float]) -> float:
         """Return the mean loss on the windows held back, in nats per token."""
@@ -106,8 +95,8 @@ class _Trials:
 
     def _prune(self, shares: Mapping[str, float]) -> float:
         """Prune the model into the folder and return its loss on the windows held back."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
         losses: list[float] = []
 
         def measure(
@@ -115,7 +104,7 @@ class _Trials:
         ) -> None:
             losses.extend(losses_of(states, logits, self._held_back).tolist())
 
-        store = self._store.on(self._store.checkpoint, self.folder)
+        store = self._store.on(self._store.checkpoint, self._folder)
         recipe = replace(self._recipe, allocation=_table(shares))
         texts = Texts(self._calibration, {"pruned": self._held_back}, measure)
         prune(store, recipe, texts, self._states(), self._statistics, self._progress)
@@ -125,14 +114,11 @@ class _Trials:
 
     def _measure_costs(self, shares: Mapping[str, float]) -> Mapping[str, float]:
         dense, metric, target = self._store, self._recipe.metric, self._recipe.target
-        pruned = dense.on(Checkpoint(self.folder), self.folder)
+        pruned = dense.on(Checkpoint(self._folder), self._folder)
         by_factors = target.group.whole_model
 
         def score(layer: str) -> Tensor:
-            statistics = {
-                leaf: self._statistics[f"{leaf}/{layer}"].to(dense.device)
-                for leaf in metric.leaves & STATISTICS
-            }
+            statistics = found_statistics(layer, metric.leaves, self._statistics, dense.device)
             scores = score_layer(metric, layer, dense.weight(layer), statistics)
             return scores * shares[layer] if by_factors else scores
 
