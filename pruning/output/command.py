@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -123,7 +124,8 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
             inspector.shares = work.known().get("shares", {})
             scores = partial(_scores, model=model, tasks=tasks, work=work, progress=progress)
             by_model = {"dense": scores("dense", model.name)}
-            store = _prune(request, windows, work, inspector, progress, store, statistics)
+            run = _Run(request, windows, work, inspector, progress)
+            store = run.prune(store, statistics)
             report = _measured(work, windows["evaluation"], model) | {"warnings": warnings}
             recipe |= {"shares": inspector.shares} if inspector.shares else {}
 
@@ -197,90 +199,79 @@ def _say(kind: str, lines: Sequence[str]) -> None:
         print(f"{kind}: {line}", file=sys.stderr)
 
 
-def _prune(
-    request: Request,
-    windows: Mapping[str, Windows],
-    work: WorkFolder,
-    inspector: Inspector,
-    progress: Progress,
-    store: FolderStore,
-    statistics: Spool | None,
-) -> FolderStore:
-    """Prune, all steps that are asked for; return the store of the last."""
-    walk = partial(_walk, request, windows, work, inspector, progress)
-    for number, checkpoint, shards in work.steps(len(request.earlier), store.checkpoint):
-        store = store.on(checkpoint, shards)
-        walk(store, None if number else statistics, request.earlier[number])
-        store.write_outside()
-    if request.earlier:
-        store, statistics = store.on(work.last_step(), work.result), None
-    recipe = request.recipe
-    if recipe.fits:
-        statistics = _spool(request, work, "statistics") if statistics is None else statistics
-        states, tokens = (
-            partial(_spool, request, work, "hidden states"),
-            windows["calibration"].tokens,
+@dataclass(frozen=True)
+class _Run:
+    """One pruning in its work folder."""
+
+    request: Request
+    windows: Mapping[str, Windows]
+    work: WorkFolder
+    inspector: Inspector
+    progress: Progress
+
+    def prune(self, store: FolderStore, statistics: Spool | None) -> FolderStore:
+        """Prune, all steps that are asked for; return the store of the last."""
+        work, earlier, recipe = self.work, self.request.earlier, self.request.recipe
+        for number, checkpoint, shards in work.steps(len(earlier), store.checkpoint):
+            store = store.on(checkpoint, shards)
+            self._walk(store, None if number else statistics, earlier[number])
+            store.write_outside()
+        if earlier:
+            store, statistics = store.on(work.last_step(), work.result), None
+        if recipe.fits:
+            statistics = self._spool("statistics") if statistics is None else statistics
+            states = partial(self._spool, "hidden states")
+            tokens = self.windows["calibration"].tokens
+            trials = Trials(recipe, store, tokens, states, statistics, work, self.progress)
+            recipe = trials.fitted()
+        store.on_shard = self.inspector.look  # while the shard is in the system's cache
+        self._walk(store, statistics, recipe)
+        return store
+
+    def _walk(self, store: FolderStore, statistics: Spool | None, recipe: Recipe) -> None:
+        """Walk the blocks, and keep what is found out as soon as it is known."""
+        tokens, known = self.windows["evaluation"].tokens, self.work.known()
+        streams = ("dense",) if recipe in self.request.earlier else ("dense", "pruned")
+
+        def measure(
+            name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
+        ) -> None:
+            stage, total = f"{name} perplexity", len(tokens)
+            losses = losses_of(
+                states, logits, tokens, lambda done: self.progress(stage, done, total)
+            )
+            self.work.keep(name, losses.tolist())
+
+        def tell(name: str, value: JsonObject) -> None:
+            if name == "shares":
+                if known.get(name, value) != value:
+                    raise FolderMismatchError(
+                        f"out {str(self.request.out)!r} was begun with other shares of the layers: "
+                        "give the allocation that it began with, or name a new folder"
+                    )
+                self.inspector.shares = value
+                self.work.keep(name, value)
+            else:
+                self.work.keep("training", {**self.work.known().get("training", {}), name: value})
+
+        texts = Texts(
+            self.windows["calibration"].tokens if "calibration" in self.windows else tokens[:0],
+            {name: tokens for name in streams if name not in known},
+            measure,
         )
-        recipe = Trials(recipe, store, tokens, states, statistics, work, progress).fitted()
-    store.on_shard = inspector.look  # while the shard is in the system's cache
-    walk(store, statistics, recipe)
-    return store
+        if statistics is None and "statistics" in self.request.plan.on_disk:
+            statistics = self._spool("statistics")
+        states = self._spool("hidden states")
+        prune(store, recipe, texts, states, statistics, self.progress, tell=tell)
+        self.work.forget_work()
 
-
-def _walk(
-    request: Request,
-    windows: Mapping[str, Windows],
-    work: WorkFolder,
-    inspector: Inspector,
-    progress: Progress,
-    store: FolderStore,
-    statistics: Spool | None,
-    recipe: Recipe,
-) -> None:
-    """Walk the blocks, and keep what is found out as soon as it is known."""
-    tokens, known = windows["evaluation"].tokens, work.known()
-    streams = ("dense",) if recipe in request.earlier else ("dense", "pruned")
-
-    def measure(
-        name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
-    ) -> None:
-        stage, total = f"{name} perplexity", len(tokens)
-        losses = losses_of(states, logits, tokens, lambda done: progress(stage, done, total))
-        work.keep(name, losses.tolist())
-
-    def tell(name: str, value: JsonObject) -> None:
-        if name == "shares":
-            if known.get(name, value) != value:
-                raise FolderMismatchError(
-                    f"out {str(request.out)!r} was begun with other shares of the layers: give the "
-                    "allocation that it began with, or name a new folder"
-                )
-            inspector.shares = value
-            work.keep(name, value)
-        else:
-            work.keep("training", {**work.known().get("training", {}), name: value})
-
-    texts = Texts(
-        windows["calibration"].tokens if "calibration" in windows else tokens[:0],
-        {name: tokens for name in streams if name not in known},
-        measure,
-    )
-    if statistics is None and "statistics" in request.plan.on_disk:
-        statistics = _spool(request, work, "statistics")
-    states = _spool(request, work, "hidden states")
-    prune(store, recipe, texts, states, statistics, progress, tell=tell)
-    work.forget_work()
-
-
-def _spool(request: Request, work: WorkFolder, what: str) -> Spool:
-    """Return a place for the statistics, or an empty one for the hidden states, as is planned."""
-    if what not in request.plan.on_disk:
-        return {}
-    return (
-        DiskSpool(work.states, fresh=True)
-        if what == "hidden states"
-        else DiskSpool(work.statistics)
-    )
+    def _spool(self, what: str) -> Spool:
+        """Return a place for the statistics, or an empty one for the hidden states, as planned."""
+        if what not in self.request.plan.on_disk:
+            return {}
+        if what == "hidden states":
+            return DiskSpool(self.work.states, fresh=True)
+        return DiskSpool(self.work.statistics)
 
 
 def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> JsonObject:
