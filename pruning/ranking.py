@@ -136,8 +136,8 @@ def _made(mask: Array | None) -> Tensor:
 
 def extremes(scores: Tensor) -> tuple[float, float]:
     """Return the lowest and the highest score; NaN if there is one."""
-    low, high = torch.aminmax(scores)
-    return low.item(), high.item()
+    low, high = torch.stack(torch.aminmax(scores)).tolist()  # one wait for a GPU
+    return low, high
 
 
 def kth_smallest(scores: Tensor, k: int) -> Tensor:

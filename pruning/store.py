@@ -63,7 +63,7 @@ class ResidentStore:
     def copies(self) -> dict[str, Tensor]:
         """Return copies of the prunable layers' weights in host memory, by layer name.
 
-        Those of a model on a GPU are pinned, so that reads are fast.
+        Those of a model on a GPU are pinned, so that they are copied to it while it computes.
         """
         copies = {}
         for name, layer in self._layers.items():
@@ -82,7 +82,7 @@ class ResidentStore:
     def _replace(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
             live = (self._layers.get(name) or self.model.get_submodule(name)).weight
-            live.data = weight.to(live)
+            live.data = weight.to(live, non_blocking=True)
 
     def states(self, windows: Tensor) -> Iterator[Tensor]:
         """Yield each window's states that enter the head, (T, hidden_size)."""

@@ -1,9 +1,10 @@
-"""The engine on a CUDA device gives what it gives on the CPU."""
+"""The engine on another device gives what it gives on the CPU: on CUDA, and on a pretended one."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from far_device import far_device
 from toy_models import toy_model, toy_windows
 from toy_setup import HALF, ROLES, TWO_OF_FOUR, made_of, setup_of
 
@@ -22,33 +23,40 @@ from search.population import Candidate
 
 MODEL = Target(0.37, Model())
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
+
+
+@pytest.fixture(params=[CUDA, "far"])
+def device(request):
+    """A device that is not the CPU."""
+    return far_device() if request.param == "far" else request.param
 
 
 @pytest.mark.parametrize(
     "target", [Target(0.5, Row()), Target(0.6, Layer()), Target(0.5, NOfM(2, 4)), MODEL]
 )
-def test_masks_are_those_of_the_cpu(target):
+def test_masks_are_those_of_the_cpu(target, device):
     # One decimal: many ties.
     scores = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     layers = {"a": scores, "b": 2 * scores}
-    on_gpu = dict(select(lambda name: layers[name].cuda(), layers, target))
+    elsewhere = dict(select(lambda name: layers[name].to(device), layers, target))
     for name, mask in select(layers.__getitem__, layers, target):
-        assert torch.equal(on_gpu[name].cpu(), mask)
+        assert torch.equal(elsewhere[name].cpu(), mask)
 
 
+@pytest.mark.parametrize(
+    "device", [CUDA, pytest.param("far", marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(A))))"])
-def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric):
+def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
     generator = torch.Generator().manual_seed(0)
     windows = {role: torch.randint(3, 1000, (4, 64), generator=generator) for role in ROLES}
     outcomes = []
-    for device in ("cpu", "cuda"):
+    for place in ("cpu", device):
         tasks = (HALF, replace(TWO_OF_FOUR, weight=1.0))
         common = {"windows": (windows,), "tasks": tasks, "leaves": STATISTICS, "stages": (1,)}
-        evaluator = made_of(setup_of(**common, device=device))
+        evaluator = made_of(setup_of(**common, device=place))
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)
 
@@ -56,16 +64,18 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric):
 @pytest.mark.parametrize("held", [0, 2])
 @pytest.mark.parametrize("group", [Row(), Model()])
 @pytest.mark.parametrize("text", ["mul(W, sqrt(X))", "mul(W, add(G, abs(M)))"])
-def test_folder_pruned_with_blocks_on_the_gpu_is_that_of_the_cpu(tmp_path, text, group, held):
+def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(
+    tmp_path, text, group, held, device
+):
     toy_model("llama").save_pretrained(tmp_path / "dense", max_shard_size="4KB")
     zeros = []
-    for device in ("cpu", "cuda"):
-        shards = tmp_path / device
+    for place in ("cpu", device):
+        shards = tmp_path / place
         shards.mkdir()
         store = FolderStore(
             Checkpoint(tmp_path / "dense"),
             load_config(str(tmp_path / "dense")),
-            *("float32", device, shards, held),
+            *("float32", place, shards, held),
         )
         prune(store, Recipe(Metric.parse(text), Target(0.5, group)), Texts(toy_windows()))
         weights = [Checkpoint(store.shard(block)) for block in store.blocks]
@@ -85,10 +95,10 @@ def test_folder_pruned_with_blocks_on_the_gpu_is_that_of_the_cpu(tmp_path, text,
     ],
     ids=str,
 )
-def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods):
+def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods, device):
     weights = []
-    for device in ("cpu", "cuda"):
-        model = toy_model("llama").to(device)
+    for place in ("cpu", device):
+        model = toy_model("llama").to(place)
         recipe = make_recipe(Metric.parse("mul(W, sqrt(X))"), Target(0.5, Layer()), **methods)
         prune(ResidentStore(model), recipe, Texts(toy_windows(count=4)))
         layers = linear_layers(model).values()

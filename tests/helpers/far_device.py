@@ -1,0 +1,104 @@
+"""A device that is not the CPU in PyTorch's eyes, for machines without a GPU.
+
+A `Far` tensor keeps its values on the CPU and says that it is elsewhere. As on a GPU, an operator
+refuses tensors of two devices, copies between them have to be asked for, and there is no `numpy()`.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+NAME = "far"
+
+_kept: list[torch.library.Library] = []
+
+reads: list[str] = []
+"""The operators that have brought single values to the CPU, for which a GPU is waited for."""
+
+_aten = torch.ops.aten
+_MOVES = (_aten._to_copy, _aten.to, _aten.copy_)
+_READS = (_aten._local_scalar_dense, _aten.item)
+
+
+class Far(Tensor):
+    """A tensor on the device `far`, whose values are in `near`."""
+
+    near: Tensor
+
+    @staticmethod
+    def __new__(cls, near: Tensor) -> "Far":
+        far = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            near.size(),
+            strides=near.stride(),
+            storage_offset=near.storage_offset(),
+            dtype=near.dtype,
+            device=torch.device(NAME, 0),
+            requires_grad=near.requires_grad,
+        )
+        far.near = near
+        return far
+
+    @property
+    def data(self) -> Tensor:
+        """The values without their history; setting it changes what the tensor holds."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: "Far") -> None:
+        self.near = value.near
+
+    def tolist(self) -> Any:
+        """Return the values; torch refuses it for subclasses."""
+        reads.append("tolist")
+        return self.near.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        return _apply(operator, args, kwargs or {})
+
+
+def _apply(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    kind, leaves = operator.overloadpacket, tree_leaves((args, kwargs))
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    far = [x for x in tensors if isinstance(x, Far)]
+    asked = next((x for x in leaves if isinstance(x, torch.device)), None)
+    goes_far = bool(far) if asked is None else asked.type == NAME
+    if kind is _aten.copy_:
+        goes_far = isinstance(args[0], Far)
+    if not far and not goes_far:
+        return operator(*args, **kwargs)
+    # A number may come from anywhere, as on a GPU.
+    here = [x for x in tensors if not isinstance(x, Far) and x.dim()]
+    if far and here and kind not in _MOVES:
+        raise RuntimeError(f"{operator} on tensors of two devices: {tuple(here[0].shape)} on cpu")
+    if kind in _READS:
+        reads.append(str(operator))
+        goes_far = False
+    near_args, near_kwargs = tree_map(_near, (args, kwargs))
+    result = operator(*near_args, **near_kwargs)
+    if goes_far:
+        result = tree_map(lambda x: Far(x) if isinstance(x, Tensor) else x, result)
+    return return_and_correct_aliasing(operator, args, kwargs, result) if far else result
+
+
+def _near(value: Any) -> Any:
+    if isinstance(value, torch.device) and value.type == NAME:
+        return torch.device("cpu")
+    return value.near if isinstance(value, Far) else value
+
+
+@cache
+def far_device() -> str:
+    """Make the device known to torch, for the rest of the process; return its name."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend(NAME)
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(lambda op, *args, **kwargs: _apply(op, args, kwargs), "PrivateUse1")
+    _kept.append(library)
+    return NAME
