@@ -80,7 +80,7 @@ def watching(log: Path, pace: str) -> dict[str, str]:
 
     Args:
         log: File for their evaluations.
-        pace: SECONDS of `watched_search.py`.
+        pace: PACE of `watched_search.py`.
     """
     here = Path(__file__).parent
     path = os.pathsep.join([str(here.parent), str(here)])

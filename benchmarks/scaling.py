@@ -1,9 +1,10 @@
 """How the pace grows with the number of workers, how busy they are, and what limits it.
 
 First real workers: a search on the embedded model with 1 and 2 of them, not counting its start.
-Then actors that only sleep, under the real program with breeding, fingerprints and journal. The
-number of workers that a driver can feed is the time of an evaluation over the driver's work for it.
-If the lag is too small for the longest evaluation, workers wait for its commit.
+Then workers that only sleep, under the real program with broods, fingerprints and journal: up to 16
+on Ray, and up to 1,024 as entries in a list of the driver. The number of workers that a driver can
+feed is the time of an evaluation over the driver's work for it. If the lag is too small for the
+longest evaluation, workers wait for its commit.
 """
 
 import subprocess
@@ -26,7 +27,9 @@ from tables import ROOT, conditions, show_cases, write_json
 from watched_search import UNEVEN_FACTOR, UNEVEN_SHARE
 
 BAR = 0.95
-LIMIT_SECONDS = 900.0
+LIMIT_SECONDS = 1800.0
+LAG = 16
+"""The lag for each worker, as docs/CLUSTER.md says."""
 
 Span = tuple[float, float]
 """Start and end of an evaluation."""
@@ -39,17 +42,22 @@ class Case:
     Attributes:
         seconds: Seconds per evaluation; if uneven, per short evaluation.
         uneven: Whether one evaluation in ten takes ten times as long.
-        lag: The search's lag, in multiples of the workers.
+        on_ray: Whether the workers are processes of Ray.
     """
 
     workers: int
     seconds: float
-    uneven: bool = False
-    lag: int = 4
+    uneven: bool
+    on_ray: bool = False
 
     def __str__(self) -> str:
         mix = "uneven" if self.uneven else "even"
-        return f"ray, {self.workers} x {self.seconds:g} s, {mix}, lag {self.lag}x"
+        return f"{'ray, ' * self.on_ray}{self.workers} x {self.seconds:g} s, {mix}"
+
+    @property
+    def lag(self) -> int:
+        """The search's lag."""
+        return LAG * self.workers
 
     @property
     def mean(self) -> float:
@@ -57,9 +65,10 @@ class Case:
         return self.seconds * (1 + self.uneven * UNEVEN_SHARE * (UNEVEN_FACTOR - 1))
 
 
+SIZES = ((16, 2.0), (64, 2.0), (256, 5.0), (1024, 20.0))
 CASES = [
-    *(Case(workers, seconds) for seconds in (0.2, 2.0) for workers in (4, 16)),
-    *(Case(16, seconds, True, lag) for seconds in (0.2, 2.0) for lag in (8, 16, 32)),
+    *(Case(16, 2.0, uneven, on_ray=True) for uneven in (False, True)),
+    *(Case(*size, uneven) for size in SIZES for uneven in (False, True)),
 ]
 
 
@@ -80,12 +89,13 @@ def main(
         }
     if workers:
         show_cases("real workers", {f"{count} workers": case for count, case in workers.items()})
-    show_cases(f"workers that sleep; bar for 16 uneven ones: {BAR:.0%} busy", sleeping)
+    show_cases(f"workers that sleep, lag {LAG} for each; bar: {BAR:.0%} busy", sleeping)
     figures = {
         "candidates_per_hour": {str(count): figure["an_hour"] for count, figure in workers.items()},
         "busy_fraction": {name: figure["busy"] for name, figure in sleeping.items()},
         "real": workers,
         "dummies": sleeping,
+        "cases": [{**vars(case), "lag": case.lag, **sleeping[str(case)]} for case in cases],
     }
     write_json(json, {**conditions("float32"), **figures})
 
@@ -109,7 +119,7 @@ def _wait_until(done: Callable[[], bool], search: psutil.Process) -> float:
     while not done():
         if search.status() == psutil.STATUS_ZOMBIE or time.monotonic() > limit:
             raise SystemExit("a search ended too early or does not get on")
-        time.sleep(0.05)
+        time.sleep(0.5)
     return time.monotonic()
 
 
@@ -138,16 +148,16 @@ def _real(out: Path, workers: int, candidates: int) -> dict[str, Any]:
 
 
 def _sleeping(case: Case, out: Path, seconds: float) -> dict[str, float]:
-    """Search with sleeping actors, and measure for some seconds after each has had work."""
+    """Search with workers that sleep, and measure for some seconds once children have parents."""
     settings = [
-        "search.brood=1",  # the work for one child
-        f"search.lag={case.lag * case.workers}",
+        f"search.lag={case.lag}",
         # With more workers than cores Ray is told of as many cores: a sleeping worker needs none.
         *("search.candidates=1000000", f"ray.workers={case.workers}"),
     ]
-    pace = f"{case.seconds}{'u' if case.uneven else ''}"
+    pace = f"{case.seconds}{'u' * case.uneven}{'d' * (not case.on_ray)}"
     with _running(out, pace, settings) as search:
-        began = _wait_until(lambda: len(_spans(out)) == case.workers, search)
+        # From then on children have parents.
+        began = _wait_until(lambda: _committed(out) > case.lag, search)
         before, committed = search.cpu_times(), _committed(out)
         time.sleep(seconds)
         after, candidates = search.cpu_times(), _committed(out) - committed

@@ -81,6 +81,7 @@ VARIANTS: dict[str, Variant] = {
         replaced={"search.fitness.Evaluator._settled": lambda *_: None}
     ),
     "no stages": Variant(["search.stages=[]"]),
+    **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
 }
 """By what is missing or different."""
 

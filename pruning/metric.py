@@ -6,7 +6,7 @@ of the operators in `pruning.operators`: `mul(abs(mul(W, W)), mms(G))`.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -168,10 +168,10 @@ class Metric:
     @cached_property
     def problem(self) -> str:
         """Why the metric cannot rank the weights of a matrix, in one line; empty if it can."""
-        if ill_typed := next((node for node in self.nodes() if node._is_ill_typed), None):
-            why = OPERATORS[ill_typed.name].typing.why
+        if node := self._ill_typed:
+            why = OPERATORS[node.name].typing.why
             return (
-                f"metric '{self.text}' has {ill_typed.text}: {ill_typed.name} {why}; "
+                f"metric '{self.text}' has {node.text}: {node.name} {why}; "
                 "for example quot(W, rowsum(W)), mul(0.5, mms(G))"
             )
         if self.shape == MATRIX:
@@ -184,11 +184,14 @@ class Metric:
             "input to input; for example mul(W, sqrt(X))"
         )
 
-    @property
-    def _is_ill_typed(self) -> bool:
+    @cached_property
+    def _ill_typed(self) -> "Metric | None":
+        """The first node, in prefix order, whose operator is meaningless on its operands."""
         if not self.operands:
-            return False
-        return OPERATORS[self.name].typing.refuses(*(operand.shape for operand in self.operands))
+            return None
+        if OPERATORS[self.name].typing.refuses(*(operand.shape for operand in self.operands)):
+            return self
+        return next((x._ill_typed for x in self.operands if x._ill_typed), None)
 
     def nodes(self) -> Iterator["Metric"]:
         """Yield every node in prefix order, as DEAP stores a tree."""
@@ -254,3 +257,9 @@ class Metric:
     def __reduce__(self) -> tuple[Callable[[str], "Metric"], tuple[str]]:
         """Travel to another process as text, without the cached values."""
         return Metric.parse, (self.text,)
+
+
+@lru_cache(1 << 15)
+def interned(name: str, operands: tuple[Metric, ...] = ()) -> Metric:
+    """Return the metric; equal ones are one object, so that what follows from it is found once."""
+    return Metric(name, operands)

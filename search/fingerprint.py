@@ -1,68 +1,59 @@
 """Mask fingerprints: find candidates that prune the same weights without evaluating them.
 
-A candidate is scored on a probe, a few rows of a few layers, each treated as if it were the whole
-matrix. Formulas that rank the weights alike give the same mask there, whatever their text, and so
-the same fingerprint. This runs in the driver and needs neither the model nor a worker.
+A candidate is scored on a probe, a few rows and inputs of a few layers, each treated as if it were
+the whole matrix. Formulas that rank the weights alike give the same mask there, whatever their
+text, and so the same fingerprint. This runs in the driver, in a time that does not depend on the
+size of the models.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import accumulate, combinations
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pruning.allocation import Allocated
 from pruning.criterion import Criterion
 from pruning.leaves import LEAVES, Statistics
-from pruning.masks import GROUPS, DegenerateScores, NOfM, Target, select
+from pruning.masks import DegenerateScores, NOfM, Target
 from pruning.metric import Metric
 from pruning.ranking import lowest_per_row
 from pruning.recipe import check_extremes
 
-ROWS = 16
-"""Rows taken of each probed layer, evenly spaced."""
-
-Bits = npt.NDArray[np.uint8]
-"""Masks packed into bytes."""
+ROWS, INPUTS = 16, 32
+"""Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a
+fitness is no better than on 32, and the time is a third of theirs (docs/LOG.md)."""
 
 Words = npt.NDArray[np.uint64]
-"""Masks packed into words."""
+"""A mask on the probe, packed."""
 
-Sketch = tuple[Words, ...]
-"""For each task a sample of a criterion's mask bits on the probe."""
+Scores = list[tuple[list[str], Tensor]]
+"""Of each stack of layers: their names, and their scores, (layers, rows, inputs)."""
 
-GLANCED = 1 << 16
-"""About how many weights of a probe a sketch sees: some of the inputs of a large one. All rows
-stay, since means over them are rough already."""
+_SKETCHED = 16
+"""Words of a task's mask in a sketch, at most."""
 
-SKETCH_BYTES = 512
-"""Bytes of a task's mask that a sketch takes, at most."""
-
-KEPT_MASKS = 1024
-"""Number of masks kept in memory, tens of kilobytes each."""
+_KEPT = 4096
+"""Number of criteria whose masks are kept in memory, a kilobyte for each task."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few rows of a few layers.
+    """A few rows and inputs of a few layers.
 
     Attributes:
-        weights: Dense weights by layer name, (rows, in_features), fp32.
-        statistics: The collected statistics of the same rows.
+        weights: Dense weights by layer name, (rows, inputs), fp32.
+        statistics: The collected statistics of the same rows and inputs.
     """
 
     weights: Mapping[str, Tensor]
     statistics: Statistics
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return sum(weight.numel() for weight in self.weights.values())
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all tensors by `W/layer`, `G/layer` and so on, as they are stored."""
@@ -78,29 +69,41 @@ class Probe:
 
 
 def take_probe(
-    weights: Mapping[str, Tensor], statistics: Statistics, blocks: Mapping[str, object]
+    weights: Mapping[str, Tensor],
+    statistics: Statistics,
+    blocks: Iterable[str],
+    targets: Iterable[Target] = (),
 ) -> Probe:
-    """Take the probe: rows of every linear layer of an early, a middle and a late block.
+    """Take the probe: a part of every linear layer of an early, a middle and a late block.
 
     Args:
         weights: Dense weights by layer name.
         statistics: The statistics of the same layers.
-        blocks: The decoder blocks by name, in order.
+        blocks: Names of the decoder blocks, in order.
+        targets: What is asked of the model: the groups of an n:m pattern are taken whole.
     """
     names = list(blocks)
     chosen = {names[0], names[len(names) // 2], names[-1]}
     layers = [name for name in weights if any(name.startswith(f"{block}.") for block in chosen)]
-
-    def rows_of(matrix: Tensor) -> Tensor:
-        step = max(1, matrix.shape[0] // ROWS)
-        return matrix[::step][:ROWS].detach().float().cpu().clone()
-
-    parts: dict[str, Tensor] = {f"W/{layer}": rows_of(weights[layer]) for layer in layers}
+    run = math.lcm(*(t.group.length for t in targets if isinstance(t.group, NOfM)))
+    parts: dict[str, Tensor] = {}
     for layer in layers:
-        for leaf, statistic in statistics.of(layer).items():
-            per_row = LEAVES[leaf].shape.by_row
-            parts[f"{leaf}/{layer}"] = rows_of(statistic) if per_row else statistic.cpu().clone()
+        for leaf, values in {"W": weights[layer], **statistics.of(layer)}.items():
+            shape = LEAVES[leaf].shape
+            if shape.by_row:
+                values = values[_evenly(values.shape[0], ROWS)]
+            if shape.by_column:
+                values = values[:, _evenly(values.shape[1], INPUTS, run)]
+            parts[f"{leaf}/{layer}"] = values.detach().float().cpu().clone()
     return Probe.from_tensors(parts)
+
+
+def _evenly(count: int, taken: int, run: int = 1) -> Tensor:
+    """Return about `taken` of so many places, in runs at an even distance."""
+    runs = count // run
+    chosen = min(runs, max(1, taken // run))
+    starts = torch.arange(chosen) * runs // chosen * run
+    return (starts[:, None] + torch.arange(run)).flatten()
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,16 @@ class Stack:
 
     Attributes:
         layers: Their names.
-        leaves: Absolute weights and statistics by leaf, (layers, rows or 1, in_features or 1).
+        of_probe: The places of each probe's layers, by its number.
+        leaves: Absolute weights and statistics by leaf, (layers, rows or 1, inputs or 1).
     """
 
     layers: list[str]
+    of_probe: dict[int, slice]
     leaves: dict[str, Tensor]
 
     def score(self, metric: Metric) -> Tensor:
-        """Return the scores, (layers, rows, in_features), fp32; they may be non-finite."""
+        """Return the scores, (layers, rows, inputs), fp32; they may be non-finite."""
         return metric.score(**self.leaves).expand_as(self.leaves["W"])
 
     def check(self, metric: Metric, scores: Tensor) -> None:
@@ -135,16 +140,17 @@ class Fingerprints:
 
     def __init__(self, tasks: Sequence[tuple[Probe, Callable[[str], Target]]]) -> None:
         self.tasks = tasks
-        self._probed = sum(probe.size for probe, _ in tasks)
-        probes = {id(probe): probe for probe, _ in tasks}
-        self._stacks = {key: stack_layers(probe) for key, probe in probes.items()}
-        block = _block(tasks)
-        self._glances = {
-            key: stack_layers(probe, max(1, round(probe.size / GLANCED)), block)
-            for key, probe in probes.items()
-        }
-        self._mask = lru_cache(KEPT_MASKS)(self._packed_masks)
-        self._sketched = lru_cache(KEPT_MASKS)(self._sketch)
+        sizes = [sum(w.numel() for w in probe.weights.values()) for probe, _ in tasks]
+        self._probed = sum(sizes)
+        words = [-(-size // 64) for size in sizes]
+        self._sketched = [
+            slice(end - count, end, -(-count // _SKETCHED))
+            for count, end in zip(words, accumulate(words), strict=True)
+        ]
+        probes = list({id(probe): probe for probe, _ in tasks}.values())
+        self._probe_of = [[p is probe for p in probes].index(True) for probe, _ in tasks]
+        self._stacks = stack_layers(probes)
+        self._mask = lru_cache(_KEPT)(self._packed_masks)
 
     def fingerprint(self, criterion: Criterion) -> str:
         """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
@@ -153,26 +159,35 @@ class Fingerprints:
             DegenerateScores: If a probed layer's scores are not finite or are constant, or if in
                 every layer all rows have the same mask.
         """
-        mask = b"".join(part.tobytes() for part in self._mask(criterion))
-        # Includes the group: two groups may agree on a few rows but not on whole layers.
-        return hashlib.sha256(criterion.group.encode() + mask).hexdigest()[:16]
+        scores = [stack.score(criterion.metric) for stack in self._stacks]
+        for stack, scored in zip(self._stacks, scores, strict=True):
+            stack.check(criterion.metric, scored)
+        for target, part, mask in self._masks(criterion.group, scores):
+            sizes = [stack.numel() for _, stack in part]
+            masks = zip(mask.split(sizes), part, strict=True)
+            check_rows_differ([m.view_as(s) for m, (_, s) in masks], target, criterion.text)
+        # Two groups may agree on a few rows, but not on whole layers; nor do a sum and a mean where
+        # layers of several sizes compete, though all probed parts have one size.
+        told_apart = (criterion.group, criterion.group == "model" and _growth(criterion.metric))
+        digest = hashlib.sha256(str(told_apart).encode())
+        digest.update(self._mask(criterion).data)
+        return digest.hexdigest()[:16]
 
     def distance(self, one: Criterion, other: Criterion) -> float:
         """Return the fraction of probed weights that one criterion removes and the other keeps.
 
         0 means equal masks; two unrelated masks at 50% sparsity differ in 0.5.
         """
-        pairs = zip(self._mask(one), self._mask(other), strict=True)
-        differing = sum(int(np.bitwise_count(a ^ b).sum()) for a, b in pairs)
-        return differing / self._probed
+        differing = np.bitwise_count(self._mask(one) ^ self._mask(other)).sum()
+        return int(differing) / self._probed
 
-    def sketch(self, criterion: Criterion) -> Sketch:
-        """Return for each task an even sample of a mask on some of the probe's inputs.
+    def sketch(self, criterion: Criterion) -> tuple[Words, ...]:
+        """Return for each task an even sample of the mask, the same places for every criterion.
 
-        It takes a fraction of a fingerprint's time. All of a task's sketches have the same size,
-        those of degenerate scores too.
+        Scores that are not finite have a sketch, too.
         """
-        return self._sketched(criterion)
+        mask = self._mask(criterion)
+        return tuple(mask[places] for places in self._sketched)
 
     def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
         """Count members and masks at least `least` apart, and average the pairwise distances."""
@@ -184,90 +199,91 @@ class Fingerprints:
         mean = sum(distances) / len(distances) if distances else 0.0
         return {"members": len(members), "masks": len(masks), "mean_distance": mean}
 
-    def _packed_masks(self, criterion: Criterion) -> tuple[Bits, ...]:
-        def checked(stack: Stack) -> Tensor:
-            scores = stack.score(criterion.metric)
-            stack.check(criterion.metric, scores)
-            return scores
-
-        packed = []
-        for target, masks in self._masks(criterion.group, self._stacks, checked):
-            check_rows_differ(masks, target, criterion.text)
-            packed.append(_packed(masks))
-        return tuple(packed)
-
-    def _sketch(self, criterion: Criterion) -> Sketch:
-        def finite(stack: Stack) -> Tensor:
-            return stack.score(criterion.metric).nan_to_num()
-
-        packed = (
-            _packed(masks) for _, masks in self._masks(criterion.group, self._glances, finite)
-        )
-        samples = (bits[:: 1 + bits.size // SKETCH_BYTES] for bits in packed)
-        # As words, eight bytes are compared in the time of one.
-        return tuple(np.pad(bits, (0, -bits.size % 8)).view(np.uint64) for bits in samples)
+    def _packed_masks(self, criterion: Criterion) -> Words:
+        """Return the masks for all tasks, one after the other."""
+        scores = [stack.score(criterion.metric).nan_to_num() for stack in self._stacks]
+        masks = self._masks(criterion.group, scores)
+        return np.concatenate([_packed(mask) for _, _, mask in masks])
 
     def _masks(
-        self,
-        group: str,
-        stacks: Mapping[int, list[Stack]],
-        score: Callable[[Stack], Tensor],
-    ) -> Iterator[tuple[Target, list[Tensor]]]:
-        """Yield each task's target and masks; a probe's scores serve all of its tasks."""
-        scores: dict[int, list[Tensor]] = {}
-        for probe, target_of in self.tasks:
-            key, target = id(probe), target_of(group)
-            if key not in scores:
-                scores[key] = [score(stack) for stack in stacks[key]]
-            yield target, probe_masks(scores[key], target)
+        self, group: str, scores: Sequence[Tensor]
+    ) -> Iterator[tuple[Target, Scores, Tensor]]:
+        """Yield each task's target, its part of the stacks' scores, and its mask."""
+        parts = [
+            [
+                (stack.layers[place], scored[place])
+                for stack, scored in zip(self._stacks, scores, strict=True)
+                if (place := stack.of_probe.get(number))
+            ]
+            for number in range(max(self._probe_of) + 1)
+        ]
+        for number, (_, target_of) in zip(self._probe_of, self.tasks, strict=True):
+            target = target_of(group)
+            yield target, parts[number], probe_mask(parts[number], target)
 
 
-def _block(tasks: Sequence[tuple[Probe, Callable[[str], Target]]]) -> int:
-    """Return a number of inputs that every task's pattern divides."""
-    groups = (target_of(GROUPS[0]).group for _, target_of in tasks)
-    return math.lcm(16, *(group.length for group in groups if isinstance(group, NOfM)))
+def _growth(metric: Metric) -> object:
+    """Return what a score's growth with the size of a layer depends on: an exponent, or all."""
+    try:
+        return metric.units.n
+    except ValueError:  # its operands grow differently
+        return metric.text
 
 
-def _packed(masks: Sequence[Tensor]) -> Bits:
-    return np.concatenate([np.packbits(mask.numpy()) for mask in masks])
+def _packed(mask: Tensor) -> Words:
+    bits = np.packbits(mask.numpy())
+    spare = -bits.size % 8
+    return (np.pad(bits, (0, spare)) if spare else bits).view(np.uint64)
 
 
-def stack_layers(probe: Probe, step: int = 1, block: int = 1) -> list[Stack]:
-    """Stack the layers of each shape.
-
-    Args:
-        step: Of so many blocks of inputs the first is taken, in each layer.
-        block: Inputs in a block.
-    """
-    by_shape: dict[torch.Size, list[str]] = {}
-    for layer, weight in probe.weights.items():
-        by_shape.setdefault(weight.shape, []).append(layer)
+def stack_layers(probes: Sequence[Probe]) -> list[Stack]:
+    """Stack the layers of each shape, of all probes."""
+    alike: dict[object, list[tuple[int, str]]] = {}
+    for number, probe in enumerate(probes):
+        for layer, weight in probe.weights.items():
+            key = weight.shape, *probe.statistics.of(layer)
+            alike.setdefault(key, []).append((number, layer))
     stacks = []
-    for shape, layers in by_shape.items():
-        taken = torch.arange(shape[1]) // block % step == 0
+    for members in alike.values():
         leaves: dict[str, list[Tensor]] = {}
-        for layer in layers:
-            values = {"W": probe.weights[layer].abs(), **probe.statistics.of(layer)}
+        of_probe: dict[int, slice] = {}
+        for place, (number, layer) in enumerate(members):
+            first = of_probe.setdefault(number, slice(place, place)).start
+            of_probe[number] = slice(first, place + 1)
+            values = {
+                "W": probes[number].weights[layer].abs(),
+                **probes[number].statistics.of(layer),
+            }
             for leaf, value in values.items():
-                by_column = LEAVES[leaf].shape.by_column
-                leaves.setdefault(leaf, []).append(value[:, taken] if by_column else value)
-        stacks.append(Stack(layers, {leaf: torch.stack(every) for leaf, every in leaves.items()}))
+                leaves.setdefault(leaf, []).append(value)
+        stacked = {leaf: torch.stack(every) for leaf, every in leaves.items()}
+        stacks.append(Stack([layer for _, layer in members], of_probe, stacked))
     return stacks
 
 
-def probe_masks(scores: Sequence[Tensor], target: Target) -> list[Tensor]:
-    """Return the masks of stacks of layers, (layers, rows, in_features) each as its scores are."""
-    if target.group.whole_model or target.group.within_rows:
-        # Where its rows are from does not matter, so that a stack is as good as a layer.
-        stacks = {str(i): stack.flatten(0, 1) for i, stack in enumerate(scores)}
-        masks = [mask for _, mask in select(stacks.__getitem__, stacks, target)]
-    else:
-        masks = [lowest_per_row(stack.flatten(1), target.sparsity) for stack in scores]
-    return [mask.view(stack.shape) for mask, stack in zip(masks, scores, strict=True)]
+def probe_mask(scores: Scores, target: Target) -> Tensor:
+    """Return the mask of all layers of a probe, flat, in the order of the stacks."""
+    group, fraction = target.group, target.sparsity
+    if group.whole_model:
+        return group.mask(_joined([stack for _, stack in scores])[None], fraction)[0]
+    if isinstance(group, Allocated):
+        every = {n: one for names, stack in scores for n, one in zip(names, stack, strict=True)}
+        masks = group.select(every.__getitem__, dict.fromkeys(every, fraction))
+        return _joined([mask for _, mask in masks])
+    if group.within_rows:  # of which layer a row is does not matter
+        return _joined([group.mask(stack.flatten(0, 1), fraction) for _, stack in scores])
+    return _joined([lowest_per_row(stack.flatten(1), fraction) for _, stack in scores])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts]) if len(parts) > 1 else parts[0].flatten()
 
 
 def check_rows_differ(masks: Sequence[Tensor], target: Target, metric: str) -> None:
     """Check that some layer's rows do not all have the same mask.
+
+    Args:
+        masks: (layers, rows, inputs) each.
 
     Raises:
         DegenerateScores: If in every layer all rows have the same mask.

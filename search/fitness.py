@@ -20,7 +20,7 @@ from evaluation.perplexity import perplexity
 from pruning.allocation import Allocated
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
-from pruning.masks import DegenerateScores, Group, NOfM, Target, group_of
+from pruning.masks import GROUPS, DegenerateScores, Group, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.progress import Progress
 from search.population import Candidate, Outcome
@@ -168,7 +168,8 @@ class Evaluator:
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
-        return self.residents[subject].probe_tensors()
+        tasks = (task for task in self.setup.tasks if task.subject == subject)
+        return self.residents[subject].probe_tensors(task.target(GROUPS[0]) for task in tasks)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Prune, measure on the fitness windows stage by stage, and restore."""

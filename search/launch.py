@@ -16,7 +16,7 @@ from search.evolution import Evolution
 from search.experiment import Experiment, pinned_config
 from search.fingerprint import Fingerprints
 from search.journal import FolderError, RunFolder
-from search.plan import check
+from search.plan import check, lag_warning
 from search.pool.on_ray import ray_backend
 from search.pool.pool import CallError, Pool
 from search.pool.requests import Backend, InProcessBackend
@@ -227,6 +227,9 @@ def _search(
     """
     started = time.monotonic()
     marks = prepare(folder, experiment, pool, console)
+    hired = pool.staff.ready + pool.staff.starting
+    if warning := lag_warning(experiment.config.search.lag, hired):
+        console.print(f"warning: {warning}", soft_wrap=True)
     check_records(folder, experiment, marks, records)
     start = folder.read_checkpoint(max(0, len(records) - experiment.config.search.lag))
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)

@@ -30,6 +30,10 @@ from search.population import FINALISTS
 from search.recorder import check_trackers
 from search.resident import Subject
 
+_LEAST_LAG, _GOOD_LAG = 4, 16
+"""Lags for each worker: with less than the first they wait for one another even if evaluations take
+about the same time; with the second 95% work though one in ten takes ten times as long."""
+
 
 def plan_of(config: Config) -> list[str]:
     """Return the plan of a search in lines.
@@ -43,6 +47,7 @@ def plan_of(config: Config) -> list[str]:
         *_text_lines(experiment, experiment.count_tokens_here()),
         *_task_lines(experiment),
         _worker_line(config),
+        *_lag_lines(config),
         *memory,
         _evaluations_line(experiment),
         f"keys at their defaults: {', '.join(_defaults(config)) or 'none'}",
@@ -221,6 +226,22 @@ def _worker_line(config: Config) -> str:
     gpus = f" and {torch.cuda.device_count()} GPUs" if ray.gpus_per_worker else ""
     place = "in this process" if ray.workers == 0 else "here"
     return f"workers: {workers} {place}, {share} each, of {os.cpu_count()} cores{gpus}"
+
+
+def lag_warning(lag: int, workers: int) -> str:
+    """Return what is wrong with a lag for so many workers; empty if nothing is."""
+    if workers < 2 or lag >= _LEAST_LAG * workers:
+        return ""
+    return (
+        f"search.lag = {lag} is small for {workers} workers, which will wait for one another: in a "
+        f"new run set search.lag={_GOOD_LAG * workers}, {_GOOD_LAG} for each; see docs/CLUSTER.md"
+    )
+
+
+def _lag_lines(config: Config) -> list[str]:
+    workers = _workers_here(config.ray) or config.ray.workers or 0
+    warning = lag_warning(config.search.lag, workers)
+    return [f"warning: {warning}"] if warning else []
 
 
 def _evaluations_line(experiment: Experiment) -> str:

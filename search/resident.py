@@ -4,7 +4,7 @@ This is where pruning and evaluation meet, which do not know each other.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -126,10 +126,10 @@ class Resident:
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
-    def probe_tensors(self) -> dict[str, Tensor]:
-        """Return the fingerprint's probe; see `search.fingerprint`."""
+    def probe_tensors(self, targets: Iterable[Target]) -> dict[str, Tensor]:
+        """Return the fingerprint's probe for these targets; see `search.fingerprint`."""
         blocks = decoder_blocks(self.store.model)
-        return take_probe(self.master, self.statistics, blocks).to_tensors()
+        return take_probe(self.master, self.statistics, blocks, targets).to_tensors()
 
     def digest(self) -> str:
         """Return a hash of those dense weights that get pruned."""

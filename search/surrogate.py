@@ -18,11 +18,15 @@ import torch
 from torch import Tensor
 
 from pruning.criterion import Criterion
-from search.fingerprint import Sketch, Words
+from search.fingerprint import Words
 from search.population import Record
 
 _REMEMBERED = 512
 """Number of latest measured criteria used, which bounds a prediction's time and memory."""
+
+_STEPS = 32
+"""The processes are fitted anew when so much of what they know is new: each time they know less
+than this number of criteria, then to every 2nd, 3rd, ... criterion more."""
 
 _GOOD = 0.1
 """Share of the measured rises that are below the one at which differences count most."""
@@ -54,10 +58,11 @@ class Surrogate:
             measured already promises nothing.
     """
 
-    sketch_of: Callable[[Criterion], Sketch]
+    sketch_of: Callable[[Criterion], Sequence[Words]]
     weights: Sequence[float] = (1.0,)
     alike: float = 0.0
     _records: list[Record] = field(default_factory=list)
+    _dropped: int = 0
     _asked: list[int] = field(default_factory=list)
     _processes: list["_Process"] = field(init=False)
 
@@ -71,9 +76,11 @@ class Surrogate:
 
     def ask_before(self, committed: int) -> None:
         """Predict from records with indices below `committed` from now on; it must not decrease."""
-        usable = sum(record.index < committed for record in self._records)
-        self._records = self._records[max(0, usable - _REMEMBERED) :]
-        known = [record for record in self._records if record.index < committed]
+        usable = self._dropped + sum(record.index < committed for record in self._records)
+        usable -= usable % (1 + min(usable, _REMEMBERED) // _STEPS)
+        oldest = max(self._dropped, usable - _REMEMBERED)
+        self._records, self._dropped = self._records[oldest - self._dropped :], oldest
+        known = self._records[: usable - oldest]
         indices = [record.index for record in known]
         if indices == self._asked:
             return

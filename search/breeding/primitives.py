@@ -7,11 +7,12 @@ Numbers and factors are drawn from the module `random`, as DEAP draws; see
 import math
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 from deap import gp
 
 from pruning.leaves import LEAF_SETS, LEAVES
-from pruning.metric import Metric
+from pruning.metric import Metric, interned
 from pruning.operators import MATRIX, NUMBER, OPERATORS, SETS, SETS_WITH_NUMBERS
 from pruning.syntax import MAGNITUDES
 
@@ -86,14 +87,21 @@ def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
 
     The metric may contain operators, leaves and numbers outside the set, as a seed can.
     """
-    return gp.PrimitiveTree([node_named(node.name, primitives) for node in metric.nodes()])
+    return gp.PrimitiveTree(_nodes_of(metric, primitives))
+
+
+@lru_cache(1024)
+def _nodes_of(
+    metric: Metric, primitives: gp.PrimitiveSet
+) -> tuple[gp.Primitive | gp.Terminal, ...]:
+    return tuple(node_named(node.name, primitives) for node in metric.nodes())
 
 
 def to_metric(tree: gp.PrimitiveTree) -> Metric:
     """Return a DEAP tree as a metric, node for node."""
     operands: list[Metric] = []
     for node in reversed(tree):
-        operands.append(Metric(node.name, tuple(operands.pop() for _ in range(node.arity))))
+        operands.append(interned(node.name, tuple(operands.pop() for _ in range(node.arity))))
     return operands.pop()
 
 

@@ -11,9 +11,10 @@ to overflow, underflow or rounding, the simplified metric does not.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from pruning.criterion import Criterion
-from pruning.metric import Metric
+from pruning.metric import Metric, interned
 from pruning.operators import OPERATORS
 from pruning.syntax import is_number
 
@@ -43,8 +44,9 @@ def simplify(criterion: Criterion) -> Criterion:
         metric = simpler
 
 
+@lru_cache(1 << 15)
 def _simplify_node(metric: Metric) -> Metric:
-    metric = Metric(metric.name, tuple(_simplify_node(operand) for operand in metric.operands))
+    metric = interned(metric.name, tuple(map(_simplify_node, metric.operands)))
     for rewrite in VALUE_PRESERVING:
         replacement = rewrite(metric)
         if replacement is not None:

@@ -8,14 +8,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import TypeVar
 
 from deap import gp
 
 from configs.schema import MAX_TREE_DEPTH, Search
 from pruning.criterion import Criterion
-from pruning.metric import Metric
+from pruning.metric import Metric, interned
 from pruning.operators import OPERATORS
 from search.breeding.primitives import (
     BLANK,
@@ -132,21 +132,22 @@ def random_metric(variation: Variation) -> Metric:
     return metric or Metric.parse("mul(W, G)" if variation.comparable else "W")
 
 
+@lru_cache(1 << 15)
 def with_means(metric: Metric) -> Metric:
     """Return a metric with a mean in place of each sum and norm, which add a unit of size."""
     if not metric.operands:
         return metric
     name = OPERATORS[metric.name].twin or metric.name
-    return Metric(name, tuple(map(with_means, metric.operands)))
+    return interned(name, tuple(map(with_means, metric.operands)))
 
 
 def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
     """Make a child by crossover and mutation, each with its probability.
 
-    Returns a child within the limits, or the first parent itself if `TRIES` draws find none. The
-    parents are unchanged.
+    Returns a child within the limits that is not the first parent, or that parent if `TRIES` draws
+    find none. The parents are unchanged.
     """
-    metric = _first_allowed(variation, lambda: _vary(first, second, variation))
+    metric = _first_allowed(variation, lambda: _vary(first, second, variation), first)
     return metric or first
 
 
@@ -218,15 +219,19 @@ MUTATIONS: dict[str, tuple[Mutation, int]] = {
 """The mutations by name, with the relative frequency of each."""
 
 
-def _first_allowed(variation: Variation, draw: Callable[[], gp.PrimitiveTree]) -> Metric | None:
+def _first_allowed(
+    variation: Variation, draw: Callable[[], gp.PrimitiveTree], known: Metric | None = None
+) -> Metric | None:
+    """Return the first drawn metric within the limits that is not a known one; None if there is
+    none in `TRIES` draws.
+    """
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), variation.primitives)
-        # Checked before the tree is parsed: crossover can nest deeper than the language allows.
-        if tree.height <= MAX_TREE_DEPTH and len(tree) <= variation.search.max_size:
+        if len(tree) <= variation.search.max_size:
             metric = to_metric(tree)
             if variation.comparable:
                 metric = with_means(metric)
-            if variation.allows(metric):
+            if metric != known and variation.allows(metric):
                 return metric
     return None
 

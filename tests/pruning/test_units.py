@@ -72,7 +72,7 @@ def layer_of(seed):
 
 
 def units_of(metric):
-    assume(not any(node._is_ill_typed for node in metric.nodes()))
+    assume(not metric._ill_typed)
     try:
         return metric.units
     except ValueError:

@@ -1,5 +1,6 @@
 """What a search needs of this machine: a model of 7B is told to fit, or refused, by its config."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,3 +93,15 @@ def test_text_or_model_of_unknown_size_is_said_to_be_not_counted():
     assert memory_lines(None, "model=nobody/nothing") == [
         "memory: unknown, because the config of model nobody/nothing is not on this machine"
     ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "lag", "asked"), [(4, 15, 64), (4, 16, 0), (64, 8, 1024), (1, 0, 0), (0, 0, 0)]
+)
+def test_a_lag_that_is_small_for_the_workers_is_said_to_be(workers, lag, asked, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 256)
+    monkeypatch.setattr(plan, "memory_lines", lambda experiment: [])
+    config = schema.load(None, [f"ray.workers={workers}", f"search.lag={lag}"])
+    warned = [line for line in plan.plan_of(config) if line.startswith("warning: ")]
+    assert len(warned) == bool(asked)
+    assert all(f"search.lag={asked}," in line for line in warned)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from refusals import refusal
 
+from pruning.allocation import Allocated
 from pruning.leaves import Statistics
 from pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of, select
 from pruning.metric import Metric
-from search.fingerprint import Probe, check_rows_differ, probe_masks, stack_layers, take_probe
+from search.fingerprint import Probe, check_rows_differ, probe_mask, stack_layers, take_probe
 
 HALF = Target(0.5, Row())
 
@@ -24,34 +25,60 @@ def model_tensors(blocks: int, rows: int) -> tuple[dict[str, torch.Tensor], Stat
 @pytest.mark.parametrize(("blocks", "taken"), [(12, (0, 11, 6)), (1, (0,))])
 def test_take_probe_takes_an_early_a_middle_and_a_late_block(blocks, taken):
     weights, statistics = model_tensors(blocks, rows=4)
-    probe = take_probe(weights, statistics, {f"layers.{i}": None for i in range(blocks)})
+    probe = take_probe(weights, statistics, [f"layers.{i}" for i in range(blocks)])
     expected = [f"layers.{i}.{part}" for i in taken for part in ("attn.q", "mlp.up")]
     assert list(probe.weights) == expected
 
 
-@pytest.mark.parametrize(("rows", "step", "count"), [(40, 2, 16), (16, 1, 16), (5, 1, 5)])
-def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, step, count):
+@pytest.mark.parametrize(
+    ("rows", "taken"), [(40, [0, 2, 5, 7, 10]), (32, [0, 2, 4, 6, 8]), (5, [0, 1, 2, 3, 4])]
+)
+def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, taken):
     weights, statistics = model_tensors(blocks=1, rows=rows)
-    taken = take_probe(weights, statistics, {"layers.0": None})
-    expected = torch.arange(0.0, step * count, step)
-    assert torch.equal(taken.weights["layers.0.mlp.up"][:, 0], expected)
-    assert torch.equal(taken.statistics["G"]["layers.0.mlp.up"][:, 0], 2 * expected)
-    assert taken.statistics["X"]["layers.0.mlp.up"].shape == (1, 4)
-    assert taken.weights["layers.0.mlp.up"].dtype == torch.float32
+    probe = take_probe(weights, statistics, ["layers.0"])
+    W, G = probe.weights["layers.0.mlp.up"], probe.statistics["G"]["layers.0.mlp.up"]
+    assert W.shape == (min(rows, 16), 4)
+    assert W[:5, 0].tolist() == taken
+    assert torch.equal(G, 2 * W)
+    assert probe.statistics["X"]["layers.0.mlp.up"].shape == (1, 4)
+    assert W.dtype == torch.float32
 
 
-@pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4)])
+@pytest.mark.parametrize(
+    ("targets", "taken"),
+    [
+        ((HALF,), [0, 2, 4, 6, 8]),
+        ((HALF, Target(0.5, NOfM(2, 4))), [0, 1, 2, 3, 8, 9]),
+        ((Target(0.5, NOfM(4, 8)), Target(0.5, NOfM(2, 4))), [0, 1, 2, 3, 4, 5, 6, 7, 16]),
+    ],
+)
+def test_take_probe_takes_evenly_spaced_inputs_and_whole_groups_of_a_pattern(targets, taken):
+    weights = {"layers.0.up": torch.arange(64.0).expand(3, 64)}
+    X = {"layers.0.up": torch.arange(64.0)[None]}
+    probe = take_probe(weights, Statistics(X=X), ["layers.0"], targets)
+    assert probe.weights["layers.0.up"].shape == (3, 32)
+    assert probe.weights["layers.0.up"][0, : len(taken)].tolist() == taken
+    assert torch.equal(probe.statistics["X"]["layers.0.up"], probe.weights["layers.0.up"][:1])
+
+
+SHARES = {"0.0": 0.2, "0.1": 0.4, "0.2": 0.7, "1.0": 0.5, "1.1": 0.3}
+ALLOCATED = [Allocated(group_of(name), SHARES) for name in ("row", "layer")]
+
+
+@pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4), *ALLOCATED])
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.73])
-def test_masks_of_stacked_layers_are_those_of_the_layers(group, sparsity):
+def test_probe_mask_of_stacked_layers_is_that_of_the_layers(group, sparsity):
     generator = torch.Generator().manual_seed(1)
     stacks = [torch.randn(3, 5, 16, generator=generator), torch.randn(2, 5, 8, generator=generator)]
     target = Target(sparsity, group)
-    layers = {f"{i}.{j}": layer for i, stack in enumerate(stacks) for j, layer in enumerate(stack)}
-    expected = dict(select(layers.__getitem__, layers, target))
-    masks = probe_masks(stacks, target)
-    for i, stack in enumerate(masks):
-        for j, mask in enumerate(stack):
-            assert torch.equal(mask, expected[f"{i}.{j}"])
+    names = [[f"{i}.{j}" for j in range(len(stack))] for i, stack in enumerate(stacks)]
+    layers = {
+        n: layer for i, stack in enumerate(stacks) for n, layer in zip(names[i], stack, strict=True)
+    }
+    expected = [mask.flatten() for _, mask in select(layers.__getitem__, layers, target)]
+    assert torch.equal(
+        probe_mask(list(zip(names, stacks, strict=True)), target), torch.cat(expected)
+    )
 
 
 def test_rows_of_one_mask_are_refused_unless_another_layer_or_nothing_is_removed():
@@ -74,18 +101,14 @@ def test_stacked_layers_score_as_each_does_alone():
 
     one = Probe(draw(5), Statistics(X=draw(1), M=draw(5)))
     metric = Metric.parse("div(mul(zsn(W), exp(colmean(quot(M, rowsum(W))))), sqrt(X))")
-    stacks = stack_layers(one)
-    assert [stack.layers for stack in stacks] == [["a", "c"], ["b"]]
+    other = Probe({"a": draw(5)["a"]}, Statistics(X={"a": draw(1)["a"]}, M={"a": draw(5)["a"]}))
+    stacks = stack_layers([one, other])
+    assert [stack.layers for stack in stacks] == [["a", "c", "a"], ["b"]]
+    places = [{0: slice(0, 2), 1: slice(2, 3)}, {0: slice(0, 1)}]
+    assert [stack.of_probe for stack in stacks] == places
     for stack in stacks:
-        for layer, scores in zip(stack.layers, stack.score(metric), strict=True):
-            alone = metric.score(W=one.weights[layer].abs(), **one.statistics.of(layer))
+        for place, scores in enumerate(stack.score(metric)):
+            probe = one if place < stack.of_probe[0].stop else other
+            layer = stack.layers[place]
+            alone = metric.score(W=probe.weights[layer].abs(), **probe.statistics.of(layer))
             assert torch.allclose(scores, alone, rtol=1e-5)
-
-
-def test_stacked_layers_of_some_inputs_have_whole_blocks_of_the_same_share_of_each():
-    weights = {"a": torch.arange(64.0).expand(2, 64), "b": torch.arange(128.0).expand(2, 128)}
-    X = {name: weight[:1] for name, weight in weights.items()}
-    narrow, wide = stack_layers(Probe(weights, Statistics(X=X)), step=4, block=8)
-    taken = [start + place for start in (0, 32, 64, 96) for place in range(8)]
-    assert narrow.leaves["W"][0, 0].tolist() == taken[:16]
-    assert wide.leaves["X"][0, 0].tolist() == taken
