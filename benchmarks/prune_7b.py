@@ -259,14 +259,17 @@ def options() -> dict[str, str]:
     return texts | {name.replace("_", "-"): str(value) for name, value in PROTOCOL.items()}
 
 
-def make_checkpoint(shape: Mapping[str, int], folder: Path) -> int:
+def make_checkpoint(shape: Mapping[str, int], folder: Path, disk: float = DISK_FACTOR) -> int:
     """Write an untied LLaMA of random bf16 weights into a new folder; return its bytes.
 
     It has the same bytes each time. No two rows have the same scale, no two matrices the same
     statistics, and the norms are 1. The tokenizer is the embedded model's.
 
+    Args:
+        disk: Free space that is asked for, in checkpoints.
+
     Raises:
-        BadParameter: If the disk is too small for it and a result.
+        BadParameter: If the disk has less.
     """
     config = LlamaConfig(
         hidden_size=shape["hidden"],
@@ -284,7 +287,7 @@ def make_checkpoint(shape: Mapping[str, int], folder: Path) -> int:
     with torch.device("meta"):
         empty = LlamaForCausalLM(config).to(torch.bfloat16).state_dict()
     size = int(sum(tensor.nbytes for tensor in empty.values()))
-    needed, free = DISK_FACTOR * size / 1e9, shutil.disk_usage(folder.parent).free / 1e9
+    needed, free = disk * size / 1e9, shutil.disk_usage(folder.parent).free / 1e9
     if needed > free:
         text = f"needs up to {needed:.1f} GB of disk in {folder.parent}, {free:.1f} GB are free"
         raise typer.BadParameter(text)

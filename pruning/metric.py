@@ -30,6 +30,7 @@ class Metric:
     operands: tuple["Metric", ...] = ()
 
     @staticmethod
+    @lru_cache(1 << 14)  # a journal repeats its duplicates
     def parse(text: str) -> "Metric":
         """Read a metric from its text, such as `mul(W, sqrt(X))`.
 
@@ -63,7 +64,7 @@ class Metric:
     @staticmethod
     def _from_tree(tree: Tree) -> "Metric":
         name, operands = tree
-        return Metric(name, tuple(Metric._from_tree(operand) for operand in operands))
+        return interned(name, tuple(Metric._from_tree(operand) for operand in operands))
 
     def to_release_json(self) -> dict[str, Any]:
         """Return the release's tree; `from_release_json` gives this metric back, node for node."""

@@ -1,0 +1,274 @@
+"""One command for a machine with a GPU: does everything work there, how fast, in what memory?
+
+It needs no network, and less than ten minutes on a card of 80 GB. The model of the last part has
+random weights and LLaMA's shape, of a size that fits the card. With `--device cpu` the command
+itself can be tried: a small shape, and figures that say nothing of a GPU.
+"""
+
+import json as json_text
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import correlation
+from typing import Annotated
+
+import torch
+import typer
+from prune_7b import LLAMA_1_3B, LLAMA_7B, make_checkpoint
+from real_run import RealRun
+from tables import ROOT, conditions, show, write_json
+
+from pruning.baselines import NAMED
+from pruning.criterion import Criterion
+from pruning.masks import NOfM, Target, group_of
+from search.fitness import Evaluator
+from search.population import Candidate
+
+GIB = 2**30
+
+SHAPES = (
+    (76, "LLaMA-2-7B", LLAMA_7B, 2048),
+    (22, "LLaMA 1.3B", LLAMA_1_3B, 2048),
+    (7, "LLaMA 350M", {"hidden": 1024, "intermediate": 2816, "layers": 24, "heads": 16}, 1024),
+    (0, "LLaMA 20M", {"hidden": 256, "intermediate": 704, "layers": 4, "heads": 4}, 128),
+)
+"""Least GiB of device memory, name, shape, and tokens of a window."""
+
+WITHIN = 0.15
+"""How far measured memory may be from the planned."""
+
+TARGETS = {
+    "row": Target(0.5, group_of("row")),
+    "model": Target(0.5, group_of("model")),
+    "2:4": Target(0.5, NOfM(2, 4)),
+}
+
+TRIED = 60
+"""Candidates of a search on the embedded model."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check.
+
+    Attributes:
+        ok: Whether what came is what was expected; None for a figure without an expectation.
+    """
+
+    check: str
+    expected: str
+    came: str
+    ok: bool | None = None
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try the command.")] = "cuda",
+    folder: Annotated[Path, typer.Option(help="Folder for the temporary files.")] = Path(),
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Print one table; exit with 1 if a check failed."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("no CUDA device here; --device cpu tries the command itself")
+    rows: list[Row] = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=folder, prefix="gpu-") as work:
+        for part in (_tests, _masks, _search, _fitness):
+            try:
+                for row in part(Path(work).absolute(), device):
+                    rows.append(row)
+                    print(f"{row.check}: {row.came}", file=sys.stderr, flush=True)
+            except Exception as error:  # noqa: BLE001 - the other parts are worth running
+                rows.append(Row(part.__name__.strip("_"), "an end", f"{error!r:.300}", False))
+    rows.append(Row("all of it", "", f"{time.monotonic() - began:.0f} s"))
+    card = torch.cuda.get_device_name() if device == "cuda" else "no GPU, the CPU"
+    marks = {None: "", True: "ok", False: "FAILED"}
+    cells = [[row.check, row.expected, row.came, marks[row.ok]] for row in rows]
+    show(f"{card}; torch {torch.__version__}", ["check", "expected", "came", ""], cells)
+    versions = {"card": card, "cuda": torch.version.cuda}
+    write_json(json, {**conditions("bfloat16"), **versions, "rows": list(map(asdict, rows))})
+    if any(row.ok is False for row in rows):
+        raise typer.Exit(1)
+
+
+def _tests(work: Path, device: str) -> Iterator[Row]:
+    """Run the tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    ran = device == "cpu" or "passed" in last
+    yield Row("tests marked gpu", "all pass", last, done.returncode == 0 and ran)
+
+
+# Masks and a search on the embedded model
+
+
+def _settings(device: str) -> list[str]:
+    gpus = 1 if device == "cuda" else 0
+    return ["ray.workers=1", f"ray.gpus_per_worker={gpus}", f"search.candidates={TRIED}"]
+
+
+def _masks(work: Path, device: str) -> Iterator[Row]:
+    """Compare the masks of a search's worker on the device with those on the CPU."""
+    _run(work / "masks", ["ray.workers=0", "search.candidates=1"])
+    run = RealRun(work / "masks")
+    there, here = (_evaluator(run, place).residents[0] for place in (device, "cpu"))
+    for metric in ("wanda", "snip"):
+        for name, target in TARGETS.items():
+            formula = NAMED[metric].criterion.metric
+            pairs = zip(there.masks(formula, target), here.masks(formula, target), strict=True)
+            differing = [(one.cpu() != other).float().mean() for (_, one), (_, other) in pairs]
+            share = float(torch.stack(differing).mean())
+            check = f"masks of {metric}, {name}: other than the CPU's"
+            yield Row(check, "at most 0.1%", f"{share:.3%}", share <= 1e-3)
+
+
+def _search(work: Path, device: str) -> Iterator[Row]:
+    """Search twice, and once with a kill; compare the journals, and the best with the CPU's."""
+    seconds = {name: _run(work / name, _settings(device)) for name in ("first", "second")}
+    _kill(work / "killed", _settings(device))
+    resumed = [*_RUN, "--resume", str(work / "killed")]
+    subprocess.run(resumed, cwd=ROOT, check=True, capture_output=True)
+    journals = {n: (work / n / "journal.jsonl").read_bytes() for n in (*seconds, "killed")}
+    same = {name: journal == journals["first"] for name, journal in journals.items()}
+    yield Row(f"search of {TRIED} candidates", "", f"{seconds['first']:.0f} s")
+    yield Row("the same search again", "same journal", _same(same["second"]), same["second"])
+    yield Row("killed and resumed", "same journal", _same(same["killed"]), same["killed"])
+    run = RealRun(work / "first")
+    evaluated = [record for record in run.records if record.fitness is not None]
+    best = sorted(evaluated, key=lambda record: record.rank)[:10]
+    here = _evaluator(run, "cpu")
+    again = [here.evaluate(Candidate(0, record.criterion)).fitness for record in best]
+    places = [sorted(map(float, again)).index(fitness) for fitness in again]  # type: ignore[arg-type]
+    agreement = correlation(range(len(best)), places)
+    yield Row("its ten best, ranks against the CPU's", "0.9", f"{agreement:.3f}", agreement >= 0.9)
+
+
+def _same(same: bool) -> str:
+    return "same journal" if same else "ANOTHER JOURNAL"
+
+
+_RUN = [sys.executable, str(ROOT / "run_search.py")]
+
+
+def _run(out: Path, settings: Sequence[str]) -> float:
+    """Run a search to its end; return the seconds."""
+    began = time.monotonic()
+    command = [*_RUN, "--out", str(out), *(f"--set={setting}" for setting in settings)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if not (out / "journal.jsonl").exists():
+        raise RuntimeError(f"{done.stdout[-200:]}{done.stderr[-500:]}")
+    return time.monotonic() - began
+
+
+def _kill(out: Path, settings: Sequence[str]) -> None:
+    """Kill a search in the middle."""
+    command = [*_RUN, "--out", str(out), *(f"--set={setting}" for setting in settings)]
+    journal = out / "journal.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= TRIED // 2:
+                process.kill()
+            time.sleep(0.05)
+
+
+def _evaluator(run: RealRun, device: str) -> Evaluator:
+    return run.evaluator(replace(run.experiment.setup, device=device))
+
+
+# A fitness of a large model
+
+
+def _fitness(work: Path, device: str) -> Iterator[Row]:
+    """Measure candidates on a model that fits the device, and compare memory with the plan."""
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0
+    _, name, shape, length = next(each for each in SHAPES if each[0] <= memory)
+    make_checkpoint(shape, work / "dense", disk=1.1)
+    settings = [
+        *_settings(device)[:2],
+        *(f"model={work / 'dense'}", "dtype=bfloat16", "search.candidates=6"),
+        *("search.seeds=[snip, wanda]", "search.stages=[1, 2, 4]", "pruning.sparsity=0.5"),
+        *("memory.statistics=bfloat16", "memory.scores=recompute"),
+        *("calibration.split=training", "calibration.windows=8", f"calibration.length={length}"),
+        *("fitness.windows=8", f"fitness.length={length}"),
+        *("selection.windows=2", "selection.length=128"),
+        *("report.windows=2", "report.length=128"),
+    ]
+    planned = _planned(settings)
+    with _peak_of_device(device) as peak:
+        _run(work / "large", settings)
+    lines = (work / "large" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+    timings = [json_text.loads(line) for line in lines]
+    full = [t["seconds"] for t in timings if "seconds" in t]
+    yield Row(f"{name}: a candidate", "", f"{max(full):.2f} s, {len(full)} measured")
+    host = max(t["peak_mib"] for t in timings if "peak_mib" in t) / 1024
+    for where, gib in {"device": peak() / GIB, "host": host}.items():
+        if where in planned:
+            ok = abs(gib / planned[where] - 1) <= WITHIN if device == "cuda" else None
+            check, text = f"{name}: peak of the {where}", f"{planned[where]:.2f} GiB"
+            yield Row(check, f"{text}, within {WITHIN:.0%}", f"{gib:.2f} GiB", ok)
+    run = RealRun(work / "large")
+    evaluator = _evaluator(run, device)
+    resident = evaluator.residents[0]
+    criterion = Criterion.parse("mul(W, G)", "model")
+    target = run.experiment.tasks[0].target("model")
+    steps: dict[str, Callable[[], object]] = {
+        f"statistics of 8 windows of {length}": lambda: evaluator.collect_statistics(0),
+        "prune": lambda: resident.prune(criterion.metric, target),
+        "a stage of 1 window": lambda: resident.measure(0, 1),
+        "8 windows": lambda: resident.measure(0, 8),
+    }
+    for step, action in steps.items():
+        yield Row(f"{name}: {step}", "", f"{_seconds(action, device):.2f} s")
+
+
+def _planned(settings: Sequence[str]) -> dict[str, float]:
+    """Return the GiB of a worker's device and host that `--validate` plans."""
+    command = [*_RUN, "--validate", *(f"--set={setting}" for setting in settings)]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"memory: (device|host) of a worker ([\d.]+) (GiB|MiB)", plan)
+    return {where: float(size) / (1 if unit == "GiB" else 1024) for where, size, unit in found}
+
+
+@contextmanager
+def _peak_of_device(device: str) -> Iterator[Callable[[], int]]:
+    """Watch the device's memory; yield a function that returns the peak above the beginning."""
+    if device != "cuda":
+        yield lambda: 0
+        return
+    ended, used = threading.Event(), [0]
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            free, total = torch.cuda.mem_get_info()
+            used.append(max(used[-1], total - free))
+
+    free, total = torch.cuda.mem_get_info()
+    before = total - free
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: used[-1] - before
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _seconds(action: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    action()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    typer.run(main)
