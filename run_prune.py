@@ -3,12 +3,13 @@
 torch and transformers, whose import takes seconds, are loaded inside the command.
 """
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import BadParameter, Option
+from typer import Argument, BadParameter, Option
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # before folders with our names elsewhere
 
@@ -16,7 +17,14 @@ import command_line
 from evaluation.sources import EMBEDDED, HUB_CORPORA
 from pruning.baselines import ALLOCATIONS, NAMED, REFINEMENTS, SPARSEGPT, UPDATES
 from pruning.json_file import JsonObject
-from pruning.output.options import PROTOCOLS, RECIPES, WHY_FAST, Options, read_recipe
+from pruning.output.options import (
+    PROTOCOLS,
+    RECIPES,
+    WHY_FAST,
+    Options,
+    read_recipe,
+    read_unfinished,
+)
 from pruning.progress import step
 
 EXAMPLES = (
@@ -24,6 +32,7 @@ EXAMPLES = (
     "python run_prune.py --model DIR --metric runs/first --sparsity 0.6 --corpus c4 --out OUT",
     'python run_prune.py --model DIR --metric "mul(W, sqrt(X))" --pattern 2:4 --out pruned',
     "python run_prune.py --recipe pruned/pruning_recipe.json --out again",
+    "python run_prune.py --resume again",
     "python run_prune.py --verify pruned",
     "python run_prune.py --evaluate pruned --zero-shot rte,arc_easy",
 )
@@ -35,6 +44,9 @@ def _option(help: str, *values: str) -> Any:
 
 
 def prune_model(
+    folder: Annotated[
+        Path | None, Argument(help="With --resume alone: the unfinished folder.")
+    ] = None,
     model: Annotated[str | None, _option("Hub id, folder, or embedded.", EMBEDDED)] = None,
     revision: Annotated[
         str | None, Option(help="Branch, tag or commit of a model from the hub.")
@@ -134,7 +146,9 @@ def prune_model(
             *RECIPES,
         ),
     ] = None,
-    resume: Annotated[bool, Option("--resume", help="Continue an unfinished folder.")] = False,
+    resume: Annotated[
+        bool, Option("--resume", help="Continue an unfinished folder: --resume DIR.")
+    ] = False,
     validate: Annotated[
         bool, Option("--validate", help="Check the request and print the plan; write nothing.")
     ] = False,
@@ -177,12 +191,15 @@ def prune_model(
     def work() -> JsonObject:
         if verify and (options != Options() or out or recipe or evaluate):
             raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
+        if folder and (not resume or out):
+            raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
         if evaluate and (not options.only_measure or out or recipe):
             raise ValueError("--evaluate prunes nothing: leave out --model, --metric and --out")
         chosen = recipe or (None if metric else "fast")
         given, sums = read_recipe(chosen, pattern) if chosen else (Options(), None)
         with step("loading torch and transformers"):
             from pruning.output import command
+            from pruning.output.folder import WorkFolder
             from pruning.output.request import make_request
         if verify:
             return command.verify(verify)
@@ -190,10 +207,16 @@ def prune_model(
             return command.evaluate(evaluate, options, device)
         if model and out and not (recipe or metric):
             print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
-        request = make_request(options.over(given), out, device, max_memory, statistics, resume)
+        if folder and options == Options() and not recipe:
+            given, told = read_unfinished(WorkFolder(folder).asked)
+            kept = told["statistics"] and Path(told["statistics"])
+            request = make_request(given, folder, told["device"], told["max_memory"], kept, True)
+            return command.apply(request, True, told["sha256"])
+        limits = device, max_memory, statistics
+        request = make_request(options.over(given), out or folder, *limits, resume)
         return command.validate(request) if validate else command.apply(request, resume, sums)
 
-    return _run(work, out)
+    return _run(work, out or folder)
 
 
 def _all_or_number(text: str | None) -> int | Literal["all"] | None:
@@ -212,9 +235,10 @@ def _run(work: Callable[[], JsonObject], out: Path | None) -> JsonObject:
         return command_line.outcome(command_line.DONE, **work())
     except KeyboardInterrupt:
         started = out is not None and out.is_dir() and any(out.iterdir())
-        state = f"{str(out)!r} is not finished; " if out else ""
-        resume = " with --resume" if started else ""
-        return command_line.interrupted(f"interrupted: {state}run the same command again{resume}")
+        way_on = "run the same command again"
+        if started:
+            way_on = f"continue with python run_prune.py --resume {shlex.quote(str(out))}"
+        return command_line.interrupted(f"interrupted; {way_on}")
 
 
 app = command_line.make_app(

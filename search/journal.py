@@ -243,21 +243,6 @@ class RunFolder:
         self.lines += 1
         self._digest.update(line.encode())
 
-    def read_timings(self) -> dict[int, dict[str, float]]:
-        """Return the timing of each candidate's evaluation, by index: seconds and worker.
-
-        Empty for candidates that needed no worker. Damaged lines are skipped: a run never needs
-        timings to continue.
-        """
-        timings = {}
-        for line in self._lines_of(self.path / "timings.jsonl"):
-            try:
-                fields = json.loads(line)
-                timings[int(fields.pop("index"))] = fields
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue
-        return timings
-
     def write_checkpoint(self, resumable: State, state: State) -> None:
         """Write the checkpoint, keep the previous one, and rewrite the hall of fame.
 

@@ -89,14 +89,9 @@ def run_on(
         FolderError: If the folder is no run, is damaged, or an override would change the search.
         Unfinished: And anything else that `run` raises.
     """
-    for override in overrides:
-        if not is_free(override.partition("=")[0]):
-            raise FolderError(
-                f"--set {override} would make {path} a different search: a resumed run accepts "
-                "only search.candidates, ray.*, memory.master and memory.scores"
-            )
     with closing(RunFolder.open_(path)) as folder:
-        config = schema.load(path / "config.yaml", overrides)
+        config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
+        _check_overrides(path, overrides)
         records = folder.read_records()
         done = len(records)
         check_config(folder, config, done)
@@ -262,6 +257,15 @@ def _search(
 def is_free(key: str) -> bool:
     """Return whether a config key may differ when a run is continued."""
     return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
+
+
+def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if not is_free(override.partition("=")[0]):
+            raise FolderError(
+                f"--set {override} would make {path} a different search: a resumed run accepts "
+                "only search.candidates, ray.*, memory.master and memory.scores"
+            )
 
 
 def check_config(folder: RunFolder, config: Config, records: int) -> None:

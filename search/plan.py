@@ -7,6 +7,7 @@ and no weight is read.
 import json
 import os
 from collections.abc import Iterator
+from textwrap import wrap
 
 import psutil
 import torch
@@ -50,7 +51,7 @@ def plan_of(config: Config) -> list[str]:
         *_lag_lines(config),
         *memory,
         _evaluations_line(experiment),
-        f"keys at their defaults: {', '.join(_defaults(config)) or 'none'}",
+        *_folded(f"keys at their defaults: {', '.join(_defaults(config)) or 'none'}"),
     ]
 
 
@@ -253,6 +254,10 @@ def _evaluations_line(experiment: Experiment) -> str:
         f"report, for each of {len(experiment.tasks)} "
         f"{'task' if len(experiment.tasks) == 1 else 'tasks'}"
     )
+
+
+def _folded(text: str) -> list[str]:
+    return wrap(text, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _defaults(section: BaseModel, prefix: str = "") -> Iterator[str]:

@@ -4,6 +4,7 @@ The winner is chosen on the selection text and measured on the report text. `wri
 run folder alone.
 """
 
+import math
 import shlex
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from configs.schema import Config
 from pruning.baselines import BASELINES
 from pruning.criterion import Criterion
 from search.experiment import Experiment
+from search.factors import without_each
 from search.fingerprint import Fingerprints
 from search.fitness import perplexity_of
 from search.journal import FolderError, RunFolder
@@ -26,10 +28,11 @@ from search.population import Record, State
 from search.prepare import cells_of, losses_of, read_scale, scale_of
 from search.report import tables
 from search.report.page import Run, render
-from search.scale import paired_difference, unit_of
+from search.scale import Scale, paired_difference, unit_of
 from search.screen import FINISHED, step
 from search.summary import (
     Diversity,
+    FactorWorth,
     Finalist,
     Fractions,
     Summary,
@@ -59,7 +62,7 @@ def finish(
     """
     scale = read_scale(folder)
     assert scale, "prepare comes before the end"
-    winner, standings = _choose(experiment, pool, state.finalists(), console)
+    winner, standings, factors = _choose(experiment, pool, state.finalists(), console)
     selection = [finalist.model_dump() for finalist in standings]
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
     title = "measuring the winner, the front and the baselines on the report text"
@@ -83,6 +86,7 @@ def finish(
         fitness_unit=unit_of(len(scale.cells)),
         tasks=tuple(tasks),
         selection=tuple(standings),
+        factors=tuple(factors),
         seconds=round(time.monotonic() - started, 1),
         diversity=Diversity.model_validate(diversity),
     )
@@ -108,25 +112,21 @@ def _described(record: Record) -> dict[str, object]:
 
 def _choose(
     experiment: Experiment, pool: Pool, finalists: list[Record], console: Console
-) -> tuple[Record, list[Finalist]]:
-    """Score finalists on the selection texts; return the best, and the standings of all."""
+) -> tuple[Record, list[Finalist], list[FactorWorth]]:
+    """Score finalists on the selection texts; return the best, the standings, and its factors."""
     tasks = experiment.setup.tasks_of("selection")
-    requests = [WindowLosses(task, "selection", r.criterion) for r in finalists for task in tasks]
     title = "scoring the finalists on the selection text"
-    count = len(requests) + len(tasks) * _KNOWN
+    count = (len(finalists) + _KNOWN) * len(tasks)
     with step(console, title, count) as progress, pool.counting(progress.advance):
         scale = scale_of(experiment.setup, pool.ask, "selection")
-        answers = iter(pool.ask(requests))
-    scored = []
-    for record in finalists:
-        losses: list[list[float]] = [[] for _ in experiment.tasks]
-        for task in tasks:
-            answer = next(answers)
-            losses[task] = answer or []
-        if all(losses[task] for task in tasks):
-            scored.append((scale.fitness(losses), record.index, record, losses))
+        measured = _selection_losses(experiment, pool, [r.criterion for r in finalists])
+    scored = [
+        (scale.fitness(losses), record.index, record, losses)
+        for record, losses in zip(finalists, measured, strict=True)
+        if losses
+    ]
     if not scored:  # none can prune a model that the search did not see
-        return finalists[0], []
+        return finalists[0], [], []
     scored.sort(key=lambda entry: entry[:2])
     _, _, winner, reference = scored[0]
     standings = []
@@ -135,7 +135,49 @@ def _choose(
         compared = {"difference": gap.mean, "standard_error": gap.standard_error}
         fields = {"index": index, **_described(record), "selection_loss": loss, **compared}
         standings.append(Finalist.model_validate(fields))
-    return winner, standings
+    return winner, standings, _worths(experiment, pool, scale, winner, reference, console)
+
+
+def _worths(
+    experiment: Experiment,
+    pool: Pool,
+    scale: Scale,
+    winner: Record,
+    reference: list[list[float]],
+    console: Console,
+) -> list[FactorWorth]:
+    """Return what the winner's losses on the selection texts, by task, are without each factor."""
+    rests = without_each(winner.criterion.metric)
+    criteria = [Criterion(rest, winner.criterion.group) for rest in rests.values()]
+    title = "measuring the winner without each of its factors"
+    count = len(rests) * len(experiment.setup.tasks_of("selection"))
+    with step(console, title, count) as progress, pool.counting(progress.advance):
+        measured = _selection_losses(experiment, pool, criteria)
+    worths = []
+    for factor, losses in zip(rests, measured, strict=True):
+        fields: dict[str, object] = {"factor": factor}
+        if losses:
+            gap = scale.difference(losses, reference)
+            fields |= {"difference": gap.mean, "standard_error": gap.standard_error}
+        worths.append(FactorWorth.model_validate(fields))
+    return worths
+
+
+def _selection_losses(
+    experiment: Experiment, pool: Pool, criteria: Sequence[Criterion]
+) -> list[list[list[float]]]:
+    """Return each criterion's losses on the selection texts, by task; none if it cannot prune."""
+    tasks = experiment.setup.tasks_of("selection")
+    requests = [WindowLosses(task, "selection", c) for c in criteria for task in tasks]
+    answers = iter(pool.ask(requests))
+    measured = []
+    for _ in criteria:
+        losses: list[list[float]] = [[] for _ in experiment.tasks]
+        for task, answer in zip(tasks, answers, strict=False):
+            losses[task] = answer or []
+        complete = all(losses[task] and all(map(math.isfinite, losses[task])) for task in tasks)
+        measured.append(losses if complete else [])
+    return measured
 
 
 def _measure(
@@ -250,7 +292,6 @@ def write_report(folder: RunFolder) -> bool:
         config=config,
         records=records,
         scale=scale,
-        timings=folder.read_timings(),
         environment=folder.read_json("environment.json"),
         ended=str(folder.read_json("status.json")["written"]),
         summary=folder.read_model("summary.json", Summary) if has_summary else None,

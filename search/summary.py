@@ -117,6 +117,20 @@ class Finalist(_Values):
     standard_error: float | None
 
 
+class FactorWorth(_Values):
+    """What a factor of the winner is worth on the selection text: what leaving it out costs.
+
+    Attributes:
+        factor: Its metric; a divisor as `quot(1, x)`.
+        difference: Loss without it minus that with it, window by window; None if the metric cannot
+            prune without it.
+    """
+
+    factor: str
+    difference: float | None = None
+    standard_error: float | None = None
+
+
 class Diversity(_Values):
     """Members of the final population, distinct masks among them, and their mean distance."""
 
@@ -131,6 +145,7 @@ class Summary(_Values):
     Attributes:
         outcomes: Number of candidates by kind of outcome.
         selection: The finalists, best first.
+        factors: Those of the winner, if it is a product.
         seconds: Time since this process began the run.
     """
 
@@ -142,6 +157,7 @@ class Summary(_Values):
     fitness_unit: str
     tasks: tuple[TaskResult, ...]
     selection: tuple[Finalist, ...]
+    factors: tuple[FactorWorth, ...]
     seconds: float
     diversity: Diversity
 

@@ -650,7 +650,8 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     at_shard(8 if way == "fitted" else 2, interrupt)  # in its third trial
     out, err = prune_small(**METHODS[way], code=3)
     assert out == ""
-    assert err.endswith("is not finished; run the same command again with --resume\n")
+    way_on = f"continue with python run_prune.py --resume {tmp_path / 'out'}"
+    assert err.endswith(f"interrupted; {way_on}\n")
     assert not (tmp_path / "out" / "pruning_report.json").exists()
     shards = (tmp_path / "out" / ".unfinished" / "result").glob("*.safetensors")
     kept = {path.name: path.stat().st_mtime_ns for path in shards}
@@ -660,6 +661,25 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
     assert not (tmp_path / "out" / ".unfinished").exists()
     verify_result(tmp_path / "out")
+
+
+def test_resume_of_a_folder_alone_ends_with_the_same_files(
+    prune_small, undisturbed, at_shard, tmp_path
+):
+    options = {"metric": "snip", "update": "sparsegpt", "sparsity": 0.6}
+    expected = undisturbed(**options)
+    at_shard(2, interrupt)
+    prune_small(**options, code=3)
+    call(resume=tmp_path / "out")
+    assert checksums_of(tmp_path / "out") == expected
+
+
+def test_resume_of_a_folder_with_nothing_unfinished_is_refused(prune_small, tmp_path):
+    _, err = call(code=2, resume=tmp_path / "none")
+    problem = "has no unfinished pruning: No such file or directory"
+    assert err.endswith(f"error: '{tmp_path / 'none'}' {problem}\n")
+    _, err = prune_small(code=2, resume=tmp_path / "none")
+    assert f"error: unexpected argument '{tmp_path / 'none'}': " in err
 
 
 def test_resume_publishes_what_was_whole(prune_small, undisturbed, tmp_path, monkeypatch):
@@ -677,7 +697,8 @@ def test_run_prune_refuses_an_unfinished_folder_without_resume(prune_small, unfi
     before = contents_of(unfinished)
     _, err = prune_small(code=4)
     assert err.splitlines()[-1] == (
-        f"error: out '{unfinished}' is unfinished: go on with --resume, or name a new folder"
+        f"error: out '{unfinished}' is unfinished: go on with --resume {unfinished}, or name a new "
+        "folder"
     )
     assert contents_of(unfinished) == before
 
@@ -900,10 +921,11 @@ def test_run_prune_stopped_at_three_moments_and_resumed_is_the_same(tmp_path):
     shard = result / "model-00002-of-00005.safetensors"
     assert stopped_when(started(out, "--resume"), shard, signal.SIGTERM) == 3
     assert (tmp_path / "log").read_text().splitlines()[-1] == (
-        f"interrupted: '{out}' is not finished; run the same command again with --resume"
+        f"interrupted; continue with python run_prune.py --resume {out}"
     )
     shard = result / "model-00004-of-00005.safetensors"
     assert stopped_when(started(out, "--resume"), shard, signal.SIGKILL) == -signal.SIGKILL
-    assert started(out, "--resume").wait(timeout=300) == 0
+    again = [sys.executable, "run_prune.py", "--resume", str(out)]
+    assert subprocess.run(again, cwd=search_process.ROOT, timeout=300).returncode == 0
     assert checksums_of(out) == checksums_of(whole)
     assert verify_result(out)

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from evaluation import zero_shot
 from evaluation.corpus import Windows, cut_all, special_note
 from evaluation.perplexity import losses_of, perplexity, window_losses
-from pruning.json_file import JsonObject
+from pruning.json_file import JsonObject, write_json
 from pruning.memory import keep_freed_memory
 from pruning.models import load_model, with_revision
 from pruning.output.fit import Trials
@@ -119,6 +119,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         shown_progress() as progress,
         work_folder(request.out, identity, resume) as work,
     ):
+        write_json(work.asked, request.asked(expected))
         if not work.is_whole:
             inspector = Inspector(model.config, all_layers(store), request.recipe.target)
             inspector.shares = work.known().get("shares", {})

@@ -49,6 +49,11 @@ class WorkFolder:
         path = self.path / "known.json"
         return read_object(path) if path.exists() else {}
 
+    @property
+    def asked(self) -> Path:
+        """The file with what was asked for, from which a run can go on without being told again."""
+        return self.path / "asked.json"
+
     def keep(self, name: str, value: object) -> None:
         """Put something that was found out aside."""
         write_json(self.path / "known.json", self.known() | {name: value})
@@ -147,7 +152,7 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
     if not parent.is_dir():
         problem = f": {parent} is a file; name a new folder"
     elif unfinished and not resume:
-        problem = " is unfinished: go on with --resume, or name a new folder"
+        problem = f" is unfinished: go on with --resume {folder}, or name a new folder"
     elif not unfinished and parent == folder and any(folder.iterdir()):
         problem = " is not empty: name a new folder"
     if problem:

@@ -171,6 +171,23 @@ def read_recipe(
     return _validated(path, given), recipe["sha256"]
 
 
+def read_unfinished(asked: Path) -> tuple[Options, JsonObject]:
+    """Return the options that an unfinished run was given, and what else it was told.
+
+    Args:
+        asked: The file in its folder.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    try:
+        told = read_object(asked)
+    except OSError as error:
+        out = str(asked.parent.parent)
+        raise ValueError(f"{out!r} has no unfinished pruning: {error.strerror}") from error
+    return _validated(asked, told.pop("options", {})), told
+
+
 def _read_yaml(path: Path) -> JsonObject:
     """Return what is in a YAML file of options, its keys checked."""
     try:

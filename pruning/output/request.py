@@ -65,6 +65,7 @@ class Request:
         texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
             `evaluation`.
         statistics: Where statistics are kept; None for nowhere.
+        max_memory: The limit, as it was given.
         notes: On choices that a user may not expect.
     """
 
@@ -76,6 +77,7 @@ class Request:
     texts: Mapping[str, tuple[Mixture, ...]]
     out: Path
     statistics: Path | None
+    max_memory: str | None
     plan: Plan
     notes: tuple[str, ...]
 
@@ -112,6 +114,17 @@ class Request:
         parts += [f"its search says of it: {found.verdict[1]}"] if lost and found.verdict else []
         advice = "compare it with --metric wanda here"
         return [f"{'; '.join(parts).rstrip('.')}; {advice}"] if parts else []
+
+    def asked(self, expected: Mapping[str, str] | None) -> JsonObject:
+        """Return what `read_unfinished` reads."""
+        statistics = self.statistics and str(self.statistics.absolute())
+        return {
+            "options": self.options.to_json(),
+            "device": self.model.device,
+            "max_memory": self.max_memory,
+            "statistics": statistics,
+            "sha256": expected,
+        }
 
     def papers(self, calibration: Provenance | None) -> JsonObject:
         """Return what `pruning_recipe.json` says before there is a result.
@@ -187,6 +200,7 @@ def make_request(
         texts=texts,
         out=folder,
         statistics=statistics if recipe.dense_leaves else None,
+        max_memory=max_memory,
         plan=plan,
         notes=tuple(_notes(model, options, calibrated=recipe.calibrated)),
     )

@@ -115,15 +115,9 @@ def perplexity_chart(name: str, task: TaskResult) -> Markup:
         return _element(figure, name, "Perplexity on the report text", numbers)
 
 
-def fitness_chart(
-    name: str, evaluated: Sequence[Record], places: Sequence[float], axis: str, scale: Scale
-) -> Markup:
-    """Draw the fitness of evaluated candidates along an axis, and the best so far.
-
-    Args:
-        places: Each candidate's position on the axis.
-        axis: What the axis shows, with its unit.
-    """
+def fitness_chart(name: str, evaluated: Sequence[Record], scale: Scale) -> Markup:
+    """Draw the fitness of evaluated candidates in the order of breeding, and the best so far."""
+    places = [record.index for record in evaluated]
     fitness = [record.rank[0] for record in evaluated]
     best = list(accumulate(fitness, min))
     with _drawing(4.2) as (figure, axes):
@@ -142,10 +136,11 @@ def fitness_chart(
                 zorder=1,
                 label=named,
             )
-        axes.set_xlabel(axis)
+        axes.set_xlabel("candidates bred")
         figure.legend(loc="outside upper center", ncols=3)
         steps = f"the best falls from {best[0]:.4f} to {best[-1]:.4f}"
-        return _element(figure, name, f"Fitness against {axis}", steps + _references(scale))
+        title = "Fitness against candidates bred"
+        return _element(figure, name, title, steps + _references(scale))
 
 
 def front_chart(

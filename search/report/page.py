@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from configs import schema
 from configs.schema import Config
 from pruning.leaves import LEAVES
+from search.factors import shared_by_the_best
 from search.population import Record, best_of_each_size, pareto_front
 from search.report import tables
 from search.scale import Scale, unit_of
@@ -36,7 +37,6 @@ class Run:
     config: Config
     records: Sequence[Record]
     scale: Scale
-    timings: Mapping[int, Mapping[str, float]]
     environment: Mapping[str, Any]
     ended: str
     summary: Summary | None
@@ -63,8 +63,6 @@ def render(run: Run) -> str:
     front = pareto_front(evaluated)
     chosen = trade_off(front, scale)
     winner = winner_of(evaluated, summary)
-    indices = [float(record.index) for record in evaluated]
-    time_axis, times = elapsed(evaluated, run.timings)
     sizes = best_of_each_size(evaluated)
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -73,19 +71,17 @@ def render(run: Run) -> str:
         state=state_of(run),
         verdict=verdict_of(summary.tasks, summary.best.metric) if summary else None,
         facts=facts_of(run),
+        machine=machine_of(run),
         config=schema.to_yaml(run.config),
         winner=winner,
         unit=unit_of(len(scale.cells)),
         tasks=tasks_of(summary) if summary else [],
-        progress=[
-            charts.fitness_chart("candidates", evaluated, indices, "candidates bred", scale),
-            charts.fitness_chart("time", evaluated, times, time_axis, scale),
-        ],
-        front=list(zip(front, falls_per_node(front), strict=True)),
+        fitness_chart=charts.fitness_chart("candidates", evaluated, scale),
+        front=front_rows(front, chosen, scale, summary),
         front_chart=charts.front_chart("front", sizes, front, chosen, scale),
-        trade_off=chosen,
         ancestors=ancestry(run.records, winner),
-        leaves=LEAVES,
+        leaves={leaf: LEAVES[leaf].meaning for leaf in sorted(winner.criterion.metric.leaves)},
+        shared=shared_by_the_best(run.records),
         tables=tables,
         to_mathml=to_mathml,
     )
@@ -101,7 +97,6 @@ def tasks_of(summary: Summary) -> list[dict[str, object]]:
             "verdict": verdict_of([task], summary.best.metric),
             "chart": perplexity_chart(f"report{number}", task),
             "rows": tables.perplexity_rows(task, summary.best),
-            "front": {member.index: member.perplexity for member in task.front},
         }
         for number, task in enumerate(summary.tasks)
     ]
@@ -132,41 +127,28 @@ def state_of(run: Run) -> str:
 
 
 def facts_of(run: Run) -> dict[str, str]:
-    """Return the facts about the run: candidates, seed, date, time, versions, machine."""
+    """Return the facts about the run: candidates, seed, date, time."""
     kinds = Counter(record.outcome.kind for record in run.records)
     outcomes = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    machine = run.environment
-    versions = {"Python": machine["python"], **machine["packages"]}
     facts = {
         "Candidates": f"{len(run.records)}: {outcomes}",
         "Seed": str(run.config.search.seed),
         "Last candidate": run.ended.replace("T", " ").replace("+00:00", " UTC"),
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "Machine": ", ".join(
-            [f"{machine['cores']} cores", *(machine["cuda"] or []), machine["platform"]]
-        ),
     }
     if run.summary:
         facts["Time"] = f"{run.summary.seconds} s in the run's last process"
     return facts
 
 
-def elapsed(
-    evaluated: Sequence[Record], timings: Mapping[int, Mapping[str, float]]
-) -> tuple[str, list[float]]:
-    """Return a unit of time, and when each candidate's outcome arrived in a search without pauses.
-
-    This is the time that the workers spent on this and all earlier candidates, divided by the
-    number of workers: it ignores idle time, stops and resumes.
-    """
-    workers = {timing["worker"] for timing in timings.values() if "worker" in timing}
-    indices = range(evaluated[-1].index + 1)
-    busy = (timings.get(index, {}).get("seconds", 0.0) for index in indices)
-    seconds = [total / max(1, len(workers)) for total in accumulate(busy)]
-    units = {"hours": 3600, "minutes": 60}
-    unit = next((unit for unit, length in units.items() if seconds[-1] >= 2 * length), "seconds")
-    times = [seconds[record.index] / units.get(unit, 1) for record in evaluated]
-    return f"{unit} (busy time / workers)", times
+def machine_of(run: Run) -> dict[str, str]:
+    """Return the versions and the machine that the run began with."""
+    machine = run.environment
+    versions = {"Python": machine["python"], **machine["packages"]}
+    devices = [f"{machine['cores']} cores", *(machine["cuda"] or []), machine["platform"]]
+    return {
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Machine": ", ".join(devices),
+    }
 
 
 def falls_per_node(front: Sequence[Record]) -> list[float | None]:
@@ -177,19 +159,50 @@ def falls_per_node(front: Sequence[Record]) -> list[float | None]:
     return falls
 
 
-def trade_off(front: Sequence[Record], scale: Scale) -> Record:
-    """Return the member with the largest fall in fitness per node added.
+def accurate(front: Sequence[Record], scale: Scale) -> list[tuple[Record, float | None]]:
+    """Return the members with a rise over dense of at most `BAD_TRADE` times the lowest.
 
-    PySR (Cranmer, 2023, arXiv:2305.01582) chooses this way among accurate members. Accurate means
-    here a rise over dense of at most `BAD_TRADE` times the lowest.
+    Each with its fall in fitness per node added.
     """
     rises = [scale.relative(record.rank[0]) for record in front]
-    scored = [
-        (fall or 0.0, record)
+    return [
+        (record, fall)
         for record, fall, rise in zip(front, falls_per_node(front), rises, strict=True)
         if rise <= BAD_TRADE * min(rises) or rise == min(rises)
     ]
-    return max(scored, key=lambda pair: pair[0])[1]
+
+
+def trade_off(front: Sequence[Record], scale: Scale) -> Record:
+    """Return the member with the largest fall in fitness per node added.
+
+    PySR (Cranmer, 2023, arXiv:2305.01582) chooses this way among accurate members.
+    """
+    return max(accurate(front, scale), key=lambda pair: pair[1] or 0.0)[0]
+
+
+def front_rows(
+    front: Sequence[Record], chosen: Record, scale: Scale, summary: Summary | None
+) -> list[tuple[str, ...]]:
+    """Return the accurate members of the front, the best trade-off first, then by size."""
+    members = sorted(accurate(front, scale), key=lambda pair: pair[0] is not chosen)
+    tested: dict[int, list[str]] = {}
+    for task in summary.tasks if summary else ():
+        perplexities = {member.index: member.perplexity for member in task.front}
+        for record, _ in members:
+            known = perplexities.get(record.index)
+            tested.setdefault(record.index, []).append("–" if known is None else f"{known:.2f}")
+    return [
+        (
+            f"{record.size}, best trade-off" if record is chosen else str(record.size),
+            f"{record.rank[0]:.4f}",
+            "" if fall is None else f"{fall:.4f}",
+            " / ".join(tested.get(record.index, [])),
+            record.criterion.group,
+            str(record.index),
+            record.criterion.text,
+        )
+        for record, fall in members
+    ]
 
 
 def ancestry(records: Sequence[Record], start: Record) -> list[tuple[int, Record]]:

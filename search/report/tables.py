@@ -1,7 +1,8 @@
 """The report's tables: perplexities, for the screen too, and heat maps of fractions."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -14,9 +15,15 @@ from search.population import Record
 from search.summary import Fractions, Summary, TaskResult, Winner
 
 FOUND = "best found"
-PERPLEXITY_HEADINGS = ("", "metric", "group", "size", "perplexity", "behind best, nats/token")
+PERPLEXITY_HEADINGS = ("", "metric", "group", "size", "perplexity", "vs best found, nats/token")
 RELATIVE_HEADINGS = ("task", "text", "dense", "best named", "", "best found", "relative rise")
-FINALIST_HEADINGS = ("candidate", "loss", "behind best", "fitness", "size", "group", "metric")
+FINALIST_HEADINGS = ("candidate", "loss", "vs best", "fitness", "size", "group", "metric")
+FACTOR_HEADINGS = ("metric", "loss without it")
+SHARED_HEADINGS = ("", "metric", "the best tenth", "the rest")
+FRONT_HEADINGS = (
+    *("size", "fitness", "less per node added", "perplexity on test"),
+    *("group", "candidate", "metric"),
+)
 ANCESTOR_HEADINGS = ("candidate", "back", "parents", "fitness", "metric", "group")
 
 
@@ -69,13 +76,13 @@ def finalist_rows(summary: Summary) -> list[tuple[str, ...]]:
         (
             str(finalist.index),
             f"{finalist.selection_loss:.4f}",
-            difference_text(finalist.difference, finalist.standard_error),
+            difference_text(finalist.difference, finalist.standard_error) if place else "–",
             f"{finalist.fitness:.4f}",
             str(finalist.size),
             finalist.group,
             finalist.metric,
         )
-        for finalist in summary.selection
+        for place, finalist in enumerate(summary.selection)
     ]
 
 
@@ -92,6 +99,16 @@ def ancestor_rows(ancestors: Sequence[tuple[int, Record]]) -> list[tuple[str, ..
         )
         for distance, record in ancestors
     ]
+
+
+def factor_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Return the winner's factors, and what it loses without each, the most first."""
+    rows = []
+    for each in summary.factors:
+        lost = math.inf if each.difference is None else each.difference
+        text = difference_text(lost, each.standard_error) if lost < math.inf else "cannot prune"
+        rows.append((lost, (each.factor, text)))
+    return [row for _, row in sorted(rows, key=lambda entry: -entry[0])]
 
 
 def difference_text(difference: float, standard_error: float | None) -> str:
@@ -136,41 +153,14 @@ class HeatMap:
         return round(10 + 90 * (value - low) / (high - low)) if high > low else 10
 
 
-def over_candidates(records: Sequence[Record], most: int = 12) -> list[HeatMap]:
-    """Return how outcomes, leaves and operators changed over at most `most` spans of candidates.
-
-    Every bred metric counts, whatever its outcome. All numbers count as one leaf.
-    """
+def outcome_map(records: Sequence[Record], most: int = 12) -> HeatMap:
+    """Return the share of each kind of outcome in at most `most` spans of candidates."""
     width = max(1, -(-len(records) // most))
     spans = [records[start : start + width] for start in range(0, len(records), width)]
-    parts = {
-        "Outcomes": lambda record: {record.outcome.kind},
-        "Bred metrics that contain a leaf": _leaves,
-        "Bred metrics that contain an operator": _operators,
-    }
-    return [_shares(title, names_of, spans) for title, names_of in parts.items()]
-
-
-def _leaves(record: Record) -> set[str]:
-    names = {node.name for node in record.criterion.metric.nodes() if not node.operands}
-    return {name if name.isidentifier() else "number" for name in names}
-
-
-def _operators(record: Record) -> set[str]:
-    return {node.name for node in record.criterion.metric.nodes() if node.operands}
-
-
-def _shares(
-    title: str, names_of: Callable[[Record], set[str]], spans: Sequence[Sequence[Record]]
-) -> HeatMap:
-    """Return the share of each span's records that have a name, the most frequent name first."""
-    counts = [Counter(name for record in span for name in names_of(record)) for span in spans]
-    names = [name for name, _ in sum(counts, Counter()).most_common()]
-    rows = {
-        name: [count[name] / len(span) or None for count, span in zip(counts, spans, strict=True)]
-        for name in names
-    }
-    return HeatMap(title, [str(span[0].index) for span in spans], rows)
+    counts = [Counter(record.outcome.kind for record in span) for span in spans]
+    kinds = [kind for kind, _ in sum(counts, Counter()).most_common()]
+    rows = {kind: [count[kind] / count.total() or None for count in counts] for kind in kinds}
+    return HeatMap("Outcomes", [str(span[0].index) for span in spans], rows)
 
 
 def layer_maps(task: TaskResult) -> list[HeatMap]:

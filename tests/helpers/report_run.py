@@ -99,6 +99,10 @@ def summary_of(records: list[Record], **changes: Any) -> Summary:
         **{"verdict": "", "candidates": len(records), "seconds": 12.5},
         "best": {**chosen, "perplexity": 30.0},
         "selection": [{"index": best.index, **chosen, **compared}],
+        "factors": [
+            {"factor": "add(G, sqr(W))", "difference": 0.25, "standard_error": 0.01},
+            {"factor": "W"},
+        ],
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
         "fitness_unit": "nats/token",
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},

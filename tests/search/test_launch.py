@@ -65,7 +65,8 @@ def test_validate_says_what_of_llama2_it_could_not_check(call):
 
 def test_validate_shows_the_plan(call):
     printed = call("--validate", "--set", "report.windows=null")[0].splitlines()
-    out = [line for line in printed if not line.startswith("memory: ")]
+    # What depends on the machine is left out.
+    out = [line for line in printed if not line.startswith(("memory: ", "warning: "))]
     whole = out.pop(4)  # of which the windows are counted
     assert out[:6] == [
         "model embedded: 1,967,808 parameters, 7.51 MiB in float32",
@@ -80,8 +81,8 @@ def test_validate_shows_the_plan(call):
     assert tokens % 256 == 0
     assert out[6].startswith("evaluations: 600 candidates and 6 named metrics on fitness, ")
     assert out[7].startswith("keys at their defaults: ")
-    assert "search.crowding=" in out[7]
-    assert "pruning.sparsity" not in out[7]  # the file gives it
+    assert "search.crowding=" in "".join(out[7:])
+    assert "pruning.sparsity" not in "".join(out[7:])  # the file gives it
 
 
 @pytest.mark.parametrize("option", ["--validate", "--out=run"])
@@ -169,7 +170,7 @@ def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_pa
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
 
 
-@pytest.mark.parametrize("override", ["search.seed=1", "model=x", "ray=null", "search.candi=9"])
+@pytest.mark.parametrize("override", ["search.seed=1", "model=x"])
 def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, override):
     before = (run_folder / "config.yaml").read_text()
     assert refusal(4, "--resume", "run", "--set", override) == (
@@ -179,6 +180,12 @@ def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, over
     problem = "search.candidates = '0': Input should be greater than or equal"
     assert problem in refusal(2, "--resume", "run", "--set", "search.candidates=0")
     assert (run_folder / "config.yaml").read_text() == before
+
+
+def test_resume_names_an_unknown_key_as_a_start_does(refusal, run_folder):
+    assert "did you mean candidates?" in refusal(
+        2, "--resume", "run", "--set", "search.candidate=9"
+    )
 
 
 def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):

@@ -42,7 +42,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-SECTIONS = ("best", "report", "finalists", "search", "front", "ancestry", "layers")
+SECTIONS = ("best", "report", "finalists", "search", "learned", "front", "ancestry", "layers")
 
 
 def page_of(folder):
@@ -75,10 +75,7 @@ def test_page_has_each_section_and_chart(html):
     assert titles == [
         *["Perplexity on the report text"] * 2,
         "Fitness against candidates bred",
-        "Fitness against seconds (busy time / workers)",
         "Outcomes",
-        "Bred metrics that contain a leaf",
-        "Bred metrics that contain an operator",
         "Fitness against size",
         *[
             "Zeros, by block",
@@ -120,16 +117,14 @@ def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):
     assert "This run has not ended: the report shows its first 30 candidates." in html
     assert 'class="verdict' not in html
     shown = [section for section in SECTIONS if f'<h2 id="{section}">' in html]
-    assert shown == ["best", "search", "front", "ancestry"]
+    assert shown == ["best", "search", "learned", "front", "ancestry"]
 
 
 def test_page_of_an_extended_run_says_what_its_results_are_of():
     records = records_of(30)
     summary = summary_of(records[:20] + records[-1:])
     machine = {"python": "3.11.7", "cores": 2, "platform": "Linux", "cuda": [], "packages": {}}
-    html = render(
-        Run(CONFIG, records, SCALE, {}, machine, "2026-11-26", summary, "apply it", "go on")
-    )
+    html = render(Run(CONFIG, records, SCALE, machine, "2026-11-26", summary, "apply it", "go on"))
     assert "cover the first 21 candidates, everything else covers 30" in html
 
 
@@ -150,7 +145,7 @@ def test_drawings_say_what_they_show(html):
     labels = [unescape(label) for label in re.findall(r'<svg role="img" aria-label="(.*?)"', html)]
     assert labels[0] == "dense 25.00, best found 30.00, wanda 35.00, snip 50.00"
     assert any("the best falls from" in label and "to 3.0000" in label for label in labels)
-    assert len(labels) == 5
+    assert len(labels) == 4
 
 
 def test_page_is_whole_without_anything_from_elsewhere(html):
@@ -220,6 +215,9 @@ def test_trade_off_is_the_largest_fall_for_each_node_added():
     # But it rises at most half as much again as the fittest.
     front = front_of((1, 9.0), (2, 4.0), (4, 3.2), (5, 3.1))
     assert page.trade_off(front, SCALE) is front[2]
+    # The table leaves the others out, and begins with it.
+    rows = page.front_rows(front, front[2], SCALE, None)
+    assert [row[:2] for row in rows] == [("4, best trade-off", "3.2000"), ("5", "3.1000")]
 
 
 def test_charts_name_dense_the_named_metrics_and_what_is_above_them():
@@ -229,7 +227,7 @@ def test_charts_name_dense_the_named_metrics_and_what_is_above_them():
         assert f">{name}</text>" in chart
     assert "; dense 2.0000; wanda 3.0000; snip 3.5000" in chart
     records = front_of((1, 3.2), (2, 5.5), (3, 3.1))
-    chart = charts.fitness_chart("f", records, [0, 1, 2], "candidates bred", SCALE)
+    chart = charts.fitness_chart("f", records, SCALE)
     for name in ("dense", "wanda", "snip", "evaluated", "best so far"):
         assert f">{name}</text>" in chart
     assert ">fitness, nats/token (1 above the chart)</text>" in chart
@@ -245,23 +243,17 @@ def test_perplexity_chart_has_ticks_and_a_bar_for_each_known_error(most):
     assert chart.count('id="p-LineCollection') == 4
 
 
-def test_elapsed_is_the_busy_time_over_the_number_of_workers():
-    timings = {0: {"seconds": 4.0, "worker": 0}, 2: {"seconds": 6.0, "worker": 1}}
+def test_outcome_map_has_the_shares_of_each_span():
     records = [record_of(index, "W", 2.0) for index in range(4)]
-    assert page.elapsed(records, timings) == ("seconds (busy time / workers)", [2, 2, 5, 5])
-    hours = {1: {"seconds": 7200.0, "worker": 0}}
-    assert page.elapsed(records, hours) == ("hours (busy time / workers)", [0, 2, 2, 2])
-
-
-def test_shares_count_every_bred_metric_once_a_span():
-    texts = ("mul(W, W)", "W", "abs(W)", "mul(W, mul(0.5, G))")
-    records = [record_of(index, text, 2.0) for index, text in enumerate(texts)]
     records[3] = replace(records[3], outcome=replace(records[3].outcome, kind="stopped"))
-    outcomes, leaves, operators = tables.over_candidates(records, most=2)
+    outcomes = tables.outcome_map(records, most=2)
     assert outcomes.columns == ["0", "2"]
     assert outcomes.rows == {"evaluated": [1.0, 0.5], "stopped": [None, 0.5]}
-    assert leaves.rows == {"W": [1.0, 1.0], "G": [None, 0.5], "number": [None, 0.5]}
-    assert operators.rows == {"mul": [0.5, 0.5], "abs": [None, 0.5]}
+
+
+def test_factor_rows_begin_with_the_factor_that_the_winner_cannot_do_without():
+    rows = tables.factor_rows(summary_of(records_of(6)))
+    assert rows == [("W", "cannot prune"), ("add(G, sqr(W))", "+0.2500 ± 0.0100")]
 
 
 def test_ancestry_goes_back_by_generations_and_names_each_once():

@@ -1,0 +1,50 @@
+"""Formulas are taken apart into factors, and the good ones compared with the rest."""
+
+import pytest
+import torch
+from toy_records import record_of
+
+from pruning.metric import Metric
+from search.factors import factors_of, shared_by_the_best, without_each
+
+
+@pytest.mark.parametrize(
+    ("text", "factors"),
+    [
+        ("mul(mul(W, G), exp(X))", ["W", "G", "exp(X)"]),
+        ("quot(mul(W, G), quot(rowmean(W), A))", ["W", "G", "quot(1, rowmean(W))", "A"]),
+        ("quot(1, mul(W, G))", ["quot(1, W)", "quot(1, G)"]),
+        ("add(W, mul(W, G))", ["add(W, mul(W, G))"]),
+    ],
+)
+def test_factors_of_are_those_of_a_product(text, factors):
+    assert [factor.text for factor in factors_of(Metric.parse(text))] == factors
+
+
+def test_without_each_is_the_metric_divided_by_the_factor():
+    metric = Metric.parse("quot(mul(mul(W, G), exp(A)), quot(rowmean(W), sqrt(X)))")
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"W": (3, 4), "G": (3, 4), "A": (1, 4), "X": (1, 4)}
+    leaves = {name: torch.rand(*size, generator=generator) + 0.1 for name, size in sizes.items()}
+    rests = without_each(metric)
+    assert list(rests) == ["W", "G", "exp(A)", "quot(1, rowmean(W))", "sqrt(X)"]
+    for factor, rest in rests.items():
+        product = rest.score(**leaves) * Metric.parse(factor).score(**leaves)
+        assert torch.allclose(product, metric.score(**leaves), rtol=1e-5)
+
+
+def test_without_each_leaves_out_what_it_cannot_rank_without():
+    assert list(without_each(Metric.parse("mul(W, sqrt(X))"))) == ["sqrt(X)"]
+    assert without_each(Metric.parse("W")) == {}
+
+
+def test_shared_by_the_best_counts_parts_of_the_best_tenth_against_the_rest():
+    good = [record_of(i, "mul(W, exp(mul(0.5, X)))", 1.0 + i / 100) for i in range(2)]
+    bad = [record_of(i, "mul(W, G)", 2.0) for i in range(2, 20)]
+    stopped = [record_of(20, "mul(W, exp(mul(2, X)))", None, kind="stopped")]
+    twins = [record_of(21, "mul(W, exp(mul(3, X)))", None, kind="duplicate")]
+    rows = shared_by_the_best([*bad, *good, *stopped, *twins])
+    assert ("factor", "exp(mul(c, X))", "2 of 2", "1 of 19") in rows
+    assert ("leaf", "X", "2 of 2", "1 of 19") in rows
+    # What all have tells nothing.
+    assert not any(part in ("W", "mul", "G") for _, part, *_ in rows)
