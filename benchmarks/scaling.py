@@ -154,6 +154,8 @@ def _sleeping(case: Case, out: Path, seconds: float) -> dict[str, float]:
         # With more workers than cores Ray is told of as many cores: a sleeping worker needs none.
         *("search.candidates=1000000", f"ray.workers={case.workers}"),
     ]
+    if not case.on_ray:
+        settings.append("ray.address=auto")  # dummies take no memory of this machine
     pace = f"{case.seconds}{'u' * case.uneven}{'d' * (not case.on_ray)}"
     with _running(out, pace, settings) as search:
         # From then on children have parents.
