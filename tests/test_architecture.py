@@ -37,7 +37,10 @@ SEARCH_IMPORTS = {
         *("search.pool", "search.fitness", "search.resident", "search.population"),
         "search.scale",
     ),
-    "search/report/": (*("search.report", "search.population", "search.scale", "search.summary"),),
+    "search/report/": (
+        *("search.report", "search.factors", "search.population", "search.scale"),
+        "search.summary",
+    ),
 }
 TENSOR_READER = "pruning/output/kept_statistics.py"
 """The module that may call torch.load: with weights_only=True, written out."""

@@ -253,7 +253,8 @@ def test_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):
     tasks = read(out / "summary.json")["tasks"]
     for record, *found in zip(front, *(task["front"] for task in tasks), strict=True):
         assert [one["index"] for one in found] == [record.index] * 2
-        assert " / ".join(f"{one['perplexity']:.2f}" for one in found) in page
+        if record == front[-1]:  # the fittest; what ruins the model is left out
+            assert " / ".join(f"{one['perplexity']:.2f}" for one in found) in page
         winner = read(out / "best_metric.json")
         if record.criterion == Criterion.parse(winner["metric"], winner["group"]):
             best = [task["best"]["perplexity"] for task in tasks]
