@@ -112,7 +112,7 @@ def perplexity_chart(name: str, task: TaskResult) -> Markup:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         axes.set_xlabel("perplexity, logarithmic")
         numbers = ", ".join(f"{label} {value:.2f}" for label, value in reversed(values.items()))
-        return _element(figure, name, "Perplexity on the report text", numbers)
+        return _element(figure, name, "Perplexity on the test text", numbers)
 
 
 def fitness_chart(name: str, evaluated: Sequence[Record], scale: Scale) -> Markup:

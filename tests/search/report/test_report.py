@@ -73,7 +73,7 @@ def test_page_has_each_section_and_chart(html):
         assert f'href="#{section}"' in html
     titles = re.findall(r"<figcaption>(.*?)</figcaption>", html)
     assert titles == [
-        *["Perplexity on the report text"] * 2,
+        *["Perplexity on the test text"] * 2,
         "Fitness against candidates bred",
         "Outcomes",
         "Fitness against size",
