@@ -86,7 +86,7 @@ def test_page_is_no_wider_than_the_screen_and_wide_parts_scroll_by_keyboard(brow
 def test_charts_are_drawn_and_legible_on_a_phone(browser, page):
     show(browser, page, PHONE)
     charts = browser.find_elements("css selector", "figure > svg")
-    assert len(charts) == 5
+    assert len(charts) == 4
     for chart in charts:
         assert chart.rect["width"] > 300
         assert chart.rect["height"] > 60
