@@ -188,6 +188,8 @@ def prune_model(
         dtype=dtype,
     )
 
+    place = out or folder
+
     def work() -> JsonObject:
         if verify and (options != Options() or out or recipe or evaluate):
             raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
@@ -207,16 +209,21 @@ def prune_model(
             return command.evaluate(evaluate, options, device)
         if model and out and not (recipe or metric):
             print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
-        if folder and options == Options() and not recipe:
-            given, told = read_unfinished(WorkFolder(folder).asked)
-            kept = told["statistics"] and Path(told["statistics"])
-            request = make_request(given, folder, told["device"], told["max_memory"], kept, True)
-            return command.apply(request, True, told["sha256"])
-        limits = device, max_memory, statistics
-        request = make_request(options.over(given), out or folder, *limits, resume)
+        told: JsonObject = {}
+        if place and resume and options == Options() and not recipe:
+            given, told = read_unfinished(WorkFolder(place).asked)
+            sums = told["sha256"]
+        request = make_request(
+            options.over(given),
+            place,
+            device or told.get("device"),
+            max_memory or told.get("max_memory"),
+            statistics or (Path(kept) if (kept := told.get("statistics")) else None),
+            resume,
+        )
         return command.validate(request) if validate else command.apply(request, resume, sums)
 
-    return _run(work, out or folder)
+    return _run(work, place)
 
 
 def _all_or_number(text: str | None) -> int | Literal["all"] | None:

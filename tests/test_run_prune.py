@@ -663,14 +663,20 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     verify_result(tmp_path / "out")
 
 
+@pytest.mark.parametrize("named", ["resume", "out"])
 def test_resume_of_a_folder_alone_ends_with_the_same_files(
-    prune_small, undisturbed, at_shard, tmp_path
+    prune_small, undisturbed, at_shard, tmp_path, named
 ):
     options = {"metric": "snip", "update": "sparsegpt", "sparsity": 0.6}
     expected = undisturbed(**options)
     at_shard(2, interrupt)
     prune_small(**options, code=3)
-    call(resume=tmp_path / "out")
+    alone = {"resume": True, named: tmp_path / "out"}
+    before = contents_of(tmp_path / "out")
+    assert "valid: " in call(**alone, validate=True)[0]
+    assert "max-memory" in call(**alone, validate=True, max_memory="1KiB", code=2)[1]
+    assert contents_of(tmp_path / "out") == before
+    call(**alone)
     assert checksums_of(tmp_path / "out") == expected
 
 
