@@ -182,10 +182,19 @@ def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, over
     assert (run_folder / "config.yaml").read_text() == before
 
 
-def test_resume_names_an_unknown_key_as_a_start_does(refusal, run_folder):
-    assert "did you mean candidates?" in refusal(
-        2, "--resume", "run", "--set", "search.candidate=9"
-    )
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("search.candi=9", "search.candi is an unknown key; did you mean candidates?"),
+        ("ray=null", "ray"),
+    ],
+)
+def test_resume_refuses_a_wrong_key_or_value_as_a_start_does(
+    refusal, run_folder, override, problem
+):
+    before = (run_folder / "config.yaml").read_text()
+    assert problem in refusal(2, "--resume", "run", "--set", override)
+    assert (run_folder / "config.yaml").read_text() == before
 
 
 def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):
