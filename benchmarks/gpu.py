@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
-from statistics import correlation
 from typing import Annotated
 
 import torch
 import typer
 from prune_7b import LLAMA_1_3B, LLAMA_7B, make_checkpoint
 from real_run import RealRun
-from tables import ROOT, conditions, show, write_json
+from tables import ROOT, conditions, rank_correlation, show, write_json
 
 from pruning.baselines import NAMED
 from pruning.criterion import Criterion
@@ -145,9 +145,8 @@ def _search(work: Path, device: str) -> Iterator[Row]:
     evaluated = [record for record in run.records if record.fitness is not None]
     best = sorted(evaluated, key=lambda record: record.rank)[:10]
     here = _evaluator(run, "cpu")
-    again = [here.evaluate(Candidate(0, record.criterion)).fitness for record in best]
-    places = [sorted(map(float, again)).index(fitness) for fitness in again]  # type: ignore[arg-type]
-    agreement = correlation(range(len(best)), places)
+    again = [here.evaluate(Candidate(0, record.criterion)).fitness or inf for record in best]
+    agreement = rank_correlation([record.rank[0] for record in best], again)
     yield Row("its ten best, ranks against the CPU's", "0.9", f"{agreement:.3f}", agreement >= 0.9)
 
 

@@ -15,12 +15,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import correlation, fmean
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
 from rich.progress import track
-from tables import ROOT, conditions, show, show_rises, wikitext2_corpora, write_json
+from tables import (
+    ROOT,
+    conditions,
+    rank_correlation,
+    show,
+    show_rises,
+    wikitext2_corpora,
+    write_json,
+)
 
 METRICS = (
     *("magnitude", "wanda", "ria-full", "pruner-zero", "snip"),
@@ -178,8 +186,7 @@ def _print_orders(
             ]
             both = [pair for pair in pairs if None not in pair]
             if len(both) > 2:
-                ranks = [[sorted(way).index(x) for x in way] for way in zip(*both, strict=True)]
-                correlations.append(correlation(*ranks))
+                correlations.append(rank_correlation(*zip(*both, strict=True)))
         if correlations:
             rows.append([variant, f"{fmean(correlations):.2f}", f"{min(correlations):.2f}"])
     show("rank correlation of metrics, plain and with", ["variant", "mean", "lowest"], rows)

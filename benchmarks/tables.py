@@ -3,11 +3,11 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from statistics import fmean
+from statistics import correlation, fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +37,11 @@ def conditions(dtype: str) -> dict[str, object]:
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")},
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return Spearman's correlation of two orders; equal values share the first one's place."""
+    return correlation(*([sorted(way).index(x) for x in way] for way in (one, other)))
 
 
 def show(title: str, headings: list[str], rows: list[list[str]]) -> None:

@@ -1,7 +1,7 @@
 """What a search learned: the factors of its formulas, and which of them the good ones share."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 
 from pruning.metric import Metric
@@ -89,12 +89,8 @@ def _counts(records: Sequence[Record]) -> Counter[tuple[str, str]]:
 
 
 def _parts(metric: Metric) -> Iterator[tuple[str, str]]:
-    kinds: Mapping[str, Callable[[Metric], bool]] = {
-        "leaf": lambda node: node.name.isidentifier() and not node.operands,
-        "operator": lambda node: bool(node.operands),
-    }
-    for node in metric.nodes():
-        yield from ((kind, node.name) for kind, is_one in kinds.items() if is_one(node))
+    yield from (("leaf", name) for name in metric.leaves)
+    yield from (("operator", node.name) for node in metric.nodes() if node.operands)
     for factor in factors_of(metric):
         if factor.operands:
             yield "factor", _form(factor)

@@ -12,7 +12,7 @@ from rich.table import Table
 from pruning.baselines import BASELINES
 from pruning.masks import CROWDED
 from search.population import Record
-from search.summary import Fractions, Summary, TaskResult, Winner
+from search.summary import FactorWorth, Fractions, Summary, TaskResult, Winner
 
 FOUND = "best found"
 PERPLEXITY_HEADINGS = ("", "metric", "group", "size", "perplexity", "vs best found, nats/token")
@@ -103,12 +103,19 @@ def ancestor_rows(ancestors: Sequence[tuple[int, Record]]) -> list[tuple[str, ..
 
 def factor_rows(summary: Summary) -> list[tuple[str, ...]]:
     """Return the winner's factors, and what it loses without each, the most first."""
-    rows = []
-    for each in summary.factors:
-        lost = math.inf if each.difference is None else each.difference
-        text = difference_text(lost, each.standard_error) if lost < math.inf else "cannot prune"
-        rows.append((lost, (each.factor, text)))
-    return [row for _, row in sorted(rows, key=lambda entry: -entry[0])]
+
+    def lost(worth: FactorWorth) -> float:
+        return math.inf if worth.difference is None else worth.difference
+
+    return [
+        (
+            worth.factor,
+            "cannot prune"
+            if worth.difference is None
+            else difference_text(worth.difference, worth.standard_error),
+        )
+        for worth in sorted(summary.factors, key=lost, reverse=True)
+    ]
 
 
 def difference_text(difference: float, standard_error: float | None) -> str:

@@ -16,12 +16,8 @@ NAME = "far"
 
 _kept: list[torch.library.Library] = []
 
-reads: list[str] = []
-"""The operators that have brought single values to the CPU, for which a GPU is waited for."""
-
 _aten = torch.ops.aten
 _MOVES = (_aten._to_copy, _aten.to, _aten.copy_)
-_READS = (_aten._local_scalar_dense, _aten.item)
 
 
 class Far(Tensor):
@@ -54,7 +50,6 @@ class Far(Tensor):
 
     def tolist(self) -> Any:
         """Return the values; torch refuses it for subclasses."""
-        reads.append("tolist")
         return self.near.tolist()
 
     @classmethod
@@ -76,9 +71,6 @@ def _apply(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     here = [x for x in tensors if not isinstance(x, Far) and x.dim()]
     if far and here and kind not in _MOVES:
         raise RuntimeError(f"{operator} on tensors of two devices: {tuple(here[0].shape)} on cpu")
-    if kind in _READS:
-        reads.append(str(operator))
-        goes_far = False
     near_args, near_kwargs = tree_map(_near, (args, kwargs))
     result = operator(*near_args, **near_kwargs)
     if goes_far:
