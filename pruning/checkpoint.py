@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,17 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pruning.json_file import read_object
+from pruning.json_file import JsonObject, read_object
 from pruning.spool import read_tensor
 
-INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+INDEX = f"{WHOLE}.index.json"
+
+MAX_SHARD = 5 * 10**9
+"""Bytes up to which a model is one file: the shard size of huggingface_hub."""
 
 _SAMPLED_BYTES = 4096
+_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,54 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
 
+def join_shards(folder: Path) -> bool:
+    """Make a single file of a model's shards if it is small enough; return whether it was.
+
+    It has the bytes that safetensors would write, copied piece by piece.
+
+    Raises:
+        OSError: If it cannot be written; then the shards stay.
+    """
+    shards = Checkpoint(folder)
+    if shards.size > MAX_SHARD or not (folder / INDEX).exists():
+        return False
+
+    def order(item: tuple[str, Entry]) -> tuple[int, str]:
+        name, entry = item
+        return -entry.length // max(1, math.prod(entry.shape)), name  # the widest dtype first
+
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
+    entries, end = sorted(shards.entries.items(), key=order), 0
+    for name, entry in entries:
+        start, end = end, end + entry.length
+        header[name] = {"dtype": entry.kind, "shape": entry.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    draft = folder / f"{WHOLE}.tmp"
+    with draft.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, entry in entries:
+            file.writelines(_pieces(entry))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(folder / WHOLE)
+    (folder / INDEX).unlink()
+    for path in sorted({entry.path for _, entry in entries}, reverse=True):
+        path.unlink()
+    return True
+
+
+def _pieces(entry: Entry) -> Iterator[bytes]:
+    """Yield a tensor's bytes, a few at a time."""
+    with entry.path.open("rb") as file:
+        file.seek(entry.start)
+        for done in range(0, entry.length, _PIECE):
+            yield file.read(min(_PIECE, entry.length - done))
+
+
 def _weights_files(folder: Path) -> list[Path]:
     """Return a model's safetensors files, all of which exist."""
-    files = [folder / "model.safetensors"]
+    files = [folder / WHOLE]
     index = folder / INDEX
     if index.is_file():
         named = read_object(index).get("weight_map")

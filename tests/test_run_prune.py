@@ -119,7 +119,7 @@ def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, tmp_pat
     out, err = call(recipe=recipe, out=tmp_path / "other", sparsity=0.5, json=True)
     assert json.loads(out)["repeated"] is False
     assert err.splitlines()[-1] == (
-        "warning: 2 of 3 files differ from the recipe's, model-00002-of-00003.safetensors first: "
+        "warning: 1 of 1 files differ from the recipe's, model.safetensors first: "
         "the model, the texts, the options or the versions are not the same"
     )
 
@@ -451,7 +451,7 @@ def test_run_prune_refuses_a_folder_that_is_not_empty(prune_small, tmp_path):
 def test_run_prune_verify_accepts_its_own_result(prune_small, tmp_path):
     prune_small(pattern="2:4")
     out, err = call(verify=tmp_path / "out")
-    assert [line.partition(" (")[0] for line in err.splitlines()] == ["verify: 3/3"]
+    assert [line.partition(" (")[0] for line in err.splitlines()] == ["verify: 1/1"]
     assert out == (
         f"{tmp_path / 'out'}: 14 layers, 50.00% zeros, 2:4; counts and checksums are as reported\n"
     )
@@ -577,7 +577,7 @@ def test_card_says_what_became_of_the_weights_that_stay(prune_small, tmp_path):
 
 
 @pytest.fixture
-def undisturbed(prune_small, tmp_path):
+def undisturbed(prune_small, tmp_path, in_shards):
     """Prune without a disturbance, once for the module, and return the checksums."""
 
     def checksums(**options):

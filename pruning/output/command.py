@@ -99,7 +99,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     calibration = windows.get("calibration")
     special = special_note(calibration.tokens, model.tokenizer) if calibration else None
     warnings = [*request.warnings, *([special] if special else [])]
-    _say("warning", warnings)  # now as well as at the end, which may be hours away
+    _say("warning", warnings)  # not at the end, which may be hours away
     recipe = request.papers(calibration.provenance if calibration else None)
     identity = {key: recipe[key] for key in _DECIDES} | {
         "model": checkpoint.fingerprint(),
@@ -122,20 +122,10 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         write_json(work.asked, request.asked(expected))
         if not work.is_whole:
             inspector = Inspector(model.config, all_layers(store), request.recipe.target)
-            inspector.shares = work.known().get("shares", {})
-            scores = partial(_scores, model=model, tasks=tasks, work=work, progress=progress)
-            by_model = {"dense": scores("dense", model.name)}
-            run = _Run(request, windows, work, inspector, progress)
-            store = run.prune(store, statistics)
-            report = _measured(work, windows["evaluation"], model) | {"warnings": warnings}
-            recipe |= {"shares": inspector.shares} if inspector.shares else {}
-
-            def measure_saved(folder: Path) -> JsonObject:
-                both = by_model | {"pruned": scores("pruned", str(folder))}
-                return zero_shot.summary(both, model.dtype)
-
-            save_result(store, model.tokenizer, recipe, report, inspector, progress, measure_saved)
+            run = _Run(request, windows, tasks, work, inspector, progress)
+            run.save(store, statistics, recipe, warnings)
         report = work.publish()
+    _say("warning", [line for line in report["warnings"] if line not in warnings])
     _print_outcome(request.out, report)
     figures = {key: value for key, value in report.items() if key != "layers"}
     group = {"group": request.recipe.target.group_name}
@@ -206,11 +196,29 @@ class _Run:
 
     request: Request
     windows: Mapping[str, Windows]
+    tasks: zero_shot.Tasks
     work: WorkFolder
     inspector: Inspector
     progress: Progress
 
-    def prune(self, store: FolderStore, statistics: Spool | None) -> FolderStore:
+    def save(
+        self, store: FolderStore, statistics: Spool | None, recipe: JsonObject, warnings: list[str]
+    ) -> None:
+        """Measure the model, prune it, measure it again and save it with its recipe and report."""
+        model, inspector = self.request.model, self.inspector
+        inspector.shares = self.work.known().get("shares", {})
+        by_model = {"dense": self._scores("dense", model.name)}
+        store = self._prune(store, statistics)
+        report = _measured(self.work, self.windows["evaluation"], model) | {"warnings": warnings}
+        recipe |= {"shares": inspector.shares} if inspector.shares else {}
+
+        def measure_saved(folder: Path) -> JsonObject:
+            both = by_model | {"pruned": self._scores("pruned", str(folder))}
+            return zero_shot.summary(both, model.dtype)
+
+        save_result(store, model.tokenizer, recipe, report, inspector, self.progress, measure_saved)
+
+    def _prune(self, store: FolderStore, statistics: Spool | None) -> FolderStore:
         """Prune, all steps that are asked for; return the store of the last."""
         work, earlier, recipe = self.work, self.request.earlier, self.request.recipe
         for number, checkpoint, shards in work.steps(len(earlier), store.checkpoint):
@@ -266,6 +274,25 @@ class _Run:
         prune(store, recipe, texts, states, statistics, self.progress, tell=tell)
         self.work.forget_work()
 
+    def _scores(self, name: str, place: str) -> list[zero_shot.Row]:
+        """Return a model's zero-shot results; each that is not known yet is kept as soon as it is.
+
+        Args:
+            name: `dense` or `pruned`.
+            place: Where it is loaded from, in the dtype and on the device of the other passes.
+        """
+        known, model = self.work.known(), self.request.model
+        if left := {task: x for task, x in self.tasks.items() if f"{name} {task}" not in known}:
+            live = load_model(place, model.dtype, model.device)
+
+            def tell(task: str, done: int, total: int) -> None:
+                self.progress(f"{name} {task}", done, total)
+
+            for task, rows in zero_shot.evaluate_tasks(live, model.tokenizer, left, tell):
+                self.work.keep(f"{name} {task}", rows)
+        known = self.work.known()
+        return [row for task in self.tasks for row in known[f"{name} {task}"]]
+
     def _spool(self, what: str) -> Spool:
         """Return a place for the statistics, or an empty one for the hidden states, as planned."""
         if what not in self.request.plan.on_disk:
@@ -297,33 +324,6 @@ def _by_text(losses: Mapping[str, Tensor], evaluation: Windows) -> list[JsonObje
     ]
 
 
-def _scores(
-    name: str,
-    place: str,
-    model: UnloadedModel,
-    tasks: zero_shot.Tasks,
-    work: WorkFolder,
-    progress: Progress,
-) -> list[zero_shot.Row]:
-    """Return a model's zero-shot results; each that is not known yet is kept as soon as it is.
-
-    Args:
-        name: `dense` or `pruned`.
-        place: Where it is loaded from, in the dtype and on the device of the other passes.
-    """
-    known = work.known()
-    if left := {task: tasks[task] for task in tasks if f"{name} {task}" not in known}:
-        live = load_model(place, model.dtype, model.device)
-
-        def tell(task: str, done: int, total: int) -> None:
-            progress(f"{name} {task}", done, total)
-
-        for task, rows in zero_shot.evaluate_tasks(live, model.tokenizer, left, tell):
-            work.keep(f"{name} {task}", rows)
-    known = work.known()
-    return [row for task in tasks for row in known[f"{name} {task}"]]
-
-
 def _counts(report: JsonObject) -> str:
     layers = report["layers"]
     zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
@@ -336,7 +336,6 @@ def _number(value: float | None) -> str:
 
 def _print_outcome(out: Path, report: JsonObject) -> None:
     source = _source(report)
-    _say("warning", report["warnings"])
     for name in ("dense", "pruned"):
         print(f"{name + ' perplexity':17} {_number(report[f'{name}_perplexity'])} ({source})")
     for text in report["by_text"] if len(report["by_text"]) > 1 else []:

@@ -10,6 +10,7 @@ from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
+from pruning import checkpoint
 from pruning.checkpoint import Checkpoint
 from pruning.masks import Layer, Model, NOfM, Row, Target
 from pruning.metric import Metric
@@ -87,6 +88,36 @@ def test_save_result_reports_every_layer_and_what_was_measured(tmp_path, saved):
     assert layers[0] == {"name": FIRST, "zeros": 128, "size": 256, "pattern_ok": True}
 
 
+def test_save_result_makes_one_file_of_a_small_model(tmp_path, saved, dense):
+    saved(tmp_path)
+    (path,) = tmp_path.glob("*.safetensors*")
+    assert path.name == "model.safetensors"
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert json.loads((tmp_path / "pruning_recipe.json").read_text())["sha256"] == sums
+    assert load_file(path).keys() == load_file(dense / path.name).keys()
+    verify_result(tmp_path)
+
+
+def test_join_shards_writes_what_safetensors_would(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_PIECE", 5)
+    shards = {
+        "a.safetensors": {"h": torch.randn(3, 3).half(), "ö": torch.randn(2, 5)},
+        "b.safetensors": {"b": torch.randn(7).bfloat16(), "a": torch.ones(())},
+    }
+    for name, tensors in shards.items():
+        save_file(tensors, tmp_path / name)
+    places = {key: name for name, tensors in shards.items() for key in tensors}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert checkpoint.join_shards(tmp_path)
+    (path,) = tmp_path.iterdir()
+    tensors = {key: value for of_shard in shards.values() for key, value in of_shard.items()}
+    save_file(tensors, tmp_path / "expected", metadata={"format": "pt"})
+    assert path.read_bytes() == (tmp_path / "expected").read_bytes()
+    assert not checkpoint.join_shards(tmp_path / path.name)
+
+
+@pytest.mark.usefixtures("in_shards")
 def test_save_result_records_each_blocks_shard_with_its_tensors(tmp_path, saved, dense):
     saved(tmp_path)
     shards = sorted(tmp_path.glob("*.safetensors"))
@@ -217,6 +248,7 @@ def test_inspector_judges_each_comparison_group(tmp_path, target, rows, holds):
     ],
     ids=["fewer zeros", "other weights"],
 )
+@pytest.mark.usefixtures("in_shards")
 def test_verify_result_names_what_changed_in_a_shard(tmp_path, saved, factor, message):
     saved(tmp_path)
     path = tmp_path / SHARD
@@ -228,6 +260,7 @@ def test_verify_result_names_what_changed_in_a_shard(tmp_path, saved, factor, me
     assert message in refused(tmp_path)
 
 
+@pytest.mark.usefixtures("in_shards")
 def test_verify_result_refuses_what_is_cut_short_or_missing(tmp_path, saved):
     saved(tmp_path)
     path = tmp_path / SHARD
