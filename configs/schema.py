@@ -102,9 +102,9 @@ class Text(_Section):
         if self.windows is None and self.seed is not None:
             raise ValueError(f"seed must be null if windows is null, got {self.seed}")
         if (self.windows or 1) * self.length > MOST_TOKENS:
+            most = MOST_TOKENS // self.length
             raise ValueError(
-                f"windows x length must be at most {MOST_TOKENS} tokens, got {self.windows} x "
-                f"{self.length}"
+                f"windows must be at most {most} of {self.length} tokens, got {self.windows}"
             )
         return self
 

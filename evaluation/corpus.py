@@ -181,7 +181,7 @@ def check_layout(windows: int | None, length: int, seed: int | None) -> None:
         raise ValueError(f"seed must be at least 0, or None; got {seed}")
     if (windows or 1) * length > MOST_TOKENS:
         raise ValueError(
-            f"windows x length must be at most {MOST_TOKENS} tokens; got {windows} x {length}"
+            f"windows must be at most {MOST_TOKENS // length} of {length} tokens; got {windows}"
         )
 
 
@@ -190,8 +190,13 @@ def _window_starts(
 ) -> np.ndarray:
     needed = length if windows is None or seed is not None else windows * length
     if n_tokens < needed:
-        count = "a window" if needed == length else f"{windows} windows without overlap"
-        raise ValueError(f"{what} has {n_tokens} tokens; {count} of {length} need {needed}")
+        has = f"{what} has {n_tokens} tokens"
+        if n_tokens < length:
+            raise ValueError(f"{has}; a window must be at most as long, got {length}")
+        raise ValueError(
+            f"{has}; {windows} windows without overlap of {length} need {needed}: at most "
+            f"{n_tokens // length} fit"
+        )
     if windows is None:
         return np.arange(0, n_tokens - length + 1, length)
     if seed is None:

@@ -154,10 +154,12 @@ def _host_lines(needs: WorkerNeeds, workers: int | None, available: float) -> li
     total, free = per_node + workers * per_worker, size_text(available)
     noun = "worker" if workers == 1 else "workers"
     if total > available:
+        most = int((available - per_node) // per_worker)
+        fit = f"set ray.workers to {most} at most, or " if most > 0 else ""
         raise ValueError(
             f"this machine must have {size_text(total, up=True)} free for {workers} {noun} "
-            f"({size_text(per_worker)} each, and {in_words(needs.node)}), got {free}: lower "
-            "ray.workers, take fewer calibration windows, a smaller dtype or model"
+            f"({size_text(per_worker)} each, and {in_words(needs.node)}), got {free}: {fit}"
+            "take fewer calibration windows, a smaller dtype or model"
         )
     return [*lines, f"memory: host with {workers} {noun} {size_text(total)} of {free}"]
 

@@ -242,11 +242,13 @@ def _say_results(summary: Summary, console: Console) -> None:
     """Print the tables of perplexities and the verdict."""
     for task in summary.tasks:
         console.print(tables.title_of(task), soft_wrap=True)
-        rows = tables.perplexity_rows(task, summary.best)
-        console.print(tables.screen_table(tables.PERPLEXITY_HEADINGS, rows))
+        table = [tables.PERPLEXITY_HEADINGS, *tables.perplexity_rows(task, summary.best)]
+        headings, *rows = [(name, *rest) for name, _, *rest in table]  # formulas are too wide
+        console.print(tables.screen_table(headings, rows))
     rows = tables.relative_rows(summary)
     if len(rows) > 1:
         console.print(tables.screen_table(tables.RELATIVE_HEADINGS, rows))
+    console.print(f"{tables.FOUND}: {summary.best.metric}", soft_wrap=True)
     console.print(f"verdict: {summary.verdict}", soft_wrap=True)
 
 

@@ -187,8 +187,8 @@ def test_provenance_says_where_the_tokens_come_from(windows_of, numbers_file, ca
 @pytest.mark.parametrize(
     ("windows", "length", "seed", "message"),
     [
-        (3, 34, None, "has 100 tokens; 3 windows without overlap of 34 need 102"),
-        (5, 101, 0, "has 100 tokens; a window of 101 need 101"),
+        (3, 34, None, "has 100 tokens; 3 windows without overlap of 34 need 102: at most 2 fit"),
+        (5, 101, 0, "has 100 tokens; a window must be at most as long, got 101"),
         (0, 8, None, "windows must be at least 1, or None for all; got 0"),
         (1, 0, None, "length must be at least 1 token; got 0"),
         (1, 8, -1, "seed must be at least 0, or None; got -1"),

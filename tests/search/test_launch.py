@@ -92,8 +92,8 @@ def test_validate_shows_the_plan(call):
         ("model=nowhere", "model 'nowhere' is no folder: give embedded, a folder or a hub id"),
         (
             "fitness={corpus: short.txt, split: all, windows: 32, length: 256}",
-            "fitness: corpus 'short.txt', split 'all' has 6 tokens; 32 windows without overlap of "
-            "256 need 8192",
+            "fitness: corpus 'short.txt', split 'all' has 6 tokens; a window must be at most as "
+            "long, got 256",
         ),
         (
             "ray.cpus_per_worker=1000",
