@@ -109,10 +109,9 @@ class Reconstruction:
         adam = torch.optim.Adam([{"params": [w], "lr": _rate(w)} for w in free.values()])
         order = random.Random(f"{self._seed} {block}")
         windows = order.sample(range(lesson.windows), min(lesson.windows, MOST_WINDOWS))
-        held, taught = windows[::HELD_BACK], windows.copy()
-        del taught[::HELD_BACK]
-        steps = EPOCHS * len(taught)
-        schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
+        held = windows[::HELD_BACK]
+        taught = [window for window in windows if window not in held]
+        schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, EPOCHS * len(taught))
         kept = {name: weights[name] for name in names}
         errors = [_mean_error(error, kept, held)]
         for _ in range(EPOCHS):

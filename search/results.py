@@ -65,11 +65,7 @@ def finish(
     winner, standings, factors = _choose(experiment, pool, state.finalists(), console)
     selection = [finalist.model_dump() for finalist in standings]
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
-    title = "measuring the winner, the front and the baselines on the report text"
-    requests = 1 + len(state.pareto_front) + 2 * _KNOWN
-    places = range(len(experiment.tasks))
-    with step(console, title, len(places) * requests) as progress, pool.counting(progress.advance):
-        tasks = [_measure(experiment, pool, place, winner, state) for place in places]
+    tasks = _measure_all(experiment, pool, winner, state, console)
     verdict = verdict_of(tasks, winner.criterion.text)
     told = (verdict.kind, verdict.sentence)
     folder.write_best(winner, experiment.origin(told, candidate=winner.index, selection=selection))
@@ -178,6 +174,17 @@ def _selection_losses(
         complete = all(losses[task] and all(map(math.isfinite, losses[task])) for task in tasks)
         measured.append(losses if complete else [])
     return measured
+
+
+def _measure_all(
+    experiment: Experiment, pool: Pool, winner: Record, state: State, console: Console
+) -> list[TaskResult]:
+    """Measure every task on its report text."""
+    title = "measuring the winner, the front and the baselines on the report text"
+    requests = 1 + len(state.pareto_front) + 2 * _KNOWN
+    places = range(len(experiment.tasks))
+    with step(console, title, len(places) * requests) as progress, pool.counting(progress.advance):
+        return [_measure(experiment, pool, place, winner, state) for place in places]
 
 
 def _measure(
