@@ -8,37 +8,47 @@ itself can be tried: a small shape, and figures that say nothing of a GPU.
 import json as json_text
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
 import typer
-from prune_7b import LLAMA_1_3B, LLAMA_7B, make_checkpoint
+from prune_7b import LLAMA_1_3B, LLAMA_7B, copy_seconds, drop_cache, make_checkpoint
 from real_run import RealRun
 from tables import ROOT, conditions, rank_correlation, show, write_json
 
 from pruning.baselines import NAMED
+from pruning.checkpoint import Checkpoint
 from pruning.criterion import Criterion
-from pruning.masks import NOfM, Target, group_of
+from pruning.masks import Group, NOfM, Target, group_of
+from pruning.metric import Metric
+from pruning.models import load_config
+from pruning.pruner import prune
+from pruning.recipe import Recipe
+from pruning.spool import DiskSpool
+from pruning.store import FolderStore
+from pruning.walk import Texts
 from search.fitness import Evaluator
 from search.population import Candidate
 
 GIB = 2**30
 
 SHAPES = (
-    (76, "LLaMA-2-7B", LLAMA_7B, 2048),
-    (22, "LLaMA 1.3B", LLAMA_1_3B, 2048),
-    (7, "LLaMA 350M", {"hidden": 1024, "intermediate": 2816, "layers": 24, "heads": 16}, 1024),
-    (0, "LLaMA 20M", {"hidden": 256, "intermediate": 704, "layers": 4, "heads": 4}, 128),
+    (76, ("LLaMA-2-7B", LLAMA_7B, 2048)),
+    (22, ("LLaMA 1.3B", LLAMA_1_3B, 2048)),
+    (7, ("LLaMA 350M", {"hidden": 1024, "intermediate": 2816, "layers": 24, "heads": 16}, 1024)),
+    (0, ("LLaMA 20M", {"hidden": 256, "intermediate": 704, "layers": 4, "heads": 4}, 128)),
 )
 """Least GiB of device memory, name, shape, and tokens of a window."""
 
@@ -80,7 +90,7 @@ def main(
     rows: list[Row] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder, prefix="gpu-") as work:
-        for part in (_tests, _masks, _search, _fitness):
+        for part in (_tests, _arithmetic, _masks, _search, _fitness, _pruning):
             try:
                 for row in part(Path(work).absolute(), device):
                     rows.append(row)
@@ -105,6 +115,30 @@ def _tests(work: Path, device: str) -> Iterator[Row]:
     last = (done.stdout.strip().splitlines() or [""])[-1]
     ran = device == "cpu" or "passed" in last
     yield Row("tests marked gpu", "all pass", last, done.returncode == 0 and ran)
+
+
+def _arithmetic(work: Path, device: str) -> Iterator[Row]:
+    """Compare a forward pass with matrix products, and masks with reading their matrix."""
+    _, shape, length = _large(device)
+    hidden, wide = shape["hidden"], shape["intermediate"]
+    states = torch.randn(length, hidden, device=device, dtype=torch.bfloat16)
+    weight = torch.randn(wide, hidden, device=device, dtype=torch.bfloat16)
+    seconds = _seconds(lambda: states @ weight.T, device, times=20)
+    rate = 2 * length * hidden * wide / seconds / 1e12
+    yield Row(f"bf16 product of {length} x {hidden} x {wide}", "", f"{rate:.1f} Tflop/s")
+    matrix = weight.float().abs()
+    read = _seconds(matrix.amax, device, times=20)
+    for metric in ("wanda", "snip"):
+        formula = NAMED[metric].criterion.metric
+        for name in ("row", "2:4"):
+            group = TARGETS[name].group
+
+            def mask(formula: Metric = formula, group: Group = group) -> object:
+                return group.mask(formula.score(W=matrix, G=matrix, X=matrix[:1]), 0.5)
+
+            took = _seconds(mask, device, times=20)
+            check = f"scores and mask of a matrix by {metric}, {name}"
+            yield Row(check, "", f"{took * 1e3:.2f} ms, {took / read:.1f} times reading it once")
 
 
 # Masks and a search on the embedded model
@@ -187,9 +221,8 @@ def _evaluator(run: RealRun, device: str) -> Evaluator:
 
 def _fitness(work: Path, device: str) -> Iterator[Row]:
     """Measure candidates on a model that fits the device, and compare memory with the plan."""
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0
-    _, name, shape, length = next(each for each in SHAPES if each[0] <= memory)
-    make_checkpoint(shape, work / "dense", disk=1.1)
+    name, shape, length = _large(device)
+    make_checkpoint(shape, work / "dense", disk=3)
     settings = [
         *_settings(device)[:2],
         *(f"model={work / 'dense'}", "dtype=bfloat16", "search.candidates=6"),
@@ -224,8 +257,45 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
         "a stage of 1 window": lambda: resident.measure(0, 1),
         "8 windows": lambda: resident.measure(0, 8),
     }
-    for step, action in steps.items():
-        yield Row(f"{name}: {step}", "", f"{_seconds(action, device):.2f} s")
+    took = {step: _seconds(action, device) for step, action in steps.items()}
+    for step, seconds in took.items():
+        yield Row(f"{name}: {step}", "", f"{seconds:.2f} s")
+    size = sum(parameter.numel() for parameter in resident.store.model.parameters())
+    rate = 2 * size * 8 * length / took["8 windows"] / 1e12
+    yield Row(f"{name}: forward", "", f"{rate:.1f} Tflop/s")
+
+
+def _pruning(work: Path, device: str) -> Iterator[Row]:
+    """Prune that model block by block, against the time that the disk needs for its files."""
+    name, _, length = _large(device)
+    dense = work / "dense"
+    disk = copy_seconds(dense, work / "copy")
+    yield Row(f"{name}: files read and written once", "", f"{disk:.1f} s")
+    config = load_config(str(dense))
+    tokens = torch.randint(0, 1000, (8, length), generator=torch.Generator().manual_seed(0))
+    for metric in ("magnitude", "wanda", "snip"):
+        known = NAMED[metric].criterion
+        out = work / metric
+        out.mkdir()
+        drop_cache(dense)
+        store = FolderStore(Checkpoint(dense), config, "bfloat16", device, out)
+        recipe = Recipe(known.metric, Target(0.5, group_of(known.group)))
+        states, statistics = (DiskSpool(work / "aside" / x) for x in ("states", "statistics"))
+        with _peak_of_device(device) as peak, _busy(device) as busy:
+            began = time.perf_counter()
+            prune(store, recipe, Texts(tokens), states, statistics)
+            store.write_outside()
+            seconds = time.perf_counter() - began
+        came = f"{seconds:.1f} s, {seconds / disk:.2f} of the disk's; device {peak() / GIB:.2f} GiB"
+        yield Row(f"{name}: {metric}, block by block", "", f"{came}, {busy()} busy")
+        for folder in (out, work / "aside"):
+            shutil.rmtree(folder)
+
+
+def _large(device: str) -> tuple[str, Mapping[str, int], int]:
+    """Return name, shape and window length of the largest model that fits the device."""
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0
+    return next(about for least, about in SHAPES if least <= memory)
 
 
 def _planned(settings: Sequence[str]) -> dict[str, float]:
@@ -260,12 +330,34 @@ def _peak_of_device(device: str) -> Iterator[Callable[[], int]]:
         thread.join()
 
 
-def _seconds(action: Callable[[], object], device: str) -> float:
-    began = time.perf_counter()
-    action()
+@contextmanager
+def _busy(device: str) -> Iterator[Callable[[], str]]:
+    """Watch how much of the time some kernel runs on the device; yield a function that says it."""
+    if device != "cuda":
+        yield lambda: "nothing"
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    watch = subprocess.Popen([*query, "--loop-ms=200"], stdout=subprocess.PIPE, text=True)
+    told: list[str] = []
+    try:
+        yield lambda: f"{fmean(map(float, told)):.0f}%" if told else "not known"
+    finally:
+        watch.terminate()
+        told += watch.communicate()[0].split()
+
+
+def _seconds(action: Callable[[], object], device: str, times: int = 1) -> float:
+    """Return the mean time of an action, after one that warms up where there are several."""
+    if times > 1:
+        action()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    began = time.perf_counter()
+    for _ in range(times):
+        action()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / times
 
 
 if __name__ == "__main__":
