@@ -6,7 +6,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 from toy_models import FAMILIES, toy_model, toy_windows
 
-from pruning.attention import NAME, causal_attention, use_blocked_attention
+from pruning import attention
+from pruning.attention import NAME, _attention_forward, causal_attention, use_blocked_attention
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
@@ -48,3 +49,14 @@ def test_another_attention_than_torchs_is_left_alone():
     model.set_attn_implementation("eager")
     use_blocked_attention(model)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_gradients_on_another_device_are_taken_in_blocks(monkeypatch, asked):
+    calls = []
+    monkeypatch.setattr(
+        attention, "sdpa_attention_forward", lambda *_, **__: calls.append(1) or (1, 2)
+    )
+    heads = [torch.empty(1, 2, 8, 4, device="meta", requires_grad=asked) for _ in range(3)]
+    _attention_forward(torch.nn.Module(), *heads, None)
+    assert len(calls) == (not asked)
