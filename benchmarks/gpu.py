@@ -39,6 +39,7 @@ from pruning.recipe import Recipe
 from pruning.spool import DiskSpool
 from pruning.store import FolderStore
 from pruning.walk import Texts
+from search.fingerprint import tensors_digest
 from search.fitness import Evaluator
 from search.population import Candidate
 
@@ -176,8 +177,9 @@ def _search(work: Path, device: str) -> Iterator[Row]:
     yield Row("the same search again", "same journal", _same(same["second"]), same["second"])
     yield Row("killed and resumed", "same journal", _same(same["killed"]), same["killed"])
     run = RealRun(work / "first")
-    evaluated = [record for record in run.records if record.fitness is not None]
-    best = sorted(evaluated, key=lambda record: record.rank)[:10]
+    # Others were not measured to the end, and have an estimate.
+    whole = [r for r in run.records if r.fitness is not None and not r.outcome.reason]
+    best = sorted(whole, key=lambda record: record.rank)[:10]
     here = _evaluator(run, "cpu")
     again = [here.evaluate(Candidate(0, record.criterion)).fitness or inf for record in best]
     agreement = rank_correlation([record.rank[0] for record in best], again)
@@ -260,6 +262,10 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     took = {step: _seconds(action, device) for step, action in steps.items()}
     for step, seconds in took.items():
         yield Row(f"{name}: {step}", "", f"{seconds:.2f} s")
+    twice = [tensors_digest(evaluator.collect_statistics(0)) for _ in range(2)]
+    same = twice[0] == twice[1]
+    came = "the same bits" if same else "OTHER BITS"
+    yield Row(f"{name}: statistics again", "the same bits", came, same)
     size = sum(parameter.numel() for parameter in resident.store.model.parameters())
     rate = 2 * size * 8 * length / took["8 windows"] / 1e12
     yield Row(f"{name}: forward", "", f"{rate:.1f} Tflop/s")
