@@ -44,7 +44,7 @@ class RealRun:
             for subject in range(len(self.experiment.subjects))
         ]
         self.fingerprints = Fingerprints(
-            [(probes[task.subject], task.target) for task in self.experiment.tasks]
+            [(probes[t.subject], t.target) for t in self.experiment.tasks if t.weight]
         )
 
     def evolution(self) -> Evolution:

@@ -66,6 +66,7 @@ VARIANTS: dict[str, Variant] = {
     SHIPPED: Variant(),
     "random search": Variant(["search.crossover=0", "search.mutation=0", "search.brood=1"]),
     "no broods": Variant(["search.brood=1"]),
+    "broods of 8": Variant(["search.brood=8"]),
     "broods of 48": Variant(["search.brood=48"]),
     "no crowding": Variant(["search.crowding=0"]),
     "no parsimony": Variant(replaced={"search.population.RESOLUTION": 1e-12}),
