@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -88,8 +89,8 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
 
-def join_shards(folder: Path) -> bool:
-    """Make a single file of a model's shards if it is small enough; return whether it was.
+def join_shards(folder: Path) -> str | None:
+    """Make a single file of a model's shards; return its sha256, or None if it would be too large.
 
     It has the bytes that safetensors would write, copied piece by piece.
 
@@ -97,32 +98,33 @@ def join_shards(folder: Path) -> bool:
         OSError: If it cannot be written; then the shards stay.
     """
     shards = Checkpoint(folder)
-    if shards.size > MAX_SHARD or not (folder / INDEX).exists():
-        return False
+    if shards.size > MAX_SHARD:
+        return None
 
     def order(item: tuple[str, Entry]) -> tuple[int, str]:
         name, entry = item
         return -entry.length // max(1, math.prod(entry.shape)), name  # the widest dtype first
 
     header: JsonObject = {"__metadata__": {"format": "pt"}}
-    entries, end = sorted(shards.entries.items(), key=order), 0
-    for name, entry in entries:
+    entries = dict(sorted(shards.entries.items(), key=order))
+    places, end = list(entries.values()), 0
+    for name, entry in entries.items():
         start, end = end, end + entry.length
         header[name] = {"dtype": entry.kind, "shape": entry.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    draft = folder / f"{WHOLE}.tmp"
+    draft, digest = folder / f"{WHOLE}.tmp", hashlib.sha256()
     with draft.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, entry in entries:
-            file.writelines(_pieces(entry))
+        for piece in chain([len(text).to_bytes(8, "little"), text], *map(_pieces, places)):
+            file.write(piece)
+            digest.update(piece)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(folder / WHOLE)
     (folder / INDEX).unlink()
-    for path in sorted({entry.path for _, entry in entries}, reverse=True):
+    for path in sorted({entry.path for entry in places}, reverse=True):
         path.unlink()
-    return True
+    return digest.hexdigest()
 
 
 def _pieces(entry: Entry) -> Iterator[bytes]:

@@ -106,7 +106,8 @@ def sizes_of(
     """
     item, saved_item = DTYPES[dtype].itemsize, DTYPES[saved_dtype].itemsize
     leaves &= COLLECTED.keys()
-    backward = bool(need_backward(leaves))
+    of_gradients = need_backward(leaves)
+    backward = bool(of_gradients)
     config = model.config.get_text_config()
     blocks = decoder_blocks(model)
     layers_by_block = [list(layers_of_block(*block).values()) for block in blocks.items()]
@@ -133,7 +134,12 @@ def sizes_of(
         prunable=item * prunable,
         scores=4 * prunable,
         statistics=_statistics(layers, leaves & STATISTICS, statistics_dtype),
-        sums=max(sums_size(of_block, leaves) for of_block in layers_by_block),
+        # Sums of inputs are complete before those of gradients begin.
+        sums=max(
+            sums_size(of_block, part)
+            for of_block in layers_by_block
+            for part in (leaves - of_gradients, of_gradients)
+        ),
         window=item * max(evaluated, calibrated if calibration[0] else 0),
         scoring=work + saved_item * most_in_block,
         new_weights=saved_item * most_in_block,

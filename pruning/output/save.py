@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from evaluation import zero_shot
 from evaluation.sources import HUB_CORPORA
-from pruning.checkpoint import join_shards
+from pruning.checkpoint import WHOLE, join_shards
 from pruning.json_file import JsonObject, write_json
 from pruning.leaves import LEAVES
 from pruning.masks import CROWDED
@@ -100,11 +100,12 @@ def save_result(
         store.write_outside()
         _save_configs(store.config, with_revision(recipe["model"], recipe.get("revision")), folder)
         tokenizer.save_pretrained(folder)
-        layers, _ = inspector.look_at_all(folder, "save", on_progress)
+        layers, sums = inspector.look_at_all(folder, "save", on_progress)
         check_promise(folder, layers, inspector.target)
         report = _report(recipe, measured | measure_saved(folder), layers)
-        join_shards(folder)  # after what takes long: shards are what a run is resumed from
-        layers, sums = inspector.look_at_all(folder, "save", on_progress)
+        # After what takes long: shards are what a run is resumed from.
+        if digest := join_shards(folder):
+            sums = {WHOLE: digest}
         papers = {**recipe, "versions": _versions(), "sha256": sums}
         write_json(folder / RECIPE, papers)
         model_card(papers, report).save(folder / "README.md")

@@ -73,7 +73,7 @@ def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject
 
 
 class Inspector:
-    """Looks into a pruned model's files, each once: as they are written, or all at the end.
+    """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
     Args:
         config: The model's config.
@@ -135,15 +135,15 @@ class Inspector:
             Checkpoint(folder)
         except ValueError as error:
             raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-        files = sorted(folder.glob("*.safetensors"))
-        left = [path for path in files if path.name not in self._sums]
+        left = [
+            path for path in sorted(folder.glob("*.safetensors")) if path.name not in self._sums
+        ]
         with ThreadPoolExecutor(2) as pool:
             for done, _ in enumerate(pool.map(self.look, left), 1):
                 on_progress(stage, done, len(left))
         if lost := [name for name in self._names if name not in self._counts]:
             raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {lost[0]}")
-        sums = {path.name: self._sums[path.name] for path in files}
-        return [self._counts[name] for name in self._names], sums
+        return [self._counts[name] for name in self._names], dict(sorted(self._sums.items()))
 
 
 def _is_zero(weight: Tensor) -> Tensor:

@@ -109,12 +109,12 @@ def test_join_shards_writes_what_safetensors_would(tmp_path, monkeypatch):
     places = {key: name for name, tensors in shards.items() for key in tensors}
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
-    assert checkpoint.join_shards(tmp_path)
+    digest = checkpoint.join_shards(tmp_path)
     (path,) = tmp_path.iterdir()
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     tensors = {key: value for of_shard in shards.values() for key, value in of_shard.items()}
     save_file(tensors, tmp_path / "expected", metadata={"format": "pt"})
     assert path.read_bytes() == (tmp_path / "expected").read_bytes()
-    assert not checkpoint.join_shards(tmp_path / path.name)
 
 
 @pytest.mark.usefixtures("in_shards")
