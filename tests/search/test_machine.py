@@ -72,11 +72,22 @@ def test_host_is_checked_where_workers_run_on_this_machine(llama2, monkeypatch):
     free = SimpleNamespace(available=100 * GIB)
     monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: free)
     local = (llama2, "ray.address=local", "search.primitives=release")
-    with pytest.raises(ValueError, match=r"free for 1 worker .*got 100\.00 GiB: lower ray\.wor"):
+    with pytest.raises(ValueError, match=r"free for 1 worker .*got 100\.00 GiB: take fewer c"):
         memory_lines(LLAMA2, *local)
     fewer = memory_lines(LLAMA2, *local, "calibration.windows=32")
     assert fewer[-1].startswith("memory: host with 1 worker ")
     assert memory_lines(LLAMA2, llama2)
+
+
+def test_refusal_of_too_many_workers_names_the_most_that_fit(monkeypatch):
+    free = SimpleNamespace(available=100 * GIB)
+    monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: free)
+    with pytest.raises(ValueError, match=r"set ray\.workers to ") as error:
+        plan.check(schema.load("embedded", ["ray.workers=1000"]))
+    most = int(str(error.value).partition("set ray.workers to ")[2].split()[0])
+    assert plan.check(schema.load("embedded", [f"ray.workers={most}"]))
+    with pytest.raises(ValueError, match=f"set ray.workers to {most} at most"):
+        plan.check(schema.load("embedded", [f"ray.workers={most + 1}"]))
 
 
 def test_part_of_a_gpu_has_a_part_of_its_memory_and_one_of_unknown_size_is_said_to_be(llama2):
