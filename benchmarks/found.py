@@ -7,6 +7,10 @@ relative rise is the rise of log perplexity over dense, divided by that of the b
 in the cell. With several numbers of calibration windows, a last table shows how the rises grow as
 windows get fewer. Measurements are kept in a folder and not repeated, so a table of several models
 can be made in parts.
+
+`--finalists N` also takes the N fittest of each run folder. Then a last table tells whether a
+metric's units or its fitness in its search foretell its rise on a model that the search did not
+see: the rank correlation of the mean rise with the size of each exponent and with the fitness.
 """
 
 import json
@@ -22,7 +26,14 @@ from typing import Annotated, Any
 import typer
 from rich.progress import track
 from safetensors.torch import load_file, save_file
-from tables import conditions, show, show_rises, wikitext2_corpora, write_json
+from tables import (
+    conditions,
+    rank_correlation,
+    show,
+    show_rises,
+    wikitext2_corpora,
+    write_json,
+)
 
 from configs.schema import Memory
 from evaluation.corpus import Mixture, Part
@@ -33,7 +44,10 @@ from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.metric_file import read_metric
 from pruning.models import EMBEDDED, load_tokenizer
+from pruning.operators import Units
+from search.checkpoint import read_state
 from search.fitness import perplexity_of
+from search.population import Record
 from search.resident import Resident, Subject
 
 SPARSITIES = (0.5, 0.6, 0.7)
@@ -86,6 +100,9 @@ def main(
     windows: Annotated[
         int, typer.Option(help="Test windows of 512 tokens of each kind of text.")
     ] = 10,
+    finalists: Annotated[
+        int, typer.Option(help="Of each --metric that is a run folder, so many of the fittest.")
+    ] = 0,
     without: Annotated[
         str, typer.Option(help="Leave sentences with this out of a local calibration text.")
     ] = "",
@@ -98,7 +115,8 @@ def main(
     if unknown := set(published) - PUBLISHED.keys():
         raise typer.BadParameter(f"no published metric is named {min(unknown)}")
     named = {name: (PUBLISHED | FOUND)[name].criterion for name in (*published, *FOUND)}
-    for criterion in map(_criterion, metric or []):
+    fitness = {record.criterion: record.rank[0] for record in _fittest(metric or [], finalists)}
+    for criterion in (*map(_criterion, metric or []), *fitness):
         if criterion not in named.values():
             named[str(criterion)] = criterion
     sizes = [int(size) for size in samples.split(",")]
@@ -118,11 +136,17 @@ def main(
         cells = rises.setdefault(f"{setting.samples} windows of {kinds}", {})
         of_model = relative_rises(measured.dense, perplexities, published)
         cells |= {f"{Path(setting.model).name} {cell}": row for cell, row in of_model.items()}
-    of_size = {"size": {name: str(one.metric.size) for name, one in named.items()}}
+    columns = {
+        "size": {name: str(one.metric.size) for name, one in named.items()},
+        "units": {name: _units(one) for name, one in named.items()},
+    }
     for calibrated, cells in rises.items():
         by_metric = {name: {cell: cells[cell][name] for cell in cells} for name in named}
         title = f"relative rises over {len(cells)} cells, calibrated on {calibrated}"
-        show_rises(title, by_metric, of_size)
+        show_rises(title, by_metric, columns)
+        if fitness:
+            found = {one: fmean(by_metric[name].values()) for name, one in named.items()}
+            _print_foretold({one: found[one] for one in fitness}, fitness)
     if len(sizes) > 1:
         _print_growth(figures, named)
     metrics = {
@@ -139,6 +163,20 @@ def _criterion(entry: str) -> Criterion:
     if colon and group in GROUPS:
         return Criterion(read_metric(rest).metric, group)
     return read_metric(entry)
+
+
+def _fittest(entries: Sequence[str], count: int) -> Iterator[Record]:
+    """Yield the fittest of each entry that is a run folder."""
+    for path in map(Path, entries):
+        if count and (path / "checkpoint.json").is_file():
+            yield from read_state(path / "checkpoint.json").finalists(count)
+
+
+def _units(criterion: Criterion) -> str:
+    try:
+        return str(criterion.metric.units)
+    except ValueError:
+        return "disagree"
 
 
 def relative_rises(
@@ -298,6 +336,21 @@ def _print_growth(figures: Mapping[str, Any], named: Named) -> None:
             row.append(f"{fmean(values):.3f}, {fmean(two_of_four):.3f}")
         rows.append([name, *row])
     show("rises as multiples of wanda's: all cells, 2:4", ["metric", *figures], rows)
+
+
+def _print_foretold(rises: Mapping[Criterion, float], fitness: Mapping[Criterion, float]) -> None:
+    """Print what foretells a rise: the exponents' sizes or the fitness in the search."""
+    having = [one for one in rises if _units(one) != "disagree"]
+    signs = {
+        f"exponent of {scale}": {one: abs(one.metric.units[place]) for one in having}
+        for place, scale in enumerate(Units._fields)
+    }
+    rows = []
+    for name, values in {**signs, "fitness in the search": fitness}.items():
+        orders = [list(values.values()), [rises[one] for one in values]]
+        known = all(len(set(order)) > 1 for order in orders)
+        rows.append([name, str(len(values)), f"{rank_correlation(*orders):.2f}" if known else "-"])
+    show("rank correlation with the mean rise", ["of", "metrics", "correlation"], rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pruning.json_file import JsonObject, read_object
+from pruning.json_file import JsonObject, read_object, whole_file
 from pruning.spool import read_tensor
 
 WHOLE = "model.safetensors"
@@ -113,14 +113,11 @@ def join_shards(folder: Path) -> str | None:
         header[name] = {"dtype": entry.kind, "shape": entry.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    draft, digest = folder / f"{WHOLE}.tmp", hashlib.sha256()
-    with draft.open("wb") as file:
+    digest = hashlib.sha256()
+    with whole_file(folder / WHOLE) as draft, draft.open("wb") as file:
         for piece in chain([len(text).to_bytes(8, "little"), text], *map(_pieces, places)):
             file.write(piece)
             digest.update(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / WHOLE)
     (folder / INDEX).unlink()
     for path in sorted({entry.path for entry in places}, reverse=True):
         path.unlink()

@@ -1,6 +1,9 @@
-"""Reads JSON files, up to one limit of size and of depth, and says in one line what is wrong."""
+"""Reads JSON files, up to one limit of size and of depth, and writes files whole or not at all."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +54,26 @@ def parse_object(text: str, what: str) -> JsonObject:
     return content
 
 
+@contextmanager
+def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; what is written there gets its name at the end.
+
+    So a kill leaves the old file or the new one, and an error the old one; so does a power cut, if
+    the file is synced.
+    """
+    draft = path.with_name(f"{path.name}.tmp")
+    try:
+        yield draft
+        if sync:
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, content: JsonObject) -> None:
-    """Write by renaming, so that a file under its final name is a whole one."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Write an object, whole or not at all."""
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -235,15 +235,16 @@ class Metric:
                 raise ValueError(f"metric '{self.text}' uses {leaf}, and {leaf} is None: pass it")
             known[Metric(leaf)] = tensor.to(torch.float32)
             device = tensor.device
-        return self._evaluate(known, device)
+        return self.evaluate(known, device)
 
-    def _evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:
+    def evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:
+        """Return the scores, given its leaves' values; what is computed is added to `known`."""
         if self not in known:
             if self.is_constant:
                 # Two dimensions, as every operator expects.
                 known[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
             else:
-                operands = [operand._evaluate(known, device) for operand in self.operands]
+                operands = [operand.evaluate(known, device) for operand in self.operands]
                 known[self] = OPERATORS[self.name].function(*operands)
         return known[self]
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pruning.checkpoint import MAX_SHARD
 from pruning.embed_and_head import HEAD_TOKENS
 from pruning.leaves import COLLECTED, GRAM, LEAVES, STATISTICS, need_backward, sums_size
 from pruning.metric import Metric
@@ -203,8 +204,9 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Disk needed, for the result and what is put aside."""
-        return self.result + sum(self.on_disk.values())
+        """Disk needed, for the result and what is put aside; a single file is joined from shards."""
+        copies = 1 if self.result > MAX_SHARD else 2
+        return copies * self.result + sum(self.on_disk.values())
 
     def in_steps(self, steps: int) -> "Plan":
         """Return the plan of a pruning in so many steps: two models wait for the next at most."""

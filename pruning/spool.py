@@ -1,6 +1,5 @@
 """Tensors put aside during a walk: in memory, or in a folder of safetensors files."""
 
-import os
 import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from pruning.json_file import whole_file
 
 Spool = MutableMapping[str, Tensor]
 """Tensors by key; a plain dict keeps them in memory."""
@@ -29,8 +30,7 @@ class DiskSpool(MutableMapping[str, Tensor]):
     def __setitem__(self, key: str, tensor: Tensor) -> None:
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        # Renamed, as a killed process may leave a torn file. No fsync: a power cut may lose it.
-        _write_draft(path, {"tensor": tensor.contiguous()}).replace(path)
+        write_tensors(path, {"tensor": tensor.contiguous()}, sync=False)
 
     def __getitem__(self, key: str) -> Tensor:
         path = self._path(key)
@@ -71,26 +71,17 @@ def read_tensor(file: safe_open, name: str) -> Tensor:
     return tensor
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file that is complete once it has its name, even after a power cut.
+def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> None:
+    """Write a safetensors file, whole or not at all; see `whole_file`.
 
     Raises:
         OSError: If it cannot be written.
     """
-    draft = _write_draft(path, tensors)
-    with draft.open("rb+") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def _write_draft(path: Path, tensors: dict[str, Tensor]) -> Path:
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.touch()
-    mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
-    try:
-        save_file(tensors, draft, metadata={"format": "pt"})
+    with whole_file(path, sync) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
+        try:
+            save_file(tensors, draft, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path.name} cannot be written: {error}") from error
         draft.chmod(mode)
-    except SafetensorError as error:
-        draft.unlink(missing_ok=True)
-        raise OSError(f"{path.name} cannot be written: {error}") from error
-    return draft

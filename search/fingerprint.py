@@ -9,7 +9,7 @@ size of the models.
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, combinations
 
@@ -22,7 +22,7 @@ from pruning.allocation import Allocated
 from pruning.criterion import Criterion
 from pruning.leaves import LEAVES, Statistics
 from pruning.masks import DegenerateScores, NOfM, Target
-from pruning.metric import Metric
+from pruning.metric import Metric, interned
 from pruning.ranking import lowest_per_row
 from pruning.recipe import check_extremes
 
@@ -41,6 +41,10 @@ _SKETCHED = 16
 
 _KEPT = 4096
 """Number of criteria whose masks are kept in memory, a kilobyte for each task."""
+
+_PARTS = 512
+"""Number of parts of formulas whose values are kept in memory, 100 KB each for two models: most
+parts of a child are its parents' or its siblings'."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,21 @@ class Stack:
     Attributes:
         layers: Their names.
         of_probe: The places of each probe's layers, by its number.
-        leaves: Absolute weights and statistics by leaf, (layers, rows or 1, inputs or 1).
+        leaves: Absolute weights and statistics by leaf, (layers, rows or 1, inputs or 1), fp32.
     """
 
     layers: list[str]
     of_probe: dict[int, slice]
     leaves: dict[str, Tensor]
+    _known: dict[Metric, Tensor] = field(default_factory=dict)
 
     def score(self, metric: Metric) -> Tensor:
         """Return the scores, (layers, rows, inputs), fp32; they may be non-finite."""
-        return metric.score(**self.leaves).expand_as(self.leaves["W"])
+        if not self._known or len(self._known) > _PARTS:
+            self._known.clear()
+            self._known.update({interned(leaf): value for leaf, value in self.leaves.items()})
+        absolute = self.leaves["W"]
+        return metric.evaluate(self._known, absolute.device).expand_as(absolute)
 
     def check(self, metric: Metric, scores: Tensor) -> None:
         """Raise DegenerateScores if a layer's scores are not finite or are constant."""
@@ -143,10 +152,11 @@ class Fingerprints:
         sizes = [sum(w.numel() for w in probe.weights.values()) for probe, _ in tasks]
         self._probed = sum(sizes)
         words = [-(-size // 64) for size in sizes]
-        self._sketched = [
-            slice(end - count, end, -(-count // _SKETCHED))
+        places = [
+            np.arange(end - count, end, -(-count // _SKETCHED))
             for count, end in zip(words, accumulate(words), strict=True)
         ]
+        self._sketched = np.concatenate(places)
         probes = list({id(probe): probe for probe, _ in tasks}.values())
         self._probe_of = [[p is probe for p in probes].index(True) for probe, _ in tasks]
         self._stacks = stack_layers(probes)
@@ -181,13 +191,13 @@ class Fingerprints:
         differing = np.bitwise_count(self._mask(one) ^ self._mask(other)).sum()
         return int(differing) / self._probed
 
-    def sketch(self, criterion: Criterion) -> tuple[Words, ...]:
-        """Return for each task an even sample of the mask, the same places for every criterion.
+    def sketch(self, criterion: Criterion) -> Words:
+        """Return an even sample of each task's mask, the same places for every criterion.
 
         Scores that are not finite have a sketch, too.
         """
-        mask = self._mask(criterion)
-        return tuple(mask[places] for places in self._sketched)
+        sketch: Words = self._mask(criterion)[self._sketched]
+        return sketch
 
     def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
         """Count members and masks at least `least` apart, and average the pairwise distances."""

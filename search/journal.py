@@ -17,12 +17,13 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from command_line import Resumable
-from pruning.json_file import read_object
+from pruning.json_file import read_object, whole_file
 from pruning.metric_file import SCHEMA
+from pruning.spool import write_tensors
 from search.checkpoint import Checkpoint, hall_of_fame_csv
 from search.population import Record, State
 
@@ -112,7 +113,7 @@ class RunFolder:
         """
         if self._made is None:
             return False
-        if self.path.is_dir() and set(_files_in(self.path)) - {"config.yaml", "config.yaml.tmp"}:
+        if self.path.is_dir() and _files_in(self.path) not in ([], ["config.yaml"]):
             return False
         with suppress(OSError):  # if nothing can be written any more, it stays
             for name in _files_in(self.path):
@@ -131,18 +132,9 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
-        with self._whole(name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    @contextmanager
-    def _whole(self, name: str) -> Iterator[Path]:
-        """Yield a temporary path; what is written there is synced and gets its name at the end."""
-        temporary = self.path / f"{name}.tmp"
-        with _writing(temporary):
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.path / name)
+        path = self.path / name
+        with _writing(path), whole_file(path) as draft:
+            draft.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: object) -> None:
         """Write a value as JSON, whole or not at all."""
@@ -169,12 +161,9 @@ class RunFolder:
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all; a name can be a path elsewhere."""
-        with self._whole(name) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-            # safetensors makes files readable by their owner only, whatever the umask says.
-            temporary.chmod(mode)
+        path = self.path / name
+        with _writing(path):
+            write_tensors(path, {key: tensor.contiguous() for key, tensor in tensors.items()})
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
         """Return a safetensors file's tensors, or None if there is no such file.

@@ -3,9 +3,9 @@
 Criteria that prune nearly the same weights have nearly the same loss, whatever their text. So a
 Gaussian process over masks predicts how good a new one is, at the cost of a fingerprint and without
 a model: a phenotypic characterisation as in Hildebrandt and Branke (2015, Evolutionary Computation
-23(3), Section 3), with the regression of Rasmussen and Williams (2006, Algorithm 2.1). Each task
-has a process of its own, over the masks for that task: a candidate that one task has stopped tells
-of this task alone. It chooses which child of a brood to evaluate; a fitness is always measured.
+23(3), Section 3), with the regression of Rasmussen and Williams (2006, Algorithm 2.1). A mask is
+that of all tasks together, and of a stopped candidate the tasks that were measured count. It
+chooses which child of a brood to evaluate; a fitness is always measured.
 """
 
 import math
@@ -25,8 +25,8 @@ _REMEMBERED = 512
 """Number of latest measured criteria used, which bounds a prediction's time and memory."""
 
 _STEPS = 32
-"""The processes are fitted anew when so much of what they know is new: each time they know less
-than this number of criteria, then to every 2nd, 3rd, ... criterion more."""
+"""It is fitted anew when so much of what it knows is new: each time it knows less than this number
+of criteria, then to every 2nd, 3rd, ... criterion more."""
 
 _GOOD = 0.1
 """Share of the measured rises that are below the one at which differences count most."""
@@ -52,26 +52,25 @@ class Surrogate:
     """Measured criteria, by ascending index.
 
     Attributes:
-        sketch_of: Function that returns a criterion's sketch.
+        sketch_of: Function that returns a criterion's sketch, of the masks for all tasks.
         weights: The weight of each task in the fitness; they add up to 1.
         alike: Masks that differ in a smaller fraction are one: a child with a mask that was
             measured already promises nothing.
     """
 
-    sketch_of: Callable[[Criterion], Sequence[Words]]
+    sketch_of: Callable[[Criterion], Words]
     weights: Sequence[float] = (1.0,)
     alike: float = 0.0
     _records: list[Record] = field(default_factory=list)
     _dropped: int = 0
     _asked: list[int] = field(default_factory=list)
-    _processes: list["_Process"] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._processes = [_Process() for _ in self.weights]
+    _masks: Words = field(default_factory=lambda: np.empty((0, 0), np.uint64))
+    _kernel: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
+    _fitted: "_Fit | None" = None
 
     def learn(self, record: Record) -> None:
         """Add a record; those that were not measured are ignored."""
-        if record.outcome.rises:
+        if any(rise is not None for rise in record.outcome.rises):
             self._records.append(record)
 
     def ask_before(self, committed: int) -> None:
@@ -85,12 +84,28 @@ class Surrogate:
         if indices == self._asked:
             return
         fresh = [r for r in known if not self._asked or r.index > self._asked[-1]]
-        forgotten = len(self._asked) - (len(known) - len(fresh))
-        sketches = [self.sketch_of(record.criterion) for record in fresh]
         self._asked = indices
-        for task, process in enumerate(self._processes):
-            rises = [record.outcome.rises[task] for record in known]
-            process.update(forgotten, [sketch[task] for sketch in sketches], rises)
+        self._remember([self.sketch_of(record.criterion) for record in fresh], len(known))
+        self._fitted = _Fit.to(self._kernel, [self._rise_of(record) for record in known])
+
+    def _remember(self, masks: Sequence[Words], count: int) -> None:
+        """Add masks, of which there is at least one, and keep the last `count` of all."""
+        new = np.stack(masks)
+        kept = count - len(new)
+        gone = len(self._masks) - kept
+        self._masks = np.concatenate([self._masks[gone:].reshape(-1, new.shape[1]), new])
+        kernel = torch.ones(count, count, dtype=torch.float64)
+        kernel[:kept, :kept] = self._kernel[gone:, gone:]
+        for place in range(kept, count):
+            row = _correlations(self._distances_to(self._masks[place]))
+            kernel[place] = kernel[:, place] = row
+        self._kernel = kernel
+
+    def _rise_of(self, record: Record) -> float:
+        """Return the mean relative rise over the tasks that were measured."""
+        pairs = zip(self.weights, record.outcome.rises, strict=True)
+        weights, rises = zip(*((w, rise) for w, rise in pairs if rise is not None), strict=True)
+        return float(np.average(rises, weights=weights))
 
     def predict(self, criteria: Sequence[Criterion]) -> list[float]:
         """Return for each an optimistic loss relative to the remembered: lower is more promising.
@@ -99,80 +114,45 @@ class Surrogate:
         which is larger for masks unlike all measured ones. 0 while nothing has been measured;
         infinite for a mask that was measured already.
         """
-        if not self._asked or not criteria:
+        if not self._fitted or not criteria:
             return [0.0] * len(criteria)
-        sketches = zip(*map(self.sketch_of, criteria), strict=True)
-        distances, bounds = [], []
-        for process, masks in zip(self._processes, sketches, strict=True):
-            distances.append(np.stack([process.distances_to(mask) for mask in masks], axis=1))
-            bounds.append(process.predict(distances[-1]))
-        promises = np.average(bounds, axis=0, weights=self.weights)
-        known = np.mean(distances, axis=0).min(0) < self.alike
+        distances = np.stack([self._distances_to(self.sketch_of(c)) for c in criteria], axis=1)
+        promises = self._fitted.bounds(_correlations(distances))
+        known = distances.min(0) < self.alike
         return [float(promise) for promise in np.where(known, math.inf, promises)]
 
-
-class _Process:
-    """A Gaussian process over the masks for one task."""
-
-    def __init__(self) -> None:
-        self._masks = np.empty((0, 0), np.uint64)
-        self._measured = np.empty(0, np.int64)
-        self._kernel = torch.empty(0, 0, dtype=torch.float64)
-        self._mean, self._deviation = 0.0, 1.0
-        self._factor, self._coefficients = torch.empty(0, 0), torch.empty(0)
-
-    def update(self, forgotten: int, masks: Sequence[Words], rises: Sequence[float | None]) -> None:
-        """Drop the first masks, add others at the end, and fit to all relative rises.
-
-        Args:
-            forgotten: How many go.
-            masks: Those that come, at least one.
-            rises: Of all masks that are known then; None for those not measured.
-        """
-        new = np.stack(masks)
-        self._masks = np.concatenate([self._masks[forgotten:].reshape(-1, new.shape[1]), new])
-        gone = int(np.searchsorted(self._measured, forgotten))
-        kept, old = self._kernel[gone:, gone:], len(self._measured) - gone
-        self._measured = np.array([i for i, rise in enumerate(rises) if rise is not None], np.int64)
-        changed = gone or len(self._measured) > old
-        if not changed:
-            return
-        self._kernel = torch.ones(2 * (len(self._measured),), dtype=torch.float64)
-        self._kernel[:old, :old] = kept
-        for place in range(old, len(self._measured)):
-            mask = self._masks[self._measured[place]]
-            row = _correlations(self.distances_to(mask))[self._measured]
-            self._kernel[place] = self._kernel[:, place] = row
-        if self._measured.size:
-            self._fit([rise for rise in rises if rise is not None])
-
-    def _fit(self, rises: list[float]) -> None:
-        losses = _bounded(torch.tensor(rises, dtype=torch.float64))
-        self._mean, self._deviation = float(losses.mean()), float(losses.std(correction=0)) or 1.0
-        scores = (losses - self._mean) / self._deviation
-        covariance = self._kernel.clone()
-        covariance.diagonal().add_(_NOISE)
-        self._factor = torch.linalg.cholesky(covariance)
-        self._coefficients = torch.cholesky_solve(scores[:, None], self._factor)[:, 0]
-
-    def distances_to(self, mask: Words) -> npt.NDArray[np.float64]:
+    def _distances_to(self, mask: Words) -> npt.NDArray[np.float64]:
         """Return the fraction of bits in which each known mask differs from another, (known,)."""
         differing = np.bitwise_count(self._masks ^ mask).sum(1, dtype=np.int64)
         return np.asarray(differing / (8 * mask.nbytes), dtype=np.float64)
 
-    def predict(self, distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return the lower confidence bounds of masks, (masks,), 0 if nothing is known.
 
-        Args:
-            distances: To the known masks, (known, masks).
-        """
-        if not self._measured.size:
-            return np.zeros(distances.shape[1])
-        correlations = _correlations(distances[self._measured])
-        spread = torch.linalg.solve_triangular(self._factor, correlations, upper=False)
+@dataclass(frozen=True)
+class _Fit:
+    """A Gaussian process fitted to losses: scale, Cholesky factor and coefficients."""
+
+    mean: float
+    deviation: float
+    factor: Tensor
+    coefficients: Tensor
+
+    @staticmethod
+    def to(kernel: Tensor, rises: Sequence[float]) -> "_Fit":
+        """Fit to relative rises, given the correlations of their masks."""
+        losses = _bounded(torch.tensor(rises, dtype=torch.float64))
+        mean, deviation = float(losses.mean()), float(losses.std(correction=0)) or 1.0
+        covariance = kernel.clone()
+        covariance.diagonal().add_(_NOISE)
+        factor = torch.linalg.cholesky(covariance)
+        scores = ((losses - mean) / deviation)[:, None]
+        return _Fit(mean, deviation, factor, torch.cholesky_solve(scores, factor)[:, 0])
+
+    def bounds(self, correlations: Tensor) -> npt.NDArray[np.float64]:
+        """Return the lower confidence bounds of masks, given their (known, masks) correlations."""
+        spread = torch.linalg.solve_triangular(self.factor, correlations, upper=False)
         error = (1.0 - spread.square().sum(0)).clamp(min=0).sqrt()
-        scores = correlations.T @ self._coefficients - _OPTIMISM * error
-        return np.asarray((self._mean + self._deviation * scores).numpy())
+        scores = correlations.T @ self.coefficients - _OPTIMISM * error
+        return np.asarray((self.mean + self.deviation * scores).numpy())
 
 
 def _bounded(rises: Tensor) -> Tensor:

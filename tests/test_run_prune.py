@@ -604,16 +604,15 @@ def at_shard(monkeypatch):
     """Let something happen in place of the n-th shard, or spooled tensor, once."""
 
     def patch(number, act, module=store):
-        name = "write_tensors" if module is store else "_write_draft"
-        written, write = [], getattr(module, name)
+        written, write = [], module.write_tensors
 
-        def count(path, tensors):
+        def count(path, tensors, **how):
             written.append(path)
             if len(written) == number:
                 act()
-            return write(path, tensors)
+            return write(path, tensors, **how)
 
-        monkeypatch.setattr(module, name, count)
+        monkeypatch.setattr(module, "write_tensors", count)
 
     return patch
 

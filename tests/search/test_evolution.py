@@ -58,7 +58,7 @@ class Drawn:
         return abs(int(self.fingerprint(one)) - int(self.fingerprint(other))) / 1000
 
     def sketch(self, criterion):
-        return (np.frombuffer(criterion.text.ljust(64)[:64].encode(), np.uint64),)
+        return np.frombuffer(criterion.text.ljust(64)[:64].encode(), np.uint64)
 
 
 def outcome_of(candidate):

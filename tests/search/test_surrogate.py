@@ -20,7 +20,7 @@ def sketch_of(criterion):
         bits = np.zeros(8 * BYTES, np.uint8)
         bits[: int(float(ones))] = 1
         masks.append(np.packbits(bits).view(np.uint64))
-    return tuple(masks)
+    return np.concatenate(masks)
 
 
 def criterion(*bits):
@@ -67,30 +67,26 @@ def test_predict_promises_more_near_good_masks_than_near_bad_ones():
     assert predict(surrogate, 6) < predict(surrogate, 29) - 0.01
 
 
-def test_learn_takes_of_one_that_a_task_has_stopped_that_task_alone():
+def test_predict_takes_of_a_stopped_one_the_tasks_that_were_measured():
+    known = [record(0, (5, 5), 1.0, 1.0), record(1, (55, 55), 9.0, 9.0)]
     halves = (0.5, 0.5)
-    both = [record(0, (5, 5), 1.0, 1.0), record(1, (55, 55), 9.0, 9.0)]
-    surrogate = surrogate_of(*both, record(2, (30, 30), 9.0, None), weights=halves)
-    without = surrogate_of(*both, weights=halves)
-    # A mask that is bad for the first task promises as much as before for the second alone.
-    assert predict(surrogate, 30, 5) > predict(without, 30, 5)
-    assert predict(surrogate, 5, 30) == pytest.approx(predict(without, 5, 30), abs=0.01)
+    stopped, full = (record(2, (30, 30), 3.0, rise) for rise in (None, 3.0))
+    promises = [
+        predict(surrogate_of(*known, one, weights=halves), 30, 30) for one in (stopped, full)
+    ]
+    assert promises[0] == promises[1] > predict(surrogate_of(*known, weights=halves), 5, 5)
+    unmeasured = record(2, (30, 30), None, None)
+    surrogate = surrogate_of(*known, unmeasured, weights=halves)
+    assert predict(surrogate, 29, 29) == predict(surrogate_of(*known, weights=halves), 29, 29)
 
 
-def test_predict_hears_nothing_of_a_task_on_which_nothing_was_measured():
-    surrogate = surrogate_of(
-        record(0, (5, 5), 1.0, None), record(1, (55, 55), 9.0, None), weights=(0.5, 0.5)
-    )
-    assert predict(surrogate, 6, 54) < predict(surrogate, 54, 6)
-    assert predict(surrogate, 6, 54) == predict(surrogate, 6, 20)
-
-
-@pytest.mark.parametrize(("weights", "better"), [((0.5, 0.5), (10, 30)), ((0.1, 0.9), (20, 20))])
-def test_predict_weighs_tasks_as_the_fitness_does(weights, better):
-    one = [record(i, (10 + 10 * i,) * 2, *(0.8 + 0.2 * i,) * 2) for i in range(3)]
-    surrogate = surrogate_of(*one, weights=weights)
-    other = (10, 30) if better == (20, 20) else (20, 20)
-    assert predict(surrogate, *better) < predict(surrogate, *other)
+@pytest.mark.parametrize(("weights", "worse"), [((0.9, 0.1), 0), ((0.1, 0.9), 1)])
+def test_predict_weighs_tasks_as_the_fitness_does(weights, worse):
+    # The first is bad at the first task, the second at the second one.
+    known = [record(0, (5, 5), 3.0, 1.0), record(1, (55, 55), 1.0, 3.0)]
+    surrogate = surrogate_of(*known, weights=weights)
+    promises = predict(surrogate, 6, 6), predict(surrogate, 54, 54)
+    assert promises[worse] > promises[1 - worse]
 
 
 def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
@@ -100,14 +96,15 @@ def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
     assert predict(surrogate, 13) < predict(surrogate, 47) < math.inf
 
 
-def test_ask_before_may_forget_all_measurements_of_a_task(monkeypatch):
+def test_ask_before_forgets_the_oldest(monkeypatch):
     monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
-    records = [record(0, (5, 5), 1.0, 1.0), *(record(i, (9 * i, 9), 2.0, None) for i in (1, 2, 3))]
-    surrogate = Surrogate(sketch_of, (0.5, 0.5))
+    records = [record(0, 5, 1.0), *(record(i, 9 * i, 1.0 + i) for i in (1, 2, 3))]
+    surrogate = Surrogate(sketch_of)
     for one in records:
         surrogate.learn(one)
         surrogate.ask_before(one.index + 1)
-    assert predict(surrogate, 20, 5) == predict(surrogate, 20, 50)
+    latest = surrogate_of(*records[2:])
+    assert predict(surrogate, 20) == pytest.approx(predict(latest, 20), abs=0)
 
 
 def test_ask_before_remembers_the_same_however_it_was_learnt(monkeypatch):
