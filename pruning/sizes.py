@@ -204,7 +204,8 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Disk needed, for the result and what is put aside; a single file is joined from shards."""
+        """Disk needed, for the result and what is put aside."""
+        # A single file is joined from shards, which go only then.
         copies = 1 if self.result > MAX_SHARD else 2
         return copies * self.result + sum(self.on_disk.values())
 
