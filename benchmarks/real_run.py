@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from configs import schema
 from search.evolution import Evolution
 from search.experiment import resolve
-from search.fingerprint import Fingerprints, Probe
+from search.fingerprint import Probe
 from search.fitness import Evaluator, Setup
 from search.population import Candidate, Record, State
+from search.prepare import fingerprints
 from search.scale import Scale
 
 WATCH = "PRUNEVOLVE_WATCH"
@@ -43,9 +44,7 @@ class RealRun:
             Probe.from_tensors(load_file(path / f"probe{subject or ''}.safetensors"))
             for subject in range(len(self.experiment.subjects))
         ]
-        self.fingerprints = Fingerprints(
-            [(probes[t.subject], t.target) for t in self.experiment.tasks if t.weight]
-        )
+        self.fingerprints = fingerprints(self.experiment, probes)
 
     def evolution(self) -> Evolution:
         """Return the run's search as it was before its first candidate."""

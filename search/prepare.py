@@ -69,9 +69,13 @@ def prepare(
     scale = _scale(folder, experiment, pool, console)
     digests["scale"].append(scale.digest())
     check_fingerprints(folder, experiment, digests)
-    return Fingerprints(
-        [(probes[task.subject], task.target) for task in experiment.tasks if task.weight]
-    )
+    return fingerprints(experiment, probes)
+
+
+def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprints:
+    """Return the fingerprints of the tasks that count, given a probe of each model."""
+    tasks = [task for task in experiment.tasks if task.weight]
+    return Fingerprints([(probes[task.subject], task.target) for task in tasks])
 
 
 def _statistics(
