@@ -120,13 +120,12 @@ def sizes_of(
     calibrated = _activations(config, calibration[1], backward) + 2 * largest * backward
     kept_inputs = (len(blocks) if backward else 1) + 1
     put_aside = (kept_inputs + 2 * trains) * math.prod(calibration) + 2 * math.prod(evaluation)
-    work = 4 * values * largest
-    if GRAM in leaves:  # two copies of the weight, and of the Gram matrix its factor and inverses
-        most_inputs = max(layer.in_features for layer in layers)
-        work = max(work, 4 * (2 * largest + 4 * most_inputs**2))
-    if trains:
-        trained = 4 * _TRAINED_VALUES * most_in_block
-        work = max(work, trained + item * _activations(config, calibration[1], True))
+    trained = item * _activations(config, calibration[1], True)
+    work = max(
+        4 * values * largest,
+        _update(layers) if GRAM in leaves else 0,
+        (4 * _TRAINED_VALUES * most_in_block + trained) if trains else 0,
+    )
     return Sizes(
         blocks=tuple(
             item * sum(p.numel() for p in block.parameters()) for block in blocks.values()
@@ -147,6 +146,13 @@ def sizes_of(
         logits=3 * 4 * HEAD_TOKENS * config.vocab_size,  # fp32, and what is made of them
         states=item * config.hidden_size * put_aside,
     )
+
+
+def _update(layers: Sequence[nn.Linear]) -> int:
+    """Return what an update takes: two copies of a weight; a Gram matrix, factor and inverses."""
+    largest = max(layer.weight.numel() for layer in layers)
+    most_inputs = max(layer.in_features for layer in layers)
+    return 4 * (2 * largest + 4 * most_inputs**2)
 
 
 def _statistics(layers: Sequence[nn.Linear], leaves: frozenset[str], dtype: str) -> int:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from evaluation import zero_shot
 from evaluation.corpus import Windows, cut_all, special_note
 from evaluation.perplexity import losses_of, perplexity, window_losses
+from pruning.checkpoint import Checkpoint
 from pruning.json_file import JsonObject, write_json
 from pruning.memory import keep_freed_memory
 from pruning.models import load_model, with_revision
@@ -106,9 +107,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         "evaluation": windows["evaluation"].provenance,
         "zero_shot": request.options.zero_shot,
     }
-    shards = WorkFolder(request.out).result
-    of_model = (model.config, model.dtype, model.device)
-    store = FolderStore(checkpoint, *of_model, shards, request.plan.resident)
+    store = _store(request, checkpoint)
     for line in (f"pruning: {request}", *request.plan.lines()):
         print(line, file=sys.stderr)
     if request.plan.has_room_for_gaps:
@@ -128,9 +127,14 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     _say("warning", [line for line in report["warnings"] if line not in warnings])
     _print_outcome(request.out, report)
     figures = {key: value for key, value in report.items() if key != "layers"}
-    group = {"group": request.recipe.target.group_name}
-    summary = _summary(request.out, report)
-    return summary | figures | group | _comparison(request.out, expected)
+    figures["group"] = request.recipe.target.group_name
+    return _summary(request.out, report) | figures | _comparison(request.out, expected)
+
+
+def _store(request: Request, checkpoint: Checkpoint) -> FolderStore:
+    model, shards = request.model, WorkFolder(request.out).result
+    of_model = (model.config, model.dtype, model.device)
+    return FolderStore(checkpoint, *of_model, shards, request.plan.resident)
 
 
 def verify(folder: Path) -> JsonObject:
