@@ -9,6 +9,8 @@ import pytest
 import search_process
 from doc_examples import PLACED, blocks_of, put_in
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/EXTENDING.md"
 COPIED = (
