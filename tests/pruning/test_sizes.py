@@ -82,11 +82,8 @@ def test_plan_pruning_holds_all_where_that_fits():
         "statistics": found.statistics,
         "other blocks": sum(found.blocks),
     }
-    assert (plan.resident, plan.passes, plan.disk) == (
-        True,
-        3,
-        2000,
-    )  # shards, and one file of them
+    # The shards, and one file of them.
+    assert (plan.resident, plan.passes, plan.disk) == (True, 3, 2000)
     assert dataclasses.replace(plan, result=MAX_SHARD + 1).disk == MAX_SHARD + 1
     assert plan.has_room_for_gaps
 
