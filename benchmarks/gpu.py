@@ -30,9 +30,8 @@ from tables import ROOT, conditions, rank_correlation, show, write_json
 
 from pruning.baselines import NAMED
 from pruning.checkpoint import Checkpoint
-from pruning.criterion import Criterion
 from pruning.masks import Group, NOfM, Target, group_of
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from pruning.models import load_config
 from pruning.pruner import prune
 from pruning.recipe import Recipe

@@ -27,7 +27,7 @@ from tables import ROOT, conditions, show, write_json
 from configs import schema
 from configs.schema import Search
 from pruning.baselines import NAMED
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from search.evolution import Evolution
 from search.experiment import Experiment, resolve
 from search.fingerprint import Fingerprints

@@ -28,12 +28,11 @@ from configs.schema import Config
 from configs.schema import load as read_config
 from pruning import pruner, walk
 from pruning.baselines import SPARSEGPT
-from pruning.criterion import Criterion
 from pruning.json_file import JsonObject
 from pruning.leaves import LEAVES, STATISTICS, Statistics
 from pruning.masks import Target, resolve_target
 from pruning.methods import make_recipe
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from pruning.metric_file import DEFAULT_GROUP, read_metric
 from pruning.models import linear_layers, load_model, load_tokenizer
 from pruning.output.verify import LayerCount

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pruning.leaves import LEAVES
+from pruning.masks import GROUPS
 from pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
 from pruning.syntax import Tree, number_text, read_json, read_text
 
@@ -265,3 +266,36 @@ class Metric:
 def interned(name: str, operands: tuple[Metric, ...] = ()) -> Metric:
     """Return the metric; equal ones are one object, so that what follows from it is found once."""
     return Metric(name, operands)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A metric and the comparison group that it is meant for: what decides which weights go.
+
+    Attributes:
+        metric: Scores every weight.
+        group: One of `pruning.masks.GROUPS`: which weights compete with one another. An n:m
+            pattern has its own groups.
+    """
+
+    metric: Metric
+    group: str
+
+    @staticmethod
+    def parse(text: str, group: str) -> "Criterion":
+        """Read a criterion from its metric's text and its group.
+
+        Raises:
+            ValueError: If the group is unknown, and as `Metric.parse` and `check_scores_weights`.
+        """
+        if group not in GROUPS:
+            raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r:.40}")
+        return Criterion(Metric.parse(text).check_scores_weights(), group)
+
+    @property
+    def text(self) -> str:
+        """The metric's text, without the group."""
+        return self.metric.text
+
+    def __str__(self) -> str:
+        return f"{self.group}:{self.metric.text}"

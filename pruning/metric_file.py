@@ -12,10 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from pruning.baselines import NAMED, SPARSEGPT
-from pruning.criterion import Criterion
 from pruning.json_file import JsonObject, parse_object, read_text
 from pruning.masks import GROUPS
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 
 SCHEMA = 1
 """Version of `best_metric.json` and of `pruning_recipe.json`."""

@@ -81,21 +81,11 @@ class Sizes:
         return sum(self.blocks) + self.outside
 
 
-def sizes_of(
-    model: PreTrainedModel,
-    dtype: str,
-    saved_dtype: str,
-    leaves: frozenset[str],
-    calibration: tuple[int, int],
-    evaluation: tuple[int, int],
-    statistics_dtype: str = "float32",
-    values: int = USUAL_VALUES,
-    trains: bool = False,
-) -> Sizes:
-    """Return the sizes of a model.
+@dataclass(frozen=True)
+class Work:
+    """What passes a model, and what is computed of it.
 
-    Args:
-        model: Only its shapes are used.
+    Attributes:
         dtype: Of the passes, a key of `DTYPES`.
         saved_dtype: Of the pruned weights.
         leaves: All that calibration computes at one time or another.
@@ -105,8 +95,21 @@ def sizes_of(
         values: In fp32, for each weight of a matrix while it is scored and masked.
         trains: Whether each block is trained once it is pruned.
     """
-    item, saved_item = DTYPES[dtype].itemsize, DTYPES[saved_dtype].itemsize
-    leaves &= COLLECTED.keys()
+
+    dtype: str
+    saved_dtype: str
+    leaves: frozenset[str]
+    calibration: tuple[int, int]
+    evaluation: tuple[int, int]
+    statistics_dtype: str = "float32"
+    values: int = USUAL_VALUES
+    trains: bool = False
+
+
+def sizes_of(model: PreTrainedModel, work: Work) -> Sizes:
+    """Return what work on a model takes; only the model's shapes are used."""
+    item, saved_item = DTYPES[work.dtype].itemsize, DTYPES[work.saved_dtype].itemsize
+    leaves = work.leaves & COLLECTED.keys()
     of_gradients = need_backward(leaves)
     backward = bool(of_gradients)
     config = model.config.get_text_config()
@@ -116,32 +119,26 @@ def sizes_of(
     largest = max(layer.weight.numel() for layer in layers)
     prunable = sum(layer.weight.numel() for layer in layers)
     most_in_block = max(sum(x.weight.numel() for x in of_block) for of_block in layers_by_block)
-    evaluated = _activations(config, evaluation[1], False)
-    calibrated = _activations(config, calibration[1], backward) + 2 * largest * backward
+    (windows, tokens), (_, evaluated_tokens) = work.calibration, work.evaluation
+    evaluated = _activations(config, evaluated_tokens, False)
+    calibrated = _activations(config, tokens, backward) + 2 * largest * backward
     kept_inputs = (len(blocks) if backward else 1) + 1
-    put_aside = (kept_inputs + 2 * trains) * math.prod(calibration) + 2 * math.prod(evaluation)
-    trained = item * _activations(config, calibration[1], True)
-    work = max(
-        4 * values * largest,
-        _update(layers) if GRAM in leaves else 0,
-        (4 * _TRAINED_VALUES * most_in_block + trained) if trains else 0,
-    )
+    put_aside = (kept_inputs + 2 * work.trains) * windows * tokens + 2 * math.prod(work.evaluation)
+    scoring = max(4 * work.values * largest, _update(layers) if GRAM in leaves else 0)
+    if work.trains:
+        trained = item * _activations(config, tokens, True)
+        scoring = max(scoring, 4 * _TRAINED_VALUES * most_in_block + trained)
+    # Sums of inputs are complete before those of gradients begin.
+    parts = (leaves - of_gradients, of_gradients)
     return Sizes(
-        blocks=tuple(
-            item * sum(p.numel() for p in block.parameters()) for block in blocks.values()
-        ),
+        blocks=tuple(item * sum(p.numel() for p in x.parameters()) for x in blocks.values()),
         outside=item * sum(p.numel() for p in set(outside_blocks(model).values())),
         prunable=item * prunable,
         scores=4 * prunable,
-        statistics=_statistics(layers, leaves & STATISTICS, statistics_dtype),
-        # Sums of inputs are complete before those of gradients begin.
-        sums=max(
-            sums_size(of_block, part)
-            for of_block in layers_by_block
-            for part in (leaves - of_gradients, of_gradients)
-        ),
-        window=item * max(evaluated, calibrated if calibration[0] else 0),
-        scoring=work + saved_item * most_in_block,
+        statistics=_statistics(layers, leaves & STATISTICS, work.statistics_dtype),
+        sums=max(sums_size(of_block, part) for of_block in layers_by_block for part in parts),
+        window=item * max(evaluated, calibrated if windows else 0),
+        scoring=scoring + saved_item * most_in_block,
         new_weights=saved_item * most_in_block,
         logits=3 * 4 * HEAD_TOKENS * config.vocab_size,  # fp32, and what is made of them
         states=item * config.hidden_size * put_aside,

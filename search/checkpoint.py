@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from pruning.metric_file import SCHEMA, existing, resolve_metric
 from search.population import Record, State
 

@@ -9,8 +9,8 @@ replaying its records.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
+from pruning.metric import Criterion
 from search.breeding.variation import Breeder
 from search.fingerprint import Fingerprints
 from search.population import Candidate, Outcome, Record, State

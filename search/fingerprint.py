@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from pruning.allocation import Allocated
-from pruning.criterion import Criterion
 from pruning.leaves import LEAVES, Statistics
 from pruning.masks import DegenerateScores, NOfM, Target
-from pruning.metric import Metric, interned
+from pruning.metric import Criterion, Metric, interned
 from pruning.ranking import lowest_per_row
 from pruning.recipe import check_extremes
 

@@ -19,9 +19,9 @@ from configs.schema import Memory
 from evaluation.perplexity import perplexity
 from pruning.allocation import Allocated
 from pruning.baselines import BASELINES
-from pruning.criterion import Criterion
 from pruning.masks import GROUPS, DegenerateScores, Group, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
+from pruning.metric import Criterion
 from pruning.progress import Progress
 from search.population import Candidate, Outcome
 from search.resident import Resident, Subject, Weights, unwatched

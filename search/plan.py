@@ -20,6 +20,7 @@ from pruning.baselines import BASELINES
 from pruning.sizes import (
     GIB,
     Rows,
+    Work,
     WorkerNeeds,
     in_words,
     size_text,
@@ -100,17 +101,15 @@ def memory_lines(experiment: Experiment) -> list[str]:
             why = f"the config of model {subject.model} is not on this machine"
             return [f"memory: unknown, because {why}"]
         evaluated = max(x.length for role, x in texts.items() if role != "calibration")
-        sizes.append(
-            sizes_of(
-                model,
-                subject.dtype,
-                subject.dtype,
-                experiment.leaves,
-                calibration=(texts["calibration"].windows or 0, texts["calibration"].length),
-                evaluation=(0, evaluated),
-                statistics_dtype=memory.statistics,
-            )
+        work = Work(
+            subject.dtype,
+            subject.dtype,
+            experiment.leaves,
+            calibration=(texts["calibration"].windows or 0, texts["calibration"].length),
+            evaluation=(0, evaluated),
+            statistics_dtype=memory.statistics,
         )
+        sizes.append(sizes_of(model, work))
     needs_again = any(task.pattern is None for task in tasks) or len(tasks) > len(sizes)
     needs = worker_needs(
         sizes,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from configs.schema import Search
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 
 OUTCOMES = ("evaluated", "stopped", "duplicate", "degenerate", "failed")
 """Kinds of outcome; only `evaluated` has a fitness."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from configs import schema
 from configs.schema import Config
 from pruning.baselines import BASELINES
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from search.experiment import Experiment
 from search.factors import without_each
 from search.fingerprint import Fingerprints

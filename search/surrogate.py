@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from search.fingerprint import Words
 from search.population import Record
 

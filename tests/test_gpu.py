@@ -9,11 +9,10 @@ from toy_models import toy_model, toy_windows
 from toy_setup import HALF, ROLES, TWO_OF_FOUR, made_of, setup_of
 
 from pruning.checkpoint import Checkpoint
-from pruning.criterion import Criterion
 from pruning.leaves import STATISTICS
 from pruning.masks import Layer, Model, NOfM, Row, Target, select
 from pruning.methods import make_recipe
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from pruning.models import linear_layers, load_config
 from pruning.pruner import prune
 from pruning.recipe import Recipe

@@ -13,9 +13,8 @@ import run_search
 from configs import schema
 from evaluation.perplexity import window_losses
 from pruning.baselines import BASELINES
-from pruning.criterion import Criterion
 from pruning.masks import NOfM, Target, group_of
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from pruning.metric_file import resolve_metric
 from pruning.models import load_model
 from pruning.pruner import prune

@@ -98,8 +98,9 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         tasks = zero_shot.load_tasks(request.options.zero_shot or [])
     checkpoint = model.open()
     calibration = windows.get("calibration")
-    special = special_note(calibration.tokens, model.tokenizer) if calibration else None
-    warnings = [*request.warnings, *([special] if special else [])]
+    warnings = request.warnings
+    if calibration and (special := special_note(calibration.tokens, model.tokenizer)):
+        warnings.append(special)
     _say("warning", warnings)  # not at the end, which may be hours away
     recipe = request.papers(calibration.provenance if calibration else None)
     identity = {key: recipe[key] for key in _DECIDES} | {
@@ -108,8 +109,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         "zero_shot": request.options.zero_shot,
     }
     store = _store(request, checkpoint)
-    for line in (f"pruning: {request}", *request.plan.lines()):
-        print(line, file=sys.stderr)
+    print(f"pruning: {request}", *request.plan.lines(), sep="\n", file=sys.stderr)
     if request.plan.has_room_for_gaps:
         keep_freed_memory()
     statistics = kept_statistics(request.statistics, identity, store)

@@ -23,6 +23,7 @@ from pruning.pruner import check_layers
 from pruning.recipe import Recipe
 from pruning.sizes import (
     Plan,
+    Work,
     parse_size,
     plan_pruning,
     sizes_of,
@@ -302,8 +303,7 @@ def _plan(
     calibrated = sum(text.windows or 0 for text in texts.get("calibration", ()))
     all_windows = TEST_TOKENS // model.seqlen
     evaluated = sum(text.windows or text.most or all_windows for text in texts["evaluation"])
-    sizes = sizes_of(
-        model.shapes,
+    work = Work(
         model.dtype,
         model.own_dtype,
         recipe.leaves,
@@ -312,6 +312,7 @@ def _plan(
         values=values_of(recipe.metric),
         trains=recipe.training is not None,
     )
+    sizes = sizes_of(model.shapes, work)
     budget = parse_size(max_memory) if max_memory else None
     plan = plan_pruning(sizes, recipe, model.file_size, model.device, budget)
     return with_whole_model(plan, sizes) if whole else plan

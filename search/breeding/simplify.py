@@ -13,8 +13,7 @@ to overflow, underflow or rounding, the simplified metric does not.
 from collections.abc import Callable
 from functools import lru_cache
 
-from pruning.criterion import Criterion
-from pruning.metric import Metric, interned
+from pruning.metric import Criterion, Metric, interned
 from pruning.operators import OPERATORS
 from pruning.syntax import is_number
 

@@ -14,8 +14,7 @@ from typing import TypeVar
 from deap import gp
 
 from configs.schema import MAX_TREE_DEPTH, Search
-from pruning.criterion import Criterion
-from pruning.metric import Metric, interned
+from pruning.metric import Criterion, Metric, interned
 from pruning.operators import OPERATORS
 from search.breeding.primitives import (
     BLANK,

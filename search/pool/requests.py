@@ -18,7 +18,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from pruning.progress import Progress
 from search.fitness import Evaluator, Setup, ZerosAndOverlap
 from search.population import Candidate, Outcome

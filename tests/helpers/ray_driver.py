@@ -7,30 +7,15 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 
+from ray_facts import Facts
 from toy_setup import embedded_setup
 
 from configs.schema import Ray
 from search.pool.on_ray import ray_backend
 from search.pool.pool import PoolError
 from search.pool.requests import Started
-
-
-class Facts:
-    """An actor that loads nothing; the digest of its models are facts about it."""
-
-    def start(self, *arguments):
-        """Start a child, and return the facts."""
-        import ray
-
-        child = subprocess.Popen(["sleep", "1000"])
-        head = ray.get_runtime_context().gcs_address
-        return (
-            json.dumps({"worker": os.getpid(), "nice": os.nice(0), "child": child.pid}),
-            head,
-        ), 0
 
 
 def main():

@@ -1,7 +1,6 @@
 """Records of which a test says no more than what it is about."""
 
-from pruning.criterion import Criterion
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from search.population import Candidate, Outcome, Record
 
 

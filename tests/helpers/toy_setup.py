@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from evaluation.corpus import token_windows
-from pruning.criterion import Criterion
 from pruning.masks import NOfM
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from pruning.models import load_tokenizer
 from search.fitness import Evaluator, Setup, Task
 from search.pool.pool import Arrival, Pool

@@ -1,6 +1,7 @@
 """The metric language: text and JSON in and out, and everything that it refuses."""
 
 import json
+import pickle
 from functools import reduce
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from refusals import refusal
 from toy_metrics import trees
 
+from pruning.baselines import NAMED
 from pruning.leaves import LEAVES
-from pruning.metric import Metric
+from pruning.masks import GROUPS
+from pruning.metric import Criterion, Metric
 from pruning.operators import OPERATORS
 from pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
 
@@ -24,6 +27,7 @@ PRUNER_ZERO_JSON = {
 }
 VOCABULARY = f"leaves are {', '.join(LEAVES)} and numbers, operators {', '.join(OPERATORS)}"
 LEAF = {"data": "W"}
+TEXT = "mul(W, add(mul(0.5, G), sqrt(X)))"
 GUESS = f"did you mean sqrt?; {VOCABULARY}"
 NEITHER = "has something that is neither an operator call nor a leaf at column"
 
@@ -295,3 +299,39 @@ def test_text_and_json_are_read_down_to_the_depth_limit_and_no_deeper():
     assert Metric.from_release_json(nested(MAX_DEPTH)).depth == MAX_DEPTH
     message = refusal(Metric.from_release_json, nested(900))
     assert message == f"metric file: tree{'.left' * 33} is deeper than 32 levels"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_criterion_reads_metric_and_group(group):
+    criterion = Criterion.parse(TEXT, group)
+    assert (criterion.metric, criterion.group) == (Metric.parse(TEXT), group)
+    assert (criterion.text, str(criterion)) == (TEXT, f"{group}:{TEXT}")
+
+
+@pytest.mark.parametrize(
+    ("text", "group", "message"),
+    [
+        ("W", "column", "group must be one of row, layer, model, got 'column'"),
+        ("W", "2:4", "group must be one of row, layer, model, got '2:4'"),
+        ("X", "row", "metric 'X' gives every row the same scores: "),
+        ("mul(W, colsum(X))", "row", "metric 'mul(W, colsum(X))' has colsum(X): "),
+    ],
+)
+def test_criterion_refuses_an_unknown_group_and_a_metric_that_cannot_rank(text, group, message):
+    assert refusal(Criterion.parse, text, group).startswith(message)
+
+
+def test_criterion_comes_back_from_another_process():
+    criteria = {named.criterion for named in NAMED.values()}
+    criteria |= {Criterion(Metric.parse(text), "row") for text in ("1e+30", "mul(W, -0.1)", TEXT)}
+    assert pickle.loads(pickle.dumps(criteria)) == criteria
+
+
+def test_metric_crosses_as_its_text_alone_whatever_is_cached():
+    fresh = pickle.dumps(Metric.parse(TEXT))
+    used = Metric.parse(TEXT)
+    assert used.size == 8 and used.leaves == {"W", "G", "X"} and not used.problem
+    used.score(W=torch.ones(2, 2), G=torch.ones(2, 2), X=torch.ones(1, 2))
+    assert TEXT.encode() in fresh
+    assert pickle.dumps(used) == fresh
+    assert len(fresh) < len(TEXT) + 100

@@ -14,6 +14,7 @@ from pruning.recipe import Recipe
 from pruning.sizes import (
     GIB,
     LIBRARIES,
+    Work,
     plan_pruning,
     sizes_of,
     with_whole_model,
@@ -27,9 +28,8 @@ TOY_PARAMETERS = TOY_PRUNABLE + 2 * 61 * 16 + 5 * 16  # embeddings, head, norms
 
 
 def toy(dtype="float32", leaves="G", saved="float32", **options):
-    return sizes_of(
-        toy_model("llama"), dtype, saved, frozenset(leaves), (3, 12), (2, 10), **options
-    )
+    work = Work(dtype, saved, frozenset(leaves), (3, 12), (2, 10), **options)
+    return sizes_of(toy_model("llama"), work)
 
 
 def test_sizes_of_a_model_are_those_of_its_layers():

@@ -14,8 +14,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from configs.schema import Search
-from pruning.criterion import Criterion
 from pruning.masks import DegenerateScores
+from pruning.metric import Criterion
 from search.breeding.variation import Breeder
 from search.evolution import Evolution
 from search.population import Candidate, Outcome, Record, State

@@ -9,8 +9,8 @@ from toy_setup import ROLES
 
 from configs import schema
 from configs.schema import Config, Memory
-from pruning.criterion import Criterion
 from pruning.masks import NOfM
+from pruning.metric import Criterion
 from pruning.models import linear_layers, load_config, load_model
 from search.experiment import Experiment, resolve
 from search.fitness import Evaluator

@@ -7,10 +7,9 @@ import pytest
 import torch
 from refusals import refusal
 
-from pruning.criterion import Criterion
 from pruning.leaves import Statistics
 from pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from search.fingerprint import Fingerprints, Probe, tensors_digest
 
 HALF = Target(0.5, Row())

@@ -25,8 +25,8 @@ from toy_setup import (
 
 from configs.schema import Memory
 from evaluation.perplexity import window_losses
-from pruning.criterion import Criterion
 from pruning.masks import select
+from pruning.metric import Criterion
 from pruning.models import linear_layers, load_model
 from pruning.pruner import prune
 from pruning.recipe import Recipe

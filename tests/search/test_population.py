@@ -19,7 +19,7 @@ from refusals import refusal
 from toy_records import record_of
 
 from configs.schema import Search
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from search.population import (
     LEEWAY,
     OUTCOMES,

@@ -10,7 +10,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import termios
 import time
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ import psutil
 import pytest
 from ray_cluster import cluster_of
 from search_process import (
-    ROOT,
     assert_same,
     begin,
     journal,
@@ -103,20 +101,6 @@ def test_resume_after_every_kind_of_stop_at_random_points_is_the_same(reference,
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert_same(out, reference)
-
-
-def test_search_under_many_faults_ends_as_without_them(tmp_path):
-    """`benchmarks/soak.py` in its small form."""
-    figures = tmp_path / "figures.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--json", str(figures)]
-    command += ["--candidates=80", "--seed=1", "--pause=1", "--minutes=10"]
-    done = run(command, timeout=1800)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(figures.read_text())
-    assert found["journal_identical"]
-    assert (found["lost"], found["workers_left"]) == (0, 0)
-    kinds = {"worker killed", "worker stopped", "node removed", "driver killed"}
-    assert set(found["faults"]) >= kinds
 
 
 def test_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, tmp_path):

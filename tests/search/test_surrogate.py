@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from search.population import Candidate, Outcome, Record
 from search.surrogate import Surrogate
 

@@ -3,7 +3,7 @@
 from toy_records import record_of
 
 from configs.schema import Search
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from search.breeding.variation import Breeder
 from search.population import State
 

@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.criterion import Criterion
 from pruning.leaves import LEAVES
 from pruning.masks import Target, group_of, select
-from pruning.metric import Metric
+from pruning.metric import Criterion, Metric
 from pruning.operators import OPERATORS
 from search.breeding import simplify as module
 from search.breeding.simplify import simplify

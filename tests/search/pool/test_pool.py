@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from toy_setup import drive, embedded_setup
 
-from pruning.criterion import Criterion
+from pruning.metric import Criterion
 from search.pool.pool import (
     FACTOR,
     GRACE,

@@ -64,7 +64,7 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
             pool.next_outcome()
         assert (pool.staff.ready, pool.staff.starting) == (2, 0)
         with (
-            pool_of(made, setup, wait=3.0, gpus_per_worker=0.6) as another,
+            pool_of(made, setup, wait=3.0, start=20.0, gpus_per_worker=0.6) as another,
             pytest.raises(PoolError, match=r"no worker for 3 s \(ray.wait_seconds\)"),
         ):
             another.model_digest(0)

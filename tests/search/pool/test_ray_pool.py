@@ -9,8 +9,8 @@ from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arriv
 from toy_models import assert_same_tensors
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
 
-from pruning.criterion import Criterion
 from pruning.masks import NOfM
+from pruning.metric import Criterion
 from search.fitness import Task
 from search.pool import pool as pools
 from search.pool.requests import CompareMasks, ProbeTensors, WindowLosses
