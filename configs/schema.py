@@ -364,7 +364,8 @@ class Config(_Section):
     pruning: Pruning = Pruning()
     tasks: list[TaskEntry] = Field(
         default=[],
-        description="tasks that make up the fitness; empty: one task, of model and pruning",
+        description="tasks that make up the fitness, measured in this order, so what is cheap or "
+        "tells most first; empty: one task, of model and pruning",
     )
     search: Search = Search()
     memory: Memory = Memory()

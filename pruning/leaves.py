@@ -192,7 +192,7 @@ class _BlockInfluence:
         self._total += values.sum()
 
     def result(self, seen: Seen) -> Tensor:
-        return 1 - self._total / seen.tokens
+        return (1 - self._total / seen.tokens).clamp(min=0)  # of two equal states, rounding left
 
 
 class _SquaredOutputGradients:

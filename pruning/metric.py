@@ -246,7 +246,9 @@ class Metric:
                 known[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
             else:
                 operands = [operand.evaluate(known, device) for operand in self.operands]
-                known[self] = OPERATORS[self.name].function(*operands)
+                operator = OPERATORS[self.name]
+                unsigned = operator.unsigned if self.operands[-1].never_negative else None
+                known[self] = (unsigned or operator.function)(*operands)
         return known[self]
 
     @cached_property

@@ -155,6 +155,8 @@ class Operator:
         typing: How the result's shape follows from the operands'.
         twin: The operator that has a mean where this one has a sum or a norm; empty if it has
             neither.
+        unsigned: The same function where the last operand is certainly 0 or more, if there it
+            takes less work.
     """
 
     arity: int
@@ -164,6 +166,7 @@ class Operator:
     units: Callable[..., Units | None]
     typing: Typing = _ELEMENTWISE
     twin: str = ""
+    unsigned: Callable[..., Tensor] | None = None
 
 
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
@@ -180,6 +183,10 @@ def _divide_by_rms(x: Tensor, y: Tensor) -> Tensor:
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
     smallest = SMALLEST_DIVISOR
     return x / torch.where(y < 0, y.clamp(max=-smallest), y.clamp(min=smallest))
+
+
+def _quotient_by_unsigned(x: Tensor, y: Tensor) -> Tensor:
+    return x / y.clamp(min=SMALLEST_DIVISOR)
 
 
 def _square(x: Tensor) -> Tensor:
@@ -295,6 +302,7 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive",
         _if_all,
         _joined(-1),
+        unsigned=_quotient_by_unsigned,
     ),
     "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always, _power(1 / 4)),
     "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always, _power(3 / 2)),

@@ -6,7 +6,6 @@ stopped.
 """
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from torch import Tensor
 from configs.schema import Memory
 from evaluation.perplexity import perplexity
 from pruning.allocation import Allocated
-from pruning.baselines import BASELINES
 from pruning.masks import GROUPS, DegenerateScores, Group, NOfM, Target, group_of
 from pruning.memory import keep_freed_memory
 from pruning.metric import Criterion
@@ -156,16 +154,6 @@ class Evaluator:
         """Measure candidates on this scale from now on."""
         self.scale = scale
 
-    def seconds_of(self, task: int) -> float:
-        """Return how long the first stage of a task takes: pruning and measuring its windows."""
-        resident = self.residents[self.setup.tasks[task].subject]
-        criterion = BASELINES["wanda"].criterion
-        target = self.setup.tasks[task].target(criterion.group)
-        began = time.perf_counter()
-        with resident.pruned(criterion.metric, target):
-            resident.measure(0, self.setup.stages[0] if self.setup.stages else None)
-        return time.perf_counter() - began
-
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         tasks = (task for task in self.setup.tasks if task.subject == subject)
@@ -222,7 +210,7 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Outcome:
         criterion = candidate.criterion
         losses: list[list[float]] = [[] for _ in self.setup.tasks]
-        for i, end in self._visits(self.scale.order):
+        for i, end in self._visits(self.setup.tasks_of("fitness")):
             task = self.setup.tasks[i]
             resident = self.residents[task.subject]
             if len(losses[i]) == len(resident.dense):

@@ -11,7 +11,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from statistics import fmean, variance
 
 import torch
 from rich.console import Console
@@ -26,7 +25,6 @@ from search.pool.pool import Pool
 from search.pool.requests import (
     CollectStatistics,
     ProbeTensors,
-    TimeFirstStage,
     UseScale,
     UseStatistics,
     WindowLosses,
@@ -140,11 +138,8 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
         setup = experiment.setup
         title = "measuring the dense model and the named metrics on the fitness text"
         count = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
-        tasks = range(len(setup.tasks)) if len(setup.tasks) > 1 else ()
-        with step(console, title, count) as progress:
-            seconds = pool.ask([TimeFirstStage(task) for task in tasks])
-            with pool.counting(progress.advance):
-                scale = scale_of(setup, pool.ask, seconds=seconds)
+        with step(console, title, count) as progress, pool.counting(progress.advance):
+            scale = scale_of(setup, pool.ask)
         folder.write_json(SCALE, scale.model_dump())
     pool.prepare(UseScale(scale))
     return scale
@@ -192,56 +187,12 @@ def cells_of(
     return cells
 
 
-def scale_of(
-    setup: Setup,
-    ask: Ask,
-    role: str = "fitness",
-    seconds: Sequence[float] = (),
-) -> Scale:
-    """Measure the scale of one of the texts.
-
-    Args:
-        seconds: Duration of the first stage of each task; the task that discriminates best per
-            second, on average over the tasks of its model, is evaluated first. Without them, tasks
-            keep their order.
-    """
+def scale_of(setup: Setup, ask: Ask, role: str = "fitness") -> Scale:
+    """Measure the scale of one of the texts."""
     cells: list[Cell] = []
-    discriminations = []
-    order = setup.tasks_of(role)
-    for task in order:
-        dense, named = losses_of(ask, task, role)
-        task_cells = cells_of(setup, task, role, dense, named)
-        discriminations.append(_discrimination(task_cells, named))
-        cells += task_cells
-    if seconds:
-        # Each rounded to powers of two, and one model's tasks at one cost, so that the order is not
-        # a matter of what else the machine did.
-        timed = list(zip(setup.tasks, seconds, strict=True))
-        costs = [
-            fmean(time for other, time in timed if other.subject == task.subject)
-            for task in setup.tasks
-        ]
-        cheapest = min(costs)
-        rates = {
-            task: round(math.log2(told + 1e-9)) - round(math.log2(costs[task] / cheapest))
-            for task, told in zip(order, discriminations, strict=True)
-        }
-        order = sorted(order, key=lambda task: -rates[task])
-    return Scale(order=tuple(order), cells=tuple(cells))
-
-
-def _discrimination(cells: Sequence[Cell], named: Mapping[str, list[float]]) -> float:
-    """Return how well a window tells metrics apart: variance between metrics over that within."""
-    between, within = [], []
-    for cell in cells:
-        values = [
-            [rise / share / cell.rise for rise, share in zip(rises, cell.shares, strict=True)]
-            for rises in map(cell.rises, named.values())
-        ]
-        if len(values) > 1 and len(cell.windows) > 1:
-            between.append(variance(map(fmean, values)))
-            within.append(fmean(map(variance, values)))
-    return fmean(between) / max(fmean(within), 1e-9) if between else 0.0
+    for task in setup.tasks_of(role):
+        cells += cells_of(setup, task, role, *losses_of(ask, task, role))
+    return Scale(cells=tuple(cells))
 
 
 # What identifies a run

@@ -142,14 +142,8 @@ class Difference:
 
 
 class Scale(_Values):
-    """All cells; the weighted mean of their values is the fitness.
+    """All cells, in the order of the tasks; the weighted mean of their values is the fitness."""
 
-    Attributes:
-        order: Tasks of the fitness in the order in which they are evaluated.
-        cells: Cells in the order of the tasks.
-    """
-
-    order: tuple[int, ...]
     cells: tuple[Cell, ...] = Field(min_length=1)
 
     def values(self, losses: Sequence[Sequence[float]]) -> list[float | None]:
@@ -159,7 +153,7 @@ class Scale(_Values):
     def rises_by_task(self, losses: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
         """Return each task's relative rise, of its kinds of text evaluated so far; None if none."""
         rises: list[float | None] = []
-        for task in sorted(self.order):
+        for task in sorted({cell.task for cell in self.cells}):
             cells = [cell for cell in self.cells if cell.task == task]
             seen = [(cell.weight, cell.value(losses[task])) for cell in cells]
             known = [(weight, value) for weight, value in seen if value is not None]

@@ -3,12 +3,13 @@
 Criteria that prune nearly the same weights have nearly the same loss, whatever their text. So a
 Gaussian process over masks predicts how good a new one is, at the cost of a fingerprint and without
 a model: a phenotypic characterisation as in Hildebrandt and Branke (2015, Evolutionary Computation
-23(3), Section 3), with the regression of Rasmussen and Williams (2006, Algorithm 2.1). A mask is
-that of all tasks together, and of a stopped candidate the tasks that were measured count. It
-chooses which child of a brood to evaluate; a fitness is always measured.
+23(3), Section 3), with the regression of Rasmussen and Williams (2006, Algorithm 2.1). Of a stopped
+candidate the tasks that were measured count. It chooses which child of a brood to evaluate; a
+fitness is always measured.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pruning.metric import Criterion
-from search.fingerprint import Words
+from search.fingerprint import Words, differing_bits
 from search.population import Record
 
 _REMEMBERED = 512
@@ -52,7 +53,7 @@ class Surrogate:
     """Measured criteria, by ascending index.
 
     Attributes:
-        sketch_of: Function that returns a criterion's sketch, of the masks for all tasks.
+        sketch_of: Function that returns a criterion's sketch, of its masks.
         weights: The weight of each task in the fitness; they add up to 1.
         alike: Masks that differ in a smaller fraction are one: a child with a mask that was
             measured already promises nothing.
@@ -75,7 +76,7 @@ class Surrogate:
 
     def ask_before(self, committed: int) -> None:
         """Predict from records with indices below `committed` from now on; it must not decrease."""
-        usable = self._dropped + sum(record.index < committed for record in self._records)
+        usable = self._dropped + bisect_left(self._records, committed, key=lambda r: r.index)
         usable -= usable % (1 + min(usable, _REMEMBERED) // _STEPS)
         oldest = max(self._dropped, usable - _REMEMBERED)
         self._records, self._dropped = self._records[oldest - self._dropped :], oldest
@@ -124,8 +125,7 @@ class Surrogate:
 
     def _distances_to(self, mask: Words) -> npt.NDArray[np.float64]:
         """Return the fraction of bits in which each known mask differs from another, (known,)."""
-        differing = np.bitwise_count(self._masks ^ mask).sum(1, dtype=np.int64)
-        return np.asarray(differing / (8 * mask.nbytes), dtype=np.float64)
+        return np.asarray(differing_bits(self._masks, mask) / (8 * mask.nbytes), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,15 @@ def _nodes_of(
 
 def to_metric(tree: gp.PrimitiveTree) -> Metric:
     """Return a DEAP tree as a metric, node for node."""
+    return _metric_of(tuple([node.name for node in tree]))
+
+
+@lru_cache(1 << 15)  # the same factors are drawn again and again
+def _metric_of(names: tuple[str, ...]) -> Metric:
     operands: list[Metric] = []
-    for node in reversed(tree):
-        operands.append(interned(node.name, tuple(operands.pop() for _ in range(node.arity))))
+    for name in reversed(names):
+        arity = OPERATORS[name].arity if name in OPERATORS else 0
+        operands.append(interned(name, tuple([operands.pop() for _ in range(arity)])))
     return operands.pop()
 
 

@@ -88,40 +88,46 @@ class Breeder:
         primitives = primitive_set(self.search.primitives, self.search.without)
         return Variation(self.search, primitives, comparable)
 
-    def brood(self, index: int, state: State) -> Iterator[Candidate]:
-        """Make what candidate `index` is chosen from, one at a time; a seed is the only one.
+    def brood(self, index: int, state: State) -> list[Candidate]:
+        """Make what candidate `index` is chosen from; a seed is the only one.
 
         The search begins with seeds and random trees. A child equal to a parent is replaced by a
         random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
         """
         if index < len(self.seeds):
-            yield Candidate(index, simplify(self.seeds[index]))
-            return
-        for attempt in range(self.search.brood):
-            yield self._child(index, state, attempt)
+            return [Candidate(index, simplify(self.seeds[index]))]
+        with seeded(self.search.seed, index):
+            children = [self._child(index, state)]
+            for attempt in range(1, self.search.brood):
+                _seed(self.search.seed, index, attempt)
+                children.append(self._child(index, state))
+        return children
 
-    def _child(self, index: int, state: State, attempt: int) -> Candidate:
+    def _child(self, index: int, state: State) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""
         variation = self._variation
-        with seeded(self.search.seed, index, *([attempt] if attempt else [])):
-            if index >= self.search.population and state.population:
-                first, second = choose_parents(state.population, self.search.parents)
-                metric = child_of(first.criterion.metric, second.criterion.metric, variation)
-                child = simplify(Criterion(metric, self.group))
-                if child not in (first.criterion, second.criterion):
-                    return Candidate(index, child, (first.index, second.index))
-            return Candidate(index, simplify(Criterion(random_metric(variation), self.group)))
+        if index >= self.search.population and state.population:
+            first, second = choose_parents(state.population, self.search.parents)
+            metric = child_of(first.criterion.metric, second.criterion.metric, variation)
+            child = simplify(Criterion(metric, self.group))
+            if child not in (first.criterion, second.criterion):
+                return Candidate(index, child, (first.index, second.index))
+        return Candidate(index, simplify(Criterion(random_metric(variation), self.group)))
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Seed the module `random` from a key, and restore its state at the end."""
     state = random.getstate()
-    random.seed("/".join(map(str, key)))
+    _seed(*key)
     try:
         yield
     finally:
         random.setstate(state)
+
+
+def _seed(*key: int) -> None:
+    random.seed("/".join(map(str, key)))
 
 
 def random_metric(variation: Variation) -> Metric:

@@ -83,13 +83,6 @@ class ProbeTensors(Request[dict[str, Tensor]]):
 
 
 @dataclass(frozen=True)
-class TimeFirstStage(Request[float]):
-    """Return how many seconds the first stage of a task takes."""
-
-    task: int
-
-
-@dataclass(frozen=True)
 class UseStatistics(Request[None]):
     """Use a model's statistics from now on."""
 
@@ -217,8 +210,6 @@ def _result(evaluator: Evaluator, request: Request[object]) -> object:
             return evaluator.collect_statistics(subject, progress)
         case ProbeTensors(subject):
             return evaluator.probe_tensors(subject)
-        case TimeFirstStage(task):
-            return evaluator.seconds_of(task)
         case UseStatistics(subject, tensors):
             evaluator.use_statistics(subject, tensors)
         case UseScale(scale):

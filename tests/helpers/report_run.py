@@ -21,7 +21,6 @@ WINNER = "mul(W, add(G, sqr(W)))"
 CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
 
 SCALE = Scale(
-    order=(0,),
     cells=(cell_of(0, "text", 1.0, range(2), [1.0, 3.0], {"wanda": [2.0, 4.0], "snip": [2, 5]}),),
 )
 """The dense model's fitness is 2, that of wanda 3, that of snip 3.5."""

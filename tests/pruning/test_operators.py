@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pruning.leaves import LEAF_SETS
+from pruning.metric import Metric
 from pruning.operators import EXTENDED, OPERATORS, RELEASE
 
 A = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
@@ -106,3 +107,16 @@ def test_release_holds_the_operators_and_leaves_of_the_release():
     assert RELEASE.keys() == binary | unary
     assert LEAF_SETS["release"] == ("W", "G", "X")
     assert EXTENDED.items() > RELEASE.items()
+
+
+@pytest.mark.parametrize("name", [name for name, row in OPERATORS.items() if row.unsigned])
+def test_function_for_what_is_never_negative_gives_the_same_bits(name):
+    values = torch.tensor([[0.0, -0.0, 1e-20, 1e-12, 3.0, math.inf, math.nan]])
+    operator, first = OPERATORS[name], torch.tensor([[-2.0], [0.0], [5.0]])
+    one, other = (f(first, values) for f in (operator.function, operator.unsigned))
+    assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+def test_quotient_by_what_can_be_negative_keeps_its_sign():
+    scores = Metric.parse("quot(W, M)").score(W=torch.ones(1, 2), M=torch.tensor([[-2.0, 4.0]]))
+    assert scores.tolist() == [[-0.5, 0.25]]

@@ -140,6 +140,13 @@ def test_sketches_of_one_order_are_equal_and_differ_about_as_masks_do(group):
         assert np.bitwise_count(sketch ^ apart).sum() / bits == pytest.approx(exact, abs=0.06)
 
 
+def test_sketch_is_of_the_first_task_of_each_model():
+    one, other = probe(inputs=512), probe(1, inputs=512)
+    several = Fingerprints([(one, asking(0.5)), (other, asking(0.7)), (one, asking(0.9))])
+    first = Fingerprints([(one, asking(0.5)), (other, asking(0.7))])
+    assert np.array_equal(*(marks.sketch(parse("mul(W, G)", "row")) for marks in (several, first)))
+
+
 def test_fingerprint_tells_a_sum_from_a_mean_where_layers_compete():
     """Parts of layers have one size, so that on them both make the same mask."""
     one, other = "mul(W, rowmean(W))", "mul(W, rowsum(W))"

@@ -102,7 +102,7 @@ class Marks:
 
 
 def begun() -> list[Record]:
-    candidates = [next(EXPERIMENT.breeder.brood(index, State())) for index in range(6)]
+    candidates = [EXPERIMENT.breeder.brood(index, State())[0] for index in range(6)]
     return [
         Record(replace(one, fingerprint=Marks().fingerprint(one.criterion)), Outcome("failed"))
         for one in candidates

@@ -1,6 +1,5 @@
 """Cells, their values and what becomes of them, against numbers worked by hand."""
 
-from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -9,7 +8,7 @@ from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
 from pruning.baselines import BASELINES
 from search.fitness import Task
 from search.pool.requests import WindowLosses
-from search.prepare import cells_of, losses_of, scale_of
+from search.prepare import cells_of, losses_of
 from search.scale import Cell, Scale, cell_of, paired_difference
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
@@ -23,7 +22,7 @@ THIRD = FIRST.model_copy(update={"task": 1, "windows": (0, 1), "weight": 0.5, "r
 
 
 def scale(cells=(FIRST, SECOND, THIRD)):
-    return Scale(order=(0, 1), cells=cells)
+    return Scale(cells=cells)
 
 
 ONE = scale((FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
@@ -126,19 +125,6 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     assert named["wanda"] == evaluator.losses(1, "fitness", WANDA)
     assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
     assert list(measured.cells[2:]) == cells_of(evaluator.setup, 1, "fitness", dense, named)
-
-
-@pytest.mark.parametrize(("seconds", "order"), [((1.0, 1e6), (0, 1)), ((1e6, 1.0), (1, 0))])
-def test_order_begins_with_the_task_that_tells_most_a_second(evaluator, seconds, order):
-    one = evaluator.setup
-    tasks = (one.tasks[0], replace(one.tasks[1], subject=1))
-    two_models = replace(
-        one, subjects=one.subjects * 2, windows=one.windows * 2, kinds=one.kinds * 2, tasks=tasks
-    )
-    assert scale_of(two_models, asking(evaluator), seconds=seconds).order == order
-    # That of the tasks of one model does not depend on the clock.
-    of_one = [scale_of(one, asking(evaluator), seconds=s).order for s in (seconds, (1.0, 1.0))]
-    assert of_one[0] == of_one[1]
 
 
 def test_losses_leave_out_a_named_metric_that_fails():

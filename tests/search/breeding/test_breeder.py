@@ -16,7 +16,7 @@ STATE = State(committed=4, population=MEMBERS)
 def bred(group="row", seeds=(), state=STATE, **changes):
     seed_criteria = tuple(Criterion.parse(text, group) for text in seeds)
     breeder = Breeder(SEARCH.model_copy(update=changes), group, seed_criteria)
-    return [next(breeder.brood(index, state)) for index in range(60)]
+    return [breeder.brood(index, state)[0] for index in range(60)]
 
 
 def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
@@ -65,4 +65,4 @@ def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_com
 def test_brood_of_a_seed_is_the_seed_alone():
     seeds = (Criterion.parse("W", "row"),) * 5
     breeder = Breeder(SEARCH.model_copy(update={"brood": 6}), "row", seeds)
-    assert [len(list(breeder.brood(index, STATE))) for index in (0, 4, 5)] == [1, 1, 6]
+    assert [len(breeder.brood(index, STATE)) for index in (0, 4, 5)] == [1, 1, 6]
