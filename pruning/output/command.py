@@ -92,9 +92,8 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     """
     model = request.model
     _say("note", request.notes)
-    with step("reading the texts"):
+    with step("reading the texts and the zero-shot tasks"):
         windows = {role: cut_all(texts, model.tokenizer) for role, texts in request.texts.items()}
-    with step("reading the zero-shot tasks"):
         tasks = zero_shot.load_tasks(request.options.zero_shot or [])
     checkpoint = model.open()
     calibration = windows.get("calibration")
