@@ -210,7 +210,7 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Outcome:
         criterion = candidate.criterion
         losses: list[list[float]] = [[] for _ in self.setup.tasks]
-        for i, end in self._visits(self.setup.tasks_of("fitness")):
+        for i, end in self._visits():
             task = self.setup.tasks[i]
             resident = self.residents[task.subject]
             if len(losses[i]) == len(resident.dense):
@@ -239,13 +239,14 @@ class Evaluator:
         rises = self.scale.rises_by_task(losses)
         return Outcome(kind, fitness, self._tokens(losses), reason, estimate, rises)
 
-    def _visits(self, order: Sequence[int]) -> Iterator[tuple[int, int | None]]:
+    def _visits(self) -> Iterator[tuple[int, int | None]]:
         """Yield tasks with the end of the window range to measure next.
 
         All tasks to one stage, then all to the next: a second task tells more than a second stage
         of the first, and costs a pruning, which takes less time than a window.
         """
-        yield from ((task, end) for end in (*self.setup.stages, None) for task in order)
+        tasks = self.setup.tasks_of("fitness")
+        yield from ((task, end) for end in (*self.setup.stages, None) for task in tasks)
 
     def _complete(self, losses: Sequence[Sequence[float]]) -> bool:
         return all(
