@@ -35,7 +35,7 @@ def window_losses(
     """Return each window's mean negative log-likelihood.
 
     Args:
-        windows: Token ids, (N, T) with T of 2 or more; one forward pass each.
+        windows: Token ids, (N, T) with T of 2 or more.
         on_window: Called after each window with the number of windows done.
 
     Returns:

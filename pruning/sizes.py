@@ -55,7 +55,7 @@ class Sizes:
         scores: All scores, fp32.
         statistics: All statistics of the leaves.
         sums: The running sums of the block with the largest.
-        window: One window in one block, with its gradients if a leaf needs them.
+        window: What passes a block at a time, with its gradients if a leaf needs them.
         scoring: One matrix while it is scored, masked and updated, beside its block's new weights,
             or a block that is trained.
         new_weights: Those of the largest block, as they are saved.
@@ -90,7 +90,7 @@ class Work:
         saved_dtype: Of the pruned weights.
         leaves: All that calibration computes at one time or another.
         calibration: Number of windows for statistics, and tokens in each.
-        evaluation: Number of windows for perplexity, and tokens in each.
+        evaluation: Number of windows for perplexity, and tokens that pass at a time.
         statistics_dtype: Of the matrices among the statistics.
         values: In fp32, for each weight of a matrix while it is scored and masked.
         trains: Whether each block is trained once it is pruned.

@@ -31,6 +31,10 @@ from pruning.spool import write_tensors
 _DTYPES = ("F32", "BF16", "F16")
 """What weights may be in files, in safetensors' words."""
 
+BATCH_TOKENS = 2048
+"""Tokens that pass a model in memory at a time, at least one window: short windows leave its matrix
+products too small for a GPU, or for a CPU's bf16 units."""
+
 
 class ResidentStore:
     """A model in memory: its blocks are always open.
@@ -86,8 +90,8 @@ class ResidentStore:
 
     def states(self, windows: Tensor) -> Iterator[Tensor]:
         """Yield each window's states that enter the head, (T, hidden_size)."""
-        for window in windows.to(self.device):
-            yield self.model.base_model(input_ids=window[None], use_cache=False)[0][0]
+        for batch in windows.to(self.device).split(max(1, BATCH_TOKENS // windows.shape[1])):
+            yield from self.model.base_model(input_ids=batch, use_cache=False)[0]
 
     def logits(self, states: Tensor) -> Iterator[Tensor]:
         """Yield the logits of states, (T, hidden_size); see `logits_in_parts`."""

@@ -27,6 +27,7 @@ from pruning.sizes import (
     sizes_of,
     worker_needs,
 )
+from pruning.store import BATCH_TOKENS
 from search.experiment import Experiment, resolve
 from search.population import FINALISTS
 from search.recorder import check_trackers
@@ -100,13 +101,13 @@ def memory_lines(experiment: Experiment) -> list[str]:
         if model is None:
             why = f"the config of model {subject.model} is not on this machine"
             return [f"memory: unknown, because {why}"]
-        evaluated = max(x.length for role, x in texts.items() if role != "calibration")
+        evaluated = (x.length for role, x in texts.items() if role != "calibration")
         work = Work(
             subject.dtype,
             subject.dtype,
             experiment.leaves,
             calibration=(texts["calibration"].windows or 0, texts["calibration"].length),
-            evaluation=(0, evaluated),
+            evaluation=(0, max(BATCH_TOKENS, *evaluated)),
             statistics_dtype=memory.statistics,
         )
         sizes.append(sizes_of(model, work))

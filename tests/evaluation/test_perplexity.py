@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
 
 from evaluation.perplexity import perplexity, window_losses
-from pruning import embed_and_head
+from pruning import embed_and_head, store
 from pruning.store import ResidentStore
 
 
@@ -31,6 +31,21 @@ def test_window_losses_are_the_models_own_whatever_the_chunk(family, chunk, monk
     shortest = windows[:, :2]  # with one prediction each
     expected = own_losses(model, shortest).double()
     assert_close(window_losses(ResidentStore(model), shortest), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_many_windows_pass_at_a_time_as_their_tokens_allow(family, monkeypatch):
+    monkeypatch.setattr(store, "BATCH_TOKENS", 2 * TOKENS + 1)
+    model, windows, passed = toy_model(family), toy_windows(count=3), []
+    expected = own_losses(model, windows).double()
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, given: passed.append(len(given["input_ids"])), with_kwargs=True
+    )
+    losses = window_losses(ResidentStore(model), windows)
+    assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(store, "BATCH_TOKENS", TOKENS - 1)
+    assert_close(window_losses(ResidentStore(model), windows), expected, rtol=1e-5, atol=1e-5)
+    assert passed == [2, 1, 1, 1, 1]
 
 
 def test_window_losses_of_a_bf16_model_are_of_fp32_logits():
