@@ -6,7 +6,7 @@ import pytest
 import torch
 from far_device import far_device
 from toy_models import toy_model, toy_windows
-from toy_setup import HALF, ROLES, TWO_OF_FOUR, made_of, setup_of
+from toy_setup import HALF, TWO_OF_FOUR, made_of, setup_of
 
 from pruning.checkpoint import Checkpoint
 from pruning.leaves import STATISTICS
@@ -49,15 +49,15 @@ def test_masks_are_those_of_the_cpu(target, device):
 @pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(A))))"])
 def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
-    generator = torch.Generator().manual_seed(0)
-    windows = {role: torch.randint(3, 1000, (4, 64), generator=generator) for role in ROLES}
     outcomes = []
     for place in ("cpu", device):
         tasks = (HALF, replace(TWO_OF_FOUR, weight=1.0))
-        common = {"windows": (windows,), "tasks": tasks, "leaves": STATISTICS, "stages": (1,)}
-        evaluator = made_of(setup_of(**common, device=place))
+        setup = setup_of(tasks=tasks, leaves=STATISTICS, stages=(1,), device=place)
+        evaluator = made_of(setup)
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
-    assert outcomes[1].fitness == pytest.approx(outcomes[0].fitness, abs=1e-2)
+    assert outcomes[1].kind == outcomes[0].kind
+    # A near tie may fall the other way where sums run in another order.
+    assert outcomes[1].rises == pytest.approx(outcomes[0].rises, rel=1e-2)
 
 
 @pytest.mark.parametrize("held", [0, 2])
