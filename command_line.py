@@ -32,9 +32,17 @@ REASONS = ("done", "broken", "usage", "interrupted", "folder", "nothing evaluate
 
 NOTHING_WRITTEN = "interrupted before anything was written: run the same command again"
 
-_HUB_SETTINGS = {"HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_VERBOSITY": "error"}
-"""An unreachable Hugging Face hub is asked for 3 seconds at a time, not 10, and without a line for
-each attempt. huggingface_hub reads this when it is imported, which the commands do."""
+_ENVIRONMENT = {
+    "HF_HUB_ETAG_TIMEOUT": "3",
+    "HF_HUB_VERBOSITY": "error",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+"""Read by libraries that the commands import, unless the user has set it.
+
+An unreachable Hugging Face hub is asked for 3 seconds at a time, not 10, and without a line for
+each attempt. torch asks Linux for huge pages, since each page of a large new tensor is a page
+fault: an eighth to a quarter of the time of pruning a 7B model.
+"""
 
 JSON_OPTION = typer.Option(
     "--json", help="Print one JSON object at the end, everything else to stderr."
@@ -190,7 +198,7 @@ def run_to_end(app: typer.Typer) -> NoReturn:
     A mistake in the options is reported in one line.
     """
     as_json = "--json" in sys.argv[1:]  # also if the rest cannot be parsed
-    for name, value in _HUB_SETTINGS.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         with interruptible(), redirect_stdout(sys.stderr) if as_json else nullcontext():

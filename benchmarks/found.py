@@ -40,13 +40,13 @@ from evaluation.corpus import Mixture, Part
 from pruning.baselines import FOUND, PUBLISHED
 from pruning.leaves import LEAF_SETS
 from pruning.masks import DegenerateScores, NOfM, Target, group_of
-from pruning.memory import keep_freed_memory
 from pruning.metric import Criterion
 from pruning.metric_file import read_metric
 from pruning.models import EMBEDDED, load_tokenizer
 from pruning.operators import Units
 from search.checkpoint import read_state
 from search.fitness import perplexity_of
+from search.memory import keep_freed_memory
 from search.population import Record
 from search.resident import Resident, Subject
 

@@ -201,11 +201,6 @@ class Plan:
     passes: int
 
     @property
-    def has_room_for_gaps(self) -> bool:
-        """Whether freed memory may be kept, in a heap with gaps: see `pruning.memory`."""
-        return 2 * sum(self.memory.values()) <= self.budget
-
-    @property
     def disk(self) -> int:
         """Disk needed, for the result and what is put aside."""
         # A single file is joined from shards, which go only then.
@@ -358,7 +353,7 @@ def worker_needs(
     worker = {"libraries": LIBRARIES}
     if not on_gpu:
         return WorkerNeeds({}, worker | resident, node)
-    # The process keeps the memory in which it loaded: see `pruning.memory`.
+    # The process keeps the memory in which it loaded: see `search.memory`.
     worker |= {"model while it is loaded": resident["model"], "master copy": master}
     worker["master copy"] *= master_on_host
     return WorkerNeeds(resident | {"CUDA": CUDA}, worker, node)

@@ -18,9 +18,9 @@ from configs.schema import Memory
 from evaluation.perplexity import perplexity
 from pruning.allocation import Allocated
 from pruning.masks import GROUPS, DegenerateScores, Group, NOfM, Target, group_of
-from pruning.memory import keep_freed_memory
 from pruning.metric import Criterion
 from pruning.progress import Progress
+from search.memory import keep_freed_memory
 from search.population import Candidate, Outcome
 from search.resident import Resident, Subject, Weights, unwatched
 from search.scale import Scale

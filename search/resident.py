@@ -16,7 +16,6 @@ from configs.schema import Memory
 from evaluation.perplexity import window_losses
 from pruning.leaves import STATISTICS, Statistics
 from pruning.masks import Target, select
-from pruning.memory import give_back_freed_memory
 from pruning.metric import Metric
 from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
 from pruning.progress import Progress
@@ -26,6 +25,7 @@ from pruning.recipe import Recipe, score_layer
 from pruning.store import ResidentStore, all_layers
 from pruning.walk import Texts, walk_dense
 from search.fingerprint import take_probe, tensors_digest
+from search.memory import give_back_freed_memory
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import search_process
 
 import run_prune
 import run_search
-from command_line import NOTHING_WRITTEN, interruptible
+from command_line import NOTHING_WRITTEN, interruptible, outcome, run_to_end
 
 ROOT = Path(__file__).parents[1]
 CONSOLE_SCRIPT = "import sys; sys.argv[0] = 'prunevolve-prune'; from run_prune import main; main()"
@@ -143,3 +143,11 @@ def test_prune_into_a_closed_pipe_ends_with_3_and_goes_on(tmp_path):
     process.stdout.close()
     assert process.wait(timeout=300) == 3
     assert subprocess.run([*words, "--resume"], cwd=ROOT, timeout=300).returncode == 0
+
+
+def test_libraries_find_their_settings_but_the_users_stand(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"HF_HUB_VERBOSITY": "debug"})
+    with pytest.raises(SystemExit, match="0"):
+        run_to_end(lambda standalone_mode: outcome(0))
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert os.environ["HF_HUB_VERBOSITY"] == "debug"

@@ -17,7 +17,6 @@ from evaluation.corpus import Windows, cut_all, special_note
 from evaluation.perplexity import losses_of, perplexity, window_losses
 from pruning.checkpoint import Checkpoint
 from pruning.json_file import JsonObject, write_json
-from pruning.memory import keep_freed_memory
 from pruning.models import load_model, with_revision
 from pruning.output.fit import Trials
 from pruning.output.folder import REPORT, FolderMismatchError, WorkFolder, work_folder
@@ -109,8 +108,6 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     }
     store = _store(request, checkpoint)
     print(f"pruning: {request}", *request.plan.lines(), sep="\n", file=sys.stderr)
-    if request.plan.has_room_for_gaps:
-        keep_freed_memory()
     statistics = kept_statistics(request.statistics, identity, store)
     with (
         _out_of_memory_in_one_line(),

@@ -85,7 +85,6 @@ def test_plan_pruning_holds_all_where_that_fits():
     # The shards, and one file of them.
     assert (plan.resident, plan.passes, plan.disk) == (True, 3, 2000)
     assert dataclasses.replace(plan, result=MAX_SHARD + 1).disk == MAX_SHARD + 1
-    assert plan.has_room_for_gaps
 
 
 def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
@@ -95,7 +94,6 @@ def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
     assert (tight.resident, sum(tight.memory.values())) == (False, least)
     assert tight.on_disk == {"hidden states": found.states, "statistics": found.statistics}
     assert tight.disk == 2000 + found.states + found.statistics
-    assert not tight.has_room_for_gaps
     with pytest.raises(ValueError, match="max-memory must be at least 0"):
         plan_of(Model(), budget=least - 1)
 
