@@ -41,7 +41,7 @@ _ENVIRONMENT = {
 
 An unreachable Hugging Face hub is asked for 3 seconds at a time, not 10, and without a line for
 each attempt. torch asks Linux for huge pages, since each page of a large new tensor is a page
-fault: an eighth to a quarter of the time of pruning a 7B model.
+fault: a sixth to a fifth of the time of pruning a 7B model.
 """
 
 JSON_OPTION = typer.Option(
