@@ -193,11 +193,11 @@ def _square(x: Tensor) -> Tensor:
     return x * x
 
 
+# From here on, a function of several passes writes to the matrix that its first pass has made.
+
+
 def _cube(x: Tensor) -> Tensor:
     return (x * x).mul_(x)
-
-
-# What a function of several passes has made itself it writes to again: half as fast otherwise.
 
 
 def _guarded_exp(x: Tensor) -> Tensor:
