@@ -11,13 +11,11 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # before folders with our names elsewhere
-
-import command_line
-from evaluation.sources import EMBEDDED, HUB_CORPORA
-from pruning.baselines import ALLOCATIONS, NAMED, REFINEMENTS, SPARSEGPT, UPDATES
-from pruning.json_file import JsonObject
-from pruning.output.options import (
+from prunevolve import command_line
+from prunevolve.evaluation.sources import EMBEDDED, HUB_CORPORA
+from prunevolve.pruning.baselines import ALLOCATIONS, NAMED, REFINEMENTS, SPARSEGPT, UPDATES
+from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.output.options import (
     PROTOCOLS,
     RECIPES,
     WHY_FAST,
@@ -25,7 +23,7 @@ from pruning.output.options import (
     read_recipe,
     read_unfinished,
 )
-from pruning.progress import step
+from prunevolve.pruning.progress import step
 
 EXAMPLES = (
     "python run_prune.py --model embedded --metric wanda --out pruned",
@@ -200,9 +198,9 @@ def prune_model(
         chosen = recipe or (None if metric else "fast")
         given, sums = read_recipe(chosen, pattern) if chosen else (Options(), None)
         with step("loading torch and transformers"):
-            from pruning.output import command
-            from pruning.output.folder import WorkFolder
-            from pruning.output.request import make_request
+            from prunevolve.pruning.output import command
+            from prunevolve.pruning.output.folder import WorkFolder
+            from prunevolve.pruning.output.request import make_request
         if verify:
             return command.verify(verify)
         if evaluate:

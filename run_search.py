@@ -1,6 +1,5 @@
 """Search for a pruning metric: launch, resume or validate a run, or rebuild its report."""
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,14 +8,12 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # before folders with our names elsewhere
-
-import command_line
-from command_line import DONE, Answer, outcome
-from configs import schema
-from configs.files import shipped
-from configs.schema import Config
-from pruning.json_file import read_object
+from prunevolve import command_line
+from prunevolve.command_line import DONE, Answer, outcome
+from prunevolve.configs import schema
+from prunevolve.configs.files import shipped
+from prunevolve.configs.schema import Config
+from prunevolve.pruning.json_file import read_object
 
 EXAMPLES = (
     "python run_search.py  (the embedded model, no download)",
@@ -100,20 +97,20 @@ def command(
 
 
 def _launch(config: Config, out: Path, console: Console) -> Answer:
-    from search import launch
+    from prunevolve.search import launch
 
     return _to_the_end(out, lambda: launch.run(config, out, console), console)
 
 
 def _resume(path: Path, overrides: list[str], console: Console) -> Answer:
-    from search import launch
+    from prunevolve.search import launch
 
     return _to_the_end(path, lambda: launch.run_on(path, overrides, console), console)
 
 
 def _to_the_end(folder: Path, work: Callable[[], str], console: Console) -> Answer:
     """Do a run's work, and print why it stopped if it did not end."""
-    from search.launch import Unfinished
+    from prunevolve.search.launch import Unfinished
 
     _silence_transformers()
     try:
@@ -124,7 +121,7 @@ def _to_the_end(folder: Path, work: Callable[[], str], console: Console) -> Answ
 
 
 def _validate(config: Config, console: Console) -> Answer:
-    from search.plan import plan_of
+    from prunevolve.search.plan import plan_of
 
     _silence_transformers()
     lines = plan_of(config)
@@ -135,8 +132,8 @@ def _validate(config: Config, console: Console) -> Answer:
 
 
 def _rebuild_report(path: Path, console: Console) -> Answer:
-    from search.journal import RunFolder
-    from search.results import write_report
+    from prunevolve.search.journal import RunFolder
+    from prunevolve.search.results import write_report
 
     is_finished = write_report(RunFolder.look(path))
     note = "" if is_finished else ": partial, because the run has not ended"
@@ -145,8 +142,8 @@ def _rebuild_report(path: Path, console: Console) -> Answer:
 
 
 def _show_status(path: Path, console: Console) -> Answer:
-    from search.journal import RunFolder
-    from search.screen import print_status
+    from prunevolve.search.journal import RunFolder
+    from prunevolve.search.screen import print_status
 
     folder = RunFolder.look(path)
     print_status(folder, console)

@@ -17,9 +17,9 @@ from real_run import RealRun
 from rich.progress import track
 from tables import conditions, show_figures, write_json
 
-from pruning.masks import DegenerateScores
-from search.fitness import Evaluator
-from search.population import Candidate, Record
+from prunevolve.pruning.masks import DegenerateScores
+from prunevolve.search.fitness import Evaluator
+from prunevolve.search.population import Candidate, Record
 
 TOP, MOST_PAIRS = 10, 60
 

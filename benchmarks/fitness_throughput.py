@@ -26,15 +26,15 @@ from rich.progress import track
 from tables import conditions, show_cases, show_figures, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.perplexity import window_losses
-from pruning.baselines import BASELINES
-from pruning.masks import Group, Layer, Model, NOfM, Row, Target
-from pruning.models import DTYPES, linear_layers, load_model
-from pruning.store import ResidentStore
-from pruning.walk import collect
-from search.fitness import Evaluator
-from search.journal import RunFolder
-from search.population import Candidate, Record
+from prunevolve.evaluation.perplexity import window_losses
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.models import DTYPES, linear_layers, load_model
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.walk import collect
+from prunevolve.search.fitness import Evaluator
+from prunevolve.search.journal import RunFolder
+from prunevolve.search.population import Candidate, Record
 
 GEMM_SIDE = 2048
 

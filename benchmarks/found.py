@@ -35,20 +35,20 @@ from tables import (
     write_json,
 )
 
-from configs.schema import Memory
-from evaluation.corpus import Mixture, Part
-from pruning.baselines import FOUND, PUBLISHED
-from pruning.leaves import LEAF_SETS
-from pruning.masks import DegenerateScores, NOfM, Target, group_of
-from pruning.metric import Criterion
-from pruning.metric_file import read_metric
-from pruning.models import EMBEDDED, load_tokenizer
-from pruning.operators import Units
-from search.checkpoint import read_state
-from search.fitness import perplexity_of
-from search.memory import keep_freed_memory
-from search.population import Record
-from search.resident import Resident, Subject
+from prunevolve.configs.schema import Memory
+from prunevolve.evaluation.corpus import Mixture, Part
+from prunevolve.pruning.baselines import FOUND, PUBLISHED
+from prunevolve.pruning.leaves import LEAF_SETS
+from prunevolve.pruning.masks import DegenerateScores, NOfM, Target, group_of
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.metric_file import read_metric
+from prunevolve.pruning.models import EMBEDDED, load_tokenizer
+from prunevolve.pruning.operators import Units
+from prunevolve.search.checkpoint import read_state
+from prunevolve.search.fitness import perplexity_of
+from prunevolve.search.memory import keep_freed_memory
+from prunevolve.search.population import Record
+from prunevolve.search.resident import Resident, Subject
 
 SPARSITIES = (0.5, 0.6, 0.7)
 LEAVES = frozenset(LEAF_SETS["extended"])

@@ -28,19 +28,19 @@ from prune_7b import LLAMA_1_3B, LLAMA_7B, copy_seconds, drop_cache, make_checkp
 from real_run import RealRun
 from tables import ROOT, conditions, rank_correlation, show, write_json
 
-from pruning.baselines import NAMED
-from pruning.checkpoint import Checkpoint
-from pruning.masks import Group, NOfM, Target, group_of
-from pruning.metric import Criterion, Metric
-from pruning.models import load_config
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.spool import DiskSpool
-from pruning.store import FolderStore
-from pruning.walk import Texts
-from search.fingerprint import tensors_digest
-from search.fitness import Evaluator
-from search.population import Candidate
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.masks import Group, NOfM, Target, group_of
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.models import load_config
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.spool import DiskSpool
+from prunevolve.pruning.store import FolderStore
+from prunevolve.pruning.walk import Texts
+from prunevolve.search.fingerprint import tensors_digest
+from prunevolve.search.fitness import Evaluator
+from prunevolve.search.population import Candidate
 
 GIB = 2**30
 

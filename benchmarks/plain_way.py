@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation.corpus import token_windows
-from evaluation.perplexity import perplexity, window_losses
-from pruning.store import ResidentStore
+from prunevolve.evaluation.corpus import token_windows
+from prunevolve.evaluation.perplexity import perplexity, window_losses
+from prunevolve.pruning.store import ResidentStore
 
 SPARSITY = 0.5
 

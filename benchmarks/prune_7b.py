@@ -35,7 +35,7 @@ from tables import LOCAL_WIKITEXT2, ROOT, conditions, show, wikitext2_corpora, w
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer import Option
 
-from pruning.models import EMBEDDED, load_tokenizer
+from prunevolve.pruning.models import EMBEDDED, load_tokenizer
 
 PARTS = ("7b", "kill", "plain")
 METRICS = ("magnitude", "wanda", "pruner-zero", "snip")

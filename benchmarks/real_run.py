@@ -11,14 +11,14 @@ import psutil
 import typer
 from safetensors.torch import load_file
 
-from configs import schema
-from search.evolution import Evolution
-from search.experiment import resolve
-from search.fingerprint import Probe
-from search.fitness import Evaluator, Setup
-from search.population import Candidate, Record, State
-from search.prepare import fingerprints
-from search.scale import Scale
+from prunevolve.configs import schema
+from prunevolve.search.evolution import Evolution
+from prunevolve.search.experiment import resolve
+from prunevolve.search.fingerprint import Probe
+from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.population import Candidate, Record, State
+from prunevolve.search.prepare import fingerprints
+from prunevolve.search.scale import Scale
 
 WATCH = "PRUNEVOLVE_WATCH"
 """The variable of the environment with a log's name and a pace; see `watching`."""

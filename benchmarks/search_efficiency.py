@@ -24,15 +24,15 @@ from real_run import RealRun
 from rich.progress import track
 from tables import ROOT, conditions, show, write_json
 
-from configs import schema
-from configs.schema import Search
-from pruning.baselines import NAMED
-from pruning.metric import Criterion
-from search.evolution import Evolution
-from search.experiment import Experiment, resolve
-from search.fingerprint import Fingerprints
-from search.fitness import Evaluator
-from search.population import Candidate, State
+from prunevolve.configs import schema
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.evolution import Evolution
+from prunevolve.search.experiment import Experiment, resolve
+from prunevolve.search.fingerprint import Fingerprints
+from prunevolve.search.fitness import Evaluator
+from prunevolve.search.population import Candidate, State
 
 
 @dataclass(frozen=True)

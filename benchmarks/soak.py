@@ -26,7 +26,7 @@ import typer
 from real_run import watching, workers_among
 from tables import ROOT, conditions, show_figures, write_json
 
-from configs import schema
+from prunevolve.configs import schema
 
 PATIENCE = 60.0
 """Extra seconds that a fault waits for a commit: if workers died faster than they start, the search

@@ -20,12 +20,20 @@ from typing import Any
 
 from real_run import WATCH, watching
 
-from configs.schema import Ray
-from search import launch
-from search.fitness import Evaluator, Setup
-from search.pool import on_ray, ray_process
-from search.pool.requests import Backend, Evaluate, Event, Reply, Request, Started, perform
-from search.population import Candidate, Outcome
+from prunevolve.configs.schema import Ray
+from prunevolve.search import launch
+from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.pool import on_ray, ray_process
+from prunevolve.search.pool.requests import (
+    Backend,
+    Evaluate,
+    Event,
+    Reply,
+    Request,
+    Started,
+    perform,
+)
+from prunevolve.search.population import Candidate, Outcome
 
 LOWEST, SPREAD = 3.0, 2.0
 """Range of the made-up fitness in nats per token, as on the embedded model."""
@@ -141,7 +149,7 @@ def main() -> None:
     """Run the search, with workers that are watched from their start."""
     import watched_search  # this file: workers import the class from it
 
-    import run_search
+    from prunevolve import run_search
 
     log, pace = Path(sys.argv.pop(1)), sys.argv.pop(1)
     os.environ |= watching(log, pace)

@@ -21,7 +21,16 @@ from pydantic import (
     model_validator,
 )
 
-from configs.files import BASE, FOLDER, NO_YAML, Keys, find, read, read_yaml, without_replaced
+from prunevolve.configs.files import (
+    BASE,
+    FOLDER,
+    NO_YAML,
+    Keys,
+    find,
+    read,
+    read_yaml,
+    without_replaced,
+)
 
 DEFAULT = FOLDER / "embedded.yaml"
 """The experiment that runs when no config is named; it needs no network and no other file."""

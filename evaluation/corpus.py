@@ -14,8 +14,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.documents import draw_windows
-from evaluation.sources import check_available, check_disjoint, load_documents, load_text
+from prunevolve.evaluation.documents import draw_windows
+from prunevolve.evaluation.sources import check_available, check_disjoint, load_documents, load_text
 
 MOST_TOKENS = 2**24
 """Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048. Windows drawn with

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.baselines import ALLOCATIONS, FITTED, NAMED
-from pruning.json_file import read_object
-from pruning.leaves import OUTLIER_FACTOR
-from pruning.masks import Group, Masks, Target
-from pruning.ranking import Score, count
-from pruning.recipe import Allocation, Shapes
+from prunevolve.pruning.baselines import ALLOCATIONS, FITTED, NAMED
+from prunevolve.pruning.json_file import read_object
+from prunevolve.pruning.leaves import OUTLIER_FACTOR
+from prunevolve.pruning.masks import Group, Masks, Target
+from prunevolve.pruning.ranking import Score, count
+from prunevolve.pruning.recipe import Allocation, Shapes
 
 _OWL_RANGE = 0.08
 """Half the range of the fractions: lambda in OWL's experiments on LLaMA at 70%."""

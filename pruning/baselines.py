@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pruning.metric import Criterion
+    from prunevolve.pruning.metric import Criterion
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Baseline:
     @cached_property
     def criterion(self) -> "Criterion":
         """The metric and its group, parsed."""
-        from pruning.metric import Criterion
+        from prunevolve.pruning.metric import Criterion
 
         return Criterion.parse(self.text, self.group)
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.leaves import COLLECTED, GRADIENT_FACTOR, Seen, Statistics, Sum, made_of
+from prunevolve.pruning.leaves import COLLECTED, GRADIENT_FACTOR, Seen, Statistics, Sum, made_of
 
 _CHUNK = 1 << 17
 """Gradient elements added at a time: few enough that intermediate results stay in the cache."""

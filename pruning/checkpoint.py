@@ -13,8 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pruning.json_file import JsonObject, read_object, whole_file
-from pruning.spool import read_tensor
+from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
+from prunevolve.pruning.spool import read_tensor
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.models import decoder_blocks, family_of
+from prunevolve.pruning.models import decoder_blocks, family_of
 
 HEAD_TOKENS = 256
 """Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all."""

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from pruning.allocation import shifted, whole_counts
-from pruning.leaves import GRADIENT, Statistics
-from pruning.masks import Target
-from pruning.ranking import Score
-from pruning.recipe import Shapes
+from prunevolve.pruning.allocation import shifted, whole_counts
+from prunevolve.pruning.leaves import GRADIENT, Statistics
+from prunevolve.pruning.masks import Target
+from prunevolve.pruning.ranking import Score
+from prunevolve.pruning.recipe import Shapes
 
 MOST_ROUNDS = 8
 """Gradients are computed at most so often."""

@@ -12,7 +12,15 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from pruning.operators import MATRIX, NO_UNITS, NUMBER, PER_INPUT, PER_OUTPUT, Shape, Units
+from prunevolve.pruning.operators import (
+    MATRIX,
+    NO_UNITS,
+    NUMBER,
+    PER_INPUT,
+    PER_OUTPUT,
+    Shape,
+    Units,
+)
 
 GRADIENT_FACTOR = 100.0
 """The release multiplies gradients by this before it squares them, so that they fit into fp16."""

@@ -11,8 +11,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pruning.ranking import DegenerateScores as DegenerateScores  # for callers that score
-from pruning.ranking import (
+from prunevolve.pruning.ranking import (
+    DegenerateScores as DegenerateScores,
+)  # for callers that score
+from prunevolve.pruning.ranking import (
     Score,
     count,
     count_rows,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.leaves import LEAVES
-from pruning.masks import GROUPS
-from pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
-from pruning.syntax import Tree, number_text, read_json, read_text
+from prunevolve.pruning.leaves import LEAVES
+from prunevolve.pruning.masks import GROUPS
+from prunevolve.pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
+from prunevolve.pruning.syntax import Tree, number_text, read_json, read_text
 
 
 @dataclass(frozen=True)

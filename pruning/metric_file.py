@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from pruning.baselines import NAMED, SPARSEGPT
-from pruning.json_file import JsonObject, parse_object, read_text
-from pruning.masks import GROUPS
-from pruning.metric import Criterion, Metric
+from prunevolve.pruning.baselines import NAMED, SPARSEGPT
+from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
+from prunevolve.pruning.masks import GROUPS
+from prunevolve.pruning.metric import Criterion, Metric
 
 SCHEMA = 1
 """Version of `best_metric.json` and of `pruning_recipe.json`."""

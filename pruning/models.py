@@ -27,8 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pruning.attention import use_blocked_attention
-from pruning.checkpoint import Checkpoint, Entry
+from prunevolve.pruning.attention import use_blocked_attention
+from prunevolve.pruning.checkpoint import Checkpoint, Entry
 
 EMBEDDED = "embedded"
 """Name of the tiny LLaMA that ships in this package."""

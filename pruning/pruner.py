@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.json_file import JsonObject
-from pruning.leaves import Statistics, made_of, need_backward
-from pruning.masks import Target
-from pruning.metric import Metric
-from pruning.models import decoder_blocks, layers_of_block, linear_layers
-from pruning.progress import Progress, unwatched
-from pruning.ranking import extremes
-from pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
-from pruning.spool import Spool
-from pruning.store import Store, in_turn
-from pruning.walk import Stream, Texts, walk_dense
+from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.leaves import Statistics, made_of, need_backward
+from prunevolve.pruning.masks import Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
+from prunevolve.pruning.progress import Progress, unwatched
+from prunevolve.pruning.ranking import extremes
+from prunevolve.pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
+from prunevolve.pruning.spool import Spool
+from prunevolve.pruning.store import Store, in_turn
+from prunevolve.pruning.walk import Stream, Texts, walk_dense
 
 Removals = Iterator[tuple[str, Removal]]
 """Layer names and what goes of them, in order."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.compiled import (
+from prunevolve.pruning.compiled import (
     Array,
     mark_lowest_of_groups,
     mark_lowest_of_rows,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pruning.compiled import zero_marked
-from pruning.leaves import GRADIENT, STATISTICS, made_of, need_backward
-from pruning.masks import DegenerateScores, Target
-from pruning.metric import Metric
-from pruning.ranking import Score, extremes
+from prunevolve.pruning.compiled import zero_marked
+from prunevolve.pruning.leaves import GRADIENT, STATISTICS, made_of, need_backward
+from prunevolve.pruning.masks import DegenerateScores, Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.ranking import Score, extremes
 
 PROPAGATIONS = ("one-shot", "sequential")
 

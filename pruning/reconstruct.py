@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pruning.recipe import Lesson
+from prunevolve.pruning.recipe import Lesson
 
 RATE = 0.02
 """Adam's first step size, as a multiple of the root mean square of a layer's weights that stay: so

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pruning.checkpoint import MAX_SHARD
-from pruning.embed_and_head import HEAD_TOKENS
-from pruning.leaves import COLLECTED, GRAM, LEAVES, STATISTICS, need_backward, sums_size
-from pruning.metric import Metric
-from pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
-from pruning.operators import MATRIX
-from pruning.recipe import Recipe
+from prunevolve.pruning.checkpoint import MAX_SHARD
+from prunevolve.pruning.embed_and_head import HEAD_TOKENS
+from prunevolve.pruning.leaves import COLLECTED, GRAM, LEAVES, STATISTICS, need_backward, sums_size
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
+from prunevolve.pruning.operators import MATRIX
+from prunevolve.pruning.recipe import Recipe
 
 GIB = 1 << 30
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.json_file import whole_file
+from prunevolve.pruning.json_file import whole_file
 
 Spool = MutableMapping[str, Tensor]
 """Tensors by key; a plain dict keeps them in memory."""

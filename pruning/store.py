@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pruning.checkpoint import INDEX, Checkpoint
-from pruning.embed_and_head import logits_in_parts
-from pruning.json_file import write_json
-from pruning.models import (
+from prunevolve.pruning.checkpoint import INDEX, Checkpoint
+from prunevolve.pruning.embed_and_head import logits_in_parts
+from prunevolve.pruning.json_file import write_json
+from prunevolve.pruning.models import (
     DTYPES,
     decoder_blocks,
     layers_of_block,
@@ -26,7 +26,7 @@ from pruning.models import (
     published_tensors,
     skeleton,
 )
-from pruning.spool import write_tensors
+from prunevolve.pruning.spool import write_tensors
 
 _DTYPES = ("F32", "BF16", "F16")
 """What weights may be in files, in safetensors' words."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.compiled import Array, compiled, compiled_loosely
+from prunevolve.pruning.compiled import Array, compiled, compiled_loosely
 
 MOST_SWAPS = 25
 """Swaps in a row where nothing else is said."""

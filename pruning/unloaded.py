@@ -8,8 +8,8 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.checkpoint import Checkpoint
-from pruning.models import (
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.models import (
     DTYPES,
     EMBEDDED,
     load_config,

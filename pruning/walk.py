@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.calibration import statistics_of, watched_gradients, watched_inputs
-from pruning.embed_and_head import (
+from prunevolve.pruning.calibration import statistics_of, watched_gradients, watched_inputs
+from prunevolve.pruning.embed_and_head import (
     HEAD_TOKENS,
     BlockCall,
     block_inputs,
@@ -22,12 +22,12 @@ from pruning.embed_and_head import (
     head_logits,
     logits_in_parts,
 )
-from pruning.leaves import STATISTICS, Statistics, need_backward
-from pruning.models import layers_of_block
-from pruning.progress import Progress, unwatched
-from pruning.recipe import Lesson
-from pruning.spool import Spool
-from pruning.store import Store, all_layers, in_turn
+from prunevolve.pruning.leaves import STATISTICS, Statistics, need_backward
+from prunevolve.pruning.models import layers_of_block
+from prunevolve.pruning.progress import Progress, unwatched
+from prunevolve.pruning.recipe import Lesson
+from prunevolve.pruning.spool import Spool
+from prunevolve.pruning.store import Store, all_layers, in_turn
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
 """Called with a stream's name, each window's states that enter the head, (T, hidden_size), and a

@@ -11,7 +11,6 @@ import ast
 import hashlib
 import math
 import platform
-import sys
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -25,11 +24,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that it runs from a checkout without an installation
+from prunevolve.evaluation.corpus import token_windows
+from prunevolve.evaluation.sources import load_text
 
-from evaluation.corpus import token_windows  # noqa: E402
-from evaluation.sources import load_text  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 VOCABULARY = 1024
 WINDOW = 256  # tokens; evaluation windows are no longer, so that every position is trained

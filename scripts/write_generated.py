@@ -13,11 +13,20 @@ from typing import Annotated
 
 import typer
 
-from configs.schema import json_schema
-from pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
-from pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
-from pruning.masks import GROUPS, group_of
-from pruning.operators import EXTENDED, MATRIX, NO_UNITS, RELEASE, TWINS, Operator, Shape, Units
+from prunevolve.configs.schema import json_schema
+from prunevolve.pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
+from prunevolve.pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
+from prunevolve.pruning.masks import GROUPS, group_of
+from prunevolve.pruning.operators import (
+    EXTENDED,
+    MATRIX,
+    NO_UNITS,
+    RELEASE,
+    TWINS,
+    Operator,
+    Shape,
+    Units,
+)
 
 ROOT = Path(__file__).parents[1]
 METRICS, SCHEMA = ROOT / "docs/METRICS.md", ROOT / "configs/schema.json"

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.metric import Criterion
-from pruning.metric_file import SCHEMA, existing, resolve_metric
-from search.population import Record, State
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.metric_file import SCHEMA, existing, resolve_metric
+from prunevolve.search.population import Record, State
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ replaying its records.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from pruning.masks import DegenerateScores
-from pruning.metric import Criterion
-from search.breeding.variation import Breeder
-from search.fingerprint import Fingerprints
-from search.population import Candidate, Outcome, Record, State
-from search.surrogate import Surrogate
+from prunevolve.pruning.masks import DegenerateScores
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.breeding.variation import Breeder
+from prunevolve.search.fingerprint import Fingerprints
+from prunevolve.search.population import Candidate, Outcome, Record, State
+from prunevolve.search.surrogate import Surrogate
 
 
 class Evolution:

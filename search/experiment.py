@@ -8,14 +8,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from configs.schema import ROLES, Config, Text
-from configs.schema import Task as TaskConfig
-from evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
-from evaluation.sources import check_disjoint
-from pruning.allocation import check_layers_of, check_shares, read_shares
-from pruning.baselines import BASELINES
-from pruning.masks import Target, group_of, parse_pattern
-from pruning.models import (
+from prunevolve.configs.schema import ROLES, Config, Text
+from prunevolve.configs.schema import Task as TaskConfig
+from prunevolve.evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
+from prunevolve.evaluation.sources import check_disjoint
+from prunevolve.pruning.allocation import check_layers_of, check_shares, read_shares
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.masks import Target, group_of, parse_pattern
+from prunevolve.pruning.models import (
     DTYPES,
     EMBEDDED,
     comes_from_hub,
@@ -25,12 +25,12 @@ from pruning.models import (
     pinned,
     skeleton,
 )
-from pruning.pruner import check_layers
-from search.breeding.primitives import drawn_leaves
-from search.breeding.variation import Breeder
-from search.checkpoint import read_seeds
-from search.fitness import Setup, Task
-from search.resident import Subject
+from prunevolve.pruning.pruner import check_layers
+from prunevolve.search.breeding.primitives import drawn_leaves
+from prunevolve.search.breeding.variation import Breeder
+from prunevolve.search.checkpoint import read_seeds
+from prunevolve.search.fitness import Setup, Task
+from prunevolve.search.resident import Subject
 
 
 @dataclass(frozen=True)

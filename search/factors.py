@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
-from pruning.metric import Metric
-from search.population import Record
+from prunevolve.pruning.metric import Metric
+from prunevolve.search.population import Record
 
 BEST = 0.1
 """Share of the evaluated candidates that counts as good."""

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pruning.allocation import Allocated
-from pruning.compiled import compiled
-from pruning.leaves import LEAVES, Statistics
-from pruning.masks import DegenerateScores, NOfM, Target
-from pruning.metric import Criterion, Metric, interned
-from pruning.ranking import lowest_per_row
-from pruning.recipe import check_extremes
+from prunevolve.pruning.allocation import Allocated
+from prunevolve.pruning.compiled import compiled
+from prunevolve.pruning.leaves import LEAVES, Statistics
+from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
+from prunevolve.pruning.metric import Criterion, Metric, interned
+from prunevolve.pruning.ranking import lowest_per_row
+from prunevolve.pruning.recipe import check_extremes
 
 ROWS, INPUTS = 16, 32
 """Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a

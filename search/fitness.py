@@ -14,16 +14,16 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from configs.schema import Memory
-from evaluation.perplexity import perplexity
-from pruning.allocation import Allocated
-from pruning.masks import GROUPS, DegenerateScores, Group, NOfM, Target, group_of
-from pruning.metric import Criterion
-from pruning.progress import Progress
-from search.memory import keep_freed_memory
-from search.population import Candidate, Outcome
-from search.resident import Resident, Subject, Weights, unwatched
-from search.scale import Scale
+from prunevolve.configs.schema import Memory
+from prunevolve.evaluation.perplexity import perplexity
+from prunevolve.pruning.allocation import Allocated
+from prunevolve.pruning.masks import GROUPS, DegenerateScores, Group, NOfM, Target, group_of
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.progress import Progress
+from prunevolve.search.memory import keep_freed_memory
+from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.resident import Resident, Subject, Weights, unwatched
+from prunevolve.search.scale import Scale
 
 SLACK = 0.2
 """A candidate is stopped after n windows only if its rise is above the limit by this fraction over

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from command_line import Resumable
-from pruning.json_file import read_object, whole_file
-from pruning.metric_file import SCHEMA
-from pruning.spool import write_tensors
-from search.checkpoint import Checkpoint, hall_of_fame_csv
-from search.population import Record, State
+from prunevolve.command_line import Resumable
+from prunevolve.pruning.json_file import read_object, whole_file
+from prunevolve.pruning.metric_file import SCHEMA
+from prunevolve.pruning.spool import write_tensors
+from prunevolve.search.checkpoint import Checkpoint, hall_of_fame_csv
+from prunevolve.search.population import Record, State
 
 Model = TypeVar("Model", bound=BaseModel)
 

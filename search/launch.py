@@ -9,22 +9,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
-from configs import schema
-from configs.schema import Config
-from search.evolution import Evolution
-from search.experiment import Experiment, pinned_config
-from search.fingerprint import Fingerprints
-from search.journal import FolderError, RunFolder
-from search.plan import check, lag_warning
-from search.pool.on_ray import ray_backend
-from search.pool.pool import CallError, Pool
-from search.pool.requests import Backend, InProcessBackend
-from search.population import Record, State
-from search.prepare import noted, prepare
-from search.recorder import OnRecord, ignore, recording
-from search.results import finish, say_files, write_report
-from search.screen import FINISHED, step
+from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
+from prunevolve.configs import schema
+from prunevolve.configs.schema import Config
+from prunevolve.search.evolution import Evolution
+from prunevolve.search.experiment import Experiment, pinned_config
+from prunevolve.search.fingerprint import Fingerprints
+from prunevolve.search.journal import FolderError, RunFolder
+from prunevolve.search.plan import check, lag_warning
+from prunevolve.search.pool.on_ray import ray_backend
+from prunevolve.search.pool.pool import CallError, Pool
+from prunevolve.search.pool.requests import Backend, InProcessBackend
+from prunevolve.search.population import Record, State
+from prunevolve.search.prepare import noted, prepare
+from prunevolve.search.recorder import OnRecord, ignore, recording
+from prunevolve.search.results import finish, say_files, write_report
+from prunevolve.search.screen import FINISHED, step
 
 FREE_KEYS = (
     "search.candidates",

@@ -14,10 +14,10 @@ import torch
 from pydantic import BaseModel
 from transformers import PreTrainedModel
 
-from configs.schema import Config, Ray
-from pruning import models
-from pruning.baselines import BASELINES
-from pruning.sizes import (
+from prunevolve.configs.schema import Config, Ray
+from prunevolve.pruning import models
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.sizes import (
     GIB,
     Rows,
     Work,
@@ -27,11 +27,11 @@ from pruning.sizes import (
     sizes_of,
     worker_needs,
 )
-from pruning.store import BATCH_TOKENS
-from search.experiment import Experiment, resolve
-from search.population import FINALISTS
-from search.recorder import check_trackers
-from search.resident import Subject
+from prunevolve.pruning.store import BATCH_TOKENS
+from prunevolve.search.experiment import Experiment, resolve
+from prunevolve.search.population import FINALISTS
+from prunevolve.search.recorder import check_trackers
+from prunevolve.search.resident import Subject
 
 _LEAST_LAG, _GOOD_LAG = 4, 16
 """Lags for each worker: with less than the first they wait for one another even if evaluations take

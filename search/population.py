@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from configs.schema import Search
-from pruning.metric import Criterion
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.metric import Criterion
 
 OUTCOMES = ("evaluated", "stopped", "duplicate", "degenerate", "failed")
 """Kinds of outcome; only `evaluated` has a fitness."""

@@ -16,21 +16,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pruning.baselines import BASELINES
-from search.experiment import Experiment
-from search.fingerprint import Fingerprints, Probe, tensors_digest
-from search.fitness import Setup
-from search.journal import FolderError, RunFolder
-from search.pool.pool import Pool
-from search.pool.requests import (
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
+from prunevolve.search.fitness import Setup
+from prunevolve.search.journal import FolderError, RunFolder
+from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.requests import (
     CollectStatistics,
     ProbeTensors,
     UseScale,
     UseStatistics,
     WindowLosses,
 )
-from search.scale import Cell, Scale, cell_of
-from search.screen import step
+from prunevolve.search.scale import Cell, Scale, cell_of
+from prunevolve.search.screen import step
 
 SCALE = "scale.json"
 

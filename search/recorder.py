@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.evolution import Evolution
-from search.experiment import Experiment
-from search.journal import RunFolder, WriteError
-from search.pool.pool import Arrival, Pool
-from search.pool.requests import Timing
-from search.population import Record
-from search.prepare import read_scale
-from search.scale import unit_of
-from search.screen import RUNNING, BestSoFar, Show, Status, shown
+from prunevolve.search.evolution import Evolution
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.journal import RunFolder, WriteError
+from prunevolve.search.pool.pool import Arrival, Pool
+from prunevolve.search.pool.requests import Timing
+from prunevolve.search.population import Record
+from prunevolve.search.prepare import read_scale
+from prunevolve.search.scale import unit_of
+from prunevolve.search.screen import RUNNING, BestSoFar, Show, Status, shown
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""

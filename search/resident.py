@@ -12,20 +12,20 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from configs.schema import Memory
-from evaluation.perplexity import window_losses
-from pruning.leaves import STATISTICS, Statistics
-from pruning.masks import Target, select
-from pruning.metric import Metric
-from pruning.models import DTYPES, decoder_blocks, load_model, with_weights
-from pruning.progress import Progress
-from pruning.progress import unwatched as unwatched
-from pruning.pruner import prune
-from pruning.recipe import Recipe, score_layer
-from pruning.store import ResidentStore, all_layers
-from pruning.walk import Texts, walk_dense
-from search.fingerprint import take_probe, tensors_digest
-from search.memory import give_back_freed_memory
+from prunevolve.configs.schema import Memory
+from prunevolve.evaluation.perplexity import window_losses
+from prunevolve.pruning.leaves import STATISTICS, Statistics
+from prunevolve.pruning.masks import Target, select
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import DTYPES, decoder_blocks, load_model, with_weights
+from prunevolve.pruning.progress import Progress
+from prunevolve.pruning.progress import unwatched as unwatched
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe, score_layer
+from prunevolve.pruning.store import ResidentStore, all_layers
+from prunevolve.pruning.walk import Texts, walk_dense
+from prunevolve.search.fingerprint import take_probe, tensors_digest
+from prunevolve.search.memory import give_back_freed_memory
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from configs import schema
-from configs.schema import Config
-from pruning.baselines import BASELINES
-from pruning.metric import Criterion
-from search.experiment import Experiment
-from search.factors import without_each
-from search.fingerprint import Fingerprints
-from search.fitness import perplexity_of
-from search.journal import FolderError, RunFolder
-from search.pool.pool import Pool
-from search.pool.requests import CompareMasks, WindowLosses
-from search.population import Record, State
-from search.prepare import cells_of, losses_of, read_scale, scale_of
-from search.report import tables
-from search.report.page import Run, render
-from search.scale import Scale, paired_difference, unit_of
-from search.screen import FINISHED, step
-from search.summary import (
+from prunevolve.configs import schema
+from prunevolve.configs.schema import Config
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.factors import without_each
+from prunevolve.search.fingerprint import Fingerprints
+from prunevolve.search.fitness import perplexity_of
+from prunevolve.search.journal import FolderError, RunFolder
+from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.requests import CompareMasks, WindowLosses
+from prunevolve.search.population import Record, State
+from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
+from prunevolve.search.report import tables
+from prunevolve.search.report.page import Run, render
+from prunevolve.search.scale import Scale, paired_difference, unit_of
+from prunevolve.search.screen import FINISHED, step
+from prunevolve.search.summary import (
     Diversity,
     FactorWorth,
     Finalist,

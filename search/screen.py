@@ -14,8 +14,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from search.journal import RunFolder
-from search.population import OUTCOMES
+from prunevolve.search.journal import RunFolder
+from prunevolve.search.population import OUTCOMES
 
 RUNNING, FINISHED = "running", "finished"
 

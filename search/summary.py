@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pruning.baselines import BASELINES
+from prunevolve.pruning.baselines import BASELINES
 
 CLEAR = 2.0
 """Standard errors above which a difference counts as clear."""

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pruning.metric import Criterion
-from search.fingerprint import Words, differing_bits
-from search.population import Record
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.fingerprint import Words, differing_bits
+from prunevolve.search.population import Record
 
 _REMEMBERED = 512
 """Number of latest measured criteria used, which bounds a prediction's time and memory."""

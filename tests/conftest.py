@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy_models import toy_model
 from transformers import PreTrainedTokenizerFast
 
-import run_search
-from pruning import checkpoint
+from prunevolve import run_search
+from prunevolve.pruning import checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import search_process
 
-import run_prune
-import run_search
-from command_line import NOTHING_WRITTEN, interruptible, outcome, run_to_end
+from prunevolve import run_prune, run_search
+from prunevolve.command_line import NOTHING_WRITTEN, interruptible, outcome, run_to_end
 
 ROOT = Path(__file__).parents[1]
 CONSOLE_SCRIPT = "import sys; sys.argv[0] = 'prunevolve-prune'; from run_prune import main; main()"

@@ -30,7 +30,8 @@ def extended(tmp_path_factory):
     """A copy of the project in which every block stands where the page says."""
     root = tmp_path_factory.mktemp("extended")
     for folder in COPIED:
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, root / folder, symlinks=True, ignore=ignored)
     for module in ROOT.glob("*.py"):
         shutil.copy(module, root)
     for block in blocks_of(PAGE):

@@ -8,17 +8,17 @@ from far_device import far_device
 from toy_models import toy_model, toy_windows
 from toy_setup import HALF, TWO_OF_FOUR, made_of, setup_of
 
-from pruning.checkpoint import Checkpoint
-from pruning.leaves import STATISTICS
-from pruning.masks import Layer, Model, NOfM, Row, Target, select
-from pruning.methods import make_recipe
-from pruning.metric import Criterion, Metric
-from pruning.models import linear_layers, load_config
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.store import FolderStore, ResidentStore
-from pruning.walk import Texts
-from search.population import Candidate
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.leaves import STATISTICS
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, select
+from prunevolve.pruning.methods import make_recipe
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.models import linear_layers, load_config
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import FolderStore, ResidentStore
+from prunevolve.pruning.walk import Texts
+from prunevolve.search.population import Candidate
 
 MODEL = Target(0.37, Model())
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from search_process import started
 
-import run_prune
-import run_search
-from configs import schema
-from evaluation import corpus
-from evaluation.corpus import token_windows
-from pruning.models import load_model, load_tokenizer
+from prunevolve import run_prune, run_search
+from prunevolve.configs import schema
+from prunevolve.evaluation import corpus
+from prunevolve.evaluation.corpus import token_windows
+from prunevolve.pruning.models import load_model, load_tokenizer
 
 ROLES = ("calibration", "fitness", "selection", "report")
 SMALL = [word for role in ROLES for word in ("--set", f"{role}.length=16")]

@@ -8,9 +8,9 @@ import pytest
 from doc_examples import blocks_of, run_examples
 
 import prunevolve
-from configs import schema
-from prunevolve import Unfinished, resume, run
-from search.journal import FolderError
+from prunevolve import Unfinished, evolve, resume
+from prunevolve.configs import schema
+from prunevolve.search.journal import FolderError
 
 PAGE = Path(prunevolve.__file__).parents[1] / "docs/PYTHON.md"
 SMALL = [
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     records = []
     with redirect_stdout(io.StringIO()) as printed:
-        result = run(config(), out, records.append)
+        result = evolve(config(), out, records.append)
     return result, records, printed.getvalue()
 
 
@@ -58,7 +58,7 @@ def test_callback_that_raises_ends_the_run_which_can_be_resumed(finished, tmp_pa
 
     out = tmp_path / "run"
     with pytest.raises(Enough, match="four are enough"):
-        run(config(), out, stop)
+        evolve(config(), out, stop)
     assert (out / "checkpoint.json").exists()
     begun = len(journal(out).splitlines())
     assert 4 <= begun < 8
@@ -74,20 +74,20 @@ def test_interrupt_reaches_the_caller_with_the_way_on(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=r"interrupted after \d candidates; continue with"):
-        run(config(), tmp_path / "run", interrupt)
+        evolve(config(), tmp_path / "run", interrupt)
 
 
 def test_run_in_which_nothing_was_evaluated_is_unfinished(tmp_path, monkeypatch):
-    monkeypatch.setattr("search.fitness.HOPELESS", 1e-9)
+    monkeypatch.setattr("prunevolve.search.fitness.HOPELESS", 1e-9)
     with pytest.raises(Unfinished, match="no candidate was evaluated to the end") as end:
-        run(config("search.candidates=3", "tasks=[{}, {sparsity: 0.3}]"), tmp_path / "run")
+        evolve(config("search.candidates=3", "tasks=[{}, {sparsity: 0.3}]"), tmp_path / "run")
     assert end.value.code == 5
 
 
 def test_folder_that_does_not_fit_is_refused(finished):
     result, *_ = finished
     with pytest.raises(FolderError, match="is not an empty folder"):
-        run(config(), result.folder)
+        evolve(config(), result.folder)
     with pytest.raises(FolderError, match=r"would make .* a different search"):
         resume(result.folder, ["search.seed=7"])
 

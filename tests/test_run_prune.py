@@ -15,23 +15,23 @@ from filelock import FileLock
 from toy_models import tensors_of, toy_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import run_prune
-from evaluation.corpus import token_windows
-from pruning import sizes, spool, store, walk
-from pruning.baselines import NAMED
-from pruning.masks import Target, group_of
-from pruning.metric import Metric
-from pruning.models import linear_layers, load_model
-from pruning.output import command
-from pruning.output.folder import WorkFolder
-from pruning.output.options import RECIPES
-from pruning.output.request import ONE_KIND
-from pruning.output.verify import verify_result
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.store import ResidentStore
-from pruning.unloaded import resolve_model
-from pruning.walk import Texts, collect
+from prunevolve import run_prune
+from prunevolve.evaluation.corpus import token_windows
+from prunevolve.pruning import sizes, spool, store, walk
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.masks import Target, group_of
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.output import command
+from prunevolve.pruning.output.folder import WorkFolder
+from prunevolve.pruning.output.options import RECIPES
+from prunevolve.pruning.output.request import ONE_KIND
+from prunevolve.pruning.output.verify import verify_result
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.unloaded import resolve_model
+from prunevolve.pruning.walk import Texts, collect
 
 
 def call(code=0, **options):

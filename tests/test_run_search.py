@@ -9,27 +9,27 @@ import pytest
 from safetensors import safe_open
 from search_process import started
 
-import run_search
-from configs import schema
-from evaluation.perplexity import window_losses
-from pruning.baselines import BASELINES
-from pruning.masks import NOfM, Target, group_of
-from pruning.metric import Criterion, Metric
-from pruning.metric_file import resolve_metric
-from pruning.models import load_model
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.store import ResidentStore
-from pruning.walk import Texts
-from search import checkpoint, launch
-from search.checkpoint import read_seeds
-from search.experiment import resolve
-from search.journal import RunFolder
-from search.population import Record, pareto_front
-from search.report.page import accurate
-from search.results import next_step
-from search.scale import Scale
-from search.summary import Gap, Summary
+from prunevolve import run_search
+from prunevolve.configs import schema
+from prunevolve.evaluation.perplexity import window_losses
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.masks import NOfM, Target, group_of
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.metric_file import resolve_metric
+from prunevolve.pruning.models import load_model
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.walk import Texts
+from prunevolve.search import checkpoint, launch
+from prunevolve.search.checkpoint import read_seeds
+from prunevolve.search.experiment import resolve
+from prunevolve.search.journal import RunFolder
+from prunevolve.search.population import Record, pareto_front
+from prunevolve.search.report.page import accurate
+from prunevolve.search.results import next_step
+from prunevolve.search.scale import Scale
+from prunevolve.search.summary import Gap, Summary
 
 SMALL = [
     *("pruning.group=row", "search.primitives=release", "search.brood=1"),
@@ -58,7 +58,7 @@ def on_two_tasks(finished, tmp_path_factory):
     tasks = "tasks=[{pattern: 2:4, weight: 3}, {sparsity: 0.5}]"
     with pytest.MonkeyPatch.context() as patch:
         # On so few windows many would be hopeless in one of the two.
-        patch.setattr("search.fitness.HOPELESS", 100.0)
+        patch.setattr("prunevolve.search.fitness.HOPELESS", 100.0)
         printed = search(folder / "run", tasks, f"search.seeds=[{folder / 'another'}, wanda]")
     shutil.rmtree(folder / "another")
     return folder / "run", printed
@@ -413,7 +413,7 @@ def test_finished_run_can_be_extended(finished, tmp_path, call):
 
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, monkeypatch, call):
-    monkeypatch.setattr("search.fitness.HOPELESS", 1e-9)
+    monkeypatch.setattr("prunevolve.search.fitness.HOPELESS", 1e-9)
     few = [*SMALL, "search.candidates=4", "tasks=[{}, {sparsity: 0.3}]"]
     out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
     assert "error: no candidate was evaluated to the end; breed more: " in out

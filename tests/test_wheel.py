@@ -1,6 +1,7 @@
 """The wheel, installed in an environment of its own, beside a user's files."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,15 +23,20 @@ pytestmark = [
     ),
 ]
 
-PROGRAM = """
+OURS_SECOND = """
+import search
 import prunevolve
+import prunevolve.search.evolution
 
+theirs: str = search.NAME
 metric = prunevolve.Metric.parse("W")
 model = prunevolve.load_model("embedded", "float32", "cpu")
 report = prunevolve.prune(model, metric, sparsity=0.6)
 zeros: int = report.zeros
-wrong: int = metric.text
+evolution = prunevolve.search.evolution.Evolution
+print(theirs, zeros > 0, evolution.__name__)
 """
+OURS_FIRST = OURS_SECOND.replace("import search\n", "", 1).replace("\n\n", "\nimport search\n\n", 1)
 
 SMALL = (
     *("ray.workers=1", "search.candidates=4", "search.population=4", "search.stages=[1]"),
@@ -50,12 +56,8 @@ def done(*command, **more):
 def installed(tmp_path_factory):
     """Build the wheel from a copy and install it; returns the environment's programs."""
     folder = tmp_path_factory.mktemp("wheel")
-    names = done("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
-    for name in names.splitlines():
-        if (ROOT / name).is_file():
-            copy = folder / "source" / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes((ROOT / name).read_bytes())
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "models", "runs", "*.egg-info")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=ignored)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     offline = ("--no-deps", "--no-index")
     done(*pip, "wheel", *offline, "--no-build-isolation", "-w", folder, folder / "source")
@@ -71,33 +73,50 @@ def installed(tmp_path_factory):
     return programs
 
 
-def test_users_folders_with_our_names_are_not_taken_for_ours(installed, tmp_path):
+@pytest.fixture
+def project(tmp_path):
+    """A user's project, whose folders have the names of ours."""
     for name in ("configs", "evaluation", "pruning", "search"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('the wrong {name}')")
-    environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
-    here = {"cwd": tmp_path, "env": environment}
+        (tmp_path / name / "__init__.py").write_text(f"NAME = 'the user's {name}'\n")
+    return tmp_path
+
+
+def test_the_wheel_installs_one_package_and_two_commands(installed):
+    program = "from importlib import metadata; print(*metadata.files('prunevolve'), sep='\\n')"
+    files = [Path(line) for line in done(installed / "python", "-c", program).splitlines()]
+    places = {file.parts[0] for file in files if file.suffix != ".pyc"}
+    assert {place for place in places if not place.endswith(".dist-info")} == {"..", "prunevolve"}
+    outside = {file.name for file in files if file.parts[0] == ".."}
+    assert outside == {"prunevolve-prune", "prunevolve-search"}
+
+
+def test_commands_run_where_folders_have_our_names(installed, project):
+    here = {"cwd": project, "env": os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}}
     changes = [word for change in SMALL for word in ("--set", change)]
     done(installed / "prunevolve-search", "--out", "run", *changes, **here)
     few = ("--samples", "2", "--seqlen", "32", "--eval-windows", "2")
     options = ("--model", "embedded", "--metric", "run", "--out", "pruned", *few)
     done(installed / "prunevolve-prune", *options, **here)
-    (tmp_path / "program.py").write_text("import prunevolve\nprint(prunevolve.__version__)\n")
-    assert done(installed / "python", "program.py", **here).strip() == metadata.version(
-        "prunevolve"
-    )
+    named = done(installed / "python", "-m", "prunevolve", **here)
+    assert "prunevolve-search" in named and "prunevolve-prune" in named
 
 
-def test_types_reach_the_users_program(installed, tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
+@pytest.mark.parametrize("program", [OURS_FIRST, OURS_SECOND])
+def test_a_users_package_named_search_and_ours_are_both_had_typed(installed, project, program):
+    (project / "program.py").write_text(program + "wrong: int = metric.text\n")
+    printed = done(installed / "python", "program.py", cwd=project)
+    assert printed.splitlines()[-1] == "the user's search True Evolution"
     # torch and the like would take a minute to read, and are not what is asked about.
-    ours = ("configs", "evaluation", "prunevolve", "pruning", "search")
-    (tmp_path / "mypy.ini").write_text(
+    (project / "mypy.ini").write_text(
         "[mypy]\nfollow_imports = skip\nignore_missing_imports = True\n"
-        + "".join(f"[mypy-{name}.*]\nfollow_imports = normal\n" for name in ours)
+        + "".join(
+            f"[mypy-{name}]\nfollow_imports = normal\n" for name in ("prunevolve.*", "search")
+        )
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--python-executable"]
-    command += [installed / "python", "--cache-dir", tmp_path / "cache", "program.py"]
-    run = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
+    command += [installed / "python", "--cache-dir", project / "cache", "program.py"]
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=project)
     lines = run.stdout.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("program.py:8: error: Incompatible types")
+    last = len((project / "program.py").read_text().splitlines())
+    assert len(lines) == 2 and lines[0].startswith(f"program.py:{last}: error: Incompatible types")

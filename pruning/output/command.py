@@ -12,26 +12,26 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from evaluation import zero_shot
-from evaluation.corpus import Windows, cut_all, special_note
-from evaluation.perplexity import losses_of, perplexity, window_losses
-from pruning.checkpoint import Checkpoint
-from pruning.json_file import JsonObject, write_json
-from pruning.models import load_model, with_revision
-from pruning.output.fit import Trials
-from pruning.output.folder import REPORT, FolderMismatchError, WorkFolder, work_folder
-from pruning.output.kept_statistics import kept_statistics
-from pruning.output.options import Options, read_recipe
-from pruning.output.request import Request, evaluation_texts
-from pruning.output.save import finite, save_result
-from pruning.output.verify import RECIPE, Inspector, verify_result
-from pruning.progress import Progress, shown_progress, step
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.spool import DiskSpool, Spool
-from pruning.store import FolderStore, ResidentStore, all_layers
-from pruning.unloaded import UnloadedModel, resolve_model
-from pruning.walk import Texts
+from prunevolve.evaluation import zero_shot
+from prunevolve.evaluation.corpus import Windows, cut_all, special_note
+from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.json_file import JsonObject, write_json
+from prunevolve.pruning.models import load_model, with_revision
+from prunevolve.pruning.output.fit import Trials
+from prunevolve.pruning.output.folder import REPORT, FolderMismatchError, WorkFolder, work_folder
+from prunevolve.pruning.output.kept_statistics import kept_statistics
+from prunevolve.pruning.output.options import Options, read_recipe
+from prunevolve.pruning.output.request import Request, evaluation_texts
+from prunevolve.pruning.output.save import finite, save_result
+from prunevolve.pruning.output.verify import RECIPE, Inspector, verify_result
+from prunevolve.pruning.progress import Progress, shown_progress, step
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.spool import DiskSpool, Spool
+from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
+from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
+from prunevolve.pruning.walk import Texts
 
 _DECIDES = (
     "metric",

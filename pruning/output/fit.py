@@ -10,17 +10,17 @@ from statistics import fmean
 
 from torch import Tensor
 
-from evaluation.perplexity import losses_of
-from pruning.checkpoint import Checkpoint
-from pruning.fitted import Costs, fit
-from pruning.leaves import GRADIENT
-from pruning.output.folder import WorkFolder
-from pruning.progress import Progress
-from pruning.pruner import found_statistics, prune, shapes_of
-from pruning.recipe import ZERO, Allocation, Recipe, score_layer
-from pruning.spool import Spool
-from pruning.store import FolderStore
-from pruning.walk import Texts, walk_dense
+from prunevolve.evaluation.perplexity import losses_of
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.fitted import Costs, fit
+from prunevolve.pruning.leaves import GRADIENT
+from prunevolve.pruning.output.folder import WorkFolder
+from prunevolve.pruning.progress import Progress
+from prunevolve.pruning.pruner import found_statistics, prune, shapes_of
+from prunevolve.pruning.recipe import ZERO, Allocation, Recipe, score_layer
+from prunevolve.pruning.spool import Spool
+from prunevolve.pruning.store import FolderStore
+from prunevolve.pruning.walk import Texts, walk_dense
 
 HELD_BACK = 4
 """One calibration window in so many gives no gradients but the loss that a step must lower."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pruning.checkpoint import INDEX, Checkpoint
-from pruning.json_file import JsonObject, read_object, write_json
+from prunevolve.pruning.checkpoint import INDEX, Checkpoint
+from prunevolve.pruning.json_file import JsonObject, read_object, write_json
 
 UNFINISHED = ".unfinished"
 REPORT = "pruning_report.json"

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.json_file import JsonObject, read_object, write_json
-from pruning.output.folder import FolderMismatchError, first_difference
-from pruning.spool import DiskSpool, Spool
-from pruning.store import Store
+from prunevolve.pruning.json_file import JsonObject, read_object, write_json
+from prunevolve.pruning.output.folder import FolderMismatchError, first_difference
+from prunevolve.pruning.spool import DiskSpool, Spool
+from prunevolve.pruning.store import Store
 
 SETTINGS = "statistics.json"
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import yaml
 
-from pruning.baselines import MADE_AGAIN
-from pruning.json_file import JsonObject, read_object, read_text
+from prunevolve.pruning.baselines import MADE_AGAIN
+from prunevolve.pruning.json_file import JsonObject, read_object, read_text
 
 _PUBLISHED: JsonObject = {
     "corpus": ["c4"],

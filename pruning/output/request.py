@@ -6,22 +6,22 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
-from evaluation.sources import check_disjoint
-from evaluation.zero_shot import check_tasks
-from pruning.baselines import SPARSEGPT
-from pruning.fitted import MOST_WALKS
-from pruning.json_file import JsonObject
-from pruning.masks import resolve_target
-from pruning.methods import earlier_steps, make_recipe
-from pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
-from pruning.models import EMBEDDED, split_revision, with_revision
-from pruning.output.folder import check_output_folder
-from pruning.output.options import METHODS, Options
-from pruning.progress import step
-from pruning.pruner import check_layers
-from pruning.recipe import Recipe
-from pruning.sizes import (
+from prunevolve.evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
+from prunevolve.evaluation.sources import check_disjoint
+from prunevolve.evaluation.zero_shot import check_tasks
+from prunevolve.pruning.baselines import SPARSEGPT
+from prunevolve.pruning.fitted import MOST_WALKS
+from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.masks import resolve_target
+from prunevolve.pruning.methods import earlier_steps, make_recipe
+from prunevolve.pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
+from prunevolve.pruning.models import EMBEDDED, split_revision, with_revision
+from prunevolve.pruning.output.folder import check_output_folder
+from prunevolve.pruning.output.options import METHODS, Options
+from prunevolve.pruning.progress import step
+from prunevolve.pruning.pruner import check_layers
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.sizes import (
     Plan,
     Work,
     parse_size,
@@ -30,7 +30,7 @@ from pruning.sizes import (
     values_of,
     with_whole_model,
 )
-from pruning.unloaded import UnloadedModel, resolve_model
+from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
 
 SAMPLES = 128
 """Calibration windows where nothing else is said."""

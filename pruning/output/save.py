@@ -16,18 +16,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from evaluation import zero_shot
-from evaluation.sources import HUB_CORPORA
-from pruning.checkpoint import WHOLE, join_shards
-from pruning.json_file import JsonObject, write_json
-from pruning.leaves import LEAVES
-from pruning.masks import CROWDED
-from pruning.metric import Metric
-from pruning.models import comes_from_hub, source_of, with_revision
-from pruning.output.folder import REPORT, FolderMismatchError
-from pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
-from pruning.progress import Progress, unwatched
-from pruning.store import FolderStore
+from prunevolve.evaluation import zero_shot
+from prunevolve.evaluation.sources import HUB_CORPORA
+from prunevolve.pruning.checkpoint import WHOLE, join_shards
+from prunevolve.pruning.json_file import JsonObject, write_json
+from prunevolve.pruning.leaves import LEAVES
+from prunevolve.pruning.masks import CROWDED
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import comes_from_hub, source_of, with_revision
+from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
+from prunevolve.pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
+from prunevolve.pruning.progress import Progress, unwatched
+from prunevolve.pruning.store import FolderStore
 
 CARD = """---
 {data}

@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from pruning.checkpoint import Checkpoint
-from pruning.json_file import JsonObject, read_object
-from pruning.masks import Target, group_of, parse_pattern
-from pruning.models import load_config, published_names
-from pruning.output.folder import REPORT, FolderMismatchError
-from pruning.progress import Progress, unwatched
-from pruning.ranking import count
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.json_file import JsonObject, read_object
+from prunevolve.pruning.masks import Target, group_of, parse_pattern
+from prunevolve.pruning.models import load_config, published_names
+from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
+from prunevolve.pruning.progress import Progress, unwatched
+from prunevolve.pruning.ranking import count
 
 RECIPE = "pruning_recipe.json"
 

@@ -13,9 +13,9 @@ to overflow, underflow or rounding, the simplified metric does not.
 from collections.abc import Callable
 from functools import lru_cache
 
-from pruning.metric import Criterion, Metric, interned
-from pruning.operators import OPERATORS
-from pruning.syntax import is_number
+from prunevolve.pruning.metric import Criterion, Metric, interned
+from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.syntax import is_number
 
 Rewrite = Callable[[Metric], Metric | None]
 """Returns the replacement for a node, or None if it does not apply."""

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 from deap import gp
 
-from configs.schema import MAX_TREE_DEPTH, Search
-from pruning.metric import Criterion, Metric, interned
-from pruning.operators import OPERATORS
-from search.breeding.primitives import (
+from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
+from prunevolve.pruning.metric import Criterion, Metric, interned
+from prunevolve.pruning.operators import OPERATORS
+from prunevolve.search.breeding.primitives import (
     BLANK,
     draw_factor,
     fill_in_numbers,
@@ -26,8 +26,8 @@ from search.breeding.primitives import (
     to_metric,
     to_tree,
 )
-from search.breeding.simplify import simplify
-from search.population import Candidate, State
+from prunevolve.search.breeding.simplify import simplify
+from prunevolve.search.population import Candidate, State
 
 Member = TypeVar("Member")
 

@@ -28,10 +28,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from configs.schema import Ray
-from search.fitness import Setup
-from search.pool.pool import PoolError
-from search.pool.requests import (
+from prunevolve.configs.schema import Ray
+from prunevolve.search.fitness import Setup
+from prunevolve.search.pool.pool import PoolError
+from prunevolve.search.pool.requests import (
     ROOT,
     CollectStatistics,
     Ended,
@@ -41,7 +41,7 @@ from search.pool.requests import (
     Started,
     UseStatistics,
 )
-from search.resident import unwatched
+from prunevolve.search.resident import unwatched
 
 Array = npt.NDArray[np.generic]
 Arrays = dict[str, Array]
@@ -57,7 +57,7 @@ SILENCE_SECONDS = 20.0
 """After this time without a message, of which one comes every second, Ray is given up."""
 
 _END_SECONDS = 5.0
-_MAIN = "from search.pool.ray_process import main; main()"
+_MAIN = "from prunevolve.search.pool.ray_process import main; main()"
 
 
 # What the driver calls for.
@@ -339,8 +339,8 @@ def _environment(is_local: bool) -> dict[str, str]:
     fixed = {
         **LOOPBACK,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # It finds what we find, and our own packages first.
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+        # It finds what we find, and our own package first.
+        "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *filter(None, sys.path)]),
     }
     if not is_local:
         return os.environ | fixed

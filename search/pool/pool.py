@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import cast
 
-from command_line import Resumable
-from pruning.baselines import BASELINES
-from search.fitness import Setup
-from search.pool.requests import (
+from prunevolve.command_line import Resumable
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.search.fitness import Setup
+from prunevolve.search.pool.requests import (
     Backend,
     CollectStatistics,
     Ended,
@@ -36,7 +36,7 @@ from search.pool.requests import (
     UseStatistics,
     WindowLosses,
 )
-from search.population import Candidate, Outcome
+from prunevolve.search.population import Candidate, Outcome
 
 MOST = {"lost": 8, "crowded": 5, "exhausted": 3, "late": 3}
 """How often a job may meet a fault of each kind; its last try follows a success elsewhere."""

@@ -25,16 +25,15 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
 from torch import Tensor
 
-from configs.schema import Ray
-from pruning.models import load_model
-from search.fitness import Evaluator, Setup
-from search.pool.on_ray import (
+from prunevolve.configs.schema import Ray
+from prunevolve.pruning.models import load_model
+from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.pool.on_ray import (
     FOLDERS,
     LOCAL,
     Answer,
@@ -51,7 +50,7 @@ from search.pool.on_ray import (
     to_arrays,
     to_tensors,
 )
-from search.pool.requests import (
+from prunevolve.search.pool.requests import (
     PACKAGES,
     ROOT,
     CollectStatistics,
@@ -66,7 +65,7 @@ from search.pool.requests import (
     attempt,
     perform,
 )
-from search.resident import Subject, Weights
+from prunevolve.search.resident import Subject, Weights
 
 Config = dict[str, object]
 """A model's config, as transformers writes it."""
@@ -163,7 +162,7 @@ def _end_local(folder: str) -> None:
 def _join(head: str, config: Ray) -> None:
     """Join a cluster; ask its autoscaler, if there is one, for room for the workers."""
     # Ray adds the folder of this script to its workers' path.
-    sys.argv[0] = str(ROOT / "run_search.py")
+    sys.argv[0] = str(ROOT.parent / "run_search.py")
     signal.alarm(_CONNECT_SECONDS)  # ends this process: Ray may hang
     ray.init(address=head, log_to_driver=False, logging_level="critical")
     signal.alarm(0)
@@ -233,7 +232,7 @@ class Actors:
     def _prepare(self, call: Prepare) -> None:
         self._start(call.ray)
         self._cpus, self._gpus = call.ray.cpus_per_worker, call.ray.gpus_per_worker
-        actor = call.actor or _worker_class()
+        actor = call.actor or Worker
         self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(actor)
         ships = call.ray.ship_model or (call.ray.address == LOCAL and not self._gpus)
         models = map(_shipped, call.setup.subjects) if ships else []
@@ -297,32 +296,6 @@ class Actors:
         by_cpu = int(free.get("CPU", 0) // self._cpus)
         by_gpu = int(free.get("GPU", 0) / self._gpus + 1e-9) if self._gpus else by_cpu
         return whole, min(by_cpu, by_gpu)
-
-
-def _worker_class() -> type:
-    """Return `Worker` for a process that may find the user's folder before ours.
-
-    Ray sends it as a whole, since it is defined in a function, and does not import `search` for it,
-    of which that folder may have another.
-    """
-    root = str(ROOT)
-
-    class OurWorker:
-        def __init__(self) -> None:
-            import sys
-
-            sys.path.insert(0, root)
-            from search.pool.ray_process import Worker
-
-            self._worker = Worker()
-
-        def start(self, *arguments: Any) -> object:
-            return self._worker.start(*arguments)
-
-        def do(self, *arguments: Any) -> object:
-            return self._worker.do(*arguments)
-
-    return OurWorker
 
 
 def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:

@@ -18,19 +18,19 @@ from typing import Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pruning.metric import Criterion
-from pruning.progress import Progress
-from search.fitness import Evaluator, Setup, ZerosAndOverlap
-from search.population import Candidate, Outcome
-from search.resident import unwatched
-from search.scale import Scale
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.progress import Progress
+from prunevolve.search.fitness import Evaluator, Setup, ZerosAndOverlap
+from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.resident import unwatched
+from prunevolve.search.scale import Scale
 
 Result = TypeVar("Result", covariant=True)
 
 Timing = Mapping[str, float]
 """What is not reproducible about a request: seconds, peak MiB, the worker's number."""
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]  # prunevolve
 PACKAGES = ("evaluation", "pruning", "search")
 """The packages below `ROOT` whose code an evaluation runs."""
 

@@ -18,11 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from pruning.baselines import BASELINES
-from search.population import Record
-from search.report.tables import FOUND
-from search.scale import Scale, unit_of
-from search.summary import TaskResult
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.search.population import Record
+from prunevolve.search.report.tables import FOUND
+from prunevolve.search.scale import Scale, unit_of
+from prunevolve.search.summary import TaskResult
 
 _INTERVAL = 2.0  # half-length of an error bar, in standard errors
 _MOST_POINTS = 1000  # a point takes a hundred bytes

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from pruning.metric import Metric
+from prunevolve.pruning.metric import Metric
 
 _SIGNED, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
 """How tightly a formula binds; an operand that binds less tightly than needed is parenthesized."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from configs import schema
-from configs.schema import Config
-from pruning.leaves import LEAVES
-from search.factors import shared_by_the_best
-from search.population import Record, best_of_each_size, pareto_front
-from search.report import tables
-from search.scale import Scale, unit_of
-from search.summary import Summary, verdict_of
+from prunevolve.configs import schema
+from prunevolve.configs.schema import Config
+from prunevolve.pruning.leaves import LEAVES
+from prunevolve.search.factors import shared_by_the_best
+from prunevolve.search.population import Record, best_of_each_size, pareto_front
+from prunevolve.search.report import tables
+from prunevolve.search.scale import Scale, unit_of
+from prunevolve.search.summary import Summary, verdict_of
 
 BAD_TRADE = 1.5
 """Multiple of the lowest rise over dense beyond which no metric, however small, is a trade-off."""
@@ -47,8 +47,8 @@ class Run:
 def render(run: Run) -> str:
     """Return `report.html`; for an unfinished run, with what its journal holds so far."""
     # Imported here, so that a search does not load matplotlib when it starts.
-    from search.report import charts
-    from search.report.formula import to_mathml
+    from prunevolve.search.report import charts
+    from prunevolve.search.report.formula import to_mathml
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -89,7 +89,7 @@ def render(run: Run) -> str:
 
 def tasks_of(summary: Summary) -> list[dict[str, object]]:
     """Return what the page shows of each task."""
-    from search.report.charts import perplexity_chart
+    from prunevolve.search.report.charts import perplexity_chart
 
     return [
         {

@@ -9,10 +9,10 @@ from statistics import mean
 
 from rich.table import Table
 
-from pruning.baselines import BASELINES
-from pruning.masks import CROWDED
-from search.population import Record
-from search.summary import FactorWorth, Fractions, Summary, TaskResult, Winner
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.masks import CROWDED
+from prunevolve.search.population import Record
+from prunevolve.search.summary import FactorWorth, Fractions, Summary, TaskResult, Winner
 
 FOUND = "best found"
 PERPLEXITY_HEADINGS = ("", "metric", "group", "size", "perplexity", "vs best found, nats/token")

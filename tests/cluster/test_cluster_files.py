@@ -15,8 +15,8 @@ from ray.dashboard.modules.job import cli as job_cli
 from ray.scripts import scripts as ray_cli
 from typer.main import get_command
 
-from configs.schema import Config
-from run_search import app
+from prunevolve.configs.schema import Config
+from prunevolve.run_search import app
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from refusals import refusal
 
-from configs import files, schema
+from prunevolve.configs import files, schema
 
 
 @pytest.fixture

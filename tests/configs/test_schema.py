@@ -10,9 +10,9 @@ import pytest
 import yaml
 from refusals import refusal
 
-from configs import schema
-from pruning.masks import GROUPS
-from search.breeding.variation import MUTATIONS
+from prunevolve.configs import schema
+from prunevolve.pruning.masks import GROUPS
+from prunevolve.search.breeding.variation import MUTATIONS
 
 SHIPPED = sorted(Path(schema.__file__).parent.glob("*.yaml"))
 NAMED = f"config {schema.DEFAULT}: "

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
-from evaluation.corpus import special_note, token_windows
-from evaluation.sources import (
+from prunevolve.evaluation.corpus import special_note, token_windows
+from prunevolve.evaluation.sources import (
     EMBEDDED_PARTS,
     HUB_CORPORA,
     check_available,

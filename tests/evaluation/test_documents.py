@@ -6,7 +6,7 @@ import pytest
 import torch
 from word_tokenizer import BOS, word_tokenizer
 
-from evaluation.documents import draw_windows
+from prunevolve.evaluation.documents import draw_windows
 
 TOKENIZER = word_tokenizer("<s>", adds_bos=True)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from word_tokenizer import BOS, word_tokenizer
 
-from evaluation.corpus import Mixture, Part, token_windows
-from pruning.output.options import Options
-from pruning.output.request import _texts
+from prunevolve.evaluation.corpus import Mixture, Part, token_windows
+from prunevolve.pruning.output.options import Options
+from prunevolve.pruning.output.request import _texts
 
 
 @pytest.fixture

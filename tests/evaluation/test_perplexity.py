@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
 
-from evaluation.perplexity import perplexity, window_losses
-from pruning import embed_and_head, store
-from pruning.store import ResidentStore
+from prunevolve.evaluation.perplexity import perplexity, window_losses
+from prunevolve.pruning import embed_and_head, store
+from prunevolve.pruning.store import ResidentStore
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import ModelCard, constants
 from search_process import started
 
-import run_prune
-from evaluation import zero_shot
-from pruning.models import load_model, load_tokenizer
-from pruning.output import command, save
-from pruning.output.folder import WorkFolder
-from pruning.output.verify import verify_result
+from prunevolve import run_prune
+from prunevolve.evaluation import zero_shot
+from prunevolve.pruning.models import load_model, load_tokenizer
+from prunevolve.pruning.output import command, save
+from prunevolve.pruning.output.folder import WorkFolder
+from prunevolve.pruning.output.verify import verify_result
 
 needs_lm_eval = pytest.mark.skipif(not zero_shot.find_spec("lm_eval"), reason="no lm-eval")
 

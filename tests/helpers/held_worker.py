@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from search.pool.ray_process import Worker
-from search.pool.requests import Evaluate
+from prunevolve.search.pool.ray_process import Worker
+from prunevolve.search.pool.requests import Evaluate
 
 FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 """The variable of the environment that names the folder."""

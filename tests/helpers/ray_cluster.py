@@ -11,9 +11,9 @@ import psutil
 import pytest
 from held_worker import HeldWorker
 
-from configs.schema import Ray
-from search.pool.on_ray import LOOPBACK, ray_backend
-from search.pool.pool import Pool
+from prunevolve.configs.schema import Ray
+from prunevolve.search.pool.on_ray import LOOPBACK, ray_backend
+from prunevolve.search.pool.pool import Pool
 
 HERE = Path(__file__).parent
 NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}

@@ -12,10 +12,10 @@ import sys
 from ray_facts import Facts
 from toy_setup import embedded_setup
 
-from configs.schema import Ray
-from search.pool.on_ray import ray_backend
-from search.pool.pool import PoolError
-from search.pool.requests import Started
+from prunevolve.configs.schema import Ray
+from prunevolve.search.pool.on_ray import ray_backend
+from prunevolve.search.pool.pool import PoolError
+from prunevolve.search.pool.requests import Started
 
 
 def main():

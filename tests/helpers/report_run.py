@@ -7,13 +7,13 @@ from typing import Any
 
 from toy_records import record_of
 
-from configs import schema
-from search.breeding.primitives import primitive_set
-from search.breeding.variation import Variation, random_metric, seeded
-from search.journal import RunFolder
-from search.population import OUTCOMES, Record
-from search.scale import Scale, cell_of
-from search.summary import Summary
+from prunevolve.configs import schema
+from prunevolve.search.breeding.primitives import primitive_set
+from prunevolve.search.breeding.variation import Variation, random_metric, seeded
+from prunevolve.search.journal import RunFolder
+from prunevolve.search.population import OUTCOMES, Record
+from prunevolve.search.scale import Scale, cell_of
+from prunevolve.search.summary import Summary
 
 BLOCKS = 3
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")

@@ -2,8 +2,8 @@
 
 from hypothesis import strategies as st
 
-from pruning.metric import Metric
-from pruning.operators import OPERATORS
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.operators import OPERATORS
 
 
 def trees(ends, max_leaves, without=()):

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruning.models import linear_layers
+from prunevolve.pruning.models import linear_layers
 
 # On matrices this small a second thread costs more than it does.
 torch.set_num_threads(1)

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.corpus import token_windows
-from pruning.masks import NOfM
-from pruning.metric import Criterion, Metric
-from pruning.models import load_tokenizer
-from search.fitness import Evaluator, Setup, Task
-from search.pool.pool import Arrival, Pool
-from search.pool.requests import CollectStatistics, UseScale, UseStatistics
-from search.population import Candidate, Outcome
-from search.prepare import Ask, scale_of
-from search.resident import Subject
-from search.scale import Scale
+from prunevolve.evaluation.corpus import token_windows
+from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.models import load_tokenizer
+from prunevolve.search.fitness import Evaluator, Setup, Task
+from prunevolve.search.pool.pool import Arrival, Pool
+from prunevolve.search.pool.requests import CollectStatistics, UseScale, UseStatistics
+from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.prepare import Ask, scale_of
+from prunevolve.search.resident import Subject
+from prunevolve.search.scale import Scale
 
 ROLES = ("calibration", "fitness", "selection", "report")
 HALF = Task("half", 0, 0.5, None, 1.0)

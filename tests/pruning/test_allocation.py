@@ -7,8 +7,8 @@ import pytest
 import torch
 from refusals import refusal
 
-from pruning.allocation import by_outliers, resolve_allocation, shifted, whole_counts
-from pruning.masks import Layer, NOfM, Row, Target
+from prunevolve.pruning.allocation import by_outliers, resolve_allocation, shifted, whole_counts
+from prunevolve.pruning.masks import Layer, NOfM, Row, Target
 
 SHAPES = {"block.0": {"a": (8, 16), "b": (4, 32)}, "block.1": {"c": (8, 16), "d": (2, 100)}}
 SIZES = {layer: math.prod(shape) for layers in SHAPES.values() for layer, shape in layers.items()}

@@ -6,8 +6,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 from toy_models import FAMILIES, toy_model, toy_windows
 
-from pruning import attention
-from pruning.attention import NAME, _attention_forward, causal_attention, use_blocked_attention
+from prunevolve.pruning import attention
+from prunevolve.pruning.attention import (
+    NAME,
+    _attention_forward,
+    causal_attention,
+    use_blocked_attention,
+)
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pruning.baselines import BASELINES, FOUND, NAMED, PUBLISHED
+from prunevolve.pruning.baselines import BASELINES, FOUND, NAMED, PUBLISHED
 
 
 def relative_importance(W):

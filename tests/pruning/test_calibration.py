@@ -9,11 +9,11 @@ from torch.nn import functional
 from torch.testing import assert_close
 from toy_models import FAMILIES, VOCABULARY, assert_same_tensors, toy_model, toy_windows
 
-from pruning.calibration import statistics_of, watched_gradients, watched_inputs
-from pruning.leaves import LEAVES, STATISTICS, Seen
-from pruning.models import decoder_blocks, layers_of_block, linear_layers
-from pruning.store import ResidentStore
-from pruning.walk import collect
+from prunevolve.pruning.calibration import statistics_of, watched_gradients, watched_inputs
+from prunevolve.pruning.leaves import LEAVES, STATISTICS, Seen
+from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.walk import collect
 
 BOTH = frozenset({"X", "G"})
 ALL = frozenset(STATISTICS)

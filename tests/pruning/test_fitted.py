@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from pruning.fitted import MOST_ROUNDS, MOST_TRIALS, Costs, fit
-from pruning.leaves import GRADIENT, Statistics
-from pruning.masks import Layer, Model, Row, Target
+from prunevolve.pruning.fitted import MOST_ROUNDS, MOST_TRIALS, Costs, fit
+from prunevolve.pruning.leaves import GRADIENT, Statistics
+from prunevolve.pruning.masks import Layer, Model, Row, Target
 
 SHAPES = {"block.0": {"a": (8, 20), "b": (4, 40)}, "block.1": {"c": (8, 40)}}
 SIZES = {layer: math.prod(shape) for layers in SHAPES.values() for layer, shape in layers.items()}

@@ -6,11 +6,11 @@ from refusals import refusal
 from toy_models import assert_same_tensors, toy_model, toy_windows, weights_of
 
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
-from pruning import pruner
-from pruning.masks import Target, group_of
-from pruning.recipe import Recipe
-from pruning.store import ResidentStore
-from pruning.walk import Texts, collect
+from prunevolve.pruning import pruner
+from prunevolve.pruning.masks import Target, group_of
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.walk import Texts, collect
 
 FIRST = "model.layers.0.self_attn.q_proj"
 WANDA = Metric.parse("mul(W, sqrt(X))")

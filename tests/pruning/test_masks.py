@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refusal
 
-from pruning import ranking
-from pruning.masks import (
+from prunevolve.pruning import ranking
+from prunevolve.pruning.masks import (
     DegenerateScores,
     Layer,
     Model,
@@ -20,7 +20,7 @@ from pruning.masks import (
     parse_pattern,
     select,
 )
-from pruning.ranking import lowest_n_of_m, lowest_per_row
+from prunevolve.pruning.ranking import lowest_n_of_m, lowest_per_row
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from refusals import refusal
 from toy_metrics import trees
 
-from pruning.baselines import NAMED
-from pruning.leaves import LEAVES
-from pruning.masks import GROUPS
-from pruning.metric import Criterion, Metric
-from pruning.operators import OPERATORS
-from pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.leaves import LEAVES
+from prunevolve.pruning.masks import GROUPS
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
 
 EXAMPLES = settings(deadline=None)
 PRUNER_ZERO = "mul(abs(mul(W, W)), mms(G))"

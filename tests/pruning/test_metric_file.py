@@ -3,9 +3,9 @@ import json
 import pytest
 from refusals import refusal
 
-from pruning.json_file import MOST_BYTES
-from pruning.metric import Metric
-from pruning.metric_file import resolve_metric
+from prunevolve.pruning.json_file import MOST_BYTES
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.metric_file import resolve_metric
 
 PUBLISHED = "mul(abs(mul(W, W)), mms(G))"
 

@@ -7,8 +7,8 @@ from torch.testing import assert_close
 from toy_models import FAMILIES, toy_model, toy_windows
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from pruning.embed_and_head import block_inputs
-from pruning.models import (
+from prunevolve.pruning.embed_and_head import block_inputs
+from prunevolve.pruning.models import (
     comes_from_hub,
     decoder_blocks,
     linear_layers,

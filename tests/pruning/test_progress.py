@@ -3,8 +3,8 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from pruning import progress
-from pruning.progress import Lines, shown_progress, step
+from prunevolve.pruning import progress
+from prunevolve.pruning.progress import Lines, shown_progress, step
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from own_statistics import own_gradients, own_inputs
 from refusals import refusal
 from toy_models import FAMILIES, assert_same_tensors, toy_model, toy_windows, weights_of
 
-from pruning.masks import Layer, Model, NOfM, Row, Target
-from pruning.metric import Metric
-from pruning.models import decoder_blocks, linear_layers
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.store import ResidentStore
-from pruning.walk import Texts
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import decoder_blocks, linear_layers
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.walk import Texts
 
 GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
 MAGNITUDE = Metric.parse("W")

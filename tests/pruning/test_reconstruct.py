@@ -4,14 +4,14 @@ import pytest
 import torch
 from toy_models import assert_same_tensors, toy_model, toy_windows
 
-from pruning.masks import Row, Target
-from pruning.methods import make_recipe
-from pruning.metric import Metric
-from pruning.pruner import prune
-from pruning.recipe import Lesson
-from pruning.reconstruct import Reconstruction
-from pruning.store import ResidentStore
-from pruning.walk import Texts
+from prunevolve.pruning.masks import Row, Target
+from prunevolve.pruning.methods import make_recipe
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Lesson
+from prunevolve.pruning.reconstruct import Reconstruction
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.walk import Texts
 
 
 class Block(torch.nn.Module):
@@ -77,7 +77,7 @@ def test_seed_decides_the_result(pruned):
 
 def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
     block, weights, lesson = pruned
-    monkeypatch.setattr("pruning.reconstruct.RATE", 100.0)
+    monkeypatch.setattr("prunevolve.pruning.reconstruct.RATE", 100.0)
     trained, errors = Reconstruction()("block", block, weights, lesson)
     assert_same_tensors(trained, weights)
     assert [len(of_part) for of_part in errors.values()] == [2, 2]

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 from toy_models import toy_model
 
-from pruning import sizes
-from pruning.checkpoint import MAX_SHARD
-from pruning.leaves import LEAF_SETS
-from pruning.masks import Model, Row, Target
-from pruning.metric import Metric
-from pruning.recipe import Recipe
-from pruning.sizes import (
+from prunevolve.pruning import sizes
+from prunevolve.pruning.checkpoint import MAX_SHARD
+from prunevolve.pruning.leaves import LEAF_SETS
+from prunevolve.pruning.masks import Model, Row, Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.sizes import (
     GIB,
     LIBRARIES,
     Work,

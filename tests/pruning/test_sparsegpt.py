@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pruning.leaves import DAMPING
-from pruning.masks import NOfM
-from pruning.sparsegpt import choose_given, choose_lowest, choose_n_of_m, solve
+from prunevolve.pruning.leaves import DAMPING
+from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.sparsegpt import choose_given, choose_lowest, choose_n_of_m, solve
 
 
 def layer(rows=24, columns=40):

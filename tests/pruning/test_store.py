@@ -19,17 +19,17 @@ from toy_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from pruning import walk
-from pruning.checkpoint import Checkpoint
-from pruning.embed_and_head import BlockCall
-from pruning.masks import Layer, Model, NOfM, Row, Target
-from pruning.metric import Metric
-from pruning.models import load_config, load_model, outside_blocks, published_tensors
-from pruning.pruner import prune, shapes_of
-from pruning.recipe import Allocation, Recipe, Update
-from pruning.spool import DiskSpool, read_tensor
-from pruning.store import FolderStore, ResidentStore
-from pruning.walk import Texts
+from prunevolve.pruning import walk
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.embed_and_head import BlockCall
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import load_config, load_model, outside_blocks, published_tensors
+from prunevolve.pruning.pruner import prune, shapes_of
+from prunevolve.pruning.recipe import Allocation, Recipe, Update
+from prunevolve.pruning.spool import DiskSpool, read_tensor
+from prunevolve.pruning.store import FolderStore, ResidentStore
+from prunevolve.pruning.walk import Texts
 
 MAGNITUDE, WANDA, SNIP = "W", "mul(W, sqrt(X))", "mul(W, G)"
 ALL_SOURCES = "mul(W, add(G, add(X, abs(M))))"

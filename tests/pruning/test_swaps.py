@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.masks import NOfM, Row
-from pruning.swaps import refine
+from prunevolve.pruning.masks import NOfM, Row
+from prunevolve.pruning.swaps import refine
 
 
 def layer(seed, rows=6, columns=24):

@@ -8,11 +8,11 @@ from refusals import refusal
 from torch import nn
 from toy_metrics import trees
 
-from pruning import operators
-from pruning.baselines import NAMED
-from pruning.leaves import LEAVES, Seen
-from pruning.metric import Metric
-from pruning.operators import OPERATORS, Units
+from prunevolve.pruning import operators
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.leaves import LEAVES, Seen
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.operators import OPERATORS, Units
 
 OUT, IN, TOKENS, WINDOWS = 3, 4, 5, 2
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pruning.baselines import NAMED
-from pruning.leaves import LEAVES
-from pruning.masks import GROUPS
-from pruning.operators import OPERATORS
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.leaves import LEAVES
+from prunevolve.pruning.masks import GROUPS
+from prunevolve.pruning.operators import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = runpy.run_path(str(ROOT / "scripts/write_generated.py"))

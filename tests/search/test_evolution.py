@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from configs.schema import Search
-from pruning.masks import DegenerateScores
-from pruning.metric import Criterion
-from search.breeding.variation import Breeder
-from search.evolution import Evolution
-from search.population import Candidate, Outcome, Record, State
-from search.surrogate import Surrogate
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.masks import DegenerateScores
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.breeding.variation import Breeder
+from prunevolve.search.evolution import Evolution
+from prunevolve.search.population import Candidate, Outcome, Record, State
+from prunevolve.search.surrogate import Surrogate
 
 SEEDS = tuple(Criterion.parse(text, "row") for text in ("mul(W, sqrt(X))", "mul(W, W)", "W"))
 
@@ -218,7 +218,7 @@ def test_evolution_with_everything_on_has_every_rule_at_work(lag, monkeypatch):
     full, records = changed(FULL, lag=lag), journal(lag, "full")
     for off in ({"crowding": 0.0}, {"brood": 1}):
         assert records_of(changed(full, **off)) != records, off
-    monkeypatch.setattr("search.population.RESOLUTION", 0.1)
+    monkeypatch.setattr("prunevolve.search.population.RESOLUTION", 0.1)
     assert records_of(full) != records
 
 

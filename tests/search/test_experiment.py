@@ -7,13 +7,13 @@ import torch
 from refusals import refusal
 from toy_setup import ROLES
 
-from configs import schema
-from configs.schema import Config, Memory
-from pruning.masks import NOfM
-from pruning.metric import Criterion
-from pruning.models import linear_layers, load_config, load_model
-from search.experiment import Experiment, resolve
-from search.fitness import Evaluator
+from prunevolve.configs import schema
+from prunevolve.configs.schema import Config, Memory
+from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.models import linear_layers, load_config, load_model
+from prunevolve.search.experiment import Experiment, resolve
+from prunevolve.search.fitness import Evaluator
 
 SMALL = tuple(f"{role}.{key}" for role in ROLES for key in ("windows=2", "length=16"))
 OTHER = "{corpus: embedded, split: '%s', windows: 3, length: 32}"

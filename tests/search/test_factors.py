@@ -4,8 +4,8 @@ import pytest
 import torch
 from toy_records import record_of
 
-from pruning.metric import Metric
-from search.factors import factors_of, shared_by_the_best, without_each
+from prunevolve.pruning.metric import Metric
+from prunevolve.search.factors import factors_of, shared_by_the_best, without_each
 
 
 @pytest.mark.parametrize(

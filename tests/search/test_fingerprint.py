@@ -7,10 +7,10 @@ import pytest
 import torch
 from refusals import refusal
 
-from pruning.leaves import Statistics
-from pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of
-from pruning.metric import Criterion, Metric
-from search.fingerprint import Fingerprints, Probe, tensors_digest
+from prunevolve.pruning.leaves import Statistics
+from prunevolve.pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 
 HALF = Target(0.5, Row())
 TWO_OF_FOUR = Target(0.5, NOfM(2, 4))

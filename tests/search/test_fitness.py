@@ -23,18 +23,18 @@ from toy_setup import (
     words,
 )
 
-from configs.schema import Memory
-from evaluation.perplexity import window_losses
-from pruning.masks import select
-from pruning.metric import Criterion
-from pruning.models import linear_layers, load_model
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.store import ResidentStore
-from pruning.walk import Texts
-from search.fitness import SLACK, Evaluator, Task
-from search.population import Candidate
-from search.resident import Subject
+from prunevolve.configs.schema import Memory
+from prunevolve.evaluation.perplexity import window_losses
+from prunevolve.pruning.masks import select
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.walk import Texts
+from prunevolve.search.fitness import SLACK, Evaluator, Task
+from prunevolve.search.population import Candidate
+from prunevolve.search.resident import Subject
 
 MOST = Task("most", 0, 0.7, None, 1.0)
 
@@ -64,8 +64,8 @@ def stops(monkeypatch):
     """Set the constants of early stops; without an argument, nothing is hopeless."""
 
     def set_constants(slack=SLACK, hopeless=1e9):
-        monkeypatch.setattr("search.fitness.SLACK", slack)
-        monkeypatch.setattr("search.fitness.HOPELESS", hopeless)
+        monkeypatch.setattr("prunevolve.search.fitness.SLACK", slack)
+        monkeypatch.setattr("prunevolve.search.fitness.HOPELESS", hopeless)
 
     set_constants()
     return set_constants

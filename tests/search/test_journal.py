@@ -15,10 +15,10 @@ import torch
 from refusals import refusal
 from toy_records import record_of
 
-from configs.schema import Search
-from search.checkpoint import read_state
-from search.journal import FolderError, RunFolder, WriteError
-from search.population import Record, State
+from prunevolve.configs.schema import Search
+from prunevolve.search.checkpoint import read_state
+from prunevolve.search.journal import FolderError, RunFolder, WriteError
+from prunevolve.search.population import Record, State
 
 refused = partial(refusal, error=FolderError)
 METRICS = ("W", "mul(G, W)", "mul(W, sqrt(X))", "abs(sub(W, mms(G)))", "add(G, W)")

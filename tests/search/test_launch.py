@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from toy_records import record_of
 
-from configs import schema
-from pruning import models
+from prunevolve.configs import schema
+from prunevolve.pruning import models
 
 HUB_NOTE = "comes from the Hugging Face hub: not checked"
 

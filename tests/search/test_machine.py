@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from configs import schema
-from pruning.sizes import GIB
-from search import plan
-from search.experiment import resolve
+from prunevolve.configs import schema
+from prunevolve.pruning.sizes import GIB
+from prunevolve.search import plan
+from prunevolve.search.experiment import resolve
 
 LLAMA2 = Path(schema.__file__).parent / "llama2_7b.yaml"
 DEFAULTS = ("memory.statistics=float32", "memory.master=device", "memory.scores=keep")

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from refusals import refusal
 from toy_records import record_of
 
-from configs.schema import Search
-from pruning.metric import Criterion
-from search.population import (
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.population import (
     LEEWAY,
     OUTCOMES,
     RESOLUTION,

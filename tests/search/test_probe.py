@@ -4,11 +4,17 @@ import pytest
 import torch
 from refusals import refusal
 
-from pruning.allocation import Allocated
-from pruning.leaves import Statistics
-from pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of, select
-from pruning.metric import Metric
-from search.fingerprint import Probe, check_rows_differ, probe_mask, stack_layers, take_probe
+from prunevolve.pruning.allocation import Allocated
+from prunevolve.pruning.leaves import Statistics
+from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of, select
+from prunevolve.pruning.metric import Metric
+from prunevolve.search.fingerprint import (
+    Probe,
+    check_rows_differ,
+    probe_mask,
+    stack_layers,
+    take_probe,
+)
 
 HALF = Target(0.5, Row())
 

@@ -7,13 +7,13 @@ import pytest
 from refusals import refusal
 from toy_records import record_of
 
-from configs import schema
-from configs.schema import Config
-from search.experiment import resolve
-from search.journal import FolderError, RunFolder
-from search.launch import check_config, check_records
-from search.population import Outcome, Record, State
-from search.prepare import check_fingerprints
+from prunevolve.configs import schema
+from prunevolve.configs.schema import Config
+from prunevolve.search.experiment import resolve
+from prunevolve.search.journal import FolderError, RunFolder
+from prunevolve.search.launch import check_config, check_records
+from prunevolve.search.population import Outcome, Record, State
+from prunevolve.search.prepare import check_fingerprints
 
 refused = partial(refusal, error=FolderError)
 FINGERPRINTS = {"model": ["ab"], "texts": [{"report": "cd"}]}

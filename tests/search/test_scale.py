@@ -5,11 +5,11 @@ from math import sqrt
 import pytest
 from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
 
-from pruning.baselines import BASELINES
-from search.fitness import Task
-from search.pool.requests import WindowLosses
-from search.prepare import cells_of, losses_of
-from search.scale import Cell, Scale, cell_of, paired_difference
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.search.fitness import Task
+from prunevolve.search.pool.requests import WindowLosses
+from prunevolve.search.prepare import cells_of, losses_of
+from prunevolve.search.scale import Cell, Scale, cell_of, paired_difference
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
 NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}

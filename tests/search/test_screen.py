@@ -7,8 +7,8 @@ import time
 import pytest
 from rich.console import Console
 
-from search import screen
-from search.screen import Status, duration, shown, step, tables_of
+from prunevolve.search import screen
+from prunevolve.search.screen import Status, duration, shown, step, tables_of
 
 METRIC = "mul(mul(abs(W), sqrt(X)), add(G, X))"
 

@@ -8,12 +8,12 @@ import pytest
 from refusals import refusal
 from toy_records import record_of
 
-from configs.schema import Search
-from pruning.baselines import NAMED
-from pruning.masks import GROUPS
-from search.checkpoint import read_seeds
-from search.journal import RunFolder
-from search.population import State
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.masks import GROUPS
+from prunevolve.search.checkpoint import read_seeds
+from prunevolve.search.journal import RunFolder
+from prunevolve.search.population import State
 
 
 def texts(entries: list[str], group: str = "row") -> list[str]:

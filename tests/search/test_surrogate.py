@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from pruning.metric import Criterion
-from search.population import Candidate, Outcome, Record
-from search.surrogate import Surrogate
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.population import Candidate, Outcome, Record
+from prunevolve.search.surrogate import Surrogate
 
 BYTES = 8
 
@@ -97,7 +97,7 @@ def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
 
 
 def test_ask_before_forgets_the_oldest(monkeypatch):
-    monkeypatch.setattr("search.surrogate._REMEMBERED", 2)
+    monkeypatch.setattr("prunevolve.search.surrogate._REMEMBERED", 2)
     records = [record(0, 5, 1.0), *(record(i, 9 * i, 1.0 + i) for i in (1, 2, 3))]
     surrogate = Surrogate(sketch_of)
     for one in records:
@@ -108,7 +108,7 @@ def test_ask_before_forgets_the_oldest(monkeypatch):
 
 
 def test_ask_before_remembers_the_same_however_it_was_learnt(monkeypatch):
-    monkeypatch.setattr("search.surrogate._REMEMBERED", 4)
+    monkeypatch.setattr("prunevolve.search.surrogate._REMEMBERED", 4)
     records = [record(i, (7 * i) % 60, float((5 * i) % 11)) for i in range(20)]
     step_by_step = Surrogate(sketch_of)
     for one in records:

@@ -2,7 +2,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from search import recorder
+from prunevolve.search import recorder
 
 VALUES = {"fitness/best": 3.25, "outcomes/evaluated": 2.0}
 

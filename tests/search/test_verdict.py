@@ -3,7 +3,7 @@
 import pytest
 from report_run import task_of
 
-from search.summary import TaskResult, verdict_of
+from prunevolve.search.summary import TaskResult, verdict_of
 
 
 def measured(perplexity, gaps, baselines=None, **changes):

@@ -12,12 +12,12 @@ from pyarrow import parquet
 from search_process import started
 from transformers import AutoTokenizer
 
-import run_prune
-from evaluation import sources
-from evaluation.corpus import cut_all
-from pruning.output import options as options_module
-from pruning.output.options import PROTOCOLS, Options
-from pruning.output.request import _texts
+from prunevolve import run_prune
+from prunevolve.evaluation import sources
+from prunevolve.evaluation.corpus import cut_all
+from prunevolve.pruning.output import options as options_module
+from prunevolve.pruning.output.options import PROTOCOLS, Options
+from prunevolve.pruning.output.request import _texts
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 WIKITEXT_CARD = """---

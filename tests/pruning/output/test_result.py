@@ -10,18 +10,18 @@ from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
-from pruning import checkpoint
-from pruning.checkpoint import Checkpoint
-from pruning.masks import Layer, Model, NOfM, Row, Target
-from pruning.metric import Metric
-from pruning.models import linear_layers, load_tokenizer
-from pruning.output.folder import FolderMismatchError, check_output_folder
-from pruning.output.save import model_card, save_result
-from pruning.output.verify import Inspector, verify_result
-from pruning.pruner import prune
-from pruning.recipe import Recipe
-from pruning.store import FolderStore, all_layers
-from pruning.walk import Texts
+from prunevolve.pruning import checkpoint
+from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import linear_layers, load_tokenizer
+from prunevolve.pruning.output.folder import FolderMismatchError, check_output_folder
+from prunevolve.pruning.output.save import model_card, save_result
+from prunevolve.pruning.output.verify import Inspector, verify_result
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import FolderStore, all_layers
+from prunevolve.pruning.walk import Texts
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
 MEASURED = {

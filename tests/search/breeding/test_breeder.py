@@ -2,10 +2,10 @@
 
 from toy_records import record_of
 
-from configs.schema import Search
-from pruning.metric import Criterion
-from search.breeding.variation import Breeder
-from search.population import State
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.breeding.variation import Breeder
+from prunevolve.search.population import State
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")

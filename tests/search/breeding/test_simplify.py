@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.leaves import LEAVES
-from pruning.masks import Target, group_of, select
-from pruning.metric import Criterion, Metric
-from pruning.operators import OPERATORS
-from search.breeding import simplify as module
-from search.breeding.simplify import simplify
+from prunevolve.pruning.leaves import LEAVES
+from prunevolve.pruning.masks import Target, group_of, select
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.operators import OPERATORS
+from prunevolve.search.breeding import simplify as module
+from prunevolve.search.breeding.simplify import simplify
 
 NUMBERS = (0, 0.25, 0.3, 1, 2, 7.5, -1, -0.6, -3)
 RARE = ("quot", "mms", "neg", "skp", "abs", "sqrt", "sqr", "mul", "add", "sub", "cube")

@@ -10,11 +10,11 @@ from deap import gp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import MAX_TREE_DEPTH, Search
-from pruning.leaves import LEAF_SETS
-from pruning.metric import Metric
-from pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
-from search.breeding.primitives import (
+from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
+from prunevolve.pruning.leaves import LEAF_SETS
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
+from prunevolve.search.breeding.primitives import (
     BLANK,
     drawn_leaves,
     fill_in_numbers,
@@ -22,7 +22,7 @@ from search.breeding.primitives import (
     to_metric,
     to_tree,
 )
-from search.breeding.variation import (
+from prunevolve.search.breeding.variation import (
     MUTATIONS,
     TRIES,
     Variation,

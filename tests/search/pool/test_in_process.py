@@ -6,10 +6,10 @@ import pytest
 import torch
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, outcomes_of
 
-from search.pool.pool import MOST, Pool
-from search.pool.requests import InProcessBackend, fault_of
-from search.population import Candidate
-from search.resident import Resident
+from prunevolve.search.pool.pool import MOST, Pool
+from prunevolve.search.pool.requests import InProcessBackend, fault_of
+from prunevolve.search.population import Candidate
+from prunevolve.search.resident import Resident
 
 CANDIDATES = [Candidate(0, WANDA), Candidate(1, SNIP)]
 CUDA = "CUDA error: an illegal memory access was encountered"

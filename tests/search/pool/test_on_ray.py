@@ -17,9 +17,9 @@ import search_process
 from search_process import ROOT
 from toy_setup import embedded_setup
 
-from configs.schema import Ray
-from search.pool.on_ray import ray_backend
-from search.pool.ray_process import workers_on
+from prunevolve.configs.schema import Ray
+from prunevolve.search.pool.on_ray import ray_backend
+from prunevolve.search.pool.ray_process import workers_on
 
 FOLDERS = Path("/tmp")
 GONE_SECONDS = 10

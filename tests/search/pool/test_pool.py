@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 from toy_setup import drive, embedded_setup
 
-from pruning.metric import Criterion
-from search.pool.pool import (
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.pool.pool import (
     FACTOR,
     GRACE,
     MOST,
@@ -17,7 +17,7 @@ from search.pool.pool import (
     Pool,
     PoolError,
 )
-from search.pool.requests import (
+from prunevolve.search.pool.requests import (
     CollectStatistics,
     CompareMasks,
     Ended,
@@ -29,7 +29,7 @@ from search.pool.requests import (
     UseStatistics,
     WindowLosses,
 )
-from search.population import Candidate, Outcome
+from prunevolve.search.population import Candidate, Outcome
 
 HANG = object()
 LOST = Fault("lost", "its process or its node was lost")

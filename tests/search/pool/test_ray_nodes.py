@@ -8,12 +8,12 @@ from ray_cluster import Orders, cluster_of, pool_of, until, until_arrival
 from toy_models import toy_model
 from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
-from configs.schema import Memory
-from pruning.models import linear_layers
-from search.pool import pool as pools
-from search.pool.pool import PoolError
-from search.population import Candidate
-from search.resident import Subject
+from prunevolve.configs.schema import Memory
+from prunevolve.pruning.models import linear_layers
+from prunevolve.search.pool import pool as pools
+from prunevolve.search.pool.pool import PoolError
+from prunevolve.search.population import Candidate
+from prunevolve.search.resident import Subject
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,13 @@ from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arriv
 from toy_models import assert_same_tensors
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
 
-from pruning.masks import NOfM
-from pruning.metric import Criterion
-from search.fitness import Task
-from search.pool import pool as pools
-from search.pool.requests import CompareMasks, ProbeTensors, WindowLosses
-from search.population import Candidate
-from search.resident import Subject
+from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.fitness import Task
+from prunevolve.search.pool import pool as pools
+from prunevolve.search.pool.requests import CompareMasks, ProbeTensors, WindowLosses
+from prunevolve.search.population import Candidate
+from prunevolve.search.resident import Subject
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_metrics import trees
 
-from pruning.leaves import LEAVES
-from pruning.metric import Metric
-from search.report.formula import to_mathml
+from prunevolve.pruning.leaves import LEAVES
+from prunevolve.pruning.metric import Metric
+from prunevolve.search.report.formula import to_mathml
 
 
 def plain(element):

@@ -10,11 +10,11 @@ import pytest
 from report_run import CONFIG, SCALE, records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
-from search.journal import FolderError
-from search.report import charts, page, tables
-from search.report.page import Run, render
-from search.results import write_report
-from search.summary import TaskResult
+from prunevolve.search.journal import FolderError
+from prunevolve.search.report import charts, page, tables
+from prunevolve.search.report.page import Run, render
+from prunevolve.search.results import write_report
+from prunevolve.search.summary import TaskResult
 
 
 class Page(HTMLParser):

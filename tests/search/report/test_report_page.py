@@ -9,7 +9,7 @@ import zlib
 import pytest
 from report_run import records_of, summary_of, write_run
 
-from search.results import write_report
+from prunevolve.search.results import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

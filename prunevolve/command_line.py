@@ -186,7 +186,7 @@ def _print_version(wanted: bool) -> None:
 def version() -> str:
     """Return the version of the checkout that holds this file, or else of the installed package."""
     try:
-        with (Path(__file__).parent / "pyproject.toml").open("rb") as file:
+        with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as file:
             return str(tomllib.load(file)["project"]["version"])
     except (OSError, tomllib.TOMLDecodeError, KeyError):
         return metadata.version("prunevolve")
