@@ -78,7 +78,7 @@ def project(tmp_path):
     """A user's project, whose folders have the names of ours."""
     for name in ("configs", "evaluation", "pruning", "search"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f"NAME = 'the user's {name}'\n")
+        (tmp_path / name / "__init__.py").write_text(f'NAME = "the user\'s {name}"\n')
     return tmp_path
 
 
