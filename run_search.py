@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from prunevolve import command_line
+from prunevolve import command_line, extras
 from prunevolve.command_line import DONE, Answer, outcome
 from prunevolve.configs import schema
 from prunevolve.configs.files import shipped
@@ -86,6 +86,7 @@ def command(
         raise ValueError("--report and --status take no other option")
     if status:
         return _show_status(status, console)
+    extras.require("search", *extras.SEARCH)
     if report:
         return _rebuild_report(report, console)
     if resume:

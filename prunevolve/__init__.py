@@ -7,6 +7,8 @@ search needs may not be installed.
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from prunevolve.extras import SEARCH, require
+
 if TYPE_CHECKING:
     from prunevolve.pruning.api import *
     from prunevolve.search.api import *
@@ -27,6 +29,8 @@ def __getattr__(name: str) -> Any:
         return metadata.version("prunevolve")
     for module, names in _PUBLIC.items():
         if name in names:
+            if module == "prunevolve.search.api":
+                require("search", *SEARCH)
             return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

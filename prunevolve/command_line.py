@@ -148,6 +148,8 @@ def make_app(
             return failed(INTERRUPTED, error)
         except ValueError as error:
             return failed(getattr(error, "exit_code", USAGE), error)
+        except ModuleNotFoundError as error:
+            return failed(USAGE, error)
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
         except OSError as error:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import search_process
 
-from prunevolve import run_prune, run_search
+from prunevolve import extras, run_prune, run_search
 from prunevolve.command_line import NOTHING_WRITTEN, interruptible, outcome, run_to_end
 
 ROOT = Path(__file__).parents[1]
-CONSOLE_SCRIPT = "import sys; sys.argv[0] = 'prunevolve-prune'; from run_prune import main; main()"
+CONSOLE_SCRIPT = (
+    "import sys; sys.argv[0] = 'prunevolve-prune'; from prunevolve.run_prune import main; main()"
+)
 SCRIPTS = ["run_prune", "run_search"]
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 PRUNE = ("run_prune.py", "--model", "embedded", "--metric", "wanda", "--out", "out")
@@ -34,10 +36,22 @@ def launched(script, *words, folder=ROOT, **environment):
 def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, option, code):
     # Whatever imports one of these fails here.
     heavy = "torch=None, transformers=None, numpy=None, ray=None, deap=None, datasets=None"
-    broken = f"import sys; sys.modules.update({heavy}); import {script}; {script}.main()"
+    begin = f"from prunevolve import {script}; {script}.main()"
+    broken = f"import sys; sys.modules.update({heavy}); {begin}"
     run = launched("-c", broken, option)
     assert run.returncode == code
     assert len(run.stderr.splitlines()) == (0 if code == 0 else 1)
+
+
+def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path):
+    begin = "import sys; sys.modules.update(deap=None); from prunevolve import run_search as run"
+    run = launched("-c", f"{begin}; run.main()", "--out", str(tmp_path / "run"))
+    assert (run.returncode, run.stdout) == (2, "")
+    line = "error: deap must be installed for this: pip install 'prunevolve[search]'\n"
+    assert run.stderr == line
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'prunevolve\[search\]'"):
+        extras.require("search", "deap", "no_such_library")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
