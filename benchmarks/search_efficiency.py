@@ -69,17 +69,19 @@ VARIANTS: dict[str, Variant] = {
     "broods of 8": Variant(["search.brood=8"]),
     "broods of 48": Variant(["search.brood=48"]),
     "no crowding": Variant(["search.crowding=0"]),
-    "no parsimony": Variant(replaced={"search.population.RESOLUTION": 1e-12}),
+    "no parsimony": Variant(replaced={"prunevolve.search.population.RESOLUTION": 1e-12}),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     **{f"no {name} mutation": _without(name) for name in Search().mutations},
     "no simplification": Variant(
-        replaced={"search.breeding.variation.simplify": lambda criterion: criterion}
+        replaced={"prunevolve.search.breeding.variation.simplify": lambda criterion: criterion}
     ),
-    "no equal masks": Variant(replaced={"search.fingerprint.Fingerprints.fingerprint": _by_text}),
+    "no equal masks": Variant(
+        replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
+    ),
     "units": Variant(["search.units=off"]),
-    "no leeway": Variant(replaced={"search.population.LEEWAY": 1.0}),
+    "no leeway": Variant(replaced={"prunevolve.search.population.LEEWAY": 1.0}),
     "all measured to the end": Variant(
-        replaced={"search.fitness.Evaluator._settled": lambda *_: None}
+        replaced={"prunevolve.search.fitness.Evaluator._settled": lambda *_: None}
     ),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
