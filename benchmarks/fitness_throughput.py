@@ -3,7 +3,6 @@
 On the candidates of a real run, in this process, with one worker's threads:
 
 - pruning in each kind of group, against forward with loss over one window;
-- the forward pass's FLOP/s against this machine's fastest matrix product in the same dtype;
 - the driver's own work: breed, simplify, fingerprint, commit, journal;
 - candidates decided per hour by the search, against the same resident worker without fingerprints
   and stages.
@@ -23,17 +22,12 @@ import typer
 from real_run import RealRun
 from rich.progress import track
 from tables import conditions, show, write_json
-from torch.utils.flop_counter import FlopCounterMode
 
-from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
-from prunevolve.pruning.models import DTYPES
 from prunevolve.search.fitness import Evaluator
 from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import Candidate, Record
-
-GEMM_SIDE = 2048
 
 PRUNED: dict[str, Group] = {
     "wanda": Row(),
@@ -46,7 +40,7 @@ PRUNED: dict[str, Group] = {
 PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
 PRUNING_BAR = "0.50 of a window"
-BARS = {"gemm_fraction": "0.75", "driver_ms_per_candidate": "5", "ratio_resident": "6"}
+BARS = {"driver_ms_per_candidate": "5", "ratio_resident": "6"}
 
 
 def main(
@@ -62,8 +56,6 @@ def main(
     experiment = real.experiment
     evaluator = real.evaluator(experiment.setup)
     parts = _parts(evaluator)
-    gemm = _gemm_flops(DTYPES[experiment.config.dtype])
-    forward = _forward_flops(evaluator)
     driver = _driver_seconds(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
@@ -77,9 +69,6 @@ def main(
             experiment.windows[task.subject]["fitness"].tokens.numel() for task in experiment.tasks
         ),
         "threads": torch.get_num_threads(),
-        "gemm_gflops": gemm / 1e9,
-        "forward_gflops": forward / 1e9,
-        "gemm_fraction": forward / gemm,
         "driver_ms_per_candidate": 1000 * driver,
         "candidates_an_hour": {way: 3600 / value for way, value in seconds.items()},
         "ratio_resident": seconds["resident"] / seconds["ours"],
@@ -90,15 +79,13 @@ def main(
 
 def _print(figures: dict[str, Any], what: str, chosen: Sequence[Record]) -> None:
     window = figures["seconds"][WINDOW]
-    rows = [
-        [f"{name}, s", f"{seconds:.4g}", f"{seconds / window:.2f}", PRUNING_BAR * (name != WINDOW)]
+    rows: list[list[object]] = [
+        [f"{name}, s", seconds, seconds / window, PRUNING_BAR * (name != WINDOW)]
         for name, seconds in figures["seconds"].items()
     ]
     pace = {f"candidates_an_hour, {way}": x for way, x in figures["candidates_an_hour"].items()}
-    names = ("gemm_gflops", "forward_gflops", "gemm_fraction", "driver_ms_per_candidate")
-    rates = {name: figures[name] for name in names} | pace
-    rates["ratio_resident"] = figures["ratio_resident"]
-    rows += [[name, f"{value:.4g}", "", BARS.get(name, "")] for name, value in rates.items()]
+    rates = {name: figures[name] for name in BARS} | pace
+    rows += [[name, value, "", BARS.get(name, "")] for name, value in rates.items()]
     title = (
         f"{what}: {len(chosen)} candidates from {chosen[0].index} on, {figures['threads']} "
         f"threads, {figures['fitness_tokens']} fitness tokens"
@@ -121,21 +108,6 @@ def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident.restore()
     resident.forget_scores()  # of several tasks only the first computes them
     resident.prune(BASELINES[name].criterion.metric, Target(0.5, group))
-
-
-@torch.inference_mode()
-def _gemm_flops(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE).to(dtype) for _ in range(2))
-    return 2 * GEMM_SIDE**3 / _best(lambda: a @ b, repeats=10)
-
-
-def _forward_flops(evaluator: Evaluator) -> float:
-    """Return the FLOP/s of forward pass and loss, by torch's count of matrix products."""
-    resident = evaluator.residents[0]
-    window = resident.windows["fitness"][:1]
-    with FlopCounterMode(display=False) as counter:
-        window_losses(resident.store, window)
-    return float(counter.get_total_flops()) / _best(lambda: resident.measure(0, 1), repeats=10)
 
 
 def _driver_seconds(real: RealRun) -> float:

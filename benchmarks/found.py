@@ -20,23 +20,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import track
-from safetensors.torch import load_file, save_file
 from tables import conditions, show, show_rises, wikitext2_corpora, write_json
 
-from prunevolve.configs.schema import Memory
+from prunevolve import Criterion, collect_statistics, load_model, load_tokenizer, prune, read_metric
 from prunevolve.evaluation.corpus import Mixture, Part
+from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.pruning.baselines import FOUND, PUBLISHED
 from prunevolve.pruning.leaves import LEAF_SETS
-from prunevolve.pruning.masks import DegenerateScores, NOfM, Target, group_of
-from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.metric_file import read_metric
-from prunevolve.pruning.models import EMBEDDED, load_tokenizer
-from prunevolve.search.fitness import perplexity_of
-from prunevolve.search.resident import Resident, Subject
+from prunevolve.pruning.masks import GROUPS, DegenerateScores
+from prunevolve.pruning.models import EMBEDDED
+from prunevolve.pruning.store import ResidentStore
 
-SPARSITIES = (0.5, 0.6, 0.7)
-LEAVES = frozenset(LEAF_SETS["extended"])
-GROUPS = ("row", "layer", "model")
+TARGETS: Mapping[str, Mapping[str, Any]] = {
+    **{f"{percent}%": {"sparsity": percent / 100} for percent in (50, 60, 70)},
+    "2:4": {"pattern": "2:4"},
+}
+"""Arguments of `prune` by their name in a table."""
 
 Named = Mapping[str, Criterion]
 
@@ -105,7 +104,7 @@ def main(
     for one in model:
         setting = _setting(one, calibration, samples, windows, validation, test)
         measured = Measured(setting, out)
-        dense, perplexities = measured.dense, measured.of(named)
+        dense, perplexities = measured.dense(), measured.of(named)
         figures[setting.name] = {"dense": dense, "perplexity": perplexities}
         _print(setting, dense, perplexities, named)
         of_model = _relative_rises(dense, perplexities, published)
@@ -160,16 +159,14 @@ class Measured:
     """One model's perplexities, measured unless they are in a file."""
 
     def __init__(self, setting: Setting, out: Path) -> None:
-        self._setting = setting
-        self._path = out / f"{setting.name}.json"
+        self._setting, self._path = setting, out / f"{setting.name}.json"
         self._saved: Cells = {}
         if self._path.exists():
             self._saved = json.loads(self._path.read_text(encoding="utf-8"))
 
-    @property
     def dense(self) -> dict[str, float]:
-        """Perplexity of the dense model by kind of text."""
-        return self._keep("dense", self._perplexities)
+        """Return the perplexity of the dense model by kind of text."""
+        return self._keep("dense", lambda: self._model.perplexities())
 
     def of(self, named: Named) -> Cells:
         """Return the perplexities by metric and cell."""
@@ -186,37 +183,42 @@ class Measured:
         return self._saved[name]
 
     def _measure(self, criterion: Criterion) -> dict[str, float]:
-        group = group_of(criterion.group)
-        targets = {f"{sparsity:.0%}": Target(sparsity, group) for sparsity in SPARSITIES}
-        targets["2:4"] = Target(0.5, NOfM(2, 4))
-        perplexities: dict[str, float] = {}
-        for name, target in targets.items():
-            try:
-                self._loaded.prune(criterion.metric, target)
-                values = self._perplexities()
-            except DegenerateScores:
-                values = dict.fromkeys(self._setting.tests, math.inf)
-            perplexities |= {f"{kind} {name}": value for kind, value in values.items()}
-        self._loaded.restore()
-        return perplexities
-
-    def _perplexities(self) -> dict[str, float]:
-        return {kind: perplexity_of(self._loaded.losses(kind)) for kind in self._setting.tests}
+        return {
+            f"{kind} {target}": value
+            for target in TARGETS
+            for kind, value in self._model.pruned(criterion, target).items()
+        }
 
     @cached_property
-    def _loaded(self) -> Resident:
-        """The model with its statistics, once something has to be measured."""
-        setting, tokenizer = self._setting, load_tokenizer(self._setting.model)
-        windows = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
-        windows["fitness"] = next(iter(windows.values()))[:1]
-        windows["calibration"] = setting.statistics.cut(tokenizer).tokens
-        subject, memory = Subject(setting.model, setting.dtype), Memory(scores="keep")
-        resident = Resident(subject, windows, "cpu", memory, tasks=len(SPARSITIES) + 1)
-        path = self._path.with_suffix(".safetensors")
-        if not path.exists():
-            save_file(resident.collect_statistics(LEAVES), path)
-        resident.use_statistics(load_file(path))
-        return resident
+    def _model(self) -> "Loaded":
+        return Loaded(self._setting)
+
+
+class Loaded:
+    """A model with its dense weights and its statistics."""
+
+    def __init__(self, setting: Setting) -> None:
+        tokenizer = load_tokenizer(setting.model)
+        self._model = load_model(setting.model, setting.dtype)
+        self._dense = {name: x.clone() for name, x in self._model.state_dict().items()}
+        self._tests = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
+        windows = setting.statistics.cut(tokenizer).tokens
+        self._statistics = collect_statistics(self._model, LEAF_SETS["extended"], windows)
+
+    def perplexities(self) -> dict[str, float]:
+        """Return the perplexity by kind of text."""
+        store = ResidentStore(self._model)
+        return {kind: perplexity(window_losses(store, text)) for kind, text in self._tests.items()}
+
+    def pruned(self, criterion: Criterion, target: str) -> dict[str, float]:
+        """Return the perplexity by kind of text after pruning, and restore the weights."""
+        try:
+            prune(self._model, criterion, statistics=self._statistics, **TARGETS[target])
+            return self.perplexities()
+        except DegenerateScores:
+            return dict.fromkeys(self._tests, math.inf)
+        finally:
+            self._model.load_state_dict(self._dense)
 
 
 def _filtered(source: Path, without: str, target: Path) -> Path:

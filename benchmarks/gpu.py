@@ -6,7 +6,6 @@ itself can be tried: a small shape, and figures that say nothing of a GPU.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,21 +18,14 @@ from typing import Annotated
 
 import torch
 import typer
-from prune_7b import LLAMA_7B, copy_seconds, drop_cache, make_checkpoint
+from prune_7b import LLAMA_7B, copy_seconds, make_checkpoint, prune
 from real_run import RealRun
-from tables import ROOT, conditions, rank_correlation, show, write_json
+from tables import ROOT, conditions, show, write_json
 
-from prunevolve import read_config
+from prunevolve import evolve, read_config
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.checkpoint import Checkpoint
-from prunevolve.pruning.masks import Group, NOfM, Target, group_of
+from prunevolve.pruning.masks import Group, NOfM, group_of
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.models import load_config
-from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.spool import DiskSpool
-from prunevolve.pruning.store import FolderStore
-from prunevolve.pruning.walk import Texts
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import tensors_digest
 from prunevolve.search.fitness import Evaluator
@@ -134,8 +126,9 @@ def _search(work: Path, device: str) -> Iterator[Row]:
     """Search twice; compare the journals, and the best with the CPU's."""
     gpus = 1 if device == "cuda" else 0
     settings = ["ray.workers=1", f"ray.gpus_per_worker={gpus}", f"search.candidates={TRIED}"]
-    seconds = [_run(work / name, settings) for name in ("first", "second")]
-    yield Row(f"search of {TRIED} candidates", "", f"{seconds[0]:.0f} s")
+    for name in ("first", "second"):
+        result = evolve(read_config("embedded", settings), work / name)
+        yield Row(f"search of {TRIED} candidates", "", f"{result.summary['seconds']:.0f} s")
     first, second = ((work / n / "journal.jsonl").read_bytes() for n in ("first", "second"))
     came = "same journal" if first == second else "ANOTHER JOURNAL"
     yield Row("the same search again", "same journal", came, first == second)
@@ -145,19 +138,8 @@ def _search(work: Path, device: str) -> Iterator[Row]:
     best = sorted(whole, key=lambda record: record.rank)[:10]
     here = run.evaluator(replace(run.experiment.setup, device="cpu"))
     again = [here.evaluate(Candidate(0, record.criterion)).fitness or inf for record in best]
-    agreement = rank_correlation([record.rank[0] for record in best], again)
-    yield Row("its ten best, ranks against the CPU's", "0.9", f"{agreement:.3f}", agreement >= 0.9)
-
-
-def _run(out: Path, settings: list[str]) -> float:
-    """Run a search to its end; return the seconds."""
-    began = time.monotonic()
-    command = [sys.executable, "run_search.py", "--out", str(out)]
-    command += [f"--set={setting}" for setting in settings]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if not (out / "journal.jsonl").exists():
-        raise RuntimeError(f"{done.stdout[-200:]}{done.stderr[-500:]}")
-    return time.monotonic() - began
+    apart = max(abs(r.rank[0] - fitness) for r, fitness in zip(best, again, strict=True))
+    yield Row("fitness of its ten best, on the CPU", "within 0.01", f"{apart:.4f}", apart <= 0.01)
 
 
 def _fitness(work: Path, device: str) -> Iterator[Row]:
@@ -200,28 +182,13 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
 
 def _pruning(work: Path, device: str) -> Iterator[Row]:
     """Prune that model block by block, against the time that the disk needs for its files."""
-    name, _, length = _large(device)
-    dense = work / "dense"
-    disk = copy_seconds(dense, work / "copy")
+    name, _, _ = _large(device)
+    disk = copy_seconds(work / "dense", work / "copy")
     yield Row(f"{name}: files read and written once", "", f"{disk:.1f} s")
-    config = load_config(str(dense))
-    tokens = torch.randint(0, 1000, (8, length), generator=torch.Generator().manual_seed(0))
     for metric in ("magnitude", "wanda", "snip"):
-        known = NAMED[metric].criterion
-        out = work / metric
-        out.mkdir()
-        drop_cache(dense)
-        store = FolderStore(Checkpoint(dense), config, "bfloat16", device, out)
-        recipe = Recipe(known.metric, Target(0.5, group_of(known.group)))
-        states, statistics = (DiskSpool(work / "aside" / x) for x in ("states", "statistics"))
-        peak, began = _peak(device), time.perf_counter()
-        prune(store, recipe, Texts(tokens), states, statistics)
-        store.write_outside()
-        seconds = time.perf_counter() - began
-        came = f"{seconds:.1f} s, {seconds / disk:.2f} of the disk's; device {peak()}"
-        yield Row(f"{name}: {metric}, block by block", "", came)
-        for folder in (out, work / "aside"):
-            shutil.rmtree(folder)
+        seconds = prune(work / "dense", metric, f"--device={device}")["took"]["seconds"]
+        came = f"{seconds:.1f} s, {seconds / disk:.2f} of the disk's"
+        yield Row(f"{name}: {metric} by run_prune.py", "", came)
 
 
 def _large(device: str) -> tuple[str, Mapping[str, int], int]:

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,22 +48,6 @@ PROTOCOL = {"samples": 2, "seqlen": 64, "eval_windows": 1, "seed": 0}
 LLAMA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32}
 
 
-@dataclass(frozen=True)
-class Took:
-    """A process's time and memory.
-
-    Attributes:
-        seconds: From start to end.
-        peak_gib: Highest sum of anonymous and shared memory read, in GiB. This is what the process
-            itself holds: pages of mapped files, which the system can reclaim, are left out.
-        peak_with_files_gib: Highest resident memory by the system's own count, in GiB.
-    """
-
-    seconds: float
-    peak_gib: float
-    peak_with_files_gib: float
-
-
 def main(
     folder: Annotated[
         Path, Option(help="Folder for the temporary files, of up to 4 checkpoints (13.5 GB).")
@@ -87,20 +70,19 @@ def main(
             figures["gigabytes"] = make_checkpoint(shape, work / "dense") / 1e9
             figures["io_seconds"] = copy_seconds(work / "dense", work / "copy")
             for metric in METRICS:
-                metrics[metric] = _prune(work / "dense", metric, memory)
+                metrics[metric] = prune(work / "dense", metric, f"--max-memory={memory}")
                 print(f"{metric}: {metrics[metric]['took']}", file=sys.stderr)
     finally:
         write_json(json, figures)  # after an error, the measurements before it
     _print(figures, metrics)
 
 
-def _prune(checkpoint: Path, metric: str, memory: str) -> dict[str, Any]:
+def prune(checkpoint: Path, metric: str, option: str) -> dict[str, Any]:
     """Prune with a cold page cache, remove the resulting files, and return the figures."""
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
         out, log = Path(folder) / "out", Path(folder) / "log.txt"
         command = [sys.executable, "run_prune.py", f"--model={checkpoint}", f"--out={out}"]
-        command += [f"--metric={metric}", "--sparsity=0.5", "--dtype=float32"]
-        command += [f"--max-memory={memory}"]
+        command += [f"--metric={metric}", "--sparsity=0.5", "--dtype=float32", option]
         command += [f"--{name}={value}" for name, value in _texts().items()]
         drop_cache(checkpoint)
         took = measure(command, log)
@@ -108,7 +90,7 @@ def _prune(checkpoint: Path, metric: str, memory: str) -> dict[str, Any]:
         ends = re.findall(r"^(.+): (\d+)/\2 \((\d+\.\d) s\)$", log.read_text(), re.MULTILINE)
         report = json_text.loads((out / "pruning_report.json").read_text(encoding="utf-8"))
         return {
-            "took": asdict(took),
+            "took": took,
             "sha256": _digest(out),
             "perplexity": {part: report[f"{part}_perplexity"] for part in ("dense", "pruned")},
             "seconds_by_part": {stage: float(seconds) for stage, _, seconds in ends},
@@ -116,25 +98,18 @@ def _prune(checkpoint: Path, metric: str, memory: str) -> dict[str, Any]:
 
 
 def _print(figures: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> None:
-    rows = []
+    io_seconds, rows = figures["io_seconds"], []
     for metric, result in metrics.items():
-        took, io_seconds = Took(**result["took"]), figures["io_seconds"]
-        rows.append(
-            [
-                metric,
-                f"{took.peak_gib:.2f}",
-                f"{took.peak_with_files_gib:.2f}",
-                f"{took.seconds:.1f}",
-                f"{took.seconds / io_seconds:.2f}",
-                ", ".join(f"{part} {s:.1f}" for part, s in result["seconds_by_part"].items()),
-                result["sha256"][:12],
-            ]
-        )
+        took = result["took"]
+        row = [f"{took['peak_gib']:.2f}", f"{took['peak_with_files_gib']:.2f}"]
+        row += [f"{took['seconds']:.1f}", f"{took['seconds'] / io_seconds:.2f}"]
+        parts = [f"{part} {seconds:.1f}" for part, seconds in result["seconds_by_part"].items()]
+        rows.append([metric, *row, ", ".join(parts), result["sha256"][:12]])
     shape, protocol = figures["shape"], figures["protocol"]
     title = (
         f"{shape['layers']} blocks of {shape['hidden']} in bfloat16, limit {protocol['memory']}, "
         f"{protocol['samples']} windows of {protocol['seqlen']} tokens; read and written once in "
-        f"{figures['io_seconds']:.1f} s"
+        f"{io_seconds:.1f} s"
     )
     heads = ["metric", "GiB", "with files", "seconds", "of the disk's", "by part", "sha256"]
     show(title, heads, rows)
@@ -197,11 +172,15 @@ def _random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator).mul_(scales).bfloat16()
 
 
-def measure(command: Sequence[str], log: Path) -> Took:
+def measure(command: Sequence[str], log: Path) -> dict[str, float]:
     """Run a command in the project's root to its end and watch its memory.
 
     Args:
         log: File for its output.
+
+    Returns:
+        Its seconds, and two peaks in GiB: of anonymous and shared memory, which is what it holds
+        itself, and of resident memory, where mapped files count, which the system can reclaim.
 
     Raises:
         RuntimeError: If its exit code is not 0; the message has the end of its output.
@@ -224,7 +203,11 @@ def measure(command: Sequence[str], log: Path) -> Took:
             process.wait()
     if process.returncode:
         raise RuntimeError(f"code {process.returncode} of {command}: {log.read_text()[-2000:]}")
-    return Took(time.perf_counter() - began, peak / 2**20, peak_with_files / 2**20)
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak_gib": peak / 2**20,
+        "peak_with_files_gib": peak_with_files / 2**20,
+    }
 
 
 def _memory_kib(pid: int) -> dict[str, int]:

@@ -19,7 +19,7 @@ from unittest import mock
 
 import typer
 from rich.progress import track
-from tables import conditions, show_cases, write_json
+from tables import conditions, show, write_json
 
 from prunevolve import Record, evolve, read_config
 from prunevolve.configs.schema import Ray
@@ -27,7 +27,7 @@ from prunevolve.search.fitness import Evaluator, Setup
 from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
 from prunevolve.search.population import Candidate, Outcome
 
-BAR = 0.95
+COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
 LAG = 16
 """The lag for each worker, as docs/CLUSTER.md says."""
 
@@ -76,11 +76,12 @@ def main(
 ) -> None:
     """Print one table."""
     cases = [case for case in CASES if only in str(case)]
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     for case in track(cases, "searching", transient=True):
         with tempfile.TemporaryDirectory() as folder:
-            figures[str(case)] = {"lag": case.lag, **_measure(case, Path(folder), seconds)}
-    show_cases(f"workers that sleep, lag {LAG} for each; bar: {BAR:.0%} busy", figures)
+            figures[str(case)] = _measure(case, Path(folder), seconds)
+    title = f"workers that sleep, lag {LAG} for each; bar: 95% busy"
+    show(title, ["", *COLUMNS], ([name, *row.values()] for name, row in figures.items()))
     write_json(json, {**conditions("float32"), "cases": figures})
 
 
@@ -179,12 +180,10 @@ def _measure(case: Case, out: Path, seconds: float) -> dict[str, float]:
     inside = [(max(a, began), min(b, ended)) for a, b in backends[0].spans]
     busy = [end - start for start, end in inside if start < end]
     mean = case.seconds * (1 + case.uneven * LONG_SHARE * (LONG_FACTOR - 1))
-    return {
-        "busy": sum(busy) / (case.workers * (ended - began)),
-        "driver_ms": 1000 * (cpu_after - cpu) / (last - first),
-        "feeds": mean * len(busy) / (cpu_after - cpu),
-        "candidates": last - first,
-    }
+    share = sum(busy) / (case.workers * (ended - began))
+    cpu, candidates = cpu_after - cpu, last - first
+    values = (share, 1000 * cpu / candidates, mean * len(busy) / cpu, candidates)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 if __name__ == "__main__":
