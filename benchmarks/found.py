@@ -48,24 +48,20 @@ class Setting:
     """The texts on which a model is calibrated and tested.
 
     Attributes:
-        calibration: Kinds of text for the statistics: `both`, `one` or `own`.
-        samples: Calibration windows of 512 tokens.
         statistics: The windows for the statistics.
         tests: The test texts by kind.
     """
 
     model: str
     dtype: str
-    calibration: str
-    samples: int
     statistics: Mixture
     tests: Mapping[str, Mixture]
 
     @property
     def name(self) -> str:
         """A name for files, which differs where any text does."""
-        digest = sha256(repr(self).encode()).hexdigest()[:8]
-        return f"{Path(self.model).name}-{self.calibration}-{self.samples}-{digest}"
+        digest = sha256(repr(self).encode()).hexdigest()
+        return f"{Path(self.model).name}-{digest[:8]}"
 
 
 def main(
@@ -240,14 +236,14 @@ def _setting(
     if model == EMBEDDED:
         statistics = Mixture((Part(EMBEDDED, "calibration"),), samples // 2, 256, 0)
         report = {"own": Mixture((Part(EMBEDDED, "report"),), None, 256, None)}
-        return Setting(model, "float32", "own", samples, statistics, report)
+        return Setting(model, "float32", statistics, report)
     parts = (Part(validation, "validation[:50%]"), Part(EMBEDDED, "training"))
     statistics = Mixture({"both": parts, "one": parts[:1]}[calibration], samples, 512, 0)
     tests = {
         "text": Mixture((Part(test, "test"),), windows, 512, None),
         "documentation": Mixture((Part(EMBEDDED, "report"),), windows, 512, None),
     }
-    return Setting(model, "bfloat16", calibration, samples, statistics, tests)
+    return Setting(model, "bfloat16", statistics, tests)
 
 
 def _print(setting: Setting, dense: Mapping[str, float], perplexities: Cells, named: Named) -> None:

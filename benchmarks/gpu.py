@@ -23,9 +23,7 @@ from real_run import RealRun
 from tables import ROOT, conditions, show, write_json
 
 from prunevolve import evolve, read_config
-from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.masks import Group, NOfM, group_of
-from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import tensors_digest
 from prunevolve.search.fitness import Evaluator
@@ -40,8 +38,6 @@ SHAPES = (
     (0, ("LLaMA 20M", {"hidden": 256, "intermediate": 704, "layers": 4, "heads": 4}, 128)),
 )
 """Least GiB of device memory, name, shape, and tokens of a window."""
-
-GROUPS: Mapping[str, Group] = {"row": group_of("row"), "2:4": NOfM(2, 4)}
 
 TRIED = 60
 """Candidates of a search on the embedded model."""
@@ -72,7 +68,7 @@ def main(
     rows: list[Row] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder, prefix="gpu-") as work:
-        for part in (_tests, _arithmetic, _search, _fitness, _pruning):
+        for part in (_tests, _search, _pruning, _fitness):
             try:
                 for row in part(Path(work).absolute(), device):
                     rows.append(row)
@@ -99,29 +95,6 @@ def _tests(work: Path, device: str) -> Iterator[Row]:
     yield Row("tests marked gpu", "all pass", last, done.returncode == 0 and ran)
 
 
-def _arithmetic(work: Path, device: str) -> Iterator[Row]:
-    """Compare a forward pass with matrix products, and masks with reading their matrix."""
-    _, shape, length = _large(device)
-    hidden, wide = shape["hidden"], shape["intermediate"]
-    states = torch.randn(length, hidden, device=device, dtype=torch.bfloat16)
-    weight = torch.randn(wide, hidden, device=device, dtype=torch.bfloat16)
-    seconds = _seconds(lambda: states @ weight.T, device, times=20)
-    rate = 2 * length * hidden * wide / seconds / 1e12
-    yield Row(f"bf16 product of {length} x {hidden} x {wide}", "", f"{rate:.1f} Tflop/s")
-    matrix = weight.float().abs()
-    read = _seconds(matrix.amax, device, times=20)
-    for metric in ("wanda", "snip"):
-        formula = NAMED[metric].criterion.metric
-        for name, group in GROUPS.items():
-
-            def mask(formula: Metric = formula, group: Group = group) -> object:
-                return group.mask(formula.score(W=matrix, G=matrix, X=matrix[:1]), 0.5)
-
-            took = _seconds(mask, device, times=20)
-            check = f"scores and mask of a matrix by {metric}, {name}"
-            yield Row(check, "", f"{took * 1e3:.2f} ms, {took / read:.1f} times reading it once")
-
-
 def _search(work: Path, device: str) -> Iterator[Row]:
     """Search twice; compare the journals, and the best with the CPU's."""
     gpus = 1 if device == "cuda" else 0
@@ -142,10 +115,21 @@ def _search(work: Path, device: str) -> Iterator[Row]:
     yield Row("fitness of its ten best, on the CPU", "within 0.01", f"{apart:.4f}", apart <= 0.01)
 
 
-def _fitness(work: Path, device: str) -> Iterator[Row]:
-    """Measure a candidate's steps on a model that fits the device."""
-    name, shape, length = _large(device)
+def _pruning(work: Path, device: str) -> Iterator[Row]:
+    """Prune a large model block by block, against the time that the disk needs for its files."""
+    name, shape, _ = _large(device)
     make_checkpoint(shape, work / "dense")
+    disk = copy_seconds(work / "dense", work / "copy")
+    yield Row(f"{name}: files read and written once", "", f"{disk:.1f} s")
+    for metric in ("magnitude", "wanda", "snip"):
+        seconds = prune(work / "dense", metric, f"--device={device}")["took"]["seconds"]
+        came = f"{seconds:.1f} s, {seconds / disk:.2f} of the disk's"
+        yield Row(f"{name}: {metric} by run_prune.py", "", came)
+
+
+def _fitness(work: Path, device: str) -> Iterator[Row]:
+    """Measure a candidate's steps on that model."""
+    name, _, length = _large(device)
     settings = [
         *(f"model={work / 'dense'}", "dtype=bfloat16", "ray.workers=0"),
         *("memory.statistics=bfloat16", "memory.scores=recompute"),
@@ -180,17 +164,6 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     yield Row(f"{name}: forward", "", f"{rate:.1f} Tflop/s")
 
 
-def _pruning(work: Path, device: str) -> Iterator[Row]:
-    """Prune that model block by block, against the time that the disk needs for its files."""
-    name, _, _ = _large(device)
-    disk = copy_seconds(work / "dense", work / "copy")
-    yield Row(f"{name}: files read and written once", "", f"{disk:.1f} s")
-    for metric in ("magnitude", "wanda", "snip"):
-        seconds = prune(work / "dense", metric, f"--device={device}")["took"]["seconds"]
-        came = f"{seconds:.1f} s, {seconds / disk:.2f} of the disk's"
-        yield Row(f"{name}: {metric} by run_prune.py", "", came)
-
-
 def _large(device: str) -> tuple[str, Mapping[str, int], int]:
     """Return name, shape and window length of the largest model that fits the device."""
     memory = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0
@@ -205,18 +178,15 @@ def _peak(device: str) -> Callable[[], str]:
     return lambda: f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB"
 
 
-def _seconds(action: Callable[[], object], device: str, times: int = 1) -> float:
-    """Return the mean time of an action, after one that warms up where there are several."""
-    if times > 1:
-        action()
+def _seconds(action: Callable[[], object], device: str) -> float:
+    """Return the time of an action."""
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    for _ in range(times):
-        action()
+    action()
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / times
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":
