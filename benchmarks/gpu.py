@@ -5,39 +5,26 @@ random weights and LLaMA's shape, of a size that fits the card. With `--device c
 itself can be tried: a small shape, and figures that say nothing of a GPU.
 """
 
-import json as json_text
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated
 
 import torch
 import typer
-from prune_7b import LLAMA_1_3B, LLAMA_7B, copy_seconds, drop_cache, make_checkpoint
+from prune_7b import LLAMA_7B, copy_seconds, make_checkpoint, prune
 from real_run import RealRun
-from tables import ROOT, conditions, rank_correlation, show, write_json
+from tables import ROOT, conditions, show, write_json
 
-from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.checkpoint import Checkpoint
-from prunevolve.pruning.masks import Group, NOfM, Target, group_of
-from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.models import load_config
-from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.spool import DiskSpool
-from prunevolve.pruning.store import FolderStore
-from prunevolve.pruning.walk import Texts
+from prunevolve import evolve, read_config
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import tensors_digest
 from prunevolve.search.fitness import Evaluator
 from prunevolve.search.population import Candidate
@@ -46,20 +33,11 @@ GIB = 2**30
 
 SHAPES = (
     (76, ("LLaMA-2-7B", LLAMA_7B, 2048)),
-    (22, ("LLaMA 1.3B", LLAMA_1_3B, 2048)),
+    (22, ("LLaMA 1.3B", {"hidden": 2048, "intermediate": 5504, "layers": 24, "heads": 16}, 2048)),
     (7, ("LLaMA 350M", {"hidden": 1024, "intermediate": 2816, "layers": 24, "heads": 16}, 1024)),
     (0, ("LLaMA 20M", {"hidden": 256, "intermediate": 704, "layers": 4, "heads": 4}, 128)),
 )
 """Least GiB of device memory, name, shape, and tokens of a window."""
-
-WITHIN = 0.15
-"""How far measured memory may be from the planned."""
-
-TARGETS = {
-    "row": Target(0.5, group_of("row")),
-    "model": Target(0.5, group_of("model")),
-    "2:4": Target(0.5, NOfM(2, 4)),
-}
 
 TRIED = 60
 """Candidates of a search on the embedded model."""
@@ -90,7 +68,7 @@ def main(
     rows: list[Row] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder, prefix="gpu-") as work:
-        for part in (_tests, _arithmetic, _masks, _search, _fitness, _pruning):
+        for part in (_tests, _search, _pruning, _fitness):
             try:
                 for row in part(Path(work).absolute(), device):
                     rows.append(row)
@@ -117,141 +95,56 @@ def _tests(work: Path, device: str) -> Iterator[Row]:
     yield Row("tests marked gpu", "all pass", last, done.returncode == 0 and ran)
 
 
-def _arithmetic(work: Path, device: str) -> Iterator[Row]:
-    """Compare a forward pass with matrix products, and masks with reading their matrix."""
-    _, shape, length = _large(device)
-    hidden, wide = shape["hidden"], shape["intermediate"]
-    states = torch.randn(length, hidden, device=device, dtype=torch.bfloat16)
-    weight = torch.randn(wide, hidden, device=device, dtype=torch.bfloat16)
-    seconds = _seconds(lambda: states @ weight.T, device, times=20)
-    rate = 2 * length * hidden * wide / seconds / 1e12
-    yield Row(f"bf16 product of {length} x {hidden} x {wide}", "", f"{rate:.1f} Tflop/s")
-    matrix = weight.float().abs()
-    read = _seconds(matrix.amax, device, times=20)
-    for metric in ("wanda", "snip"):
-        formula = NAMED[metric].criterion.metric
-        for name in ("row", "2:4"):
-            group = TARGETS[name].group
-
-            def mask(formula: Metric = formula, group: Group = group) -> object:
-                return group.mask(formula.score(W=matrix, G=matrix, X=matrix[:1]), 0.5)
-
-            took = _seconds(mask, device, times=20)
-            check = f"scores and mask of a matrix by {metric}, {name}"
-            yield Row(check, "", f"{took * 1e3:.2f} ms, {took / read:.1f} times reading it once")
-
-
-# Masks and a search on the embedded model
-
-
-def _settings(device: str) -> list[str]:
-    gpus = 1 if device == "cuda" else 0
-    return ["ray.workers=1", f"ray.gpus_per_worker={gpus}", f"search.candidates={TRIED}"]
-
-
-def _masks(work: Path, device: str) -> Iterator[Row]:
-    """Compare the masks of a search's worker on the device with those on the CPU."""
-    _run(work / "masks", ["ray.workers=0", "search.candidates=1"])
-    run = RealRun(work / "masks")
-    there, here = (_evaluator(run, place).residents[0] for place in (device, "cpu"))
-    for metric in ("wanda", "snip"):
-        for name, target in TARGETS.items():
-            formula = NAMED[metric].criterion.metric
-            pairs = zip(there.masks(formula, target), here.masks(formula, target), strict=True)
-            differing = [(one.cpu() != other).float().mean() for (_, one), (_, other) in pairs]
-            share = float(torch.stack(differing).mean())
-            check = f"masks of {metric}, {name}: other than the CPU's"
-            yield Row(check, "at most 0.1%", f"{share:.3%}", share <= 1e-3)
-
-
 def _search(work: Path, device: str) -> Iterator[Row]:
-    """Search twice, and once with a kill; compare the journals, and the best with the CPU's."""
-    seconds = {name: _run(work / name, _settings(device)) for name in ("first", "second")}
-    _kill(work / "killed", _settings(device))
-    resumed = [*_RUN, "--resume", str(work / "killed")]
-    subprocess.run(resumed, cwd=ROOT, check=True, capture_output=True)
-    journals = {n: (work / n / "journal.jsonl").read_bytes() for n in (*seconds, "killed")}
-    same = {name: journal == journals["first"] for name, journal in journals.items()}
-    yield Row(f"search of {TRIED} candidates", "", f"{seconds['first']:.0f} s")
-    yield Row("the same search again", "same journal", _same(same["second"]), same["second"])
-    yield Row("killed and resumed", "same journal", _same(same["killed"]), same["killed"])
+    """Search twice; compare the journals, and the best with the CPU's."""
+    gpus = 1 if device == "cuda" else 0
+    settings = ["ray.workers=1", f"ray.gpus_per_worker={gpus}", f"search.candidates={TRIED}"]
+    for name in ("first", "second"):
+        result = evolve(read_config("embedded", settings), work / name)
+        yield Row(f"search of {TRIED} candidates", "", f"{result.summary['seconds']:.0f} s")
+    first, second = ((work / n / "journal.jsonl").read_bytes() for n in ("first", "second"))
+    came = "same journal" if first == second else "ANOTHER JOURNAL"
+    yield Row("the same search again", "same journal", came, first == second)
     run = RealRun(work / "first")
     # Others were not measured to the end, and have an estimate.
     whole = [r for r in run.records if r.fitness is not None and not r.outcome.reason]
     best = sorted(whole, key=lambda record: record.rank)[:10]
-    here = _evaluator(run, "cpu")
+    here = run.evaluator(replace(run.experiment.setup, device="cpu"))
     again = [here.evaluate(Candidate(0, record.criterion)).fitness or inf for record in best]
-    agreement = rank_correlation([record.rank[0] for record in best], again)
-    yield Row("its ten best, ranks against the CPU's", "0.9", f"{agreement:.3f}", agreement >= 0.9)
+    apart = max(abs(r.rank[0] - fitness) for r, fitness in zip(best, again, strict=True))
+    yield Row("fitness of its ten best, on the CPU", "within 0.01", f"{apart:.4f}", apart <= 0.01)
 
 
-def _same(same: bool) -> str:
-    return "same journal" if same else "ANOTHER JOURNAL"
-
-
-_RUN = [sys.executable, str(ROOT / "run_search.py")]
-
-
-def _run(out: Path, settings: Sequence[str]) -> float:
-    """Run a search to its end; return the seconds."""
-    began = time.monotonic()
-    command = [*_RUN, "--out", str(out), *(f"--set={setting}" for setting in settings)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if not (out / "journal.jsonl").exists():
-        raise RuntimeError(f"{done.stdout[-200:]}{done.stderr[-500:]}")
-    return time.monotonic() - began
-
-
-def _kill(out: Path, settings: Sequence[str]) -> None:
-    """Kill a search in the middle."""
-    command = [*_RUN, "--out", str(out), *(f"--set={setting}" for setting in settings)]
-    journal = out / "journal.jsonl"
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            if journal.exists() and journal.read_bytes().count(b"\n") >= TRIED // 2:
-                process.kill()
-            time.sleep(0.05)
-
-
-def _evaluator(run: RealRun, device: str) -> Evaluator:
-    return run.evaluator(replace(run.experiment.setup, device=device))
-
-
-# A fitness of a large model
+def _pruning(work: Path, device: str) -> Iterator[Row]:
+    """Prune a large model block by block, against the time that the disk needs for its files."""
+    name, shape, _ = _large(device)
+    make_checkpoint(shape, work / "dense")
+    disk = copy_seconds(work / "dense", work / "copy")
+    yield Row(f"{name}: files read and written once", "", f"{disk:.1f} s")
+    for metric in ("magnitude", "wanda", "snip"):
+        seconds = prune(work / "dense", metric, f"--device={device}")["took"]["seconds"]
+        came = f"{seconds:.1f} s, {seconds / disk:.2f} of the disk's"
+        yield Row(f"{name}: {metric} by run_prune.py", "", came)
 
 
 def _fitness(work: Path, device: str) -> Iterator[Row]:
-    """Measure candidates on a model that fits the device, and compare memory with the plan."""
-    name, shape, length = _large(device)
-    make_checkpoint(shape, work / "dense", disk=3)
+    """Measure a candidate's steps on that model."""
+    name, _, length = _large(device)
     settings = [
-        *_settings(device)[:2],
-        *(f"model={work / 'dense'}", "dtype=bfloat16", "search.candidates=6"),
-        *("search.seeds=[snip, wanda]", "search.stages=[1, 2, 4]", "pruning.sparsity=0.5"),
+        *(f"model={work / 'dense'}", "dtype=bfloat16", "ray.workers=0"),
         *("memory.statistics=bfloat16", "memory.scores=recompute"),
         *("calibration.split=training", "calibration.windows=8", f"calibration.length={length}"),
         *("fitness.windows=8", f"fitness.length={length}"),
         *("selection.windows=2", "selection.length=128"),
         *("report.windows=2", "report.length=128"),
     ]
-    planned = _planned(settings)
-    with _peak_of_device(device) as peak:
-        _run(work / "large", settings)
-    lines = (work / "large" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
-    timings = [json_text.loads(line) for line in lines]
-    full = [t["seconds"] for t in timings if "seconds" in t]
-    yield Row(f"{name}: a candidate", "", f"{max(full):.2f} s, {len(full)} measured")
-    host = max(t["peak_mib"] for t in timings if "peak_mib" in t) / 1024
-    for where, gib in {"device": peak() / GIB, "host": host}.items():
-        if where in planned:
-            ok = abs(gib / planned[where] - 1) <= WITHIN if device == "cuda" else None
-            check, text = f"{name}: peak of the {where}", f"{planned[where]:.2f} GiB"
-            yield Row(check, f"{text}, within {WITHIN:.0%}", f"{gib:.2f} GiB", ok)
-    run = RealRun(work / "large")
-    evaluator = _evaluator(run, device)
+    experiment = resolve(read_config("embedded", settings)).read_texts()
+    peak = _peak(device)
+    evaluator = Evaluator(replace(experiment.setup, device=device))
     resident = evaluator.residents[0]
+    evaluator.use_statistics(0, evaluator.collect_statistics(0))
     criterion = Criterion.parse("mul(W, G)", "model")
-    target = run.experiment.tasks[0].target("model")
+    target = experiment.tasks[0].target("model")
     steps: dict[str, Callable[[], object]] = {
         f"statistics of 8 windows of {length}": lambda: evaluator.collect_statistics(0),
         "prune": lambda: resident.prune(criterion.metric, target),
@@ -261,6 +154,7 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     took = {step: _seconds(action, device) for step, action in steps.items()}
     for step, seconds in took.items():
         yield Row(f"{name}: {step}", "", f"{seconds:.2f} s")
+    yield Row(f"{name}: peak of the device", "", peak())
     twice = [tensors_digest(evaluator.collect_statistics(0)) for _ in range(2)]
     same = twice[0] == twice[1]
     came = "the same bits" if same else "OTHER BITS"
@@ -270,99 +164,29 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     yield Row(f"{name}: forward", "", f"{rate:.1f} Tflop/s")
 
 
-def _pruning(work: Path, device: str) -> Iterator[Row]:
-    """Prune that model block by block, against the time that the disk needs for its files."""
-    name, _, length = _large(device)
-    dense = work / "dense"
-    disk = copy_seconds(dense, work / "copy")
-    yield Row(f"{name}: files read and written once", "", f"{disk:.1f} s")
-    config = load_config(str(dense))
-    tokens = torch.randint(0, 1000, (8, length), generator=torch.Generator().manual_seed(0))
-    for metric in ("magnitude", "wanda", "snip"):
-        known = NAMED[metric].criterion
-        out = work / metric
-        out.mkdir()
-        drop_cache(dense)
-        store = FolderStore(Checkpoint(dense), config, "bfloat16", device, out)
-        recipe = Recipe(known.metric, Target(0.5, group_of(known.group)))
-        states, statistics = (DiskSpool(work / "aside" / x) for x in ("states", "statistics"))
-        with _peak_of_device(device) as peak, _busy(device) as busy:
-            began = time.perf_counter()
-            prune(store, recipe, Texts(tokens), states, statistics)
-            store.write_outside()
-            seconds = time.perf_counter() - began
-        came = f"{seconds:.1f} s, {seconds / disk:.2f} of the disk's; device {peak() / GIB:.2f} GiB"
-        yield Row(f"{name}: {metric}, block by block", "", f"{came}, {busy()} busy")
-        for folder in (out, work / "aside"):
-            shutil.rmtree(folder)
-
-
 def _large(device: str) -> tuple[str, Mapping[str, int], int]:
     """Return name, shape and window length of the largest model that fits the device."""
     memory = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0
     return next(about for least, about in SHAPES if least <= memory)
 
 
-def _planned(settings: Sequence[str]) -> dict[str, float]:
-    """Return the GiB of a worker's device and host that `--validate` plans."""
-    command = [*_RUN, "--validate", *(f"--set={setting}" for setting in settings)]
-    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"memory: (device|host) of a worker ([\d.]+) (GiB|MiB)", plan)
-    return {where: float(size) / (1 if unit == "GiB" else 1024) for where, size, unit in found}
-
-
-@contextmanager
-def _peak_of_device(device: str) -> Iterator[Callable[[], int]]:
-    """Watch the device's memory; yield a function that returns the peak above the beginning."""
+def _peak(device: str) -> Callable[[], str]:
+    """Return a function that says the most memory of the device that torch has held since."""
     if device != "cuda":
-        yield lambda: 0
-        return
-    ended, used = threading.Event(), [0]
-
-    def watch() -> None:
-        while not ended.wait(0.02):
-            free, total = torch.cuda.mem_get_info()
-            used.append(max(used[-1], total - free))
-
-    free, total = torch.cuda.mem_get_info()
-    before = total - free
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: used[-1] - before
-    finally:
-        ended.set()
-        thread.join()
+        return lambda: "unknown"
+    torch.cuda.reset_peak_memory_stats()
+    return lambda: f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB"
 
 
-@contextmanager
-def _busy(device: str) -> Iterator[Callable[[], str]]:
-    """Watch how much of the time some kernel runs on the device; yield a function that says it."""
-    if device != "cuda":
-        yield lambda: "nothing"
-        return
-    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    watch = subprocess.Popen([*query, "--loop-ms=200"], stdout=subprocess.PIPE, text=True)
-    told: list[str] = []
-    try:
-        yield lambda: f"{fmean(map(float, told)):.0f}%" if told else "not known"
-    finally:
-        watch.terminate()
-        told += watch.communicate()[0].split()
-
-
-def _seconds(action: Callable[[], object], device: str, times: int = 1) -> float:
-    """Return the mean time of an action, after one that warms up where there are several."""
-    if times > 1:
-        action()
+def _seconds(action: Callable[[], object], device: str) -> float:
+    """Return the time of an action."""
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    for _ in range(times):
-        action()
+    action()
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / times
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

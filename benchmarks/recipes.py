@@ -20,15 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import track
-from tables import (
-    ROOT,
-    conditions,
-    rank_correlation,
-    show,
-    show_rises,
-    wikitext2_corpora,
-    write_json,
-)
+from tables import ROOT, conditions, show_rises, wikitext2_corpora, write_json
 
 METRICS = (
     *("magnitude", "wanda", "ria-full", "pruner-zero", "snip"),
@@ -40,9 +32,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "update": ("--update", "sparsegpt"),
     "reconstruct": ("--update", "reconstruct"),
     "owl": ("--allocation", "owl"),
-    "fitted": ("--allocation", "fitted"),
-    "fitted, update": ("--allocation", "fitted", "--update", "sparsegpt"),
-    "fitted, reconstruct": ("--allocation", "fitted", "--update", "reconstruct"),
     "swaps": ("--refine", "swaps"),
     "swaps, update": ("--refine", "swaps", "--update", "sparsegpt"),
     "swaps, reconstruct": ("--refine", "swaps", "--update", "reconstruct"),
@@ -74,7 +63,7 @@ def main(
     ] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Print a table of rises for each model, and the order of metrics before and after."""
+    """Print a table of rises."""
     out.mkdir(parents=True, exist_ok=True)
     variants = variant or list(VARIANTS)
     methods = [REFERENCE]
@@ -87,7 +76,6 @@ def main(
         results.setdefault(method, {})[cell] = _measured(name, goal, method, texts, out, keep)
     rises = {method: _rises(by_cell, results[REFERENCE]) for method, by_cell in results.items()}
     _print_rises(rises, results)
-    _print_orders(rises, metric or METRICS, variants)
     figures = {"results": results, "rises": rises, "texts": texts}
     write_json(json_, {**conditions(dtype), **figures})
 
@@ -170,26 +158,6 @@ def _print_rises(
             memory[method] = f"{max(result['peak_gib'] for result in done):.2f}"
     title = f"rises of log perplexity, of {REFERENCE}'s"
     show_rises(title, rises, {"seconds": seconds, "GiB": memory})
-
-
-def _print_orders(
-    rises: Mapping[str, Mapping[str, float]], metrics: Sequence[str], variants: Sequence[str]
-) -> None:
-    """Print how far each variant keeps the order of the metrics, cell by cell."""
-    rows = []
-    for variant in variants:
-        correlations = []
-        for cell in rises[REFERENCE]:
-            pairs = [
-                [rises.get(f"{metric} {way}", {}).get(cell) for way in ("plain", variant)]
-                for metric in metrics
-            ]
-            both = [pair for pair in pairs if None not in pair]
-            if len(both) > 2:
-                correlations.append(rank_correlation(*zip(*both, strict=True)))
-        if correlations:
-            rows.append([variant, f"{fmean(correlations):.2f}", f"{min(correlations):.2f}"])
-    show("rank correlation of metrics, plain and with", ["variant", "mean", "lowest"], rows)
 
 
 if __name__ == "__main__":

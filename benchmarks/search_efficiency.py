@@ -7,24 +7,22 @@ the end, paired by seed, and the evaluations to reach the fitness of named metri
 
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from unittest import mock
 
 import typer
 from real_run import RealRun
 from rich.progress import track
-from tables import ROOT, conditions, show, write_json
+from tables import conditions, show, write_json
 
-from prunevolve.configs import schema
+from prunevolve import Unfinished, evolve, read_config
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion
@@ -69,49 +67,31 @@ VARIANTS: dict[str, Variant] = {
     "broods of 8": Variant(["search.brood=8"]),
     "broods of 48": Variant(["search.brood=48"]),
     "no crowding": Variant(["search.crowding=0"]),
-    "no parsimony": Variant(replaced={"search.population.RESOLUTION": 1e-12}),
+    "no parsimony": Variant(replaced={"prunevolve.search.population.RESOLUTION": 1e-12}),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     **{f"no {name} mutation": _without(name) for name in Search().mutations},
     "no simplification": Variant(
-        replaced={"search.breeding.variation.simplify": lambda criterion: criterion}
+        replaced={"prunevolve.search.breeding.variation.simplify": lambda criterion: criterion}
     ),
-    "no equal masks": Variant(replaced={"search.fingerprint.Fingerprints.fingerprint": _by_text}),
+    "no equal masks": Variant(
+        replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
+    ),
     "units": Variant(["search.units=off"]),
-    "no leeway": Variant(replaced={"search.population.LEEWAY": 1.0}),
+    "no leeway": Variant(replaced={"prunevolve.search.population.LEEWAY": 1.0}),
     "all measured to the end": Variant(
-        replaced={"search.fitness.Evaluator._settled": lambda *_: None}
+        replaced={"prunevolve.search.fitness.Evaluator._settled": lambda *_: None}
     ),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
 }
 """By what is missing or different."""
 
-NOTHING_EVALUATED = 5
-"""Exit code of a search whose only candidate was not evaluated to the end."""
-
 TARGETS = ("wanda", "snip", "directed-snip-wanda")
 """Named metrics, each in its own group, whose fitness is to be reached."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One search.
-
-    Attributes:
-        best: Fitness.
-        candidates: All that were bred.
-        evaluated: Those that have a fitness.
-        tokens: Tokens that were measured.
-        reached: The measured candidates until each named metric's fitness was reached.
-        metric: The best one's formula.
-    """
-
-    best: float
-    candidates: int
-    evaluated: int
-    tokens: int
-    reached: dict[str, int | None]
-    metric: str
+Trace = dict[str, Any]
+"""One search: its best fitness and metric, how many candidates were bred, and more."""
 
 
 def main(
@@ -139,15 +119,14 @@ def main(
         searches = list(product(range(seeds), tried))
         for seed, variant in track(searches, "searching", transient=True):
             settings = [*base, f"search.seed={seed}", *tried[variant].settings]
-            changed = resolve(schema.load(run / "config.yaml", settings))
+            changed = resolve(read_config(run / "config.yaml", settings))
             there = replace(changed, windows=real.experiment.windows)
             with ExitStack() as replaced:
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))
                 marks = Fingerprints(real.fingerprints.tasks)  # a copy that has seen no masks
                 traces[variant].append(_search(evaluator, marks, there, candidates, targets))
-            runs = {name: list(map(vars, of_variant)) for name, of_variant in traces.items()}
-            figures = {"limit": f"{candidates} evaluations", "targets": targets, "runs": runs}
+            figures = {"limit": f"{candidates} evaluations", "targets": targets, "runs": traces}
             write_json(json, {**conditions(real.experiment.config.dtype), **figures})
     experiment = real.experiment
     what = f"{experiment.config.model}, {experiment.tasks[0].name}"
@@ -156,11 +135,9 @@ def main(
 
 def _prepared(settings: list[str], out: Path) -> Path:
     """Make a run of one candidate, for its statistics, probe and scale; return its folder."""
-    command = [sys.executable, str(ROOT / "run_search.py"), "--out", str(out)]
-    command += [f"--set={s}" for s in (*settings, "search.candidates=1", "ray.workers=0")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode not in (0, NOTHING_EVALUATED):
-        raise SystemExit(done.stdout + done.stderr)
+    config = read_config("embedded", [*settings, "search.candidates=1", "ray.workers=0"])
+    with suppress(Unfinished):  # the candidate may not have been evaluated to the end
+        evolve(config, out)
     return out
 
 
@@ -171,7 +148,10 @@ def _search(
     limit: int,
     targets: Mapping[str, float],
 ) -> Trace:
-    """Search until so many candidates were measured."""
+    """Search until so many candidates were measured; return what came of it.
+
+    `reached` has the measured candidates until each named metric's fitness was reached.
+    """
     evaluator.setup = experiment.setup
     evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
     kinds, tokens = Counter[str](), 0
@@ -189,26 +169,26 @@ def _search(
         if spent >= limit:
             break
     best = evolution.state.best
-    return Trace(
-        best.rank[0] if best else math.inf,
-        evolution.state.committed,
-        kinds["evaluated"],
-        tokens,
-        reached,
-        best.criterion.text if best else "",
-    )
+    return {
+        "best": best.rank[0] if best else math.inf,
+        "candidates": evolution.state.committed,
+        "evaluated": kinds["evaluated"],
+        "tokens": tokens,
+        "reached": reached,
+        "metric": best.criterion.text if best else "",
+    }
 
 
 def _print(title: str, traces: Mapping[str, list[Trace]], targets: Mapping[str, float]) -> None:
     rows = []
     shipped = traces.get(SHIPPED)
     for variant, runs in traces.items():
-        row = [variant, f"{statistics.median(run.best for run in runs):.4f}"]
+        row = [variant, f"{statistics.median(run['best'] for run in runs):.4f}"]
         row.append(_difference(runs, shipped) if shipped and runs is not shipped else "")
         for of in ("candidates", "evaluated", "tokens"):
-            row.append(f"{statistics.median(getattr(run, of) for run in runs):.0f}")
+            row.append(f"{statistics.median(run[of] for run in runs):.0f}")
         for name in targets:
-            spent = [math.inf if (s := run.reached[name]) is None else s for run in runs]
+            spent = [math.inf if (s := run["reached"][name]) is None else s for run in runs]
             median = statistics.median(spent)
             text = f"{median:.0f}" if math.isfinite(median) else "not"
             row.append(f"{text} ({sum(map(math.isfinite, spent))} of {len(runs)})")
@@ -220,7 +200,7 @@ def _print(title: str, traces: Mapping[str, list[Trace]], targets: Mapping[str, 
 
 def _difference(runs: Sequence[Trace], shipped: Sequence[Trace]) -> str:
     """Return the mean difference in best fitness to the same seeds, with its standard error."""
-    gaps = [one.best - other.best for one, other in zip(runs, shipped, strict=True)]
+    gaps = [one["best"] - other["best"] for one, other in zip(runs, shipped, strict=True)]
     error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
     return f"{statistics.fmean(gaps):+.4f} ± {error:.4f}"
 

@@ -9,6 +9,7 @@ Texts are small, so that thousands of candidates take minutes.
 
 import os
 import random
+import re
 import secrets
 import signal
 import subprocess
@@ -16,21 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 import typer
-from real_run import watching, workers_among
-from tables import ROOT, conditions, show_figures, write_json
-
-from prunevolve.configs import schema
-
-PATIENCE = 60.0
-"""Extra seconds that a fault waits for a commit: if workers died faster than they start, the search
-would never end."""
+from tables import ROOT, conditions, show, write_json
 
 END_SECONDS = 60.0
 """Seconds in which workers must be gone after the driver ends."""
@@ -39,8 +33,7 @@ HEAD_CPUS, NODE_CPUS, MOST_NODES = 2, 1, 2
 """Cores that the head and each further node declare, and the most further nodes."""
 
 KINDS = ("worker killed", "worker stopped", "node", "driver killed")
-AGAIN = ("worker killed", "worker killed", "node")
-"""Kinds of fault. A round has each once, then some again, so a short search meets them all."""
+"""Kinds of fault. A round has each once, so a short search meets them all."""
 
 SMALL = [
     *("calibration.windows=4", "calibration.length=64", "fitness.windows=4", "fitness.length=64"),
@@ -64,138 +57,55 @@ def main(
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         folder = Path(place)  # short, since Ray makes sockets in it
         began = time.monotonic()
-        quiet = Driver(folder, "quiet", [*settings, "ray.workers=1"])
+        quiet = Driver(folder / "quiet", [*settings, "ray.workers=1"])
         quiet.start()
         if quiet.process.wait(60 * minutes):
             raise SystemExit(f"the quiet run fails: {quiet.log.read_text()[-2000:]}")
         quiet_seconds, began = time.monotonic() - began, time.monotonic()
-        with cluster(folder / "ray") as nodes:
+        with closing(Nodes(folder)) as nodes:
             on_ray = [f"ray.address={nodes.address}", "ray.workers=4"]
-            driver = Driver(folder, "fired", [*settings, *on_ray])
-            faults, exits = _search_under_faults(
-                nodes, driver, random.Random(seed), pause, began + 60 * minutes
-            )
-            seconds = time.monotonic() - began
-            while (
-                left := len(nodes.workers())
-            ) and time.monotonic() - began < seconds + END_SECONDS:
+            driver = Driver(folder / "fired", [*settings, *on_ray])
+            faults = Faults(nodes, driver, random.Random(seed))
+            exits = _search(driver, faults, pause, began + 60 * minutes)
+            ended = time.monotonic()
+            while (left := len(nodes.workers())) and time.monotonic() < ended + END_SECONDS:
                 time.sleep(0.5)
-        evaluations = driver.evaluations.read_text(encoding="ascii").splitlines()
         figures: dict[str, Any] = {
-            "faults": dict(faults),
+            "faults": dict(faults.made),
             "lost": candidates - driver.committed,
-            "repeated": _repeats(evaluations, "done"),
-            "begun_again": _repeats(evaluations, "given"),
             "journal_identical": driver.journal.read_bytes() == quiet.journal.read_bytes(),
             "exits": dict(exits),
             "workers_left": left,
-            "seconds": round(seconds, 1),
+            "seconds": round(ended - began, 1),
             "quiet_seconds": round(quiet_seconds, 1),
         }
     bars = {"lost": "0", "journal_identical": "True", "workers_left": "0", "exits": "3 or -9"}
     title = f"{candidates} candidates under faults, the embedded model, 4 workers on 3 nodes"
-    show_figures(title, figures, bars)
+    rows = [[name, value, bars.get(name, "")] for name, value in figures.items()]
+    show(title, ["", "figure", "bar"], rows)
     write_json(json, {**conditions("float32"), **figures})
     raise typer.Exit(0 if figures["journal_identical"] else 1)
 
 
-@contextmanager
-def cluster(folder: Path) -> Iterator["Nodes"]:
-    """Start a cluster of three nodes on the loopback interface, and end all of it on exit."""
-    folder.mkdir()
-    os.environ |= {
-        # Else Ray replaces 127.0.0.1 by this machine's outer address, on its import.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        **watching(folder.parent / "fired.evaluations", "0"),
-        "OMP_NUM_THREADS": "1",
-    }
-    nodes = Nodes()
-    try:
-        for _ in range(MOST_NODES):
-            nodes.add()
-        yield nodes
-    finally:
-        nodes.close()
-
-
-class Nodes:
-    """The nodes of a cluster, and the processes on them."""
-
-    def __init__(self) -> None:
-        # Imported after `cluster` has set the environment, which Ray reads at import.
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": HEAD_CPUS, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.address = str(self._cluster.address)
-
-    def add(self) -> None:
-        """Add a node."""
-        self._cluster.add_node(num_cpus=NODE_CPUS, include_dashboard=False)
-
-    def change(self, rng: random.Random) -> str:
-        """Add or remove a further node; return which."""
-        further = sorted(self._cluster.worker_nodes, key=lambda node: node.node_manager_port)
-        if not further or (len(further) < MOST_NODES and rng.random() < 0.5):
-            self.add()
-            return "node added"
-        # All its processes at once, as when its machine is switched off.
-        node = rng.choice(further)
-        processes = self._processes([node])
-        self._cluster.remove_node(node, allow_graceful=False)
-        _kill(processes)
-        return "node removed"
-
-    def workers(self) -> list[psutil.Process]:
-        """Return the processes of workers, ordered by process id."""
-        nodes = [self._cluster.head_node, *self._cluster.worker_nodes]
-        return workers_among(self._processes(nodes))
-
-    def close(self) -> None:
-        """Kill every process of the cluster."""
-        processes = self._processes([self._cluster.head_node, *self._cluster.worker_nodes])
-        self._cluster.shutdown()
-        _kill(processes)
-
-    def _processes(self, nodes: list[Any]) -> set[psutil.Process]:
-        """Return the processes of nodes and all below them."""
-        found = set()
-        for info in (i for node in nodes for kind in node.all_processes.values() for i in kind):
-            with suppress(psutil.NoSuchProcess):
-                parent = psutil.Process(info.process.pid)
-                found |= {parent, *parent.children(recursive=True)}
-        return found
-
-
-def _kill(processes: set[psutil.Process]) -> None:
-    for process in processes:
-        # psutil compares creation times, so a process with a reused id is left alone.
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 class Driver:
-    """A search in its own process, which can be started, killed and resumed."""
+    """A search in its own process, which can be started, killed and resumed.
 
-    def __init__(self, folder: Path, name: str, settings: list[str]) -> None:
-        self.log, self.evaluations = folder / f"{name}.log", folder / f"{name}.evaluations"
-        self.journal = folder / name / "journal.jsonl"
+    Attributes:
+        lines: Number of lines in the journal when the process was started.
+    """
+
+    def __init__(self, out: Path, settings: Sequence[str]) -> None:
+        self.journal, self.log = out / "journal.jsonl", out.with_suffix(".log")
         self.lines = 0
-        self._out, config = folder / name, folder / f"{name}.yaml"
-        config.write_text(schema.to_yaml(schema.load(None, settings)))
-        script = str(ROOT / "benchmarks" / "watched_search.py")
-        self._command = [sys.executable, script, str(self.evaluations), "0"]
-        self._new = ["--config", str(config), "--out", str(self._out)]
+        self._out = out
+        self._new = ["--out", str(out), *(f"--set={setting}" for setting in settings)]
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
         """Start the process, with a new run or resuming the old one."""
         resumes = (self._out / "config.yaml").exists()
-        command = [*self._command, *(["--resume", str(self._out)] if resumes else self._new)]
+        command = [sys.executable, str(ROOT / "run_search.py")]
+        command += ["--resume", str(self._out)] if resumes else self._new
         self.lines = self.committed
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -213,15 +123,127 @@ class Driver:
         self.process.wait()
 
 
-def _search_under_faults(
-    nodes: Nodes, driver: Driver, rng: random.Random, pause: float, limit: float
-) -> tuple[Counter[str], Counter[str]]:
-    """Make faults until the search is done; return counts of faults and of the exit codes."""
-    faults, codes = Counter[str](), Counter[str]()
-    planned: list[str] = []
+class Nodes:
+    """The nodes of a cluster on the loopback interface, three at first, and the processes on them.
+
+    Args:
+        folder: For Ray's files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        os.environ |= {
+            # Else Ray replaces 127.0.0.1 by this machine's outer address, on its import.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": HEAD_CPUS, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address = str(self._cluster.address)
+        for _ in range(MOST_NODES):
+            self.add()
+
+    def add(self) -> None:
+        """Add a node."""
+        self._cluster.add_node(num_cpus=NODE_CPUS, include_dashboard=False)
+
+    def change(self, rng: random.Random) -> str:
+        """Add or remove a further node; return which."""
+        further = sorted(self._cluster.worker_nodes, key=lambda node: node.node_manager_port)
+        if not further or (len(further) < MOST_NODES and rng.random() < 0.5):
+            self.add()
+            return "node added"
+        # All its processes at once, as when its machine is switched off.
+        node = rng.choice(further)
+        processes = _processes([node])
+        self._cluster.remove_node(node, allow_graceful=False)
+        _kill(processes)
+        return "node removed"
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes of workers, by the title that Ray gives them."""
+        workers = []
+        for process in _processes(self._all()):
+            with suppress(psutil.NoSuchProcess):
+                if re.match(r"ray::\S*Worker", "".join(process.cmdline())):
+                    workers.append(process)
+        return sorted(workers, key=lambda worker: worker.pid)
+
+    def close(self) -> None:
+        """Kill every process of the cluster."""
+        processes = _processes(self._all())
+        self._cluster.shutdown()
+        _kill(processes)
+
+    def _all(self) -> list[Any]:
+        return [self._cluster.head_node, *self._cluster.worker_nodes]
+
+
+def _processes(nodes: Sequence[Any]) -> set[psutil.Process]:
+    """Return the processes of Ray's nodes and all below them."""
+    found = set()
+    for info in (i for node in nodes for kind in node.all_processes.values() for i in kind):
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(info.process.pid)
+            found |= {parent, *parent.children(recursive=True)}
+    return found
+
+
+def _kill(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        # psutil compares creation times, so a process with a reused id is left alone.
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+class Faults:
+    """Makes faults in rounds.
+
+    Attributes:
+        made: Counts by kind.
+    """
+
+    def __init__(self, nodes: Nodes, driver: Driver, rng: random.Random) -> None:
+        self.nodes, self.driver, self.rng = nodes, driver, rng
+        self.made = Counter[str]()
+        self._planned: list[str] = []
+
+    def make(self) -> None:
+        """Make the first planned fault that is possible now, if there is one."""
+        self._planned = self._planned or self.rng.sample(KINDS, len(KINDS))
+        workers = [p for p in self.nodes.workers() if p.status() != psutil.STATUS_STOPPED]
+        possible = {"node"}
+        if workers:
+            possible |= {"worker killed", "worker stopped"}
+        if self.driver.committed > self.driver.lines:  # else the search might make no progress
+            possible.add("driver killed")
+        kind = next((kind for kind in self._planned if kind in possible), None)
+        if kind is None:
+            return
+        self._planned.remove(kind)
+        if kind == "node":
+            kind = self.nodes.change(self.rng)
+        elif kind == "driver killed":
+            self.driver.kill()
+        else:
+            number = signal.SIGKILL if kind == "worker killed" else signal.SIGSTOP
+            with suppress(psutil.NoSuchProcess):
+                self.rng.choice(workers).send_signal(number)
+        self.made[kind] += 1
+
+
+def _search(driver: Driver, faults: Faults, pause: float, limit: float) -> Counter[str]:
+    """Make faults until the search is done; return counts of the exit codes before."""
+    codes = Counter[str]()
     driver.start()
     try:
-        due, committed = time.monotonic() + pause * rng.uniform(0.5, 1.5), 0
+        due, committed = time.monotonic() + pause, 0
         while (code := driver.process.poll()) != 0:
             if code is not None:
                 codes[str(code)] += 1
@@ -230,45 +252,15 @@ def _search_under_faults(
                 driver.start()
             if time.monotonic() > limit:
                 raise SystemExit(f"only {driver.committed} candidates when time was up")
-            if time.monotonic() > due + PATIENCE * (driver.committed <= committed):
-                planned = planned or [*rng.sample(KINDS, len(KINDS)), *rng.sample(AGAIN, 3)]
-                faults.update(_make_fault(planned, nodes, driver, rng))
-                due, committed = time.monotonic() + pause * rng.uniform(0.5, 1.5), driver.committed
+            # If workers died faster than they start, the search would never end.
+            if time.monotonic() > due and driver.committed > committed:
+                faults.make()
+                due = time.monotonic() + pause * faults.rng.uniform(0.5, 1.5)
+                committed = driver.committed
             time.sleep(0.1)
     finally:
         driver.kill()
-    return faults, codes
-
-
-def _make_fault(
-    planned: list[str], nodes: Nodes, driver: Driver, rng: random.Random
-) -> Iterator[str]:
-    """Make the first planned fault that is possible now, and yield its kind."""
-    workers = [p for p in nodes.workers() if p.status() != psutil.STATUS_STOPPED]
-    possible = {"node"}
-    if workers:
-        possible |= {"worker killed", "worker stopped"}
-    if driver.committed > driver.lines:  # otherwise the search might never make progress
-        possible.add("driver killed")
-    kind = next((kind for kind in planned if kind in possible), None)
-    if kind is None:
-        return
-    planned.remove(kind)
-    if kind == "node":
-        kind = nodes.change(rng)
-    elif kind == "driver killed":
-        driver.kill()
-    else:
-        with suppress(psutil.NoSuchProcess):
-            number = signal.SIGKILL if kind == "worker killed" else signal.SIGSTOP
-            rng.choice(workers).send_signal(number)
-    yield kind
-
-
-def _repeats(evaluations: list[str], event: str) -> int:
-    """Return how many there were beyond the first for each candidate."""
-    counts = Counter(line.split()[1] for line in evaluations if line.startswith(event))
-    return counts.total() - len(counts)
+    return codes
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from statistics import correlation, fmean
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -39,38 +39,14 @@ def conditions(dtype: str) -> dict[str, object]:
     }
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return Spearman's correlation of two orders; equal values share the first one's place."""
-    return correlation(*([sorted(way).index(x) for x in way] for way in (one, other)))
-
-
-def show(title: str, headings: list[str], rows: list[list[str]]) -> None:
-    """Print one table."""
+def show(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print one table; numbers that are not whole are rounded to six digits."""
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(f"{x:.6g}" if isinstance(x, float) else str(x) for x in row))
     Console(highlight=False, width=110).print(table)
-
-
-def show_cases(title: str, cases: Mapping[str, Mapping[str, object]]) -> None:
-    """Print one table with a row for each case and a column for each of its figures."""
-    columns = next(iter(cases.values()), {}).keys()
-    rows = []
-    for name, case in cases.items():
-        values = (case[column] for column in columns)
-        rows.append([name, *(f"{x:.6g}" if isinstance(x, float) else str(x) for x in values)])
-    show(title, ["", *(column.replace("_", " ") for column in columns)], rows)
-
-
-def show_figures(title: str, figures: Mapping[str, object], bars: Mapping[str, str]) -> None:
-    """Print one table with a row for each figure, and its bar if it has one."""
-    cases = {
-        name.replace("_", " "): {"figure": value, "bar": bars.get(name, "")}
-        for name, value in figures.items()
-    }
-    show_cases(title, cases)
 
 
 def show_rises(

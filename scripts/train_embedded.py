@@ -6,7 +6,6 @@ memorized within two minutes; with the docstrings the report perplexity falls by
 paragraph of a held-out part of the corpus is trained on.
 """
 
-import argparse
 import ast
 import hashlib
 import math
@@ -16,10 +15,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -27,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prunevolve.evaluation.corpus import token_windows
 from prunevolve.evaluation.sources import load_text
 
-ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED = Path(__file__).resolve().parents[1] / "pruning" / "embedded"
 
 VOCABULARY = 1024
 WINDOW = 256  # tokens; evaluation windows are no longer, so that every position is trained
@@ -68,34 +69,28 @@ class Texts:
     docstrings: str
 
 
-def main() -> None:
-    """Read the arguments, train, measure, save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=ROOT / "pruning" / "embedded")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")] = EMBEDDED,
+    steps: Annotated[int, typer.Option(min=1)] = 4000,
+    seed: int = 0,
     # On a busy two-core machine two threads wait for each other: 0.3 steps/s instead of 4.
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--force", action="store_true", help="write into a folder with files")
-    args = parser.parse_args()
-    if args.steps < 1:
-        parser.error(f"--steps must be at least 1; got {args.steps}")
-    if args.threads < 1:
-        parser.error(f"--threads must be at least 1; got {args.threads}")
-    if args.out.exists() and any(args.out.iterdir()) and not args.force:
-        parser.error(f"--out {args.out} is not empty; name another folder or add --force")
-
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)  # initial weights and dropout use the global generator
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder with files.")] = False,
+) -> None:
+    """Train, measure, save."""
+    if out.exists() and any(out.iterdir()) and not force:
+        raise typer.BadParameter(f"--out {out} is not empty; name another folder or add --force")
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)  # initial weights and dropout use the global generator
     texts = Texts(load_text("embedded", "training"), docstrings(held_out_paragraphs()))
     tokenizer = train_tokenizer(texts.topics)
     model = build_model()
     started = time.perf_counter()
-    train(model, tokenizer, texts, args.steps, args.seed)
+    train(model, tokenizer, texts, steps, seed)
     minutes = (time.perf_counter() - started) / 60
-    save(model, tokenizer, args.out)
-    card = model_card(model, tokenizer, texts, args.steps, args.seed, minutes)
-    (args.out / "README.md").write_text(card)
+    save(model, tokenizer, out)
+    card = model_card(model, tokenizer, texts, steps, seed, minutes)
+    (out / "README.md").write_text(card)
     print(card)
 
 
@@ -280,4 +275,4 @@ def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, part
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

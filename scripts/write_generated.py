@@ -1,17 +1,10 @@
-"""Generate the tables of docs/METRICS.md and configs/schema.json from code.
-
-With `--check` it writes nothing, and fails if a file is out of date.
-"""
+"""Generate the tables of docs/METRICS.md and configs/schema.json from code."""
 
 import inspect
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from prunevolve.configs.schema import json_schema
 from prunevolve.pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
@@ -33,18 +26,12 @@ METRICS, SCHEMA = ROOT / "docs/METRICS.md", ROOT / "configs/schema.json"
 _MARKED = re.compile(r"(<!-- made by scripts/\w+\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def main(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if stale.")] = False,
-) -> None:
-    """Write the files, or check them."""
-    stale = [path for path, text in generated().items() if read(path) != text]
-    for path in stale:
-        print(f"{path.relative_to(ROOT)} {'is stale' if check else 'written'}")
-        if not check:
-            path.write_text(generated()[path], encoding="utf-8")
-    if check and stale:
-        print("run scripts/write_generated.py", file=sys.stderr)
-        sys.exit(1)
+def main() -> None:
+    """Write the files that are out of date."""
+    for path, text in generated().items():
+        if read(path) != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)} written")
 
 
 def generated() -> dict[Path, str]:
@@ -141,4 +128,4 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

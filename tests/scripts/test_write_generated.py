@@ -1,6 +1,5 @@
 """What is made from code is what stands in the files."""
 
-import json
 import runpy
 from pathlib import Path
 
@@ -25,20 +24,3 @@ def test_tables_have_a_row_for_everything_that_has_a_name():
     lines = "".join(WRITTEN["tables"]().values()).splitlines()
     named = [line.split("`")[1] for line in lines if line.startswith("| `")]
     assert named == [*LEAVES, *OPERATORS, *GROUPS, *NAMED]
-
-
-def test_check_fails_where_a_file_is_stale_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    metrics, schema = tmp_path / "METRICS.md", tmp_path / "schema.json"
-    metrics.write_text("<!-- made by scripts/write_generated.py: leaves -->\n<!-- end -->\n")
-    main = WRITTEN["main"]
-    for name, value in {"ROOT": tmp_path, "METRICS": metrics, "SCHEMA": schema}.items():
-        monkeypatch.setitem(main.__globals__, name, value)
-    with pytest.raises(SystemExit) as ended:
-        main(check=True)
-    assert ended.value.code == 1
-    assert capsys.readouterr().out == "METRICS.md is stale\nschema.json is stale\n"
-    assert not schema.exists()
-    main(check=False)
-    assert "| `W` |" in metrics.read_text()
-    assert json.loads(schema.read_text())["properties"]["base"]
-    main(check=True)

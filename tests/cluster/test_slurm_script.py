@@ -1,4 +1,4 @@
-"""The two Slurm scripts, with stubs for Slurm's commands, Ray's and the search.
+"""`cluster/slurm.sh`, with stubs for Slurm's commands, Ray's and the search.
 
 The stubs write what they are called with into a file; the search's stub ends with the code that the
 test asks for, or with 3 when SIGTERM reaches it, as run_search.py does.
@@ -22,12 +22,7 @@ STUBS = {
         trap 'exit 3' TERM
         echo "waiting $$" >> "$CALLS"
         for _ in $(seq 200); do sleep 0.05; done""",
-    "ray": """
-        echo "ray $*" >> "$CALLS"
-        [ "$1" = symmetric-run ] || exit 0
-        while [ "$1" != -- ]; do shift; done
-        shift
-        "$@" """,
+    "ray": 'echo "ray $*" >> "$CALLS"',
     "srun": """
         while [ "${1#--}" != "$1" ]; do shift; done
         exec "$@" """,
@@ -42,8 +37,8 @@ SLURM = {
 }
 
 
-@pytest.fixture(params=["slurm.sh", "slurm_symmetric.sh"])
-def start(request, tmp_path):
+@pytest.fixture
+def start(tmp_path):
     """A function that starts the script as Slurm would and returns the process."""
     for name, body in STUBS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -52,7 +47,7 @@ def start(request, tmp_path):
 
     def run(code="", state="RUNNING", **more):
         environment = {**os.environ, **SLURM, **here, "CODE": code, "STATE": state, **more}
-        command = [ROOT / "cluster" / request.param, tmp_path / "run", "--config", "some.yaml"]
+        command = [ROOT / "cluster/slurm.sh", tmp_path / "run", "--config", "some.yaml"]
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     return run
