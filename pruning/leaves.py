@@ -107,17 +107,6 @@ class _SquaredNorms:
         return self._total / seen.windows
 
 
-class _Magnitudes:
-    def __init__(self, layer: nn.Linear) -> None:
-        self._total = _per_input(layer)
-
-    def add(self, values: Tensor, rows: slice) -> None:
-        self._total += values.abs().sum(0, keepdim=True)
-
-    def result(self, seen: Seen) -> Tensor:
-        return self._total / seen.tokens
-
-
 class _Variances:
     def __init__(self, layer: nn.Linear) -> None:
         self._mean, self._deviations, self._tokens = _per_input(layer), _per_input(layer), 0
@@ -169,16 +158,6 @@ def damped_factor(gram: Tensor) -> Tensor:
         damping = 10 * damping + torch.finfo(gram.dtype).tiny
     damped: Tensor = factor
     return damped
-
-
-class _OutlierRatio(_SquaredNorms):
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer)
-        self._weight = layer.weight.detach()
-
-    def result(self, seen: Seen) -> Tensor:
-        scores = self._weight.abs().float() * self._total.sqrt()
-        return (scores > OUTLIER_FACTOR * scores.mean()).float().mean().reshape(1, 1)
 
 
 class _Depth:
@@ -264,13 +243,6 @@ LEAVES: dict[str, Leaf] = {
         Units(x=2),
         _SquaredNorms,
     ),
-    "A": Leaf(
-        "mean over all tokens of the absolute activation of an input channel",
-        PER_INPUT,
-        "inputs",
-        Units(x=1),
-        _Magnitudes,
-    ),
     "V": Leaf(
         "population variance over all tokens of the activation of an input channel",
         PER_INPUT,
@@ -293,14 +265,6 @@ LEAVES: dict[str, Leaf] = {
         Units(x=-2),
         _InverseGramDiagonal,
         gram=True,
-    ),
-    "O": Leaf(
-        "fraction of the layer's weights for which W sqrt(X) is above 5 times its mean over the "
-        "layer (OWL, Yin et al., 2024, arXiv:2310.05175)",
-        NUMBER,
-        "inputs",
-        NO_UNITS,
-        _OutlierRatio,
     ),
     "D": Leaf(
         "relative depth of the layer's block, from 0, the first, to 1, the last",

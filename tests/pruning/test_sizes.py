@@ -46,7 +46,7 @@ def test_sizes_of_statistics_round_matrices_and_not_vectors(dtype, item):
     inputs, outputs = 6 * 16 + 24, 16 + 8 + 8 + 16 + 24 + 24 + 16
     assert toy(leaves="WG", statistics_dtype=dtype).statistics == item * TOY_PRUNABLE
     assert toy(leaves="X", statistics_dtype=dtype).statistics == 2 * 4 * inputs
-    everything = 2 * item * TOY_PRUNABLE + 8 * (4 * inputs + outputs + 3 * 7)
+    everything = 2 * item * TOY_PRUNABLE + 8 * (3 * inputs + outputs + 2 * 7)
     assert toy(leaves=LEAF_SETS["extended"], statistics_dtype=dtype).statistics == everything
 
 
