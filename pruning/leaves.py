@@ -31,10 +31,6 @@ Alistarh, 2023, arXiv:2301.00774, Section 4)."""
 
 _MOST_DAMPINGS = 4
 
-OUTLIER_FACTOR = 5.0
-"""An outlier is above this many times the mean of its layer's scores: M of OWL (Yin et al., 2024,
-arXiv:2310.05175, Section 3.3)."""
-
 Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
 """What a leaf is made of. Inputs come from forward passes, gradients from backward passes."""
 
@@ -193,17 +189,6 @@ class _SquaredOutputGradients:
         return self._total.div_(seen.tokens).sqrt_()
 
 
-class _Gradients:
-    def __init__(self, layer: nn.Linear) -> None:
-        self._total = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
-
-    def add(self, values: Tensor, rows: slice) -> None:
-        self._total[rows] += values
-
-    def result(self, seen: Seen) -> Tensor:
-        return self._total
-
-
 class _SquaredGradients:
     def __init__(self, layer: nn.Linear) -> None:
         self._total = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
@@ -306,15 +291,8 @@ GRAM = "gram"
 """The Gram matrix of a layer's inputs, (in_features, in_features): the mean over windows of x x^T
 summed over tokens. No metric can name it; it is for those who change masks and weights."""
 
-GRADIENT = "gradient"
-"""The sum over windows of 100 x gradient of the loss by the weight, with its sign. No metric can
-name it either; it is for the fit of an allocation."""
-
 COLLECTED = LEAVES | {
     GRAM: Leaf("Gram matrix of the inputs", MATRIX, "inputs", Units(x=2), _Gram, gram=True),
-    GRADIENT: Leaf(
-        "gradient by the weight", MATRIX, "weight gradients", Units(w=-1), _Gradients, signed=True
-    ),
 }
 """All that calibration can compute."""
 

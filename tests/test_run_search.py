@@ -373,8 +373,8 @@ def test_end_is_a_table_a_verdict_and_where_everything_is(finished):
     # Sixteen candidates do not win.
     way_on = f"python run_search.py --resume {finished} --set search.candidates=32"
     assert last == f"it did not clearly win: search on with {way_on}"
-    kind, sentence = read(finished / "best_metric.json")["provenance"]["found"]["verdict"]
-    assert kind != "better" and sentence == summary["verdict"]
+    found = {"models": ["embedded"], "removed": ["60%"]}
+    assert read(finished / "best_metric.json")["provenance"]["found"] == found
 
 
 def test_winner_is_to_be_applied_where_it_was_found(finished):
