@@ -67,20 +67,15 @@ def prune_model(
     ] = None,
     update: Annotated[
         str | None,
-        _option("Change what stays: sparsegpt, reconstruct or reconstruct-norms.", *UPDATES),
+        _option("Change what stays: sparsegpt or reconstruct.", *UPDATES),
     ] = None,
     allocation: Annotated[
         str | None,
-        _option(
-            "Who loses: uniform (default), owl, owl-layer, fitted or a JSON file.", *ALLOCATIONS
-        ),
+        _option("Who loses: uniform (default), owl or a JSON file.", *ALLOCATIONS),
     ] = None,
     refine: Annotated[
         str | None,
         _option("Make masks better: swaps, or swaps:N for N in a row at most.", *REFINEMENTS),
-    ] = None,
-    steps: Annotated[
-        int | None, Option(help="Prune in so many steps, measuring anew at each; default 1.")
     ] = None,
     protocol: Annotated[
         str | None,
@@ -170,7 +165,6 @@ def prune_model(
         update=update,
         allocation=allocation,
         refine=refine,
-        steps=steps,
         protocol=protocol,
         corpus=corpus or None,
         split=split or None,

@@ -4,21 +4,22 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.baselines import ALLOCATIONS, FITTED, NAMED
+from prunevolve.pruning.baselines import ALLOCATIONS, NAMED
 from prunevolve.pruning.json_file import read_object
-from prunevolve.pruning.leaves import OUTLIER_FACTOR
 from prunevolve.pruning.masks import Group, Masks, Target
 from prunevolve.pruning.ranking import Score, count
 from prunevolve.pruning.recipe import Allocation, Shapes
 
 _OWL_RANGE = 0.08
 """Half the range of the fractions: lambda in OWL's experiments on LLaMA at 70%."""
+
+_OUTLIER_FACTOR = 5.0
+"""An outlier is above this many times the mean of its block's scores: M in OWL's experiments."""
 
 _MOST = 0.99
 """No layer loses more."""
@@ -41,21 +42,14 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
             f"allocation must be uniform with pattern {target.pattern_text}, which takes the same "
             f"of every layer; got {argument!r}"
         )
-    if argument == FITTED:
-        return Allocation(None, _not_yet, is_fitted=True)
-    if argument not in ALLOCATIONS:
-        return _from_file(argument, target)
     if target.group.whole_model:
         raise ValueError(
-            f"allocation {argument} must go with group row or layer: under model the scores alone "
-            "say what each layer loses"
+            "allocation must be uniform with group model, where the scores alone say what each "
+            f"layer loses; got {argument!r}"
         )
-    wanda = NAMED["wanda"].criterion.metric
-    return Allocation(wanda, partial(by_outliers, by_layer=argument == "owl-layer"))
-
-
-def _not_yet(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
-    raise AssertionError("an allocation must be fitted before layers are pruned by it")
+    if argument == "owl":
+        return Allocation(NAMED["wanda"].criterion.metric, by_outliers)
+    return _from_file(argument, target)
 
 
 @dataclass(frozen=True)
@@ -105,18 +99,17 @@ def read_shares(argument: str, target: Target) -> dict[str, float]:
     if made != asked:
         raise ValueError(
             f"allocation {argument!r} is for {json.dumps(made)}, not {json.dumps(asked)}: ask for "
-            "what it is for, or fit another"
+            "what it is for"
         )
-    check_shares(shares, target, f"allocation {argument!r}")
+    check_shares(shares, f"allocation {argument!r}")
     return dict(shares)
 
 
-def check_shares(shares: Mapping[str, float], target: Target, what: str) -> None:
-    """Raise ValueError if a share is no fraction, or under the group model no factor."""
-    high = math.inf if target.group.whole_model else 1.0
+def check_shares(shares: Mapping[str, float], what: str) -> None:
+    """Raise ValueError if a share is no fraction."""
     for layer, share in shares.items():
-        if not 0 <= share < high:
-            raise ValueError(f"{what}: {layer} must be in [0, {high:g}), got {share}")
+        if not 0 <= share < 1:
+            raise ValueError(f"{what}: {layer} must be in [0, 1), got {share}")
 
 
 def check_layers_of(shares: Mapping[str, float], layers: Iterable[str], what: str) -> None:
@@ -137,10 +130,8 @@ def _from_file(argument: str, target: Target) -> Allocation:
     return Allocation(None, as_they_are)
 
 
-def by_outliers(
-    shapes: Shapes, score: Score, target: Target, by_layer: bool = False
-) -> dict[str, float]:
-    """Return each layer's fraction by the outliers of its block, or by its own.
+def by_outliers(shapes: Shapes, score: Score, target: Target) -> dict[str, float]:
+    """Return each layer's fraction by the outliers of its block.
 
     OWL (Yin et al., 2024, arXiv:2310.05175, Section 3.3): the share of scores above M times their
     mean is mapped linearly to the fraction that stays; the highest share keeps 2 lambda more than
@@ -150,17 +141,15 @@ def by_outliers(
     Args:
         shapes: Of each layer's weight, by block and layer.
         score: Computes a layer's Wanda scores.
-        by_layer: Whether each layer goes by its own outliers.
     """
     sizes = {layer: math.prod(s) for layers in shapes.values() for layer, s in layers.items()}
-    parts = [list(layers) for layers in shapes.values()]
-    if by_layer:
-        parts = [[layer] for layer in sizes]
-    outliers = [_outliers(part, sizes, score) for part in parts]
+    outliers = [_outliers(list(layers), sizes, score) for layers in shapes.values()]
     low, high = min(outliers), max(outliers)
     scale = 2 * _OWL_RANGE / (high - low) if high > low else 0.0
     wanted = {
-        layer: -scale * share for part, share in zip(parts, outliers, strict=True) for layer in part
+        layer: -scale * share
+        for layers, share in zip(shapes.values(), outliers, strict=True)
+        for layer in layers
     }
     return whole_counts(shifted(wanted, sizes, target.sparsity), shapes, target)
 
@@ -169,7 +158,7 @@ def _outliers(layers: list[str], sizes: Mapping[str, int], score: Score) -> floa
     """Return the share of outliers among the scores of some layers."""
     total = sum(sizes[layer] for layer in layers)
     mean = math.fsum(score(layer).sum(dtype=torch.float64).item() for layer in layers) / total
-    return sum(count(score(layer) > OUTLIER_FACTOR * mean) for layer in layers) / total
+    return sum(count(score(layer) > _OUTLIER_FACTOR * mean) for layer in layers) / total
 
 
 def shifted(

@@ -127,9 +127,8 @@ def prune(
             is `row` for a bare metric.
         propagation: `one-shot` for statistics of the dense model; `sequential` takes those of
             inputs behind the blocks pruned before.
-        update: What happens to the weights that stay: `none`, `sparsegpt`, `reconstruct` or
-            `reconstruct-norms`.
-        allocation: How much each layer loses: `uniform`, `owl`, `owl-layer` or a file.
+        update: What happens to the weights that stay: `none`, `sparsegpt` or `reconstruct`.
+        allocation: How much each layer loses: `uniform`, `owl` or a file.
         refine: What improves the masks: `none`, `swaps`, or `swaps:N` for N in a row at most.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
             windows in a one-shot pruning.
@@ -148,10 +147,6 @@ def prune(
     recipe = make_recipe(
         criterion.metric, target, propagation, update, allocation, refine, own_masks
     )
-    if recipe.fits:
-        raise ValueError(
-            "allocation must be given as a file that run_prune.py --allocation fitted has made"
-        )
     _check_model(model)
     missing = recipe.pruned_leaves | _missing(model, recipe.dense_leaves, statistics)
     if windows is not None:

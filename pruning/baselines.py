@@ -124,12 +124,9 @@ NAMED: dict[str, Baseline] = PUBLISHED | FOUND
 SPARSEGPT = "sparsegpt"
 """The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`)."""
 
-MADE_AGAIN = ("uniform", "owl", "owl-layer")
-FITTED = "fitted"
-ALLOCATIONS = (*MADE_AGAIN, FITTED)
-"""The allocations with a name (`pruning.allocation`, `pruning.fitted`); others are files. A recipe
-with one of `MADE_AGAIN` makes its shares again, with any other it has them."""
+ALLOCATIONS = ("uniform", "owl")
+"""The allocations with a name (`pruning.allocation`); others are files."""
 
-UPDATES = ("none", "sparsegpt", "reconstruct", "reconstruct-norms")
+UPDATES = ("none", "sparsegpt", "reconstruct")
 REFINEMENTS = ("none", "swaps", "swaps:100")
 """What can follow the masks, and improve them; any number of swaps in a row can be given."""

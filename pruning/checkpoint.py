@@ -2,28 +2,22 @@
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
+from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.spool import read_tensor
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
 
-MAX_SHARD = 5 * 10**9
-"""Bytes up to which a model is one file: the shard size of huggingface_hub."""
-
 _SAMPLED_BYTES = 4096
-_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -87,49 +81,6 @@ class Checkpoint:
                 file.seek(entry.start + entry.length // 2)
                 digest.update(file.read(min(_SAMPLED_BYTES, entry.length - entry.length // 2)))
         return digest.hexdigest()[:16]
-
-
-def join_shards(folder: Path) -> str | None:
-    """Make a single file of a model's shards; return its sha256, or None if it would be too large.
-
-    It has the bytes that safetensors would write, copied piece by piece.
-
-    Raises:
-        OSError: If it cannot be written; then the shards stay.
-    """
-    shards = Checkpoint(folder)
-    if shards.size > MAX_SHARD:
-        return None
-
-    def order(item: tuple[str, Entry]) -> tuple[int, str]:
-        name, entry = item
-        return -entry.length // max(1, math.prod(entry.shape)), name  # the widest dtype first
-
-    header: JsonObject = {"__metadata__": {"format": "pt"}}
-    entries = dict(sorted(shards.entries.items(), key=order))
-    places, end = list(entries.values()), 0
-    for name, entry in entries.items():
-        start, end = end, end + entry.length
-        header[name] = {"dtype": entry.kind, "shape": entry.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with whole_file(folder / WHOLE) as draft, draft.open("wb") as file:
-        for piece in chain([len(text).to_bytes(8, "little"), text], *map(_pieces, places)):
-            file.write(piece)
-            digest.update(piece)
-    (folder / INDEX).unlink()
-    for path in sorted({entry.path for entry in places}, reverse=True):
-        path.unlink()
-    return digest.hexdigest()
-
-
-def _pieces(entry: Entry) -> Iterator[bytes]:
-    """Yield a tensor's bytes, a few at a time."""
-    with entry.path.open("rb") as file:
-        file.seek(entry.start)
-        for done in range(0, entry.length, _PIECE):
-            yield file.read(min(_PIECE, entry.length - done))
 
 
 def _weights_files(folder: Path) -> list[Path]:

@@ -31,10 +31,6 @@ Alistarh, 2023, arXiv:2301.00774, Section 4)."""
 
 _MOST_DAMPINGS = 4
 
-OUTLIER_FACTOR = 5.0
-"""An outlier is above this many times the mean of its layer's scores: M of OWL (Yin et al., 2024,
-arXiv:2310.05175, Section 3.3)."""
-
 Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
 """What a leaf is made of. Inputs come from forward passes, gradients from backward passes."""
 
@@ -107,17 +103,6 @@ class _SquaredNorms:
         return self._total / seen.windows
 
 
-class _Magnitudes:
-    def __init__(self, layer: nn.Linear) -> None:
-        self._total = _per_input(layer)
-
-    def add(self, values: Tensor, rows: slice) -> None:
-        self._total += values.abs().sum(0, keepdim=True)
-
-    def result(self, seen: Seen) -> Tensor:
-        return self._total / seen.tokens
-
-
 class _Variances:
     def __init__(self, layer: nn.Linear) -> None:
         self._mean, self._deviations, self._tokens = _per_input(layer), _per_input(layer), 0
@@ -171,16 +156,6 @@ def damped_factor(gram: Tensor) -> Tensor:
     return damped
 
 
-class _OutlierRatio(_SquaredNorms):
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer)
-        self._weight = layer.weight.detach()
-
-    def result(self, seen: Seen) -> Tensor:
-        scores = self._weight.abs().float() * self._total.sqrt()
-        return (scores > OUTLIER_FACTOR * scores.mean()).float().mean().reshape(1, 1)
-
-
 class _Depth:
     def __init__(self, layer: nn.Linear) -> None:
         self._device = layer.weight.device
@@ -212,17 +187,6 @@ class _SquaredOutputGradients:
 
     def result(self, seen: Seen) -> Tensor:
         return self._total.div_(seen.tokens).sqrt_()
-
-
-class _Gradients:
-    def __init__(self, layer: nn.Linear) -> None:
-        self._total = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
-
-    def add(self, values: Tensor, rows: slice) -> None:
-        self._total[rows] += values
-
-    def result(self, seen: Seen) -> Tensor:
-        return self._total
 
 
 class _SquaredGradients:
@@ -264,13 +228,6 @@ LEAVES: dict[str, Leaf] = {
         Units(x=2),
         _SquaredNorms,
     ),
-    "A": Leaf(
-        "mean over all tokens of the absolute activation of an input channel",
-        PER_INPUT,
-        "inputs",
-        Units(x=1),
-        _Magnitudes,
-    ),
     "V": Leaf(
         "population variance over all tokens of the activation of an input channel",
         PER_INPUT,
@@ -293,14 +250,6 @@ LEAVES: dict[str, Leaf] = {
         Units(x=-2),
         _InverseGramDiagonal,
         gram=True,
-    ),
-    "O": Leaf(
-        "fraction of the layer's weights for which W sqrt(X) is above 5 times its mean over the "
-        "layer (OWL, Yin et al., 2024, arXiv:2310.05175)",
-        NUMBER,
-        "inputs",
-        NO_UNITS,
-        _OutlierRatio,
     ),
     "D": Leaf(
         "relative depth of the layer's block, from 0, the first, to 1, the last",
@@ -342,15 +291,8 @@ GRAM = "gram"
 """The Gram matrix of a layer's inputs, (in_features, in_features): the mean over windows of x x^T
 summed over tokens. No metric can name it; it is for those who change masks and weights."""
 
-GRADIENT = "gradient"
-"""The sum over windows of 100 x gradient of the loss by the weight, with its sign. No metric can
-name it either; it is for the fit of an allocation."""
-
 COLLECTED = LEAVES | {
     GRAM: Leaf("Gram matrix of the inputs", MATRIX, "inputs", Units(x=2), _Gram, gram=True),
-    GRADIENT: Leaf(
-        "gradient by the weight", MATRIX, "weight gradients", Units(w=-1), _Gradients, signed=True
-    ),
 }
 """All that calibration can compute."""
 

@@ -1,7 +1,6 @@
 """The methods around a metric by the names of the command line: a recipe is made of them here."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -48,7 +47,6 @@ def make_recipe(
             "group must be left out with metric sparsegpt, which compares weights within "
             f"{WIDTH} columns of a layer; got {target.group_name!r}"
         )
-    trains = update.startswith("reconstruct")
     recipe = Recipe(
         metric,
         target,
@@ -56,36 +54,10 @@ def make_recipe(
         resolve_allocation(allocation, target),
         swaps,
         _sparsegpt(target, own_masks) if own_masks or update == "sparsegpt" else ZERO,
-        Reconstruction(seed, norms=update == "reconstruct-norms") if trains else None,
+        Reconstruction(seed) if update == "reconstruct" else None,
     )
     recipe.check()
     return recipe
-
-
-def earlier_steps(recipe: Recipe, steps: int) -> list[Recipe]:
-    """Return the recipes of all steps but the last, for a pruning in so many.
-
-    Each step removes the same share of the weights that are left; what is zero stays zero.
-
-    Raises:
-        ValueError: If the number is not positive, or the recipe cannot be carried out in steps.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    target = recipe.target
-    reasons = {
-        "the pattern n:m, whose groups lose the same at once": target.group_name is None,
-        "update reconstruct, whose dense outputs are gone after the first": recipe.training,
-        "an allocation, which is for one sparsity": recipe.allocation,
-    }
-    for reason, is_so in reasons.items():
-        if steps > 1 and is_so:
-            raise ValueError(f"steps must be 1 with {reason}; got {steps}")
-    sparsities = [1 - (1 - target.sparsity) ** (step / steps) for step in range(1, steps)]
-    return [
-        replace(recipe, target=Target(sparsity, target.group), zeros_first=True)
-        for sparsity in sparsities
-    ]
 
 
 def _swaps(refinement: str, target: Target) -> Refinement | None:

@@ -6,10 +6,8 @@ Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), and a text with one f
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import BaseModel, ValidationError
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
@@ -32,29 +30,18 @@ DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
 
 
-class Found(BaseModel):
-    """Where a search found a metric: what `best_metric.json` says under `provenance`.
-
-    Attributes:
-        models: All that candidates were measured on.
-        removed: Each sparsity or pattern, such as `60%` or `2:4`.
-        corpora: The calibration texts.
-        verdict: Whether it beat the named metrics, `better` if so, and the sentence that says it.
-    """
-
-    models: list[str]
-    removed: list[str]
-    corpora: list[str]
-    verdict: tuple[str, str] | None = None
-
-
 @dataclass(frozen=True)
 class ResolvedMetric:
-    """A metric with its comparison group, where it is from, and how a search has found it."""
+    """A metric with its comparison group, where it is from, and what a search found it on.
+
+    Attributes:
+        source: The kind of place, such as `baseline wanda`.
+        found_on: Models and sparsities, such as `embedded at 60%`; empty if that is not known.
+    """
 
     criterion: Criterion
     source: str
-    found: Found | None = None
+    found_on: str = ""
 
 
 def resolve_metric(argument: str) -> ResolvedMetric:
@@ -83,8 +70,8 @@ def read_metric(argument: str) -> Criterion:
     return resolve_metric(argument).criterion
 
 
-def _resolved(metric: Metric, source: str, group: str = DEFAULT_GROUP) -> ResolvedMetric:
-    return ResolvedMetric(Criterion(metric, group), source)
+def _resolved(metric: Metric, source: str) -> ResolvedMetric:
+    return ResolvedMetric(Criterion(metric, DEFAULT_GROUP), source)
 
 
 def _file_of(argument: str) -> Path | None:
@@ -144,8 +131,8 @@ def _from_file(path: Path) -> ResolvedMetric:
     if "data" in content:
         return _resolved(Metric.from_release_json(content), source)
     try:
-        resolved = _resolved(_metric_of(content), source, _group_of(content))
-        return replace(resolved, found=_found_in(content))
+        criterion = Criterion(_metric_of(content), _group_of(content))
+        return ResolvedMetric(criterion, source, _found_on(content))
     except ValueError as error:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
 
@@ -163,11 +150,11 @@ def _metric_of(content: JsonObject) -> Metric:
     return metric
 
 
-def _found_in(content: JsonObject) -> Found | None:
-    try:
-        return Found.model_validate(content.get("provenance", {}).get("found"))
-    except (AttributeError, ValidationError):
-        return None  # of another program, or none at all
+def _found_on(content: JsonObject) -> str:
+    match content.get("provenance"):
+        case {"found": {"models": [*models], "removed": [*removed]}}:
+            return f"{', '.join(map(str, models))} at {', '.join(map(str, removed))}"
+    return ""
 
 
 def _group_of(content: JsonObject) -> str:

@@ -20,7 +20,6 @@ from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.ranking import extremes
 from prunevolve.pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
 from prunevolve.pruning.spool import Spool
 from prunevolve.pruning.store import Store, in_turn
@@ -130,7 +129,6 @@ class _Pruning:
     kept_scores: MutableMapping[str, Tensor] | None
     tell: Tell
     of_pruned: dict[str, Tensor] = field(default_factory=dict)
-    factors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Nothing is left to do on the way back if all gradients were kept by an earlier run.
@@ -196,8 +194,6 @@ class _Pruning:
         store, target = self.store, self.recipe.target
         left = {block: store.layers[block] for block in blocks if not self._is_done(block)}
         shares = self._shares() if left else {}
-        if target.group.whole_model:
-            self.factors, shares = shares, {}
         fractions = {
             layer: shares.get(layer, target.sparsity)
             for layers in left.values()
@@ -257,13 +253,13 @@ class _Pruning:
         return recipe.update.apply(dense, removal, statistics)
 
     def _score(self, layer: str) -> Tensor:
-        kept, factor = self.kept_scores, self.factors.get(layer, 1.0)
+        kept = self.kept_scores
         scores = kept.get(layer) if kept is not None else None
         if scores is None:
             scores = self._score_by(self.recipe.metric, layer)
             if kept is not None:
                 kept[layer] = scores
-        return scores if factor == 1 else scores * factor
+        return scores
 
     def _score_by(self, metric: Metric, layer: str) -> Tensor:
         device = self.store.device
@@ -271,11 +267,7 @@ class _Pruning:
         if self.recipe.sequential:
             statistics |= found_statistics(layer, metric.leaves, self.of_pruned, device)
         weight = self.store.weight(layer)
-        scores = score_layer(metric, layer, weight, statistics)
-        if self.recipe.zeros_first:
-            low, _ = extremes(scores)
-            scores = scores.masked_fill(weight == 0, low - abs(low) - 1)
-        return scores
+        return score_layer(metric, layer, weight, statistics)
 
     def _missing(self, block: str) -> frozenset[str]:
         """Return the leaves of the dense model that a block needs and that are still missing."""

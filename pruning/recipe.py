@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunevolve.pruning.compiled import zero_marked
-from prunevolve.pruning.leaves import GRADIENT, STATISTICS, made_of, need_backward
+from prunevolve.pruning.leaves import STATISTICS, made_of, need_backward
 from prunevolve.pruning.masks import DegenerateScores, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import Score, extremes
@@ -33,14 +33,11 @@ class Allocation:
         metric: The metric whose scores, on the dense model, the rule looks at; None for none. It
             then gets those of all layers, and no block can be pruned before all are scored.
         shares: Maps the layers' shapes, the function that computes a layer's scores by that metric,
-            and the target to one value for each layer: the fraction that it loses, in [0, 1), or
-            under a threshold over the whole model the factor of its scores, above 0.
-        is_fitted: Whether the shares are still to be fitted to the model, by trials.
+            and the target to the fraction that each layer loses, in [0, 1).
     """
 
     metric: Metric | None
     shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
-    is_fitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,6 @@ class Recipe:
         refinement: What improves the masks; None for nothing.
         update: What happens to the weights that stay.
         training: What happens to them once a whole block is pruned; None for nothing.
-        zeros_first: Whether what is zero already goes before all else, whatever its score.
     """
 
     metric: Metric
@@ -141,13 +137,11 @@ class Recipe:
     refinement: Refinement | None = None
     update: Update = ZERO
     training: Training | None = None
-    zeros_first: bool = False
 
     @property
     def leaves(self) -> frozenset[str]:
         """All statistics that are needed."""
-        of_trials = frozenset({GRADIENT} if self.fits else ())
-        return self.dense_leaves | self.pruned_leaves | of_trials
+        return self.dense_leaves | self.pruned_leaves
 
     @property
     def dense_leaves(self) -> frozenset[str]:
@@ -188,11 +182,6 @@ class Recipe:
         return bool(self.pruned_leaves or self.training)
 
     @property
-    def fits(self) -> bool:
-        """Whether an allocation is still to be fitted, which takes the statistics of all blocks."""
-        return self.allocation is not None and self.allocation.is_fitted
-
-    @property
     def needs_all_scores(self) -> bool:
         """Whether no mask can be made before all layers have scores."""
         by_allocation = self.allocation is not None and self.allocation.metric is not None
@@ -206,7 +195,7 @@ class Recipe:
     @property
     def prunes_on_the_way_back(self) -> bool:
         """Whether a block can be pruned as soon as its gradients are there."""
-        waits = self.needs_all_scores or self.sequential or self.follows or self.fits
+        waits = self.needs_all_scores or self.sequential or self.follows
         return self.needs_gradients and not waits
 
     @property
@@ -222,16 +211,6 @@ class Recipe:
         if self.propagation not in PROPAGATIONS:
             raise ValueError(
                 f"propagation must be one of {', '.join(PROPAGATIONS)}; got {self.propagation!r}"
-            )
-        if self.sequential and self.fits:
-            raise ValueError(
-                "propagation must be one-shot with allocation fitted, whose trials share their "
-                "statistics; got 'sequential'"
-            )
-        if self.update.chooses and self.fits:
-            raise ValueError(
-                "allocation must not be fitted with metric sparsegpt, whose masks are made while "
-                "weights change: fit it with another metric, and give its file"
             )
         if self.sequential and self.target.group.whole_model:
             raise ValueError(

@@ -3,7 +3,7 @@
 As in arXiv:2510.14444: one block at a time, its masks fixed, on a few calibration windows. Its
 inputs are what the pruned blocks before it give; its targets are the dense block's outputs behind
 dense blocks, so errors from before are made up for, too. First the layers of its attention are
-trained, then those of its MLP; the norms with the latter, if they are trained at all.
+trained, then those of its MLP.
 """
 
 import random
@@ -47,18 +47,15 @@ class Reconstruction:
 
     Args:
         seed: Of the choice of windows and of their order.
-        norms: Whether the block's norms are trained, too.
     """
 
-    def __init__(self, seed: int = 0, norms: bool = False) -> None:
-        self._seed, self._norms = seed, norms
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
 
     def __call__(
         self, block: str, module: nn.Module, weights: Mapping[str, Tensor], lesson: Lesson
     ) -> tuple[dict[str, Tensor], Errors]:
         """Return the weights of a block's layers, fp32, zero where the given ones are, and errors.
-
-        Those of its norms are among them if they are trained.
 
         Args:
             block: The block's name.
@@ -70,10 +67,6 @@ class Reconstruction:
         trained = {name: weight.to(device, torch.float32) for name, weight in weights.items()}
         by_part = groupby(weights, lambda name: name.removeprefix(f"{block}.").split(".")[0])
         parts = {part: list(names) for part, names in by_part} if lesson.windows > 1 else {}
-        if self._norms and parts:
-            norms = _norms_of(block, module)
-            trained |= norms
-            parts[list(parts)[-1]] += norms
         errors = {}
         for part, names in parts.items():
             changed, errors[part] = self._train(block, module, trained, names, lesson)
@@ -104,7 +97,7 @@ class Reconstruction:
             scale = variance + _LEAST_VARIANCE * variance.mean()
             return ((output - target).square().mean(0) / scale).mean()
 
-        stays = {name: (weights[name] != 0) | (weights[name].ndim == 1) for name in names}
+        stays = {name: weights[name] != 0 for name in names}
         free = {name: weights[name].clone().requires_grad_() for name in names}
         adam = torch.optim.Adam([{"params": [w], "lr": _rate(w)} for w in free.values()])
         order = random.Random(f"{self._seed} {block}")
@@ -130,15 +123,6 @@ class Reconstruction:
                 break
             kept = changed
         return kept, errors
-
-
-def _norms_of(block: str, module: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a block's norms, (features,), fp32, by name."""
-    return {
-        f"{block}.{name.removesuffix('.weight')}": parameter.detach().float()
-        for name, parameter in module.named_parameters()
-        if parameter.ndim == 1 and name.endswith(".weight")
-    }
 
 
 def _call(

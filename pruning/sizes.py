@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prunevolve.pruning.checkpoint import MAX_SHARD
 from prunevolve.pruning.embed_and_head import HEAD_TOKENS
 from prunevolve.pruning.leaves import COLLECTED, GRAM, LEAVES, STATISTICS, need_backward, sums_size
 from prunevolve.pruning.metric import Metric
@@ -203,20 +202,7 @@ class Plan:
     @property
     def disk(self) -> int:
         """Disk needed, for the result and what is put aside."""
-        # A single file is joined from shards, which go only then.
-        copies = 1 if self.result > MAX_SHARD else 2
-        return copies * self.result + sum(self.on_disk.values())
-
-    def in_steps(self, steps: int) -> "Plan":
-        """Return the plan of a pruning in so many steps: two models wait for the next at most."""
-        waiting = {"earlier steps": self.result * min(2, steps - 1)}
-        on_disk = self.on_disk | (waiting if steps > 1 else {})
-        return replace(self, on_disk=on_disk, passes=self.passes * steps)
-
-    def with_trials(self, walks: int) -> "Plan":
-        """Return the plan with trials of a fit before it: one pruned model, and so many walks."""
-        on_disk = self.on_disk | {"a trial": self.result}
-        return replace(self, on_disk=on_disk, passes=self.passes + walks)
+        return self.result + sum(self.on_disk.values())
 
     def lines(self) -> list[str]:
         """Return the plan in words, the first line for itself."""

@@ -85,7 +85,7 @@ class ResidentStore:
 
     def _replace(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
-            live = (self._layers.get(name) or self.model.get_submodule(name)).weight
+            live = self._layers[name].weight
             live.data = weight.to(live, non_blocking=True)
 
     def states(self, windows: Tensor) -> Iterator[Tensor]:
@@ -152,7 +152,7 @@ class FolderStore:
         self.blocks = tuple(blocks)
         self.layers = _layer_names(blocks)
         self.config, self.checkpoint, self._shards = config, checkpoint, shards
-        self.dtype, self._dtype, self.device = dtype, DTYPES[dtype], torch.device(device)
+        self._dtype, self.device = DTYPES[dtype], torch.device(device)
         self._held = set(self.blocks if held else ())
         self._published = published_tensors(str(checkpoint.place), self.model, checkpoint.entries)
         self._names = {
@@ -239,11 +239,6 @@ class FolderStore:
         """Wait for the shard that is being written; raises OSError if that failed."""
         if self._writing:
             self._writing.result()
-
-    def on(self, checkpoint: Checkpoint, shards: Path) -> "FolderStore":
-        """Return a store of other weights of the same model, which writes into another folder."""
-        config, held = self.config, bool(self._held)
-        return FolderStore(checkpoint, config, self.dtype, str(self.device), shards, held)
 
     def write_outside(self) -> None:
         """Write the shard of all tensors outside the blocks, and last the index of all shards.

@@ -28,18 +28,6 @@ MAGNITUDES = (1e-37, 1e38)
 
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _NUMBER_IN_TEXT = re.compile(rf"(?<![\w.)]){_NUMBER.pattern}(?![\w.])")
-_MAX_INFIX = 300
-"""Characters of an infix formula whose calls are told: no more than the parser can nest."""
-
-_INFIX = re.compile(r"[\w\s().,+*/-]*", re.ASCII)
-_SIGNS: dict[type[ast.operator], str] = {
-    ast.Add: "add",
-    ast.Sub: "sub",
-    ast.Mult: "mul",
-    ast.Div: "quot",
-}
-_POWERS: dict[object, str] = {0.25: "root4", 0.5: "sqrt", 1.5: "pow15", 2: "sqr", 3: "cube"}
-
 _OUTSIDE_THE_LANGUAGE = re.compile(r"[^A-Za-z0-9_(),\s]")
 
 
@@ -121,57 +109,14 @@ def _checked_line(text: str) -> str:
     # Points and signs occur only in numbers: once the numbers are blanked, none may be left.
     blanked = _NUMBER_IN_TEXT.sub(lambda number: "0" * len(number.group()), text)
     if foreign := _OUTSIDE_THE_LANGUAGE.search(blanked):
-        if prefix := _prefix_form(text):
-            raise ValueError(f"metric '{text}' is written infix: write {prefix}")
-        _refuse(text, foreign.start() + 1, f"has {foreign.group()!r}", "; write calls, names, ','")
+        way_out = "; a formula is nested calls, such as mul(W, sqrt(X))"
+        _refuse(text, foreign.start() + 1, f"has {foreign.group()!r}", way_out)
     depth = 0
     for column, character in enumerate(text, 1):
         depth += (character == "(") - (character == ")")
         if depth > MAX_DEPTH:
             _refuse(text, column, f"is deeper than {MAX_DEPTH} levels", "")
     return text
-
-
-def _prefix_form(text: str) -> str | None:
-    """Return a metric that was written with signs as calls; None if it cannot be read so.
-
-    To say, not to take: `/` could be `quot` or `div`, and a metric has one spelling everywhere.
-    """
-    if len(text) > _MAX_INFIX or not _INFIX.fullmatch(text):
-        return None
-    try:
-        return _call_of(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError):
-        return None
-
-
-def _call_of(node: ast.expr) -> str:
-    """Return a parsed infix formula as text of calls; raises ValueError if it is none."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return number_text(float(str(node.value)))
-    name, operands = _head_of(node)
-    if name == "neg" and isinstance(operands[0], ast.Constant):
-        return f"-{_call_of(operands[0])}"
-    arity = OPERATORS[name].arity if name in OPERATORS else 0
-    if arity != len(operands) or not (arity or name in LEAVES):
-        raise ValueError(f"{name} is no operator of {len(operands)} operands, and no leaf")
-    return f"{name}({', '.join(map(_call_of, operands))})" if arity else name
-
-
-def _head_of(node: ast.expr) -> tuple[str, list[ast.expr]]:
-    """Return what an expression applies, as the language calls it, and to what."""
-    if isinstance(node, ast.Name):
-        return node.id, []
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        return node.func.id, node.args
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return "neg", [node.operand]
-    if isinstance(node, ast.BinOp) and type(node.op) in _SIGNS:
-        return _SIGNS[type(node.op)], [node.left, node.right]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        exponent = node.right.value if isinstance(node.right, ast.Constant) else None
-        return _POWERS.get(exponent, "?"), [node.left]
-    raise ValueError("no formula")
 
 
 def _refuse(text: str, column: int, problem: str, way_out: str) -> Never:

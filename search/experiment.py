@@ -128,15 +128,12 @@ class Experiment:
         """Return the origin of a model's windows, by role."""
         return {role: windows.provenance for role, windows in self.windows[subject].items()}
 
-    def origin(self, verdict: tuple[str, str] | None = None, **more: object) -> dict[str, object]:
+    def origin(self, **more: object) -> dict[str, object]:
         """Return what is needed to reproduce a result; the same for any number of workers."""
         config = self.config
-        corpora = [part.corpus for text in self.texts for part in text["calibration"].parts]
         found = {
             "models": list(dict.fromkeys(subject.model for subject in self.subjects)),
             "removed": list(dict.fromkeys(task.removed for task in self.config.all_tasks)),
-            "corpora": list(dict.fromkeys(Path(corpus).name for corpus in corpora)),
-            "verdict": verdict,
         }
         tasks = {"tasks": self.task_rows()} if len(self.tasks) > 1 else {}
         return {
@@ -273,7 +270,7 @@ def _shares_of(config: Config) -> dict[str, float]:
         )
     target = Target(sparsity, group_of(group))
     shares = read_shares(given, target) if isinstance(given, str) else given
-    check_shares(shares, target, "pruning.allocation")
+    check_shares(shares, "pruning.allocation")
     if _is_here(model):
         layers = linear_layers(skeleton(load_config(model), DTYPES[config.dtype]))
         check_layers_of(shares, layers, "pruning.allocation")

@@ -66,15 +66,12 @@ def finish(
     selection = [finalist.model_dump() for finalist in standings]
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
     tasks = _measure_all(experiment, pool, winner, state, console)
-    verdict = verdict_of(tasks, winner.criterion.text)
-    told = (verdict.kind, verdict.sentence)
-    folder.write_best(winner, experiment.origin(told, candidate=winner.index, selection=selection))
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     pruning, leading = experiment.config.pruning.model_dump(), tasks[0]
     outcomes = Counter(record.outcome.kind for record in folder.read_records())
     summary = Summary(
-        verdict=verdict.sentence,
+        verdict=verdict_of(tasks, winner.criterion.text).sentence,
         best=Winner.model_validate(_described(winner) | {"perplexity": leading.best.perplexity}),
         candidates=outcomes.total(),
         outcomes=dict(outcomes),

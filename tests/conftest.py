@@ -11,7 +11,6 @@ from toy_models import toy_model
 from transformers import PreTrainedTokenizerFast
 
 from prunevolve import run_search
-from prunevolve.pruning import checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +24,6 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def in_shards(monkeypatch):
-    """Keep a result in shards, as one that is too large for a single file."""
-    monkeypatch.setattr(checkpoint, "MAX_SHARD", 0)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +17,7 @@ from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losse
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import JsonObject, write_json
 from prunevolve.pruning.models import load_model, with_revision
-from prunevolve.pruning.output.fit import Trials
-from prunevolve.pruning.output.folder import REPORT, FolderMismatchError, WorkFolder, work_folder
+from prunevolve.pruning.output.folder import REPORT, WorkFolder, work_folder
 from prunevolve.pruning.output.kept_statistics import kept_statistics
 from prunevolve.pruning.output.options import Options, read_recipe
 from prunevolve.pruning.output.request import Request, evaluation_texts
@@ -27,7 +25,6 @@ from prunevolve.pruning.output.save import finite, save_result
 from prunevolve.pruning.output.verify import RECIPE, Inspector, verify_result
 from prunevolve.pruning.progress import Progress, shown_progress, step
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.spool import DiskSpool, Spool
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
 from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
@@ -42,7 +39,6 @@ _DECIDES = (
     "update",
     "allocation",
     "refine",
-    "steps",
     "calibration",
     "dtype",
     "device",
@@ -65,7 +61,7 @@ def validate(request: Request) -> JsonObject:
         print(line := f"data sets of zero-shot tasks {', '.join(tasks)}: not checked")
         unchecked.append(line)
     _say("warning", request.warnings)
-    plan = request.plan.lines()
+    plan = request.plan_lines
     print(*plan, sep="\n")
     print(f"valid: {request}; nothing was loaded or written")
     return {
@@ -107,7 +103,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
         "zero_shot": request.options.zero_shot,
     }
     store = _store(request, checkpoint)
-    print(f"pruning: {request}", *request.plan.lines(), sep="\n", file=sys.stderr)
+    print(f"pruning: {request}", *request.plan_lines, sep="\n", file=sys.stderr)
     statistics = kept_statistics(request.statistics, identity, store)
     with (
         _out_of_memory_in_one_line(),
@@ -208,7 +204,7 @@ class _Run:
         model, inspector = self.request.model, self.inspector
         inspector.shares = self.work.known().get("shares", {})
         by_model = {"dense": self._scores("dense", model.name)}
-        store = self._prune(store, statistics)
+        self._prune(store, statistics)
         report = _measured(self.work, self.windows["evaluation"], model) | {"warnings": warnings}
         recipe |= {"shares": inspector.shares} if inspector.shares else {}
 
@@ -218,29 +214,9 @@ class _Run:
 
         save_result(store, model.tokenizer, recipe, report, inspector, self.progress, measure_saved)
 
-    def _prune(self, store: FolderStore, statistics: Spool | None) -> FolderStore:
-        """Prune, all steps that are asked for; return the store of the last."""
-        work, earlier, recipe = self.work, self.request.earlier, self.request.recipe
-        for number, checkpoint, shards in work.steps(len(earlier), store.checkpoint):
-            store = store.on(checkpoint, shards)
-            self._walk(store, None if number else statistics, earlier[number])
-            store.write_outside()
-        if earlier:
-            store, statistics = store.on(work.last_step(), work.result), None
-        if recipe.fits:
-            statistics = self._spool("statistics") if statistics is None else statistics
-            states = partial(self._spool, "hidden states")
-            tokens = self.windows["calibration"].tokens
-            trials = Trials(recipe, store, tokens, states, statistics, work, self.progress)
-            recipe = trials.fitted()
-        store.on_shard = self.inspector.look  # while the shard is in the system's cache
-        self._walk(store, statistics, recipe)
-        return store
-
-    def _walk(self, store: FolderStore, statistics: Spool | None, recipe: Recipe) -> None:
+    def _prune(self, store: FolderStore, statistics: Spool | None) -> None:
         """Walk the blocks, and keep what is found out as soon as it is known."""
         tokens, known = self.windows["evaluation"].tokens, self.work.known()
-        streams = ("dense",) if recipe in self.request.earlier else ("dense", "pruned")
 
         def measure(
             name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
@@ -253,11 +229,6 @@ class _Run:
 
         def tell(name: str, value: JsonObject) -> None:
             if name == "shares":
-                if known.get(name, value) != value:
-                    raise FolderMismatchError(
-                        f"out {str(self.request.out)!r} was begun with other shares of the layers: "
-                        "give the allocation that it began with, or name a new folder"
-                    )
                 self.inspector.shares = value
                 self.work.keep(name, value)
             else:
@@ -265,12 +236,14 @@ class _Run:
 
         texts = Texts(
             self.windows["calibration"].tokens if "calibration" in self.windows else tokens[:0],
-            {name: tokens for name in streams if name not in known},
+            {name: tokens for name in ("dense", "pruned") if name not in known},
             measure,
         )
         if statistics is None and "statistics" in self.request.plan.on_disk:
             statistics = self._spool("statistics")
         states = self._spool("hidden states")
+        store.on_shard = self.inspector.look  # while the shard is in the system's cache
+        recipe = self.request.recipe
         prune(store, recipe, texts, states, statistics, self.progress, tell=tell)
         self.work.forget_work()
 

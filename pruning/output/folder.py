@@ -12,7 +12,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from prunevolve.pruning.checkpoint import INDEX, Checkpoint
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
 
 UNFINISHED = ".unfinished"
@@ -57,30 +56,6 @@ class WorkFolder:
     def keep(self, name: str, value: object) -> None:
         """Put something that was found out aside."""
         write_json(self.path / "known.json", self.known() | {name: value})
-
-    def steps(self, count: int, dense: Checkpoint) -> Iterator[tuple[int, Checkpoint, Path]]:
-        """Yield the steps before the last that are still to be done, each when the one before is.
-
-        Args:
-            count: How many there are.
-            dense: What the first begins with.
-
-        Yields:
-            The step's number from 0, what it begins with, and the folder for its result.
-        """
-        for number in range(self._last_number(), count):
-            folder = self.path / f"step{number + 1}"
-            folder.mkdir(exist_ok=True)
-            yield number, self.last_step() if number else dense, folder
-            shutil.rmtree(self.path / f"step{number}", ignore_errors=True)
-
-    def last_step(self) -> Checkpoint:
-        """Return the weights that the last finished step has left."""
-        return Checkpoint(self.path / f"step{self._last_number()}")
-
-    def _last_number(self) -> int:
-        finished = self.path.glob(f"step*/{INDEX}")  # which is written last
-        return max((int(path.parent.name[4:]) for path in finished), default=0)
 
     def forget_work(self) -> None:
         """Remove what was put aside on disk for the walks; finished shards stay."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 import yaml
 
-from prunevolve.pruning.baselines import MADE_AGAIN
+from prunevolve.pruning.baselines import ALLOCATIONS
 from prunevolve.pruning.json_file import JsonObject, read_object, read_text
 
 _PUBLISHED: JsonObject = {
@@ -37,13 +37,13 @@ _GO_WITH = {
     "protocol": SET_BY_PROTOCOL,
     "model": ("revision",),
     "metric": ("group",),
-    "pattern": ("sparsity", "group", "allocation", "steps"),
+    "pattern": ("sparsity", "group", "allocation"),
     "corpus": ("split", "share"),
     "eval_corpus": ("eval_split",),
 }
 """Options of a recipe that mean nothing once another one is given on the command line."""
 
-METHODS: JsonObject = {"allocation": "uniform", "refine": "none", "update": "none", "steps": 1}
+METHODS: JsonObject = {"allocation": "uniform", "refine": "none", "update": "none"}
 """The methods around a metric, and what they are where nothing else is said."""
 
 RECIPES: Mapping[str, tuple[JsonObject, JsonObject]] = {
@@ -82,7 +82,6 @@ class Options:
     update: str | None = None
     allocation: str | None = None
     refine: str | None = None
-    steps: int | None = None
     protocol: str | None = None
     corpus: list[str] | None = None
     split: list[str] | None = None
@@ -166,7 +165,7 @@ def read_recipe(
     if not isinstance(recipe.get("sha256"), dict):
         raise ValueError(f"recipe {argument!r} has no 'sha256': {known}")
     given = {field.name: recipe[field.name] for field in fields(Options) if field.name in recipe}
-    if given.get("allocation", "uniform") not in MADE_AGAIN:
+    if given.get("allocation", "uniform") not in ALLOCATIONS:
         given["allocation"] = argument  # its shares stand in the recipe itself
     return _validated(path, given), recipe["sha256"]
 

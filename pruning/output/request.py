@@ -10,10 +10,9 @@ from prunevolve.evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
 from prunevolve.evaluation.sources import check_disjoint
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
-from prunevolve.pruning.fitted import MOST_WALKS
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import resolve_target
-from prunevolve.pruning.methods import earlier_steps, make_recipe
+from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
 from prunevolve.pruning.models import EMBEDDED, split_revision, with_revision
 from prunevolve.pruning.output.folder import check_output_folder
@@ -62,7 +61,6 @@ class Request:
     Attributes:
         options: As they were given, and with what their names stand for: a hub model's commit, the
             metric's formula and group, the dtype.
-        earlier: The recipes of the steps before the last.
         texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
             `evaluation`.
         statistics: Where statistics are kept; None for nowhere.
@@ -74,7 +72,6 @@ class Request:
     model: UnloadedModel
     metric: ResolvedMetric
     recipe: Recipe
-    earlier: tuple[Recipe, ...]
     texts: Mapping[str, tuple[Mixture, ...]]
     out: Path
     statistics: Path | None
@@ -90,31 +87,14 @@ class Request:
         warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
         one_kind = len(places.get("calibration", [])) == 1
         warnings += [ONE_KIND] if one_kind and self.model.name != EMBEDDED else []
-        return [*warnings, *self._doubts]
+        return warnings
 
     @property
-    def _doubts(self) -> list[str]:
-        """What speaks against a metric here that a search found, in one line; or nothing."""
-        if (found := self.metric.found) is None:
-            return []
-        target = self.recipe.target
-        removed = f"{target.sparsity:.0%}" if target.group_name else target.pattern_text
-        mixtures = self.texts.get("calibration", ())
-        here = {
-            "model": ([self.model.name], found.models),
-            "sparsity": ([removed], found.removed),
-            "text": ([Path(p.corpus).name for m in mixtures for p in m.parts], found.corpora),
-        }
-        differences = [
-            f"{what} {' + '.join(theirs)}, not {' + '.join(ours)}"
-            for what, (ours, theirs) in here.items()
-            if not set(ours) <= set(theirs)
-        ]
-        lost = found.verdict is not None and found.verdict[0] != "better"
-        parts = [f"the metric was found on {', '.join(differences)}"] if differences else []
-        parts += [f"its search says of it: {found.verdict[1]}"] if lost and found.verdict else []
-        advice = "compare it with --metric wanda here"
-        return [f"{'; '.join(parts).rstrip('.')}; {advice}"] if parts else []
+    def plan_lines(self) -> list[str]:
+        """The plan in words, and what the metric was found on if its file says so."""
+        found_on = self.metric.found_on
+        more = [f"plan: the metric was found on {found_on}"] if found_on else []
+        return [*self.plan.lines(), *more]
 
     def asked(self, expected: Mapping[str, str] | None) -> JsonObject:
         """Return what `read_unfinished` reads."""
@@ -177,7 +157,7 @@ def make_request(
     model_name = _given("model", options.model)
     folder = Path(_given("out", str(out or "")))
     metric = resolve_metric(_given("metric", options.metric))
-    *steps, recipe = _steps(options, metric)
+    recipe = _recipe(options, metric)
     with step("reading the model's config and tokenizer"):
         place = with_revision(model_name, options.revision)
         model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
@@ -186,9 +166,6 @@ def make_request(
     if not recipe.calibrated:
         del texts["calibration"]
     plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
-    plan = plan.in_steps(1 + len(steps))
-    if recipe.fits:
-        plan = plan.with_trials(MOST_WALKS)
     check_output_folder(folder, plan.disk, resume)
     with step("reading the list of zero-shot tasks"):
         check_tasks(options.zero_shot or [])
@@ -197,7 +174,6 @@ def make_request(
         model=model,
         metric=metric,
         recipe=recipe,
-        earlier=tuple(steps),
         texts=texts,
         out=folder,
         statistics=statistics if recipe.dense_leaves else None,
@@ -207,11 +183,10 @@ def make_request(
     )
 
 
-def _steps(options: Options, metric: ResolvedMetric) -> list[Recipe]:
-    """Return the recipes of all steps; nearly always a single one."""
+def _recipe(options: Options, metric: ResolvedMetric) -> Recipe:
     pattern, group = options.pattern or "unstructured", metric.criterion.group
     methods = options.methods
-    recipe = make_recipe(
+    return make_recipe(
         metric.criterion.metric,
         resolve_target(pattern, options.sparsity, options.group, group),
         options.propagation or "one-shot",
@@ -221,12 +196,6 @@ def _steps(options: Options, metric: ResolvedMetric) -> list[Recipe]:
         own_masks=options.metric == SPARSEGPT,
         seed=options.seed or 0,
     )
-    if recipe.fits and options.samples == 1:
-        raise ValueError(
-            "samples must be at least 2 with allocation fitted, which holds windows back; got 1"
-        )
-    earlier = earlier_steps(recipe, methods["steps"])
-    return [*earlier, replace(recipe, zeros_first=bool(earlier))]
 
 
 def _given(name: str, value: str | None) -> str:

@@ -6,41 +6,33 @@ with a report is a finished one.
 
 import math
 import platform
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.sources import HUB_CORPORA
-from prunevolve.pruning.checkpoint import WHOLE, join_shards
 from prunevolve.pruning.json_file import JsonObject, write_json
 from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import comes_from_hub, source_of, with_revision
+from prunevolve.pruning.models import source_of, with_revision
 from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
 from prunevolve.pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.store import FolderStore
 
-CARD = """---
-{data}
----
-
-# {title}
+CARD = """# {base}, pruned: {pattern}, {sparsity:.1%} zeros
 
 In every linear layer of the decoder blocks the weights with the lowest score are zero; {others}.
 The license of the base model applies.
 
 - Score: `{metric}`{leaves}
 - Weights compete within: {group}
-- Allocation over layers, refinement of masks, steps: {allocation}, {refine}, {steps}
+- Allocation over layers, refinement of masks: {allocation}, {refine}
 - Calibrated on: {calibration}
 
 | model | perplexity ({place}) |
@@ -62,8 +54,6 @@ _OTHERS = {
     "none": "all other weights are those of the base model",
     "sparsegpt": "the others were changed to make up for it (SparseGPT, arXiv:2301.00774)",
     "reconstruct": "the others were trained, block by block, to give the base model's outputs",
-    "reconstruct-norms": "the others and the norms were trained, block by block, to give the base "
-    "model's outputs",
 }
 """What has become of the weights that stay, by update."""
 
@@ -103,12 +93,8 @@ def save_result(
         layers, sums = inspector.look_at_all(folder, "save", on_progress)
         check_promise(folder, layers, inspector.target)
         report = _report(recipe, measured | measure_saved(folder), layers)
-        # After what takes long: shards are what a run is resumed from.
-        if digest := join_shards(folder):
-            sums = {WHOLE: digest}
-        papers = {**recipe, "versions": _versions(), "sha256": sums}
-        write_json(folder / RECIPE, papers)
-        model_card(papers, report).save(folder / "README.md")
+        write_json(folder / RECIPE, {**recipe, "versions": _versions(), "sha256": sums})
+        (folder / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
         write_json(folder / REPORT, report)
     except SafetensorError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be written: {error}") from error
@@ -164,27 +150,25 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
+def model_card(recipe: JsonObject, report: JsonObject) -> str:
     """Return the card of a pruned model; it names no license, since the base model's applies.
 
     Args:
-        recipe: `model`, `group` and `calibration` are read.
+        recipe: `model`, `group`, `calibration` and the methods are read.
         report: `metric`, `pattern`, `sparsity` and the perplexities are read.
     """
     model, pattern = recipe["model"], report["pattern"]
-    base = Path(model).resolve().name if Path(model).is_dir() else model  # no path goes public
-    title = f"{base}, pruned: {pattern}, {report['sparsity']:.1%} zeros"
     leaves = sorted(Metric.parse(report["metric"]).leaves) if "tree" in recipe else []
     named = "".join(f"\n  - {name} is the {LEAVES[name].meaning}" for name in leaves)
-    text = CARD.format(
-        data=_metadata(title, recipe, report).to_yaml(),
-        title=title,
+    return CARD.format(
+        base=Path(model).resolve().name if Path(model).is_dir() else model,  # no path goes public
+        pattern=pattern,
+        sparsity=report["sparsity"],
         metric=report["metric"],
         leaves=f", where{named}" if leaves else "",
         others=_others(recipe),
         allocation=recipe["allocation"],
         refine=recipe["refine"],
-        steps=recipe["steps"],
         group=recipe["group"] or f"groups of the pattern {pattern}",
         calibration=_place(recipe["calibration"]) if recipe["calibration"] else "no text",
         place=f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
@@ -193,90 +177,14 @@ def model_card(recipe: JsonObject, report: JsonObject) -> ModelCard:
         warnings="".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
         zero_shot="".join(f"\n{line}" for line in [*zero_shot.lines(report), ""]),
     )
-    return ModelCard(text)
 
 
 def _others(recipe: JsonObject) -> str:
     """Say what has become of the weights that stay."""
     if "tree" in recipe:
         return _OTHERS[recipe["update"]]
-    more = [_OTHERS[recipe["update"]]] if recipe["update"].startswith("reconstruct") else []
+    more = [_OTHERS[recipe["update"]]] if recipe["update"] == "reconstruct" else []
     return "; then ".join([_OTHERS["sparsegpt"], *more])
-
-
-def _metadata(title: str, recipe: JsonObject, report: JsonObject) -> ModelCardData:
-    """Return what the hub reads: a base model and data sets only where it has them."""
-    results = _results(report)
-    corpora = (recipe["calibration"] or {}).get("corpus", "").split(" + ")
-    of_hub = dict.fromkeys(HUB_CORPORA[name].path for name in corpora if name in HUB_CORPORA)
-    # Of the hub's four relations (quantized, adapter, merge, finetune) the one in which weights of
-    # the same number format have changed.
-    base = {}
-    if comes_from_hub(recipe["model"]):
-        base = {"base_model": recipe["model"], "base_model_relation": "finetune"}
-    return ModelCardData(
-        **base,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["prunevolve", "pruning", "sparse", report["pattern"]],
-        datasets=list(of_hub) or None,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
-
-
-def _results(report: JsonObject) -> list[EvalResult]:
-    """Return what was measured of the pruned model, where it is finite."""
-    return [*_perplexities(report), *_accuracies(report)]
-
-
-def _perplexities(report: JsonObject) -> list[EvalResult]:
-    windows = "{windows} windows of {length} tokens".format(**report["perplexity_of"])
-    results = []
-    for text in report["by_text"]:
-        corpus = Path(text["corpus"]).name  # of a local file
-        on_hub = HUB_CORPORA.get(corpus)
-        split, _, slice_ = text["split"].partition("[")
-        if text["pruned"] is not None:
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    dataset_type=re.sub(r"[^\w./-]", "-", on_hub.path if on_hub else corpus),
-                    dataset_name=f"{corpus} [{slice_}" if slice_ else corpus,
-                    dataset_config=on_hub.name if on_hub else None,
-                    dataset_split=split or None,
-                    metric_type="perplexity",
-                    metric_name=f"perplexity, {windows} in all",
-                    metric_value=text["pruned"],
-                )
-            )
-    return results
-
-
-def _accuracies(report: JsonObject) -> list[EvalResult]:
-    found = report.get("zero_shot", {"results": []})
-    results = []
-    for row in found["results"]:
-        # Others are kinds of local files such as json, or folders, which stay private.
-        place = row["dataset"] or ""
-        on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists()
-        if row["pruned"] is not None:
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    dataset_type=place if on_hub else row["task"],
-                    dataset_name=row["task"],
-                    dataset_config=row["config"] if on_hub else None,
-                    dataset_split=row["split"],
-                    metric_type=row["metric"],
-                    # The hub's page merges tasks on the same data, so that each name says all.
-                    metric_name=f"{row['metric']} of {row['task']} version {row['version']}, "
-                    f"zero-shot, {found['harness']}",
-                    metric_value=row["pruned"],
-                    metric_args={"stderr": row["pruned_stderr"]},
-                )
-            )
-    return results
 
 
 def _place(provenance: JsonObject) -> str:

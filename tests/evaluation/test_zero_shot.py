@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 from search_process import started
 
 from prunevolve import run_prune
@@ -144,20 +144,11 @@ def test_zero_shot_prints_a_table_and_nothing_of_lm_evals_own(pruned):
 
 
 @needs_lm_eval
-def test_zero_shot_results_are_in_the_model_card_and_its_index(pruned):
+def test_zero_shot_results_are_in_the_model_card(pruned):
     folder, *_ = pruned
-    card, found = ModelCard.load(folder / "README.md"), report_of(folder)["zero_shot"]
-    results = [x for x in card.data.eval_results if x.metric_type.startswith("acc")]
-    assert [x.metric_type for x in results] == ["acc", "acc_norm"]
-    for result, row in zip(results, found["results"], strict=True):
-        assert (result.dataset_name, result.dataset_type) == ("python_facts",) * 2
-        assert result.metric_value == row["pruned"]
-        assert result.metric_args == {"stderr": row["pruned_stderr"]}
-        assert result.metric_name == (
-            f"{row['metric']} of python_facts version 2.5, zero-shot, {found['harness']}"
-        )
-    assert "\n".join(zero_shot.lines({"zero_shot": found})) in card.text
-    assert str(folder.parent) not in card.content
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(zero_shot.lines(report_of(folder))) in card
+    assert str(folder.parent) not in card
 
 
 @needs_lm_eval

@@ -41,13 +41,6 @@ def test_owl_keeps_more_of_the_block_with_more_outliers(group):
     assert fractions == pytest.approx(expected, abs=finest)
 
 
-def test_owl_by_layer_goes_by_each_layers_own_outliers():
-    score = scores_with({"a": 0, "b": 2, "c": 6, "d": 1})
-    fractions = by_outliers(SHAPES, score, Target(0.6, Layer()), by_layer=True)
-    assert fractions["a"] - fractions["c"] == pytest.approx(0.16, abs=0.02)
-    assert fractions["a"] > fractions["d"] > fractions["b"] > fractions["c"]
-
-
 def test_equal_layers_lose_the_same():
     fractions = by_outliers(SHAPES, scores_with(dict.fromkeys(SIZES, 0)), Target(0.5, Layer()))
     assert fractions == pytest.approx(dict.fromkeys(SIZES, 0.5))

@@ -23,25 +23,18 @@ ALL = frozenset(STATISTICS)
 def test_statistics_of_inputs_are_their_definitions_over_all_tokens(family):
     model, windows = toy_model(family), toy_windows()
     layers = linear_layers(model)
-    for layer in layers.values():
-        layer.weight.data[0, :3] *= 40  # else no toy has an outlier
-    found = collect(ResidentStore(model), windows, frozenset("XAVHO"))
-    assert all(list(found[leaf]) == list(layers) for leaf in "XAVHO")
+    found = collect(ResidentStore(model), windows, frozenset("XVH"))
+    assert all(list(found[leaf]) == list(layers) for leaf in "XVH")
     for name, inputs in own_inputs(model, layers, windows).items():
         tokens = torch.cat(inputs).double()  # (all tokens, in)
         gram = tokens.T @ tokens / len(windows)
         variance = tokens.square().mean(0) - tokens.mean(0).square()
         damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         inverse = torch.linalg.inv(damped).diagonal()
-        scores = layers[name].weight.abs() * tokens.float().norm(dim=0)
-        outliers = (scores > 5 * scores.mean()).sum() / scores.numel()
         # In fp32, as the statistics are: torch asks more digits of fp64 than they have.
         assert_close(found["X"][name], gram.diagonal()[None].float())
-        assert_close(found["A"][name], tokens.abs().mean(0, keepdim=True).float())
         assert_close(found["V"][name], variance[None].float(), rtol=1e-4, atol=1e-6)
         assert_close(found["H"][name], inverse[None].float(), rtol=1e-3, atol=0)
-        assert found["O"][name].tolist() == [[pytest.approx(outliers.item())]]
-        assert 0 < outliers < 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,9 +114,7 @@ def test_variance_holds_where_a_channel_is_far_from_zero():
     assert found["V"]["a"].item() == pytest.approx(10 / 6)
 
 
-@pytest.mark.parametrize(
-    "leaves", ["", "W", *"XGAVBHOM", "WX", "AG", "VB", "GM", "BG", "WXGAVBHOM"]
-)
+@pytest.mark.parametrize("leaves", ["", "W", *"XGVBHM", "WX", "XG", "VB", "GM", "BG", "WXGVBHM"])
 def test_what_is_named_is_collected_as_if_alone(leaves):
     model = toy_model("llama")
     together = collect(ResidentStore(model), toy_windows(), ALL)
@@ -169,11 +160,8 @@ def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
     for key, statistic in rough.items():
         assert statistic.dtype == torch.float32
         difference = statistic - exact[key]
-        if key[0] == "O":  # a count: a weight or two at the limit are on its other side
-            assert difference.abs() < 0.02
-        else:
-            share = 0.06 if key[0] in "GBM" else 0.03
-            assert difference.norm() <= share * exact[key].norm()
+        share = 0.06 if key[0] in "GBM" else 0.03
+        assert difference.norm() <= share * exact[key].norm()
 
 
 def test_sums_are_kept_in_fp32_where_bf16_would_stall():

@@ -88,12 +88,8 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             "propagation must be one-shot with group model, whose threshold needs every layer's "
             "scores before the first is pruned; got 'sequential'",
         ),
-        (
-            {"update": "lora"},
-            "update must be one of none, sparsegpt, reconstruct, reconstruct-norms; got 'lora'",
-        ),
-        ({"allocation": "fitted"}, "allocation must be given as a file that run_prune.py"),
-        ({"allocation": "owl"}, "allocation owl must go with group row or layer: "),
+        ({"update": "lora"}, "update must be one of none, sparsegpt, reconstruct; got 'lora'"),
+        ({"allocation": "owl"}, "allocation must be uniform with group model, where the scores"),
         (
             {"windows": None, "update": "reconstruct", "statistics": Statistics()},
             "windows must be given for metric 'mul(W, G)', which needs ",

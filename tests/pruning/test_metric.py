@@ -29,6 +29,7 @@ VOCABULARY = f"leaves are {', '.join(LEAVES)} and numbers, operators {', '.join(
 LEAF = {"data": "W"}
 TEXT = "mul(W, add(mul(0.5, G), sqrt(X)))"
 GUESS = f"did you mean sqrt?; {VOCABULARY}"
+CALLS = "a formula is nested calls, such as mul(W, sqrt(X))"
 NEITHER = "has something that is neither an operator call nor a leaf at column"
 
 
@@ -114,7 +115,7 @@ def test_shape_agrees_with_the_scores_tensor(metric):
     ("text", "same"),
     [
         ("div(X, W)", "every row the same scores"),
-        ("mul(A, V)", "every row the same scores"),
+        ("mul(X, V)", "every row the same scores"),
         ("rowsum(W)", "every input of a row the same score"),
         ("0.5", "all weights one score"),
     ],
@@ -205,20 +206,14 @@ def test_score_names_the_leaf_that_is_missing(leaf):
         ("W(G)", f"has the unknown operator 'W' at column 1; {VOCABULARY}"),
         ("mul(W, nan)", f"has the unknown leaf 'nan' at column 8; {VOCABULARY}"),
         ("add(W, abs(W, G))", "gives abs 2 operand(s), and it takes 1 at column 8"),
-        ("torch.abs(W)", "has '.' at column 6; write calls, names, ','"),
-        ("abs(x=W)", "has '=' at column 6; write calls, names, ','"),
-        ("W[0]", "has '[' at column 2; write calls, names, ','"),
-        ("'W'", "has \"'\" at column 1; write calls, names, ','"),
-        ("W\0", "has '\\x00' at column 2; write calls, names, ','"),
-        ("mul(W, --2)", "is written infix: write mul(W, neg(-2))"),
-        ("mul(W, +2)", "has '+' at column 8; write calls, names, ','"),
+        ("torch.abs(W)", f"has '.' at column 6; {CALLS}"),
+        ("abs(x=W)", f"has '=' at column 6; {CALLS}"),
+        ("W[0]", f"has '[' at column 2; {CALLS}"),
+        ("'W'", f'has "\'" at column 1; {CALLS}'),
+        ("W\0", f"has '\\x00' at column 2; {CALLS}"),
+        ("mul(W, +2)", f"has '+' at column 8; {CALLS}"),
         ("W -2", f"{NEITHER} 1; {VOCABULARY}"),
-        ("W-2", "is written infix: write sub(W, 2)"),
-        (
-            "W**2 * (X**0.5 + 0.1*G) / 3",
-            "is written infix: write quot(mul(sqr(W), add(sqrt(X), mul(0.1, G))), 3)",
-        ),
-        ("W * Y", "has '*' at column 3; write calls, names, ','"),
+        ("W**2 * (X**0.5 + 0.1*G) / 3", f"has '*' at column 2; {CALLS}"),
         ("2(W)", f"{NEITHER} 1; {VOCABULARY}"),
         ("(W, G)", f"{NEITHER} 1; {VOCABULARY}"),
         ("W if G else X", f"{NEITHER} 1; {VOCABULARY}"),

@@ -71,7 +71,10 @@ def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_p
         ("best.txt", "metric 'best.txt' looks like a file and there is no such file"),
         ("~/best", "looks like a file and there is no such file"),
         ("a/\0", "looks like a file and there is no such file"),
-        ("W/X", "metric 'W/X' is written infix: write quot(W, X)"),
+        (
+            "W/X",
+            "metric 'W/X' has '/' at column 2; a formula is nested calls, such as mul(W, sqrt(X))",
+        ),
         ("X", "gives every row the same scores"),
         ("", "metric '' is empty"),
     ],

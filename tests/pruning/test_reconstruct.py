@@ -83,24 +83,6 @@ def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
     assert [len(of_part) for of_part in errors.values()] == [2, 2]
 
 
-def test_norms_are_trained_only_if_asked_for():
-    windows, losses = toy_windows(count=12), {}
-    for update in ("reconstruct", "reconstruct-norms"):
-        dense, model = toy_model("llama"), toy_model("llama")
-        recipe = make_recipe(Metric.parse("W"), Target(0.6, Row()), update=update)
-        errors = {}
-        prune(ResidentStore(model), recipe, Texts(windows), tell=errors.__setitem__)
-        losses[update] = min(errors["model.layers.0"]["mlp"])
-        changed = {
-            name
-            for name, parameter in model.named_parameters()
-            if not torch.equal(parameter, dense.get_parameter(name))
-        }
-        norms = {name for name in changed if "norm" in name}
-        assert len(norms) == (4 if update == "reconstruct-norms" else 0)
-    assert losses["reconstruct-norms"] < losses["reconstruct"]
-
-
 def test_single_window_trains_nothing(pruned):
     block, weights, lesson = pruned
     one = Lesson(1, lesson.input, lesson.target, lesson.run)

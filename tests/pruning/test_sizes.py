@@ -6,7 +6,6 @@ import pytest
 from toy_models import toy_model
 
 from prunevolve.pruning import sizes
-from prunevolve.pruning.checkpoint import MAX_SHARD
 from prunevolve.pruning.leaves import LEAF_SETS
 from prunevolve.pruning.masks import Model, Row, Target
 from prunevolve.pruning.metric import Metric
@@ -46,7 +45,7 @@ def test_sizes_of_statistics_round_matrices_and_not_vectors(dtype, item):
     inputs, outputs = 6 * 16 + 24, 16 + 8 + 8 + 16 + 24 + 24 + 16
     assert toy(leaves="WG", statistics_dtype=dtype).statistics == item * TOY_PRUNABLE
     assert toy(leaves="X", statistics_dtype=dtype).statistics == 2 * 4 * inputs
-    everything = 2 * item * TOY_PRUNABLE + 8 * (4 * inputs + outputs + 3 * 7)
+    everything = 2 * item * TOY_PRUNABLE + 8 * (3 * inputs + outputs + 2 * 7)
     assert toy(leaves=LEAF_SETS["extended"], statistics_dtype=dtype).statistics == everything
 
 
@@ -82,9 +81,7 @@ def test_plan_pruning_holds_all_where_that_fits():
         "statistics": found.statistics,
         "other blocks": sum(found.blocks),
     }
-    # The shards, and one file of them.
-    assert (plan.resident, plan.passes, plan.disk) == (True, 3, 2000)
-    assert dataclasses.replace(plan, result=MAX_SHARD + 1).disk == MAX_SHARD + 1
+    assert (plan.resident, plan.passes, plan.disk) == (True, 3, 1000)
 
 
 def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
@@ -93,7 +90,7 @@ def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
     _, tight = plan_of(Model(), budget=least)
     assert (tight.resident, sum(tight.memory.values())) == (False, least)
     assert tight.on_disk == {"hidden states": found.states, "statistics": found.statistics}
-    assert tight.disk == 2000 + found.states + found.statistics
+    assert tight.disk == 1000 + found.states + found.statistics
     with pytest.raises(ValueError, match="max-memory must be at least 0"):
         plan_of(Model(), budget=least - 1)
 

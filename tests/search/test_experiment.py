@@ -73,11 +73,11 @@ def test_setup_is_what_the_config_says_in_plain_values():
 @pytest.mark.parametrize(
     ("overrides", "leaves"),
     [
-        (["search.seeds=['mul(W, add(A, B))']"], "WXGAB"),
-        (["search.primitives=extended", "search.without=[H, D]"], "WXGABVOIM"),
+        (["search.seeds=['mul(W, add(V, B))']"], "WXGVB"),
+        (["search.primitives=extended", "search.without=[H, D]"], "WXGBVIM"),
         (
             ["search.primitives=extended", "search.without=[H]", "search.seeds=['mul(W, H)']"],
-            "WXGABVHODIM",
+            "WXGBVHDIM",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from prunevolve.search.factors import factors_of, shared_by_the_best, without_ea
     ("text", "factors"),
     [
         ("mul(mul(W, G), exp(X))", ["W", "G", "exp(X)"]),
-        ("quot(mul(W, G), quot(rowmean(W), A))", ["W", "G", "quot(1, rowmean(W))", "A"]),
+        ("quot(mul(W, G), quot(rowmean(W), V))", ["W", "G", "quot(1, rowmean(W))", "V"]),
         ("quot(1, mul(W, G))", ["quot(1, W)", "quot(1, G)"]),
         ("add(W, mul(W, G))", ["add(W, mul(W, G))"]),
     ],
@@ -22,12 +22,12 @@ def test_factors_of_are_those_of_a_product(text, factors):
 
 
 def test_without_each_is_the_metric_divided_by_the_factor():
-    metric = Metric.parse("quot(mul(mul(W, G), exp(A)), quot(rowmean(W), sqrt(X)))")
+    metric = Metric.parse("quot(mul(mul(W, G), exp(V)), quot(rowmean(W), sqrt(X)))")
     generator = torch.Generator().manual_seed(0)
-    sizes = {"W": (3, 4), "G": (3, 4), "A": (1, 4), "X": (1, 4)}
+    sizes = {"W": (3, 4), "G": (3, 4), "V": (1, 4), "X": (1, 4)}
     leaves = {name: torch.rand(*size, generator=generator) + 0.1 for name, size in sizes.items()}
     rests = without_each(metric)
-    assert list(rests) == ["W", "G", "exp(A)", "quot(1, rowmean(W))", "sqrt(X)"]
+    assert list(rests) == ["W", "G", "exp(V)", "quot(1, rowmean(W))", "sqrt(X)"]
     for factor, rest in rests.items():
         product = rest.score(**leaves) * Metric.parse(factor).score(**leaves)
         assert torch.allclose(product, metric.score(**leaves), rtol=1e-5)

@@ -49,7 +49,7 @@ def test_llama2_fits_a_gpu_of_80_gb_as_the_file_says(llama2):
     # 128 windows of 2,048 tokens of 4,096 values of 2 bytes, at 33 places: 66 GiB.
     assert "collecting 78.07 GiB" in lines[2]
     extended = memory_lines(LLAMA2, llama2)
-    # M comes to it, and the vectors A, V, B and H.
+    # M comes to it, and the vectors V, B and H.
     assert device_total(extended[0]) == pytest.approx(39.16 + 12.07, abs=0.02)
 
 

@@ -5,18 +5,16 @@ from functools import partial
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
 
-from prunevolve.pruning import checkpoint
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_tokenizer
 from prunevolve.pruning.output.folder import FolderMismatchError, check_output_folder
-from prunevolve.pruning.output.save import model_card, save_result
+from prunevolve.pruning.output.save import save_result
 from prunevolve.pruning.output.verify import Inspector, verify_result
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
@@ -57,7 +55,7 @@ def store_of(dense, folder):
 
 def recipe_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
-    recipe |= {"allocation": "uniform", "refine": "none", "steps": 1, "update": "none"}
+    recipe |= {"allocation": "uniform", "refine": "none", "update": "none"}
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
@@ -88,36 +86,6 @@ def test_save_result_reports_every_layer_and_what_was_measured(tmp_path, saved):
     assert layers[0] == {"name": FIRST, "zeros": 128, "size": 256, "pattern_ok": True}
 
 
-def test_save_result_makes_one_file_of_a_small_model(tmp_path, saved, dense):
-    saved(tmp_path)
-    (path,) = tmp_path.glob("*.safetensors*")
-    assert path.name == "model.safetensors"
-    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert json.loads((tmp_path / "pruning_recipe.json").read_text())["sha256"] == sums
-    assert load_file(path).keys() == load_file(dense / path.name).keys()
-    verify_result(tmp_path)
-
-
-def test_join_shards_writes_what_safetensors_would(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_PIECE", 5)
-    shards = {
-        "a.safetensors": {"h": torch.randn(3, 3).half(), "ö": torch.randn(2, 5)},
-        "b.safetensors": {"b": torch.randn(7).bfloat16(), "a": torch.ones(())},
-    }
-    for name, tensors in shards.items():
-        save_file(tensors, tmp_path / name)
-    places = {key: name for name, tensors in shards.items() for key in tensors}
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
-    digest = checkpoint.join_shards(tmp_path)
-    (path,) = tmp_path.iterdir()
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    tensors = {key: value for of_shard in shards.values() for key, value in of_shard.items()}
-    save_file(tensors, tmp_path / "expected", metadata={"format": "pt"})
-    assert path.read_bytes() == (tmp_path / "expected").read_bytes()
-
-
-@pytest.mark.usefixtures("in_shards")
 def test_save_result_records_each_blocks_shard_with_its_tensors(tmp_path, saved, dense):
     saved(tmp_path)
     shards = sorted(tmp_path.glob("*.safetensors"))
@@ -135,10 +103,8 @@ def test_save_result_records_each_blocks_shard_with_its_tensors(tmp_path, saved,
 
 def test_save_result_card_shows_the_base_and_no_license_nor_path(tmp_path, saved, tiny_llama_dir):
     saved(tmp_path, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir))
-    card = ModelCard.load(tmp_path / "README.md")
-    assert (card.data.base_model, card.data.license) == (None, None)
-    assert card.data.tags == ["prunevolve", "pruning", "sparse", "2:4"]
-    assert str(tiny_llama_dir) not in card.content
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert str(tiny_llama_dir) not in card
     for line in (
         "# tiny-llama, pruned: 2:4, 50.0% zeros",
         "| model | perplexity (own.txt, split all, 2 windows of 8 = 16 tokens, float32) |",
@@ -146,49 +112,13 @@ def test_save_result_card_shows_the_base_and_no_license_nor_path(tmp_path, saved
         "Zeros take the same space on disk",
         "python run_prune.py --recipe pruning_recipe.json --out DIR",
     ):
-        assert line in card.text
+        assert line in card
 
 
-def card_of(corpus="c4", **report) -> ModelCard:
-    """Return a card as it reads back from its text."""
-    place = {"corpus": corpus, "split": "train", "windows": 2, "length": 8, "tokens": 16}
-    text = {"corpus": corpus, "split": "validation[:5%]", "dense": 10.0, "pruned": 12.5}
-    shown = MEASURED | {
-        "metric": "mul(W, sqrt(X))",
-        "pattern": "2:4",
-        "sparsity": 0.5,
-        "by_text": [text],
-    }
-    methods = {"allocation": "uniform", "refine": "none", "steps": 1, "update": "none"}
-    recipe = {"model": "owner/name", "group": None, "calibration": place, **methods}
-    return ModelCard(str(model_card(recipe, shown | report)))
-
-
-def test_card_of_a_model_of_the_hub_says_what_the_hub_reads():
-    data = card_of().data
-    assert (data.base_model, data.base_model_relation) == ("owner/name", "finetune")
-    assert (data.pipeline_tag, data.library_name) == ("text-generation", "transformers")
-    assert data.datasets == ["allenai/c4"]
-    (result,) = data.eval_results
-    assert data.model_name == "owner/name, pruned: 2:4, 50.0% zeros"
-    assert (result.task_type, result.metric_type) == ("text-generation", "perplexity")
-    assert (result.dataset_type, result.dataset_config) == ("allenai/c4", None)
-    assert (result.dataset_split, result.metric_value) == ("validation", 12.5)
-
-
-def test_card_names_no_data_set_that_is_a_local_file():
-    data = card_of(corpus="/home/me/own text.txt").data
-    assert data.datasets is None
-    (result,) = data.eval_results
-    assert (result.dataset_type, result.dataset_name) == ("own-text.txt", "own text.txt [:5%]")
-
-
-def test_perplexity_that_is_not_finite_is_null_and_no_result_of_the_card(tmp_path, saved):
+def test_perplexity_that_is_not_finite_is_null(tmp_path, saved):
     report = saved(tmp_path, pruned_perplexity=math.inf)
     assert report["pruned_perplexity"] is None
     assert "| pruned | not finite |" in (tmp_path / "README.md").read_text()
-    told = {"corpus": "c4", "split": "validation", "dense": 10.0, "pruned": None}
-    assert card_of(by_text=[told]).data.eval_results is None
 
 
 def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):
@@ -248,7 +178,6 @@ def test_inspector_judges_each_comparison_group(tmp_path, target, rows, holds):
     ],
     ids=["fewer zeros", "other weights"],
 )
-@pytest.mark.usefixtures("in_shards")
 def test_verify_result_names_what_changed_in_a_shard(tmp_path, saved, factor, message):
     saved(tmp_path)
     path = tmp_path / SHARD
@@ -260,7 +189,6 @@ def test_verify_result_names_what_changed_in_a_shard(tmp_path, saved, factor, me
     assert message in refused(tmp_path)
 
 
-@pytest.mark.usefixtures("in_shards")
 def test_verify_result_refuses_what_is_cut_short_or_missing(tmp_path, saved):
     saved(tmp_path)
     path = tmp_path / SHARD
