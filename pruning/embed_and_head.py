@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunevolve.pruning.models import decoder_blocks, family_of
+from prunevolve.pruning.models import decoder_blocks
 
 HEAD_TOKENS = 256
 """Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all."""
@@ -105,8 +105,7 @@ class _Stub(nn.Module):
 
 @contextmanager
 def _in_place_of_blocks(model: PreTrainedModel, stubs: Sequence[nn.Module]) -> Iterator[None]:
-    blocks = model.get_submodule(family_of(model.config).blocks)
-    assert isinstance(blocks, nn.ModuleList)
+    blocks = model.get_decoder().layers
     real = list(blocks)
     try:
         for i, stub in enumerate(stubs):

@@ -1,21 +1,21 @@
-"""Models: load, decoder blocks, linear layers, published names; the only file that knows families.
+"""Models: find, load, decoder blocks, linear layers, published names; the only file that knows
+families and the hub.
 
-A family is recognized by its config's `model_type`, never by a path.
+A model is `embedded`, a folder, or a hub id, which stands for a folder of the hub's cache. A family
+is recognized by its config's `model_type`, never by a path.
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.constants import DEFAULT_REVISION
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -29,161 +29,130 @@ from transformers.utils import logging
 
 from prunevolve.pruning.attention import use_blocked_attention
 from prunevolve.pruning.checkpoint import Checkpoint, Entry
+from prunevolve.pruning.json_file import read_object
 
 EMBEDDED = "embedded"
 """Name of the tiny LLaMA that ships in this package."""
 
-HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
-"""Owner and name, and perhaps a branch, tag or commit: `owner/name@revision`. The hub's models
-without an owner are of no family that is supported."""
-
-_CONFIG = "config.json"
-
-_HUB_SECONDS = 5.0
-"""How long the Hugging Face hub may take to answer."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-@dataclass(frozen=True)
-class Family:
-    """What must be known about a `model_type`.
-
-    Attributes:
-        blocks: Path of the list of decoder blocks in the model.
-        published: Prefixes of parameters that have other names in published files: (name in the
-            model, published name).
-    """
-
-    blocks: str = "model.layers"
-    published: tuple[tuple[str, str], ...] = ()
-
-
 FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(),
-    "gemma2": Family(),
-    "gemma3_text": Family(),
-    "gemma3": Family(
-        "model.language_model.layers",
-        (
-            ("model.language_model.", "language_model.model."),
-            ("model.vision_tower.", "vision_tower."),
-            ("model.multi_modal_projector.", "multi_modal_projector."),
-            ("lm_head.", "language_model.lm_head."),
-        ),
-    ),
-    "phi3": Family(),
-    "opt": Family("model.decoder.layers"),
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "opt",
+    "phi3",
+    "qwen2",
+    "qwen3",
 }
-"""The supported architectures by `model_type`; a new one is a row here and a toy in the tests."""
+"""The supported architectures by `model_type`; a new one is a name here and a toy in the tests."""
+
+_PUBLISHED = {
+    "gemma3": {
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "lm_head.": "language_model.lm_head.",
+    },
+}
+"""Prefixes of parameters that have other names in published files, by `model_type`: the name in the
+model, and the published one."""
+
+_HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+"""Owner and name, and perhaps a branch, tag or commit: `owner/name@revision`. The hub's models
+without an owner are of no family that is supported; `models/` is where `make` builds some."""
+
+_PAPERS = ["*.json", "*.jinja", "*.model", "*.txt"]
+"""A model's files but its weights: config, index, tokenizer."""
+
+_NOT_READ = ["*/*", "consolidated*"]
+"""Weights in other formats than transformers', in folders or beside its own."""
 
 
-def comes_from_hub(model: str) -> bool:
-    """Return whether a model must come from the hub: owner/name, or owner/name@revision.
-
-    Raises:
-        ValueError: If it is neither `embedded`, nor a folder, nor called so.
-    """
-    if model == EMBEDDED or _is_folder(model):
-        return False
-    if HUB_ID.fullmatch(model) and not Path(model).exists():
-        return True
-    near = difflib.get_close_matches(model[:40].lower(), [EMBEDDED])
-    guess = f"did you mean {EMBEDDED}? or " if near else ""
-    raise ValueError(
-        f"model {model[:200]!r} is no folder: {guess}give {EMBEDDED}, a folder or a hub id"
-    )
-
-
-def _is_folder(model: str) -> bool:
-    try:
-        return bool(model) and Path(model).is_dir()
-    except OSError:
-        return False  # no file system accepts the name
-
-
-def split_revision(model: str) -> tuple[str, str | None]:
-    """Return the id and the revision of a hub model; any other name as it is, and None."""
-    parts = HUB_ID.fullmatch(model)
-    return (parts[1], parts[2]) if parts and not Path(model).exists() else (model, None)
-
-
-def with_revision(model: str, revision: str | None) -> str:
-    """Return a hub model's name at a revision; the name as it is for None."""
-    return f"{model}@{revision}" if revision else model
-
-
-def source_of(model: str) -> tuple[str, str]:
-    """Return what transformers loads for a model's name: a folder or hub id, and its revision."""
-    if model == EMBEDDED:
-        return str(Path(__file__).parent / "embedded"), DEFAULT_REVISION
-    name, revision = split_revision(model)
-    return name, revision or DEFAULT_REVISION
-
-
-def load_config(model: str) -> PretrainedConfig:
-    """Load a model's config; check that the model can be pruned and that its folder is whole.
+def hub_id(model: str) -> tuple[str, str | None] | None:
+    """Return the id and revision of a model that comes from the hub; None for one that is here.
 
     Args:
-        model: `embedded`, a folder, or a hub id with or without `@revision`.
+        model: `embedded`, a folder, or a hub id, `owner/name` or `owner/name@revision`.
 
     Raises:
-        ValueError: If there is no such model, its architecture is not supported, it is quantized,
-            or its files lack a tensor or have one of another shape than the config says.
+        ValueError: If it is none of them.
     """
-    config = read_config(model)
-    folder = Path(source_of(model)[0])
-    # A folder of the config alone is enough to plan with.
-    if folder.is_dir() and (any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))):
-        published_tensors(model, skeleton(config, torch.float32), Checkpoint(folder).entries)
-    return config
+    if model == EMBEDDED or (model and Path(model).is_dir()):
+        return None
+    if parts := _HUB_ID.fullmatch(model):
+        return parts[1], parts[2]
+    raise ValueError(f"model {model!r} is no folder: give {EMBEDDED}, a folder or a hub id")
 
 
-def read_config(model: str) -> PretrainedConfig:
-    """Return a model's config; raises as `load_config`, but looks at no weights."""
-    source, revision = source_of(model)
-    if comes_from_hub(model) and cached_config(model) is None:
-        with one_line_errors(model):
-            # Fails at once where transformers would try again for half a minute.
-            HfApi().model_info(source, revision=revision, timeout=_HUB_SECONDS)
-    with one_line_errors(model), _unlogged():
-        settings = dict(PretrainedConfig.get_config_dict(source, revision=revision)[0])
-    if "model_type" in settings:
-        _family(settings["model_type"])  # before transformers reads what it may not know
-    if settings.get("quantization_config"):
-        raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
-    with one_line_errors(model), _unlogged():
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    if config._attn_implementation not in (None, "eager", "sdpa"):
-        # transformers would look up a name with a slash on the hub, and run its code.
-        raise ValueError(
-            f"model {model!r} cannot be loaded: {_CONFIG}: attn_implementation must be eager or "
-            f"sdpa, got {config._attn_implementation!r:.60}"
+def find_model(model: str, weights: bool = False) -> Path:
+    """Return a model's folder; what it lacks of a model from the hub is downloaded.
+
+    Args:
+        model: As for `hub_id`.
+        weights: Whether a model from the hub needs its weights, too.
+
+    Raises:
+        ValueError: If there is no such model, or the hub does not give it and the cache lacks it.
+    """
+    on_hub = hub_id(model)
+    if on_hub is None:
+        return Path(__file__).parent / EMBEDDED if model == EMBEDDED else Path(model)
+    name, revision = on_hub
+    wanted = [*_PAPERS, *(["*.safetensors"] if weights else [])]
+    with one_line_errors(model):
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=_NOT_READ
         )
-    return config
+    return Path(folder)
 
 
 def pinned(model: str) -> str:
     """Return a hub model's name with the commit that its revision is at; other names as they are.
 
     Raises:
-        ValueError: As `load_config`, which downloads the config of a model from the hub.
+        ValueError: As `find_model`.
     """
-    if not comes_from_hub(model):
-        return model
-    load_config(model)
-    cached = cached_config(model)
-    return with_revision(source_of(model)[0], cached.parent.name) if cached else model
+    on_hub = hub_id(model)
+    return f"{on_hub[0]}@{find_model(model).name}" if on_hub else model
 
 
-def cached_config(model: str) -> Path | None:
-    """Return a hub model's config in the hub's cache; None if it is not there."""
-    source, revision = source_of(model)
-    file = try_to_load_from_cache(source, _CONFIG, revision=revision)
-    return Path(file) if isinstance(file, str) else None
+def load_config(model: str) -> PretrainedConfig:
+    """Load a model's config; check that the model can be pruned and that its folder is whole.
+
+    Args:
+        model: As for `hub_id`; the weights of one from the hub are not looked at.
+
+    Raises:
+        ValueError: If there is no such model, its architecture is not supported, it is quantized,
+            or its files lack a tensor or have one of another shape than the config says.
+    """
+    folder = find_model(model)
+    config = _read_config(model, folder)
+    # A folder of the config alone is enough to plan with.
+    weights = any(chain(folder.glob("*.safetensors*"), folder.glob("*.bin")))
+    if weights and not hub_id(model):
+        published_tensors(model, skeleton(config, torch.float32), Checkpoint(folder).entries)
+    return config
+
+
+def _read_config(model: str, folder: Path) -> PretrainedConfig:
+    with one_line_errors(model):
+        settings = read_object(folder / "config.json")
+    _check_family(settings.get("model_type"))  # before transformers reads what it may not know
+    if settings.get("quantization_config"):
+        raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
+    with one_line_errors(model):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config._attn_implementation not in (None, "eager", "sdpa"):
+            # transformers would look up a name with a slash on the hub, and run its code.
+            raise ValueError(
+                "attn_implementation must be eager or sdpa, got "
+                f"{config._attn_implementation!r:.60}"
+            )
+    return config
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -192,12 +161,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: If there is none, or it has more tokens than the model.
     """
-    vocabulary = read_config(model).get_text_config().vocab_size
-    source, revision = source_of(model)
+    folder = find_model(model)
+    vocabulary = _read_config(model, folder).get_text_config().vocab_size
     with one_line_errors(model):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
     if size > vocabulary:
         raise ValueError(
@@ -211,7 +178,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
     """Load a causal language model for evaluation.
 
     Args:
-        model: As for `load_config`.
+        model: As for `hub_id`.
         dtype: A key of `DTYPES`.
         device: A torch device.
 
@@ -219,12 +186,11 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
         ValueError: If there is no such model, its architecture is not supported, or a tensor is
             missing, torn or of the wrong shape.
     """
-    load_config(model)
-    source, revision = source_of(model)
+    folder = find_model(model, weights=True)
+    _read_config(model, folder)
     with one_line_errors(model):
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
+            folder,
             dtype=DTYPES[dtype],
             trust_remote_code=False,
             use_safetensors=True,
@@ -260,8 +226,10 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
     Raises:
         ValueError: If the architecture is not supported.
     """
-    path = family_of(model.config).blocks
-    return {f"{path}.{i}": block for i, block in enumerate(model.get_submodule(path))}
+    _check_family(model.config.model_type)
+    blocks = model.get_decoder().layers
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    return {f"{path}.{i}": block for i, block in enumerate(blocks)}
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -291,7 +259,7 @@ def published_names(config: PretrainedConfig, name: str) -> list[str]:
     """
     renamed = [
         published + name.removeprefix(ours)
-        for ours, published in family_of(config).published
+        for ours, published in _PUBLISHED.get(config.model_type, {}).items()
         if name.startswith(ours)
     ]
     return [*renamed, name, name.removeprefix("model.")]
@@ -311,15 +279,16 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Return the text model's parameters outside the blocks: embeddings, norms, head."""
-    path = family_of(model.config).blocks
-    text = path.rpartition(".")[0]
-    head = {id(p) for p in model.get_output_embeddings().parameters()}
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if not name.startswith(f"{path}.")
-        and (name.startswith(f"{text}.") or id(parameter) in head)
-    }
+    inside = {id(parameter) for parameter in model.get_decoder().layers.parameters()}
+    return {name: p for name, p in _text_parameters(model).items() if id(p) not in inside}
+
+
+def _text_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters without those that look at images, tied ones by each of their names."""
+    parts = model.get_decoder(), model.get_output_embeddings()
+    text = {id(parameter) for part in parts for parameter in part.parameters()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in parameters if id(parameter) in text}
 
 
 def published_tensors(
@@ -336,12 +305,8 @@ def published_tensors(
         ValueError: If a tensor of the text model is missing that is not tied to another, or one
             has another shape than the model's.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    path = family_of(model.config).blocks
-    blocks = {parameter for parameter in parameters if parameter.startswith(f"{path}.")}
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
     published = {}
-    for parameter, weight in parameters.items():
+    for parameter, weight in model.named_parameters(remove_duplicate=False):
         candidates = published_names(model.config, parameter)
         tensor = next((candidate for candidate in candidates if candidate in entries), None)
         if tensor is None:
@@ -352,8 +317,8 @@ def published_tensors(
                 f"{tuple(weight.shape)} by its config, got {entries[tensor].shape}"
             )
         published[parameter] = tensor
-    needed = blocks | (set(outside_blocks(model)) - set(tied))
-    if missing := [parameter for parameter in parameters if parameter in needed - set(published)]:
+    present = {*published, *model.all_tied_weights_keys}
+    if missing := [parameter for parameter in _text_parameters(model) if parameter not in present]:
         raise ValueError(
             f"model {name!r} cannot be loaded: {len(missing)} tensors are missing, "
             f"{missing[0]} among them"
@@ -361,42 +326,26 @@ def published_tensors(
     return published
 
 
-def family_of(config: PretrainedConfig) -> Family:
-    """Return a config's family; raises ValueError if it is not supported."""
-    return _family(config.model_type)
-
-
-def _family(kind: object) -> Family:
+def _check_family(kind: object) -> None:
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f"model_type {kind!r:.60} is not supported: it must be one of "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    return FAMILIES[kind]
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Silence transformers, which prints the whole config when it refuses a setting."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextmanager
 def one_line_errors(model: str) -> Iterator[None]:
-    """Turn transformers' paragraphs about a missing or malformed model into one line.
+    """Turn paragraphs of transformers and the hub about a model into one line.
 
     Settings of the wrong type can end in any exception, and tokenizers raises `Exception` itself.
     """
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # it prints the whole config when it refuses a setting
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model {model!r} cannot be loaded: give {EMBEDDED!r}, a Hugging Face folder, or a "
-            f"hub id where the hub can be reached ({reason})"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
+    finally:
+        logging.set_verbosity(before)

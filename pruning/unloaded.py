@@ -2,22 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.models import (
     DTYPES,
     EMBEDDED,
+    find_model,
     load_config,
     load_tokenizer,
-    one_line_errors,
     pinned,
     skeleton,
-    source_of,
 )
 
 SEQLEN = 512
@@ -58,10 +55,7 @@ class UnloadedModel:
 
     @property
     def file_size(self) -> int:
-        """Bytes of the model's files; of a hub's model, what its shapes let expect."""
-        source = Path(source_of(self.name)[0])
-        if source.is_dir():
-            return Checkpoint(source).size
+        """Bytes that the model's files take in the dtype that its config names."""
         weights = sum(weight.numel() for weight in self.shapes.parameters())
         return int(weights * DTYPES[self.own_dtype].itemsize)
 
@@ -69,30 +63,28 @@ class UnloadedModel:
         """Return the model's files; those from the hub are downloaded.
 
         Raises:
-            ValueError: As `Checkpoint`, or the hub cannot be reached.
+            ValueError: As `find_model` and `Checkpoint`.
         """
-        source, revision = source_of(self.name)
-        if Path(source).is_dir():
-            return Checkpoint(Path(source))
-        # Never the pickled `.bin` files beside them, nor weights of another format in a subfolder.
-        kept = ["*.json", "*.safetensors"]
-        with one_line_errors(self.name):
-            folder = snapshot_download(source, revision=revision, allow_patterns=kept)
-            return Checkpoint(Path(folder))
+        return Checkpoint(find_model(self.name, weights=True))
 
 
 def resolve_model(
-    model: str, dtype: str = "auto", device: str | None = None, seqlen: int | None = None
+    model: str,
+    dtype: str = "auto",
+    device: str | None = None,
+    seqlen: int | None = None,
+    revision: str | None = None,
 ) -> UnloadedModel:
     """Load a model's config and tokenizer, and fill in what is left open.
 
     Args:
-        model: As for `load_config`; without a commit, a hub id gets the one it is at.
+        model: As for `hub_id`; without a commit, a hub id gets the one it is at.
         dtype: A key of `DTYPES`, or `auto` for the model's in `OWN`, else the config's, or float32
             if it names none or the CPU is slow at it.
         device: None for the first GPU if there is one, otherwise the CPU.
         seqlen: Window length in tokens; None for the model's in `OWN`, else `SEQLEN`; never more
             than the context.
+        revision: Branch, tag or commit of a model from the hub, if its id has none.
 
     Raises:
         ValueError: If there is no such model or device, the model is quantized or its family is
@@ -101,14 +93,13 @@ def resolve_model(
     device = _resolve_device(device)
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
-    model = pinned(model)
+    model = pinned(f"{model}@{revision}" if revision else model)
     config = load_config(model)
     own_dtype = _own_dtype(model, config)
     default_dtype, default_length = OWN.get(model, (_quick_dtype(own_dtype, device), SEQLEN))
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = context or seqlen or default_length
-    if seqlen is not None and not 2 <= seqlen <= longest:
-        raise ValueError(f"seqlen must be 2 to {longest}, the model's context; got {seqlen}")
+    context = config.get_text_config().max_position_embeddings
+    if seqlen is not None and not 2 <= seqlen <= context:
+        raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
     return UnloadedModel(
         name=model,
         config=config,
@@ -116,13 +107,13 @@ def resolve_model(
         dtype=default_dtype if dtype == "auto" else dtype,
         own_dtype=own_dtype,
         device=device,
-        seqlen=min(default_length, longest) if seqlen is None else seqlen,
+        seqlen=min(default_length, context) if seqlen is None else seqlen,
     )
 
 
 def _own_dtype(model: str, config: PretrainedConfig) -> str:
     """Return the dtype that a model's config names; float32 if it names none."""
-    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    named = config.dtype or config.get_text_config().dtype
     dtype = str(named or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype of model {model!r} is {dtype}: choose one of {', '.join(DTYPES)}")

@@ -17,8 +17,6 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
 from prunevolve.pruning.models import (
     DTYPES,
-    EMBEDDED,
-    comes_from_hub,
     linear_layers,
     load_config,
     load_tokenizer,
@@ -77,9 +75,7 @@ class Experiment:
         """
         counts: list[dict[str, int]] = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
-            local = {}
-            if _is_here(subject.model):
-                local = {r: m for r, m in _mixtures(texts).items() if not m.check()}
+            local = {r: m for r, m in _mixtures(texts).items() if not m.check()}
             cut = _cut(load_tokenizer(subject.model), local) if local else {}
             counts.append({role: windows.tokens.numel() for role, windows in cut.items()})
         return counts
@@ -173,7 +169,8 @@ def resolve(config: Config) -> Experiment:
     """
     group = _group_of(config)
     seeds = tuple(read_seeds(config.search.seeds, group))
-    notes = [*_check_texts(config), *_check_models(config)]
+    notes = _check_texts(config)
+    _check_models(config)
     shares = _shares_of(config)
     sources: list[tuple[Subject, dict[str, Text]]] = []
     tasks = []
@@ -271,9 +268,8 @@ def _shares_of(config: Config) -> dict[str, float]:
     target = Target(sparsity, group_of(group))
     shares = read_shares(given, target) if isinstance(given, str) else given
     check_shares(shares, "pruning.allocation")
-    if _is_here(model):
-        layers = linear_layers(skeleton(load_config(model), DTYPES[config.dtype]))
-        check_layers_of(shares, layers, "pruning.allocation")
+    layers = linear_layers(skeleton(load_config(model), DTYPES[config.dtype]))
+    check_layers_of(shares, layers, "pruning.allocation")
     return dict(shares)
 
 
@@ -301,9 +297,8 @@ def _check_texts(config: Config) -> list[str]:
     return notes
 
 
-def _check_models(config: Config) -> list[str]:
-    """Check models against their tasks; return a line for each that is not on this machine."""
-    notes = []
+def _check_models(config: Config) -> None:
+    """Check models, but for the weights of those from the hub, against their tasks."""
     for task in config.all_tasks:
         windows = task.fitness.windows
         stages = config.search.stages
@@ -314,25 +309,7 @@ def _check_models(config: Config) -> list[str]:
             raise ValueError(
                 f"search.stages must be {rule} fitness.windows = {windows}, got {stages}"
             )
-        if _is_here(task.model):
-            _check_model(task)
-        else:
-            notes.append(f"model {task.model}: comes from the Hugging Face hub: not checked")
-    return notes
-
-
-def _is_here(model: str) -> bool:
-    """Return whether a model is a folder on this machine; if not, its name must be a hub id.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if model.startswith("models/") and not Path(model).is_dir():
-        raise ValueError(
-            f"model {model!r} is no folder: give {EMBEDDED}, a folder or a hub id"
-            + (" (`make smollm2` builds it)" if "smollm2" in model else "")
-        )
-    return not comes_from_hub(model)
+        _check_model(task)
 
 
 def _check_model(task: TaskConfig) -> None:

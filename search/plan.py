@@ -1,7 +1,7 @@
 """What a search needs of this machine: cores, memory, and the plan of `run_search.py --validate`.
 
-Whatever a run would refuse before its first measurement is refused here, too; nothing is downloaded
-and no weight is read.
+Whatever a run would refuse before its first measurement is refused here, too; no weight is read,
+and of a model from the hub no more than config and tokenizer.
 """
 
 import json
@@ -74,15 +74,9 @@ def check(config: Config) -> tuple[Experiment, list[str]]:
     return experiment, memory_lines(experiment)
 
 
-def _skeleton(subject: Subject) -> PreTrainedModel | None:
-    """Return a model without its weights; None if its config is not on this machine."""
-    folder = subject.model
-    if models.comes_from_hub(folder):
-        cached = models.cached_config(folder)
-        if cached is None:
-            return None
-        folder = str(cached.parent)
-    return models.skeleton(models.load_config(folder), models.DTYPES[subject.dtype])
+def _skeleton(subject: Subject) -> PreTrainedModel:
+    """Return a model without its weights."""
+    return models.skeleton(models.load_config(subject.model), models.DTYPES[subject.dtype])
 
 
 # Memory
@@ -98,9 +92,6 @@ def memory_lines(experiment: Experiment) -> list[str]:
     sizes = []
     for subject, texts in zip(experiment.subjects, experiment.texts, strict=True):
         model = _skeleton(subject)
-        if model is None:
-            why = f"the config of model {subject.model} is not on this machine"
-            return [f"memory: unknown, because {why}"]
         evaluated = (x.length for role, x in texts.items() if role != "calibration")
         work = Work(
             subject.dtype,
@@ -195,9 +186,6 @@ def _text_lines(experiment: Experiment, here: list[dict[str, int]]) -> Iterator[
     """Yield the models, then their texts; `here` has the tokens of those that are at hand."""
     for subject in experiment.subjects:
         model = _skeleton(subject)
-        if model is None:
-            yield f"model {subject.model}: {subject.dtype}; its size is not known here"
-            continue
         count = sum(int(parameter.numel()) for parameter in model.parameters())
         size = size_text(count * models.DTYPES[subject.dtype].itemsize)
         yield f"model {subject.model}: {count:,} parameters, {size} in {subject.dtype}"

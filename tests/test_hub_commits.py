@@ -1,4 +1,4 @@
-"""A model from the hub is pruned, recorded and repeated, and searched on, at one commit."""
+"""A model from the hub is found, pruned, recorded and repeated, and searched on, at one commit."""
 
 import json
 import shutil
@@ -6,8 +6,13 @@ import sys
 
 import pytest
 import yaml
-from search_process import ROOT, run
+from huggingface_hub import constants
+from refusals import refusal
+from search_process import ROOT, run, started
 from toy_models import toy_model
+
+from prunevolve import run_prune
+from prunevolve.pruning.models import find_model, load_model, load_tokenizer, pinned
 
 FIRST, SECOND = "1" * 40, "2" * 40
 SMALL = [
@@ -16,8 +21,6 @@ SMALL = [
     *("selection.windows=3", "selection.length=16", "selection.model=owner/tiny"),
     *("report.windows=3", "report.length=16"),
 ]
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -34,6 +37,9 @@ def point_main_at(tiny_llama_dir, tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Read from the environment when it was imported.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return (repository / "refs/main").write_text
 
 
@@ -44,6 +50,38 @@ def printed(script, *options):
     return done.stdout + done.stderr
 
 
+def test_model_is_the_folder_of_its_commit(point_main_at, tmp_path):
+    point_main_at(SECOND)
+    snapshots = tmp_path / "hub/models--owner--tiny/snapshots"
+    assert find_model("owner/tiny") == find_model("owner/tiny@main") == snapshots / SECOND
+    assert find_model(f"owner/tiny@{FIRST}", weights=True) == snapshots / FIRST
+    assert pinned("owner/tiny") == f"owner/tiny@{SECOND}"
+    loaded = load_model("owner/tiny", "float32").state_dict()
+    expected = load_model(str(snapshots / SECOND), "float32").state_dict()
+    assert all(loaded[name].equal(weight) for name, weight in expected.items())
+    assert load_tokenizer("owner/tiny").vocab_size == 256
+
+
+@pytest.mark.parametrize("model", ["owner/none", "owner/tiny@v2"])
+def test_model_that_the_cache_lacks_is_one_line_without_the_hub(point_main_at, model):
+    point_main_at(FIRST)
+    for load in (find_model, pinned, load_tokenizer):
+        line = refusal(load, model)
+        assert line.startswith(f"model {model!r} cannot be loaded: Cannot find an appropriate ")
+        assert line.endswith("'HF_HUB_OFFLINE=0' as environment variable.")
+
+
+def test_validate_needs_no_weights_of_the_hub_but_a_pruning_does(point_main_at, tmp_path):
+    point_main_at(FIRST)
+    (tmp_path / f"hub/models--owner--tiny/snapshots/{FIRST}/model.safetensors").unlink()
+    words = ("--model", "owner/tiny", "--metric", "magnitude", "--seqlen", 16)
+    out, _ = started(run_prune, *words, "--out", tmp_path / "out", "--validate")
+    assert f"weights of model owner/tiny@{FIRST}: on the hub: not checked\n" in out
+    _, err = started(run_prune, *words, "--out", tmp_path / "out", code=2)
+    assert "lacks its weights file model.safetensors" in err
+
+
+@pytest.mark.slow
 def test_recipe_repeats_the_commit_it_was_made_from(point_main_at, tmp_path):
     point_main_at(FIRST)
     small = ["--metric", "magnitude", "--seqlen", 16, "--eval-windows", 2]
@@ -58,6 +96,7 @@ def test_recipe_repeats_the_commit_it_was_made_from(point_main_at, tmp_path):
     assert "files differ from the recipe's" in other
 
 
+@pytest.mark.slow
 def test_resume_is_on_the_commit_that_it_began_with(point_main_at, tmp_path):
     out = tmp_path / "run"
     point_main_at(FIRST)

@@ -16,7 +16,7 @@ from prunevolve.evaluation.corpus import Windows, cut_all, special_note
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import JsonObject, write_json
-from prunevolve.pruning.models import load_model, with_revision
+from prunevolve.pruning.models import hub_id, load_model
 from prunevolve.pruning.output.folder import REPORT, WorkFolder, work_folder
 from prunevolve.pruning.output.kept_statistics import kept_statistics
 from prunevolve.pruning.output.options import Options, read_recipe
@@ -59,6 +59,9 @@ def validate(request: Request) -> JsonObject:
                 cut_all([text], request.model.tokenizer)
     if tasks := request.options.zero_shot:
         print(line := f"data sets of zero-shot tasks {', '.join(tasks)}: not checked")
+        unchecked.append(line)
+    if hub_id(request.model.name):
+        print(line := f"weights of model {request.model.name}: on the hub: not checked")
         unchecked.append(line)
     _say("warning", request.warnings)
     plan = request.plan_lines
@@ -141,7 +144,7 @@ def evaluate(name: str, options: Options, device: str | None) -> JsonObject:
     """Measure a model, pruned or not; return what `--json` prints.
 
     Args:
-        name: As for `load_config`.
+        name: As for `hub_id`.
         options: Those that say what a pruning measures, and how.
 
     Raises:
@@ -149,8 +152,8 @@ def evaluate(name: str, options: Options, device: str | None) -> JsonObject:
     """
     transformers_logging.disable_progress_bar()  # this program shows its own progress
     with step("reading the model's config, the texts and the tasks"):
-        place = with_revision(name, options.revision)
-        model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
+        dtype = options.dtype or "auto"
+        model = resolve_model(name, dtype, device, options.seqlen, options.revision)
         windows = cut_all(evaluation_texts(options, model.seqlen), model.tokenizer)
         zero_shot.check_tasks(options.zero_shot or [])
         tasks = zero_shot.load_tasks(options.zero_shot or [])

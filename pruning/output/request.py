@@ -14,7 +14,7 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import resolve_target
 from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
-from prunevolve.pruning.models import EMBEDDED, split_revision, with_revision
+from prunevolve.pruning.models import EMBEDDED, hub_id
 from prunevolve.pruning.output.folder import check_output_folder
 from prunevolve.pruning.output.options import METHODS, Options
 from prunevolve.pruning.progress import step
@@ -159,8 +159,9 @@ def make_request(
     metric = resolve_metric(_given("metric", options.metric))
     recipe = _recipe(options, metric)
     with step("reading the model's config and tokenizer"):
-        place = with_revision(model_name, options.revision)
-        model = resolve_model(place, options.dtype or "auto", device, options.seqlen)
+        model = resolve_model(
+            model_name, options.dtype or "auto", device, options.seqlen, options.revision
+        )
     check_layers(model.shapes, recipe.target)
     texts = _texts(options, model.seqlen)
     if not recipe.calibrated:
@@ -289,7 +290,7 @@ def _plan(
 
 def _resolved(options: Options, model: UnloadedModel, recipe: Recipe) -> Options:
     """Return options that mean the same on another machine, later; a protocol stays a name."""
-    name, revision = split_revision(model.name)
+    name, revision = hub_id(model.name) or (model.name, None)
     target = recipe.target
     return replace(
         options,

@@ -12,14 +12,14 @@ from importlib import metadata
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.json_file import JsonObject, write_json
 from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import source_of, with_revision
+from prunevolve.pruning.models import hub_id
 from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
 from prunevolve.pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
 from prunevolve.pruning.progress import Progress, unwatched
@@ -88,7 +88,7 @@ def save_result(
     folder = store.shard(None).parent
     try:
         store.write_outside()
-        _save_configs(store.config, with_revision(recipe["model"], recipe.get("revision")), folder)
+        _save_configs(store, folder)
         tokenizer.save_pretrained(folder)
         layers, sums = inspector.look_at_all(folder, "save", on_progress)
         check_promise(folder, layers, inspector.target)
@@ -101,11 +101,10 @@ def save_result(
     return report
 
 
-def _save_configs(config: PretrainedConfig, model: str, folder: Path) -> None:
-    config.save_pretrained(folder)
-    source, revision = source_of(model)
+def _save_configs(store: FolderStore, folder: Path) -> None:
+    store.config.save_pretrained(folder)
     try:
-        GenerationConfig.from_pretrained(source, revision=revision).save_pretrained(folder)
+        GenerationConfig.from_pretrained(store.checkpoint.place).save_pretrained(folder)
     except (OSError, ValueError):
         return  # the model has none, or one that transformers refuses to write
 

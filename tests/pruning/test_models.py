@@ -9,15 +9,12 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from prunevolve.pruning.embed_and_head import block_inputs
 from prunevolve.pruning.models import (
-    comes_from_hub,
     decoder_blocks,
+    hub_id,
     linear_layers,
     load_config,
     load_model,
     load_tokenizer,
-    source_of,
-    split_revision,
-    with_revision,
 )
 
 SUPPORTED = "gemma2, gemma3, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3"
@@ -114,10 +111,7 @@ def test_load_of_a_folder_without_a_model_gives_one_line(load, content, tmp_path
     if content == "torn":
         (folder / "config.json").write_text('{"model_type": "lla')
     message = refusal(load, str(folder))
-    assert message.startswith(
-        f"model {str(folder)!r} cannot be loaded: give 'embedded', a Hugging Face folder, or a hub "
-        "id where the hub can be reached ("
-    )
+    assert message.startswith(f"model {str(folder)!r} cannot be loaded: ")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,23 +125,16 @@ def test_load_model_reads_back_each_family_with_tied_embeddings_and_without(fami
             assert_close(loaded(input_ids=windows).logits, model(input_ids=windows).logits)
 
 
-def test_source_of_a_model_is_a_folder_or_a_hub_id_with_its_revision(tmp_path, monkeypatch):
-    assert source_of("embedded")[0].endswith("pruning/embedded")
-    assert source_of("./embedded") == ("./embedded", "main")
-    assert source_of("org/model") == ("org/model", "main")
-    assert source_of("org/model@v1") == ("org/model", "v1")
-    assert comes_from_hub("org/model@v1") and not comes_from_hub("embedded")
-    for revision in ("v1.0", None):
-        assert split_revision(with_revision("org/model", revision)) == ("org/model", revision)
+def test_model_is_a_folder_before_it_is_a_hub_id(tmp_path, monkeypatch):
+    assert hub_id("embedded") is None
+    assert hub_id("org/model") == ("org/model", None)
+    assert hub_id("org/model@v1.0") == ("org/model", "v1.0")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "model@v1").mkdir(parents=True)
-    assert source_of("org/model@v1") == ("org/model@v1", "main")
-    assert not comes_from_hub("org/model@v1")
+    (tmp_path / "org" / "model@v1.0").mkdir(parents=True)
+    assert hub_id("org/model@v1.0") is None
 
 
-@pytest.mark.parametrize(
-    "model", ["nowhere", "./nowhere", "/no/where", "a/b/c", "~/x", "", "a/..", "x" * 300, __file__]
-)
+@pytest.mark.parametrize("model", ["nowhere", "./nowhere", "a/b/c", "", "a/..", __file__])
 def test_load_config_refuses_what_is_neither_a_folder_nor_a_hub_id(model):
     with pytest.raises(ValueError, match=r"is no folder: give embedded, a folder or a hub id$"):
         load_config(model)

@@ -153,11 +153,10 @@ def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):
     assert refused(override).startswith(message)
 
 
-def test_model_smollm2_that_is_missing_is_refused_with_what_builds_it(tmp_path, monkeypatch):
+def test_model_that_make_builds_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal(lambda: resolve(schema.load("smollm2_135m", []))) == (
-        "model 'models/smollm2-135m' is no folder: give embedded, a folder or a hub id "
-        "(`make smollm2` builds it)"
+        "model 'models/smollm2-135m' is no folder: give embedded, a folder or a hub id"
     )
 
 

@@ -97,13 +97,10 @@ def test_part_of_a_gpu_has_a_part_of_its_memory_and_one_of_unknown_size_is_said_
     assert "of an unknown size: state ray.gpu_memory: " in lines[0]
 
 
-def test_text_or_model_of_unknown_size_is_said_to_be_not_counted():
+def test_text_of_unknown_size_is_said_to_be_not_counted():
     lines = memory_lines(None, "calibration.windows=null", "calibration.seed=null")
     assert lines[0].startswith("memory: calibration has windows: null: ")
     assert "fitness" not in memory_lines(None, "fitness.windows=null")[0]
-    assert memory_lines(None, "model=nobody/nothing") == [
-        "memory: unknown, because the config of model nobody/nothing is not on this machine"
-    ]
 
 
 @pytest.mark.parametrize(
