@@ -19,7 +19,6 @@ from prunevolve.pruning.json_file import JsonObject, write_json
 from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import hub_id
 from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
 from prunevolve.pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
 from prunevolve.pruning.progress import Progress, unwatched
