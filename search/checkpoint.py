@@ -1,11 +1,9 @@
-"""Checkpoints: a state of the search as JSON, with digests of itself and of the journal; seeds."""
+"""Checkpoints: a state of the search as JSON, so that a resumed run replays less; seeds."""
 
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prunevolve.pruning.metric import Criterion
@@ -13,50 +11,14 @@ from prunevolve.pruning.metric_file import SCHEMA, existing, resolve_metric
 from prunevolve.search.population import Record, State
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The contents of a checkpoint.
-
-    Attributes:
-        lines: Number of lines in the journal at that time.
-        journal: SHA-256 of those lines.
-    """
-
-    state: State
-    lines: int
-    journal: str
-
-    def to_dict(self) -> dict[str, object]:
-        """Return a checkpoint as JSON."""
-        body = {
-            "schema": SCHEMA,
-            "committed": self.state.committed,
-            "population": [record.to_dict() for record in self.state.population],
-            "hall_of_fame": [record.to_dict() for record in self.state.hall_of_fame],
-            "journal": {"lines": self.lines, "sha256": self.journal},
-        }
-        return {**body, "sha256": _digest(body)}
-
-    @staticmethod
-    def parse(data: bytes) -> "Checkpoint | None":
-        """Return the checkpoint in a file's bytes; None if it is damaged or of another schema."""
-        try:
-            body = json.loads(data)
-            digest = body.pop("sha256")
-            if digest != _digest(body) or body["schema"] != SCHEMA:
-                return None
-            population, hall_of_fame = (
-                tuple(Record.from_dict(fields) for fields in body[key])
-                for key in ("population", "hall_of_fame")
-            )
-            state = State(body["committed"], population, hall_of_fame)
-            return Checkpoint(state, body["journal"]["lines"], body["journal"]["sha256"])
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            return None
-
-
-def _digest(body: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def state_as_json(state: State) -> dict[str, object]:
+    """Return the content of a checkpoint."""
+    return {
+        "schema": SCHEMA,
+        "committed": state.committed,
+        "population": [record.to_dict() for record in state.population],
+        "hall_of_fame": [record.to_dict() for record in state.hall_of_fame],
+    }
 
 
 def read_state(path: Path) -> State:
@@ -66,12 +28,31 @@ def read_state(path: Path) -> State:
         ValueError: If it cannot be read, is damaged or of another schema.
     """
     try:
-        checkpoint = Checkpoint.parse(path.read_bytes())
+        body = json.loads(path.read_bytes())
+        if body["schema"] != SCHEMA:
+            raise ValueError(f"schema {body['schema']!r}, not {SCHEMA}")
+        population, hall_of_fame = (
+            tuple(Record.from_dict(fields) for fields in body[key])
+            for key in ("population", "hall_of_fame")
+        )
+        return State(int(body["committed"]), population, hall_of_fame)
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    if not checkpoint:
-        raise ValueError(f"checkpoint {path} is damaged, or from another version")
-    return checkpoint.state
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"checkpoint {path} is damaged, or from another version") from error
+
+
+def check_fits(state: State, records: Sequence[Record], lag: int) -> None:
+    """Raise ValueError if a search with these records cannot go on from a state.
+
+    Its members must be those records, and it must be old enough to breed every child that is
+    missing.
+    """
+    members = (*state.population, *state.hall_of_fame)
+    if state.committed > max(0, len(records) - lag) or not all(
+        member.index < state.committed and member == records[member.index] for member in members
+    ):
+        raise ValueError("checkpoint.json does not fit the journal")
 
 
 def hall_of_fame_csv(state: State) -> str:

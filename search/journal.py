@@ -5,9 +5,7 @@ other file is written under a temporary name, fsync'd and renamed, so that a kil
 file or the new one, never a part.
 """
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +22,7 @@ from prunevolve.command_line import Resumable
 from prunevolve.pruning.json_file import read_object, whole_file
 from prunevolve.pruning.metric_file import SCHEMA
 from prunevolve.pruning.spool import write_tensors
-from prunevolve.search.checkpoint import Checkpoint, hall_of_fame_csv
+from prunevolve.search.checkpoint import hall_of_fame_csv, state_as_json
 from prunevolve.search.population import Record, State
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,9 +48,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, 0
         self._lock = FileLock(path / ".lock")
-        self._digest = hashlib.sha256()  # of those lines, so that a checkpoint can refer to them
-        # Folders created here, innermost first; None if the run is not new.
-        self._made: list[Path] | None = None
 
     @staticmethod
     def check_empty(path: Path) -> None:
@@ -66,14 +61,12 @@ class RunFolder:
     def create(path: Path) -> "RunFolder":
         """Create the folder of a new run; raise FolderError if it is not empty or is in use."""
         RunFolder.check_empty(path)
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"--out {path} cannot be created: {error.strerror}") from error
         folder = RunFolder(path)
         folder._acquire()
-        folder._made = made
         return folder
 
     @staticmethod
@@ -105,24 +98,6 @@ class RunFolder:
         with suppress(OSError):  # if nothing can be written any more, it stays
             (self.path / ".lock").unlink()
         self._lock.release()
-
-    def discard_if_unused(self) -> bool:
-        """Remove a new run's folder if nothing has been measured yet; return whether it is removed.
-
-        Folders that existed before `create` stay. A second call does nothing more.
-        """
-        if self._made is None:
-            return False
-        if self.path.is_dir() and _files_in(self.path) not in ([], ["config.yaml"]):
-            return False
-        with suppress(OSError):  # if nothing can be written any more, it stays
-            for name in _files_in(self.path):
-                (self.path / name).unlink()
-        self.close()
-        with suppress(OSError):  # somebody may have put something there meanwhile
-            for folder in self._made:
-                folder.rmdir()
-        return True
 
     def is_finished(self, candidates: int) -> bool:
         """Return whether the run ended, and was measured, with this many candidates."""
@@ -160,7 +135,7 @@ class RunFolder:
             raise FolderError(f"{self.path / name} is damaged at {place}") from error
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors as safetensors, whole or not at all; a name can be a path elsewhere."""
+        """Write tensors as safetensors, whole or not at all."""
         path = self.path / name
         with _writing(path):
             write_tensors(path, {key: tensor.contiguous() for key, tensor in tensors.items()})
@@ -191,13 +166,13 @@ class RunFolder:
         Raises:
             FolderError: If a complete line is damaged or out of order, or the file is no journal.
         """
-        records = self.records_so_far()
-        path = self.path / "journal.jsonl"
-        lines = b"".join(self._lines_of(path)[: len(records)])
-        if path.exists() and path.stat().st_size > len(lines):
+        lines = self._whole_lines()
+        records = self._records_in(lines)
+        path, size = self.path / "journal.jsonl", sum(map(len, lines))
+        if path.exists() and path.stat().st_size > size:
             with _writing(path):
-                os.truncate(path, len(lines))
-        self.lines, self._digest = len(records), hashlib.sha256(lines)
+                os.truncate(path, size)
+        self.lines = len(records)
         return records
 
     def records_so_far(self) -> list[Record]:
@@ -206,18 +181,21 @@ class RunFolder:
         Raises:
             FolderError: As in `read_records`.
         """
-        path = self.path / "journal.jsonl"
-        lines = [line for line in self._lines_of(path) if line.endswith(b"\n")]
-        return [_record_of(line, path, number) for number, line in enumerate(lines)]
+        return self._records_in(self._whole_lines())
 
-    def _lines_of(self, path: Path) -> list[bytes]:
+    def _whole_lines(self) -> list[bytes]:
+        path = self.path / "journal.jsonl"
         try:
             if not path.exists():
                 return []
             with path.open("rb") as file:
-                return list(file)
+                return [line for line in file if line.endswith(b"\n")]
         except OSError as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
+
+    def _records_in(self, lines: list[bytes]) -> list[Record]:
+        path = self.path / "journal.jsonl"
+        return [_record_of(line, path, number) for number, line in enumerate(lines)]
 
     def append(self, record: Record, timing: Mapping[str, float]) -> None:
         """Append a record to the journal, and its timing to a file of its own."""
@@ -230,49 +208,16 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         self.lines += 1
-        self._digest.update(line.encode())
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
-        """Write the checkpoint, keep the previous one, and rewrite the hall of fame.
+        """Write the checkpoint, and rewrite the hall of fame.
 
         Args:
             resumable: The state that a continuation starts from, `lag` outcomes earlier.
             state: The current state, for the hall of fame.
         """
-        current = self.path / "checkpoint.json"
-        if current.exists():
-            with _writing(current):
-                current.replace(self.path / "checkpoint.previous.json")
-        checkpoint = Checkpoint(resumable, self.lines, self._digest.hexdigest())
-        self.write_json("checkpoint.json", checkpoint.to_dict())
+        self.write_json("checkpoint.json", state_as_json(resumable))
         self.write_text("hall_of_fame.csv", hall_of_fame_csv(state))
-
-    def read_checkpoint(self, most: float = math.inf) -> State:
-        """Return the newest valid checkpoint's state, or the empty state if there is none.
-
-        Args:
-            most: The most outcomes that it may hold; one with more is not used.
-
-        Raises:
-            FolderError: If the checkpoint does not belong to the journal.
-        """
-        path = self.path / "journal.jsonl"
-        for name in ("checkpoint.json", "checkpoint.previous.json"):
-            try:
-                stored = Checkpoint.parse((self.path / name).read_bytes())
-            except OSError:
-                continue  # missing or unreadable
-            if not stored or stored.state.committed > most:
-                continue
-            lines = self._lines_of(path)
-            digest = hashlib.sha256(b"".join(lines[: stored.lines])).hexdigest()
-            if stored.lines <= len(lines) and digest != stored.journal:
-                raise FolderError(
-                    f"{path} does not match {name}: its first {stored.lines} lines were changed, "
-                    "or belong to another run"
-                )
-            return stored.state
-        return State()
 
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
+from prunevolve.search.checkpoint import check_fits, read_state
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, pinned_config
 from prunevolve.search.fingerprint import Fingerprints
@@ -53,7 +54,7 @@ class Unfinished(RuntimeError):
 
 
 def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
-    """Run a new search in an empty folder to its end; remove the folder if nothing was measured.
+    """Run a new search in an empty folder to its end.
 
     Args:
         on_record: Called with each record once it is in the journal, in order.
@@ -173,6 +174,7 @@ def _run(
     Args:
         records: The journal so far; emptied once it is replayed.
 
+    way_on = f"continue with {_resume_call(folder)}"
     Raises:
         Unfinished: If the run stopped before its end.
     """
@@ -191,21 +193,13 @@ def _run(
         return _search(folder, experiment, pool, records, console, on_record)
     except KeyboardInterrupt as error:
         why = f"interrupted after {folder.lines} candidates"
-        raise Unfinished(f"{why}; {_way_on(folder)}", INTERRUPTED) from error
+        raise Unfinished(f"{why}; {way_on}", INTERRUPTED) from error
     except Resumable as error:
-        raise Unfinished(f"error: {error}; {_way_on(folder)}", INTERRUPTED) from error
+        raise Unfinished(f"error: {error}; {way_on}", INTERRUPTED) from error
     except CallError as error:
         folder.write_failure("run", error.trace)
         trace = folder.path / "failures/run.txt"
         raise Unfinished(f"error: {error}; see {trace}", BROKEN) from error
-    finally:
-        folder.discard_if_unused()
-
-
-def _way_on(folder: RunFolder) -> str:
-    if folder.discard_if_unused():
-        return "nothing was measured yet, and no folder is left: run the same command again"
-    return f"continue with {_resume_call(folder)}"
 
 
 def _search(
@@ -226,7 +220,7 @@ def _search(
     if warning := lag_warning(experiment.config.search.lag, hired):
         console.print(f"warning: {warning}", soft_wrap=True)
     check_records(folder, experiment, marks, records)
-    start = folder.read_checkpoint(max(0, len(records) - experiment.config.search.lag))
+    start = _start(folder, records, experiment.config.search.lag, console)
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
     with recording(folder, experiment, evolution, pool, console, on_record) as recorder:
         recorder.outcomes.update(record.outcome.kind for record in records)
@@ -247,6 +241,20 @@ def _search(
             f"{_resume_call(folder)} --set search.candidates=N",
             NOTHING_EVALUATED,
         )
+def _start(folder: RunFolder, records: list[Record], lag: int, console: Console) -> State:
+    """Return the checkpoint's state; the empty one if the whole journal must be replayed."""
+    path = folder.path / "checkpoint.json"
+    if not path.exists():  # killed before the first
+        return State()
+    try:
+        state = read_state(path)
+        check_fits(state, records, lag)
+    except ValueError as error:
+        console.print(f"warning: {error}: all of the journal is replayed", soft_wrap=True)
+        return State()
+    return state
+
+
     finish(folder, experiment, pool, marks, evolution.state, started, console)
     return FINISHED
 

@@ -14,8 +14,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from prunevolve.search.checkpoint import read_state
 from prunevolve.search.journal import RunFolder
-from prunevolve.search.population import OUTCOMES
+from prunevolve.search.population import OUTCOMES, State
 
 RUNNING, FINISHED = "running", "finished"
 
@@ -228,7 +229,9 @@ def print_status(folder: RunFolder, console: Console) -> None:
     status = folder.read_model("status.json", Status)
     console.print(f"{folder.path}: {status.state}, as of {status.written}", soft_wrap=True)
     console.print(tables_of(status, console.width))
-    for record in folder.read_checkpoint().pareto_front:
+    checkpoint = folder.path / "checkpoint.json"
+    state = read_state(checkpoint) if checkpoint.exists() else State()
+    for record in state.pareto_front:
         criterion = record.criterion
         console.print(
             f"{record.fitness:.4f} {status.unit}, {record.size} nodes, {criterion.group}: "

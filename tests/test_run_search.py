@@ -398,6 +398,35 @@ def test_every_step_says_how_far_it_came(finished):
         "measuring the dense model and the named metrics on the fitness text: 7 of 7, ",
         "scoring the finalists on the selection text: ",
         f"measuring the winner, the front and the baselines on the report text: {measured}, ",
+def extended(run, call):
+    """Extend a run by four candidates; return its journal and what was printed."""
+    out, _ = call("--resume", run, "--set", "search.candidates=20")
+    return (run / "journal.jsonl").read_bytes(), out
+
+
+def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
+    finished, on_two_tasks, tmp_path, call
+):
+    another = (on_two_tasks[0] / "checkpoint.json").read_bytes()
+    runs = {
+        name: shutil.copytree(finished, tmp_path / name)
+        for name in ("used", "deleted", "damaged", "another's")
+    }
+    (runs["deleted"] / "checkpoint.json").unlink()
+    (runs["damaged"] / "checkpoint.json").write_bytes(another[:-20])
+    (runs["another's"] / "checkpoint.json").write_bytes(another)
+    results = {name: extended(run, call) for name, run in runs.items()}
+    assert results["used"][0].startswith((finished / "journal.jsonl").read_bytes())
+    assert {journal for journal, _ in results.values()} == {results["used"][0]}
+    replayed = ": all of the journal is replayed\n"
+    path = runs["damaged"] / "checkpoint.json"
+    damaged = f"warning: checkpoint {path} is damaged, or from another version{replayed}"
+    assert damaged in results["damaged"][1]
+    unfit = f"warning: checkpoint.json does not fit the journal{replayed}"
+    assert unfit in results["another's"][1]
+    assert "replayed" not in results["used"][1] + results["deleted"][1]
+
+
         "drawing the report: ",
     ):
         assert line in printed

@@ -1,12 +1,12 @@
 """The run folder: what a kill, a torn write or a stranger's file can do to it, and what not."""
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from refusals import refusal
 from toy_records import record_of
 
 from prunevolve.configs.schema import Search
-from prunevolve.search.checkpoint import read_state
+from prunevolve.search.checkpoint import check_fits, read_state
 from prunevolve.search.journal import FolderError, RunFolder, WriteError
 from prunevolve.search.population import Record, State
 
@@ -154,62 +154,53 @@ def test_read_records_refuses_lines_out_of_order(folder, indices, line):
     assert refused(folder.read_records) == expected
 
 
-def written(folder: RunFolder, *counts: int) -> Path:
-    """Write checkpoints after so many outcomes; return the newest's file."""
-    for count in counts:
-        folder.write_checkpoint(state_after(count), state_after(count))
+def written(folder: RunFolder, count: int) -> Path:
+    """Write the checkpoint after so many outcomes; return its file."""
+    folder.write_checkpoint(state_after(count), state_after(count))
     return folder.path / "checkpoint.json"
 
 
-def test_read_checkpoint_returns_the_newest_whole_or_the_empty_state(folder):
-    assert folder.read_checkpoint(17) == State()
-    path = written(folder, 2, 4, 17)
-    assert folder.read_checkpoint(17) == read_state(path) == state_after(17)
-    folder.write_checkpoint(state_after(5), state_after(9))
-    assert folder.read_checkpoint(9) == state_after(5)
+def test_read_state_returns_what_the_checkpoint_was_written_with(folder):
+    path = written(folder, 4)
+    assert written(folder, 17) == path
+    assert read_state(path) == state_after(17)
     path.unlink()
     expected = f"checkpoint {path} cannot be read: No such file or directory"
     assert refusal(read_state, path) == expected
 
 
-def signed(body: dict) -> bytes:
-    """A checkpoint's bytes with the digest that belongs to them."""
-    del body["sha256"]
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**body, "sha256": digest}).encode()
-
-
 DAMAGE = {
-    "altered": lambda data: data.replace(b'"fitness": 3.', b'"fitness": 2.', 1),
-    "another count": lambda data: json.dumps(json.loads(data) | {"committed": 0}).encode(),
     "torn": lambda data: data[: len(data) // 2],
-    "no digest": lambda data: b"{}",
     "not text": lambda data: b"\xff" + data,
+    "no object": lambda data: b"[7]",
     "too deep": lambda data: b"[" * 100_000,
-    "another schema": lambda data: signed(json.loads(data) | {"schema": 2}),
+    "no population": lambda data: data.replace(b'"population"', b'"people"'),
+    "no record": lambda data: data.replace(b'"fitness": 3.', b'"fitness": "a', 1),
+    "another schema": lambda data: json.dumps(json.loads(data) | {"schema": 0}).encode(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_read_checkpoint_falls_back_to_the_one_before_a_damaged_one(folder, damage):
-    path = written(folder, 4, 7)
+def test_read_state_refuses_a_damaged_checkpoint(folder, damage):
+    path = written(folder, 7)
     damaged = damage(path.read_bytes())
     assert damaged != path.read_bytes()
     path.write_bytes(damaged)
-    assert folder.read_checkpoint(7) == state_after(4)
-    # Which is asked for this one alone.
     assert refusal(read_state, path) == f"checkpoint {path} is damaged, or from another version"
-    (folder.path / "checkpoint.previous.json").write_bytes(damaged)
-    assert folder.read_checkpoint(7) == State()
 
 
-def test_read_checkpoint_never_uses_one_beyond_the_journal(folder):
-    path = written(folder, 4, 7)
-    assert folder.read_checkpoint(7) == state_after(7)
-    assert folder.read_checkpoint(6) == state_after(4)
-    assert folder.read_checkpoint(3) == State()
-    path.unlink()  # as a kill between two renamings does
-    assert folder.read_checkpoint(7) == state_after(4)
+def test_check_fits_takes_a_state_of_the_journal_old_enough_to_go_on_and_no_other():
+    records = [record(index, 4 - index % 5 / 10) for index in range(9)]
+    check_fits(State(), [], 1)
+    check_fits(state_after(7), records, 2)
+    unfit = "checkpoint.json does not fit the journal"
+    for state, journal, lag in [
+        (state_after(7), records, 3),
+        (state_after(7), records[:6], 0),
+        (state_after(7), [record(index, 3.5) for index in range(9)], 0),
+        (replace(state_after(7), committed=2), records, 0),
+    ]:
+        assert refusal(check_fits, state, journal, lag) == unfit
 
 
 def test_write_checkpoint_rewrites_the_hall_of_fame_and_marks_the_pareto_front(folder):
@@ -223,25 +214,6 @@ def test_write_checkpoint_rewrites_the_hall_of_fame_and_marks_the_pareto_front(f
         "1,3.5,model,W,true\n"
         '3,3.125,model,"add(G, W)",true\n'
         '4,3.125,model,"mul(W, sqrt(X))",false\n'
-    )
-
-
-def test_read_checkpoint_takes_the_journal_that_it_was_written_beside_and_no_other(folder):
-    for index in range(4):
-        folder.append(record(index), {})
-    written(folder, 4)
-    folder.append(record(4), {})
-    again = RunFolder.look(folder.path)
-    assert len(again.read_records()) == again.lines == 5
-    assert again.read_checkpoint(5) == state_after(4)
-    again.append(record(5), {})
-    written(again, 6)
-    assert again.read_checkpoint(6) == state_after(6)
-    path = folder.path / "journal.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"3.5", b"3.4", 1))
-    assert refused(folder.read_checkpoint, 6) == (
-        f"{path} does not match checkpoint.json: its first 6 lines were changed, or belong to "
-        "another run"
     )
 
 
@@ -305,18 +277,3 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
         os.umask(before)
     modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()]
     assert modes == [mode] * 4
-
-
-def test_discard_takes_away_all_folders_that_it_made_and_no_other(tmp_path):
-    (tmp_path / "runs" / "first").mkdir(parents=True)
-    assert RunFolder.create(tmp_path / "runs" / "first").discard_if_unused()
-    folder = RunFolder.create(tmp_path / "runs" / "today" / "second")
-    folder.write_text("config.yaml", "model: embedded\n")
-    assert folder.discard_if_unused()
-    assert names(tmp_path / "runs") == {"first"}
-    assert names(tmp_path / "runs" / "first") == set()
-    # Nor one in which something was measured.
-    with closing(RunFolder.create(tmp_path / "runs" / "third")) as folder:
-        folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
-        assert not folder.discard_if_unused()
-    assert names(folder.path) == {"statistics.safetensors"}

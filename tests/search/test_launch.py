@@ -129,16 +129,18 @@ def test_launch_without_hub_or_cluster_is_one_line(call, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_launch_leaves_no_folder_behind_where_the_worker_finds_no_weights(call, tmp_path):
+def test_launch_can_be_resumed_where_the_worker_finds_no_weights(call, tmp_path):
     # A model of which all is there but its weights: that is found by the first worker.
     ours = models.find_model("embedded")
     model = shutil.copytree(ours, tmp_path / "model", ignore=lambda *_: {"model.safetensors"})
     words = ("--out", "runs/first", f"--set=model={model}", "--set=ray.workers=0")
     out, _ = call(*words, code=3)
     assert out.splitlines()[-1].startswith("error: no worker could be started: ")
-    way_on = "; nothing was measured yet, and no folder is left: run the same command again"
+    way_on = "; continue with python run_search.py --resume runs/first"
     assert out.splitlines()[-1].endswith(way_on)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    again, _ = call("--resume", "runs/first", code=3)
+    assert again.splitlines()[-1] == out.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "runs/first").iterdir()] == ["config.yaml"]
 
 
 RESUME = "--resume takes its config and folder from the run: only --set goes with it"

@@ -56,8 +56,6 @@ def test_read_seeds_takes_all_of_a_run_folder_or_checkpoint_best_first(run, monk
     monkeypatch.setenv("HOME", str(run.parent))
     assert texts(["~/run"]) == OF_RUN
     assert texts([str(run / "checkpoint.json")]) == OF_RUN
-    (run / "checkpoint.json").rename(run / "checkpoint.previous.json")
-    assert texts([str(run / "checkpoint.previous.json")]) == OF_RUN
 
 
 def test_read_seeds_takes_a_text_longer_than_a_file_name_may_be():
@@ -86,7 +84,7 @@ def test_read_seeds_refuses_what_is_no_metric_in_one_line(entry, message):
 
 def test_read_seeds_refuses_a_damaged_checkpoint(run, tmp_path):
     path = run / "checkpoint.json"
-    path.write_bytes(path.read_bytes().replace(b"9.0", b"1.0"))
+    path.write_bytes(path.read_bytes()[:-9])
     expected = f"checkpoint {path} is damaged, or from another version"
     for entry in (run, path):
         assert refusal(read_seeds, [str(entry)], "row") == expected
