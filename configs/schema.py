@@ -165,11 +165,6 @@ class Pruning(_Section):
     )
     pattern: str = Field(default="unstructured", pattern=PATTERN)
     group: GroupName = Field(default="row", description="comparison group")
-    allocation: Place | dict[str, float] | None = Field(
-        default=None,
-        description="what each layer loses, under row or layer: a pruning_recipe.json with shares, "
-        "or the shares by layer; null: the same",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -252,9 +247,6 @@ class Search(_Section):
     primitives: Literal["release", "extended"] = Field(
         default="extended", description="set of operators and leaves that trees are drawn from"
     )
-    without: list[str] = Field(
-        default=[], description="leaves of the set that trees are not drawn from, such as [D, I, O]"
-    )
     units: Annotated[Literal["off", "required"], BeforeValidator(_off_of_yaml)] = Field(
         default="required",
         description="required: children under the group model have no units, so that scores of "
@@ -314,21 +306,6 @@ class Search(_Section):
         return self
 
 
-class Memory(_Section):
-    """What a worker holds, and where; the defaults are the fastest and use the most memory."""
-
-    statistics: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="dtype of G and M, which are as large as the weights"
-    )
-    master: Literal["device", "host"] = Field(
-        default="device", description="where to keep the dense copy that weights are restored from"
-    )
-    scores: Literal["keep", "recompute"] = Field(
-        default="keep",
-        description="keep a candidate's scores (fp32) while they are needed again, or recompute",
-    )
-
-
 class Ray(_Section):
     """Where evaluations run."""
 
@@ -348,12 +325,6 @@ class Ray(_Section):
     )
     start_seconds: float = Field(
         default=600, gt=0, description="how long a worker may take to start"
-    )
-    ship_model: bool = Field(
-        default=False, description="send workers the model, instead of loading it from its path"
-    )
-    gpu_memory: float | None = Field(
-        default=None, gt=0, description="GiB of a GPU, if this machine has none to look up"
     )
 
 
@@ -377,12 +348,12 @@ class Config(_Section):
         "tells most first; empty: one task, of model and pruning",
     )
     search: Search = Search()
-    memory: Memory = Memory()
-    ray: Ray = Ray()
-    statistics: Place | None = Field(
-        default=None,
-        description="folder in which statistics are kept, by model and text, for other runs",
+    low_memory: bool = Field(
+        default=False,
+        description="hold less beside the model: G and M, which are as large as its weights, in "
+        "bfloat16, and no scores, which are then computed again for each task and threshold",
     )
+    ray: Ray = Ray()
     trackers: list[Literal["tensorboard", "mlflow"]] = Field(
         default=[], description="where progress is sent, besides the run folder"
     )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class Allocated(Group):
         return self.group.owes(weight_zeros, fraction)
 
 
-def read_shares(argument: str, target: Target) -> dict[str, float]:
+def _read_shares(argument: str, target: Target) -> dict[str, float]:
     """Return the shares in a file, by layer.
 
     Raises:
@@ -101,30 +101,22 @@ def read_shares(argument: str, target: Target) -> dict[str, float]:
             f"allocation {argument!r} is for {json.dumps(made)}, not {json.dumps(asked)}: ask for "
             "what it is for"
         )
-    check_shares(shares, f"allocation {argument!r}")
+    for layer, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"allocation {argument!r}: {layer} must be in [0, 1), got {share}")
     return dict(shares)
 
 
-def check_shares(shares: Mapping[str, float], what: str) -> None:
-    """Raise ValueError if a share is no fraction."""
-    for layer, share in shares.items():
-        if not 0 <= share < 1:
-            raise ValueError(f"{what}: {layer} must be in [0, 1), got {share}")
-
-
-def check_layers_of(shares: Mapping[str, float], layers: Iterable[str], what: str) -> None:
-    """Raise ValueError if the shares are not those of a model's layers."""
-    if different := sorted({*layers} ^ shares.keys()):
-        where = "the file" if different[0] in shares else "the model"
-        raise ValueError(f"{what} is another model's: only {where} has {different[0]}")
-
-
 def _from_file(argument: str, target: Target) -> Allocation:
-    shares = read_shares(argument, target)
+    shares = _read_shares(argument, target)
 
     def as_they_are(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
-        layers = (layer for of_block in shapes.values() for layer in of_block)
-        check_layers_of(shares, layers, f"allocation {argument!r}")
+        layers = {layer for of_block in shapes.values() for layer in of_block}
+        if different := sorted(layers ^ shares.keys()):
+            where = "the file" if different[0] in shares else "the model"
+            raise ValueError(
+                f"allocation {argument!r} is another model's: only {where} has {different[0]}"
+            )
         return shares
 
     return Allocation(None, as_they_are)

@@ -1,6 +1,6 @@
-"""What a pruning and a search's worker need in memory and on disk, from a model's shapes.
+"""What a pruning needs in memory and on disk, from a model's shapes.
 
-Sizes are bytes. Activations, libraries and CUDA are estimates from above; all else follows from the
+Sizes are bytes. Activations and libraries are estimates from above; all else follows from the
 shapes. Nothing here reads a weight.
 """
 
@@ -26,12 +26,6 @@ GIB = 1 << 30
 LIBRARIES = int(0.6 * GIB)
 """What Python, torch and transformers hold before a model is opened."""
 
-CUDA = GIB
-"""Device memory taken by CUDA's context and its libraries' workspaces."""
-
-USUAL_VALUES = 6
-"""Values in fp32 for each weight of a matrix while it is scored and masked: of most formulas."""
-
 _TRAINED_VALUES = 8
 """Values in fp32 for each trained weight: it, its gradient, Adam's two, the best so far, and those
 that the passes make of it."""
@@ -50,8 +44,6 @@ class Sizes:
     Attributes:
         blocks: The parameters of each block, in the dtype of the passes.
         outside: Those outside the blocks.
-        prunable: A copy of the prunable weights, in the dtype of the passes.
-        scores: All scores, fp32.
         statistics: All statistics of the leaves.
         sums: The running sums of the block with the largest.
         window: What passes a block at a time, with its gradients if a leaf needs them.
@@ -64,8 +56,6 @@ class Sizes:
 
     blocks: tuple[int, ...]
     outside: int
-    prunable: int
-    scores: int
     statistics: int
     sums: int
     window: int
@@ -90,7 +80,6 @@ class Work:
         leaves: All that calibration computes at one time or another.
         calibration: Number of windows for statistics, and tokens in each.
         evaluation: Number of windows for perplexity, and tokens that pass at a time.
-        statistics_dtype: Of the matrices among the statistics.
         values: In fp32, for each weight of a matrix while it is scored and masked.
         trains: Whether each block is trained once it is pruned.
     """
@@ -100,8 +89,7 @@ class Work:
     leaves: frozenset[str]
     calibration: tuple[int, int]
     evaluation: tuple[int, int]
-    statistics_dtype: str = "float32"
-    values: int = USUAL_VALUES
+    values: int
     trains: bool = False
 
 
@@ -116,7 +104,6 @@ def sizes_of(model: PreTrainedModel, work: Work) -> Sizes:
     layers_by_block = [list(layers_of_block(*block).values()) for block in blocks.items()]
     layers = [layer for of_block in layers_by_block for layer in of_block]
     largest = max(layer.weight.numel() for layer in layers)
-    prunable = sum(layer.weight.numel() for layer in layers)
     most_in_block = max(sum(x.weight.numel() for x in of_block) for of_block in layers_by_block)
     (windows, tokens), (_, evaluated_tokens) = work.calibration, work.evaluation
     evaluated = _activations(config, evaluated_tokens, False)
@@ -132,9 +119,7 @@ def sizes_of(model: PreTrainedModel, work: Work) -> Sizes:
     return Sizes(
         blocks=tuple(item * sum(p.numel() for p in x.parameters()) for x in blocks.values()),
         outside=item * sum(p.numel() for p in set(outside_blocks(model).values())),
-        prunable=item * prunable,
-        scores=4 * prunable,
-        statistics=_statistics(layers, leaves & STATISTICS, work.statistics_dtype),
+        statistics=_statistics(layers, leaves & STATISTICS),
         sums=max(sums_size(of_block, part) for of_block in layers_by_block for part in parts),
         window=item * max(evaluated, calibrated if windows else 0),
         scoring=scoring + saved_item * most_in_block,
@@ -151,15 +136,14 @@ def _update(layers: Sequence[nn.Linear]) -> int:
     return 4 * (2 * largest + 4 * most_inputs**2)
 
 
-def _statistics(layers: Sequence[nn.Linear], leaves: frozenset[str], dtype: str) -> int:
-    """Return the size of all layers' statistics: matrices in a dtype, vectors in fp32."""
+def _statistics(layers: Sequence[nn.Linear], leaves: frozenset[str]) -> int:
+    """Return the size of all layers' statistics, which are fp32."""
     size = 0
     for leaf in leaves:
-        by_row, by_column = shape = LEAVES[leaf].shape
-        value = DTYPES[dtype].itemsize if shape == MATRIX else 4
+        by_row, by_column = LEAVES[leaf].shape
         for layer in layers:
             rows, columns = layer.out_features, layer.in_features
-            size += value * (rows if by_row else 1) * (columns if by_column else 1)
+            size += 4 * (rows if by_row else 1) * (columns if by_column else 1)
     return size
 
 
@@ -290,59 +274,6 @@ def _room_on_device(needed: int, device: str) -> int:
             f"{size_text(free)}: use a smaller --seqlen, or --device cpu"
         )
     return free - needed
-
-
-@dataclass(frozen=True)
-class WorkerNeeds:
-    """What the workers of a search need, by purpose.
-
-    Attributes:
-        device: Per worker, on its GPU; empty if workers run on the CPU.
-        worker: Per worker, on the host.
-        node: Once per host, however many workers there are.
-    """
-
-    device: Rows
-    worker: Rows
-    node: Rows
-
-
-def worker_needs(
-    models: Sequence[Sizes], keeps_scores: bool, master_on_host: bool, on_gpu: bool, by_ray: bool
-) -> WorkerNeeds:
-    """Return what the workers of a search need.
-
-    Args:
-        models: All of them are in memory; they are pruned and measured one after the other.
-        keeps_scores: Whether a formula's scores of every model are kept.
-        master_on_host: Whether the dense copies stay on the host beside a GPU.
-        on_gpu: Whether workers run on GPUs.
-        by_ray: Whether workers are separate processes, which get the statistics from Ray.
-    """
-    statistics = sum(sizes.statistics for sizes in models)
-    master = sum(sizes.prunable for sizes in models)
-    scores = [sizes.scores * keeps_scores for sizes in models]
-    # The report compares the masks of two formulas. Neither is there while sums are collected.
-    later = statistics * on_gpu + sum(scores) + max(scores)
-    resident = {
-        "model": sum(sizes.model for sizes in models),
-        "master copy": master * (not (on_gpu and master_on_host)),
-        "statistics": statistics * on_gpu,  # on a CPU all workers of a node share them
-        "scores": sum(scores) + max(scores),
-        "work": max(max(x.scoring, x.window, x.sums + x.window - later) + x.logits for x in models),
-    }
-    node = {
-        "statistics in Ray's object store": statistics * by_ray,
-        "the driver": LIBRARIES * by_ray + statistics * (2 if by_ray else 1),
-        "collecting": statistics + max(sizes.states for sizes in models),
-    }
-    worker = {"libraries": LIBRARIES}
-    if not on_gpu:
-        return WorkerNeeds({}, worker | resident, node)
-    # The process keeps the memory in which it loaded: see `search.memory`.
-    worker |= {"model while it is loaded": resident["model"], "master copy": master}
-    worker["master copy"] *= master_on_host
-    return WorkerNeeds(resident | {"CUDA": CUDA}, worker, node)
 
 
 def in_words(rows: Rows) -> str:

@@ -64,17 +64,6 @@ class ResidentStore:
 
     open_dense = open
 
-    def copies(self) -> dict[str, Tensor]:
-        """Return copies of the prunable layers' weights in host memory, by layer name.
-
-        Those of a model on a GPU are pinned, so that they are copied to it while it computes.
-        """
-        copies = {}
-        for name, layer in self._layers.items():
-            copy = layer.weight.detach().to("cpu", copy=True)
-            copies[name] = copy.pin_memory() if self.device.type == "cuda" else copy
-        return copies
-
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Restore the dense weights, bit for bit; no block then counts as written.
 

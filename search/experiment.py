@@ -12,19 +12,17 @@ from prunevolve.configs.schema import ROLES, Config, Text
 from prunevolve.configs.schema import Task as TaskConfig
 from prunevolve.evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
 from prunevolve.evaluation.sources import check_disjoint
-from prunevolve.pruning.allocation import check_layers_of, check_shares, read_shares
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.masks import Target, group_of, parse_pattern
+from prunevolve.pruning.leaves import LEAF_SETS
+from prunevolve.pruning.masks import Target, parse_pattern
 from prunevolve.pruning.models import (
     DTYPES,
-    linear_layers,
     load_config,
     load_tokenizer,
     pinned,
     skeleton,
 )
 from prunevolve.pruning.pruner import check_layers
-from prunevolve.search.breeding.primitives import drawn_leaves
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.checkpoint import read_seeds
 from prunevolve.search.fitness import Setup, Task
@@ -113,7 +111,7 @@ class Experiment:
             device="cuda" if ray.gpus_per_worker else "cpu",
             threads=ray.cpus_per_worker,
             stages=tuple(search.stages),
-            memory=self.config.memory,
+            low_memory=self.config.low_memory,
             kinds=tuple(
                 {role: _kinds_of(windows) for role, windows in texts.items()}
                 for texts in self.windows
@@ -171,7 +169,6 @@ def resolve(config: Config) -> Experiment:
     seeds = tuple(read_seeds(config.search.seeds, group))
     notes = _check_texts(config)
     _check_models(config)
-    shares = _shares_of(config)
     sources: list[tuple[Subject, dict[str, Text]]] = []
     tasks = []
     for task in config.all_tasks:
@@ -180,13 +177,12 @@ def resolve(config: Config) -> Experiment:
             sources.append(source)
         pattern = parse_pattern(task.pattern)
         subject = sources.index(source)
-        tasks.append(Task(task.name, subject, task.sparsity, pattern, task.weight, shares))
+        tasks.append(Task(task.name, subject, task.sparsity, pattern, task.weight))
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
-    drawn = frozenset(drawn_leaves(config.search.primitives, config.search.without))
+    drawn = frozenset(LEAF_SETS[config.search.primitives])
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
-    pruning = config.pruning.model_copy(update={"allocation": shares or None})
     return Experiment(
-        config=config.model_copy(update={"search": search, "pruning": pruning}),
+        config=config.model_copy(update={"search": search}),
         subjects=tuple(subject for subject, _ in sources),
         texts=tuple(texts for _, texts in sources),
         tasks=tuple(tasks),
@@ -242,35 +238,6 @@ def _group_of(config: Config) -> str:
     if all(task.pattern != "unstructured" for task in config.all_tasks):
         return "row"
     return config.pruning.group
-
-
-def _shares_of(config: Config) -> dict[str, float]:
-    """Return what each layer loses, from the config or the file that it names; empty if nothing.
-
-    Raises:
-        ValueError: If tasks differ in model or sparsity, or the shares are not for theirs.
-    """
-    given, group = config.pruning.allocation, config.pruning.group
-    if given is None:
-        return {}
-    alike = {(task.model, task.sparsity, task.pattern) for task in config.all_tasks}
-    (model, sparsity, pattern), *others = alike
-    if others or pattern != "unstructured":
-        raise ValueError(
-            "pruning.allocation is for one model and one sparsity without a pattern: leave it out, "
-            "or give one task"
-        )
-    if group == "model":
-        raise ValueError(
-            "pruning.allocation must go with group row or layer: under model a formula itself "
-            "says what each layer loses"
-        )
-    target = Target(sparsity, group_of(group))
-    shares = read_shares(given, target) if isinstance(given, str) else given
-    check_shares(shares, "pruning.allocation")
-    layers = linear_layers(skeleton(load_config(model), DTYPES[config.dtype]))
-    check_layers_of(shares, layers, "pruning.allocation")
-    return dict(shares)
 
 
 def _check_texts(config: Config) -> list[str]:

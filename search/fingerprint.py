@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.allocation import Allocated
 from prunevolve.pruning.compiled import compiled
 from prunevolve.pruning.leaves import LEAVES, Statistics
 from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
@@ -33,8 +32,8 @@ fitness is no better than on 32, and the time is a third of theirs (docs/LOG.md)
 Words = npt.NDArray[np.uint64]
 """A mask on the probe, packed."""
 
-Scores = list[tuple[list[str], Tensor]]
-"""Of each stack of layers: their names, and their scores, (layers, rows, inputs)."""
+Scores = list[Tensor]
+"""Of each stack of layers, (layers, rows, inputs)."""
 
 _SKETCHED = 16
 """Words of a mask in a sketch, at most."""
@@ -168,8 +167,8 @@ class Fingerprints:
         for stack in self._stacks:
             stack.check(criterion.metric)
         for task, (_, target_of) in enumerate(self.tasks):
-            stacks = [stack for _, stack in self._scores(criterion.metric, task)]
-            masks = _unpacked(self._mask_of(criterion, task), stacks)
+            scores = self._scores(criterion.metric, task)
+            masks = _unpacked(self._mask_of(criterion, task), scores)
             check_rows_differ(masks, target_of(criterion.group), criterion.text)
         # Two groups may agree on a few rows, but not on whole layers; nor do a sum and a mean where
         # layers of several sizes compete, though all probed parts have one size.
@@ -213,14 +212,14 @@ class Fingerprints:
         try:
             mask = probe_mask(scores, target)
         except DegenerateScores:
-            mask = probe_mask([(names, s.nan_to_num()) for names, s in scores], target)
+            mask = probe_mask([stack.nan_to_num() for stack in scores], target)
         return _packed(mask)
 
     def _scores(self, metric: Metric, task: int) -> Scores:
         """Return a task's part of the stacks' scores."""
         probe = self._probe_of[task]
         return [
-            (stack.layers[place], stack.score(metric)[place])
+            stack.score(metric)[place]
             for stack in self._stacks
             if (place := stack.of_probe.get(probe))
         ]
@@ -297,14 +296,10 @@ def probe_mask(scores: Scores, target: Target) -> Tensor:
     """Return the mask of all layers of a probe, flat, in the order of the stacks."""
     group, fraction = target.group, target.sparsity
     if group.whole_model:
-        return group.mask(_joined([stack for _, stack in scores])[None], fraction)[0]
-    if isinstance(group, Allocated):
-        every = {n: one for names, stack in scores for n, one in zip(names, stack, strict=True)}
-        masks = group.select(every.__getitem__, dict.fromkeys(every, fraction))
-        return _joined([mask for _, mask in masks])
+        return group.mask(_joined(scores)[None], fraction)[0]
     if group.within_rows:  # of which layer a row is does not matter
-        return _joined([group.mask(stack.flatten(0, 1), fraction) for _, stack in scores])
-    return _joined([lowest_per_row(stack.flatten(1), fraction) for _, stack in scores])
+        return _joined([group.mask(stack.flatten(0, 1), fraction) for stack in scores])
+    return _joined([lowest_per_row(stack.flatten(1), fraction) for stack in scores])
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -8,16 +8,14 @@ stopped.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from prunevolve.configs.schema import Memory
 from prunevolve.evaluation.perplexity import perplexity
-from prunevolve.pruning.allocation import Allocated
-from prunevolve.pruning.masks import GROUPS, DegenerateScores, Group, NOfM, Target, group_of
+from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Target, group_of
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import Progress
 from prunevolve.search.memory import keep_freed_memory
@@ -47,7 +45,6 @@ class Task:
         sparsity: Fraction of the weights to remove.
         pattern: An n:m group, or None for unstructured sparsity.
         weight: Weight of this task relative to the others; 0 if it only chooses the winner.
-        shares: What each layer loses where rows or layers compete; empty: all the same.
     """
 
     name: str
@@ -55,14 +52,10 @@ class Task:
     sparsity: float
     pattern: NOfM | None
     weight: float
-    shares: Mapping[str, float] = field(default_factory=dict)
 
     def target(self, group: str) -> Target:
         """Return the target for a comparison group; a pattern fixes its own group."""
-        competing: Group = self.pattern or group_of(group)
-        if self.shares and not competing.whole_model:
-            competing = Allocated(competing, self.shares)
-        return Target(self.sparsity, competing)
+        return Target(self.sparsity, self.pattern or group_of(group))
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class Setup:
         device: A torch device.
         threads: torch threads.
         stages: Fitness windows after which a candidate may be stopped, ascending.
-        memory: What is kept in memory besides the models, and where.
+        low_memory: Whether matrices of statistics are bfloat16, and scores are not kept.
         kinds: Each window's kind of text, by role, for each model; empty if there is only one.
     """
 
@@ -89,7 +82,7 @@ class Setup:
     device: str
     threads: int
     stages: tuple[int, ...]
-    memory: Memory = field(default_factory=Memory)
+    low_memory: bool = False
     kinds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
 
     def tasks_of(self, role: str) -> list[int]:
@@ -124,7 +117,7 @@ class Evaluator:
         self.setup = setup
         tasks = Counter(task.subject for task in setup.tasks)
         self.residents = [
-            Resident(subject, windows, setup.device, setup.memory, given, tasks[i])
+            Resident(subject, windows, setup.device, setup.low_memory, given, tasks[i])
             for i, (subject, windows, given) in enumerate(
                 zip_longest(setup.subjects, setup.windows, weights)
             )

@@ -27,15 +27,11 @@ from prunevolve.search.recorder import OnRecord, ignore, recording
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.screen import FINISHED, step
 
-FREE_KEYS = (
-    "search.candidates",
-    "ray.",
-    "memory.master",
-    "memory.scores",
-    "statistics",
-    "trackers",
-)
-"""Config keys that may differ when a run is continued: how long and where, never what."""
+FREE_KEYS = ("search.candidates", "ray.", "low_memory", "trackers")
+"""Config keys that may differ when a run is continued: how long and where, never what.
+
+Statistics that the run has are used as they are, also with another `low_memory`.
+"""
 
 _BRED_AGAIN = 5
 """Records that a resumed search breeds again to check that they are its own."""
@@ -127,7 +123,7 @@ def _resume_call(folder: RunFolder) -> str:
 
 def _ready(config: Config, console: Console) -> Experiment:
     """Return the experiment with its texts, once all is checked that needs no worker."""
-    experiment, _ = check(config)
+    experiment = check(config)
     with step(console, "reading the texts"):
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
@@ -174,11 +170,11 @@ def _run(
     Args:
         records: The journal so far; emptied once it is replayed.
 
-    way_on = f"continue with {_resume_call(folder)}"
     Raises:
         Unfinished: If the run stopped before its end.
     """
     ray = experiment.config.ray
+    way_on = f"continue with {_resume_call(folder)}"
     try:
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)
@@ -241,6 +237,10 @@ def _search(
             f"{_resume_call(folder)} --set search.candidates=N",
             NOTHING_EVALUATED,
         )
+    finish(folder, experiment, pool, marks, evolution.state, started, console)
+    return FINISHED
+
+
 def _start(folder: RunFolder, records: list[Record], lag: int, console: Console) -> State:
     """Return the checkpoint's state; the empty one if the whole journal must be replayed."""
     path = folder.path / "checkpoint.json"
@@ -253,10 +253,6 @@ def _start(folder: RunFolder, records: list[Record], lag: int, console: Console)
         console.print(f"warning: {error}: all of the journal is replayed", soft_wrap=True)
         return State()
     return state
-
-
-    finish(folder, experiment, pool, marks, evolution.state, started, console)
-    return FINISHED
 
 
 # Is a continued run still the same experiment?
@@ -272,7 +268,7 @@ def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
         if not is_free(override.partition("=")[0]):
             raise FolderError(
                 f"--set {override} would make {path} a different search: a resumed run accepts "
-                "only search.candidates, ray.*, memory.master and memory.scores"
+                "only search.candidates, ray.*, low_memory and trackers"
             )
 
 

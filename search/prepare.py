@@ -3,14 +3,11 @@
 A run notes in `environment.json` what identifies it, and a continuation is compared with that.
 """
 
-import hashlib
-import json
 import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -85,41 +82,11 @@ def _statistics(
     if statistics is None:
         tokens = experiment.provenance(subject)["calibration"]["tokens"]
         model = experiment.subjects[subject].model
-        kept = _kept_name(experiment, subject, pool)
-        statistics = folder.read_tensors(kept) if kept else None
-        if statistics is None:
-            with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
-                (statistics,) = pool.ask([CollectStatistics(subject, progress.at)])
-            if kept:
-                folder.write_tensors(kept, statistics)
+        with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
+            (statistics,) = pool.ask([CollectStatistics(subject, progress.at)])
         folder.write_tensors(name, statistics)
     pool.prepare(UseStatistics(subject, statistics))
     return statistics
-
-
-def _kept_name(experiment: Experiment, subject: int, pool: Pool) -> str:
-    """Return the file in which other runs find these statistics; empty if none are kept.
-
-    Raises:
-        FolderError: If the folder that the config names cannot be made.
-    """
-    config = experiment.config
-    if config.statistics is None:
-        return ""
-    depends_on = [
-        pool.model_digest(subject),
-        tensors_digest({"calibration": experiment.windows[subject]["calibration"].tokens}),
-        experiment.subjects[subject].dtype,
-        config.memory.statistics,
-        sorted(experiment.leaves),
-    ]
-    digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    kept = Path(config.statistics).expanduser().absolute()
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(f"statistics {config.statistics!r} cannot be made: {error}") from error
-    return str(kept / f"{digest}.safetensors")
 
 
 def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:

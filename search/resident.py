@@ -12,12 +12,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from prunevolve.configs.schema import Memory
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.leaves import STATISTICS, Statistics
 from prunevolve.pruning.masks import Target, select
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import DTYPES, decoder_blocks, load_model, with_weights
+from prunevolve.pruning.models import decoder_blocks, load_model, with_weights
 from prunevolve.pruning.progress import Progress
 from prunevolve.pruning.progress import unwatched as unwatched
 from prunevolve.pruning.pruner import prune
@@ -54,7 +53,8 @@ class Resident:
 
     Args:
         windows: Token ids by role (calibration, fitness, selection, report), each (N, T).
-        memory: What is kept in memory besides the model, and where.
+        low_memory: Whether matrices of statistics are bfloat16, and scores are computed anew each
+            time, not kept while they are needed again.
         weights: The model's weights, shared with other workers on this node; None to load them.
     """
 
@@ -63,24 +63,22 @@ class Resident:
         subject: Subject,
         windows: Mapping[str, Tensor],
         device: str,
-        memory: Memory,
+        low_memory: bool = False,
         weights: Weights | None = None,
         tasks: int = 1,
     ) -> None:
         self.windows = windows
         self._tasks = tasks
-        self.memory = memory
+        self._low_memory = low_memory
         self.statistics = Statistics()
         if weights:
             model = with_weights(weights.config, subject.dtype, weights.tensors, device)
         else:
             model = load_model(subject.model, subject.dtype, device)
         self.store = ResidentStore(model.requires_grad_(False))
-        on_host = memory.master == "host" and device != "cpu"
-        # Elsewhere the loaded weights themselves: the node's workers share them, in the object
+        # The loaded weights themselves: on the CPU the node's workers share them, in the object
         # store or through the mapped file, and pruning replaces the model's weights.
-        loaded = {name: self.store.dense(name) for name in all_layers(self.store)}
-        self.master = self.store.copies() if on_host else loaded
+        self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
         self._device = device
         self._pruned: tuple[Metric, Target] | None = None
         self._scored: Metric | None = None
@@ -97,15 +95,16 @@ class Resident:
     ) -> dict[str, Tensor]:
         """Collect statistics on one of the texts and return them by `X/layer`.
 
-        Each block's statistics are rounded to `memory.statistics` and moved to the host as soon as
-        they are complete, so that the device holds one block's fp32 sums at a time.
+        Each block's statistics are moved to the host as soon as they are complete, with low memory
+        as bfloat16, so that the device holds one block's fp32 sums at a time.
         """
         self.restore()
         collected: dict[str, Tensor] = {}
 
         def keep(statistics: Statistics) -> None:
-            rounded = statistics.rounded(DTYPES[self.memory.statistics])
-            collected.update({key: tensor.cpu() for key, tensor in rounded.to_tensors().items()})
+            if self._low_memory:
+                statistics = statistics.rounded(torch.bfloat16)
+            collected.update({key: tensor.cpu() for key, tensor in statistics.to_tensors().items()})
 
         walk_dense(
             self.store,
@@ -163,7 +162,7 @@ class Resident:
 
     def _scores_of(self, metric: Metric, target: Target) -> dict[str, Tensor] | None:
         """Return where a formula's scores are kept while they are needed again; None if nowhere."""
-        if self.memory.scores != "keep" or not (target.group.whole_model or self._tasks > 1):
+        if self._low_memory or not (target.group.whole_model or self._tasks > 1):
             return None
         if self._scored != metric:
             self._scored, self._scores = metric, {}
@@ -198,6 +197,6 @@ class Resident:
             return score_layer(metric, name, weight, self.statistics.of(name))
 
         # Finding a threshold for the whole model reads each layer three times.
-        if target.group.whole_model and self.memory.scores == "keep":
+        if target.group.whole_model and not self._low_memory:
             score = cache(score)
         yield from select(score, self.master, target)

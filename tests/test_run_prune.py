@@ -12,7 +12,7 @@ import pytest
 import search_process
 import torch
 from filelock import FileLock
-from toy_models import tensors_of, toy_model
+from toy_models import tensors_of, toy_model, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
@@ -772,7 +772,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     request = Recipe(Metric.parse(recipe["metric"]), target)
     prune(resident, request, Texts(windows), statistics=found)
     written = tensors_of(tmp_path / "out")
-    for name, weight in resident.copies().items():
+    for name, weight in weights_of(resident.model).items():
         assert torch.equal(written[f"{name}.weight"], weight), name
 
 

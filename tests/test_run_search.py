@@ -70,10 +70,10 @@ def chosen_elsewhere(tiny_llama_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     more = [
         *("pruning.group=model", "search.units=required", "search.primitives=extended"),
-        *(f"selection.model={tiny_llama_dir}", f"statistics={folder / 'kept'}"),
+        f"selection.model={tiny_llama_dir}",
     ]
-    printed = search(folder / "run", *more)
-    return folder, more, printed
+    search(folder / "run", *more)
+    return folder / "run"
 
 
 def read(path):
@@ -207,7 +207,7 @@ def test_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_metric(
 
 
 def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhere, tiny_llama_dir):
-    run = chosen_elsewhere[0] / "run"
+    run = chosen_elsewhere
     summary = read(run / "summary.json")
     assert [(task["weight"], task["model"]) for task in summary["tasks"]] == [
         (1.0, "embedded"),
@@ -230,20 +230,6 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     for one in standings[:3]:
         criterion = Criterion.parse(one["metric"], one["group"])
         assert one["selection_loss"] == pytest.approx(losses(criterion), rel=1e-5)
-
-
-def test_kept_statistics_serve_another_run(chosen_elsewhere):
-    folder, more, printed = chosen_elsewhere
-    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "kept").iterdir()}
-    assert len(kept) == 2
-    again = search(folder / "again", *more, "search.candidates=8")
-    assert "collecting statistics" in printed
-    assert "collecting statistics" not in again
-    assert {p.name: p.stat().st_mtime_ns for p in (folder / "kept").iterdir()} == kept
-    first, second = (lines_of(folder / name / "journal.jsonl") for name in ("run", "again"))
-    assert second == first[:8]
-    search(folder / "other", *more, "search.candidates=8", "calibration.windows=1")
-    assert len(list((folder / "kept").iterdir())) == 4
 
 
 def test_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):
@@ -398,6 +384,20 @@ def test_every_step_says_how_far_it_came(finished):
         "measuring the dense model and the named metrics on the fitness text: 7 of 7, ",
         "scoring the finalists on the selection text: ",
         f"measuring the winner, the front and the baselines on the report text: {measured}, ",
+        "drawing the report: ",
+    ):
+        assert line in printed
+
+
+def test_finished_run_can_be_extended(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (finished / "journal.jsonl").read_bytes()
+    call("--resume", run, "--set", "search.candidates=18")
+    after = (run / "journal.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 18
+
+
 def extended(run, call):
     """Extend a run by four candidates; return its journal and what was printed."""
     out, _ = call("--resume", run, "--set", "search.candidates=20")
@@ -425,20 +425,6 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
     unfit = f"warning: checkpoint.json does not fit the journal{replayed}"
     assert unfit in results["another's"][1]
     assert "replayed" not in results["used"][1] + results["deleted"][1]
-
-
-        "drawing the report: ",
-    ):
-        assert line in printed
-
-
-def test_finished_run_can_be_extended(finished, tmp_path, call):
-    run = shutil.copytree(finished, tmp_path / "run")
-    before = (finished / "journal.jsonl").read_bytes()
-    call("--resume", run, "--set", "search.candidates=18")
-    after = (run / "journal.jsonl").read_bytes()
-    assert after.startswith(before)
-    assert len(after.splitlines()) == 18
 
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, monkeypatch, call):

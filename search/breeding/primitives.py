@@ -6,7 +6,6 @@ Numbers and factors are drawn from the module `random`, as DEAP draws; see
 
 import math
 import random
-from collections.abc import Sequence
 from functools import lru_cache
 
 from deap import gp
@@ -36,41 +35,16 @@ REDUCERS = ("rowmean", "rowmax", "rownorm", "colmean", "colmax", "colnorm")
 """Operators that leave one side of a matrix; a sum is a mean, up to a factor for the layer."""
 
 
-def drawn_leaves(name: str, without: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the leaves of a set in `pruning.leaves.LEAF_SETS` but some.
-
-    Raises:
-        ValueError: If one is not in the set, or too few are left to draw products from.
-    """
-    leaves = LEAF_SETS[name]
-    if unknown := [leaf for leaf in without if leaf not in leaves]:
-        raise ValueError(
-            f"search.without must be leaves of the {name} set, {', '.join(leaves)}; "
-            f"got {unknown[0]!r}"
-        )
-    left = tuple(leaf for leaf in leaves if leaf not in without)
-    matrices = [leaf for leaf in left if LEAVES[leaf].shape == MATRIX]
-    if "W" not in left or len(matrices) < 2 or len(matrices) == len(left):
-        raise ValueError(
-            "search.without must leave W, another leaf that differs by weight (G or M), and one "
-            f"that does not, got {', '.join(without)}"
-        )
-    return left
-
-
-def primitive_set(name: str, without: Sequence[str] = ()) -> gp.PrimitiveSet:
+def primitive_set(name: str) -> gp.PrimitiveSet:
     """Return DEAP's `PrimitiveSet` for an operator set in `pruning.operators.SETS`.
 
     In sets with numbers one terminal, `BLANK`, stands for all of them: DEAP's ephemeral constants
     are classes that live as long as the process, so `fill_in_numbers` draws numbers instead.
-
-    Raises:
-        ValueError: See `drawn_leaves`.
     """
     primitives = gp.PrimitiveSet("metric", 0)
     for operator_name, operator in SETS[name].items():
         primitives.addPrimitive(operator.function, operator.arity, name=operator_name)
-    for leaf in drawn_leaves(name, without):
+    for leaf in LEAF_SETS[name]:
         primitives.addTerminal(None, name=leaf)
         if name in SETS_WITH_NUMBERS:
             # Most leaves are vectors or scalars, so those that vary along more axes weigh more.

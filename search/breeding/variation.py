@@ -85,8 +85,7 @@ class Breeder:
     def _variation(self) -> Variation:
         # Only under `model` do the scores of layers compete.
         comparable = self.group == "model" and self.search.units == "required"
-        primitives = primitive_set(self.search.primitives, self.search.without)
-        return Variation(self.search, primitives, comparable)
+        return Variation(self.search, primitive_set(self.search.primitives), comparable)
 
     def brood(self, index: int, state: State) -> list[Candidate]:
         """Make what candidate `index` is chosen from; a seed is the only one.

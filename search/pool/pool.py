@@ -366,6 +366,8 @@ class Pool:
         if self._is_refused:
             raise PoolError(f"no worker could be started: {self._trouble}")
         why = f"; the last fault: {self._trouble}" if self._trouble else ""
+        if "memory" in self._trouble:
+            why += ": set low_memory=true or fewer ray.workers"
         failed = sum(kind not in ("lost", "crowded") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
             raise PoolError(f"no worker could be started, {failed} times{why}")

@@ -234,7 +234,8 @@ class Actors:
         self._cpus, self._gpus = call.ray.cpus_per_worker, call.ray.gpus_per_worker
         actor = call.actor or Worker
         self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(actor)
-        ships = call.ray.ship_model or (call.ray.address == LOCAL and not self._gpus)
+        # On one machine's CPU all workers share the weights, whatever dtype the files have.
+        ships = call.ray.address == LOCAL and not self._gpus
         models = map(_shipped, call.setup.subjects) if ships else []
         self._arguments = [call.setup, ray.put(call.windows), code_digest(), *models]
 

@@ -163,7 +163,6 @@ def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message)
         ("dtype=int8", "dtype = 'int8': Input should be 'float32', 'bfloat16' or 'float16'"),
         ("fitness.length=1", "fitness.length = '1': Input should be greater than or equal to 2"),
         ("ray.cpus_per_worker=0", "ray.cpus_per_worker = '0': Input should be greater than or "),
-        ("memory.master=cpu", "memory.master = 'cpu': Input should be 'device' or 'host'"),
     ],
 )
 def test_load_refuses_a_value_and_says_its_rule(override, message):

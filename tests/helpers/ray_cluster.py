@@ -39,7 +39,7 @@ def cluster_of(orders, **head):
 @contextmanager
 def pool_of(cluster, setup, wait=60.0, start=120.0, **ray):
     """Open a pool, with any settings of the section `ray`."""
-    config = Ray(address=cluster.address, **{"ship_model": True, **ray})
+    config = Ray(**{"address": cluster.address, **ray})
     with ray_backend(setup, config, HeldWorker) as backend:
         yield Pool(backend, setup, config.workers, wait, start)
 

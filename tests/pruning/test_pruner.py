@@ -134,7 +134,7 @@ def test_prune_writes_zeros_and_the_dense_bits_elsewhere(dtype, target):
 @pytest.mark.parametrize("dtype", BITS)
 def test_restore_writes_the_dense_bits(dtype):
     store = ResidentStore(toy_model("llama").to(dtype))
-    master = store.copies()
+    master = weights_of(store.model)
     first = next(iter(master.values()))
     first[0, :4] = torch.tensor([-0.0, 0.0, torch.finfo(dtype).tiny / 4, float("nan")])
     for layer in linear_layers(store.model).values():

@@ -1,4 +1,4 @@
-"""What a pruning and workers need, worked by hand."""
+"""What a pruning needs, worked by hand."""
 
 import dataclasses
 
@@ -17,7 +17,6 @@ from prunevolve.pruning.sizes import (
     plan_pruning,
     sizes_of,
     with_whole_model,
-    worker_needs,
 )
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
@@ -27,26 +26,25 @@ TOY_PARAMETERS = TOY_PRUNABLE + 2 * 61 * 16 + 5 * 16  # embeddings, head, norms
 
 
 def toy(dtype="float32", leaves="G", saved="float32", **options):
-    work = Work(dtype, saved, frozenset(leaves), (3, 12), (2, 10), **options)
+    work = Work(dtype, saved, frozenset(leaves), (3, 12), (2, 10), **{"values": 6, **options})
     return sizes_of(toy_model("llama"), work)
 
 
 def test_sizes_of_a_model_are_those_of_its_layers():
     found = toy("float16", "W", saved="bfloat16")
-    assert (found.model, found.prunable) == (2 * TOY_PARAMETERS, 2 * TOY_PRUNABLE)
+    assert found.model == 2 * TOY_PARAMETERS
     assert found.blocks == (2 * (TOY_BLOCK + 2 * 16),) * 2
-    assert (found.scores, found.new_weights) == (4 * TOY_PRUNABLE, 2 * TOY_BLOCK)
+    assert found.new_weights == 2 * TOY_BLOCK
     assert found.scoring == 24 * 384 + 2 * TOY_BLOCK
     assert (found.statistics, found.sums) == (0, 0)
 
 
-@pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("bfloat16", 2)])
-def test_sizes_of_statistics_round_matrices_and_not_vectors(dtype, item):
+def test_sizes_of_statistics_are_those_of_matrices_and_vectors():
     inputs, outputs = 6 * 16 + 24, 16 + 8 + 8 + 16 + 24 + 24 + 16
-    assert toy(leaves="WG", statistics_dtype=dtype).statistics == item * TOY_PRUNABLE
-    assert toy(leaves="X", statistics_dtype=dtype).statistics == 2 * 4 * inputs
-    everything = 2 * item * TOY_PRUNABLE + 8 * (3 * inputs + outputs + 2 * 7)
-    assert toy(leaves=LEAF_SETS["extended"], statistics_dtype=dtype).statistics == everything
+    assert toy(leaves="WG").statistics == 4 * TOY_PRUNABLE
+    assert toy(leaves="X").statistics == 2 * 4 * inputs
+    everything = 2 * 4 * TOY_PRUNABLE + 8 * (3 * inputs + outputs + 2 * 7)
+    assert toy(leaves=LEAF_SETS["extended"]).statistics == everything
 
 
 def test_sizes_of_windows_count_gradients_where_a_leaf_needs_them():
@@ -104,48 +102,6 @@ def test_with_whole_model_counts_it_where_that_is_more_than_pruning_and_refuses_
     tight = dataclasses.replace(plan, budget=sum(whole.values()) - 1)
     with pytest.raises(ValueError, match=r"max-memory must be at least 1\.61 GiB for zero-shot"):
         with_whole_model(tight, large)
-
-
-def needs_of(*models, **options):
-    defaults = {"keeps_scores": True, "master_on_host": False, "on_gpu": True, "by_ray": True}
-    return worker_needs(models, **(defaults | options))
-
-
-def test_worker_needs_on_a_gpu_are_model_copy_statistics_scores_and_work():
-    found = toy()
-    needs = needs_of(found)
-    assert needs.device == {
-        "model": 4 * TOY_PARAMETERS,
-        "master copy": 4 * TOY_PRUNABLE,
-        "statistics": 4 * TOY_PRUNABLE,
-        "scores": 2 * 4 * TOY_PRUNABLE,  # of two formulas
-        "work": max(found.scoring, found.window) + found.logits,
-        "CUDA": GIB,
-    }
-    assert needs.worker["model while it is loaded"] == 4 * TOY_PARAMETERS
-    assert needs.worker["master copy"] == 0
-    assert needs.node["statistics in Ray's object store"] == 4 * TOY_PRUNABLE
-    assert needs.node["collecting"] == 4 * TOY_PRUNABLE + found.states
-
-
-def test_worker_needs_of_several_models_add_up_but_for_the_work():
-    one, two = needs_of(toy()).device, needs_of(toy(), toy()).device
-    for name in ("model", "master copy", "statistics"):
-        assert two[name] == 2 * one[name]
-    assert two["work"] == one["work"]
-    # The last formula's scores of the other model stay until its own turn.
-    assert two["scores"] == one["scores"] + 4 * TOY_PRUNABLE
-
-
-def test_worker_needs_are_less_where_the_config_says_so_and_on_the_cpu():
-    needs = needs_of(toy(), keeps_scores=False, master_on_host=True)
-    assert (needs.device["scores"], needs.device["master copy"]) == (0, 0)
-    assert needs.worker["master copy"] == 4 * TOY_PRUNABLE
-    on_cpu = needs_of(toy(), on_gpu=False)
-    assert (on_cpu.device, on_cpu.worker["statistics"]) == ({}, 0)
-    alone = needs_of(toy(), on_gpu=False, by_ray=False)
-    assert alone.node["statistics in Ray's object store"] == 0
-    assert alone.node["the driver"] == 4 * TOY_PRUNABLE
 
 
 @pytest.mark.parametrize(("size", "text"), [(GIB, "1.00 GiB"), (GIB // 20, "51.20 MiB")])

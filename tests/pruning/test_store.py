@@ -81,7 +81,7 @@ def recipe_of(propagation, metric, group, **parts):
 def resident_of(folder):
     """Return the model of a folder in memory, and its dense weights."""
     made = ResidentStore(load_model(str(folder), "float32"))
-    return made, made.copies()
+    return made, weights_of(made.model)
 
 
 def expected_tensors(folder, recipe):
@@ -91,7 +91,7 @@ def expected_tensors(folder, recipe):
     prune(resident, recipe, Texts(toy_windows()))
     tensors = tensors_of(folder)
     names = published_tensors("", resident.model, Checkpoint(folder).entries)
-    for layer, weight in resident.copies().items():
+    for layer, weight in weights_of(resident.model).items():
         published = names[f"{layer}.weight"]
         assert (weight == 0).any()
         tensors[published] = weight.to(tensors[published].dtype)
@@ -135,7 +135,7 @@ def test_written_shards_load_as_a_model(dense, tmp_path, family):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     resident, _ = resident_of(folder)
     expected_tensors(folder, recipe)  # which prunes the resident one
-    assert_same_tensors(weights_of(loaded), resident.copies())
+    assert_same_tensors(weights_of(loaded), weights_of(resident.model))
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
@@ -307,7 +307,7 @@ def test_allocation_and_update_decide_what_goes_of_each_layer_and_what_is_saved(
     allocation = Allocation(Metric.parse(metric), by_outliers)
     recipe = recipe_of(propagation, metric, group, allocation=allocation, update=RESCALED)
     resident = ResidentStore(load_model(str(folder), "float32"))
-    before = resident.copies()
+    before = weights_of(resident.model)
     found = walk.collect(resident, toy_windows(), frozenset("XG"))
     scores = {
         name: recipe.metric.score(W=weight.abs(), X=found["X"][name], G=found["G"][name])
@@ -318,7 +318,7 @@ def test_allocation_and_update_decide_what_goes_of_each_layer_and_what_is_saved(
     told = {}
     prune(resident, recipe, Texts(toy_windows()), tell=told.__setitem__)
     assert told == {"shares": fractions}
-    for name, weight in resident.copies().items():
+    for name, weight in weights_of(resident.model).items():
         per_row = int(weight.shape[1] * fractions[name]) * len(weight)
         whole = int(weight.numel() * fractions[name])
         assert int((weight == 0).sum()) == (per_row if group == "row" else whole), name

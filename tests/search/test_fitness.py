@@ -23,7 +23,6 @@ from toy_setup import (
     words,
 )
 
-from prunevolve.configs.schema import Memory
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.masks import select
 from prunevolve.pruning.metric import Criterion
@@ -266,26 +265,23 @@ def test_losses_zeros_and_overlap_of_a_degenerate_metric_are_none(evaluator):
     assert_dense(evaluator)
 
 
-def with_memory(memory):
+def with_memory(low_memory):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    windows = (words(3),)
-    return setup_of(windows=windows, leaves=frozenset("XGM"), device=device, memory=memory)
+    leaves = frozenset("XGM")
+    return setup_of(windows=(words(3),), leaves=leaves, device=device, low_memory=low_memory)
 
 
 @pytest.fixture(scope="module")
 def plenty():
-    return made_of(with_memory(Memory()))
+    return made_of(with_memory(False))
 
 
 @pytest.mark.parametrize("group", ["row", "model"])
-def test_copy_on_the_host_and_scores_made_again_change_nothing(plenty, group):
-    sparing = Evaluator(with_memory(Memory(master="host", scores="recompute")))
-    statistics = sparing.collect_statistics(0)
-    sparing.use_statistics(0, statistics)
+def test_scores_made_again_change_nothing(plenty, group):
+    sparing = Evaluator(with_memory(True))
+    sparing.use_statistics(0, plenty.residents[0].statistics.to_tensors())
     sparing.use_scale(plenty.scale)
     assert sparing.digests == plenty.digests
-    expected = plenty.residents[0].statistics.to_tensors()
-    assert_same_tensors(statistics, {name: tensor.cpu() for name, tensor in expected.items()})
     for metric in (SNIP.metric, WANDA.metric):
         criterion = Criterion(metric, group)
         one = candidate(criterion)
@@ -295,7 +291,7 @@ def test_copy_on_the_host_and_scores_made_again_change_nothing(plenty, group):
 
 
 def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
-    rounding = Evaluator(with_memory(Memory(statistics="bfloat16")))
+    rounding = Evaluator(with_memory(True))
     rounded = rounding.collect_statistics(0)
     rounding.use_statistics(0, rounded)
     rounding.use_scale(plenty.scale)
@@ -313,10 +309,3 @@ def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
     assert probe[name].dtype == torch.float32
     assert torch.equal(probe[name], probe[name].bfloat16().float())
     assert rounding.evaluate(candidate(SNIP)).kind == "evaluated"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_copy_on_the_host_is_pinned_beside_a_gpu():
-    resident = Evaluator(with_memory(Memory(master="host"))).residents[0]
-    assert all(copy.is_pinned() for copy in resident.master.values())

@@ -4,7 +4,6 @@ import pytest
 import torch
 from refusals import refusal
 
-from prunevolve.pruning.allocation import Allocated
 from prunevolve.pruning.leaves import Statistics
 from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of, select
 from prunevolve.pruning.metric import Metric
@@ -67,11 +66,7 @@ def test_take_probe_takes_evenly_spaced_inputs_and_whole_groups_of_a_pattern(tar
     assert torch.equal(probe.statistics["X"]["layers.0.up"], probe.weights["layers.0.up"][:1])
 
 
-SHARES = {"0.0": 0.2, "0.1": 0.4, "0.2": 0.7, "1.0": 0.5, "1.1": 0.3}
-ALLOCATED = [Allocated(group_of(name), SHARES) for name in ("row", "layer")]
-
-
-@pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4), *ALLOCATED])
+@pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4)])
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.73])
 def test_probe_mask_of_stacked_layers_is_that_of_the_layers(group, sparsity):
     generator = torch.Generator().manual_seed(1)
@@ -82,9 +77,7 @@ def test_probe_mask_of_stacked_layers_is_that_of_the_layers(group, sparsity):
         n: layer for i, stack in enumerate(stacks) for n, layer in zip(names[i], stack, strict=True)
     }
     expected = [mask.flatten() for _, mask in select(layers.__getitem__, layers, target)]
-    assert torch.equal(
-        probe_mask(list(zip(names, stacks, strict=True)), target), torch.cat(expected)
-    )
+    assert torch.equal(probe_mask(stacks, target), torch.cat(expected))
 
 
 def test_rows_of_one_mask_are_refused_unless_another_layer_or_nothing_is_removed():

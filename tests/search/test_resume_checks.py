@@ -47,7 +47,7 @@ def test_config_that_differs_in_anything_but_what_is_free_is_refused(folder, ove
     seeds = "search.seeds=['mul(W, sqrt(X))']"
     expected = message.format(path=folder.path)
     assert refused(check_config, folder, config(seeds, override), 5).startswith(expected)
-    more = ("search.candidates=9", "ray.workers=3", "memory.scores=recompute")
+    more = ("search.candidates=9", "ray.workers=3", "low_memory=true")
     check_config(folder, config(seeds, *more), 5)
 
 

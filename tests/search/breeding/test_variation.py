@@ -16,7 +16,6 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
 from prunevolve.search.breeding.primitives import (
     BLANK,
-    drawn_leaves,
     fill_in_numbers,
     primitive_set,
     to_metric,
@@ -106,27 +105,6 @@ def test_random_metrics_reach_every_depth_and_every_primitive(variation):
     name = "release" if variation is RELEASE else "extended"
     names = {node.name for metric in drawn for node in metric.nodes() if not node.is_constant}
     assert names == {*SETS[name], *LEAF_SETS[name]}
-
-
-def test_leaves_that_are_left_out_are_never_drawn():
-    primitives = primitive_set("extended", ("D", "H", "G"))
-    variation = replace(EXTENDED, primitives=primitives)
-    names = {n.name for seed in range(800) for n in parents(seed, variation)[0].nodes()}
-    assert names & set(LEAF_SETS["extended"]) == {*LEAF_SETS["extended"]} - {"D", "H", "G"}
-
-
-@pytest.mark.parametrize(
-    ("name", "without", "message"),
-    [
-        ("release", ["M"], "leaves of the release set, W, G, X; got 'M'"),
-        ("extended", ["W"], "must leave W, .* got W$"),
-        ("extended", ["G", "M"], "must leave W, another leaf .* got G, M$"),
-        ("release", ["X"], "and one that does not, got X$"),
-    ],
-)
-def test_leaves_that_cannot_be_left_out_are_refused(name, without, message):
-    with pytest.raises(ValueError, match=message):
-        drawn_leaves(name, without)
 
 
 def test_random_metric_falls_back_where_the_limits_allow_nothing():

@@ -8,7 +8,6 @@ from ray_cluster import Orders, cluster_of, pool_of, until, until_arrival
 from toy_models import toy_model
 from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
-from prunevolve.configs.schema import Memory
 from prunevolve.pruning.models import linear_layers
 from prunevolve.search.pool import pool as pools
 from prunevolve.search.pool.pool import PoolError
@@ -103,12 +102,12 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
         embedded_setup(),
         subjects=(Subject(str(folder), "float32"),),
         leaves=frozenset("XGM"),
-        memory=Memory(scores="recompute"),
+        low_memory=True,
     )
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=2, object_store_memory=1 << 30) as made:
-        for ships in (True, False):
-            with pool_of(made, setup, ship_model=ships) as pool:
+        for address in (made.address, "local"):
+            with pool_of(made, setup, address=address, workers=2) as pool:
                 brief(pool, setup)
                 until(pool, lambda pool=pool: pool.staff.ready == 2)
                 outcomes_of(pool, [Candidate(index, SNIP) for index in range(6)])
