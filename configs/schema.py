@@ -383,8 +383,8 @@ class Config(_Section):
         default=None,
         description="folder in which statistics are kept, by model and text, for other runs",
     )
-    trackers: list[Literal["tensorboard", "mlflow"]] = Field(
-        default=[], description="where progress is sent, besides the run folder"
+    tensorboard: bool = Field(
+        default=False, description="write event files into the run's folder tensorboard"
     )
 
     @property

@@ -12,6 +12,7 @@ from rich.console import Console
 from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
+from prunevolve.pruning.progress import step
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, pinned_config
 from prunevolve.search.fingerprint import Fingerprints
@@ -24,7 +25,7 @@ from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import noted, prepare
 from prunevolve.search.recorder import OnRecord, ignore, recording
 from prunevolve.search.results import finish, say_files, write_report
-from prunevolve.search.screen import FINISHED, step
+from prunevolve.search.status import FINISHED
 
 FREE_KEYS = (
     "search.candidates",
@@ -32,7 +33,7 @@ FREE_KEYS = (
     "memory.master",
     "memory.scores",
     "statistics",
-    "trackers",
+    "tensorboard",
 )
 """Config keys that may differ when a run is continued: how long and where, never what."""
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel
 from transformers import PreTrainedModel
 
+from prunevolve import extras
 from prunevolve.configs.schema import Config, Ray
 from prunevolve.pruning import models
 from prunevolve.pruning.baselines import BASELINES
@@ -30,7 +31,6 @@ from prunevolve.pruning.sizes import (
 from prunevolve.pruning.store import BATCH_TOKENS
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.population import FINALISTS
-from prunevolve.search.recorder import check_trackers
 from prunevolve.search.resident import Subject
 
 _LEAST_LAG, _GOOD_LAG = 4, 16
@@ -70,7 +70,8 @@ def check(config: Config) -> tuple[Experiment, list[str]]:
             f"ray.cpus_per_worker = {ray.cpus_per_worker} is more than the {cores} cores of this "
             f"machine: give at most {cores}"
         )
-    check_trackers(config.trackers)
+    if config.tensorboard:
+        extras.require("trackers", "tensorboard")
     return experiment, memory_lines(experiment)
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 from prunevolve.search.fitness import Setup
@@ -30,7 +31,6 @@ from prunevolve.search.pool.requests import (
     WindowLosses,
 )
 from prunevolve.search.scale import Cell, Scale, cell_of
-from prunevolve.search.screen import step
 
 SCALE = "scale.json"
 
@@ -88,8 +88,8 @@ def _statistics(
         kept = _kept_name(experiment, subject, pool)
         statistics = folder.read_tensors(kept) if kept else None
         if statistics is None:
-            with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
-                (statistics,) = pool.ask([CollectStatistics(subject, progress.at)])
+            with step(console, f"collecting statistics of {model} on {tokens} tokens"):
+                (statistics,) = pool.ask([CollectStatistics(subject)])
             if kept:
                 folder.write_tensors(kept, statistics)
         folder.write_tensors(name, statistics)
@@ -136,9 +136,8 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
     scale = read_scale(folder)
     if scale is None:
         setup = experiment.setup
-        title = "measuring the dense model and the named metrics on the fitness text"
-        count = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
-        with step(console, title, count) as progress, pool.counting(progress.advance):
+        total = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
+        with counted(console, "dense and named metrics", total) as count, pool.counting(count):
             scale = scale_of(setup, pool.ask)
         folder.write_json(SCALE, scale.model_dump())
     pool.prepare(UseScale(scale))
