@@ -26,7 +26,7 @@ from rich.text import Text
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the units done and the units in all."""
 
-_LEAST_SECONDS, _MOST_SECONDS = 2.0, 60.0
+_LEAST_SECONDS, _MOST_SECONDS = 10.0, 60.0
 """Seconds between two plain lines: a tenth of the time so far, within these."""
 
 

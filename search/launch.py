@@ -128,7 +128,7 @@ def _resume_call(folder: RunFolder) -> str:
 def _ready(config: Config, console: Console) -> Experiment:
     """Return the experiment with its texts, once all is checked that needs no worker."""
     experiment, _ = check(config)
-    with step(console, "reading the texts"):
+    with console.status("reading the texts"):  # no line, in case one is refused
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)

@@ -35,7 +35,7 @@ def test_lines_grow_rarer_the_longer_a_stage_takes(clock, plain):
             show("prune", second, 2000)
     lines = plain.file.getvalue().splitlines()
     done = [int(line.split("/")[0].removeprefix("prune: ")) for line in lines]
-    assert done[:3] == [3, 6, 9]
+    assert done[:3] == [11, 22, 33]
     assert done[-1] - done[-2] == 61
     assert len(done) < 60
 
