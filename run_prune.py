@@ -23,7 +23,7 @@ from prunevolve.pruning.output.options import (
     read_recipe,
     read_unfinished,
 )
-from prunevolve.pruning.progress import step
+from prunevolve.pruning.progress import on_stderr
 
 EXAMPLES = (
     "python run_prune.py --model embedded --metric wanda --out pruned",
@@ -191,7 +191,7 @@ def prune_model(
             raise ValueError("--evaluate prunes nothing: leave out --model, --metric and --out")
         chosen = recipe or (None if metric else "fast")
         given, sums = read_recipe(chosen, pattern) if chosen else (Options(), None)
-        with step("loading torch and transformers"):
+        with on_stderr().status("loading torch and transformers"):
             from prunevolve.pruning.output import command
             from prunevolve.pruning.output.folder import WorkFolder
             from prunevolve.pruning.output.request import make_request

@@ -14,6 +14,7 @@ from prunevolve.configs import schema
 from prunevolve.configs.files import shipped
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import read_object
+from prunevolve.pruning.progress import PlainConsole
 
 EXAMPLES = (
     "python run_search.py  (the embedded model, no download)",
@@ -70,7 +71,7 @@ def command(
     version: Annotated[bool, command_line.version_option()] = False,
 ) -> Answer:
     """Evolve a symbolic pruning metric."""
-    console = command_line.InterruptibleConsole(highlight=False, markup=False)
+    console = PlainConsole()
     overrides = overrides or []
     inspected = report or status
     if print_config:
@@ -144,7 +145,7 @@ def _rebuild_report(path: Path, console: Console) -> Answer:
 
 def _show_status(path: Path, console: Console) -> Answer:
     from prunevolve.search.journal import RunFolder
-    from prunevolve.search.screen import print_status
+    from prunevolve.search.status import print_status
 
     folder = RunFolder.look(path)
     print_status(folder, console)

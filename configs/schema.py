@@ -354,8 +354,8 @@ class Config(_Section):
         "bfloat16, and no scores, which are then computed again for each task and threshold",
     )
     ray: Ray = Ray()
-    trackers: list[Literal["tensorboard", "mlflow"]] = Field(
-        default=[], description="where progress is sent, besides the run folder"
+    tensorboard: bool = Field(
+        default=False, description="write event files into the run's folder tensorboard"
     )
 
     @property

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tomllib
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
@@ -16,7 +15,6 @@ from types import FrameType
 from typing import Any, NoReturn, ParamSpec
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand
 
 Arguments = ParamSpec("Arguments")
@@ -78,16 +76,6 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         restore()
-
-
-class InterruptibleConsole(Console):
-    """A console that ends the run as Ctrl-C does, resumable, when its reader is gone."""
-
-    def on_broken_pipe(self) -> None:
-        """Interrupt the main thread, whichever thread has printed, and print nothing more."""
-        self.quiet = True
-        _discard_output()
-        interrupt_main()
 
 
 def _discard_output() -> None:

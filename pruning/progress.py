@@ -1,75 +1,149 @@
-"""Progress of the work, on stderr: a spinner and bars on a terminal, occasional lines elsewhere.
-
-It goes to what is stderr when it begins, so that what a library prints later can be dropped.
-"""
+"""Progress of the work: bars on a terminal, elsewhere a plain line now and then."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from typing import IO, NoReturn, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.text import Text
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the units done and the units in all."""
 
-PATIENCE = 2.0
-"""Fewest seconds between two lines."""
+_LEAST_SECONDS, _MOST_SECONDS = 10.0, 60.0
+"""Seconds between two plain lines: a tenth of the time so far, within these."""
 
-_LONGEST_SILENCE = 60.0
+
+class PlainConsole(Console):
+    """A console that prints text as it is, and raises BrokenPipeError as `print` does.
+
+    Args:
+        file: Where it prints; stdout by default.
+    """
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        super().__init__(file=file, emoji=False, highlight=False, markup=False)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise the error that rich is handling, in place of SystemExit."""
+        raise
+
+
+class Show(Protocol):
+    """Shows how far a stage is, and lines about it."""
+
+    def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
+        """Show the stage; what was said about it before is replaced."""
 
 
 def unwatched(stage: str, done: int, total: int) -> None:
     """Ignore the progress."""
 
 
-@contextmanager
-def step(what: str) -> Iterator[None]:
-    """Show on a terminal what is being done."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(file=sys.stderr).status(what):
-        yield
+def on_stderr() -> Console:
+    """Return a console on what is stderr now: what libraries print later may be dropped."""
+    return PlainConsole(sys.stderr)
 
 
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """Show bars on a terminal; elsewhere occasional lines, and one at each stage's end."""
-    if not sys.stderr.isatty():
-        yield Lines().tell
+def step(console: Console, title: str) -> Iterator[None]:
+    """Show what is done inside the context: a spinner on a terminal, elsewhere one line."""
+    if not console.is_interactive:
+        console.print(title, soft_wrap=True)
+        yield
         return
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID, TimeElapsedColumn
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        bars.add_task(title, total=None)
+        yield
 
-    columns = (*Bars.get_default_columns(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(file=sys.stderr)) as bars:
-        tasks: dict[str, TaskID] = {}
 
-        def show(stage: str, done: int, total: int) -> None:
+@contextmanager
+def counted(console: Console, stage: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a stage; yield a function that counts one more of its units as done."""
+    with shown_progress(console) as show:
+        show(stage, 0, total)
+        done = count(1)
+        yield lambda: show(stage, next(done), total)
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[Show]:
+    """Show stages inside the context: as bars on a terminal, elsewhere as `Lines`."""
+    if not console.is_interactive:
+        yield Lines(console)
+        return
+    bars = Bars(
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        _TimeLeft(),
+        console=console,
+    )
+    tasks: dict[str, TaskID] = {}
+    with Live(bars, console=console) as live:
+
+        def show(stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage)
+                tasks[stage] = bars.add_task(stage, completed=done, total=total)
             bars.update(tasks[stage], completed=done, total=total)
+            live.update(Group(bars, *map(Text, about)))
 
         yield show
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time that a stage will still take, if it is not finished."""
+
+    def render(self, task: Task) -> Text:
+        """Return it as text."""
+        return Text() if task.finished else super().render(task).append(" left")
+
+
 class Lines:
-    """Progress in plain lines on stderr: the longer a stage takes, the rarer they are."""
+    """Progress in plain lines: the longer the work takes, the rarer they are."""
 
-    def __init__(self) -> None:
-        self._began = self._last = time.monotonic()
-        self._stream = sys.stderr
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = self._printed = time.monotonic()
+        self._firsts: dict[str, tuple[float, int]] = {}
 
-    def tell(self, stage: str, done: int, total: int) -> None:
-        """Take how far a stage is; say it if nothing was said for long, and the stage's end."""
+    def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
+        """Print how far a stage is if nothing was printed for long, and its end."""
         now = time.monotonic()
         took = now - self._began
+        since, first = self._firsts.setdefault(stage, (now, done))
         if done >= total:
             # Since the stage before it ended: what leads up to a stage is part of it.
-            print(f"{stage}: {done}/{total} ({took:.1f} s)", file=self._stream, flush=True)
-            self._began = self._last = now
-        elif now - self._last > min(_LONGEST_SILENCE, max(PATIENCE, took / 10)):
-            print(f"{stage}: {done}/{total}, {took:.0f} s so far", file=self._stream, flush=True)
-            self._last = now
+            self._print(f"{stage}: {done}/{total} ({took:.1f} s)", *about)
+            self._began = now
+        elif now - self._printed > min(_MOST_SECONDS, max(_LEAST_SECONDS, took / 10)):
+            times = f"{_clock(took)} so far"
+            if done > first:
+                times += f", {_clock((now - since) / (done - first) * (total - done))} left"
+            self._print(f"{stage}: {done}/{total}, {times}", *about)
+
+    def _print(self, *parts: str) -> None:
+        self._console.print("; ".join(parts), soft_wrap=True)
+        self._printed = time.monotonic()
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

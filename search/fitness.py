@@ -17,10 +17,9 @@ from torch import Tensor
 from prunevolve.evaluation.perplexity import perplexity
 from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Target, group_of
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.progress import Progress
 from prunevolve.search.memory import keep_freed_memory
 from prunevolve.search.population import Candidate, Outcome
-from prunevolve.search.resident import Resident, Subject, Weights, unwatched
+from prunevolve.search.resident import Resident, Subject, Weights
 from prunevolve.search.scale import Scale
 
 SLACK = 0.2
@@ -134,10 +133,10 @@ class Evaluator:
         """Hashes of those dense weights of the models that get pruned."""
         return tuple(resident.digest() for resident in self.residents)
 
-    def collect_statistics(self, subject: int, progress: Progress = unwatched) -> dict[str, Tensor]:
+    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
         resident, leaves = self.residents[subject], self.setup.leaves
-        return resident.collect_statistics(leaves, "calibration", progress)
+        return resident.collect_statistics(leaves, "calibration")
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Use a model's statistics; see `Resident.use_statistics`."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
+from prunevolve.pruning.progress import step
 from prunevolve.search.checkpoint import check_fits, read_state
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, pinned_config
@@ -25,9 +26,9 @@ from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import noted, prepare
 from prunevolve.search.recorder import OnRecord, ignore, recording
 from prunevolve.search.results import finish, say_files, write_report
-from prunevolve.search.screen import FINISHED, step
+from prunevolve.search.status import FINISHED
 
-FREE_KEYS = ("search.candidates", "ray.", "low_memory", "trackers")
+FREE_KEYS = ("search.candidates", "ray.", "low_memory", "tensorboard")
 """Config keys that may differ when a run is continued: how long and where, never what.
 
 Statistics that the run has are used as they are, also with another `low_memory`.
@@ -124,7 +125,7 @@ def _resume_call(folder: RunFolder) -> str:
 def _ready(config: Config, console: Console) -> Experiment:
     """Return the experiment with its texts, once all is checked that needs no worker."""
     experiment = check(config)
-    with step(console, "reading the texts"):
+    with console.status("reading the texts"):  # no line, in case one is refused
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import torch
 
+from prunevolve import extras
 from prunevolve.configs.schema import Config, Ray
 from prunevolve.pruning.models import DTYPES, load_config, skeleton
 from prunevolve.search.experiment import Experiment, resolve
-from prunevolve.search.recorder import check_trackers
 from prunevolve.search.resident import Subject
 
 _LEAST_LAG, _GOOD_LAG = 4, 16
@@ -48,7 +48,8 @@ def check(config: Config) -> Experiment:
             f"ray.cpus_per_worker = {ray.cpus_per_worker} is more than the {cores} cores of this "
             f"machine: give at most {cores}"
         )
-    check_trackers(config.trackers)
+    if config.tensorboard:
+        extras.require("trackers", "tensorboard")
     return experiment
 
 

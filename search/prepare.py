@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 from prunevolve.search.fitness import Setup
@@ -27,7 +28,6 @@ from prunevolve.search.pool.requests import (
     WindowLosses,
 )
 from prunevolve.search.scale import Cell, Scale, cell_of
-from prunevolve.search.screen import step
 
 SCALE = "scale.json"
 
@@ -82,8 +82,8 @@ def _statistics(
     if statistics is None:
         tokens = experiment.provenance(subject)["calibration"]["tokens"]
         model = experiment.subjects[subject].model
-        with step(console, f"collecting statistics of {model} on {tokens} tokens") as progress:
-            (statistics,) = pool.ask([CollectStatistics(subject, progress.at)])
+        with step(console, f"collecting statistics of {model} on {tokens} tokens"):
+            (statistics,) = pool.ask([CollectStatistics(subject)])
         folder.write_tensors(name, statistics)
     pool.prepare(UseStatistics(subject, statistics))
     return statistics
@@ -103,9 +103,8 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
     scale = read_scale(folder)
     if scale is None:
         setup = experiment.setup
-        title = "measuring the dense model and the named metrics on the fitness text"
-        count = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
-        with step(console, title, count) as progress, pool.counting(progress.advance):
+        total = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
+        with counted(console, "dense and named metrics", total) as count, pool.counting(count):
             scale = scale_of(setup, pool.ask)
         folder.write_json(SCALE, scale.model_dump())
     pool.prepare(UseScale(scale))

@@ -1,15 +1,14 @@
-"""The files of a run while it evolves, and trackers that record it elsewhere, off by default."""
+"""The files and the screen of a run while it evolves, and what TensorBoard shows, if wanted."""
 
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from prunevolve.pruning.progress import Show, shown_progress
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.journal import RunFolder, WriteError
@@ -18,7 +17,7 @@ from prunevolve.search.pool.requests import Timing
 from prunevolve.search.population import Record
 from prunevolve.search.prepare import read_scale
 from prunevolve.search.scale import unit_of
-from prunevolve.search.screen import RUNNING, BestSoFar, Show, Status, shown
+from prunevolve.search.status import RUNNING, BestSoFar, Status
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""
@@ -50,14 +49,14 @@ class Recorder:
         evolution: Evolution,
         pool: Pool,
         show: Show,
-        trackers: Sequence[Tracker],
+        track: Tracker | None,
         on_record: OnRecord,
     ) -> None:
         scale = read_scale(folder)
         assert scale, "prepare comes before the first candidate"
         self._folder, self._experiment, self._evolution = folder, experiment, evolution
         self._scale, self._pool = scale, pool
-        self._show, self._trackers, self._on_record = show, trackers, on_record
+        self._show, self._track, self._on_record = show, track, on_record
         self.outcomes: Counter[str] = Counter()
         self._timings: dict[int, Timing] = {}
         self._began, self._first = time.monotonic(), evolution.state.committed
@@ -86,12 +85,12 @@ class Recorder:
         if now - self._shown >= _SHOW_SECONDS or done:
             self._shown = now
             status = self._status(RUNNING)
-            self._show(status)
+            self._show("candidates", status.candidates, status.of, status.lines())
             if now - self._written >= _STATUS_SECONDS or done:
                 self._written = now
                 self._folder.write_json("status.json", status.model_dump())
-                for tracker in self._trackers:
-                    tracker(status.candidates, status.values())
+                if self._track:
+                    self._track(status.candidates, status.values())
 
     def close(self, why: str) -> None:
         """Write the checkpoint, the best metric, and the status with the reason of the end."""
@@ -118,9 +117,7 @@ class Recorder:
             workers={"ready": staff.ready, "busy": staff.busy, "starting": staff.starting},
             faults=dict(staff.faults),
             trouble=staff.trouble,
-            groups=dict(sorted(Counter(r.criterion.group for r in state.population).items())),
             best=best,
-            seconds=round(seconds, 1),
             known={"dense": scale.dense_fitness, named: fitness},
         )
 
@@ -140,11 +137,12 @@ def recording(
     on_record: OnRecord,
 ) -> Iterator[Recorder]:
     """Yield a recorder; at the end, whatever it is, write the checkpoint and status if possible."""
+    wanted = experiment.config.tensorboard
     with (
-        shown(console) as show,
-        opened(experiment.config.trackers, folder.path) as trackers,
+        shown_progress(console) as show,
+        tensorboard(folder.path) if wanted else nullcontext() as track,
     ):
-        recorder = Recorder(folder, experiment, evolution, pool, show, trackers, on_record)
+        recorder = Recorder(folder, experiment, evolution, pool, show, track, on_record)
         try:
             yield recorder
         except WriteError:
@@ -156,56 +154,14 @@ def recording(
         recorder.close("evolved")
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise ValueError if a tracker's library is not installed, or it has nowhere to write."""
-    for name in names:
-        if find_spec(name) is None:
-            raise ValueError(
-                f"trackers: {name} is not installed: pip install 'prunevolve[trackers]'"
-            )
-    if "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ:
-        # Without it, MLflow would write to the working directory.
-        raise ValueError("trackers: mlflow needs MLFLOW_TRACKING_URI, which is not set")
-
-
 @contextmanager
-def opened(names: Sequence[str], folder: Path) -> Iterator[list[Tracker]]:
-    """Open trackers by name for a run folder; close them at the end, whatever happens."""
-    known = {"tensorboard": _tensorboard, "mlflow": _mlflow}
-    with ExitStack() as stack:
-        yield [stack.enter_context(known[name](folder)) for name in names]
-
-
-@contextmanager
-def _tensorboard(folder: Path) -> Iterator[Tracker]:
-    """Write event files into the run's folder `tensorboard`."""
+def tensorboard(folder: Path) -> Iterator[Tracker]:
+    """Write event files into a run's folder `tensorboard`."""
     from torch.utils.tensorboard import SummaryWriter
 
-    def log(step: int, values: Mapping[str, float]) -> None:
+    def track(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
     with SummaryWriter(folder / "tensorboard") as writer:
-        yield log
-
-
-@contextmanager
-def _mlflow(folder: Path) -> Iterator[Tracker]:
-    """Write a run named after the folder to the server at MLFLOW_TRACKING_URI."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name("prunevolve")
-    number = experiment.experiment_id if experiment else client.create_experiment("prunevolve")
-    run = client.create_run(number, run_name=folder.name).info.run_id
-
-    def log(step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            client.log_metric(run, name, value, step=step)
-
-    status = "KILLED"
-    try:
-        yield log
-        status = "FINISHED"
-    finally:
-        client.set_terminated(run, status)
+        yield track

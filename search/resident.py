@@ -17,8 +17,7 @@ from prunevolve.pruning.leaves import STATISTICS, Statistics
 from prunevolve.pruning.masks import Target, select
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, load_model, with_weights
-from prunevolve.pruning.progress import Progress
-from prunevolve.pruning.progress import unwatched as unwatched
+from prunevolve.pruning.progress import unwatched
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe, score_layer
 from prunevolve.pruning.store import ResidentStore, all_layers
@@ -88,10 +87,7 @@ class Resident:
         self.seconds = time.perf_counter() - began
 
     def collect_statistics(
-        self,
-        leaves: frozenset[str],
-        role: str = "calibration",
-        progress: Progress = unwatched,
+        self, leaves: frozenset[str], role: str = "calibration"
     ) -> dict[str, Tensor]:
         """Collect statistics on one of the texts and return them by `X/layer`.
 
@@ -113,7 +109,7 @@ class Resident:
             {},
             keep,
             lambda block, module: None,
-            progress,
+            unwatched,
         )
         return collected
 

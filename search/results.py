@@ -17,6 +17,7 @@ from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.factors import without_each
 from prunevolve.search.fingerprint import Fingerprints
@@ -29,7 +30,7 @@ from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
 from prunevolve.search.report import tables
 from prunevolve.search.report.page import Run, render
 from prunevolve.search.scale import Scale, paired_difference, unit_of
-from prunevolve.search.screen import FINISHED, step
+from prunevolve.search.status import FINISHED
 from prunevolve.search.summary import (
     Diversity,
     FactorWorth,
@@ -108,9 +109,8 @@ def _choose(
 ) -> tuple[Record, list[Finalist], list[FactorWorth]]:
     """Score finalists on the selection texts; return the best, the standings, and its factors."""
     tasks = experiment.setup.tasks_of("selection")
-    title = "scoring the finalists on the selection text"
-    count = (len(finalists) + _KNOWN) * len(tasks)
-    with step(console, title, count) as progress, pool.counting(progress.advance):
+    total = (len(finalists) + _KNOWN) * len(tasks)
+    with counted(console, "finalists", total) as count, pool.counting(count):
         scale = scale_of(experiment.setup, pool.ask, "selection")
         measured = _selection_losses(experiment, pool, [r.criterion for r in finalists])
     scored = [
@@ -141,10 +141,11 @@ def _worths(
 ) -> list[FactorWorth]:
     """Return what the winner's losses on the selection texts, by task, are without each factor."""
     rests = without_each(winner.criterion.metric)
+    if not rests:
+        return []
     criteria = [Criterion(rest, winner.criterion.group) for rest in rests.values()]
-    title = "measuring the winner without each of its factors"
-    count = len(rests) * len(experiment.setup.tasks_of("selection"))
-    with step(console, title, count) as progress, pool.counting(progress.advance):
+    total = len(rests) * len(experiment.setup.tasks_of("selection"))
+    with counted(console, "winner's factors", total) as count, pool.counting(count):
         measured = _selection_losses(experiment, pool, criteria)
     worths = []
     for factor, losses in zip(rests, measured, strict=True):
@@ -177,10 +178,10 @@ def _measure_all(
     experiment: Experiment, pool: Pool, winner: Record, state: State, console: Console
 ) -> list[TaskResult]:
     """Measure every task on its report text."""
-    title = "measuring the winner, the front and the baselines on the report text"
     requests = 1 + len(state.pareto_front) + 2 * _KNOWN
     places = range(len(experiment.tasks))
-    with step(console, title, len(places) * requests) as progress, pool.counting(progress.advance):
+    total = len(places) * requests
+    with counted(console, "report", total) as count, pool.counting(count):
         return [_measure(experiment, pool, place, winner, state) for place in places]
 
 

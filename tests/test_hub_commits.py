@@ -110,4 +110,4 @@ def test_resume_is_on_the_commit_that_it_began_with(point_main_at, tmp_path):
 
     point_main_at(SECOND)
     more = ["--resume", out, "--set", "search.candidates=6"]
-    assert "candidate 6/6" in printed("run_search.py", *more)
+    assert "candidates: 6/6" in printed("run_search.py", *more)

@@ -23,7 +23,7 @@ from prunevolve.pruning.output.options import Options, read_recipe
 from prunevolve.pruning.output.request import Request, evaluation_texts
 from prunevolve.pruning.output.save import finite, save_result
 from prunevolve.pruning.output.verify import RECIPE, Inspector, verify_result
-from prunevolve.pruning.progress import Progress, shown_progress, step
+from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.spool import DiskSpool, Spool
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
@@ -90,7 +90,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     """
     model = request.model
     _say("note", request.notes)
-    with step("reading the texts and the zero-shot tasks"):
+    with on_stderr().status("reading the texts and the zero-shot tasks"):
         windows = {role: cut_all(texts, model.tokenizer) for role, texts in request.texts.items()}
         tasks = zero_shot.load_tasks(request.options.zero_shot or [])
     checkpoint = model.open()
@@ -110,7 +110,7 @@ def apply(request: Request, resume: bool, expected: Mapping[str, str] | None) ->
     statistics = kept_statistics(request.statistics, identity, store)
     with (
         _out_of_memory_in_one_line(),
-        shown_progress() as progress,
+        shown_progress(on_stderr()) as progress,
         work_folder(request.out, identity, resume) as work,
     ):
         write_json(work.asked, request.asked(expected))
@@ -134,7 +134,7 @@ def _store(request: Request, checkpoint: Checkpoint) -> FolderStore:
 
 def verify(folder: Path) -> JsonObject:
     """Check a pruned model's folder against its report; return what `--json` prints."""
-    with shown_progress() as progress:
+    with shown_progress(on_stderr()) as progress:
         report = verify_result(folder, progress)
     print(f"{folder}: {_counts(report)}; counts and checksums are as reported")
     return _summary(folder, report)
@@ -151,13 +151,13 @@ def evaluate(name: str, options: Options, device: str | None) -> JsonObject:
         ValueError: If there is no such model, text or task, or memory runs out.
     """
     transformers_logging.disable_progress_bar()  # this program shows its own progress
-    with step("reading the model's config, the texts and the tasks"):
+    with on_stderr().status("reading the model's config, the texts and the tasks"):
         dtype = options.dtype or "auto"
         model = resolve_model(name, dtype, device, options.seqlen, options.revision)
         windows = cut_all(evaluation_texts(options, model.seqlen), model.tokenizer)
         zero_shot.check_tasks(options.zero_shot or [])
         tasks = zero_shot.load_tasks(options.zero_shot or [])
-    with _out_of_memory_in_one_line(), shown_progress() as progress:
+    with _out_of_memory_in_one_line(), shown_progress(on_stderr()) as progress:
         live, total = load_model(model.name, model.dtype, model.device), len(windows.tokens)
         losses = window_losses(
             ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)

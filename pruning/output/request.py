@@ -17,7 +17,7 @@ from prunevolve.pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metri
 from prunevolve.pruning.models import EMBEDDED, hub_id
 from prunevolve.pruning.output.folder import check_output_folder
 from prunevolve.pruning.output.options import METHODS, Options
-from prunevolve.pruning.progress import step
+from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.sizes import (
@@ -158,7 +158,7 @@ def make_request(
     folder = Path(_given("out", str(out or "")))
     metric = resolve_metric(_given("metric", options.metric))
     recipe = _recipe(options, metric)
-    with step("reading the model's config and tokenizer"):
+    with on_stderr().status("reading the model's config and tokenizer"):
         model = resolve_model(
             model_name, options.dtype or "auto", device, options.seqlen, options.revision
         )
@@ -168,7 +168,7 @@ def make_request(
         del texts["calibration"]
     plan = _plan(model, recipe, texts, max_memory, whole=bool(options.zero_shot))
     check_output_folder(folder, plan.disk, resume)
-    with step("reading the list of zero-shot tasks"):
+    with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(options.zero_shot or [])
     return Request(
         options=_resolved(asked, model, recipe),

@@ -33,7 +33,6 @@ from prunevolve.search.fitness import Setup
 from prunevolve.search.pool.pool import PoolError
 from prunevolve.search.pool.requests import (
     ROOT,
-    CollectStatistics,
     Ended,
     Event,
     Reply,
@@ -41,7 +40,6 @@ from prunevolve.search.pool.requests import (
     Started,
     UseStatistics,
 )
-from prunevolve.search.resident import unwatched
 
 Array = npt.NDArray[np.generic]
 Arrays = dict[str, Array]
@@ -185,8 +183,6 @@ class RayBackend:
 
     def give(self, worker: int, request: Request[object]) -> None:
         """Send a request to a worker."""
-        if isinstance(request, CollectStatistics):
-            request = replace(request, progress=unwatched)
         self._send(Give(worker, request))
 
     def dismiss(self, worker: int) -> None:

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.progress import Progress
 from prunevolve.search.fitness import Evaluator, Setup, ZerosAndOverlap
 from prunevolve.search.population import Candidate, Outcome
-from prunevolve.search.resident import unwatched
 from prunevolve.search.scale import Scale
 
 Result = TypeVar("Result", covariant=True)
@@ -69,10 +67,9 @@ class CompareMasks(Request[ZerosAndOverlap]):
 
 @dataclass(frozen=True)
 class CollectStatistics(Request[dict[str, Tensor]]):
-    """Collect a model's statistics, by `X/layer`; the progress is told in this process only."""
+    """Collect a model's statistics, by `X/layer`."""
 
     subject: int
-    progress: Progress = unwatched
 
 
 @dataclass(frozen=True)
@@ -206,8 +203,8 @@ def _result(evaluator: Evaluator, request: Request[object]) -> object:
             return evaluator.losses(task, role, criterion)
         case CompareMasks(task, one, other):
             return evaluator.zeros_and_overlap(task, one, other)
-        case CollectStatistics(subject, progress):
-            return evaluator.collect_statistics(subject, progress)
+        case CollectStatistics(subject):
+            return evaluator.collect_statistics(subject)
         case ProbeTensors(subject):
             return evaluator.probe_tensors(subject)
         case UseStatistics(subject, tensors):

@@ -1,10 +1,13 @@
+"""What is shown of the work: lines, bars, spinners, and what happens if nobody reads them."""
+
 import io
-from contextlib import redirect_stderr
+import os
 
 import pytest
+from rich.console import Console
 
 from prunevolve.pruning import progress
-from prunevolve.pruning.progress import Lines, shown_progress, step
+from prunevolve.pruning.progress import PlainConsole, counted, shown_progress, step
 
 
 @pytest.fixture
@@ -15,26 +18,72 @@ def clock(monkeypatch):
     return now
 
 
-def test_lines_grow_rarer_the_longer_a_stage_takes(clock, capsys):
-    lines = Lines()
-    for second in range(1, 1001):
-        clock[0] = float(second)
-        lines.tell("prune", second, 2000)
-    told = [line.split("/")[0] for line in capsys.readouterr().err.splitlines()]
-    done = [int(line.removeprefix("prune: ")) for line in told]
-    assert done[:3] == [3, 6, 9]
+@pytest.fixture
+def plain():
+    return PlainConsole(io.StringIO())
+
+
+@pytest.fixture
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
+
+
+def test_lines_grow_rarer_the_longer_a_stage_takes(clock, plain):
+    with shown_progress(plain) as show:
+        for second in range(1, 1001):
+            clock[0] = float(second)
+            show("prune", second, 2000)
+    lines = plain.file.getvalue().splitlines()
+    done = [int(line.split("/")[0].removeprefix("prune: ")) for line in lines]
+    assert done[:3] == [11, 22, 33]
     assert done[-1] - done[-2] == 61
     assert len(done) < 60
 
 
-def test_shown_progress_says_only_the_end_of_a_stage_with_its_seconds(clock, capsys):
-    with step("reading"), shown_progress() as tell:
+def test_line_says_what_is_left_at_the_pace_since_the_stage_began(clock, plain):
+    with shown_progress(plain) as show:
+        show("candidates", 40, 90)  # these were there before
+        clock[0] = 60.0
+        show("candidates", 50, 90, ["best: W", "2 workers"])
+        show("candidates", 51, 90)
+    line = "candidates: 50/90, 0:01:00 so far, 0:04:00 left; best: W; 2 workers\n"
+    assert plain.file.getvalue() == line
+
+
+def test_counted_stage_ends_with_a_line_of_its_seconds(clock, plain):
+    with counted(plain, "finalists", 2) as count:
+        count()
         clock[0] = 1.5
-        tell("prune", 1, 1)
-    assert capsys.readouterr() == ("", "prune: 1/1 (1.5 s)\n")
+        count()
+    assert plain.file.getvalue() == "finalists: 2/2 (1.5 s)\n"
 
 
-def test_progress_is_shown_where_what_a_library_prints_is_dropped(clock, capsys):
-    with shown_progress() as tell, redirect_stderr(io.StringIO()):
-        tell("prune", 1, 1)
-    assert capsys.readouterr().err == "prune: 1/1 (0.0 s)\n"
+def test_step_is_one_plain_line(plain):
+    with step(plain, "reading [the] texts"):
+        pass
+    assert plain.file.getvalue() == "reading [the] texts\n"
+
+
+def test_terminal_shows_bars_and_the_latest_lines_about_them(terminal):
+    with shown_progress(terminal) as show:
+        show("candidates", 0, 4, ["best: none [yet]"])
+        show("candidates", 4, 4, ["best: [W]"])
+    *_, last = terminal.file.getvalue().split("candidates")
+    assert "4/4" in last
+    assert "best: [W]" in last
+    assert "none" not in last
+
+
+def test_step_leaves_nothing_on_a_terminal(terminal):
+    with step(terminal, "reading [the] texts"):
+        pass
+    written = terminal.file.getvalue()
+    assert "reading [the] texts" in written
+    assert written.endswith("\x1b[2K")  # the line is erased
+
+
+def test_console_raises_broken_pipe_error_when_its_reader_is_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.raises(BrokenPipeError), open(writer, "w") as file:  # noqa: PTH123
+        PlainConsole(file).print("anybody there?")
