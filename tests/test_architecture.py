@@ -50,7 +50,6 @@ PUBLIC_NAMES = "prunevolve/__init__.py"
 
 MEETING_PLACES = (
     *("pruning/output/command.py", "pruning/output/request.py", "pruning/output/save.py"),
-    *("pruning/output/fit.py", "search/experiment.py", "search/fitness.py"),
     "search/resident.py",
 )
 """The modules of pruning and search that may import both pruning and evaluation."""
