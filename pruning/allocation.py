@@ -3,15 +3,13 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from prunevolve.pruning.baselines import ALLOCATIONS, NAMED
 from prunevolve.pruning.json_file import read_object
-from prunevolve.pruning.masks import Group, Masks, Target
+from prunevolve.pruning.masks import Target
 from prunevolve.pruning.ranking import Score, count
 from prunevolve.pruning.recipe import Allocation, Shapes
 
@@ -52,29 +50,19 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
     return _from_file(argument, target)
 
 
-@dataclass(frozen=True)
-class Allocated(Group):
-    """A group of rows or layers in which each layer loses its own fraction."""
+def _from_file(argument: str, target: Target) -> Allocation:
+    shares = _read_shares(argument, target)
 
-    group: Group
-    shares: Mapping[str, float]
+    def as_they_are(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
+        layers = {layer for of_block in shapes.values() for layer in of_block}
+        if different := sorted(layers ^ shares.keys()):
+            where = "the file" if different[0] in shares else "the model"
+            raise ValueError(
+                f"allocation {argument!r} is another model's: only {where} has {different[0]}"
+            )
+        return shares
 
-    @property
-    def name(self) -> str:
-        return self.group.name
-
-    @property
-    def within_rows(self) -> bool:  # type: ignore[override]
-        return self.group.within_rows
-
-    def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        return self.group.mask(scores, fraction)
-
-    def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
-        return self.group.select(score, {layer: self.shares[layer] for layer in fractions})
-
-    def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return self.group.owes(weight_zeros, fraction)
+    return Allocation(None, as_they_are)
 
 
 def _read_shares(argument: str, target: Target) -> dict[str, float]:
@@ -105,21 +93,6 @@ def _read_shares(argument: str, target: Target) -> dict[str, float]:
         if not 0 <= share < 1:
             raise ValueError(f"allocation {argument!r}: {layer} must be in [0, 1), got {share}")
     return dict(shares)
-
-
-def _from_file(argument: str, target: Target) -> Allocation:
-    shares = _read_shares(argument, target)
-
-    def as_they_are(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
-        layers = {layer for of_block in shapes.values() for layer in of_block}
-        if different := sorted(layers ^ shares.keys()):
-            where = "the file" if different[0] in shares else "the model"
-            raise ValueError(
-                f"allocation {argument!r} is another model's: only {where} has {different[0]}"
-            )
-        return shares
-
-    return Allocation(None, as_they_are)
 
 
 def by_outliers(shapes: Shapes, score: Score, target: Target) -> dict[str, float]:
