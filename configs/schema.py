@@ -69,7 +69,7 @@ class MixEntry(_Section):
     """One kind of text in a mixture."""
 
     corpus: Place = Field(
-        description="embedded, wikitext2, c4, ptb, or a .txt, .jsonl, .parquet file"
+        description="embedded, wikitext2, c4, ptb, or a .txt, .json, .jsonl or .parquet file"
     )
     split: str = Field(description="split and slice, such as validation[:50%]")
     share: float = Field(default=1.0, gt=0, description="relative share of the windows")

@@ -2,9 +2,15 @@
 
 A metric that was judged on one kind of text alone may lose everything on another. The mixing is
 even so that the first few windows already contain every kind.
+
+Windows are cut from a whole text, or drawn from single documents as in the code of SparseGPT
+(Frantar and Alistarh, 2023, arXiv:2301.00774) and of Wanda (Sun et al., 2024, arXiv:2306.11695):
+first a random document, again if it is too short, then a random place in it. Long documents are
+few, so such windows come from another kind of page than those of the whole text.
 """
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,12 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunevolve.evaluation.documents import draw_windows
 from prunevolve.evaluation.sources import check_available, check_disjoint, load_documents, load_text
-
-MOST_TOKENS = 2**24
-"""Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048. Windows drawn with
-a seed may overlap, so the text alone would not limit their number."""
 
 EVAL_WINDOWS = 32
 """Most windows of each text that `run_prune.py` measures when nothing else is said."""
@@ -34,14 +35,28 @@ class Windows:
     """Equally long pieces of text as token ids, (N, T) int64, and where they come from.
 
     Attributes:
-        parts: The provenance of each kind of text in a mixture; of one for a single text.
+        parts: The provenance of each kind of text.
         kinds: For each window, the index of its text in `parts`.
     """
 
     tokens: Tensor
-    provenance: Provenance
     parts: tuple[Provenance, ...]
     kinds: tuple[int, ...]
+
+    @property
+    def provenance(self) -> Provenance:
+        """The provenance of all windows."""
+        first, *others = self.parts
+        if not others:
+            return first
+        counted = {
+            key: sum(int(part[key] or 0) for part in self.parts) for key in ("windows", "tokens")
+        }
+        joined = {
+            key: " + ".join(str(part[key]) for part in self.parts)
+            for key in ("corpus", "split", "text_sha256")
+        }
+        return {**first, **joined, **counted}
 
 
 def token_windows(
@@ -64,7 +79,7 @@ def token_windows(
         tokenizer: A Hugging Face tokenizer.
         corpus: `embedded`, `wikitext2`, `c4`, `ptb` or a path.
         split: Split of the corpus, with or without a slice.
-        windows: Number of windows; None for all contiguous ones, and then `seed` must be None.
+        windows: Number of windows; None for all contiguous ones, which need no seed.
         length: Tokens in each window.
         seed: Draws the starts at random, so windows may overlap; None spreads them evenly over
             the text, without overlap.
@@ -78,48 +93,74 @@ def token_windows(
         ValueError: If an argument breaks its rule, the text cannot be read, it has fewer tokens
             than the windows need, or there is no bos.
     """
-    check_layout(windows, length, seed)
+    if windows is not None and windows < 1:
+        raise ValueError(f"windows must be at least 1, or None for all; got {windows}")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed must be at least 0, or None; got {seed}")
     first = _bos_of(tokenizer, bos)
     text = load_text(corpus, split)
     # verbose=False: the text is meant to be longer than the model's context.
     encoded = tokenizer(text, verbose=False, add_special_tokens=not first)
     ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-    what, body = f"corpus {corpus!r}, split {split!r}", length - len(first)
+    body = length - len(first)
     if body < 1:
-        raise ValueError(f"length must be at least 2 tokens where bos is one of them; got {length}")
+        raise ValueError(f"length must be at least {1 + len(first)} tokens; got {length}")
+    what = f"corpus {corpus!r}, split {split!r}"
     starts = _window_starts(what, len(ids), windows, body, seed)
     cut = sliding_window_view(ids, body)[starts]
     tokens = torch.from_numpy(
         np.pad(cut, ((0, 0), (len(first), 0)), constant_values=first[0] if first else 0)
     )
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return _single(tokens, corpus, split, seed, bool(first), digest)
+    return _of_one_text(tokens, corpus, split, seed, bool(first), digest)
 
 
-def document_windows(
+def draw_windows(
     tokenizer: PreTrainedTokenizerBase,
-    corpus: str,
-    split: str,
+    documents: Sequence[str],
     windows: int,
     length: int,
     seed: int,
-) -> Windows:
-    """Draw windows from single documents of a hub corpus, as `evaluation.documents` says.
+) -> tuple[Tensor, str]:
+    """Draw windows from documents longer than a window.
+
+    Each document is tokenized by itself, with the special tokens that the tokenizer puts before a
+    text. The numbers are those of Python's own generator, in the order in which the published code
+    draws them.
+
+    Returns:
+        Tokens (windows, length), int64, and the sha256 of the drawn documents' text.
 
     Raises:
-        ValueError: If the hub does not serve the corpus, or no document is longer than a window.
+        ValueError: If no document is longer than a window.
     """
-    documents = load_documents(corpus, split)
-    tokens, digest = draw_windows(tokenizer, documents, windows, length, seed)
-    cut = _single(tokens, corpus, split, seed, False, digest)
-    provenance = {**cut.provenance, "by_document": True}
-    return replace(cut, provenance=provenance, parts=(provenance,))
+    generator = random.Random(seed)
+    digest = hashlib.sha256()
+    too_short: set[int] = set()
+    drawn: list[list[int]] = []
+    while len(drawn) < windows:
+        if len(too_short) == len(documents):
+            raise ValueError(
+                f"none of {len(documents)} documents has more than {length} tokens, which a window "
+                "drawn from one document needs"
+            )
+        place = generator.randint(0, len(documents) - 1)
+        if place in too_short:
+            continue
+        # verbose=False: a document may be longer than the model's context.
+        ids = tokenizer(documents[place], verbose=False)["input_ids"]
+        if len(ids) <= length:
+            too_short.add(place)
+            continue
+        start = generator.randint(0, len(ids) - length - 1)
+        drawn.append(ids[start : start + length])
+        digest.update(documents[place].encode())
+    return torch.tensor(drawn), digest.hexdigest()
 
 
-def _single(
+def _of_one_text(
     tokens: Tensor, corpus: str, split: str, seed: int | None, bos: bool, text_sha256: str
 ) -> Windows:
-    """Return the windows of one text, (N, T), with their provenance."""
     provenance: Provenance = {
         "corpus": corpus,
         "split": split,
@@ -130,7 +171,7 @@ def _single(
         "bos": bos,
         "text_sha256": text_sha256,
     }
-    return Windows(tokens, provenance, (provenance,), (0,) * len(tokens))
+    return Windows(tokens, (provenance,), (0,) * len(tokens))
 
 
 def special_note(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -169,33 +210,15 @@ def _bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> list[int
     return [bos] if wanted else []
 
 
-def check_layout(windows: int | None, length: int, seed: int | None) -> None:
-    """Check how windows are to be cut; raises ValueError, as `token_windows` does."""
-    if length < 1:
-        raise ValueError(f"length must be at least 1 token; got {length}")
-    if windows is not None and windows < 1:
-        raise ValueError(f"windows must be at least 1, or None for all; got {windows}")
-    if windows is None and seed is not None:
-        raise ValueError(f"seed must be None when windows is None (all windows); got {seed}")
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed must be at least 0, or None; got {seed}")
-    if (windows or 1) * length > MOST_TOKENS:
-        raise ValueError(
-            f"windows must be at most {MOST_TOKENS // length} of {length} tokens; got {windows}"
-        )
-
-
 def _window_starts(
     what: str, n_tokens: int, windows: int | None, length: int, seed: int | None
 ) -> np.ndarray:
+    """Return the place of each window's first token."""
     needed = length if windows is None or seed is not None else windows * length
     if n_tokens < needed:
-        has = f"{what} has {n_tokens} tokens"
-        if n_tokens < length:
-            raise ValueError(f"{has}; a window must be at most as long, got {length}")
         raise ValueError(
-            f"{has}; {windows} windows without overlap of {length} need {needed}: at most "
-            f"{n_tokens // length} fit"
+            f"{what} has {n_tokens} tokens; {windows or 1} windows of {length} need at least "
+            f"{needed}: give fewer or shorter ones, or a longer text"
         )
     if windows is None:
         return np.arange(0, n_tokens - length + 1, length)
@@ -209,7 +232,7 @@ class Part:
     """One kind of text.
 
     Attributes:
-        corpus: A named corpus or a path; see `evaluation.corpus`.
+        corpus: A named corpus or a path; see `evaluation.sources`.
         split: Split of the corpus, with or without a slice.
         share: Its share of the windows, relative to the other parts'.
     """
@@ -228,9 +251,9 @@ class Mixture:
         length: Tokens in a window.
         seed: Draws the window starts at random; None spreads them evenly.
         bos: Whether windows begin with bos; None leaves it to the tokenizer.
-        by_document: Whether each window is drawn from a single document, for which `windows` and
-            `seed` are needed.
-        most: Most windows that `cut_all` takes where `windows` is None; None for all.
+        by_document: Whether each window is drawn from a single document of a hub corpus, for which
+            `windows` and `seed` are needed.
+        most: Most windows where `windows` is None; None for all.
     """
 
     parts: tuple[Part, ...]
@@ -239,7 +262,7 @@ class Mixture:
     seed: int | None
     bos: bool | None = None
     by_document: bool = False
-    most: int | None = EVAL_WINDOWS
+    most: int | None = None
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -250,11 +273,9 @@ class Mixture:
         """Check what can be checked without work; return a line for each text from the hub.
 
         Raises:
-            ValueError: If a text is unknown, the layout is wrong, a part would get no window, or
-                two parts overlap.
+            ValueError: If a text is unknown, a part would get no window, or two parts overlap.
         """
-        for count in self.counts:
-            check_layout(count, self.length, self.seed)
+        _ = self.counts
         kinds = {f"part {number}": [place] for number, place in enumerate(self.places, 1)}
         if overlaps := check_disjoint(kinds):
             raise ValueError(f"{overlaps[0]}: give each kind of text once, with its share")
@@ -287,16 +308,27 @@ class Mixture:
         return list(counts)
 
     def cut(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
-        """Cut the windows; raises ValueError as `token_windows` or `document_windows` does."""
-        cuts = []
-        for part, count in zip(self.parts, self.counts, strict=True):
-            place = tokenizer, part.corpus, part.split
-            if self.by_document:
-                assert count is not None and self.seed is not None
-                cuts.append(document_windows(*place, count, self.length, self.seed))
-            else:
-                cuts.append(token_windows(*place, count, self.length, self.seed, self.bos))
-        return mixed(cuts)
+        """Cut the windows; raises ValueError as `token_windows` and `draw_windows` do."""
+        cut = mixed(
+            [
+                self._cut_part(tokenizer, part, count)
+                for part, count in zip(self.parts, self.counts, strict=True)
+            ]
+        )
+        if self.windows is None and self.most and len(cut.tokens) > self.most:
+            return replace(self, windows=self.most).cut(tokenizer)
+        return cut
+
+    def _cut_part(
+        self, tokenizer: PreTrainedTokenizerBase, part: Part, count: int | None
+    ) -> Windows:
+        place, length, seed = (part.corpus, part.split), self.length, self.seed
+        if not self.by_document:
+            return token_windows(tokenizer, *place, count, length, seed, self.bos)
+        assert count is not None and seed is not None
+        tokens, digest = draw_windows(tokenizer, load_documents(*place), count, length, seed)
+        cut = _of_one_text(tokens, *place, seed, False, digest)
+        return replace(cut, parts=({**cut.provenance, "by_document": True},))
 
 
 def mixed(cuts: Sequence[Windows]) -> Windows:
@@ -313,25 +345,9 @@ def mixed(cuts: Sequence[Windows]) -> Windows:
     )
     tokens = torch.stack([cuts[kind].tokens[place] for _, kind, place in order])
     parts = tuple(cut.provenance for cut in cuts)
-    return Windows(tokens, _joined(parts), parts, tuple(kind for _, kind, _ in order))
-
-
-def _joined(parts: Sequence[Provenance]) -> Provenance:
-    counted = {key: sum(int(part[key] or 0) for part in parts) for key in ("windows", "tokens")}
-    joined = {
-        key: " + ".join(str(part[key]) for part in parts)
-        for key in ("corpus", "split", "text_sha256")
-    }
-    return {**parts[0], **joined, **counted}
+    return Windows(tokens, parts, tuple(kind for _, kind, _ in order))
 
 
 def cut_all(texts: Sequence[Mixture], tokenizer: PreTrainedTokenizerBase) -> Windows:
-    """Cut the windows of all texts; if a text's `windows` is None, at most its `most`."""
-    return mixed([_cut(text, tokenizer) for text in texts])
-
-
-def _cut(text: Mixture, tokenizer: PreTrainedTokenizerBase) -> Windows:
-    windows = text.cut(tokenizer)
-    if text.windows is None and text.most is not None and len(windows.tokens) > text.most:
-        return replace(text, windows=text.most).cut(tokenizer)
-    return windows
+    """Cut the windows of all texts."""
+    return mixed([text.cut(tokenizer) for text in texts])

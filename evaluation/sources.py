@@ -2,18 +2,20 @@
 
 A corpus is one of four names or a path. `embedded` is the English text that every CPython carries
 (`pydoc_data.topics`), so that the whole project runs with no download; `wikitext2`, `c4` and `ptb`
-are the field's and come from the Hugging Face hub; a path ends in .txt, .jsonl or .parquet.
+are the field's and come from the Hugging Face hub; a path ends in .txt, .json, .jsonl or .parquet.
 
-A split is `name` or `name[a%:b%]` (either bound may be left out). Slices cut the text, not the
-tokens, so that they mean the same for every tokenizer; neighbouring slices share nothing.
+A split is `name` or `name[a%:b%]` (either bound may be left out); a local file has a single one,
+whatever its name. Slices cut the text, not the tokens, so that they mean the same for every
+tokenizer, and not the rows of a table, of which one may be a whole text; neighbouring slices share
+nothing.
 """
 
 import difflib
-import json
+import glob
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice, product
+from itertools import combinations, product
 from pathlib import Path
 
 # Topics that quote each other are in one part, and each part has its share of statements, data
@@ -30,9 +32,14 @@ HELD_OUT_TOPICS = {
 }
 EMBEDDED = "embedded"
 EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
-LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
-MOST_BYTES = 2**26  # of a local file: its text is tokenized in one call
+READERS = {
+    ".txt": {"path": "text", "sample_by": "document"},
+    ".json": {"path": "json"},
+    ".jsonl": {"path": "json"},
+    ".parquet": {"path": "parquet"},
+}
+"""How `datasets.load_dataset` reads a local file, by the end of its name."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,10 @@ class HubCorpus:
     """
 
     path: str
-    name: str | None
     revision: str
-    column: str
     joins: Mapping[str, str]
+    name: str | None = None
+    column: str = "text"
     data_files: Mapping[str, str] | None = None
     documents: int | None = None
 
@@ -58,15 +65,12 @@ HUB_CORPORA = {
         path="Salesforce/wikitext",
         name="wikitext-2-raw-v1",
         revision="b08601e04326c79dfdd32d625aee71d232d685c3",
-        column="text",
         joins={"train": " ", "validation": "\n\n", "test": "\n\n"},
     ),
     # 4,000 documents are about 2 million tokens: 128 windows of 4,096 tokens four times over.
     "c4": HubCorpus(
         path="allenai/c4",
-        name=None,
         revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
-        column="text",
         joins={"train": " ", "validation": " "},
         data_files={
             "train": "en/c4-train.00000-of-01024.json.gz",
@@ -77,7 +81,6 @@ HUB_CORPORA = {
     # The main revision is a loading script, which datasets 4 and later refuse to run.
     "ptb": HubCorpus(
         path="ptb-text-only/ptb_text_only",
-        name=None,
         revision="refs/convert/parquet",
         column="sentence",
         joins={"train": " ", "validation": " ", "test": " "},
@@ -92,39 +95,75 @@ def load_text(corpus: str, split: str) -> str:
         ValueError: If the corpus or split is unknown or malformed, a file is missing or is not of
             the kind its suffix says, or the hub does not serve the corpus.
     """
+    check_available(corpus, split)
     name, first, last = _parse_split(split)
-    check_source(corpus, name)
     if corpus == EMBEDDED:
         text = _embedded_text(name)
-    elif corpus in HUB_CORPORA:
-        source = HUB_CORPORA[corpus]
-        text = source.joins[name].join(_hub_documents(corpus, name, source.documents))
+    elif source := HUB_CORPORA.get(corpus):
+        text = source.joins[name].join(load_documents(corpus, name, source.documents))
     else:
         text = "\n\n".join(_local_documents(corpus))
     return text[_cut(text, first) : _cut(text, last)]
 
 
-def load_documents(corpus: str, split: str) -> Sequence[str]:
-    """Return all documents of a hub corpus's split, each read from disk when it is looked at.
+def load_documents(corpus: str, split: str, first: int | None = None) -> Sequence[str]:
+    """Download a hub corpus, or read it from the hub's cache when HF_HUB_OFFLINE is set.
+
+    Args:
+        first: Stream only so many documents; None for all, each read when it is looked at.
 
     Raises:
         ValueError: If the hub does not serve the corpus.
     """
-    return _hub_documents(corpus, split, None)
+    source = HUB_CORPORA[corpus]
+    import datasets  # here, since the embedded text does not need it and it takes a second
+
+    try:
+        rows = datasets.load_dataset(
+            source.path,
+            source.name,
+            revision=source.revision,
+            data_files={split: source.data_files[split]} if source.data_files else None,
+            split=split,
+            streaming=first is not None,
+        )
+        if first is None:
+            documents: Sequence[str] = rows[source.column]
+            return documents
+        return [row[source.column] for row in rows.take(first)]
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        cause = str(error).partition("\n")[0]
+        raise ValueError(
+            f"corpus {corpus!r}: the Hugging Face hub could not be reached or did not serve it "
+            f"({type(error).__name__}: {cause}); use {EMBEDDED!r} or a local "
+            f"{', '.join(READERS)} file instead"
+        ) from error
 
 
 def check_available(corpus: str, split: str) -> str | None:
-    """Check what can be checked without a network or reading a whole text.
+    """Check what can be checked without a network or reading a text.
 
     Returns:
         One line if the corpus comes from the hub, which is not contacted here; otherwise None.
 
     Raises:
-        ValueError: If the corpus or split is unknown or malformed, a local file is missing, its
-            suffix is wrong, or it has no text column.
+        ValueError: If the corpus or split is unknown or malformed, or a local file is missing or
+            has the wrong suffix.
     """
     name, _, _ = _parse_split(split)
-    check_source(corpus, name)
+    if known := _splits(corpus):
+        if name not in known:
+            raise ValueError(f"split of corpus {corpus!r} must be one of {known}; got {name!r}")
+    elif Path(corpus).suffix not in READERS:
+        names = [EMBEDDED, *HUB_CORPORA]
+        near = difflib.get_close_matches(corpus.lower(), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"corpus must be one of {names} or a path ending in {', '.join(READERS)}; "
+            f"got {corpus!r}{hint}"
+        )
+    elif not (path := _local_path(corpus)).is_file():
+        raise ValueError(f"corpus file {corpus!r} is not there; looked at {str(path)!r}")
     if corpus in HUB_CORPORA:
         return f"corpus {corpus!r}, split {split!r} comes from the Hugging Face hub: not checked"
     return None
@@ -148,42 +187,23 @@ def check_disjoint(texts: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
     ]
 
 
-def check_source(corpus: str, name: str) -> None:
-    """Check a corpus and the name of its split, as far as possible without a network.
-
-    Raises:
-        ValueError: If the corpus or the split is unknown, or a local file is missing, has the
-            wrong suffix or no text column.
-    """
-    if is_named(corpus):
-        known = list(HUB_CORPORA[corpus].joins) if corpus in HUB_CORPORA else list(EMBEDDED_PARTS)
-        if name not in known:
-            raise ValueError(f"split of corpus {corpus!r} must be one of {known}; got {name!r}")
-    elif Path(corpus).suffix in LOCAL_SUFFIXES:
-        next(_local_documents(corpus), None)
-    else:
-        names = [EMBEDDED, *HUB_CORPORA]
-        near = difflib.get_close_matches(corpus.lower(), names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"corpus must be one of {names} or a path ending in {', '.join(LOCAL_SUFFIXES)}; "
-            f"got {corpus!r}{hint}"
-        )
-
-
-def is_named(corpus: str) -> bool:
-    """Tell a named corpus from a path."""
-    return corpus == EMBEDDED or corpus in HUB_CORPORA
-
-
 def _overlap(corpus: str, split: str, other_corpus: str, other_split: str) -> bool:
+    text, first, last = _span(corpus, split)
+    other_text, other_first, other_last = _span(other_corpus, other_split)
+    return text == other_text and max(first, other_first) < min(last, other_last)
+
+
+def _span(corpus: str, split: str) -> tuple[object, int, int]:
+    """Return what tells a text from others, and the bounds of its slice in percent."""
     name, first, last = _parse_split(split)
-    other_name, other_first, other_last = _parse_split(other_split)
-    if is_named(corpus) or is_named(other_corpus):
-        same_text = (corpus, name) == (other_corpus, other_name)
-    else:
-        same_text = _local_path(corpus) == _local_path(other_corpus)
-    return same_text and max(first, other_first) < min(last, other_last)
+    return (corpus, name) if _splits(corpus) else _local_path(corpus), first, last
+
+
+def _splits(corpus: str) -> list[str]:
+    """Return the splits of a named corpus; none for a path."""
+    if corpus == EMBEDDED:
+        return list(EMBEDDED_PARTS)
+    return list(HUB_CORPORA[corpus].joins) if corpus in HUB_CORPORA else []
 
 
 def _parse_split(split: str) -> tuple[str, int, int]:
@@ -246,87 +266,33 @@ def _embedded_text(part: str) -> str:
     return "\n\n".join(kept[part]) + "\n"
 
 
-def _hub_documents(corpus: str, split: str, first: int | None) -> Sequence[str]:
-    """Download one split, or read it from the hub's cache when HF_HUB_OFFLINE is set.
+def _local_documents(corpus: str) -> list[str]:
+    """Return the documents of a local file: a .txt file is one, the others have one per row."""
+    import datasets
 
-    Args:
-        first: Stream only so many documents; None for all.
-    """
-    source = HUB_CORPORA[corpus]
-    import datasets  # here, since only hub corpora need it and it takes a second to import
-
-    try:
-        rows = datasets.load_dataset(
-            source.path,
-            source.name,
-            revision=source.revision,
-            data_files={split: source.data_files[split]} if source.data_files else None,
-            split=split,
-            streaming=first is not None,
-        )
-        if first is None:
-            documents: Sequence[str] = rows[source.column]
-            return documents
-        return [row[source.column] for row in islice(rows, first)]
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        cause = str(error).partition("\n")[0]
-        raise ValueError(
-            f"corpus {corpus!r}: the Hugging Face hub could not be reached or did not serve it "
-            f"({type(error).__name__}: {cause}); use {EMBEDDED!r} or a local "
-            f"{', '.join(LOCAL_SUFFIXES)} file instead"
-        ) from error
-
-
-def _local_documents(corpus: str) -> Iterator[str]:
-    """Yield the documents of a local file: a .txt file is one, the others have one per record."""
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells the hub of each load
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are told below
     path = _local_path(corpus)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"corpus file {corpus!r} is longer than {MOST_BYTES} bytes")
-        match Path(corpus).suffix:
-            case ".jsonl":
-                yield from _jsonl_documents(corpus, path)
-            case ".parquet":
-                yield from _parquet_documents(corpus, path)
-            case _:
-                yield path.read_text("utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"corpus file {corpus!r} is not there; looked at {str(path)!r}") from error
-    except OSError as error:
-        cause = error.strerror or error
-        raise ValueError(f"corpus file {corpus!r} cannot be read: {cause}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"corpus file {corpus!r} must be UTF-8 text: {error}") from error
-
-
-def _jsonl_documents(corpus: str, path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"corpus file {corpus!r} line {number} is no JSON: {error}"
-                ) from error
-            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                raise ValueError(f"corpus file {corpus!r} line {number} has no string field 'text'")
-            yield record["text"]
-
-
-def _parquet_documents(corpus: str, path: Path) -> Iterator[str]:
-    """Yield the column 'text'. pyarrow reads it: the datasets library would copy it to a cache."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            kind = str(file.schema_arrow.field("text").type) if "text" in names else ""
-            if "string" not in kind:
-                raise ValueError(
-                    f"corpus file {corpus!r} must have a string column 'text'; has {names}"
-                )
-            for batch in file.iter_batches(columns=["text"]):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"corpus file {corpus!r} is not a parquet file: {error}") from error
+        # Streamed, it is neither copied to a cache nor taken from one that is older than the file.
+        rows = list(
+            datasets.load_dataset(
+                **READERS[Path(corpus).suffix],
+                data_files=glob.escape(str(path)),
+                split="train",
+                streaming=True,
+            )
+        )
+    except StopIteration:  # of the library, at a .jsonl file without a line
+        return []
+    except (OSError, ValueError) as error:
+        cause = str(error).partition("\n")[0]
+        raise ValueError(
+            f"corpus file {corpus!r} cannot be read ({type(error).__name__}: {cause})"
+        ) from error
+    documents = [row["text"] for row in rows if row.get("text") is not None]
+    if rows and not (documents and all(isinstance(text, str) for text in documents)):
+        raise ValueError(
+            f"corpus file {corpus!r} must have a string column 'text'; has {list(rows[0])}"
+        )
+    return documents

@@ -9,8 +9,6 @@ from search_process import started
 
 from prunevolve import run_prune, run_search
 from prunevolve.configs import schema
-from prunevolve.evaluation import corpus
-from prunevolve.evaluation.corpus import token_windows
 from prunevolve.pruning.models import load_model, load_tokenizer
 
 ROLES = ("calibration", "fitness", "selection", "report")
@@ -184,11 +182,6 @@ def test_tokenizer_is_refused_or_read_without_its_code(model, name, content, tmp
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("seed", [None, 0])
-def test_windows_beyond_the_limit_are_refused_before_they_are_cut(refused, tiny_llama_dir, seed):
-    assert schema.MOST_TOKENS == corpus.MOST_TOKENS
+def test_windows_beyond_the_limit_are_refused(refused):
     message = refused(run_search, "--validate", "--set", "fitness.windows=999999999")
     assert f"must be at most {schema.MOST_TOKENS // 256} of 256 tokens" in message
-    tokenizer = load_tokenizer(str(tiny_llama_dir))
-    with pytest.raises(ValueError, match=f"at most {corpus.MOST_TOKENS // 2} of 2 tokens"):
-        token_windows(tokenizer, "embedded", "report", corpus.MOST_TOKENS, 2, seed)

@@ -373,7 +373,7 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({**TWO_KINDS, "share": 1}, "--share must be given once for each --corpus, or not at all:"),
         ({**TWO_KINDS, "share": [1, 0]}, "--share must be above 0, got 0"),
         ({"eval_split": "report[9%"}, "split must be name, name[a%:b%]"),
-        ({"eval_windows": 10**6}, "tokens; 1000000 windows without overlap of 16 need 16000000"),
+        ({"eval_windows": 10**6}, "tokens; 1000000 windows of 16 need at least 16000000"),
         ({"model": "Embeded"}, "model 'Embeded' is no folder: give embedded, a folder or a hub"),
         ({"recipe": "none.json"}, "recipe 'none.json' cannot be read: No such file or directory"),
         (

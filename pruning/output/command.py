@@ -162,14 +162,13 @@ def evaluate(name: str, options: Options, device: str | None) -> JsonObject:
         losses = window_losses(
             ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)
         )
-        by_task = dict(zero_shot.evaluate_tasks(live, model.tokenizer, tasks, progress))
+        scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
     perplexities = {
         "perplexity": perplexity(losses),
         "perplexity_of": {**windows.provenance, "dtype": model.dtype},
         "by_text": _by_text({"perplexity": losses}, windows),
     }
-    scores = [row for rows in by_task.values() for row in rows]
-    measured = finite(perplexities) | zero_shot.summary({"value": scores}, model.dtype)
+    measured = finite(perplexities) | ({"zero_shot": {"measured": scores}} if scores else {})
     _print_measured(measured)
     return {"model": model.name, **measured}
 
@@ -206,14 +205,15 @@ class _Run:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
         model, inspector = self.request.model, self.inspector
         inspector.shares = self.work.known().get("shares", {})
-        by_model = {"dense": self._scores("dense", model.name)}
+        dense = self._scores("dense", model.name) if self.tasks else {}
         self._prune(store, statistics)
         report = _measured(self.work, self.windows["evaluation"], model) | {"warnings": warnings}
         recipe |= {"shares": inspector.shares} if inspector.shares else {}
 
         def measure_saved(folder: Path) -> JsonObject:
-            both = by_model | {"pruned": self._scores("pruned", str(folder))}
-            return zero_shot.summary(both, model.dtype)
+            if not self.tasks:
+                return {}
+            return {"zero_shot": {"dense": dense, "pruned": self._scores("pruned", str(folder))}}
 
         save_result(store, model.tokenizer, recipe, report, inspector, self.progress, measure_saved)
 
@@ -250,24 +250,20 @@ class _Run:
         prune(store, recipe, texts, states, statistics, self.progress, tell=tell)
         self.work.forget_work()
 
-    def _scores(self, name: str, place: str) -> list[zero_shot.Row]:
-        """Return a model's zero-shot results; each that is not known yet is kept as soon as it is.
+    def _scores(self, name: str, place: str) -> zero_shot.Scores:
+        """Return a model's zero-shot results, which are kept as soon as they are known.
 
         Args:
             name: `dense` or `pruned`.
             place: Where it is loaded from, in the dtype and on the device of the other passes.
         """
-        known, model = self.work.known(), self.request.model
-        if left := {task: x for task, x in self.tasks.items() if f"{name} {task}" not in known}:
+        stage, model = f"{name} zero-shot", self.request.model
+        if stage not in self.work.known():
             live = load_model(place, model.dtype, model.device)
-
-            def tell(task: str, done: int, total: int) -> None:
-                self.progress(f"{name} {task}", done, total)
-
-            for task, rows in zero_shot.evaluate_tasks(live, model.tokenizer, left, tell):
-                self.work.keep(f"{name} {task}", rows)
-        known = self.work.known()
-        return [row for task in self.tasks for row in known[f"{name} {task}"]]
+            self.work.keep(stage, zero_shot.evaluate_tasks(live, model.tokenizer, self.tasks))
+            self.progress(stage, 1, 1)
+        scores: zero_shot.Scores = self.work.known()[stage]
+        return scores
 
     def _spool(self, what: str) -> Spool:
         """Return a place for the statistics, or an empty one for the hidden states, as planned."""

@@ -43,7 +43,7 @@ class WorkFolder:
         """Return what a run has found out so far, by name.
 
         Losses by stream, the layers' shares, the errors of a training, zero-shot results by model
-        and task (`dense boolq`).
+        (`dense zero-shot`).
         """
         path = self.path / "known.json"
         return read_object(path) if path.exists() else {}

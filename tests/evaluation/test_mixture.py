@@ -42,7 +42,7 @@ def test_windows_begin_with_bos_if_asked_or_if_the_tokenizer_does(texts, adds, b
 def test_bos_needs_a_tokenizer_that_has_one_and_a_token_beside_it(texts):
     with pytest.raises(ValueError, match="bos must be false for a tokenizer that has no bos"):
         token_windows(word_tokenizer(), texts[0], "all", 2, 3, None, bos=True)
-    with pytest.raises(ValueError, match="length must be at least 2 tokens where bos is one"):
+    with pytest.raises(ValueError, match="length must be at least 2 tokens; got 1"):
         token_windows(word_tokenizer("<s>", True), texts[0], "all", 2, 1, None)
 
 

@@ -88,8 +88,8 @@ def test_validate_shows_the_plan(call):
         ("model=nowhere", "model 'nowhere' is no folder: give embedded, a folder or a hub id"),
         (
             "fitness={corpus: short.txt, split: all, windows: 32, length: 256}",
-            "fitness: corpus 'short.txt', split 'all' has 6 tokens; a window must be at most as "
-            "long, got 256",
+            "fitness: corpus 'short.txt', split 'all' has 6 tokens; 32 windows of 256 need at "
+            "least 8192: give fewer or shorter ones, or a longer text",
         ),
         (
             "ray.cpus_per_worker=1000",
