@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunevolve.pruning.infix import infix
 from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
@@ -78,6 +79,11 @@ class Metric:
         if not self.operands:
             return self.name
         return f"{self.name}({', '.join(operand.text for operand in self.operands)})"
+
+    @property
+    def infix(self) -> str:
+        """The metric as one line of mathematics, for people; see `pruning.infix`."""
+        return infix(self)
 
     @property
     def is_constant(self) -> bool:

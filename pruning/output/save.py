@@ -163,7 +163,7 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         pattern=pattern,
         sparsity=report["sparsity"],
         metric=report["metric"],
-        leaves=f", where{named}" if leaves else "",
+        leaves=f", that is {Metric.parse(report['metric']).infix}, where{named}" if leaves else "",
         others=_others(recipe),
         allocation=recipe["allocation"],
         refine=recipe["refine"],
