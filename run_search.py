@@ -30,6 +30,7 @@ FILES = {
     "best_metric": "best_metric.json",
     "summary": "summary.json",
     "report": "report.html",
+    "chart": "fitness.svg",
 }
 """Files of a run folder that `--json` names, if they exist."""
 
@@ -62,7 +63,8 @@ def command(
         bool, Option("--print-config", help="Print the resolved config and exit.")
     ] = False,
     report: Annotated[
-        Path | None, Option(help="Rebuild report.html of the run in this folder, finished or not.")
+        Path | None,
+        Option(help="Rebuild report.html and fitness.svg of the run in this folder."),
     ] = None,
     status: Annotated[
         Path | None, Option(help="Print the progress of the run in this folder.")
@@ -139,7 +141,7 @@ def _rebuild_report(path: Path, console: Console) -> Answer:
 
     is_finished = write_report(RunFolder.look(path))
     note = "" if is_finished else ": partial, because the run has not ended"
-    console.print(f"wrote {path / 'report.html'}{note}", soft_wrap=True)
+    console.print(f"wrote {path / 'report.html'} and fitness.svg{note}", soft_wrap=True)
     return outcome(DONE, ending="written" if is_finished else "written, partial", **_about(path))
 
 

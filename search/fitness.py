@@ -30,9 +30,6 @@ HOPELESS = 2.5
 """Rise in one of several cells, as a multiple of the best named metric's, that stops a candidate
 at any time: half of those of a search on three models are stopped so."""
 
-ZerosAndOverlap = dict[str, tuple[float, float]]
-"""A fraction of zeros and a mask overlap, by layer."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -175,29 +172,6 @@ class Evaluator:
                 return resident.losses(role)
         except DegenerateScores:
             return None
-
-    def zeros_and_overlap(self, task: int, one: Criterion, other: Criterion) -> ZerosAndOverlap:
-        """Compare the masks of two criteria, layer by layer.
-
-        Returns:
-            By layer: the fraction of zeros under `other`, and the number of weights that both
-            remove divided by the number that either removes. Empty if either is degenerate.
-        """
-        chosen = self.setup.tasks[task]
-        resident = self.residents[chosen.subject]
-        masks = [
-            resident.masks(criterion.metric, chosen.target(criterion.group))
-            for criterion in (one, other)
-        ]
-        by_layer = {}
-        try:
-            for (name, a), (_, b) in zip(*masks, strict=True):
-                either = int((a | b).sum())
-                overlap = int((a & b).sum()) / either if either else 1.0
-                by_layer[name] = (int(b.sum()) / b.numel(), overlap)
-        except DegenerateScores:
-            return {}
-        return by_layer
 
     def _measure(self, candidate: Candidate) -> Outcome:
         criterion = candidate.criterion

@@ -7,19 +7,18 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.leaves import STATISTICS, Statistics
-from prunevolve.pruning.masks import Target, select
+from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, load_model, with_weights
 from prunevolve.pruning.progress import unwatched
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe, score_layer
+from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore, all_layers
 from prunevolve.pruning.walk import Texts, walk_dense
 from prunevolve.search.fingerprint import take_probe, tensors_digest
@@ -181,18 +180,3 @@ class Resident:
             yield
         finally:
             self.restore()
-
-    # As a decorator: a `with` would leave the mode on wherever the generator is suspended.
-    @torch.inference_mode()
-    def masks(self, metric: Metric, target: Target) -> Iterator[tuple[str, Tensor]]:
-        """Yield each layer's name and mask, True for removed weights; the model is unchanged."""
-        self.forget_scores()  # two formulas are compared, not three
-
-        def score(name: str) -> Tensor:
-            weight = self.master[name].to(self._device)
-            return score_layer(metric, name, weight, self.statistics.of(name))
-
-        # Finding a threshold for the whole model reads each layer three times.
-        if target.group.whole_model and not self._low_memory:
-            score = cache(score)
-        yield from select(score, self.master, target)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table as ScreenTable
 
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.factors import without_each
@@ -24,18 +25,24 @@ from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.fitness import perplexity_of
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.pool.requests import CompareMasks, WindowLosses
+from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
-from prunevolve.search.report import tables
-from prunevolve.search.report.page import Run, render
+from prunevolve.search.report.report import (
+    FOUND,
+    Run,
+    Table,
+    perplexity_table,
+    relative_table,
+    render,
+    title_of,
+)
 from prunevolve.search.scale import Scale, paired_difference, unit_of
 from prunevolve.search.status import FINISHED
 from prunevolve.search.summary import (
     Diversity,
     FactorWorth,
     Finalist,
-    Fractions,
     Summary,
     TaskResult,
     Winner,
@@ -43,7 +50,10 @@ from prunevolve.search.summary import (
 )
 
 _KNOWN = 1 + len(BASELINES)
-"""The dense model and the named metrics, with which the winner is compared."""
+"""The dense model and the baselines, with which the winner is compared."""
+
+CHART = "fitness.svg"
+"""The chart of a run in its folder."""
 
 
 def finish(
@@ -66,13 +76,13 @@ def finish(
     winner, standings, factors = _choose(experiment, pool, state.finalists(), console)
     selection = [finalist.model_dump() for finalist in standings]
     folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
-    tasks = _measure_all(experiment, pool, winner, state, console)
+    tasks = _measure_all(experiment, pool, winner, console)
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     pruning, leading = experiment.config.pruning.model_dump(), tasks[0]
     outcomes = Counter(record.outcome.kind for record in folder.read_records())
     summary = Summary(
-        verdict=verdict_of(tasks, winner.criterion.text).sentence,
+        verdict=verdict_of(tasks).sentence,
         best=Winner.model_validate(_described(winner) | {"perplexity": leading.best.perplexity}),
         candidates=outcomes.total(),
         outcomes=dict(outcomes),
@@ -175,28 +185,20 @@ def _selection_losses(
 
 
 def _measure_all(
-    experiment: Experiment, pool: Pool, winner: Record, state: State, console: Console
+    experiment: Experiment, pool: Pool, winner: Record, console: Console
 ) -> list[TaskResult]:
     """Measure every task on its report text."""
-    requests = 1 + len(state.pareto_front) + 2 * _KNOWN
     places = range(len(experiment.tasks))
-    total = len(places) * requests
+    total = len(places) * (1 + _KNOWN)
     with counted(console, "report", total) as count, pool.counting(count):
-        return [_measure(experiment, pool, place, winner, state) for place in places]
+        return [_measure(experiment, pool, place, winner) for place in places]
 
 
-def _measure(
-    experiment: Experiment, pool: Pool, index: int, winner: Record, state: State
-) -> TaskResult:
-    """Measure a task on its report text: dense, baselines, winner and front.
-
-    The measurements of the front no longer affect any choice.
-    """
+def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> TaskResult:
+    """Measure a task on its report text: dense, baselines and winner."""
     dense, named = losses_of(pool.ask, index, "report")
     (best,) = pool.ask([WindowLosses(index, "report", winner.criterion)])
     assert best is not None
-    members = state.pareto_front
-    front = pool.ask([WindowLosses(index, "report", member.criterion) for member in members])
     gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
     task, row = experiment.tasks[index], experiment.task_rows()[index]
     provenance = experiment.provenance(task.subject)["report"]
@@ -221,40 +223,33 @@ def _measure(
             for cell in cells_of(experiment.setup, index, "report", dense, named)
         ],
         "perplexity_of": {**provenance, "dtype": experiment.subjects[task.subject].dtype},
-        "front": [
-            {"index": member.index, "perplexity": perplexity_of(losses)}
-            for member, losses in zip(members, front, strict=True)
-            if losses
-        ],
-        **_by_layer(pool, index, winner.criterion),
     }
     return TaskResult.model_validate(fields)
-
-
-def _by_layer(pool: Pool, index: int, winner: Criterion) -> dict[str, Fractions]:
-    """Return each layer's zeros under the winner and the baselines, and the masks' overlaps."""
-    criteria = {"best": winner} | {name: known.criterion for name, known in BASELINES.items()}
-    requests = [CompareMasks(index, winner, criterion) for criterion in criteria.values()]
-    layers, overlap = {}, {}
-    for name, compared in zip(criteria, pool.ask(requests), strict=True):
-        layers[name] = {layer: zeros for layer, (zeros, _) in compared.items()}
-        overlap[name] = {layer: shared for layer, (_, shared) in compared.items()}
-    del overlap["best"]
-    return {"layers": layers, "overlap": overlap}
 
 
 def _say_results(summary: Summary, console: Console) -> None:
     """Print the tables of perplexities and the verdict."""
     for task in summary.tasks:
-        console.print(tables.title_of(task), soft_wrap=True)
-        table = [tables.PERPLEXITY_HEADINGS, *tables.perplexity_rows(task, summary.best)]
-        headings, *rows = [(name, *rest) for name, _, *rest in table]  # formulas are too wide
-        console.print(tables.screen_table(headings, rows))
-    rows = tables.relative_rows(summary)
-    if len(rows) > 1:
-        console.print(tables.screen_table(tables.RELATIVE_HEADINGS, rows))
-    console.print(f"{tables.FOUND}: {summary.best.metric}", soft_wrap=True)
+        console.print(title_of(task), soft_wrap=True)
+        console.print(_screen_table(perplexity_table(task, summary.best)))
+    relative = relative_table(summary)
+    if len(relative.rows) > 1:
+        console.print(_screen_table(relative))
+    console.print(f"{FOUND}: {Metric.parse(summary.best.metric).infix}", soft_wrap=True)
+    console.print(f"its text: {summary.best.metric}", soft_wrap=True)
     console.print(f"verdict: {summary.verdict}", soft_wrap=True)
+
+
+def _screen_table(table: Table) -> ScreenTable:
+    """Return a table for the screen, with numbers to the right and without formulas, too wide."""
+    shown = ScreenTable()
+    columns = [heading for heading in table.headings if heading != "metric"]
+    for heading in columns:
+        is_text = heading in ("", "task", "text", "group")
+        shown.add_column(heading, overflow="fold", justify="left" if is_text else "right")
+    for row in table.rows:
+        shown.add_row(*row[: len(columns)])
+    return shown
 
 
 def say_files(folder: RunFolder, config: Config, console: Console) -> None:
@@ -267,7 +262,7 @@ def say_files(folder: RunFolder, config: Config, console: Console) -> None:
 
 def next_step(folder: Path, config: Config, summary: Summary) -> str:
     """Return the line that says how to apply a metric that won, or how to search on."""
-    kind = verdict_of(summary.tasks, summary.best.metric).kind
+    kind = verdict_of(summary.tasks).kind
     if kind == "better":
         return f"apply it: {apply_command(folder, config)}"
     return f"it did not clearly win: search on with {search_on_command(folder, config)}"
@@ -280,13 +275,19 @@ def search_on_command(folder: Path, config: Config) -> str:
 
 
 def write_report(folder: RunFolder) -> bool:
-    """Write `report.html` from the run folder's other files; return whether the run is finished.
+    """Write `report.html` and its chart, `fitness.svg`, from the run folder's other files.
+
+    Returns:
+        Whether the run is finished.
 
     Another process may go on working there: only whole lines of its journal are read.
 
     Raises:
         FolderError: If nothing is evaluated yet, or a file is damaged.
     """
+    # Imported here, so that a search does not load matplotlib when it starts.
+    from prunevolve.search.report.charts import fitness_chart
+
     records, scale = folder.records_so_far(), read_scale(folder)
     if not scale or not any(record.fitness is not None for record in records):
         raise FolderError(
@@ -305,7 +306,9 @@ def write_report(folder: RunFolder) -> bool:
         apply=apply_command(folder.path, config),
         search_on=search_on_command(folder.path, config),
     )
-    folder.write_text("report.html", render(run))
+    chart = fitness_chart(run.evaluated, scale)
+    folder.write_text(CHART, chart)
+    folder.write_text("report.html", render(run, chart))
     return folder.is_finished(len(records))
 
 

@@ -1,6 +1,6 @@
 """A finished run's summary, as `summary.json` holds it, and its verdict, on the report text.
 
-The verdict says whether the run's metric beats the best named metric there.
+The verdict says whether the run's metric beats the best of the baselines there.
 """
 
 import math
@@ -10,17 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from prunevolve.pruning.baselines import BASELINES
-
 CLEAR = 2.0
 """Standard errors above which a difference counts as clear."""
 
-_BEST_NAMED = "the best named metric on the report text"
-
 Kind = Literal["better", "level", "worse", "unknown"]
-
-Fractions = dict[str, dict[str, float]]
-"""A fraction of each layer's weights, by metric and layer."""
 
 
 class _Values(BaseModel):
@@ -28,10 +21,10 @@ class _Values(BaseModel):
 
 
 class Gap(_Values):
-    """How far a named metric is behind the best found, window by window.
+    """How far a baseline is behind the best found, window by window.
 
     Attributes:
-        nats: Mean difference in nats per token, positive if the named metric is worse.
+        nats: Mean difference in nats per token, positive if the baseline is worse.
         standard_error: Of the mean; None on a single window.
     """
 
@@ -40,7 +33,7 @@ class Gap(_Values):
 
 
 class TextResult(_Values):
-    """Perplexities on one kind of text of a task; `named` is the best named metric there."""
+    """Perplexities on one kind of text of a task; `named` is the best baseline there."""
 
     text: str
     dense: float
@@ -56,12 +49,6 @@ class Measured(_Values):
     perplexity: float
 
 
-class FrontMember(Measured):
-    """A member of the Pareto front, by its index in the journal."""
-
-    index: int
-
-
 class Winner(Measured):
     """The metric chosen on the selection text."""
 
@@ -75,12 +62,8 @@ class TaskResult(_Values):
     """What was measured for one task.
 
     Attributes:
-        baselines: Perplexity of each named metric that can prune the model.
+        baselines: Perplexity of each baseline that can prune the model.
         perplexity_of: Provenance of the report text, and the weights' dtype.
-        front: Members of the Pareto front that can prune the model.
-        layers: Fraction of zeros, by metric and layer; the winner is `best`.
-        overlap: For each named metric and layer, the weights that it and the winner both prune,
-            over those that either prunes.
     """
 
     name: str
@@ -94,9 +77,6 @@ class TaskResult(_Values):
     behind_best: dict[str, Gap]
     by_text: tuple[TextResult, ...]
     perplexity_of: dict[str, object]
-    front: tuple[FrontMember, ...]
-    layers: Fractions
-    overlap: Fractions
 
     @property
     def has_groups(self) -> bool:
@@ -172,8 +152,8 @@ class Verdict:
     """How the metric that a run found does on the report text.
 
     Attributes:
-        kind: Compared with the best named metric: better or worse by at least `CLEAR` standard
-            errors, level if neither, unknown if there is nothing to compare with or no error.
+        kind: Compared with the best baseline: better or worse by at least `CLEAR` standard errors,
+            level if neither, unknown if there is nothing to compare with or no error.
         sentence: The same as a sentence, with perplexities and standard errors.
     """
 
@@ -183,54 +163,60 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The best found compared with the best named metric on one task's report text.
+    """The best found compared with the best baseline on one task's report text.
 
     Attributes:
-        fall: Fall in perplexity, as a fraction of the named metric's; negative if it rises.
+        fall: Fall in perplexity, as a fraction of the baseline's; negative if it rises.
         errors: The paired difference in standard errors; None if there is no error.
     """
 
     task: str
-    named: str
     kind: Kind
     fall: float
     errors: float | None
     sentence: str
 
 
-def verdict_of(tasks: Sequence[TaskResult], metric: str) -> Verdict:
+def verdict_of(tasks: Sequence[TaskResult]) -> Verdict:
     """Return the verdict over these tasks on the metric that was found."""
     if not all(task.baselines for task in tasks):
-        return Verdict("unknown", "No named metric was measured: there is nothing to compare with.")
+        return Verdict("unknown", "No baseline was measured: there is nothing to compare with.")
     comparisons = [_compare(task) for task in tasks]
     kinds = {comparison.kind for comparison in comparisons}
     # Tasks that differ are as good as the worst.
     kind = next(kind for kind in ("unknown", "worse", "level", "better") if kind in kinds)
-    sentence = comparisons[0].sentence if len(tasks) == 1 else _over_tasks(comparisons)
-    same = _named_with_same_masks(tasks)
-    if not same:
-        return Verdict(kind, sentence)
-    is_best = all(comparison.named == same for comparison in comparisons)
-    identity = _identity(same, is_best, metric)
-    # That it is level with itself goes without saying.
-    return Verdict(kind, identity if is_best else f"{identity} {sentence}")
+    if len(tasks) == 1:
+        return Verdict(kind, comparisons[0].sentence)
+    return Verdict(kind, _over_tasks(comparisons, best_of_the_baselines(tasks)))
+
+
+def best_of_the_baselines(tasks: Sequence[TaskResult]) -> str:
+    """Return what a metric is compared with, and how many there were to compare it with."""
+    counts = sorted({len(task.baselines) for task in tasks})
+    if counts == [1]:
+        return "the only baseline"
+    return f"the best of the {' to '.join(map(str, counts))} baselines"
 
 
 def _compare(task: TaskResult) -> _Comparison:
     named = min(task.baselines, key=lambda name: task.baselines[name])
     gap, found, best_named = task.behind_best[named], task.best.perplexity, task.baselines[named]
-    fall, against = 1 - found / best_named, f"{named}, {_BEST_NAMED}"
+    fall = 1 - found / best_named
+    against = f"{named}, {best_of_the_baselines([task])} on the report text"
     values = f"perplexity {found:.2f} against {best_named:.2f}"
     if gap.standard_error is None:
         why = "on a single window, so the error is unknown"
         sentence = f"Compared with {against}: {values}, {why}."
-        return _Comparison(task.name, named, "unknown", fall, None, sentence)
+        return _Comparison(task.name, "unknown", fall, None, sentence)
     kind: Kind
     errors = math.inf if gap.nats else 0.0
     if gap.standard_error:
         errors = abs(gap.nats) / gap.standard_error
     apart = f"{errors:.1f} standard errors apart"
-    if errors < CLEAR:
+    if not gap.nats and not gap.standard_error:
+        kind = "level"
+        sentence = f"Equals {against}: the loss of every window is the same."
+    elif errors < CLEAR:
         kind = "level"
         sentence = f"Does not clearly beat {against}, nor lose to it: {values}, {apart}."
     elif gap.nats > 0:
@@ -239,37 +225,22 @@ def _compare(task: TaskResult) -> _Comparison:
     else:
         kind = "worse"
         sentence = f"Does not beat {against}: {values}, {-fall:.1%} higher, {apart}."
-    return _Comparison(task.name, named, kind, fall, errors, sentence)
+    return _Comparison(task.name, kind, fall, errors, sentence)
 
 
-def _over_tasks(comparisons: Sequence[_Comparison]) -> str:
+def _over_tasks(comparisons: Sequence[_Comparison], best: str) -> str:
     count = len(comparisons)
     if all(comparison.kind == "better" for comparison in comparisons):
         falls = [comparison.fall for comparison in comparisons]
         errors = [comparison.errors or 0.0 for comparison in comparisons]
         return (
-            f"Beats {_BEST_NAMED} of each of the {count} tasks: perplexity {min(falls):.1%} to "
-            f"{max(falls):.1%} lower, {min(errors):.1f} to {max(errors):.1f} standard errors apart."
+            f"Beats {best} on the report text of each of the {count} tasks: perplexity "
+            f"{min(falls):.1%} to {max(falls):.1%} lower, {min(errors):.1f} to {max(errors):.1f} "
+            "standard errors apart."
         )
     parts = []
     for kind in ("better", "level", "worse", "unknown"):
         names = [comparison.task for comparison in comparisons if comparison.kind == kind]
         if names:
             parts.append(f"{kind} on {len(names)} of {count} tasks ({', '.join(names)})")
-    return f"Compared with {_BEST_NAMED}: {', '.join(parts)}."
-
-
-def _named_with_same_masks(tasks: Sequence[TaskResult]) -> str:
-    """Return the named metric whose masks all equal those of the best found; empty if none."""
-    for name in tasks[0].baselines:
-        overlaps = [task.overlap.get(name, {}) for task in tasks]
-        if all(layers and set(layers.values()) == {1.0} for layers in overlaps):
-            return name
-    return ""
-
-
-def _identity(named: str, is_best: bool, metric: str) -> str:
-    if BASELINES[named].criterion.text == metric:
-        return f"Is {named} itself" + (f", {_BEST_NAMED}." if is_best else ".")
-    name = f"{named}, {_BEST_NAMED}," if is_best else named
-    return f"Is {name} under another spelling: every mask is the same."
+    return f"Compared with {best} on the report text: {', '.join(parts)}."

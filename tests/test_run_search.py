@@ -25,10 +25,7 @@ from prunevolve.search import checkpoint, launch
 from prunevolve.search.checkpoint import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.journal import RunFolder
-from prunevolve.search.population import Record, pareto_front
-from prunevolve.search.report.page import accurate
 from prunevolve.search.results import next_step
-from prunevolve.search.scale import Scale
 from prunevolve.search.summary import Gap, Summary
 
 SMALL = [
@@ -150,8 +147,6 @@ def test_summary_of_two_tasks_measures_each(on_two_tasks):
     assert half["dense"] == two_of_four["dense"]
     assert half["best"] != two_of_four["best"]
     assert half["baselines"]["wanda"] != two_of_four["baselines"]["wanda"]
-    assert {zeros for by in two_of_four["layers"].values() for zeros in by.values()} == {0.5}
-    assert set(half["layers"]["wanda"].values()) == {0.5} != set(half["layers"]["snip"].values())
 
 
 def test_winner_is_the_best_on_the_selection_texts(finished, on_two_tasks):
@@ -189,7 +184,7 @@ def test_selection_loss_of_two_tasks_is_their_mean_relative_rise_by_weight(on_tw
     assert winner["selection_loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_report_of_two_tasks_says_what_the_best_is_beside_the_best_named_metric(on_two_tasks):
+def test_report_of_two_tasks_says_what_the_best_is_beside_the_best_baseline(on_two_tasks):
     out, printed = on_two_tasks
     assert printed.count("│ best found ") == 2
     # The first is what the result is applied to.
@@ -230,25 +225,6 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     for one in standings[:3]:
         criterion = Criterion.parse(one["metric"], one["group"])
         assert one["selection_loss"] == pytest.approx(losses(criterion), rel=1e-5)
-
-
-def test_front_is_measured_on_the_report_text_of_each_task(on_two_tasks):
-    out, _ = on_two_tasks
-    lines = (out / "journal.jsonl").read_text().splitlines()
-    front = pareto_front(Record.from_dict(json.loads(line)) for line in lines)
-    page = (out / "report.html").read_text()
-    tasks = read(out / "summary.json")["tasks"]
-    scale = Scale.model_validate(read(out / "scale.json"))
-    shown = [record for record, _ in accurate(front, scale)]
-    assert shown
-    for record, *found in zip(front, *(task["front"] for task in tasks), strict=True):
-        assert [one["index"] for one in found] == [record.index] * 2
-        if record in shown:
-            assert " / ".join(f"{one['perplexity']:.2f}" for one in found) in page
-        winner = read(out / "best_metric.json")
-        if record.criterion == Criterion.parse(winner["metric"], winner["group"]):
-            best = [task["best"]["perplexity"] for task in tasks]
-            assert [one["perplexity"] for one in found] == pytest.approx(best)
 
 
 def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finished, on_two_tasks):
@@ -298,8 +274,8 @@ def test_report_can_be_rebuilt_and_is_partial_while_a_run_is_extended(finished, 
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "report.html").unlink()
     out, _ = call("--report", run)
-    assert out == f"wrote {run / 'report.html'}\n"
-    assert (run / "report.html").exists()
+    assert out == f"wrote {run / 'report.html'} and fitness.svg\n"
+    assert (run / "report.html").exists() and (run / "fitness.svg").exists()
     one_more = {**lines_of(run / "journal.jsonl")[-1], "index": 16}
     with (run / "journal.jsonl").open("a") as journal:
         journal.write(json.dumps(one_more) + "\n")
@@ -315,7 +291,7 @@ def test_report_of_a_run_that_goes_on_is_partial_and_leaves_it_its_lock(finished
     with closing(RunFolder.open_(run)):  # as a search that works in it
         out, _ = call("--report", run)
         assert (run / ".lock").exists()
-    assert out == f"wrote {run / 'report.html'}: partial, because the run has not ended\n"
+    assert out.endswith(" and fitness.svg: partial, because the run has not ended\n")
     page = (run / "report.html").read_text()
     assert "This run has not ended: the report shows its first 15 candidates." in page
     assert "has not ended" not in (finished / "report.html").read_text()
@@ -377,14 +353,13 @@ def test_winner_is_to_be_applied_where_it_was_found(finished):
 
 def test_every_step_says_how_far_it_came(finished):
     printed = finished.with_suffix(".printed").read_text()
-    parts = 15 + len(read(finished / "summary.json")["tasks"][0]["front"])
     for line in (
         "starting the first worker\n",
         "collecting statistics of embedded on 64 tokens\n",
         "dense and named metrics: 7/7 (",
         "candidates: 16/16 (",
         "finalists: ",
-        f"report: {parts}/{parts} (",
+        "report: 8/8 (",
         "drawing the report\n",
     ):
         assert line in printed

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.fitness import Evaluator, Setup, ZerosAndOverlap
+from prunevolve.search.fitness import Evaluator, Setup
 from prunevolve.search.population import Candidate, Outcome
 from prunevolve.search.scale import Scale
 
@@ -54,15 +54,6 @@ class WindowLosses(Request[list[float] | None]):
     task: int
     role: str
     criterion: Criterion | None
-
-
-@dataclass(frozen=True)
-class CompareMasks(Request[ZerosAndOverlap]):
-    """Compare two criteria's masks for a task: zeros and overlap by layer."""
-
-    task: int
-    one: Criterion
-    other: Criterion
 
 
 @dataclass(frozen=True)
@@ -201,8 +192,6 @@ def _result(evaluator: Evaluator, request: Request[object]) -> object:
             return evaluator.evaluate(candidate)
         case WindowLosses(task, role, criterion):
             return evaluator.losses(task, role, criterion)
-        case CompareMasks(task, one, other):
-            return evaluator.zeros_and_overlap(task, one, other)
         case CollectStatistics(subject):
             return evaluator.collect_statistics(subject)
         case ProbeTensors(subject):

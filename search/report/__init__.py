@@ -1,1 +1,1 @@
-"""Output for people: tables of perplexities, and report.html with its charts."""
+"""Output for people: tables of perplexities, and report.html with its chart."""

@@ -1,4 +1,4 @@
-"""A made-up run with all that a report can show: two tasks, layers, overlaps."""
+"""A made-up run with all that a report can show: two tasks, finalists, factors."""
 
 import json
 import random
@@ -15,8 +15,6 @@ from prunevolve.search.population import OUTCOMES, Record
 from prunevolve.search.scale import Scale, cell_of
 from prunevolve.search.summary import Summary
 
-BLOCKS = 3
-KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
 WINNER = "mul(W, add(G, sqr(W)))"
 CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
 
@@ -51,8 +49,6 @@ def records_of(count: int) -> list[Record]:
 
 
 def task_of(**changes: Any) -> dict[str, Any]:
-    names = [f"model.layers.{block}.{kind}" for block in range(BLOCKS) for kind in KINDS]
-    best_zeros = {name: 0.5 + 0.02 * i for i, name in enumerate(names)}
     return {
         **{"name": "embedded 60%", "model": "embedded", "weight": 1.0},
         **{"sparsity": 0.6, "pattern": "unstructured", "best": {"perplexity": 30.0}},
@@ -66,16 +62,6 @@ def task_of(**changes: Any) -> dict[str, Any]:
         "perplexity_of": {
             **{"corpus": "embedded", "split": "report", "windows": 3, "length": 32},
             **{"tokens": 96, "dtype": "float32"},
-        },
-        "front": [],
-        "layers": {
-            "best": best_zeros | {"model.layers.1.mlp.down_proj": 0.95},
-            "wanda": dict.fromkeys(names, 0.6),
-            "snip": {name: 0.8 - 0.03 * i for i, name in enumerate(names)},
-        },
-        "overlap": {
-            "wanda": {name: 0.4 + 0.01 * i for i, name in enumerate(names)},
-            "snip": {name: 0.9 - 0.02 * i for i, name in enumerate(names)},
         },
         **changes,
     }

@@ -24,9 +24,8 @@ from toy_setup import (
 )
 
 from prunevolve.evaluation.perplexity import window_losses
-from prunevolve.pruning.masks import select
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.models import load_model
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
@@ -241,27 +240,8 @@ def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models)
     assert_dense(on_two_models)
 
 
-def test_zeros_and_overlap_count_the_masks_of_each_layer(on_two_models):
-    for number, task in enumerate(on_two_models.setup.tasks):
-        found = on_two_models.zeros_and_overlap(number, MAGNITUDE, SNIP)
-        resident = on_two_models.residents[task.subject]
-        magnitudes = {name: w.abs() for name, w in resident.master.items()}
-        products = {name: w * resident.statistics["G"][name] for name, w in magnitudes.items()}
-        masks = [
-            dict(select(scores.__getitem__, scores, task.target(criterion.group)))
-            for scores, criterion in ((magnitudes, MAGNITUDE), (products, SNIP))
-        ]
-        assert list(found) == list(linear_layers(resident.store.model))
-        for name, (zeros, overlap) in found.items():
-            one, other = (mask[name] for mask in masks)
-            assert zeros == other.sum().item() / other.numel()
-            assert overlap == (one & other).sum().item() / (one | other).sum().item()
-
-
-def test_losses_zeros_and_overlap_of_a_degenerate_metric_are_none(evaluator):
+def test_losses_of_a_degenerate_metric_are_none(evaluator):
     assert evaluator.losses(0, "report", CONSTANT) is None
-    for pair in ((MAGNITUDE, CONSTANT), (CONSTANT, MAGNITUDE)):
-        assert evaluator.zeros_and_overlap(0, *pair) == {}
     assert_dense(evaluator)
 
 
@@ -286,8 +266,6 @@ def test_scores_made_again_change_nothing(plenty, group):
         criterion = Criterion(metric, group)
         one = candidate(criterion)
         assert sparing.evaluate(one) == plenty.evaluate(one)
-        both = criterion, WANDA
-        assert sparing.zeros_and_overlap(0, *both) == plenty.zeros_and_overlap(0, *both)
 
 
 def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):

@@ -1,4 +1,4 @@
-"""The verdict on a run: better, level, worse, unknown, or a named metric in disguise."""
+"""The verdict on a run: better, level, worse, unknown, and with what it was compared."""
 
 import pytest
 from report_run import task_of
@@ -14,17 +14,12 @@ def measured(perplexity, gaps, baselines=None, **changes):
             name: {"nats": n, "standard_error": error} for name, (n, error) in gaps.items()
         },
         best={"perplexity": perplexity},
-        overlap={},
     )
     return TaskResult.model_validate({**fields, **changes})
 
 
-def verdict(*tasks, metric="mul(W, add(G, X))"):
-    return verdict_of(tasks, metric)
-
-
 LEVEL_SENTENCE = (
-    "Does not clearly beat wanda, the best named metric on the report text, nor lose to it: "
+    "Does not clearly beat wanda, the best of the 2 baselines on the report text, nor lose to it: "
     "perplexity 38.00 against 40.00, 1.8 standard errors apart."
 )
 
@@ -34,72 +29,70 @@ LEVEL_SENTENCE = (
     [
         (
             *(36.0, 0.1, 0.05, "better"),
-            "Beats wanda, the best named metric on the report text: perplexity 36.00 against "
+            "Beats wanda, the best of the 2 baselines on the report text: perplexity 36.00 against "
             "40.00, 10.0% lower, 2.0 standard errors apart.",
         ),
         (38.0, 0.09, 0.05, "level", LEVEL_SENTENCE),
         (38.0, -0.09, 0.05, "level", LEVEL_SENTENCE),
         (
             *(44.0, -0.1, 0.01, "worse"),
-            "Does not beat wanda, the best named metric on the report text: perplexity 44.00 "
+            "Does not beat wanda, the best of the 2 baselines on the report text: perplexity 44.00 "
             "against 40.00, 10.0% higher, 10.0 standard errors apart.",
         ),
     ],
 )
-def test_verdict_goes_by_two_standard_errors_to_the_best_named_metric(
+def test_verdict_goes_by_two_standard_errors_to_the_best_baseline(
     perplexity, nats, error, kind, sentence
 ):
-    found = verdict(measured(perplexity, {"wanda": (nats, error), "snip": (0.3, 0.01)}))
+    found = verdict_of([measured(perplexity, {"wanda": (nats, error), "snip": (0.3, 0.01)})])
     assert (found.kind, found.sentence) == (kind, sentence)
 
 
-def test_verdict_is_unknown_on_a_single_window_or_without_named_metrics():
-    found = verdict(measured(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0}))
+def test_verdict_is_unknown_on_a_single_window_or_without_baselines():
+    found = verdict_of([measured(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0})])
     assert found.kind == "unknown"
-    assert found.sentence.endswith("on a single window, so the error is unknown.")
+    assert found.sentence == (
+        "Compared with wanda, the only baseline on the report text: perplexity 36.00 against "
+        "40.00, on a single window, so the error is unknown."
+    )
     task = measured(36.0, {}).model_copy(update={"baselines": {}})
-    assert verdict(task).kind == "unknown"
+    assert verdict_of([task]).kind == "unknown"
 
 
-def test_verdict_says_if_a_named_metric_was_found_again():
-    overlap = {"snip": {"a": 1.0, "b": 1.0}, "wanda": {"a": 1.0, "b": 0.99}}
-    gaps = {"snip": (0.0, 0.0), "wanda": (0.1, 0.01)}
-    task = measured(30.0, gaps, {"snip": 30.0, "wanda": 33.0}, overlap=overlap)
-    found = verdict(task)
+def test_verdict_says_if_the_best_baseline_was_found_again():
+    found = verdict_of([measured(40.0, {"wanda": (0.0, 0.0), "snip": (0.2, 0.01)})])
     assert found.kind == "level"
     assert found.sentence == (
-        "Is snip, the best named metric on the report text, under another spelling: every mask is "
+        "Equals wanda, the best of the 2 baselines on the report text: the loss of every window is "
         "the same."
     )
-    itself = "Is snip itself, the best named metric on the report text."
-    assert verdict(task, metric="mul(W, G)").sentence == itself
-    # If it is a worse one, the best is compared as well.
-    gaps = {"snip": (0.0, 0.0), "wanda": (-0.1, 0.01)}
-    found = verdict(measured(44.0, gaps, {"snip": 44.0, "wanda": 40.0}, overlap=overlap))
-    assert found.kind == "worse"
-    assert found.sentence.startswith("Is snip under another spelling: every mask is the same. Does")
 
 
-BETTER = measured(36.0, {"wanda": (0.1, 0.02)}, {"wanda": 40.0}, name="a")
-BETTER_BY_MORE = measured(30.0, {"wanda": (0.3, 0.03)}, {"wanda": 40.0}, name="b")
-LEVEL = measured(39.9, {"wanda": (0.002, 0.02)}, {"wanda": 40.0}, name="c")
-WORSE = measured(50.0, {"wanda": (-0.2, 0.02)}, {"wanda": 40.0}, name="d")
+BETTER = measured(36.0, {"wanda": (0.1, 0.02)}, name="a")
+BETTER_BY_MORE = measured(30.0, {"wanda": (0.3, 0.03)}, name="b")
+LEVEL = measured(39.9, {"wanda": (0.002, 0.02)}, name="c")
+WORSE = measured(50.0, {"wanda": (-0.2, 0.02)}, name="d")
 
 
 def test_verdict_on_tasks_that_are_all_better_tells_the_least_and_the_most():
-    found = verdict(BETTER, BETTER_BY_MORE)
+    found = verdict_of([BETTER, BETTER_BY_MORE])
     assert found.kind == "better"
     assert found.sentence == (
-        "Beats the best named metric on the report text of each of the 2 tasks: perplexity 10.0% "
-        "to 25.0% lower, 5.0 to 10.0 standard errors apart."
+        "Beats the best of the 2 baselines on the report text of each of the 2 tasks: perplexity "
+        "10.0% to 25.0% lower, 5.0 to 10.0 standard errors apart."
     )
 
 
+def test_verdict_on_tasks_with_other_numbers_of_baselines_says_so():
+    found = verdict_of([BETTER, measured(30.0, {"wanda": (0.3, 0.03)}, {"wanda": 40.0})])
+    assert found.sentence.startswith("Beats the best of the 1 to 2 baselines on the report text")
+
+
 def test_verdict_on_tasks_that_differ_is_that_of_the_worst_and_names_them():
-    assert verdict(LEVEL, LEVEL).kind == verdict(BETTER, LEVEL).kind == "level"
-    found = verdict(BETTER, LEVEL, WORSE)
+    assert verdict_of([LEVEL, LEVEL]).kind == verdict_of([BETTER, LEVEL]).kind == "level"
+    found = verdict_of([BETTER, LEVEL, WORSE])
     assert found.kind == "worse"
     assert found.sentence == (
-        "Compared with the best named metric on the report text: better on 1 of 3 tasks (a), "
+        "Compared with the best of the 2 baselines on the report text: better on 1 of 3 tasks (a), "
         "level on 1 of 3 tasks (c), worse on 1 of 3 tasks (d)."
     )

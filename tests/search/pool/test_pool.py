@@ -19,7 +19,6 @@ from prunevolve.search.pool.pool import (
 )
 from prunevolve.search.pool.requests import (
     CollectStatistics,
-    CompareMasks,
     Ended,
     Evaluate,
     Fault,
@@ -448,9 +447,8 @@ def test_requests_of_the_run_are_done_again_after_a_fault(backend, fault):
 
     backend.does = does
     pool = ready_pool(backend)
-    criterion = Criterion.parse("W", "row")
     requests = [
-        *(CollectStatistics(0), ProbeTensors(0), CompareMasks(0, criterion, criterion)),
+        *(CollectStatistics(0), ProbeTensors(0)),
         *(WindowLosses(0, role, None) for role in ("report", "selection")),
     ]
     with pool.counting(lambda: counted.append(1)):

@@ -13,7 +13,7 @@ from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.fitness import Task
 from prunevolve.search.pool import pool as pools
-from prunevolve.search.pool.requests import CompareMasks, ProbeTensors, WindowLosses
+from prunevolve.search.pool.requests import ProbeTensors, WindowLosses
 from prunevolve.search.population import Candidate
 from prunevolve.search.resident import Subject
 
@@ -78,8 +78,6 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     assert list(arrivals[0].timing) == ["seconds", "peak_mib", "worker"]
     requests = [WindowLosses(task, "report", SNIP) for task in (1, 0)]
     assert pool.ask(requests) == [here.losses(task, "report", SNIP) for task in (1, 0)]
-    compared = pool.ask([CompareMasks(0, WANDA, SNIP)])
-    assert compared == [here.zeros_and_overlap(0, WANDA, SNIP)]
     assert [pool.model_digest(subject) for subject in range(2)] == list(here.digests)
     (probe,), expected = pool.ask([ProbeTensors(1)]), here.probe_tensors(1)
     assert_same_tensors(probe, expected)
