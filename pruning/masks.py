@@ -5,7 +5,7 @@ is a value that holds everything specific to it: to add a group, add a class.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -269,8 +269,3 @@ def resolve_target(
             f"sparsity must be {implied:g} with pattern {pattern}, or left out; got {sparsity}"
         )
     return Target(implied, n_of_m)
-
-
-def select(score: Score, names: Iterable[str], target: Target) -> Masks:
-    """Yield each layer's name and mask, the target's sparsity in each; see `Group.select`."""
-    return target.group.select(score, dict.fromkeys(names, target.sparsity))

@@ -10,7 +10,7 @@ from toy_setup import HALF, TWO_OF_FOUR, made_of, setup_of
 
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.leaves import STATISTICS
-from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, select
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_config
@@ -41,8 +41,9 @@ def test_masks_are_those_of_the_cpu(target, device):
     # One decimal: many ties.
     scores = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     layers = {"a": scores, "b": 2 * scores}
-    elsewhere = dict(select(lambda name: layers[name].to(device), layers, target))
-    for name, mask in select(layers.__getitem__, layers, target):
+    fractions = dict.fromkeys(layers, target.sparsity)
+    elsewhere = dict(target.group.select(lambda name: layers[name].to(device), fractions))
+    for name, mask in target.group.select(layers.__getitem__, fractions):
         assert torch.equal(elsewhere[name].cpu(), mask)
 
 

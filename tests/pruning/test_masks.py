@@ -18,7 +18,6 @@ from prunevolve.pruning.masks import (
     Target,
     group_of,
     parse_pattern,
-    select,
 )
 from prunevolve.pruning.ranking import lowest_n_of_m, lowest_per_row
 
@@ -64,7 +63,7 @@ def lowest_in_layer(scores, sparsity):
 
 
 def lowest_in_model(scores, sparsity):
-    return dict(select(scores.__getitem__, scores, Target(sparsity, Model())))
+    return dict(Model().select(scores.__getitem__, dict.fromkeys(scores, sparsity)))
 
 
 @EXAMPLES
@@ -193,7 +192,7 @@ def test_lowest_in_model_keeps_the_scores_of_one_layer_and_asks_three_times():
 )
 def test_select_of_other_groups_asks_for_scores_when_a_mask_is_due(target):
     lazy = Lazy({"a": torch.rand(2, 4), "b": torch.rand(2, 4)})
-    next(select(lazy.__getitem__, lazy, target))
+    next(target.group.select(lazy.__getitem__, dict.fromkeys("ab", target.sparsity)))
     assert lazy.requests == {"a": 1, "b": 0}
 
 

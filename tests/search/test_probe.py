@@ -5,7 +5,7 @@ import torch
 from refusals import refusal
 
 from prunevolve.pruning.leaves import Statistics
-from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of, select
+from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.search.fingerprint import (
     Probe,
@@ -76,7 +76,8 @@ def test_probe_mask_of_stacked_layers_is_that_of_the_layers(group, sparsity):
     layers = {
         n: layer for i, stack in enumerate(stacks) for n, layer in zip(names[i], stack, strict=True)
     }
-    expected = [mask.flatten() for _, mask in select(layers.__getitem__, layers, target)]
+    masks = group.select(layers.__getitem__, dict.fromkeys(layers, sparsity))
+    expected = [mask.flatten() for _, mask in masks]
     assert torch.equal(probe_mask(stacks, target), torch.cat(expected))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunevolve.pruning.leaves import LEAVES
-from prunevolve.pruning.masks import Target, group_of, select
+from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.operators import OPERATORS
 from prunevolve.search.breeding import simplify as module
@@ -81,8 +81,8 @@ def test_simplify_keeps_the_mask(tree_seed, tensor_seed, group):
         [one.score(**leaves) for leaves in leaves_of(tensor_seed)] for one in (metric, simpler)
     ]
     if not any(map(_is_tied, chain(*scores))):
-        target = Target(0.5, group_of(group))
-        masks = [dict(select(both.__getitem__, range(2), target)) for both in scores]
+        fractions = dict.fromkeys(range(2), 0.5)
+        masks = [dict(group_of(group).select(both.__getitem__, fractions)) for both in scores]
         for layer, mask in masks[0].items():
             assert torch.equal(mask, masks[1][layer]), (metric.text, simpler.text)
 
