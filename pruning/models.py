@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import (
@@ -270,9 +269,13 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
     Buffers, such as the frequencies of position embeddings, are real, as no file holds them.
     """
-    with one_line_errors(config.name_or_path), init_empty_weights(include_buffers=False):
+    with one_line_errors(config.name_or_path), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-    model.tie_weights()  # what puts parameters on the meta device has torn them apart
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        module._is_hf_initialized = False
+    model.initialize_weights()  # fills these buffers; on the meta device it does nothing
     use_blocked_attention(model)
     return model.requires_grad_(False).eval()
 
