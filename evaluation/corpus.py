@@ -85,10 +85,6 @@ def token_windows(
             the text, without overlap.
         bos: Whether each window begins with the tokenizer's bos; None if it puts one before a text.
 
-    Returns:
-        Tokens (windows, length) and the provenance: corpus, split, windows, length, tokens,
-        seed, bos, text_sha256.
-
     Raises:
         ValueError: If an argument breaks its rule, the text cannot be read, it has fewer tokens
             than the windows need, or there is no bos.

@@ -112,7 +112,7 @@ def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option, override
         (
             ["report.corpus=ptb", "report.split=test"],
             r"report: corpus 'ptb': the Hugging Face hub could not be reached or did not serve it "
-            r"\(.+\); use 'embedded' or a local .txt, .jsonl, .parquet file instead$",
+            r"\(.+\); use 'embedded' or a local .txt, .json, .jsonl, .parquet file instead$",
         ),
         (["ray.address=127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1 "),
     ],
