@@ -16,12 +16,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunevolve import extras
 
 BATCH = {"cpu": 1, "cuda": 8, "mps": 8}
 """Requests in a batch by type of device. lm-eval makes the logits of a whole batch at once, and a
@@ -42,13 +43,11 @@ def check_tasks(names: Sequence[str]) -> None:
         names: Of lm-eval's tasks, groups and tags, or paths of task files, which end in .yaml.
 
     Raises:
-        ValueError: If lm-eval is not installed, it has no such task, or there is no such file.
+        ModuleNotFoundError: If lm-eval is not installed.
+        ValueError: If it has no such task, or there is no such file.
     """
-    if names and not find_spec("lm_eval"):
-        raise ValueError(
-            "zero-shot tasks need lm-eval, which is not installed: "
-            "pip install 'prunevolve[zero-shot]'"
-        )
+    if names:
+        extras.require("zero-shot", "lm_eval")
     for name in names:
         if _is_file(name) and not Path(name).is_file():
             raise ValueError(f"zero-shot task file {name!r} is not there")

@@ -4,20 +4,21 @@ import json
 import math
 import signal
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from search_process import started
 
-from prunevolve import run_prune
+from prunevolve import extras, run_prune
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.models import load_model, load_tokenizer
 from prunevolve.pruning.output import command
 from prunevolve.pruning.output.folder import WorkFolder
 from prunevolve.pruning.output.verify import verify_result
 
-needs_lm_eval = pytest.mark.skipif(not zero_shot.find_spec("lm_eval"), reason="no lm-eval")
+needs_lm_eval = pytest.mark.skipif(not find_spec("lm_eval"), reason="no lm-eval")
 
 QUESTIONS = [
     ("The while statement is used for repeated", [" execution", " import statement", " a"]),
@@ -236,9 +237,9 @@ def test_zero_shot_knows_lm_evals_tasks_and_a_near_name(tmp_path):
 
 
 def test_zero_shot_without_lm_eval_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(zero_shot, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     remedy = "pip install 'prunevolve[zero-shot]'"
-    line = f"error: zero-shot tasks need lm-eval, which is not installed: {remedy}\n"
+    line = f"error: lm_eval must be installed for this: {remedy}\n"
     assert prune(tmp_path / "out", "--zero-shot", "boolq", code=2) == ("", line)
     words = ("--evaluate", "embedded", "--zero-shot", "boolq")
     assert started(run_prune, *words, code=2) == ("", line)
