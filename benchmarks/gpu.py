@@ -132,7 +132,7 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     name, _, length = _large(device)
     settings = [
         *(f"model={work / 'dense'}", "dtype=bfloat16", "ray.workers=0"),
-        "low_memory=true",
+        *("low_memory=true", "search.stages=[1, 2, 4]"),
         *("calibration.split=training", "calibration.windows=8", f"calibration.length={length}"),
         *("fitness.windows=8", f"fitness.length={length}"),
         *("selection.windows=2", "selection.length=128"),
