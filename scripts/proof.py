@@ -78,10 +78,10 @@ SEARCHES = {
     "kills": (1, (20, 70, 120)),
 }
 """Workers of each search, and the candidates after which its driver is killed."""
-CANDIDATES = 150
 SIZES = {"calibration": 8, "fitness": 32, "selection": 8, "report": 8}
 SETTINGS = [f"--set={text}.windows={number}" for text, number in SIZES.items()]
 SETTINGS += [f"--set={text}.length=64" for text in SIZES]
+SETTINGS += ["--set=search.candidates=150"]
 FIELDS = ("index", "metric", "group", "outcome", "fitness", "fingerprint", "parents")
 END_SECONDS = 60.0
 """Seconds in which the processes of a killed driver must be gone."""
@@ -190,11 +190,12 @@ def compare_searches(args: argparse.Namespace) -> bool:
     out = Path(tempfile.mkdtemp(prefix="searches-", dir=args.out))
     journals: dict[str, list[bytes]] = {"old": [], "new": []}
     same = True
-    for side, checkout in (("old", args.old), ("new", args.new)):
+    for side, checkout, more in (("old", args.old, args.old_set), ("new", args.new, [])):
+        settings = [*SETTINGS, *(f"--set={setting}" for setting in more)]
         for name in args.only:
-            began = time.monotonic()
+            began, folder = time.monotonic(), out / f"{side}-{name}"
             try:
-                journals[side].append(_search(checkout, out / f"{side}-{name}", *SEARCHES[name]))
+                journals[side].append(_search(checkout, folder, settings, *SEARCHES[name]))
                 equal = journals[side][-1] == journals[side][0]
                 result = "same bytes" if equal else "DIFFERENT bytes from the first"
             except Failed as error:
@@ -215,11 +216,12 @@ def compare_searches(args: argparse.Namespace) -> bool:
     return same and not difference
 
 
-def _search(checkout: Path, folder: Path, workers: int, kills: tuple[int, ...]) -> bytes:
+def _search(
+    checkout: Path, folder: Path, settings: list[str], workers: int, kills: tuple[int, ...]
+) -> bytes:
     """Search in a checkout, and return the journal."""
     journal, log = folder / "journal.jsonl", folder.with_suffix(".log")
-    settings = [*SETTINGS, f"--set=search.candidates={CANDIDATES}", f"--set=ray.workers={workers}"]
-    words = ["--out", str(folder), *settings]
+    words = ["--out", str(folder), *settings, f"--set=ray.workers={workers}"]
     for lines in (*kills, None):
         with log.open("a") as text:
             command = [str(checkout / PYTHON), "run_search.py", *words]
@@ -272,6 +274,9 @@ def main() -> None:
         if compare is compare_prunings:
             command.add_argument("--models", type=_path, required=True, help="folder of models")
             command.add_argument("--texts", type=_path, default=WIKITEXT2, help="WikiText-2")
+        else:
+            told = "KEY=VALUE for old alone, such as what new does without being told; repeatable"
+            command.add_argument("--old-set", action="append", default=[], help=told)
         command.add_argument("--only", help=f"some of {','.join(known)}, with commas between")
     args = parser.parse_args()
     args.only = args.only.split(",") if args.only else args.known
