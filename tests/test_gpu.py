@@ -48,7 +48,7 @@ def test_masks_are_those_of_the_cpu(target, device):
 
 
 @pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(A))))"])
+@pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(X))))"])
 def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
     outcomes = []
     for place in ("cpu", device):
