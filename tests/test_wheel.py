@@ -84,7 +84,7 @@ def project(tmp_path):
 
 def test_the_wheel_installs_one_package_and_two_commands(installed):
     program = "from importlib import metadata; print(*metadata.files('prunevolve'), sep='\\n')"
-    files = [Path(line) for line in done(installed / "python", "-c", program).splitlines()]
+    files = [Path(line) for line in done(installed / "python", "-P", "-c", program).splitlines()]
     places = {file.parts[0] for file in files if file.suffix != ".pyc"}
     assert {place for place in places if not place.endswith(".dist-info")} == {"..", "prunevolve"}
     outside = {file.name for file in files if file.parts[0] == ".."}
