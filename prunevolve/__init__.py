@@ -4,7 +4,7 @@ A public name is loaded when it is asked for: torch and transformers take second
 search needs may not be installed.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prunevolve.extras import SEARCH, require
@@ -26,7 +26,9 @@ _PUBLIC = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("prunevolve")
+        from prunevolve.command_line import version
+
+        return version()
     for module, names in _PUBLIC.items():
         if name in names:
             if module == "prunevolve.search.api":

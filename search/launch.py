@@ -265,11 +265,12 @@ def is_free(key: str) -> bool:
 
 
 def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
+    *some, last = (f"{key}*" if key.endswith(".") else key for key in FREE_KEYS)
     for override in overrides:
         if not is_free(override.partition("=")[0]):
             raise FolderError(
                 f"--set {override} would make {path} a different search: a resumed run accepts "
-                "only search.candidates, ray.*, low_memory and trackers"
+                f"only {', '.join(some)} and {last}"
             )
 
 

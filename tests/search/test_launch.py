@@ -186,7 +186,7 @@ def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, over
     before = (run_folder / "config.yaml").read_text()
     assert refusal(4, "--resume", "run", "--set", override) == (
         f"--set {override} would make run a different search: a resumed run accepts only "
-        "search.candidates, ray.*, low_memory and trackers"
+        "search.candidates, ray.*, low_memory and tensorboard"
     )
     problem = "search.candidates = '0': Input should be greater than or equal"
     assert problem in refusal(2, "--resume", "run", "--set", "search.candidates=0")
