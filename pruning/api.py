@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunevolve.pruning import pruner, walk
+from prunevolve.pruning import passes, pruner
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.leaves import LEAVES, STATISTICS, Statistics
 from prunevolve.pruning.masks import Target, resolve_target
-from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.metric_file import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.output.verify import LayerCount
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
+from prunevolve.pruning.recipe import make_recipe
 from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.stream import Texts
 
 __all__ = [
     "Criterion",
@@ -93,7 +94,7 @@ def collect_statistics(
         raise ValueError(f"leaves must be among {', '.join(LEAVES)}; got {unknown[0]!r:.40}")
     _check_model(model)
     _check_windows(model, windows)
-    return walk.collect(ResidentStore(model), windows, wanted, on_progress)
+    return passes.collect(ResidentStore(model), windows, wanted, on_progress)
 
 
 def prune(
@@ -160,7 +161,7 @@ def prune(
     pruner.prune(
         ResidentStore(model),
         recipe,
-        walk.Texts(torch.zeros(0, 2, dtype=torch.int64) if windows is None else windows),
+        Texts(torch.zeros(0, 2, dtype=torch.int64) if windows is None else windows),
         statistics=statistics.to_tensors() if statistics else None,
         on_progress=on_progress,
         tell=found.__setitem__,

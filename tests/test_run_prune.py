@@ -27,11 +27,12 @@ from prunevolve.pruning.output.folder import WorkFolder
 from prunevolve.pruning.output.options import RECIPES
 from prunevolve.pruning.output.request import ONE_KIND
 from prunevolve.pruning.output.verify import verify_result
+from prunevolve.pruning.passes import collect
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.stream import Texts
 from prunevolve.pruning.unloaded import resolve_model
-from prunevolve.pruning.walk import Texts, collect
 
 
 def call(code=0, **options):

@@ -19,17 +19,18 @@ from toy_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from prunevolve.pruning import walk
+from prunevolve.pruning import passes
+from prunevolve.pruning.allocation import Allocation
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.embed_and_head import BlockCall
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import load_config, load_model, outside_blocks, published_tensors
 from prunevolve.pruning.pruner import prune, shapes_of
-from prunevolve.pruning.recipe import Allocation, Recipe, Update
+from prunevolve.pruning.recipe import Recipe, Update
 from prunevolve.pruning.spool import DiskSpool, read_tensor
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 
 MAGNITUDE, WANDA, SNIP = "W", "mul(W, sqrt(X))", "mul(W, G)"
 ALL_SOURCES = "mul(W, add(G, add(X, abs(M))))"
@@ -308,7 +309,7 @@ def test_allocation_and_update_decide_what_goes_of_each_layer_and_what_is_saved(
     recipe = recipe_of(propagation, metric, group, allocation=allocation, update=RESCALED)
     resident = ResidentStore(load_model(str(folder), "float32"))
     before = weights_of(resident.model)
-    found = walk.collect(resident, toy_windows(), frozenset("XG"))
+    found = passes.collect(resident, toy_windows(), frozenset("XG"))
     scores = {
         name: recipe.metric.score(W=weight.abs(), X=found["X"][name], G=found["G"][name])
         for name, weight in before.items()

@@ -19,7 +19,7 @@ from prunevolve.pruning.output.verify import Inspector, verify_result
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import FolderStore, all_layers
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
 MEASURED = {
