@@ -12,6 +12,11 @@ import pytest
 import search_process
 import torch
 from filelock import FileLock
+from prunevolve.pruning.run import command
+from prunevolve.pruning.run.result import WorkFolder
+from prunevolve.pruning.run.options import RECIPES
+from prunevolve.pruning.run.job import ONE_KIND
+from prunevolve.pruning.run.verify import verify_result
 from toy_models import tensors_of, toy_model, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,11 +27,6 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
-from prunevolve.pruning.output import command
-from prunevolve.pruning.output.folder import WorkFolder
-from prunevolve.pruning.output.options import RECIPES
-from prunevolve.pruning.output.request import ONE_KIND
-from prunevolve.pruning.output.verify import verify_result
 from prunevolve.pruning.passes import collect
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe

@@ -13,9 +13,9 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_tokenizer
-from prunevolve.pruning.output.folder import FolderMismatchError, check_output_folder
-from prunevolve.pruning.output.save import save_result
-from prunevolve.pruning.output.verify import Inspector, verify_result
+from prunevolve.pruning.run.folder import FolderMismatchError, check_output_folder
+from prunevolve.pruning.run.result import save_result
+from prunevolve.pruning.run.verify import Inspector, verify_result
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import FolderStore, all_layers

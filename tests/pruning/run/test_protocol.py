@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from prunevolve import run_prune
 from prunevolve.evaluation import sources
 from prunevolve.evaluation.corpus import cut_all
-from prunevolve.pruning.output import options as options_module
-from prunevolve.pruning.output.options import PROTOCOLS, Options
-from prunevolve.pruning.output.request import _texts
+from prunevolve.pruning.run import options as options_module
+from prunevolve.pruning.run.options import PROTOCOLS, Options
+from prunevolve.pruning.run.job import _texts
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 WIKITEXT_CARD = """---
