@@ -17,10 +17,12 @@ from prunevolve.evaluation.sources import EMBEDDED
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.run.options import (
+    MACHINE,
     RECIPES,
     WHY_FAST,
+    Measurement,
     Request,
-    of_part,
+    make,
     over,
     parameters,
     read_recipe,
@@ -83,12 +85,12 @@ def prune_model(
         if evaluate:
             return command.evaluate(_measuring(evaluate, given, recipe))
         sums = None
-        if resume and out and not recipe and given.keys() <= {*of_part("machine")}:
+        if resume and out and not recipe and given.keys() <= {*MACHINE}:
             told = result.read_unfinished(Path(out))
             wanted, sums = told["options"] | given, told["sha256"]
         else:
             wanted, sums = _with_recipes(given, recipe or [])
-        made = job.make_job(Request(**{**wanted, "out": out}), resume)
+        made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
         return command.validate(made) if validate else command.apply(made, sums)
 
     try:
@@ -117,12 +119,11 @@ def _with_recipes(
     return wanted, sums
 
 
-def _measuring(model: str, given: JsonObject, recipe: list[str] | None) -> Request:
+def _measuring(model: str, given: JsonObject, recipe: list[str] | None) -> Measurement:
     """Return the request of --evaluate, which only measures."""
-    allowed = {*of_part("measuring"), "revision", "dtype", "device"}
-    if recipe or not given.keys() <= allowed:
+    if recipe or not given.keys() <= Measurement.model_fields.keys() - {"model"}:
         raise ValueError("--evaluate prunes nothing: leave out --model, --metric and --out")
-    return Request(model=model, **given)
+    return make(Measurement, given | {"model": model}, "the command line")
 
 
 # The options that make a request are its fields.

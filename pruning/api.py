@@ -18,7 +18,7 @@ from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run.job import recipe_of
-from prunevolve.pruning.run.options import Request, checked, of_part
+from prunevolve.pruning.run.options import Method, make
 from prunevolve.pruning.run.verify import LayerCount
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
@@ -131,9 +131,7 @@ def prune(
             to be had from windows, or scores are not finite or all the same.
     """
     criterion = _criterion_of(metric)
-    allowed = [name for name in (*of_part("method"), "seed") if name != "metric"]
-    name = SPARSEGPT if metric == SPARSEGPT else criterion.text
-    recipe = recipe_of(Request(metric=name, **checked(options, "prune", allowed)), criterion)
+    recipe = recipe_of(make(Method, options, "prune"), criterion, own_masks=metric == SPARSEGPT)
     _check_model(model)
     missing = recipe.pruned_leaves | _missing(model, recipe.dense_leaves, statistics)
     if windows is not None:

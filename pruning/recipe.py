@@ -6,6 +6,7 @@ method is a new value of one of these.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.allocation import Allocation, resolve_allocation
-from prunevolve.pruning.baselines import PROPAGATIONS, REFINEMENTS, UPDATES
 from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.leaves import GRAM, STATISTICS, made_of
 from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
@@ -80,7 +80,7 @@ class Recipe:
     Attributes:
         metric: The score.
         target: How much goes, and which weights compete.
-        propagation: One of `PROPAGATIONS`: `one-shot` scores by statistics of the dense model;
+        propagation: `one-shot` scores by statistics of the dense model;
             `sequential` takes those of a block's inputs from windows that passed the pruned blocks
             before it, as the Pruner-Zero release does for X.
         allocation: How much each layer gives; None for the same fraction of each, or what a
@@ -103,10 +103,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.metric.check_scores_weights()
-        if self.propagation not in PROPAGATIONS:
-            raise ValueError(
-                f"propagation must be one of {', '.join(PROPAGATIONS)}; got {self.propagation!r}"
-            )
         if self.sequential and self.target.group.whole_model:
             raise ValueError(
                 "propagation must be one-shot with group model, whose threshold needs every "
@@ -170,8 +166,6 @@ def make_recipe(
     Raises:
         ValueError: If a name is unknown, or parts do not fit each other; one line.
     """
-    if update not in UPDATES:
-        raise ValueError(f"update must be one of {', '.join(UPDATES)}; got {update!r}")
     if own_masks and refine != "none":
         raise ValueError(
             f"refine must be none with metric sparsegpt, which chooses a mask column by column and "
@@ -194,14 +188,14 @@ def make_recipe(
 
 
 def _swaps(argument: str, target: Target) -> Refinement | None:
-    name, colon, number = argument.partition(":")
-    most = int(number) if number.isdecimal() else 0 if colon else MOST_SWAPS
-    if name not in REFINEMENTS or most < 1 or (colon and name == "none"):
+    if argument == "none":
+        return None
+    match = re.fullmatch(r"swaps(?::([1-9]\d*))?", argument)
+    if not match:
         raise ValueError(
             f"refine must be none, swaps, or swaps:N with N of 1 or more; got {argument!r}"
         )
-    if name == "none":
-        return None
+    most = int(match[1] or MOST_SWAPS)
     length = target.group.length if isinstance(target.group, NOfM) else None
 
     def apply(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:

@@ -12,11 +12,6 @@ import pytest
 import search_process
 import torch
 from filelock import FileLock
-from prunevolve.pruning.run import command
-from prunevolve.pruning.run.result import WorkFolder
-from prunevolve.pruning.run.options import RECIPES
-from prunevolve.pruning.run.job import ONE_KIND
-from prunevolve.pruning.run.verify import verify_result
 from toy_models import tensors_of, toy_model, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +25,11 @@ from prunevolve.pruning.models import linear_layers, load_model
 from prunevolve.pruning.passes import collect
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.run import command
+from prunevolve.pruning.run.job import ONE_KIND
+from prunevolve.pruning.run.options import RECIPES
+from prunevolve.pruning.run.result import WorkFolder
+from prunevolve.pruning.run.verify import verify_result
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 from prunevolve.pruning.unloaded import resolve_model

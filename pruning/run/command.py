@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.job import Job, evaluation_texts
 from prunevolve.pruning.run.kept_statistics import kept_statistics
-from prunevolve.pruning.run.options import Request
+from prunevolve.pruning.run.options import Measurement
 from prunevolve.pruning.run.result import WorkFolder, finite, save_result, work_folder
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
 from prunevolve.pruning.spool import DiskSpool, Spool
@@ -101,7 +101,7 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
         shown_progress(on_stderr()) as progress,
         work_folder(job.out) as work,
     ):
-        work.begin(asdict(request), identity, dict(expected) if expected else None)
+        work.begin(request.model_dump(), identity, dict(expected) if expected else None)
         if not work.is_whole:
             inspector = Inspector(model.config, all_layers(store), job.recipe.target)
             run = _Run(job, windows, tasks, work, inspector, progress)
@@ -122,7 +122,7 @@ def verify(folder: Path) -> JsonObject:
     return _summary(folder, report)
 
 
-def evaluate(request: Request) -> JsonObject:
+def evaluate(request: Measurement) -> JsonObject:
     """Measure the request's model, pruned or not; return what `--json` prints.
 
     Raises:

@@ -1,7 +1,7 @@
 """A request, resolved once: checked and planned before any weight is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from prunevolve.evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
@@ -17,7 +17,7 @@ from prunevolve.pruning.models import EMBEDDED, hub_id
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe, make_recipe
-from prunevolve.pruning.run.options import Request
+from prunevolve.pruning.run.options import Measurement, Method, Request
 from prunevolve.pruning.run.result import check_output_folder
 from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
 
@@ -123,7 +123,7 @@ def make_job(request: Request, resume: bool) -> Job:
                 "--verify or --evaluate"
             )
     metric = resolve_metric(str(request.metric))
-    recipe = recipe_of(request, metric.criterion)
+    recipe = recipe_of(request, metric.criterion, own_masks=request.metric == SPARSEGPT)
     with on_stderr().status("reading the model's config and tokenizer"):
         model = resolve_model(
             str(request.model), request.dtype, request.device, request.seqlen, request.revision
@@ -153,17 +153,17 @@ def make_job(request: Request, resume: bool) -> Job:
     return Job(resolved, model, recipe, texts, out, plan, notes, metric.found_on)
 
 
-def recipe_of(request: Request, criterion: Criterion) -> Recipe:
-    """Return the recipe of a request's method, whose metric is the criterion's; may refuse it."""
+def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
+    """Return the recipe of a method with a metric; raises as `make_recipe`."""
     return make_recipe(
         criterion.metric,
-        resolve_target(request.pattern, request.sparsity, request.group, criterion.group),
-        request.propagation,
-        request.update,
-        request.allocation,
-        request.refine,
-        own_masks=request.metric == SPARSEGPT,
-        seed=request.seed,
+        resolve_target(method.pattern, method.sparsity, method.group, criterion.group),
+        method.propagation,
+        method.update,
+        method.allocation,
+        method.refine,
+        own_masks=own_masks,
+        seed=method.seed,
     )
 
 
@@ -181,7 +181,7 @@ def _calibration(request: Request, seqlen: int) -> Mixture:
     return text
 
 
-def evaluation_texts(request: Request, seqlen: int) -> tuple[Mixture, ...]:
+def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Mixture, ...]:
     """Return the texts to measure perplexity on, in windows of `seqlen` tokens, checked.
 
     Raises:
@@ -220,17 +220,18 @@ def _resolved(request: Request, model: UnloadedModel, recipe: Recipe) -> Request
     """Return a request that means the same on another machine, later."""
     name, revision = hub_id(model.name) or (model.name, None)
     target = recipe.target
-    return replace(
-        request,
-        model=name,
-        revision=revision,
-        metric=SPARSEGPT if recipe.update.chooses else recipe.metric.text,
-        sparsity=target.sparsity,
-        pattern=target.pattern_text,
-        group=target.group_name,
-        seqlen=model.seqlen,
-        dtype=model.dtype,
-        device=model.device,
+    return request.model_copy(
+        update={
+            "model": name,
+            "revision": revision,
+            "metric": SPARSEGPT if recipe.update.chooses else recipe.metric.text,
+            "sparsity": target.sparsity,
+            "pattern": target.pattern_text,
+            "group": target.group_name,
+            "seqlen": model.seqlen,
+            "dtype": model.dtype,
+            "device": model.device,
+        }
     )
 
 

@@ -16,8 +16,8 @@ from prunevolve import run_prune
 from prunevolve.evaluation import sources
 from prunevolve.evaluation.corpus import cut_all
 from prunevolve.pruning.run import options as options_module
-from prunevolve.pruning.run.options import PROTOCOLS, Options
 from prunevolve.pruning.run.job import _texts
+from prunevolve.pruning.run.options import PROTOCOLS, Options
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 WIKITEXT_CARD = """---

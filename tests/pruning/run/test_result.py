@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from prunevolve.pruning.run.folder import FolderMismatchError, check_output_folder
 from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
@@ -13,11 +14,10 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_tokenizer
-from prunevolve.pruning.run.folder import FolderMismatchError, check_output_folder
-from prunevolve.pruning.run.result import save_result
-from prunevolve.pruning.run.verify import Inspector, verify_result
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.run.result import save_result
+from prunevolve.pruning.run.verify import Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, all_layers
 from prunevolve.pruning.stream import Texts
 
