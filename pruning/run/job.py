@@ -129,10 +129,12 @@ def make_job(request: Request, resume: bool) -> Job:
             str(request.model), request.dtype, request.device, request.seqlen, request.revision
         )
     check_layers(model.shapes, recipe.target)
-    texts = {"evaluation": evaluation_texts(request, model.seqlen)}
-    calibration = _calibration(request, model.seqlen)
-    if recipe.dense_leaves or recipe.follows:
-        texts["calibration"] = (calibration,)
+    texts = {
+        "calibration": (calibration_text(request, model.seqlen),),
+        "evaluation": evaluation_texts(request, model.seqlen),
+    }
+    if not (recipe.dense_leaves or recipe.follows):
+        del texts["calibration"]
     evaluated = [x.windows or x.most or TEST_TOKENS // model.seqlen for x in texts["evaluation"]]
     work = Work(
         model.shapes,
@@ -167,7 +169,7 @@ def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
     )
 
 
-def _calibration(request: Request, seqlen: int) -> Mixture:
+def calibration_text(request: Request, seqlen: int) -> Mixture:
     """Return the text for the statistics, checked."""
     parts = _parts("", request.corpus, request.split, request.share)
     text = Mixture(parts, request.samples, seqlen, request.seed, request.bos, request.by_document)

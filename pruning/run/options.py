@@ -90,7 +90,7 @@ class Measurement(BaseModel):
         None, description="Text to measure on, default embedded; repeat for others."
     )
     eval_split: list[str] | None = Field(None, description="Its split; one per corpus.")
-    eval_windows: Literal["all"] | Annotated[int, Field(ge=1)] | None = Field(
+    eval_windows: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
         None, description="Windows of each text, or all; default 32 at most."
     )
     zero_shot: list[str] | None = Field(
@@ -168,9 +168,8 @@ def make(kind: type[Options], given: JsonObject, source: str) -> Options:
                 f"{', '.join(kind.model_fields)}"
             ) from error
         option = name.replace("_", "-")
-        raise ValueError(
-            f"{source}: {option}: {problem['msg']}; got {problem['input']!r:.60}"
-        ) from error
+        rule = problem["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{source}: {option} = {problem['input']!r:.60}: {rule}") from error
 
 
 def over(given: JsonObject, recipe: JsonObject) -> JsonObject:

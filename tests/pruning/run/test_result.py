@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from prunevolve.pruning.run.folder import FolderMismatchError, check_output_folder
 from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
@@ -16,8 +15,8 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_tokenizer
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.run.result import save_result
-from prunevolve.pruning.run.verify import Inspector, verify_result
+from prunevolve.pruning.run.result import check_output_folder, save_result
+from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, all_layers
 from prunevolve.pruning.stream import Texts
 
@@ -68,7 +67,8 @@ def saved(tokenizer, dense):
         prune(store, Recipe(Metric("W"), target), Texts(NO_WINDOWS))
         inspector = Inspector(store.config, all_layers(store), target)
         recipe = recipe_of(name or str(dense), target)
-        return save_result(store, tokenizer, recipe, MEASURED | measured, inspector)
+        save_result(store, tokenizer, recipe, MEASURED | measured, inspector)
+        return json.loads((folder / "pruning_report.json").read_text())
 
     return save
 
