@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 
 from prunevolve import run_prune
 from prunevolve.evaluation import sources
+from prunevolve.pruning.run.job import calibration_text, evaluation_texts
+from prunevolve.pruning.run.options import Request, read_recipe
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 WIKITEXT_CARD = """---
