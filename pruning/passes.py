@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunevolve.pruning.leaves import STATISTICS, Statistics, need_backward
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.recipe import ZERO, Recipe
+from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.reconstruct import Lesson
 from prunevolve.pruning.spool import Spool
 from prunevolve.pruning.store import Store, all_layers, in_turn
@@ -137,10 +137,16 @@ def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
 
 
 def _pruning(recipe: Recipe) -> tuple[str, ...]:
-    chosen = ("select and update",) if recipe.update.chooses else ("score", "select")
-    refined = ("refine",) if recipe.refinement else ()
-    updated = ("update",) if recipe.update is not ZERO and not recipe.update.chooses else ()
-    return (*chosen, *refined, *updated, *(("train",) if recipe.training else ()), "write")
+    """Return what is done to a block, in words."""
+    words = {
+        "score": not recipe.own_masks,
+        "select": True,
+        "refine": recipe.refine,
+        "update": recipe.update,
+        "train": recipe.training,
+        "write": True,
+    }
+    return tuple(word for word, is_done in words.items() if is_done)
 
 
 def _joined(leaves: frozenset[str]) -> str:

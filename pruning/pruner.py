@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunevolve.pruning.allocation import Shapes
+from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.leaves import Statistics
+from prunevolve.pruning.leaves import GRAM, Statistics
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
@@ -164,7 +166,7 @@ class _Pruner:
             for layers in left.values()
             for layer in layers
         }
-        if self.recipe.update.chooses:
+        if self.recipe.own_masks:
             self.removals = iter(fractions.items())
         else:
             self.removals = target.group.select(self._score, fractions)
@@ -203,10 +205,13 @@ class _Pruner:
     def _changed(self, layer: str, removal: Removal) -> Tensor:
         """Return a layer's new weight: its mask refined, what stays updated."""
         recipe, dense = self.recipe, self.store.dense(layer)
-        statistics = self._found(layer, recipe.pruned_leaves, self.behind)
-        if recipe.refinement and isinstance(removal, Tensor):
-            removal = recipe.refinement.apply(dense, removal, statistics)
-        return recipe.update.apply(dense, removal, statistics)
+        gram = self._found(layer, frozenset({GRAM}), self.behind).get(GRAM)
+        if recipe.refine and isinstance(removal, Tensor) and gram is not None:
+            removal = recipe.refine(dense, removal, gram)
+        if recipe.update and gram is not None:
+            return recipe.update(dense, removal, gram)
+        assert isinstance(removal, Tensor)
+        return _zeroed(dense, removal)
 
     def _score(self, layer: str) -> Tensor:
         kept = self.kept_scores
@@ -235,3 +240,15 @@ class _Pruner:
             self.behind.pop(f"{leaf}/{layer}", None)
             if self.forgets:
                 self.statistics.pop(f"{leaf}/{layer}", None)
+
+
+def _zeroed(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return a weight with zeros where a mask is True and the same bits elsewhere."""
+    # The bits, so that no NaN is computed with; numpy has no bfloat16.
+    integers = torch.int16 if weight.element_size() == 2 else torch.int32
+    bits, mask = weight.view(integers), mask.to(weight.device)
+    if weight.device.type == "cpu":
+        zeroed = torch.empty_like(bits, memory_format=torch.contiguous_format)
+        zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
+        return zeroed.view(weight.dtype)
+    return torch.mul(bits, ~mask).view(weight.dtype)

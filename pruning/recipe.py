@@ -9,68 +9,30 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from prunevolve.pruning.allocation import Allocation, resolve_allocation
-from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.leaves import GRAM, STATISTICS, made_of
 from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import extremes
 from prunevolve.pruning.reconstruct import Reconstruction, Training
-from prunevolve.pruning.sparsegpt import WIDTH, choose_given, choose_lowest, choose_n_of_m, solve
-from prunevolve.pruning.swaps import MOST_SWAPS, refine
+from prunevolve.pruning.sparsegpt import WIDTH, compensate
+from prunevolve.pruning.swaps import MOST_SWAPS
+from prunevolve.pruning.swaps import refine as swap
 
 Removal = Tensor | float
 """A layer's mask, True where a weight goes, or the fraction that goes if an update chooses."""
 
+Refine = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps a dense weight, its mask and the Gram matrix of its inputs behind pruned blocks to a better
+mask, with as many zeros in each group."""
 
-@dataclass(frozen=True)
-class Refinement:
-    """A rule from a mask to a better one with as many zeros in the same places' groups.
-
-    Attributes:
-        leaves: Statistics that the rule needs, of inputs that passed the pruned blocks before.
-        apply: Maps the dense weight, the mask and the layer's statistics by leaf to the new mask.
-    """
-
-    leaves: frozenset[str]
-    apply: Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Update:
-    """A rule from a dense weight and its mask to the weight that is saved.
-
-    Attributes:
-        leaves: Statistics that the rule needs, of inputs that passed the pruned blocks before.
-        apply: Maps the dense weight in its own dtype, (out_features, in_features), the removal, and
-            the layer's statistics by leaf to the new weight. The dense weight must not be written
-            to.
-        chooses: Whether the rule makes the mask itself, and gets a fraction in its place.
-    """
-
-    leaves: frozenset[str]
-    apply: Callable[[Tensor, Removal, Mapping[str, Tensor]], Tensor]
-    chooses: bool = False
-
-
-def _zero(weight: Tensor, mask: Removal, statistics: Mapping[str, Tensor]) -> Tensor:
-    assert isinstance(mask, Tensor)
-    # The bits, so that no NaN is computed with; numpy has no bfloat16.
-    integers = torch.int16 if weight.element_size() == 2 else torch.int32
-    bits, mask = weight.view(integers), mask.to(weight.device)
-    if weight.device.type == "cpu":
-        zeroed = torch.empty_like(bits, memory_format=torch.contiguous_format)
-        zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
-        return zeroed.view(weight.dtype)
-    return torch.mul(bits, ~mask).view(weight.dtype)
-
-
-ZERO = Update(frozenset(), _zero)
-"""Removed weights become zero, the others keep their bits."""
+Update = Callable[[Tensor, Removal, Tensor], Tensor]
+"""Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its
+inputs behind pruned blocks to the weight that is saved; the dense weight is not written to."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +47,10 @@ class Recipe:
             before it, as the Pruner-Zero release does for X.
         allocation: How much each layer gives; None for the same fraction of each, or what a
             threshold over the whole model takes.
-        refinement: What improves the masks; None for nothing.
-        update: What happens to the weights that stay.
-        training: What happens to them once a whole block is pruned; None for nothing.
+        refine: What improves the masks; None for nothing.
+        update: What happens to the weights that stay; None: they keep their bits.
+        own_masks: Whether the update chooses what goes.
+        training: What happens to the weights once a whole block is pruned; None for nothing.
 
     Raises:
         ValueError: If the parts do not fit each other or the metric cannot rank weights.
@@ -97,8 +60,9 @@ class Recipe:
     target: Target
     propagation: str = "one-shot"
     allocation: Allocation | None = None
-    refinement: Refinement | None = None
-    update: Update = ZERO
+    refine: Refine | None = None
+    update: Update | None = None
+    own_masks: bool = False
     training: Training | None = None
 
     def __post_init__(self) -> None:
@@ -117,9 +81,9 @@ class Recipe:
     @property
     def dense_leaves(self) -> frozenset[str]:
         """The statistics of the dense model that are needed."""
-        leaves = self.metric.leaves & STATISTICS - self._scored_behind
-        if self.update.chooses:
-            leaves = frozenset()
+        leaves = frozenset() if self.own_masks else self.metric.leaves & STATISTICS
+        if self.sequential:
+            leaves -= made_of(leaves, "inputs")
         if self.allocation and self.allocation.metric:
             leaves |= self.allocation.metric.leaves & STATISTICS
         return leaves
@@ -127,13 +91,9 @@ class Recipe:
     @property
     def pruned_leaves(self) -> frozenset[str]:
         """The statistics that are needed of inputs that passed the pruned blocks before."""
-        refinement = self.refinement.leaves if self.refinement else frozenset()
-        return self._scored_behind | refinement | self.update.leaves
-
-    @property
-    def _scored_behind(self) -> frozenset[str]:
-        of_inputs = made_of(self.metric.leaves & STATISTICS, "inputs")
-        return of_inputs if self.sequential and not self.update.chooses else frozenset()
+        scored = made_of(self.metric.leaves & STATISTICS, "inputs")
+        leaves = scored if self.sequential and not self.own_masks else frozenset()
+        return leaves | {GRAM} if self.refine or self.update else leaves
 
     @property
     def follows(self) -> bool:
@@ -176,45 +136,32 @@ def make_recipe(
             "group must be left out with metric sparsegpt, which compares weights within "
             f"{WIDTH} columns of a layer; got {target.group_name!r}"
         )
+    pattern = target.group if isinstance(target.group, NOfM) else None
+    swaps = None
+    if refine != "none":
+        swaps = partial(swap, length=pattern.length if pattern else None, most=_most(refine))
     return Recipe(
         metric,
         target,
         propagation,
         resolve_allocation(allocation, target),
-        _swaps(refine, target),
-        _sparsegpt(target, own_masks) if own_masks or update == "sparsegpt" else ZERO,
+        None
+        if refine == "none"
+        else partial(swap, length=pattern and pattern.length, most=_most(refine)),
+        partial(compensate, pattern=pattern) if own_masks or update == "sparsegpt" else None,
+        own_masks,
         Reconstruction(seed) if update == "reconstruct" else None,
     )
 
 
-def _swaps(argument: str, target: Target) -> Refinement | None:
-    if argument == "none":
-        return None
-    match = re.fullmatch(r"swaps(?::([1-9]\d*))?", argument)
+def _most(refine: str) -> int:
+    """Return how many swaps in a row `swaps:N` asks for."""
+    match = re.fullmatch(r"swaps(?::([1-9]\d*))?", refine)
     if not match:
         raise ValueError(
-            f"refine must be none, swaps, or swaps:N with N of 1 or more; got {argument!r}"
+            f"refine must be none, swaps, or swaps:N with N of 1 or more; got {refine!r}"
         )
-    most = int(match[1] or MOST_SWAPS)
-    length = target.group.length if isinstance(target.group, NOfM) else None
-
-    def apply(weight: Tensor, mask: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        return refine(weight, mask, statistics[GRAM], length, most)
-
-    return Refinement(frozenset({GRAM}), apply)
-
-
-def _sparsegpt(target: Target, chooses: bool) -> Update:
-    pattern = target.group if isinstance(target.group, NOfM) else None
-
-    def apply(weight: Tensor, removal: Removal, statistics: Mapping[str, Tensor]) -> Tensor:
-        if isinstance(removal, Tensor):
-            return solve(weight, statistics[GRAM], choose_given(removal))
-        if pattern:
-            return solve(weight, statistics[GRAM], choose_n_of_m(pattern), pattern.length)
-        return solve(weight, statistics[GRAM], choose_lowest(removal))
-
-    return Update(frozenset({GRAM}), apply, chooses)
+    return int(match[1] or MOST_SWAPS)
 
 
 def score_layer(

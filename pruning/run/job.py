@@ -91,7 +91,7 @@ class Job:
             "schema": SCHEMA,
             **self.request.deciding(),
             "group": self.recipe.target.group_name,
-            **({} if self.recipe.update.chooses else tree),
+            **({} if self.recipe.own_masks else tree),
             "calibration": dict(calibration) if calibration else None,
             "device": self.model.device,
         }
@@ -226,7 +226,7 @@ def _resolved(request: Request, model: UnloadedModel, recipe: Recipe) -> Request
         update={
             "model": name,
             "revision": revision,
-            "metric": SPARSEGPT if recipe.update.chooses else recipe.metric.text,
+            "metric": SPARSEGPT if recipe.own_masks else recipe.metric.text,
             "sparsity": target.sparsity,
             "pattern": target.pattern_text,
             "group": target.group_name,
