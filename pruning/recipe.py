@@ -145,9 +145,7 @@ def make_recipe(
         target,
         propagation,
         resolve_allocation(allocation, target),
-        None
-        if refine == "none"
-        else partial(swap, length=pattern and pattern.length, most=_most(refine)),
+        swaps,
         partial(compensate, pattern=pattern) if own_masks or update == "sparsegpt" else None,
         own_masks,
         Reconstruction(seed) if update == "reconstruct" else None,

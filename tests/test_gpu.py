@@ -90,7 +90,7 @@ def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(
         {"own_masks": True},
         {"update": "sparsegpt"},
         {"update": "reconstruct", "allocation": "owl"},
-        {"refinement": "swaps"},
+        {"refine": "swaps"},
     ],
     ids=str,
 )
