@@ -1,4 +1,4 @@
-"""Generate the tables of docs/METRICS.md and configs/schema.json from code."""
+"""Generate the tables of docs/METRICS.md and docs/ARCHITECTURE.md, and configs/schema.json."""
 
 import inspect
 import json
@@ -10,6 +10,7 @@ from prunevolve.configs.schema import json_schema
 from prunevolve.pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
 from prunevolve.pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
 from prunevolve.pruning.masks import GROUPS, group_of
+from prunevolve.pruning.metric_file import resolve_metric
 from prunevolve.pruning.operators import (
     EXTENDED,
     MATRIX,
@@ -20,9 +21,13 @@ from prunevolve.pruning.operators import (
     Shape,
     Units,
 )
+from prunevolve.pruning.passes import Pass, passes_of
+from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.options import Request, read_recipe
 
 ROOT = Path(__file__).parents[1]
-METRICS, SCHEMA = ROOT / "docs/METRICS.md", ROOT / "configs/schema.json"
+ARCHITECTURE, METRICS = ROOT / "docs/ARCHITECTURE.md", ROOT / "docs/METRICS.md"
+SCHEMA = ROOT / "configs/schema.json"
 _MARKED = re.compile(r"(<!-- made by scripts/\w+\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -37,6 +42,7 @@ def main() -> None:
 def generated() -> dict[Path, str]:
     """Return the whole text of each file, as generated from code."""
     return {
+        ARCHITECTURE: with_tables(read(ARCHITECTURE), {"passes": _passes()}),
         METRICS: with_tables(read(METRICS), tables()),
         SCHEMA: json.dumps(json_schema(), indent=2) + "\n",
     }
@@ -73,6 +79,33 @@ def tables() -> dict[str, str]:
         "published": _table(named, (_named_row(*row) for row in others.items())),
         "found": _table(named, (_named_row(*row) for row in FOUND.items())),
     }
+
+
+REQUESTS = (
+    "--metric wanda",
+    "--metric pruner-zero",
+    "--metric snip",
+    "--metric gblm --propagation sequential",
+    "--recipe fast",
+    "--recipe best",
+)
+"""Typical requests, whose passes are shown."""
+
+
+def _passes() -> str:
+    """Return a table of the passes that typical requests take."""
+    rows = [(f"`{request}`", "<br>".join(map(str, passes(request)))) for request in REQUESTS]
+    return _table(("request", "passes"), rows)
+
+
+def passes(words: str) -> tuple[Pass, ...]:
+    """Return the passes of a request, given as options of the command line."""
+    given = dict(re.findall(r"--(\S+) (\S+)", words))
+    recipe = given.pop("recipe", None)
+    request = Request(**(read_recipe(recipe, None)[0] if recipe else given))
+    resolved = resolve_metric(str(request.metric))
+    made = recipe_of(request, resolved.criterion, own_masks=False)
+    return passes_of(made, made.dense_leaves)
 
 
 def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:

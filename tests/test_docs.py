@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prunevolve.pruning.run.options import Request
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METRICS.md"),
@@ -41,6 +43,8 @@ def test_named_make_targets_exist(document):
 @pytest.mark.parametrize("script", ["run_search.py", "run_prune.py"])
 def test_named_options_exist(script):
     source = (ROOT / script).read_text(encoding="utf-8")
+    if script == "run_prune.py":
+        source += "".join(f"    {name}:" for name in Request.model_fields)
     for document in DOCUMENTS:
         for line in re.findall(rf"{script} (--.*)", text_of(document)):
             for option in re.findall(r"--([a-z-]+)", line):
