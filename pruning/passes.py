@@ -32,8 +32,8 @@ class Advance:
     stream: str
 
     def __str__(self) -> str:
-        measured = self.stream in ("dense", "pruned")
-        return f"perplexity of the {self.stream} model" if measured else f"{self.stream} windows"
+        words = {"calibration": "calibration windows move on", "targets": "targets of the training"}
+        return words.get(self.stream, f"{self.stream} perplexity")
 
 
 @dataclass(frozen=True)

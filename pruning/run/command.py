@@ -21,7 +21,7 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.job import Job, evaluation_texts
 from prunevolve.pruning.run.kept_statistics import kept_statistics
 from prunevolve.pruning.run.options import Measurement
-from prunevolve.pruning.run.result import WorkFolder, finite, save_result, work_folder
+from prunevolve.pruning.run.result import WorkFolder, finite, save_model, save_papers, work_folder
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
 from prunevolve.pruning.spool import DiskSpool, Spool
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
@@ -101,11 +101,10 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
         shown_progress(on_stderr()) as progress,
         work_folder(job.out) as work,
     ):
-        work.begin(request.model_dump(), identity, dict(expected) if expected else None)
+        work.begin(request.model_dump(), identity, expected)
         if not work.is_whole:
-            inspector = Inspector(model.config, all_layers(store), job.recipe.target)
-            run = _Run(job, windows, tasks, work, inspector, progress)
-            run.save(store, statistics, recipe, warnings)
+            run = _Run(job, windows, tasks, work, store, progress)
+            run.save(statistics, recipe, warnings)
         report = work.publish()
     _say("warning", [line for line in report["warnings"] if line not in warnings])
     _print_outcome(job.out, report)
@@ -172,32 +171,28 @@ class _Run:
     windows: Mapping[str, Windows]
     tasks: zero_shot.Tasks
     work: WorkFolder
-    inspector: Inspector
+    store: FolderStore
     progress: Progress
 
-    def save(
-        self, store: FolderStore, statistics: Spool | None, recipe: JsonObject, warnings: list[str]
-    ) -> None:
+    def save(self, statistics: Spool | None, recipe: JsonObject, warnings: list[str]) -> None:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
-        model, inspector = self.job.model, self.inspector
-        inspector.shares = self.work.found.get("shares", {})
-        dense = self._scores("dense", model.name) if self.tasks else {}
-        self._prune(store, statistics)
-        found = self.work.found
+        model, work = self.job.model, self.work
+        inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
+        inspector.shares = work.found.get("shares", {})
+        scores = {"dense": self._scores("dense", model.name)} if self.tasks else {}
+        self._prune(statistics, inspector)
+        counted = save_model(self.store, model.tokenizer, inspector, self.progress)
+        if self.tasks:
+            scores["pruned"] = self._scores("pruned", str(work.result))
+        found = work.found
         losses = {f"{name}_perplexity": torch.tensor(found[name]) for name in ("dense", "pruned")}
         report = _measured(losses, self.windows["evaluation"], model.dtype)
         report |= {key: found[key] for key in ("training",) if key in found}
+        report |= {"warnings": warnings} | ({"zero_shot": scores} if scores else {})
         recipe |= {"shares": inspector.shares} if inspector.shares else {}
+        save_papers(work.result, recipe, report, counted)
 
-        def measure_saved(folder: Path) -> JsonObject:
-            if not self.tasks:
-                return {}
-            return {"zero_shot": {"dense": dense, "pruned": self._scores("pruned", str(folder))}}
-
-        report |= {"warnings": warnings}
-        save_result(store, model.tokenizer, recipe, report, inspector, self.progress, measure_saved)
-
-    def _prune(self, store: FolderStore, statistics: Spool | None) -> None:
+    def _prune(self, statistics: Spool | None, inspector: Inspector) -> None:
         """Prune the blocks, and keep what is found out as soon as it is known."""
         work, plan, tokens = self.work, self.job.plan, self.windows["evaluation"].tokens
 
@@ -212,7 +207,7 @@ class _Run:
 
         def tell(name: str, value: JsonObject) -> None:
             if name == "shares":
-                self.inspector.shares = value
+                inspector.shares = value
                 work.keep(name, value)
             else:
                 work.keep("training", work.found.get("training", {}) | {name: value})
@@ -225,8 +220,8 @@ class _Run:
         if statistics is None and "statistics" in plan.on_disk:
             statistics = DiskSpool(work.statistics)
         states = DiskSpool(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
-        store.on_shard = self.inspector.look  # while the shard is in the system's cache
-        prune(store, self.job.recipe, texts, states, statistics, self.progress, tell=tell)
+        self.store.on_shard = inspector.look  # while the shard is in the system's cache
+        prune(self.store, self.job.recipe, texts, states, statistics, self.progress, tell=tell)
         work.forget_work()
 
     def _scores(self, name: str, place: str) -> zero_shot.Scores:

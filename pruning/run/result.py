@@ -8,7 +8,7 @@ that has its name is whole, and `run.json` says what was asked for and what was 
 import math
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,7 @@ from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.run.verify import (
     RECIPE,
     REPORT,
+    Counted,
     FolderMismatchError,
     Inspector,
     LayerCount,
@@ -69,7 +70,9 @@ class WorkFolder:
         """What was found out so far, by name."""
         return dict(self.run["found"])
 
-    def begin(self, options: JsonObject, identity: JsonObject, sha256: JsonObject | None) -> None:
+    def begin(
+        self, options: JsonObject, identity: JsonObject, sha256: Mapping[str, str] | None
+    ) -> None:
         """Write down what is asked, or compare it with what was.
 
         Raises:
@@ -188,25 +191,18 @@ def first_difference(before: JsonObject, now: JsonObject) -> str | None:
     return None
 
 
-def save_result(
+def save_model(
     store: FolderStore,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: JsonObject,
-    measured: JsonObject,
     inspector: Inspector,
     on_progress: Progress = unwatched,
-    measure_saved: Callable[[Path], JsonObject] = lambda folder: {},
-) -> None:
-    """Write all that makes a folder of shards a pruned model, the report last.
+) -> Counted:
+    """Make a folder of shards a model that can be loaded, and return what is in it.
 
     Args:
         store: Has written a shard for every block into its folder.
-        recipe: All that is needed to do it again; versions and checksums are added.
-        measured: What the report says of perplexity, and the warnings before those about layers.
         inspector: Has looked at some of the shards, and looks at the others.
         on_progress: Told how many of the files that were not looked at yet have been read back.
-        measure_saved: Called with the folder when the model can be loaded from it; returns what the
-            report says besides.
 
     Raises:
         FolderMismatchError: If the folder cannot be written, or what is read back from it does
@@ -220,17 +216,27 @@ def save_result(
         with suppress(OSError, ValueError):
             GenerationConfig.from_pretrained(store.checkpoint.place).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        layers, sums = inspector.look_at_all(folder, "save", on_progress)
-        check_promise(folder, layers, inspector.target)
-        report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")}
-        report |= finite(measured) | measure_saved(folder)
-        report["warnings"] = [*measured["warnings"], *_crowded(layers)]
-        report["layers"] = [asdict(layer) for layer in layers]
-        write_json(folder / RECIPE, {**recipe, "versions": _versions(), "sha256": sums})
-        (folder / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
-        write_json(folder / REPORT, report)
+        counted = inspector.look_at_all(folder, "save", on_progress)
     except SafetensorError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be written: {error}") from error
+    check_promise(folder, counted[0], inspector.target)
+    return counted
+
+
+def save_papers(folder: Path, recipe: JsonObject, measured: JsonObject, counted: Counted) -> None:
+    """Write a model's recipe, card and report, the report last.
+
+    Args:
+        recipe: All that is needed to do it again; versions and checksums are added.
+        measured: What the report says beside what is counted.
+    """
+    layers, sums = counted
+    report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | finite(measured)
+    report["warnings"] = [*measured["warnings"], *_crowded(layers)]
+    report["layers"] = [asdict(layer) for layer in layers]
+    write_json(folder / RECIPE, {**recipe, "versions": _versions(), "sha256": sums})
+    (folder / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
+    write_json(folder / REPORT, report)
 
 
 def _crowded(layers: Sequence[LayerCount]) -> list[str]:

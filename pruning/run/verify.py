@@ -53,6 +53,10 @@ class LayerCount:
     pattern_ok: bool
 
 
+Counted = tuple[list[LayerCount], dict[str, str]]
+"""What is in a folder's layers, in order, and the sha256 of its files by name."""
+
+
 def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject:
     """Compare a pruned model's files with its recipe and its report, and return the report.
 
@@ -126,7 +130,7 @@ class Inspector:
 
     def look_at_all(
         self, folder: Path, stage: str = "", on_progress: Progress = unwatched
-    ) -> tuple[list[LayerCount], dict[str, str]]:
+    ) -> Counted:
         """Return what is in a folder's layers, in order, and the sha256 of its files by name.
 
         Args:

@@ -15,7 +15,7 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_tokenizer
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.run.result import check_output_folder, save_result
+from prunevolve.pruning.run.result import check_output_folder, save_model, save_papers
 from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, all_layers
 from prunevolve.pruning.stream import Texts
@@ -67,7 +67,8 @@ def saved(tokenizer, dense):
         prune(store, Recipe(Metric("W"), target), Texts(NO_WINDOWS))
         inspector = Inspector(store.config, all_layers(store), target)
         recipe = recipe_of(name or str(dense), target)
-        save_result(store, tokenizer, recipe, MEASURED | measured, inspector)
+        counted = save_model(store, tokenizer, inspector)
+        save_papers(folder, recipe, MEASURED | measured, counted)
         return json.loads((folder / "pruning_report.json").read_text())
 
     return save
@@ -131,10 +132,9 @@ def test_save_result_refuses_a_dense_model(tmp_path, tokenizer, dense):
     store = store_of(dense, tmp_path)
     for block in store.blocks:
         store.write(block, {})
-    recipe, target = recipe_of(str(dense), HALF_OF_ROWS), HALF_OF_ROWS
-    inspector = Inspector(store.config, all_layers(store), target)
+    inspector = Inspector(store.config, all_layers(store), HALF_OF_ROWS)
     with pytest.raises(FolderMismatchError, match=f"layer {FIRST} is not 0.5 per row"):
-        save_result(store, tokenizer, recipe, MEASURED, inspector)
+        save_model(store, tokenizer, inspector)
     assert not (tmp_path / "pruning_report.json").exists()
 
 
