@@ -1,23 +1,54 @@
-"""A model's published files: safetensors shards, read tensor by tensor and memory-mapped."""
+"""Safetensors files: a model's published ones, and the one way from a file to a tensor and back."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from prunevolve.pruning.json_file import read_object
-from prunevolve.pruning.spool import read_tensor
+from prunevolve.pruning.json_file import read_object, whole_file
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
 
 _SAMPLED_BYTES = 4096
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Return a tensor of a safetensors file, memory-mapped: it costs no memory until it is used.
+
+    Raises:
+        KeyboardInterrupt: Also where torch, asked for the storage's shape, has swallowed one.
+    """
+    with safe_open(path, "pt") as file:
+        try:
+            tensor: Tensor = file.get_tensor(name)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if "torch.storage.UntypedStorage" in str(error):
+                raise KeyboardInterrupt from error
+            raise
+    return tensor
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> None:
+    """Write a safetensors file, whole or not at all; see `whole_file`.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with whole_file(path, sync) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
+        try:
+            save_file(tensors, draft, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path.name} cannot be written: {error}") from error
+        draft.chmod(mode)
 
 
 @dataclass(frozen=True)
@@ -45,21 +76,9 @@ class Checkpoint:
         for path in [place] if place.is_file() else _weights_files(place):
             self.entries |= _read_header(path)
 
-    @cached_property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(entry.length for entry in self.entries.values())
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors by published name, memory-mapped: they cost no memory until used."""
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self.entries[name].path, []).append(name)
-        tensors: dict[str, Tensor] = {}
-        for path, inside in by_file.items():
-            with safe_open(path, "pt") as file:
-                tensors |= {name: read_tensor(file, name) for name in inside}
-        return tensors
+    def read(self, name: str) -> Tensor:
+        """Return a tensor by its published name; see `read_tensor`."""
+        return read_tensor(self.entries[name].path, name)
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Ask the system to read tensors into its cache while other work continues."""
@@ -85,16 +104,15 @@ class Checkpoint:
 
 def _weights_files(folder: Path) -> list[Path]:
     """Return a model's safetensors files, all of which exist."""
-    files = [folder / WHOLE]
-    index = folder / INDEX
+    index, names = folder / INDEX, [WHOLE]
     if index.is_file():
-        named = read_object(index).get("weight_map")
-        names = list(named.values()) if isinstance(named, dict) else []
+        weight_map = read_object(index).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(Path(str(name)).name == name for name in names):
             raise ValueError(
                 f"file {str(index)!r} must have a weight_map to safetensors files beside it"
             )
-        files = [folder / name for name in sorted(set(names))]
+    files = [folder / name for name in sorted(set(names))]
     if missing := [path for path in files if not path.is_file()]:
         if any(folder.glob("*.bin")):
             raise ValueError(
@@ -121,11 +139,6 @@ def _read_header(path: Path) -> dict[str, Entry]:
     entries = {}
     for name, about in header.items():
         begin, end = about["data_offsets"]
-        entries[name] = Entry(
-            path=path,
-            start=8 + length + begin,
-            length=end - begin,
-            shape=tuple(about["shape"]),
-            kind=about["dtype"],
-        )
+        start = 8 + length + begin
+        entries[name] = Entry(path, start, end - begin, tuple(about["shape"]), about["dtype"])
     return entries

@@ -19,9 +19,9 @@ from prunevolve.pruning.leaves import Statistics, made_of, need_backward
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
+from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
-from prunevolve.pruning.spool import Spool
 from prunevolve.pruning.store import Store, in_turn
 from prunevolve.pruning.walk import Stream, Texts, walk_dense
 
@@ -36,8 +36,8 @@ def prune(
     store: Store,
     recipe: Recipe,
     texts: Texts,
-    states: Spool | None = None,
-    statistics: Spool | None = None,
+    states: Offload | None = None,
+    statistics: Offload | None = None,
     on_progress: Progress = unwatched,
     kept_scores: MutableMapping[str, Tensor] | None = None,
     tell: Tell = lambda name, value: None,
@@ -102,7 +102,7 @@ def check_layers(model: PreTrainedModel, target: Target) -> None:
 
 
 def found_statistics(
-    layer: str, leaves: frozenset[str], place: Spool, device: torch.device
+    layer: str, leaves: frozenset[str], place: Offload, device: torch.device
 ) -> dict[str, Tensor]:
     """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
     keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
@@ -122,8 +122,8 @@ class _Pruning:
     store: Store
     recipe: Recipe
     texts: Texts
-    states: Spool
-    statistics: Spool
+    states: Offload
+    statistics: Offload
     forgets: bool
     on_progress: Progress
     kept_scores: MutableMapping[str, Tensor] | None

@@ -24,9 +24,9 @@ from prunevolve.pruning.embed_and_head import (
 )
 from prunevolve.pruning.leaves import STATISTICS, Statistics, need_backward
 from prunevolve.pruning.models import layers_of_block
+from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Lesson
-from prunevolve.pruning.spool import Spool
 from prunevolve.pruning.store import Store, all_layers, in_turn
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
@@ -77,12 +77,12 @@ class Stream:
     name: str
     windows: Tensor
     calls: list[BlockCall]
-    spool: Spool
+    spool: Offload
     kept: bool = False
 
     @staticmethod
     def enter(
-        store: Store, name: str, texts: "Texts", spool: Spool, kept: bool = False
+        store: Store, name: str, texts: "Texts", spool: Offload, kept: bool = False
     ) -> "Stream | None":
         """Run a text's windows through the embeddings; None if it has none.
 
@@ -188,7 +188,7 @@ def walk_dense(
     store: Store,
     texts: Texts,
     wanted: Mapping[str, frozenset[str]],
-    states: Spool,
+    states: Offload,
     keep: Callable[[Statistics], None],
     visit: Visit | None,
     on_progress: Progress,

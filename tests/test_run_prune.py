@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
 from prunevolve.evaluation.corpus import token_windows
-from prunevolve.pruning import sizes, spool, store, walk
+from prunevolve.pruning import offload, sizes, store, walk
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.models import linear_layers, load_model, resolve_model
 from prunevolve.pruning.output import command
 from prunevolve.pruning.output.folder import WorkFolder
 from prunevolve.pruning.output.options import RECIPES
@@ -30,7 +30,6 @@ from prunevolve.pruning.output.verify import verify_result
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.unloaded import resolve_model
 from prunevolve.pruning.walk import Texts, collect
 
 
@@ -520,7 +519,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def at_shard(monkeypatch):
-    """Let something happen in place of the n-th shard, or spooled tensor, once."""
+    """Let something happen in place of the n-th shard, or offloaded tensor, once."""
 
     def patch(number, act, module=store):
         written, write = [], module.write_tensors
@@ -659,7 +658,7 @@ def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):
     assert err.endswith("is in use by another process: wait, or name another folder\n")
 
 
-@pytest.mark.parametrize(("module", "number"), [(store, 2), (spool, 3), (spool, 12)])
+@pytest.mark.parametrize(("module", "number"), [(store, 2), (offload, 3), (offload, 12)])
 def test_full_disk_leaves_what_resumes(tight, undisturbed, at_shard, tmp_path, module, number):
     expected = undisturbed(metric="snip")
     at_shard(number, fill_disk, module)

@@ -16,7 +16,8 @@ from prunevolve.evaluation.corpus import Windows, cut_all, special_note
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import JsonObject, write_json
-from prunevolve.pruning.models import hub_id, load_model
+from prunevolve.pruning.models import UnloadedModel, hub_id, load_model, resolve_model
+from prunevolve.pruning.offload import DiskOffload, Offload
 from prunevolve.pruning.output.folder import REPORT, WorkFolder, work_folder
 from prunevolve.pruning.output.kept_statistics import kept_statistics
 from prunevolve.pruning.output.options import Options, read_recipe
@@ -25,9 +26,7 @@ from prunevolve.pruning.output.save import finite, save_result
 from prunevolve.pruning.output.verify import RECIPE, Inspector, verify_result
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.spool import DiskSpool, Spool
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
-from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
 from prunevolve.pruning.walk import Texts
 
 _DECIDES = (
@@ -200,7 +199,11 @@ class _Run:
     progress: Progress
 
     def save(
-        self, store: FolderStore, statistics: Spool | None, recipe: JsonObject, warnings: list[str]
+        self,
+        store: FolderStore,
+        statistics: Offload | None,
+        recipe: JsonObject,
+        warnings: list[str],
     ) -> None:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
         model, inspector = self.request.model, self.inspector
@@ -217,7 +220,7 @@ class _Run:
 
         save_result(store, model.tokenizer, recipe, report, inspector, self.progress, measure_saved)
 
-    def _prune(self, store: FolderStore, statistics: Spool | None) -> None:
+    def _prune(self, store: FolderStore, statistics: Offload | None) -> None:
         """Walk the blocks, and keep what is found out as soon as it is known."""
         tokens, known = self.windows["evaluation"].tokens, self.work.known()
 
@@ -265,13 +268,13 @@ class _Run:
         scores: zero_shot.Scores = self.work.known()[stage]
         return scores
 
-    def _spool(self, what: str) -> Spool:
+    def _spool(self, what: str) -> Offload:
         """Return a place for the statistics, or an empty one for the hidden states, as planned."""
         if what not in self.request.plan.on_disk:
             return {}
         if what == "hidden states":
-            return DiskSpool(self.work.states, fresh=True)
-        return DiskSpool(self.work.statistics)
+            return DiskOffload(self.work.states, fresh=True)
+        return DiskOffload(self.work.statistics)
 
 
 def _measured(work: WorkFolder, evaluation: Windows, model: UnloadedModel) -> JsonObject:

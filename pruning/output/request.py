@@ -14,7 +14,7 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import resolve_target
 from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
-from prunevolve.pruning.models import EMBEDDED, hub_id
+from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
 from prunevolve.pruning.output.folder import check_output_folder
 from prunevolve.pruning.output.options import METHODS, Options
 from prunevolve.pruning.progress import on_stderr
@@ -29,7 +29,6 @@ from prunevolve.pruning.sizes import (
     values_of,
     with_whole_model,
 )
-from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
 
 SAMPLES = 128
 """Calibration windows where nothing else is said."""

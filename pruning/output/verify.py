@@ -106,7 +106,7 @@ class Inspector:
         except ValueError as error:
             raise FolderMismatchError(f"{str(path.parent)!r} cannot be read: {error}") from error
         for published in shard.entries:
-            weight = shard.read([published])[published]
+            weight = shard.read(published)
             if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
                 raise FolderMismatchError(
                     f"{str(path.parent)!r}: tensor {published} has a value that is not finite"

@@ -1,6 +1,7 @@
 """A folder of shards against a model in memory: one walk, the same bits."""
 
 import math
+import signal
 from contextlib import contextmanager
 from functools import cache
 from itertools import product
@@ -20,14 +21,14 @@ from toy_models import (
 from transformers import AutoModelForCausalLM
 
 from prunevolve.pruning import walk
-from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.checkpoint import Checkpoint, read_tensor, write_tensors
 from prunevolve.pruning.embed_and_head import BlockCall
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import load_config, load_model, outside_blocks, published_tensors
+from prunevolve.pruning.offload import DiskOffload
 from prunevolve.pruning.pruner import prune, shapes_of
 from prunevolve.pruning.recipe import Allocation, Recipe, Update
-from prunevolve.pruning.spool import DiskSpool, read_tensor
 from prunevolve.pruning.store import FolderStore, ResidentStore
 from prunevolve.pruning.walk import Texts
 
@@ -151,13 +152,13 @@ def test_folder_in_bf16_keeps_its_dtype_under_passes_in_fp32(tmp_path, propagati
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
 def test_states_and_statistics_on_disk_give_the_bits_of_memory(dense, tmp_path, propagation, dtype):
     recipe = recipe_of(propagation, ALL_SOURCES, "row")
-    spools = {key: DiskSpool(tmp_path / key) for key in ("states", "statistics")}
+    spools = {key: DiskOffload(tmp_path / key) for key in ("states", "statistics")}
     on_disk = pruned_tensors(dense("llama"), tmp_path / "one", recipe, dtype=dtype, **spools)
     in_memory = pruned_tensors(dense("llama"), tmp_path / "two", recipe, dtype=dtype)
     assert_same_tensors(on_disk, in_memory)
-    assert list(DiskSpool(tmp_path / "states")) == []
+    assert list(DiskOffload(tmp_path / "states")) == []
     # Those of inputs are not of the dense model in the sequential way, and are not kept.
-    kept = {key.split("/")[0] for key in DiskSpool(tmp_path / "statistics")}
+    kept = {key.split("/")[0] for key in DiskOffload(tmp_path / "statistics")}
     assert kept == ({"G", "M", "X"} if propagation == "one-shot" else {"G", "M"})
 
 
@@ -167,7 +168,7 @@ class Watched(FolderStore):
     @contextmanager
     def outside(self):
         with super().outside() as model:
-            assert real_blocks(self) <= self._held
+            assert self._held or not real_blocks(self)
             assert not any(p.is_meta for p in outside_blocks(model).values())
             yield model
 
@@ -243,8 +244,8 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 def test_tensor_of_integers_is_refused(tmp_path):
     folder = rewritten(tmp_path, lambda tensors: tensors.update({DOWN: tensors[DOWN].char()}))
-    message = "weights of model.safetensors must be one of F32, BF16, F16, got I8"
-    assert refusal(opened, folder) == message
+    message = f"{DOWN} must be F32, BF16 or F16, got I8"
+    assert refusal(opened, folder).endswith(message)
 
 
 def test_checkpoint_of_the_base_model_alone_keeps_its_names(tmp_path):
@@ -330,12 +331,17 @@ def test_allocation_and_update_decide_what_goes_of_each_layer_and_what_is_saved(
     assert_same_tensors(written, expected_tensors(folder, recipe))
 
 
-def test_interrupt_that_torch_swallows_is_raised():
-    class File:
-        def get_tensor(self, name):
-            raise ValueError(
-                "could not determine the shape of object type 'torch.storage.UntypedStorage'"
-            )
+def test_interrupt_while_a_tensor_is_read_is_raised(tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        read_tensor(File(), "tensor")
+    write_tensors(tmp_path / "a", {"tensor": torch.ones(9)})
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(200):  # torch turns about every sixth into a ValueError
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + i % 10))
+                while True:
+                    read_tensor(tmp_path / "a", "tensor")
+    finally:
+        signal.signal(signal.SIGALRM, before)
