@@ -16,8 +16,6 @@ from prunevolve.pruning.json_file import read_object, whole_file
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
 
-_SAMPLED_BYTES = 4096
-
 
 def read_tensor(path: Path, name: str) -> Tensor:
     """Return a tensor of a safetensors file, memory-mapped: it costs no memory until it is used.
@@ -98,7 +96,7 @@ class Checkpoint:
             digest.update(f"{name} {entry.kind} {entry.shape}".encode())
             with entry.path.open("rb") as file:
                 file.seek(entry.start + entry.length // 2)
-                digest.update(file.read(min(_SAMPLED_BYTES, entry.length - entry.length // 2)))
+                digest.update(file.read(min(4096, entry.length - entry.length // 2)))
         return digest.hexdigest()[:16]
 
 

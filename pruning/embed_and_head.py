@@ -4,7 +4,7 @@ All arguments of a block's call are captured as they are, so that a new keyword 
 transformers needs no change here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +46,7 @@ def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor],
         every block. Without padding that call depends on the windows' length alone.
     """
     hidden: list[Tensor] = []
-    stubs = [_Stub() for _ in decoder_blocks(model)]
-    with _in_place_of_blocks(model, stubs):
+    with _stubs(model) as stubs:
         for window in windows:
             model.base_model(input_ids=window[None], use_cache=False)
             hidden.append(stubs[0].hidden)
@@ -61,8 +60,7 @@ def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tens
         window: The token ids, (T,); only their number matters.
         hidden: The last block's output, (1, T, hidden_size). Gradients flow back to it.
     """
-    stubs = [_Stub(hidden) for _ in decoder_blocks(model)]
-    with _in_place_of_blocks(model, stubs):
+    with _stubs(model, hidden):
         states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]
     return states
 
@@ -104,13 +102,11 @@ class _Stub(nn.Module):
 
 
 @contextmanager
-def _in_place_of_blocks(model: PreTrainedModel, stubs: Sequence[nn.Module]) -> Iterator[None]:
-    blocks = model.get_decoder().layers
-    real = list(blocks)
+def _stubs(model: PreTrainedModel, returned: Tensor | None = None) -> Iterator[list[_Stub]]:
+    stubs = [_Stub(returned) for _ in decoder_blocks(model)]
+    decoder = model.get_decoder()
+    blocks, decoder.layers = decoder.layers, nn.ModuleList(stubs)
     try:
-        for i, stub in enumerate(stubs):
-            blocks[i] = stub
-        yield
+        yield stubs
     finally:
-        for i, block in enumerate(real):
-            blocks[i] = block
+        decoder.layers = blocks

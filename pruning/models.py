@@ -68,25 +68,15 @@ builds some."""
 
 @dataclass(frozen=True)
 class UnloadedModel:
-    """A model whose weights are not loaded yet.
+    """A model whose weights are not loaded yet."""
 
-    Attributes:
-        name: `embedded`, a folder, or a hub id with the commit: `owner/name@commit`.
-        config: Its config, of a supported family.
-        tokenizer: Its tokenizer.
-        dtype: Of the passes; a result keeps the files' own.
-        own_dtype: The dtype that its config names.
-        device: A torch device that is there.
-        seqlen: Window length in tokens, within the model's context.
-    """
-
-    name: str
-    config: PretrainedConfig
+    name: str  # `embedded`, a folder, or a hub id with the commit: `owner/name@commit`
+    config: PretrainedConfig  # of a supported family
     tokenizer: PreTrainedTokenizerBase
-    dtype: str
-    own_dtype: str
-    device: str
-    seqlen: int
+    dtype: str  # of the passes; a result keeps the files' own
+    own_dtype: str  # that its config names; float32 if it names none
+    device: str  # a torch device that is there
+    seqlen: int  # window length in tokens, within the model's context
 
     @cached_property
     def shapes(self) -> PreTrainedModel:
@@ -132,10 +122,8 @@ def resolve_model(
     context = config.get_text_config().max_position_embeddings
     if seqlen is not None and not 2 <= seqlen <= context:
         raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
-    named = config.dtype or config.get_text_config().dtype or torch.float32
-    own_dtype = str(named).removeprefix("torch.")
-    if own_dtype not in DTYPES:
-        raise ValueError(f"dtype of model {name!r} is {own_dtype}, not one of {', '.join(DTYPES)}")
+    own_dtype = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
+    own_dtype = own_dtype if own_dtype in DTYPES else "float32"
     quick, length = _quick_dtype(own_dtype, device), 512
     if name == EMBEDDED:
         quick, length = "float32", 256
@@ -255,22 +243,12 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
-    """Load a causal language model for evaluation."""
+    """Load a causal language model; on the CPU, weights that need no cast are memory-mapped."""
     folder = find_model(model, weights=True)
-    _read_config(model, folder)
-    with one_line_errors(model):
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        if lost := sorted(report["missing_keys"]):
-            # transformers would continue with random weights instead.
-            raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
-    use_blocked_attention(loaded)
-    return loaded.to(device).eval()
+    loaded, files = skeleton(_read_config(model, folder), DTYPES[dtype]), Checkpoint(folder)
+    published = published_tensors(model, loaded, files.entries)
+    tensors = {name: files.read(tensor).to(DTYPES[dtype]) for name, tensor in published.items()}
+    return _filled(loaded, tensors, device).requires_grad_()
 
 
 def with_weights(
@@ -282,10 +260,13 @@ def with_weights(
         config: As `PretrainedConfig.to_dict` writes it.
         tensors: Named as in `state_dict`; of tied ones, one is enough.
     """
-    model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
+    return _filled(skeleton(AutoConfig.for_model(**config), DTYPES[dtype]), tensors, device)
+
+
+def _filled(model: PreTrainedModel, tensors: Mapping[str, Tensor], device: str) -> PreTrainedModel:
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    return model.to(device).eval()
+    return model.to(device)
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -336,16 +317,13 @@ def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 
 def published_names(config: PretrainedConfig, name: str) -> list[str]:
-    """Return the names that a parameter may have in published files, likeliest first.
+    """Return the names that a parameter may have in published files, likeliest last.
 
     Besides the family's renames there are files of the base model alone, without `model.`.
     """
-    renamed = [
-        published + name.removeprefix(ours)
-        for ours, published in _PUBLISHED.get(config.model_type, {}).items()
-        if name.startswith(ours)
-    ]
-    return [*renamed, name, name.removeprefix("model.")]
+    renames = _PUBLISHED.get(config.model_type, {}).items()
+    renamed = [name.replace(ours, theirs, 1) for ours, theirs in renames if name.startswith(ours)]
+    return [name.removeprefix("model."), name, *renamed]
 
 
 def published_tensors(
@@ -362,21 +340,23 @@ def published_tensors(
         ValueError: If a tensor is missing, has another shape than the model's, or has a dtype that
             cannot be pruned.
     """
-    published, tied = {}, model.all_tied_weights_keys
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    published = {}
+    for parameter in parameters:
+        for candidate in published_names(model.config, parameter):
+            if candidate in entries:
+                published[parameter] = candidate
+    present = {*published, *model.all_tied_weights_keys}
     with one_line_errors(name):
-        for parameter, weight in model.named_parameters(remove_duplicate=False):
-            names = published_names(model.config, parameter)
-            if tensor := next(filter(entries.__contains__, names), None):
-                entry, shape = entries[tensor], tuple(weight.shape)
-                if entry.shape != shape:
-                    raise ValueError(
-                        f"{tensor} must have shape {shape} by its config, got {entry.shape}"
-                    )
-                if entry.kind not in ("F32", "BF16", "F16"):
-                    raise ValueError(f"{tensor} must be F32, BF16 or F16, got {entry.kind}")
-                published[parameter] = tensor
-        parameters = (name for name, _ in model.named_parameters(remove_duplicate=False))
-        if missing := [name for name in parameters if name not in published and name not in tied]:
+        for parameter, tensor in published.items():
+            entry, shape = entries[tensor], tuple(parameters[parameter].shape)
+            if entry.shape != shape:
+                raise ValueError(
+                    f"{tensor} must have shape {shape} by its config, got {entry.shape}"
+                )
+            if entry.kind not in ("F32", "BF16", "F16"):
+                raise ValueError(f"{tensor} must be F32, BF16 or F16, got {entry.kind}")
+        if missing := [parameter for parameter in parameters if parameter not in present]:
             raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
     return published
 
