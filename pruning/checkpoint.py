@@ -10,11 +10,32 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prunevolve.pruning.json_file import read_object, whole_file
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
+
+
+_PUBLISHED = {
+    "gemma3": {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+    },
+}
+"""Prefixes of parameters that have other names in published files, by `model_type`: the name in the
+model, and the published one."""
+
+
+def published_names(config: PretrainedConfig, name: str) -> list[str]:
+    """Return the names that a parameter may have in published files, likeliest last.
+
+    Besides the family's renames there are files of the base model alone, without `model.`.
+    """
+    renames = _PUBLISHED.get(config.model_type, {}).items()
+    renamed = [name.replace(ours, theirs, 1) for ours, theirs in renames if name.startswith(ours)]
+    return [name.removeprefix("model."), name, *renamed]
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
@@ -73,6 +94,34 @@ class Checkpoint:
         self.entries: dict[str, Entry] = {}
         for path in [place] if place.is_file() else _weights_files(place):
             self.entries |= _read_header(path)
+
+    def published(self, model: PreTrainedModel) -> dict[str, str]:
+        """Return the published name of each of a model's parameters that files have.
+
+        Raises:
+            ValueError: If a tensor of the text model is missing that is not tied to another, or one
+                has another shape than the model's, or a dtype that cannot be pruned.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        published = {}
+        for parameter in parameters:
+            for name in published_names(model.config, parameter):
+                if name in self.entries:
+                    published[parameter] = name
+        for parameter, name in published.items():
+            entry, shape = self.entries[name], tuple(parameters[parameter].shape)
+            if entry.shape != shape:
+                raise ValueError(f"{name} must have shape {shape} by its config, got {entry.shape}")
+            if entry.kind not in ("F32", "BF16", "F16"):
+                raise ValueError(f"{name} must be F32, BF16 or F16, got {entry.kind}")
+        parts = model.get_decoder(), model.get_output_embeddings()
+        text = {id(parameter) for part in parts for parameter in part.parameters()}
+        known = {*published, *model.all_tied_weights_keys}
+        if missing := [
+            name for name, p in parameters.items() if id(p) in text and name not in known
+        ]:
+            raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
+        return published
 
     def read(self, name: str) -> Tensor:
         """Return a tensor by its published name; see `read_tensor`."""

@@ -1,5 +1,4 @@
-"""Models: resolve, load, decoder blocks, linear layers, published names; the only file that knows
-families and the hub.
+"""Models: resolve, load, decoder blocks, linear layers; the only file that knows the hub.
 
 A `model` is `embedded`, a folder, or a hub id, `owner/name` or `owner/name@revision`, which stands
 for a folder of the hub's cache; a `dtype` is a key of `DTYPES`. A model that is not there, not
@@ -30,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prunevolve.pruning.attention import use_blocked_attention
-from prunevolve.pruning.checkpoint import Checkpoint, Entry
+from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import read_object
 
 EMBEDDED = "embedded"
@@ -50,16 +49,6 @@ FAMILIES = {
     "qwen3",
 }
 """The supported architectures by `model_type`; a new one is a name here and a toy in the tests."""
-
-_PUBLISHED = {
-    "gemma3": {
-        "model.language_model.": "language_model.model.",
-        "model.vision_tower.": "vision_tower.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-        "lm_head.": "language_model.lm_head.",
-    },
-}
-"""Prefixes of parameters that have other names in published files: in the model, and there."""
 
 _HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 """The hub's models without an owner are of no family that is supported; `models/` is where `make`
@@ -208,17 +197,18 @@ def load_config(model: str) -> PretrainedConfig:
     config = _read_config(model, folder)
     weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))
     if weights and not hub_id(model):
-        published_tensors(model, skeleton(config, torch.float32), Checkpoint(folder).entries)
+        checkpoint, shapes = Checkpoint(folder), skeleton(config, torch.float32)
+        with one_line_errors(model):
+            checkpoint.published(shapes)
     return config
 
 
 def _read_config(model: str, folder: Path) -> PretrainedConfig:
     with one_line_errors(model):
         settings = read_object(folder / "config.json")
-    _check_family(settings.get("model_type"))  # before transformers reads what it may not know
-    if settings.get("quantization_config"):
-        raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
-    with one_line_errors(model):
+        _check_family(settings.get("model_type"))  # before transformers reads what it may not know
+        if settings.get("quantization_config"):
+            raise ValueError("it is quantized: give the one that it was made from")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         attention = config._attn_implementation
         if attention not in (None, "eager", "sdpa"):
@@ -243,12 +233,22 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
-    """Load a causal language model; on the CPU, weights that need no cast are memory-mapped."""
+    """Load a causal language model for evaluation."""
     folder = find_model(model, weights=True)
-    loaded, files = skeleton(_read_config(model, folder), DTYPES[dtype]), Checkpoint(folder)
-    published = published_tensors(model, loaded, files.entries)
-    tensors = {name: files.read(tensor).to(DTYPES[dtype]) for name, tensor in published.items()}
-    return _filled(loaded, tensors, device).requires_grad_()
+    _read_config(model, folder)
+    with one_line_errors(model):
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if lost := sorted(report["missing_keys"]):
+            # transformers would continue with random weights instead.
+            raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
+    use_blocked_attention(loaded)
+    return loaded.to(device).eval()
 
 
 def with_weights(
@@ -260,10 +260,7 @@ def with_weights(
         config: As `PretrainedConfig.to_dict` writes it.
         tensors: Named as in `state_dict`; of tied ones, one is enough.
     """
-    return _filled(skeleton(AutoConfig.for_model(**config), DTYPES[dtype]), tensors, device)
-
-
-def _filled(model: PreTrainedModel, tensors: Mapping[str, Tensor], device: str) -> PreTrainedModel:
+    model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     return model.to(device)
@@ -314,51 +311,6 @@ def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     parts = model.get_decoder(), model.get_output_embeddings()
     text = {id(parameter) for part in parts for parameter in part.parameters()} - inside
     return {name: p for name, p in model.named_parameters(remove_duplicate=False) if id(p) in text}
-
-
-def published_names(config: PretrainedConfig, name: str) -> list[str]:
-    """Return the names that a parameter may have in published files, likeliest last.
-
-    Besides the family's renames there are files of the base model alone, without `model.`.
-    """
-    renames = _PUBLISHED.get(config.model_type, {}).items()
-    renamed = [name.replace(ours, theirs, 1) for ours, theirs in renames if name.startswith(ours)]
-    return [name.removeprefix("model."), name, *renamed]
-
-
-def published_tensors(
-    name: str, model: PreTrainedModel, entries: Mapping[str, Entry]
-) -> dict[str, str]:
-    """Return the published name of each parameter; of tied ones, one is enough.
-
-    Args:
-        name: The model's name in an error.
-        model: A skeleton.
-        entries: The files' entries, by published name.
-
-    Raises:
-        ValueError: If a tensor is missing, has another shape than the model's, or has a dtype that
-            cannot be pruned.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    published = {}
-    for parameter in parameters:
-        for candidate in published_names(model.config, parameter):
-            if candidate in entries:
-                published[parameter] = candidate
-    present = {*published, *model.all_tied_weights_keys}
-    with one_line_errors(name):
-        for parameter, tensor in published.items():
-            entry, shape = entries[tensor], tuple(parameters[parameter].shape)
-            if entry.shape != shape:
-                raise ValueError(
-                    f"{tensor} must have shape {shape} by its config, got {entry.shape}"
-                )
-            if entry.kind not in ("F32", "BF16", "F16"):
-                raise ValueError(f"{tensor} must be F32, BF16 or F16, got {entry.kind}")
-        if missing := [parameter for parameter in parameters if parameter not in present]:
-            raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
-    return published
 
 
 def _check_family(kind: object) -> None:

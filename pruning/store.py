@@ -22,8 +22,8 @@ from prunevolve.pruning.models import (
     decoder_blocks,
     layers_of_block,
     linear_layers,
+    one_line_errors,
     outside_blocks,
-    published_tensors,
     skeleton,
 )
 
@@ -112,7 +112,7 @@ class FolderStore:
         on_shard: Called with each finished shard, while the walk continues.
 
     Raises:
-        ValueError: As `published_tensors`.
+        ValueError: As `Checkpoint.published`.
     """
 
     def __init__(
@@ -131,7 +131,8 @@ class FolderStore:
         self._put({name: buffer.to(self.device) for name, buffer in buffers})
         blocks = decoder_blocks(self.model)
         self.blocks, self.layers = tuple(blocks), _layer_names(blocks)
-        self._published = published_tensors(str(checkpoint.place), self.model, checkpoint.entries)
+        with one_line_errors(str(checkpoint.place)):
+            self._published = checkpoint.published(self.model)
         # Parameters on the meta device by qualified name: of each block, and of the outside.
         self._meta = {name: dict(blocks[name].named_parameters(prefix=name)) for name in blocks}
         self._meta_outside = outside_blocks(self.model)

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.checkpoint import Checkpoint, published_names
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
-from prunevolve.pruning.models import load_config, published_names
+from prunevolve.pruning.models import load_config
 from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count

@@ -25,7 +25,7 @@ from prunevolve.pruning.checkpoint import Checkpoint, read_tensor, write_tensors
 from prunevolve.pruning.embed_and_head import BlockCall
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import load_config, load_model, outside_blocks, published_tensors
+from prunevolve.pruning.models import load_config, load_model, outside_blocks
 from prunevolve.pruning.offload import DiskOffload
 from prunevolve.pruning.pruner import prune, shapes_of
 from prunevolve.pruning.recipe import Allocation, Recipe, Update
@@ -91,7 +91,7 @@ def expected_tensors(folder, recipe):
     resident.restore(master)
     prune(resident, recipe, Texts(toy_windows()))
     tensors = tensors_of(folder)
-    names = published_tensors("", resident.model, Checkpoint(folder).entries)
+    names = Checkpoint(folder).published(resident.model)
     for layer, weight in weights_of(resident.model).items():
         published = names[f"{layer}.weight"]
         assert (weight == 0).any()
