@@ -39,27 +39,19 @@ def published_names(config: PretrainedConfig, name: str) -> list[str]:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """Return a tensor of a safetensors file, memory-mapped: it costs no memory until it is used.
-
-    Raises:
-        KeyboardInterrupt: Also where torch, asked for the storage's shape, has swallowed one.
-    """
+    """Return a tensor of a safetensors file, memory-mapped: it costs no memory until it is used."""
     with safe_open(path, "pt") as file:
         try:
             tensor: Tensor = file.get_tensor(name)
         except (TypeError, ValueError, RuntimeError) as error:
             if "torch.storage.UntypedStorage" in str(error):
-                raise KeyboardInterrupt from error
+                raise KeyboardInterrupt from error  # swallowed while torch asks for its shape
             raise
     return tensor
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> None:
-    """Write a safetensors file, whole or not at all; see `whole_file`.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write a safetensors file, whole or not at all; raises OSError if it cannot be written."""
     with whole_file(path, sync) as draft:
         draft.touch()
         mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
@@ -85,8 +77,7 @@ class Checkpoint:
     """The tensors of a folder of safetensors files, or of one file, by their published names.
 
     Raises:
-        ValueError: If the folder has no safetensors files (`.bin` files do not count), or one
-            is torn or missing.
+        ValueError: If there are none (`.bin` files do not count), or one is torn or missing.
     """
 
     def __init__(self, place: Path) -> None:
@@ -129,9 +120,7 @@ class Checkpoint:
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Ask the system to read tensors into its cache while other work continues."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for entry in (self.entries[name] for name in names):
+        for entry in map(self.entries.__getitem__, names if hasattr(os, "posix_fadvise") else ()):
             with entry.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), entry.start, entry.length, os.POSIX_FADV_WILLNEED)
 

@@ -1,7 +1,6 @@
 """The two passes around the decoder blocks: embedding of the tokens, and the head's logits.
 
-All arguments of a block's call are captured as they are, so that a new keyword in
-transformers needs no change here.
+A block's call is captured with all its arguments, so that a new one needs no change here.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,9 +33,7 @@ class BlockCall:
 
 @torch.no_grad()
 def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
-    """Return what the decoder blocks of a model are called with on windows.
-
-    No block runs: each is replaced by a stub.
+    """Return what the decoder blocks of a model are called with on windows; no block runs.
 
     Args:
         windows: Token ids, (N, T), on the model's device.
@@ -73,11 +70,10 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
 def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
     """Yield the logits of states that enter the head, (T, hidden), in order, some tokens at a time.
 
-    Each part is (tokens, vocabulary) in fp32. On the CPU parts are small enough to stay in the
-    cache while they are used.
+    Each part is (tokens, vocabulary) in fp32.
     """
     head = model.get_output_embeddings()
-    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
+    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS  # what stays in the CPU's cache
     for chunk in states.split(HEAD_TOKENS):
         for part in head(chunk).split(tokens):
             yield _capped(model, part.float())

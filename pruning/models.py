@@ -51,8 +51,7 @@ FAMILIES = {
 """The supported architectures by `model_type`; a new one is a name here and a toy in the tests."""
 
 _HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
-"""The hub's models without an owner are of no family that is supported; `models/` is where `make`
-builds some."""
+"""Models without an owner are of no family that is supported; `make` builds some in `models/`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def resolve_model(
     Raises:
         ValueError: Also if the device cannot be used, or `dtype` or `seqlen` breaks its rule.
     """
-    device = _usable_device(device)
+    device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
     name = pinned(f"{model}@{revision}" if revision else model)
@@ -137,9 +136,7 @@ def _quick_dtype(dtype: str, device: str) -> str:
     return "float32" if device == "cpu" and dtype in fast and not fast[dtype]() else dtype
 
 
-def _usable_device(device: str | None) -> str:
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+def _usable_device(device: str) -> str:
     try:
         if torch.device(device).type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("only cpu, cuda, mps are supported")
@@ -162,11 +159,7 @@ def hub_id(model: str) -> tuple[str, str | None] | None:
 
 
 def find_model(model: str, weights: bool = False) -> Path:
-    """Return a model's folder; what the cache lacks of one from the hub is downloaded.
-
-    Args:
-        weights: Whether a model from the hub needs its weights, too.
-    """
+    """Return a model's folder; papers, and perhaps weights, come from the hub if they must."""
     on_hub = hub_id(model)
     if on_hub is None:
         return Path(__file__).parent / EMBEDDED if model == EMBEDDED else Path(model)
@@ -188,11 +181,7 @@ def pinned(model: str) -> str:
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """Load a model's config; check that the model can be pruned and that its folder is whole.
-
-    The weights of one from the hub are not looked at, and a folder of the config alone is enough to
-    plan with.
-    """
+    """Load a model's config; check that the model can be pruned, and the weights that are here."""
     folder = find_model(model)
     config = _read_config(model, folder)
     weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))
@@ -254,12 +243,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
 def with_weights(
     config: Mapping[str, Any], dtype: str, tensors: Mapping[str, Tensor], device: str = "cpu"
 ) -> PreTrainedModel:
-    """Build a model from its config and its tensors, which are not copied on the CPU.
-
-    Args:
-        config: As `PretrainedConfig.to_dict` writes it.
-        tensors: Named as in `state_dict`; of tied ones, one is enough.
-    """
+    """Build a model from its config's dict and its state dict, whose tensors it has on the CPU."""
     model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
@@ -267,10 +251,7 @@ def with_weights(
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a model with everything but its parameters, which are on the meta device.
-
-    Buffers, such as the frequencies of position embeddings, are real, as no file holds them.
-    """
+    """Return a model with its parameters on the meta device; buffers, in no file, are real."""
     with one_line_errors(config.name_or_path), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     for module in model.modules():
@@ -291,10 +272,7 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the prunable layers by qualified name, in block order.
-
-    These are the linear layers inside the decoder blocks: never embeddings, norms or the head.
-    """
+    """Return the prunable layers, the linear ones in decoder blocks, by qualified name in order."""
     blocks = decoder_blocks(model).items()
     return {name: layer for block in blocks for name, layer in layers_of_block(*block).items()}
 

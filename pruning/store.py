@@ -1,13 +1,9 @@
-"""Where a model's decoder blocks live: in memory, or in a folder of shards.
-
-A walk over blocks asks a store for one block at a time and hands it back pruned. `open` gives a
-block as it was written, or dense if it was not; while `outside` is open, everything outside the
-blocks is real: embeddings, norms and head.
-"""
+"""Where a model's decoder blocks live during a walk: in memory, or in a folder of shards."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -51,7 +47,7 @@ class ResidentStore:
         return nullcontext(self.model)
 
     def open(self, block: str, then: str | None = None) -> AbstractContextManager[nn.Module]:
-        """Hand out the live block."""
+        """Return the live block."""
         return nullcontext(self._blocks[block])
 
     open_dense = open
@@ -71,10 +67,7 @@ class ResidentStore:
         """Do nothing: blocks are written at once."""
 
     def restore(self, dense: Mapping[str, Tensor]) -> None:
-        """Restore the dense weights, bit for bit; no block then counts as written.
-
-        The model has the given tensors themselves if they are where it is, else copies.
-        """
+        """Make the given dense weights, or copies on its device, the model's: none is written."""
         self._replace(dense)
         self.written.clear()
 
@@ -96,8 +89,7 @@ class ResidentStore:
 class FolderStore:
     """A folder of shards: a block is read when it is opened, and written as a shard of its own.
 
-    The model has its parameters on the meta device. Opening a block puts memory-mapped weights into
-    their places; closing it takes them out again.
+    Closed blocks have their parameters on the meta device.
 
     Args:
         checkpoint: The dense model's files.
@@ -107,9 +99,6 @@ class FolderStore:
         shards: Folder for the shards that are written; None if nothing will be. Finished ones in it
             count as written.
         held: Whether blocks stay in memory once they have been opened, until they are written.
-
-    Attributes:
-        on_shard: Called with each finished shard, while the walk continues.
 
     Raises:
         ValueError: As `Checkpoint.published`.
@@ -139,6 +128,7 @@ class FolderStore:
         self._threads = ThreadPoolExecutor(2)  # one reads ahead, one writes
         self._ahead: dict[str, Future[dict[str, nn.Parameter]]] = {}
         self._writing: Future[None] | None = None
+        # Called with each finished shard, while the walk continues.
         self.on_shard: Callable[[Path], object] = lambda path: None
         self.written = {name for name in blocks if shards and self.shard(name).exists()}
 
@@ -161,8 +151,8 @@ class FolderStore:
     def open(self, block: str) -> AbstractContextManager[nn.Module]:
         """Open a block from its own shard if it has been written."""
         self.finish()
-        written = block in self.written
-        return self._open(block, Checkpoint(self.shard(block)) if written else self.checkpoint)
+        files = Checkpoint(self.shard(block)) if block in self.written else self.checkpoint
+        return self._open(block, files)
 
     def open_dense(self, block: str, then: str | None = None) -> AbstractContextManager[nn.Module]:
         """Open a block from the dense model's files, and read ahead the one that comes then."""
@@ -182,7 +172,7 @@ class FolderStore:
                 self._put(self._meta[block])
 
     def _is_closed(self, block: str) -> bool:
-        return next(self.model.get_submodule(block).parameters()).is_meta
+        return any(p.is_meta for p in self.model.get_submodule(block).parameters())
 
     def _read_ahead(self, block: str) -> None:
         names = self._meta[block]
@@ -215,12 +205,10 @@ class FolderStore:
         return self.dense(layer).to(self.device, self._dtype) if live.is_meta else live
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
-        """Write the block's shard: the new weights, and the rest as in the dense model.
-
-        The shard is written while the walk continues, one shard at a time.
+        """Write the block's shard, while the walk continues: new weights, and the rest as it was.
 
         Raises:
-            OSError: If the previous shard could not be written.
+            OSError: If the shard before it could not be written.
         """
         self.finish()
         published = [self._published[name] for name in self._meta[block]]
@@ -242,11 +230,7 @@ class FolderStore:
             self._writing.result()
 
     def write_outside(self) -> None:
-        """Write the shard of all tensors outside the blocks, and last the index of all shards.
-
-        Raises:
-            OSError: If that fails.
-        """
+        """Write the shard of all tensors outside the blocks, and last the index of all shards."""
         self.finish()
         entries, outside = self.checkpoint.entries, self.shard(None)
         inside = {
@@ -266,9 +250,10 @@ class FolderStore:
 Store = ResidentStore | FolderStore
 """A model whose blocks are opened one at a time.
 
-Both have the `model`, whose parameters are real only while their block, or the outside, is open;
-the names of its `blocks`, in order; those of the prunable `layers` by block; the blocks `written`,
-which have been handed back pruned; and the `device` where passes run and scores are computed.
+`open` gives a block as it was written, or dense if it was not; `outside` opens embeddings, norms
+and head. Both stores have the `model`, whose parameters are real only while their block, or the
+outside, is open; the names of its `blocks`, in order; those of the prunable `layers` by block; the
+blocks `written`; and the `device` where passes run and scores are computed.
 """
 
 
@@ -280,9 +265,8 @@ def all_layers(store: Store) -> list[str]:
 def in_turn(names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     """Yield each name with the one after it."""
     listed = list(names)
-    yield from zip(listed, [*listed[1:], None], strict=True)
+    return zip_longest(listed, listed[1:])
 
 
 def _layer_names(blocks: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
-    """Return the names of the prunable layers of blocks, by block."""
     return {name: tuple(layers_of_block(name, block)) for name, block in blocks.items()}
