@@ -112,17 +112,17 @@ def resolve_model(
         raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
     own_dtype = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
     own_dtype = own_dtype if own_dtype in DTYPES else "float32"
-    quick, length = _quick_dtype(own_dtype, device), 512
+    default_dtype, default_length = _quick_dtype(own_dtype, device), 512
     if name == EMBEDDED:
-        quick, length = "float32", 256
+        default_dtype, default_length = "float32", 256
     return UnloadedModel(
         name=name,
         config=config,
         tokenizer=load_tokenizer(name),
-        dtype=quick if dtype == "auto" else dtype,
+        dtype=default_dtype if dtype == "auto" else dtype,
         own_dtype=own_dtype,
         device=device,
-        seqlen=seqlen or min(length, context),
+        seqlen=seqlen or min(default_length, context),
     )
 
 

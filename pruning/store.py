@@ -214,9 +214,9 @@ class FolderStore:
         published = [self._published[name] for name in self._meta[block]]
         tensors = {tensor: self.checkpoint.read(tensor) for tensor in published}
         for layer, weight in weights.items():
-            new = weight.to("cpu", self.dense(layer).dtype).contiguous()
-            tensors[self._published[f"{layer}.weight"]] = new
-            self._put({f"{layer}.weight": self._used(new)})
+            name = self._published[f"{layer}.weight"]
+            tensors[name] = weight.to("cpu", tensors[name].dtype).contiguous()
+            self._put({f"{layer}.weight": self._used(tensors[name])})
         self.written.add(block)
         self._writing = self._threads.submit(self._write_shard, self.shard(block), tensors)
 
