@@ -1,10 +1,9 @@
 """Causal attention in short blocks of queries: fast on the CPU, repeatable on a GPU.
 
-torch's flash kernel for the CPU computes in fp32 and skips little; two batched matrix products on
-a block of queries and the keys before it use the processor's bf16 instructions, leave out half of
-the work and take a third of the time. On a GPU torch's kernel is the faster, but its gradients are
-sums in an order that changes from run to run; so it is used where no gradient is asked for. Calls
-with a mask go to torch's kernel.
+torch's kernel for the CPU computes in fp32 and skips little; two batched matrix products on a block
+of queries and the keys before it use bf16 instructions, leave out half of the work and take a third
+of the time. On a GPU torch's kernel is faster, but its gradients are sums in an order that changes
+from run to run: it is used where no gradient is asked for, and for calls with a mask.
 """
 
 from typing import Any

@@ -1,23 +1,65 @@
-"""A model's published files: safetensors shards, read tensor by tensor and memory-mapped."""
+"""Safetensors files: a model's published ones, and the one way from a file to a tensor and back."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
-from prunevolve.pruning.json_file import read_object
-from prunevolve.pruning.spool import read_tensor
+from prunevolve.pruning.json_file import read_object, whole_file
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
 
-_SAMPLED_BYTES = 4096
+
+_PUBLISHED = {
+    "gemma3": {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+    },
+}
+"""Prefixes of parameters that have other names in published files, by `model_type`: the name in the
+model, and the published one."""
+
+
+def published_names(config: PretrainedConfig, name: str) -> list[str]:
+    """Return the names that a parameter may have in published files, likeliest last.
+
+    Besides the family's renames there are files of the base model alone, without `model.`.
+    """
+    renames = _PUBLISHED.get(config.model_type, {}).items()
+    renamed = [name.replace(ours, theirs, 1) for ours, theirs in renames if name.startswith(ours)]
+    return [name.removeprefix("model."), name, *renamed]
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Return a tensor of a safetensors file, memory-mapped: it costs no memory until it is used."""
+    with safe_open(path, "pt") as file:
+        try:
+            tensor: Tensor = file.get_tensor(name)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if "torch.storage.UntypedStorage" in str(error):
+                raise KeyboardInterrupt from error  # swallowed while torch asks for its shape
+            raise
+    return tensor
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> None:
+    """Write a safetensors file, whole or not at all; raises OSError if it cannot be written."""
+    with whole_file(path, sync) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
+        try:
+            save_file(tensors, draft, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path.name} cannot be written: {error}") from error
+        draft.chmod(mode)
 
 
 @dataclass(frozen=True)
@@ -35,8 +77,7 @@ class Checkpoint:
     """The tensors of a folder of safetensors files, or of one file, by their published names.
 
     Raises:
-        ValueError: If the folder has no safetensors files (`.bin` files do not count), or one
-            is torn or missing.
+        ValueError: If there are none (`.bin` files do not count), or one is torn or missing.
     """
 
     def __init__(self, place: Path) -> None:
@@ -45,27 +86,41 @@ class Checkpoint:
         for path in [place] if place.is_file() else _weights_files(place):
             self.entries |= _read_header(path)
 
-    @cached_property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(entry.length for entry in self.entries.values())
+    def published(self, model: PreTrainedModel) -> dict[str, str]:
+        """Return the published name of each of a model's parameters that files have.
 
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors by published name, memory-mapped: they cost no memory until used."""
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self.entries[name].path, []).append(name)
-        tensors: dict[str, Tensor] = {}
-        for path, inside in by_file.items():
-            with safe_open(path, "pt") as file:
-                tensors |= {name: read_tensor(file, name) for name in inside}
-        return tensors
+        Raises:
+            ValueError: If a tensor of the text model is missing that is not tied to another, or one
+                has another shape than the model's, or a dtype that cannot be pruned.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        published = {}
+        for parameter in parameters:
+            for name in published_names(model.config, parameter):
+                if name in self.entries:
+                    published[parameter] = name
+        for parameter, name in published.items():
+            entry, shape = self.entries[name], tuple(parameters[parameter].shape)
+            if entry.shape != shape:
+                raise ValueError(f"{name} must have shape {shape} by its config, got {entry.shape}")
+            if entry.kind not in ("F32", "BF16", "F16"):
+                raise ValueError(f"{name} must be F32, BF16 or F16, got {entry.kind}")
+        parts = model.get_decoder(), model.get_output_embeddings()
+        text = {id(parameter) for part in parts for parameter in part.parameters()}
+        known = {*published, *model.all_tied_weights_keys}
+        if missing := [
+            name for name, p in parameters.items() if id(p) in text and name not in known
+        ]:
+            raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
+        return published
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor by its published name; see `read_tensor`."""
+        return read_tensor(self.entries[name].path, name)
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Ask the system to read tensors into its cache while other work continues."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for entry in (self.entries[name] for name in names):
+        for entry in map(self.entries.__getitem__, names if hasattr(os, "posix_fadvise") else ()):
             with entry.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), entry.start, entry.length, os.POSIX_FADV_WILLNEED)
 
@@ -79,22 +134,21 @@ class Checkpoint:
             digest.update(f"{name} {entry.kind} {entry.shape}".encode())
             with entry.path.open("rb") as file:
                 file.seek(entry.start + entry.length // 2)
-                digest.update(file.read(min(_SAMPLED_BYTES, entry.length - entry.length // 2)))
+                digest.update(file.read(min(4096, entry.length - entry.length // 2)))
         return digest.hexdigest()[:16]
 
 
 def _weights_files(folder: Path) -> list[Path]:
     """Return a model's safetensors files, all of which exist."""
-    files = [folder / WHOLE]
-    index = folder / INDEX
+    index, names = folder / INDEX, [WHOLE]
     if index.is_file():
-        named = read_object(index).get("weight_map")
-        names = list(named.values()) if isinstance(named, dict) else []
+        weight_map = read_object(index).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(Path(str(name)).name == name for name in names):
             raise ValueError(
                 f"file {str(index)!r} must have a weight_map to safetensors files beside it"
             )
-        files = [folder / name for name in sorted(set(names))]
+    files = [folder / name for name in sorted(set(names))]
     if missing := [path for path in files if not path.is_file()]:
         if any(folder.glob("*.bin")):
             raise ValueError(
@@ -121,11 +175,6 @@ def _read_header(path: Path) -> dict[str, Entry]:
     entries = {}
     for name, about in header.items():
         begin, end = about["data_offsets"]
-        entries[name] = Entry(
-            path=path,
-            start=8 + length + begin,
-            length=end - begin,
-            shape=tuple(about["shape"]),
-            kind=about["dtype"],
-        )
+        start = 8 + length + begin
+        entries[name] = Entry(path, start, end - begin, tuple(about["shape"]), about["dtype"])
     return entries

@@ -1,10 +1,9 @@
 """The two passes around the decoder blocks: embedding of the tokens, and the head's logits.
 
-All arguments of a block's call are captured as they are, so that a new keyword in
-transformers needs no change here.
+A block's call is captured with all its arguments, so that a new one needs no change here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +33,7 @@ class BlockCall:
 
 @torch.no_grad()
 def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
-    """Return what the decoder blocks of a model are called with on windows.
-
-    No block runs: each is replaced by a stub.
+    """Return what the decoder blocks of a model are called with on windows; no block runs.
 
     Args:
         windows: Token ids, (N, T), on the model's device.
@@ -46,8 +43,7 @@ def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor],
         every block. Without padding that call depends on the windows' length alone.
     """
     hidden: list[Tensor] = []
-    stubs = [_Stub() for _ in decoder_blocks(model)]
-    with _in_place_of_blocks(model, stubs):
+    with _stubs(model) as stubs:
         for window in windows:
             model.base_model(input_ids=window[None], use_cache=False)
             hidden.append(stubs[0].hidden)
@@ -61,8 +57,7 @@ def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tens
         window: The token ids, (T,); only their number matters.
         hidden: The last block's output, (1, T, hidden_size). Gradients flow back to it.
     """
-    stubs = [_Stub(hidden) for _ in decoder_blocks(model)]
-    with _in_place_of_blocks(model, stubs):
+    with _stubs(model, hidden):
         states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]
     return states
 
@@ -75,11 +70,10 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
 def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
     """Yield the logits of states that enter the head, (T, hidden), in order, some tokens at a time.
 
-    Each part is (tokens, vocabulary) in fp32. On the CPU parts are small enough to stay in the
-    cache while they are used.
+    Each part is (tokens, vocabulary) in fp32.
     """
     head = model.get_output_embeddings()
-    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
+    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS  # what stays in the CPU's cache
     for chunk in states.split(HEAD_TOKENS):
         for part in head(chunk).split(tokens):
             yield _capped(model, part.float())
@@ -104,13 +98,11 @@ class _Stub(nn.Module):
 
 
 @contextmanager
-def _in_place_of_blocks(model: PreTrainedModel, stubs: Sequence[nn.Module]) -> Iterator[None]:
-    blocks = model.get_decoder().layers
-    real = list(blocks)
+def _stubs(model: PreTrainedModel, returned: Tensor | None = None) -> Iterator[list[_Stub]]:
+    stubs = [_Stub(returned) for _ in decoder_blocks(model)]
+    decoder = model.get_decoder()
+    blocks, decoder.layers = decoder.layers, nn.ModuleList(stubs)
     try:
-        for i, stub in enumerate(stubs):
-            blocks[i] = stub
-        yield
+        yield stubs
     finally:
-        for i, block in enumerate(real):
-            blocks[i] = block
+        decoder.layers = blocks

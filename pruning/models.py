@@ -1,15 +1,17 @@
-"""Models: find, load, decoder blocks, linear layers, published names; the only file that knows
-families and the hub.
+"""Models: resolve, load, decoder blocks, linear layers; the only file that knows the hub.
 
-A model is `embedded`, a folder, or a hub id, which stands for a folder of the hub's cache. A family
-is recognized by its config's `model_type`, never by a path.
+A `model` is `embedded`, a folder, or a hub id, `owner/name` or `owner/name@revision`, which stands
+for a folder of the hub's cache; a `dtype` is a key of `DTYPES`. A model that is not there, not
+supported or damaged is a ValueError of one line. A family is recognized by its config's
+`model_type`, never by a path.
 """
 
 import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prunevolve.pruning.attention import use_blocked_attention
-from prunevolve.pruning.checkpoint import Checkpoint, Entry
+from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import read_object
 
 EMBEDDED = "embedded"
@@ -48,37 +50,107 @@ FAMILIES = {
 }
 """The supported architectures by `model_type`; a new one is a name here and a toy in the tests."""
 
-_PUBLISHED = {
-    "gemma3": {
-        "model.language_model.": "language_model.model.",
-        "model.vision_tower.": "vision_tower.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-        "lm_head.": "language_model.lm_head.",
-    },
-}
-"""Prefixes of parameters that have other names in published files, by `model_type`: the name in the
-model, and the published one."""
-
 _HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
-"""Owner and name, and perhaps a branch, tag or commit: `owner/name@revision`. The hub's models
-without an owner are of no family that is supported; `models/` is where `make` builds some."""
+"""Models without an owner are of no family that is supported; `make` builds some in `models/`."""
 
-_PAPERS = ["*.json", "*.jinja", "*.model", "*.txt"]
-"""A model's files but its weights: config, index, tokenizer."""
 
-_NOT_READ = ["*/*", "consolidated*"]
-"""Weights in other formats than transformers', in folders or beside its own."""
+@dataclass(frozen=True)
+class UnloadedModel:
+    """A model whose weights are not loaded yet."""
+
+    name: str  # `embedded`, a folder, or a hub id with the commit: `owner/name@commit`
+    config: PretrainedConfig  # of a supported family
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str  # of the passes; a result keeps the files' own
+    own_dtype: str  # that its config names; float32 if it names none
+    device: str  # a torch device that is there
+    seqlen: int  # window length in tokens, within the model's context
+
+    @cached_property
+    def shapes(self) -> PreTrainedModel:
+        """The model with shapes and no values."""
+        return skeleton(self.config, DTYPES[self.dtype])
+
+    @property
+    def file_size(self) -> int:
+        """Bytes that the model's files take in the dtype that its config names."""
+        weights = sum(weight.numel() for weight in self.shapes.parameters())
+        return int(weights * DTYPES[self.own_dtype].itemsize)
+
+    def open(self) -> Checkpoint:
+        """Return the model's files; those from the hub are downloaded."""
+        return Checkpoint(find_model(self.name, weights=True))
+
+
+def resolve_model(
+    model: str,
+    dtype: str = "auto",
+    device: str | None = None,
+    seqlen: int | None = None,
+    revision: str | None = None,
+) -> UnloadedModel:
+    """Load a model's config and tokenizer, and fill in what is left open.
+
+    Args:
+        model: Without a commit, a hub id gets the one it is at.
+        dtype: `auto` for the config's, or float32 if it names none or the CPU is slow at it.
+        device: A torch device; None for the first GPU if there is one, otherwise the CPU.
+        seqlen: Window length in tokens; None for 512, or the context if that is shorter. The
+            embedded model's figures are those of windows of 256, in float32.
+        revision: Branch, tag or commit of a model from the hub, if its id has none.
+
+    Raises:
+        ValueError: Also if the device cannot be used, or `dtype` or `seqlen` breaks its rule.
+    """
+    device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
+    name = pinned(f"{model}@{revision}" if revision else model)
+    config = load_config(name)
+    context = config.get_text_config().max_position_embeddings
+    if seqlen is not None and not 2 <= seqlen <= context:
+        raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
+    own_dtype = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
+    own_dtype = own_dtype if own_dtype in DTYPES else "float32"
+    default_dtype, default_length = _quick_dtype(own_dtype, device), 512
+    if name == EMBEDDED:
+        default_dtype, default_length = "float32", 256
+    return UnloadedModel(
+        name=name,
+        config=config,
+        tokenizer=load_tokenizer(name),
+        dtype=default_dtype if dtype == "auto" else dtype,
+        own_dtype=own_dtype,
+        device=device,
+        seqlen=seqlen or min(default_length, context),
+    )
+
+
+def _quick_dtype(dtype: str, device: str) -> str:
+    """Return a dtype for the passes: float32 where the device has no fast arithmetic for it."""
+    # Without instructions for it a matrix product in half precision takes a hundred times as long.
+    fast = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return "float32" if device == "cpu" and dtype in fast and not fast[dtype]() else dtype
+
+
+def _usable_device(device: str) -> str:
+    try:
+        if torch.device(device).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("only cpu, cuda, mps are supported")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # which one depends on how torch was built
+        cause = str(error).partition("\n")[0][:100]
+        raise ValueError(
+            f"device {device!r} cannot be used ({cause}): give cpu, or leave it out"
+        ) from error
+    return device
 
 
 def hub_id(model: str) -> tuple[str, str | None] | None:
-    """Return the id and revision of a model that comes from the hub; None for one that is here.
-
-    Args:
-        model: `embedded`, a folder, or a hub id, `owner/name` or `owner/name@revision`.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
+    """Return the id and revision of a model that comes from the hub; None for one that is here."""
     if model == EMBEDDED or (model and Path(model).is_dir()):
         return None
     if parts := _HUB_ID.fullmatch(model):
@@ -87,104 +159,70 @@ def hub_id(model: str) -> tuple[str, str | None] | None:
 
 
 def find_model(model: str, weights: bool = False) -> Path:
-    """Return a model's folder; what it lacks of a model from the hub is downloaded.
-
-    Args:
-        model: As for `hub_id`.
-        weights: Whether a model from the hub needs its weights, too.
-
-    Raises:
-        ValueError: If there is no such model, or the hub does not give it and the cache lacks it.
-    """
+    """Return a model's folder; papers, and perhaps weights, come from the hub if they must."""
     on_hub = hub_id(model)
     if on_hub is None:
         return Path(__file__).parent / EMBEDDED if model == EMBEDDED else Path(model)
-    name, revision = on_hub
-    wanted = [*_PAPERS, *(["*.safetensors"] if weights else [])]
+    papers = ["*.json", "*.jinja", "*.model", "*.txt"]  # config, index, tokenizer
     with one_line_errors(model):
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=wanted, ignore_patterns=_NOT_READ
+            on_hub[0],
+            revision=on_hub[1],
+            allow_patterns=[*papers, "*.safetensors"] if weights else papers,
+            ignore_patterns=["*/*", "consolidated*"],  # weights in other formats
         )
     return Path(folder)
 
 
 def pinned(model: str) -> str:
-    """Return a hub model's name with the commit that its revision is at; other names as they are.
-
-    Raises:
-        ValueError: As `find_model`.
-    """
+    """Return a hub model's name with the commit that it is at; other names as they are."""
     on_hub = hub_id(model)
     return f"{on_hub[0]}@{find_model(model).name}" if on_hub else model
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """Load a model's config; check that the model can be pruned and that its folder is whole.
-
-    Args:
-        model: As for `hub_id`; the weights of one from the hub are not looked at.
-
-    Raises:
-        ValueError: If there is no such model, its architecture is not supported, it is quantized,
-            or its files lack a tensor or have one of another shape than the config says.
-    """
+    """Load a model's config; check that the model can be pruned, and the weights that are here."""
     folder = find_model(model)
     config = _read_config(model, folder)
-    # A folder of the config alone is enough to plan with.
-    weights = any(chain(folder.glob("*.safetensors*"), folder.glob("*.bin")))
+    weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))
     if weights and not hub_id(model):
-        published_tensors(model, skeleton(config, torch.float32), Checkpoint(folder).entries)
+        checkpoint, shapes = Checkpoint(folder), skeleton(config, torch.float32)
+        with one_line_errors(model):
+            checkpoint.published(shapes)
     return config
 
 
 def _read_config(model: str, folder: Path) -> PretrainedConfig:
     with one_line_errors(model):
         settings = read_object(folder / "config.json")
-    _check_family(settings.get("model_type"))  # before transformers reads what it may not know
-    if settings.get("quantization_config"):
-        raise ValueError(f"model {model!r} is quantized: give the one that it was made from")
-    with one_line_errors(model):
+        _check_family(settings.get("model_type"))  # before transformers reads what it may not know
+        if settings.get("quantization_config"):
+            raise ValueError("it is quantized: give the one that it was made from")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if config._attn_implementation not in (None, "eager", "sdpa"):
+        attention = config._attn_implementation
+        if attention not in (None, "eager", "sdpa"):
             # transformers would look up a name with a slash on the hub, and run its code.
-            raise ValueError(
-                "attn_implementation must be eager or sdpa, got "
-                f"{config._attn_implementation!r:.60}"
-            )
+            raise ValueError(f"attn_implementation must be eager or sdpa, got {attention!r:.60}")
     return config
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; see `load_config`.
-
-    Raises:
-        ValueError: If there is none, or it has more tokens than the model.
-    """
+    """Load a model's tokenizer; refuse one with more tokens than the model."""
     folder = find_model(model)
     vocabulary = _read_config(model, folder).get_text_config().vocab_size
     with one_line_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
-    if size > vocabulary:
-        raise ValueError(
-            f"model {model!r} cannot be loaded: its tokenizer must stay below the model's "
-            f"vocab_size of {vocabulary}, got token {size - 1}: it belongs to another model"
-        )
+        size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
+        if size > vocabulary:
+            raise ValueError(
+                f"its tokenizer must stay below the model's vocab_size of {vocabulary}, got token "
+                f"{size - 1}: it belongs to another model"
+            )
     return tokenizer
 
 
 def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
-    """Load a causal language model for evaluation.
-
-    Args:
-        model: As for `hub_id`.
-        dtype: A key of `DTYPES`.
-        device: A torch device.
-
-    Raises:
-        ValueError: If there is no such model, its architecture is not supported, or a tensor is
-            missing, torn or of the wrong shape.
-    """
+    """Load a causal language model for evaluation."""
     folder = find_model(model, weights=True)
     _read_config(model, folder)
     with one_line_errors(model):
@@ -205,70 +243,15 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
 def with_weights(
     config: Mapping[str, Any], dtype: str, tensors: Mapping[str, Tensor], device: str = "cpu"
 ) -> PreTrainedModel:
-    """Build a model from its config and its tensors, which are not copied on the CPU.
-
-    Args:
-        config: As `PretrainedConfig.to_dict` writes it.
-        dtype: The tensors' dtype, a key of `DTYPES`.
-        tensors: Named as in `state_dict`; of tied ones, one is enough.
-        device: A torch device.
-    """
+    """Build a model from its config's dict and its state dict, whose tensors it has on the CPU."""
     model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    return model.to(device).eval()
-
-
-def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the decoder blocks by qualified name, in order.
-
-    Raises:
-        ValueError: If the architecture is not supported.
-    """
-    _check_family(model.config.model_type)
-    blocks = model.get_decoder().layers
-    path = next(name for name, module in model.named_modules() if module is blocks)
-    return {f"{path}.{i}": block for i, block in enumerate(blocks)}
-
-
-def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the prunable layers by qualified name, in block order.
-
-    These are the linear layers inside the decoder blocks: never embeddings, norms or the head.
-    """
-    layers: dict[str, nn.Linear] = {}
-    for name, block in decoder_blocks(model).items():
-        layers |= layers_of_block(name, block)
-    return layers
-
-
-def layers_of_block(name: str, block: nn.Module) -> dict[str, nn.Linear]:
-    """Return one decoder block's prunable layers by qualified name, in order."""
-    return {
-        f"{name}.{inner}": module
-        for inner, module in block.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-
-
-def published_names(config: PretrainedConfig, name: str) -> list[str]:
-    """Return the names that a parameter may have in published files, likeliest first.
-
-    Besides the family's renames there are files of the base model alone, without `model.`.
-    """
-    renamed = [
-        published + name.removeprefix(ours)
-        for ours, published in _PUBLISHED.get(config.model_type, {}).items()
-        if name.startswith(ours)
-    ]
-    return [*renamed, name, name.removeprefix("model.")]
+    return model.to(device)
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a model with everything but its parameters, which are on the meta device.
-
-    Buffers, such as the frequencies of position embeddings, are real, as no file holds them.
-    """
+    """Return a model with its parameters on the meta device; buffers, in no file, are real."""
     with one_line_errors(config.name_or_path), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     for module in model.modules():
@@ -280,61 +263,38 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
+def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the decoder blocks by qualified name, in order."""
+    _check_family(model.config.model_type)
+    blocks = model.get_decoder().layers
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    return {f"{path}.{i}": block for i, block in enumerate(blocks)}
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Return the prunable layers, the linear ones in decoder blocks, by qualified name in order."""
+    blocks = decoder_blocks(model).items()
+    return {name: layer for block in blocks for name, layer in layers_of_block(*block).items()}
+
+
+def layers_of_block(name: str, block: nn.Module) -> dict[str, nn.Linear]:
+    """Return one decoder block's prunable layers by qualified name, in order."""
+    modules = block.named_modules(prefix=name)
+    return {inner: module for inner, module in modules if isinstance(module, nn.Linear)}
+
+
 def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return the text model's parameters outside the blocks: embeddings, norms, head."""
+    """Return the text model's parameters outside the blocks, tied ones by each of their names."""
     inside = {id(parameter) for parameter in model.get_decoder().layers.parameters()}
-    return {name: p for name, p in _text_parameters(model).items() if id(p) not in inside}
-
-
-def _text_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return the parameters without those that look at images, tied ones by each of their names."""
     parts = model.get_decoder(), model.get_output_embeddings()
-    text = {id(parameter) for part in parts for parameter in part.parameters()}
-    parameters = model.named_parameters(remove_duplicate=False)
-    return {name: parameter for name, parameter in parameters if id(parameter) in text}
-
-
-def published_tensors(
-    name: str, model: PreTrainedModel, entries: Mapping[str, Entry]
-) -> dict[str, str]:
-    """Return the published name of each parameter that files have.
-
-    Args:
-        name: The model's name in an error.
-        model: A skeleton.
-        entries: The files' entries, by published name.
-
-    Raises:
-        ValueError: If a tensor of the text model is missing that is not tied to another, or one
-            has another shape than the model's.
-    """
-    published = {}
-    for parameter, weight in model.named_parameters(remove_duplicate=False):
-        candidates = published_names(model.config, parameter)
-        tensor = next((candidate for candidate in candidates if candidate in entries), None)
-        if tensor is None:
-            continue
-        if entries[tensor].shape != tuple(weight.shape):
-            raise ValueError(
-                f"model {name!r} cannot be loaded: {tensor} must have shape "
-                f"{tuple(weight.shape)} by its config, got {entries[tensor].shape}"
-            )
-        published[parameter] = tensor
-    present = {*published, *model.all_tied_weights_keys}
-    if missing := [parameter for parameter in _text_parameters(model) if parameter not in present]:
-        raise ValueError(
-            f"model {name!r} cannot be loaded: {len(missing)} tensors are missing, "
-            f"{missing[0]} among them"
-        )
-    return published
+    text = {id(parameter) for part in parts for parameter in part.parameters()} - inside
+    return {name: p for name, p in model.named_parameters(remove_duplicate=False) if id(p) in text}
 
 
 def _check_family(kind: object) -> None:
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ValueError(
-            f"model_type {kind!r:.60} is not supported: it must be one of "
-            f"{', '.join(sorted(FAMILIES))}"
-        )
+        supported = ", ".join(sorted(FAMILIES))
+        raise ValueError(f"model_type {kind!r:.60} is not supported: it must be one of {supported}")
 
 
 @contextmanager

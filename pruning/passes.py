@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from prunevolve.pruning.leaves import STATISTICS, Statistics, need_backward
+from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.reconstruct import Lesson
-from prunevolve.pruning.spool import Spool
 from prunevolve.pruning.store import Store, all_layers, in_turn
 from prunevolve.pruning.stream import Stream, Texts
 
@@ -170,7 +170,7 @@ class Walk:
 
     store: Store
     texts: Texts
-    states: Spool
+    states: Offload
     missing: Callable[[str], frozenset[str]]
     keep: Callable[[Statistics, bool], None]
     on_progress: Progress = unwatched

@@ -18,11 +18,11 @@ from prunevolve.pruning.leaves import GRAM, Statistics
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
+from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.passes import Walk, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe, Removal, score_layer
 from prunevolve.pruning.reconstruct import Lesson
-from prunevolve.pruning.spool import Spool
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Texts
 
@@ -34,8 +34,8 @@ def prune(
     store: Store,
     recipe: Recipe,
     texts: Texts,
-    states: Spool | None = None,
-    statistics: Spool | None = None,
+    states: Offload | None = None,
+    statistics: Offload | None = None,
     on_progress: Progress = unwatched,
     kept_scores: MutableMapping[str, Tensor] | None = None,
     tell: Tell = lambda name, value: None,
@@ -117,7 +117,7 @@ class _Pruner:
 
     store: Store
     recipe: Recipe
-    statistics: Spool
+    statistics: Offload
     forgets: bool
     kept_scores: MutableMapping[str, Tensor] | None
     tell: Tell
@@ -228,7 +228,7 @@ class _Pruner:
             statistics |= self._found(layer, metric.leaves, self.behind)
         return score_layer(metric, layer, self.store.weight(layer), statistics)
 
-    def _found(self, layer: str, leaves: frozenset[str], place: Spool) -> dict[str, Tensor]:
+    def _found(self, layer: str, leaves: frozenset[str], place: Offload) -> dict[str, Tensor]:
         """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
         keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
         device = self.store.device

@@ -23,8 +23,8 @@ from prunevolve.pruning.embed_and_head import (
 )
 from prunevolve.pruning.leaves import Statistics
 from prunevolve.pruning.models import layers_of_block
+from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.reconstruct import Lesson
-from prunevolve.pruning.spool import Spool
 from prunevolve.pruning.store import Store
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
@@ -72,11 +72,13 @@ class Stream:
     name: str
     windows: Tensor
     calls: list[BlockCall]
-    states: Spool
+    states: Offload
     kept: bool = False
 
     @staticmethod
-    def enter(store: Store, name: str, texts: Texts, states: Spool, kept: bool = False) -> "Stream":
+    def enter(
+        store: Store, name: str, texts: Texts, states: Offload, kept: bool = False
+    ) -> "Stream":
         """Run a text's windows through the embeddings; the model's outside must be open."""
         windows = texts.by_stream(name).to(store.device)
         calls: list[BlockCall] = []

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
 from prunevolve.evaluation.corpus import token_windows
-from prunevolve.pruning import memory, spool, store
+from prunevolve.pruning import memory, store
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.models import linear_layers, load_model, resolve_model
 from prunevolve.pruning.passes import collect
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
@@ -32,7 +32,6 @@ from prunevolve.pruning.run.result import WorkFolder
 from prunevolve.pruning.run.verify import verify_result
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Stream, Texts
-from prunevolve.pruning.unloaded import resolve_model
 
 
 def call(code=0, **options):
@@ -492,7 +491,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def at_shard(monkeypatch):
-    """Let something happen in place of the n-th shard, or spooled tensor, once."""
+    """Let something happen in place of the n-th shard, or offloaded tensor, once."""
 
     def patch(number, act, module=store):
         written, write = [], module.write_tensors
@@ -627,7 +626,7 @@ def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):
     assert err.endswith("is in use by another process: wait, or name another folder\n")
 
 
-@pytest.mark.parametrize(("module", "number"), [(store, 2), (spool, 3), (spool, 12)])
+@pytest.mark.parametrize(("module", "number"), [(store, 2), (offload, 3), (offload, 12)])
 def test_full_disk_leaves_what_resumes(tight, undisturbed, at_shard, tmp_path, module, number):
     expected = undisturbed(metric="snip")
     at_shard(number, fill_disk, module)

@@ -15,7 +15,8 @@ from prunevolve.evaluation import zero_shot
 from prunevolve.evaluation.corpus import Windows, cut_all, special_note
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
 from prunevolve.pruning.json_file import JsonObject, read_object
-from prunevolve.pruning.models import hub_id, load_model
+from prunevolve.pruning.models import hub_id, load_model, resolve_model
+from prunevolve.pruning.offload import DiskOffload, Offload
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.job import Job, evaluation_texts
@@ -23,10 +24,8 @@ from prunevolve.pruning.run.kept_statistics import kept_statistics
 from prunevolve.pruning.run.options import Measurement
 from prunevolve.pruning.run.result import WorkFolder, finite, save_model, save_papers, work_folder
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
-from prunevolve.pruning.spool import DiskSpool, Spool
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
-from prunevolve.pruning.unloaded import resolve_model
 
 _DECIDES = (
     *("metric", "group", "pattern", "sparsity", "propagation", "update", "allocation", "refine"),
@@ -174,7 +173,7 @@ class _Run:
     store: FolderStore
     progress: Progress
 
-    def save(self, statistics: Spool | None, recipe: JsonObject, warnings: list[str]) -> None:
+    def save(self, statistics: Offload | None, recipe: JsonObject, warnings: list[str]) -> None:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
         model, work = self.job.model, self.work
         inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
@@ -192,7 +191,7 @@ class _Run:
         recipe |= {"shares": inspector.shares} if inspector.shares else {}
         save_papers(work.result, recipe, report, counted)
 
-    def _prune(self, statistics: Spool | None, inspector: Inspector) -> None:
+    def _prune(self, statistics: Offload | None, inspector: Inspector) -> None:
         """Prune the blocks, and keep what is found out as soon as it is known."""
         work, plan, tokens = self.work, self.job.plan, self.windows["evaluation"].tokens
 
@@ -218,8 +217,8 @@ class _Run:
             measure,
         )
         if statistics is None and "statistics" in plan.on_disk:
-            statistics = DiskSpool(work.statistics)
-        states = DiskSpool(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
+            statistics = DiskOffload(work.statistics)
+        states = DiskOffload(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
         self.store.on_shard = inspector.look  # while the shard is in the system's cache
         prune(self.store, self.job.recipe, texts, states, statistics, self.progress, tell=tell)
         work.forget_work()

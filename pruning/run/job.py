@@ -13,13 +13,12 @@ from prunevolve.pruning.masks import resolve_target
 from prunevolve.pruning.memory import Plan, Work, plan_pruning
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.metric_file import SCHEMA, resolve_metric
-from prunevolve.pruning.models import EMBEDDED, hub_id
+from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe, make_recipe
 from prunevolve.pruning.run.options import Measurement, Method, Request
 from prunevolve.pruning.run.result import check_output_folder
-from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
 
 TEST_TOKENS = 350_000
 """Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,

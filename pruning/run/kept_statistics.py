@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
+from prunevolve.pruning.offload import DiskOffload, Offload
 from prunevolve.pruning.run.result import first_difference
 from prunevolve.pruning.run.verify import FolderMismatchError
-from prunevolve.pruning.spool import DiskSpool, Spool
 from prunevolve.pruning.store import Store
 
 SETTINGS = "statistics.json"
@@ -17,7 +17,7 @@ _DEPENDS_ON = ("model", "calibration", "dtype")
 """What statistics depend on, of all that a result does."""
 
 
-def kept_statistics(path: Path | None, identity: JsonObject, store: Store) -> Spool | None:
+def kept_statistics(path: Path | None, identity: JsonObject, store: Store) -> Offload | None:
     """Open the statistics that are kept at a path, by `G/layer`; new ones are kept there too.
 
     Args:
@@ -44,16 +44,16 @@ def kept_statistics(path: Path | None, identity: JsonObject, store: Store) -> Sp
             raise FolderMismatchError(
                 f"statistics {str(path)!r} are of {difference} here: name another folder"
             )
-        return DiskSpool(path)
+        return DiskOffload(path)
     try:
-        spool = DiskSpool(path)
+        kept = DiskOffload(path)
         write_json(path / SETTINGS, settings)
     except OSError as error:
         raise ValueError(f"statistics {str(path)!r} cannot be made: {error}") from error
-    return spool
+    return kept
 
 
-def _released_gradients(path: Path, store: Store) -> Spool:
+def _released_gradients(path: Path, store: Store) -> Offload:
     """Return G from a file whose keys are `self_attn.q_proj_layer_0`; mapped until it is used."""
     found = _load(path)
     gradients = {}

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.checkpoint import Checkpoint, published_names
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
-from prunevolve.pruning.models import load_config, published_names
+from prunevolve.pruning.models import load_config
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
 
@@ -115,7 +115,7 @@ class Inspector:
         except ValueError as error:
             raise FolderMismatchError(f"{str(path.parent)!r} cannot be read: {error}") from error
         for published in shard.entries:
-            weight = shard.read([published])[published]
+            weight = shard.read(published)
             if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
                 raise FolderMismatchError(
                     f"{str(path.parent)!r}: tensor {published} has a value that is not finite"

@@ -7,12 +7,7 @@ from torch.testing import assert_close
 from toy_models import FAMILIES, toy_model, toy_windows
 
 from prunevolve.pruning import attention
-from prunevolve.pruning.attention import (
-    NAME,
-    _attention_forward,
-    causal_attention,
-    use_blocked_attention,
-)
+from prunevolve.pruning.attention import NAME, causal_attention, use_blocked_attention
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
@@ -24,12 +19,8 @@ def test_causal_attention_and_its_gradients_are_torchs(tokens, count, key_count)
     found = causal_attention(*tensors, 0.3)
     expected = scaled_dot_product_attention(*tensors, is_causal=True, scale=0.3, enable_gqa=True)
     assert_close(found, expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(found.square().sum(), tensors),
-        torch.autograd.grad(expected.square().sum(), tensors),
-        strict=True,
-    ):
-        assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(x.square().sum(), tensors) for x in (found, expected)]
+    assert_close(*gradients)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -41,16 +32,12 @@ def test_models_give_the_same_logits_with_blocked_attention(family):
         assert_close(model(input_ids=windows).logits, expected)
 
 
-def test_saved_model_does_not_name_our_attention(tmp_path):
+def test_only_torchs_attention_is_replaced_and_a_saved_model_does_not_name_ours(tmp_path):
     model = toy_model("llama")
     use_blocked_attention(model)
     assert model.config._attn_implementation == NAME
     model.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
-
-
-def test_another_attention_than_torchs_is_left_alone():
-    model = toy_model("llama")
     model.set_attn_implementation("eager")
     use_blocked_attention(model)
     assert model.config._attn_implementation == "eager"
@@ -63,5 +50,5 @@ def test_gradients_on_another_device_are_taken_in_blocks(monkeypatch, asked):
         attention, "sdpa_attention_forward", lambda *_, **__: calls.append(1) or (1, 2)
     )
     heads = [torch.empty(1, 2, 8, 4, device="meta", requires_grad=asked) for _ in range(3)]
-    _attention_forward(torch.nn.Module(), *heads, None)
+    attention._attention_forward(torch.nn.Module(), *heads, None)
     assert len(calls) == (not asked)
