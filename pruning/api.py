@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from prunevolve.pruning import pruner, walk
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.leaves import LEAVES, STATISTICS, Statistics
 from prunevolve.pruning.masks import Target, resolve_target
 from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric import Criterion, Metric
@@ -19,6 +18,7 @@ from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.output.verify import LayerCount
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
+from prunevolve.pruning.statistics import LEAVES, STATISTICS, Statistics
 from prunevolve.pruning.store import ResidentStore
 
 __all__ = [

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from prunevolve.pruning.allocation import resolve_allocation
 from prunevolve.pruning.baselines import REFINEMENTS, UPDATES
-from prunevolve.pruning.leaves import GRAM
 from prunevolve.pruning.masks import NOfM, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.recipe import ZERO, Recipe, Refinement, Removal, Update
 from prunevolve.pruning.reconstruct import Reconstruction
 from prunevolve.pruning.sparsegpt import WIDTH, choose_given, choose_lowest, choose_n_of_m, solve
+from prunevolve.pruning.statistics import GRAM
 from prunevolve.pruning.swaps import MOST_SWAPS, refine
 
 

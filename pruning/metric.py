@@ -1,6 +1,6 @@
 """The metric language: formulas as values that print, read back, and score weights.
 
-A metric is a formula over the leaves in `pruning.leaves` and numbers, written as nested calls
+A metric is a formula over the leaves in `pruning.statistics` and numbers, written as nested calls
 of the operators in `pruning.operators`: `mul(abs(mul(W, W)), mms(G))`.
 """
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.infix import infix
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
+from prunevolve.pruning.statistics import LEAVES
 from prunevolve.pruning.syntax import Tree, number_text, read_json, read_text
 
 
@@ -98,7 +98,7 @@ class Metric:
 
     @cached_property
     def leaves(self) -> frozenset[str]:
-        """The statistics that the metric names: a subset of `pruning.leaves.LEAVES`."""
+        """The statistics that the metric names: a subset of `pruning.statistics.LEAVES`."""
         return frozenset(node.name for node in self.nodes() if node.name in LEAVES)
 
     @cached_property
@@ -223,7 +223,7 @@ class Metric:
         """Score every weight of one matrix; low scores are pruned.
 
         Args:
-            leaves: Values by leaf, of the shapes given in `pruning.leaves`; W as absolute
+            leaves: Values by leaf, of the shapes given in `pruning.statistics`; W as absolute
                 weights. Each is cast to fp32. Leaves that the metric does not name may be None or
                 left out.
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.leaves import Statistics, made_of, need_backward
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
 from prunevolve.pruning.spool import Spool
+from prunevolve.pruning.statistics import Statistics, need_backward, need_forward
 from prunevolve.pruning.store import Store, in_turn
 from prunevolve.pruning.walk import Stream, Texts, walk_dense
 
@@ -292,7 +292,7 @@ class _Pruning:
         """Whether the calibration windows pass the blocks while these are pruned."""
         if self.recipe.follows:
             return True
-        inputs = made_of(self.recipe.dense_leaves, "inputs")
+        inputs = need_forward(self.recipe.dense_leaves)
         missing = any(self._missing(block) & inputs for block in self.store.blocks)
         return missing and not self.needs_dense_walk
 
@@ -302,7 +302,7 @@ class _Pruning:
         The windows move on to the next block, unless the block has to be pruned before they do.
         """
         follows = self.recipe.follows
-        leaves = made_of(self._missing(block), "inputs")
+        leaves = need_forward(self._missing(block))
         if follows:
             leaves = self.recipe.pruned_leaves
         if block in self.store.written:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from prunevolve.pruning.compiled import zero_marked
-from prunevolve.pruning.leaves import STATISTICS, made_of, need_backward
 from prunevolve.pruning.masks import DegenerateScores, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import Score, extremes
+from prunevolve.pruning.statistics import STATISTICS, need_backward, need_forward
 
 PROPAGATIONS = ("one-shot", "sequential")
 
@@ -164,7 +164,7 @@ class Recipe:
         """Those of `pruned_leaves` that make scores."""
         if not self.sequential or self.update.chooses:
             return frozenset()
-        return made_of(self.metric.leaves & STATISTICS, "inputs")
+        return need_forward(self.metric.leaves & STATISTICS)
 
     @property
     def calibrated(self) -> bool:

@@ -15,11 +15,18 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunevolve.pruning.embed_and_head import HEAD_TOKENS
-from prunevolve.pruning.leaves import COLLECTED, GRAM, LEAVES, STATISTICS, need_backward, sums_size
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.statistics import (
+    COLLECTED,
+    GRAM,
+    LEAVES,
+    STATISTICS,
+    need_backward,
+    sums_size,
+)
 
 GIB = 1 << 30
 

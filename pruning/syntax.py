@@ -12,8 +12,8 @@ from typing import Any, Never
 
 import numpy as np
 
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.statistics import LEAVES
 
 Tree = tuple[str, tuple["Tree", ...]]
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunevolve.pruning.calibration import statistics_of, watched_gradients, watched_inputs
 from prunevolve.pruning.embed_and_head import (
     HEAD_TOKENS,
     BlockCall,
@@ -22,11 +21,18 @@ from prunevolve.pruning.embed_and_head import (
     head_logits,
     logits_in_parts,
 )
-from prunevolve.pruning.leaves import STATISTICS, Statistics, need_backward
 from prunevolve.pruning.models import layers_of_block
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Lesson
 from prunevolve.pruning.spool import Spool
+from prunevolve.pruning.statistics import (
+    STATISTICS,
+    Statistics,
+    need_backward,
+    need_forward,
+    statistics_of,
+    watched,
+)
 from prunevolve.pruning.store import Store, all_layers, in_turn
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
@@ -127,7 +133,7 @@ class Stream:
             moves: Whether its outputs enter the next block.
         """
         run = self.advance if moves else self.look
-        with watched_inputs(layers_of_block(name, module), leaves, module) as sums:
+        with watched(layers_of_block(name, module), need_forward(leaves), module) as sums:
             run(block, module)
         return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
 
@@ -253,7 +259,7 @@ def _backward(
     for done, (block, then) in enumerate(in_turn(reversed(store.blocks)), 1):
         with store.open_dense(block, then) as module:
             layers = layers_of_block(block, module)
-            with watched_gradients(layers, wanted[block]) as sums:
+            with watched(layers, need_backward(wanted[block]), module) as sums:
                 step_back(calibration, total - done, module)
             keep(statistics_of(sums, calibration.windows))
             if visit:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from prunevolve.configs.schema import json_schema
 from prunevolve.pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
-from prunevolve.pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
 from prunevolve.pruning.masks import GROUPS, group_of
 from prunevolve.pruning.operators import (
     EXTENDED,
@@ -20,6 +19,7 @@ from prunevolve.pruning.operators import (
     Shape,
     Units,
 )
+from prunevolve.pruning.statistics import LEAF_SETS, LEAVES, STATISTICS, Leaf, need_backward
 
 ROOT = Path(__file__).parents[1]
 METRICS, SCHEMA = ROOT / "docs/METRICS.md", ROOT / "configs/schema.json"
@@ -77,7 +77,7 @@ def tables() -> dict[str, str]:
 
 def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:
     needs = "nothing"
-    if leaf.start:
+    if name in STATISTICS:
         needs = f"a {'backward' if need_backward(frozenset([name])) else 'forward'} pass per window"
     if leaf.gram:
         needs += ", and `(in, in)` of memory per layer"

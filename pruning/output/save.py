@@ -16,12 +16,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.json_file import JsonObject, write_json
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
 from prunevolve.pruning.output.verify import RECIPE, Inspector, LayerCount, check_promise
 from prunevolve.pruning.progress import Progress, unwatched
+from prunevolve.pruning.statistics import LEAVES
 from prunevolve.pruning.store import FolderStore
 
 CARD = """# {base}, pruned: {pattern}, {sparsity:.1%} zeros

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from toy_metrics import trees
 
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.statistics import LEAVES
 
 FOUND = (
     "quot(mul(quot(sqr(mul(W, exp(colmean(quot(M, G))))), sqrt(divrms(H, H))), "

@@ -12,10 +12,10 @@ from refusals import refusal
 from toy_metrics import trees
 
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.statistics import LEAVES
 from prunevolve.pruning.syntax import MAX_CHARACTERS, MAX_DEPTH
 
 EXAMPLES = settings(deadline=None)

@@ -10,9 +10,9 @@ from toy_metrics import trees
 
 from prunevolve.pruning import operators
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.leaves import LEAVES, Seen
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import OPERATORS, Units
+from prunevolve.pruning.statistics import LEAVES, Seen
 
 OUT, IN, TOKENS, WINDOWS = 3, 4, 5, 2
 
@@ -38,17 +38,16 @@ class Layer:
         values = {"W": self.weight.abs().double()}
         for name in names - {"W"}:
             leaf = LEAVES[name]
-            total = leaf.start(linear)
+            total = leaf.start(linear, self.weight.device)
             for inputs, gradients in zip(self.inputs, self.gradients, strict=True):
-                total.add(
-                    {
-                        "inputs": torch.full((TOKENS, 1), 0.9) if leaf.of_block else inputs,
-                        "output gradients": gradients,
-                        "weight gradients": gradients.T @ inputs,
-                    }[leaf.source],
-                    slice(None),
-                )
-            values[name] = total.result(Seen(WINDOWS, WINDOWS * TOKENS, 0.5)).double()
+                window = {
+                    "inputs": inputs,
+                    "block": torch.full((TOKENS, 1), 0.9),
+                    "output gradients": gradients,
+                    "weight gradients": gradients.T @ inputs,
+                }[leaf.source]
+                leaf.add(total, window, self.weight)
+            values[name] = leaf.finish(total, Seen(WINDOWS, WINDOWS * TOKENS, 0.5)).double()
         return values
 
     def score(self, metric):
