@@ -13,9 +13,9 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import Target, resolve_target
 from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.metric_file import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.output.verify import LayerCount
+from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
 from prunevolve.pruning.statistics import LEAVES, STATISTICS, Statistics

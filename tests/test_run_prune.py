@@ -336,7 +336,7 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "wnada"}, "metric 'wnada' is no known name: did you mean wanda? or give one"),
+        ({"metric": "wnada"}, "metric 'wnada' is no known name or file: did you mean wanda? or"),
         ({"model": None}, "--model is required"),
         ({"out": None}, "--out is required"),
         ({"pattern": "4:2"}, "pattern must be unstructured or n:m with 0 < n < m <= 1024, got "),

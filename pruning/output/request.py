@@ -13,10 +13,10 @@ from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import resolve_target
 from prunevolve.pruning.methods import make_recipe
-from prunevolve.pruning.metric_file import SCHEMA, ResolvedMetric, resolve_metric
 from prunevolve.pruning.models import EMBEDDED, hub_id
 from prunevolve.pruning.output.folder import check_output_folder
 from prunevolve.pruning.output.options import METHODS, Options
+from prunevolve.pruning.parse import SCHEMA, ResolvedMetric, resolve_metric
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe
