@@ -248,8 +248,8 @@ RELEASE: dict[str, Operator] = {
 }
 
 _SIDES = {
-    "row": (-1, "inputs of each output", _PER_ROW),
-    "col": (-2, "outputs of each input", _PER_COL),
+    "row": (-1, "inputs", _PER_ROW),
+    "col": (-2, "outputs", _PER_COL),
 }
 
 
