@@ -250,20 +250,17 @@ class Criterion:
 
     Attributes:
         metric: Scores every weight.
-        group: One of `pruning.masks.GROUPS`: which weights compete with one another; a ValueError
-            if there is no such group. An n:m pattern has its own groups.
+        group: One of `pruning.masks.GROUPS`: which weights compete with one another. An n:m
+            pattern has its own groups.
     """
 
     metric: Metric
     group: str
 
-    def __post_init__(self) -> None:
-        group_of(self.group)
-
     @staticmethod
     def parse(text: str, group: str) -> "Criterion":
-        """Read a criterion; raises as `Metric.parse` and `check_scores_weights`."""
-        return Criterion(Metric.parse(text).check_scores_weights(), group)
+        """Read a criterion; raises as `Metric.parse`, `check_scores_weights` and `group_of`."""
+        return Criterion(Metric.parse(text).check_scores_weights(), group_of(group).name)
 
     @property
     def text(self) -> str:

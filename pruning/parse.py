@@ -15,6 +15,7 @@ from typing import Never
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
+from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric, interned
 from prunevolve.pruning.operators import OPERATORS
 from prunevolve.pruning.statistics import LEAVES
@@ -157,7 +158,7 @@ def _criterion_of(content: JsonObject) -> Criterion:
     metric = Metric.parse(text) if isinstance(text, str) else read_tree(tree)
     if tree and read_tree(tree) != metric:
         raise ValueError("'metric' and 'tree' differ: remove the one that is not meant")
-    return Criterion(metric, content.get("group") or DEFAULT_GROUP)
+    return Criterion(metric, group_of(content.get("group") or DEFAULT_GROUP).name)
 
 
 def _refuse(text: str, place: int, problem: str) -> Never:
