@@ -10,14 +10,13 @@ from toy_setup import HALF, TWO_OF_FOUR, made_of, setup_of
 
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
-from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_config
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.recipe import Recipe, make_recipe
 from prunevolve.pruning.statistics import STATISTICS
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 from prunevolve.search.population import Candidate
 
 MODEL = Target(0.37, Model())
@@ -91,7 +90,7 @@ def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(
         {"own_masks": True},
         {"update": "sparsegpt"},
         {"update": "reconstruct", "allocation": "owl"},
-        {"refinement": "swaps"},
+        {"refine": "swaps"},
     ],
     ids=str,
 )

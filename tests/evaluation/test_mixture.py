@@ -5,8 +5,8 @@ import torch
 from word_tokenizer import BOS, word_tokenizer
 
 from prunevolve.evaluation.corpus import Mixture, Part, token_windows
-from prunevolve.pruning.output.options import Options
-from prunevolve.pruning.output.request import _texts
+from prunevolve.pruning.run.job import _texts
+from prunevolve.pruning.run.options import Options
 
 
 @pytest.fixture
