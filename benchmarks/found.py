@@ -26,9 +26,9 @@ from prunevolve import Criterion, collect_statistics, load_model, load_tokenizer
 from prunevolve.evaluation.corpus import Mixture, Part
 from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.pruning.baselines import FOUND, PUBLISHED
-from prunevolve.pruning.leaves import LEAF_SETS
 from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.models import EMBEDDED
+from prunevolve.pruning.statistics import LEAF_SETS
 from prunevolve.pruning.store import ResidentStore
 
 TARGETS: Mapping[str, Mapping[str, Any]] = {

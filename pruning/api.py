@@ -10,16 +10,16 @@ from transformers import PreTrainedModel
 from prunevolve.pruning import passes, pruner
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.leaves import LEAVES, STATISTICS, Statistics
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.metric_file import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
+from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Method, make
 from prunevolve.pruning.run.verify import LayerCount
+from prunevolve.pruning.statistics import LEAVES, STATISTICS, Statistics
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 

@@ -60,17 +60,15 @@ PUBLISHED: dict[str, Baseline] = BASELINES | {
     "gblm-alpha-10": Baseline(
         "mul(W, add(mul(0.1, G), sqrt(X)))",
         "row",
-        "Das et al., 2024, arXiv:2311.04902, with alpha 10: `gblm` has 100, the factor in G",
+        "Das et al., 2024, arXiv:2311.04902; alpha 10, where `gblm` has G's factor, 100",
     ),
     "wanda-root": Baseline(
-        "mul(W, root4(X))",
-        "row",
-        "Sun et al., 2024, arXiv:2306.11695, with the exponent 0.5 of arXiv:2402.12354",
+        "mul(W, root4(X))", "row", "Sun et al., 2024, arXiv:2306.11695, with the exponent of `ria`"
     ),
     "symwanda": Baseline(
         "mul(W, sqrt(add(X, sqr(B))))",
         "row",
-        "Yi and Richtarik, 2025, arXiv:2501.18980: input and output side; the latter is B here",
+        "Yi and Richtarik, 2025, arXiv:2501.18980; the output side is B here",
     ),
     "symwanda-l2": Baseline(
         "mul(add(quot(W, colnorm(W)), quot(W, rownorm(W))), root4(X))",
@@ -78,23 +76,15 @@ PUBLISHED: dict[str, Baseline] = BASELINES | {
         "Yi and Richtarik, 2025, arXiv:2501.18980; relative importance by L2 norms",
     ),
     "movement": Baseline(
-        "mul(W, M)",
-        "model",
-        "Sanh et al., 2020, arXiv:2005.07683, Section 4: the first-order reduction of the loss "
-        "from keeping a weight; here on the dense model, which is not trained",
+        "mul(W, M)", "model", "Sanh et al., 2020, arXiv:2005.07683, Section 4; without training"
     ),
     "sparsegpt-score": Baseline(
         "quot(sqr(W), H)",
         "layer",
-        "Frantar and Alistarh, 2023, arXiv:2301.00774, Section 3: the error in a layer's output "
-        "from removing a weight, after the others compensate; here for the whole matrix at once, "
-        "without changing the kept weights",
+        "Frantar and Alistarh, 2023, arXiv:2301.00774, Section 3; without changing kept weights",
     ),
     "wifv": Baseline(
-        "mul(V, sqr(W))",
-        "row",
-        "An et al., 2024, arXiv:2312.11983: FLAP's fluctuation of an input channel is the sum of "
-        "this over its weights",
+        "mul(V, sqr(W))", "row", "An et al., 2024, arXiv:2312.11983; FLAP's, of each weight"
     ),
 }
 """The metrics of other people's papers."""

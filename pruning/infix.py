@@ -1,14 +1,12 @@
 """A metric as one line of mathematics, such as `W² · G · √X / (rowmean W + colmean W)`.
 
-For people: it is never read back. A product of quotients is written with all its divisors behind
-one `/`. Roots and `^1.5` show the bars of |x| where their operand can be negative; all other guards
-are those of `pruning.operators`.
+It is never read back. A product of quotients has all its divisors behind one `/`. Roots and `^1.5`
+show the bars of |x| where their operand can be negative; other guards are not shown.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.metric import Metric
 
 _SIGNED, _SUM, _PRODUCT, _WORD, _POWER, _ATOM = range(6)
 """How tightly a text binds, from `−x` and `x + y` over `x · y`, `rowmean x` and `x²` to `x`."""
@@ -16,9 +14,6 @@ _SIGNED, _SUM, _PRODUCT, _WORD, _POWER, _ATOM = range(6)
 _POWERS = {"sqr": "²", "pow": "²", "cube": "³"}
 _ROOTS = {"sqrt": "√", "root4": "∜"}
 _NORMS = {"div": "norm", "divrms": "rms"}
-_WORDS = {
-    f"{side}{name}" for side in ("row", "col") for name in ("sum", "mean", "max", "norm", "rms")
-}
 
 
 class _Text(NamedTuple):
@@ -36,12 +31,12 @@ class _Text(NamedTuple):
         return f"({self.text})"
 
 
-def infix(metric: "Metric") -> str:
+def infix(metric: Metric) -> str:
     """Return a metric as one line of mathematics; an operator without a form as `name(x, y)`."""
     return _text(metric).text
 
 
-def _text(metric: "Metric") -> _Text:
+def _text(metric: Metric) -> _Text:
     if not metric.operands:
         return _end(metric)
     if metric.name in ("mul", "quot", *_NORMS):
@@ -64,12 +59,12 @@ def _text(metric: "Metric") -> _Text:
             return _Text(f"{first.at(_ATOM)}{_POWERS[name]}", _POWER)
         case name if name in _ROOTS:
             return _Text(f"{_ROOTS[name]}{positive.at(_ATOM)}", _POWER)
-        case name if name in _WORDS and first.text.isalpha():
+        case name if name.startswith(("row", "col")) and first.text.isalpha():
             return _Text(f"{name} {first.text}", _WORD)
     return _Text(f"{metric.name}({', '.join(operand.text for operand in operands)})", _ATOM)
 
 
-def _end(metric: "Metric") -> _Text:
+def _end(metric: Metric) -> _Text:
     if not metric.is_constant:
         return _Text(metric.name, _ATOM)
     number = f"{abs(metric.value):.4g}"
@@ -84,30 +79,25 @@ def _magnitude(operand: _Text) -> _Text:
     return _Text(bars.format(operand.text), _ATOM)
 
 
-def _quotient(metric: "Metric") -> _Text:
+def _quotient(metric: Metric) -> _Text:
     """Return a product of quotients as one quotient."""
     above, below = _factors(metric)
     above = [factor for factor in above if factor.text != "1"] or above[:1]
-    product = " · ".join(factor.at(_POWER) for factor in above)
-    if not below:
-        return _Text(product, _PRODUCT)
+    line = " · ".join(factor.at(_POWER) for factor in above)
     if len(below) == 1:  # nothing follows that a word could be taken to include
-        return _Text(f"{product} / {below[0].at(_WORD)}", _PRODUCT)
-    divisors = " · ".join(factor.at(_POWER) for factor in below)
-    return _Text(f"{product} / ({divisors})", _PRODUCT)
+        line += f" / {below[0].at(_WORD)}"
+    elif below:
+        line += f" / ({' · '.join(factor.at(_POWER) for factor in below)})"
+    return _Text(line, _PRODUCT)
 
 
-def _factors(metric: "Metric") -> tuple[list[_Text], list[_Text]]:
+def _factors(metric: Metric) -> tuple[list[_Text], list[_Text]]:
     """Return the factors above and below the line."""
-    match metric.name, metric.operands:
-        case "mul", (x, y):
-            (above, below), (more_above, more_below) = _factors(x), _factors(y)
-            return above + more_above, below + more_below
-        case "quot", (x, y):
-            (above, below), (more_below, more_above) = _factors(x), _factors(y)
-            return above + more_above, below + more_below
-        case name, (x, y) if name in _NORMS:
-            above, below = _factors(x)
-            norm = f"{_NORMS[name]}({infix(y)})"
-            return above, [*below, _Text(norm, _ATOM)]
-    return [_text(metric)], []
+    if metric.name not in ("mul", "quot", *_NORMS):
+        return [_text(metric)], []
+    x, y = metric.operands
+    above, below = _factors(x)
+    if metric.name in _NORMS:
+        return above, [*below, _Text(f"{_NORMS[metric.name]}({infix(y)})", _ATOM)]
+    factors, divisors = _factors(y) if metric.name == "mul" else reversed(_factors(y))
+    return above + factors, below + divisors

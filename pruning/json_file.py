@@ -35,10 +35,7 @@ def read_object(path: Path) -> JsonObject:
 
 
 def parse_object(text: str, what: str) -> JsonObject:
-    """Return the JSON object that a text is.
-
-    Args:
-        what: What an error calls the text.
+    """Return the JSON object that a text is; an error calls the text `what`.
 
     Raises:
         ValueError: If it is no JSON, is nested too deeply, or is something else than an object.
@@ -58,8 +55,7 @@ def parse_object(text: str, what: str) -> JsonObject:
 def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path; what is written there gets its name at the end.
 
-    So a kill leaves the old file or the new one, and an error the old one; so does a power cut, if
-    the file is synced.
+    A kill leaves the old file or the new one; so does a power cut, if the file is synced.
     """
     draft = path.with_name(f"{path.name}.tmp")
     try:

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunevolve.pruning.embed_and_head import HEAD_TOKENS
-from prunevolve.pruning.leaves import GRAM, LEAVES, STATISTICS, sums_size
 from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Differentiate, Pass, passes_of
 from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.statistics import GRAM, LEAVES, STATISTICS, sums_size
 
 LIBRARIES = int(0.6 * 2**30)
 """What Python, torch and transformers hold before a model is opened."""

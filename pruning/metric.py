@@ -1,22 +1,29 @@
 """The metric language: formulas as values that print, read back, and score weights.
 
-A metric is a formula over the leaves in `pruning.leaves` and numbers, written as nested calls
-of the operators in `pruning.operators`: `mul(abs(mul(W, W)), mms(G))`.
+A metric is written as nested calls of the operators in `pruning.operators` on the leaves of
+`pruning.statistics` and numbers: `mul(abs(mul(W, W)), mms(G))`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.infix import infix
-from prunevolve.pruning.leaves import LEAVES
-from prunevolve.pruning.masks import GROUPS
+from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
-from prunevolve.pruning.syntax import Tree, number_text, read_json, read_text
+from prunevolve.pruning.statistics import LEAVES
+
+MAGNITUDES = (1e-37, 1e38)
+"""Smallest and largest magnitude of a number other than 0: where fp32 has full precision."""
+
+
+def is_number(value: float) -> bool:
+    """Whether a number is in the language: 0, or a magnitude within `MAGNITUDES`."""
+    return value == 0 or MAGNITUDES[0] <= abs(value) <= MAGNITUDES[1]
 
 
 @dataclass(frozen=True)
@@ -38,44 +45,34 @@ class Metric:
 
         Raises:
             ValueError: If the text is anything but nested calls of known operators on leaves and
-                numbers, with the right number of operands, at most `pruning.syntax.MAX_DEPTH`
-                deep. The message is one line that points at the place.
+                numbers, with the right number of operands, at most `parse.MAX_DEPTH` deep. The
+                message is one line that points at the place.
         """
-        return Metric._from_tree(read_text(text))
+        from prunevolve.pruning import parse  # which makes metrics
 
-    @staticmethod
-    def from_release_json(mapping: Mapping[str, Any]) -> "Metric":
-        """Read a metric from the release's tree: `{"data": name, "left": {...}, "right": {...}}`.
-
-        Raises:
-            ValueError: If a node has another form, an unknown name, the wrong number of operands,
-                or the tree is deeper than `pruning.syntax.MAX_DEPTH`. The message names the path
-                to the node.
-        """
-        return Metric._from_tree(read_json(mapping))
+        return parse.read_formula(text)
 
     @staticmethod
     def constant(value: float) -> "Metric":
         """Return a number as a metric, rounded to fp32 and written as short as that allows.
 
         Raises:
-            ValueError: If its magnitude is neither 0 nor within `pruning.syntax.MAGNITUDES`.
+            ValueError: If its magnitude is neither 0 nor within `MAGNITUDES`.
         """
-        return Metric(number_text(value))
-
-    @staticmethod
-    def _from_tree(tree: Tree) -> "Metric":
-        name, operands = tree
-        return interned(name, tuple(Metric._from_tree(operand) for operand in operands))
+        if not is_number(value):
+            raise ValueError(f"a number must be 0 or within {MAGNITUDES} in size, got {value:.6g}")
+        rounded = np.float32(value or 0.0)  # -0 is 0
+        texts = (f"{rounded:.{digits}g}" for digits in range(1, 10))  # nine tell any two apart
+        return interned(next(text for text in texts if np.float32(text) == rounded))
 
     def to_release_json(self) -> dict[str, Any]:
-        """Return the release's tree; `from_release_json` gives this metric back, node for node."""
+        """Return the release's tree; `parse.read_tree` gives this metric back, node for node."""
         sides = zip(("left", "right"), self.operands, strict=False)
         return {"data": self.name} | {side: operand.to_release_json() for side, operand in sides}
 
     @cached_property
     def text(self) -> str:
-        """The metric as text; `parse` gives this metric back, node for node."""
+        """The metric as text; `Metric.parse` gives this metric back, node for node."""
         if not self.operands:
             return self.name
         return f"{self.name}({', '.join(operand.text for operand in self.operands)})"
@@ -83,6 +80,8 @@ class Metric:
     @property
     def infix(self) -> str:
         """The metric as one line of mathematics, for people; see `pruning.infix`."""
+        from prunevolve.pruning.infix import infix
+
         return infix(self)
 
     @property
@@ -93,12 +92,11 @@ class Metric:
     @property
     def value(self) -> float:
         """The number; only a constant has one."""
-        assert self.is_constant, self.text
         return float(self.name)
 
     @cached_property
     def leaves(self) -> frozenset[str]:
-        """The statistics that the metric names: a subset of `pruning.leaves.LEAVES`."""
+        """The statistics that the metric names."""
         return frozenset(node.name for node in self.nodes() if node.name in LEAVES)
 
     @cached_property
@@ -113,10 +111,7 @@ class Metric:
 
     @cached_property
     def shape(self) -> Shape:
-        """The sides along which the score can vary: not by row for a score made of X alone.
-
-        The right operand of `div` counts only as a number, so `div(X, W)` varies like X.
-        """
+        """The sides along which the score can vary; `div(X, W)` varies like X."""
         if self.operands:
             return OPERATORS[self.name].typing.shape(*(x.shape for x in self.operands))
         return NUMBER if self.is_constant else LEAVES[self.name].shape
@@ -128,19 +123,13 @@ class Metric:
         Scores of different layers can be compared if all are 0: see docs/METRICS.md.
 
         Raises:
-            ValueError: If operands of an operator do not go together, as in `add(W, X)`: then the
-                score has no exponents. One line that says where.
+            ValueError: If operands do not go together, as in `add(W, X)`. One line that says where.
         """
         if self._units is None:
-            place = next(
-                x for x in self.nodes() if not x._units and all(y._units for y in x.operands)
-            )
-            held = ", ".join(f"{x.text} has {x._units}" for x in place.operands)
-            rule = "operands of one unit" if len(place.operands) > 1 else "an operand without units"
-            raise ValueError(
-                f"metric '{self.text}' has {place.text}: {place.name} needs {rule}, and {held}; "
-                "divide by a mean, as in quot(W, rowmean(W))"
-            )
+            at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
+            held = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
+            rule = "operands of one unit" if len(at.operands) > 1 else "an operand without units"
+            raise ValueError(f"metric '{self.text}': {at.text} needs {rule} (use a mean): {held}")
         return self._units
 
     @property
@@ -169,37 +158,23 @@ class Metric:
     def never_negative(self) -> bool:
         """Whether the score is certainly 0 or more, whatever the weights."""
         if self.operands:
-            signs = (operand.never_negative for operand in self.operands)
-            return OPERATORS[self.name].never_negative(*signs)
+            rule = OPERATORS[self.name].never_negative
+            signs = tuple(operand.never_negative for operand in self.operands)
+            return rule if isinstance(rule, bool) else rule(signs)
         return self.value >= 0 if self.is_constant else not LEAVES[self.name].signed
 
     @cached_property
     def problem(self) -> str:
         """Why the metric cannot rank the weights of a matrix, in one line; empty if it can."""
-        if node := self._ill_typed:
-            why = OPERATORS[node.name].typing.why
-            return (
-                f"metric '{self.text}' has {node.text}: {node.name} {why}; "
-                "for example quot(W, rowsum(W)), mul(0.5, mms(G))"
-            )
+        for node in self.nodes():
+            typing = OPERATORS[node.name].typing if node.operands else None
+            if typing and typing.refuses(*(operand.shape for operand in node.operands)):
+                return f"metric '{self.text}' has {node.text}: {node.name} {typing.why}"
         if self.shape == MATRIX:
             return ""
-        same = "every input of a row the same score"
-        if not self.shape.by_row:
-            same = "every row the same scores" if self.shape.by_column else "all weights one score"
-        return (
-            f"metric '{self.text}' gives {same}: a metric must vary from row to row and from "
-            "input to input; for example mul(W, sqrt(X))"
-        )
-
-    @cached_property
-    def _ill_typed(self) -> "Metric | None":
-        """The first node, in prefix order, whose operator is meaningless on its operands."""
-        if not self.operands:
-            return None
-        if OPERATORS[self.name].typing.refuses(*(operand.shape for operand in self.operands)):
-            return self
-        return next((x._ill_typed for x in self.operands if x._ill_typed), None)
+        same = "inputs of a row" if self.shape.by_row else "rows"
+        rule = "from row to row and from input to input, as mul(W, sqrt(X)) does"
+        return f"metric '{self.text}' gives all {same} the same scores: it must vary {rule}"
 
     def nodes(self) -> Iterator["Metric"]:
         """Yield every node in prefix order, as DEAP stores a tree."""
@@ -208,13 +183,7 @@ class Metric:
             yield from operand.nodes()
 
     def check_scores_weights(self) -> "Metric":
-        """Return this metric if it can rank the weights of a matrix.
-
-        Raises:
-            ValueError: If an operator in it is meaningless on its operands, such as `colsum(X)`,
-                or if its score is the same in every row, or for every input of a row, whatever
-                the weights.
-        """
+        """Return this metric, or raise ValueError if it has a `problem`."""
         if self.problem:
             raise ValueError(self.problem)
         return self
@@ -223,16 +192,15 @@ class Metric:
         """Score every weight of one matrix; low scores are pruned.
 
         Args:
-            leaves: Values by leaf, of the shapes given in `pruning.leaves`; W as absolute
-                weights. Each is cast to fp32. Leaves that the metric does not name may be None or
-                left out.
+            leaves: Values of at least the leaves that the metric names, of their shapes, W as
+                absolute weights. They are cast to fp32.
 
         Returns:
             Scores in fp32, (out_features, in_features) if `problem` is empty, else possibly of
             size 1 along a side. They may be non-finite: the masks refuse such scores.
 
         Raises:
-            ValueError: If a leaf that the metric names is None or left out.
+            ValueError: If a leaf is missing.
         """
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
@@ -291,14 +259,8 @@ class Criterion:
 
     @staticmethod
     def parse(text: str, group: str) -> "Criterion":
-        """Read a criterion from its metric's text and its group.
-
-        Raises:
-            ValueError: If the group is unknown, and as `Metric.parse` and `check_scores_weights`.
-        """
-        if group not in GROUPS:
-            raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r:.40}")
-        return Criterion(Metric.parse(text).check_scores_weights(), group)
+        """Read a criterion; raises as `Metric.parse`, `check_scores_weights` and `group_of`."""
+        return Criterion(Metric.parse(text).check_scores_weights(), group_of(group).name)
 
     @property
     def text(self) -> str:

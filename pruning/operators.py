@@ -1,15 +1,15 @@
-"""The table of the metric language's operators, with meaning and shape.
+"""The table of the metric language's operators, with meaning, shape and units.
 
-The operators of `RELEASE` are those of the Pruner-Zero release (Dong et al., 2024,
-arXiv:2406.02924), guards included, so that a formula ranks weights here as it does there.
-`EXTENDED` adds what other published metrics need. All operators take and return fp32 tensors whose
-last two dimensions broadcast to (out_features, in_features); others in front of them hold several
-matrices, each of which is treated as if it were alone.
+Those of `RELEASE` are as in the Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924), guards
+included, so that a formula ranks weights here as there. `EXTENDED` adds what other published
+metrics need. They take and return fp32 tensors whose last two dimensions broadcast to
+(out_features, in_features); others in front hold several matrices, each treated as if alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -87,14 +87,10 @@ _SCALING = Typing(_first, _last_is_number, "scales over a matrix, and its operan
 # The divisor enters as one number, so it adds no side.
 _BY_NORM = Typing(_first, _last_is_number, "divides by a norm: use quot or mul for a number")
 _PER_ROW = Typing(
-    lambda x: Shape(x.by_row, False),
-    lambda x: not x.by_column,
-    "goes over the inputs, and its operand is the same for all of them",
+    lambda x: Shape(x.by_row, False), lambda x: not x.by_column, "needs what varies by input"
 )
 _PER_COL = Typing(
-    lambda x: Shape(False, x.by_column),
-    lambda x: not x.by_row,
-    "goes over the outputs, and its operand is the same for all of them",
+    lambda x: Shape(False, x.by_column), lambda x: not x.by_row, "needs what varies by output"
 )
 
 
@@ -123,22 +119,7 @@ def _of_number(x: Units, over: Shape) -> Units | None:
 
 
 _SAME_UNITS = _power(1)
-
-
-def _perhaps(*operands: bool) -> bool:
-    return False
-
-
-def _always(*operands: bool) -> bool:
-    return True
-
-
-def _if_all(*operands: bool) -> bool:
-    return all(operands)
-
-
-def _if_first(*operands: bool) -> bool:
-    return operands[0]
+_if_first = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -149,7 +130,8 @@ class Operator:
         arity: Number of operands.
         function: Maps the operands' values to the result.
         meaning: The result as a formula.
-        never_negative: Whether the result is certainly 0 or more, given whether each operand is.
+        never_negative: Whether the result is certainly 0 or more; if that depends on whether each
+            operand is, a function of a tuple of these.
         units: Maps the operands' units to the result's; None if they do not go together, such as
             those of a sum that differ. `over` is the shape of all operands broadcast.
         typing: How the result's shape follows from the operands'.
@@ -162,7 +144,7 @@ class Operator:
     arity: int
     function: Callable[..., Tensor]
     meaning: str
-    never_negative: Callable[..., bool]
+    never_negative: bool | Callable[[tuple[bool, ...]], bool]
     units: Callable[..., Units | None]
     typing: Typing = _ELEMENTWISE
     twin: str = ""
@@ -231,18 +213,14 @@ def _z_score(x: Tensor) -> Tensor:
     return (x - x.mean(_MATRIX_SIDES, keepdim=True)) / x.std(_MATRIX_SIDES, keepdim=True)
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
 def _rms(x: Tensor, dim: int | tuple[int, int], keepdim: bool) -> Tensor:
     return x.square().mean(dim, keepdim=keepdim).sqrt_()
 
 
 RELEASE: dict[str, Operator] = {
-    "add": Operator(2, torch.add, "x + y", _if_all, _alike),
-    "sub": Operator(2, torch.sub, "x - y", _perhaps, _alike),
-    "mul": Operator(2, torch.mul, "x * y", _if_all, _joined(1)),
+    "add": Operator(2, torch.add, "x + y", all, _alike),
+    "sub": Operator(2, torch.sub, "x - y", False, _alike),
+    "mul": Operator(2, torch.mul, "x * y", all, _joined(1)),
     "div": Operator(
         2,
         _divide_by_norm,
@@ -252,70 +230,59 @@ RELEASE: dict[str, Operator] = {
         _BY_NORM,
         twin="divrms",
     ),
-    "sqr": Operator(1, _square, "x * x", _always, _power(2)),
-    "pow": Operator(1, _square, "x * x", _always, _power(2)),
-    "neg": Operator(1, torch.neg, "-x", _perhaps, _SAME_UNITS),
-    "skp": Operator(1, _same, "x", _if_all, _SAME_UNITS),
-    "abs": Operator(1, torch.abs, "|x|", _always, _SAME_UNITS),
-    "log": Operator(1, _guarded_log, "ln(|x| + 0.001)", _perhaps, _of_number),
-    "exp": Operator(
-        1, _guarded_exp, "exp(min(x, 100)); overflows fp32 above 88.7", _always, _of_number
-    ),
-    "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)", _always, _power(1 / 2)),
-    "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties", _if_all, _of_number),
+    "sqr": Operator(1, _square, "x * x", True, _power(2)),
+    "pow": Operator(1, _square, "x * x", True, _power(2)),
+    "neg": Operator(1, torch.neg, "-x", False, _SAME_UNITS),
+    "skp": Operator(1, torch.positive, "x", all, _SAME_UNITS),
+    "abs": Operator(1, torch.abs, "|x|", True, _SAME_UNITS),
+    "log": Operator(1, _guarded_log, "ln(|x| + 0.001)", False, _of_number),
+    "exp": Operator(1, _guarded_exp, "exp(min(x, 100)); inf above 88.7", True, _of_number),
+    "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)", True, _power(1 / 2)),
+    "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties", all, _of_number),
     "mms": Operator(
-        1, _min_max_scale, "(x - min) / (max - min) over the matrix", _always, _power(0), _SCALING
+        1, _min_max_scale, "(x - min) / (max - min) over the matrix", True, _power(0), _SCALING
     ),
     "zsn": Operator(
-        1, _z_score, "(x - mean) / std over the matrix, unbiased std", _perhaps, _power(0), _SCALING
+        1, _z_score, "(x - mean) / std over the matrix, unbiased std", False, _power(0), _SCALING
     ),
 }
 
 _SIDES = {
-    "row": (-1, "inputs of each output", _PER_ROW),
-    "col": (-2, "outputs of each input", _PER_COL),
+    "row": (-1, "inputs", _PER_ROW),
+    "col": (-2, "outputs", _PER_COL),
 }
-
-
-def _reduction(
-    side: str,
-    function: Callable[..., Tensor],
-    meaning: str,
-    never_negative: Callable[..., bool],
-    units: Callable[..., Units | None],
-    twin: str = "",
-) -> Operator:
-    """Return the row of an operator that reduces a matrix to one of `_SIDES`."""
-    dim, over, typing = _SIDES[side]
-    reduce = partial(function, dim=dim, keepdim=True)
-    whole = f"{meaning} over the {over}"
-    return Operator(1, reduce, whole, never_negative, units, typing, twin and side + twin)
 
 
 _REDUCTIONS: dict[str, tuple[Any, ...]] = {
-    "sum": (torch.sum, "sum", _if_all, _power(1, 1), "mean"),
-    "mean": (torch.mean, "mean", _if_all, _SAME_UNITS),
-    "max": (torch.amax, "highest", _if_all, _SAME_UNITS),
-    "norm": (torch.linalg.vector_norm, "L2 norm", _always, _power(1, 1 / 2), "rms"),
+    "sum": (torch.sum, "sum", all, _power(1, 1), "mean"),
+    "mean": (torch.mean, "mean", all, _SAME_UNITS, ""),
+    "max": (torch.amax, "highest", all, _SAME_UNITS, ""),
+    "norm": (torch.linalg.vector_norm, "L2 norm", True, _power(1, 1 / 2), "rms"),
+    "rms": (_rms, "root mean square", True, _SAME_UNITS, ""),
 }
+
+
+def _reduction(side: str, name: str) -> Operator:
+    """Return the row of an operator that reduces a matrix to one of its sides."""
+    dim, over, typing = _SIDES[side]
+    function, meaning, never_negative, units, twin = _REDUCTIONS[name]
+    reduce, meaning = partial(function, dim=dim, keepdim=True), f"{meaning} over the {over}"
+    return Operator(1, reduce, meaning, never_negative, units, typing, twin and side + twin)
+
 
 EXTENDED: dict[str, Operator] = RELEASE | {
     "quot": Operator(
         2,
         _quotient,
         "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive",
-        _if_all,
+        all,
         _joined(-1),
         unsigned=_quotient_by_unsigned,
     ),
-    "root4": Operator(1, _fourth_root, "|x| ** 0.25", _always, _power(1 / 4)),
-    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", _always, _power(3 / 2)),
-    "cube": Operator(1, _cube, "x * x * x, with its sign", _if_all, _power(3)),
-    **{
-        f"{side}{name}": _reduction(side, *row)
-        for side in _SIDES
-        for name, row in _REDUCTIONS.items()
-    },
+    "root4": Operator(1, _fourth_root, "|x| ** 0.25", True, _power(1 / 4)),
+    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", True, _power(3 / 2)),
+    "cube": Operator(1, _cube, "x * x * x, with its sign", all, _power(3)),
+    **{x + y: _reduction(x, y) for x in _SIDES for y in ("sum", "mean", "max", "norm")},
 }
 
 TWINS: dict[str, Operator] = {
@@ -327,10 +294,7 @@ TWINS: dict[str, Operator] = {
         _joined(-1),
         _BY_NORM,
     ),
-    **{
-        f"{side}rms": _reduction(side, _rms, "root mean square", _always, _SAME_UNITS)
-        for side in _SIDES
-    },
+    **{f"{side}rms": _reduction(side, "rms") for side in _SIDES},
 }
 """What a search without units has in place of `div`, `rownorm` and `colnorm`. It draws none of
 these: twice as many operators of one kind would be drawn twice as often."""

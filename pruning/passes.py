@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from prunevolve.pruning.leaves import STATISTICS, Statistics, need_backward
 from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.reconstruct import Lesson
+from prunevolve.pruning.statistics import STATISTICS, Statistics, need_backward
 from prunevolve.pruning.store import Store, all_layers, in_turn
 from prunevolve.pruning.stream import Stream, Texts
 

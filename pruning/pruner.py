@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from prunevolve.pruning.allocation import Shapes
 from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.leaves import GRAM, Statistics
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
@@ -23,6 +22,7 @@ from prunevolve.pruning.passes import Walk, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe, Removal, score_layer
 from prunevolve.pruning.reconstruct import Lesson
+from prunevolve.pruning.statistics import GRAM, Statistics
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Texts
 

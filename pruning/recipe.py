@@ -14,12 +14,12 @@ from functools import partial
 from torch import Tensor
 
 from prunevolve.pruning.allocation import Allocation, resolve_allocation
-from prunevolve.pruning.leaves import GRAM, STATISTICS, made_of
 from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import extremes
 from prunevolve.pruning.reconstruct import Reconstruction, Training
 from prunevolve.pruning.sparsegpt import WIDTH, compensate
+from prunevolve.pruning.statistics import GRAM, STATISTICS, need_forward
 from prunevolve.pruning.swaps import MOST_SWAPS
 from prunevolve.pruning.swaps import refine as swap
 
@@ -83,7 +83,7 @@ class Recipe:
         """The statistics of the dense model that are needed."""
         leaves = frozenset() if self.own_masks else self.metric.leaves & STATISTICS
         if self.sequential:
-            leaves -= made_of(leaves, "inputs")
+            leaves -= need_forward(leaves)
         if self.allocation and self.allocation.metric:
             leaves |= self.allocation.metric.leaves & STATISTICS
         return leaves
@@ -91,7 +91,7 @@ class Recipe:
     @property
     def pruned_leaves(self) -> frozenset[str]:
         """The statistics that are needed of inputs that passed the pruned blocks before."""
-        scored = made_of(self.metric.leaves & STATISTICS, "inputs")
+        scored = need_forward(self.metric.leaves & STATISTICS)
         leaves = scored if self.sequential and not self.own_masks else frozenset()
         return leaves | {GRAM} if self.refine or self.update else leaves
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.leaves import damped_factor
 from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.ranking import count, kth_smallest, up_to
+from prunevolve.pruning.statistics import damped_factor
 
 WIDTH = 128
 """Columns in a block: its mask is chosen at once, and the columns behind it change at its end."""

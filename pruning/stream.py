@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunevolve.pruning.calibration import statistics_of, watched_gradients, watched_inputs
 from prunevolve.pruning.embed_and_head import (
     HEAD_TOKENS,
     BlockCall,
@@ -21,10 +20,16 @@ from prunevolve.pruning.embed_and_head import (
     head_logits,
     logits_in_parts,
 )
-from prunevolve.pruning.leaves import Statistics
 from prunevolve.pruning.models import layers_of_block
 from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.reconstruct import Lesson
+from prunevolve.pruning.statistics import (
+    Statistics,
+    need_backward,
+    need_forward,
+    statistics_of,
+    watched,
+)
 from prunevolve.pruning.store import Store
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
@@ -117,7 +122,7 @@ class Stream:
             moves: Whether its outputs enter the next block.
         """
         run = self.advance if moves else self.look
-        with watched_inputs(layers_of_block(name, module), leaves, module) as sums:
+        with watched(layers_of_block(name, module), need_forward(leaves), module) as sums:
             run(block, module)
         return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
 
@@ -128,7 +133,7 @@ class Stream:
 
         The block is run again on its kept inputs, which the gradients then replace.
         """
-        with watched_gradients(layers_of_block(name, module), leaves) as sums:
+        with watched(layers_of_block(name, module), need_backward(leaves), module) as sums:
             for i in range(len(self.windows)):
                 hidden = self.input(block, i).requires_grad_(True)
                 gradient = self.input(block + 1, i)

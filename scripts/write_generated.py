@@ -7,23 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prunevolve.configs.schema import json_schema
-from prunevolve.pruning.baselines import BASELINES, FOUND, PUBLISHED, Baseline
-from prunevolve.pruning.leaves import LEAF_SETS, LEAVES, Leaf, need_backward
+from prunevolve.pruning.baselines import NAMED, Baseline
 from prunevolve.pruning.masks import GROUPS, group_of
-from prunevolve.pruning.metric_file import resolve_metric
-from prunevolve.pruning.operators import (
-    EXTENDED,
-    MATRIX,
-    NO_UNITS,
-    RELEASE,
-    TWINS,
-    Operator,
-    Shape,
-    Units,
-)
+from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Pass, passes_of
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Request, read_recipe
+from prunevolve.pruning.statistics import LEAVES, Leaf
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE, METRICS = ROOT / "docs/ARCHITECTURE.md", ROOT / "docs/METRICS.md"
@@ -64,20 +55,17 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 def tables() -> dict[str, str]:
     """Return the tables by the names in their markers."""
-    extended = {name: row for name, row in EXTENDED.items() if name not in RELEASE}
-    operators = ("operator", "operands", "result of matrices", "units of the result", "meaning")
-    leaves = ("leaf", "shape", "units", "meaning", "needs", "set")
-    named = ("name", "formula", "group", "units", "source")
-    others = {name: row for name, row in PUBLISHED.items() if name not in BASELINES}
     return {
-        "leaves": _table(leaves, (_leaf_row(*row) for row in LEAVES.items())),
-        "release": _table(operators, (_operator_row(*row) for row in RELEASE.items())),
-        "extended": _table(operators, (_operator_row(*row) for row in extended.items())),
-        "twins": _table(operators, (_operator_row(*row) for row in TWINS.items())),
+        "leaves": _table(
+            ("leaf", "shape", "units", "meaning"), (_leaf_row(*row) for row in LEAVES.items())
+        ),
+        "operators": _table(
+            ("operator", "meaning"), ((f"`{name}`", row.meaning) for name, row in OPERATORS.items())
+        ),
         "groups": _table(("group", "the weights that compete"), map(_group_row, GROUPS)),
-        "baselines": _table(named, (_named_row(*row) for row in BASELINES.items())),
-        "published": _table(named, (_named_row(*row) for row in others.items())),
-        "found": _table(named, (_named_row(*row) for row in FOUND.items())),
+        "named": _table(
+            ("name", "group and formula", "source"), (_named_row(*row) for row in NAMED.items())
+        ),
     }
 
 
@@ -109,33 +97,8 @@ def passes(words: str) -> tuple[Pass, ...]:
 
 
 def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:
-    needs = "nothing"
-    if leaf.start:
-        needs = f"a {'backward' if need_backward(frozenset([name])) else 'forward'} pass per window"
-    if leaf.gram:
-        needs += ", and `(in, in)` of memory per layer"
-    smallest = next(set_name for set_name, leaves in LEAF_SETS.items() if name in leaves)
-    return f"`{name}`", _shape(leaf.shape), str(leaf.units), leaf.meaning, needs, smallest
-
-
-def _operator_row(name: str, operator: Operator) -> tuple[str, ...]:
-    result = operator.typing.shape(*[MATRIX] * operator.arity)
-    return f"`{name}`", str(operator.arity), _shape(result), _unit_rule(operator), operator.meaning
-
-
-def _unit_rule(operator: Operator) -> str:
-    """Return the units of an operator's result in those of its operands, [x] and [y]."""
-    # Two operands of units that share nothing, so that the result tells them apart.
-    units = operator.units(*(Units(w=1), Units(x=1))[: operator.arity], over=MATRIX)
-    if units is None:
-        return (
-            "those of both, which must be equal"
-            if operator.arity == 2
-            else "none, and x must have none"
-        )
-    if units == NO_UNITS:
-        return "none"
-    return re.sub("[wx]", lambda unit: {"w": "[x]", "x": "[y]"}[unit[0]], str(units))
+    sides = f"`({'out' if leaf.shape.by_row else 1}, {'in' if leaf.shape.by_column else 1})`"
+    return f"`{name}`", sides, str(leaf.units), leaf.meaning
 
 
 def _group_row(name: str) -> tuple[str, ...]:
@@ -143,15 +106,7 @@ def _group_row(name: str) -> tuple[str, ...]:
 
 
 def _named_row(name: str, named: Baseline) -> tuple[str, ...]:
-    try:
-        units = str(named.criterion.metric.units)
-    except ValueError:
-        units = "a sum of different ones"
-    return f"`{name}`", f"`{named.text}`", named.group, units, named.source
-
-
-def _shape(shape: Shape) -> str:
-    return f"`({'out' if shape.by_row else 1}, {'in' if shape.by_column else 1})`"
+    return f"`{name}`", f"{named.group}: `{named.text}`", named.source
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from prunevolve.configs.schema import Config
 from prunevolve.configs.schema import load as read_config
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.metric_file import read_metric
+from prunevolve.pruning.parse import read_metric
 from prunevolve.search import launch
 from prunevolve.search.journal import RunFolder
 from prunevolve.search.launch import Unfinished

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.metric_file import SCHEMA, existing, resolve_metric
+from prunevolve.pruning.parse import SCHEMA, existing, resolve_metric
 from prunevolve.search.population import Record, State
 
 

@@ -13,7 +13,6 @@ from prunevolve.configs.schema import Task as TaskConfig
 from prunevolve.evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
 from prunevolve.evaluation.sources import check_disjoint
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.leaves import LEAF_SETS
 from prunevolve.pruning.masks import Target, parse_pattern
 from prunevolve.pruning.models import (
     DTYPES,
@@ -23,6 +22,7 @@ from prunevolve.pruning.models import (
     skeleton,
 )
 from prunevolve.pruning.pruner import check_layers
+from prunevolve.pruning.statistics import LEAF_SETS
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.checkpoint import read_seeds
 from prunevolve.search.fitness import Setup, Task

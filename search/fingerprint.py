@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.compiled import compiled
-from prunevolve.pruning.leaves import LEAVES, Statistics
 from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
 from prunevolve.pruning.metric import Criterion, Metric, interned
 from prunevolve.pruning.ranking import lowest_per_row
 from prunevolve.pruning.recipe import check_extremes
+from prunevolve.pruning.statistics import LEAVES, Statistics
 
 ROWS, INPUTS = 16, 32
 """Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a

@@ -21,7 +21,7 @@ from torch import Tensor
 from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import read_object, whole_file
-from prunevolve.pruning.metric_file import SCHEMA
+from prunevolve.pruning.parse import SCHEMA
 from prunevolve.search.checkpoint import hall_of_fame_csv, state_as_json
 from prunevolve.search.population import Record, State
 

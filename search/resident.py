@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from prunevolve.evaluation.perplexity import window_losses
-from prunevolve.pruning.leaves import Statistics
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, load_model, with_weights
 from prunevolve.pruning.passes import collect
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.statistics import Statistics
 from prunevolve.pruning.store import ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
 from prunevolve.search.fingerprint import take_probe, tensors_digest

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
 from prunevolve.evaluation.corpus import token_windows
-from prunevolve.pruning import memory, store
+from prunevolve.pruning import memory, offload, store
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
@@ -334,7 +334,7 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "wnada"}, "metric 'wnada' is no known name: did you mean wanda? or give one"),
+        ({"metric": "wnada"}, "metric 'wnada' is no known name or file: did you mean wanda? or"),
         ({"model": None}, "--model is required"),
         ({"pattern": "4:2"}, "pattern must be unstructured or n:m with 0 < n < m <= 1024, got "),
         ({"sparsity": 50}, "sparsity = 50.0: Input should be less than 1"),

@@ -15,8 +15,8 @@ from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import NOfM, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.metric_file import resolve_metric
 from prunevolve.pruning.models import load_model
+from prunevolve.pruning.parse import read_tree, resolve_metric
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
@@ -106,7 +106,7 @@ def test_best_metric_is_one_of_the_evaluated_and_can_be_applied(finished):
     assert set(best) == {
         *("schema", "metric", "tree", "group", "leaves", "fitness", "size", "provenance")
     }
-    assert Metric.from_release_json(best["tree"]).text == best["metric"]
+    assert read_tree(best["tree"]).text == best["metric"]
     resolved = resolve_metric(str(finished / "best_metric.json"))
     assert resolved.criterion == Criterion.parse(best["metric"], best["group"])
     assert (best["metric"], best["group"], best["fitness"]) in [

@@ -12,8 +12,8 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import resolve_target
 from prunevolve.pruning.memory import Plan, Work, plan_pruning
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.metric_file import SCHEMA, resolve_metric
 from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
+from prunevolve.pruning.parse import SCHEMA, resolve_metric
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe, make_recipe

@@ -23,7 +23,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 import prunevolve
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.progress import Progress, unwatched
@@ -36,6 +35,7 @@ from prunevolve.pruning.run.verify import (
     LayerCount,
     check_promise,
 )
+from prunevolve.pruning.statistics import LEAVES
 from prunevolve.pruning.store import FolderStore
 
 UNFINISHED = ".unfinished"

@@ -10,10 +10,9 @@ from functools import lru_cache
 
 from deap import gp
 
-from prunevolve.pruning.leaves import LEAF_SETS, LEAVES
-from prunevolve.pruning.metric import Metric, interned
+from prunevolve.pruning.metric import MAGNITUDES, Metric, interned
 from prunevolve.pruning.operators import MATRIX, NUMBER, OPERATORS, SETS, SETS_WITH_NUMBERS
-from prunevolve.pruning.syntax import MAGNITUDES
+from prunevolve.pruning.statistics import LEAF_SETS, LEAVES
 
 BLANK = "number"
 """The terminal that stands for a number yet to be drawn; it never occurs in a metric."""

@@ -13,9 +13,8 @@ to overflow, underflow or rounding, the simplified metric does not.
 from collections.abc import Callable
 from functools import lru_cache
 
-from prunevolve.pruning.metric import Criterion, Metric, interned
+from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
 from prunevolve.pruning.operators import OPERATORS
-from prunevolve.pruning.syntax import is_number
 
 Rewrite = Callable[[Metric], Metric | None]
 """Returns the replacement for a node, or None if it does not apply."""

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.statistics import LEAVES
 from prunevolve.search.factors import shared_by_the_best
 from prunevolve.search.population import Record, pareto_front
 from prunevolve.search.scale import Scale, unit_of

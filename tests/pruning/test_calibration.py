@@ -9,10 +9,15 @@ from torch.nn import functional
 from torch.testing import assert_close
 from toy_models import FAMILIES, VOCABULARY, assert_same_tensors, toy_model, toy_windows
 
-from prunevolve.pruning.calibration import statistics_of, watched_gradients, watched_inputs
-from prunevolve.pruning.leaves import LEAVES, STATISTICS, Seen
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
 from prunevolve.pruning.passes import collect
+from prunevolve.pruning.statistics import (
+    LEAVES,
+    STATISTICS,
+    Seen,
+    statistics_of,
+    watched,
+)
 from prunevolve.pruning.store import ResidentStore
 
 BOTH = frozenset({"X", "G"})
@@ -60,9 +65,10 @@ def test_statistics_of_gradients_are_of_a_hundredfold_gradient_in_each_window(fa
 
 def gram_leaf(inputs):
     """Return the leaf H of a layer that sees these inputs, (tokens, in), as one window."""
-    total = LEAVES["H"].start(torch.nn.Linear(inputs.shape[1], 2))
-    total.add(inputs, slice(None))
-    return total.result(Seen(1, len(inputs)))
+    layer = torch.nn.Linear(inputs.shape[1], 2)
+    total = LEAVES["H"].start(layer, inputs.device)
+    LEAVES["H"].add(total, inputs, layer.weight)
+    return LEAVES["H"].finish(total, Seen(1, len(inputs)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -106,7 +112,7 @@ def test_inverse_gram_diagonal_of_inputs_that_are_not_finite_ends():
 def test_variance_holds_where_a_channel_is_far_from_zero():
     # In fp32 the mean square of 4096 and its neighbours is coarser than their variance.
     layer = torch.nn.Linear(1, 1, bias=False)
-    with watched_inputs({"a": layer}, frozenset({"V"}), layer) as sums:
+    with watched({"a": layer}, frozenset({"V"}), layer) as sums:
         for values in ([4095.0, 4097.0], [4096.0], [4096.0, 4094.0, 4098.0]):
             layer(torch.tensor(values)[:, None])
     # Deviations from 4096: -1, 1, 0, 0, -2, 2; squared 10 in all, over 6.
@@ -167,7 +173,7 @@ def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
 def test_sums_are_kept_in_fp32_where_bf16_would_stall():
     # In bf16 256 + 1 is 256, so a running sum of ones would stop there.
     layer = torch.nn.Linear(2, 3, bias=False).to(torch.bfloat16)
-    with watched_inputs({"a": layer}, frozenset({"X"}), layer) as sums:
+    with watched({"a": layer}, frozenset({"X"}), layer) as sums:
         for _ in range(300):
             layer(torch.ones(1, 2, dtype=torch.bfloat16))
         layer(torch.ones(301, 2, dtype=torch.bfloat16))  # nor is 301 a bf16 number
@@ -178,6 +184,6 @@ def test_gradients_are_freed_as_soon_as_they_are_added():
     model, window = toy_model("llama"), toy_windows(count=1)
     layers = linear_layers(model)
     model.requires_grad_(False)
-    with watched_gradients(layers, frozenset({"G", "M"})):
+    with watched(layers, frozenset({"G", "M"}), model):
         model(input_ids=window, labels=window).loss.backward()
         assert all(parameter.grad is None for parameter in model.parameters())

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from prunevolve.pruning.leaves import LEAF_SETS
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import EXTENDED, OPERATORS, RELEASE
+from prunevolve.pruning.statistics import LEAF_SETS
 
 A = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
 B = torch.tensor([[2.0, 5.0], [-1.0, 4.0]])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from prunevolve.pruning.leaves import DAMPING
 from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.sparsegpt import choose_given, choose_lowest, choose_n_of_m, solve
+from prunevolve.pruning.statistics import DAMPING
 
 
 def layer(rows=24, columns=40):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.statistics import LEAVES
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = runpy.run_path(str(ROOT / "scripts/write_generated.py"))

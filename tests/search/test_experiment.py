@@ -137,7 +137,10 @@ MIX = (
         ("fitness.split=dev", "fitness: split of corpus 'embedded' must be one of "),
         ("fitness.corpus=missing.txt", "fitness: corpus file 'missing.txt' is not there"),
         (f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]", "report: split of corpus 'embedded' must "),
-        ("search.seeds=[magnitude, wandaa]", "metric 'wandaa' is no known name: did you mean "),
+        (
+            "search.seeds=[magnitude, wandaa]",
+            "metric 'wandaa' is no known name or file: did you mean ",
+        ),
     ],
 )
 def test_texts_and_seeds_that_cannot_be_used_are_refused(override, message):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from refusals import refusal
 
-from prunevolve.pruning.leaves import Statistics
 from prunevolve.pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.statistics import Statistics
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 
 HALF = Target(0.5, Row())

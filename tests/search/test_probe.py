@@ -4,9 +4,9 @@ import pytest
 import torch
 from refusals import refusal
 
-from prunevolve.pruning.leaves import Statistics
 from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.statistics import Statistics
 from prunevolve.search.fingerprint import (
     Probe,
     check_rows_differ,

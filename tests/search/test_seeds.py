@@ -73,9 +73,9 @@ def test_read_seeds_keeps_the_order_and_drops_repeats(run):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("model:wanda", "metric 'model:wanda' has ':' at column 6"),
-        ("~nobody-of-this-name/run", "metric '~nobody-of-this-name/run' looks like a file and "),
-        (str(Path(__file__).parent), f"metric '{Path(__file__).parent}' is a folder without best_"),
+        ("model:wanda", "metric 'model:wanda' is no known name or file: did you mean "),
+        ("~nobody-of-this-name/run", "metric '~nobody-of-this-name/run' is no known name or file"),
+        (str(Path(__file__).parent), f"metric '{Path(__file__).parent}' is no known name or file"),
     ],
 )
 def test_read_seeds_refuses_what_is_no_metric_in_one_line(entry, message):

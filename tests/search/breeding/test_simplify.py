@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunevolve.pruning.leaves import LEAVES
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.statistics import LEAVES
 from prunevolve.search.breeding import simplify as module
 from prunevolve.search.breeding.simplify import simplify
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
-from prunevolve.pruning.leaves import LEAF_SETS
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
+from prunevolve.pruning.statistics import LEAF_SETS
 from prunevolve.search.breeding.primitives import (
     BLANK,
     fill_in_numbers,

@@ -1,0 +1,194 @@
+"""Reads metrics: text, the release's JSON tree, and all that `--metric` may be.
+
+Text is parsed by `ast` and never evaluated; whatever is neither in the language's tables nor a
+number is refused, in one line that points at the place.
+"""
+
+import ast
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Never
+
+from prunevolve.pruning.baselines import NAMED, SPARSEGPT
+from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
+from prunevolve.pruning.masks import group_of
+from prunevolve.pruning.metric import Criterion, Metric, interned
+from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.statistics import LEAVES
+
+MAX_DEPTH = 32
+"""Deepest metric that is read, root at depth 0; a search's own limit is far lower."""
+
+MAX_CHARACTERS = 20_000
+"""Longest text that is read, so that hostile input costs nothing."""
+
+SCHEMA = 1
+"""Version of the files that hold a metric in the folder of a search, and of a pruned model."""
+
+METRIC_FILES = ("best_metric.json", "pruning_recipe.json")
+
+DEFAULT_GROUP = "row"
+"""Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
+
+_FORMULA = "a formula is nested calls, such as mul(W, sqrt(X))"
+_FORMS = f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula; {_FORMULA}"
+_NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ResolvedMetric:
+    """A metric with its comparison group, where it is from, such as `baseline wanda`, and the
+    models and sparsities that it was found on, such as `embedded at 60%`, if they are known.
+    """
+
+    criterion: Criterion
+    source: str
+    found_on: str = ""
+
+
+def read_formula(text: str) -> Metric:
+    """Return the metric that a text spells; raises ValueError as `Metric.parse` does."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"metric {text[:40]!r}... is longer than {MAX_CHARACTERS} characters")
+    text = " ".join(text.split())
+    if foreign := re.search(r"[^\w(),.+\s-]", text, re.ASCII):
+        _refuse(text, foreign.start(), f"{foreign.group()!r} is not in the language; {_FORMULA}")
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        _refuse(text, (getattr(error, "offset", None) or 1) - 1, f"this is malformed; {_FORMULA}")
+    return _from_ast(tree, text, depth=0)
+
+
+def read_tree(tree: object, path: str = "tree") -> Metric:
+    """Read a metric from the release's tree: `{"data": name, "left": {...}, "right": {...}}`.
+
+    Raises:
+        ValueError: As `Metric.parse`; the message names the path to the node.
+    """
+
+    def refuse(problem: str) -> Never:
+        raise ValueError(f"metric, at {path}: {problem}")
+
+    if path.count(".") > MAX_DEPTH:
+        refuse(f"this is deeper than {MAX_DEPTH} levels")
+    sides = ("left", "right")[: len(tree) - 1] if isinstance(tree, Mapping) else ()
+    match tree:
+        case {"data": str(name), **operands} if operands.keys() == set(sides):
+            if not sides and _NUMBER.fullmatch(name):
+                return Metric.constant(float(name))
+            _check(name, len(sides), refuse)
+            return interned(name, tuple(read_tree(operands[x], f"{path}.{x}") for x in sides))
+    refuse('a node is {"data": name, "left": {...}, "right": {...}}, a unary one has left alone')
+
+
+def resolve_metric(argument: str) -> ResolvedMetric:
+    """Return the metric that a `--metric` argument means.
+
+    A named metric comes first, then what is there under that path, then the formula. A file holds
+    what a search or a pruning writes, a tree of the Pruner-Zero release (Dong et al., 2024,
+    arXiv:2406.02924), or one formula as text; a folder is a run's or a pruned model's. The group is
+    the named metric's or the file's, else `DEFAULT_GROUP`. `sparsegpt` stands for the score that
+    the method begins with.
+
+    Raises:
+        ValueError: If the argument or the file is none of these, or the metric cannot rank weights.
+            The message is one line.
+    """
+    if argument == SPARSEGPT:
+        return ResolvedMetric(NAMED["sparsegpt-score"].criterion, "method sparsegpt")
+    if argument in NAMED:
+        return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
+    path = existing(argument)
+    if path and path.is_dir():
+        files = (path / name for name in METRIC_FILES)
+        path = next((file for file in files if file.is_file()), None)
+    if not path and "(" not in argument and len(argument.strip()) > 1:
+        near = difflib.get_close_matches(argument[:40].lower(), NAMED, n=1)
+        guess = f"did you mean {near[0]}? or " if near else ""
+        raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{_FORMS}")
+    formula = {"metric": argument}
+    resolved = _from_file(path) if path else ResolvedMetric(_criterion_of(formula), "formula")
+    resolved.criterion.metric.check_scores_weights()
+    return resolved
+
+
+def read_metric(argument: str) -> Criterion:
+    """Return what `resolve_metric` does, the criterion alone; raises as it does."""
+    return resolve_metric(argument).criterion
+
+
+def existing(argument: str) -> Path | None:
+    """Return the path that an argument names if there is something; None otherwise."""
+    try:
+        path = Path(argument).expanduser()
+        return path if argument and path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None  # a formula is longer than a file's name may be; ~nobody has no home
+
+
+def _from_file(path: Path) -> ResolvedMetric:
+    what = f"metric file {str(path)!r}"
+    try:
+        text = read_text(path)
+        is_json = text.lstrip().startswith("{")
+        content = parse_object(text, "it") if is_json else {"metric": text}
+        criterion = _criterion_of(content)
+    except OSError as error:
+        raise ValueError(f"{what} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    found_on = ""
+    match content.get("provenance"):
+        case {"found": {"models": [*models], "removed": [*removed]}}:
+            found_on = f"{', '.join(map(str, models))} at {', '.join(map(str, removed))}"
+    return ResolvedMetric(criterion, f"file {path.name}", found_on)
+
+
+def _criterion_of(content: JsonObject) -> Criterion:
+    if content.get("schema", SCHEMA) != SCHEMA:
+        raise ValueError(f"schema must be {SCHEMA}, it is from another version")
+    tree, text = content if "data" in content else content.get("tree"), content.get("metric")
+    if not tree and not isinstance(text, str):
+        raise ValueError("it has neither a string 'metric' nor a tree's 'data'")
+    metric = Metric.parse(text) if isinstance(text, str) else read_tree(tree)
+    if tree and read_tree(tree) != metric:
+        raise ValueError("'metric' and 'tree' differ: remove the one that is not meant")
+    return Criterion(metric, group_of(content.get("group") or DEFAULT_GROUP).name)
+
+
+def _refuse(text: str, place: int, problem: str) -> Never:
+    excerpt = text[max(0, place - 30) : place + 30]
+    raise ValueError(f"metric '{excerpt}', at column {place + 1}: {problem}")
+
+
+def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
+    refuse = partial(_refuse, text, node.col_offset)
+    if depth > MAX_DEPTH:
+        refuse(f"this is deeper than {MAX_DEPTH} levels")
+    # The text is ASCII by now, so the parser's byte offsets count characters.
+    written = text[node.col_offset : node.end_col_offset]
+    if _NUMBER.fullmatch(written):
+        return Metric.constant(float(written))
+    operands = node.args if isinstance(node, ast.Call) else []
+    head = node.func if isinstance(node, ast.Call) and operands else node
+    if not isinstance(head, ast.Name):
+        refuse(f"this is neither a call nor a leaf; {_FORMULA}")
+    _check(head.id, len(operands), refuse)
+    return interned(head.id, tuple(_from_ast(x, text, depth + 1) for x in operands))
+
+
+def _check(name: str, operands: int, refuse: Callable[[str], Never]) -> None:
+    """Refuse a name that is not in the language, or has another number of operands."""
+    if name not in OPERATORS and name not in LEAVES:
+        near = difflib.get_close_matches(name[:40], [*LEAVES, *OPERATORS], n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        names = f"leaves are {', '.join(LEAVES)} and numbers, operators {', '.join(OPERATORS)}"
+        refuse(f"{name[:40]!r} is unknown: {guess}{names}")
+    arity = OPERATORS[name].arity if name in OPERATORS else 0
+    if operands != arity:
+        refuse(f"{name} takes {arity} operand(s), not {operands}")

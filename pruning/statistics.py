@@ -1,0 +1,310 @@
+"""The statistics that a metric can name, and the running sums of which calibration makes them.
+
+To add one, add a row to `LEAVES` (docs/EXTENDING.md). X and G are as in the Pruner-Zero release
+(Dong et al., 2024, arXiv:2406.02924). Sums are fp32 whatever the weights' dtype.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunevolve.pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, Shape, Units
+
+GRADIENT_FACTOR = 100.0
+"""The release multiplies gradients by this before it squares them, so that they fit into fp16."""
+
+DAMPING = 0.01
+"""Share of its mean diagonal that is added to a Gram matrix's: SparseGPT's (arXiv:2301.00774)."""
+
+_CHUNK = 1 << 17
+"""Gradient elements added at a time: few enough that intermediate results stay in the cache."""
+
+Source = Literal["weight", "inputs", "block", "output gradients", "weight gradients"]
+"""What a leaf is made of: gradients need backward passes, the others forward passes alone."""
+
+Sums = dict[str, dict[str, Tensor]]
+"""Running sums by layer and leaf."""
+
+
+class Seen(NamedTuple):
+    """What a sum has seen; `depth` is its block's, from 0, the first, to 1, the last."""
+
+    windows: int
+    tokens: int
+    depth: float = 0.0
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A statistic that a metric can name.
+
+    Attributes:
+        shape: The sides along which it varies.
+        source: What it is made of.
+        units: Exponents of the scales that layers and models do not share.
+        meaning: What it is, in words.
+        add: Adds a window's values, fp32, to a sum in place; also gets the layer's weight. Values
+            are the inputs, (tokens, in_features), cosines of the block's input and output,
+            (tokens, 1), or gradients times `GRADIENT_FACTOR`: by the output, (tokens,
+            out_features), or by the weight, when sum, values and weight are a few rows of them.
+        finish: Makes the statistic of a sum, which it may overwrite.
+        rows: Rows of a sum that does not vary by row. A sum starts with zeros.
+        gram: Whether a sum is instead an (in_features, in_features) matrix.
+        signed: Whether it can be negative.
+    """
+
+    shape: Shape
+    source: Source
+    units: Units
+    meaning: str
+    add: Callable[[Tensor, Tensor, Tensor], object] = lambda total, values, weight: None
+    finish: Callable[[Tensor, Seen], Tensor] = lambda total, seen: total
+    rows: int = 1
+    gram: bool = False
+    signed: bool = False
+
+    def start(self, layer: nn.Linear, device: torch.device) -> Tensor:
+        """Return the empty sum of a layer."""
+        rows = layer.out_features if self.shape.by_row else self.rows
+        columns = layer.in_features if self.shape.by_column else 1
+        return torch.zeros(columns if self.gram else rows, columns, device=device)
+
+
+_of_block = partial(Leaf, NUMBER, "block", Units())
+_of_inputs = partial(Leaf, PER_INPUT, "inputs")
+_of_outputs = partial(Leaf, PER_OUTPUT, "output gradients")
+_of_weights = partial(Leaf, MATRIX, "weight gradients", Units(w=-1))
+
+
+def _mean(total: Tensor, seen: Seen) -> Tensor:
+    return total.div_(seen.windows)
+
+
+def _add_deviations(total: Tensor, values: Tensor, _: Tensor) -> None:
+    # Squared deviations are merged window by window (Chan et al., 1983): the mean square minus
+    # the squared mean would cancel for a channel that is far from zero.
+    mean_so_far, deviations, tokens = total.split(1)  # rows of (1, in_features)
+    variance, mean = torch.var_mean(values, 0, correction=0, keepdim=True)
+    share = len(values) / (tokens[0, 0].item() + len(values))
+    apart = mean - mean_so_far
+    deviations += len(values) * (variance + apart.square() * (1 - share))
+    mean_so_far += apart * share
+    tokens += len(values)
+
+
+def _inverse_diagonal(total: Tensor, seen: Seen) -> Tensor:
+    return torch.cholesky_inverse(damped_factor(_mean(total, seen))).diagonal()[None].clone()
+
+
+def damped_factor(gram: Tensor) -> Tensor:
+    """Return the Cholesky factor of a Gram matrix, (n, n), damped until it has one in fp32.
+
+    The matrix is overwritten. The factor is lower triangular, and not finite if the matrix is not.
+    """
+    diagonal = gram.diagonal().clone()
+    damping = DAMPING * diagonal.mean()
+    for _ in range(4):
+        gram.diagonal().copy_(diagonal + damping)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            break
+        damping = 10 * damping + torch.finfo(gram.dtype).tiny
+    return cast(Tensor, factor)
+
+
+LEAVES: dict[str, Leaf] = {
+    "W": Leaf(MATRIX, "weight", Units(w=1), "absolute weight"),
+    "G": _of_weights(
+        "root of the sum over windows of (100 x gradient of the loss by the weight) squared",
+        lambda total, gradient, _: total.addcmul_(gradient, gradient),
+        lambda total, _: total.sqrt_(),
+    ),
+    "X": _of_inputs(
+        Units(x=2),
+        "mean over windows of the squared L2 norm of an input channel over tokens; no root",
+        lambda total, values, _: total.add_(values.square().sum(0, keepdim=True)),
+        _mean,
+    ),
+    "V": _of_inputs(
+        Units(x=2),
+        "population variance over all tokens of the activation of an input channel",
+        _add_deviations,
+        lambda total, seen: total[1:2] / seen.tokens,
+        rows=3,
+    ),
+    "B": _of_outputs(
+        Units(w=-1, x=-1),
+        "root of the mean over all tokens of (100 x gradient of the loss by the output) squared",
+        lambda total, gradient, _: total.add_(gradient.square().sum(0)[:, None]),
+        lambda total, seen: total.div_(seen.tokens).sqrt_(),
+    ),
+    "H": _of_inputs(
+        Units(x=-2),
+        "diagonal of the inverse of the inputs' Gram matrix, 1% of its mean diagonal added first",
+        lambda total, values, _: total.addmm_(values.T, values),
+        _inverse_diagonal,
+        gram=True,
+    ),
+    "D": _of_block(
+        "relative depth of the layer's block, from 0, the first, to 1, the last",
+        finish=lambda total, seen: total.fill_(seen.depth),
+    ),
+    "I": _of_block(  # ShortGPT's (Men et al., 2024, arXiv:2403.03853)
+        "influence of the layer's block: one minus the mean cosine of its input and output",
+        lambda total, cosines, _: total.add_(cosines.sum()),
+        lambda total, seen: (1 - total / seen.tokens).clamp(min=0),  # rounding can be below
+    ),
+    "M": _of_weights(
+        # Times W it is what keeping the weight gains, to first order (arXiv:2005.07683, Section 4).
+        "sum over windows of -100 x gradient of the loss by the weight x sign of the weight",
+        lambda total, gradient, w: total.addcmul_(gradient, w.sign().float(), value=-1),
+        signed=True,
+    ),
+}
+
+LEAF_SETS: dict[str, tuple[str, ...]] = {"release": ("W", "G", "X"), "extended": tuple(LEAVES)}
+"""Leaves that a search can draw from, by their name in the config."""
+
+STATISTICS = frozenset(name for name, leaf in LEAVES.items() if leaf.source != "weight")
+"""The leaves that need calibration windows."""
+
+GRAM = "gram"
+"""The mean over windows of x x^T summed over tokens, (in_features, in_features), of a layer's
+inputs x. No metric can name it; it is for those who change masks and weights."""
+
+COLLECTED = LEAVES | {
+    GRAM: replace(LEAVES["H"], meaning="Gram matrix", shape=MATRIX, units=Units(x=2), finish=_mean),
+}
+"""All that calibration can compute."""
+
+
+def need_forward(leaves: frozenset[str]) -> frozenset[str]:
+    """Return the leaves that need forward passes alone."""
+    return frozenset(name for name in leaves if COLLECTED[name].source in ("inputs", "block"))
+
+
+def need_backward(leaves: frozenset[str]) -> frozenset[str]:
+    """Return the leaves that need backward passes."""
+    return frozenset(name for name in leaves if COLLECTED[name].source.endswith("gradients"))
+
+
+def sums_size(layers: Iterable[nn.Linear], leaves: frozenset[str]) -> int:
+    """Return the bytes of the running sums of some layers, and of what factors one of them."""
+    layers, meta = list(layers), torch.device("meta")
+    rows = [COLLECTED[name] for name in leaves & COLLECTED.keys() - {"W"}]
+    sums = sum(leaf.start(layer, meta).nbytes for layer in layers for leaf in rows)
+    # Gram matrices are factored and inverted one layer at a time.
+    return sums + any(x.gram for x in rows) * 2 * 4 * max(x.in_features for x in layers) ** 2
+
+
+class Statistics(dict[str, Mapping[str, Tensor]]):
+    """Statistics by leaf and layer name, each of its leaf's shape; in fp32 unless rounded."""
+
+    def leaf(self, name: str) -> Mapping[str, Tensor]:
+        """Return one leaf's statistics by layer name; empty if it was not collected."""
+        return self.get(name, {})
+
+    def of(self, layer: str) -> dict[str, Tensor]:
+        """Return one layer's statistics by leaf, as `Metric.score` takes them."""
+        return {name: self[name][layer] for name in sorted(self) if layer in self[name]}
+
+    def rounded(self, dtype: torch.dtype) -> "Statistics":
+        """Return a copy with matrices, such as G, in another dtype; vectors would save little."""
+        rounded = Statistics(self)
+        for name, by_layer in self.items():
+            if LEAVES[name].shape == MATRIX:
+                rounded[name] = {layer: tensor.to(dtype) for layer, tensor in by_layer.items()}
+        return rounded
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all statistics by `X/layer`, `G/layer` and so on, for storage and transport."""
+        return {f"{name}/{layer}": t for name in sorted(self) for layer, t in self[name].items()}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], device: str = "cpu") -> "Statistics":
+        """Rebuild statistics from `to_tensors` on a device."""
+        by_leaf: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, layer = key.split("/", 1)
+            by_leaf.setdefault(name, {})[layer] = tensor.to(device)
+        return Statistics(by_leaf)
+
+
+@contextmanager
+def watched(layers: Mapping[str, nn.Linear], leaves: Set[str], block: nn.Module) -> Iterator[Sums]:
+    """While open, add up what a block and its layers see, for leaves that are made of it.
+
+    The layers' inputs must take part in a backward pass. A weight's gradient is added as soon as it
+    is complete, and then freed.
+    """
+    sums = {
+        name: {x: COLLECTED[x].start(layer, layer.weight.device) for x in sorted(leaves)}
+        for name, layer in layers.items()
+    }
+
+    def watch_block(_: object, inputs: Sequence[Tensor], output: Tensor | Sequence[Tensor]) -> None:
+        after = output if isinstance(output, Tensor) else output[0]
+        cosines = functional.cosine_similarity(inputs[0].float(), after.float(), dim=-1)
+        for name, layer in layers.items():
+            _add(sums[name], "block", cosines[..., None], layer.weight)
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            _watch(layer, sums[name], hooks)
+        if any(COLLECTED[leaf].source == "block" for leaf in leaves):
+            hooks.enter_context(block.register_forward_hook(watch_block))
+        yield sums
+
+
+def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> Statistics:
+    """Turn sums over windows, (N, T), into statistics; the sums cannot be used afterwards."""
+    seen = Seen(len(windows), windows.numel(), depth)
+    statistics: dict[str, dict[str, Tensor]] = {}
+    for layer, totals in sums.items():
+        for x in list(totals):
+            statistics.setdefault(x, {})[layer] = COLLECTED[x].finish(totals.pop(x), seen)
+    return Statistics(statistics)
+
+
+def _watch(layer: nn.Linear, sums: Mapping[str, Tensor], hooks: ExitStack) -> None:
+    """Add what passes through a layer to its sums until the hooks are removed."""
+
+    def watch_input(_: object, inputs: Sequence[Tensor]) -> None:
+        _add(sums, "inputs", inputs[0].detach(), layer.weight)
+
+    def watch_output(_: object, __: object, output: Tensor) -> None:
+        output.register_hook(lambda g: _add(sums, "output gradients", g, layer.weight))
+
+    def take_gradient(weight: Tensor) -> None:
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        step = max(1, _CHUNK // gradient.shape[1])
+        for start in range(0, len(gradient), step):
+            rows = slice(start, start + step)
+            of_rows = {leaf: total[rows] for leaf, total in sums.items()}
+            _add(of_rows, "weight gradients", gradient[rows], weight.detach()[rows])
+
+    sources = {COLLECTED[leaf].source for leaf in sums}
+    if "inputs" in sources:
+        hooks.enter_context(layer.register_forward_pre_hook(watch_input))
+    if "output gradients" in sources:
+        hooks.enter_context(layer.register_forward_hook(watch_output))
+    if "weight gradients" in sources:
+        hooks.callback(layer.weight.requires_grad_(True).requires_grad_, False)
+        hooks.enter_context(layer.weight.register_post_accumulate_grad_hook(take_gradient))
+
+
+def _add(sums: Mapping[str, Tensor], source: Source, values: Tensor, weight: Tensor) -> None:
+    """Add values, (..., features), to the sums of leaves that are made of them."""
+    values = values.reshape(-1, values.shape[-1]).float()
+    if source.endswith("gradients"):
+        values = values * GRADIENT_FACTOR
+    for leaf, total in sums.items():
+        if COLLECTED[leaf].source == source:
+            COLLECTED[leaf].add(total, values, weight)

@@ -1,0 +1,109 @@
+"""What `--metric` may be: a name, a formula, a file or a folder; and what is refused."""
+
+import json
+
+import pytest
+from refusals import refusal
+
+from prunevolve.pruning.json_file import MOST_BYTES
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.parse import ResolvedMetric, read_metric, resolve_metric
+
+PUBLISHED = "mul(abs(mul(W, W)), mms(G))"
+DEEP = "add(W, " * 30 + "G" + ")" * 30
+LONG = f"mul({DEEP}, {DEEP})"  # longer than the name of a file may be
+
+
+def best_metric(tmp_path, **changes):
+    content = {"schema": 1, "metric": "mul(W, G)", "group": "model", "fitness": 3.2}
+    content["tree"] = Metric.parse("mul(W, G)").to_release_json()
+    path = tmp_path / "best_metric.json"
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("argument", "criterion", "source"),
+    [
+        ("snip", "model:mul(W, G)", "baseline snip"),
+        ("sparsegpt", "layer:quot(sqr(W), H)", "method sparsegpt"),
+        ("mul(W, mul(0.50, G))", "row:mul(W, mul(0.5, G))", "formula"),
+        (LONG, f"row:{LONG}", "formula"),
+        ("W", "row:W", "formula"),
+    ],
+    ids=["baseline", "method", "formula", "long", "leaf"],
+)
+def test_resolve_metric_takes_a_name_with_its_group_and_a_formula(argument, criterion, source):
+    resolved = resolve_metric(argument)
+    assert (str(resolved.criterion), resolved.source) == (criterion, source)
+
+
+@pytest.mark.parametrize("name", ["best_metric.json", "pruning_recipe.json"])
+def test_resolve_metric_reads_what_a_search_or_a_pruning_writes_or_its_folder(tmp_path, name):
+    found = {"found": {"models": ["embedded", "a/b"], "removed": ["60%", "2:4"]}}
+    path = best_metric(tmp_path, provenance=found).rename(tmp_path / name)
+    expected = ResolvedMetric(
+        read_metric("snip"), f"file {name}", found_on="embedded, a/b at 60%, 2:4"
+    )
+    assert resolve_metric(str(path)) == resolve_metric(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("best_tree.json", json.dumps(Metric.parse(PUBLISHED).to_release_json())),
+        ("metric.txt", PUBLISHED.replace(" ", "\n  ")),
+        ("metric.json", json.dumps({"metric": PUBLISHED, "group": None})),
+    ],
+)
+def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    assert resolve_metric(str(path)).criterion == read_metric(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("wnada", "metric 'wnada' is no known name or file: did you mean wanda? or give one of ma"),
+        ("runs/7/best_metric.json", "is no known name or file: give one of magnitude"),
+        ("mul(W, G)/2", "metric 'mul(W, G)/2', at column 10: '/' is not in the language"),
+        ("X", "gives all rows the same scores"),
+        ("", "this is malformed"),
+    ],
+)
+def test_resolve_metric_names_what_is_wrong_with_an_argument(
+    argument, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(resolve_metric, argument)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": ["row"]}, "group must be one of row, layer, model, got ['row']"),
+        ({"schema": 2}, "schema must be 1, it is from another version"),
+        ({"metric": 5, "tree": None}, "it has neither a string 'metric' nor a tree's 'data'"),
+        ({"metric": "mul(W, X)"}, "'metric' and 'tree' differ"),
+        ({"tree": {"data": "mul"}}, "at tree: mul takes 2 operand(s), not 0"),
+        ({"metric": "sqrt(X)", "tree": {"data": "sqrt", "left": {"data": "X"}}}, "same scores"),
+    ],
+)
+def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message):
+    assert message in refusal(resolve_metric, str(best_metric(tmp_path, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"metric": ', "is no JSON"),
+        (b'{"data": ' * 200_000, "is nested too deeply"),
+        (b"\xff\xfe", "must be UTF-8 text"),
+        (b" " * (MOST_BYTES + 1), f"is longer than {MOST_BYTES} bytes: not read"),
+    ],
+)
+def test_resolve_metric_refuses_a_hostile_file(tmp_path, content, message):
+    path = tmp_path / "best_metric.json"
+    path.write_bytes(content)
+    assert message in refusal(resolve_metric, str(path))
