@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from prunevolve import command_line
-from prunevolve.evaluation.sources import EMBEDDED, HUB_CORPORA
+from prunevolve.evaluation.text import CORPORA, EMBEDDED
 from prunevolve.pruning.baselines import ALLOCATIONS, NAMED, REFINEMENTS, SPARSEGPT, UPDATES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.output.options import (
@@ -83,7 +83,7 @@ def prune_model(
     ] = None,
     corpus: Annotated[
         list[str] | None,
-        _option("Calibration text; repeat for other kinds of text.", EMBEDDED, *HUB_CORPORA),
+        _option("Calibration text; repeat for other kinds of text.", *CORPORA),
     ] = None,
     split: Annotated[
         list[str] | None, Option(help="Its split, with or without a slice; one per corpus.")
@@ -100,7 +100,7 @@ def prune_model(
     ] = None,
     eval_corpus: Annotated[
         list[str] | None,
-        _option("Text to measure perplexity on; repeat for others.", EMBEDDED, *HUB_CORPORA),
+        _option("Text to measure perplexity on; repeat for others.", *CORPORA),
     ] = None,
     eval_split: Annotated[list[str] | None, Option(help="Its split; one per corpus.")] = None,
     eval_windows: Annotated[

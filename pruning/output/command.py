@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.corpus import Windows, cut_all, special_note
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
+from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import JsonObject, write_json
 from prunevolve.pruning.models import hub_id, load_model
@@ -52,11 +52,11 @@ def validate(request: Request) -> JsonObject:
     unchecked: list[str] = []
     for texts in request.texts.values():
         for text in texts:
-            if notes := text.check():
-                print(*notes, sep="\n")
-                unchecked += notes
+            if note := text.check():
+                print(note)
+                unchecked.append(note)
             else:
-                cut_all([text], request.model.tokenizer)
+                text.cut(request.model.tokenizer)
     if tasks := request.options.zero_shot:
         print(line := f"data sets of zero-shot tasks {', '.join(tasks)}: not checked")
         unchecked.append(line)

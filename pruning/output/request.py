@@ -6,8 +6,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from prunevolve.evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
-from prunevolve.evaluation.sources import check_disjoint
+from prunevolve.evaluation.windows import Provenance, Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
@@ -31,8 +30,8 @@ from prunevolve.pruning.sizes import (
 )
 from prunevolve.pruning.unloaded import UnloadedModel, resolve_model
 
-SAMPLES = 128
-"""Calibration windows where nothing else is said."""
+SAMPLES, EVAL_WINDOWS = 128, 32
+"""Calibration windows, and most windows of each text for perplexity, where nothing else is said."""
 
 TEST_TOKENS = 350_000
 """Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,
@@ -72,7 +71,7 @@ class Request:
     model: UnloadedModel
     metric: ResolvedMetric
     recipe: Recipe
-    texts: Mapping[str, tuple[Mixture, ...]]
+    texts: Mapping[str, tuple[Text, ...]]
     out: Path
     statistics: Path | None
     max_memory: str | None
@@ -82,10 +81,9 @@ class Request:
     @property
     def warnings(self) -> list[str]:
         """Reasons to trust the perplexities less."""
-        places = {role: [p for t in texts for p in t.places] for role, texts in self.texts.items()}
-        overlaps = check_disjoint(places)
+        overlaps = check_disjoint(self.texts)
         warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
-        one_kind = len(places.get("calibration", [])) == 1
+        one_kind = len(self.texts.get("calibration", ())) == 1
         warnings += [ONE_KIND] if one_kind and self.model.name != EMBEDDED else []
         return warnings
 
@@ -208,20 +206,23 @@ def _given(name: str, value: str | None) -> str:
     return value
 
 
-def _texts(options: Options, seqlen: int) -> dict[str, tuple[Mixture, ...]]:
+def _texts(options: Options, seqlen: int) -> dict[str, tuple[Text, ...]]:
     """Return the texts for the statistics and to measure perplexity on, checked, by role."""
     samples = SAMPLES if options.samples is None else options.samples
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    parts = _parts("", options.corpus, options.split, options.share)
-    calibration = Mixture(
-        parts, samples, seqlen, options.seed or 0, options.bos, by_document=bool(options.protocol)
-    )
-    calibration.check()
-    return {"calibration": (calibration,), "evaluation": evaluation_texts(options, seqlen)}
+    seed, by_document = options.seed or 0, bool(options.protocol)
+    texts = [
+        Text(corpus, split, samples, seqlen, seed, options.bos, by_document)
+        for corpus, split in _places("", options.corpus, options.split, options.share)
+    ]
+    calibration = share_windows(texts, options.share or [1.0] * len(texts))
+    for text in calibration:
+        text.check()
+    return {"calibration": calibration, "evaluation": evaluation_texts(options, seqlen)}
 
 
-def evaluation_texts(options: Options, seqlen: int) -> tuple[Mixture, ...]:
+def evaluation_texts(options: Options, seqlen: int) -> tuple[Text, ...]:
     """Return the texts to measure perplexity on, checked.
 
     Args:
@@ -235,21 +236,21 @@ def evaluation_texts(options: Options, seqlen: int) -> tuple[Mixture, ...]:
         raise ValueError(f"eval-windows must be all, or at least 1; got {windows}")
     most = None if options.protocol or options.eval_windows == "all" else EVAL_WINDOWS
     texts = tuple(
-        Mixture((part,), windows, seqlen, None, options.bos, most=most)
-        for part in _parts("eval-", options.eval_corpus, options.eval_split)
+        Text(*place, windows, seqlen, None, options.bos, most=most)
+        for place in _places("eval-", options.eval_corpus, options.eval_split)
     )
     for text in texts:
         text.check()
     return texts
 
 
-def _parts(
+def _places(
     prefix: str,
     corpora: Sequence[str] | None,
     splits: Sequence[str] | None,
     shares: Sequence[float] | None = None,
-) -> tuple[Part, ...]:
-    """Return the kinds of text of the options that begin with a prefix."""
+) -> list[tuple[str, str]]:
+    """Return corpus and split of each kind of text of the options that begin with a prefix."""
     corpora = corpora or [EMBEDDED]
     for name, given in (("split", splits), ("share", shares)):
         if given and len(given) != len(corpora):
@@ -260,13 +261,13 @@ def _parts(
     if bad := [share for share in shares or [] if share <= 0]:
         raise ValueError(f"--share must be above 0, got {bad[0]:g}")
     defaults = [SPLITS[corpus][bool(prefix)] if corpus in SPLITS else "all" for corpus in corpora]
-    return tuple(map(Part, corpora, splits or defaults, shares or [1.0] * len(corpora)))
+    return list(zip(corpora, splits or defaults, strict=True))
 
 
 def _plan(
     model: UnloadedModel,
     recipe: Recipe,
-    texts: Mapping[str, tuple[Mixture, ...]],
+    texts: Mapping[str, tuple[Text, ...]],
     max_memory: str | None,
     whole: bool,
 ) -> Plan:

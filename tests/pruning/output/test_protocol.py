@@ -13,8 +13,8 @@ from search_process import started
 from transformers import AutoTokenizer
 
 from prunevolve import run_prune
-from prunevolve.evaluation import sources
-from prunevolve.evaluation.corpus import cut_all
+from prunevolve.evaluation.text import CORPORA
+from prunevolve.evaluation.windows import cut_all
 from prunevolve.pruning.output import options as options_module
 from prunevolve.pruning.output.options import PROTOCOLS, Options
 from prunevolve.pruning.output.request import _texts
@@ -53,8 +53,8 @@ def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
     parquet.write_table(pyarrow.table({"text": rows}), table)
     (tmp_path / "wikitext/README.md").write_text(WIKITEXT_CARD)
     for corpus, folder in (("c4", "c4"), ("wikitext2", "wikitext")):
-        source = replace(sources.HUB_CORPORA[corpus], path=str(tmp_path / folder))
-        monkeypatch.setitem(sources.HUB_CORPORA, corpus, source)
+        source = replace(CORPORA[corpus], path=str(tmp_path / folder))
+        monkeypatch.setitem(CORPORA, corpus, source)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return documents, rows
 
@@ -94,9 +94,9 @@ def test_protocol_measures_more_windows_than_the_default(hub, tiny_llama_dir):
 
 
 def test_protocol_pins_the_texts():
-    pinned = [sources.HUB_CORPORA[name].revision for name in ("c4", "wikitext2")]
+    pinned = [CORPORA[name].revision for name in ("c4", "wikitext2")]
     assert all(len(revision) == 40 for revision in pinned)
-    assert sources.HUB_CORPORA["c4"].data_files["train"] == C4_FILE
+    assert CORPORA["c4"].data_files["train"] == C4_FILE
 
 
 @pytest.mark.parametrize(
