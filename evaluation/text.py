@@ -33,6 +33,7 @@ HELD_OUT_TOPICS = {
 }
 EMBEDDED = "embedded"
 EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
+SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """How `datasets` reads a local file, by the end of its name."""
 
@@ -102,10 +103,7 @@ def find(corpus: str, split: str) -> Place:
     match = re.fullmatch(r"([\w-]*)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
     first, last = (int(match[2] or 0), int(match[3] or 100)) if match else (0, 0)
     if not match or not split or not first < last <= 100:
-        raise ValueError(
-            "split must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, "
-            f"a < b <= 100; got {split!r}"
-        )
+        raise ValueError(f"split {SPLIT_RULE}; got {split!r}")
     if source := CORPORA.get(corpus):
         if match[1] not in source.joins:
             known = ", ".join(source.joins)
@@ -178,10 +176,7 @@ def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
 
 
 def _cut(text: str, percent: int) -> int:
-    """Return the first line start at or after `percent` of the characters.
-
-    A text of one line (documents joined by spaces) is cut between words.
-    """
+    """Return the first line start at or after a percentage; in a text of one line, a word's."""
     position = len(text) * percent // 100
     if position == 0 or percent == 100:
         return position

@@ -139,13 +139,13 @@ class Text:
         read = ""
         while len(drawn) < (self.windows or 1):
             if len(too_short) == len(documents):
-                least = f"more than {self.length} tokens"
-                raise ValueError(f"corpus {self.corpus!r} has no document of {least}")
+                raise ValueError(
+                    f"{self.corpus!r} has no document longer than {self.length} tokens"
+                )
             place = generator.randint(0, len(documents) - 1)
             if place in too_short:
                 continue
-            # verbose=False: a document may be longer than the model's context.
-            ids = tokenizer(documents[place], verbose=False)["input_ids"]
+            ids = tokenizer(documents[place], verbose=False)["input_ids"]  # see `_from_whole`
             if len(ids) <= self.length:
                 too_short.add(place)
                 continue

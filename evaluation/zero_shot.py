@@ -1,8 +1,7 @@
-"""Zero-shot tasks of lm-eval (EleutherAI's Language Model Evaluation Harness), or files for it.
+"""Zero-shot tasks of lm-eval, EleutherAI's evaluation harness, or files for it.
 
-Where a task has both, `acc` takes the answer with the highest log-likelihood for the model's, and
-`acc_norm` that with the highest one per character. They differ by several points. A figure compares
-only with one of the same version of the task.
+`acc` takes the answer with the highest log-likelihood for the model's, `acc_norm` the highest per
+character: they differ by several points. Compare only figures of the same version of a task.
 """
 
 import copy
@@ -36,8 +35,8 @@ def check_tasks(names: Sequence[str]) -> None:
     for name in names:
         if name not in known and not Path(name).is_file():
             near = [*difflib.get_close_matches(name, known, n=1), "a file that ends in .yaml"]
-            problem = f"zero-shot task {name!r} is neither lm-eval's nor a file that is there"
-            raise ValueError(f"{problem}: give {' or '.join(near)}")
+            way_out = " or ".join(near)
+            raise ValueError(f"zero-shot task {name!r} is unknown or missing: give {way_out}")
 
 
 def load_tasks(names: Sequence[str]) -> Tasks:

@@ -8,10 +8,9 @@ from datetime import timedelta
 from itertools import count
 from typing import IO, NoReturn, Protocol
 
+from rich import progress as rich_progress
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import MofNCompleteColumn, TaskID, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 Progress = Callable[[str, int, int], None]
@@ -71,9 +70,10 @@ def shown_progress(console: Console) -> Iterator[Show]:
     if not console.is_interactive:
         yield Lines(console)
         return
-    columns = (*Bars.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars = Bars(*columns, console=console)
-    tasks: dict[str, TaskID] = {}
+    counts = (rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn())
+    columns = (*rich_progress.Progress.get_default_columns(), *counts)
+    bars = rich_progress.Progress(*columns, console=console)
+    tasks: dict[str, rich_progress.TaskID] = {}
     with Live(bars, console=console) as live:
 
         def show(stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:

@@ -35,17 +35,13 @@ def test_slice_is_cut_at_the_next_line_or_else_between_words(tmp_path, text, hal
     assert load_text(str(path), "[:50%]").rstrip(" ") == half
 
 
-@pytest.mark.parametrize("split", ["", "report[10:20]", "report[60%:50%]", "report[:101%]", "a b"])
-def test_malformed_split_shows_the_rule(split):
-    assert refusal(find, "embedded", split) == (
-        "split must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100; "
-        f"got {split!r}"
-    )
-
-
 @pytest.mark.parametrize(
     ("corpus", "split", "message"),
     [
+        *[
+            ("embedded", split, f"whole percents, a < b <= 100; got {split!r}")
+            for split in ("", "report[10:20]", "report[60%:50%]", "report[:101%]", "a b")
+        ],
         ("wikitext2", "valid", "must be one of train, validation, test; got 'valid'"),
         ("wikitext", "all", "got 'wikitext'; did you mean 'wikitext2'?"),
         (__file__, "all", f".txt, .json, .jsonl, .parquet file that is there; got {__file__!r}"),
@@ -100,8 +96,7 @@ def test_file_of_another_kind_is_refused(tmp_path, name, content, problem):
     assert message.startswith(f"corpus {str(path)!r} cannot be read{problem}")
 
 
-@pytest.mark.parametrize("end", [".txt", ".jsonl"])
-def test_name_that_reads_as_a_pattern_is_that_of_a_file(tmp_path, end):
-    path = tmp_path / f"a[1]*{end}"
-    path.write_bytes({".txt": b"one\r\n\n two", ".jsonl": b'{"text": "one\\n\\n two"}'}[end])
-    assert load_text(str(path), "all") == "one\n\n two"
+def test_name_that_reads_as_a_pattern_is_that_of_a_file(tmp_path):
+    path = tmp_path / "a[1]*.jsonl"
+    path.write_text('{"text": "one"}')
+    assert load_text(str(path), "all") == "one"

@@ -139,7 +139,7 @@ def test_documents_that_are_too_short_or_sliced_are_refused(tmp_path):
     place = documents_of(tmp_path, 7, 2)
     text = Text(place, "all", 4, 8, seed=0, by_document=True)
     message = refusal(text.cut, word_tokenizer("<s>", adds_bos=True))
-    assert message == f"corpus {place!r} has no document of more than 8 tokens"
+    assert message == f"{place!r} has no document longer than 8 tokens"
     sliced = Text(place, "[:50%]", 4, 8, seed=0, by_document=True)
     assert refusal(sliced.check) == "a split drawn by document must have no slice, got '[:50%]'"
 
@@ -155,19 +155,15 @@ def test_counts_follow_the_shares_and_add_up(halves, shares, windows, expected):
     assert [text.windows for text in shared(halves, shares, windows)] == expected
 
 
-def test_kinds_stand_among_each_other_evenly(halves):
-    cut = cut_all(shared(halves, (1, 3), 8), word_tokenizer())
+def test_kinds_are_cut_as_by_themselves_and_stand_among_each_other_evenly(halves):
+    cut = cut_all(shared(halves, (1, 3), 8, seed=7), word_tokenizer())
     assert cut.kinds == (1, 0, 1, 1, 1, 0, 1, 1)
     assert [int(row[0] >= 60) for row in cut.tokens] == list(cut.kinds)
     assert [part["windows"] for part in cut.parts] == [2, 6]
     whole = {"windows": 8, "tokens": 24, "corpus": " + ".join(halves)}
     assert cut.provenance | whole == cut.provenance
-
-
-def test_each_kind_is_cut_as_by_itself(halves):
-    cut = cut_all(shared(halves, (1, 1), 4, seed=7), word_tokenizer())
-    for kind, text in enumerate(halves):
-        alone = Text(text, "all", 2, 3, 7).cut(word_tokenizer())
+    for kind, count in enumerate((2, 6)):
+        alone = Text(halves[kind], "all", count, 3, seed=7).cut(word_tokenizer())
         assert torch.equal(cut.tokens[torch.tensor(cut.kinds) == kind], alone.tokens)
 
 
