@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,8 +11,27 @@ import torch
 from prunevolve.pruning.baselines import ALLOCATIONS, NAMED
 from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.masks import Target
+from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import Score, count
-from prunevolve.pruning.recipe import Allocation, Shapes
+
+Shapes = Mapping[str, Mapping[str, tuple[int, int]]]
+"""(out_features, in_features) of each layer, by block and layer."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A rule that distributes a sparsity over the layers.
+
+    Attributes:
+        metric: The metric whose scores, on the dense model, the rule looks at; None for none. It
+            then gets those of all layers, and no block can be pruned before all are scored.
+        shares: Maps the layers' shapes, the function that computes a layer's scores by that metric,
+            and the target to the fraction that each layer loses, in [0, 1).
+    """
+
+    metric: Metric | None
+    shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
+
 
 _OWL_RANGE = 0.08
 """Half the range of the fractions: lambda in OWL's experiments on LLaMA at 70%."""

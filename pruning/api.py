@@ -7,19 +7,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunevolve.pruning import pruner, walk
+from prunevolve.pruning import passes, pruner
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.leaves import LEAVES, STATISTICS, Statistics
-from prunevolve.pruning.masks import Target, resolve_target
-from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.metric_file import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
-from prunevolve.pruning.output.verify import LayerCount
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.options import Method, make
+from prunevolve.pruning.run.verify import LayerCount
 from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.stream import Texts
 
 __all__ = [
     "Criterion",
@@ -93,7 +95,7 @@ def collect_statistics(
         raise ValueError(f"leaves must be among {', '.join(LEAVES)}; got {unknown[0]!r:.40}")
     _check_model(model)
     _check_windows(model, windows)
-    return walk.collect(ResidentStore(model), windows, wanted, on_progress)
+    return passes.collect(ResidentStore(model), windows, wanted, on_progress)
 
 
 def prune(
@@ -101,15 +103,9 @@ def prune(
     metric: Metric | Criterion | str,
     windows: Tensor | None = None,
     *,
-    sparsity: float | None = None,
-    pattern: str = "unstructured",
-    group: str | None = None,
-    propagation: str = "one-shot",
-    update: str = "none",
-    allocation: str = "uniform",
-    refine: str = "none",
     statistics: Statistics | None = None,
     on_progress: Progress = unwatched,
+    **options: object,
 ) -> PruneReport:
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
@@ -121,18 +117,11 @@ def prune(
         metric: A metric, one with its group, or what `read_metric` reads; `sparsegpt` is the
             method of that name.
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
-        sparsity: Fraction to remove, in [0, 1); None for 0.5, or what an n:m pattern implies.
-        pattern: `unstructured`, or n:m to keep n of every m consecutive inputs.
-        group: Weights that compete: `row`, `layer` or `model`; None for the metric's own, which
-            is `row` for a bare metric.
-        propagation: `one-shot` for statistics of the dense model; `sequential` takes those of
-            inputs behind the blocks pruned before.
-        update: What happens to the weights that stay: `none`, `sparsegpt` or `reconstruct`.
-        allocation: How much each layer loses: `uniform`, `owl` or a file.
-        refine: What improves the masks: `none`, `swaps`, or `swaps:N` for N in a row at most.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
+        options: The command line's options about the method, by name and with its defaults:
+            `sparsity`, `pattern`, `group`, `propagation`, `update`, `allocation`, `refine`, `seed`.
 
     Returns:
         The zeros of each layer.
@@ -142,11 +131,7 @@ def prune(
             to be had from windows, or scores are not finite or all the same.
     """
     criterion = _criterion_of(metric)
-    target = resolve_target(pattern, sparsity, group, criterion.group)
-    own_masks = metric == SPARSEGPT
-    recipe = make_recipe(
-        criterion.metric, target, propagation, update, allocation, refine, own_masks
-    )
+    recipe = recipe_of(make(Method, options, "prune"), criterion, own_masks=metric == SPARSEGPT)
     _check_model(model)
     missing = recipe.pruned_leaves | _missing(model, recipe.dense_leaves, statistics)
     if windows is not None:
@@ -160,12 +145,12 @@ def prune(
     pruner.prune(
         ResidentStore(model),
         recipe,
-        walk.Texts(torch.zeros(0, 2, dtype=torch.int64) if windows is None else windows),
+        Texts(torch.zeros(0, 2, dtype=torch.int64) if windows is None else windows),
         statistics=statistics.to_tensors() if statistics else None,
         on_progress=on_progress,
         tell=found.__setitem__,
     )
-    return _report(model, criterion.metric, target, found.get("shares", {}))
+    return _report(model, recipe, found.get("shares", {}))
 
 
 def _criterion_of(metric: Metric | Criterion | str) -> Criterion:
@@ -174,15 +159,13 @@ def _criterion_of(metric: Metric | Criterion | str) -> Criterion:
     return Criterion(metric, DEFAULT_GROUP) if isinstance(metric, Metric) else metric
 
 
-def _report(
-    model: PreTrainedModel, metric: Metric, target: Target, shares: JsonObject
-) -> PruneReport:
-    layers = []
+def _report(model: PreTrainedModel, recipe: Recipe, shares: JsonObject) -> PruneReport:
+    layers, target = [], recipe.target
     for name, layer in linear_layers(model).items():
         zero = layer.weight.detach() == 0
         holds = target.group.owes(zero, shares.get(name, target.sparsity))
         layers.append(LayerCount(name, count(zero), zero.numel(), holds))
-    return PruneReport(metric.text, target.group_name, target.pattern_text, tuple(layers))
+    return PruneReport(recipe.metric.text, target.group_name, target.pattern_text, tuple(layers))
 
 
 def _missing(

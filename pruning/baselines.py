@@ -126,7 +126,3 @@ SPARSEGPT = "sparsegpt"
 
 ALLOCATIONS = ("uniform", "owl")
 """The allocations with a name (`pruning.allocation`); others are files."""
-
-UPDATES = ("none", "sparsegpt", "reconstruct")
-REFINEMENTS = ("none", "swaps", "swaps:100")
-"""What can follow the masks, and improve them; any number of swaps in a row can be given."""

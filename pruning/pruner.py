@@ -1,12 +1,9 @@
-"""Prune a model: collect statistics, score, select, update, write, in as few walks as it takes.
+"""Prune a model: score, select, refine, update, train and write its blocks, in the passes it takes.
 
-`one-shot` takes all statistics from the dense model. `sequential` collects those of a block's
-inputs from windows that passed the already pruned blocks before it, as the Pruner-Zero release does
-for X; gradients are those of the dense model in both. The search scores and masks its candidates
-with the same code.
+The search scores and masks its candidates with the same code.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,19 +11,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunevolve.pruning.allocation import Shapes
+from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.leaves import Statistics, made_of, need_backward
+from prunevolve.pruning.leaves import GRAM, Statistics
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
+from prunevolve.pruning.passes import Walk, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.recipe import Lesson, Recipe, Removal, Shapes, score_layer
+from prunevolve.pruning.recipe import Recipe, Removal, score_layer
+from prunevolve.pruning.reconstruct import Lesson
 from prunevolve.pruning.spool import Spool
-from prunevolve.pruning.store import Store, in_turn
-from prunevolve.pruning.walk import Stream, Texts, walk_dense
-
-Removals = Iterator[tuple[str, Removal]]
-"""Layer names and what goes of them, in order."""
+from prunevolve.pruning.store import Store
+from prunevolve.pruning.stream import Texts
 
 Tell = Callable[[str, JsonObject], object]
 """Called with the name of something that was found out, and with it."""
@@ -58,29 +56,34 @@ def prune(
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant.
-        ValueError: If the metric cannot rank weights, n:m does not divide a layer, or `sequential`
-            is combined with a model-wide threshold, which needs every layer's scores before the
-            first layer is pruned.
+        ValueError: If n:m does not divide a layer.
         OSError: If a disk is full.
     """
-    recipe.check()
     check_layers(store.model, recipe.target)
-    pruning = _Pruning(
+    pruner = _Pruner(
         store,
         recipe,
-        texts,
-        states={} if states is None else states,
         statistics={} if statistics is None else statistics,
         forgets=statistics is None,
-        on_progress=on_progress,
         kept_scores=kept_scores,
         tell=tell,
     )
+    walk = Walk(
+        store,
+        texts,
+        {} if states is None else states,
+        missing=pruner.missing,
+        keep=pruner.keep,
+        on_progress=on_progress,
+        select=pruner.select,
+        is_done=pruner.is_done,
+        prune=pruner.prune_block,
+    )
+    missing = frozenset[str]().union(*map(pruner.missing, store.blocks))
     try:
-        if pruning.needs_dense_walk:
-            pruning.walk_dense()
-        pruning.walk_and_prune()
+        walk.run(passes_of(recipe, missing))
     finally:
+        pruner.removals = iter(())  # which refer to the pruner: its scores go now, not some day
         store.finish()
 
 
@@ -101,107 +104,72 @@ def check_layers(model: PreTrainedModel, target: Target) -> None:
         target.group.check_layer(name, layer.in_features)
 
 
-def found_statistics(
-    layer: str, leaves: frozenset[str], place: Spool, device: torch.device
-) -> dict[str, Tensor]:
-    """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
-    keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
-    return {leaf: place[key].to(device) for leaf, key in keys.items() if key in place}
-
-
 @dataclass
-class _Pruning:
+class _Pruner:
     """One pruning in progress.
 
     Attributes:
         statistics: Of the dense model, by `G/layer`.
         forgets: Whether a layer's statistics are dropped once it is pruned.
-        of_pruned: Statistics of inputs that passed pruned blocks, by `X/layer`.
+        behind: Statistics of inputs that passed pruned blocks, by `X/layer`.
+        removals: Layer names and what goes of them, in the order in which they are pruned.
     """
 
     store: Store
     recipe: Recipe
-    texts: Texts
-    states: Spool
     statistics: Spool
     forgets: bool
-    on_progress: Progress
     kept_scores: MutableMapping[str, Tensor] | None
     tell: Tell
-    of_pruned: dict[str, Tensor] = field(default_factory=dict)
+    behind: dict[str, Tensor] = field(default_factory=dict)
+    removals: Iterator[tuple[str, Removal]] = field(default_factory=lambda: iter(()))
 
-    def __post_init__(self) -> None:
-        # Nothing is left to do on the way back if all gradients were kept by an earlier run.
-        wanted = frozenset().union(*(self._missing(block) for block in self.store.blocks))
-        self.prunes_on_the_way_back = self.recipe.prunes_on_the_way_back and bool(
-            need_backward(wanted)
-        )
-        self.needs_dense_walk = self.prunes_on_the_way_back or self.recipe.statistics_wait
-
-    def walk_dense(self) -> None:
-        """Collect the dense model's statistics; prune blocks on the way back where possible."""
-        visit = None
-        if self.prunes_on_the_way_back:
-            visit = partial(self.prune_block, masks=self.masks(reversed(self.store.blocks)))
-        walk_dense(
-            self.store,
-            self.texts,
-            wanted={block: self._missing(block) for block in self.store.blocks},
-            states=self.states,
-            keep=self._keep,
-            visit=visit,
-            on_progress=self.on_progress,
+    def missing(self, block: str) -> frozenset[str]:
+        """Return the leaves of the dense model that a block needs and that are not there yet."""
+        if self.is_done(block):
+            return frozenset()
+        layers = self.store.layers[block]
+        return frozenset(
+            leaf
+            for leaf in self.recipe.dense_leaves
+            if any(f"{leaf}/{layer}" not in self.statistics for layer in layers)
         )
 
-    def walk_and_prune(self) -> None:
-        """Walk forward: prune each block not yet pruned, and run the texts through it."""
-        store, recipe = self.store, self.recipe
-        self.on_progress("prune", 0, len(store.blocks))
-        with store.outside():
-            enter = partial(Stream.enter, store, texts=self.texts, spool=self.states)
-            dense = None if self.needs_dense_walk else enter("dense")
-            targets = enter("targets") if recipe.training else None
-            pruned = enter("pruned")
-            calibration = enter("calibration") if self._needs_windows() else None
-        lead = [stream for stream in (dense, targets) if stream]
-        follow = [s for s in (pruned, calibration if recipe.follows else None) if s]
-        masks = self.masks(store.blocks)
-        for i, (block, then) in enumerate(in_turn(store.blocks)):
-            is_new = False
-            if lead or calibration or not self._is_done(block):
-                with store.open_dense(block, then) as module:
-                    for stream in lead:
-                        stream.advance(i, module)
-                    if calibration:
-                        self._collect(calibration, i, block, module)
-                    lesson = calibration.lesson(i, targets) if calibration and targets else None
-                    is_new = self.prune_block(block, module, masks, lesson)
-                    for stream in follow if is_new else []:
-                        stream.advance(i, module)
-            if follow and not is_new:
-                with store.open(block) as module:
-                    for stream in follow:
-                        stream.advance(i, module)
-            self.on_progress("prune", i + 1, len(store.blocks))
-        with store.outside():
-            for stream in filter(None, (dense, pruned)):
-                stream.end(store, self.texts.measure)
-        for stream in filter(None, (calibration, targets)):
-            stream.drop(len(store.blocks))
+    def is_done(self, block: str) -> bool:
+        """Whether a block's scores are no longer needed; one threshold needs all to the end."""
+        written = self.store.written
+        return block in written and (
+            not self.recipe.needs_all_scores or written.issuperset(self.store.blocks)
+        )
 
-    def masks(self, blocks: Iterable[str]) -> Removals:
-        """Yield what goes of all layers of the blocks that are not done, each when it is due."""
+    def keep(self, statistics: Statistics, behind: bool) -> None:
+        """Take a block's statistics, of the dense model or of inputs behind pruned blocks."""
+        if behind:
+            self.behind.update(statistics.to_tensors())
+        for key, tensor in statistics.to_tensors().items() if not behind else ():
+            self.statistics[key] = tensor.cpu() if self._waits else tensor
+
+    @property
+    def _waits(self) -> bool:
+        """Whether statistics wait for a later pass: in host memory, not in a GPU's."""
+        recipe = self.recipe
+        waits = recipe.needs_all_scores or recipe.sequential or recipe.follows
+        return waits or not self.forgets
+
+    def select(self, blocks: list[str]) -> None:
+        """Decide what goes of each layer: now, or when it is due if the group allows that."""
         store, target = self.store, self.recipe.target
-        left = {block: store.layers[block] for block in blocks if not self._is_done(block)}
+        left = {block: store.layers[block] for block in blocks if not self.is_done(block)}
         shares = self._shares() if left else {}
         fractions = {
             layer: shares.get(layer, target.sparsity)
             for layers in left.values()
             for layer in layers
         }
-        if self.recipe.update.chooses:
-            return iter(fractions.items())
-        return target.group.select(self._score, fractions)
+        if self.recipe.own_masks:
+            self.removals = iter(fractions.items())
+        else:
+            self.removals = target.group.select(self._score, fractions)
 
     def _shares(self) -> Mapping[str, float]:
         """Return what the allocation gives each layer; nothing without one."""
@@ -213,44 +181,37 @@ class _Pruning:
         self.tell("shares", dict(shares))
         return shares
 
-    def prune_block(
-        self, block: str, module: nn.Module, masks: Removals, lesson: Lesson | None = None
-    ) -> bool:
-        """Mask an open block's layers, update their weights and write them.
+    def prune_block(self, block: str, module: nn.Module, lesson: Lesson | None) -> None:
+        """Mask an open block's layers, update their weights and write them if they are not yet.
 
         Args:
-            masks: Its next mask is that of the block's first layer.
             lesson: What the block is trained on, if it is.
-
-        Returns:
-            Whether the block was pruned; False if it was done before.
         """
-        if self._is_done(block):
-            return False
         self.store.finish()  # the block before it does not wait in memory beside these scores
         weights: dict[str, Tensor] = {}
         for layer in layers_of_block(block, module):
-            name, removal = next(masks)
+            name, removal = next(self.removals)
             assert name == layer, (name, layer)
             if block not in self.store.written:
                 weights[layer] = self._changed(layer, removal)
             self._forget(layer)
-        if weights:
-            if self.recipe.training and lesson:
-                trained, errors = self.recipe.training(block, module, weights, lesson)
-                self.tell(block, dict(errors))
-                weights = dict(trained)
-            self.store.write(block, weights)
-        return bool(weights)
+        if not weights:
+            return
+        if self.recipe.training and lesson:
+            weights, errors = self.recipe.training(block, module, weights, lesson)
+            self.tell(block, dict(errors))
+        self.store.write(block, weights)
 
     def _changed(self, layer: str, removal: Removal) -> Tensor:
         """Return a layer's new weight: its mask refined, what stays updated."""
         recipe, dense = self.recipe, self.store.dense(layer)
-        device = self.store.device
-        statistics = found_statistics(layer, recipe.pruned_leaves, self.of_pruned, device)
-        if recipe.refinement and isinstance(removal, Tensor):
-            removal = recipe.refinement.apply(dense, removal, statistics)
-        return recipe.update.apply(dense, removal, statistics)
+        gram = self._found(layer, frozenset({GRAM}), self.behind).get(GRAM)
+        if recipe.refine and isinstance(removal, Tensor) and gram is not None:
+            removal = recipe.refine(dense, removal, gram)
+        if recipe.update and gram is not None:
+            return recipe.update(dense, removal, gram)
+        assert isinstance(removal, Tensor)
+        return _zeroed(dense, removal)
 
     def _score(self, layer: str) -> Tensor:
         kept = self.kept_scores
@@ -262,65 +223,32 @@ class _Pruning:
         return scores
 
     def _score_by(self, metric: Metric, layer: str) -> Tensor:
-        device = self.store.device
-        statistics = found_statistics(layer, metric.leaves, self.statistics, device)
+        statistics = self._found(layer, metric.leaves, self.statistics)
         if self.recipe.sequential:
-            statistics |= found_statistics(layer, metric.leaves, self.of_pruned, device)
-        weight = self.store.weight(layer)
-        return score_layer(metric, layer, weight, statistics)
+            statistics |= self._found(layer, metric.leaves, self.behind)
+        return score_layer(metric, layer, self.store.weight(layer), statistics)
 
-    def _missing(self, block: str) -> frozenset[str]:
-        """Return the leaves of the dense model that a block needs and that are still missing."""
-        if self._is_done(block):
-            return frozenset()
-        leaves = self.recipe.dense_leaves
-        layers = self.store.layers[block]
-        return frozenset(
-            leaf
-            for leaf in leaves
-            if any(f"{leaf}/{layer}" not in self.statistics for layer in layers)
-        )
-
-    def _is_done(self, block: str) -> bool:
-        """Whether a block's scores are no longer needed; one threshold needs all to the end."""
-        written = self.store.written
-        return block in written and (
-            not self.recipe.needs_all_scores or written.issuperset(self.store.blocks)
-        )
-
-    def _needs_windows(self) -> bool:
-        """Whether the calibration windows pass the blocks while these are pruned."""
-        if self.recipe.follows:
-            return True
-        inputs = made_of(self.recipe.dense_leaves, "inputs")
-        missing = any(self._missing(block) & inputs for block in self.store.blocks)
-        return missing and not self.needs_dense_walk
-
-    def _collect(self, calibration: Stream, i: int, block: str, module: nn.Module) -> None:
-        """Collect the statistics of a block's inputs.
-
-        The windows move on to the next block, unless the block has to be pruned before they do.
-        """
-        follows = self.recipe.follows
-        leaves = made_of(self._missing(block), "inputs")
-        if follows:
-            leaves = self.recipe.pruned_leaves
-        if block in self.store.written:
-            leaves = frozenset()
-        if follows and not leaves:
-            return
-        place = self.of_pruned if follows else self.statistics
-        statistics = calibration.collect(i, block, module, leaves, moves=not follows)
-        place.update(statistics.to_tensors())
-
-    def _keep(self, statistics: Statistics) -> None:
-        # Statistics for a later walk wait in host memory, not in a GPU's.
-        waits = not self.forgets or self.recipe.statistics_wait
-        for key, tensor in statistics.to_tensors().items():
-            self.statistics[key] = tensor.cpu() if waits else tensor
+    def _found(self, layer: str, leaves: frozenset[str], place: Spool) -> dict[str, Tensor]:
+        """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
+        keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
+        device = self.store.device
+        return {leaf: place[key].to(device) for leaf, key in keys.items() if key in place}
 
     def _forget(self, layer: str) -> None:
-        for leaf in self.recipe.leaves:
-            self.of_pruned.pop(f"{leaf}/{layer}", None)
+        recipe = self.recipe
+        for leaf in recipe.dense_leaves | recipe.pruned_leaves:
+            self.behind.pop(f"{leaf}/{layer}", None)
             if self.forgets:
                 self.statistics.pop(f"{leaf}/{layer}", None)
+
+
+def _zeroed(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return a weight with zeros where a mask is True and the same bits elsewhere."""
+    # The bits, so that no NaN is computed with; numpy has no bfloat16.
+    integers = torch.int16 if weight.element_size() == 2 else torch.int32
+    bits, mask = weight.view(integers), mask.to(weight.device)
+    if weight.device.type == "cpu":
+        zeroed = torch.empty_like(bits, memory_format=torch.contiguous_format)
+        zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
+        return zeroed.view(weight.dtype)
+    return torch.mul(bits, ~mask).view(weight.dtype)

@@ -1,118 +1,38 @@
-"""What is asked of a pruning: metric, target, propagation, allocation and update.
+"""What is asked of a pruning: a metric, what it removes, and the methods around it.
 
 An allocation says how much each layer loses, a refinement improves its mask, an update and a
-training change the weights that stay. All are arguments of the one walk in `pruning.pruner`: a new
-pruning method is a new value of them.
+training change the weights that stay. `pruning.passes` makes a list of passes of it: a new pruning
+method is a new value of one of these.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunevolve.pruning.compiled import zero_marked
-from prunevolve.pruning.leaves import STATISTICS, made_of, need_backward
-from prunevolve.pruning.masks import DegenerateScores, Target
+from prunevolve.pruning.allocation import Allocation, resolve_allocation
+from prunevolve.pruning.leaves import GRAM, STATISTICS, made_of
+from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.ranking import Score, extremes
-
-PROPAGATIONS = ("one-shot", "sequential")
-
-
-Shapes = Mapping[str, Mapping[str, tuple[int, int]]]
-"""(out_features, in_features) of each layer, by block and layer."""
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A rule that distributes a sparsity over the layers.
-
-    Attributes:
-        metric: The metric whose scores, on the dense model, the rule looks at; None for none. It
-            then gets those of all layers, and no block can be pruned before all are scored.
-        shares: Maps the layers' shapes, the function that computes a layer's scores by that metric,
-            and the target to the fraction that each layer loses, in [0, 1).
-    """
-
-    metric: Metric | None
-    shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """A rule from a mask to a better one with as many zeros in the same places' groups.
-
-    Attributes:
-        leaves: Statistics that the rule needs, of inputs that passed the pruned blocks before.
-        apply: Maps the dense weight, the mask and the layer's statistics by leaf to the new mask.
-    """
-
-    leaves: frozenset[str]
-    apply: Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-
+from prunevolve.pruning.ranking import extremes
+from prunevolve.pruning.reconstruct import Reconstruction, Training
+from prunevolve.pruning.sparsegpt import WIDTH, compensate
+from prunevolve.pruning.swaps import MOST_SWAPS
+from prunevolve.pruning.swaps import refine as swap
 
 Removal = Tensor | float
 """A layer's mask, True where a weight goes, or the fraction that goes if an update chooses."""
 
+Refine = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps a dense weight, its mask and the Gram matrix of its inputs behind pruned blocks to a better
+mask, with as many zeros in each group."""
 
-@dataclass(frozen=True)
-class Update:
-    """A rule from a dense weight and its mask to the weight that is saved.
-
-    Attributes:
-        leaves: Statistics that the rule needs, of inputs that passed the pruned blocks before.
-        apply: Maps the dense weight in its own dtype, (out_features, in_features), the removal, and
-            the layer's statistics by leaf to the new weight. The dense weight must not be written
-            to.
-        chooses: Whether the rule makes the mask itself, and gets a fraction in its place.
-    """
-
-    leaves: frozenset[str]
-    apply: Callable[[Tensor, Removal, Mapping[str, Tensor]], Tensor]
-    chooses: bool = False
-
-
-def _zero(weight: Tensor, mask: Removal, statistics: Mapping[str, Tensor]) -> Tensor:
-    assert isinstance(mask, Tensor)
-    # The bits, so that no NaN is computed with; numpy has no bfloat16.
-    integers = torch.int16 if weight.element_size() == 2 else torch.int32
-    bits, mask = weight.view(integers), mask.to(weight.device)
-    if weight.device.type == "cpu":
-        zeroed = torch.empty_like(bits, memory_format=torch.contiguous_format)
-        zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
-        return zeroed.view(weight.dtype)
-    return torch.mul(bits, ~mask).view(weight.dtype)
-
-
-ZERO = Update(frozenset(), _zero)
-"""Removed weights become zero, the others keep their bits."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What one block is trained on.
-
-    Attributes:
-        windows: How many there are.
-        input: Returns a window's states that enter the block behind pruned blocks, (1, T, hidden).
-        target: Returns what the dense block gives behind dense blocks, of the same shape.
-        run: Runs a block, or what takes its place, on such states.
-    """
-
-    windows: int
-    input: Callable[[int], Tensor]
-    target: Callable[[int], Tensor]
-    run: Callable[[Callable[..., object], Tensor], Tensor]
-
-
-Training = Callable[
-    [str, nn.Module, Mapping[str, Tensor], Lesson],
-    tuple[Mapping[str, Tensor], Mapping[str, Sequence[float]]],
-]
-"""Maps a block's name, the block, its layers' new weights and what it is trained on to the weights
-that are saved, whose zeros are the same, and the errors on the way by part of the block."""
+Update = Callable[[Tensor, Removal, Tensor], Tensor]
+"""Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its
+inputs behind pruned blocks to the weight that is saved; the dense weight is not written to."""
 
 
 @dataclass(frozen=True)
@@ -122,33 +42,48 @@ class Recipe:
     Attributes:
         metric: The score.
         target: How much goes, and which weights compete.
-        propagation: One of `PROPAGATIONS`.
+        propagation: `one-shot` scores by statistics of the dense model;
+            `sequential` takes those of a block's inputs from windows that passed the pruned blocks
+            before it, as the Pruner-Zero release does for X.
         allocation: How much each layer gives; None for the same fraction of each, or what a
             threshold over the whole model takes.
-        refinement: What improves the masks; None for nothing.
-        update: What happens to the weights that stay.
-        training: What happens to them once a whole block is pruned; None for nothing.
+        refine: What improves the masks; None for nothing.
+        update: What happens to the weights that stay; None: they keep their bits.
+        own_masks: Whether the update chooses what goes.
+        training: What happens to the weights once a whole block is pruned; None for nothing.
+
+    Raises:
+        ValueError: If the parts do not fit each other or the metric cannot rank weights.
     """
 
     metric: Metric
     target: Target
     propagation: str = "one-shot"
     allocation: Allocation | None = None
-    refinement: Refinement | None = None
-    update: Update = ZERO
+    refine: Refine | None = None
+    update: Update | None = None
+    own_masks: bool = False
     training: Training | None = None
 
+    def __post_init__(self) -> None:
+        self.metric.check_scores_weights()
+        if self.sequential and self.target.group.whole_model:
+            raise ValueError(
+                "propagation must be one-shot with group model, whose threshold needs every "
+                "layer's scores before the first is pruned; got 'sequential'"
+            )
+
     @property
-    def leaves(self) -> frozenset[str]:
-        """All statistics that are needed."""
-        return self.dense_leaves | self.pruned_leaves
+    def sequential(self) -> bool:
+        """Whether a block's scores see what the pruned blocks before it make of the windows."""
+        return self.propagation == "sequential"
 
     @property
     def dense_leaves(self) -> frozenset[str]:
         """The statistics of the dense model that are needed."""
-        leaves = self.metric.leaves & STATISTICS - self._scored_leaves
-        if self.update.chooses:
-            leaves = frozenset()
+        leaves = frozenset() if self.own_masks else self.metric.leaves & STATISTICS
+        if self.sequential:
+            leaves -= made_of(leaves, "inputs")
         if self.allocation and self.allocation.metric:
             leaves |= self.allocation.metric.leaves & STATISTICS
         return leaves
@@ -156,25 +91,9 @@ class Recipe:
     @property
     def pruned_leaves(self) -> frozenset[str]:
         """The statistics that are needed of inputs that passed the pruned blocks before."""
-        refined = self.refinement.leaves if self.refinement else frozenset[str]()
-        return self._scored_leaves | refined | self.update.leaves
-
-    @property
-    def _scored_leaves(self) -> frozenset[str]:
-        """Those of `pruned_leaves` that make scores."""
-        if not self.sequential or self.update.chooses:
-            return frozenset()
-        return made_of(self.metric.leaves & STATISTICS, "inputs")
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether calibration windows are needed."""
-        return bool(self.leaves or self.training)
-
-    @property
-    def sequential(self) -> bool:
-        """Whether a block's scores see what the pruned blocks before it make of the windows."""
-        return self.propagation == "sequential"
+        scored = made_of(self.metric.leaves & STATISTICS, "inputs")
+        leaves = scored if self.sequential and not self.own_masks else frozenset()
+        return leaves | {GRAM} if self.refine or self.update else leaves
 
     @property
     def follows(self) -> bool:
@@ -187,36 +106,62 @@ class Recipe:
         by_allocation = self.allocation is not None and self.allocation.metric is not None
         return self.target.group.whole_model or by_allocation
 
-    @property
-    def needs_gradients(self) -> bool:
-        """Whether a backward pass of the dense model is needed."""
-        return bool(need_backward(self.leaves))
 
-    @property
-    def prunes_on_the_way_back(self) -> bool:
-        """Whether a block can be pruned as soon as its gradients are there."""
-        waits = self.needs_all_scores or self.sequential or self.follows
-        return self.needs_gradients and not waits
+def make_recipe(
+    metric: Metric,
+    target: Target,
+    propagation: str = "one-shot",
+    update: str = "none",
+    allocation: str = "uniform",
+    refine: str = "none",
+    own_masks: bool = False,
+    seed: int = 0,
+) -> Recipe:
+    """Return a recipe; see the command line's options of these names.
 
-    @property
-    def statistics_wait(self) -> bool:
-        """Whether the dense model's statistics of all blocks wait for a later walk."""
-        walks_first = self.needs_gradients or self.needs_all_scores
-        walks_first = walks_first or (self.follows and bool(self.dense_leaves))
-        return walks_first and not self.prunes_on_the_way_back
+    Args:
+        own_masks: Whether SparseGPT makes the masks as it goes.
+        seed: Of the order of windows in a reconstruction.
 
-    def check(self) -> None:
-        """Raise ValueError if the parts do not fit each other or the metric cannot rank weights."""
-        self.metric.check_scores_weights()
-        if self.propagation not in PROPAGATIONS:
-            raise ValueError(
-                f"propagation must be one of {', '.join(PROPAGATIONS)}; got {self.propagation!r}"
-            )
-        if self.sequential and self.target.group.whole_model:
-            raise ValueError(
-                "propagation must be one-shot with group model, whose threshold needs every "
-                "layer's scores before the first is pruned; got 'sequential'"
-            )
+    Raises:
+        ValueError: If a name is unknown, or parts do not fit each other; one line.
+    """
+    if own_masks and refine != "none":
+        raise ValueError(
+            f"refine must be none with metric sparsegpt, which chooses a mask column by column and "
+            f"changes the weights by it at once; got {refine!r}"
+        )
+    if own_masks and target.group_name not in (None, "layer"):
+        raise ValueError(
+            "group must be left out with metric sparsegpt, which compares weights within "
+            f"{WIDTH} columns of a layer; got {target.group_name!r}"
+        )
+    pattern = target.group if isinstance(target.group, NOfM) else None
+    swaps = None
+    if refine != "none":
+        swaps = partial(swap, length=pattern.length if pattern else None, most=_most(refine))
+    return Recipe(
+        metric,
+        target,
+        propagation,
+        resolve_allocation(allocation, target),
+        None
+        if refine == "none"
+        else partial(swap, length=pattern and pattern.length, most=_most(refine)),
+        partial(compensate, pattern=pattern) if own_masks or update == "sparsegpt" else None,
+        own_masks,
+        Reconstruction(seed) if update == "reconstruct" else None,
+    )
+
+
+def _most(refine: str) -> int:
+    """Return how many swaps in a row `swaps:N` asks for."""
+    match = re.fullmatch(r"swaps(?::([1-9]\d*))?", refine)
+    if not match:
+        raise ValueError(
+            f"refine must be none, swaps, or swaps:N with N of 1 or more; got {refine!r}"
+        )
+    return int(match[1] or MOST_SWAPS)
 
 
 def score_layer(

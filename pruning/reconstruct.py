@@ -8,6 +8,7 @@ trained, then those of its MLP.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from statistics import fmean
@@ -16,7 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prunevolve.pruning.recipe import Lesson
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one block is trained on.
+
+    Attributes:
+        windows: How many there are.
+        input: Returns a window's states that enter the block behind pruned blocks, (1, T, hidden).
+        target: Returns what the dense block gives behind dense blocks, of the same shape.
+        run: Runs a block, or what takes its place, on such states.
+    """
+
+    windows: int
+    input: Callable[[int], Tensor]
+    target: Callable[[int], Tensor]
+    run: Callable[[Callable[..., object], Tensor], Tensor]
+
 
 RATE = 0.02
 """Adam's first step size, as a multiple of the root mean square of a layer's weights that stay: so
@@ -40,6 +57,13 @@ Errors = Mapping[str, Sequence[float]]
 and the windows held back, before the training and after each epoch. The lowest is that of the
 weights that are kept. Without this weighting the few channels with huge values, of which the next
 norm makes little, decide: Gemma-3-270M then gets worse (docs/LOG.md)."""
+
+
+Training = Callable[
+    [str, nn.Module, Mapping[str, Tensor], Lesson], tuple[dict[str, Tensor], Errors]
+]
+"""Maps a block's name, the block, its layers' new weights and what it is trained on to the weights
+that are saved, whose zeros are the same, and the errors on the way."""
 
 
 class Reconstruction:

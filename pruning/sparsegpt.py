@@ -50,6 +50,17 @@ def choose_n_of_m(pattern: NOfM) -> Choose:
     return lambda cost, start: pattern.mask(cost, pattern.implied_sparsity)
 
 
+def compensate(
+    weight: Tensor, removal: Tensor | float, gram: Tensor, pattern: NOfM | None = None
+) -> Tensor:
+    """Return `solve` for a mask, or for SparseGPT's own if the fraction that goes is given."""
+    if isinstance(removal, Tensor):
+        return solve(weight, gram, choose_given(removal))
+    if pattern:
+        return solve(weight, gram, choose_n_of_m(pattern), pattern.length)
+    return solve(weight, gram, choose_lowest(removal))
+
+
 def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> Tensor:
     """Return a layer's weight with some weights zero and the others changed to make up for them.
 

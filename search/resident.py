@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from prunevolve.evaluation.perplexity import window_losses
-from prunevolve.pruning.leaves import STATISTICS, Statistics
+from prunevolve.pruning.leaves import Statistics
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, load_model, with_weights
-from prunevolve.pruning.progress import unwatched
+from prunevolve.pruning.passes import collect
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore, all_layers
-from prunevolve.pruning.walk import Texts, walk_dense
+from prunevolve.pruning.stream import Texts
 from prunevolve.search.fingerprint import take_probe, tensors_digest
 from prunevolve.search.memory import give_back_freed_memory
 
@@ -94,23 +94,13 @@ class Resident:
         as bfloat16, so that the device holds one block's fp32 sums at a time.
         """
         self.restore()
-        collected: dict[str, Tensor] = {}
 
-        def keep(statistics: Statistics) -> None:
+        def keep(statistics: Statistics) -> dict[str, Tensor]:
             if self._low_memory:
                 statistics = statistics.rounded(torch.bfloat16)
-            collected.update({key: tensor.cpu() for key, tensor in statistics.to_tensors().items()})
+            return {key: tensor.cpu() for key, tensor in statistics.to_tensors().items()}
 
-        walk_dense(
-            self.store,
-            Texts(self.windows[role]),
-            dict.fromkeys(self.store.blocks, leaves & STATISTICS),
-            {},
-            keep,
-            lambda block, module: None,
-            unwatched,
-        )
-        return collected
+        return collect(self.store, self.windows[role], leaves, keep=keep).to_tensors()
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""

@@ -42,14 +42,14 @@ SEARCH_IMPORTS = {
         "search.summary",
     ),
 }
-TENSOR_READER = "pruning/output/kept_statistics.py"
+TENSOR_READER = "pruning/run/kept_statistics.py"
 """The module that may call torch.load: with weights_only=True, written out."""
 
 PUBLIC_NAMES = "prunevolve/__init__.py"
 """The package file that hands out the public names."""
 
 MEETING_PLACES = (
-    *("pruning/output/command.py", "pruning/output/request.py", "pruning/output/save.py"),
+    *("pruning/run/command.py", "pruning/run/request.py", "pruning/run/save.py"),
     *("search/experiment.py", "search/fitness.py", "search/resident.py"),
 )
 """The modules of pruning and search that may import both pruning and evaluation."""

@@ -20,7 +20,7 @@ from prunevolve.pruning.models import load_model
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 from prunevolve.search import checkpoint, launch
 from prunevolve.search.checkpoint import read_seeds
 from prunevolve.search.experiment import resolve

@@ -14,9 +14,9 @@ from search_process import started
 from prunevolve import extras, run_prune
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.models import load_model, load_tokenizer
-from prunevolve.pruning.output import command
-from prunevolve.pruning.output.folder import WorkFolder
-from prunevolve.pruning.output.verify import verify_result
+from prunevolve.pruning.run import command
+from prunevolve.pruning.run.result import WorkFolder
+from prunevolve.pruning.run.verify import verify_result
 
 needs_lm_eval = pytest.mark.skipif(not find_spec("lm_eval"), reason="no lm-eval")
 

@@ -12,8 +12,8 @@ from toy_models import FAMILIES, VOCABULARY, assert_same_tensors, toy_model, toy
 from prunevolve.pruning.calibration import statistics_of, watched_gradients, watched_inputs
 from prunevolve.pruning.leaves import LEAVES, STATISTICS, Seen
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
+from prunevolve.pruning.passes import collect
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.walk import collect
 
 BOTH = frozenset({"X", "G"})
 ALL = frozenset(STATISTICS)

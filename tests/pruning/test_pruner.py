@@ -16,7 +16,7 @@ from prunevolve.pruning.models import decoder_blocks, linear_layers
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 
 GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
 MAGNITUDE = Metric.parse("W")
@@ -167,11 +167,15 @@ def test_prune_leaves_no_scores_for_the_garbage_collector():
         gc.enable()
 
 
-@pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
 @pytest.mark.parametrize(
-    ("metric", "stages"), [(MAGNITUDE, ["prune"]), (GBLM, ["forward", "backward", "prune"])]
+    ("metric", "propagation", "stages"),
+    [
+        (MAGNITUDE, "one-shot", ["prune"]),
+        (GBLM, "one-shot", ["forward", "backward", "measure"]),
+        (GBLM, "sequential", ["forward", "backward", "prune"]),
+    ],
 )
-def test_progress_counts_the_blocks_of_every_walk(metric, stages, propagation):
+def test_progress_counts_the_blocks_of_every_pass(metric, propagation, stages):
     seen = []
     prune_model(
         *(toy_model("llama"), metric, ROW, toy_windows(), propagation),

@@ -5,13 +5,12 @@ import torch
 from toy_models import assert_same_tensors, toy_model, toy_windows
 
 from prunevolve.pruning.masks import Row, Target
-from prunevolve.pruning.methods import make_recipe
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Lesson
-from prunevolve.pruning.reconstruct import Reconstruction
+from prunevolve.pruning.recipe import make_recipe
+from prunevolve.pruning.reconstruct import Lesson, Reconstruction
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 
 
 class Block(torch.nn.Module):

@@ -19,17 +19,18 @@ from toy_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from prunevolve.pruning import walk
+from prunevolve.pruning import passes
+from prunevolve.pruning.allocation import Allocation
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.embed_and_head import BlockCall
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import load_config, load_model, outside_blocks, published_tensors
 from prunevolve.pruning.pruner import prune, shapes_of
-from prunevolve.pruning.recipe import Allocation, Recipe, Update
+from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.spool import DiskSpool, read_tensor
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 
 MAGNITUDE, WANDA, SNIP = "W", "mul(W, sqrt(X))", "mul(W, G)"
 ALL_SOURCES = "mul(W, add(G, add(X, abs(M))))"
@@ -286,16 +287,13 @@ def by_outliers(shapes, score, target):
     }
 
 
-def keep_row_sums(weight, mask, statistics):
+def keep_row_sums(weight, mask, gram):
     """Scale what stays of each row so that its output for the mean input norms stays."""
-    norms = statistics["X"].sqrt()
+    norms = gram.diagonal().sqrt()
     kept = weight.float().masked_fill(mask, 0)
     before, after = (weight.float() * norms).sum(1), (kept * norms).sum(1)
     factors = torch.where(after == 0, 1.0, before / after)
     return (kept * factors[:, None]).to(weight.dtype)
-
-
-RESCALED = Update(frozenset({"X"}), keep_row_sums)
 
 
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
@@ -305,10 +303,10 @@ def test_allocation_and_update_decide_what_goes_of_each_layer_and_what_is_saved(
 ):
     folder = dense("llama")
     allocation = Allocation(Metric.parse(metric), by_outliers)
-    recipe = recipe_of(propagation, metric, group, allocation=allocation, update=RESCALED)
+    recipe = recipe_of(propagation, metric, group, allocation=allocation, update=keep_row_sums)
     resident = ResidentStore(load_model(str(folder), "float32"))
     before = weights_of(resident.model)
-    found = walk.collect(resident, toy_windows(), frozenset("XG"))
+    found = passes.collect(resident, toy_windows(), frozenset("XG"))
     scores = {
         name: recipe.metric.score(W=weight.abs(), X=found["X"][name], G=found["G"][name])
         for name, weight in before.items()

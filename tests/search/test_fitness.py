@@ -29,7 +29,7 @@ from prunevolve.pruning.models import load_model
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 from prunevolve.search.fitness import SLACK, Evaluator, Task
 from prunevolve.search.population import Candidate
 from prunevolve.search.resident import Subject

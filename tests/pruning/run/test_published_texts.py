@@ -1,4 +1,4 @@
-"""`--protocol`: the published texts and windows, on files laid out as the hub's."""
+"""The recipes of published tables: their texts and windows, on files laid out as the hub's."""
 
 import gzip
 import json
@@ -14,10 +14,8 @@ from transformers import AutoTokenizer
 
 from prunevolve import run_prune
 from prunevolve.evaluation.text import CORPORA
-from prunevolve.evaluation.windows import cut_all
-from prunevolve.pruning.output import options as options_module
-from prunevolve.pruning.output.options import PROTOCOLS, Options
-from prunevolve.pruning.output.request import _texts
+from prunevolve.pruning.run.job import calibration_texts, evaluation_texts
+from prunevolve.pruning.run.options import Request, read_recipe
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 WIKITEXT_CARD = """---
@@ -59,13 +57,20 @@ def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
     return documents, rows
 
 
-@pytest.mark.parametrize(("protocol", "length"), [("wanda-2048", 2048), ("wanda-4096", 4096)])
-def test_protocol_draws_the_published_windows(hub, tiny_llama_dir, protocol, length):
+def texts_of(recipe):
+    request = Request(**read_recipe(recipe, None)[0])
+    return {
+        "calibration": calibration_texts(request, request.seqlen)[0],
+        "evaluation": evaluation_texts(request, request.seqlen)[0],
+    }
+
+
+@pytest.mark.parametrize(("recipe", "length"), [("wanda-2048", 2048), ("wanda-4096", 4096)])
+def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length):
     documents, rows = hub
-    options = Options(protocol=protocol).spelled_out()
-    texts = _texts(options, options.seqlen)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    windows = {role: cut_all(text, tokenizer) for role, text in texts.items()}
+    texts = texts_of(recipe)
+    windows = {role: text.cut(tokenizer) for role, text in texts.items()}
 
     def ids_of(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
@@ -86,53 +91,19 @@ def test_protocol_draws_the_published_windows(hub, tiny_llama_dir, protocol, len
     assert windows["calibration"].provenance | said == windows["calibration"].provenance
 
 
-def test_protocol_measures_more_windows_than_the_default(hub, tiny_llama_dir):
-    options = Options(protocol="wanda-2048").spelled_out()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    asked = _texts(options, 64)["evaluation"]
-    assert len(cut_all(asked, tokenizer).tokens) > 32
-
-
-def test_protocol_pins_the_texts():
+def test_published_texts_are_pinned():
     pinned = [CORPORA[name].revision for name in ("c4", "wikitext2")]
     assert all(len(revision) == 40 for revision in pinned)
     assert CORPORA["c4"].data_files["train"] == C4_FILE
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        *[("--corpus", "c4"), ("--split", "train"), ("--share", 1), ("--samples", 128)],
-        *[("--seqlen", 2048), ("--seed", 0), ("--eval-corpus", "wikitext2")],
-        *[("--eval-split", "test"), ("--eval-windows", 4), ("--no-bos", None)],
-    ],
-)
-def test_option_that_the_protocol_sets_is_refused(tiny_llama_dir, tmp_path, option, value):
-    words = ["--model", tiny_llama_dir, "--metric", "wanda", "--out", tmp_path / "out"]
-    given = [option] if value is None else [option, value]
-    _, err = started(run_prune, *words, "--protocol", "wanda-2048", *given, code=2)
-    shown = option.replace("--no-", "--")
-    problem = f"error: {shown} is set by --protocol wanda-2048: leave out one of the two"
-    assert err.splitlines()[-1] == problem
-
-
-def test_recipe_keeps_the_protocol_and_repeats_it(hub, tiny_llama_dir, tmp_path, monkeypatch):
-    # The toy model has a short context.
-    short = PROTOCOLS["wanda-2048"] | {"samples": 3, "seqlen": 64}
-    monkeypatch.setitem(options_module.PROTOCOLS, "wanda-2048", short)
+def test_result_keeps_the_texts_and_repeats_them(hub, tiny_llama_dir, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
-    words = ["--model", tiny_llama_dir, "--metric", "wanda", "--protocol", "wanda-2048"]
-    started(run_prune, *words, "--out", out)
+    words = ["--model", tiny_llama_dir, "--metric", "wanda", "--recipe", "wanda-2048"]
+    # The toy model has a short context.
+    started(run_prune, *words, "--samples", 3, "--seqlen", 64, "--out", out)
     recipe = json.loads((out / "pruning_recipe.json").read_text())
-    assert recipe["protocol"] == "wanda-2048"
-    assert not {"corpus", "samples", "seqlen", "eval_corpus"} & set(recipe)
+    assert recipe["by_document"] and recipe["eval_windows"] == "all"
     assert recipe["calibration"]["windows"] == 3
     printed, _ = started(run_prune, "--recipe", out / "pruning_recipe.json", "--out", again)
     assert printed.splitlines()[-1] == "repeated: all files match the recipe's, byte for byte"
-
-
-def test_protocol_replaces_the_texts_of_a_recipe():
-    recipe = Options(metric="W", corpus=["c4"], samples=8, seqlen=16, eval_windows=2, bos=True)
-    options = Options(protocol="wanda-4096").over(recipe)
-    assert options == Options(metric="W", protocol="wanda-4096")
-    assert options.spelled_out().seqlen == 4096

@@ -13,13 +13,12 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_tokenizer
-from prunevolve.pruning.output.folder import FolderMismatchError, check_output_folder
-from prunevolve.pruning.output.save import save_result
-from prunevolve.pruning.output.verify import Inspector, verify_result
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.run.result import check_output_folder, save_result
+from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, all_layers
-from prunevolve.pruning.walk import Texts
+from prunevolve.pruning.stream import Texts
 
 PLACE = {"corpus": "/home/me/own.txt", "split": "all", "windows": 2, "length": 8, "tokens": 16}
 MEASURED = {
@@ -68,7 +67,8 @@ def saved(tokenizer, dense):
         prune(store, Recipe(Metric("W"), target), Texts(NO_WINDOWS))
         inspector = Inspector(store.config, all_layers(store), target)
         recipe = recipe_of(name or str(dense), target)
-        return save_result(store, tokenizer, recipe, MEASURED | measured, inspector)
+        save_result(store, tokenizer, recipe, MEASURED | measured, inspector)
+        return json.loads((folder / "pruning_report.json").read_text())
 
     return save
 

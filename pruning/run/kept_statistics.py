@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
-from prunevolve.pruning.output.folder import FolderMismatchError, first_difference
+from prunevolve.pruning.run.result import first_difference
+from prunevolve.pruning.run.verify import FolderMismatchError
 from prunevolve.pruning.spool import DiskSpool, Spool
 from prunevolve.pruning.store import Store
 

@@ -3,13 +3,6 @@
 import dataclasses
 
 import pytest
-from toy_models import toy_model
-
-from prunevolve.pruning import sizes
-from prunevolve.pruning.leaves import LEAF_SETS
-from prunevolve.pruning.masks import Model, Row, Target
-from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.sizes import (
     GIB,
     LIBRARIES,
@@ -18,6 +11,13 @@ from prunevolve.pruning.sizes import (
     sizes_of,
     with_whole_model,
 )
+from toy_models import toy_model
+
+from prunevolve.pruning import sizes
+from prunevolve.pruning.leaves import LEAF_SETS
+from prunevolve.pruning.masks import Model, Row, Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.recipe import Recipe
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
 TOY_BLOCK = 2 * 256 + 2 * 128 + 3 * 384

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 import torch
@@ -20,11 +21,17 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
 from prunevolve.pruning.models import load_config, published_names
-from prunevolve.pruning.output.folder import REPORT, FolderMismatchError
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
 
 RECIPE = "pruning_recipe.json"
+REPORT = "pruning_report.json"
+
+
+class FolderMismatchError(ValueError):
+    """A folder does not fit what is asked of it."""
+
+    exit_code = 4
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,15 @@ def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject
             raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
         recipe, report = read_object(folder / RECIPE), read_object(folder / REPORT)
-        problem = _first_difference(folder, recipe, report, on_progress)
-    except (OSError, SafetensorError) as error:
-        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
+        _compare(folder, recipe, report, on_progress)
     except FolderMismatchError:
         raise
+    except (OSError, SafetensorError) as error:
+        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderMismatchError(
             f"{str(folder)!r}: {RECIPE} or {REPORT} was altered ({type(error).__name__}: {error})"
         ) from error
-    if problem:
-        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {problem}")
     return report
 
 
@@ -168,13 +173,15 @@ def check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) ->
         raise FolderMismatchError(f"{str(folder)!r}: {zeros} zeros of {size} are not {promise}")
 
 
-def _first_difference(
-    folder: Path, recipe: JsonObject, report: JsonObject, on_progress: Progress
-) -> str | None:
-    """Describe the first difference between a folder's weights, its recipe and its report."""
+def _compare(folder: Path, recipe: JsonObject, report: JsonObject, on_progress: Progress) -> None:
+    """Refuse the first difference between a folder's weights, its recipe and its report."""
+
+    def refuse(problem: str) -> Never:
+        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {problem}")
+
     for key in ("metric", "pattern", "sparsity"):
         if recipe[key] != report[key]:
-            return f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report"
+            refuse(f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report")
     target = Target(
         report["sparsity"], parse_pattern(report["pattern"]) or group_of(recipe["group"])
     )
@@ -183,13 +190,12 @@ def _first_difference(
         config = load_config(str(folder))
     except ValueError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-    names = [layer.name for layer in promised]
-    inspector = Inspector(config, names, target)
+    inspector = Inspector(config, [layer.name for layer in promised], target)
     inspector.shares = recipe.get("shares", {})
     counted, sums = inspector.look_at_all(folder, "verify", on_progress)
     for was, now in zip(promised, counted, strict=True):
         if was != now:
-            return (
+            refuse(
                 f"layer {was.name} has {now.zeros} zeros of {now.size}, the report says "
                 f"{was.zeros} of {was.size}"
             )
@@ -198,5 +204,4 @@ def _first_difference(
     for name in sorted({*recorded, *sums}):
         if recorded.get(name) != sums.get(name):
             actual, expected = sums.get(name, "none"), recorded.get(name, "none")
-            return f"file {name} has sha256 {actual:.16}, the recipe says {expected:.16}"
-    return None
+            refuse(f"file {name} has sha256 {actual:.16}, the recipe says {expected:.16}")

@@ -1,0 +1,251 @@
+"""All that can be asked of a pruning: each option once, with its type, default, help and rule.
+
+The command line of `run_prune.py`, recipes and `prunevolve.prune` are made of these classes: a new
+option is a new field. None of this imports torch, which takes seconds.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from prunevolve.evaluation.text import CORPORA, EMBEDDED
+from prunevolve.pruning.baselines import ALLOCATIONS, NAMED, SPARSEGPT
+from prunevolve.pruning.json_file import JsonObject, read_object, read_text
+
+_RECIPES = Path(__file__).parent / "recipes"
+
+RECIPES = tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+"""Names of the recipes that are shipped: files of options."""
+
+WHY_FAST = "never behind SparseGPT or Wanda where it was measured; --recipe best takes longer"
+
+_GO_WITH = {
+    "revision": {"model"},
+    "sparsity": {"pattern"},
+    "allocation": {"pattern"},
+    "group": {"metric", "pattern"},
+    "split": {"corpus"},
+    "share": {"corpus"},
+    "by_document": {"corpus"},
+    "eval_split": {"eval_corpus"},
+}
+"""Options of a recipe that mean nothing once one of these others is given."""
+
+_OFFERED = {
+    "model": [EMBEDDED],
+    "metric": [*NAMED, SPARSEGPT],
+    "pattern": ["unstructured", "2:4", "4:8"],
+    "group": ["row", "layer", "model"],
+    "allocation": [*ALLOCATIONS],
+    "refine": ["none", "swaps", "swaps:100"],
+    "corpus": [*CORPORA],
+    "eval_corpus": [*CORPORA],
+}
+"""What a shell offers for options whose types do not say it."""
+
+
+class Method(BaseModel):
+    """What is removed, and what becomes of the rest: also arguments of `prunevolve.prune`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    sparsity: float | None = Field(None, ge=0, lt=1, description="Fraction to remove; default 0.5.")
+    pattern: str = Field("unstructured", description="unstructured, or n:m such as 2:4.")
+    group: str | None = Field(None, description="row, layer or model; default the metric's.")
+    propagation: Literal["one-shot", "sequential"] = Field(
+        "one-shot", description="Statistics of the dense model, or behind pruned blocks."
+    )
+    update: Literal["none", "sparsegpt", "reconstruct"] = Field(
+        "none", description="Change what stays."
+    )
+    allocation: str = Field("uniform", description="Who loses: uniform, owl or a JSON file.")
+    refine: str = Field("none", description="Make masks better: swaps, or swaps:N for N in a row.")
+    seed: int = Field(0, ge=0, description="Draws the calibration windows.")
+
+
+class Measurement(BaseModel):
+    """What is measured of a model, and how: the options that `--evaluate` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="Hub id, folder, or embedded.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub's model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Dtype to compute in; auto is the model's."
+    )
+    device: str | None = Field(None, description="cpu, cuda, cuda:1; default cuda or cpu.")
+    seqlen: int | None = Field(
+        None, description="Tokens per window; default 512, or 256 for embedded."
+    )
+    bos: bool | None = Field(
+        None, description="Start windows with bos; default as the tokenizer does."
+    )
+    eval_corpus: list[str] | None = Field(
+        None, description="Text to measure on, default embedded; repeat for others."
+    )
+    eval_split: list[str] | None = Field(None, description="Its split; one per corpus.")
+    eval_windows: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        None, description="Windows of each text, or all; default 32 at most."
+    )
+    zero_shot: list[str] | None = Field(
+        None, description="Tasks of lm-eval, such as rte,arc_easy, or task files."
+    )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The zero-shot tasks."""
+        return [name.strip() for names in self.zero_shot or [] for name in names.split(",")]
+
+
+class Request(Measurement, Method):
+    """A pruning as it is asked for."""
+
+    metric: str | None = Field(
+        None, description="A named metric, a file, a run folder, or a formula."
+    )
+    corpus: list[str] | None = Field(
+        None, description="Calibration text, default embedded; repeat for other kinds."
+    )
+    split: list[str] | None = Field(
+        None, description="Its split, with or without a slice; one per corpus."
+    )
+    share: list[float] | None = Field(None, description="Its share of the windows; one per corpus.")
+    by_document: bool = Field(
+        False, description="Draw each window from a single document of a hub's corpus."
+    )
+    samples: int = Field(128, ge=1, description="Calibration windows.")
+    out: str | None = Field(None, description="New or empty folder for the result.")
+    max_memory: str | None = Field(
+        None, description="Memory limit, such as 6GiB; default all that is free."
+    )
+    statistics: str | None = Field(
+        None, description="Folder to keep and reuse statistics in; or a .pth file of G."
+    )
+
+    @field_validator("share")
+    @classmethod
+    def _above_zero(cls, shares: list[float] | None) -> list[float] | None:
+        if min(shares or [1.0]) <= 0:
+            raise ValueError("each must be above 0")
+        return shares
+
+    def deciding(self) -> JsonObject:
+        """Return the options that decide a result, by name, JSON-able; None is left out."""
+        return self.model_dump(exclude=set(MACHINE), exclude_none=True)
+
+
+Options = TypeVar("Options", bound=BaseModel)
+
+MACHINE = ("out", "device", "max_memory", "statistics")
+"""The options that do not decide a result."""
+
+
+def make(kind: type[Options], given: JsonObject, source: str) -> Options:
+    """Return options of a kind, checked.
+
+    Args:
+        source: Where they are from, for an error.
+
+    Raises:
+        ValueError: If one is unknown, has another type or breaks its rule; one line.
+    """
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, kind.model_fields, n=1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"{source} has an unknown option {name!r:.40}: {guess}options are "
+                f"{', '.join(kind.model_fields)}"
+            ) from error
+        option = name.replace("_", "-")
+        rule = problem["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{source}: {option} = {problem['input']!r:.60}: {rule}") from error
+
+
+def over(given: JsonObject, recipe: JsonObject) -> JsonObject:
+    """Return options, and those of a recipe where none is given that takes their meaning away."""
+    return {
+        name: value for name, value in recipe.items() if not given.keys() & _GO_WITH.get(name, ())
+    } | given
+
+
+def read_recipe(argument: str, pattern: str | None) -> tuple[JsonObject, Mapping[str, str] | None]:
+    """Return the options of a recipe, and the sha256 of the files that it made, if it made some.
+
+    Args:
+        argument: One of `RECIPES`, a `pruning_recipe.json`, or a YAML file of options, in which
+            those below `n_of_m` go over the others under an n:m pattern.
+        pattern: The one that is asked for; None if the recipe says.
+
+    Raises:
+        ValueError: If it is neither, or an option in it is unknown or of another type.
+    """
+    path = _RECIPES / f"{argument}.yaml" if argument in RECIPES else Path(argument)
+    known = f"give {', '.join(RECIPES)}, a pruning_recipe.json or a YAML file of options"
+    source, sums = f"recipe {argument!r}", None
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            given = _read_yaml(path, source)
+            n_of_m = given.pop("n_of_m", {})
+            if (pattern or given.get("pattern", "unstructured")) != "unstructured":
+                given |= n_of_m
+        else:
+            recipe = read_object(path)
+            sums = recipe.get("sha256")
+            given = {name: recipe[name] for name in Request.model_fields if name in recipe}
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror}; {known}") from error
+    if path.suffix not in (".yaml", ".yml") and not isinstance(sums, dict):
+        raise ValueError(f"{source} has no 'sha256': {known}")
+    given = {name: value for name, value in given.items() if name not in MACHINE}
+    make(Request, given, source)
+    if sums is not None and given.get("allocation", "uniform") not in ALLOCATIONS:
+        given["allocation"] = argument  # its shares stand in the recipe itself
+    return given, sums
+
+
+def _read_yaml(path: Path, source: str) -> JsonObject:
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{source} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{source} must hold options, such as metric: wanda")
+    return content
+
+
+def parameters() -> list[inspect.Parameter]:
+    """Return the options as parameters of a Typer command, each None where it is not given."""
+    listed = []
+    for name, field in Request.model_fields.items():
+        help = str(field.description)
+        if field.default not in (None, False):
+            help = f"{help.removesuffix('.')}; default {field.default}."
+        is_windows = name == "eval_windows"
+        option = typer.Option(
+            help=help,
+            parser=_all_or_number if is_windows else None,
+            autocompletion=_offer(_OFFERED[name]) if name in _OFFERED else None,
+        )
+        kind: Any = str if is_windows else field.annotation
+        parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        listed.append(parameter.replace(annotation=Annotated[kind | None, option]))
+    return listed
+
+
+def _offer(values: list[str]) -> Callable[[], list[str]]:
+    return lambda: values
+
+
+def _all_or_number(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
