@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from refusals import refusal
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 from word_tokenizer import BOS, word_tokenizer
 
 from prunevolve.evaluation.windows import (
@@ -148,11 +146,9 @@ def shared(places, shares, windows, seed=None):
     return share_windows([Text(place, "all", windows, 3, seed) for place in places], shares)
 
 
-@pytest.mark.parametrize(
-    ("shares", "windows", "expected"), [((1, 1), 5, [3, 2]), ((1, 2), 4, [1, 3])]
-)
-def test_counts_follow_the_shares_and_add_up(halves, shares, windows, expected):
-    assert [text.windows for text in shared(halves, shares, windows)] == expected
+def test_counts_follow_the_shares_and_add_up(halves):
+    assert [text.windows for text in shared(halves, (1, 1), 5)] == [3, 2]
+    assert [text.windows for text in shared(halves, (1, 2), 4)] == [1, 3]
 
 
 def test_kinds_are_cut_as_by_themselves_and_stand_among_each_other_evenly(halves):
@@ -181,10 +177,10 @@ def of_role(*places):
 def test_overlapping_texts_are_described_by_pairs(numbers, monkeypatch):
     monkeypatch.chdir(Path(numbers).parent)
     texts = {
-        "calibration": of_role(("embedded", "calibration"), ("ptb", "validation")),
         "fitness": of_role(("c4", "train"), ("ptb", "train[:51%]"), (numbers, "train")),
         "selection": of_role(("embedded", "fitness[:50%]"), ("c4", "validation")),
         "report": of_role(("ptb", "train[50%:]"), ("./numbers.txt", "test")),
+        "calibration": of_role(("embedded", "fitness[50%:]")),
     }
     assert check_disjoint(texts) == [
         "fitness and report overlap: ptb train[:51%] and ptb train[50%:]",
@@ -202,13 +198,7 @@ def test_texts_of_the_hub_alone_are_noted_as_unchecked(numbers):
 
 
 def test_special_tokens_are_told_by_share_and_name_bos_excepted():
-    words = {"<s>": 0, "<unk>": 1, "</s>": 2, "a": 3}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=plain, bos_token="<s>", unk_token="<unk>", eos_token="</s>"
-    )
-    assert special_note(torch.tensor([[0, 3, 3, 3], [0, 3, 3, 3]]), tokenizer) is None
-    note = special_note(torch.tensor([[0, 1, 3, 1], [0, 3, 2, 3]]), tokenizer)
-    assert note and note.startswith(
-        "37.5% of the calibration tokens are special ones such as <unk>"
-    )
+    tokenizer = word_tokenizer("<s>", unk_token="1", eos_token="2")
+    assert special_note(torch.tensor([[BOS, 3, 3, 3], [BOS, 3, 3, 3]]), tokenizer) is None
+    note = special_note(torch.tensor([[BOS, 1, 3, 1], [BOS, 3, 2, 3]]), tokenizer)
+    assert note and note.startswith("37.5% of the calibration tokens are special ones such as 1, ")
