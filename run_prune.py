@@ -13,7 +13,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from prunevolve import command_line
-from prunevolve.evaluation.sources import EMBEDDED
+from prunevolve.evaluation.text import EMBEDDED
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.run.options import (

@@ -23,8 +23,8 @@ from rich.progress import track
 from tables import conditions, show, show_rises, wikitext2_corpora, write_json
 
 from prunevolve import Criterion, collect_statistics, load_model, load_tokenizer, prune, read_metric
-from prunevolve.evaluation.corpus import Mixture, Part
 from prunevolve.evaluation.perplexity import perplexity, window_losses
+from prunevolve.evaluation.windows import Text, cut_all, share_windows
 from prunevolve.pruning.baselines import FOUND, PUBLISHED
 from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.models import EMBEDDED
@@ -54,8 +54,8 @@ class Setting:
 
     model: str
     dtype: str
-    statistics: Mixture
-    tests: Mapping[str, Mixture]
+    statistics: tuple[Text, ...]
+    tests: Mapping[str, Text]
 
     @property
     def name(self) -> str:
@@ -198,7 +198,7 @@ class Loaded:
         self._model = load_model(setting.model, setting.dtype)
         self._dense = {name: x.clone() for name, x in self._model.state_dict().items()}
         self._tests = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
-        windows = setting.statistics.cut(tokenizer).tokens
+        windows = cut_all(setting.statistics, tokenizer).tokens
         self._statistics = collect_statistics(self._model, LEAF_SETS["extended"], windows)
 
     def perplexities(self) -> dict[str, float]:
@@ -234,14 +234,15 @@ def _setting(
 ) -> Setting:
     """Return the texts of a model."""
     if model == EMBEDDED:
-        statistics = Mixture((Part(EMBEDDED, "calibration"),), samples // 2, 256, 0)
-        report = {"own": Mixture((Part(EMBEDDED, "report"),), None, 256, None)}
-        return Setting(model, "float32", statistics, report)
-    parts = (Part(validation, "validation[:50%]"), Part(EMBEDDED, "training"))
-    statistics = Mixture({"both": parts, "one": parts[:1]}[calibration], samples, 512, 0)
+        own = (Text(EMBEDDED, "calibration", samples // 2, 256, seed=0),)
+        return Setting(model, "float32", own, {"own": Text(EMBEDDED, "report", None, 256)})
+    places = [(validation, "validation[:50%]"), (EMBEDDED, "training")]
+    texts = [Text(*place, samples, 512, seed=0) for place in places]
+    kinds = {"both": texts, "one": texts[:1]}[calibration]
+    statistics = share_windows(kinds, [1.0] * len(kinds))
     tests = {
-        "text": Mixture((Part(test, "test"),), windows, 512, None),
-        "documentation": Mixture((Part(EMBEDDED, "report"),), windows, 512, None),
+        "text": Text(test, "test", windows, 512),
+        "documentation": Text(EMBEDDED, "report", windows, 512),
     }
     return Setting(model, "bfloat16", statistics, tests)
 

@@ -14,9 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Logits = Callable[[Tensor], Iterator[Tensor]]
-"""Maps states that enter the head, (T, hidden_size), to logits in order, (tokens, vocabulary)."""
-
 
 class LanguageModel(Protocol):
     """A causal language model, wherever its weights are."""
@@ -47,14 +44,14 @@ def window_losses(
 @torch.inference_mode()
 def losses_of(
     states: Iterable[Tensor],
-    logits: Logits,
+    logits: Callable[[Tensor], Iterable[Tensor]],
     windows: Tensor,
     on_window: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Return what `window_losses` returns, from states that a model made of the windows."""
     losses = []
     for done, (hidden, window) in enumerate(zip(states, windows, strict=True), 1):
-        losses.append(_mean_nll(logits, hidden[:-1], window[1:].to(hidden.device)))
+        losses.append(_mean_nll(logits(hidden[:-1]), window[1:].to(hidden.device)))
         on_window(done)
     return torch.tensor(losses, dtype=torch.float64)
 
@@ -65,11 +62,11 @@ def perplexity(losses: Tensor) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def _mean_nll(logits: Logits, hidden: Tensor, targets: Tensor) -> float:
-    """Return the mean NLL of targets, (T - 1,), under hidden states, (T - 1, hidden_size)."""
-    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+def _mean_nll(logits: Iterable[Tensor], targets: Tensor) -> float:
+    """Return the mean NLL of targets, (T - 1,), under logits in parts, (tokens, vocabulary)."""
+    total = torch.zeros((), dtype=torch.float64, device=targets.device)
     start = 0
-    for part in logits(hidden):
+    for part in logits:
         total += functional.cross_entropy(part, targets[start : start + len(part)], reduction="sum")
         start += len(part)
     return total.item() / len(targets)

@@ -8,34 +8,17 @@ from datetime import timedelta
 from itertools import count
 from typing import IO, NoReturn, Protocol
 
+from rich import progress as rich_progress
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the units done and the units in all."""
 
-_LEAST_SECONDS, _MOST_SECONDS = 10.0, 60.0
-"""Seconds between two plain lines: a tenth of the time so far, within these."""
-
 
 class PlainConsole(Console):
-    """A console that prints text as it is, and raises BrokenPipeError as `print` does.
-
-    Args:
-        file: Where it prints; stdout by default.
-    """
+    """A console on stdout or a file: prints text as it is, and raises BrokenPipeError."""
 
     def __init__(self, file: IO[str] | None = None) -> None:
         super().__init__(file=file, emoji=False, highlight=False, markup=False)
@@ -64,13 +47,11 @@ def on_stderr() -> Console:
 @contextmanager
 def step(console: Console, title: str) -> Iterator[None]:
     """Show what is done inside the context: a spinner on a terminal, elsewhere one line."""
-    if not console.is_interactive:
+    if console.is_interactive:
+        with console.status(Text(title)):
+            yield
+    else:
         console.print(title, soft_wrap=True)
-        yield
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        bars.add_task(title, total=None)
         yield
 
 
@@ -89,15 +70,10 @@ def shown_progress(console: Console) -> Iterator[Show]:
     if not console.is_interactive:
         yield Lines(console)
         return
-    bars = Bars(
-        TextColumn("{task.description:<24}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        _TimeLeft(),
-        console=console,
-    )
-    tasks: dict[str, TaskID] = {}
+    counts = (rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn())
+    columns = (*rich_progress.Progress.get_default_columns(), *counts)
+    bars = rich_progress.Progress(*columns, console=console)
+    tasks: dict[str, rich_progress.TaskID] = {}
     with Live(bars, console=console) as live:
 
         def show(stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
@@ -109,14 +85,6 @@ def shown_progress(console: Console) -> Iterator[Show]:
         yield show
 
 
-class _TimeLeft(TimeRemainingColumn):
-    """The time that a stage will still take, if it is not finished."""
-
-    def render(self, task: Task) -> Text:
-        """Return it as text."""
-        return Text() if task.finished else super().render(task).append(" left")
-
-
 class Lines:
     """Progress in plain lines: the longer the work takes, the rarer they are."""
 
@@ -126,23 +94,21 @@ class Lines:
         self._firsts: dict[str, tuple[float, int]] = {}
 
     def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
-        """Print how far a stage is if nothing was printed for long, and its end."""
+        """Print how far a stage is if nothing was printed for 10 to 60 seconds, and its end."""
         now = time.monotonic()
         took = now - self._began
         since, first = self._firsts.setdefault(stage, (now, done))
         if done >= total:
             # Since the stage before it ended: what leads up to a stage is part of it.
-            self._print(f"{stage}: {done}/{total} ({took:.1f} s)", *about)
-            self._began = now
-        elif now - self._printed > min(_MOST_SECONDS, max(_LEAST_SECONDS, took / 10)):
-            times = f"{_clock(took)} so far"
+            state, self._began = f" ({took:.1f} s)", now
+        elif now - self._printed > min(60, max(10, took / 10)):
+            state = f", {_clock(took)} so far"
             if done > first:
-                times += f", {_clock((now - since) / (done - first) * (total - done))} left"
-            self._print(f"{stage}: {done}/{total}, {times}", *about)
-
-    def _print(self, *parts: str) -> None:
-        self._console.print("; ".join(parts), soft_wrap=True)
-        self._printed = time.monotonic()
+                state += f", {_clock((now - since) / (done - first) * (total - done))} left"
+        else:
+            return
+        self._printed = now
+        self._console.print("; ".join([f"{stage}: {done}/{total}{state}", *about]), soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

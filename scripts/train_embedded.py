@@ -25,8 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prunevolve.evaluation.corpus import token_windows
-from prunevolve.evaluation.sources import load_text
+from prunevolve.evaluation.text import load_text
+from prunevolve.evaluation.windows import Text
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "pruning" / "embedded"
 
@@ -269,7 +269,7 @@ def model_card(
 @torch.no_grad()
 def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, part: str) -> float:
     """Return exp of the mean loss over all windows of a part, which have equal lengths."""
-    tokens = token_windows(tokenizer, "embedded", part, None, WINDOW, None).tokens
+    tokens = Text("embedded", part, None, WINDOW).cut(tokenizer).tokens
     losses = [model(input_ids=row, labels=row).loss.item() for row in tokens.split(1)]
     return math.exp(sum(losses) / len(losses))
 

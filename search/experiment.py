@@ -1,6 +1,6 @@
 """Everything that a search needs, resolved once from its config: tasks, texts, seeds, settings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -8,10 +8,18 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from prunevolve.configs.schema import ROLES, Config, Text
+from prunevolve.configs.schema import ROLES, Config
 from prunevolve.configs.schema import Task as TaskConfig
-from prunevolve.evaluation.corpus import Mixture, Part, Provenance, Windows, special_note
-from prunevolve.evaluation.sources import check_disjoint
+from prunevolve.configs.schema import Text as TextConfig
+from prunevolve.evaluation.windows import (
+    Provenance,
+    Text,
+    Windows,
+    check_disjoint,
+    cut_all,
+    share_windows,
+    special_note,
+)
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, parse_pattern
 from prunevolve.pruning.models import (
@@ -47,7 +55,7 @@ class Experiment:
 
     config: Config
     subjects: tuple[Subject, ...]
-    texts: tuple[Mapping[str, Text], ...]
+    texts: tuple[Mapping[str, TextConfig], ...]
     tasks: tuple[Task, ...]
     leaves: frozenset[str]
     breeder: Breeder
@@ -60,7 +68,7 @@ class Experiment:
         windows, warnings = [], []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
             tokenizer = load_tokenizer(subject.model)
-            windows.append(_cut(tokenizer, _mixtures(texts)))
+            windows.append(_cut(tokenizer, _texts(texts)))
             if note := special_note(windows[-1]["calibration"].tokens, tokenizer):
                 warnings.append(f"{subject.model}: {note}")
         return replace(self, windows=tuple(windows), warnings=tuple(warnings))
@@ -73,7 +81,8 @@ class Experiment:
         """
         counts: list[dict[str, int]] = []
         for subject, texts in zip(self.subjects, self.texts, strict=True):
-            local = {r: m for r, m in _mixtures(texts).items() if not m.check()}
+            all_texts = _texts(texts).items()
+            local = {r: ts for r, ts in all_texts if not any(text.check() for text in ts)}
             cut = _cut(load_tokenizer(subject.model), local) if local else {}
             counts.append({role: windows.tokens.numel() for role, windows in cut.items()})
         return counts
@@ -169,7 +178,7 @@ def resolve(config: Config) -> Experiment:
     seeds = tuple(read_seeds(config.search.seeds, group))
     notes = _check_texts(config)
     _check_models(config)
-    sources: list[tuple[Subject, dict[str, Text]]] = []
+    sources: list[tuple[Subject, dict[str, TextConfig]]] = []
     tasks = []
     for task in config.all_tasks:
         source = (Subject(task.model, task.dtype), task.texts)
@@ -202,25 +211,27 @@ def _kinds_of(windows: Windows) -> tuple[str, ...]:
     return tuple(names[kind] for kind in windows.kinds)
 
 
-def _mixtures(texts: Mapping[str, Text]) -> dict[str, Mixture]:
-    return {
-        role: Mixture(
-            tuple(Part(part.corpus, part.split, part.share) for part in text.parts),
-            text.windows,
-            text.length,
-            text.seed,
-            text.bos,
-        )
-        for role, text in texts.items()
-    }
+def _texts(configs: Mapping[str, TextConfig]) -> dict[str, tuple[Text, ...]]:
+    """Return the kinds of text to cut, by role."""
+    texts = {}
+    for role, config in configs.items():
+        kinds = [
+            Text(part.corpus, part.split, config.windows, config.length, config.seed, config.bos)
+            for part in config.parts
+        ]
+        with _naming(role):
+            texts[role] = share_windows(kinds, [part.share for part in config.parts])
+    return texts
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, mixtures: Mapping[str, Mixture]) -> dict[str, Windows]:
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, Sequence[Text]]
+) -> dict[str, Windows]:
     """Return the windows of texts by role."""
     windows = {}
-    for role, mixture in mixtures.items():
+    for role, kinds in texts.items():
         with _naming(role):
-            windows[role] = mixture.cut(tokenizer)
+            windows[role] = cut_all(kinds, tokenizer)
     return windows
 
 
@@ -246,17 +257,16 @@ def _check_texts(config: Config) -> list[str]:
     Raises:
         ValueError: If a text is unknown, missing or malformed, or two of them overlap.
     """
-    tasks = [_mixtures(task.texts) for task in config.all_tasks]
+    tasks = [_texts(task.texts) for task in config.all_tasks]
     notes = []
     for task in tasks:
-        for role, mixture in task.items():
+        for role, texts in task.items():
             with _naming(role):
-                notes += [f"{role}: {note}" for note in mixture.check()]
-    places = [{role: mixture.places for role, mixture in task.items()} for task in tasks]
-    for task_places, other_places in product(places, places):
+                notes += [f"{role}: {note}" for text in texts if (note := text.check())]
+    for one, other in product(tasks, tasks):
         # Check each role of a task against the other roles of every task.
         for role in ROLES:
-            overlaps = check_disjoint({**other_places, role: task_places[role]})
+            overlaps = check_disjoint({**other, role: one[role]})
             if overlaps and not config.allow_test_selection:
                 raise ValueError(
                     f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"

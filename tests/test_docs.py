@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METRICS.md"),
     *("docs/CLUSTER.md", "docs/APPLY.md", "docs/EXTENDING.md", "docs/PYTHON.md"),
-    *("docs/TABLES.md", "docs/AFTER.md"),
+    "docs/TABLES.md",
 ]
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml))`")
 

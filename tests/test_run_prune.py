@@ -16,7 +16,7 @@ from toy_models import tensors_of, toy_model, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
-from prunevolve.evaluation.corpus import token_windows
+from prunevolve.evaluation.windows import Text
 from prunevolve.pruning import memory, offload, store
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
@@ -84,7 +84,7 @@ def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_s
     ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    windows = token_windows(tokenizer, "embedded", "report", 4, 16, None).tokens
+    windows = Text("embedded", "report", 4, 16).cut(tokenizer).tokens
     with torch.no_grad():
         losses = [model(input_ids=ids[None], labels=ids[None]).loss for ids in windows]
     assert torch.stack(losses).mean().exp().item() == pytest.approx(report["pruned_perplexity"])
@@ -354,7 +354,7 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MiB, got '6 "),
         ({"by_document": True}, "by-document needs a corpus of documents, one of wikitext2, c4,"),
         ({**TWO_KINDS, "split": "report"}, "--split must be given once for each --corpus, or not "),
-        ({"eval_windows": 10**6}, "tokens; 1000000 windows of 16 need at least 16000000"),
+        ({"eval_windows": 10**6}, "fit the text, got 1000000 of 16 tokens; corpus "),
         ({"recipe": "fats"}, "recipe 'fats' cannot be read: No such file or directory; give best,"),
         ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
     ],
@@ -725,7 +725,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
     recipe = paper(tmp_path / "out", "recipe")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    windows = token_windows(tokenizer, "embedded", "calibration", 3, 16, 0).tokens
+    windows = Text("embedded", "calibration", 3, 16, 0).cut(tokenizer).tokens
     found = collect(resident, windows, frozenset("X")).to_tensors()
     found |= {f"G/{name}": G.float() for name, G in gradients.items()}
     target = Target(0.5, group_of(recipe["group"]))

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.corpus import Windows, cut_all, special_note
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
+from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.models import hub_id, load_model, resolve_model
 from prunevolve.pruning.offload import DiskOffload, Offload
@@ -39,10 +39,10 @@ def validate(job: Job) -> JsonObject:
     _say("note", job.notes)
     unchecked: list[str] = []
     for text in (text for texts in job.texts.values() for text in texts):
-        notes = text.check()
-        unchecked += notes
-        if not notes:
-            cut_all([text], job.model.tokenizer)
+        if note := text.check():
+            unchecked.append(note)
+        else:
+            text.cut(job.model.tokenizer)
     if tasks := job.request.tasks:
         unchecked.append(f"data sets of zero-shot tasks {', '.join(tasks)}: not checked")
     if hub_id(job.model.name):

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunevolve.evaluation.corpus import EVAL_WINDOWS, Mixture, Part, Provenance
-from prunevolve.evaluation.sources import HUB_CORPORA, check_disjoint
+from prunevolve.evaluation.text import CORPORA
+from prunevolve.evaluation.windows import Provenance, Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
@@ -19,6 +19,9 @@ from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe, make_recipe
 from prunevolve.pruning.run.options import Measurement, Method, Request
 from prunevolve.pruning.run.result import check_output_folder
+
+EVAL_WINDOWS = 32
+"""Most windows of each text that are measured where nothing else is said."""
 
 TEST_TOKENS = 350_000
 """Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,
@@ -56,7 +59,7 @@ class Job:
     request: Request
     model: UnloadedModel
     recipe: Recipe
-    texts: Mapping[str, tuple[Mixture, ...]]
+    texts: Mapping[str, tuple[Text, ...]]
     out: Path
     plan: Plan
     notes: tuple[str, ...]
@@ -65,10 +68,9 @@ class Job:
     @property
     def warnings(self) -> list[str]:
         """Reasons to trust the perplexities less."""
-        places = {role: [p for t in texts for p in t.places] for role, texts in self.texts.items()}
-        overlaps = check_disjoint(places)
+        overlaps = check_disjoint(self.texts)
         warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
-        one_kind = len(places.get("calibration", [])) == 1
+        one_kind = len(self.texts.get("calibration", ())) == 1
         warnings += [ONE_KIND] if one_kind and self.model.name != EMBEDDED else []
         return warnings
 
@@ -129,7 +131,7 @@ def make_job(request: Request, resume: bool) -> Job:
         )
     check_layers(model.shapes, recipe.target)
     texts = {
-        "calibration": (calibration_text(request, model.seqlen),),
+        "calibration": calibration_texts(request, model.seqlen),
         "evaluation": evaluation_texts(request, model.seqlen),
     }
     if not (recipe.dense_leaves or recipe.follows):
@@ -168,21 +170,24 @@ def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
     )
 
 
-def calibration_text(request: Request, seqlen: int) -> Mixture:
-    """Return the text for the statistics, checked."""
-    parts = _parts("", request.corpus, request.split, request.share)
-    text = Mixture(parts, request.samples, seqlen, request.seed, request.bos, request.by_document)
-    text.check()
-    for part in parts if request.by_document else ():
-        if part.corpus not in HUB_CORPORA:
+def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
+    """Return the texts for the statistics, checked."""
+    samples, seed, bos = request.samples, request.seed, request.bos
+    texts = [
+        Text(corpus, split, samples, seqlen, seed, bos, request.by_document)
+        for corpus, split in _places("", request.corpus, request.split, request.share)
+    ]
+    shared = share_windows(texts, request.share or [1.0] * len(texts))
+    for text in shared:
+        if not text.check() and request.by_document:
+            known = ", ".join(name for name in CORPORA if name != EMBEDDED)
             raise ValueError(
-                f"by-document needs a corpus of documents, one of {', '.join(HUB_CORPORA)}; got "
-                f"{part.corpus!r}"
+                f"by-document needs a corpus of documents, one of {known}; got {text.corpus!r}"
             )
-    return text
+    return shared
 
 
-def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Mixture, ...]:
+def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
     """Return the texts to measure perplexity on, in windows of `seqlen` tokens, checked.
 
     Raises:
@@ -191,21 +196,21 @@ def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Mixture, ...]:
     windows = None if request.eval_windows == "all" else request.eval_windows
     most = None if request.eval_windows == "all" else EVAL_WINDOWS
     texts = tuple(
-        Mixture((part,), windows, seqlen, None, request.bos, most=most)
-        for part in _parts("eval-", request.eval_corpus, request.eval_split)
+        Text(corpus, split, windows, seqlen, bos=request.bos, most=most)
+        for corpus, split in _places("eval-", request.eval_corpus, request.eval_split)
     )
     for text in texts:
         text.check()
     return texts
 
 
-def _parts(
+def _places(
     prefix: str,
     corpora: Sequence[str] | None,
     splits: Sequence[str] | None,
     shares: Sequence[float] | None = None,
-) -> tuple[Part, ...]:
-    """Return the kinds of text of the options that begin with a prefix."""
+) -> list[tuple[str, str]]:
+    """Return corpus and split of each kind of text of the options that begin with a prefix."""
     corpora = corpora or [EMBEDDED]
     for name, given in (("split", splits), ("share", shares)):
         if given and len(given) != len(corpora):
@@ -214,7 +219,7 @@ def _parts(
                 f"got {len(given)} for {len(corpora)}"
             )
     defaults = [SPLITS[corpus][bool(prefix)] if corpus in SPLITS else "all" for corpus in corpora]
-    return tuple(map(Part, corpora, splits or defaults, shares or [1.0] * len(corpora)))
+    return list(zip(corpora, splits or defaults, strict=True))
 
 
 def _resolved(request: Request, model: UnloadedModel, recipe: Recipe) -> Request:

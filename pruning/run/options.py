@@ -14,7 +14,7 @@ import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from prunevolve.evaluation.sources import EMBEDDED, HUB_CORPORA
+from prunevolve.evaluation.text import CORPORA, EMBEDDED
 from prunevolve.pruning.baselines import ALLOCATIONS, NAMED, SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject, read_object, read_text
 
@@ -44,8 +44,8 @@ _OFFERED = {
     "group": ["row", "layer", "model"],
     "allocation": [*ALLOCATIONS],
     "refine": ["none", "swaps", "swaps:100"],
-    "corpus": [EMBEDDED, *HUB_CORPORA],
-    "eval_corpus": [EMBEDDED, *HUB_CORPORA],
+    "corpus": [*CORPORA],
+    "eval_corpus": [*CORPORA],
 }
 """What a shell offers for options whose types do not say it."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunevolve.evaluation.corpus import token_windows
+from prunevolve.evaluation.windows import Text
 from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_tokenizer
@@ -38,9 +38,7 @@ SNIP = criterion_of("mul(W, G)", "model")
 def words(windows: int) -> dict[str, Tensor]:
     """Return windows of the embedded texts by role, of 32 tokens each."""
     tokenizer = load_tokenizer("embedded")
-    return {
-        role: token_windows(tokenizer, "embedded", role, windows, 32, None).tokens for role in ROLES
-    }
+    return {role: Text("embedded", role, windows, 32).cut(tokenizer).tokens for role in ROLES}
 
 
 def setup_of(**changes: Any) -> Setup:

@@ -135,7 +135,7 @@ MIX = (
         (f"calibration={MIX % 'report'}", "calibration and report overlap: "),
         (f"calibration={MIX % 'dev'}", "calibration: split of corpus 'embedded' must be one of"),
         ("fitness.split=dev", "fitness: split of corpus 'embedded' must be one of "),
-        ("fitness.corpus=missing.txt", "fitness: corpus file 'missing.txt' is not there"),
+        ("fitness.corpus=missing.txt", "fitness: corpus must be embedded, "),
         (f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]", "report: split of corpus 'embedded' must "),
         (
             "search.seeds=[magnitude, wandaa]",

@@ -13,8 +13,8 @@ from search_process import started
 from transformers import AutoTokenizer
 
 from prunevolve import run_prune
-from prunevolve.evaluation import sources
-from prunevolve.pruning.run.job import calibration_text, evaluation_texts
+from prunevolve.evaluation.text import CORPORA
+from prunevolve.pruning.run.job import calibration_texts, evaluation_texts
 from prunevolve.pruning.run.options import Request, read_recipe
 
 C4_FILE = "en/c4-train.00000-of-01024.json.gz"
@@ -51,8 +51,8 @@ def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
     parquet.write_table(pyarrow.table({"text": rows}), table)
     (tmp_path / "wikitext/README.md").write_text(WIKITEXT_CARD)
     for corpus, folder in (("c4", "c4"), ("wikitext2", "wikitext")):
-        source = replace(sources.HUB_CORPORA[corpus], path=str(tmp_path / folder))
-        monkeypatch.setitem(sources.HUB_CORPORA, corpus, source)
+        source = replace(CORPORA[corpus], path=str(tmp_path / folder))
+        monkeypatch.setitem(CORPORA, corpus, source)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return documents, rows
 
@@ -60,7 +60,7 @@ def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
 def texts_of(recipe):
     request = Request(**read_recipe(recipe, None)[0])
     return {
-        "calibration": calibration_text(request, request.seqlen),
+        "calibration": calibration_texts(request, request.seqlen)[0],
         "evaluation": evaluation_texts(request, request.seqlen)[0],
     }
 
@@ -92,9 +92,9 @@ def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length)
 
 
 def test_published_texts_are_pinned():
-    pinned = [sources.HUB_CORPORA[name].revision for name in ("c4", "wikitext2")]
+    pinned = [CORPORA[name].revision for name in ("c4", "wikitext2")]
     assert all(len(revision) == 40 for revision in pinned)
-    assert sources.HUB_CORPORA["c4"].data_files["train"] == C4_FILE
+    assert CORPORA["c4"].data_files["train"] == C4_FILE
 
 
 def test_result_keeps_the_texts_and_repeats_them(hub, tiny_llama_dir, tmp_path):

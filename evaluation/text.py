@@ -1,0 +1,206 @@
+"""Texts: CPython's own help topics, corpora of the Hugging Face hub, local files.
+
+A corpus is one of four names or a path. `embedded` is the English text that every CPython carries
+(`pydoc_data.topics`), so that the whole project runs with no download; `wikitext2`, `c4` and `ptb`
+are the field's and come from the hub; a path ends in .txt, .json, .jsonl or .parquet.
+
+A split is `name` or `name[a%:b%]` (either bound may be left out); a local file has a single one,
+whatever its name. Slices cut the text, not the tokens, so that they mean the same for every
+tokenizer, and not the rows of a table, of which one may be a whole text; neighbouring slices share
+nothing.
+"""
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+# Topics that quote each other are in one part, and each part has its share of statements, data
+# model and expressions. Any other topic, including those that a later CPython adds, is for
+# training, so none of its wording can be in a text that is measured.
+HELD_OUT_TOPICS = {
+    "report": "sequence-types numeric-types callable-types import strings for while if else break "
+    "continue assert pass subscriptions slicings exprlists",
+    "selection": "typesmapping dict async await with context-managers execmodel naming "
+    "dynamic-features calls unary bitwise shifting",
+    "fitness": "customization function class lambda assignment augassign del global nonlocal "
+    "return booleans",
+    "calibration": "attribute-access try raise exceptions comparisons in binary",
+}
+EMBEDDED = "embedded"
+EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
+SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
+READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+"""How `datasets` reads a local file, by the end of its name."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How `datasets` reads a corpus. `joins`: split -> what goes between documents.
+
+    `data_files` gives one file per split when a whole corpus would be too much; the first
+    `documents` of it are streamed.
+    """
+
+    path: str
+    joins: Mapping[str, str]
+    revision: str | None = None
+    name: str | None = None
+    column: str = "text"
+    data_files: Mapping[str, str] | None = None
+    documents: int | None = None
+
+
+CORPORA = {
+    EMBEDDED: Corpus(path="pydoc_data", joins=dict.fromkeys(EMBEDDED_PARTS, "")),
+    # Joined as in the data loaders of SparseGPT (arXiv:2301.00774) and Wanda (arXiv:2306.11695).
+    "wikitext2": Corpus(
+        path="Salesforce/wikitext",
+        name="wikitext-2-raw-v1",
+        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
+        joins={"train": " ", "validation": "\n\n", "test": "\n\n"},
+    ),
+    # 4,000 documents are about 2 million tokens: 128 windows of 4,096 tokens four times over.
+    "c4": Corpus(
+        path="allenai/c4",
+        revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        joins={"train": " ", "validation": " "},
+        data_files={
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        },
+        documents=4000,
+    ),
+    # The main revision is a loading script, which datasets 4 and later refuse to run.
+    "ptb": Corpus(
+        path="ptb-text-only/ptb_text_only",
+        revision="refs/convert/parquet",
+        column="sentence",
+        joins={"train": " ", "validation": " ", "test": " "},
+    ),
+}
+
+
+class Place(NamedTuple):
+    """A slice of a text, in percent; `corpus` is a name, or the full path of a file."""
+
+    corpus: str
+    split: str
+    first: int
+    last: int
+    source: Corpus
+
+
+def find(corpus: str, split: str) -> Place:
+    """Return where a text is, without a network or reading it.
+
+    Raises ValueError if the corpus or split is unknown or malformed, or a local file is missing.
+    """
+    match = re.fullmatch(r"([\w-]*)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
+    first, last = (int(match[2] or 0), int(match[3] or 100)) if match else (0, 0)
+    if not match or not split or not first < last <= 100:
+        raise ValueError(f"split {SPLIT_RULE}; got {split!r}")
+    if source := CORPORA.get(corpus):
+        if match[1] not in source.joins:
+            known = ", ".join(source.joins)
+            raise ValueError(f"split of corpus {corpus!r} must be one of {known}; got {match[1]!r}")
+        return Place(corpus, match[1], first, last, source)
+    reader = READERS.get(Path(corpus).suffix)
+    file = os.path.realpath(os.path.expanduser(corpus))  # noqa: PTH111  # Path's may raise
+    if not reader or not Path(file).is_file():
+        near = difflib.get_close_matches(corpus.lower(), CORPORA, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"corpus must be {', '.join(CORPORA)} or a {', '.join(READERS)} file that is there; "
+            f"got {corpus!r}{hint}"
+        )
+    local = Corpus(reader, joins={"train": "\n\n"}, data_files={"train": glob.escape(file)})
+    return Place(file, "train", first, last, local)
+
+
+def load_text(corpus: str, split: str) -> str:
+    """Return a split's documents, joined, and cut at line starts; raises as `load_documents`."""
+    place = find(corpus, split)
+    documents = load_documents(place, place.source.documents)
+    text = place.source.joins[place.split].join(documents)
+    return text[_cut(text, place.first) : _cut(text, place.last)]
+
+
+def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
+    """Return the documents of a split, without its slice: the rows of a table, a whole .txt file.
+
+    A corpus of the hub is downloaded, or read from the hub's cache when HF_HUB_OFFLINE is set.
+
+    Args:
+        first: Stream only so many; None for all, each of the hub's read when it is looked at.
+
+    Raises:
+        ValueError: If a file is not of the kind its suffix says, or the hub does not serve it.
+    """
+    source, split = place.source, place.split
+    if place.corpus == EMBEDDED:
+        return [_embedded_text(split)]
+    import datasets  # here, since the embedded text does not need it and it takes a second
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells the hub of each local file
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are told below
+    # A streamed file is neither copied to a cache nor taken from one that is older than the file.
+    streaming = first is not None or place.corpus not in CORPORA
+    try:
+        if source.path == "text":
+            return [Path(place.corpus).read_text(encoding="utf-8")]
+        rows = datasets.load_dataset(
+            source.path,
+            source.name,
+            revision=source.revision,
+            data_files=source.data_files and {split: source.data_files[split]},
+            split=split,
+            streaming=streaming,
+        )
+        documents: Sequence[str] = (rows if first is None else rows.take(first))[source.column]
+        if streaming:
+            documents = [text for text in documents if text is not None]
+            if not all(isinstance(text, str) for text in documents):
+                raise ValueError(f"column {source.column!r} has other values")
+        return documents
+    except (OSError, KeyError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as e:
+        cause = f"{type(e).__name__}: {e}".partition("\n")[0]
+        raise ValueError(
+            f"corpus {place.corpus!r} cannot be read ({cause}): give {EMBEDDED}, UTF-8 text, or "
+            f"rows with a string column {source.column!r}"
+        ) from e
+
+
+def _cut(text: str, percent: int) -> int:
+    """Return the first line start at or after a percentage; in a text of one line, a word's."""
+    position = len(text) * percent // 100
+    if position == 0 or percent == 100:
+        return position
+    end = text.find("\n" if "\n" in text else " ", position - 1)
+    return end + 1 if end >= 0 else len(text)
+
+
+def _embedded_text(part: str) -> str:
+    """Return one part of CPython's help topics; no two parts share a paragraph.
+
+    Topics quote each other (`compound` holds the whole of `try`). A paragraph is kept where it
+    first appears, and held-out parts come before training, so none of theirs is trained on.
+    """
+    from pydoc_data.topics import topics
+
+    parts = {name: sorted(names.split()) for name, names in HELD_OUT_TOPICS.items()}
+    parts["training"] = sorted(set(topics) - {topic for names in parts.values() for topic in names})
+    seen: set[str] = set()
+    kept: dict[str, list[str]] = {}
+    for name, names in parts.items():
+        kept[name] = []
+        for paragraph in "\n\n".join(topics.get(topic, "") for topic in names).split("\n\n"):
+            words = " ".join(paragraph.split())  # an indented quotation is still a quotation
+            if words and words not in seen:
+                seen.add(words)
+                kept[name].append(paragraph.strip("\n"))
+    return "\n\n".join(kept[part]) + "\n"
