@@ -9,8 +9,7 @@ metrics need. They take and return fp32 tensors whose last two dimensions broadc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,18 +73,13 @@ def any_side(*operands: Shape) -> Shape:
     return Shape(any(x.by_row for x in operands), any(x.by_column for x in operands))
 
 
-def _first(*operands: Shape) -> Shape:
-    return operands[0]
-
-
-def _last_is_number(*operands: Shape) -> bool:
-    return operands[-1] == NUMBER
-
-
-_ELEMENTWISE = Typing(any_side)
-_SCALING = Typing(_first, _last_is_number, "scales over a matrix, and its operand is a number")
+_SCALING = Typing(
+    lambda x: x, lambda x: x == NUMBER, "scales over a matrix, and its operand is a number"
+)
 # The divisor enters as one number, so it adds no side.
-_BY_NORM = Typing(_first, _last_is_number, "divides by a norm: use quot or mul for a number")
+_BY_NORM = Typing(
+    lambda x, y: x, lambda x, y: y == NUMBER, "divides by a norm: use quot or mul for a number"
+)
 _PER_ROW = Typing(
     lambda x: Shape(x.by_row, False), lambda x: not x.by_column, "needs what varies by input"
 )
@@ -119,7 +113,6 @@ def _of_number(x: Units, over: Shape) -> Units | None:
 
 
 _SAME_UNITS = _power(1)
-_if_first = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -135,10 +128,8 @@ class Operator:
         units: Maps the operands' units to the result's; None if they do not go together, such as
             those of a sum that differ. `over` is the shape of all operands broadcast.
         typing: How the result's shape follows from the operands'.
-        twin: The operator that has a mean where this one has a sum or a norm; empty if it has
-            neither.
-        unsigned: The same function where the last operand is certainly 0 or more, if there it
-            takes less work.
+        twin: The operator that has a mean where this one has a sum or a norm, if it has one.
+        unsigned: The same where the last operand is certainly 0 or more, if there it is quicker.
     """
 
     arity: int
@@ -146,62 +137,20 @@ class Operator:
     meaning: str
     never_negative: bool | Callable[[tuple[bool, ...]], bool]
     units: Callable[..., Units | None]
-    typing: Typing = _ELEMENTWISE
+    typing: Typing = Typing(any_side)
     twin: str = ""
     unsigned: Callable[..., Tensor] | None = None
 
 
-def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
+def _divide_by(size: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
     # The release broadcasts before it takes the norm: a (1, in) divisor counts once for each row.
     x, y = torch.broadcast_tensors(x, y)
-    return cast(Tensor, x / torch.linalg.vector_norm(y, dim=_MATRIX_SIDES, keepdim=True))
-
-
-def _divide_by_rms(x: Tensor, y: Tensor) -> Tensor:
-    x, y = torch.broadcast_tensors(x, y)
-    return x / _rms(y, _MATRIX_SIDES, keepdim=True)
+    return x / size(y, dim=_MATRIX_SIDES, keepdim=True)
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
-    smallest = SMALLEST_DIVISOR
-    return x / torch.where(y < 0, y.clamp(max=-smallest), y.clamp(min=smallest))
-
-
-def _quotient_by_unsigned(x: Tensor, y: Tensor) -> Tensor:
-    return x / y.clamp(min=SMALLEST_DIVISOR)
-
-
-def _square(x: Tensor) -> Tensor:
-    return x * x
-
-
-# From here on, a function of several passes writes to the matrix that its first pass has made.
-
-
-def _cube(x: Tensor) -> Tensor:
-    return (x * x).mul_(x)
-
-
-def _guarded_exp(x: Tensor) -> Tensor:
-    return x.clamp(max=100).exp_()
-
-
-def _guarded_log(x: Tensor) -> Tensor:
-    return x.abs().add_(0.001).log_()
-
-
-def _guarded_sqrt(x: Tensor) -> Tensor:
-    return x.abs().sqrt_()
-
-
-def _fourth_root(x: Tensor) -> Tensor:
-    # Two roots, each rounded correctly on every device; pow is not.
-    return x.abs().sqrt_().sqrt_()
-
-
-def _power_of_three_halves(x: Tensor) -> Tensor:
-    magnitude = x.abs()
-    return magnitude.sqrt().mul_(magnitude)
+    low, high = y.clamp(max=-SMALLEST_DIVISOR), y.clamp(min=SMALLEST_DIVISOR)
+    return x / torch.where(y < 0, low, high)
 
 
 def _min_max_scale(x: Tensor) -> Tensor:
@@ -217,27 +166,31 @@ def _rms(x: Tensor, dim: int | tuple[int, int], keepdim: bool) -> Tensor:
     return x.square().mean(dim, keepdim=keepdim).sqrt_()
 
 
+# A function of several passes writes to the matrix that its first pass has made.
+
 RELEASE: dict[str, Operator] = {
     "add": Operator(2, torch.add, "x + y", all, _alike),
     "sub": Operator(2, torch.sub, "x - y", False, _alike),
     "mul": Operator(2, torch.mul, "x * y", all, _joined(1)),
     "div": Operator(
         2,
-        _divide_by_norm,
+        partial(_divide_by, torch.linalg.vector_norm),
         "x / ||y||, the Frobenius norm of y after broadcasting: one number",
-        _if_first,
+        lambda signs: signs[0],
         _by_frobenius,
         _BY_NORM,
         twin="divrms",
     ),
-    "sqr": Operator(1, _square, "x * x", True, _power(2)),
-    "pow": Operator(1, _square, "x * x", True, _power(2)),
+    "sqr": Operator(1, lambda x: x * x, "x * x", True, _power(2)),
+    "pow": Operator(1, lambda x: x * x, "x * x", True, _power(2)),
     "neg": Operator(1, torch.neg, "-x", False, _SAME_UNITS),
     "skp": Operator(1, torch.positive, "x", all, _SAME_UNITS),
     "abs": Operator(1, torch.abs, "|x|", True, _SAME_UNITS),
-    "log": Operator(1, _guarded_log, "ln(|x| + 0.001)", False, _of_number),
-    "exp": Operator(1, _guarded_exp, "exp(min(x, 100)); inf above 88.7", True, _of_number),
-    "sqrt": Operator(1, _guarded_sqrt, "sqrt(|x|)", True, _power(1 / 2)),
+    "log": Operator(1, lambda x: x.abs().add_(0.001).log_(), "ln(|x| + 0.001)", False, _of_number),
+    "exp": Operator(
+        1, lambda x: x.clamp(max=100).exp_(), "exp(min(x, 100)); inf above 88.7", True, _of_number
+    ),
+    "sqrt": Operator(1, lambda x: x.abs().sqrt_(), "sqrt(|x|)", True, _power(1 / 2)),
     "tanh": Operator(1, torch.tanh, "tanh(x); saturates into ties", all, _of_number),
     "mms": Operator(
         1, _min_max_scale, "(x - min) / (max - min) over the matrix", True, _power(0), _SCALING
@@ -247,11 +200,7 @@ RELEASE: dict[str, Operator] = {
     ),
 }
 
-_SIDES = {
-    "row": (-1, "inputs", _PER_ROW),
-    "col": (-2, "outputs", _PER_COL),
-}
-
+_SIDES = {"row": (-1, "inputs", _PER_ROW), "col": (-2, "outputs", _PER_COL)}
 
 _REDUCTIONS: dict[str, tuple[Any, ...]] = {
     "sum": (torch.sum, "sum", all, _power(1, 1), "mean"),
@@ -263,7 +212,6 @@ _REDUCTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def _reduction(side: str, name: str) -> Operator:
-    """Return the row of an operator that reduces a matrix to one of its sides."""
     dim, over, typing = _SIDES[side]
     function, meaning, never_negative, units, twin = _REDUCTIONS[name]
     reduce, meaning = partial(function, dim=dim, keepdim=True), f"{meaning} over the {over}"
@@ -277,20 +225,21 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         "x / y; |y| is kept at or above 1e-12, its sign kept, 0 as positive",
         all,
         _joined(-1),
-        unsigned=_quotient_by_unsigned,
+        unsigned=lambda x, y: x / y.clamp(min=SMALLEST_DIVISOR),
     ),
-    "root4": Operator(1, _fourth_root, "|x| ** 0.25", True, _power(1 / 4)),
-    "pow15": Operator(1, _power_of_three_halves, "|x| ** 1.5", True, _power(3 / 2)),
-    "cube": Operator(1, _cube, "x * x * x, with its sign", all, _power(3)),
+    # Two roots, each rounded correctly on every device; pow is not.
+    "root4": Operator(1, lambda x: x.abs().sqrt_().sqrt_(), "|x| ** 0.25", True, _power(1 / 4)),
+    "pow15": Operator(1, lambda x: x.abs().sqrt().mul_(x.abs()), "|x| ** 1.5", True, _power(3 / 2)),
+    "cube": Operator(1, lambda x: (x * x).mul_(x), "x * x * x, with its sign", all, _power(3)),
     **{x + y: _reduction(x, y) for x in _SIDES for y in ("sum", "mean", "max", "norm")},
 }
 
 TWINS: dict[str, Operator] = {
     "divrms": Operator(
         2,
-        _divide_by_rms,
+        partial(_divide_by, _rms),
         "x / the root mean square of y over the matrix: one number",
-        _if_first,
+        lambda signs: signs[0],
         _joined(-1),
         _BY_NORM,
     ),
