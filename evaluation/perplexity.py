@@ -2,8 +2,7 @@
 
 A window of T tokens has T - 1 predictions. Its mean NLL is over those, and the perplexity of N
 equally long windows is exp of the mean of the N means. (The mean of the windows' perplexities
-would be a different, larger number.) Logits are made for a few positions at a time, since those of
-a whole batch over a large vocabulary would dwarf everything else in memory.
+would be a different, larger number.)
 """
 
 import math
@@ -16,13 +15,12 @@ from torch.nn import functional
 
 
 class LanguageModel(Protocol):
-    """A causal language model, wherever its weights are."""
+    """Yields each window's states that enter the head, (T, hidden_size), and some tokens' logits
+    at a time, (tokens, vocabulary) in fp32: a batch's would dwarf everything else in memory.
+    """
 
-    def states(self, windows: Tensor) -> Iterator[Tensor]:
-        """Yield each window's states that enter the head, (T, hidden_size)."""
-
-    def logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of states in order, in fp32, some tokens at a time."""
+    def states(self, windows: Tensor) -> Iterator[Tensor]: ...
+    def logits(self, states: Tensor) -> Iterator[Tensor]: ...
 
 
 @torch.inference_mode()
@@ -51,7 +49,13 @@ def losses_of(
     """Return what `window_losses` returns, from states that a model made of the windows."""
     losses = []
     for done, (hidden, window) in enumerate(zip(states, windows, strict=True), 1):
-        losses.append(_mean_nll(logits(hidden[:-1]), window[1:].to(hidden.device)))
+        targets, start = window[1:].to(hidden.device), 0
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for part in logits(hidden[:-1]):
+            end = start + len(part)
+            total += functional.cross_entropy(part, targets[start:end], reduction="sum")
+            start = end
+        losses.append(total.item() / len(targets))
         on_window(done)
     return torch.tensor(losses, dtype=torch.float64)
 
@@ -60,13 +64,3 @@ def perplexity(losses: Tensor) -> float:
     """Return exp of the mean of per-window losses in nats per token; inf if that overflows."""
     mean = losses.mean().item()
     return math.exp(mean) if mean < 700 else math.inf
-
-
-def _mean_nll(logits: Iterable[Tensor], targets: Tensor) -> float:
-    """Return the mean NLL of targets, (T - 1,), under logits in parts, (tokens, vocabulary)."""
-    total = torch.zeros((), dtype=torch.float64, device=targets.device)
-    start = 0
-    for part in logits:
-        total += functional.cross_entropy(part, targets[start : start + len(part)], reduction="sum")
-        start += len(part)
-    return total.item() / len(targets)

@@ -5,12 +5,10 @@ A corpus is one of four names or a path. `embedded` is the English text that eve
 are the field's and come from the hub; a path ends in .txt, .json, .jsonl or .parquet.
 
 A split is `name` or `name[a%:b%]` (either bound may be left out); a local file has a single one,
-whatever its name. Slices cut the text, not the tokens, so that they mean the same for every
-tokenizer, and not the rows of a table, of which one may be a whole text; neighbouring slices share
-nothing.
+whatever its name. Slices cut the text, neither tokens, which are each tokenizer's, nor rows, of
+which one may be a whole text; neighbouring slices share nothing.
 """
 
-import difflib
 import glob
 import os
 import re
@@ -33,7 +31,6 @@ HELD_OUT_TOPICS = {
 }
 EMBEDDED = "embedded"
 EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
-SPLIT_RULE = "must be name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """How `datasets` reads a local file, by the end of its name."""
 
@@ -42,8 +39,7 @@ READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parqu
 class Corpus:
     """How `datasets` reads a corpus. `joins`: split -> what goes between documents.
 
-    `data_files` gives one file per split when a whole corpus would be too much; the first
-    `documents` of it are streamed.
+    Of `data_files`, one for each split of a large corpus, the first `documents` are streamed.
     """
 
     path: str
@@ -96,14 +92,12 @@ class Place(NamedTuple):
 
 
 def find(corpus: str, split: str) -> Place:
-    """Return where a text is, without a network or reading it.
-
-    Raises ValueError if the corpus or split is unknown or malformed, or a local file is missing.
-    """
+    """Return where a text is, without reading it; raises ValueError if it is not there."""
     match = re.fullmatch(r"([\w-]*)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
     first, last = (int(match[2] or 0), int(match[3] or 100)) if match else (0, 0)
     if not match or not split or not first < last <= 100:
-        raise ValueError(f"split {SPLIT_RULE}; got {split!r}")
+        rule = "name, name[a%:b%], name[a%:] or name[:b%], whole percents, a < b <= 100"
+        raise ValueError(f"split must be {rule}; got {split!r}")
     if source := CORPORA.get(corpus):
         if match[1] not in source.joins:
             known = ", ".join(source.joins)
@@ -112,12 +106,8 @@ def find(corpus: str, split: str) -> Place:
     reader = READERS.get(Path(corpus).suffix)
     file = os.path.realpath(os.path.expanduser(corpus))  # noqa: PTH111  # Path's may raise
     if not reader or not Path(file).is_file():
-        near = difflib.get_close_matches(corpus.lower(), CORPORA, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"corpus must be {', '.join(CORPORA)} or a {', '.join(READERS)} file that is there; "
-            f"got {corpus!r}{hint}"
-        )
+        known = f"{', '.join(CORPORA)} or a {', '.join(READERS)} file that is there"
+        raise ValueError(f"corpus must be {known}; got {corpus!r}")
     local = Corpus(reader, joins={"train": "\n\n"}, data_files={"train": glob.escape(file)})
     return Place(file, "train", first, last, local)
 
@@ -127,13 +117,20 @@ def load_text(corpus: str, split: str) -> str:
     place = find(corpus, split)
     documents = load_documents(place, place.source.documents)
     text = place.source.joins[place.split].join(documents)
-    return text[_cut(text, place.first) : _cut(text, place.last)]
+
+    def position(percent: int) -> int:
+        # Of the first line at or after a percentage; in a text of one line, of the first word.
+        start = len(text) * percent // 100
+        if start == 0 or percent == 100:
+            return start
+        end = text.find("\n" if "\n" in text else " ", start - 1)
+        return end + 1 if end >= 0 else len(text)
+
+    return text[position(place.first) : position(place.last)]
 
 
 def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
     """Return the documents of a split, without its slice: the rows of a table, a whole .txt file.
-
-    A corpus of the hub is downloaded, or read from the hub's cache when HF_HUB_OFFLINE is set.
 
     Args:
         first: Stream only so many; None for all, each of the hub's read when it is looked at.
@@ -175,20 +172,10 @@ def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
         ) from e
 
 
-def _cut(text: str, percent: int) -> int:
-    """Return the first line start at or after a percentage; in a text of one line, a word's."""
-    position = len(text) * percent // 100
-    if position == 0 or percent == 100:
-        return position
-    end = text.find("\n" if "\n" in text else " ", position - 1)
-    return end + 1 if end >= 0 else len(text)
-
-
 def _embedded_text(part: str) -> str:
-    """Return one part of CPython's help topics; no two parts share a paragraph.
+    """Return one part of CPython's help topics, which quote each other; no two share a paragraph.
 
-    Topics quote each other (`compound` holds the whole of `try`). A paragraph is kept where it
-    first appears, and held-out parts come before training, so none of theirs is trained on.
+    It is kept where it first appears; held-out parts come first, so none of theirs is trained on.
     """
     from pydoc_data.topics import topics
 

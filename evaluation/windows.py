@@ -1,7 +1,6 @@
 """Texts cut into windows of tokens with their provenance.
 
-A metric that was judged on one kind of text alone may lose everything on another. Several texts are
-mixed evenly, so that the first few windows already contain every kind.
+Several texts are mixed evenly, so that the first few windows already contain every kind.
 """
 
 import hashlib
@@ -96,13 +95,18 @@ class Text:
             "seed": self.seed,
             "bos": bos,
             "text_sha256": hashlib.sha256(read.encode()).hexdigest(),
-            **({"by_document": True} if self.by_document else {}),
         }
+        provenance |= {"by_document": True} if self.by_document else {}
         return Windows(tokens, (provenance,), (0,) * len(tokens))
 
     def _from_whole(self, tokenizer: Tokenizer) -> tuple[Tensor, bool, str]:
         """Return windows of the text, which is tokenized at once, whether they have bos, and it."""
-        text, bos = load_text(self.corpus, self.split), _bos_of(tokenizer, self.bos)
+        bos: int | None = tokenizer.bos_token_id
+        if self.bos and bos is None:
+            raise ValueError("bos must be false for a tokenizer that has no bos token, got true")
+        puts_one = tokenizer("a")["input_ids"][:1] == [bos]
+        bos = bos if self.bos or (self.bos is None and puts_one) else None
+        text = load_text(self.corpus, self.split)
         # verbose=False: the text is meant to be longer than the model's context.
         ids = tokenizer(text, verbose=False, add_special_tokens=bos is None)["input_ids"]
         length = self.length - (bos is not None)
@@ -111,7 +115,6 @@ class Text:
         return functional.pad(tokens, (self.length - length, 0), value=bos), bos is not None, text
 
     def _starts(self, tokens: int, length: int) -> Tensor:
-        """Return the place of each window's first token."""
         every = tokens // length
         windows = min(every, self.most or every) if self.windows is None else self.windows
         if windows < 1 or every < (windows if self.seed is None else 1):
@@ -130,8 +133,7 @@ class Text:
 
         As in the code of SparseGPT (Frantar and Alistarh, 2023, arXiv:2301.00774) and of Wanda (Sun
         et al., 2024, arXiv:2306.11695): first a random document, again if it is too short, then a
-        random place in it, by Python's own generator. Long documents are few, so such windows come
-        from another kind of page than those of a whole text.
+        random place in it, by Python's own generator.
         """
         documents = load_documents(find(self.corpus, self.split))
         generator, too_short = random.Random(self.seed or 0), set[int]()
@@ -139,9 +141,7 @@ class Text:
         read = ""
         while len(drawn) < (self.windows or 1):
             if len(too_short) == len(documents):
-                raise ValueError(
-                    f"{self.corpus!r} has no document longer than {self.length} tokens"
-                )
+                raise ValueError(f"{self.corpus!r} has no document of over {self.length} tokens")
             place = generator.randint(0, len(documents) - 1)
             if place in too_short:
                 continue
@@ -158,7 +158,7 @@ class Text:
 def share_windows(texts: Sequence[Text], shares: Sequence[float]) -> tuple[Text, ...]:
     """Return texts that share the number of windows that each of those given has.
 
-    Raises ValueError if one would get no window, or two of them overlap.
+    Raises ValueError if two of them overlap.
     """
     if overlaps := check_disjoint({f"part {n}": [text] for n, text in enumerate(texts, 1)}):
         raise ValueError(f"{overlaps[0]}: give each kind of text once, with its share")
@@ -171,12 +171,6 @@ def share_windows(texts: Sequence[Text], shares: Sequence[float]) -> tuple[Text,
     by_remainder = sorted(range(len(exact)), key=lambda kind: counts[kind] - exact[kind])
     for kind in by_remainder[: windows - sum(counts)]:
         counts[kind] += 1
-    if 0 in counts:
-        empty = texts[counts.index(0)]
-        raise ValueError(
-            f"windows = {windows} leaves none for corpus {empty.corpus!r}, split {empty.split!r}: "
-            "give more windows or a larger share"
-        )
     return tuple(replace(text, windows=n) for text, n in zip(texts, counts, strict=True))
 
 
@@ -205,20 +199,10 @@ def cut_all(texts: Sequence[Text], tokenizer: Tokenizer) -> Windows:
     return Windows(tokens, parts, tuple(kind for _, kind, _ in order))
 
 
-def _bos_of(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
-    """Return the bos token that each window begins with, if any."""
-    bos: int | None = tokenizer.bos_token_id
-    if wanted and bos is None:
-        raise ValueError("bos must be false for a tokenizer that has no bos token, got true")
-    puts_one = tokenizer("a")["input_ids"][:1] == [bos]
-    return bos if wanted or (wanted is None and puts_one) else None
-
-
 def special_note(tokens: Tensor, tokenizer: Tokenizer) -> str | None:
     """Return a warning if windows for statistics, (N, T), have special tokens, bos excepted.
 
-    They stand for no text, as the `<unk>` of WikiText's tokenized form. A model expects them
-    nowhere, so that a few of them weigh as much in a gradient as all other tokens.
+    A model expects `<unk>` nowhere: a few weigh as much in a gradient as all other tokens.
     """
     special = [i for i in tokenizer.all_special_ids if i != tokenizer.bos_token_id]
     found = tokens[torch.isin(tokens, torch.tensor(special, dtype=torch.int64))]

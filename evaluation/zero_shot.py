@@ -63,6 +63,10 @@ def evaluate_tasks(model: PreTrainedModel, tokenizer: Tokenizer, tasks: Tasks) -
     from lm_eval.models.huggingface import HFLM
     from lm_eval.utils import make_table
 
+    def finite(value: object) -> float | None:
+        # None for what JSON cannot hold, and for lm-eval's text `N/A`.
+        return value if isinstance(value, float) and math.isfinite(value) else None
+
     own = copy.deepcopy(tokenizer)  # it may be given a token for padding
     # The logits of a whole batch are made at once; a CPU gains only a quarter of the time by 8.
     batch = 1 if model.device.type == "cpu" else 8
@@ -73,8 +77,8 @@ def evaluate_tasks(model: PreTrainedModel, tokenizer: Tokenizer, tasks: Tasks) -
             "task": task,
             "version": results["versions"].get(task),
             "metric": key.removesuffix(",none"),
-            "value": _finite(value),
-            "stderr": _finite(values.get(key.replace(",", "_stderr,"))),
+            "value": finite(value),
+            "stderr": finite(values.get(key.replace(",", "_stderr,"))),
         }
         for task, values in results["results"].items()
         for key, value in values.items()
@@ -99,8 +103,3 @@ def _manager(*names: str) -> Any:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of defaults that are meant
     return TaskManager(include_defaults=any(Path(name).suffix != ".yaml" for name in names))
-
-
-def _finite(value: object) -> float | None:
-    """Return a figure that JSON can hold; None for infinity, and for lm-eval's text `N/A`."""
-    return value if isinstance(value, float) and math.isfinite(value) else None

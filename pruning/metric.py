@@ -45,8 +45,7 @@ class Metric:
 
         Raises:
             ValueError: If the text is anything but nested calls of known operators on leaves and
-                numbers, with the right number of operands, at most `parse.MAX_DEPTH` deep. The
-                message is one line that points at the place.
+                numbers, at most `parse.MAX_DEPTH` deep. One line that points at the place.
         """
         from prunevolve.pruning import parse  # which makes metrics
 
@@ -120,8 +119,6 @@ class Metric:
     def units(self) -> Units:
         """The exponents with which the score scales with weights, activations and a layer's sides.
 
-        Scores of different layers can be compared if all are 0: see docs/METRICS.md.
-
         Raises:
             ValueError: If operands do not go together, as in `add(W, X)`. One line that says where.
         """
@@ -142,10 +139,8 @@ class Metric:
         if not self.operands:
             return NO_UNITS if self.is_constant else LEAVES[self.name].units
         units = [operand._units for operand in self.operands]
-        if None in units:
-            return None
         over = any_side(*(operand._sides for operand in self.operands))
-        return OPERATORS[self.name].units(*units, over=over)
+        return None if None in units else OPERATORS[self.name].units(*units, over=over)
 
     @cached_property
     def _sides(self) -> Shape:
@@ -168,7 +163,7 @@ class Metric:
         """Why the metric cannot rank the weights of a matrix, in one line; empty if it can."""
         for node in self.nodes():
             typing = OPERATORS[node.name].typing if node.operands else None
-            if typing and typing.refuses(*(operand.shape for operand in node.operands)):
+            if typing and typing.refuses(*(x.shape for x in node.operands)):
                 return f"metric '{self.text}' has {node.text}: {node.name} {typing.why}"
         if self.shape == MATRIX:
             return ""
@@ -205,8 +200,7 @@ class Metric:
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
         for leaf in sorted(self.leaves):
-            tensor = leaves.get(leaf)
-            if tensor is None:
+            if (tensor := leaves.get(leaf)) is None:
                 raise ValueError(f"metric '{self.text}' uses {leaf}, and {leaf} is None: pass it")
             known[Metric(leaf)] = tensor.to(torch.float32)
             device = tensor.device
@@ -214,15 +208,15 @@ class Metric:
 
     def evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:
         """Return the scores, given its leaves' values; what is computed is added to `known`."""
-        if self not in known:
-            if self.is_constant:
-                # Two dimensions, as every operator expects.
-                known[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
-            else:
-                operands = [operand.evaluate(known, device) for operand in self.operands]
-                operator = OPERATORS[self.name]
-                unsigned = operator.unsigned if self.operands[-1].never_negative else None
-                known[self] = (unsigned or operator.function)(*operands)
+        if self in known:
+            return known[self]
+        if self.is_constant:  # of two dimensions, as every operator expects
+            known[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
+        else:
+            operands = [operand.evaluate(known, device) for operand in self.operands]
+            operator = OPERATORS[self.name]
+            unsigned = operator.unsigned if self.operands[-1].never_negative else None
+            known[self] = (unsigned or operator.function)(*operands)
         return known[self]
 
     @cached_property
@@ -268,4 +262,4 @@ class Criterion:
         return self.metric.text
 
     def __str__(self) -> str:
-        return f"{self.group}:{self.metric.text}"
+        return f"{self.group}:{self.text}"

@@ -7,7 +7,6 @@ number is refused, in one line that points at the place.
 import ast
 import difflib
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,13 +28,10 @@ MAX_CHARACTERS = 20_000
 SCHEMA = 1
 """Version of the files that hold a metric in the folder of a search, and of a pruned model."""
 
-METRIC_FILES = ("best_metric.json", "pruning_recipe.json")
-
 DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
 
 _FORMULA = "a formula is nested calls, such as mul(W, sqrt(X))"
-_FORMS = f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula; {_FORMULA}"
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
@@ -64,26 +60,24 @@ def read_formula(text: str) -> Metric:
     return _from_ast(tree, text, depth=0)
 
 
-def read_tree(tree: object, path: str = "tree") -> Metric:
+def read_tree(tree: object) -> Metric:
     """Read a metric from the release's tree: `{"data": name, "left": {...}, "right": {...}}`.
 
-    Raises:
-        ValueError: As `Metric.parse`; the message names the path to the node.
+    Raises ValueError as `Metric.parse`, or if a node is something else.
     """
+    return Metric.parse(_spelled(tree, MAX_DEPTH))
 
-    def refuse(problem: str) -> Never:
-        raise ValueError(f"metric, at {path}: {problem}")
 
-    if path.count(".") > MAX_DEPTH:
-        refuse(f"this is deeper than {MAX_DEPTH} levels")
-    sides = ("left", "right")[: len(tree) - 1] if isinstance(tree, Mapping) else ()
+def _spelled(tree: object, levels: int) -> str:
+    """Return the text of a release's tree of at most so many levels below its root."""
+    sides = ("left", "right")[: len(tree) - 1] if isinstance(tree, dict) else ()
     match tree:
-        case {"data": str(name), **operands} if operands.keys() == set(sides):
-            if not sides and _NUMBER.fullmatch(name):
-                return Metric.constant(float(name))
-            _check(name, len(sides), refuse)
-            return interned(name, tuple(read_tree(operands[x], f"{path}.{x}") for x in sides))
-    refuse('a node is {"data": name, "left": {...}, "right": {...}}, a unary one has left alone')
+        case {"data": str(name), **operands} if operands.keys() == set(sides) and levels >= 0:
+            if re.fullmatch(r"[\w.+-]+", name, re.ASCII):
+                inner = ", ".join(_spelled(operands[side], levels - 1) for side in sides)
+                return f"{name}({inner})" if sides else name
+    node = '{"data": name, "left": {...}, "right": {...}}, a unary one with left alone'
+    raise ValueError(f"metric: a tree must have nodes {node}, at most {MAX_DEPTH} levels deep")
 
 
 def resolve_metric(argument: str) -> ResolvedMetric:
@@ -97,7 +91,6 @@ def resolve_metric(argument: str) -> ResolvedMetric:
 
     Raises:
         ValueError: If the argument or the file is none of these, or the metric cannot rank weights.
-            The message is one line.
     """
     if argument == SPARSEGPT:
         return ResolvedMetric(NAMED["sparsegpt-score"].criterion, "method sparsegpt")
@@ -105,20 +98,23 @@ def resolve_metric(argument: str) -> ResolvedMetric:
         return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
     path = existing(argument)
     if path and path.is_dir():
-        files = (path / name for name in METRIC_FILES)
+        files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
         path = next((file for file in files if file.is_file()), None)
     if not path and "(" not in argument and len(argument.strip()) > 1:
         near = difflib.get_close_matches(argument[:40].lower(), NAMED, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
-        raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{_FORMS}")
-    formula = {"metric": argument}
-    resolved = _from_file(path) if path else ResolvedMetric(_criterion_of(formula), "formula")
+        forms = f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula; {_FORMULA}"
+        raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{forms}")
+    if path:
+        resolved = _from_file(path)
+    else:
+        resolved = ResolvedMetric(Criterion(Metric.parse(argument), DEFAULT_GROUP), "formula")
     resolved.criterion.metric.check_scores_weights()
     return resolved
 
 
 def read_metric(argument: str) -> Criterion:
-    """Return what `resolve_metric` does, the criterion alone; raises as it does."""
+    """Return the criterion that `resolve_metric` finds; raises as it does."""
     return resolve_metric(argument).criterion
 
 
@@ -132,16 +128,13 @@ def existing(argument: str) -> Path | None:
 
 
 def _from_file(path: Path) -> ResolvedMetric:
-    what = f"metric file {str(path)!r}"
     try:
         text = read_text(path)
         is_json = text.lstrip().startswith("{")
         content = parse_object(text, "it") if is_json else {"metric": text}
         criterion = _criterion_of(content)
-    except OSError as error:
-        raise ValueError(f"{what} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"metric file {str(path)!r}: {error}") from error
     found_on = ""
     match content.get("provenance"):
         case {"found": {"models": [*models], "removed": [*removed]}}:
@@ -178,17 +171,13 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     head = node.func if isinstance(node, ast.Call) and operands else node
     if not isinstance(head, ast.Name):
         refuse(f"this is neither a call nor a leaf; {_FORMULA}")
-    _check(head.id, len(operands), refuse)
-    return interned(head.id, tuple(_from_ast(x, text, depth + 1) for x in operands))
-
-
-def _check(name: str, operands: int, refuse: Callable[[str], Never]) -> None:
-    """Refuse a name that is not in the language, or has another number of operands."""
+    name = head.id
     if name not in OPERATORS and name not in LEAVES:
         near = difflib.get_close_matches(name[:40], [*LEAVES, *OPERATORS], n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         names = f"leaves are {', '.join(LEAVES)} and numbers, operators {', '.join(OPERATORS)}"
         refuse(f"{name[:40]!r} is unknown: {guess}{names}")
     arity = OPERATORS[name].arity if name in OPERATORS else 0
-    if operands != arity:
-        refuse(f"{name} takes {arity} operand(s), not {operands}")
+    if len(operands) != arity:
+        refuse(f"{name} takes {arity} operand(s), not {len(operands)}")
+    return interned(name, tuple(_from_ast(x, text, depth + 1) for x in operands))

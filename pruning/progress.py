@@ -29,10 +29,9 @@ class PlainConsole(Console):
 
 
 class Show(Protocol):
-    """Shows how far a stage is, and lines about it."""
+    """Shows how far a stage is, and lines about it in place of those before."""
 
-    def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
-        """Show the stage; what was said about it before is replaced."""
+    def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None: ...
 
 
 def unwatched(stage: str, done: int, total: int) -> None:
@@ -47,11 +46,9 @@ def on_stderr() -> Console:
 @contextmanager
 def step(console: Console, title: str) -> Iterator[None]:
     """Show what is done inside the context: a spinner on a terminal, elsewhere one line."""
-    if console.is_interactive:
-        with console.status(Text(title)):
-            yield
-    else:
+    if not console.is_interactive:
         console.print(title, soft_wrap=True)
+    with console.status(Text(title)):  # which shows nothing elsewhere
         yield
 
 
@@ -70,9 +67,12 @@ def shown_progress(console: Console) -> Iterator[Show]:
     if not console.is_interactive:
         yield Lines(console)
         return
-    counts = (rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn())
-    columns = (*rich_progress.Progress.get_default_columns(), *counts)
-    bars = rich_progress.Progress(*columns, console=console)
+    bars = rich_progress.Progress(
+        *rich_progress.Progress.get_default_columns(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        console=console,
+    )
     tasks: dict[str, rich_progress.TaskID] = {}
     with Live(bars, console=console) as live:
 
@@ -86,7 +86,7 @@ def shown_progress(console: Console) -> Iterator[Show]:
 
 
 class Lines:
-    """Progress in plain lines: the longer the work takes, the rarer they are."""
+    """Progress in plain lines, in intervals of 10 to 60 seconds; the end of a stage always."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -94,7 +94,6 @@ class Lines:
         self._firsts: dict[str, tuple[float, int]] = {}
 
     def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
-        """Print how far a stage is if nothing was printed for 10 to 60 seconds, and its end."""
         now = time.monotonic()
         took = now - self._began
         since, first = self._firsts.setdefault(stage, (now, done))
@@ -102,14 +101,11 @@ class Lines:
             # Since the stage before it ended: what leads up to a stage is part of it.
             state, self._began = f" ({took:.1f} s)", now
         elif now - self._printed > min(60, max(10, took / 10)):
-            state = f", {_clock(took)} so far"
+            state = f", {timedelta(seconds=round(took))} so far"
             if done > first:
-                state += f", {_clock((now - since) / (done - first) * (total - done))} left"
+                left = (now - since) / (done - first) * (total - done)
+                state += f", {timedelta(seconds=round(left))} left"
         else:
             return
         self._printed = now
         self._console.print("; ".join([f"{stage}: {done}/{total}{state}", *about]), soft_wrap=True)
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
