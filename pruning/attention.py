@@ -37,8 +37,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
         value: As the keys.
 
     Returns:
-        (batch, heads, T, d) in the queries' dtype. Scores are rounded to that dtype, softmax is
-        in fp32.
+        (batch, heads, T, d) in the queries' dtype, to which scores are rounded; softmax is in fp32.
     """
     batch, heads, tokens, width = query.shape
     shared = heads // key.shape[1]

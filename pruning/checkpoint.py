@@ -1,9 +1,10 @@
-"""Safetensors files: a model's published ones, and the one way from a file to a tensor and back."""
+"""Safetensors files: a model's published ones, and tensors put aside during a walk."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prunevolve.pruning.json_file import read_object, whole_file
 
-WHOLE = "model.safetensors"
-INDEX = f"{WHOLE}.index.json"
-
+INDEX = "model.safetensors.index.json"
 
 _PUBLISHED = {
     "gemma3": {
@@ -31,7 +30,7 @@ model, and the published one."""
 def published_names(config: PretrainedConfig, name: str) -> list[str]:
     """Return the names that a parameter may have in published files, likeliest last.
 
-    Besides the family's renames there are files of the base model alone, without `model.`.
+    Files of the base model alone have them without `model.`.
     """
     renames = _PUBLISHED.get(config.model_type, {}).items()
     renamed = [name.replace(ours, theirs, 1) for ours, theirs in renames if name.startswith(ours)]
@@ -60,6 +59,48 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> 
         except SafetensorError as error:
             raise OSError(f"{path.name} cannot be written: {error}") from error
         draft.chmod(mode)
+
+
+Offload = MutableMapping[str, Tensor]
+"""Tensors put aside, by key; a plain dict keeps them in memory."""
+
+
+class DiskOffload(MutableMapping[str, Tensor]):
+    """Tensors by key in a folder of this process, one file each; read back memory-mapped.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        self.folder = folder
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __setitem__(self, key: str, tensor: Tensor) -> None:
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        write_tensors(path, {"tensor": tensor.contiguous()}, sync=False)
+
+    def __getitem__(self, key: str) -> Tensor:
+        path = self._path(key)
+        if not path.exists():
+            raise KeyError(key)
+        return read_tensor(path, "tensor")
+
+    def __delitem__(self, key: str) -> None:
+        self._path(key).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        for path in sorted(self.folder.rglob("*.safetensors")):
+            yield path.relative_to(self.folder).as_posix().removesuffix(".safetensors")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -94,11 +135,12 @@ class Checkpoint:
                 has another shape than the model's, or a dtype that cannot be pruned.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        published = {}
-        for parameter in parameters:
-            for name in published_names(model.config, parameter):
-                if name in self.entries:
-                    published[parameter] = name
+        published = {
+            parameter: name
+            for parameter in parameters
+            for name in published_names(model.config, parameter)
+            if name in self.entries
+        }
         for parameter, name in published.items():
             entry, shape = self.entries[name], tuple(parameters[parameter].shape)
             if entry.shape != shape:
@@ -107,10 +149,9 @@ class Checkpoint:
                 raise ValueError(f"{name} must be F32, BF16 or F16, got {entry.kind}")
         parts = model.get_decoder(), model.get_output_embeddings()
         text = {id(parameter) for part in parts for parameter in part.parameters()}
+        needed = [name for name, parameter in parameters.items() if id(parameter) in text]
         known = {*published, *model.all_tied_weights_keys}
-        if missing := [
-            name for name, p in parameters.items() if id(p) in text and name not in known
-        ]:
+        if missing := [name for name in needed if name not in known]:
             raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
         return published
 
@@ -140,27 +181,21 @@ class Checkpoint:
 
 def _weights_files(folder: Path) -> list[Path]:
     """Return a model's safetensors files, all of which exist."""
-    index, names = folder / INDEX, [WHOLE]
+    index, names = folder / INDEX, ["model.safetensors"]
     if index.is_file():
         weight_map = read_object(index).get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(Path(str(name)).name == name for name in names):
-            raise ValueError(
-                f"file {str(index)!r} must have a weight_map to safetensors files beside it"
-            )
+            raise ValueError(f"{str(index)!r} must have a weight_map to files beside it")
     files = [folder / name for name in sorted(set(names))]
     if missing := [path for path in files if not path.is_file()]:
-        if any(folder.glob("*.bin")):
-            raise ValueError(
-                f"model {str(folder)!r} has .bin weights alone, which are pickles and are not "
-                "read: convert it with transformers, save_pretrained(FOLDER)"
-            )
-        raise ValueError(f"model {str(folder)!r} lacks its weights file {missing[0].name}")
+        pickles = any(folder.glob("*.bin"))
+        why = ": .bin files are pickles, and not read; convert it with transformers" * pickles
+        raise ValueError(f"model {str(folder)!r} lacks its weights file {missing[0].name}{why}")
     return files
 
 
 def _read_header(path: Path) -> dict[str, Entry]:
-    """Return where the tensors of a safetensors file are, by name."""
     try:
         with safe_open(path, "pt"):  # checks sizes, gaps and overlaps
             pass
@@ -175,6 +210,6 @@ def _read_header(path: Path) -> dict[str, Entry]:
     entries = {}
     for name, about in header.items():
         begin, end = about["data_offsets"]
-        start = 8 + length + begin
-        entries[name] = Entry(path, start, end - begin, tuple(about["shape"]), about["dtype"])
+        start, shape = 8 + length + begin, tuple(about["shape"])
+        entries[name] = Entry(path, start, end - begin, shape, about["dtype"])
     return entries

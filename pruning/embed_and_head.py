@@ -1,7 +1,4 @@
-"""The two passes around the decoder blocks: embedding of the tokens, and the head's logits.
-
-A block's call is captured with all its arguments, so that a new one needs no change here.
-"""
+"""What is around the decoder blocks: embedding of the tokens, and the head's logits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ HEAD_TOKENS = 256
 
 @dataclass(frozen=True)
 class BlockCall:
-    """What one decoder block was called with besides the hidden states."""
+    """All that one decoder block was called with besides the hidden states."""
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
@@ -68,10 +65,7 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
-    """Yield the logits of states that enter the head, (T, hidden), in order, some tokens at a time.
-
-    Each part is (tokens, vocabulary) in fp32.
-    """
+    """Yield what `head_logits` returns in parts, (tokens, vocabulary) each, in order."""
     head = model.get_output_embeddings()
     tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS  # what stays in the CPU's cache
     for chunk in states.split(HEAD_TOKENS):

@@ -8,15 +8,16 @@ become.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from torch import Tensor, nn
 
-from prunevolve.pruning.offload import Offload
+from prunevolve.pruning.checkpoint import Offload
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.reconstruct import Lesson
 from prunevolve.pruning.statistics import STATISTICS, Statistics, need_backward
-from prunevolve.pruning.store import Store, all_layers, in_turn
+from prunevolve.pruning.store import Store, all_layers
 from prunevolve.pruning.stream import Stream, Texts
 
 
@@ -198,7 +199,7 @@ class Walk:
         self._enter(one)
         dense = [step for step in one.dense if step.stream in self._streams]
         pruned = [self._streams[step.stream] for step in one.pruned if step.stream in self._streams]
-        for done, (block, then) in enumerate(in_turn(order), 1):
+        for done, (block, then) in enumerate(zip_longest(order, order[1:]), 1):
             i = self.store.blocks.index(block)
             to_prune = bool(one.prunes) and not self.is_done(block)
             is_new = to_prune and block not in self.store.written

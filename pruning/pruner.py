@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunevolve.pruning.allocation import Shapes
+from prunevolve.pruning.checkpoint import Offload
 from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
-from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.passes import Walk, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe, Removal, score_layer

@@ -78,7 +78,6 @@ class Leaf:
 
 _of_block = partial(Leaf, NUMBER, "block", Units())
 _of_inputs = partial(Leaf, PER_INPUT, "inputs")
-_of_outputs = partial(Leaf, PER_OUTPUT, "output gradients")
 _of_weights = partial(Leaf, MATRIX, "weight gradients", Units(w=-1))
 
 
@@ -103,9 +102,9 @@ def _inverse_diagonal(total: Tensor, seen: Seen) -> Tensor:
 
 
 def damped_factor(gram: Tensor) -> Tensor:
-    """Return the Cholesky factor of a Gram matrix, (n, n), damped until it has one in fp32.
+    """Return the lower Cholesky factor of a Gram matrix, (n, n), damped until it has one in fp32.
 
-    The matrix is overwritten. The factor is lower triangular, and not finite if the matrix is not.
+    The matrix is overwritten. The factor is not finite if the matrix is not.
     """
     diagonal = gram.diagonal().clone()
     damping = DAMPING * diagonal.mean()
@@ -138,7 +137,9 @@ LEAVES: dict[str, Leaf] = {
         lambda total, seen: total[1:2] / seen.tokens,
         rows=3,
     ),
-    "B": _of_outputs(
+    "B": Leaf(
+        PER_OUTPUT,
+        "output gradients",
         Units(w=-1, x=-1),
         "root of the mean over all tokens of (100 x gradient of the loss by the output) squared",
         lambda total, gradient, _: total.add_(gradient.square().sum(0)[:, None]),
@@ -240,8 +241,7 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
 def watched(layers: Mapping[str, nn.Linear], leaves: Set[str], block: nn.Module) -> Iterator[Sums]:
     """While open, add up what a block and its layers see, for leaves that are made of it.
 
-    The layers' inputs must take part in a backward pass. A weight's gradient is added as soon as it
-    is complete, and then freed.
+    The layers' inputs must take part in a backward pass; gradients of weights are freed at once.
     """
     sums = {
         name: {x: COLLECTED[x].start(layer, layer.weight.device) for x in sorted(leaves)}
@@ -273,8 +273,6 @@ def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> Statistics
 
 
 def _watch(layer: nn.Linear, sums: Mapping[str, Tensor], hooks: ExitStack) -> None:
-    """Add what passes through a layer to its sums until the hooks are removed."""
-
     def watch_input(_: object, inputs: Sequence[Tensor]) -> None:
         _add(sums, "inputs", inputs[0].detach(), layer.weight)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -50,13 +49,11 @@ class ResidentStore:
         """Return the live block."""
         return nullcontext(self._blocks[block])
 
-    open_dense = open
-
     def dense(self, layer: str) -> Tensor:
         """Return the live weight, dense until its block is written."""
         return self._layers[layer].weight.detach()
 
-    weight = dense
+    open_dense, weight = open, dense
 
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
         """Make the new weights those of the live block."""
@@ -128,8 +125,7 @@ class FolderStore:
         self._threads = ThreadPoolExecutor(2)  # one reads ahead, one writes
         self._ahead: dict[str, Future[dict[str, nn.Parameter]]] = {}
         self._writing: Future[None] | None = None
-        # Called with each finished shard, while the walk continues.
-        self.on_shard: Callable[[Path], object] = lambda path: None
+        self.on_shard: Callable[[Path], object] = lambda path: None  # called with finished ones
         self.written = {name for name in blocks if shards and self.shard(name).exists()}
 
     def shard(self, block: str | None) -> Path:
@@ -164,7 +160,11 @@ class FolderStore:
             ahead = self._ahead.pop(block, None) if files is self.checkpoint else None
             self._put(ahead.result() if ahead else self._read(self._meta[block], files))
         if then and self._is_closed(then):
-            self._read_ahead(then)
+            names = self._meta[then]
+            if self.device.type == "cpu":
+                self.checkpoint.read_ahead(self._published[name] for name in names)
+            elif not self._ahead:
+                self._ahead[then] = self._threads.submit(self._read, names, self.checkpoint)
         try:
             yield self.model.get_submodule(block)
         finally:
@@ -173,13 +173,6 @@ class FolderStore:
 
     def _is_closed(self, block: str) -> bool:
         return any(p.is_meta for p in self.model.get_submodule(block).parameters())
-
-    def _read_ahead(self, block: str) -> None:
-        names = self._meta[block]
-        if self.device.type == "cpu":
-            self.checkpoint.read_ahead(self._published[name] for name in names)
-        elif not self._ahead:
-            self._ahead[block] = self._threads.submit(self._read, names, self.checkpoint)
 
     def _read(self, names: Iterable[str], files: Checkpoint) -> dict[str, nn.Parameter]:
         """Return the parameters that files have, as passes use them, by qualified name."""
@@ -218,11 +211,13 @@ class FolderStore:
             tensors[name] = weight.to("cpu", tensors[name].dtype).contiguous()
             self._put({f"{layer}.weight": self._used(tensors[name])})
         self.written.add(block)
-        self._writing = self._threads.submit(self._write_shard, self.shard(block), tensors)
+        path = self.shard(block)
 
-    def _write_shard(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        write_tensors(path, tensors)
-        self.on_shard(path)
+        def write_shard() -> None:
+            write_tensors(path, tensors)
+            self.on_shard(path)
+
+        self._writing = self._threads.submit(write_shard)
 
     def finish(self) -> None:
         """Wait for the shard that is being written; raises OSError if that failed."""
@@ -260,12 +255,6 @@ blocks `written`; and the `device` where passes run and scores are computed.
 def all_layers(store: Store) -> list[str]:
     """Return the names of all prunable layers, in order."""
     return [name for block in store.blocks for name in store.layers[block]]
-
-
-def in_turn(names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each name with the one after it."""
-    listed = list(names)
-    return zip_longest(listed, listed[1:])
 
 
 def _layer_names(blocks: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunevolve.pruning.checkpoint import Offload
 from prunevolve.pruning.embed_and_head import (
     HEAD_TOKENS,
     BlockCall,
@@ -21,7 +22,6 @@ from prunevolve.pruning.embed_and_head import (
     logits_in_parts,
 )
 from prunevolve.pruning.models import layers_of_block
-from prunevolve.pruning.offload import Offload
 from prunevolve.pruning.reconstruct import Lesson
 from prunevolve.pruning.statistics import (
     Statistics,

@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 from prunevolve.evaluation import zero_shot
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
+from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.models import hub_id, load_model, resolve_model
-from prunevolve.pruning.offload import DiskOffload, Offload
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.job import Job, evaluation_texts

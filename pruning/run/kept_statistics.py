@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
-from prunevolve.pruning.offload import DiskOffload, Offload
 from prunevolve.pruning.run.result import first_difference
 from prunevolve.pruning.run.verify import FolderMismatchError
 from prunevolve.pruning.store import Store

@@ -19,12 +19,11 @@ from toy_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from prunevolve.pruning.checkpoint import Checkpoint, read_tensor, write_tensors
+from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, read_tensor, write_tensors
 from prunevolve.pruning.embed_and_head import BlockCall
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import load_config, load_model, outside_blocks
-from prunevolve.pruning.offload import DiskOffload
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import FolderStore, ResidentStore
