@@ -1,7 +1,4 @@
-"""Pruning metrics with names, in the metric language, each with its comparison group.
-
-A table of texts: names are known before torch, which takes seconds to import.
-"""
+"""Pruning metrics with names; texts, so that they are known before torch, which takes seconds."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,17 +27,13 @@ class Baseline:
 _RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"
 
 BASELINES: dict[str, Baseline] = {
-    "magnitude": Baseline(
-        "W", "layer", "Han et al., 2015, arXiv:1506.02626; over each whole matrix"
-    ),
+    "magnitude": Baseline("W", "layer", "Han et al., 2015, arXiv:1506.02626"),
     "wanda": Baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
     "ria": Baseline(
         f"mul({_RELATIVE}, root4(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0.5"
     ),
     "gblm": Baseline("mul(W, add(G, sqrt(X)))", "row", "Das et al., 2024, arXiv:2311.04902"),
-    "snip": Baseline(
-        "mul(W, G)", "model", "Lee et al., 2019, arXiv:1810.02340; G over many samples"
-    ),
+    "snip": Baseline("mul(W, G)", "model", "Lee et al., 2019, arXiv:1810.02340"),
     "pruner-zero": Baseline(
         "mul(abs(mul(W, W)), mms(G))", "row", "Dong et al., 2024, arXiv:2406.02924"
     ),
@@ -95,9 +88,7 @@ _MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
 
 FOUND: dict[str, Baseline] = {
     "directed-snip-wanda": Baseline(
-        f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})",
-        "model",
-        "this project, 2026",
+        f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})", "model", "this project, 2026"
     ),
     "directed-snip-variance": Baseline(
         "quot(mul(mul(sqr(mul(W, exp(colmean(quot(M, G))))), G), "

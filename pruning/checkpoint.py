@@ -1,13 +1,12 @@
 """Safetensors files: a model's published ones, and tensors put aside during a walk."""
 
 import hashlib
-import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -103,13 +102,10 @@ class DiskOffload(MutableMapping[str, Tensor]):
         return self.folder / f"{key}.safetensors"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor is: file, first byte and length in it, shape, and safetensors' dtype."""
+class Entry(NamedTuple):
+    """Where one tensor is, its shape, and safetensors' name of its dtype."""
 
     path: Path
-    start: int
-    length: int
     shape: tuple[int, ...]
     kind: str
 
@@ -159,12 +155,6 @@ class Checkpoint:
         """Return a tensor by its published name; see `read_tensor`."""
         return read_tensor(self.entries[name].path, name)
 
-    def read_ahead(self, names: Iterable[str]) -> None:
-        """Ask the system to read tensors into its cache while other work continues."""
-        for entry in map(self.entries.__getitem__, names if hasattr(os, "posix_fadvise") else ()):
-            with entry.path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), entry.start, entry.length, os.POSIX_FADV_WILLNEED)
-
     def fingerprint(self) -> str:
         """Return a hash of names, dtypes, shapes, and some bytes of every tensor, in 16 digits.
 
@@ -173,43 +163,36 @@ class Checkpoint:
         digest = hashlib.sha256()
         for name, entry in sorted(self.entries.items()):
             digest.update(f"{name} {entry.kind} {entry.shape}".encode())
-            with entry.path.open("rb") as file:
-                file.seek(entry.start + entry.length // 2)
-                digest.update(file.read(min(4096, entry.length - entry.length // 2)))
+            content = self.read(name).flatten().view(torch.uint8)
+            middle = len(content) // 2
+            digest.update(content[middle : middle + 4096].numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    """Return a model's safetensors files, all of which exist."""
     index, names = folder / INDEX, ["model.safetensors"]
     if index.is_file():
         weight_map = read_object(index).get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(Path(str(name)).name == name for name in names):
-            raise ValueError(f"{str(index)!r} must have a weight_map to files beside it")
+            raise ValueError(f"file {str(index)!r} must have a weight_map to files beside it")
     files = [folder / name for name in sorted(set(names))]
     if missing := [path for path in files if not path.is_file()]:
-        pickles = any(folder.glob("*.bin"))
-        why = ": .bin files are pickles, and not read; convert it with transformers" * pickles
-        raise ValueError(f"model {str(folder)!r} lacks its weights file {missing[0].name}{why}")
+        way_out = "convert .bin files, which are pickles and not read, with transformers"
+        lacks = f"model {str(folder)!r} lacks its weights file {missing[0].name}"
+        raise ValueError(f"{lacks}: {way_out}" if any(folder.glob("*.bin")) else lacks)
     return files
 
 
 def _read_header(path: Path) -> dict[str, Entry]:
+    entries = {}
     try:
-        with safe_open(path, "pt"):  # checks sizes, gaps and overlaps
-            pass
+        with safe_open(path, "pt") as file:  # checks sizes, gaps and overlaps
+            for name in file.keys():  # noqa: SIM118  # it is no dict
+                about = file.get_slice(name)
+                entries[name] = Entry(path, tuple(about.get_shape()), about.get_dtype())
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"weights file {str(path)!r} is torn or not a safetensors file ({error}): copy it again"
         ) from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    entries = {}
-    for name, about in header.items():
-        begin, end = about["data_offsets"]
-        start, shape = 8 + length + begin, tuple(about["shape"])
-        entries[name] = Entry(path, start, end - begin, shape, about["dtype"])
     return entries

@@ -11,8 +11,6 @@ from prunevolve.pruning.metric import Metric
 _SIGNED, _SUM, _PRODUCT, _WORD, _POWER, _ATOM = range(6)
 """How tightly a text binds, from `−x` and `x + y` over `x · y`, `rowmean x` and `x²` to `x`."""
 
-_POWERS = {"sqr": "²", "pow": "²", "cube": "³"}
-_ROOTS = {"sqrt": "√", "root4": "∜"}
 _NORMS = {"div": "norm", "divrms": "rms"}
 
 
@@ -37,8 +35,13 @@ def infix(metric: Metric) -> str:
 
 
 def _text(metric: Metric) -> _Text:
+    if metric.is_constant:
+        number = f"{abs(metric.value):.4g}"
+        if metric.value < 0:
+            return _Text(f"−{number}", _SIGNED)
+        return _Text(number, _PRODUCT if "e" in number else _ATOM)
     if not metric.operands:
-        return _end(metric)
+        return _Text(metric.name, _ATOM)
     if metric.name in ("mul", "quot", *_NORMS):
         return _quotient(metric)
     operands = [_text(operand) for operand in metric.operands]
@@ -55,22 +58,13 @@ def _text(metric: Metric) -> _Text:
             return _magnitude(first)
         case "pow15":
             return _Text(f"{positive.at(_ATOM)}^1.5", _POWER)
-        case name if name in _POWERS:
-            return _Text(f"{first.at(_ATOM)}{_POWERS[name]}", _POWER)
-        case name if name in _ROOTS:
-            return _Text(f"{_ROOTS[name]}{positive.at(_ATOM)}", _POWER)
+        case "sqr" | "pow" | "cube" as name:
+            return _Text(f"{first.at(_ATOM)}{'³' if name == 'cube' else '²'}", _POWER)
+        case "sqrt" | "root4" as name:
+            return _Text(f"{'√' if name == 'sqrt' else '∜'}{positive.at(_ATOM)}", _POWER)
         case name if name.startswith(("row", "col")) and first.text.isalpha():
             return _Text(f"{name} {first.text}", _WORD)
     return _Text(f"{metric.name}({', '.join(operand.text for operand in operands)})", _ATOM)
-
-
-def _end(metric: Metric) -> _Text:
-    if not metric.is_constant:
-        return _Text(metric.name, _ATOM)
-    number = f"{abs(metric.value):.4g}"
-    if metric.value < 0:
-        return _Text(f"−{number}", _SIGNED)
-    return _Text(number, _PRODUCT if "e" in number else _ATOM)
 
 
 def _magnitude(operand: _Text) -> _Text:
@@ -80,7 +74,6 @@ def _magnitude(operand: _Text) -> _Text:
 
 
 def _quotient(metric: Metric) -> _Text:
-    """Return a product of quotients as one quotient."""
     above, below = _factors(metric)
     above = [factor for factor in above if factor.text != "1"] or above[:1]
     line = " · ".join(factor.at(_POWER) for factor in above)

@@ -15,12 +15,7 @@ MOST_BYTES = 20_000_000
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text.
-
-    Raises:
-        ValueError: If it is longer than `MOST_BYTES`, or no UTF-8.
-        OSError: If it cannot be read.
-    """
+    """Return a file's text; raises ValueError if it is longer than `MOST_BYTES`, or no UTF-8."""
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"file {str(path)!r} is longer than {MOST_BYTES} bytes: not read")
     try:
@@ -35,17 +30,11 @@ def read_object(path: Path) -> JsonObject:
 
 
 def parse_object(text: str, what: str) -> JsonObject:
-    """Return the JSON object that a text is; an error calls the text `what`.
-
-    Raises:
-        ValueError: If it is no JSON, is nested too deeply, or is something else than an object.
-    """
+    """Return the JSON object that a text is; raises ValueError, which calls the text `what`."""
     try:
         content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{what} is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{what} is no JSON: {error}") from error
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{what} is no JSON, or nested too deeply: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{what} must hold a JSON object, got a list or a value")
     return content

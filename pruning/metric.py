@@ -78,7 +78,7 @@ class Metric:
 
     @property
     def infix(self) -> str:
-        """The metric as one line of mathematics, for people; see `pruning.infix`."""
+        """The metric as one line of mathematics, for people."""
         from prunevolve.pruning.infix import infix
 
         return infix(self)
@@ -243,9 +243,7 @@ class Criterion:
     """A metric and the comparison group that it is meant for: what decides which weights go.
 
     Attributes:
-        metric: Scores every weight.
-        group: One of `pruning.masks.GROUPS`: which weights compete with one another. An n:m
-            pattern has its own groups.
+        group: One of `pruning.masks.GROUPS`; an n:m pattern has its own groups.
     """
 
     metric: Metric

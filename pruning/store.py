@@ -92,7 +92,7 @@ class FolderStore:
         checkpoint: The dense model's files.
         config: The model's config.
         dtype: Dtype of the passes, a key of `DTYPES`; files keep their own.
-        device: Where passes run. On a GPU the next block is loaded while one is open.
+        device: Where passes run.
         shards: Folder for the shards that are written; None if nothing will be. Finished ones in it
             count as written.
         held: Whether blocks stay in memory once they have been opened, until they are written.
@@ -151,7 +151,7 @@ class FolderStore:
         return self._open(block, files)
 
     def open_dense(self, block: str, then: str | None = None) -> AbstractContextManager[nn.Module]:
-        """Open a block from the dense model's files, and read ahead the one that comes then."""
+        """Open a block from the dense model's files; on a GPU, load the next one meanwhile."""
         return self._open(block, self.checkpoint, then)
 
     @contextmanager
@@ -159,12 +159,9 @@ class FolderStore:
         if self._is_closed(block):
             ahead = self._ahead.pop(block, None) if files is self.checkpoint else None
             self._put(ahead.result() if ahead else self._read(self._meta[block], files))
-        if then and self._is_closed(then):
+        if self.device.type != "cpu" and then and self._is_closed(then) and not self._ahead:
             names = self._meta[then]
-            if self.device.type == "cpu":
-                self.checkpoint.read_ahead(self._published[name] for name in names)
-            elif not self._ahead:
-                self._ahead[then] = self._threads.submit(self._read, names, self.checkpoint)
+            self._ahead[then] = self._threads.submit(self._read, names, self.checkpoint)
         try:
             yield self.model.get_submodule(block)
         finally:
@@ -227,16 +224,16 @@ class FolderStore:
     def write_outside(self) -> None:
         """Write the shard of all tensors outside the blocks, and last the index of all shards."""
         self.finish()
-        entries, outside = self.checkpoint.entries, self.shard(None)
+        outside = self.shard(None)
         inside = {
             self._published[name]: self.shard(block).name
             for block, names in self._meta.items()
             for name in names
         }
-        others = {name: self.checkpoint.read(name) for name in entries if name not in inside}
-        write_tensors(outside, others)
+        read, entries = self.checkpoint.read, self.checkpoint.entries
+        write_tensors(outside, {name: read(name) for name in entries if name not in inside})
         index = {
-            "metadata": {"total_size": sum(entry.length for entry in entries.values())},
+            "metadata": {"total_size": sum(read(name).nbytes for name in entries)},
             "weight_map": {name: inside.get(name, outside.name) for name in entries},
         }
         write_json(outside.with_name(INDEX), index)
