@@ -61,7 +61,7 @@ def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tens
 
 def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
     """Return the logits, (T, vocabulary) in fp32, of states that enter the head, (T, hidden)."""
-    return _capped(model, model.get_output_embeddings()(states).float())
+    return _capped(model, model.get_output_embeddings()(states))
 
 
 def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
@@ -70,13 +70,13 @@ def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
     tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS  # what stays in the CPU's cache
     for chunk in states.split(HEAD_TOKENS):
         for part in head(chunk).split(tokens):
-            yield _capped(model, part.float())
+            yield _capped(model, part)
 
 
 def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
     # As in the model's own forward: Gemma3ForConditionalGeneration ignores its text part's cap.
     cap = getattr(model.config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    return cap * torch.tanh(logits.float() / cap) if cap else logits.float()
 
 
 class _Stub(nn.Module):

@@ -49,8 +49,8 @@ FAMILIES = {
 }
 """The supported architectures by `model_type`; a new one is a name here and a toy in the tests."""
 
+# `make` builds some in models/.
 _HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
-"""Models without an owner are of no family that is supported; `make` builds some in `models/`."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,10 @@ def find_model(model: str, weights: bool = False) -> Path:
     files = ["*.json", "*.jinja", "*.model", "*.txt", *["*.safetensors"] * weights]
     others = ["*/*", "consolidated*"]  # weights in other formats
     with one_line_errors(model):
-        return Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=files, ignore_patterns=others
-            )
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=files, ignore_patterns=others
         )
+    return Path(folder)
 
 
 def pinned(model: str) -> str:
@@ -288,15 +287,12 @@ def _check_family(kind: object) -> None:
 
 @contextmanager
 def one_line_errors(model: str) -> Iterator[None]:
-    """Turn paragraphs of transformers and the hub about a model into one line.
-
-    Settings of the wrong type can end in any exception, and tokenizers raises `Exception` itself.
-    """
+    """Turn paragraphs of transformers and the hub about a model into one line."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # it prints the whole config when it refuses a setting
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # a setting of the wrong type can end in any
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
     finally:

@@ -1,7 +1,7 @@
 """The statistics that a metric can name, and the running sums of which calibration makes them.
 
-To add one, add a row to `LEAVES` (docs/EXTENDING.md). X and G are as in the Pruner-Zero release
-(Dong et al., 2024, arXiv:2406.02924). Sums are fp32 whatever the weights' dtype.
+X and G are as in the Pruner-Zero release (Dong et al., 2024, arXiv:2406.02924). Sums are fp32
+whatever the weights' dtype.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -27,9 +27,6 @@ _CHUNK = 1 << 17
 
 Source = Literal["weight", "inputs", "block", "output gradients", "weight gradients"]
 """What a leaf is made of: gradients need backward passes, the others forward passes alone."""
-
-Sums = dict[str, dict[str, Tensor]]
-"""Running sums by layer and leaf."""
 
 
 class Seen(NamedTuple):
@@ -217,11 +214,9 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
 
     def rounded(self, dtype: torch.dtype) -> "Statistics":
         """Return a copy with matrices, such as G, in another dtype; vectors would save little."""
-        rounded = Statistics(self)
-        for name, by_layer in self.items():
-            if LEAVES[name].shape == MATRIX:
-                rounded[name] = {layer: tensor.to(dtype) for layer, tensor in by_layer.items()}
-        return rounded
+        matrices = [name for name in self if LEAVES[name].shape == MATRIX]
+        rounded = {n: {layer: t.to(dtype) for layer, t in self[n].items()} for n in matrices}
+        return Statistics(self | rounded)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all statistics by `X/layer`, `G/layer` and so on, for storage and transport."""
@@ -238,8 +233,10 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
 
 
 @contextmanager
-def watched(layers: Mapping[str, nn.Linear], leaves: Set[str], block: nn.Module) -> Iterator[Sums]:
-    """While open, add up what a block and its layers see, for leaves that are made of it.
+def watched(
+    layers: Mapping[str, nn.Linear], leaves: Set[str], block: nn.Module
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """While open, add up what a block and its layers see, in sums by layer and leaf.
 
     The layers' inputs must take part in a backward pass; gradients of weights are freed at once.
     """
@@ -262,7 +259,9 @@ def watched(layers: Mapping[str, nn.Linear], leaves: Set[str], block: nn.Module)
         yield sums
 
 
-def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> Statistics:
+def statistics_of(
+    sums: Mapping[str, dict[str, Tensor]], windows: Tensor, depth: float = 0.0
+) -> Statistics:
     """Turn sums over windows, (N, T), into statistics; the sums cannot be used afterwards."""
     seen = Seen(len(windows), windows.numel(), depth)
     statistics: dict[str, dict[str, Tensor]] = {}
@@ -299,7 +298,6 @@ def _watch(layer: nn.Linear, sums: Mapping[str, Tensor], hooks: ExitStack) -> No
 
 
 def _add(sums: Mapping[str, Tensor], source: Source, values: Tensor, weight: Tensor) -> None:
-    """Add values, (..., features), to the sums of leaves that are made of them."""
     values = values.reshape(-1, values.shape[-1]).float()
     if source.endswith("gradients"):
         values = values * GRADIENT_FACTOR

@@ -23,8 +23,7 @@ from prunevolve.pruning.models import (
 )
 
 BATCH_TOKENS = 2048
-"""Tokens that pass a model in memory at a time, at least one window: short windows leave its matrix
-products too small for a GPU, or for a CPU's bf16 units."""
+"""Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU."""
 
 
 class ResidentStore:
@@ -85,8 +84,6 @@ class ResidentStore:
 
 class FolderStore:
     """A folder of shards: a block is read when it is opened, and written as a shard of its own.
-
-    Closed blocks have their parameters on the meta device.
 
     Args:
         checkpoint: The dense model's files.
@@ -197,8 +194,7 @@ class FolderStore:
     def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
         """Write the block's shard, while the walk continues: new weights, and the rest as it was.
 
-        Raises:
-            OSError: If the shard before it could not be written.
+        Raises OSError if the shard before it could not be written.
         """
         self.finish()
         published = [self._published[name] for name in self._meta[block]]

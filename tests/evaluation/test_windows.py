@@ -72,7 +72,7 @@ def test_provenance_says_where_the_tokens_come_from(windows_of, numbers, capfd):
     assert capfd.readouterr().err == ""  # though the text is longer than the model's context
 
 
-@pytest.mark.parametrize("layout", [(3, 34, None), (5, 101, 0), (None, 101, None), (0, 8, None)])
+@pytest.mark.parametrize("layout", [(3, 34, None), (5, 101, 0), (None, 101, None)])
 def test_windows_that_do_not_fit_the_text_are_refused(windows_of, numbers, layout):
     assert refusal(windows_of, *layout) == (
         f"windows must be at least 1 and fit the text, got {layout[0] or 0} of {layout[1]} tokens; "
@@ -137,18 +137,13 @@ def test_documents_that_are_too_short_or_sliced_are_refused(tmp_path):
     place = documents_of(tmp_path, 7, 2)
     text = Text(place, "all", 4, 8, seed=0, by_document=True)
     message = refusal(text.cut, word_tokenizer("<s>", adds_bos=True))
-    assert message == f"{place!r} has no document longer than 8 tokens"
+    assert message == f"{place!r} has no document of over 8 tokens"
     sliced = Text(place, "[:50%]", 4, 8, seed=0, by_document=True)
     assert refusal(sliced.check) == "a split drawn by document must have no slice, got '[:50%]'"
 
 
 def shared(places, shares, windows, seed=None):
     return share_windows([Text(place, "all", windows, 3, seed) for place in places], shares)
-
-
-def test_counts_follow_the_shares_and_add_up(halves):
-    assert [text.windows for text in shared(halves, (1, 1), 5)] == [3, 2]
-    assert [text.windows for text in shared(halves, (1, 2), 4)] == [1, 3]
 
 
 def test_kinds_are_cut_as_by_themselves_and_stand_among_each_other_evenly(halves):
@@ -163,9 +158,9 @@ def test_kinds_are_cut_as_by_themselves_and_stand_among_each_other_evenly(halves
         assert torch.equal(cut.tokens[torch.tensor(cut.kinds) == kind], alone.tokens)
 
 
-def test_texts_without_a_window_of_each_kind_or_of_one_kind_twice_are_refused(halves):
-    message = refusal(shared, halves, (1, 99), 8)
-    assert message.startswith(f"windows = 8 leaves none for corpus {halves[0]!r}, split 'all': ")
+def test_texts_share_the_windows_unless_they_overlap(halves):
+    assert [text.windows for text in shared(halves, (1, 1), 5)] == [3, 2]
+    assert [text.windows for text in shared(halves, (1, 2), 4)] == [1, 3]
     twice = [Text(halves[0], split, 4, 3) for split in ("all[:60%]", "all[50%:]")]
     assert refusal(share_windows, twice, (1, 1)).startswith("part 1 and part 2 overlap: ")
 
@@ -186,15 +181,12 @@ def test_overlapping_texts_are_described_by_pairs(numbers, monkeypatch):
         "fitness and report overlap: ptb train[:51%] and ptb train[50%:]",
         f"fitness and report overlap: {numbers} train and ./numbers.txt test",
     ]
-    assert len(check_disjoint({role: of_role(("c4", "train")) for role in "abc"})) == 3
 
 
-def test_texts_of_the_hub_alone_are_noted_as_unchecked(numbers):
-    assert Text("c4", "validation[:50%]", 1, 8).check() == (
-        "corpus 'c4', split 'validation[:50%]' comes from the Hugging Face hub: not checked"
-    )
+def test_texts_of_the_hub_alone_are_noted_as_unchecked():
+    note = Text("c4", "validation[:50%]", 1, 8).check()
+    assert note and note.endswith("comes from the Hugging Face hub: not checked")
     assert Text("embedded", "report", 1, 8).check() is None
-    assert Text(numbers, "[:50%]", 1, 8).check() is None
 
 
 def test_special_tokens_are_told_by_share_and_name_bos_excepted():

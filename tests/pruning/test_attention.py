@@ -10,7 +10,7 @@ from prunevolve.pruning import attention
 from prunevolve.pruning.attention import NAME, causal_attention, use_blocked_attention
 
 
-@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("tokens", [1, 64, 65, 200])
 @pytest.mark.parametrize(("count", "key_count"), [(4, 4), (6, 2), (3, 1)])
 def test_causal_attention_and_its_gradients_are_torchs(tokens, count, key_count):
     generator = torch.Generator().manual_seed(0)

@@ -55,23 +55,6 @@ def test_leaves_size_and_depth():
     assert (metric.leaves, metric.size, metric.depth) == (frozenset("WX"), 6, 4)
 
 
-@pytest.mark.parametrize(
-    ("text", "shape"),
-    [
-        ("2", (False, False)),
-        ("mul(X, B)", (True, True)),
-        # As in the release, div spreads its left operand over the sides of its divisor.
-        ("div(X, W)", (False, True)),
-        ("add(div(X, G), G)", (True, True)),
-        ("quot(colsum(W), rowsum(W))", (True, True)),
-    ],
-)
-def test_shape_is_the_sides_along_which_a_score_can_vary(text, shape):
-    metric = Metric.parse(text)
-    assert metric.shape == shape
-    assert (metric.problem == "") is (shape == (True, True))
-
-
 @pytest.mark.filterwarnings("ignore:std")
 @EXAMPLES
 @given(METRICS)
@@ -93,10 +76,9 @@ def test_shape_agrees_with_the_scores_tensor(metric):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("mul(X, V)", "gives all rows the same scores: "),
+        ("div(X, W)", "gives all rows the same scores: "),  # as in the release
         ("rowsum(W)", "gives all inputs of a row the same scores: "),
         ("mul(W, rowsum(B))", "has rowsum(B): rowsum needs what varies by input"),
-        ("mul(W, zsn(rowsum(X)))", "has zsn(rowsum(X)): zsn scales over a matrix, and its operand"),
         ("mul(W, div(W, 2))", "has div(W, 2): div divides by a norm: use quot or mul for a number"),
     ],
 )
@@ -107,17 +89,12 @@ def test_check_scores_weights_refuses_what_cannot_rank_the_weights_of_a_matrix(t
 
 @pytest.mark.parametrize(
     ("written", "printed"),
-    [
-        *(("0.50", "0.5"), (".5", "0.5"), ("5.", "5"), ("007.0", "7"), ("-2e-3", "-0.002")),
-        *(("1000000", "1e+06"), ("1E6", "1e+06"), ("-0.0", "0"), ("0.333333333333", "0.33333334")),
-    ],
+    [("0.50", "0.5"), ("5.", "5"), ("1000000", "1e+06"), ("-0.0", "0"), ("-2e-3", "-0.002")],
 )
 def test_number_is_printed_as_short_as_fp32_allows(written, printed):
     metric = Metric.parse(f"add(W, {written})")
     assert metric.text == f"add(W, {printed})"
     assert read_tree({"data": written}).text == printed
-    number = metric.operands[1]
-    assert number.is_constant and number.value == pytest.approx(float(written))
     assert metric.leaves == {"W"}
 
 
@@ -129,16 +106,10 @@ def test_number_keeps_its_fp32_value_through_its_text(value):
     assert Metric.constant(written.value) == Metric.parse(written.text) == written
 
 
-@pytest.mark.parametrize("written", ["1e39", "-1e999", "1e-38", "4" * 400])
+@pytest.mark.parametrize("written", ["1e39", "-1e999", "1e-38"])
 def test_number_that_fp32_does_not_hold_is_refused(written):
-    for read, content in ((Metric.parse, f"mul(W, {written})"), (read_tree, {"data": written})):
-        message = refusal(read, content)
-        assert message.startswith("a number must be 0 or within (1e-37, 1e+38) in size, got ")
-
-
-@pytest.mark.parametrize("name", ["nan", "-inf", "1_0", " 1", "0x1", "1e", "١"])
-def test_number_that_float_reads_and_the_language_does_not_is_refused(name):
-    assert refusal(read_tree, {"data": name}).startswith(f"metric, at tree: {name!r} is unknown: ")
+    message = refusal(Metric.parse, f"mul(W, {written})")
+    assert message.startswith("a number must be 0 or within (1e-37, 1e+38) in size, got ")
 
 
 def test_score_is_computed_in_fp32_from_bf16_with_numbers_too():
@@ -158,15 +129,11 @@ def test_score_names_the_leaf_that_is_missing():
     [
         ("mul(W, srt(X))", 8, "'srt' is unknown: did you mean sqrt? leaves are W, G, X, "),
         ("add(W, abs(W, G))", 8, "abs takes 1 operand(s), not 2"),
-        ("W(G)", 1, "W takes 0 operand(s), not 1"),
         ("abs(x=W)", 6, "'=' is not in the language; "),
-        ("'W'", 1, '"\'" is not in the language; '),
-        ("W\0", 2, "'\\x00' is not in the language; "),
         ("torch.abs(W)", 1, "this is neither a call nor a leaf; "),
         ("mul(W, +2)", 8, "this is neither a call nor a leaf; "),
-        ("W()", 1, "this is neither a call nor a leaf; "),
         ("mul(W, G", 4, "this is malformed; "),
-        ("", 1, "this is malformed; "),
+        ("mul(W, 1_0)", 8, "this is neither a call nor a leaf; "),  # which float reads
     ],
 )
 def test_parse_refuses(text, column, problem):
@@ -181,13 +148,7 @@ def test_parse_error_is_one_line_that_shows_the_neighbourhood_of_a_far_place():
     assert message.startswith(f"metric '{around}', at column 82: 'Q' is unknown: ")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("not " * 4900 + "W", "-" * 15_000 + "W", "W" + "(W)" * 6000),
-        *("W-" * 9000 + "W", "9" * 5000),
-    ],
-)
+@pytest.mark.parametrize("text", ["not " * 4900 + "W", "W" + "(W)" * 6000, "9" * 5000])
 def test_parse_refuses_what_its_parser_does_not_take(text):
     # How deep Python's own parser goes depends on its version.
     message = refusal(Metric.parse, text)
@@ -200,33 +161,22 @@ def test_parse_does_not_look_into_a_text_that_is_too_long():
 
 
 @pytest.mark.parametrize(
-    ("tree", "message"),
+    "tree",
     [
-        ({"data": "mul", "left": LEAF, "right": {"data": "sqt", "left": LEAF}}, ".right: 'sqt' is"),
-        ({"data": "mul", "left": LEAF}, ": mul takes 2 operand(s), not 1"),
-        ({"data": "W", "left": LEAF}, ": W takes 0 operand(s), not 1"),
-        ({"data": "abs", "right": LEAF}, ": a node is "),
-        ({"data": "abs", "left": LEAF, "key": 0}, ": a node is "),
-        *(
-            ({"data": "abs", "left": node}, ".left: a node is ")
-            for node in (None, "W", {}, {"data": 1})
-        ),
+        *({"data": "abs", "right": LEAF}, {"data": "abs", "left": LEAF, "key": 0}),
+        *({"data": "abs", "left": node} for node in (None, "W", {}, {"data": 1}, {"data": "W, G"})),
+        reduce(lambda tree, _: {"data": "abs", "left": tree}, range(MAX_DEPTH + 1), LEAF),
     ],
+    ids=str,
 )
-def test_read_tree_refuses(tree, message):
-    assert refusal(read_tree, tree).startswith(f"metric, at tree{message}")
+def test_read_tree_refuses_what_is_no_node_of_the_release(tree):
+    assert refusal(read_tree, tree).startswith("metric: a tree must have nodes ")
 
 
-def test_text_and_json_are_read_down_to_the_depth_limit_and_no_deeper():
-    def nested(depth):
-        return reduce(lambda tree, _: {"data": "abs", "left": tree}, range(depth), LEAF)
-
+def test_text_is_read_down_to_the_depth_limit_and_no_deeper():
     assert Metric.parse("abs(" * MAX_DEPTH + "W" + ")" * MAX_DEPTH).depth == MAX_DEPTH
     message = refusal(Metric.parse, "abs(" * 33 + "W" + ")" * 33)
     assert message.endswith("at column 133: this is deeper than 32 levels")
-    assert read_tree(nested(MAX_DEPTH)).depth == MAX_DEPTH
-    message = refusal(read_tree, nested(900))
-    assert message == f"metric, at tree{'.left' * 33}: this is deeper than 32 levels"
 
 
 def test_criterion_reads_metric_and_group_and_refuses_what_cannot_rank():
@@ -238,17 +188,10 @@ def test_criterion_reads_metric_and_group_and_refuses_what_cannot_rank():
     assert refusal(Criterion.parse, "X", "row").startswith("metric 'X' gives all rows the same")
 
 
-def test_criterion_comes_back_from_another_process():
+def test_criterion_crosses_to_another_process_as_its_text_alone_whatever_is_cached():
+    fresh, used = pickle.dumps(Metric.parse(TEXT)), Metric.parse(TEXT)
+    used.score(W=torch.ones(2, 2), G=torch.ones(2, 2), X=torch.ones(1, 2))
+    assert pickle.dumps(used) == fresh and len(fresh) < len(TEXT) + 100
     criteria = {named.criterion for named in NAMED.values()}
     criteria |= {Criterion(Metric.parse(text), "row") for text in ("1e+30", "mul(W, -0.1)", TEXT)}
     assert pickle.loads(pickle.dumps(criteria)) == criteria
-
-
-def test_metric_crosses_as_its_text_alone_whatever_is_cached():
-    fresh = pickle.dumps(Metric.parse(TEXT))
-    used = Metric.parse(TEXT)
-    assert used.size == 8 and used.leaves == {"W", "G", "X"} and not used.problem
-    used.score(W=torch.ones(2, 2), G=torch.ones(2, 2), X=torch.ones(1, 2))
-    assert TEXT.encode() in fresh
-    assert pickle.dumps(used) == fresh
-    assert len(fresh) < len(TEXT) + 100

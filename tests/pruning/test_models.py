@@ -13,8 +13,6 @@ from prunevolve.pruning.models import (
     hub_id,
     linear_layers,
     load_config,
-    load_model,
-    load_tokenizer,
 )
 
 ATTENTION = [f"self_attn.{kind}_proj" for kind in "qkvo"]
@@ -57,33 +55,15 @@ def test_blocks_run_one_after_the_other_give_what_enters_the_last_norm(family):
     assert not any(state.requires_grad for state in captured)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_load_model_reads_back_each_family_with_tied_embeddings_and_without(family, tmp_path):
-    windows = toy_windows(count=1)
-    for tied in (True, False):
-        model = toy_model(family, tie_word_embeddings=tied)
-        model.save_pretrained(tmp_path / str(tied))
-        loaded = load_model(str(tmp_path / str(tied)), "float32")
-        with torch.no_grad():
-            assert_close(loaded(input_ids=windows).logits, model(input_ids=windows).logits)
-
-
 def test_unsupported_architecture_is_refused_with_the_list_of_the_supported(tmp_path):
     config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=8, n_positions=8)
     config.save_pretrained(tmp_path)
     for call in (
         lambda: load_config(str(tmp_path)),
-        lambda: load_model(str(tmp_path), "float32"),
         lambda: linear_layers(AutoModelForCausalLM.from_config(config)),
     ):
         message = "model_type 'gpt2' is not supported: it must be one of gemma2, gemma3, "
         assert message in refusal(call)
-
-
-@pytest.mark.parametrize("load", [load_config, load_tokenizer])
-def test_load_of_a_folder_without_a_model_gives_one_line(load, tmp_path):
-    message = refusal(load, str(tmp_path))
-    assert message.startswith(f"model {str(tmp_path)!r} cannot be loaded: ")
 
 
 def test_model_is_a_folder_before_it_is_a_hub_id(tmp_path, monkeypatch):
@@ -94,6 +74,6 @@ def test_model_is_a_folder_before_it_is_a_hub_id(tmp_path, monkeypatch):
     assert hub_id("org/model@v1.0") is None
 
 
-@pytest.mark.parametrize("model", ["nowhere", "./nowhere", "a/b/c", "", "a/..", __file__])
+@pytest.mark.parametrize("model", ["nowhere", "./nowhere", "a/b/c", ""])
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(model):
     assert refusal(hub_id, model).endswith("is no folder: give embedded, a folder or a hub id")

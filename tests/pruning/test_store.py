@@ -239,16 +239,6 @@ def test_checkpoint_of_the_base_model_alone_keeps_its_names(tmp_path):
     assert_same_tensors(written, expected_tensors(tmp_path / "dense", recipe))
 
 
-def test_tensors_that_the_model_does_not_know_are_carried_over(tmp_path):
-    extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.rand(2) for i in (0, 1)}
-    extra["steps"] = torch.tensor([7])
-    folder = rewritten(tmp_path / "dense", lambda tensors: tensors.update(extra))
-    recipe = recipe_of("sequential", SNIP, "row")
-    written = pruned_tensors(folder, tmp_path / "shards", recipe)
-    assert_same_tensors({name: written[name] for name in extra}, extra)
-    assert_same_tensors(written, expected_tensors(folder, recipe))
-
-
 def test_image_part_under_other_names_is_carried_over(tmp_path):
     def rename(tensors):
         for name in [name for name in tensors if name.startswith("vision_tower.")]:

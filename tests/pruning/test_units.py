@@ -9,7 +9,6 @@ from torch import nn
 from toy_metrics import trees
 
 from prunevolve.pruning import operators
-from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import OPERATORS, Units
 from prunevolve.pruning.statistics import LEAVES, Seen
@@ -144,12 +143,6 @@ def test_operands_that_do_not_go_together_are_named():
     without = refusal(lambda: Metric.parse("exp(colsum(quot(M, G)))").units)
     assert "needs an operand without units (use a mean): colsum(quot(M, G)) has n" in without
     assert not Metric.parse("exp(colsum(quot(M, G)))").is_comparable
-
-
-def test_named_metrics_of_the_group_model_have_no_units():
-    over_the_model = [named for named in NAMED.values() if named.group == "model"]
-    assert len(over_the_model) >= 4
-    assert all(named.criterion.metric.is_comparable for named in over_the_model)
 
 
 def test_operators_with_a_sum_or_a_norm_have_a_twin_with_a_mean():
