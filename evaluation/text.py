@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Topics that quote each other are in one part, and each part has its share of statements, data
-# model and expressions. Any other topic, including those that a later CPython adds, is for
-# training, so none of its wording can be in a text that is measured.
+# model and expressions. Any other topic, also of a later CPython, is for training.
 HELD_OUT_TOPICS = {
     "report": "sequence-types numeric-types callable-types import strings for while if else break "
     "continue assert pass subscriptions slicings exprlists",
@@ -147,17 +146,12 @@ def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are told below
     # A streamed file is neither copied to a cache nor taken from one that is older than the file.
     streaming = first is not None or place.corpus not in CORPORA
+    files = source.data_files and {split: source.data_files[split]}
+    where = {"revision": source.revision, "data_files": files, "split": split}
     try:
         if source.path == "text":
             return [Path(place.corpus).read_text(encoding="utf-8")]
-        rows = datasets.load_dataset(
-            source.path,
-            source.name,
-            revision=source.revision,
-            data_files=source.data_files and {split: source.data_files[split]},
-            split=split,
-            streaming=streaming,
-        )
+        rows = datasets.load_dataset(source.path, source.name, streaming=streaming, **where)
         documents: Sequence[str] = (rows if first is None else rows.take(first))[source.column]
         if streaming:
             documents = [text for text in documents if text is not None]
@@ -166,10 +160,8 @@ def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
         return documents
     except (OSError, KeyError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as e:
         cause = f"{type(e).__name__}: {e}".partition("\n")[0]
-        raise ValueError(
-            f"corpus {place.corpus!r} cannot be read ({cause}): give {EMBEDDED}, UTF-8 text, or "
-            f"rows with a string column {source.column!r}"
-        ) from e
+        way_out = f"give {EMBEDDED}, UTF-8 text, or rows with a string column {source.column!r}"
+        raise ValueError(f"corpus {place.corpus!r} cannot be read ({cause}): {way_out}") from e
 
 
 def _embedded_text(part: str) -> str:

@@ -60,23 +60,15 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
 
 
 def _attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **keywords: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, None]:
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    plain = attention_mask is None and causal and not dropout and not keywords.get("position_bias")
+    causal = given.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    plain = mask is None and causal and not given.get("dropout") and not given.get("position_bias")
     in_blocks = query.device.type == "cpu" or query.requires_grad
     if not (plain and in_blocks and query.shape[2] == key.shape[2]):
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **keywords
-        )
+        output, _ = sdpa_attention_forward(module, query, key, value, mask, **given)
         return output, None
+    scaling = given.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None

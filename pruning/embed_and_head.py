@@ -39,7 +39,7 @@ def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor],
         The N hidden states that enter the first block, each (1, T, hidden_size), and the call of
         every block. Without padding that call depends on the windows' length alone.
     """
-    hidden: list[Tensor] = []
+    hidden = []
     with _stubs(model) as stubs:
         for window in windows:
             model.base_model(input_ids=window[None], use_cache=False)

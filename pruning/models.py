@@ -58,11 +58,11 @@ class UnloadedModel:
     """A model whose weights are not loaded yet."""
 
     name: str  # `embedded`, a folder, or a hub id with the commit: `owner/name@commit`
-    config: PretrainedConfig  # of a supported family
+    config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     dtype: str  # of the passes; a result keeps the files' own
     own_dtype: str  # that its config names; float32 if it names none
-    device: str  # a torch device that is there
+    device: str
     seqlen: int  # window length in tokens, within the model's context
 
     @cached_property
@@ -198,14 +198,15 @@ def _read_config(model: str, folder: Path) -> PretrainedConfig:
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; refuse one with more tokens than the model."""
+    """Load a model's tokenizer; refuse another model's, with more tokens."""
     folder = find_model(model)
     vocabulary = _read_config(model, folder).get_text_config().vocab_size
     with one_line_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
         if size > vocabulary:
-            raise ValueError(f"its tokenizer has {size} tokens, the model {vocabulary}")
+            rule = f"its tokenizer must stay below the model's vocab_size of {vocabulary}"
+            raise ValueError(f"{rule}, got token {size - 1}")
     return tokenizer
 
 
@@ -214,12 +215,9 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
     folder = find_model(model, weights=True)
     _read_config(model, folder)
     with one_line_errors(model):
+        safe = {"trust_remote_code": False, "use_safetensors": True}
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
+            folder, dtype=DTYPES[dtype], output_loading_info=True, **safe
         )
         if lost := sorted(report["missing_keys"]):
             # transformers would continue with random weights instead.

@@ -37,8 +37,8 @@ _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class ResolvedMetric:
-    """A metric with its comparison group, where it is from, such as `baseline wanda`, and the
-    models and sparsities that it was found on, such as `embedded at 60%`, if they are known.
+    """A metric with its comparison group; where it is from, such as `baseline wanda`; and what it
+    was found on, such as `embedded at 60%`, if that is known.
     """
 
     criterion: Criterion

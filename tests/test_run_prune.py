@@ -350,7 +350,7 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"eval_windows": "some"}, "eval-windows = 'some': Input should be a valid integer"),
         ({"share": 0}, "share = [0.0]: each must be above 0"),
         ({"sparcity": 0.5}, "No such option: --sparcity"),
-        ({"device": "meta"}, "device 'meta' cannot be used (only cpu, cuda, mps are supported)"),
+        ({"device": "meta"}, "device 'meta' cannot be used ("),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MiB, got '6 "),
         ({"by_document": True}, "by-document needs a corpus of documents, one of wikitext2, c4,"),
         ({**TWO_KINDS, "split": "report"}, "--split must be given once for each --corpus, or not "),
