@@ -8,10 +8,9 @@ import pytest
 import yaml
 from huggingface_hub import constants
 from refusals import refusal
-from search_process import ROOT, run, started
+from search_process import ROOT, run
 from toy_models import toy_model
 
-from prunevolve import run_prune
 from prunevolve.pruning.models import find_model, load_model, load_tokenizer, pinned
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -66,16 +65,6 @@ def test_model_is_the_folder_of_its_commit(point_main_at, tmp_path):
 def test_model_that_the_cache_lacks_is_one_line_without_the_hub(point_main_at, model):
     point_main_at(FIRST)
     assert refusal(pinned, model).startswith(f"model {model!r} cannot be loaded: Cannot find an ")
-
-
-def test_validate_needs_no_weights_of_the_hub_but_a_pruning_does(point_main_at, tmp_path):
-    point_main_at(FIRST)
-    (tmp_path / f"hub/models--owner--tiny/snapshots/{FIRST}/model.safetensors").unlink()
-    words = ("--model", "owner/tiny", "--metric", "magnitude", "--seqlen", 16)
-    out, _ = started(run_prune, *words, "--out", tmp_path / "out", "--validate")
-    assert f"weights of model owner/tiny@{FIRST}: on the hub: not checked\n" in out
-    _, err = started(run_prune, *words, "--out", tmp_path / "out", code=2)
-    assert "lacks its weights file model.safetensors" in err
 
 
 @pytest.mark.slow
