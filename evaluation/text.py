@@ -36,18 +36,15 @@ READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parqu
 
 @dataclass(frozen=True)
 class Corpus:
-    """How `datasets` reads a corpus. `joins`: split -> what goes between documents.
-
-    Of `data_files`, one for each split of a large corpus, the first `documents` are streamed.
-    """
+    """How `datasets` reads a corpus."""
 
     path: str
-    joins: Mapping[str, str]
+    joins: Mapping[str, str]  # split -> what goes between documents
     revision: str | None = None
     name: str | None = None
     column: str = "text"
-    data_files: Mapping[str, str] | None = None
-    documents: int | None = None
+    data_files: Mapping[str, str] | None = None  # one for each split of a large corpus
+    documents: int | None = None  # that are streamed of it, from the first
 
 
 CORPORA = {
@@ -81,9 +78,9 @@ CORPORA = {
 
 
 class Place(NamedTuple):
-    """A slice of a text, in percent; `corpus` is a name, or the full path of a file."""
+    """A slice of a text, in percent."""
 
-    corpus: str
+    corpus: str  # a name, or the full path of a file
     split: str
     first: int
     last: int

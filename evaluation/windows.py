@@ -24,16 +24,11 @@ and by_document where that is true."""
 
 @dataclass(frozen=True)
 class Windows:
-    """Equally long pieces of text as token ids, (N, T) int64, and where they come from.
+    """Equally long pieces of text, and where they come from."""
 
-    Attributes:
-        parts: The provenance of each kind of text.
-        kinds: For each window, the index of its text in `parts`.
-    """
-
-    tokens: Tensor
-    parts: tuple[Provenance, ...]
-    kinds: tuple[int, ...]
+    tokens: Tensor  # token ids, (N, T) int64
+    parts: tuple[Provenance, ...]  # of each kind of text
+    kinds: tuple[int, ...]  # of each window, the index of its text in `parts`
 
     @property
     def provenance(self) -> Provenance:
@@ -48,31 +43,19 @@ class Windows:
 
 @dataclass(frozen=True)
 class Text:
-    """One kind of text, and the windows that are wanted of it.
+    """One kind of text, and the windows that are wanted of it."""
 
-    Attributes:
-        corpus: `embedded`, `wikitext2`, `c4`, `ptb` or a path.
-        split: Split of the corpus, with or without a slice.
-        windows: Number of windows; None for all contiguous ones.
-        length: Tokens in each window.
-        seed: Draws the starts at random, so windows may overlap; None spreads them evenly over the
-            text, without overlap.
-        bos: Whether each window begins with the tokenizer's bos, and holds one token less of the
-            text; None if the tokenizer puts one before a text. Gemma is useless without. Published
-            perplexities of LLaMA are of windows without: special tokens then stand where the
-            tokenizer puts them, once for the whole text.
-        by_document: Whether each window is drawn from a single document.
-        most: Most windows where `windows` is None; None for all.
-    """
-
-    corpus: str
-    split: str
-    windows: int | None
-    length: int
-    seed: int | None = None
+    corpus: str  # `embedded`, `wikitext2`, `c4`, `ptb` or a path
+    split: str  # of the corpus, with or without a slice
+    windows: int | None  # None for all contiguous ones
+    length: int  # tokens in each window
+    seed: int | None = None  # draws starts that may overlap; None spreads windows over the text
+    # Whether each window begins with bos, and holds one token less of the text; None if the
+    # tokenizer puts one before a text. Gemma is useless without. Published perplexities of LLaMA
+    # are without: special tokens stand where the tokenizer puts them, once for the whole text.
     bos: bool | None = None
-    by_document: bool = False
-    most: int | None = None
+    by_document: bool = False  # whether each window is drawn from a single document
+    most: int | None = None  # most windows where `windows` is None; None for all
 
     def check(self) -> str | None:
         """Check what needs no work, or raise ValueError; return a line for a text of the hub."""

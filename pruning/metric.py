@@ -28,15 +28,10 @@ def is_number(value: float) -> bool:
 
 @dataclass(frozen=True)
 class Metric:
-    """A formula that scores every weight of a matrix; weights with low scores are pruned.
+    """A formula that scores every weight of a matrix; weights with low scores are pruned."""
 
-    Attributes:
-        name: The operator, leaf or number at the root; a number as `Metric.constant` writes it.
-        operands: The metrics that the operator is applied to; empty for a leaf or number.
-    """
-
-    name: str
-    operands: tuple["Metric", ...] = ()
+    name: str  # the operator, leaf or number at the root; a number as `Metric.constant` writes it
+    operands: tuple["Metric", ...] = ()  # of the operator
 
     @staticmethod
     @lru_cache(1 << 14)  # a journal repeats its duplicates
@@ -240,14 +235,10 @@ def interned(name: str, operands: tuple[Metric, ...] = ()) -> Metric:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A metric and the comparison group that it is meant for: what decides which weights go.
-
-    Attributes:
-        group: One of `pruning.masks.GROUPS`; an n:m pattern has its own groups.
-    """
+    """A metric and the comparison group that it is meant for: what decides which weights go."""
 
     metric: Metric
-    group: str
+    group: str  # one of `pruning.masks.GROUPS`; an n:m pattern has its own groups
 
     @staticmethod
     def parse(text: str, group: str) -> "Criterion":

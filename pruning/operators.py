@@ -28,17 +28,11 @@ class Shape(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Exponents of the three scales that layers and models do not share; the loss is the unit.
+    """Exponents of the three scales that layers and models do not share; the loss is the unit."""
 
-    Attributes:
-        w: Of the weights. A layer computes the same if its weights grow as its inputs shrink.
-        x: Of the activations that are its inputs.
-        n: Of its sides: a sum over the inputs of each output has n = 1, their mean 0.
-    """
-
-    w: float = 0
-    x: float = 0
-    n: float = 0
+    w: float = 0  # of the weights: a layer computes the same if they grow as its inputs shrink
+    x: float = 0  # of the activations that are its inputs
+    n: float = 0  # of its sides: a sum over the inputs of each output has n = 1, their mean 0
 
     def __str__(self) -> str:
         powers = zip(self._fields, self, strict=True)
@@ -55,17 +49,11 @@ NUMBER = Shape(False, False)
 
 @dataclass(frozen=True)
 class Typing:
-    """How a result's shape follows from the operands' shapes, and which operands are refused.
-
-    Attributes:
-        shape: Maps the operands' shapes to the result's.
-        refuses: Whether an operator is meaningless on operands of these shapes.
-        why: The reason; follows the operator's name in a message.
-    """
+    """How a result's shape follows from the operands' shapes, and which operands are refused."""
 
     shape: Callable[..., Shape]
-    refuses: Callable[..., bool] = lambda *operands: False
-    why: str = ""
+    refuses: Callable[..., bool] = lambda *shapes: False  # whether it would be meaningless
+    why: str = ""  # follows the operator's name in a message
 
 
 def any_side(*operands: Shape) -> Shape:
@@ -117,29 +105,19 @@ _SAME_UNITS = _power(1)
 
 @dataclass(frozen=True)
 class Operator:
-    """One row of the table.
-
-    Attributes:
-        arity: Number of operands.
-        function: Maps the operands' values to the result.
-        meaning: The result as a formula.
-        never_negative: Whether the result is certainly 0 or more; if that depends on whether each
-            operand is, a function of a tuple of these.
-        units: Maps the operands' units to the result's; None if they do not go together, such as
-            those of a sum that differ. `over` is the shape of all operands broadcast.
-        typing: How the result's shape follows from the operands'.
-        twin: The operator that has a mean where this one has a sum or a norm, if it has one.
-        unsigned: The same where the last operand is certainly 0 or more, if there it is quicker.
-    """
+    """One row of the table."""
 
     arity: int
-    function: Callable[..., Tensor]
-    meaning: str
+    function: Callable[..., Tensor]  # of the operands' values
+    meaning: str  # the result as a formula
+    # Whether the result is certainly 0 or more, perhaps given which operands are.
     never_negative: bool | Callable[[tuple[bool, ...]], bool]
+    # Of the operands' units, and `over`, the shape of all operands broadcast; None if they do not
+    # go together, such as those of a sum that differ.
     units: Callable[..., Units | None]
     typing: Typing = Typing(any_side)
-    twin: str = ""
-    unsigned: Callable[..., Tensor] | None = None
+    twin: str = ""  # the operator that has a mean where this one has a sum or a norm
+    unsigned: Callable[..., Tensor] | None = None  # quicker where the last operand is 0 or more
 
 
 def _divide_by(size: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:

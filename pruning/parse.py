@@ -37,13 +37,11 @@ _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class ResolvedMetric:
-    """A metric with its comparison group; where it is from, such as `baseline wanda`; and what it
-    was found on, such as `embedded at 60%`, if that is known.
-    """
+    """A metric with its comparison group, and where it is from."""
 
     criterion: Criterion
-    source: str
-    found_on: str = ""
+    source: str  # such as `baseline wanda`
+    found_on: str = ""  # models and sparsities, if they are known, such as `embedded at 60%`
 
 
 def read_formula(text: str) -> Metric:

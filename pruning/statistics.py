@@ -39,32 +39,22 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaf:
-    """A statistic that a metric can name.
+    """A statistic that a metric can name."""
 
-    Attributes:
-        shape: The sides along which it varies.
-        source: What it is made of.
-        units: Exponents of the scales that layers and models do not share.
-        meaning: What it is, in words.
-        add: Adds a window's values, fp32, to a sum in place; also gets the layer's weight. Values
-            are the inputs, (tokens, in_features), cosines of the block's input and output,
-            (tokens, 1), or gradients times `GRADIENT_FACTOR`: by the output, (tokens,
-            out_features), or by the weight, when sum, values and weight are a few rows of them.
-        finish: Makes the statistic of a sum, which it may overwrite.
-        rows: Rows of a sum that does not vary by row. A sum starts with zeros.
-        gram: Whether a sum is instead an (in_features, in_features) matrix.
-        signed: Whether it can be negative.
-    """
-
-    shape: Shape
+    shape: Shape  # the sides along which it varies
     source: Source
     units: Units
     meaning: str
+    # Adds a window's values, fp32, to a sum in place; also gets the layer's weight. Values are the
+    # inputs, (tokens, in_features), cosines of the block's input and output, (tokens, 1), or
+    # gradients times `GRADIENT_FACTOR`: by the output, (tokens, out_features), or by the weight,
+    # when sum, values and weight are a few rows of them.
     add: Callable[[Tensor, Tensor, Tensor], object] = lambda total, values, weight: None
+    # Makes the statistic of a sum, which it may overwrite.
     finish: Callable[[Tensor, Seen], Tensor] = lambda total, seen: total
-    rows: int = 1
-    gram: bool = False
-    signed: bool = False
+    rows: int = 1  # of a sum that does not vary by row; it starts with zeros
+    gram: bool = False  # whether a sum is instead an (in_features, in_features) matrix
+    signed: bool = False  # whether it can be negative
 
     def start(self, layer: nn.Linear, device: torch.device) -> Tensor:
         """Return the empty sum of a layer."""
