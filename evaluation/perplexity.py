@@ -27,14 +27,11 @@ class LanguageModel(Protocol):
 def window_losses(
     model: LanguageModel, windows: Tensor, on_window: Callable[[int], None] = lambda done: None
 ) -> Tensor:
-    """Return each window's mean negative log-likelihood.
+    """Return each window's mean NLL in nats per predicted token, (N,), fp64 on the CPU.
 
     Args:
         windows: Token ids, (N, T) with T of 2 or more.
         on_window: Called after each window with the number of windows done.
-
-    Returns:
-        Mean NLL in nats per predicted token, (N,), fp64 on the CPU.
     """
     return losses_of(model.states(windows), model.logits, windows, on_window)
 

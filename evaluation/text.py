@@ -128,11 +128,10 @@ def load_text(corpus: str, split: str) -> str:
 def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
     """Return the documents of a split, without its slice: the rows of a table, a whole .txt file.
 
+    Raises ValueError if a file is not of the kind its suffix says, or the hub does not serve it.
+
     Args:
         first: Stream only so many; None for all, each of the hub's read when it is looked at.
-
-    Raises:
-        ValueError: If a file is not of the kind its suffix says, or the hub does not serve it.
     """
     source, split = place.source, place.split
     if place.corpus == EMBEDDED:

@@ -22,15 +22,11 @@ Tasks = dict[str, Any]
 """What lm-eval loaded; empty where nothing was asked for."""
 
 Scores = dict[str, Any]
-"""A model's figures as JSON: `harness`; `results`, rows of task, version, metric, value and stderr,
-the last two perhaps None; and `table`, lm-eval's own in Markdown."""
+"""A model's figures as JSON: `harness`, rows of `results`, and `table`, lm-eval's in Markdown."""
 
 
 def check_tasks(names: Sequence[str]) -> None:
-    """Check names of lm-eval's tasks, groups and tags, and paths of task files, which end in .yaml.
-
-    Raises ValueError for a name that is neither, and ModuleNotFoundError without lm-eval.
-    """
+    """Raise ValueError for a name that is neither lm-eval's nor a task file, ending in .yaml."""
     known = _manager(*names).all_tasks if names else []
     for name in names:
         if name not in known and not Path(name).is_file():

@@ -31,13 +31,8 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Return causal attention, softmax(scaling * q k^T) v over the positions up to a query's own.
 
-    Args:
-        query: (batch, heads, T, d).
-        key: (batch, key heads, T, d); heads are a multiple of key heads.
-        value: As the keys.
-
-    Returns:
-        (batch, heads, T, d) in the queries' dtype, to which scores are rounded; softmax is in fp32.
+    Queries and result are (batch, heads, T, d), keys and values (batch, key heads, T, d), where
+    heads are a multiple of key heads. Scores are in the queries' dtype, softmax is in fp32.
     """
     batch, heads, tokens, width = query.shape
     shared = heads // key.shape[1]

@@ -22,8 +22,7 @@ _PUBLISHED = {
         "lm_head.": "language_model.lm_head.",
     },
 }
-"""Prefixes of parameters that have other names in published files, by `model_type`: the name in the
-model, and the published one."""
+"""Prefixes of parameters with other names in published files, by `model_type`: ours, theirs."""
 
 
 def published_names(config: PretrainedConfig, name: str) -> list[str]:
@@ -65,11 +64,7 @@ Offload = MutableMapping[str, Tensor]
 
 
 class DiskOffload(MutableMapping[str, Tensor]):
-    """Tensors by key in a folder of this process, one file each; read back memory-mapped.
-
-    Raises:
-        OSError: If the disk is full or the folder cannot be written.
-    """
+    """Tensors by key in a folder of this process, one file each; read back memory-mapped."""
 
     def __init__(self, folder: Path, fresh: bool = False) -> None:
         self.folder = folder
@@ -113,8 +108,7 @@ class Entry(NamedTuple):
 class Checkpoint:
     """The tensors of a folder of safetensors files, or of one file, by their published names.
 
-    Raises:
-        ValueError: If there are none (`.bin` files do not count), or one is torn or missing.
+    Raises ValueError if there are none (`.bin` files do not count), or one is torn or missing.
     """
 
     def __init__(self, place: Path) -> None:
@@ -156,10 +150,7 @@ class Checkpoint:
         return read_tensor(self.entries[name].path, name)
 
     def fingerprint(self) -> str:
-        """Return a hash of names, dtypes, shapes, and some bytes of every tensor, in 16 digits.
-
-        To hash all bytes of a large model would take as long as to prune it by magnitude.
-        """
+        """Return a hash of names, dtypes, shapes, and some bytes of every tensor, in 16 digits."""
         digest = hashlib.sha256()
         for name, entry in sorted(self.entries.items()):
             digest.update(f"{name} {entry.kind} {entry.shape}".encode())

@@ -30,14 +30,11 @@ class BlockCall:
 
 @torch.no_grad()
 def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
-    """Return what the decoder blocks of a model are called with on windows; no block runs.
+    """Return the hidden states that enter the first block, N of (1, T, hidden_size), and the call
+    of every block, which depends on the windows' length alone; no block runs.
 
     Args:
-        windows: Token ids, (N, T), on the model's device.
-
-    Returns:
-        The N hidden states that enter the first block, each (1, T, hidden_size), and the call of
-        every block. Without padding that call depends on the windows' length alone.
+        windows: Token ids, (N, T), on the model's device, without padding.
     """
     hidden = []
     with _stubs(model) as stubs:
@@ -48,11 +45,9 @@ def block_inputs(model: PreTrainedModel, windows: Tensor) -> tuple[list[Tensor],
 
 
 def final_states(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tensor:
-    """Return what enters the head, (1, T, hidden_size), from what the last block returned.
+    """Return what enters the head from what the last block returned, both (1, T, hidden_size).
 
-    Args:
-        window: The token ids, (T,); only their number matters.
-        hidden: The last block's output, (1, T, hidden_size). Gradients flow back to it.
+    Gradients flow back. Of the window's token ids, (T,), only the number matters.
     """
     with _stubs(model, hidden):
         states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]

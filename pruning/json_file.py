@@ -18,10 +18,7 @@ def read_text(path: Path) -> str:
     """Return a file's text; raises ValueError if it is longer than `MOST_BYTES`, or no UTF-8."""
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"file {str(path)!r} is longer than {MOST_BYTES} bytes: not read")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"file {str(path)!r} must be UTF-8 text: {error}") from error
+    return path.read_text("utf-8")
 
 
 def read_object(path: Path) -> JsonObject:

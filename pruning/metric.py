@@ -1,7 +1,6 @@
 """The metric language: formulas as values that print, read back, and score weights.
 
-A metric is written as nested calls of the operators in `pruning.operators` on the leaves of
-`pruning.statistics` and numbers: `mul(abs(mul(W, W)), mms(G))`.
+A metric is nested calls of operators on leaves and numbers: `mul(abs(mul(W, W)), mms(G))`.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,8 +49,7 @@ class Metric:
     def constant(value: float) -> "Metric":
         """Return a number as a metric, rounded to fp32 and written as short as that allows.
 
-        Raises:
-            ValueError: If its magnitude is neither 0 nor within `MAGNITUDES`.
+        Raises ValueError if its magnitude is neither 0 nor within `MAGNITUDES`.
         """
         if not is_number(value):
             raise ValueError(f"a number must be 0 or within {MAGNITUDES} in size, got {value:.6g}")
@@ -114,8 +112,7 @@ class Metric:
     def units(self) -> Units:
         """The exponents with which the score scales with weights, activations and a layer's sides.
 
-        Raises:
-            ValueError: If operands do not go together, as in `add(W, X)`. One line that says where.
+        Raises ValueError if operands do not go together, as in `add(W, X)`; it says where.
         """
         if self._units is None:
             at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
@@ -163,8 +160,8 @@ class Metric:
         if self.shape == MATRIX:
             return ""
         same = "inputs of a row" if self.shape.by_row else "rows"
-        rule = "from row to row and from input to input, as mul(W, sqrt(X)) does"
-        return f"metric '{self.text}' gives all {same} the same scores: it must vary {rule}"
+        rule = "it must vary with row and input, as mul(W, sqrt(X)) does"
+        return f"metric '{self.text}' gives all {same} the same scores: {rule}"
 
     def nodes(self) -> Iterator["Metric"]:
         """Yield every node in prefix order, as DEAP stores a tree."""
@@ -215,11 +212,10 @@ class Metric:
         return known[self]
 
     @cached_property
-    def _hash(self) -> int:
+    def _hash(self) -> int:  # `score` looks subtrees up by value
         return hash((self.name, self.operands))
 
     def __hash__(self) -> int:
-        # Cached at every node: `score` looks subtrees up by value.
         return self._hash
 
     def __reduce__(self) -> tuple[Callable[[str], "Metric"], tuple[str]]:

