@@ -101,7 +101,7 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
         work_folder(job.out) as work,
     ):
         work.begin(request.model_dump(), identity, expected)
-        if not work.is_whole:
+        if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             run = _Run(job, windows, tasks, work, store, progress)
             run.save(statistics, recipe, warnings)
         report = work.publish()

@@ -33,7 +33,6 @@ from prunevolve.pruning.run.verify import (
     FolderMismatchError,
     Inspector,
     LayerCount,
-    check_promise,
 )
 from prunevolve.pruning.statistics import LEAVES
 from prunevolve.pruning.store import FolderStore
@@ -59,11 +58,6 @@ class WorkFolder:
         self.statistics = self.path / "statistics"
         self._file = self.path / "run.json"
         self.run: JsonObject = read_object(self._file) if self._file.exists() else {}
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the result has only to be moved to its place."""
-        return (self.result / REPORT).exists()
 
     @property
     def found(self) -> JsonObject:
@@ -219,7 +213,7 @@ def save_model(
         counted = inspector.look_at_all(folder, "save", on_progress)
     except SafetensorError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be written: {error}") from error
-    check_promise(folder, counted[0], inspector.target)
+    inspector.check_promise(folder)
     return counted
 
 
