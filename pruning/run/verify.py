@@ -126,7 +126,7 @@ class Inspector:
 
     def check_promise(self, folder: Path) -> None:
         """Refuse weights with fewer zeros than asked for: dense models get saved by mistake."""
-        target, layers = self._target, list(self._counts.values())
+        target, layers = self._target, [self._counts[name] for name in self._names]
         promise = target.pattern_text
         if target.group_name:
             promise = f"{target.sparsity:g} per {target.group_name}"
