@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunevolve.pruning import passes, pruner
+from prunevolve.pruning import pruner
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
@@ -95,7 +95,7 @@ def collect_statistics(
         raise ValueError(f"leaves must be among {', '.join(LEAVES)}; got {unknown[0]!r:.40}")
     _check_model(model)
     _check_windows(model, windows)
-    return passes.collect(ResidentStore(model), windows, wanted, on_progress)
+    return pruner.collect(ResidentStore(model), windows, wanted, on_progress)
 
 
 def prune(

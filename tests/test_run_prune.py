@@ -22,8 +22,7 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model, resolve_model
-from prunevolve.pruning.passes import collect
-from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run import command
 from prunevolve.pruning.run.job import ONE_KIND

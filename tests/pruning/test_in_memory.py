@@ -8,7 +8,7 @@ from toy_models import assert_same_tensors, toy_model, toy_windows, weights_of
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
 from prunevolve.pruning import pruner
 from prunevolve.pruning.masks import Target, group_of
-from prunevolve.pruning.passes import collect
+from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
