@@ -457,11 +457,10 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     assert "repeated: all files match the recipe's, byte for byte" in out
 
 
-def test_card_says_what_became_of_the_weights_that_stay(prune_small, tmp_path):
+def test_card_names_the_method_that_chooses(prune_small, tmp_path):
     prune_small(metric="sparsegpt")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "the others were changed to make up for it (SparseGPT" in card
-    assert "- Score: `sparsegpt`\n" in card
+    assert "- Score: `sparsegpt`, compared within: layer\n" in card
     assert paper(tmp_path / "out", "recipe")["metric"] == "sparsegpt"
 
 

@@ -263,19 +263,18 @@ def _versions() -> dict[str, str]:
 
 CARD = """# {base}, pruned: {pattern}, {sparsity:.1%} zeros
 
-In every linear layer of the decoder blocks the weights with the lowest score are zero; {others}.
-The license of the base model applies.
+In every linear layer of the decoder blocks the weights with the lowest score are zero. The license
+of the base model applies.
 
-- Score: `{metric}`{formula}
-- Weights compete within: {group}
-- Allocation over layers, refinement of masks: {allocation}, {refine}
+- Score: `{metric}`{formula}, compared within: {group}
+- Allocation over layers: {allocation}; refinement of masks: {refine}; update: {update}
 - Calibrated on: {calibration}
 
 | model | perplexity ({place}) |
 |---|---|
 | dense | {dense} |
 | pruned | {pruned} |
-{zero_shot}{warnings}
+{more}
 Zeros take the same space on disk and the same time to multiply; only a 2:4 pattern can be faster,
 and it needs a kernel for it. `pruning_report.json` says what is in each layer, and
 `pruning_recipe.json` how to do it again, where the same model and texts are:
@@ -285,40 +284,26 @@ python run_prune.py --recipe pruning_recipe.json --out DIR
 ```
 """
 
-_OTHERS = {
-    "none": "all other weights are those of the base model",
-    "sparsegpt": "the others were changed to make up for it (SparseGPT, arXiv:2301.00774)",
-    "reconstruct": "the others were trained, block by block, to give the base model's outputs",
-}
-"""What has become of the weights that stay, by update."""
-
 
 def model_card(recipe: JsonObject, report: JsonObject) -> str:
     """Return the card of a pruned model; it names no license, since the base model's applies."""
-    model, pattern, formula = recipe["model"], report["pattern"], ""
-    others = [_OTHERS[recipe["update"]]]
+    model, formula = recipe["model"], ""
     if "tree" in recipe:
         metric = Metric.parse(report["metric"])
-        named = (f"\n  - {name} is the {LEAVES[name].meaning}" for name in sorted(metric.leaves))
-        formula = f", that is {metric.infix}, where{''.join(named)}"
-    else:
-        others = [_OTHERS["sparsegpt"], *others * (recipe["update"] == "reconstruct")]
-    return CARD.format_map(
-        {key: recipe[key] for key in ("allocation", "refine")}
-        | {key: report[key] for key in ("pattern", "sparsity", "metric")}
-        | {
-            "base": Path(model).resolve().name if Path(model).is_dir() else model,  # no path
-            "formula": formula,
-            "others": "; then ".join(others),
-            "group": recipe["group"] or f"groups of the pattern {pattern}",
-            "calibration": _place(recipe["calibration"]) if recipe["calibration"] else "no text",
-            "place": f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
-            "dense": _number(report["dense_perplexity"]),
-            "pruned": _number(report["pruned_perplexity"]),
-            "warnings": "".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
-            "zero_shot": "".join(f"\n{line}" for line in [*zero_shot.lines(report), ""]),
-        }
-    )
+        named = [f"{name} is the {LEAVES[name].meaning}" for name in sorted(metric.leaves)]
+        formula = f", that is {metric.infix}, where {', '.join(named)}"
+    warnings = [f"\nWarning: {line}.\n" for line in report["warnings"]]
+    values = {
+        "base": Path(model).resolve().name if Path(model).is_dir() else model,  # no path
+        "formula": formula,
+        "group": recipe["group"] or "groups of the pattern",
+        "calibration": _place(recipe["calibration"]) if recipe["calibration"] else "no text",
+        "place": f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
+        "dense": _number(report["dense_perplexity"]),
+        "pruned": _number(report["pruned_perplexity"]),
+        "more": "\n".join(["", *zero_shot.lines(report), *warnings]),
+    }
+    return CARD.format_map(recipe | values)
 
 
 def _place(provenance: JsonObject) -> str:
