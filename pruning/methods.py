@@ -1,6 +1,7 @@
 """The methods around a metric by the names of the command line: a recipe is made of them here."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from prunevolve.pruning.leaves import GRAM
 from prunevolve.pruning.masks import NOfM, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.recipe import ZERO, Recipe, Refinement, Removal, Update
-from prunevolve.pruning.reconstruct import Reconstruction
+from prunevolve.pruning.reconstruct import reconstruct
 from prunevolve.pruning.sparsegpt import WIDTH, choose_given, choose_lowest, choose_n_of_m, solve
 from prunevolve.pruning.swaps import MOST_SWAPS, refine
 
@@ -54,7 +55,7 @@ def make_recipe(
         resolve_allocation(allocation, target),
         swaps,
         _sparsegpt(target, own_masks) if own_masks or update == "sparsegpt" else ZERO,
-        Reconstruction(seed) if update == "reconstruct" else None,
+        partial(reconstruct, seed=seed) if update == "reconstruct" else None,
     )
     recipe.check()
     return recipe

@@ -89,7 +89,7 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             "scores before the first is pruned; got 'sequential'",
         ),
         ({"update": "lora"}, "update must be one of none, sparsegpt, reconstruct; got 'lora'"),
-        ({"allocation": "owl"}, "allocation must be uniform with group model, where the scores"),
+        ({"allocation": "owl"}, "allocation must be uniform with group model, which decides"),
         (
             {"windows": None, "update": "reconstruct", "statistics": Statistics()},
             "windows must be given for metric 'mul(W, G)', which needs ",
