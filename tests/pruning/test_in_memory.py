@@ -92,7 +92,7 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             {"updat": "none"},
             "prune has an unknown option 'updat': did you mean update? options are ",
         ),
-        ({"allocation": "owl"}, "allocation must be uniform with group model, where the scores"),
+        ({"allocation": "owl"}, "allocation must be uniform with group model, which decides"),
         (
             {"windows": None, "update": "reconstruct", "statistics": Statistics()},
             "windows must be given for metric 'mul(W, G)', which needs ",
