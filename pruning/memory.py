@@ -205,7 +205,7 @@ def plan_pruning(
     needs = {"libraries": LIBRARIES, **larger}
     if (needed := sum(needs.values())) > budget:
         raise ValueError(
-            f"max-memory must be at least {math.ceil(needed / 2**20)} MiB here "
+            f"max-memory must be at least {math.ceil(needed / 2**10)} KiB here, {_text(needed)} "
             f"({in_words(needs)}), got {_text(budget)}: give more, or a smaller --seqlen or --dtype"
         )
     beside: Rows = {"libraries": LIBRARIES}
