@@ -351,7 +351,6 @@ def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, t
         ({"sparcity": 0.5}, "No such option: --sparcity"),
         ({"device": "meta"}, "device 'meta' cannot be used (only cpu, cuda, mps are supported)"),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MB, got '6 ap"),
-        ({"by_document": True}, "by-document needs a corpus of documents, one of wikitext2, c4,"),
         ({**TWO_KINDS, "split": "report"}, "--split must be given once for each --corpus, or not "),
         ({"eval_windows": 10**6}, "fit the text, got 1000000 of 16 tokens; corpus "),
         ({"recipe": "fats"}, "recipe 'fats' cannot be read: No such file or directory; give best,"),
@@ -604,7 +603,7 @@ def test_run_prune_refuses_an_unfinished_folder_without_resume(prune_small, unfi
     [
         ({"sparsity": 0.6}, "sparsity 0.5, and it is 0.6 now"),
         ({"samples": 4}, "calibration {"),
-        ({"eval_windows": 3}, "evaluation {"),
+        ({"eval_windows": 3}, "eval_windows 4, and it is 3 now"),
         ({"model": "embedded"}, "model '"),
     ],
 )
