@@ -11,16 +11,13 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
-import safetensors
-import torch
-import transformers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-import prunevolve
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
@@ -256,9 +253,11 @@ def finite(numbers: JsonObject) -> JsonObject:
 
 
 def _versions() -> dict[str, str]:
-    libraries = (prunevolve, torch, transformers, safetensors)
-    versions = {library.__name__: library.__version__ for library in libraries}
-    return {"python": platform.python_version(), **versions}
+    versions = {"python": platform.python_version()}
+    for name in ("prunevolve", "torch", "transformers", "safetensors"):
+        with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
+            versions[name] = metadata.version(name)
+    return versions
 
 
 CARD = """# {base}, pruned: {pattern}, {sparsity:.1%} zeros
