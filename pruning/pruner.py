@@ -292,12 +292,11 @@ class _Walk:
 
     def _changed(self, recipe: Recipe, layer: str, removal: Removal) -> Tensor:
         """Return a layer's new weight: its mask refined, what stays updated."""
-        dense = self.store.dense(layer)
-        gram = self._found(layer, frozenset({GRAM}), self.behind).get(GRAM)
-        if recipe.refine and isinstance(removal, Tensor) and gram is not None:
-            removal = recipe.refine(dense, removal, gram)
-        if recipe.update and gram is not None:
-            return recipe.update(dense, removal, gram)
+        dense, gram = self.store.dense(layer), f"{GRAM}/{layer}"
+        if recipe.refine and isinstance(removal, Tensor):
+            removal = recipe.refine(dense, removal, self.behind[gram])
+        if recipe.update:
+            return recipe.update(dense, removal, self.behind[gram])
         assert isinstance(removal, Tensor)
         return _zeroed(dense, removal)
 
