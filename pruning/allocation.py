@@ -33,14 +33,11 @@ class Allocation:
     shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
 
 
-_OWL_RANGE = 0.08
-"""Half the range of the fractions: lambda in OWL's experiments on LLaMA at 70%."""
+# As in OWL's experiments on LLaMA at 70%.
+_LAMBDA = 0.08  # half the range of the fractions
+_M = 5.0  # an outlier is above this many times the mean of its block's scores
 
-_OUTLIER_FACTOR = 5.0
-"""An outlier is above this many times the mean of its block's scores: M in OWL's experiments."""
-
-_MOST = 0.99
-"""No layer loses more."""
+_MOST = 0.99  # no layer loses more
 
 
 def resolve_allocation(argument: str, target: Target) -> Allocation | None:
@@ -55,15 +52,11 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
     """
     if argument == "uniform":
         return None
-    if target.group_name is None:
+    if target.group_name is None or target.group.whole_model:
+        group = f"{'group' if target.group_name else 'pattern'} {target.group.name}"
         raise ValueError(
-            f"allocation must be uniform with pattern {target.pattern_text}, which takes the same "
-            f"of every layer; got {argument!r}"
-        )
-    if target.group.whole_model:
-        raise ValueError(
-            "allocation must be uniform with group model, where the scores alone say what each "
-            f"layer loses; got {argument!r}"
+            f"allocation must be uniform with {group}, which decides what each layer loses; "
+            f"got {argument!r}"
         )
     if argument == "owl":
         return Allocation(NAMED["wanda"].criterion.metric, by_outliers)
@@ -71,9 +64,24 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
 
 
 def _from_file(argument: str, target: Target) -> Allocation:
-    shares = _read_shares(argument, target)
+    known = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
+    try:
+        content = read_object(Path(argument))
+    except OSError as error:
+        raise ValueError(f"allocation {argument!r} cannot be read: {error}; {known}") from error
+    shares = content.get("shares")
+    if not isinstance(shares, dict) or not all(
+        isinstance(share, float | int) and 0 <= share < 1 for share in shares.values()
+    ):
+        raise ValueError(f"allocation {argument!r} has no 'shares' in [0, 1): {known}")
+    wanted = {"group": target.group_name, "sparsity": target.sparsity}
+    made_for = {key: content.get(key) for key in wanted}
+    if made_for != wanted:
+        raise ValueError(
+            f"allocation {argument!r} is for {json.dumps(made_for)}, not {json.dumps(wanted)}"
+        )
 
-    def as_they_are(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
+    def of_model(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
         layers = {layer for of_block in shapes.values() for layer in of_block}
         if different := sorted(layers ^ shares.keys()):
             where = "the file" if different[0] in shares else "the model"
@@ -82,37 +90,7 @@ def _from_file(argument: str, target: Target) -> Allocation:
             )
         return shares
 
-    return Allocation(None, as_they_are)
-
-
-def _read_shares(argument: str, target: Target) -> dict[str, float]:
-    """Return the shares in a file, by layer.
-
-    Raises:
-        ValueError: If it has none, or they are not for the target; one line.
-    """
-    path = Path(argument)
-    known = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
-    try:
-        content = read_object(path)
-    except OSError as error:
-        raise ValueError(f"allocation {argument!r} cannot be read: {error}; {known}") from error
-    shares = content.get("shares")
-    if not isinstance(shares, dict) or not all(
-        isinstance(share, float | int) for share in shares.values()
-    ):
-        raise ValueError(f"allocation {argument!r} has no 'shares' with numbers: {known}")
-    asked = {"group": target.group_name, "sparsity": target.sparsity}
-    made = {key: content.get(key) for key in asked}
-    if made != asked:
-        raise ValueError(
-            f"allocation {argument!r} is for {json.dumps(made)}, not {json.dumps(asked)}: ask for "
-            "what it is for"
-        )
-    for layer, share in shares.items():
-        if not 0 <= share < 1:
-            raise ValueError(f"allocation {argument!r}: {layer} must be in [0, 1), got {share}")
-    return dict(shares)
+    return Allocation(None, of_model)
 
 
 def by_outliers(shapes: Shapes, score: Score, target: Target) -> dict[str, float]:
@@ -120,40 +98,29 @@ def by_outliers(shapes: Shapes, score: Score, target: Target) -> dict[str, float
 
     OWL (Yin et al., 2024, arXiv:2310.05175, Section 3.3): the share of scores above M times their
     mean is mapped linearly to the fraction that stays; the highest share keeps 2 lambda more than
-    the lowest. Its mean over the blocks is the sparsity; here that over all weights is, also where
-    layers differ in size.
+    the lowest. The sparsity is the mean over all weights, not that over the blocks as in OWL.
 
     Args:
         shapes: Of each layer's weight, by block and layer.
         score: Computes a layer's Wanda scores.
     """
     sizes = {layer: math.prod(s) for layers in shapes.values() for layer, s in layers.items()}
-    outliers = [_outliers(list(layers), sizes, score) for layers in shapes.values()]
-    low, high = min(outliers), max(outliers)
-    scale = 2 * _OWL_RANGE / (high - low) if high > low else 0.0
-    wanted = {
-        layer: -scale * share
-        for layers, share in zip(shapes.values(), outliers, strict=True)
-        for layer in layers
-    }
+    outliers: dict[str, float] = {}
+    for layers in shapes.values():
+        size = sum(sizes[layer] for layer in layers)
+        total = math.fsum(score(layer).sum(dtype=torch.float64).item() for layer in layers)
+        above = sum(count(score(layer) > _M * (total / size)) for layer in layers)
+        outliers |= dict.fromkeys(layers, above / size)
+    low, high = min(outliers.values()), max(outliers.values())
+    scale = 2 * _LAMBDA / (high - low) if high > low else 0.0
+    wanted = {layer: -scale * share for layer, share in outliers.items()}
     return whole_counts(shifted(wanted, sizes, target.sparsity), shapes, target)
-
-
-def _outliers(layers: list[str], sizes: Mapping[str, int], score: Score) -> float:
-    """Return the share of outliers among the scores of some layers."""
-    total = sum(sizes[layer] for layer in layers)
-    mean = math.fsum(score(layer).sum(dtype=torch.float64).item() for layer in layers) / total
-    return sum(count(score(layer) > _OUTLIER_FACTOR * mean) for layer in layers) / total
 
 
 def shifted(
     wanted: Mapping[str, float], sizes: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
-    """Return values all shifted by one number, within [0, 0.99], with a sparsity as their mean.
-
-    Args:
-        sizes: Each layer's weight in the mean.
-    """
+    """Return values all shifted by one number, within [0, 0.99]; the sparsity is their mean."""
     low, high = -max(wanted.values()), 1 - min(wanted.values())
     for _ in range(60):  # halves the interval each time
         shift = (low + high) / 2
@@ -178,9 +145,7 @@ def whole_counts(
             owed += fractions[layer] * rows * columns
             removed = min(places - 1, int(owed / each + 1e-9))
             owed -= removed * each
-            fraction = removed / places
+            share = removed / places
             # The product with the places must not fall below the whole number by rounding.
-            whole[layer] = (
-                fraction if int(places * fraction) == removed else math.nextafter(fraction, 1)
-            )
+            whole[layer] = share if int(places * share) == removed else math.nextafter(share, 1)
     return whole

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunevolve.pruning import passes, pruner
+from prunevolve.pruning import pruner
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
@@ -15,7 +15,6 @@ from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Method, make
 from prunevolve.pruning.run.verify import LayerCount
@@ -95,7 +94,7 @@ def collect_statistics(
         raise ValueError(f"leaves must be among {', '.join(LEAVES)}; got {unknown[0]!r:.40}")
     _check_model(model)
     _check_windows(model, windows)
-    return passes.collect(ResidentStore(model), windows, wanted, on_progress)
+    return pruner.collect(ResidentStore(model), windows, wanted, on_progress)
 
 
 def prune(
@@ -130,7 +129,9 @@ def prune(
         ValueError: If an argument breaks its rule, a statistic is needed and neither given nor
             to be had from windows, or scores are not finite or all the same.
     """
-    criterion = _criterion_of(metric)
+    criterion = read_metric(metric) if isinstance(metric, str) else metric
+    if isinstance(criterion, Metric):
+        criterion = Criterion(criterion, DEFAULT_GROUP)
     recipe = recipe_of(make(Method, options, "prune"), criterion, own_masks=metric == SPARSEGPT)
     _check_model(model)
     missing = recipe.pruned_leaves | _missing(model, recipe.dense_leaves, statistics)
@@ -150,22 +151,12 @@ def prune(
         on_progress=on_progress,
         tell=found.__setitem__,
     )
-    return _report(model, recipe, found.get("shares", {}))
-
-
-def _criterion_of(metric: Metric | Criterion | str) -> Criterion:
-    if isinstance(metric, str):
-        return read_metric(metric)
-    return Criterion(metric, DEFAULT_GROUP) if isinstance(metric, Metric) else metric
-
-
-def _report(model: PreTrainedModel, recipe: Recipe, shares: JsonObject) -> PruneReport:
-    layers, target = [], recipe.target
+    layers, target, shares = [], recipe.target, found.get("shares", {})
     for name, layer in linear_layers(model).items():
         zero = layer.weight.detach() == 0
         holds = target.group.owes(zero, shares.get(name, target.sparsity))
         layers.append(LayerCount(name, count(zero), zero.numel(), holds))
-    return PruneReport(recipe.metric.text, target.group_name, target.pattern_text, tuple(layers))
+    return PruneReport(criterion.text, target.group_name, target.pattern_text, tuple(layers))
 
 
 def _missing(

@@ -5,33 +5,18 @@ is a value that holds everything specific to it: to add a group, add a class.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from prunevolve.pruning.ranking import (
-    DegenerateScores as DegenerateScores,
-)  # for callers that score
-from prunevolve.pruning.ranking import (
-    Score,
-    count,
-    count_rows,
-    lowest_n_of_m,
-    lowest_per_row,
-    model_threshold,
-    up_to,
-)
-
-SPARSITY = 0.5
-"""Fraction to remove where nothing else is said."""
+from prunevolve.pruning import ranking
+from prunevolve.pruning.ranking import DegenerateScores as DegenerateScores  # for callers
+from prunevolve.pruning.ranking import Score, check_sparsity, lowest_of_rows, up_to
 
 CROWDED = 0.9
 """Fraction of zeros above which a layer is warned about: its output depends on few weights."""
-
-SPARSITY_TOLERANCE = 1e-3
-"""How exactly a sparsity must repeat what n:m implies: 0.667 may stand for 1 - 1/3."""
 
 _CACHED = 1 << 20
 """Scores that fit the cache: in fewer a threshold is found faster without a sample."""
@@ -41,45 +26,37 @@ Masks = Iterator[tuple[str, Tensor]]
 
 
 class Group(Protocol):
-    """A comparison group: the weights that compete for the same places.
+    """A comparison group: the weights that compete for the same places."""
 
-    Attributes:
-        name: `row`, `layer`, `model`, or a pattern such as `2:4`.
-        whole_model: Whether it needs all layers' scores before the first mask.
-        within_rows: Whether each row's mask is independent of the other rows.
-        implied_sparsity: The fraction that an n:m pattern always removes; None for other groups.
-    """
-
-    whole_model: bool = False
-    within_rows: bool = False
+    whole_model: bool = False  # whether it needs all layers' scores before the first mask
+    within_rows: bool = False  # whether each row's mask is independent of the other rows
 
     @property
     def name(self) -> str:
-        """See the class."""
+        """`row`, `layer`, `model`, or a pattern such as `2:4`."""
 
     @property
     def implied_sparsity(self) -> float | None:
-        """See the class."""
+        """The fraction that an n:m pattern always removes; None for other groups."""
         return None
 
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
         """Return one layer's mask from its scores, both (out_features, in_features); high is kept.
 
         Raises:
-            ValueError: If the fraction is outside [0, 1), or a score is not finite
-                (`DegenerateScores`).
+            ValueError: If the fraction is outside [0, 1).
+            DegenerateScores: If a score is not finite.
         """
 
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
-        """Yield each layer's name and mask, in the order of `fractions`; raises as `mask`.
+        """Return each layer's name and mask, in the order of `fractions`; raises as `mask`.
 
         Args:
-            score: Called once for each layer when its mask is due; three times if the group needs
-                the whole model.
+            score: Called for each layer when its mask is due; by a group over the whole model also
+                twice before this returns.
             fractions: Layer name to the fraction that goes, in [0, 1).
         """
-        for name, fraction in fractions.items():
-            yield name, self.mask(score(name), fraction)
+        return ((name, self.mask(score(name), part)) for name, part in fractions.items())
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         """Whether one layer's zeros, (out, in), include all that the group requires of it."""
@@ -97,10 +74,11 @@ class Row(Group):
     within_rows = True
 
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        return lowest_per_row(scores, fraction)
+        check_sparsity(fraction)
+        return lowest_of_rows(scores, int(scores.shape[1] * fraction))
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return bool((count_rows(weight_zeros) >= int(weight_zeros.shape[1] * fraction)).all())
+        return _each_row_has(weight_zeros, int(weight_zeros.shape[1] * fraction))
 
 
 @dataclass(frozen=True)
@@ -111,16 +89,16 @@ class Layer(Group):
 
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
         if scores.numel() <= _CACHED:
-            return lowest_per_row(scores.reshape(1, -1), fraction).reshape(scores.shape)
-        threshold, ties = model_threshold(lambda name: scores, {"": fraction})
+            return Row().mask(scores.reshape(1, -1), fraction).reshape(scores.shape)
+        threshold, ties = ranking.model_threshold(lambda name: scores, {"": fraction})
         return up_to(scores, threshold, ties)[0]
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return count(weight_zeros) >= int(weight_zeros.numel() * fraction)
+        return ranking.count(weight_zeros) >= int(weight_zeros.numel() * fraction)
 
 
 @dataclass(frozen=True)
-class Model(Group):
+class Model(Layer):
     """The weights of all pruned matrices: one exact threshold, so scores set each layer's share.
 
     Ties go by layer order, then leftmost first.
@@ -129,22 +107,23 @@ class Model(Group):
     name = "model"
     whole_model = True
 
-    def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        return Layer().mask(scores, fraction)  # of a model of one layer
-
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
-        threshold, ties = model_threshold(score, fractions)
-        for name in fractions:
-            mask, ties = up_to(score(name), threshold, ties)
-            yield name, mask
+        threshold, ties = ranking.model_threshold(score, fractions)
+        return _up_to(score, fractions, threshold, ties)
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         return True
 
 
+def _up_to(score: Score, names: Iterable[str], threshold: float, ties: int) -> Masks:
+    for name in names:
+        mask, ties = up_to(score(name), threshold, ties)
+        yield name, mask
+
+
 @dataclass(frozen=True)
 class NOfM(Group):
-    """Every `length` consecutive inputs of a row, of which `kept` stay, as in 2:4."""
+    """Every `length` inputs of a row, of which `kept` stay (Mishra et al., arXiv:2104.08378)."""
 
     kept: int
     length: int
@@ -159,13 +138,14 @@ class NOfM(Group):
         return 1 - self.kept / self.length
 
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        return lowest_n_of_m(scores, self.length - self.kept, self.length)
+        self.check_layer("these scores", scores.shape[1])
+        groups = scores.reshape(-1, self.length)
+        return lowest_of_rows(groups, self.length - self.kept).reshape(scores.shape)
 
     def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
         if weight_zeros.shape[1] % self.length:
             return False
-        groups = weight_zeros.reshape(-1, self.length)
-        return bool((count_rows(groups) >= self.length - self.kept).all())
+        return _each_row_has(weight_zeros.reshape(-1, self.length), self.length - self.kept)
 
     def check_layer(self, name: str, in_features: int) -> None:
         if in_features % self.length:
@@ -175,14 +155,16 @@ class NOfM(Group):
             )
 
 
+def _each_row_has(zeros: Tensor, least: int) -> bool:
+    return bool((zeros.cpu().numpy().sum(1) >= least).all())  # torch is far slower on the CPU
+
+
 _UNSTRUCTURED: tuple[Group, ...] = (
     Row(),
     Layer(),
     Model(),
 )
-_BY_NAME = {group.name: group for group in _UNSTRUCTURED}
-
-GROUPS = tuple(_BY_NAME)
+GROUPS = tuple(group.name for group in _UNSTRUCTURED)
 """Names of the groups for unstructured sparsity."""
 
 
@@ -198,8 +180,7 @@ class Target:
     group: Group
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}")
+        check_sparsity(self.sparsity)
 
     @property
     def group_name(self) -> str | None:
@@ -213,23 +194,21 @@ class Target:
 
 
 def group_of(name: str) -> Group:
-    """Return the group for unstructured sparsity of a name.
-
-    Patterns are not names: `parse_pattern(pattern) or group_of(name)` reads both.
+    """Return the group for unstructured sparsity of a name; `parse_pattern` reads the others.
 
     Raises:
         ValueError: If the name is not one of `GROUPS`.
     """
     if name not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}")
-    return _BY_NAME[name]
+    return _UNSTRUCTURED[GROUPS.index(name)]
 
 
 def parse_pattern(text: str) -> NOfM | None:
     """Return the group of a pattern such as `2:4`, or None for `unstructured`.
 
     Raises:
-        ValueError: If the text is neither, or not 0 < n < m.
+        ValueError: If the text is neither, or not 0 < n < m <= 1024.
     """
     if text == "unstructured":
         return None
@@ -246,17 +225,16 @@ def resolve_target(
 
     Args:
         pattern: `unstructured` or n:m.
-        sparsity: Fraction to remove; None for `SPARSITY`, or what n:m implies.
-        group: Comparison group; None for the metric's own.
+        sparsity: Fraction to remove; None for 0.5, or what n:m implies.
+        group: Comparison group; None for the metric's own. None with n:m.
         own_group: The group that belongs to the metric.
 
     Raises:
-        ValueError: If one breaks its rule, the sparsity is not 1 - n/m, or a group is given
-            beside n:m, which has its own.
+        ValueError: If one breaks its rule.
     """
     n_of_m = parse_pattern(pattern)
     if n_of_m is None:
-        fraction = SPARSITY if sparsity is None else sparsity
+        fraction = 0.5 if sparsity is None else sparsity
         return Target(fraction, group_of(own_group if group is None else group))
     implied = n_of_m.implied_sparsity
     if group is not None:
@@ -264,7 +242,7 @@ def resolve_target(
             f"group must be left out with pattern {pattern}, whose weights compete within every "
             f"{n_of_m.length} inputs; got {group!r}"
         )
-    if sparsity is not None and not math.isclose(sparsity, implied, abs_tol=SPARSITY_TOLERANCE):
+    if sparsity is not None and not math.isclose(sparsity, implied, abs_tol=1e-3):  # 0.667 is 2/3
         raise ValueError(
             f"sparsity must be {implied:g} with pattern {pattern}, or left out; got {sparsity}"
         )

@@ -174,10 +174,15 @@ class Plan:
         """Return the plan in words: how, the passes in order, and what is put aside."""
         how = "resident" if self.resident else "streamed, one block at a time"
         aside = f"on disk, {in_words(self.on_disk)}" if self.on_disk else "in memory"
+        passes = [
+            f"plan: {number}. {one}; holds {in_words(rows)}; reads the weights "
+            f"{'twice' if one.name == 'threshold' else 'once'}"
+            for number, (one, rows) in enumerate(self.passes, 1)
+        ]
         return [
             f"plan: {how}; at most {_text(self.peak)} of {_text(self.budget)} memory",
             f"plan: in all passes {in_words(self.beside)}",
-            *(f"plan: {i}. {x}; holds {in_words(y)}" for i, (x, y) in enumerate(self.passes, 1)),
+            *passes,
             f"plan: put aside {aside}; disk needed {_text(self.disk)}",
         ]
 
@@ -205,7 +210,7 @@ def plan_pruning(
     needs = {"libraries": LIBRARIES, **larger}
     if (needed := sum(needs.values())) > budget:
         raise ValueError(
-            f"max-memory must be at least {math.ceil(needed / 2**20)} MiB here "
+            f"max-memory must be at least {math.ceil(needed / 2**10)} KiB here, {_text(needed)} "
             f"({in_words(needs)}), got {_text(budget)}: give more, or a smaller --seqlen or --dtype"
         )
     beside: Rows = {"libraries": LIBRARIES}

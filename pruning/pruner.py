@@ -1,9 +1,10 @@
-"""Prune a model: score, select, refine, update, train and write its blocks, in the passes it takes.
+"""Prune a model, or collect its statistics: the walk that runs the passes over its blocks.
 
 The search scores and masks its candidates with the same code.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,13 +19,12 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
-from prunevolve.pruning.passes import Walk, passes_of
+from prunevolve.pruning.passes import Advance, Collect, Differentiate, Pass, Step, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe, Removal, score_layer
-from prunevolve.pruning.reconstruct import Lesson
-from prunevolve.pruning.statistics import GRAM, Statistics
-from prunevolve.pruning.store import Store
-from prunevolve.pruning.stream import Texts
+from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, need_backward
+from prunevolve.pruning.store import Store, all_layers
+from prunevolve.pruning.stream import Stream, Texts
 
 Tell = Callable[[str, JsonObject], object]
 """Called with the name of something that was found out, and with it."""
@@ -60,30 +60,22 @@ def prune(
         OSError: If a disk is full.
     """
     check_layers(store.model, recipe.target)
-    pruner = _Pruner(
+    walk = _Walk(
         store,
-        recipe,
-        statistics={} if statistics is None else statistics,
+        texts,
+        {} if states is None else states,
+        {} if statistics is None else statistics,
+        recipe.dense_leaves,
+        on_progress,
+        recipe=recipe,
         forgets=statistics is None,
         kept_scores=kept_scores,
         tell=tell,
     )
-    walk = Walk(
-        store,
-        texts,
-        {} if states is None else states,
-        missing=pruner.missing,
-        keep=pruner.keep,
-        on_progress=on_progress,
-        select=pruner.select,
-        is_done=pruner.is_done,
-        prune=pruner.prune_block,
-    )
-    missing = frozenset[str]().union(*map(pruner.missing, store.blocks))
     try:
-        walk.run(passes_of(recipe, missing))
+        walk.run(passes_of(recipe, frozenset().union(*map(walk.missing, store.blocks))))
     finally:
-        pruner.removals = iter(())  # which refer to the pruner: its scores go now, not some day
+        walk.removals = iter(())  # which refer to the walk: its scores go now, not some day
         store.finish()
 
 
@@ -104,25 +96,135 @@ def check_layers(model: PreTrainedModel, target: Target) -> None:
         target.group.check_layer(name, layer.in_features)
 
 
+def collect(
+    store: Store,
+    windows: Tensor,
+    leaves: frozenset[str],
+    on_progress: Progress = unwatched,
+    keep: Callable[[Statistics], dict[str, Tensor]] = Statistics.to_tensors,
+) -> Statistics:
+    """Collect statistics of the dense model; its weights are not changed.
+
+    Args:
+        windows: Token ids, (N, T); one forward pass each, and a backward pass if a leaf needs it.
+        leaves: The statistics to collect; leaves that need no calibration are ignored.
+        keep: Maps each block's statistics, once complete, to what is kept of them.
+    """
+    leaves &= STATISTICS
+    gradients = need_backward(leaves)
+    passes = [Pass("forward", (Collect(leaves - gradients),), keeps_inputs=bool(gradients))]
+    passes += [Pass("backward", (Differentiate(gradients),))] if gradients else []
+    collected: dict[str, Tensor] = {}
+    if leaves:
+        _Walk(store, Texts(windows), {}, collected, leaves, on_progress, keep).run(tuple(passes))
+    order = [f"{leaf}/{name}" for leaf in sorted(leaves) for name in all_layers(store)]
+    return Statistics.from_tensors({key: collected[key] for key in order if key in collected})
+
+
 @dataclass
-class _Pruner:
-    """One pruning in progress.
+class _Walk:
+    """Runs passes over the blocks, one after the other.
 
     Attributes:
-        statistics: Of the dense model, by `G/layer`.
+        states: Where hidden states and gradients are put aside.
+        statistics: Where statistics of the dense model go, by `G/layer`.
+        leaves: Those that are wanted.
+        keep: Maps a block's statistics to what is kept of them.
+        recipe: How blocks are pruned; None if they are not.
         forgets: Whether a layer's statistics are dropped once it is pruned.
         behind: Statistics of inputs that passed pruned blocks, by `X/layer`.
         removals: Layer names and what goes of them, in the order in which they are pruned.
     """
 
     store: Store
-    recipe: Recipe
+    texts: Texts
+    states: Offload
     statistics: Offload
-    forgets: bool
-    kept_scores: MutableMapping[str, Tensor] | None
-    tell: Tell
+    leaves: frozenset[str]
+    on_progress: Progress
+    keep: Callable[[Statistics], dict[str, Tensor]] = Statistics.to_tensors
+    recipe: Recipe | None = None
+    forgets: bool = True
+    kept_scores: MutableMapping[str, Tensor] | None = None
+    tell: Tell = lambda name, value: None
     behind: dict[str, Tensor] = field(default_factory=dict)
     removals: Iterator[tuple[str, Removal]] = field(default_factory=lambda: iter(()))
+    _streams: dict[str, Stream] = field(default_factory=dict)
+
+    def run(self, passes: tuple[Pass, ...]) -> None:
+        """Run passes in order."""
+        selected = False
+        with _frozen(self.store.model):
+            for one in passes:
+                order = [*self.store.blocks]
+                if one.name == "backward":
+                    order.reverse()
+                if self.recipe and (one.name == "threshold" or (one.prunes and not selected)):
+                    self._select(self.recipe, order)
+                    selected = True
+                if one.name != "threshold":
+                    self._run(one, order)
+
+    def _run(self, one: Pass, order: list[str]) -> None:
+        store, recipe = self.store, self.recipe
+        self.on_progress(one.name, 0, len(order))
+        self._enter(one)
+        dense = [step for step in one.dense if step.stream in self._streams]
+        pruned = [self._streams[step.stream] for step in one.pruned if step.stream in self._streams]
+        for done, (block, then) in enumerate(zip(order, [*order[1:], None], strict=True), 1):
+            i = store.blocks.index(block)
+            to_prune = bool(one.prunes) and not self.is_done(block)
+            is_new = to_prune and block not in store.written
+            if dense or to_prune:
+                with store.open_dense(block, then) as module:
+                    for step in dense:
+                        self._do(step, i, block, module)
+                    if to_prune and recipe:
+                        self._prune_block(recipe, i, block, module)
+                    for stream in pruned if is_new else []:
+                        stream.advance(i, module)
+            if pruned and not is_new:
+                with store.open(block) as module:
+                    for stream in pruned:
+                        stream.advance(i, module)
+            self.on_progress(one.name, done, len(order))
+        self._leave(one)
+
+    def _enter(self, one: Pass) -> None:
+        names = [name for name in one.enters if len(self.texts.by_stream(name))]
+        with self.store.outside() if names else nullcontext():
+            for name in names:
+                kept = one.keeps_inputs and name == "calibration"
+                self._streams[name] = Stream.enter(self.store, name, self.texts, self.states, kept)
+
+    def _leave(self, one: Pass) -> None:
+        """Measure, differentiate or delete what has left the last block, or gradients the first."""
+        with self.store.outside() if self._streams else nullcontext():
+            for name, stream in list(self._streams.items()):
+                if name in self.texts.evaluations:
+                    stream.end(self.store, self.texts.measure)
+                elif one.keeps_inputs:
+                    stream.enter_gradients(self.store)
+                    continue
+                else:
+                    stream.drop(0 if one.name == "backward" else len(self.store.blocks))
+                del self._streams[name]
+
+    def _do(self, step: Step, i: int, block: str, module: nn.Module) -> None:
+        stream = self._streams[step.stream]
+        match step:
+            case Advance():
+                stream.advance(i, module)
+            case Collect(leaves, behind=True):
+                if block not in self.store.written:
+                    found = stream.collect(i, block, module, leaves, moves=False)
+                    self.behind.update(found.to_tensors())
+            case Collect(leaves):
+                wanted = leaves & self.missing(block)
+                self._keep(stream.collect(i, block, module, wanted, moves=True))
+            case Differentiate(leaves):
+                wanted = leaves & self.missing(block)
+                self._keep(stream.collect_back(i, block, module, wanted))
 
     def missing(self, block: str) -> frozenset[str]:
         """Return the leaves of the dense model that a block needs and that are not there yet."""
@@ -131,100 +233,85 @@ class _Pruner:
         layers = self.store.layers[block]
         return frozenset(
             leaf
-            for leaf in self.recipe.dense_leaves
+            for leaf in self.leaves
             if any(f"{leaf}/{layer}" not in self.statistics for layer in layers)
         )
+
+    def _keep(self, statistics: Statistics) -> None:
+        """Take a block's statistics; those that wait for a later pass in host memory."""
+        recipe = self.recipe
+        waits = recipe and (recipe.needs_all_scores or recipe.sequential or recipe.follows)
+        for key, tensor in self.keep(statistics).items():
+            self.statistics[key] = tensor.cpu() if waits or not self.forgets else tensor
 
     def is_done(self, block: str) -> bool:
         """Whether a block's scores are no longer needed; one threshold needs all to the end."""
         written = self.store.written
-        return block in written and (
-            not self.recipe.needs_all_scores or written.issuperset(self.store.blocks)
-        )
+        needs_all = self.recipe is not None and self.recipe.needs_all_scores
+        return block in written and (not needs_all or written.issuperset(self.store.blocks))
 
-    def keep(self, statistics: Statistics, behind: bool) -> None:
-        """Take a block's statistics, of the dense model or of inputs behind pruned blocks."""
-        if behind:
-            self.behind.update(statistics.to_tensors())
-        for key, tensor in statistics.to_tensors().items() if not behind else ():
-            self.statistics[key] = tensor.cpu() if self._waits else tensor
-
-    @property
-    def _waits(self) -> bool:
-        """Whether statistics wait for a later pass: in host memory, not in a GPU's."""
-        recipe = self.recipe
-        waits = recipe.needs_all_scores or recipe.sequential or recipe.follows
-        return waits or not self.forgets
-
-    def select(self, blocks: list[str]) -> None:
+    def _select(self, recipe: Recipe, blocks: list[str]) -> None:
         """Decide what goes of each layer: now, or when it is due if the group allows that."""
-        store, target = self.store, self.recipe.target
+        store, target = self.store, recipe.target
         left = {block: store.layers[block] for block in blocks if not self.is_done(block)}
-        shares = self._shares() if left else {}
+        shares: Mapping[str, float] = {}
+        if left and recipe.allocation:
+            score = partial(self._score_by, recipe.allocation.metric or recipe.metric)
+            shares = recipe.allocation.shares(shapes_of(store.model), score, target)
+            self.tell("shares", dict(shares))
         fractions = {
             layer: shares.get(layer, target.sparsity)
             for layers in left.values()
             for layer in layers
         }
-        if self.recipe.own_masks:
+        if recipe.own_masks:
             self.removals = iter(fractions.items())
         else:
-            self.removals = target.group.select(self._score, fractions)
+            self.removals = target.group.select(partial(self._score, recipe.metric), fractions)
 
-    def _shares(self) -> Mapping[str, float]:
-        """Return what the allocation gives each layer; nothing without one."""
-        allocation = self.recipe.allocation
-        if allocation is None:
-            return {}
-        score = partial(self._score_by, allocation.metric or self.recipe.metric)
-        shares = allocation.shares(shapes_of(self.store.model), score, self.recipe.target)
-        self.tell("shares", dict(shares))
-        return shares
-
-    def prune_block(self, block: str, module: nn.Module, lesson: Lesson | None) -> None:
-        """Mask an open block's layers, update their weights and write them if they are not yet.
-
-        Args:
-            lesson: What the block is trained on, if it is.
-        """
+    def _prune_block(self, recipe: Recipe, i: int, block: str, module: nn.Module) -> None:
+        """Mask an open block's layers, update their weights and write them if they are not yet."""
         self.store.finish()  # the block before it does not wait in memory beside these scores
         weights: dict[str, Tensor] = {}
         for layer in layers_of_block(block, module):
             name, removal = next(self.removals)
             assert name == layer, (name, layer)
             if block not in self.store.written:
-                weights[layer] = self._changed(layer, removal)
-            self._forget(layer)
+                weights[layer] = self._changed(recipe, layer, removal)
+            for leaf in self.leaves | recipe.pruned_leaves:
+                self.behind.pop(f"{leaf}/{layer}", None)
+                if self.forgets:
+                    self.statistics.pop(f"{leaf}/{layer}", None)
         if not weights:
             return
-        if self.recipe.training and lesson:
-            weights, errors = self.recipe.training(block, module, weights, lesson)
+        if recipe.training and "targets" in self._streams:
+            lesson = self._streams["calibration"].lesson(i, self._streams["targets"])
+            weights, errors = recipe.training(block, module, weights, lesson)
             self.tell(block, dict(errors))
         self.store.write(block, weights)
 
-    def _changed(self, layer: str, removal: Removal) -> Tensor:
+    def _changed(self, recipe: Recipe, layer: str, removal: Removal) -> Tensor:
         """Return a layer's new weight: its mask refined, what stays updated."""
-        recipe, dense = self.recipe, self.store.dense(layer)
-        gram = self._found(layer, frozenset({GRAM}), self.behind).get(GRAM)
-        if recipe.refine and isinstance(removal, Tensor) and gram is not None:
-            removal = recipe.refine(dense, removal, gram)
-        if recipe.update and gram is not None:
-            return recipe.update(dense, removal, gram)
+        dense, gram = self.store.dense(layer), f"{GRAM}/{layer}"
+        if recipe.refine and isinstance(removal, Tensor):
+            removal = recipe.refine(dense, removal, self.behind[gram])
+        if recipe.update:
+            return recipe.update(dense, removal, self.behind[gram])
         assert isinstance(removal, Tensor)
         return _zeroed(dense, removal)
 
-    def _score(self, layer: str) -> Tensor:
+    def _score(self, metric: Metric, layer: str) -> Tensor:
         kept = self.kept_scores
         scores = kept.get(layer) if kept is not None else None
         if scores is None:
-            scores = self._score_by(self.recipe.metric, layer)
+            scores = self._score_by(metric, layer)
             if kept is not None:
                 kept[layer] = scores
         return scores
 
     def _score_by(self, metric: Metric, layer: str) -> Tensor:
         statistics = self._found(layer, metric.leaves, self.statistics)
-        if self.recipe.sequential:
+        if self.recipe and self.recipe.sequential:
             statistics |= self._found(layer, metric.leaves, self.behind)
         return score_layer(metric, layer, self.store.weight(layer), statistics)
 
@@ -233,13 +320,6 @@ class _Pruner:
         keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
         device = self.store.device
         return {leaf: place[key].to(device) for leaf, key in keys.items() if key in place}
-
-    def _forget(self, layer: str) -> None:
-        recipe = self.recipe
-        for leaf in recipe.dense_leaves | recipe.pruned_leaves:
-            self.behind.pop(f"{leaf}/{layer}", None)
-            if self.forgets:
-                self.statistics.pop(f"{leaf}/{layer}", None)
 
 
 def _zeroed(weight: Tensor, mask: Tensor) -> Tensor:
@@ -252,3 +332,15 @@ def _zeroed(weight: Tensor, mask: Tensor) -> Tensor:
         zero_marked(bits.numpy(), mask.contiguous().numpy(), zeroed.numpy())
         return zeroed.view(weight.dtype)
     return torch.mul(bits, ~mask).view(weight.dtype)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """While open, only watched parameters take part in a backward pass."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before.items():
+            parameter.requires_grad_(wanted)

@@ -1,25 +1,19 @@
-"""Which scores are the lowest: of each row, of every m inputs, of matrices; exact down to ties.
+"""Which scores are the lowest: of each row, below a threshold, over matrices; exact down to ties.
 
-On the CPU compiled loops do it, several times as fast as torch. For one threshold over matrices an
-even sample of their scores gives two values between which it lies; the scores below are counted,
-and those in between are searched. So no copy of all scores is needed.
+On the CPU compiled loops do it, elsewhere torch. For one threshold over matrices an even sample of
+their scores gives two values between which it lies; the scores below are counted, and those in
+between are searched. So no copy of all scores is needed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.compiled import (
-    Array,
-    mark_lowest_of_groups,
-    mark_lowest_of_rows,
-    mark_up_to,
-    scores_between,
-)
+from prunevolve.pruning import compiled
+from prunevolve.pruning.compiled import Array
 
 Score = Callable[[str], Tensor]
 """Computes a layer's scores, (out_features, in_features), from its name."""
@@ -30,96 +24,9 @@ _SAMPLE_STEP = 251
 _SAMPLE_LIMIT = 8_000_000
 """Most scores in a sample; beyond it every second one is dropped and the step doubled."""
 
-_NOT_FINITE = "scores must be finite, got a NaN or an infinity"
-
 
 class DegenerateScores(ValueError):
     """Scores that no mask can be made from: not finite, or constant."""
-
-
-def lowest_per_row(scores: Tensor, sparsity: float) -> Tensor:
-    """Mark the lowest-scoring weights of each output row for removal.
-
-    Weights compete within their own row, the comparison group of Wanda
-    (Sun et al., 2024, arXiv:2306.11695, Section 3).
-
-    Args:
-        scores: Importance of each weight, (out_features, in_features), fp32; high is kept. The
-            CPU compares other dtypes as fp32.
-        sparsity: Fraction of every row to remove, in [0, 1).
-
-    Returns:
-        Boolean mask shaped like `scores`, True where a weight goes. Every row has
-        exactly int(sparsity * in_features) True entries; ties go leftmost first.
-
-    Raises:
-        ValueError: If `sparsity` is outside [0, 1), or a score is not finite
-            (`DegenerateScores`).
-    """
-    check_sparsity(sparsity)
-    removed = int(scores.shape[1] * sparsity)
-    if scores.device.type == "cpu" and removed > 0:
-        return _made(mark_lowest_of_rows(scores.float().numpy(), removed))
-    check_finite(scores)
-    if removed == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = kth_smallest(scores, removed)  # (rows, 1)
-    mask = scores <= threshold
-    excess = count_rows(mask) - removed
-    for row in torch.nonzero(excess).flatten().tolist():
-        # More than `removed` reach down to the threshold: the rightmost ties stay.
-        ties = torch.nonzero(scores[row] == threshold[row]).flatten()
-        mask[row, ties[len(ties) - int(excess[row]) :]] = False
-    return mask
-
-
-def lowest_n_of_m(scores: Tensor, pruned: int, group: int) -> Tensor:
-    """Mark the `pruned` lowest of every `group` consecutive inputs of a row for removal.
-
-    A kept:group pattern such as 2:4 removes group - kept weights of each group
-    (Mishra et al., 2021, arXiv:2104.08378).
-
-    Args:
-        scores: Importance of each weight, as in `lowest_per_row`.
-        pruned: Weights to remove from each group, in [1, group).
-        group: Length of a group, a divisor of in_features.
-
-    Returns:
-        Boolean mask shaped like `scores`; ties go leftmost first.
-
-    Raises:
-        ValueError: If the numbers do not fit, or a score is not finite (`DegenerateScores`).
-    """
-    if not 0 < pruned < group:
-        raise ValueError(f"pruned must be in [1, group), got {pruned} of {group}")
-    if scores.shape[1] % group:
-        raise ValueError(
-            f"in_features must be a multiple of the group length {group}, got {scores.shape[1]}"
-        )
-    if scores.device.type == "cpu":
-        return _made(mark_lowest_of_groups(scores.float().numpy(), pruned, group))
-    check_finite(scores)
-    # Rank inside each group by counting which scores come first: the groups are too short to sort.
-    # One tensor for each place in the group, so that every comparison runs over whole vectors.
-    groups = scores.reshape(scores.shape[0], -1, group)
-    places = [place.contiguous() for place in groups.unbind(-1)]  # each (out, in / group)
-    mask = torch.empty((*places[0].shape, group), dtype=torch.bool, device=scores.device)
-    for place in range(group):
-        before = torch.zeros_like(places[place], dtype=torch.int16)
-        for other in range(group):
-            if other < place:
-                before += places[other] <= places[place]
-            elif other > place:
-                before += places[other] < places[place]
-        mask[..., place] = before < pruned
-    return mask.reshape(scores.shape)
-
-
-def check_finite(scores: Tensor) -> None:
-    """Raise DegenerateScores if a score is not finite."""
-    low, high = extremes(scores)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise DegenerateScores(_NOT_FINITE)
 
 
 def check_sparsity(sparsity: float) -> None:
@@ -128,10 +35,80 @@ def check_sparsity(sparsity: float) -> None:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
 
 
-def _made(mask: Array | None) -> Tensor:
-    if mask is None:
-        raise DegenerateScores(_NOT_FINITE)
+def lowest_of_rows(scores: Tensor, removed: int) -> Tensor:
+    """Mark the lowest scores of each row.
+
+    Args:
+        scores: (rows, columns), fp32. The CPU compares other dtypes as fp32.
+        removed: How many of each row, in [0, columns).
+
+    Returns:
+        Boolean mask, (rows, columns), `removed` True in each row; ties go leftmost first.
+
+    Raises:
+        DegenerateScores: If a score is not finite.
+    """
+    if not _on_cpu(scores):
+        return sort_rows(scores, removed)
+    mask = np.empty(scores.shape, np.bool_)
+    rows = _flat(scores).reshape(scores.shape)
+    _check_finite(compiled.mark_lowest_of_rows(rows, removed, mask))
     return torch.from_numpy(mask)
+
+
+def strictly_between(scores: Tensor, low: float, high: float) -> tuple[int, Array]:
+    """Return how many scores are at or below `low`, and those strictly between the two, (n,).
+
+    Raises DegenerateScores if a score is not finite.
+    """
+    if not _on_cpu(scores):
+        return search_between(scores, low, high)
+    up_to_low, inside = compiled.scores_between(_flat(scores), np.float32(low), np.float32(high))
+    _check_finite(up_to_low >= 0)
+    return up_to_low, inside
+
+
+def up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
+    """Mark finite scores below a threshold and the first `ties` equal to it; return ties left."""
+    if not _on_cpu(scores):
+        return compare_up_to(scores, threshold, ties)
+    mask = np.empty(scores.numel(), np.bool_)
+    left = compiled.mark_up_to(_flat(scores), np.float32(threshold), ties, mask)
+    return torch.from_numpy(mask).reshape(scores.shape), left
+
+
+def _on_cpu(scores: Tensor) -> bool:  # where the compiled loops do it, elsewhere torch
+    return scores.device.type == "cpu"
+
+
+def _flat(scores: Tensor) -> Array:
+    return scores.float().numpy().reshape(-1)
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise DegenerateScores("scores must be finite, got a NaN or an infinity")
+
+
+def sort_rows(scores: Tensor, removed: int) -> Tensor:
+    """Do `lowest_of_rows` in torch."""
+    _check_finite(all(map(math.isfinite, extremes(scores))))
+    lowest = scores.sort(dim=1, stable=True).indices[:, :removed]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
+
+
+def search_between(scores: Tensor, low: float, high: float) -> tuple[int, Array]:
+    """Do `strictly_between` in torch."""
+    _check_finite(all(map(math.isfinite, extremes(scores))))
+    inside = scores[(scores > low) & (scores < high)]
+    return int((scores <= low).sum()), inside.float().cpu().numpy()
+
+
+def compare_up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
+    """Do `up_to` in torch."""
+    equal = torch.nonzero(scores.flatten() == threshold).flatten()
+    mask = (scores < threshold).flatten().index_fill_(0, equal[:ties], True)
+    return mask.reshape(scores.shape), max(0, ties - len(equal))
 
 
 def extremes(scores: Tensor) -> tuple[float, float]:
@@ -140,60 +117,9 @@ def extremes(scores: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def kth_smallest(scores: Tensor, k: int) -> Tensor:
-    """Return the k-th smallest score of each row, k counted from 1, as (rows, 1)."""
-    if scores.device.type == "cpu":
-        partitioned = np.partition(scores.numpy(), k - 1, axis=1)
-        return torch.from_numpy(partitioned[:, k - 1 : k].copy())
-    return torch.kthvalue(scores, k, dim=1, keepdim=True).values
-
-
-def strictly_between(scores: Tensor, low: float, high: float) -> tuple[int, Tensor]:
-    """Return how many scores are at or below `low`, and those strictly between the two, (n,).
-
-    Raises:
-        DegenerateScores: If a score is not finite.
-    """
-    if scores.device.type == "cpu":
-        found = scores_between(scores.float().numpy(), low, high)
-        if found is None:
-            raise DegenerateScores(_NOT_FINITE)
-        return found[0], torch.from_numpy(found[1])
-    check_finite(scores)
-    above = scores > low
-    return scores.numel() - count(above), scores[above & (scores < high)]
-
-
-def up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
-    """Mark the scores below a threshold and, leftmost first, up to `ties` of those equal to it.
-
-    Returns:
-        The mask, shaped like `scores`, and how many of `ties` are left.
-    """
-    if scores.device.type == "cpu":
-        marked, ties = mark_up_to(scores.float().numpy(), threshold, ties)
-        return torch.from_numpy(marked), ties
-    mask = (scores < threshold).contiguous()
-    if ties > 0:
-        equal = torch.nonzero((scores == threshold).flatten()).flatten()[:ties]
-        mask.view(-1)[equal] = True
-        ties -= len(equal)
-    return mask, ties
-
-
-def count_rows(mask: Tensor) -> Tensor:
-    """Return how many entries of each row of a mask, (rows, columns), are True, as (rows,)."""
-    if mask.device.type == "cpu":
-        # numpy sums bytes forty times as fast as torch sums booleans.
-        return torch.from_numpy(np.add.reduce(mask.numpy().view(np.int8), axis=1, dtype=np.int64))
-    return mask.sum(1)
-
-
 def count(mask: Tensor) -> int:
     """Return how many entries of a mask are True."""
-    if mask.device.type == "cpu":
-        return int(np.count_nonzero(mask.numpy()))
-    return int(torch.count_nonzero(mask))
+    return int(np.count_nonzero(mask.cpu().numpy()))  # torch is far slower on the CPU
 
 
 def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float, int]:
@@ -201,26 +127,31 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
 
     Args:
         score: Called twice for each layer, rarely more often.
-        fractions: Layer name, perhaps empty, to fraction, in [0, 1); together they give the number
-            of scores that go, each weighted by its layer's size.
+        fractions: Layer name, perhaps empty, to fraction; together they give the number of scores
+            that go, each weighted by its layer's size.
 
     Raises:
         ValueError: If a fraction is outside [0, 1), or a layer's scores are not finite
-            (`DegenerateScores`); the message names the layer.
+            (`DegenerateScores`, which names the layer).
     """
     sample, sizes = _sample(score, fractions)
-    total, removed = sum(sizes.values()), _removed(sizes, fractions)
+    total = sum(sizes.values())
+    removed = int(math.fsum(size * fractions[name] for name, size in sizes.items()))
+    if len(different := set(fractions.values())) == 1:
+        removed = int(total * different.pop())
     if removed == 0:
-        _look_through(score, fractions, -torch.inf, -torch.inf)  # for what it refuses
-        return -torch.inf, 0
-    margin = 3 / max(1, len(sample)) ** 0.5  # six standard errors of the sample's median
+        _look_through(score, fractions, -math.inf, -math.inf)  # for what it refuses
+        return -math.inf, 0
+    size = len(sample) - 2
+    margin = 3 / size**0.5  # six standard errors of the sample's median
     while True:
-        low, high = _bracket(sample, removed / total, margin)
+        low = float(sample[max(0, int(size * (removed / total - margin)))])
+        high = float(sample[min(size + 1, 1 + int(size * (removed / total + margin)))])
         up_to_low, inside = _look_through(score, fractions, low, high)
         rank = removed - up_to_low
         if 0 < rank <= len(inside):
-            threshold = float(kth_smallest(inside[None], rank))
-            return threshold, rank - count(inside < threshold)
+            threshold = np.partition(inside, rank - 1)[rank - 1]
+            return float(threshold), rank - int(np.count_nonzero(inside < threshold))
         # The sample misled, or the threshold is an end of the bracket that many scores equal.
         end = low if rank <= 0 else high
         lower = sum(count(score(name) < end) for name in fractions)
@@ -230,69 +161,36 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
         margin *= 8
 
 
-def _sample(score: Score, fractions: Mapping[str, float]) -> tuple[Tensor, dict[str, int]]:
-    """Return an even sample, (n,), and the number of scores by layer; check the fractions."""
-    parts: list[Tensor] = []
+def _sample(score: Score, fractions: Mapping[str, float]) -> tuple[Array, dict[str, int]]:
+    """Return an even sample, sorted, between both infinities, and each layer's number of scores."""
+    parts = [np.empty(0, np.float32)]
     sizes: dict[str, int] = {}
-    step, sampled = _SAMPLE_STEP, 0
+    step = _SAMPLE_STEP
     for name, fraction in fractions.items():
-        with _named(name):
-            check_sparsity(fraction)
+        check_sparsity(fraction)
         scores = score(name)
         # The start differs by layer, so that no column is sampled in every row of the model.
         part = scores.flatten()[len(sizes) % step :: step]
         # A copy: a view would keep the layer's scores in memory until the last layer.
-        parts.append(part.to(torch.float32, copy=True))
+        parts.append(part.to("cpu", torch.float32, copy=True).numpy())
         sizes[name] = scores.numel()
-        sampled += len(part)
-        del scores  # before the next layer's are computed
-        if sampled > _SAMPLE_LIMIT:
-            parts, step = [torch.cat(parts)[::2].clone()], 2 * step
-            sampled = len(parts[0])
-    return torch.cat(parts), sizes
+        del scores, part  # before the next layer's are computed
+        if sum(map(len, parts)) > _SAMPLE_LIMIT:
+            parts, step = [np.concatenate(parts)[::2].copy()], 2 * step
+    sample = np.sort(np.concatenate(parts))
+    return np.concatenate([[-np.inf], sample, [np.inf]], dtype=np.float32), sizes
 
 
-def _removed(sizes: Mapping[str, int], fractions: Mapping[str, float]) -> int:
-    """Return how many scores go in total, rounded down."""
-    different = {fractions[name] for name in sizes}
-    if len(different) == 1:
-        return int(sum(sizes.values()) * different.pop())
-    return int(math.fsum(size * fractions[name] for name, size in sizes.items()))
-
-
-def _bracket(sample: Tensor, fraction: float, margin: float) -> tuple[float, float]:
-    """Return two values between which the quantile lies, judging by a sample."""
-    low = int(len(sample) * (fraction - margin))
-    high = 1 + int(len(sample) * (fraction + margin))
-    return (
-        float(kth_smallest(sample[None], low)) if low > 0 else -torch.inf,
-        float(kth_smallest(sample[None], high)) if high <= len(sample) else torch.inf,
-    )
-
-
-def _look_through(
-    score: Score, names: Iterable[str], low: float, high: float
-) -> tuple[int, Tensor]:
-    """Return how many scores are at or below `low`, and those strictly between the two, (n,).
-
-    Raises:
-        DegenerateScores: If a layer's scores are not finite; the message names the layer.
-    """
-    up_to_low, inside = 0, []
+def _look_through(score: Score, names: Iterable[str], low: float, high: float) -> tuple[int, Array]:
+    """Do for all layers what `strictly_between` does for one; an error names the layer."""
+    up_to_low, inside = 0, [np.empty(0, np.float32)]
     for name in names:
         scores = score(name)
-        with _named(name):
-            below, between = strictly_between(scores, low, high)
-        del scores
-        up_to_low += below
+        try:
+            in_layer, between = strictly_between(scores, low, high)
+        except DegenerateScores as error:
+            raise DegenerateScores(f"layer {name}: {error}" if name else str(error)) from error
+        del scores  # before the next layer's are computed
+        up_to_low += in_layer
         inside.append(between)
-    return up_to_low, torch.cat(inside)
-
-
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    """Name the layer in what is raised inside, if it has a name."""
-    try:
-        yield
-    except ValueError as error:
-        raise type(error)(f"layer {layer}: {error}" if layer else str(error)) from error
+    return up_to_low, np.concatenate(inside)

@@ -17,7 +17,7 @@ from prunevolve.pruning.allocation import Allocation, resolve_allocation
 from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import extremes
-from prunevolve.pruning.reconstruct import Reconstruction, Training
+from prunevolve.pruning.reconstruct import Training, reconstruct
 from prunevolve.pruning.sparsegpt import WIDTH, compensate
 from prunevolve.pruning.statistics import GRAM, STATISTICS, need_forward
 from prunevolve.pruning.swaps import MOST_SWAPS
@@ -148,7 +148,7 @@ def make_recipe(
         swaps,
         partial(compensate, pattern=pattern) if own_masks or update == "sparsegpt" else None,
         own_masks,
-        Reconstruction(seed) if update == "reconstruct" else None,
+        partial(reconstruct, seed=seed) if update == "reconstruct" else None,
     )
 
 

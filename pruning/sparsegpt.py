@@ -1,9 +1,8 @@
 """SparseGPT: remove weights column by column, and let those to the right make up for them.
 
-Frantar and Alistarh, 2023, arXiv:2301.00774, Algorithm 1. The error of a layer's outputs on the
-calibration inputs is quadratic in its weights, with the inputs' Gram matrix as its Hessian. What
-the removal of a weight does to its row's output, the weights to the right of it undo as far as they
-can.
+Frantar and Alistarh, 2023, arXiv:2301.00774, Algorithm 1. The squared error of a layer's outputs on
+the calibration inputs has the inputs' Gram matrix as its Hessian. What the removal of a weight does
+to its row's output, the weights to the right of it undo as far as they can.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.masks import NOfM
-from prunevolve.pruning.ranking import count, kth_smallest, up_to
+from prunevolve.pruning.ranking import lowest_of_rows
 from prunevolve.pruning.statistics import damped_factor
 
 WIDTH = 128
@@ -35,12 +34,9 @@ def choose_lowest(fraction: float) -> Choose:
     """
 
     def choose(cost: Tensor, start: int) -> Tensor:
-        rows, end = len(cost), start + cost.shape[1]
-        due = int(rows * end * fraction) - int(rows * start * fraction)
-        if due == 0:
-            return torch.zeros_like(cost, dtype=torch.bool)
-        threshold = float(kth_smallest(cost.reshape(1, -1), due))
-        return up_to(cost, threshold, due - count(cost < threshold))[0]
+        rows, columns = cost.shape
+        due = int(rows * (start + columns) * fraction) - int(rows * start * fraction)
+        return lowest_of_rows(cost.reshape(1, -1), due).reshape(cost.shape)
 
     return choose
 
@@ -62,16 +58,13 @@ def compensate(
 
 
 def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> Tensor:
-    """Return a layer's weight with some weights zero and the others changed to make up for them.
+    """Return a layer's weight, fp32, some of it zero and the rest changed to make up for that.
 
     Args:
         weight: Dense, (out_features, in_features), any dtype.
-        gram: Gram matrix of the inputs, (in_features, in_features), fp32.
+        gram: Gram matrix of the inputs, (in_features, in_features), fp32, whose device is used.
         choose: Called for some columns at a time, with all changes so far.
         width: How many columns that is.
-
-    Returns:
-        The new weight, fp32, on the Gram matrix's device.
     """
     # One column of the weight is a row here, and lies together in memory.
     left = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)

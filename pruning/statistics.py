@@ -187,8 +187,8 @@ def sums_size(layers: Iterable[nn.Linear], leaves: frozenset[str]) -> int:
     layers, meta = list(layers), torch.device("meta")
     rows = [COLLECTED[name] for name in leaves & COLLECTED.keys() - {"W"}]
     sums = sum(leaf.start(layer, meta).nbytes for layer in layers for leaf in rows)
-    # Gram matrices are factored and inverted one layer at a time.
-    return sums + any(x.gram for x in rows) * 2 * 4 * max(x.in_features for x in layers) ** 2
+    # Those of H are factored and inverted, one layer at a time.
+    return sums + ("H" in leaves) * 2 * 4 * max(x.in_features for x in layers) ** 2
 
 
 class Statistics(dict[str, Mapping[str, Tensor]]):

@@ -153,7 +153,7 @@ def _prune(checkout: Path, words: list[str], arguments: str, out: Path) -> Made:
             where = words.index("least")
             words[where] = "1MiB"
             refusal = _run(checkout, [*words, str(result)]).stderr
-            if not (least := re.search(r"at least ([\d.]+ ?[GM]iB)", refusal)):
+            if not (least := re.search(r"at least ([\d.]+ ?[KMG]iB)", refusal)):
                 raise Failed(f"no least memory in {refusal[-300:]!r}")
             words[where] = least[1]
         began = time.monotonic()

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.compiled import compiled
-from prunevolve.pruning.masks import DegenerateScores, NOfM, Target
+from prunevolve.pruning.masks import DegenerateScores, NOfM, Row, Target
 from prunevolve.pruning.metric import Criterion, Metric, interned
-from prunevolve.pruning.ranking import lowest_per_row
 from prunevolve.pruning.recipe import check_extremes
 from prunevolve.pruning.statistics import LEAVES, Statistics
 
@@ -299,7 +298,7 @@ def probe_mask(scores: Scores, target: Target) -> Tensor:
         return group.mask(_joined(scores)[None], fraction)[0]
     if group.within_rows:  # of which layer a row is does not matter
         return _joined([group.mask(stack.flatten(0, 1), fraction) for stack in scores])
-    return _joined([lowest_per_row(stack.flatten(1), fraction) for stack in scores])
+    return _joined([Row().mask(stack.flatten(1), fraction) for stack in scores])
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -15,8 +15,7 @@ from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, load_model, with_weights
-from prunevolve.pruning.passes import collect
-from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.statistics import Statistics
 from prunevolve.pruning.store import ResidentStore, all_layers

@@ -49,7 +49,8 @@ PUBLIC_NAMES = "prunevolve/__init__.py"
 """The package file that hands out the public names."""
 
 MEETING_PLACES = (
-    *("pruning/run/command.py", "pruning/run/request.py", "pruning/run/save.py"),
+    *("pruning/run/command.py", "pruning/run/job.py", "pruning/run/options.py"),
+    "pruning/run/result.py",
     *("search/experiment.py", "search/fitness.py", "search/resident.py"),
 )
 """The modules of pruning and search that may import both pruning and evaluation."""

@@ -27,12 +27,6 @@ from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_resu
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
 
-_DECIDES = (
-    *("metric", "group", "pattern", "sparsity", "propagation", "update", "allocation", "refine"),
-    *("calibration", "dtype", "device"),
-)
-"""What a result depends on, of all that its recipe says."""
-
 
 def validate(job: Job) -> JsonObject:
     """Cut the windows of local texts, and print the plan and what was not checked."""
@@ -84,11 +78,8 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
         warnings.append(special)
     _say("warning", warnings)  # not at the end, which may be hours away
     recipe = job.papers(calibration.provenance if calibration else None)
-    identity = {key: recipe[key] for key in _DECIDES} | {
-        "model": checkpoint.fingerprint(),
-        "evaluation": windows["evaluation"].provenance,
-        "zero_shot": request.zero_shot,
-    }
+    evaluation = windows["evaluation"].provenance
+    identity = {**recipe, "model": checkpoint.fingerprint(), "evaluation": evaluation}
     of_model = (model.config, model.dtype, model.device)
     shards = WorkFolder(job.out).result
     store = FolderStore(checkpoint, *of_model, shards, job.plan.resident)
@@ -101,7 +92,7 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
         work_folder(job.out) as work,
     ):
         work.begin(request.model_dump(), identity, expected)
-        if not work.is_whole:
+        if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             run = _Run(job, windows, tasks, work, store, progress)
             run.save(statistics, recipe, warnings)
         report = work.publish()

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunevolve.evaluation.text import CORPORA
 from prunevolve.evaluation.windows import Provenance, Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
@@ -134,6 +133,8 @@ def make_job(request: Request, resume: bool) -> Job:
         "calibration": calibration_texts(request, model.seqlen),
         "evaluation": evaluation_texts(request, model.seqlen),
     }
+    for text in (text for of_role in texts.values() for text in of_role):
+        text.check()
     if not (recipe.dense_leaves or recipe.follows):
         del texts["calibration"]
     evaluated = [x.windows or x.most or TEST_TOKENS // model.seqlen for x in texts["evaluation"]]
@@ -171,37 +172,23 @@ def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
 
 
 def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
-    """Return the texts for the statistics, checked."""
+    """Return the texts for the statistics."""
     samples, seed, bos = request.samples, request.seed, request.bos
     texts = [
         Text(corpus, split, samples, seqlen, seed, bos, request.by_document)
         for corpus, split in _places("", request.corpus, request.split, request.share)
     ]
-    shared = share_windows(texts, request.share or [1.0] * len(texts))
-    for text in shared:
-        if not text.check() and request.by_document:
-            known = ", ".join(name for name in CORPORA if name != EMBEDDED)
-            raise ValueError(
-                f"by-document needs a corpus of documents, one of {known}; got {text.corpus!r}"
-            )
-    return shared
+    return share_windows(texts, request.share or [1.0] * len(texts))
 
 
 def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
-    """Return the texts to measure perplexity on, in windows of `seqlen` tokens, checked.
-
-    Raises:
-        ValueError: If an option breaks its rule.
-    """
+    """Return the texts to measure perplexity on, in windows of `seqlen` tokens."""
     windows = None if request.eval_windows == "all" else request.eval_windows
     most = None if request.eval_windows == "all" else EVAL_WINDOWS
-    texts = tuple(
+    return tuple(
         Text(corpus, split, windows, seqlen, bos=request.bos, most=most)
         for corpus, split in _places("eval-", request.eval_corpus, request.eval_split)
     )
-    for text in texts:
-        text.check()
-    return texts
 
 
 def _places(

@@ -13,16 +13,13 @@ from prunevolve.pruning.store import Store
 
 SETTINGS = "statistics.json"
 
-_DEPENDS_ON = ("model", "calibration", "dtype")
-"""What statistics depend on, of all that a result does."""
 
-
-def kept_statistics(path: Path | None, identity: JsonObject, store: Store) -> Offload | None:
+def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:
     """Open the statistics that are kept at a path, by `G/layer`; new ones are kept there too.
 
     Args:
         path: A folder, made if it is not there; or a `.pth` file, the gradients that the release of
-            Pruner-Zero or GBLM saved, to which nothing is added. None if nothing is kept.
+            Pruner-Zero or GBLM saved, to which nothing is added.
         identity: What the result depends on; model, calibration and dtype are looked at.
 
     Raises:
@@ -30,58 +27,45 @@ def kept_statistics(path: Path | None, identity: JsonObject, store: Store) -> Of
         ValueError: If the file is no dictionary of the model's gradients, or the folder cannot be
             made.
     """
-    if path is None:
-        return None
     if path.suffix == ".pth":
         return _released_gradients(path, store)
-    settings = {key: identity[key] for key in _DEPENDS_ON}
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / SETTINGS).is_file():
-            raise FolderMismatchError(
-                f"statistics {str(path)!r} has no {SETTINGS} and is not empty: name another folder"
-            )
-        if difference := first_difference(read_object(path / SETTINGS), settings):
-            raise FolderMismatchError(
-                f"statistics {str(path)!r} are of {difference} here: name another folder"
-            )
-        return DiskOffload(path)
+    settings = {key: identity[key] for key in ("model", "calibration", "dtype")}
     try:
         kept = DiskOffload(path)
-        write_json(path / SETTINGS, settings)
+        if not any(path.iterdir()):
+            write_json(path / SETTINGS, settings)
     except OSError as error:
         raise ValueError(f"statistics {str(path)!r} cannot be made: {error}") from error
+    if not (path / SETTINGS).is_file():
+        raise FolderMismatchError(
+            f"statistics {str(path)!r} has no {SETTINGS} and is not empty: name another folder"
+        )
+    if difference := first_difference(read_object(path / SETTINGS), settings):
+        raise FolderMismatchError(
+            f"statistics {str(path)!r} are of {difference} here: name another folder"
+        )
     return kept
 
 
 def _released_gradients(path: Path, store: Store) -> Offload:
     """Return G from a file whose keys are `self_attn.q_proj_layer_0`; mapped until it is used."""
-    found = _load(path)
+    try:
+        if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            raise ValueError(f"it names {unsafe[0]}, and only tensors are read")
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"statistics file {str(path)!r} cannot be read: {error}") from error
     gradients = {}
     for number, block in enumerate(store.blocks):
         for layer in store.layers[block]:
             key = f"{layer.removeprefix(f'{block}.')}_layer_{number}"
-            gradients[f"G/{layer}"] = _checked(found, key, layer, store, path)
+            gradient = found.get(key) if isinstance(found, dict) else None
+            shape = tuple(store.dense(layer).shape)
+            if not isinstance(gradient, Tensor) or gradient.shape != shape:
+                got = tuple(gradient.shape) if isinstance(gradient, Tensor) else "none"
+                raise ValueError(
+                    f"statistics file {str(path)!r} must have {key} of shape {shape}, got {got}: "
+                    "give the gradients of this model"
+                )
+            gradients[f"G/{layer}"] = gradient
     return gradients
-
-
-def _load(path: Path) -> object:
-    """Read a file of tensors, mapped, and never an object of a class that the file names."""
-    try:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if unsafe:
-            raise ValueError(f"it names {unsafe[0]}, and only tensors are read")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"statistics file {str(path)!r} cannot be read: {error}") from error
-
-
-def _checked(found: object, key: str, layer: str, store: Store, path: Path) -> Tensor:
-    shape = store.dense(layer).shape
-    tensor = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(tensor, Tensor) or tensor.shape != shape:
-        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else "none"
-        raise ValueError(
-            f"statistics file {str(path)!r} must have {key} of shape {tuple(shape)}, got {got}: "
-            "give the gradients of this model"
-        )
-    return tensor

@@ -11,16 +11,13 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
-import safetensors
-import torch
-import transformers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-import prunevolve
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
@@ -33,7 +30,6 @@ from prunevolve.pruning.run.verify import (
     FolderMismatchError,
     Inspector,
     LayerCount,
-    check_promise,
 )
 from prunevolve.pruning.statistics import LEAVES
 from prunevolve.pruning.store import FolderStore
@@ -59,11 +55,6 @@ class WorkFolder:
         self.statistics = self.path / "statistics"
         self._file = self.path / "run.json"
         self.run: JsonObject = read_object(self._file) if self._file.exists() else {}
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the result has only to be moved to its place."""
-        return (self.result / REPORT).exists()
 
     @property
     def found(self) -> JsonObject:
@@ -219,7 +210,7 @@ def save_model(
         counted = inspector.look_at_all(folder, "save", on_progress)
     except SafetensorError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be written: {error}") from error
-    check_promise(folder, counted[0], inspector.target)
+    inspector.check_promise(folder)
     return counted
 
 
@@ -262,26 +253,27 @@ def finite(numbers: JsonObject) -> JsonObject:
 
 
 def _versions() -> dict[str, str]:
-    libraries = (prunevolve, torch, transformers, safetensors)
-    versions = {library.__name__: library.__version__ for library in libraries}
-    return {"python": platform.python_version(), **versions}
+    versions = {"python": platform.python_version()}
+    for name in ("prunevolve", "torch", "transformers", "safetensors"):
+        with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
+            versions[name] = metadata.version(name)
+    return versions
 
 
 CARD = """# {base}, pruned: {pattern}, {sparsity:.1%} zeros
 
-In every linear layer of the decoder blocks the weights with the lowest score are zero; {others}.
-The license of the base model applies.
+In every linear layer of the decoder blocks the weights with the lowest score are zero. The license
+of the base model applies.
 
-- Score: `{metric}`{formula}
-- Weights compete within: {group}
-- Allocation over layers, refinement of masks: {allocation}, {refine}
+- Score: `{metric}`{formula}, compared within: {group}
+- Allocation over layers: {allocation}; refinement of masks: {refine}; update: {update}
 - Calibrated on: {calibration}
 
 | model | perplexity ({place}) |
 |---|---|
 | dense | {dense} |
 | pruned | {pruned} |
-{zero_shot}{warnings}
+{more}
 Zeros take the same space on disk and the same time to multiply; only a 2:4 pattern can be faster,
 and it needs a kernel for it. `pruning_report.json` says what is in each layer, and
 `pruning_recipe.json` how to do it again, where the same model and texts are:
@@ -291,40 +283,26 @@ python run_prune.py --recipe pruning_recipe.json --out DIR
 ```
 """
 
-_OTHERS = {
-    "none": "all other weights are those of the base model",
-    "sparsegpt": "the others were changed to make up for it (SparseGPT, arXiv:2301.00774)",
-    "reconstruct": "the others were trained, block by block, to give the base model's outputs",
-}
-"""What has become of the weights that stay, by update."""
-
 
 def model_card(recipe: JsonObject, report: JsonObject) -> str:
     """Return the card of a pruned model; it names no license, since the base model's applies."""
-    model, pattern, formula = recipe["model"], report["pattern"], ""
-    others = [_OTHERS[recipe["update"]]]
+    model, formula = recipe["model"], ""
     if "tree" in recipe:
         metric = Metric.parse(report["metric"])
-        named = (f"\n  - {name} is the {LEAVES[name].meaning}" for name in sorted(metric.leaves))
-        formula = f", that is {metric.infix}, where{''.join(named)}"
-    else:
-        others = [_OTHERS["sparsegpt"], *others * (recipe["update"] == "reconstruct")]
-    return CARD.format_map(
-        {key: recipe[key] for key in ("allocation", "refine")}
-        | {key: report[key] for key in ("pattern", "sparsity", "metric")}
-        | {
-            "base": Path(model).resolve().name if Path(model).is_dir() else model,  # no path
-            "formula": formula,
-            "others": "; then ".join(others),
-            "group": recipe["group"] or f"groups of the pattern {pattern}",
-            "calibration": _place(recipe["calibration"]) if recipe["calibration"] else "no text",
-            "place": f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
-            "dense": _number(report["dense_perplexity"]),
-            "pruned": _number(report["pruned_perplexity"]),
-            "warnings": "".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
-            "zero_shot": "".join(f"\n{line}" for line in [*zero_shot.lines(report), ""]),
-        }
-    )
+        named = [f"{name} is the {LEAVES[name].meaning}" for name in sorted(metric.leaves)]
+        formula = f", that is {metric.infix}, where {', '.join(named)}"
+    warnings = [f"\nWarning: {line}.\n" for line in report["warnings"]]
+    values = {
+        "base": Path(model).resolve().name if Path(model).is_dir() else model,  # no path
+        "formula": formula,
+        "group": recipe["group"] or "groups of the pattern",
+        "calibration": _place(recipe["calibration"]) if recipe["calibration"] else "no text",
+        "place": f"{_place(report['perplexity_of'])}, {report['perplexity_of']['dtype']}",
+        "dense": _number(report["dense_perplexity"]),
+        "pruned": _number(report["pruned_perplexity"]),
+        "more": "\n".join(["", *zero_shot.lines(report), *warnings]),
+    }
+    return CARD.format_map(recipe | values)
 
 
 def _place(provenance: JsonObject) -> str:

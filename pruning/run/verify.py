@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Never
 
 import numpy as np
 import torch
@@ -57,44 +56,19 @@ Counted = tuple[list[LayerCount], dict[str, str]]
 """What is in a folder's layers, in order, and the sha256 of its files by name."""
 
 
-def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject:
-    """Compare a pruned model's files with its recipe and its report, and return the report.
-
-    Raises:
-        FolderMismatchError: If the folder is no finished result, or differs from its papers; the
-            message names the first difference.
-    """
-    for name in (RECIPE, REPORT):
-        if not (folder / name).is_file():
-            raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
-    try:
-        recipe, report = read_object(folder / RECIPE), read_object(folder / REPORT)
-        _compare(folder, recipe, report, on_progress)
-    except FolderMismatchError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FolderMismatchError(
-            f"{str(folder)!r}: {RECIPE} or {REPORT} was altered ({type(error).__name__}: {error})"
-        ) from error
-    return report
-
-
 class Inspector:
     """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
     Args:
-        config: The model's config.
-        names: Its prunable layers, in order.
-        target: What was asked for; an attribute, too.
+        names: The prunable layers, in order.
+        target: What was asked for.
 
     Attributes:
         shares: The fraction of each layer that goes, where it is not the target's.
     """
 
     def __init__(self, config: PretrainedConfig, names: Sequence[str], target: Target) -> None:
-        self._names, self.target = names, target
+        self._names, self._target = names, target
         self.shares: Mapping[str, float] = {}
         self._layers = {
             published: name
@@ -122,8 +96,8 @@ class Inspector:
                 )
             if name := self._layers.get(published):
                 zero = _is_zero(weight)
-                fraction = self.shares.get(name, self.target.sparsity)
-                holds = weight.ndim == 2 and self.target.group.owes(zero, fraction)
+                fraction = self.shares.get(name, self._target.sparsity)
+                holds = weight.ndim == 2 and self._target.group.owes(zero, fraction)
                 self._counts[name] = LayerCount(name, count(zero), weight.numel(), holds)
         with path.open("rb") as file:
             self._sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,11 +105,7 @@ class Inspector:
     def look_at_all(
         self, folder: Path, stage: str = "", on_progress: Progress = unwatched
     ) -> Counted:
-        """Return what is in a folder's layers, in order, and the sha256 of its files by name.
-
-        Args:
-            stage: What progress calls it.
-            on_progress: Told the files that were looked at, of those that were not before.
+        """Return what is in a folder, each file looked at once.
 
         Raises:
             FolderMismatchError: As `look`, or if a file or a layer's weight is not there.
@@ -154,6 +124,21 @@ class Inspector:
             raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {lost[0]}")
         return [self._counts[name] for name in self._names], dict(sorted(self._sums.items()))
 
+    def check_promise(self, folder: Path) -> None:
+        """Refuse weights with fewer zeros than asked for: dense models get saved by mistake."""
+        target, layers = self._target, [self._counts[name] for name in self._names]
+        promise = target.pattern_text
+        if target.group_name:
+            promise = f"{target.sparsity:g} per {target.group_name}"
+        zeros, size = sum(layer.zeros for layer in layers), sum(layer.size for layer in layers)
+        problem = "" if layers else "has no pruned layer"
+        if short := [layer.name for layer in layers if not layer.pattern_ok]:
+            problem = f"layer {short[0]} is not {promise}"
+        elif target.group.whole_model and zeros < int(size * target.sparsity):
+            problem = f"{zeros} zeros of {size} are not {promise}"
+        if problem:
+            raise FolderMismatchError(f"{str(folder)!r}: {problem}")
+
 
 def _is_zero(weight: Tensor) -> Tensor:
     """Mark what is 0 or -0: the bits but the sign's are 0. numpy is five times as fast at it."""
@@ -163,49 +148,63 @@ def _is_zero(weight: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(np.left_shift(bits, 1) == 0))
 
 
-def check_promise(folder: Path, layers: Sequence[LayerCount], target: Target) -> None:
-    """Refuse saved weights with fewer zeros than asked for: dense models get saved by mistake."""
-    if not layers:
-        raise FolderMismatchError(f"{str(folder)!r} has no pruned layer")
-    name = target.group_name
-    promise = f"{target.sparsity:g} per {name}" if name else target.pattern_text
-    for layer in layers:
-        if not layer.pattern_ok:
-            raise FolderMismatchError(f"{str(folder)!r}: layer {layer.name} is not {promise}")
-    zeros, size = (sum(getattr(layer, key) for layer in layers) for key in ("zeros", "size"))
-    if target.group.whole_model and zeros < int(size * target.sparsity):
-        raise FolderMismatchError(f"{str(folder)!r}: {zeros} zeros of {size} are not {promise}")
+def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject:
+    """Compare a pruned model's files with its recipe and its report, and return the report.
 
-
-def _compare(folder: Path, recipe: JsonObject, report: JsonObject, on_progress: Progress) -> None:
-    """Refuse the first difference between a folder's weights, its recipe and its report."""
-
-    def refuse(problem: str) -> Never:
-        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {problem}")
-
-    for key in ("metric", "pattern", "sparsity"):
-        if recipe[key] != report[key]:
-            refuse(f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report")
-    target = Target(
-        report["sparsity"], parse_pattern(report["pattern"]) or group_of(recipe["group"])
-    )
-    promised = [LayerCount(**layer) for layer in report["layers"]]
+    Raises:
+        FolderMismatchError: If the folder is no finished result, or differs from its papers; the
+            message names the first difference.
+    """
+    for name in (RECIPE, REPORT):
+        if not (folder / name).is_file():
+            raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
         config = load_config(str(folder))
     except ValueError as error:
         raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-    inspector = Inspector(config, [layer.name for layer in promised], target)
+    try:
+        recipe, report = read_object(folder / RECIPE), read_object(folder / REPORT)
+        problem = _difference(folder, config, recipe, report, on_progress)
+    except FolderMismatchError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FolderMismatchError(
+            f"{str(folder)!r}: {RECIPE} or {REPORT} was altered ({type(error).__name__}: {error})"
+        ) from error
+    if problem:
+        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {problem}")
+    return report
+
+
+def _difference(
+    folder: Path,
+    config: PretrainedConfig,
+    recipe: JsonObject,
+    report: JsonObject,
+    on_progress: Progress,
+) -> str:
+    """Describe the first difference between a folder's weights and its papers; empty if none."""
+    for key in ("metric", "pattern", "sparsity"):
+        if recipe[key] != report[key]:
+            return f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report"
+    group = parse_pattern(report["pattern"]) or group_of(recipe["group"])
+    promised = [LayerCount(**layer) for layer in report["layers"]]
+    names = [layer.name for layer in promised]
+    inspector = Inspector(config, names, Target(report["sparsity"], group))
     inspector.shares = recipe.get("shares", {})
     counted, sums = inspector.look_at_all(folder, "verify", on_progress)
     for was, now in zip(promised, counted, strict=True):
         if was != now:
-            refuse(
+            return (
                 f"layer {was.name} has {now.zeros} zeros of {now.size}, the report says "
                 f"{was.zeros} of {was.size}"
             )
-    check_promise(folder, counted, target)
+    inspector.check_promise(folder)
     recorded = recipe["sha256"]
     for name in sorted({*recorded, *sums}):
         if recorded.get(name) != sums.get(name):
             actual, expected = sums.get(name, "none"), recorded.get(name, "none")
-            refuse(f"file {name} has sha256 {actual:.16}, the recipe says {expected:.16}")
+            return f"file {name} has sha256 {actual:.16}, the recipe says {expected:.16}"
+    return ""

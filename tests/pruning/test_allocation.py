@@ -8,7 +8,7 @@ import torch
 from refusals import refusal
 
 from prunevolve.pruning.allocation import by_outliers, resolve_allocation, shifted, whole_counts
-from prunevolve.pruning.masks import Layer, NOfM, Row, Target
+from prunevolve.pruning.masks import Layer, Row, Target
 
 SHAPES = {"block.0": {"a": (8, 16), "b": (4, 32)}, "block.1": {"c": (8, 16), "d": (2, 100)}}
 SIZES = {layer: math.prod(shape) for layers in SHAPES.values() for layer, shape in layers.items()}
@@ -16,13 +16,7 @@ SIZES = {layer: math.prod(shape) for layers in SHAPES.values() for layer, shape 
 
 def scores_with(outliers):
     """Return scores of 1 with some of 1,000 in each layer."""
-    scores = {}
-    for layer, size in SIZES.items():
-        flat = torch.ones(size)
-        flat[: outliers[layer]] = 1000
-        shape = next(layers[layer] for layers in SHAPES.values() if layer in layers)
-        scores[layer] = flat.reshape(shape)
-    return scores.__getitem__
+    return lambda layer: torch.where(torch.arange(SIZES[layer]) < outliers[layer], 1000.0, 1.0)
 
 
 def mean_of(fractions):
@@ -39,11 +33,6 @@ def test_owl_keeps_more_of_the_block_with_more_outliers(group):
     expected = {"a": first, "b": first, "c": first - 0.16, "d": first - 0.16}
     finest = max(1 / columns for layers in SHAPES.values() for _, columns in layers.values())
     assert fractions == pytest.approx(expected, abs=finest)
-
-
-def test_equal_layers_lose_the_same():
-    fractions = by_outliers(SHAPES, scores_with(dict.fromkeys(SIZES, 0)), Target(0.5, Layer()))
-    assert fractions == pytest.approx(dict.fromkeys(SIZES, 0.5))
 
 
 @pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.95])
@@ -71,16 +60,14 @@ def written(path, **content):
     return str(path)
 
 
-def test_file_gives_the_shares_that_it_has(tmp_path):
+def test_file_gives_the_shares_that_it_has_to_the_model_that_it_is_for(tmp_path):
     shares = {"a": 0.25, "b": 0.5, "c": 0.75, "d": 0.5}
-    file = written(tmp_path / "shares.json", shares=shares)
-    allocation = resolve_allocation(file, Target(0.5, Row()))
+    target = Target(0.5, Row())
+    allocation = resolve_allocation(written(tmp_path / "shares.json", shares=shares), target)
     assert allocation.metric is None
-    assert allocation.shares(SHAPES, None, Target(0.5, Row())) == shares
-
-
-def test_uniform_is_no_allocation():
-    assert resolve_allocation("uniform", Target(0.5, NOfM(2, 4))) is None
+    assert allocation.shares(SHAPES, None, target) == shares
+    with pytest.raises(ValueError, match="another model's: only the file has c"):
+        allocation.shares({"block.0": SHAPES["block.0"]}, None, target)
 
 
 @pytest.mark.parametrize("target", [Target(0.6, Row()), Target(0.5, Layer())])
@@ -90,15 +77,8 @@ def test_file_for_another_target_is_refused(tmp_path, target):
     assert 'is for {"group": "row", "sparsity": 0.5}, not' in message
 
 
-@pytest.mark.parametrize("shares", [None, [0.5], {"a": "half"}, {"a": 1.0}, {"a": -0.1}])
+@pytest.mark.parametrize("shares", [None, [0.5], {"a": "half"}, {"a": 1.0}])
 def test_file_without_fitting_shares_is_refused(tmp_path, shares):
     file = written(tmp_path / "shares.json", shares=shares)
-    with pytest.raises(ValueError, match="allocation '"):
+    with pytest.raises(ValueError, match=r"has no 'shares' in \[0, 1\)"):
         resolve_allocation(file, Target(0.5, Row()))
-
-
-def test_file_of_another_model_is_refused(tmp_path):
-    file = written(tmp_path / "shares.json", shares={"a": 0.5, "e": 0.5})
-    target = Target(0.5, Row())
-    with pytest.raises(ValueError, match="only the model has b"):
-        resolve_allocation(file, target).shares(SHAPES, None, target)

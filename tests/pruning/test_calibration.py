@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from toy_models import FAMILIES, VOCABULARY, assert_same_tensors, toy_model, toy_windows
 
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
-from prunevolve.pruning.passes import collect
+from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.statistics import (
     LEAVES,
     STATISTICS,

@@ -8,7 +8,7 @@ from toy_models import assert_same_tensors, toy_model, toy_windows, weights_of
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
 from prunevolve.pruning import pruner
 from prunevolve.pruning.masks import Target, group_of
-from prunevolve.pruning.passes import collect
+from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
@@ -92,7 +92,7 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             {"updat": "none"},
             "prune has an unknown option 'updat': did you mean update? options are ",
         ),
-        ({"allocation": "owl"}, "allocation must be uniform with group model, where the scores"),
+        ({"allocation": "owl"}, "allocation must be uniform with group model, which decides"),
         (
             {"windows": None, "update": "reconstruct", "statistics": Statistics()},
             "windows must be given for metric 'mul(W, G)', which needs ",

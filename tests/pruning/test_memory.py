@@ -1,109 +1,95 @@
-"""What a pruning needs, worked by hand."""
-
-import dataclasses
+"""The bound of what a pruning holds, worked by hand."""
 
 import pytest
-from prunevolve.pruning.sizes import (
-    GIB,
-    LIBRARIES,
-    Work,
-    plan_pruning,
-    sizes_of,
-    with_whole_model,
-)
 from toy_models import toy_model
 
-from prunevolve.pruning import sizes
+from prunevolve.pruning import memory
 from prunevolve.pruning.masks import Model, Row, Target
+from prunevolve.pruning.memory import LIBRARIES, Work, held, plan_pruning, put_aside
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.statistics import LEAF_SETS
+from prunevolve.pruning.recipe import Recipe, make_recipe
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
-TOY_BLOCK = 2 * 256 + 2 * 128 + 3 * 384
-TOY_PRUNABLE = 2 * TOY_BLOCK
-TOY_PARAMETERS = TOY_PRUNABLE + 2 * 61 * 16 + 5 * 16  # embeddings, head, norms
+BLOCK = 2 * 256 + 2 * 128 + 3 * 384
+INPUTS, NORMS = 6 * 16 + 24, 2 * 16
+OUTSIDE = 2 * 61 * 16 + 16  # embeddings, head, norm
+LOGITS = 3 * 4 * 256 * 61
 
 
-def toy(dtype="float32", leaves="G", saved="float32", **options):
-    work = Work(dtype, saved, frozenset(leaves), (3, 12), (2, 10), **{"values": 6, **options})
-    return sizes_of(toy_model("llama"), work)
+def work_of(metric="mul(W, G)", group=None, dtype="float32", **methods):
+    target = Target(0.5, group or Row())
+    recipe = make_recipe(Metric.parse(metric), target, **methods)
+    return Work(toy_model("llama"), recipe, dtype, "bfloat16", (3, 12), (2, 10))
 
 
-def test_sizes_of_a_model_are_those_of_its_layers():
-    found = toy("float16", "W", saved="bfloat16")
-    assert found.model == 2 * TOY_PARAMETERS
-    assert found.blocks == (2 * (TOY_BLOCK + 2 * 16),) * 2
-    assert found.new_weights == 2 * TOY_BLOCK
-    assert found.scoring == 24 * 384 + 2 * TOY_BLOCK
-    assert (found.statistics, found.sums) == (0, 0)
-
-
-def test_sizes_of_statistics_are_those_of_matrices_and_vectors():
-    inputs, outputs = 6 * 16 + 24, 16 + 8 + 8 + 16 + 24 + 24 + 16
-    assert toy(leaves="WG").statistics == 4 * TOY_PRUNABLE
-    assert toy(leaves="X").statistics == 2 * 4 * inputs
-    everything = 2 * 4 * TOY_PRUNABLE + 8 * (3 * inputs + outputs + 2 * 7)
-    assert toy(leaves=LEAF_SETS["extended"]).statistics == everything
-
-
-def test_sizes_of_windows_count_gradients_where_a_leaf_needs_them():
-    # Twelve tokens: 18 x 16 + 9 x 24 values each, and twice attention to 12 tokens in 4 heads.
-    activations = 4 * 12 * (18 * 16 + 9 * 24 + 2 * 12 * 4)
-    assert toy(leaves="X").window == activations
-    assert toy(leaves="G").window == activations + 2 * 4 * 384
-    # Inputs of the first block and what leaves it, or of both; twice for evaluation.
-    assert toy(leaves="X").states == 4 * 16 * (3 * 2 * 12 + 2 * 2 * 10)
-    assert toy(leaves="G").states == 4 * 16 * (3 * 3 * 12 + 2 * 2 * 10)
-    assert toy("float16", "GMX").sums == 2 * 4 * TOY_BLOCK
-
-
-def plan_of(group=None, metric="mul(W, G)", budget=10 * GIB):
-    recipe = Recipe(Metric.parse(metric), Target(0.5, group or Row()))
-    found = toy(leaves=recipe.leaves)
-    return found, plan_pruning(found, recipe, 1000, "cpu", budget)
-
-
-def test_plan_pruning_holds_all_where_that_fits():
-    found, plan = plan_of(Model())
-    assert plan.memory == {
-        "libraries": LIBRARIES,
-        "a block": found.blocks[0],
-        "sums": found.sums,
-        "work": max(
-            found.scoring,
-            found.window + found.new_weights,
-            found.outside + found.logits + found.new_weights - found.blocks[0] - found.sums,
-        ),
-        "hidden states": found.states,
-        "statistics": found.statistics,
-        "other blocks": sum(found.blocks),
+def test_pass_without_gradients_holds_a_block_and_a_scored_matrix_or_the_head():
+    work = work_of("mul(W, sqrt(X))")
+    (one,) = work.passes
+    # Larger than the block with what is scored and written of it.
+    assert held(one, work) == {
+        "embeddings and head": 4 * OUTSIDE,
+        "logits": LOGITS,
+        "a shard": 2 * BLOCK,
     }
-    assert (plan.resident, plan.passes, plan.disk) == (True, 3, 1000)
+    assert 4 * (BLOCK + NORMS) + 3 * 4 * 384 + 2 * BLOCK < LOGITS
+    # Of two blocks' inputs a block's, and what leaves it; twice for evaluation.
+    states = 4 * 16 * (3 * 2 * 12 + 2 * 2 * 10)
+    assert put_aside(work) == {"hidden states": states, "statistics": 0}
 
 
-def test_plan_pruning_puts_aside_on_disk_what_does_not_fit():
-    found, plan = plan_of(Model())
-    least = sum(plan.memory[name] for name in ("libraries", "a block", "sums", "work"))
-    _, tight = plan_of(Model(), budget=least)
-    assert (tight.resident, sum(tight.memory.values())) == (False, least)
-    assert tight.on_disk == {"hidden states": found.states, "statistics": found.statistics}
-    assert tight.disk == 1000 + found.states + found.statistics
-    with pytest.raises(ValueError, match="max-memory must be at least 0"):
-        plan_of(Model(), budget=least - 1)
+@pytest.fixture
+def headless(monkeypatch):
+    """Leave out the head, which is larger than a toy's block."""
+    monkeypatch.setattr(memory, "HEAD_TOKENS", -8)
 
 
-def test_with_whole_model_counts_it_where_that_is_more_than_pruning_and_refuses_too_much():
-    found, plan = plan_of()
-    assert with_whole_model(plan, found) == plan
-    large = dataclasses.replace(found, outside=GIB)
-    whole = {"libraries": LIBRARIES, "the whole model": large.model}
-    assert with_whole_model(plan, large) == dataclasses.replace(plan, memory=whole)
-    tight = dataclasses.replace(plan, budget=sum(whole.values()) - 1)
-    with pytest.raises(ValueError, match=r"max-memory must be at least 1\.61 GiB for zero-shot"):
-        with_whole_model(tight, large)
+def test_backward_pass_holds_gradients_beside_their_sums(headless):
+    work = work_of()
+    _, backward, _ = work.passes
+    # Twelve tokens: 18 x 16 + 9 x 24 values each, and twice attention to 12 tokens in 4 heads.
+    window = 4 * 12 * (18 * 16 + 9 * 24 + 2 * 12 * 4) + 2 * 4 * 384
+    expected = {"a block": 4 * (BLOCK + NORMS), "sums": 4 * BLOCK, "work": window + 2 * BLOCK}
+    assert held(backward, work) == expected
 
 
-@pytest.mark.parametrize(("size", "text"), [(GIB, "1.00 GiB"), (GIB // 20, "51.20 MiB")])
-def test_sizes_are_told_in_the_unit_that_says_more(size, text):
-    assert sizes.in_words({"a": size, "b": 0}) == f"a {text}"
+def test_group_model_waits_with_all_statistics():
+    work = work_of(group=Model())
+    assert [one.name for one in work.passes] == ["forward", "backward", "threshold", "prune"]
+    assert held(work.passes[2], work) == {"scores": 4 * 3 * 384}
+    # The inputs of every block wait for the backward pass.
+    states = 4 * 16 * (3 * 3 * 12 + 2 * 2 * 10)
+    assert put_aside(work) == {"hidden states": states, "statistics": 4 * 2 * BLOCK}
+
+
+def test_gram_matrix_and_training_are_work_on_a_block(headless):
+    swaps = work_of("W", refine="swaps")
+    (one,) = swaps.passes
+    assert held(one, swaps)["work"] >= 2 * BLOCK + 4 * (2 * 384 + 4 * 24**2)
+    trained = work_of("W", update="reconstruct")
+    (one,) = trained.passes
+    window = 4 * 12 * (18 * 16 + 9 * 24 + 2 * 12 * 4)
+    assert held(one, trained)["work"] == 2 * BLOCK + 4 * 8 * BLOCK + window
+
+
+def test_plan_holds_all_where_that_fits_and_puts_aside_what_does_not():
+    work = work_of(group=Model())
+    plan = plan_pruning(work, 1000, "cpu", "10GiB")
+    assert plan.resident and plan.disk == 1000
+    blocks = {"other blocks": 2 * 4 * (BLOCK + NORMS)}
+    assert plan.beside == {"libraries": LIBRARIES} | put_aside(work) | blocks
+    least = LIBRARIES + max(sum(rows.values()) for _, rows in plan.passes)
+    tight = plan_pruning(work, 1000, "cpu", f"{least}B")
+    assert (tight.resident, tight.peak, tight.on_disk) == (False, least, put_aside(work))
+    assert tight.disk == 1000 + sum(put_aside(work).values())
+    with pytest.raises(ValueError, match="max-memory must be at least 6"):
+        plan_pruning(work, 1000, "cpu", f"{least - 1}B")
+
+
+def test_whole_model_counts_where_it_is_loaded(headless):
+    recipe = Recipe(Metric("W"), Target(0.5, Row()))
+    model = toy_model("llama", vocab_size=200_000, max_position_embeddings=64)
+    work = Work(model, recipe, "float32", "float32", (0, 12), (2, 1))
+    with pytest.raises(
+        ValueError, match=r"max-memory .* \(libraries 614.4 MiB, the whole model 24"
+    ):
+        plan_pruning(work, 1000, "cpu", "615MiB", whole=True)
