@@ -146,7 +146,7 @@ class Checkpoint:
         return published
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor by its published name; see `read_tensor`."""
+        """Return a tensor by its published name, as `read_tensor`."""
         return read_tensor(self.entries[name].path, name)
 
     def fingerprint(self) -> str:

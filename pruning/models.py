@@ -31,9 +31,7 @@ from prunevolve.pruning.attention import use_blocked_attention
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import read_object
 
-EMBEDDED = "embedded"
-"""Name of the tiny LLaMA that ships in this package."""
-
+EMBEDDED = "embedded"  # the tiny LLaMA that ships in this package
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 FAMILIES = {

@@ -1,7 +1,6 @@
 """Reads metrics: text, the release's JSON tree, and all that `--metric` may be.
 
-Text is parsed by `ast` and never evaluated; whatever is neither in the language's tables nor a
-number is refused, in one line that points at the place.
+Text is parsed by `ast` and never evaluated.
 """
 
 import ast

@@ -63,9 +63,9 @@ def counted(console: Console, stage: str, total: int) -> Iterator[Callable[[], N
 
 @contextmanager
 def shown_progress(console: Console) -> Iterator[Show]:
-    """Show stages inside the context: as bars on a terminal, elsewhere as `Lines`."""
+    """Show stages inside the context: as bars on a terminal, elsewhere as plain lines."""
     if not console.is_interactive:
-        yield Lines(console)
+        yield _lines(console)
         return
     bars = rich_progress.Progress(
         *rich_progress.Progress.get_default_columns(),
@@ -85,27 +85,27 @@ def shown_progress(console: Console) -> Iterator[Show]:
         yield show
 
 
-class Lines:
-    """Progress in plain lines, in intervals of 10 to 60 seconds; the end of a stage always."""
+def _lines(console: Console) -> Show:
+    """Return progress in plain lines, every 10 to 60 seconds and at the end of each stage."""
+    began = printed = time.monotonic()
+    firsts: dict[str, tuple[float, int]] = {}
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = self._printed = time.monotonic()
-        self._firsts: dict[str, tuple[float, int]] = {}
-
-    def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
+    def show(stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
+        nonlocal began, printed
         now = time.monotonic()
-        took = now - self._began
-        since, first = self._firsts.setdefault(stage, (now, done))
+        took = now - began
+        since, first = firsts.setdefault(stage, (now, done))
         if done >= total:
             # Since the stage before it ended: what leads up to a stage is part of it.
-            state, self._began = f" ({took:.1f} s)", now
-        elif now - self._printed > min(60, max(10, took / 10)):
+            state, began = f" ({took:.1f} s)", now
+        elif now - printed > min(60, max(10, took / 10)):
             state = f", {timedelta(seconds=round(took))} so far"
             if done > first:
                 left = (now - since) / (done - first) * (total - done)
                 state += f", {timedelta(seconds=round(left))} left"
         else:
             return
-        self._printed = now
-        self._console.print("; ".join([f"{stage}: {done}/{total}{state}", *about]), soft_wrap=True)
+        printed = now
+        console.print("; ".join([f"{stage}: {done}/{total}{state}", *about]), soft_wrap=True)
+
+    return show

@@ -34,8 +34,7 @@ class ResidentStore:
         self._blocks, self._layers = decoder_blocks(model), linear_layers(model)
         self.blocks, self.layers = tuple(self._blocks), _layer_names(self._blocks)
         self.written: set[str] = set()
-        # Asked of the model, it is a walk over its parameters, once for every leaf of every layer.
-        self.device = torch.device(model.device)
+        self.device = torch.device(model.device)  # a walk over the parameters, so only once
 
     def outside(self) -> AbstractContextManager[PreTrainedModel]:
         """Return the model: nothing has to be opened."""
@@ -75,7 +74,7 @@ class ResidentStore:
             yield from self.model.base_model(input_ids=batch, use_cache=False)[0]
 
     def logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of states, (T, hidden_size); see `logits_in_parts`."""
+        """Yield the logits of states, (T, hidden_size), as `logits_in_parts`."""
         return logits_in_parts(self.model, states)
 
 
