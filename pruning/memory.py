@@ -89,6 +89,7 @@ def held(one: Pass, work: Work) -> Rows:
     if one.name == "threshold":
         return {"scores": scored}
     new = DTYPES[work.saved_dtype].itemsize * prunable  # until the block's shard is written
+    new *= bool(one.prunes) or one.name == "measure"
     backward = any(isinstance(step, Differentiate) for step in one.dense)
     lengths = [work.evaluation[1], work.calibration[1] * bool(one.leaves)]
     window = work.item * max(_activations(work.model, length, backward) for length in lengths)
