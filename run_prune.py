@@ -83,11 +83,16 @@ def prune_model(
         if verify:
             return command.verify(verify)
         if evaluate:
-            return command.evaluate(_measuring(evaluate, given, recipe))
-        sums = None
-        if resume and out and not recipe and given.keys() <= {*MACHINE}:
-            told = result.read_unfinished(Path(out))
-            wanted, sums = told["options"] | given, told["sha256"]
+            if recipe or resume or validate or "model" in given:
+                raise ValueError(
+                    "--evaluate only measures: leave out --model, --recipe and --validate"
+                )
+            return command.evaluate(_measuring(evaluate, given))
+        if resume and out and not recipe and "model" not in given:
+            if given.keys() <= {*MACHINE} and (told := command.finished(Path(out))):
+                return told
+            run = result.read_unfinished(Path(out))
+            wanted, sums = over(given, run["options"]), run["sha256"]
         else:
             wanted, sums = _with_recipes(given, recipe or [])
         made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
@@ -119,11 +124,14 @@ def _with_recipes(
     return wanted, sums
 
 
-def _measuring(model: str, given: JsonObject, recipe: list[str] | None) -> Measurement:
-    """Return the request of --evaluate, which only measures."""
-    if recipe or not given.keys() <= Measurement.model_fields.keys() - {"model"}:
-        raise ValueError("--evaluate prunes nothing: leave out --model, --metric and --out")
-    return make(Measurement, given | {"model": model}, "the command line")
+def _measuring(model: str, given: JsonObject) -> Measurement:
+    """Return the request of --evaluate: the windows are those of a pruned model's recipe."""
+    if (recipe := Path(model) / "pruning_recipe.json").is_file():
+        saved, _ = read_recipe(str(recipe), None)
+        windows = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows")
+        given = over(given, {name: saved[name] for name in windows if name in saved})
+        print(f"note: windows as in {recipe} where no option says otherwise", file=sys.stderr)
+    return make(Measurement, given | {"model": model}, "--evaluate")
 
 
 # The options that make a request are its fields.

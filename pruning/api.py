@@ -18,7 +18,7 @@ from prunevolve.pruning.ranking import count
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Method, make
 from prunevolve.pruning.run.verify import LayerCount
-from prunevolve.pruning.statistics import LEAVES, STATISTICS, Statistics
+from prunevolve.pruning.statistics import LEAVES, Statistics
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 
@@ -52,19 +52,9 @@ class PruneReport:
     layers: tuple[LayerCount, ...]
 
     @property
-    def zeros(self) -> int:
-        """Zero weights in all pruned layers."""
-        return sum(layer.zeros for layer in self.layers)
-
-    @property
-    def size(self) -> int:
-        """Weights in all pruned layers."""
-        return sum(layer.size for layer in self.layers)
-
-    @property
     def sparsity(self) -> float:
         """Fraction of zeros in all pruned layers."""
-        return self.zeros / self.size
+        return sum(x.zeros for x in self.layers) / sum(x.size for x in self.layers)
 
 
 def collect_statistics(
@@ -92,8 +82,7 @@ def collect_statistics(
     wanted = frozenset(leaves)
     if unknown := sorted(wanted - set(LEAVES)):
         raise ValueError(f"leaves must be among {', '.join(LEAVES)}; got {unknown[0]!r:.40}")
-    _check_model(model)
-    _check_windows(model, windows)
+    _check(model, windows)
     return pruner.collect(ResidentStore(model), windows, wanted, on_progress)
 
 
@@ -133,11 +122,11 @@ def prune(
     if isinstance(criterion, Metric):
         criterion = Criterion(criterion, DEFAULT_GROUP)
     recipe = recipe_of(make(Method, options, "prune"), criterion, own_masks=metric == SPARSEGPT)
-    _check_model(model)
-    missing = recipe.pruned_leaves | _missing(model, recipe.dense_leaves, statistics)
-    if windows is not None:
-        _check_windows(model, windows)
-    elif missing or recipe.training:
+    _check(model, windows)
+    missing = recipe.pruned_leaves | {
+        leaf for leaf in recipe.dense_leaves if not _has(statistics, leaf, model)
+    }
+    if windows is None and (missing or recipe.training):
         raise ValueError(
             f"windows must be given for metric '{criterion.text}', which needs "
             f"{', '.join(sorted(missing)) or 'them for its update'}; got None"
@@ -159,39 +148,27 @@ def prune(
     return PruneReport(criterion.text, target.group_name, target.pattern_text, tuple(layers))
 
 
-def _missing(
-    model: PreTrainedModel, leaves: frozenset[str], statistics: Statistics | None
-) -> frozenset[str]:
-    """Return the leaves that the statistics lack for some layer.
-
-    Raises:
-        ValueError: If one has another shape than the layer asks for: it is another model's.
-    """
-    missing = set()
-    for leaf in leaves & STATISTICS:
-        by_layer = statistics.leaf(leaf) if statistics else {}
-        for name, layer in linear_layers(model).items():
-            if name not in by_layer:
-                missing.add(leaf)
-                continue
-            by_row, by_column = LEAVES[leaf].shape
-            expected = (layer.out_features if by_row else 1, layer.in_features if by_column else 1)
-            if tuple(by_layer[name].shape) != expected:
-                raise ValueError(
-                    f"statistics must be this model's: {leaf} of {name} must be {expected}, got "
-                    f"{tuple(by_layer[name].shape)}"
-                )
-    return frozenset(missing)
+def _has(statistics: Statistics | None, leaf: str, model: PreTrainedModel) -> bool:
+    """Whether statistics have a leaf of every layer; raises ValueError for another model's."""
+    by_layer, by_leaf = statistics.leaf(leaf) if statistics else {}, LEAVES[leaf].shape
+    layers = linear_layers(model)
+    for name, layer in layers.items():
+        shape = (layer.out_features, layer.in_features)
+        expected = tuple(size if ours else 1 for size, ours in zip(shape, by_leaf, strict=True))
+        if name in by_layer and (got := tuple(by_layer[name].shape)) != expected:
+            raise ValueError(
+                f"statistics must be this model's: {leaf} of {name} must be {expected}, got {got}"
+            )
+    return layers.keys() <= by_layer.keys()
 
 
-def _check_model(model: PreTrainedModel) -> None:
+def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
     if not linear_layers(model):
         raise ValueError(f"model {model.config.model_type} has no linear layers to prune")
     if model.training:
         raise ValueError("model must be in evaluation mode, got one in training: model.eval()")
-
-
-def _check_windows(model: PreTrainedModel, windows: Tensor) -> None:
+    if windows is None:
+        return
     if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2:
         raise ValueError(
             f"windows must be (N, T) with N of 1 and T of 2 or more, got {tuple(windows.shape)}"

@@ -12,7 +12,8 @@ import pytest
 import search_process
 import torch
 from filelock import FileLock
-from toy_models import tensors_of, toy_model, weights_of
+from safetensors.torch import save_file
+from toy_models import tensors_of, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
@@ -21,7 +22,7 @@ from prunevolve.pruning import checkpoint, memory, store
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import linear_layers, load_model, resolve_model
+from prunevolve.pruning.models import linear_layers, load_model
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run import command
@@ -55,12 +56,6 @@ def prune_small(tiny_llama_dir, tmp_path):
     return run
 
 
-def pruned_layers(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of the prunable layers of a folder's model."""
-    layers = linear_layers(AutoModelForCausalLM.from_pretrained(folder))
-    return {name: layer.weight.detach() for name, layer in layers.items()}
-
-
 KNOWN = {}
 """Checksums of undisturbed runs by their options."""
 
@@ -90,20 +85,9 @@ def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_s
     assert model.lm_head.weight is model.model.embed_tokens.weight
     for layer in linear_layers(model).values():
         assert ((layer.weight.view(-1, 4) == 0).sum(1) == 2).all()
-
-
-def test_run_prune_recipe_says_how_to_do_it_again(prune_small, tmp_path, tiny_llama_dir):
-    prune_small(metric="mul(W, sqrt(X))", propagation="sequential", seed=7)
-    tree = {"data": "mul", "left": {"data": "W"}, "right": {"data": "sqrt", "left": {"data": "X"}}}
-    expected = {
-        **{"metric": "mul(W, sqrt(X))", "tree": tree, "group": "row", "dtype": "float32"},
-        **{"propagation": "sequential", "pattern": "unstructured", "sparsity": 0.5},
-        **{"model": str(tiny_llama_dir), "device": "cpu"},
-    }
-    recipe = paper(tmp_path / "out", "recipe")
-    assert recipe | expected == recipe
-    texts = {"corpus": "embedded", "split": "calibration", "windows": 3, "length": 16, "seed": 7}
-    assert recipe["calibration"] | texts == recipe["calibration"]
+    out, _ = call(verify=tmp_path / "out")
+    counted = "14 layers, 50.00% zeros, 2:4; counts and checksums are as reported"
+    assert out == f"{tmp_path / 'out'}: {counted}\n"
 
 
 def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, tmp_path):
@@ -113,20 +97,20 @@ def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, tmp_pat
     assert out.splitlines()[-1] == "repeated: all files match the recipe's, byte for byte"
     repeated = paper(again, "recipe")
     assert repeated == paper(tmp_path / "out", "recipe")
-    report = paper(again, "report")
-    assert report["pruned_perplexity"] == paper(tmp_path / "out", "report")["pruned_perplexity"]
+    tree = {"data": "mul", "left": {"data": "W"}, "right": {"data": "G"}}
+    said = {"metric": "mul(W, G)", "tree": tree, "group": "model", "dtype": "float32", "seed": 7}
+    assert repeated | said == repeated
+    texts = {"split": "training + calibration", "windows": 3, "length": 16, "seed": 7}
+    assert repeated["calibration"] | texts == repeated["calibration"]
     out, err = call(recipe=recipe, out=tmp_path / "other", sparsity=0.5, json=True)
     assert json.loads(out)["repeated"] is False
-    assert err.splitlines()[-1] == (
-        "warning: 2 of 3 files differ from the recipe's, model-00002-of-00003.safetensors first: "
-        "the model, the texts, the options or the versions are not the same"
-    )
+    assert "warning: files differ from the recipe's, model-00002-of-00003.safetensors first" in err
 
 
 @pytest.mark.parametrize(
     ("first", "changes", "expected"),
     [
-        ({"group": "layer"}, {"pattern": "2:4"}, {"pattern": "2:4", "metric": "mul(W, sqrt(X))"}),
+        ({"group": "layer"}, {"pattern": "2:4"}, {"pattern": "2:4"}),
         ({"group": "layer"}, {"metric": "snip"}, {"metric": "mul(W, G)", "group": "model"}),
         ({}, {"corpus": "embedded"}, {"split": None, "share": None}),
     ],
@@ -144,10 +128,10 @@ def test_recipe_gives_way_to_options(prune_small, tmp_path, first, changes, expe
     ("content", "problem"),
     [
         ('{"metric": "W"}', " has no 'sha256': give best, fast, wanda-2048, wanda-4096, a pruning"),
-        ('{"sha256": {}, "corpus": "c4"}', ": corpus = 'c4': Input should be a valid list"),
         ("metrik: wanda", " has an unknown option 'metrik': did you mean metric? options are "),
         ("samples: 0", ": samples = 0: Input should be greater than or equal to 1"),
         ("- wanda", " must hold options, such as metric: wanda"),
+        ("n_of_m: 5", ": n_of_m must hold options, got 5"),
         ("metric: [", " is no YAML: "),
     ],
 )
@@ -158,67 +142,56 @@ def test_run_prune_refuses_an_altered_recipe(tmp_path, content, problem):
     assert err.startswith(f"error: recipe {str(path)!r}{problem}")
 
 
-def test_plan_says_what_a_metric_was_found_on(prune_small, tmp_path):
-    path = tmp_path / "best_metric.json"
-    found = {"models": ["embedded"], "removed": ["60%", "2:4"]}
-    path.write_text(json.dumps({"metric": "W", "provenance": {"found": found}}))
-    _, err = prune_small(metric=path)
-    assert "plan: the metric was found on embedded at 60%, 2:4" in err.splitlines()
-
-
-def test_recipe_can_be_a_yaml_file_of_options(prune_small, tmp_path):
+def test_recipes_are_combined_one_of_them_a_file_of_options(prune_small, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("metric: snip\nsparsity: 0.75\ncorpus: [embedded]\nsplit: [training]\n")
-    out, _ = prune_small(metric=None, recipe=path, validate=True, json=True)
+    words = {"recipe": ["wanda-2048", path], "metric": None, "samples": None, "seqlen": 64}
+    out, _ = prune_small(**words, eval_windows=None, sparsity=0.25, validate=True, json=True)
     options = json.loads(out)["options"]
-    assert (options["metric"], options["sparsity"]) == ("mul(W, G)", 0.75)
-    assert options["split"] == ["training"]
-    out, _ = prune_small(metric="wanda", recipe=path, validate=True, json=True)
-    assert json.loads(out)["options"]["metric"] == "mul(W, sqrt(X))"
+    said = {"metric": "mul(W, G)", "sparsity": 0.25, "split": ["training"], "seqlen": 64}
+    assert options | said | {"samples": 128, "eval_windows": "all"} == options
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-@pytest.mark.parametrize("name", ["fast", "best"])
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("fast", "unstructured"), ("fast", "2:4"), ("best", "2:4")]
+)
 def test_named_recipe_is_spelled_out_in_the_one_that_is_saved(prune_small, tmp_path, name, pattern):
-    prune_small(metric=None, recipe=name, pattern=pattern)
+    _, err = prune_small(metric=None, recipe=name if name == "best" else None, pattern=pattern)
+    assert ("note: no --metric given: --recipe fast, never behind" in err) is (name == "fast")
     saved, (asked, _) = paper(tmp_path / "out", "recipe"), read_recipe(name, pattern)
     text = NAMED[asked["metric"]].text if asked["metric"] in NAMED else asked["metric"]
     assert {key: saved[key] for key in asked} == asked | {"metric": text}
-
-
-def test_without_a_metric_the_fast_recipe_is_taken_and_said(prune_small, tmp_path):
-    _, err = prune_small(metric=None)
-    assert err.startswith("note: no --metric given: --recipe fast, never behind SparseGPT or Wanda")
-    assert paper(tmp_path / "out", "recipe")["update"] == "sparsegpt"
-
-
-def test_recipes_are_combined(prune_small):
-    words = {"recipe": ["wanda-2048", "best"], "metric": None, "samples": None, "seqlen": 64}
-    out, _ = prune_small(**words, eval_windows=None, validate=True, json=True)
-    asked = {"samples": 128, "by_document": True, "update": "reconstruct", "eval_windows": "all"}
-    options = json.loads(out)["options"]
-    assert options | asked | {"seqlen": 64} == options
 
 
 def test_run_prune_json_prints_one_object_and_all_else_on_stderr(prune_small, tmp_path):
     out, err = prune_small(pattern="2:4", json=True)
     told, report, folder = json.loads(out), paper(tmp_path / "out", "report"), tmp_path / "out"
     assert (told["exit"], told["reason"]) == (0, "done")
-    assert told["report"] == str(folder / "pruning_report.json")
-    assert told["recipe"] == str(folder / "pruning_recipe.json")
+    assert Path(told["report"]).exists() and Path(told["recipe"]).exists()
     assert told["pruned_perplexity"] == report["pruned_perplexity"]
     assert told["zeros"] == sum(layer["zeros"] for layer in report["layers"])
     assert 2 * told["zeros"] == told["weights"]
     assert f"saved: {folder} (14 layers, 50.00% zeros, 2:4)" in err.splitlines()
-    assert json.loads(call(verify=folder, json=True)[0])["zeros"] == told["zeros"]
     assert json.loads(prune_small(code=4, json=True)[0])["reason"] == "folder"
 
 
-def test_run_prune_measures_the_embedded_model_as_its_published_figures():
-    subject = resolve_model("embedded", "auto", "cpu", None)
-    assert (subject.dtype, subject.seqlen) == ("float32", 256)
-    asked = resolve_model("embedded", "float16", "cpu", 512)
-    assert (asked.dtype, asked.seqlen) == ("float16", 512)
+def test_evaluate_measures_a_result_on_its_own_windows_unless_told(prune_small, tmp_path):
+    prune_small(metric="magnitude", eval_split="selection", eval_corpus="embedded")
+    place = "embedded, split selection, 4 windows of 16 = 64 tokens, float32"
+    value = paper(tmp_path / "out", "report")["pruned_perplexity"]
+    assert call(evaluate=tmp_path / "out")[0] == f"perplexity {value:.4f} ({place})\n"
+    out, _ = call(evaluate=tmp_path / "out", eval_corpus="embedded", seqlen=8)
+    assert "(embedded, split report, 4 windows of 8 = 32 tokens, float32)" in out
+
+
+def test_perplexity_that_is_not_finite_is_null(tiny_llama_dir, tmp_path):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    weights = tensors_of(model)
+    weights["model.norm.weight"] *= 1e6
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    out, err = call(evaluate=model, eval_windows=2, seqlen=16, json=True)
+    assert json.loads(out)["perplexity"] is None
+    assert "perplexity not finite (embedded, " in err
 
 
 def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
@@ -226,9 +199,7 @@ def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
     assert list(tmp_path.iterdir()) == []
     _, err = prune_small(code=2, metric="mul(W, exp(exp(exp(exp(add(W, G))))))")
     assert list(tmp_path.iterdir()) == []
-    last = err.splitlines()[-1]
-    assert last.startswith("error: layer model.layers.1.self_attn.q_proj: the scores of 'mul(W, ")
-    assert last.endswith("' are not finite")
+    assert "error: layer model.layers.1.self_attn.q_proj: the scores of 'mul(W, " in err
 
 
 def test_run_prune_writes_files_that_follow_the_umask(prune_small, tmp_path):
@@ -257,9 +228,8 @@ def test_run_prune_measures_in_the_dtype_asked_and_saves_in_the_models_own(prune
     ("options", "windows", "length"),
     [
         ({"eval_windows": None}, 32, 16),
+        # 100 bytes are 12 windows of 8 tokens.
         ({"eval_windows": "all", "eval_corpus": "own.txt", "seqlen": 8}, 12, 8),
-        # 100 bytes are 6 windows of 16 tokens.
-        ({"eval_windows": None, "eval_corpus": "own.txt"}, 6, 16),
         ({"seqlen": None}, 4, 64),  # the model's context
     ],
 )
@@ -272,16 +242,18 @@ def test_windows_are_as_many_as_fit(prune_small, tmp_path, monkeypatch, options,
     assert place["corpus"] == options.get("eval_corpus", "embedded")
 
 
-def test_run_prune_warns_where_evaluation_overlaps_calibration(prune_small, tmp_path):
+def test_run_prune_warns_of_one_kind_of_text_and_where_evaluation_overlaps(prune_small, tmp_path):
     text = tmp_path / "own.txt"
     text.write_text("0123456789\n" * 20)
     _, err = prune_small(corpus=text, split="[:50%]", eval_corpus=text)
-    warning = (
-        f"calibration and evaluation overlap: {text} [:50%] and {text} all: "
-        "the pruned perplexity is flattered"
-    )
-    assert f"warning: {warning}" in err.splitlines()
-    assert paper(tmp_path / "out", "report")["warnings"] == [warning, ONE_KIND]
+    overlap = f"calibration and evaluation overlap: {text} [:50%] and {text} all: the pruned "
+    warnings = [f"{overlap}perplexity is flattered", ONE_KIND.format(text)]
+    assert paper(tmp_path / "out", "report")["warnings"] == warnings
+    assert {f"warning: {line}" for line in warnings} <= {*err.splitlines()}
+    _, err = prune_small(validate=True, out=tmp_path / "new")
+    assert f"warning: {ONE_KIND.format('embedded')}" in err
+    _, err = prune_small(validate=True, out=tmp_path / "new", metric="magnitude")
+    assert "warning" not in err
 
 
 def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tmp_path):
@@ -308,51 +280,29 @@ def test_run_prune_warns_of_special_tokens_in_the_calibration_text(prune_small, 
     assert "of the calibration tokens are special ones such as ~, which" in warning
 
 
-def test_run_prune_says_when_the_text_may_not_suit(prune_small):
-    note, warning = "note: calibrating on the embedded text", f"warning: {ONE_KIND}"
-    err = prune_small(validate=True)[1]
-    assert note in err and warning in err
-    assert note not in prune_small(validate=True, corpus="embedded")[1]
-    assert "warning" not in prune_small(validate=True, metric="magnitude")[1]
-
-
 def test_validate_says_what_it_would_do_writing_nothing(prune_small, tmp_path, tiny_llama_dir):
     out, _ = prune_small(validate=True, corpus="c4", eval_corpus="wikitext2")
-    *unchecked, valid = [line for line in out.splitlines() if not line.startswith("plan: ")]
-    assert unchecked == [
-        "corpus 'c4', split 'train' comes from the Hugging Face hub: not checked",
-        "corpus 'wikitext2', split 'test' comes from the Hugging Face hub: not checked",
-    ]
-    assert valid == (
-        f"valid: {tiny_llama_dir} (float32, cpu) by mul(W, sqrt(X)): 50.0%, unstructured per row, "
-        "one-shot; nothing was loaded or written"
-    )
+    first, second, *plan, valid = out.splitlines()
+    assert first == "corpus 'c4', split 'train' comes from the Hugging Face hub: not checked"
+    assert second.startswith("corpus 'wikitext2', split 'test' comes from ")
+    assert plan[0].startswith("plan: resident; at most ")
+    assert valid.startswith(f"valid: {tiny_llama_dir} (float32, cpu) by mul(W, sqrt(X)): 50.0%, ")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "wnada"}, "metric 'wnada' is no known name or file: did you mean wanda? or"),
-        ({"model": None}, "--model is required"),
-        ({"pattern": "4:2"}, "pattern must be unstructured or n:m with 0 < n < m <= 1024, got "),
         ({"sparsity": 50}, "sparsity = 50.0: Input should be less than 1"),
         ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity must be 0.5 with pattern 2:4, or left out"),
         ({"group": "row", "pattern": "2:4"}, "group must be left out with pattern 2:4, whose weig"),
         ({"update": "obs"}, "'--update': Value error, 'obs' is not one of 'none', 'sparsegpt'"),
-        ({"refine": "swaps:0"}, "refine must be none, swaps, or swaps:N with N of 1 or more; got "),
-        ({"allocation": "owl", "group": "model"}, "allocation must be uniform with group model"),
         ({"allocation": "none.json"}, "allocation 'none.json' cannot be read: "),
         ({"metric": "sparsegpt", "refine": "swaps"}, "refine must be none with metric sparsegpt"),
-        ({"metric": "sparsegpt", "group": "row"}, "group must be left out with metric sparsegpt"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"eval_windows": "some"}, "eval-windows = 'some': Input should be a valid integer"),
-        ({"share": 0}, "share = [0.0]: each must be above 0"),
-        ({"sparcity": 0.5}, "No such option: --sparcity"),
-        ({"device": "meta"}, "device 'meta' cannot be used ("),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MB, got '6 ap"),
         ({**TWO_KINDS, "split": "report"}, "--split must be given once for each --corpus, or not "),
-        ({"eval_windows": 10**6}, "fit the text, got 1000000 of 16 tokens; corpus "),
         ({"recipe": "fats"}, "recipe 'fats' cannot be read: No such file or directory; give best,"),
         ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
     ],
@@ -365,31 +315,6 @@ def test_run_prune_says_a_mistake_in_one_line(prune_small, tmp_path, options, me
     assert error.startswith("error: ")
     assert message in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_run_prune_refuses_the_tokenizer_of_another_model(prune_small, tmp_path, tiny_llama_dir):
-    toy_model("llama", vocab_size=40).save_pretrained(tmp_path / "model")
-    AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(tmp_path / "model")
-    _, err = prune_small(code=2, model=tmp_path / "model")
-    assert "must stay below the model's vocab_size of 40, got token " in err
-
-
-def test_run_prune_refuses_a_folder_that_is_not_empty(prune_small, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "precious").touch()
-    _, err = prune_small(code=4)
-    assert err == f"error: out '{out}' is not empty: name a new folder\n"
-    assert [path.name for path in out.iterdir()] == ["precious"]
-
-
-def test_run_prune_verify_accepts_its_own_result(prune_small, tmp_path):
-    prune_small(pattern="2:4")
-    out, err = call(verify=tmp_path / "out")
-    assert err.splitlines()[-1].startswith("verify: 3/3 (")
-    assert out == (
-        f"{tmp_path / 'out'}: 14 layers, 50.00% zeros, 2:4; counts and checksums are as reported\n"
-    )
 
 
 def needed_memory(err: str) -> str:
@@ -414,18 +339,6 @@ def tight(prune_small, monkeypatch):
         return prune_small(code=code, **options, max_memory=needed_memory(err))
 
     return run
-
-
-def test_run_prune_validate_says_the_plan(prune_small, tight):
-    lines = prune_small(metric="snip", validate=True)[0].splitlines()
-    assert lines[0].startswith("plan: resident; at most ")
-    assert [line.partition(":")[2].partition(":")[0] for line in lines[2:6]] == [
-        *(" 1. forward", " 2. backward", " 3. threshold", " 4. prune")
-    ]
-    assert lines[6].startswith("plan: put aside in memory; disk needed ")
-    lines = tight(metric="snip", validate=True)[0].splitlines()
-    assert lines[0].startswith("plan: streamed, one block at a time; at most ")
-    assert lines[6].startswith("plan: put aside on disk, hidden states ")
 
 
 METHODS = {
@@ -454,13 +367,6 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     Path(given).unlink()
     out, _ = call(recipe=tmp_path / "by-file" / "pruning_recipe.json", out=tmp_path / "third")
     assert "repeated: all files match the recipe's, byte for byte" in out
-
-
-def test_card_names_the_method_that_chooses(prune_small, tmp_path):
-    prune_small(metric="sparsegpt")
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "- Score: `sparsegpt`, compared within: layer\n" in card
-    assert paper(tmp_path / "out", "recipe")["metric"] == "sparsegpt"
 
 
 @pytest.fixture
@@ -563,18 +469,26 @@ def test_resume_of_a_folder_alone_ends_with_the_same_files(
     alone = {"resume": True, named: tmp_path / "out"}
     before = contents_of(tmp_path / "out")
     assert "valid: " in call(**alone, validate=True)[0]
+    assert "begun with sparsity 0.6, and it is 0.5 now" in call(**alone, sparsity=0.5, code=4)[1]
     assert "max-memory" in call(**alone, validate=True, max_memory="1KiB", code=2)[1]
     assert contents_of(tmp_path / "out") == before
     call(**alone)
     assert checksums_of(tmp_path / "out") == expected
 
 
-def test_resume_of_a_folder_with_nothing_unfinished_is_refused(prune_small, tmp_path):
-    _, err = call(code=2, resume=tmp_path / "none")
+def test_resume_of_a_folder_with_nothing_unfinished(prune_small, tmp_path):
+    none = tmp_path / "none"
+    _, err = call(code=2, resume=none)
     problem = "has no unfinished pruning: No such file or directory"
-    assert err.endswith(f"error: '{tmp_path / 'none'}' {problem}\n")
-    _, err = prune_small(code=2, resume=tmp_path / "none")
-    assert f"error: unexpected argument '{tmp_path / 'none'}': " in err
+    assert err.endswith(f"error: '{none}' {problem}\n")
+    assert f"error: unexpected argument '{none}': " in prune_small(code=2, resume=none)[1]
+    prune_small(metric="magnitude")
+    (tmp_path / "out" / ".unfinished").mkdir()  # killed before the work was removed
+    before = contents_of(tmp_path / "out")
+    out, _ = call(resume=tmp_path / "out")
+    assert out == f"{tmp_path / 'out'}: finished; nothing to do\n"
+    assert contents_of(tmp_path / "out") == before
+    assert not (tmp_path / "out" / ".unfinished").exists()
 
 
 def test_resume_publishes_what_was_whole(prune_small, undisturbed, tmp_path, monkeypatch):
@@ -588,22 +502,11 @@ def test_resume_publishes_what_was_whole(prune_small, undisturbed, tmp_path, mon
     verify_result(tmp_path / "out")
 
 
-def test_run_prune_refuses_an_unfinished_folder_without_resume(prune_small, unfinished):
-    before = contents_of(unfinished)
-    _, err = prune_small(code=4)
-    assert err.splitlines()[-1] == (
-        f"error: out '{unfinished}' is unfinished: go on with --resume {unfinished}, or name a new "
-        "folder"
-    )
-    assert contents_of(unfinished) == before
-
-
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
         ({"sparsity": 0.6}, "sparsity 0.5, and it is 0.6 now"),
-        ({"samples": 4}, "calibration {"),
-        ({"eval_windows": 3}, "eval_windows 4, and it is 3 now"),
+        ({"samples": 4}, "calibration tokens 48, and it is 64 now"),
         ({"model": "embedded"}, "model '"),
     ],
 )
@@ -684,9 +587,8 @@ def test_run_prune_refuses_statistics_of_something_else(prune_small, tmp_path):
     prune_small(statistics=kept, out=tmp_path / "first")
     before = contents_of(kept)
     _, err = prune_small(code=4, seed=1, statistics=kept)
-    last = err.splitlines()[-1]
-    assert last.startswith(f"error: statistics '{kept}' are of calibration ")
-    assert last.endswith(" here: name another folder")
+    problem = "are of calibration seed 0, and it is 1 here: name another folder"
+    assert err.endswith(f"error: statistics '{kept}' {problem}\n")
     assert contents_of(kept) == before
 
 
@@ -744,34 +646,19 @@ def test_run_prune_reads_no_class_from_a_file_of_gradients(prune_small, tmp_path
     torch.save({"self_attn.q_proj_layer_0": Trap()}, tmp_path / "g.pth")
     monkeypatch.chdir(tmp_path)
     _, err = prune_small(code=2, metric="snip", statistics=tmp_path / "g.pth")
-    last = err.splitlines()[-1]
-    assert last.startswith(
-        f"error: statistics file '{tmp_path / 'g.pth'}' cannot be read: it names "
-    )
-    assert last.endswith(", and only tensors are read")
+    assert err.endswith(", and only tensors are read\n")
     assert [path.name for path in tmp_path.iterdir()] == ["g.pth"]
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ("missing", "must have mlp.up_proj_layer_1 of shape (24, 16), got none: give the gradien"),
-        ("shape", "must have mlp.up_proj_layer_1 of shape (24, 16), got (3, 5): give the gradien"),
-        ("torn", "cannot be read: "),
-    ],
-)
-def test_gradients_of_another_model_are_refused(prune_small, gradients, tmp_path, change, problem):
+def test_gradients_of_another_model_are_refused(prune_small, gradients, tmp_path):
     path = tmp_path / "g.pth"
     found = {release_key(name): G for name, G in gradients.items()}
-    if change == "missing":
-        del found["mlp.up_proj_layer_1"]
-    elif change == "shape":
-        found["mlp.up_proj_layer_1"] = torch.zeros(3, 5)
-    torch.save(found, path)
-    if change == "torn":
-        path.write_bytes(path.read_bytes()[:1000])
+    torch.save(found | {"mlp.up_proj_layer_1": torch.zeros(3, 5)}, path)
     _, err = prune_small(code=2, metric="snip", statistics=path)
-    assert err.splitlines()[-1].startswith(f"error: statistics file '{path}' {problem}")
+    problem = "must have mlp.up_proj_layer_1 of shape (24, 16), got (3, 5): give the gradients "
+    assert f"error: statistics file '{path}' {problem}" in err
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "cannot be read: " in prune_small(code=2, metric="snip", statistics=path)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["g.pth"]
 
 

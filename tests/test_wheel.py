@@ -32,9 +32,9 @@ theirs: str = search.NAME
 metric = prunevolve.Metric.parse("W")
 model = prunevolve.load_model("embedded", "float32", "cpu")
 report = prunevolve.prune(model, metric, sparsity=0.6)
-zeros: int = report.zeros
+removed: float = report.sparsity
 evolution = prunevolve.search.evolution.Evolution
-print(theirs, zeros > 0, evolution.__name__)
+print(theirs, removed > 0, evolution.__name__)
 """
 OURS_FIRST = OURS_SECOND.replace("import search\n", "", 1).replace("\n\n", "\nimport search\n\n", 1)
 

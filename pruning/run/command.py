@@ -1,5 +1,6 @@
 """What `run_prune.py` does: plan a job, carry it out, verify a result, or measure a model."""
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +17,20 @@ from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losse
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, read_object
-from prunevolve.pruning.models import hub_id, load_model, resolve_model
+from prunevolve.pruning.models import hub_id, load_model
+from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.run.job import Job, evaluation_texts
+from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.kept_statistics import kept_statistics
 from prunevolve.pruning.run.options import Measurement
-from prunevolve.pruning.run.result import WorkFolder, finite, save_model, save_papers, work_folder
+from prunevolve.pruning.run.result import (
+    WorkFolder,
+    measured_lines,
+    save_model,
+    save_papers,
+    work_folder,
+)
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
@@ -41,9 +49,8 @@ def validate(job: Job) -> JsonObject:
         unchecked.append(f"data sets of zero-shot tasks {', '.join(tasks)}: not checked")
     if hub_id(job.model.name):
         unchecked.append(f"weights of model {job.model.name}: on the hub: not checked")
-    print(*unchecked, sep="\n", end="\n" * bool(unchecked))
     _say("warning", job.warnings)
-    print(*job.plan_lines, sep="\n")
+    print(*unchecked, *job.plan_lines, sep="\n")
     print(f"valid: {job}; nothing was loaded or written")
     return {
         "options": job.request.deciding(),
@@ -54,17 +61,10 @@ def validate(job: Job) -> JsonObject:
 
 
 def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
-    """Measure, prune, measure again and save, in as few passes as the recipe allows.
+    """Measure, prune, measure again and save; return what `--json` prints.
 
     Args:
         expected: sha256 of the files that the result should have, by name, if known.
-
-    Returns:
-        What `--json` prints.
-
-    Raises:
-        FolderMismatchError: If a folder belongs to another request or cannot be written.
-        ValueError: If a text is too short, scores make no mask, or memory runs out.
     """
     model, request = job.model, job.request
     _say("note", job.notes)
@@ -75,73 +75,81 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
     calibration = windows.get("calibration")
     warnings = job.warnings
     if calibration and (special := special_note(calibration.tokens, model.tokenizer)):
-        warnings.append(special)
+        warnings = [*warnings, special]
     _say("warning", warnings)  # not at the end, which may be hours away
-    recipe = job.papers(calibration.provenance if calibration else None)
+    recipe = {
+        "schema": SCHEMA,
+        **request.deciding(),
+        "group": job.recipe.target.group_name,
+        "calibration": calibration.provenance if calibration else None,
+        "device": model.device,
+    }
+    if not job.recipe.own_masks:  # SparseGPT is no formula alone
+        recipe["tree"] = job.recipe.metric.to_release_json()
     evaluation = windows["evaluation"].provenance
     identity = {**recipe, "model": checkpoint.fingerprint(), "evaluation": evaluation}
-    of_model = (model.config, model.dtype, model.device)
     shards = WorkFolder(job.out).result
+    of_model = (model.config, model.dtype, model.device)
     store = FolderStore(checkpoint, *of_model, shards, job.plan.resident)
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
     kept = request.statistics if job.recipe.dense_leaves else None
     statistics = kept_statistics(Path(kept), identity, store) if kept else None
-    with (
-        _out_of_memory_in_one_line(),
-        shown_progress(on_stderr()) as progress,
-        work_folder(job.out) as work,
-    ):
+    with _shown_progress() as progress, work_folder(job.out) as work:
         work.begin(request.model_dump(), identity, expected)
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
-            run = _Run(job, windows, tasks, work, store, progress)
-            run.save(statistics, recipe, warnings)
+            _Run(job, windows, tasks, work, store, progress).save(statistics, recipe, warnings)
         report = work.publish()
     _say("warning", [line for line in report["warnings"] if line not in warnings])
-    _print_outcome(job.out, report)
-    figures = {key: value for key, value in report.items() if key != "layers"}
-    figures["group"] = job.recipe.target.group_name
-    return _summary(job.out, report) | figures | _comparison(job.out, expected)
+    told = _told(job.out, report) | {"group": job.recipe.target.group_name}
+    print(*measured_lines(report), sep="\n")
+    print(f"saved: {job.out} ({_counts(told)})")
+    print(f"verify: python run_prune.py --verify {shlex.quote(str(job.out))}")
+    return told | (_compare(job.out, expected) if expected else {})
+
+
+def finished(folder: Path) -> JsonObject | None:
+    """Say that a result is finished; return what `--json` prints, or None if it is not."""
+    if not (folder / REPORT).is_file():
+        return None
+    report = WorkFolder(folder).publish()  # a kill may have come before its end
+    print(f"{folder}: finished; nothing to do")
+    return _told(folder, report)
 
 
 def verify(folder: Path) -> JsonObject:
     """Check a pruned model's folder against its report; return what `--json` prints."""
-    with shown_progress(on_stderr()) as progress:
-        report = verify_result(folder, progress)
-    print(f"{folder}: {_counts(report)}; counts and checksums are as reported")
-    return _summary(folder, report)
+    with _shown_progress() as progress:
+        told = _told(folder, verify_result(folder, progress))
+    print(f"{folder}: {_counts(told)}; counts and checksums are as reported")
+    return told
 
 
 def evaluate(request: Measurement) -> JsonObject:
-    """Measure the request's model, pruned or not; return what `--json` prints.
-
-    Raises:
-        ValueError: If there is no such model, text or task, or memory runs out.
-    """
+    """Measure the request's model, pruned or not; return what `--json` prints."""
     transformers_logging.disable_progress_bar()  # this program shows its own progress
-    with on_stderr().status("reading the model's config, the texts and the tasks"):
-        model = resolve_model(
-            str(request.model), request.dtype, request.device, request.seqlen, request.revision
-        )
+    model = resolve(request)
+    with on_stderr().status("reading the texts and the zero-shot tasks"):
         windows = cut_all(evaluation_texts(request, model.seqlen), model.tokenizer)
         zero_shot.check_tasks(request.tasks)
         tasks = zero_shot.load_tasks(request.tasks)
-    with _out_of_memory_in_one_line(), shown_progress(on_stderr()) as progress:
+    with _shown_progress() as progress:
         live, total = load_model(model.name, model.dtype, model.device), len(windows.tokens)
         losses = window_losses(
             ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)
         )
         scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
-    perplexities = _measured({"perplexity": losses}, windows, model.dtype)
-    measured = perplexities | ({"zero_shot": {"measured": scores}} if scores else {})
-    print(f"perplexity {_number(measured['perplexity'])} ({_source(measured)})")
-    _print_texts_and_tasks(measured, ["perplexity"])
+    measured = _measured({"perplexity": losses}, windows, model.dtype)
+    measured |= {"zero_shot": {"measured": scores}} if scores else {}
+    print(*measured_lines(measured), sep="\n")
     return {"model": model.name, **measured}
 
 
 @contextmanager
-def _out_of_memory_in_one_line() -> Iterator[None]:
+def _shown_progress() -> Iterator[Progress]:
+    """Show progress, and end in one line where a device's memory runs out."""
     try:
-        yield
+        with shown_progress(on_stderr()) as progress:
+            yield progress
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"out of memory: use a smaller --seqlen, or --device cpu ({error})"
@@ -164,22 +172,23 @@ class _Run:
     store: FolderStore
     progress: Progress
 
-    def save(self, statistics: Offload | None, recipe: JsonObject, warnings: list[str]) -> None:
+    def save(self, statistics: Offload | None, recipe: JsonObject, warnings: Sequence[str]) -> None:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
-        model, work = self.job.model, self.work
+        model, work, blocks = self.job.model, self.work, self.store.blocks
         inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
-        inspector.shares = work.found.get("shares", {})
-        scores = {"dense": self._scores("dense", model.name)} if self.tasks else {}
+        self._score("dense", model.name)
         self._prune(statistics, inspector)
-        counted = save_model(self.store, model.tokenizer, inspector, self.progress)
-        if self.tasks:
-            scores["pruned"] = self._scores("pruned", str(work.result))
-        found = work.found
-        losses = {f"{name}_perplexity": torch.tensor(found[name]) for name in ("dense", "pruned")}
+        shares = work.found.get("shares", {})
+        counted = save_model(self.store, model.tokenizer, inspector, shares, self.progress)
+        self._score("pruned", str(work.result))
+        found, names = work.found, ("dense", "pruned")
+        losses = {f"{name}_perplexity": torch.tensor(found[name]) for name in names}
+        training = {block: found[block] for block in blocks if block in found}
+        scores = {x: found[f"{x} zero-shot"] for x in names if self.tasks}
         report = _measured(losses, self.windows["evaluation"], model.dtype)
-        report |= {key: found[key] for key in ("training",) if key in found}
+        report |= {"training": training} if training else {}
         report |= {"warnings": warnings} | ({"zero_shot": scores} if scores else {})
-        recipe |= {"shares": inspector.shares} if inspector.shares else {}
+        recipe |= {"shares": shares} if shares else {}
         save_papers(work.result, recipe, report, counted)
 
     def _prune(self, statistics: Offload | None, inspector: Inspector) -> None:
@@ -195,13 +204,6 @@ class _Run:
             )
             work.keep(name, losses.tolist())
 
-        def tell(name: str, value: JsonObject) -> None:
-            if name == "shares":
-                inspector.shares = value
-                work.keep(name, value)
-            else:
-                work.keep("training", work.found.get("training", {}) | {name: value})
-
         texts = Texts(
             self.windows["calibration"].tokens if "calibration" in self.windows else tokens[:0],
             {name: tokens for name in ("dense", "pruned") if name not in work.found},
@@ -210,99 +212,64 @@ class _Run:
         if statistics is None and "statistics" in plan.on_disk:
             statistics = DiskOffload(work.statistics)
         states = DiskOffload(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
-        self.store.on_shard = inspector.look  # while the shard is in the system's cache
-        prune(self.store, self.job.recipe, texts, states, statistics, self.progress, tell=tell)
+        # While the shard is in the system's cache.
+        self.store.on_shard = lambda path: inspector.look(path, work.found.get("shares", {}))
+        prune(self.store, self.job.recipe, texts, states, statistics, self.progress, tell=work.keep)
         work.forget_work()
 
-    def _scores(self, name: str, place: str) -> zero_shot.Scores:
-        """Return a model's zero-shot results, which are kept as soon as they are known.
-
-        Args:
-            name: `dense` or `pruned`.
-            place: Where it is loaded from, in the dtype and on the device of the passes.
-        """
+    def _score(self, name: str, place: str) -> None:
+        """Keep the zero-shot results of the model in a place, in the passes' dtype and device."""
         stage, model = f"{name} zero-shot", self.job.model
-        if stage not in self.work.found:
+        if self.tasks and stage not in self.work.found:
             live = load_model(place, model.dtype, model.device)
             self.work.keep(stage, zero_shot.evaluate_tasks(live, model.tokenizer, self.tasks))
             self.progress(stage, 1, 1)
-        scores: zero_shot.Scores = self.work.found[stage]
-        return scores
 
 
 def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> JsonObject:
-    """Return what a report says of perplexity, from each window's mean NLL by name."""
+    """Return what a report says of perplexity, from each window's mean NLL by name.
+
+    A perplexity that is not finite is None, since JSON has no infinity.
+    """
+
+    def of(part: Tensor) -> dict[str, float | None]:
+        found = {name: perplexity(values.double()[part]) for name, values in losses.items()}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
     kinds = torch.tensor(windows.kinds)
-    by_name = {name: values.double() for name, values in losses.items()}
     by_text = []
     for kind, part in enumerate(windows.parts):
-        of_kind = {name: perplexity(values[kinds == kind]) for name, values in by_name.items()}
-        shown = {name.removesuffix("_perplexity"): value for name, value in of_kind.items()}
+        shown = {name.removesuffix("_perplexity"): x for name, x in of(kinds == kind).items()}
         by_text.append({"corpus": part["corpus"], "split": part["split"], **shown})
-    perplexities = {name: perplexity(values) for name, values in by_name.items()}
     place = {**windows.provenance, "dtype": dtype}
-    return finite({**perplexities, "perplexity_of": place, "by_text": by_text})
+    return {**of(kinds >= 0), "perplexity_of": place, "by_text": by_text}
 
 
-def _counts(report: JsonObject) -> str:
+def _told(folder: Path, report: JsonObject) -> JsonObject:
+    """Return what `--json` prints of a pruned model."""
     layers = report["layers"]
-    zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
-    return f"{len(layers)} layers, {zeros / size:.2%} zeros, {report['pattern']}"
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
-
-
-def _print_outcome(out: Path, report: JsonObject) -> None:
-    for name in ("dense", "pruned"):
-        value = _number(report[f"{name}_perplexity"])
-        print(f"{name + ' perplexity':17} {value} ({_source(report)})")
-    _print_texts_and_tasks(report, ["dense", "pruned"])
-    print(f"saved: {out} ({_counts(report)})")
-    print(f"verify: python run_prune.py --verify {shlex.quote(str(out))}")
-
-
-def _print_texts_and_tasks(report: JsonObject, names: Sequence[str]) -> None:
-    """Print the perplexities of each text if there are several, and zero-shot results."""
-    for text in report["by_text"] if len(report["by_text"]) > 1 else []:
-        shown = [f"{name} {_number(text[name])}".removeprefix("perplexity ") for name in names]
-        print(f"  of {text['corpus']}, split {text['split']}: {', '.join(shown)}")
-    for line in zero_shot.lines(report):
-        print(line)
-
-
-def _source(measured: JsonObject) -> str:
-    source = "{corpus}, split {split}, {windows} windows of {length} = {tokens} tokens, {dtype}"
-    return source.format(**measured["perplexity_of"])
-
-
-def _summary(folder: Path, report: JsonObject) -> JsonObject:
-    """Return a pruned model's paths and counts."""
-    layers = report["layers"]
-    return {
+    return report | {
         "out": str(folder),
         "report": str(folder / REPORT),
         "recipe": str(folder / RECIPE),
-        "pattern": report["pattern"],
         "layers": len(layers),
         "zeros": sum(layer["zeros"] for layer in layers),
         "weights": sum(layer["size"] for layer in layers),
     }
 
 
-def _comparison(folder: Path, expected: Mapping[str, str] | None) -> JsonObject:
+def _counts(told: JsonObject) -> str:
+    zeros = told["zeros"] / told["weights"]
+    return f"{told['layers']} layers, {zeros:.2%} zeros, {told['pattern']}"
+
+
+def _compare(folder: Path, expected: Mapping[str, str]) -> JsonObject:
     """Print whether a result has the files that its recipe names; return that for `--json`."""
-    if expected is None:
-        return {}
     sums = read_object(folder / RECIPE)["sha256"]
-    differing = sorted(name for name in {*sums, *expected} if sums.get(name) != expected.get(name))
-    if differing:
-        line = (
-            f"{len(differing)} of {len(sums)} files differ from the recipe's, {differing[0]} "
-            "first: the model, the texts, the options or the versions are not the same"
-        )
-        _say("warning", [line])
-    else:
+    if sums == expected:
         print("repeated: all files match the recipe's, byte for byte")
-    return {"repeated": not differing}
+        return {"repeated": True}
+    first = min(x for x in {*sums, *expected} if sums.get(x) != expected.get(x))
+    line = f"files differ from the recipe's, {first} first: the model, the texts, the options or "
+    _say("warning", [f"{line}the versions are not the same"])
+    return {"repeated": False}

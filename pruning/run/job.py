@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunevolve.evaluation.windows import Provenance, Text, check_disjoint, share_windows
+from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
-from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import resolve_target
 from prunevolve.pruning.memory import Plan, Work, plan_pruning
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
-from prunevolve.pruning.parse import SCHEMA, resolve_metric
+from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe, make_recipe
@@ -35,11 +34,9 @@ SPLITS = {
 """Splits for calibration and for evaluation; a local file has a single split, `all`."""
 
 ONE_KIND = (
-    "statistics from one kind of text: the model may get worse on all others. Calibrated on "
-    "encyclopaedia text alone, a model went from perplexity 5.2 on documentation to 8.7 with wanda "
-    "and 20.1 with snip; with half of each kind, to 7.6 and 8.1. Repeat --corpus to add kinds"
+    "statistics from one kind of text, {}: the model may get worse on all others "
+    "(docs/APPLY.md); repeat --corpus to add kinds"
 )
-"""A warning; measured on a model of 1.5B parameters (docs/APPLY.md)."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,9 @@ class Job:
             group, the dtype, the window's length.
         texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
             `evaluation`.
+        plan_lines: The plan in words, and what the metric was found on if its file says so.
         notes: On choices that a user may not expect.
-        found_on: What a search found the metric on; empty if its file does not say.
+        warnings: Reasons to trust the perplexities less.
     """
 
     request: Request
@@ -61,48 +59,14 @@ class Job:
     texts: Mapping[str, tuple[Text, ...]]
     out: Path
     plan: Plan
-    notes: tuple[str, ...]
-    found_on: str
-
-    @property
-    def warnings(self) -> list[str]:
-        """Reasons to trust the perplexities less."""
-        overlaps = check_disjoint(self.texts)
-        warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
-        one_kind = len(self.texts.get("calibration", ())) == 1
-        warnings += [ONE_KIND] if one_kind and self.model.name != EMBEDDED else []
-        return warnings
-
-    @property
-    def plan_lines(self) -> list[str]:
-        """The plan in words, and what the metric was found on if its file says so."""
-        more = [f"plan: the metric was found on {self.found_on}"] if self.found_on else []
-        return [*self.plan.lines(), *more]
-
-    def papers(self, calibration: Provenance | None) -> JsonObject:
-        """Return what `pruning_recipe.json` says before there is a result.
-
-        Args:
-            calibration: Where the calibration windows come from; None if there are none.
-        """
-        # SparseGPT is no formula alone.
-        tree = {"tree": self.recipe.metric.to_release_json()}
-        return {
-            "schema": SCHEMA,
-            **self.request.deciding(),
-            "group": self.recipe.target.group_name,
-            **({} if self.recipe.own_masks else tree),
-            "calibration": dict(calibration) if calibration else None,
-            "device": self.model.device,
-        }
+    plan_lines: list[str]
+    notes: list[str]
+    warnings: list[str]
 
     def __str__(self) -> str:
         target, request = self.recipe.target, self.request
-        parts = [
-            f"{target.sparsity:.1%}",
-            target.pattern_text + (f" per {target.group_name}" if target.group_name else ""),
-            request.propagation,
-        ]
+        group = f" per {target.group_name}" if target.group_name else ""
+        parts = [f"{target.sparsity:.1%}", f"{target.pattern_text}{group}", request.propagation]
         methods = {name: getattr(request, name) for name in ("update", "allocation", "refine")}
         parts += [f"{name} {x}" for name, x in methods.items() if x not in ("none", "uniform")]
         model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
@@ -110,12 +74,7 @@ class Job:
 
 
 def make_job(request: Request, resume: bool) -> Job:
-    """Check a request and plan it without reading any weight.
-
-    Raises:
-        ValueError: If an option breaks its rule, or options contradict each other.
-        FolderMismatchError: If the result cannot be written to `out`.
-    """
+    """Check a request and plan it without reading any weight."""
     for name in ("model", "out", "metric"):
         if not getattr(request, name):
             raise ValueError(
@@ -124,16 +83,13 @@ def make_job(request: Request, resume: bool) -> Job:
             )
     metric = resolve_metric(str(request.metric))
     recipe = recipe_of(request, metric.criterion, own_masks=request.metric == SPARSEGPT)
-    with on_stderr().status("reading the model's config and tokenizer"):
-        model = resolve_model(
-            str(request.model), request.dtype, request.device, request.seqlen, request.revision
-        )
+    model = resolve(request)
     check_layers(model.shapes, recipe.target)
     texts = {
         "calibration": calibration_texts(request, model.seqlen),
         "evaluation": evaluation_texts(request, model.seqlen),
     }
-    for text in (text for of_role in texts.values() for text in of_role):
+    for text in texts["calibration"] + texts["evaluation"]:
         text.check()
     if not (recipe.dense_leaves or recipe.follows):
         del texts["calibration"]
@@ -152,9 +108,19 @@ def make_job(request: Request, resume: bool) -> Job:
     check_output_folder(out, plan.disk, resume)
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
-    notes = tuple(_notes(model, request, "calibration" in texts))
+    found = [f"plan: the metric was found on {metric.found_on}"] if metric.found_on else []
+    lines = plan.lines() + found
     resolved = _resolved(request, model, recipe)
-    return Job(resolved, model, recipe, texts, out, plan, notes, metric.found_on)
+    remarks = _notes_and_warnings(model, request, texts)
+    return Job(resolved, model, recipe, texts, out, plan, lines, *remarks)
+
+
+def resolve(request: Measurement) -> UnloadedModel:
+    """Return the model that a request names; raises as `resolve_model`."""
+    with on_stderr().status("reading the model's config and tokenizer"):
+        return resolve_model(
+            str(request.model), request.dtype, request.device, request.seqlen, request.revision
+        )
 
 
 def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
@@ -183,10 +149,10 @@ def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
 
 def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
     """Return the texts to measure perplexity on, in windows of `seqlen` tokens."""
-    windows = None if request.eval_windows == "all" else request.eval_windows
-    most = None if request.eval_windows == "all" else EVAL_WINDOWS
+    asked, bos = request.eval_windows, request.bos
+    windows, most = (None, None) if asked == "all" else (asked, EVAL_WINDOWS)
     return tuple(
-        Text(corpus, split, windows, seqlen, bos=request.bos, most=most)
+        Text(corpus, split, windows, seqlen, bos=bos, most=most)
         for corpus, split in _places("eval-", request.eval_corpus, request.eval_split)
     )
 
@@ -212,35 +178,28 @@ def _places(
 def _resolved(request: Request, model: UnloadedModel, recipe: Recipe) -> Request:
     """Return a request that means the same on another machine, later."""
     name, revision = hub_id(model.name) or (model.name, None)
-    target = recipe.target
     return request.model_copy(
         update={
             "model": name,
             "revision": revision,
             "metric": SPARSEGPT if recipe.own_masks else recipe.metric.text,
-            "sparsity": target.sparsity,
-            "pattern": target.pattern_text,
-            "group": target.group_name,
+            "sparsity": recipe.target.sparsity,
+            "pattern": recipe.target.pattern_text,
+            "group": recipe.target.group_name,
             "seqlen": model.seqlen,
             "dtype": model.dtype,
-            "device": model.device,
         }
     )
 
 
-def _notes(model: UnloadedModel, request: Request, calibrated: bool) -> list[str]:
-    """Return notes on choices that a user may not expect."""
-    notes: list[str] = []
-    if model.name == EMBEDDED:
-        return notes
-    if request.dtype == "auto" and model.dtype != model.own_dtype:
-        notes.append(
-            f"computing in {model.dtype}, since this CPU has no fast arithmetic for "
-            f"{model.own_dtype}; the result keeps the model's dtype"
-        )
-    if calibrated and request.corpus is None:
-        notes.append(
-            f"calibrating on the {EMBEDDED} text, which needs no download; --corpus c4 or a file "
-            "of your own suits this model better"
-        )
-    return notes
+def _notes_and_warnings(
+    model: UnloadedModel, request: Request, texts: Mapping[str, tuple[Text, ...]]
+) -> tuple[list[str], list[str]]:
+    overlaps, kinds = check_disjoint(texts), texts.get("calibration", ())
+    warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
+    if len(kinds) == 1 and model.name != EMBEDDED:
+        warnings.append(ONE_KIND.format(kinds[0].corpus))
+    if request.dtype != "auto" or model.dtype == model.own_dtype or model.name == EMBEDDED:
+        return [], warnings
+    note = f"computing in {model.dtype}, since this CPU has no fast arithmetic for "
+    return [f"{note}{model.own_dtype}; the result keeps the model's dtype"], warnings

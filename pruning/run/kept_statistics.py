@@ -7,8 +7,7 @@ from torch import Tensor
 
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, read_object, write_json
-from prunevolve.pruning.run.result import first_difference
-from prunevolve.pruning.run.verify import FolderMismatchError
+from prunevolve.pruning.run.verify import FolderMismatchError, first_difference
 from prunevolve.pruning.store import Store
 
 SETTINGS = "statistics.json"
@@ -21,29 +20,23 @@ def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:
         path: A folder, made if it is not there; or a `.pth` file, the gradients that the release of
             Pruner-Zero or GBLM saved, to which nothing is added.
         identity: What the result depends on; model, calibration and dtype are looked at.
-
-    Raises:
-        FolderMismatchError: If the folder's statistics are of another model, text or dtype.
-        ValueError: If the file is no dictionary of the model's gradients, or the folder cannot be
-            made.
     """
     if path.suffix == ".pth":
         return _released_gradients(path, store)
     settings = {key: identity[key] for key in ("model", "calibration", "dtype")}
+    file, problem = path / SETTINGS, ""
     try:
         kept = DiskOffload(path)
         if not any(path.iterdir()):
-            write_json(path / SETTINGS, settings)
+            write_json(file, settings)
     except OSError as error:
         raise ValueError(f"statistics {str(path)!r} cannot be made: {error}") from error
-    if not (path / SETTINGS).is_file():
-        raise FolderMismatchError(
-            f"statistics {str(path)!r} has no {SETTINGS} and is not empty: name another folder"
-        )
-    if difference := first_difference(read_object(path / SETTINGS), settings):
-        raise FolderMismatchError(
-            f"statistics {str(path)!r} are of {difference} here: name another folder"
-        )
+    if not file.is_file():
+        problem = f"has no {SETTINGS} and is not empty"
+    elif difference := first_difference(read_object(file), settings):
+        problem = f"are of {difference} here"
+    if problem:
+        raise FolderMismatchError(f"statistics {str(path)!r} {problem}: name another folder")
     return kept
 
 
@@ -60,9 +53,8 @@ def _released_gradients(path: Path, store: Store) -> Offload:
         for layer in store.layers[block]:
             key = f"{layer.removeprefix(f'{block}.')}_layer_{number}"
             gradient = found.get(key) if isinstance(found, dict) else None
-            shape = tuple(store.dense(layer).shape)
-            if not isinstance(gradient, Tensor) or gradient.shape != shape:
-                got = tuple(gradient.shape) if isinstance(gradient, Tensor) else "none"
+            shape, got = (tuple(getattr(x, "shape", ())) for x in (store.dense(layer), gradient))
+            if not isinstance(gradient, Tensor) or got != shape:
                 raise ValueError(
                     f"statistics file {str(path)!r} must have {key} of shape {shape}, got {got}: "
                     "give the gradients of this model"

@@ -6,13 +6,13 @@ option is a new field. None of this imports torch, which takes seconds.
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunevolve.evaluation.text import CORPORA, EMBEDDED
 from prunevolve.pruning.baselines import ALLOCATIONS, NAMED, SPARSEGPT
@@ -50,52 +50,58 @@ _OFFERED = {
 """What a shell offers for options whose types do not say it."""
 
 
-class Method(BaseModel):
+class Options(BaseModel):
+    """Options that are checked; what stands below each is its help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class Method(Options):
     """What is removed, and what becomes of the rest: also arguments of `prunevolve.prune`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    sparsity: float | None = Field(None, ge=0, lt=1)
+    """Fraction to remove; default 0.5."""
+    pattern: str = "unstructured"
+    """unstructured, or n:m such as 2:4."""
+    group: str | None = None
+    """row, layer or model; default the metric's."""
+    propagation: Literal["one-shot", "sequential"] = "one-shot"
+    """Statistics of the dense model, or behind pruned blocks."""
+    update: Literal["none", "sparsegpt", "reconstruct"] = "none"
+    """Change what stays."""
+    allocation: str = "uniform"
+    """Who loses: uniform, owl or a JSON file."""
+    refine: str = "none"
+    """Make masks better: swaps, or swaps:N for N in a row."""
+    seed: int = Field(0, ge=0)
+    """Draws the calibration windows."""
 
-    sparsity: float | None = Field(None, ge=0, lt=1, description="Fraction to remove; default 0.5.")
-    pattern: str = Field("unstructured", description="unstructured, or n:m such as 2:4.")
-    group: str | None = Field(None, description="row, layer or model; default the metric's.")
-    propagation: Literal["one-shot", "sequential"] = Field(
-        "one-shot", description="Statistics of the dense model, or behind pruned blocks."
-    )
-    update: Literal["none", "sparsegpt", "reconstruct"] = Field(
-        "none", description="Change what stays."
-    )
-    allocation: str = Field("uniform", description="Who loses: uniform, owl or a JSON file.")
-    refine: str = Field("none", description="Make masks better: swaps, or swaps:N for N in a row.")
-    seed: int = Field(0, ge=0, description="Draws the calibration windows.")
 
-
-class Measurement(BaseModel):
+class Measurement(Options):
     """What is measured of a model, and how: the options that `--evaluate` takes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    model: str | None = Field(None, description="Hub id, folder, or embedded.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub's model.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Dtype to compute in; auto is the model's."
-    )
-    device: str | None = Field(None, description="cpu, cuda, cuda:1; default cuda or cpu.")
-    seqlen: int | None = Field(
-        None, description="Tokens per window; default 512, or 256 for embedded."
-    )
-    bos: bool | None = Field(
-        None, description="Start windows with bos; default as the tokenizer does."
-    )
-    eval_corpus: list[str] | None = Field(
-        None, description="Text to measure on, default embedded; repeat for others."
-    )
-    eval_split: list[str] | None = Field(None, description="Its split; one per corpus.")
-    eval_windows: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        None, description="Windows of each text, or all; default 32 at most."
-    )
-    zero_shot: list[str] | None = Field(
-        None, description="Tasks of lm-eval, such as rte,arc_easy, or task files."
-    )
+    model: str | None = None
+    """Hub id, folder, or embedded."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub's model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype to compute in; auto is the model's."""
+    device: str | None = None
+    """cpu, cuda, cuda:1; default cuda or cpu."""
+    seqlen: int | None = None
+    """Tokens per window; default 512, or 256 for embedded."""
+    bos: bool | None = None
+    """Start windows with bos; default as the tokenizer does."""
+    eval_corpus: list[str] | None = None
+    """Text to measure on, default embedded; repeat for others."""
+    eval_split: list[str] | None = None
+    """Its split; one per corpus."""
+    eval_windows: Annotated[int, Field(ge=1, strict=False)] | Literal["all"] | None = None
+    """Windows of each text, or all; default 32 at most."""
+    zero_shot: list[str] | None = None
+    """Tasks of lm-eval, such as rte,arc_easy, or task files."""
 
     @property
     def tasks(self) -> list[str]:
@@ -106,55 +112,38 @@ class Measurement(BaseModel):
 class Request(Measurement, Method):
     """A pruning as it is asked for."""
 
-    metric: str | None = Field(
-        None, description="A named metric, a file, a run folder, or a formula."
-    )
-    corpus: list[str] | None = Field(
-        None, description="Calibration text, default embedded; repeat for other kinds."
-    )
-    split: list[str] | None = Field(
-        None, description="Its split, with or without a slice; one per corpus."
-    )
-    share: list[float] | None = Field(None, description="Its share of the windows; one per corpus.")
-    by_document: bool = Field(
-        False, description="Draw each window from a single document of a hub's corpus."
-    )
-    samples: int = Field(128, ge=1, description="Calibration windows.")
-    out: str | None = Field(None, description="New or empty folder for the result.")
-    max_memory: str | None = Field(
-        None, description="Memory limit, such as 6GiB; default all that is free."
-    )
-    statistics: str | None = Field(
-        None, description="Folder to keep and reuse statistics in; or a .pth file of G."
-    )
-
-    @field_validator("share")
-    @classmethod
-    def _above_zero(cls, shares: list[float] | None) -> list[float] | None:
-        if min(shares or [1.0]) <= 0:
-            raise ValueError("each must be above 0")
-        return shares
+    metric: str | None = None
+    """A named metric, a file, a run folder, or a formula."""
+    corpus: list[str] | None = None
+    """Calibration text, default embedded; repeat for other kinds."""
+    split: list[str] | None = None
+    """Its split, with or without a slice; one per corpus."""
+    share: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    """Its share of the windows; one per corpus."""
+    by_document: bool = False
+    """Draw each window from a single document of a hub's corpus."""
+    samples: int = Field(128, ge=1)
+    """Calibration windows."""
+    out: str | None = None
+    """New or empty folder for the result."""
+    max_memory: str | None = None
+    """Memory limit, such as 6GiB; default all that is free."""
+    statistics: str | None = None
+    """Folder to keep and reuse statistics in; or a .pth file of G."""
 
     def deciding(self) -> JsonObject:
         """Return the options that decide a result, by name, JSON-able; None is left out."""
         return self.model_dump(exclude=set(MACHINE), exclude_none=True)
 
 
-Options = TypeVar("Options", bound=BaseModel)
+Kind = TypeVar("Kind", bound=Options)
 
 MACHINE = ("out", "device", "max_memory", "statistics")
 """The options that do not decide a result."""
 
 
-def make(kind: type[Options], given: JsonObject, source: str) -> Options:
-    """Return options of a kind, checked.
-
-    Args:
-        source: Where they are from, for an error.
-
-    Raises:
-        ValueError: If one is unknown, has another type or breaks its rule; one line.
-    """
+def make(kind: type[Kind], given: JsonObject, source: str) -> Kind:
+    """Return options of a kind; raises ValueError, which names their source, if one is wrong."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -167,9 +156,8 @@ def make(kind: type[Options], given: JsonObject, source: str) -> Options:
                 f"{source} has an unknown option {name!r:.40}: {guess}options are "
                 f"{', '.join(kind.model_fields)}"
             ) from error
-        option = name.replace("_", "-")
-        rule = problem["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{source}: {option} = {problem['input']!r:.60}: {rule}") from error
+        option, value = name.replace("_", "-"), problem["input"]
+        raise ValueError(f"{source}: {option} = {value!r:.60}: {problem['msg']}") from error
 
 
 def over(given: JsonObject, recipe: JsonObject) -> JsonObject:
@@ -182,46 +170,41 @@ def over(given: JsonObject, recipe: JsonObject) -> JsonObject:
 def read_recipe(argument: str, pattern: str | None) -> tuple[JsonObject, Mapping[str, str] | None]:
     """Return the options of a recipe, and the sha256 of the files that it made, if it made some.
 
-    Args:
-        argument: One of `RECIPES`, a `pruning_recipe.json`, or a YAML file of options, in which
-            those below `n_of_m` go over the others under an n:m pattern.
-        pattern: The one that is asked for; None if the recipe says.
-
-    Raises:
-        ValueError: If it is neither, or an option in it is unknown or of another type.
+    It is one of `RECIPES`, a `pruning_recipe.json`, or a YAML file of options, in which those below
+    `n_of_m` go over the others under an n:m pattern, the one asked for or the file's.
     """
     path = _RECIPES / f"{argument}.yaml" if argument in RECIPES else Path(argument)
     known = f"give {', '.join(RECIPES)}, a pruning_recipe.json or a YAML file of options"
     source, sums = f"recipe {argument!r}", None
     try:
         if path.suffix in (".yaml", ".yml"):
-            given = _read_yaml(path, source)
-            n_of_m = given.pop("n_of_m", {})
-            if (pattern or given.get("pattern", "unstructured")) != "unstructured":
-                given |= n_of_m
+            given = _read_yaml(path, source, pattern)
         else:
-            recipe = read_object(path)
-            sums = recipe.get("sha256")
-            given = {name: recipe[name] for name in Request.model_fields if name in recipe}
+            given = read_object(path)
+            if not isinstance(sums := given.get("sha256"), dict):
+                raise ValueError(f"{source} has no 'sha256': {known}")
+            decide = [name for name in Request.model_fields if name not in MACHINE]
+            given = {name: given[name] for name in decide if name in given}
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}; {known}") from error
-    if path.suffix not in (".yaml", ".yml") and not isinstance(sums, dict):
-        raise ValueError(f"{source} has no 'sha256': {known}")
-    given = {name: value for name, value in given.items() if name not in MACHINE}
     make(Request, given, source)
     if sums is not None and given.get("allocation", "uniform") not in ALLOCATIONS:
         given["allocation"] = argument  # its shares stand in the recipe itself
     return given, sums
 
 
-def _read_yaml(path: Path, source: str) -> JsonObject:
+def _read_yaml(path: Path, source: str, pattern: str | None) -> JsonObject:
     try:
         content = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{source} is no YAML: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{source} must hold options, such as metric: wanda")
-    return content
+    n_of_m = content.pop("n_of_m", {})
+    if not isinstance(n_of_m, dict):
+        raise ValueError(f"{source}: n_of_m must hold options, got {n_of_m!r:.40}")
+    is_n_of_m = (pattern or content.get("pattern", "unstructured")) != "unstructured"
+    return content | (n_of_m if is_n_of_m else {})
 
 
 def parameters() -> list[inspect.Parameter]:
@@ -231,21 +214,11 @@ def parameters() -> list[inspect.Parameter]:
         help = str(field.description)
         if field.default not in (None, False):
             help = f"{help.removesuffix('.')}; default {field.default}."
-        is_windows = name == "eval_windows"
-        option = typer.Option(
-            help=help,
-            parser=_all_or_number if is_windows else None,
-            autocompletion=_offer(_OFFERED[name]) if name in _OFFERED else None,
-        )
-        kind: Any = str if is_windows else field.annotation
+        offer = _OFFERED[name].copy if name in _OFFERED else None
+        # Typer knows no rules, and no union of a number and a word.
+        plain = {"eval_windows": str, "share": list[float]}
+        kind: Any = plain.get(name, field.annotation)
+        option = Annotated[kind | None, typer.Option(help=help, autocompletion=offer)]
         parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        listed.append(parameter.replace(annotation=Annotated[kind | None, option]))
+        listed.append(parameter.replace(annotation=option))
     return listed
-
-
-def _offer(values: list[str]) -> Callable[[], list[str]]:
-    return lambda: values
-
-
-def _all_or_number(text: str) -> int | str:
-    return int(text) if text.removeprefix("-").isdecimal() else text

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,15 @@ Counted = tuple[list[LayerCount], dict[str, str]]
 class Inspector:
     """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
+    Its methods raise ValueError for what is torn, missing, not finite or too dense.
+
     Args:
         names: The prunable layers, in order.
         target: What was asked for.
-
-    Attributes:
-        shares: The fraction of each layer that goes, where it is not the target's.
     """
 
     def __init__(self, config: PretrainedConfig, names: Sequence[str], target: Target) -> None:
         self._names, self._target = names, target
-        self.shares: Mapping[str, float] = {}
         self._layers = {
             published: name
             for name in names
@@ -78,66 +77,55 @@ class Inspector:
         self._sums: dict[str, str] = {}
         self._counts: dict[str, LayerCount] = {}
 
-    def look(self, path: Path) -> None:
+    def look(self, path: Path, shares: Mapping[str, float]) -> None:
         """Count the zeros of a shard's layers and hash it, one tensor in memory at a time.
 
-        Raises:
-            FolderMismatchError: If the file is torn or a tensor holds a value that is not finite.
+        Args:
+            shares: The fraction of each layer that goes, where it is not the target's.
         """
-        try:
-            shard = Checkpoint(path)
-        except ValueError as error:
-            raise FolderMismatchError(f"{str(path.parent)!r} cannot be read: {error}") from error
+        shard = Checkpoint(path)
         for published in shard.entries:
             weight = shard.read(published)
             if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
-                raise FolderMismatchError(
-                    f"{str(path.parent)!r}: tensor {published} has a value that is not finite"
-                )
+                raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
                 zero = _is_zero(weight)
-                fraction = self.shares.get(name, self._target.sparsity)
+                fraction = shares.get(name, self._target.sparsity)
                 holds = weight.ndim == 2 and self._target.group.owes(zero, fraction)
                 self._counts[name] = LayerCount(name, count(zero), weight.numel(), holds)
         with path.open("rb") as file:
             self._sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
 
     def look_at_all(
-        self, folder: Path, stage: str = "", on_progress: Progress = unwatched
+        self,
+        folder: Path,
+        shares: Mapping[str, float],
+        stage: str = "",
+        on_progress: Progress = unwatched,
     ) -> Counted:
-        """Return what is in a folder, each file looked at once.
-
-        Raises:
-            FolderMismatchError: As `look`, or if a file or a layer's weight is not there.
-        """
-        try:
-            Checkpoint(folder)
-        except ValueError as error:
-            raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-        left = [
-            path for path in sorted(folder.glob("*.safetensors")) if path.name not in self._sums
-        ]
+        """Return what is in a folder, each file looked at once; `shares` as in `look`."""
+        Checkpoint(folder)  # are all files there, and whole?
+        left = [x for x in sorted(folder.glob("*.safetensors")) if x.name not in self._sums]
         with ThreadPoolExecutor(2) as pool:
-            for done, _ in enumerate(pool.map(self.look, left), 1):
+            for done, _ in enumerate(pool.map(self.look, left, repeat(shares)), 1):
                 on_progress(stage, done, len(left))
         if lost := [name for name in self._names if name not in self._counts]:
-            raise FolderMismatchError(f"{str(folder)!r} has no weight of layer {lost[0]}")
+            raise ValueError(f"layer {lost[0]} has no weight")
         return [self._counts[name] for name in self._names], dict(sorted(self._sums.items()))
 
-    def check_promise(self, folder: Path) -> None:
+    def check_promise(self) -> None:
         """Refuse weights with fewer zeros than asked for: dense models get saved by mistake."""
         target, layers = self._target, [self._counts[name] for name in self._names]
         promise = target.pattern_text
         if target.group_name:
             promise = f"{target.sparsity:g} per {target.group_name}"
         zeros, size = sum(layer.zeros for layer in layers), sum(layer.size for layer in layers)
-        problem = "" if layers else "has no pruned layer"
+        if not layers:
+            raise ValueError("it has no pruned layer")
         if short := [layer.name for layer in layers if not layer.pattern_ok]:
-            problem = f"layer {short[0]} is not {promise}"
-        elif target.group.whole_model and zeros < int(size * target.sparsity):
-            problem = f"{zeros} zeros of {size} are not {promise}"
-        if problem:
-            raise FolderMismatchError(f"{str(folder)!r}: {problem}")
+            raise ValueError(f"layer {short[0]} is not {promise}")
+        if target.group.whole_model and zeros < int(size * target.sparsity):
+            raise ValueError(f"{zeros} zeros of {size} are not {promise}")
 
 
 def _is_zero(weight: Tensor) -> Tensor:
@@ -151,60 +139,43 @@ def _is_zero(weight: Tensor) -> Tensor:
 def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject:
     """Compare a pruned model's files with its recipe and its report, and return the report.
 
-    Raises:
-        FolderMismatchError: If the folder is no finished result, or differs from its papers; the
-            message names the first difference.
+    Raises FolderMismatchError for the first difference, or if the folder is no finished result.
     """
     for name in (RECIPE, REPORT):
         if not (folder / name).is_file():
             raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
-        config = load_config(str(folder))
-    except ValueError as error:
-        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-    try:
         recipe, report = read_object(folder / RECIPE), read_object(folder / REPORT)
-        problem = _difference(folder, config, recipe, report, on_progress)
-    except FolderMismatchError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise FolderMismatchError(f"{str(folder)!r} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        group = parse_pattern(recipe["pattern"]) or group_of(recipe["group"])
+        promised = [LayerCount(**layer) for layer in report["layers"]]
+        names = [layer.name for layer in promised]
+        inspector = Inspector(load_config(str(folder)), names, Target(recipe["sparsity"], group))
+        shares = recipe.get("shares", {})
+        counted, sums = inspector.look_at_all(folder, shares, "verify", on_progress)
+        for was, now in zip(promised, counted, strict=True):
+            if was != now:
+                raise ValueError(
+                    f"layer {was.name} has {now.zeros} zeros of {now.size}, the report says "
+                    f"{was.zeros} of {was.size}"
+                )
+        inspector.check_promise()
+        if different := first_difference(recipe["sha256"], sums):
+            raise ValueError(f"sha256 of {different}")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise FolderMismatchError(
             f"{str(folder)!r}: {RECIPE} or {REPORT} was altered ({type(error).__name__}: {error})"
         ) from error
-    if problem:
-        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {problem}")
     return report
 
 
-def _difference(
-    folder: Path,
-    config: PretrainedConfig,
-    recipe: JsonObject,
-    report: JsonObject,
-    on_progress: Progress,
-) -> str:
-    """Describe the first difference between a folder's weights and its papers; empty if none."""
-    for key in ("metric", "pattern", "sparsity"):
-        if recipe[key] != report[key]:
-            return f"{key} is {recipe[key]!r} in the recipe, {report[key]!r} in the report"
-    group = parse_pattern(report["pattern"]) or group_of(recipe["group"])
-    promised = [LayerCount(**layer) for layer in report["layers"]]
-    names = [layer.name for layer in promised]
-    inspector = Inspector(config, names, Target(report["sparsity"], group))
-    inspector.shares = recipe.get("shares", {})
-    counted, sums = inspector.look_at_all(folder, "verify", on_progress)
-    for was, now in zip(promised, counted, strict=True):
-        if was != now:
-            return (
-                f"layer {was.name} has {now.zeros} zeros of {now.size}, the report says "
-                f"{was.zeros} of {was.size}"
-            )
-    inspector.check_promise(folder)
-    recorded = recipe["sha256"]
-    for name in sorted({*recorded, *sums}):
-        if recorded.get(name) != sums.get(name):
-            actual, expected = sums.get(name, "none"), recorded.get(name, "none")
-            return f"file {name} has sha256 {actual:.16}, the recipe says {expected:.16}"
-    return ""
+def first_difference(before: JsonObject, now: JsonObject) -> str | None:
+    """Say for the first key in which two mappings differ what both have; None if there is none."""
+    for key in sorted({*before, *now}):
+        was, there = before.get(key), now.get(key)
+        if isinstance(was, dict) and isinstance(there, dict) and was != there:
+            return f"{key} {first_difference(was, there)}"
+        if was != there:
+            return f"{key} {was!r}, and it is {there!r}"
+    return None

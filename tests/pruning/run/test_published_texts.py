@@ -85,16 +85,9 @@ def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length)
     assert windows["calibration"].tokens.tolist() == calibration
     whole = ids_of("\n\n".join(rows))
     count = len(whole) // length
-    assert len(whole) % length  # there is a remainder to drop
     assert windows["evaluation"].tokens.flatten().tolist() == whole[: count * length]
     said = {"corpus": "c4", "split": "train", "windows": 128, "seed": 0, "by_document": True}
     assert windows["calibration"].provenance | said == windows["calibration"].provenance
-
-
-def test_published_texts_are_pinned():
-    pinned = [CORPORA[name].revision for name in ("c4", "wikitext2")]
-    assert all(len(revision) == 40 for revision in pinned)
-    assert CORPORA["c4"].data_files["train"] == C4_FILE
 
 
 def test_result_keeps_the_texts_and_repeats_them(hub, tiny_llama_dir, tmp_path):
