@@ -98,18 +98,13 @@ class Stream:
         return self.states[self._key(block, window)].to(self.windows.device).detach()
 
     @torch.no_grad()
-    def look(self, block: int, module: nn.Module) -> None:
-        """Run a block on all windows for its hooks' sake; the stream does not move on."""
-        for i in range(len(self.windows)):
-            self.calls[block].run(module, self.input(block, i))
-
-    @torch.no_grad()
-    def advance(self, block: int, module: nn.Module) -> None:
-        """Run a block on all windows; its outputs enter the next one."""
+    def advance(self, block: int, module: nn.Module, moves: bool = True) -> None:
+        """Run a block on all windows; its outputs enter the next one, unless the windows wait."""
         for i in range(len(self.windows)):
             output = self.calls[block].run(module, self.input(block, i))
-            self.states[self._key(block + 1, i)] = output.cpu()
-            if not self.kept:
+            if moves:
+                self.states[self._key(block + 1, i)] = output.cpu()
+            if moves and not self.kept:
                 del self.states[self._key(block, i)]
 
     def collect(
@@ -121,9 +116,8 @@ class Stream:
             name: The block's.
             moves: Whether its outputs enter the next block.
         """
-        run = self.advance if moves else self.look
         with watched(layers_of_block(name, module), need_forward(leaves), module) as sums:
-            run(block, module)
+            self.advance(block, module, moves)
         return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
 
     def collect_back(
