@@ -93,6 +93,9 @@ class DiskOffload(MutableMapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __contains__(self, key: object) -> bool:  # without opening the file
+        return self._path(str(key)).exists()
+
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
