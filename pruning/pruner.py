@@ -154,7 +154,8 @@ class _Walk:
     def run(self, passes: tuple[Pass, ...]) -> None:
         """Run passes in order."""
         selected = False
-        with _frozen(self.store.model):
+        backward = any(one.keeps_inputs for one in passes)
+        with _frozen(self.store.model) if backward else nullcontext():
             for one in passes:
                 order = [*self.store.blocks]
                 if one.name == "backward":
