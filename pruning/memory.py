@@ -7,6 +7,7 @@ cannot fit is refused before any work.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import psutil
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from prunevolve.pruning.embed_and_head import HEAD_TOKENS
 from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
 from prunevolve.pruning.operators import MATRIX
-from prunevolve.pruning.passes import Differentiate, Pass, passes_of
+from prunevolve.pruning.passes import Pass, passes_of
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.statistics import GRAM, LEAVES, STATISTICS, sums_size
 
@@ -59,12 +60,12 @@ class Work:
         """Bytes of a value in the passes."""
         return DTYPES[self.dtype].itemsize
 
-    @property
+    @cached_property
     def layers(self) -> list[list[nn.Linear]]:
         """The prunable layers of each block."""
         return [list(layers_of_block(*x).values()) for x in decoder_blocks(self.model).items()]
 
-    @property
+    @cached_property
     def blocks(self) -> list[int]:
         """The size of each block."""
         blocks = decoder_blocks(self.model).values()
@@ -75,7 +76,7 @@ class Work:
         """The size of embeddings, norms and head, tied ones once."""
         return self.item * sum(p.numel() for p in set(outside_blocks(self.model).values()))
 
-    @property
+    @cached_property
     def passes(self) -> tuple[Pass, ...]:
         """The passes, where no statistics are kept from before."""
         return passes_of(self.recipe, self.recipe.dense_leaves)
@@ -90,7 +91,7 @@ def held(one: Pass, work: Work) -> Rows:
         return {"scores": scored}
     new = DTYPES[work.saved_dtype].itemsize * prunable  # until the block's shard is written
     new *= bool(one.prunes) or one.name == "measure"
-    backward = any(isinstance(step, Differentiate) for step in one.dense)
+    backward = one.name == "backward"
     lengths = [work.evaluation[1], work.calibration[1] * bool(one.leaves)]
     window = work.item * max(_activations(work.model, length, backward) for length in lengths)
     window += 2 * work.item * largest * backward  # a weight's gradient, and it times a constant
