@@ -57,7 +57,7 @@ def tables() -> dict[str, str]:
     """Return the tables by the names in their markers."""
     return {
         "leaves": _table(
-            ("leaf", "shape", "units", "meaning"), (_leaf_row(*row) for row in LEAVES.items())
+            ("terminal", "shape", "units", "meaning"), (_leaf_row(*row) for row in LEAVES.items())
         ),
         "operators": _table(
             ("operator", "meaning"), ((f"`{name}`", row.meaning) for name, row in OPERATORS.items())
