@@ -11,7 +11,7 @@ made in parts.
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
@@ -70,9 +70,6 @@ def main(
     metric: Annotated[
         list[str] | None, typer.Option(help="Name, file, run folder or GROUP:TEXT; repeatable.")
     ] = None,
-    against: Annotated[
-        str, typer.Option(help="Published metrics to compare with, by commas; none: all.")
-    ] = "",
     calibration: Annotated[str, typer.Option(help="Kinds of text: both, or one.")] = "both",
     samples: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 64,
     windows: Annotated[
@@ -85,10 +82,7 @@ def main(
 ) -> None:
     """Print a table of perplexities for each model, and one of relative rises."""
     out.mkdir(parents=True, exist_ok=True)
-    published = [name for name in against.split(",") if name] or list(PUBLISHED)
-    if unknown := set(published) - PUBLISHED.keys():
-        raise typer.BadParameter(f"no published metric is named {min(unknown)}")
-    named = {name: (PUBLISHED | FOUND)[name].criterion for name in (*published, *FOUND)}
+    named = {name: row.criterion for name, row in (PUBLISHED | FOUND).items()}
     for criterion in map(_criterion, metric or []):
         if criterion not in named.values():
             named[str(criterion)] = criterion
@@ -103,14 +97,13 @@ def main(
         dense, perplexities = measured.dense(), measured.of(named)
         figures[setting.name] = {"dense": dense, "perplexity": perplexities}
         _print(setting, dense, perplexities, named)
-        of_model = _relative_rises(dense, perplexities, published)
+        of_model = _relative_rises(dense, perplexities)
         cells |= {f"{Path(one).name} {cell}": row for cell, row in of_model.items()}
     kinds = "only the first kind" if calibration == "one" else "both kinds of text"
     title = f"relative rises over {len(cells)} cells, calibrated on {samples} windows of {kinds}"
     by_metric = {name: {cell: cells[cell][name] for cell in cells} for name in named}
     sizes = {name: str(one.metric.size) for name, one in named.items()}
-    units = {name: _units(one) for name, one in named.items()}
-    show_rises(title, by_metric, {"size": sizes, "units": units})
+    show_rises(title, by_metric, {"size": sizes})
     metrics = {name: {"metric": one.text, "group": one.group} for name, one in named.items()}
     head = {**conditions("bfloat16"), "metrics": metrics}
     write_json(json_, {**head, **figures, "relative_rises": cells})
@@ -124,29 +117,19 @@ def _criterion(entry: str) -> Criterion:
     return read_metric(entry)
 
 
-def _units(criterion: Criterion) -> str:
-    try:
-        return str(criterion.metric.units)
-    except ValueError:
-        return "disagree"
-
-
-def _relative_rises(
-    dense: Mapping[str, float], perplexities: Cells, published: Sequence[str]
-) -> Cells:
+def _relative_rises(dense: Mapping[str, float], perplexities: Cells) -> Cells:
     """Return relative rises by cell and metric.
 
     Args:
         dense: Perplexity by text.
         perplexities: By metric and cell, which is a text and a target; infinite if no mask could
             be made.
-        published: Metrics whose best is the unit.
     """
     by_cell_and_metric = {}
     for cell in next(iter(perplexities.values())):
         base = math.log(dense[cell.rsplit(" ", 1)[0]])
         rises = {name: math.log(by_cell[cell]) - base for name, by_cell in perplexities.items()}
-        unit = min(rises[name] for name in published)
+        unit = min(rises[name] for name in PUBLISHED)
         by_cell_and_metric[cell] = {name: rise / unit for name, rise in rises.items()}
     return by_cell_and_metric
 

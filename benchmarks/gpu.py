@@ -59,7 +59,6 @@ class Row:
 
 def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the command.")] = "cuda",
-    folder: Annotated[Path, typer.Option(help="Folder for the temporary files.")] = Path(),
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table; exit with 1 if a check failed."""
@@ -67,7 +66,7 @@ def main(
         raise typer.BadParameter("no CUDA device here; --device cpu tries the command itself")
     rows: list[Row] = []
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=folder, prefix="gpu-") as work:
+    with tempfile.TemporaryDirectory(dir=".", prefix="gpu-") as work:
         for part in (_tests, _search, _pruning, _fitness):
             try:
                 for row in part(Path(work).absolute(), device):

@@ -9,7 +9,6 @@ privileges.
 
 import json as json_text
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,7 @@ import torch
 import typer
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from tables import LOCAL_WIKITEXT2, ROOT, conditions, show, wikitext2_corpora, write_json
+from tables import ROOT, conditions, show, write_json
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer import Option
 
@@ -42,35 +41,32 @@ STD = 0.02
 POLL_SECONDS = 0.02
 """Time between two readings of a process's memory."""
 
-PROTOCOL = {"samples": 2, "seqlen": 64, "eval_windows": 1, "seed": 0}
+PROTOCOL = {"samples": 2, "seqlen": 64, "eval-windows": 1, "seed": 0}
 """Windows for calibration and for perplexity, their tokens, and the seed of all that is random."""
+
+MEMORY = "3.5GiB"
+"""The engine's memory limit."""
 
 LLAMA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32}
 
 
 def main(
-    folder: Annotated[
-        Path, Option(help="Folder for the temporary files, of up to 4 checkpoints (13.5 GB).")
-    ] = Path(),
     blocks: Annotated[int, Option(help="Decoder blocks; a 7B model has 32.")] = 32,
-    shrink: Annotated[int, Option(help="Divisor of the other sizes, to try the command.")] = 1,
-    memory: Annotated[str, Option(help="The engine's memory limit.")] = "3.5GiB",
     json: Annotated[Path | None, Option(help="File for the figures.")] = None,
 ) -> None:
-    """Print a table; all other files are removed at the end, even after an error."""
+    """Print a table; temporary files, up to 3 checkpoints (13.5 GB), are made and removed here."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes files
-    shape = {name: size // shrink for name, size in LLAMA_7B.items()} | {"layers": blocks}
-    protocol = {"memory": memory, **PROTOCOL}
+    shape = LLAMA_7B | {"layers": blocks}
+    protocol = {"memory": MEMORY, **PROTOCOL}
     metrics: dict[str, dict[str, Any]] = {}
     figures = {**conditions("float32"), "protocol": protocol, "shape": shape, "metrics": metrics}
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix="prune-7b-") as temporary:
+        with tempfile.TemporaryDirectory(dir=".", prefix="prune-7b-") as temporary:
             work = Path(temporary).absolute()
             figures["gigabytes"] = make_checkpoint(shape, work / "dense") / 1e9
             figures["io_seconds"] = copy_seconds(work / "dense", work / "copy")
             for metric in METRICS:
-                metrics[metric] = prune(work / "dense", metric, f"--max-memory={memory}")
+                metrics[metric] = prune(work / "dense", metric, f"--max-memory={MEMORY}")
                 print(f"{metric}: {metrics[metric]['took']}", file=sys.stderr)
     finally:
         write_json(json, figures)  # after an error, the measurements before it
@@ -83,17 +79,14 @@ def prune(checkpoint: Path, metric: str, option: str) -> dict[str, Any]:
         out, log = Path(folder) / "out", Path(folder) / "log.txt"
         command = [sys.executable, "run_prune.py", f"--model={checkpoint}", f"--out={out}"]
         command += [f"--metric={metric}", "--sparsity=0.5", "--dtype=float32", option]
-        command += [f"--{name}={value}" for name, value in _texts().items()]
+        command += [f"--{name}={value}" for name, value in PROTOCOL.items()]
         drop_cache(checkpoint)
         took = measure(command, log)
-        # The engine's last progress line of each stage.
-        ends = re.findall(r"^(.+): (\d+)/\2 \((\d+\.\d) s\)$", log.read_text(), re.MULTILINE)
         report = json_text.loads((out / "pruning_report.json").read_text(encoding="utf-8"))
         return {
             "took": took,
             "sha256": _digest(out),
             "perplexity": {part: report[f"{part}_perplexity"] for part in ("dense", "pruned")},
-            "seconds_by_part": {stage: float(seconds) for stage, _, seconds in ends},
         }
 
 
@@ -103,28 +96,14 @@ def _print(figures: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) ->
         took = result["took"]
         row = [f"{took['peak_gib']:.2f}", f"{took['peak_with_files_gib']:.2f}"]
         row += [f"{took['seconds']:.1f}", f"{took['seconds'] / io_seconds:.2f}"]
-        parts = [f"{part} {seconds:.1f}" for part, seconds in result["seconds_by_part"].items()]
-        rows.append([metric, *row, ", ".join(parts), result["sha256"][:12]])
+        rows.append([metric, *row, result["sha256"][:12]])
     shape, protocol = figures["shape"], figures["protocol"]
     title = (
         f"{shape['layers']} blocks of {shape['hidden']} in bfloat16, limit {protocol['memory']}, "
         f"{protocol['samples']} windows of {protocol['seqlen']} tokens; read and written once in "
         f"{io_seconds:.1f} s"
     )
-    heads = ["metric", "GiB", "with files", "seconds", "of the disk's", "by part", "sha256"]
-    show(title, heads, rows)
-
-
-def _texts() -> dict[str, object]:
-    """Return the options for texts and windows."""
-    corpora, splits = ("embedded", "embedded"), ("calibration", "report")
-    if LOCAL_WIKITEXT2.is_dir():
-        corpora, splits = wikitext2_corpora(), ("all", "all")
-    return {
-        **{"corpus": corpora[0], "split": splits[0]},
-        **{"eval-corpus": corpora[1], "eval-split": splits[1]},
-        **{name.replace("_", "-"): value for name, value in PROTOCOL.items()},
-    }
+    show(title, ["metric", "GiB", "with files", "seconds", "of the disk's", "sha256"], rows)
 
 
 def make_checkpoint(shape: Mapping[str, int], folder: Path) -> int:

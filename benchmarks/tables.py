@@ -14,17 +14,12 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 
-LOCAL_WIKITEXT2 = ROOT.parent / "shared" / "data" / "wikitext2"
-"""A copy of WikiText-2 beside the project; without it, the hub's is used."""
-
 
 def wikitext2_corpora() -> tuple[str, str]:
-    """Return the corpora of the validation and the test text: local files, or the hub's name."""
-    if LOCAL_WIKITEXT2.is_dir():
-        return (
-            str(LOCAL_WIKITEXT2 / "valid.tokens.txt"),
-            str(LOCAL_WIKITEXT2 / "test.raw.txt"),
-        )
+    """Return the validation and the test text: files beside the project, or else the hub's."""
+    local = ROOT.parent / "shared" / "data" / "wikitext2"
+    if local.is_dir():
+        return str(local / "valid.tokens.txt"), str(local / "test.raw.txt")
     return "wikitext2", "wikitext2"
 
 

@@ -13,7 +13,6 @@ import platform
 import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +27,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prunevolve.evaluation.text import load_text
 from prunevolve.evaluation.windows import Text
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "pruning" / "embedded"
-
 VOCABULARY = 1024
 WINDOW = 256  # tokens; evaluation windows are no longer, so that every position is trained
 BATCH = 8  # windows per step
+STEPS = 4000
+SEED = 0
 TOPIC_SHARE = 0.25  # of the windows, since the model is measured on text like the topics
 PEAK_RATE = 3e-3
 WARMUP_STEPS = 100
@@ -55,41 +54,55 @@ good enough for pruning to matter. It is no use for anything else.
   CPU thread(s), torch {torch}.
 - **Perplexity** (windows of {window} tokens, all of the part, weights rounded to float16 and
   computed in float32): training part {training:.2f}, report part {report:.2f}.
-- **Again**: `python scripts/train_embedded.py --steps {steps} --seed {seed} --force`. The numbers
-  move a little with the processor, and with CPython, whose wording is the text.
+- **Again**: `make embedded`. The numbers move a little with the processor, and with CPython, whose
+  wording is the text.
 - **Licence**: the text is the Python Software Foundation's (PSF-2.0); the weights are MIT.
 """
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The training text."""
-
-    topics: str
-    docstrings: str
-
-
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the model.")] = EMBEDDED,
-    steps: Annotated[int, typer.Option(min=1)] = 4000,
-    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="New folder for the model.")],
     # On a busy two-core machine two threads wait for each other: 0.3 steps/s instead of 4.
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder with files.")] = False,
 ) -> None:
     """Train, measure, save."""
-    if out.exists() and any(out.iterdir()) and not force:
-        raise typer.BadParameter(f"--out {out} is not empty; name another folder or add --force")
+    out.mkdir(parents=True)
     torch.set_num_threads(threads)
-    torch.manual_seed(seed)  # initial weights and dropout use the global generator
-    texts = Texts(load_text("embedded", "training"), docstrings(held_out_paragraphs()))
-    tokenizer = train_tokenizer(texts.topics)
+    torch.manual_seed(SEED)  # initial weights and dropout use the global generator
+    topics, others = load_text("embedded", "training"), docstrings(held_out_paragraphs())
+    tokenizer = train_tokenizer(topics)
     model = build_model()
+    tokens = [
+        torch.tensor(tokenizer(text, verbose=False)["input_ids"]) for text in (topics, others)
+    ]
     started = time.perf_counter()
-    train(model, tokenizer, texts, steps, seed)
+    train(model, *tokens)
     minutes = (time.perf_counter() - started) / 60
-    save(model, tokenizer, out)
-    card = model_card(model, tokenizer, texts, steps, seed, minutes)
+    # The model in memory keeps the rounded weights, so that these are what is measured.
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    model.float()
+    card = CARD.format(
+        parameters=model.num_parameters(),
+        layers=model.config.num_hidden_layers,
+        hidden=model.config.hidden_size,
+        vocabulary=VOCABULARY,
+        topic_tokens=len(tokens[0]),
+        docstring_tokens=len(tokens[1]),
+        python=platform.python_version(),
+        sha256=hashlib.sha256((topics + others).encode()).hexdigest(),
+        steps=STEPS,
+        batch=BATCH,
+        window=WINDOW,
+        rate=PEAK_RATE,
+        dropout=DROPOUT,
+        seed=SEED,
+        minutes=minutes,
+        threads=threads,
+        torch=torch.__version__,
+        training=perplexity(model, tokenizer, "training"),
+        report=perplexity(model, tokenizer, "report"),
+    )
     (out / "README.md").write_text(card)
     print(card)
 
@@ -160,26 +173,19 @@ def build_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    texts: Texts,
-    steps: int,
-    seed: int,
-) -> None:
-    """Train in place on random windows of both texts, printing the loss in nats per token."""
-    batches = random_batches(tokenizer, texts, steps, seed)
+def train(model: LlamaForCausalLM, topics: Tensor, others: Tensor) -> None:
+    """Train in place on random windows of both texts' token ids, printing the loss in nats."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     norms = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
+        optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / STEPS)
     )
     hooks = add_dropout(model)
     model.train()
     started = time.perf_counter()
-    for step, batch in enumerate(batches, start=1):
+    for step, batch in enumerate(random_batches(topics, others), start=1):
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
@@ -187,24 +193,18 @@ def train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step % 100 == 0 or step == steps:
+        if step % 100 == 0:
             seconds = time.perf_counter() - started
-            print(f"step {step}/{steps}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
+            print(f"step {step}/{STEPS}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
     for hook in hooks:
         hook.remove()
     model.eval()
 
 
-def random_batches(
-    tokenizer: PreTrainedTokenizerFast, texts: Texts, steps: int, seed: int
-) -> Iterator[Tensor]:
-    """Yield `steps` batches of token ids, (BATCH, WINDOW), from random places of both texts."""
-    rng = np.random.default_rng(seed)
-    topics, others = (
-        torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-        for text in (texts.topics, texts.docstrings)
-    )
-    for _ in range(steps):
+def random_batches(topics: Tensor, others: Tensor) -> Iterator[Tensor]:
+    """Yield batches of token ids, (BATCH, WINDOW), from random places of both texts."""
+    rng = np.random.default_rng(SEED)
+    for _ in range(STEPS):
         rows = []
         for from_topics in rng.random(BATCH) < TOPIC_SHARE:
             ids = topics if from_topics else others
@@ -224,46 +224,6 @@ def add_dropout(model: LlamaForCausalLM) -> list[torch.utils.hooks.RemovableHand
         for name, module in model.named_modules()
         if name.endswith(("o_proj", "down_proj"))
     ]
-
-
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Save float16 weights and the tokenizer; the model in memory keeps the rounded weights."""
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    model.float()
-
-
-def model_card(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    texts: Texts,
-    steps: int,
-    seed: int,
-    minutes: float,
-) -> str:
-    """Return the model card, with the perplexities measured now."""
-    text = texts.topics + texts.docstrings
-    return CARD.format(
-        parameters=model.num_parameters(),
-        layers=model.config.num_hidden_layers,
-        hidden=model.config.hidden_size,
-        vocabulary=VOCABULARY,
-        topic_tokens=len(tokenizer(texts.topics, verbose=False)["input_ids"]),
-        docstring_tokens=len(tokenizer(texts.docstrings, verbose=False)["input_ids"]),
-        python=platform.python_version(),
-        sha256=hashlib.sha256(text.encode()).hexdigest(),
-        steps=steps,
-        batch=BATCH,
-        window=WINDOW,
-        rate=PEAK_RATE,
-        dropout=DROPOUT,
-        seed=seed,
-        minutes=minutes,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        training=perplexity(model, tokenizer, "training"),
-        report=perplexity(model, tokenizer, "report"),
-    )
 
 
 @torch.no_grad()
