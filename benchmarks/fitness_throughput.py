@@ -56,12 +56,12 @@ def main(
     experiment = real.experiment
     evaluator = real.evaluator(experiment.setup)
     parts = _parts(evaluator)
-    driver = _driver_seconds(real)
+    driver, asked = _replayed(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
     seconds = {
         "resident": _seconds_in_full(evaluator, chosen),
-        "ours": driver + _seconds_decided(real, evaluator, chosen),
+        "ours": driver + _seconds_decided(evaluator, chosen, asked),
     }
     figures: dict[str, Any] = {
         "seconds": parts,
@@ -110,29 +110,32 @@ def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident.prune(BASELINES[name].criterion.metric, Target(0.5, group))
 
 
-def _driver_seconds(real: RealRun) -> float:
-    """Replay the run with its own outcomes, and write its journal to a temporary folder."""
+def _replayed(real: RealRun) -> tuple[float, list[Candidate]]:
+    """Replay the run with its own outcomes; return the driver's seconds each, and what it asks."""
+    asked = []
     with tempfile.TemporaryDirectory() as folder:
         copy = RunFolder.create(Path(folder) / "run")
         began = time.perf_counter()
         evolution = real.evolution()
         for record, candidate in zip(real.records, evolution.ask(), strict=False):
             assert candidate.criterion == record.criterion
+            asked.append(candidate)
             for committed in evolution.tell(candidate.index, record.outcome):
                 copy.append(committed, {})
         seconds = time.perf_counter() - began
         copy.close()
-    return seconds / len(real.records)
+    return seconds / len(real.records), asked
 
 
-def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: Sequence[Record]) -> float:
+def _seconds_decided(
+    evaluator: Evaluator, chosen: Sequence[Record], asked: Sequence[Candidate]
+) -> float:
     """Return a worker's seconds per candidate; those decided by the driver cost it none."""
-    candidates = real.candidates()
-    evaluator.evaluate(candidates[chosen[0].index])  # warms up
+    evaluator.evaluate(asked[chosen[0].index])  # warms up
     began = time.perf_counter()
     for record in track(chosen, "our way", transient=True):
         if record.outcome.tokens:
-            evaluator.evaluate(candidates[record.index])
+            evaluator.evaluate(asked[record.index])
     return (time.perf_counter() - began) / len(chosen)
 
 

@@ -1,26 +1,25 @@
-"""Metrics on models, texts and sparsities: relative rises by cell, their mean and the worst.
+"""Metrics on models, texts and sparsities: loss increases by cell, their mean and the worst.
 
 A cell is a model, a kind of text and a target: 50%, 60% and 70% in each metric's own group, and
 2:4. Real models (bf16) are tested on the WikiText-2 test text and on Python's documentation, and
 calibrated on both kinds or only on WikiText-2; the embedded model (fp32) uses its own text. A
-relative rise is the rise of log perplexity over dense, divided by that of the best published metric
+relative loss increase is that of log perplexity over dense, divided by the best published metric's
 in the cell. Measurements are kept in a folder and not repeated, so a table of several models can be
 made in parts.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import track
-from tables import conditions, show, show_rises, wikitext2_corpora, write_json
+from tables import conditions, kept, show, show_rises, wikitext2_corpora, write_json
 
 from prunevolve import Criterion, collect_statistics, load_model, load_tokenizer, prune, read_metric
 from prunevolve.evaluation.perplexity import perplexity, window_losses
@@ -72,15 +71,13 @@ def main(
     ] = None,
     calibration: Annotated[str, typer.Option(help="Kinds of text: both, or one.")] = "both",
     samples: Annotated[int, typer.Option(help="Calibration windows of 512 tokens.")] = 64,
-    windows: Annotated[
-        int, typer.Option(help="Test windows of 512 tokens of each kind of text.")
-    ] = 10,
+    windows: Annotated[int, typer.Option(help="Test windows of each kind of text.")] = 8,
     without: Annotated[
         str, typer.Option(help="Leave sentences with this out of a local calibration text.")
     ] = "",
     json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Print a table of perplexities for each model, and one of relative rises."""
+    """Print a table of perplexities for each model, and one of relative loss increases."""
     out.mkdir(parents=True, exist_ok=True)
     named = {name: row.criterion for name, row in (PUBLISHED | FOUND).items()}
     for criterion in map(_criterion, metric or []):
@@ -93,14 +90,15 @@ def main(
     cells: Cells = {}
     for one in model:
         setting = _setting(one, calibration, samples, windows, validation, test)
-        measured = Measured(setting, out)
-        dense, perplexities = measured.dense(), measured.of(named)
+        dense, perplexities = _measured(setting, named, out)
         figures[setting.name] = {"dense": dense, "perplexity": perplexities}
         _print(setting, dense, perplexities, named)
         of_model = _relative_rises(dense, perplexities)
         cells |= {f"{Path(one).name} {cell}": row for cell, row in of_model.items()}
     kinds = "only the first kind" if calibration == "one" else "both kinds of text"
-    title = f"relative rises over {len(cells)} cells, calibrated on {samples} windows of {kinds}"
+    title = (
+        f"relative loss increases, {len(cells)} cells, calibrated on {samples} windows of {kinds}"
+    )
     by_metric = {name: {cell: cells[cell][name] for cell in cells} for name in named}
     sizes = {name: str(one.metric.size) for name, one in named.items()}
     show_rises(title, by_metric, {"size": sizes})
@@ -118,7 +116,7 @@ def _criterion(entry: str) -> Criterion:
 
 
 def _relative_rises(dense: Mapping[str, float], perplexities: Cells) -> Cells:
-    """Return relative rises by cell and metric.
+    """Return relative loss increases by cell and metric.
 
     Args:
         dense: Perplexity by text.
@@ -134,43 +132,19 @@ def _relative_rises(dense: Mapping[str, float], perplexities: Cells) -> Cells:
     return by_cell_and_metric
 
 
-class Measured:
-    """One model's perplexities, measured unless they are in a file."""
+def _measured(setting: Setting, named: Named, out: Path) -> tuple[dict[str, float], Cells]:
+    """Return perplexities, of the dense model by text, and of the metrics by name and cell."""
+    load = cache(lambda: Loaded(setting))
 
-    def __init__(self, setting: Setting, out: Path) -> None:
-        self._setting, self._path = setting, out / f"{setting.name}.json"
-        self._saved: Cells = {}
-        if self._path.exists():
-            self._saved = json.loads(self._path.read_text(encoding="utf-8"))
+    def once(name: str, measure: Callable[[Loaded], dict[str, float]]) -> dict[str, float]:
+        digest = sha256(name.encode()).hexdigest()
+        return kept(out / f"{setting.name}-{digest[:8]}.json", lambda: measure(load()))
 
-    def dense(self) -> dict[str, float]:
-        """Return the perplexity of the dense model by kind of text."""
-        return self._keep("dense", lambda: self._model.perplexities())
-
-    def of(self, named: Named) -> Cells:
-        """Return the perplexities by metric and cell."""
-        metrics = track(named.items(), f"measuring on {self._setting.name}", transient=True)
-        return {name: self._keep(str(one), partial(self._measure, one)) for name, one in metrics}
-
-    def _keep(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Return what is in the file under a name, once it has been measured."""
-        if name not in self._saved:
-            self._saved[name] = measure()
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self._saved, indent=1), encoding="utf-8")
-            temporary.replace(self._path)
-        return self._saved[name]
-
-    def _measure(self, criterion: Criterion) -> dict[str, float]:
-        return {
-            f"{kind} {target}": value
-            for target in TARGETS
-            for kind, value in self._model.pruned(criterion, target).items()
-        }
-
-    @cached_property
-    def _model(self) -> "Loaded":
-        return Loaded(self._setting)
+    metrics = track(named.items(), f"measuring on {setting.name}", transient=True)
+    dense = once("dense", Loaded.perplexities)
+    return dense, {
+        name: once(str(one), partial(Loaded.pruned, criterion=one)) for name, one in metrics
+    }
 
 
 class Loaded:
@@ -189,15 +163,18 @@ class Loaded:
         store = ResidentStore(self._model)
         return {kind: perplexity(window_losses(store, text)) for kind, text in self._tests.items()}
 
-    def pruned(self, criterion: Criterion, target: str) -> dict[str, float]:
-        """Return the perplexity by kind of text after pruning, and restore the weights."""
-        try:
-            prune(self._model, criterion, statistics=self._statistics, **TARGETS[target])
-            return self.perplexities()
-        except DegenerateScores:
-            return dict.fromkeys(self._tests, math.inf)
-        finally:
+    def pruned(self, criterion: Criterion) -> dict[str, float]:
+        """Return the perplexity by cell: prune for each target, measure, restore the weights."""
+        by_cell: dict[str, float] = {}
+        for target, arguments in TARGETS.items():
+            try:
+                prune(self._model, criterion, statistics=self._statistics, **arguments)
+                found = self.perplexities()
+            except DegenerateScores:
+                found = dict.fromkeys(self._tests, math.inf)
+            by_cell |= {f"{kind} {target}": value for kind, value in found.items()}
             self._model.load_state_dict(self._dense)
+        return by_cell
 
 
 def _filtered(source: Path, without: str, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Shared by benchmarks: a finished or running search, with its evaluator and its candidates."""
+"""Shared by benchmarks: a finished or running search, with its evaluator."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import Probe
 from prunevolve.search.fitness import Evaluator, Setup
 from prunevolve.search.journal import RunFolder
-from prunevolve.search.population import Candidate, State
+from prunevolve.search.population import State
 from prunevolve.search.prepare import fingerprints
 from prunevolve.search.scale import Scale
 
@@ -29,7 +29,7 @@ class RealRun:
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         if not (path / "scale.json").is_file():
             raise typer.BadParameter(f"{path} has no scale.json: name a run that has candidates")
-        self.path = path
+        self._path = path
         self.experiment = resolve(schema.load(path / "config.yaml", overrides)).read_texts()
         self.records = RunFolder.look(path).records_so_far()
         self.fingerprints = fingerprints(
@@ -47,22 +47,10 @@ class RealRun:
         evaluator = Evaluator(setup)
         for subject, statistics in enumerate(self._tensors("statistics")):
             evaluator.use_statistics(subject, statistics)
-        evaluator.use_scale(Scale.model_validate_json((self.path / "scale.json").read_bytes()))
+        evaluator.use_scale(Scale.model_validate_json((self._path / "scale.json").read_bytes()))
         return evaluator
-
-    def candidates(self) -> list[Candidate]:
-        """Return the candidates as workers received them, with their thresholds."""
-        evolution, states, candidates = self.evolution(), [State()], []
-        search, near = evolution.search, evolution.near
-        for record in self.records:
-            state = states[max(0, record.index - search.lag)]
-            candidate = record.candidate
-            measured = record.outcome.kind in ("evaluated", "stopped")
-            candidates.append(state.limited(candidate, search, near) if measured else candidate)
-            states.append(states[-1].commit(record, search, near))
-        return candidates
 
     def _tensors(self, name: str) -> list[dict[str, Tensor]]:
         """Return what the run has kept under this name for each of its models."""
         subjects = range(len(self.experiment.subjects))
-        return [load_file(self.path / f"{name}{number or ''}.safetensors") for number in subjects]
+        return [load_file(self._path / f"{name}{number or ''}.safetensors") for number in subjects]

@@ -8,19 +8,18 @@ better. Results are kept in a folder and not measured again, so a table can be m
 import itertools
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 import typer
+from prune_7b import measure
 from rich.progress import track
-from tables import ROOT, conditions, show_rises, wikitext2_corpora, write_json
+from tables import conditions, kept, show_rises, wikitext2_corpora, write_json
 
 METRICS = (
     *("magnitude", "wanda", "ria-full", "pruner-zero", "snip"),
@@ -33,8 +32,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "reconstruct": ("--update", "reconstruct"),
     "owl": ("--allocation", "owl"),
     "swaps": ("--refine", "swaps"),
-    "swaps, update": ("--refine", "swaps", "--update", "sparsegpt"),
-    "swaps, reconstruct": ("--refine", "swaps", "--update", "reconstruct"),
 }
 """Options beside the metric, in each metric's own group."""
 
@@ -57,7 +54,6 @@ def main(
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     seqlen: Annotated[int, typer.Option(help="Tokens of every window.")] = 512,
     windows: Annotated[int, typer.Option(help="Test windows of each kind of text.")] = 8,
-    dtype: Annotated[str, typer.Option(help="Of the passes.")] = "auto",
     keep: Annotated[
         bool, typer.Option(help="Keep statistics for the next run, which is faster than it was.")
     ] = False,
@@ -69,60 +65,43 @@ def main(
     methods = [REFERENCE]
     methods += [f"{m} {v}" for m, v in itertools.product(metric or METRICS, variants)]
     runs = list(itertools.product(model, target or TARGETS, dict.fromkeys(methods)))
-    texts = {"samples": samples, "seqlen": seqlen, "eval-windows": windows, "dtype": dtype}
+    texts = {"samples": samples, "seqlen": seqlen, "eval-windows": windows}
     results: dict[str, dict[str, Result]] = {}
     for name, goal, method in track(runs, "pruning", transient=True):
         cell = f"{Path(name).name} {goal}"
-        results.setdefault(method, {})[cell] = _measured(name, goal, method, texts, out, keep)
+        words = " ".join(map(str, (cell, method, *texts.values())))
+        path = out / f"{words.replace(' ', '_').replace('/', '-')}.json"
+        result = kept(path, partial(_run, name, goal, method, texts, out, keep))
+        results.setdefault(method, {})[cell] = result
     rises = {method: _rises(by_cell, results[REFERENCE]) for method, by_cell in results.items()}
     _print_rises(rises, results)
     figures = {"results": results, "rises": rises, "texts": texts}
-    write_json(json_, {**conditions(dtype), **figures})
-
-
-def _measured(
-    model: str, goal: str, method: str, texts: Mapping[str, object], out: Path, keep: bool
-) -> Result:
-    """Return a run's result, from the folder if it is there."""
-    name = f"{Path(model).name} {goal} {method} {' '.join(map(str, texts.values()))}"
-    path = out / f"{name.replace(' ', '_').replace('/', '-')}.json"
-    if not path.exists():
-        path.write_text(json.dumps(_run(model, goal, method, texts, out, keep), indent=1))
-    result: Result = json.loads(path.read_text(encoding="utf-8"))
-    return result
+    write_json(json_, {**conditions("of each model"), **figures})
 
 
 def _run(
     model: str, goal: str, method: str, texts: Mapping[str, object], out: Path, keep: bool
 ) -> Result:
     metric, _, variant = method.partition(" ")
-    pruned = out / "pruned"
+    pruned, log = out / "pruned", out / "output"
     shutil.rmtree(pruned, ignore_errors=True)
     command = [
-        *(sys.executable, "run_prune.py", "--json", "--model", model, "--out", str(pruned)),
+        *(sys.executable, "run_prune.py", "--model", model, "--out", str(pruned)),
         *("--metric", metric, *VARIANTS[variant], *_texts(model)),
         *itertools.chain(*((f"--{key}", str(value)) for key, value in texts.items())),
     ]
     command += ["--pattern", goal] if ":" in goal else ["--sparsity", f"{int(goal[:-1]) / 100}"]
     command += ["--statistics", str(out / f"statistics-{Path(model).name}")] if keep else []
-    began = time.monotonic()
-    with (out / "output").open("w+") as said, (out / "printed").open("w+") as printed:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        code = process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - began
-    shutil.rmtree(pruned, ignore_errors=True)
-    last = (out / "output").read_text().strip().splitlines()[-1:]
-    if code == USAGE:
-        return {"refused": last}
-    if code:
-        raise RuntimeError(f"exit code {code} of {' '.join(command)}: {last}")
-    report = json.loads((out / "printed").read_text())
+    took = measure(command, log, allowed=USAGE)
+    if took["code"] == USAGE:
+        return {"refused": log.read_text().strip().splitlines()[-1:]}
+    report = json.loads((pruned / "pruning_report.json").read_text())
+    shutil.rmtree(pruned)
     return {
         "perplexity": {Path(text["corpus"]).name: text["pruned"] for text in report["by_text"]},
         "dense": {Path(text["corpus"]).name: text["dense"] for text in report["by_text"]},
-        "seconds": round(seconds, 1),
-        "peak_gib": round(usage.ru_maxrss / 2**20, 2),
+        "seconds": round(took["seconds"], 1),
+        "peak_gib": round(took["peak_gib"], 2),
     }
 
 

@@ -71,13 +71,11 @@ CASES = [Case(*size, uneven) for size in SIZES for uneven in (False, True)]
 
 def main(
     seconds: Annotated[float, typer.Option(help="Seconds of each case.")] = 45.0,
-    only: Annotated[str, typer.Option(help="Run only cases whose name contains this.")] = "",
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
-    cases = [case for case in CASES if only in str(case)]
     figures: dict[str, dict[str, float]] = {}
-    for case in track(cases, "searching", transient=True):
+    for case in track(CASES, "searching", transient=True):
         with tempfile.TemporaryDirectory() as folder:
             figures[str(case)] = _measure(case, Path(folder), seconds)
     title = f"workers that sleep, lag {LAG} for each; bar: 95% busy"

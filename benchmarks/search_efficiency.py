@@ -77,10 +77,6 @@ VARIANTS: dict[str, Variant] = {
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
     "units": Variant(["search.units=off"]),
-    "no leeway": Variant(replaced={"prunevolve.search.population.LEEWAY": 1.0}),
-    "all measured to the end": Variant(
-        replaced={"prunevolve.search.fitness.Evaluator._settled": lambda *_: None}
-    ),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
 }

@@ -3,16 +3,30 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
+
+
+Kept = TypeVar("Kept")
+
+
+def kept(path: Path, measure: Callable[[], Kept]) -> Kept:
+    """Return what a JSON file holds; if there is none, measure it first."""
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(measure(), indent=1), encoding="utf-8")
+        temporary.replace(path)
+    result: Kept = json.loads(path.read_text(encoding="utf-8"))
+    return result
 
 
 def wikitext2_corpora() -> tuple[str, str]:

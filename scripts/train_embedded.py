@@ -66,7 +66,8 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Train, measure, save."""
-    out.mkdir(parents=True)
+    if out.exists():
+        raise typer.BadParameter(f"--out {out} exists; name another folder")
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)  # initial weights and dropout use the global generator
     topics, others = load_text("embedded", "training"), docstrings(held_out_paragraphs())
