@@ -73,7 +73,6 @@ REQUESTS = (
     "--metric wanda",
     "--metric pruner-zero",
     "--metric snip",
-    "--metric gblm --propagation sequential",
     "--recipe fast",
     "--recipe best",
 )
