@@ -138,7 +138,8 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
         *("report.windows=2", "report.length=128"),
     ]
     experiment = resolve(read_config("embedded", settings)).read_texts()
-    peak = _peak(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     evaluator = Evaluator(replace(experiment.setup, device=device))
     resident = evaluator.residents[0]
     evaluator.use_statistics(0, evaluator.collect_statistics(0))
@@ -153,7 +154,8 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     took = {step: _seconds(action, device) for step, action in steps.items()}
     for step, seconds in took.items():
         yield Row(f"{name}: {step}", "", f"{seconds:.2f} s")
-    yield Row(f"{name}: peak of the device", "", peak())
+    peak = torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0
+    yield Row(f"{name}: peak of the device", "", f"{peak:.2f} GiB")
     twice = [tensors_digest(evaluator.collect_statistics(0)) for _ in range(2)]
     same = twice[0] == twice[1]
     came = "the same bits" if same else "OTHER BITS"
@@ -167,14 +169,6 @@ def _large(device: str) -> tuple[str, Mapping[str, int], int]:
     """Return name, shape and window length of the largest model that fits the device."""
     memory = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0
     return next(about for least, about in SHAPES if least <= memory)
-
-
-def _peak(device: str) -> Callable[[], str]:
-    """Return a function that says the most memory of the device that torch has held since."""
-    if device != "cuda":
-        return lambda: "unknown"
-    torch.cuda.reset_peak_memory_stats()
-    return lambda: f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB"
 
 
 def _seconds(action: Callable[[], object], device: str) -> float:
