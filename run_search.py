@@ -15,6 +15,7 @@ from prunevolve.configs.files import shipped
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.progress import PlainConsole
+from prunevolve.search.pool import guard
 
 EXAMPLES = (
     "python run_search.py  (the embedded model, no download)",
@@ -195,7 +196,7 @@ app = command_line.make_app(
 
 def main() -> None:
     """Console entry."""
-    command_line.run_to_end(app)
+    guard.around(lambda: command_line.run_to_end(app))
 
 
 if __name__ == "__main__":

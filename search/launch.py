@@ -19,9 +19,11 @@ from prunevolve.search.experiment import Experiment, pinned_config
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.plan import check, lag_warning
-from prunevolve.search.pool.on_ray import ray_backend
-from prunevolve.search.pool.pool import CallError, Pool
-from prunevolve.search.pool.requests import Backend, InProcessBackend
+from prunevolve.search.pool import guard
+from prunevolve.search.pool.cluster import connected
+from prunevolve.search.pool.in_process import InProcess
+from prunevolve.search.pool.jobs import CallError
+from prunevolve.search.pool.pool import Backend, Pool
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import noted, prepare
 from prunevolve.search.recorder import OnRecord, ignore, recording
@@ -147,11 +149,15 @@ def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
                 f"ray.gpus_per_worker = {ray.gpus_per_worker}, but this machine has no CUDA "
                 "device: set it to 0"
             )
-        yield InProcessBackend(setup)
+        yield InProcess(setup)
         return
     with ExitStack() as stack:
         with step(console, f"connecting to Ray: {ray.address}"):
-            backend = stack.enter_context(ray_backend(setup, ray))
+            head = stack.enter_context(connected(ray))
+            # Not imported before: it imports Ray, which reads the environment then.
+            from prunevolve.search.pool.on_ray import RayBackend
+
+            backend = stack.enter_context(RayBackend(head, setup, ray))
         # The workers need the cores: on several threads the driver would wait for its own.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
@@ -176,6 +182,7 @@ def _run(
     """
     ray = experiment.config.ray
     way_on = f"continue with {_resume_call(folder)}"
+    guard.tell(f"resume {way_on}")
     try:
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)

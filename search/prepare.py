@@ -14,24 +14,18 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 from prunevolve.search.fitness import Setup
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.pool.requests import (
-    CollectStatistics,
-    ProbeTensors,
-    UseScale,
-    UseStatistics,
-    WindowLosses,
-)
 from prunevolve.search.scale import Cell, Scale, cell_of
 
 SCALE = "scale.json"
 
-Ask = Callable[[Sequence[WindowLosses]], Sequence[list[float] | None]]
+Ask = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
 """Returns each request's losses by window; None where a criterion is degenerate."""
 
 Losses = dict[str, list[float]]
@@ -50,12 +44,12 @@ def prepare(
     }
     probes = []
     with step(console, "starting the first worker"):
-        pool.model_digest(0)
+        pool.digests
     for subject in range(len(experiment.subjects)):
         statistics = _statistics(folder, experiment, subject, pool, console)
         texts = experiment.windows[subject]
         probe = _probe(folder, subject, pool)
-        digests["model"].append(pool.model_digest(subject))
+        digests["model"].append(pool.digests[subject])
         digests["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
         digests["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
         digests["statistics"].append(tensors_digest(statistics))
@@ -83,9 +77,9 @@ def _statistics(
         tokens = experiment.provenance(subject)["calibration"]["tokens"]
         model = experiment.subjects[subject].model
         with step(console, f"collecting statistics of {model} on {tokens} tokens"):
-            (statistics,) = pool.ask([CollectStatistics(subject)])
+            statistics = pool.collect_statistics(subject)
         folder.write_tensors(name, statistics)
-    pool.prepare(UseStatistics(subject, statistics))
+    pool.use_statistics(subject, statistics)
     return statistics
 
 
@@ -93,7 +87,7 @@ def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
     name = f"probe{subject or ''}.safetensors"
     probe = folder.read_tensors(name)
     if probe is None:
-        (probe,) = pool.ask([ProbeTensors(subject)])
+        probe = pool.probe_tensors(subject)
         folder.write_tensors(name, probe)
     return probe
 
@@ -105,9 +99,9 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
         setup = experiment.setup
         total = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
         with counted(console, "dense and named metrics", total) as count, pool.counting(count):
-            scale = scale_of(setup, pool.ask)
+            scale = scale_of(setup, pool.losses)
         folder.write_json(SCALE, scale.model_dump())
-    pool.prepare(UseScale(scale))
+    pool.use_scale(scale)
     return scale
 
 
@@ -128,7 +122,7 @@ def read_scale(folder: RunFolder) -> Scale | None:
 def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
     """Return a task's losses by window: dense, and under each named metric that can prune it."""
     criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
-    dense, *measured = ask([WindowLosses(task, role, criterion) for criterion in criteria])
+    dense, *measured = ask([(task, role, criterion) for criterion in criteria])
     assert dense is not None
     named = {
         name: losses

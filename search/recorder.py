@@ -12,8 +12,9 @@ from prunevolve.pruning.progress import Show, shown_progress
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.journal import RunFolder, WriteError
-from prunevolve.search.pool.pool import Arrival, Pool
-from prunevolve.search.pool.requests import Timing
+from prunevolve.search.pool.jobs import Arrival
+from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.worker import Timing
 from prunevolve.search.population import Record
 from prunevolve.search.prepare import read_scale
 from prunevolve.search.scale import unit_of

@@ -25,7 +25,6 @@ from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.fitness import perplexity_of
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
 from prunevolve.search.report.report import (
@@ -121,7 +120,7 @@ def _choose(
     tasks = experiment.setup.tasks_of("selection")
     total = (len(finalists) + _KNOWN) * len(tasks)
     with counted(console, "finalists", total) as count, pool.counting(count):
-        scale = scale_of(experiment.setup, pool.ask, "selection")
+        scale = scale_of(experiment.setup, pool.losses, "selection")
         measured = _selection_losses(experiment, pool, [r.criterion for r in finalists])
     scored = [
         (scale.fitness(losses), record.index, record, losses)
@@ -172,8 +171,8 @@ def _selection_losses(
 ) -> list[list[list[float]]]:
     """Return each criterion's losses on the selection texts, by task; none if it cannot prune."""
     tasks = experiment.setup.tasks_of("selection")
-    requests = [WindowLosses(task, "selection", c) for c in criteria for task in tasks]
-    answers = iter(pool.ask(requests))
+    requests = [(task, "selection", c) for c in criteria for task in tasks]
+    answers = iter(pool.losses(requests))
     measured = []
     for _ in criteria:
         losses: list[list[float]] = [[] for _ in experiment.tasks]
@@ -196,8 +195,8 @@ def _measure_all(
 
 def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> TaskResult:
     """Measure a task on its report text: dense, baselines and winner."""
-    dense, named = losses_of(pool.ask, index, "report")
-    (best,) = pool.ask([WindowLosses(index, "report", winner.criterion)])
+    dense, named = losses_of(pool.losses, index, "report")
+    (best,) = pool.losses([(index, "report", winner.criterion)])
     assert best is not None
     gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
     task, row = experiment.tasks[index], experiment.task_rows()[index]
