@@ -99,14 +99,12 @@ class _Worker:
         due: When that must be done; None while it waits for room.
         job: The job that its call belongs to; None while it starts.
         ready: Whether it holds its models.
-        proven: Whether it has done a job.
     """
 
     call: Call | None = PLACE
     due: float | None = None
     job: Job | None = None
     ready: bool = False
-    proven: bool = False
 
 
 class Pool:
@@ -283,8 +281,6 @@ class Pool:
                 continue
             worker.job, worker.call = job, job.call
             worker.due = self._now + self._allowed(job)
-            if not worker.proven:  # it takes over statistics first
-                worker.due += self._start_seconds
             self._backend.call(number, job.call, dict(self._shared))
 
     def _allowed(self, job: Job) -> float:
@@ -307,9 +303,10 @@ class Pool:
         Raises:
             PoolError: If there are none, and the limits on waiting and on failed starts are hit.
         """
-        if any(worker.due is not None or worker.ready for worker in self._workers.values()):
+        if any(worker.ready for worker in self._workers.values()):
             self._alone_since = self._now
-            return
+        if any(worker.due is not None for worker in self._workers.values()):
+            return  # those that load have a deadline
         if self._is_refused:
             raise PoolError(f"no worker could be started: {self._trouble}")
         why = f"; the last fault: {self._trouble}" if self._trouble else ""
@@ -344,9 +341,8 @@ class Pool:
                 self._failed_starts.clear()
             case None if call == PLACE:
                 worker.call, worker.due = LOAD, self._now + self._start_seconds
-                self._backend.call(event.worker, LOAD, {})
+                self._backend.call(event.worker, LOAD, dict(self._shared))
             case result if job:
-                worker.proven = True
                 job.timing = {**event.timing, "worker": event.worker}
                 if isinstance(result, Fault):
                     self._faults[result.kind] += 1

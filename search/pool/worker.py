@@ -115,12 +115,13 @@ class Desk:
             return None
         if call == LOAD:
             self._evaluator = self._build()
-            return Loaded(self._evaluator.digests, self._evaluator.seconds)
         for key, value in shared.items():
             if self._has.get(key) != value:
                 method, *arguments = key
                 getattr(self._evaluator, method)(*arguments, self._fetch(value))
                 self._has[key] = value
+        if call == LOAD:
+            return Loaded(self._evaluator.digests, self._evaluator.seconds)
         return getattr(self._evaluator, call.method)(*call.arguments)
 
 

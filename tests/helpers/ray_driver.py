@@ -9,13 +9,13 @@ import select
 import signal
 import sys
 
+from prunevolve.search.pool.requests import Started
 from ray_facts import Facts
 from toy_setup import embedded_setup
 
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool.on_ray import ray_backend
 from prunevolve.search.pool.pool import PoolError
-from prunevolve.search.pool.requests import Started
 
 
 def main():

@@ -11,8 +11,8 @@ from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_tokenizer
 from prunevolve.search.fitness import Evaluator, Setup, Task
-from prunevolve.search.pool.pool import Arrival, Pool
-from prunevolve.search.pool.requests import CollectStatistics, UseScale, UseStatistics
+from prunevolve.search.pool.jobs import Arrival
+from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import Candidate, Outcome
 from prunevolve.search.prepare import Ask, scale_of
 from prunevolve.search.resident import Subject
@@ -57,7 +57,7 @@ def made_of(setup: Setup) -> Evaluator:
 
 def asking(evaluator: Evaluator) -> Ask:
     """What a pool answers, from one evaluator."""
-    return lambda requests: [evaluator.losses(r.task, r.role, r.criterion) for r in requests]
+    return lambda wanted: [evaluator.losses(*one) for one in wanted]
 
 
 def measure_scale(evaluator: Evaluator) -> Scale:
@@ -70,9 +70,8 @@ def measure_scale(evaluator: Evaluator) -> Scale:
 def brief(pool: Pool, setup: Setup) -> None:
     """Collect statistics, measure the scale, and give both to all workers."""
     for subject in range(len(setup.subjects)):
-        (statistics,) = pool.ask([CollectStatistics(subject)])
-        pool.prepare(UseStatistics(subject, statistics))
-    pool.prepare(UseScale(scale_of(setup, pool.ask)))
+        pool.use_statistics(subject, pool.collect_statistics(subject))
+    pool.use_scale(scale_of(setup, pool.losses))
 
 
 def drive(pool: Pool, count: int, most_turns: int = 3000) -> dict[int, Arrival]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 import search_process
+from prunevolve.search.pool.ray_process import workers_on
 from search_process import ROOT
 from toy_setup import embedded_setup
 
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool.on_ray import ray_backend
-from prunevolve.search.pool.ray_process import workers_on
 
 FOLDERS = Path("/tmp")
 GONE_SECONDS = 10

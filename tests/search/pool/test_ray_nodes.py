@@ -10,7 +10,7 @@ from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
 from prunevolve.pruning.models import linear_layers
 from prunevolve.search.pool import pool as pools
-from prunevolve.search.pool.pool import PoolError
+from prunevolve.search.pool.jobs import PoolError
 from prunevolve.search.population import Candidate
 from prunevolve.search.resident import Subject
 
@@ -67,7 +67,7 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
             pool_of(made, setup, wait=3.0, start=20.0, gpus_per_worker=0.6) as another,
             pytest.raises(PoolError, match=r"no worker for 3 s \(ray.wait_seconds\)"),
         ):
-            another.model_digest(0)
+            _ = another.digests
 
 
 def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
@@ -86,7 +86,7 @@ def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model,
         outcomes = outcomes_of(pool, [Candidate(index, WANDA) for index in range(2)])
         assert outcomes == [expected, expected]
         assert len(orders.doers("0")) > 1
-        assert set(pool.staff.faults) == {"crowded"}
+        assert set(pool.staff.faults) == {"no memory on node"}
         assert "lacked memory" in pool.staff.trouble
 
 
@@ -116,7 +116,7 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
                     pool.submit(Candidate(index, SNIP))
                 orders.wait_for(pool, "8")
                 orders.wait_for(pool, "9")
-            libraries, now = orders.memory("start"), orders.memory("8") | orders.memory("9")
+            libraries, now = orders.memory("place"), orders.memory("8") | orders.memory("9")
             own = {pid: now[pid] - libraries[pid] for pid in now}
             assert len(own) == 2
             # As large as that each: weights, dense copy, and two matrices of statistics. The rest
