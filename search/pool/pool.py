@@ -96,7 +96,7 @@ class _Worker:
 
     Attributes:
         call: What it does now.
-        due: When that must be done; None while it waits for room.
+        due: When that must be done; None until there is room for the worker.
         job: The job that its call belongs to; None while it starts.
         ready: Whether it holds its models.
     """
@@ -266,6 +266,10 @@ class Pool:
     def _start(self) -> None:
         """Start the workers that are wanted; those for whom there is no room yet wait."""
         most = self._backend.room() if self._most is None else self._most
+        waiting = [number for number, worker in self._workers.items() if worker.due is None]
+        for number in waiting[: max(0, len(self._workers) - most)]:  # a node is gone
+            self._backend.stop(number)
+            del self._workers[number]
         if self._now < self._next_start or self._is_refused:
             return
         for _ in range(most - len(self._workers)):

@@ -10,7 +10,6 @@ from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
 from prunevolve.pruning.models import linear_layers
 from prunevolve.search.pool import pool as pools
-from prunevolve.search.pool.jobs import PoolError
 from prunevolve.search.population import Candidate
 from prunevolve.search.resident import Subject
 
@@ -44,7 +43,7 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         arrivals = [until_arrival(pool) for _ in range(2)]
         outcomes = {arrival.index: arrival.outcome for arrival in arrivals}
         assert outcomes == {0: expected, 1: expected}
-        assert pool.staff.starting == 0
+        until(pool, lambda: pool.staff.starting == 0)
         assert pool.staff.faults == {"lost": 1}
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         until(pool, lambda: pool.staff.ready == 2)
@@ -63,11 +62,6 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
         for _ in range(10):
             pool.next_outcome()
         assert (pool.staff.ready, pool.staff.starting) == (2, 0)
-        with (
-            pool_of(made, setup, wait=3.0, start=20.0, gpus_per_worker=0.6) as another,
-            pytest.raises(PoolError, match=r"no worker for 3 s \(ray.wait_seconds\)"),
-        ):
-            _ = another.digests
 
 
 def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
