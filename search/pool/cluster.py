@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool import guard
@@ -26,7 +27,6 @@ FOLDERS = Path("/tmp")
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or it replaces 127.0.0.1 by an outer address
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
 }
 
 _LOCAL_SETTINGS = {
@@ -71,7 +71,9 @@ def connected(config: Ray) -> Iterator[str]:
         ):
             yield LOCAL
     finally:
-        sweeper.communicate()
+        rmtree(folder, ignore_errors=True)
+        if sweeper.stdin:
+            sweeper.stdin.close()
 
 
 @cache
@@ -108,7 +110,8 @@ def _joined(head: str, **options: object) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
     try:
-        ray.init(log_to_driver=False, logging_level="critical", **options)
+        with _silenced():
+            ray.init(log_to_driver=False, logging_level="critical", **options)
     except Exception as error:
         raise ValueError(_refusal(head, error)) from error
     if threading.current_thread() is threading.main_thread():
@@ -121,6 +124,20 @@ def _joined(head: str, **options: object) -> Iterator[None]:
         leaving.start()
         leaving.join(_END_SECONDS)
         guard.tell("quiet")
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Let what Ray writes on the standard error go nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _refusal(head: str, error: Exception) -> str:

@@ -22,6 +22,9 @@ from shutil import rmtree
 SILENCE_SECONDS = 20.0
 """After this time without a word, once it began to speak, the driver is given up."""
 
+_CLEAN_ROUNDS = 30
+"""Tenths of a second without anything new: a process that was just started may come late."""
+
 _INTERRUPTED = 3
 _DIE_WITH_PARENT = 1  # Linux's prctl(PR_SET_PDEATHSIG)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -109,7 +112,10 @@ def _watch(driver: int, read: int) -> int:
 
 
 def start_sweeper(folder: Path) -> "subprocess.Popen[bytes]":
-    """Start a process that removes a local Ray and its folder once its standard input is closed."""
+    """Start a process that removes a local Ray and its folder once its standard input is closed.
+
+    It ends some seconds after nothing is left.
+    """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(folder)],
         stdin=subprocess.PIPE,
@@ -123,17 +129,17 @@ def _sweep(folder: Path) -> None:
     """Wait until nobody holds the other end of the standard input, and remove what is left."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    spared = {os.getpid(), os.getppid()}  # the latter is its own parent's, if that is alive
+    spared = {os.getpid(), os.getppid()}  # the latter may live on, without Ray
     sys.stdin.buffer.read()
-    for _ in range(50):
+    clean = 0
+    while clean < _CLEAN_ROUNDS:
         users = [process for process in _users(folder) if process not in spared]
         for process in users:
             with suppress(OSError):
                 os.kill(process, signal.SIGKILL)
-        if not users:
-            break
+        clean = 0 if users or folder.exists() else clean + 1
+        rmtree(folder, ignore_errors=True)
         time.sleep(0.1)
-    rmtree(folder, ignore_errors=True)
 
 
 def _users(folder: Path) -> Iterator[int]:

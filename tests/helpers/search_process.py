@@ -78,3 +78,11 @@ def assert_same(out: Path, reference: Path) -> None:
     assert journal(out) == journal(reference)
     best = "best_metric.json"
     assert (out / best).read_bytes() == (reference / best).read_bytes()
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
