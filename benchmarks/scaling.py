@@ -139,7 +139,7 @@ def _made_up(candidate: Candidate) -> Outcome:
     """Return an outcome that depends on the candidate alone."""
     fitness = LOWEST + SPREAD * _fraction(str(candidate.criterion))
     rises = (fitness / LOWEST,)
-    if candidate.stop_above is not None and fitness > candidate.stop_above:
+    if candidate.enter is not None and fitness > candidate.enter:
         return Outcome("stopped", None, 512, f"rise {fitness:.4f}", rises=rises)
     return Outcome("evaluated", fitness, 8192, rises=rises)
 

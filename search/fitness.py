@@ -23,12 +23,8 @@ from prunevolve.search.resident import Resident, Subject, Weights
 from prunevolve.search.scale import Scale
 
 SLACK = 0.2
-"""A candidate is stopped after n windows only if its rise is above the limit by this fraction over
-the square root of n."""
-
-HOPELESS = 2.5
-"""Rise in one of several cells, as a multiple of the best named metric's, that stops a candidate
-at any time: half of those of a search on three models are stopped so."""
+"""A candidate is clearly above the best after n windows if its predicted rise is so by this
+fraction over the square root of n."""
 
 
 @dataclass(frozen=True)
@@ -181,18 +177,31 @@ class Evaluator:
             resident = self.residents[task.subject]
             if len(losses[i]) == len(resident.dense):
                 continue
+            if self.setup.stages and (ended := self._ended(losses, candidate)):
+                return ended
             resident.prune(criterion.metric, task.target(criterion.group))
             losses[i] += resident.measure(len(losses[i]), end).tolist()
             if not all(map(math.isfinite, losses[i])):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
-            if not self.setup.stages or self._complete(losses):
-                continue
-            if reason := self._stop_reason(losses, candidate):
-                estimate = self.scale.expected(losses)
-                return self._outcome("stopped", None, losses, reason, estimate)
-            if (settled := self._settled(losses, candidate)) is not None:
-                return self._outcome("evaluated", settled, losses, "not to the end")
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
+
+    def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
+        """Return the predicted outcome of a candidate that is clearly not the best, or None.
+
+        What was not measured yet may be as good as the best. Only when something of each cell was,
+        the prediction can stand for the fitness.
+        """
+        if candidate.best is None:
+            return None
+        rise = self.scale.excess(losses, max(0.0, candidate.best), SLACK)
+        if rise is None:
+            return None
+        if candidate.enter is not None and rise > candidate.enter:
+            reason = f"relative rise {rise:.4f} above {candidate.enter:.4f}"
+            return self._outcome("stopped", None, losses, reason, self.scale.fitness(losses))
+        if None in self.scale.values(losses):
+            return None
+        return self._outcome("evaluated", rise, losses, "not to the end")
 
     def _outcome(
         self,
@@ -214,37 +223,10 @@ class Evaluator:
         tasks = self.setup.tasks_of("fitness")
         yield from ((task, end) for end in (*self.setup.stages, None) for task in tasks)
 
-    def _complete(self, losses: Sequence[Sequence[float]]) -> bool:
-        return all(
-            len(losses[task]) == len(self.residents[self.setup.tasks[task].subject].dense)
-            for task in self.setup.tasks_of("fitness")
-        )
-
     def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
         subjects = [task.subject for task in self.setup.tasks]
         lengths = [self.setup.windows[subject]["fitness"].shape[1] for subject in subjects]
         return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
-
-    def _settled(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> float | None:
-        """Return the estimated fitness if more windows would not make the candidate the best."""
-        if candidate.settle_above is None or None in self.scale.values(losses):
-            return None
-        limit = max(0.0, self.scale.relative(candidate.settle_above))
-        return self.scale.expected(losses) if self.scale.excess(losses, limit, SLACK) else None
-
-    def _stop_reason(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> str:
-        """Return why a candidate can be stopped; empty if it cannot."""
-        scale = self.scale
-        for cell, value in zip(scale.cells, scale.values(losses), strict=True):
-            if value is not None and value > HOPELESS and len(scale.cells) > 1:
-                what = f"{self.setup.tasks[cell.task].name}, {cell.text}"
-                return f"relative rise {value:.4f} on {what} above {HOPELESS:.4f}"
-        if candidate.stop_above is None:
-            return ""
-        limit = candidate.leeway * max(0.0, scale.relative(candidate.stop_above))
-        if beyond := scale.excess(losses, limit, SLACK):
-            return "relative rise {:.4f} above {:.4f}".format(*beyond)
-        return ""
 
 
 def perplexity_of(losses: Sequence[float]) -> float:

@@ -46,7 +46,7 @@ def prepare(
         FolderError: If models, texts or statistics are not those that the run began with.
     """
     digests: dict[str, list[object]] = {
-        name: [] for name in ("model", "texts", "windows", "statistics", "probe", "scale")
+        name: [] for name in ("model", "texts", "windows", "statistics", "probe")
     }
     probes = []
     with step(console, "starting the first worker"):
@@ -61,8 +61,7 @@ def prepare(
         digests["statistics"].append(tensors_digest(statistics))
         digests["probe"].append(tensors_digest(probe))
         probes.append(Probe.from_tensors(probe))
-    scale = _scale(folder, experiment, pool, console)
-    digests["scale"].append(scale.digest())
+    _scale(folder, experiment, pool, console)
     check_fingerprints(folder, experiment, digests)
     return fingerprints(experiment, probes)
 

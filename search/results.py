@@ -37,7 +37,7 @@ from prunevolve.search.report.report import (
     render,
     title_of,
 )
-from prunevolve.search.scale import Scale, paired_difference, unit_of
+from prunevolve.search.scale import UNIT, Scale, paired_difference
 from prunevolve.search.status import FINISHED
 from prunevolve.search.summary import (
     Diversity,
@@ -87,7 +87,7 @@ def finish(
         candidates=outcomes.total(),
         outcomes=dict(outcomes),
         pruning=pruning | {"sparsity": leading.sparsity, "pattern": leading.pattern},
-        fitness_unit=unit_of(len(scale.cells)),
+        fitness_unit=UNIT,
         tasks=tuple(tasks),
         selection=tuple(standings),
         factors=tuple(factors),
