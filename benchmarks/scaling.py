@@ -23,7 +23,7 @@ from tables import conditions, show, write_json
 
 from prunevolve import Record, evolve, read_config
 from prunevolve.configs.schema import Ray
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator, Setup
 from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
 from prunevolve.search.population import Candidate, Outcome
 

@@ -30,7 +30,7 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.fitness import SLACK, Evaluator, Task
+from prunevolve.search.evaluator import SLACK, Evaluator, Task
 from prunevolve.search.population import Candidate
 from prunevolve.search.resident import Subject
 

@@ -6,7 +6,7 @@ import pytest
 from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.fitness import Task
+from prunevolve.search.evaluator import Task
 from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.prepare import cells_of, losses_of
 from prunevolve.search.scale import Cell, Scale, cell_of, paired_difference
