@@ -220,16 +220,16 @@ def _naming(role: str) -> Iterator[None]:
         raise ValueError(f"{role}: {error}") from error
 
 
-def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> Iterable[str]:
+def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> list[str]:
     """Check texts without a network; return a line for each that needs the hub.
 
     Raises:
         ValueError: If a text is unknown, missing or malformed, or two of them overlap.
     """
-    notes = {}
+    notes = []
     for role, kinds in (item for subject in subjects for item in subject.texts.items()):
         with _naming(role):
-            notes |= {f"{role}: {note}": None for kind in kinds if (note := kind.check())}
+            notes += [f"{role}: {note}" for kind in kinds if (note := kind.check())]
     for one, other, role in product(subjects, subjects, ROLES):
         # Each role of a model's texts against the other roles of every model's.
         overlaps = check_disjoint({**other.texts, role: one.texts[role]})
@@ -237,7 +237,7 @@ def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> Iterable[str
             raise ValueError(
                 f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
             )
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def _check_models(config: Config, tasks: Sequence[Task]) -> None:
