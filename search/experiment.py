@@ -314,13 +314,13 @@ def _subject_lines(experiment: Experiment) -> Iterator[str]:
 
 
 def _worker_line(ray: Ray) -> str:
-    workers = _workers_here(ray)
-    place = "here" if workers else f"on the cluster {ray.address!r}"
-    count = workers or ray.workers or "as many as fit"
-    return (
-        f"workers: {count} {place}, each with {ray.cpus_per_worker} of {os.cpu_count()} cores and "
-        f"{ray.gpus_per_worker:g} GPUs"
-    )
+    share = f"{ray.cpus_per_worker} cores" if ray.cpus_per_worker > 1 else "1 core"
+    if ray.gpus_per_worker:
+        share += f" and {ray.gpus_per_worker:g} GPU"
+    if workers := _workers_here(ray):
+        return f"workers: {workers} here, {share} each, of {os.cpu_count()} cores"
+    most = "as many as fit" if ray.workers is None else f"up to {ray.workers}"
+    return f"workers: {most} on the cluster {ray.address!r}, {share} each"
 
 
 def _workers_here(ray: Ray) -> int | None:

@@ -25,6 +25,7 @@ from prunevolve.search import checkpoint, launch
 from prunevolve.search.checkpoint import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.journal import RunFolder
+from prunevolve.search.population import Outcome
 from prunevolve.search.results import next_step
 from prunevolve.search.summary import Gap, Summary
 
@@ -53,10 +54,7 @@ def on_two_tasks(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-tasks")
     shutil.copytree(finished, folder / "another")
     tasks = "tasks=[{pattern: 2:4, weight: 3}, {sparsity: 0.5}]"
-    with pytest.MonkeyPatch.context() as patch:
-        # On so few windows many would be hopeless in one of the two.
-        patch.setattr("prunevolve.search.evaluator.HOPELESS", 100.0)
-        printed = search(folder / "run", tasks, f"search.seeds=[{folder / 'another'}, wanda]")
+    printed = search(folder / "run", tasks, f"search.seeds=[{folder / 'another'}, wanda]")
     shutil.rmtree(folder / "another")
     return folder / "run", printed
 
@@ -404,7 +402,9 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
 
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, monkeypatch, call):
-    monkeypatch.setattr("prunevolve.search.evaluator.HOPELESS", 1e-9)
+    monkeypatch.setattr(
+        "prunevolve.search.evaluator.Evaluator.evaluate", lambda *_: Outcome("stopped")
+    )
     few = [*SMALL, "search.candidates=4", "tasks=[{}, {sparsity: 0.3}]"]
     out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
     assert "error: no candidate was evaluated to the end; breed more: " in out

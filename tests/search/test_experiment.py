@@ -84,7 +84,11 @@ def test_read_texts_cuts_each_models_windows_with_its_own_tokenizer(tiny_llama_d
 def test_experiment_builds_a_worker_elsewhere():
     experiment = tiny("ray.gpus_per_worker=0.5").read_texts()
     again = pickle.loads(pickle.dumps(experiment))
-    assert (again.config, again.tasks, again.device) == (experiment.config, experiment.tasks, "cuda")
+    assert (again.config, again.tasks, again.device) == (
+        experiment.config,
+        experiment.tasks,
+        "cuda",
+    )
     assert all(again.subjects[0].tokens[role].shape == (2, 16) for role in ROLES)
 
 
@@ -198,12 +202,14 @@ def test_a_lag_that_is_small_for_the_workers_is_said_to_be(workers, lag, asked, 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["ray.workers=0"], "workers: 1 here, "),
-        (["ray.cpus_per_worker=3"], "workers: 2 here, "),
-        (["ray.address=auto", "ray.workers=64"], "workers: 64 on the cluster 'auto', "),
-        (["ray.address=auto"], "workers: as many as fit on the cluster 'auto', "),
+        (["ray.workers=0"], "workers: 1 here, 1 core each, of 8 cores"),
+        (["ray.cpus_per_worker=3"], "workers: 2 here, 3 cores each, of 8 cores"),
+        (
+            ["ray.address=auto", "ray.workers=64", "ray.gpus_per_worker=1"],
+            "workers: up to 64 on the cluster 'auto', 1 core and 1 GPU each",
+        ),
     ],
 )
-def test_plan_counts_the_workers(overrides, line, monkeypatch):
+def test_workers_are_said_with_their_place_cores_and_gpus(overrides, line, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert any(said.startswith(line) for said in plan_of(config(*overrides)))
+    assert line in plan_of(config(*overrides))
