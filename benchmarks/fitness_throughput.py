@@ -101,7 +101,7 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
         f"{PRUNE}{group.name}": _best(partial(_prune, evaluator, name, group))
         for name, group in PRUNED.items()
     }
-    return {**seconds, WINDOW: _best(lambda: evaluator.residents[0].measure(0, 1))}
+    return {**seconds, WINDOW: _best(lambda: evaluator.residents[0].losses("fitness", 0, 1))}
 
 
 def _prune(evaluator: Evaluator, name: str, group: Group) -> None:

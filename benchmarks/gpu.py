@@ -148,8 +148,8 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     steps: dict[str, Callable[[], object]] = {
         f"statistics of 8 windows of {length}": lambda: evaluator.collect_statistics(0),
         "prune": lambda: resident.prune(criterion.metric, target),
-        "a stage of 1 window": lambda: resident.measure(0, 1),
-        "8 windows": lambda: resident.measure(0, 8),
+        "a stage of 1 window": lambda: resident.losses("fitness", 0, 1),
+        "8 windows": lambda: resident.losses("fitness", 0, 8),
     }
     took = {step: _seconds(action, device) for step, action in steps.items()}
     for step, seconds in took.items():

@@ -32,6 +32,7 @@ MAX_TREE_DEPTH = 8
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Depth = Annotated[int, Field(ge=0, le=MAX_TREE_DEPTH)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(gt=0)]
 Sparsity = Annotated[float, Field(gt=0, lt=1)]
@@ -85,9 +86,8 @@ class Text(_Section):
             raise ValueError(f"seed must be null if windows is null, got {self.seed}")
         most = MOST_TOKENS // self.length
         if (self.windows or 1) > most:
-            raise ValueError(
-                f"windows must be at most {most} of {self.length} tokens, got {self.windows}"
-            )
+            rule = f"at most {most} of {self.length} tokens"
+            raise ValueError(f"windows must be {rule}, got {self.windows}")
         return self
 
 
@@ -180,7 +180,7 @@ class Search(_Section):
     and models can be compared; see docs/METRICS.md."""
     seeds: list[str] = []
     """First candidates: names, formulas, metric files or run folders."""
-    initial_depth: tuple[int, int] = (1, 2)
+    initial_depth: tuple[Depth, Depth] = (1, 2)
     """Least and greatest depth of random trees; the root has depth 0."""
     max_size: int = Field(default=25, ge=3, le=200)
     """Most nodes of a tree."""
@@ -201,17 +201,11 @@ class Search(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Search":
-        least, greatest = self.initial_depth
-        if not 0 <= least <= greatest <= MAX_TREE_DEPTH:
-            raise ValueError(
-                "initial_depth must be two numbers in ascending order, from 0 to "
-                f"{MAX_TREE_DEPTH}, got {list(self.initial_depth)}"
-            )
+        if self.initial_depth[0] > self.initial_depth[1]:
+            raise ValueError(f"initial_depth must ascend, got {list(self.initial_depth)}")
         if set(self.mutations) == {"constant"} and self.primitives == "release":
-            raise ValueError(
-                "mutations must have node or factor with primitives release, which has no numbers "
-                f"to change, got {self.mutations}"
-            )
+            rule = "node or factor with primitives release, which has no numbers to change"
+            raise ValueError(f"mutations must have {rule}, got {self.mutations}")
         if self.stages != sorted(set(self.stages)):
             raise ValueError(f"stages must be ascending window counts, got {self.stages}")
         return self

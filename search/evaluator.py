@@ -90,7 +90,7 @@ class Evaluator:
         """
         resident = self._resident(task)
         if criterion is None:
-            return resident.dense.tolist() if role == "fitness" else resident.losses(role)
+            return resident.dense if role == "fitness" else resident.losses(role)
         try:
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
             return resident.losses(role)
@@ -112,7 +112,7 @@ class Evaluator:
             if stages and (ended := self._ended(losses, candidate)):
                 return ended
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
-            losses[task] += resident.measure(len(losses[task]), end).tolist()
+            losses[task] += resident.losses("fitness", len(losses[task]), end)
             if not all(map(math.isfinite, losses[task])):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
         return self._outcome("evaluated", self.scale.fitness(losses), losses)

@@ -34,8 +34,8 @@ from prunevolve.search.checkpoint import read_seeds
 from prunevolve.search.resident import Subject
 
 _LEAST_LAG, _GOOD_LAG = 4, 16
-"""Lags for each worker: with less than the first they wait for one another even if evaluations take
-about the same time; with the second 95% work though one in ten takes ten times as long."""
+"""Lags for each worker: with less than the first they wait for one another; with the second 95%
+work though one evaluation in ten takes ten times as long."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def resolve(config: Config) -> Experiment:
     asked = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
     subjects = [subject for place, subject in enumerate(asked) if subject not in asked[:place]]
     notes = _check_texts(subjects, config.allow_test_selection)
-    _check_models(config, tasks)
+    _check_models(tasks)
     _check_machine(config)
     named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     drawn = frozenset(LEAF_SETS[config.search.primitives])
@@ -240,16 +240,9 @@ def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _check_models(config: Config, tasks: Sequence[Task]) -> None:
-    """Check each task against the stages and its model, but for the weights of hub models."""
-    stages = config.search.stages
-    # With several tasks, a stop after all windows of one still saves evaluating the others.
-    several = len(tasks) > 1
+def _check_models(tasks: Sequence[Task]) -> None:
+    """Check each task against its model, but for the weights of hub models."""
     for task in tasks:
-        windows = task.fitness.windows
-        if stages and windows and stages[-1] >= windows + several:
-            rule = f"{'at most' if several else 'below'} fitness.windows = {windows}"
-            raise ValueError(f"search.stages must be {rule}, got {stages}")
         model = load_config(task.model)
         limit = model.get_text_config().max_position_embeddings
         for role, text in task.texts.items():

@@ -22,7 +22,14 @@ from prunevolve.search.pool.on_ray import ray_backend
 from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.requests import Backend, InProcessBackend
 from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import ENVIRONMENT, check_identity, environment, prepare
+from prunevolve.search.prepare import (
+    ENVIRONMENT,
+    check_identity,
+    environment,
+    identity,
+    prepare,
+    settings,
+)
 from prunevolve.search.recorder import OnRecord, ignore, recording
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.status import FINISHED
@@ -82,6 +89,7 @@ def run_on(
     """
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
+        check_identity(folder, settings(config))
         records = folder.read_records()
         done = len(records)
         if config.search.candidates < done:
@@ -89,11 +97,11 @@ def run_on(
                 f"search.candidates = {config.search.candidates} is below the {done} that "
                 f"{path} has: give more"
             )
-        experiment = _ready(config, console)
-        check_identity(folder, experiment)
         if done == config.search.candidates and folder.is_finished(done):
             _say_finished(folder, config, console)
             return "finished before"
+        experiment = _ready(config, console)
+        check_identity(folder, identity(experiment))
         with _backend(experiment, console) as backend:
             return _run(folder, experiment, backend, records, console, on_record)
 

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import find_model, hub_id
@@ -24,7 +25,6 @@ from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.requests import code_digest
-from prunevolve.search.resident import Subject
 from prunevolve.search.scale import Cell, Scale, cell_of
 
 ENVIRONMENT, SCALE = "environment.json", "scale.json"
@@ -59,8 +59,10 @@ def prepare(
         pool.digests  # noqa: B018 - waits for it
     probes = []
     for number, subject in enumerate(experiment.subjects):
-        collect = partial(_collect, pool, number, subject, console)
-        statistics = _kept(folder, f"statistics{number or ''}.safetensors", collect)
+        what = f"statistics of {subject.model} on {subject.tokens['calibration'].numel()} tokens"
+        with step(console, what):
+            collect = partial(pool.collect_statistics, number)
+            statistics = _kept(folder, f"statistics{number or ''}.safetensors", collect)
         pool.use_statistics(number, statistics)
         probe = partial(pool.probe_tensors, number)
         probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
@@ -72,12 +74,6 @@ def prepare(
         folder.write_json(SCALE, scale.model_dump())
     pool.use_scale(scale)
     return fingerprints(experiment, probes)
-
-
-def _collect(pool: Pool, number: int, subject: Subject, console: Console) -> dict[str, Tensor]:
-    tokens = subject.tokens["calibration"].numel()
-    with step(console, f"collecting statistics of {subject.model} on {tokens} tokens"):
-        return pool.collect_statistics(number)
 
 
 def _kept(folder: RunFolder, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -170,27 +166,32 @@ def identity(experiment: Experiment) -> dict[str, object]:
     """Return what must be the same when a run is continued, as JSON; no worker is needed."""
     models = {subject.model for subject in experiment.subjects}
     return {
-        **experiment.config.model_dump(mode="json", exclude=MUTABLE),
+        **settings(experiment.config),
         "files of models": {model: _files_digest(model) for model in sorted(models)},
         "tokens of texts": [tensors_digest(subject.tokens) for subject in experiment.subjects],
         "code": code_digest(),
     }
 
 
-def check_identity(folder: RunFolder, experiment: Experiment) -> None:
-    """Check that a folder's run is this experiment's, before anything starts or is written.
+def settings(config: Config) -> dict[str, object]:
+    """Return the part of an `identity` that a config alone says."""
+    return config.model_dump(mode="json", exclude=MUTABLE)
+
+
+def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
+    """Compare an `identity`, or its `settings`, with the folder's, before anything is written.
 
     Raises:
-        FolderError: If it is not, or `environment.json` is missing or damaged; one line.
+        FolderError: If they differ, or `environment.json` is missing or damaged; one line.
     """
     before = folder.read_json(ENVIRONMENT, "identity")["identity"]
     if not isinstance(before, dict):
         raise FolderError(f"identity in {folder.path / ENVIRONMENT} must be an object")
-    was, now = (dict(_leaves(tree)) for tree in (before, identity(experiment)))
-    for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key):
+    was = dict(_leaves(before))
+    for key, value in _leaves(now):
+        if was.get(key) != value:
             raise FolderError(
-                f"{key} is {now.get(key)!r:.200} but was {was.get(key)!r:.200} when the run in "
+                f"{key} is {value!r:.200} but was {was.get(key)!r:.200} when the run in "
                 f"{folder.path} began: restore it, or start a new run"
             )
 

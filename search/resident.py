@@ -103,7 +103,7 @@ class Resident:
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
         began = time.perf_counter()
-        self.dense = self.measure(0, None)
+        self.dense = self.losses("fitness")
         self.seconds = time.perf_counter() - began
 
     def collect_statistics(self, leaves: frozenset[str]) -> dict[str, Tensor]:
@@ -142,13 +142,9 @@ class Resident:
         """Return a hash of those dense weights that get pruned."""
         return tensors_digest(self.master)
 
-    def measure(self, start: int, end: int | None) -> Tensor:
-        """Return the mean NLL of fitness windows `start` to `end`, (n,), nats per token."""
-        return window_losses(self.store, self.tokens["fitness"][start:end])
-
-    def losses(self, role: str) -> list[float]:
-        """Return each window's mean NLL on one of the texts, in nats per token."""
-        return window_losses(self.store, self.tokens[role]).tolist()
+    def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
+        """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""
+        return window_losses(self.store, self.tokens[role][start:end]).tolist()
 
     def prune(self, metric: Metric, target: Target) -> None:
         """Prune the model, whatever its state was before.

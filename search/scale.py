@@ -160,9 +160,10 @@ class Scale(_Values):
     def named_fitness(self) -> dict[str, float]:
         """The fitness of each baseline that can prune for every task.
 
-        Also that of a hypothetical metric equal to the best baseline in each cell.
+        Also that of a hypothetical metric equal to the best baseline in each cell, if they differ.
         """
-        fitness = {"best named of each": 1.0}
+        several = len({cell.named for cell in self.cells}) > 1
+        fitness = {"best named of each": 1.0} if several else {}
         for name in self.cells[0].losses_of_named:
             if all(name in cell.losses_of_named for cell in self.cells):
                 rises = [(c.losses_of_named[name] - fmean(c.dense)) / c.rise for c in self.cells]

@@ -153,7 +153,7 @@ def test_load_refuses_a_value_and_says_its_rule(override, message):
     ("override", "rule"),
     [
         ("search.stages=[2, 2]", "stages must be ascending window counts, got [2, 2]"),
-        ("search.initial_depth=[1, 9]", "in ascending order, from 0 to 8, got [1, 9]"),
+        ("search.initial_depth=[2, 1]", "initial_depth must ascend, got [2, 1]"),
         (
             "search={primitives: release, mutations: [constant]}",
             "which has no numbers to change, got ['constant']",

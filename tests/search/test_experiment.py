@@ -152,7 +152,6 @@ def test_texts_that_overlap_across_tasks_are_refused(place):
 
 TWO = "{corpus: [embedded, embedded], split: [training, '%s'], windows: 8, length: 32}"
 LONG = f"{{corpus: embedded, split: report, windows: 2, length: {LIMIT + 1}}}"
-FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
 
 
 @pytest.mark.parametrize(
@@ -173,10 +172,6 @@ FEW = "{corpus: embedded, split: fitness, windows: 4, length: 64}"
             "model 'nowhere' is no folder: give embedded, a folder or",
         ),
         ("model=models/none", "model 'models/none' is no folder: give embedded, a folder or a hub"),
-        (
-            f"tasks=[{{}}, {{fitness: {FEW}}}]",
-            "search.stages must be at most fitness.windows = 4, ",
-        ),
         (
             f"tasks=[{{}}, {{report: {LONG}}}]",
             f"report.length must be at most the model's {LIMIT} ",

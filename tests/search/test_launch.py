@@ -184,7 +184,7 @@ def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_pa
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
 
 
-@pytest.mark.parametrize("override", ["search.seed=1", "dtype=bfloat16"])
+@pytest.mark.parametrize("override", ["search.seed=1", "model=x"])
 def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, override):
     before = (run_folder / "config.yaml").read_text()
     key = override.partition("=")[0]

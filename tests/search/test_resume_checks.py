@@ -45,12 +45,14 @@ def folder(tmp_path):
 )
 def test_run_that_differs_in_anything_but_what_is_mutable_is_refused(folder, override, message):
     other = resolve(config("search.seeds=[wanda]", override)).read_texts()
-    assert refused(check_identity, folder, other).startswith(message.format(path=folder.path))
+    assert refused(check_identity, folder, identity(other)).startswith(
+        message.format(path=folder.path)
+    )
 
 
 def test_run_that_differs_in_what_is_mutable_is_the_same(folder):
     more = ("search.candidates=9", "ray.workers=3", "low_memory=true")
-    check_identity(folder, resolve(config("search.seeds=[wanda]", *more)).read_texts())
+    check_identity(folder, identity(resolve(config("search.seeds=[wanda]", *more)).read_texts()))
 
 
 @pytest.mark.parametrize("what", ["files of models.embedded", "tokens of texts", "code"])
@@ -58,7 +60,7 @@ def test_models_texts_and_code_that_changed_are_refused_by_name(folder, what):
     known = identity(EXPERIMENT)
     known |= {"files of models": {"embedded": "x"}} if "." in what else {what: "x"}
     folder.write_json("environment.json", {"identity": known})
-    message = refused(check_identity, folder, EXPERIMENT)
+    message = refused(check_identity, folder, identity(EXPERIMENT))
     assert message.startswith(f"{what} is ")
     assert "but was 'x' when the run in" in message
 
@@ -69,7 +71,7 @@ def test_environment_that_is_missing_or_damaged_is_refused(folder, content):
     path.unlink()
     if content is not None:
         path.write_text(content)
-    assert str(path) in refused(check_identity, folder, EXPERIMENT)
+    assert str(path) in refused(check_identity, folder, identity(EXPERIMENT))
 
 
 class Marks:
