@@ -355,7 +355,7 @@ def test_every_step_says_how_far_it_came(finished):
     printed = finished.with_suffix(".printed").read_text()
     for line in (
         "starting the first worker\n",
-        "collecting statistics of embedded on 64 tokens\n",
+        "statistics of embedded on 64 tokens\n",
         "dense model and baselines: 7/7 (",
         "candidates: 16/16 (",
         "finalists: ",

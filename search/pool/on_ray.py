@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -171,7 +172,7 @@ class RayBackend:
     def connect(self, setup: Experiment, actor: type | None) -> None:
         """Say what workers are built from, and wait until Ray is ready for them."""
         try:
-            self._call(Prepare(setup, self._ray, actor))
+            self._call(Prepare(with_tokens(setup, Tensor.numpy), self._ray, actor))
         except PoolError as error:
             raise ValueError(str(error)) from error
 
@@ -343,6 +344,15 @@ def _environment(is_local: bool) -> dict[str, str]:
     # At Ray's default of 15, a worker that competes for a core gets a fiftieth of it.
     defaults = {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     return defaults | inherited | fixed | login
+
+
+def with_tokens(experiment: Experiment, convert: Callable[[Any], Any]) -> Experiment:
+    """Return an experiment whose tokens are arrays, for messages, or tensors again."""
+    subjects = []
+    for subject in experiment.subjects:
+        windows = {r: replace(w, tokens=convert(w.tokens)) for r, w in subject.windows.items()}
+        subjects.append(replace(subject, windows=windows))
+    return replace(experiment, subjects=tuple(subjects))
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:

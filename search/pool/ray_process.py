@@ -37,6 +37,7 @@ from prunevolve.search.pool.on_ray import (
     FOLDERS,
     LOCAL,
     Answer,
+    Array,
     Arrays,
     Call,
     Dismiss,
@@ -49,6 +50,7 @@ from prunevolve.search.pool.on_ray import (
     kill_session,
     to_arrays,
     to_tensors,
+    with_tokens,
 )
 from prunevolve.search.pool.requests import (
     ROOT,
@@ -100,7 +102,7 @@ class Worker:
                     "install the driver's version on every node"
                 )
             weights = [Weights(config, _without_warnings(arrays)) for config, arrays in shipped]
-            self._evaluator = Evaluator(setup, weights)
+            self._evaluator = Evaluator(with_tokens(setup, _tensor), weights)
             return self._evaluator.digests, self._evaluator.seconds
 
         return attempt(load)
@@ -328,6 +330,10 @@ def _shipped(subject: Subject) -> ray.ObjectRef:
     model = load_model(subject.model, subject.dtype, "cpu")
     tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
     return ray.put((model.config.to_dict(), to_arrays(tensors)))
+
+
+def _tensor(array: Array) -> Tensor:
+    return _without_warnings({"": array})[""]
 
 
 def _without_warnings(arrays: Arrays) -> dict[str, Tensor]:
