@@ -23,7 +23,8 @@ from tables import conditions, show, write_json
 
 from prunevolve import Record, evolve, read_config
 from prunevolve.configs.schema import Ray
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
 from prunevolve.search.population import Candidate, Outcome
 
@@ -92,7 +93,7 @@ class Sleepers:
         spans: When each evaluation began and will end, on the monotonic clock.
     """
 
-    def __init__(self, setup: Setup, case: Case) -> None:
+    def __init__(self, setup: Experiment, case: Case) -> None:
         self._evaluator, self._case = Evaluator(setup), case
         self._hired = 0
         self._ready: list[Event] = []
@@ -139,7 +140,7 @@ def _made_up(candidate: Candidate) -> Outcome:
     """Return an outcome that depends on the candidate alone."""
     fitness = LOWEST + SPREAD * _fraction(str(candidate.criterion))
     rises = (fitness / LOWEST,)
-    if candidate.stop_above is not None and fitness > candidate.stop_above:
+    if candidate.enter is not None and fitness > candidate.enter:
         return Outcome("stopped", None, 512, f"rise {fitness:.4f}", rises=rises)
     return Outcome("evaluated", fitness, 8192, rises=rises)
 
@@ -159,7 +160,7 @@ def _measure(case: Case, out: Path, seconds: float) -> dict[str, float]:
     marks: list[tuple[float, float, int]] = []  # time, seconds of processor, candidates
 
     @contextmanager
-    def sleeping(setup: Setup, ray: Ray) -> Iterator[Sleepers]:
+    def sleeping(setup: Experiment, ray: Ray) -> Iterator[Sleepers]:
         backends.append(Sleepers(setup, case))
         yield backends[0]
 

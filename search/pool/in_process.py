@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Event
 from prunevolve.search.pool.worker import Call, Desk, Shared
 
@@ -24,8 +25,8 @@ def _value_of(shared: object) -> object:
 class InProcess:
     """A worker that does its calls inside `events`; once it is stopped, the next loads anew."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._build = partial(Evaluator, setup)
+    def __init__(self, experiment: Experiment) -> None:
+        self._build = partial(Evaluator, experiment)
         self._worker = 0
         self._desk: Desk | None = None
         self._given: tuple[Call, Shared] | None = None

@@ -4,7 +4,6 @@ A worker is an `Evaluator` built from plain values. Large data goes through the 
 all workers on a node read without a copy: statistics, and weights if they are sent.
 """
 
-import hashlib
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,13 @@ from torch import Tensor
 
 from prunevolve.configs.schema import Ray
 from prunevolve.pruning.models import load_model
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import LOCAL
 from prunevolve.search.pool.jobs import PoolError
 from prunevolve.search.pool.pool import Event
-from prunevolve.search.pool.worker import PACKAGES, ROOT, Call, Desk, Fault, Shared, Timing
+from prunevolve.search.pool.worker import ROOT, Call, Desk, Fault, Shared, Timing, code_digest
 from prunevolve.search.resident import Subject, Weights
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -39,7 +39,7 @@ class Worker:
 
     Args:
         code: Digest of the driver's source.
-        given: References to the setup, and to each model's config and arrays, if they are sent.
+        given: References to the experiment, and to each model's config and arrays, if they are sent.
     """
 
     def __init__(self, code: str, given: Sequence[ray.ObjectRef]) -> None:
@@ -57,9 +57,9 @@ def _load(code: str, given: Sequence[ray.ObjectRef]) -> Evaluator:
             f"a worker runs different code from the driver ({ROOT / 'search'}): install the "
             "driver's version on every node"
         )
-    setup, *models = ray.get(list(given))
+    experiment, *models = ray.get(list(given))
     weights = [Weights(config, to_tensors(arrays)) for config, arrays in models]
-    return Evaluator(setup, weights)
+    return Evaluator(experiment, weights)
 
 
 def _fetch(reference: object) -> object:
@@ -72,19 +72,19 @@ class RayBackend:
 
     Args:
         head: The address of Ray.
-        setup: What workers are built from.
+        experiment: What workers are built from.
         config: What a worker needs of Ray.
         actor: The class of the workers.
     """
 
-    def __init__(self, head: str, setup: Setup, config: Ray, actor: type = Worker) -> None:
+    def __init__(self, head: str, experiment: Experiment, config: Ray, actor: type = Worker) -> None:
         self._head, self._config = head, config
         self._node = ray.get_runtime_context().get_node_id()
         # On one machine's CPU all workers share the weights, whatever dtype the files have.
         sends = config.address == LOCAL and not config.gpus_per_worker
-        models = [_sent(subject) for subject in setup.subjects] if sends else []
+        models = [_sent(subject) for subject in experiment.subjects] if sends else []
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
-        given = [ray.put(setup), *models]
+        given = [ray.put(experiment), *models]
         self._new_actor = partial(ray.remote(**resources)(actor).remote, code_digest(), given)
         self._actors: dict[int, ray.actor.ActorHandle] = {}
         self._started = 0
@@ -198,15 +198,6 @@ def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
 
 
 # What is sent
-
-
-def code_digest() -> str:
-    """Return a hash of all source code that an evaluation runs."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _sent(subject: Subject) -> ray.ObjectRef:

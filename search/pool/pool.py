@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.fitness import Setup
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.jobs import MOST, Arrival, Job, Jobs, PoolError
 from prunevolve.search.pool.worker import LOAD, PLACE, Call, Fault, Loaded, Shared, Timing
 from prunevolve.search.population import Candidate
@@ -112,7 +112,7 @@ class Pool:
 
     Args:
         backend: Where they live.
-        setup: What they are built from.
+        experiment: What they are built from.
         workers: How many to start; None for as many as there is room for, now and later.
         wait_seconds: How long to go on without any worker that can evaluate or loads.
         start_seconds: How long a worker may take to load.
@@ -124,7 +124,7 @@ class Pool:
     def __init__(
         self,
         backend: Backend,
-        setup: Setup,
+        experiment: Experiment,
         workers: int | None,
         wait_seconds: float,
         start_seconds: float,
@@ -132,7 +132,7 @@ class Pool:
         say: Callable[[str], None] = lambda line: None,
         ask: Callable[[], None] = lambda: None,
     ) -> None:
-        self._backend, self._setup, self._most = backend, setup, workers
+        self._backend, self._experiment, self._most = backend, experiment, workers
         self._wait_seconds, self._start_seconds = wait_seconds, start_seconds
         self._clock, self._last_tick, self._now = clock, clock(), 0.0
         self._say, self._last_message, self._ask = say, "", ask
@@ -185,7 +185,8 @@ class Pool:
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Return a model's statistics, by `X/layer`; raises as `losses` does."""
-        tokens = _BACKWARD * self._setup.windows[subject]["calibration"].numel()
+        windows = self._experiment.subjects[subject].windows["calibration"]
+        tokens = _BACKWARD * windows.tokens.numel()
         (found,) = self._results([Call("collect_statistics", (subject,), tokens)])
         return cast("dict[str, Tensor]", found)
 
@@ -233,12 +234,13 @@ class Pool:
         return [job.result for job in jobs]
 
     def _evaluation(self, candidate: Candidate) -> Call:
-        tasks = self._setup.tasks_of("fitness")
+        tasks = self._experiment.tasks_of("fitness")
         tokens = sum(self._tokens(task, "fitness") for task in tasks)
         return Call("evaluate", (candidate,), tokens)
 
     def _tokens(self, task: int, role: str) -> int:
-        return self._setup.windows[self._setup.tasks[task].subject][role].numel()
+        subject = self._experiment.subjects[self._experiment.subject_of[task]]
+        return subject.windows[role].tokens.numel()
 
     # One turn: workers are started, get work, answer, are stopped
 

@@ -4,6 +4,7 @@ What goes wrong comes back as a value: a `Fault`, with a kind that means the sam
 """
 
 import errno
+import hashlib
 import re
 import resource
 import time
@@ -15,7 +16,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from prunevolve.search.fitness import Evaluator
+from prunevolve.search.evaluator import Evaluator
 
 Result = TypeVar("Result")
 
@@ -24,6 +25,16 @@ Timing = Mapping[str, float]
 ROOT = Path(__file__).parents[2]  # prunevolve
 PACKAGES = ("evaluation", "pruning", "search")
 """The packages below `ROOT` whose code an evaluation runs."""
+
+
+def code_digest() -> str:
+    """Return a hash of all source code that an evaluation runs."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
 
 FaultKind = Literal["lost", "no memory on node", "out of memory", "timeout", "refused", "error"]
 """A worker's process ended; its node ran out of memory and killed it; it ran out of memory itself,

@@ -11,7 +11,6 @@ from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 from prunevolve.pruning.models import linear_layers
 from prunevolve.search.pool import pool as pools
 from prunevolve.search.population import Candidate
-from prunevolve.search.resident import Subject
 
 pytestmark = pytest.mark.slow
 
@@ -92,12 +91,10 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
     pruned_copy = sum(layer.weight.nbytes for layer in linear_layers(model).values()) >> 20
     model.save_pretrained(folder)
     del model
-    setup = replace(
-        embedded_setup(),
-        subjects=(Subject(str(folder), "float32"),),
-        leaves=frozenset("XGM"),
-        low_memory=True,
-    )
+    setup = embedded_setup("low_memory=true", leaves="XGM")
+    (subject,) = setup.subjects
+    windows = {r: replace(text, tokens=text.tokens % 256) for r, text in subject.windows.items()}
+    setup = replace(setup, subjects=(replace(subject, model=str(folder), windows=windows),))
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=2, object_store_memory=1 << 30) as made:
         for address in (made.address, "local"):

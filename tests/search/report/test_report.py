@@ -110,8 +110,8 @@ def test_chart_names_dense_and_the_baselines_and_counts_what_is_above_it():
     # Text is drawn as outlines, with a comment that says it.
     assert re.findall(r"<!-- ([a-z][^>]*) -->", chart) == [
         "candidates",
-        "fitness, nats/token; 1 above the chart",
-        *("dense", "wanda", "best so far", "snip"),
+        "fitness, x best named; 1 above the chart",
+        *("dense", "wanda", "snip", "best so far"),
     ]
 
 
