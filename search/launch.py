@@ -157,7 +157,7 @@ def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
             # Not imported before: it imports Ray, which reads the environment then.
             from prunevolve.search.pool.on_ray import RayBackend
 
-            backend = stack.enter_context(RayBackend(head, setup, ray))
+            backend = stack.enter_context(RayBackend(head, setup))
         # The workers need the cores: on several threads the driver would wait for its own.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
@@ -188,14 +188,7 @@ def _run(
             folder.write_json(ENVIRONMENT, environment(experiment))
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)
-        pool = Pool(
-            backend,
-            experiment,
-            1 if ray.workers == 0 else ray.workers,
-            ray.wait_seconds,
-            ray.start_seconds,
-            say=lambda line: console.print(line, soft_wrap=True),
-        )
+        pool = Pool(backend, experiment, say=lambda line: console.print(line, soft_wrap=True))
         return _search(folder, experiment, pool, records, console, on_record)
     except KeyboardInterrupt as error:
         why = f"interrupted after {folder.lines} candidates"

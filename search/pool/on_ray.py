@@ -18,7 +18,6 @@ import ray
 import torch
 from torch import Tensor
 
-from prunevolve.configs.schema import Ray
 from prunevolve.pruning.models import load_model
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
@@ -39,7 +38,7 @@ class Worker:
 
     Args:
         code: Digest of the driver's source.
-        given: References to the experiment, and to each model's config and arrays, if they are sent.
+        given: References to the experiment, and to the models if they are sent.
     """
 
     def __init__(self, code: str, given: Sequence[ray.ObjectRef]) -> None:
@@ -73,11 +72,13 @@ class RayBackend:
     Args:
         head: The address of Ray.
         experiment: What workers are built from.
-        config: What a worker needs of Ray.
         actor: The class of the workers.
     """
 
-    def __init__(self, head: str, experiment: Experiment, config: Ray, actor: type = Worker) -> None:
+    def __init__(
+        self, head: str, experiment: Experiment, config: Ray, actor: type = Worker
+    ) -> None:
+        config = experiment.config.ray
         self._head, self._config = head, config
         self._node = ray.get_runtime_context().get_node_id()
         # On one machine's CPU all workers share the weights, whatever dtype the files have.

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
+from prunevolve.command_line import check_interrupt
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
@@ -113,29 +114,20 @@ class Pool:
     Args:
         backend: Where they live.
         experiment: What they are built from.
-        workers: How many to start; None for as many as there is room for, now and later.
-        wait_seconds: How long to go on without any worker that can evaluate or loads.
-        start_seconds: How long a worker may take to load.
         clock: Seconds since any fixed time.
         say: Called with a line to show to the user.
-        ask: Called at each turn; it may raise KeyboardInterrupt.
     """
 
     def __init__(
         self,
         backend: Backend,
         experiment: Experiment,
-        workers: int | None,
-        wait_seconds: float,
-        start_seconds: float,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] = lambda line: None,
-        ask: Callable[[], None] = lambda: None,
     ) -> None:
-        self._backend, self._experiment, self._most = backend, experiment, workers
-        self._wait_seconds, self._start_seconds = wait_seconds, start_seconds
+        self._backend, self._experiment, self._ray = backend, experiment, experiment.config.ray
         self._clock, self._last_tick, self._now = clock, clock(), 0.0
-        self._say, self._last_message, self._ask = say, "", ask
+        self._say, self._last_message = say, ""
         self._workers: dict[int, _Worker] = {}
         self._loaded: Loaded | None = None
         self._shared: dict[tuple[str, *tuple[int, ...]], object] = {}
@@ -245,7 +237,7 @@ class Pool:
     # One turn: workers are started, get work, answer, are stopped
 
     def _turn(self, seconds: float) -> None:
-        self._ask()
+        check_interrupt()
         self._tick()
         self._start()
         self._assign()
@@ -267,7 +259,7 @@ class Pool:
 
     def _start(self) -> None:
         """Start the workers that are wanted; those for whom there is no room yet wait."""
-        most = self._backend.room() if self._most is None else self._most
+        most = self._backend.room() if self._ray.workers is None else max(1, self._ray.workers)
         waiting = [number for number, worker in self._workers.items() if worker.due is None]
         for number in waiting[: max(0, len(self._workers) - most)]:  # a node is gone
             self._backend.stop(number)
@@ -321,8 +313,8 @@ class Pool:
         failed = sum(kind not in ("lost", "no memory on node") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
             raise PoolError(f"no worker could be started, {failed} times{why}")
-        if self._now - self._alone_since > self._wait_seconds:
-            raise PoolError(f"no worker for {self._wait_seconds:g} s (ray.wait_seconds){why}")
+        if self._now - self._alone_since > self._ray.wait_seconds:
+            raise PoolError(f"no worker for {self._ray.wait_seconds:g} s (ray.wait_seconds){why}")
 
     @property
     def _is_refused(self) -> bool:
@@ -346,7 +338,7 @@ class Pool:
                 worker.ready = True
                 self._failed_starts.clear()
             case None if call == PLACE:
-                worker.call, worker.due = LOAD, self._now + self._start_seconds
+                worker.call, worker.due = LOAD, self._now + self._ray.start_seconds
                 self._backend.call(event.worker, LOAD, dict(self._shared))
             case result if job:
                 job.timing = {**event.timing, "worker": event.worker}
@@ -378,7 +370,7 @@ class Pool:
     def _tell(self, message: str) -> None:
         """Show what happened, unless it repeats the last message."""
         if not self._workers:
-            message += f"; waiting {self._wait_seconds:g} s for one (ray.wait_seconds)"
+            message += f"; waiting {self._ray.wait_seconds:g} s for one (ray.wait_seconds)"
         if message != self._last_message:
             self._last_message = message
             self._say(message)

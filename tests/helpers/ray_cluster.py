@@ -4,6 +4,7 @@ import importlib
 import os
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -37,15 +38,18 @@ def cluster_of(orders, **head):
 @contextmanager
 def pool_of(cluster, setup, wait=60.0, start=120.0, **ray):
     """Open a pool, with any settings of the section `ray`."""
-    config = Ray(**{"address": cluster.address, **ray})
+    config = Ray(
+        **{"address": cluster.address, "wait_seconds": wait, "start_seconds": start, **ray}
+    )
+    setup = replace(setup, config=setup.config.model_copy(update={"ray": config}))
     with connected(config) as head:
         # They import Ray, which reads the environment then.
         from held_worker import HeldWorker
 
         from prunevolve.search.pool.on_ray import RayBackend
 
-        with RayBackend(head, setup, config, HeldWorker) as backend:
-            yield Pool(backend, setup, config.workers, wait, start)
+        with RayBackend(head, setup, HeldWorker) as backend:
+            yield Pool(backend, setup)
 
 
 class Orders:

@@ -42,8 +42,8 @@ LACKING = {
 
 @pytest.fixture
 def pool():
-    setup = embedded_setup()
-    made = Pool(InProcess(setup), setup, 1, 300, 600)
+    setup = embedded_setup("ray.workers=0")
+    made = Pool(InProcess(setup), setup)
     brief(made, setup)
     return made
 

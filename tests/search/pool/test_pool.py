@@ -100,7 +100,8 @@ def backend():
 
 
 def pool_of(backend, workers=None):
-    return Pool(backend, embedded_setup(), workers, WAIT, START, lambda: backend.seconds)
+    setup = embedded_setup(f"ray.workers={workers or 'null'}")
+    return Pool(backend, setup, lambda: backend.seconds)
 
 
 def submit(pool, *indices):
@@ -454,13 +455,3 @@ def test_worker_without_room_waits_and_takes_no_time_to_start(backend):
     backend.places = 3
     turns(pool, 5)
     assert pool.staff.ready == 3
-
-
-def test_interrupt_is_asked_for_at_every_turn(backend):
-    def ask():
-        raise KeyboardInterrupt
-
-    pool = ready_pool(backend)
-    pool._ask = ask
-    with pytest.raises(KeyboardInterrupt):
-        pool.next_outcome()
