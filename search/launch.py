@@ -24,9 +24,8 @@ from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.requests import Backend, InProcessBackend
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import noted, prepare
-from prunevolve.search.recorder import OnRecord, ignore, recording
+from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
-from prunevolve.search.status import FINISHED
 
 FREE_KEYS = ("search.candidates", "ray.", "low_memory", "tensorboard")
 """Config keys that may differ when a run is continued: how long and where, never what.
@@ -219,7 +218,7 @@ def _search(
     check_records(folder, experiment, marks, records)
     start = _start(folder, records, experiment.config.search.lag, console)
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
-    with recording(folder, experiment, evolution, pool, console, on_record) as recorder:
+    with Recorder(folder, experiment, evolution, pool, console, on_record) as recorder:
         recorder.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # frees the memory of what can be twenty thousand records
         while not evolution.done:

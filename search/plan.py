@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from prunevolve import extras
+from prunevolve.command_line import require
 from prunevolve.configs.schema import Config, Ray
 from prunevolve.pruning.models import DTYPES, load_config, skeleton
 from prunevolve.search.experiment import Experiment, resolve
@@ -49,7 +49,7 @@ def check(config: Config) -> Experiment:
             f"machine: give at most {cores}"
         )
     if config.tensorboard:
-        extras.require("trackers", "tensorboard")
+        require("trackers", "tensorboard")
     return experiment
 
 

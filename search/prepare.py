@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
@@ -25,13 +26,12 @@ from prunevolve.search.pool.requests import (
     ProbeTensors,
     UseScale,
     UseStatistics,
-    WindowLosses,
 )
 from prunevolve.search.scale import Cell, Scale, cell_of
 
 SCALE = "scale.json"
 
-Ask = Callable[[Sequence[WindowLosses]], Sequence[list[float] | None]]
+Ask = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
 """Returns each request's losses by window; None where a criterion is degenerate."""
 
 Losses = dict[str, list[float]]
@@ -105,7 +105,7 @@ def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Conso
         setup = experiment.setup
         total = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
         with counted(console, "dense and named metrics", total) as count, pool.counting(count):
-            scale = scale_of(setup, pool.ask)
+            scale = scale_of(setup, pool.losses)
         folder.write_json(SCALE, scale.model_dump())
     pool.prepare(UseScale(scale))
     return scale
@@ -128,7 +128,7 @@ def read_scale(folder: RunFolder) -> Scale | None:
 def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
     """Return a task's losses by window: dense, and under each named metric that can prune it."""
     criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
-    dense, *measured = ask([WindowLosses(task, role, criterion) for criterion in criteria])
+    dense, *measured = ask([(task, role, criterion) for criterion in criteria])
     assert dense is not None
     named = {
         name: losses

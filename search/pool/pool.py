@@ -18,6 +18,7 @@ from typing import cast
 
 from prunevolve.command_line import Resumable
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.metric import Criterion
 from prunevolve.search.fitness import Setup
 from prunevolve.search.pool.requests import (
     Backend,
@@ -243,6 +244,12 @@ class Pool:
         while not all(job.done for job in jobs):
             self._turn(_STEP_SECONDS)
         return [cast(Result, job.result) for job in jobs]
+
+    def losses(
+        self, requests: Sequence[tuple[int, str, Criterion | None]]
+    ) -> list[list[float] | None]:
+        """Return each window's loss for each task, role and criterion; see `WindowLosses`."""
+        return self.ask([WindowLosses(*request) for request in requests])
 
     @contextmanager
     def counting(self, count: Callable[[], object]) -> Iterator[None]:
