@@ -81,7 +81,8 @@ def command(
     resolved = None if resume else schema.load(config, overrides)
     from transformers.utils import logging
 
-    from prunevolve.search import launch, plan
+    from prunevolve.search import launch
+    from prunevolve.search.experiment import plan_of
 
     logging.disable_progress_bar()  # the search shows its own progress
     console = PlainConsole()
@@ -90,7 +91,7 @@ def command(
         if resolved is None:
             ending = launch.run_on(folder, overrides, console)
         elif validate:
-            lines = plan.plan_of(resolved)
+            lines = plan_of(resolved)
             console.print(schema.to_yaml(resolved), *lines, "valid", sep="\n")
             return outcome(DONE, ending="valid", plan=lines, config=resolved.model_dump())
         else:

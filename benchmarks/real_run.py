@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prunevolve.configs import schema
+from prunevolve.search.evaluator import Evaluator, Setup
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import Probe
-from prunevolve.search.fitness import Evaluator, Setup
 from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import Candidate, State
 from prunevolve.search.prepare import fingerprints

@@ -21,9 +21,9 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.ablation import without_each
+from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.fitness import perplexity_of
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import Record, State
@@ -98,9 +98,9 @@ def _choose(
         The best; all of them, best first, with their paired differences to it; and the ablation,
         what it loses without each of its factors (null where it cannot prune without it).
     """
-    total = (len(finalists) + _KNOWN) * len(experiment.setup.tasks_of("selection"))
+    total = (len(finalists) + _KNOWN) * len(experiment.tasks_of("selection"))
     with counted(console, "finalists", total) as count, pool.counting(count):
-        scale = scale_of(experiment.setup, pool.losses, "selection")
+        scale = scale_of(experiment, pool.losses, "selection")
         measured = _selection_losses(experiment, pool, [r.criterion for r in finalists])
     scored = [
         (scale.fitness(losses), record.index, record, losses)
@@ -132,7 +132,7 @@ def _selection_losses(
     experiment: Experiment, pool: Pool, criteria: Sequence[Criterion]
 ) -> list[list[list[float]]]:
     """Return each criterion's losses on the selection texts, by task; none if it cannot prune."""
-    tasks = experiment.setup.tasks_of("selection")
+    tasks = experiment.tasks_of("selection")
     answers = iter(pool.losses([(task, "selection", c) for c in criteria for task in tasks]))
     measured = []
     for _ in criteria:
@@ -161,8 +161,8 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
     dense, named = losses_of(pool.losses, index, "report")
     (best,) = pool.losses([(index, "report", winner.criterion)])
     assert best is not None
-    task, row = experiment.tasks[index], experiment.task_rows()[index]
-    provenance = experiment.provenance(task.subject)["report"]
+    subject, row = experiment.subject_of[index], experiment.task_rows()[index]
+    provenance = experiment.provenance(subject)["report"]
     return {
         **row,
         "dense": perplexity_of(dense),
@@ -180,9 +180,9 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
                 "perplexity": perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best),
             }
-            for cell in cells_of(experiment.setup, index, "report", dense, named)
+            for cell in cells_of(experiment, index, "report", dense, named)
         ],
-        "perplexity_of": {**provenance, "dtype": experiment.subjects[task.subject].dtype},
+        "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
 
 
@@ -215,19 +215,19 @@ def next_step(folder: Path, config: Config, summary: JsonObject) -> str:
 
 def commands_of(folder: Path, config: Config) -> tuple[str, str]:
     """Return how to apply the best metric to the same model and texts, and how to search on."""
-    task = config.all_tasks[0]
-    calibration, removed = task.calibration, ("pattern", task.pattern)
+    task = config.tasks[0]
+    calibration, report_text, removed = task.calibration, task.report, ("pattern", task.pattern)
     if task.pattern == "unstructured":
         removed = ("sparsity", str(task.sparsity))
-    options = [
+    options: list[tuple[str, object]] = [
         *(("model", task.model), ("metric", folder / "best_metric.json"), removed),
-        *(("corpus", part.corpus) for part in calibration.parts),
-        *(("split", part.split) for part in calibration.parts),
-        *(("share", part.share) for part in calibration.mix),
+        *(("corpus", corpus) for corpus in calibration.corpus),
+        *(("split", split) for split in calibration.split),
+        *(("share", share) for share in calibration.share or ()),
         *(("samples", calibration.windows), ("seqlen", calibration.length)),
         ("seed", calibration.seed),
-        *(("eval-corpus", part.corpus) for part in task.report.parts),
-        *(("eval-split", part.split) for part in task.report.parts),
+        *(("eval-corpus", corpus) for corpus in report_text.corpus),
+        *(("eval-split", split) for split in report_text.split),
         *(("dtype", task.dtype), ("out", "DIR")),
     ]
     words = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]

@@ -99,7 +99,9 @@ def summary_of(records: list[Record], **changes: Any) -> dict[str, Any]:
     return {**fields, **changes}
 
 
-def write_run(path: Path, records: list[Record], summary: dict[str, Any] | None = None) -> RunFolder:
+def write_run(
+    path: Path, records: list[Record], summary: dict[str, Any] | None = None
+) -> RunFolder:
     """Write a run's folder, which is then open; without a summary it has not ended."""
     folder = RunFolder.create(path)
     lines = [record.to_dict() for record in records]
