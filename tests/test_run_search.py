@@ -161,7 +161,8 @@ def test_winner_is_the_best_on_the_selection_texts(finished, on_two_tasks):
 def test_selection_loss_of_two_tasks_is_their_mean_relative_rise_by_weight(on_two_tasks):
     winner = read(on_two_tasks[0] / "summary.json")["selection"][0]
     experiment = resolve(schema.load(on_two_tasks[0] / "config.yaml", []))
-    (windows,) = experiment.read_texts().windows
+    (subject,) = experiment.read_texts().subjects
+    windows = subject.windows
     text = windows["selection"].tokens
     dense = window_losses(ResidentStore(load_model("embedded", "float32")), text)
 
@@ -193,9 +194,11 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     assert all(Metric.parse(line["metric"]).is_comparable for line in lines)
     standings = summary["selection"]
     assert summary["best"]["metric"] == standings[0]["metric"]
-    (text,) = resolve(schema.load(run / "config.yaml", [])).read_texts().windows[1:]
+    text = resolve(schema.load(run / "config.yaml", [])).read_texts().subjects[1].windows
 
-    dense = window_losses(ResidentStore(load_model(str(tiny_llama_dir), "float32")), text)
+    dense = window_losses(
+        ResidentStore(load_model(str(tiny_llama_dir), "float32")), text["selection"].tokens
+    )
 
     def rise(criterion):
         store = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
@@ -283,7 +286,7 @@ def test_report_of_a_run_that_goes_on_is_partial_and_leaves_it_its_lock(finished
         assert (run / ".lock").exists()
     assert out.endswith(" and fitness.svg: partial, because the run has not ended\n")
     page = (run / "report.html").read_text()
-    assert "This run has not ended: the report shows its first 15 candidates." in page
+    assert "This run has not ended: the report shows its first 15\ncandidates." in page
     assert "has not ended" not in (finished / "report.html").read_text()
     assert (run / "journal.jsonl").read_bytes() == lines[:-7]
 
@@ -291,7 +294,7 @@ def test_report_of_a_run_that_goes_on_is_partial_and_leaves_it_its_lock(finished
 def test_resume_of_a_finished_run_says_so_measuring_nothing(finished, tmp_path, monkeypatch, call):
     run = shutil.copytree(finished, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    monkeypatch.setattr(launch, "_ready", None)  # what would read the texts
+    monkeypatch.setattr(launch, "_backend", None)  # what would start a worker
     out, _ = call("--resume", run)
     assert out.splitlines()[:3] == [
         f"{run} is finished: all 16 candidates are evaluated and the result is measured; breed "
