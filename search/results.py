@@ -77,11 +77,8 @@ def finish(
     folder.write_json("summary.json", summary)
     with step(console, "drawing the report"):
         write_report(folder)
-    for task in tasks:
-        console.print(report.title_of(task))
-        console.print(_on_screen(report.perplexity_table(task, summary["best"])))
-    if len((relative := report.relative_table(tasks)).rows) > 1:
-        console.print(_on_screen(relative))
+    for table in report.measured_tables(summary):
+        console.print(table.about, _on_screen(table), sep="\n")
     console.print(f"{report.FOUND}: {winner.criterion.metric.infix}")
     console.print(f"its text: {winner.criterion.text}")
     console.print(f"verdict: {summary['verdict']}")
@@ -188,29 +185,26 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
 
 def _on_screen(table: report.Table) -> ScreenTable:
     """Return a table for the screen, without formulas, which are too wide."""
-    columns = [heading for heading in table.headings if heading != "metric"]
+    columns = [column for column in table.columns if column != "metric"]
     shown = ScreenTable()
-    for heading in columns:
-        is_text = heading in ("", "task", "text", "group")
-        shown.add_column(heading, overflow="fold", justify="left" if is_text else "right")
+    for column in columns:
+        is_text = column in ("", "task", "text", "group")
+        shown.add_column(column, overflow="fold", justify="left" if is_text else "right")
     for row in table.rows:
         shown.add_row(*row[: len(columns)])
     return shown
 
 
 def say_files(folder: RunFolder, config: Config, console: Console) -> None:
-    """Print where a finished run's report and metric are, and how to apply the metric."""
+    """Print where a finished run's report and metric are, and how to apply it or to search on."""
+    apply, search_on = commands_of(folder.path, config)
+    has_won = verdict_of(read_summary(folder)["tasks"]).kind == "better"
     console.print(f"report: {folder.path / 'report.html'}")
     console.print(f"metric: {folder.path / 'best_metric.json'}")
-    console.print(next_step(folder.path, config, read_summary(folder)))
-
-
-def next_step(folder: Path, config: Config, summary: JsonObject) -> str:
-    """Return the line that says how to apply a metric that won, or how to search on."""
-    apply, search_on = commands_of(folder, config)
-    if verdict_of(summary["tasks"]).kind == "better":
-        return f"apply it: {apply}"
-    return f"it did not clearly win: search on with {search_on}"
+    way_on = (
+        f"apply it: {apply}" if has_won else f"it did not clearly win: search on with {search_on}"
+    )
+    console.print(way_on)
 
 
 def commands_of(folder: Path, config: Config) -> tuple[str, str]:

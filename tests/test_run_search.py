@@ -25,7 +25,6 @@ from prunevolve.search import checkpoint, launch
 from prunevolve.search.checkpoint import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.journal import RunFolder
-from prunevolve.search.results import next_step, read_summary
 
 SMALL = [
     *("pruning.group=row", "search.primitives=release", "search.brood=1"),
@@ -329,13 +328,15 @@ def test_end_is_a_table_a_verdict_and_where_everything_is(finished):
     assert last == f"it did not clearly win: search on with {way_on}"
 
 
-def test_winner_is_to_be_applied_where_it_was_found(finished):
-    summary = read_summary(RunFolder.look(finished))
+def test_winner_is_to_be_applied_where_it_was_found(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    summary = read(run / "summary.json")
     for gap in summary["tasks"][0]["behind_best"].values():
         gap.update(nats=1.0, standard_error=0.1)
-    line = next_step(finished, schema.load(finished / "config.yaml", []), summary)
+    (run / "summary.json").write_text(json.dumps(summary))
+    line = call("--resume", run)[0].splitlines()[-1]
     assert line.startswith("apply it: python run_prune.py --model embedded --metric ")
-    assert f"--metric {finished / 'best_metric.json'} --sparsity 0.6" in line
+    assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line
 
 
 def extended(run, call):

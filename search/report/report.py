@@ -23,9 +23,14 @@ FOUND = "best found"
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its headings; numbers come before formulas, which are last, under `metric`."""
+    """A table with a heading and what it shows.
 
-    headings: tuple[str, ...]
+    Numbers come before formulas, which are last, in the column `metric`.
+    """
+
+    heading: str
+    about: str
+    columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
 
@@ -56,56 +61,31 @@ def render(
     winner = min(evaluated, key=lambda record: record.rank)
     if summary and summary["selection"]:
         winner = records[summary["selection"][0]["index"]]
+    learned = [front_table(evaluated), shared_table(records)]
+    if summary:
+        learned[:0] = [factor_table(summary["factors"]), finalist_table(summary["selection"])]
     return template.render(
         config=config,
         yaml=schema.to_yaml(config),
         records=records,
         outcomes=Counter(record.outcome.kind for record in records).most_common(),
         summary=summary,
+        verdict=verdict_of(summary["tasks"]) if summary else None,
+        measured=measured_tables(summary) if summary else [],
+        learned=learned,
         environment=environment,
         ended=ended.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
         chart=chart[chart.index("<svg") :],
         winner=winner,
         statistics={name: LEAVES[name].meaning for name in sorted(winner.criterion.metric.leaves)},
-        front=front_table(evaluated),
-        shared=Table(("", "the best tenth", "the rest", "part"), shared_by_the_best(records)),
-        **{function.__name__: function for function in _FOR_THE_SUMMARY},
     )
 
 
-# The tables
-
-
-def title_of(task: JsonObject) -> str:
-    """Return one line that says what the perplexities were measured on."""
-    text, rate = task["perplexity_of"], f"{task['sparsity']:.0%} unstructured"
-    if task["pattern"] != "unstructured":
-        rate = task["pattern"]
-    return (
-        f"perplexity at {rate} on {text['corpus']} {text['split']}: {text['windows']} windows of "
-        f"{text['length']} tokens ({text['tokens']} in all), {text['dtype']}"
-    )
-
-
-def perplexity_table(task: JsonObject, best: JsonObject) -> Table:
-    """Return a task's perplexities: dense, then the others, the best first."""
-    rows = [("dense", f"{task['dense']:.2f}", "", "", "")]
-    perplexities = {FOUND: task["best"]["perplexity"], **task["baselines"]}
-    for name, perplexity in sorted(perplexities.items(), key=lambda item: item[1]):
-        if name == FOUND:
-            criterion, behind = Criterion.parse(best["metric"], best["group"]), ""
-        else:
-            criterion = BASELINES[name].criterion
-            behind = _gap(task["behind_best"][name], "nats")
-        # An n:m pattern has its own group.
-        group = criterion.group if task["pattern"] == "unstructured" else task["pattern"]
-        rows.append((name, f"{perplexity:.2f}", behind, group, criterion.metric.infix))
-    return Table(("", "perplexity", "vs best found, nats/token", "group", "metric"), rows)
-
-
-def relative_table(tasks: Sequence[JsonObject]) -> Table:
-    """Return the best found against the best baseline, by task and kind of text."""
+def measured_tables(summary: JsonObject) -> list[Table]:
+    """Return what was measured on the report text: a table a task, and one over tasks and texts."""
+    tasks = summary["tasks"]
+    tables = [_task_table(task, summary["best"], len(tasks) > 1) for task in tasks]
     rows = [
         (
             *(task["name"], cell["text"], f"{cell['dense']:.2f}"),
@@ -115,8 +95,36 @@ def relative_table(tasks: Sequence[JsonObject]) -> Table:
         for task in tasks
         for cell in task["by_text"]
     ]
-    headings = ("task", "text", "dense", "best baseline", "", FOUND, "relative loss increase")
-    return Table(headings, rows)
+    if len(rows) > 1:
+        about = f"Loss increase over dense, relative to that of {best_of_the_baselines(tasks)}."
+        columns = ("task", "text", "dense", "best baseline", "", FOUND, "relative loss increase")
+        tables.append(Table("By task and kind of text", about, columns, rows))
+    return tables
+
+
+def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> Table:
+    """Return a task's perplexities: dense, then the others, the best first."""
+    text = task["perplexity_of"]
+    is_unstructured = task["pattern"] == "unstructured"
+    rate = f"{task['sparsity']:.0%} unstructured" if is_unstructured else task["pattern"]
+    about = (
+        f"Perplexity at {rate} on {text['corpus']} {text['split']}: {text['windows']} windows of "
+        f"{text['length']} tokens ({text['tokens']} in all), {text['dtype']}, model {task['model']}; "
+        "± is a standard error, window by window."
+    )
+    if is_one_of_several:
+        about = f"{verdict_of([task]).sentence} {about}"
+    rows = [("dense", f"{task['dense']:.2f}", "", "", "")]
+    perplexities = {FOUND: task["best"]["perplexity"], **task["baselines"]}
+    for name, perplexity in sorted(perplexities.items(), key=lambda item: item[1]):
+        criterion, behind = Criterion.parse(best["metric"], best["group"]), ""
+        if name != FOUND:
+            criterion = BASELINES[name].criterion
+            behind = _gap(task["behind_best"][name], "nats")
+        group = criterion.group if is_unstructured else task["pattern"]
+        rows.append((name, f"{perplexity:.2f}", behind, group, criterion.metric.infix))
+    columns = ("", "perplexity", "vs best found, nats/token", "group", "metric")
+    return Table(f"Result on the report text: {task['name']}", about, columns, rows)
 
 
 def finalist_table(finalists: Sequence[JsonObject]) -> Table:
@@ -130,7 +138,9 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
         )
         for place, finalist in enumerate(finalists)
     ]
-    return Table(("candidate", "loss", "vs best", "fitness", "group", "metric"), rows)
+    columns = ("candidate", "loss", "vs best", "fitness", "group", "metric")
+    about = "The first is the best metric; all but the fitness is measured on the selection text."
+    return Table("Finalists on the selection text", about, columns, rows)
 
 
 def factor_table(factors: Sequence[JsonObject]) -> Table:
@@ -143,7 +153,8 @@ def factor_table(factors: Sequence[JsonObject]) -> Table:
         (_gap(factor, "difference"), Metric.parse(factor["factor"]).infix)
         for factor in sorted(factors, key=cost, reverse=True)
     ]
-    return Table(("loss without it", "metric"), rows)
+    about = "On the selection text, in units of fitness; above 0 the factor helps."
+    return Table("Ablation of the best metric", about, ("loss without it", "metric"), rows)
 
 
 def front_table(evaluated: Sequence[Record]) -> Table:
@@ -152,7 +163,18 @@ def front_table(evaluated: Sequence[Record]) -> Table:
         (str(r.size), f"{r.rank[0]:.4f}", str(r.index), r.criterion.metric.infix)
         for r in pareto_front(evaluated)
     ]
-    return Table(("size", "fitness", "candidate", "metric"), rows)
+    about = "No smaller candidate is as fit. hall_of_fame.csv has the best of each size."
+    return Table("Pareto front", about, ("size", "fitness", "candidate", "metric"), rows)
+
+
+def shared_table(records: Sequence[Record]) -> Table:
+    """Return the parts that the best candidates have more often than the rest."""
+    about = (
+        "Parts that the best tenth of the evaluated candidates has more often than all others that "
+        "were measured; c is a number, and a formula is the product of its factors."
+    )
+    columns = ("", "the best tenth", "the rest", "part")
+    return Table("What the best candidates share", about, columns, shared_by_the_best(records))
 
 
 def _gap(gap: JsonObject, name: str) -> str:
@@ -161,10 +183,3 @@ def _gap(gap: JsonObject, name: str) -> str:
         return "cannot prune"
     error = gap["standard_error"]
     return f"{gap[name]:+.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
-_FOR_THE_SUMMARY = (
-    *(best_of_the_baselines, verdict_of, title_of, perplexity_table, relative_table),
-    *(finalist_table, factor_table),
-)
-"""What the template calls where there is a summary."""

@@ -9,7 +9,7 @@ from toy_records import record_of
 
 from prunevolve.search.journal import FolderError
 from prunevolve.search.report.charts import fitness_chart
-from prunevolve.search.report.report import factor_table, perplexity_table
+from prunevolve.search.report.report import factor_table, measured_tables
 from prunevolve.search.results import write_report
 
 
@@ -114,9 +114,8 @@ def test_chart_names_dense_and_the_baselines_and_counts_what_is_above_it():
     ]
 
 
-def test_perplexity_table_has_dense_first_then_the_best():
-    summary = summary_of(records_of(12))
-    table = perplexity_table(summary["tasks"][0], summary["best"])
+def test_task_table_has_dense_first_then_the_best():
+    table, *_ = measured_tables(summary_of(records_of(12)))
     assert table.rows == [
         ("dense", "25.00", "", "", ""),
         ("best found", "30.00", "", "row", "W · (G + W²)"),
