@@ -117,8 +117,9 @@ class Recorder:
         if now - self._written >= _STATUS_SECONDS or done:
             self._written = now
             self._folder.write_json("status.json", status)
-            for name, value in values_of(status).items() if self._events else ():
-                self._events.add_scalar(name, value, status["candidates"])
+            if self._events:
+                for name, value in values_of(status).items():
+                    self._events.add_scalar(name, value, status["candidates"])
 
     def _close(self, state: str) -> None:
         self._checkpoint()

@@ -79,8 +79,8 @@ def finish(
         write_report(folder)
     for table in report.measured_tables(summary):
         console.print(table.about, _on_screen(table), sep="\n")
-    console.print(f"{report.FOUND}: {winner.criterion.metric.infix}")
-    console.print(f"its text: {winner.criterion.text}")
+    best = winner.criterion
+    console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
     console.print(f"verdict: {summary['verdict']}")
     say_files(folder, experiment.config, console)
     folder.write_json("status.json", folder.read_json("status.json") | {"state": FINISHED})
@@ -135,7 +135,8 @@ def _selection_losses(
     for _ in criteria:
         losses: list[list[float]] = [[] for _ in experiment.tasks]
         for task in tasks:
-            losses[task] = next(answers) or []
+            answer = next(answers)
+            losses[task] = answer or []
         complete = all(losses[task] and all(map(math.isfinite, losses[task])) for task in tasks)
         measured.append(losses if complete else [])
     return measured
@@ -198,13 +199,11 @@ def _on_screen(table: report.Table) -> ScreenTable:
 def say_files(folder: RunFolder, config: Config, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply it or to search on."""
     apply, search_on = commands_of(folder.path, config)
-    has_won = verdict_of(read_summary(folder)["tasks"]).kind == "better"
-    console.print(f"report: {folder.path / 'report.html'}")
-    console.print(f"metric: {folder.path / 'best_metric.json'}")
-    way_on = (
-        f"apply it: {apply}" if has_won else f"it did not clearly win: search on with {search_on}"
-    )
-    console.print(way_on)
+    way_on = f"it did not clearly win: search on with {search_on}"
+    if verdict_of(read_summary(folder)["tasks"]).kind == "better":
+        way_on = f"apply it: {apply}"
+    report_page, metric = folder.path / "report.html", folder.path / "best_metric.json"
+    console.print(f"report: {report_page}", f"metric: {metric}", way_on, sep="\n")
 
 
 def commands_of(folder: Path, config: Config) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from doc_examples import blocks_of, run_examples
 
 import prunevolve
-from prunevolve import Unfinished, evolve, resume
+from prunevolve import evolve, resume
 from prunevolve.configs import schema
 from prunevolve.search.journal import FolderError
 
@@ -76,13 +76,6 @@ def test_interrupt_reaches_the_caller_with_the_way_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt, match=r"interrupted after \d candidates; continue with"):
         evolve(config(), tmp_path / "run", interrupt)
-
-
-def test_run_in_which_nothing_was_evaluated_is_unfinished(tmp_path):
-    settings = config("search.candidates=1", "search.seeds=['sub(exp(W), exp(W))']")
-    with pytest.raises(Unfinished, match="no candidate was evaluated to the end") as end:
-        evolve(settings, tmp_path / "run")
-    assert end.value.code == 5
 
 
 def test_folder_that_does_not_fit_is_refused(finished):

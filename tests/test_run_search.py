@@ -262,81 +262,53 @@ def test_tensorboard_gets_every_value_of_a_status(tmp_path):
     assert {"candidates_per_hour", "workers/ready"} <= {*events.Tags()["scalars"]}
 
 
-def test_report_can_be_rebuilt_and_is_partial_while_a_run_is_extended(finished, tmp_path, call):
-    run = shutil.copytree(finished, tmp_path / "run")
-    (run / "report.html").unlink()
-    out, _ = call("--report", run)
-    assert out == f"wrote {run / 'report.html'} and fitness.svg\n"
-    assert (run / "report.html").exists() and (run / "fitness.svg").exists()
-    one_more = {**lines_of(run / "journal.jsonl")[-1], "index": 16}
-    with (run / "journal.jsonl").open("a") as journal:
-        journal.write(json.dumps(one_more) + "\n")
-    assert "partial" in call("--report", run)[0]
-
-
 def test_report_of_a_run_that_goes_on_is_partial_and_leaves_it_its_lock(finished, tmp_path, call):
     run = shutil.copytree(finished, tmp_path / "run")
-    for name in ("summary.json", "report.html"):
-        (run / name).unlink()
+    (run / "report.html").unlink()
+    assert call("--report", run)[0] == f"wrote {run / 'report.html'} and fitness.svg\n"
+    assert "has not ended" not in (run / "report.html").read_text()
+    (run / "summary.json").unlink()
     lines = (run / "journal.jsonl").read_bytes()
     (run / "journal.jsonl").write_bytes(lines[:-7])
     with closing(RunFolder.open_(run)):  # as a search that works in it
         out, _ = call("--report", run)
         assert (run / ".lock").exists()
     assert out.endswith(" and fitness.svg: partial, because the run has not ended\n")
-    page = (run / "report.html").read_text()
-    assert "This run has not ended: the report shows its first 15\ncandidates." in page
-    assert "has not ended" not in (finished / "report.html").read_text()
+    assert "shows its first 15\ncandidates." in (run / "report.html").read_text()
     assert (run / "journal.jsonl").read_bytes() == lines[:-7]
 
 
-def test_resume_of_a_finished_run_says_so_measuring_nothing(finished, tmp_path, monkeypatch, call):
+def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(
+    finished, tmp_path, monkeypatch, call
+):
     run = shutil.copytree(finished, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     monkeypatch.setattr(launch, "_backend", None)  # what would start a worker
-    out, _ = call("--resume", run)
-    assert out.splitlines()[:3] == [
-        f"{run} is finished: all 16 candidates are evaluated and the result is measured; breed "
-        f"more: python run_search.py --resume {run} --set search.candidates=N",
-        f"report: {run / 'report.html'}",
-        f"metric: {run / 'best_metric.json'}",
-    ]
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-
-
-def test_json_of_a_finished_run_is_one_object_with_its_result(finished, call):
-    out, err = call("--json", "--resume", finished)
-    told, summary = json.loads(out), read(finished / "summary.json")
-    assert (told["exit"], told["ending"]) == (0, "finished before")
-    assert told["folder"] == str(finished)
-    assert told["files"]["report"] == str(finished / "report.html")
+    out, err = call("--json", "--resume", run)
+    told, summary = json.loads(out), read(run / "summary.json")
+    assert (told["exit"], told["reason"], told["ending"]) == (0, "done", "finished before")
+    assert (told["folder"], told["files"]["report"]) == (str(run), str(run / "report.html"))
     assert told.items() >= summary.items()
-    assert "is finished" in err
-
-
-def test_end_is_a_table_a_verdict_and_where_everything_is(finished):
-    printed = finished.with_suffix(".printed").read_text()
-    summary = read(finished / "summary.json")
-    for name in ("dense", "best found", *BASELINES):
-        assert f"│ {name} " in printed
-    *_, verdict, report, metric, last = printed.splitlines()
-    assert verdict == f"verdict: {summary['verdict']}"
-    assert report == f"report: {finished / 'report.html'}"
-    assert metric == f"metric: {finished / 'best_metric.json'}"
     # Sixteen candidates do not win.
-    way_on = f"python run_search.py --resume {finished} --set search.candidates=32"
-    assert last == f"it did not clearly win: search on with {way_on}"
-
-
-def test_winner_is_to_be_applied_where_it_was_found(finished, tmp_path, call):
-    run = shutil.copytree(finished, tmp_path / "run")
-    summary = read(run / "summary.json")
+    way_on = f"python run_search.py --resume {run} --set search.candidates=32"
+    assert err.endswith(f"it did not clearly win: search on with {way_on}\n")
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     for gap in summary["tasks"][0]["behind_best"].values():
         gap.update(nats=1.0, standard_error=0.1)
     (run / "summary.json").write_text(json.dumps(summary))
     line = call("--resume", run)[0].splitlines()[-1]
     assert line.startswith("apply it: python run_prune.py --model embedded --metric ")
     assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line
+
+
+def test_end_is_a_table_a_verdict_and_where_everything_is(finished):
+    printed = finished.with_suffix(".printed").read_text()
+    for name in ("dense", "best found", *BASELINES):
+        assert f"│ {name} " in printed
+    *_, verdict, report, metric, _ = printed.splitlines()
+    assert verdict == f"verdict: {read(finished / 'summary.json')['verdict']}"
+    assert report == f"report: {finished / 'report.html'}"
+    assert metric == f"metric: {finished / 'best_metric.json'}"
 
 
 def extended(run, call):
@@ -359,12 +331,8 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
     results = {name: extended(run, call) for name, run in runs.items()}
     assert results["used"][0].startswith((finished / "journal.jsonl").read_bytes())
     assert {journal for journal, _ in results.values()} == {results["used"][0]}
-    replayed = ": all of the journal is replayed\n"
-    path = runs["damaged"] / "checkpoint.json"
-    damaged = f"warning: checkpoint {path} is damaged, or from another version{replayed}"
-    assert damaged in results["damaged"][1]
-    unfit = f"warning: checkpoint.json does not fit the journal{replayed}"
-    assert unfit in results["another's"][1]
+    for name in ("damaged", "another's"):
+        assert "all of the journal is replayed" in results[name][1]
     assert "replayed" not in results["used"][1] + results["deleted"][1]
 
 
@@ -372,14 +340,6 @@ def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, call):
     few = [*SMALL, "search.candidates=1", "search.seeds=['sub(exp(W), exp(W))']"]
     out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
     assert "error: no candidate was evaluated to the end; breed more: " in out
-
-
-def test_special_tokens_in_the_calibration_text_are_warned_about(marked, tmp_path):
-    model, text = marked
-    settings = (f"model={model}", f"calibration.corpus={text}", "calibration.split=all")
-    printed = search(tmp_path / "run", *settings, "search.candidates=2")
-    assert f"warning: {model}: " in printed
-    assert "of the calibration tokens are special ones such as ~, which" in printed
 
 
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_path):
@@ -395,8 +355,9 @@ def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_pa
 
 
 def test_validate_prints_the_resolved_config_and_the_plan(tmp_path, call):
-    out, err = call("--config", "embedded", "--set", "search.seed=4", "--validate")
-    expected = schema.to_yaml(schema.load("embedded", ["search.seed=4"]))
-    assert out.startswith(f"{expected}\nmodel embedded: ")
-    assert (out.splitlines()[-1], err) == ("valid", "")
+    out, err = call("--config", "embedded", "--set", "search.seed=4", "--validate", "--json")
+    told, config = json.loads(out), schema.load("embedded", ["search.seed=4"])
+    assert (told["exit"], told["ending"]) == (0, "valid")
+    assert told["config"] == json.loads(config.model_dump_json())
+    assert err == "\n".join([schema.to_yaml(config), *told["plan"], "valid", ""])
     assert list(tmp_path.iterdir()) == []

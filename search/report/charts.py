@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from prunevolve.search.population import Record
 from prunevolve.search.scale import Scale
 
-_MOST_POINTS = 2000  # a point takes sixty bytes
+_MOST_POINTS = 1000
+"""Candidates that are drawn: each takes a hundred bytes."""
+
 _OF_INTEREST = 3.0
 """The highest fitness that the chart shows, if the best is not above it."""
 
@@ -21,7 +23,6 @@ _SO_FAR = "best so far"
 
 _STYLE: dict[str, object] = {
     "svg.hashsalt": "prunevolve",  # without it, the file differs each time
-    "path.simplify": False,  # it would drop the lines of no length that are the dots
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,15 +48,12 @@ def fitness_chart(records: Sequence[Record], scale: Scale) -> str:
     low = min(*known.values(), *fitness)
     top = max(_OF_INTEREST, low + 1.3 * (best[-1] - low))  # the best is always inside
     above = sum(value > top for value in (*fitness, *known.values()))
-    # A dot is a line of no length with round ends, all in one path: markers would take more space.
     dots = records[:: math.ceil(len(records) / _MOST_POINTS)]
-    places = [place for dot in dots for place in (dot.index, dot.index, math.nan)]
-    values = [value for dot in dots for value in (dot.rank[0], dot.rank[0], math.nan)]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.0, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.set_ylim(low - 0.05 * (top - low), top)
-        axes.plot(places, values, color=_POINT, linewidth=3.5, solid_capstyle="round")
+        axes.plot([r.index for r in dots], [r.rank[0] for r in dots], ".", color=_POINT)
         axes.step([r.index for r in records], best, where="post", color=_BEST, linewidth=1.6)
         _draw_lines(axes, {_SO_FAR: best[-1], **known})
         axes.set_ylabel("fitness" + (f"; {above} above the chart" if above else ""))

@@ -53,9 +53,12 @@ def render(
         commands: How to apply the best metric, and how to breed more candidates.
         chart: The chart of the run, an SVG document.
     """
-    page = (Path(__file__).parent / "report.html.j2").read_text("utf-8")
     template = Template(
-        page, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        (Path(__file__).parent / "report.html.j2").read_text("utf-8"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     evaluated = [record for record in records if record.fitness is not None]
     winner = min(evaluated, key=lambda record: record.rank)
@@ -64,7 +67,7 @@ def render(
     learned = [front_table(evaluated), shared_table(records)]
     if summary:
         learned[:0] = [factor_table(summary["factors"]), finalist_table(summary["selection"])]
-    return template.render(
+    page: str = template.render(
         config=config,
         yaml=schema.to_yaml(config),
         records=records,
@@ -80,6 +83,7 @@ def render(
         winner=winner,
         statistics={name: LEAVES[name].meaning for name in sorted(winner.criterion.metric.leaves)},
     )
+    return page
 
 
 def measured_tables(summary: JsonObject) -> list[Table]:
@@ -109,8 +113,8 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
     rate = f"{task['sparsity']:.0%} unstructured" if is_unstructured else task["pattern"]
     about = (
         f"Perplexity at {rate} on {text['corpus']} {text['split']}: {text['windows']} windows of "
-        f"{text['length']} tokens ({text['tokens']} in all), {text['dtype']}, model {task['model']}; "
-        "± is a standard error, window by window."
+        f"{text['length']} tokens ({text['tokens']} in all), {text['dtype']}, model "
+        f"{task['model']}; ± is a standard error, window by window."
     )
     if is_one_of_several:
         about = f"{verdict_of([task]).sentence} {about}"

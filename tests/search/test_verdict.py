@@ -51,9 +51,8 @@ def test_verdict_goes_by_two_standard_errors_to_the_best_baseline(
 def test_verdict_is_unknown_on_a_single_window_or_without_baselines():
     found = verdict_of([measured(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0})])
     assert found.kind == "unknown"
-    assert found.sentence == (
-        "Compared with wanda, the only baseline on the report text: perplexity 36.00 against "
-        "40.00, on a single window, so the error is unknown."
+    assert "wanda, the only baseline on the report text: perplexity 36.00 against 40.00" in (
+        found.sentence
     )
     assert verdict_of([measured(36.0, {}) | {"baselines": {}}]).kind == "unknown"
 
