@@ -10,6 +10,7 @@ from prunevolve import command_line
 from prunevolve.command_line import DONE, Answer, outcome
 from prunevolve.configs import schema
 from prunevolve.configs.files import shipped
+from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.progress import PlainConsole
 
@@ -75,10 +76,15 @@ def command(
     if (report or status) and (config or out or validate or overrides):
         raise ValueError("--report and --status take no other option")
     command_line.require("search", *command_line.SEARCH)
-    if inspected := report or status:
-        return _inspect(inspected, PlainConsole(), bool(report))
+    if report or status:
+        return _inspect(report, status)
     # Before torch and transformers are imported, which takes seconds.
     resolved = None if resume else schema.load(config, overrides)
+    return _search(resolved, resume or out or _new_folder(config), overrides, validate)
+
+
+def _search(config: Config | None, folder: Path, overrides: list[str], validate: bool) -> Answer:
+    """Launch a run, continue one if there is no config, or print what would be done."""
     from transformers.utils import logging
 
     from prunevolve.search import launch
@@ -86,37 +92,36 @@ def command(
 
     logging.disable_progress_bar()  # the search shows its own progress
     console = PlainConsole()
-    folder = resume or out or _new_folder(config)
+    if config and validate:
+        plan = plan_of(config)
+        console.print(schema.to_yaml(config), *plan, "valid", sep="\n")
+        return outcome(DONE, ending="valid", plan=plan, config=config.model_dump())
     try:
-        if resolved is None:
-            ending = launch.run_on(folder, overrides, console)
-        elif validate:
-            lines = plan_of(resolved)
-            console.print(schema.to_yaml(resolved), *lines, "valid", sep="\n")
-            return outcome(DONE, ending="valid", plan=lines, config=resolved.model_dump())
+        if config:
+            ending = launch.run(config, folder, console)
         else:
-            ending = launch.run(resolved, folder, console)
+            ending = launch.run_on(folder, overrides, console)
     except launch.Unfinished as end:
         console.print(str(end))
         return outcome(end.code, error=str(end), **_about(folder))
     return outcome(DONE, ending=ending, **_about(folder))
 
 
-def _inspect(folder: Path, console: PlainConsole, rebuild: bool) -> Answer:
-    """Print how far a run is, or rebuild its report."""
+def _inspect(report: Path | None, status: Path | None) -> Answer:
+    """Rebuild the report of a run, or print how far it is."""
     from prunevolve.search.journal import RunFolder
     from prunevolve.search.progress import print_status
     from prunevolve.search.results import write_report
 
-    ending = "shown"
-    if not rebuild:
-        print_status(RunFolder.look(folder), console)
-    else:
-        is_finished = write_report(RunFolder.look(folder))
-        ending = "written" if is_finished else "written, partial"
-        note = "" if is_finished else ": partial, because the run has not ended"
-        console.print(f"wrote {folder / 'report.html'} and fitness.svg{note}")
-    return outcome(DONE, ending=ending, **_about(folder))
+    if status:
+        print_status(RunFolder.look(status), PlainConsole())
+        return outcome(DONE, ending="shown", **_about(status))
+    assert report
+    is_finished = write_report(RunFolder.look(report))
+    note = "" if is_finished else ": partial, because the run has not ended"
+    print(f"wrote {report / 'report.html'} and fitness.svg{note}")
+    ending = "written" if is_finished else "written, partial"
+    return outcome(DONE, ending=ending, **_about(report))
 
 
 def _about(folder: Path) -> Answer:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,7 @@ def ignore(record: Record) -> None:
     """Ignore a record."""
 
 
+@dataclass(eq=False)
 class Recorder:
     """Keeps a run's files and the screen up to date inside its context.
 
@@ -50,34 +52,29 @@ class Recorder:
     Its `outcomes` count the journal's records by kind.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        experiment: Experiment,
-        evolution: Evolution,
-        pool: Pool,
-        console: Console,
-        on_record: OnRecord,
-    ) -> None:
-        self._folder, self._experiment, self._evolution = folder, experiment, evolution
-        self._pool, self._console, self._on_record = pool, console, on_record
-        scale = read_scale(folder)
+    folder: RunFolder
+    experiment: Experiment
+    evolution: Evolution
+    pool: Pool
+    console: Console
+    on_record: OnRecord
+
+    def __enter__(self) -> Self:
+        scale = read_scale(self.folder)
         assert scale, "prepare comes before the first candidate"
         name, fitness = min(scale.named_fitness.items(), key=lambda item: item[1])
         self._known = {"dense": scale.dense_fitness, name: fitness}
         self.outcomes: Counter[str] = Counter()
         self._timings: dict[int, Timing] = {}
-        self._began, self._first = time.monotonic(), evolution.state.committed
+        self._began, self._first = time.monotonic(), self.evolution.state.committed
         self._shown = self._written = 0.0
-
-    def __enter__(self) -> Self:
         self._open = ExitStack()
-        self._show = self._open.enter_context(shown_progress(self._console))
+        self._show = self._open.enter_context(shown_progress(self.console))
         self._events = None
-        if self._experiment.config.tensorboard:
+        if self.experiment.config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = self._folder.path / "tensorboard"
+            folder = self.folder.path / "tensorboard"
             self._events = self._open.enter_context(SummaryWriter(folder))
         return self
 
@@ -95,43 +92,43 @@ class Recorder:
         """Keep an arrival's timing until its outcome is committed; write its trace, if any."""
         self._timings[arrival.index] = arrival.timing
         if arrival.trace:
-            self._folder.write_failure(str(arrival.index), arrival.trace)
+            self.folder.write_failure(str(arrival.index), arrival.trace)
 
     def enter(self, records: list[Record]) -> None:
         """Append committed records to the journal and pass them on; checkpoint when one is due."""
         for record in records:
-            self._folder.append(record, self._timings.pop(record.index, {}))
+            self.folder.append(record, self._timings.pop(record.index, {}))
             self.outcomes[record.outcome.kind] += 1
         if any((record.index + 1) % _CHECKPOINT_EVERY == 0 for record in records):
             self._checkpoint()
         for record in records:  # after all are in the journal: it may raise
-            self._on_record(record)
+            self.on_record(record)
 
     def show(self) -> None:
         """Show and save the run's status, each at its own interval."""
-        now, done = time.monotonic(), self._evolution.done
+        now, done = time.monotonic(), self.evolution.done
         if now - self._shown < _SHOW_SECONDS and not done:
             return
         self._shown, status = now, self._status(RUNNING)
         self._show("candidates", status["candidates"], status["of"], lines_of(status))
         if now - self._written >= _STATUS_SECONDS or done:
             self._written = now
-            self._folder.write_json("status.json", status)
+            self.folder.write_json("status.json", status)
             if self._events:
                 for name, value in values_of(status).items():
                     self._events.add_scalar(name, value, status["candidates"])
 
     def _close(self, state: str) -> None:
         self._checkpoint()
-        self._folder.write_json("status.json", self._status(state))
+        self.folder.write_json("status.json", self._status(state))
 
     def _checkpoint(self) -> None:
-        self._folder.write_checkpoint(self._evolution.resumable, self._evolution.state)
-        if self._evolution.state.best:
-            self._folder.write_best(self._evolution.state.best, self._experiment.origin())
+        self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)
+        if self.evolution.state.best:
+            self.folder.write_best(self.evolution.state.best, self.experiment.origin())
 
     def _status(self, state: str) -> JsonObject:
-        staff, evolved = self._pool.staff, self._evolution.state
+        staff, evolved = self.pool.staff, self.evolution.state
         seconds, best = time.monotonic() - self._began, None
         if evolved.best:
             criterion, value = evolved.best.criterion, evolved.best.fitness
@@ -140,7 +137,7 @@ class Recorder:
             "state": state,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "candidates": evolved.committed,
-            "of": self._experiment.config.search.candidates,
+            "of": self.experiment.config.search.candidates,
             "outcomes": dict(self.outcomes),
             "per_hour": round((evolved.committed - self._first) / max(seconds, 1e-9) * 3600, 1),
             "workers": {"ready": staff.ready, "busy": staff.busy, "starting": staff.starting},
