@@ -75,7 +75,6 @@ def command(
         )
     if (report or status) and (config or out or validate or overrides):
         raise ValueError("--report and --status take no other option")
-    command_line.require("search", *command_line.SEARCH)
     if report or status:
         return _inspect(report, status)
     # Before torch and transformers are imported, which takes seconds.

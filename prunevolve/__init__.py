@@ -25,10 +25,6 @@ _PUBLIC = {
 def __getattr__(name: str) -> Any:
     for module, names in _PUBLIC.items():
         if name in names:
-            if module == "prunevolve.search.api":
-                from prunevolve.command_line import SEARCH, require
-
-                require("search", *SEARCH)
             return getattr(import_module(module), name)
     if name == "__version__":
         return metadata.version("prunevolve")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from importlib import metadata
-from importlib.util import find_spec
 from types import FrameType
 from typing import NoReturn, ParamSpec
 
@@ -63,21 +62,12 @@ VERSION_OPTION = typer.Option(
     "--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True
 )
 
-SEARCH = ("deap", "ray", "matplotlib", "jinja2")
-"""What only a search needs: the extra `search`."""
+_EXTRAS = {"lm_eval": "zero-shot", "tensorboard": "trackers"}
+"""What installs a library that is missing; the extra `search` for all others."""
 
 
 class Resumable(RuntimeError):
     """Raised to end a run that can be resumed; the message is one line."""
-
-
-def require(extra: str, *modules: str) -> None:
-    """Raise ModuleNotFoundError, one line, if a module of an extra of this package is missing."""
-    if missing := [module for module in modules if find_spec(module) is None]:
-        raise ModuleNotFoundError(
-            f"{', '.join(missing)} must be installed for this: pip install 'prunevolve[{extra}]'",
-            name=missing[0],
-        )
 
 
 # Signals
@@ -169,8 +159,11 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
             return command(*args, **options)
         except Resumable as error:
             return failed(INTERRUPTED, error)
-        except (ValueError, ModuleNotFoundError) as error:
+        except ValueError as error:
             return failed(getattr(error, "exit_code", USAGE), error)
+        except ModuleNotFoundError as error:
+            extra = f"pip install 'prunevolve[{_EXTRAS.get(str(error.name), 'search')}]'"
+            return failed(USAGE, f"{error.name} must be installed for this: {extra}")
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
         except OSError as error:

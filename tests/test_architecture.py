@@ -34,8 +34,8 @@ RESERVED = {
 SEARCH_IMPORTS = {
     "search/breeding/": ("search.breeding", "search.population"),
     "search/pool/": (
-        *("search.pool", "search.evaluator", "search.resident", "search.population"),
-        "search.scale",
+        *("search.pool", "search.evaluator", "search.experiment", "search.resident"),
+        *("search.population", "search.scale"),
     ),
     "search/report/": (
         *("search.report", "search.ablation", "search.population", "search.scale"),
