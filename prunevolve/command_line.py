@@ -162,8 +162,9 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
         except ValueError as error:
             return failed(getattr(error, "exit_code", USAGE), error)
         except ModuleNotFoundError as error:
-            extra = f"pip install 'prunevolve[{_EXTRAS.get(str(error.name), 'search')}]'"
-            return failed(USAGE, f"{error.name} must be installed for this: {extra}")
+            library = str(error.name).partition(".")[0]
+            way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
+            return failed(USAGE, f"{library} must be installed for this: {way_out}")
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
         except OSError as error:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as ScreenTable
 
 from prunevolve.configs import schema
@@ -27,7 +28,7 @@ from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
+from prunevolve.search.prepare import cells_of, losses_of, scale_of
 from prunevolve.search.progress import FINISHED
 from prunevolve.search.report import report
 from prunevolve.search.scale import Difference, paired_difference
@@ -187,10 +188,7 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
 def _on_screen(table: report.Table) -> ScreenTable:
     """Return a table for the screen, without formulas, which are too wide."""
     columns = [column for column in table.columns if column != "metric"]
-    shown = ScreenTable()
-    for column in columns:
-        is_text = column in ("", "task", "text", "group")
-        shown.add_column(column, overflow="fold", justify="left" if is_text else "right")
+    shown = ScreenTable(*(Column(column, overflow="fold") for column in columns))
     for row in table.rows:
         shown.add_row(*row[: len(columns)])
     return shown
@@ -248,15 +246,15 @@ def write_report(folder: RunFolder) -> bool:
     # Imported here, so that a search does not load matplotlib when it starts.
     from prunevolve.search.report.charts import fitness_chart
 
-    records, scale = folder.records_so_far(), read_scale(folder)
+    records = folder.records_so_far()
     evaluated = [record for record in records if record.fitness is not None]
-    if not scale or not evaluated:
+    if not evaluated:
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
             f"see python run_search.py --status {folder.path}"
         )
     config = schema.load(folder.path / "config.yaml", [])
-    chart = fitness_chart(evaluated, scale)
+    chart = fitness_chart(evaluated)
     page = report.render(
         config=config,
         records=records,

@@ -12,19 +12,9 @@ from prunevolve.search.breeding.primitives import primitive_set
 from prunevolve.search.breeding.variation import Variation, random_metric, seeded
 from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import OUTCOMES, Record
-from prunevolve.search.scale import Scale, cell_of
 
 WINNER = "mul(W, add(G, sqr(W)))"
 CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
-
-_LOSSES = [1.0, 3.0], {"wanda": [2.0, 4.0], "snip": [2.0, 5.0]}
-SCALE = Scale(
-    cells=(
-        cell_of(0, "text", 0.5, range(2), *_LOSSES),
-        cell_of(1, "text", 0.5, range(2), *_LOSSES),
-    ),
-)
-"""The dense model's fitness is 0, that of wanda 1, that of snip 1.5."""
 
 
 def records_of(count: int) -> list[Record]:
@@ -113,7 +103,6 @@ def write_run(
     machine = {"python": "3.11.7", "cores": 2, "platform": "Linux", "cuda": []}
     folder.write_json("environment.json", {**machine, "packages": packages})
     folder.write_json("status.json", {"written": "2026-11-26T09:39:08+00:00"})
-    folder.write_json("scale.json", SCALE.model_dump())
     if summary:
         folder.write_json("summary.json", summary)
     return folder
