@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from prunevolve import extras
 from prunevolve.configs.schema import ROLES, Config, Ray, Task
 from prunevolve.evaluation.windows import (
     Provenance,
@@ -261,7 +261,7 @@ def _check_machine(config: Config) -> None:
             f"machine: give at most {cores}"
         )
     if config.tensorboard:
-        extras.require("trackers", "tensorboard")
+        import_module("tensorboard")  # or it would be missed only after the statistics
 
 
 # The plan of `run_search.py --validate`

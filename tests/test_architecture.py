@@ -38,8 +38,8 @@ SEARCH_IMPORTS = {
         *("search.population", "search.scale"),
     ),
     "search/report/": (
-        *("search.report", "search.factors", "search.population", "search.scale"),
-        "search.summary",
+        *("search.report", "search.ablation", "search.population", "search.scale"),
+        "search.verdict",
     ),
 }
 TENSOR_READER = "pruning/run/kept_statistics.py"
