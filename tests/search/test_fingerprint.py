@@ -9,7 +9,6 @@ from refusals import refusal
 
 from prunevolve.pruning.masks import GROUPS, DegenerateScores, Model, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.statistics import Statistics
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 
 HALF = Target(0.5, Row())
@@ -28,7 +27,12 @@ def probe(seed=0, x_scale=1.0, inputs=16):
     weights = {name: draw(6, inputs) * scale - 0.8 for name, scale in names.items()}
     X = {name: draw(1, inputs) * x_scale for name in names}
     G = {name: draw(6, inputs) for name in names}
-    return Probe(weights, Statistics(X=X, G=G))
+    return probe_of(W=weights, X=X, G=G)
+
+
+def probe_of(**leaves):
+    parts = {f"{leaf}/{name}": part for leaf, of in leaves.items() for name, part in of.items()}
+    return Probe.from_tensors(parts)
 
 
 def mark(text, target=HALF, on=None):
@@ -61,14 +65,12 @@ def test_fingerprint_differs_where_the_mask_or_the_target_does():
     assert len({mark("W", target) for target in targets}) == len(targets)
 
 
-SMALL = Probe(
-    {
+SMALL = probe_of(
+    W={
         "a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]]),
         "b": torch.tensor([[3.0, 6.0, 9.0, 12.0], [24.0, 21.0, 18.0, 15.0]]),
     },
-    Statistics(
-        G={name: torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]) for name in "ab"}
-    ),
+    G={name: torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]) for name in "ab"},
 )
 """W and G of opposite order; b is a on three times the scale."""
 
@@ -85,7 +87,8 @@ QUARTERS = Fingerprints([(SMALL, asking(0.25))])
 
 
 def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
-    one, other = probe(), Probe(probe().weights, Statistics(X=probe(1).statistics["X"]))
+    one = probe()
+    other = Probe(one.layers, {**one.leaves, "X": probe(1).leaves["X"]})
     both = Fingerprints([(one, asking(0.5)), (other, asking(0.5))])
     again = Fingerprints([(other, asking(0.5)), (one, asking(0.5))])
     marks = [each.fingerprint(parse("mul(W, X)", "row")) for each in (both, again)]
