@@ -125,7 +125,7 @@ def _to_the_end(folder: Path, work: Callable[[], str], console: Console) -> Answ
 
 
 def _validate(config: Config, console: Console) -> Answer:
-    from prunevolve.search.plan import plan_of
+    from prunevolve.search.experiment import plan_of
 
     _silence_transformers()
     lines = plan_of(config)

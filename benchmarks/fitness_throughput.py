@@ -25,7 +25,7 @@ from tables import conditions, show, write_json
 
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
-from prunevolve.search.fitness import Evaluator
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import Candidate, Record
 

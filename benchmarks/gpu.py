@@ -26,7 +26,7 @@ from prunevolve import evolve, read_config
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import tensors_digest
-from prunevolve.search.fitness import Evaluator
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.population import Candidate
 
 GIB = 2**30

@@ -11,7 +11,7 @@ from prunevolve.configs import schema
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import Probe
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator, Setup
 from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import Candidate, State
 from prunevolve.search.prepare import fingerprints

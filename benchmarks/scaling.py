@@ -23,7 +23,7 @@ from tables import conditions, show, write_json
 
 from prunevolve import Record, evolve, read_config
 from prunevolve.configs.schema import Ray
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator, Setup
 from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
 from prunevolve.search.population import Candidate, Outcome
 
@@ -139,7 +139,7 @@ def _made_up(candidate: Candidate) -> Outcome:
     """Return an outcome that depends on the candidate alone."""
     fitness = LOWEST + SPREAD * _fraction(str(candidate.criterion))
     rises = (fitness / LOWEST,)
-    if candidate.stop_above is not None and fitness > candidate.stop_above:
+    if candidate.enter is not None and fitness > candidate.enter:
         return Outcome("stopped", None, 512, f"rise {fitness:.4f}", rises=rises)
     return Outcome("evaluated", fitness, 8192, rises=rises)
 

@@ -29,7 +29,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.fitness import Evaluator
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.population import Candidate, State
 
 
@@ -79,7 +79,7 @@ VARIANTS: dict[str, Variant] = {
     "units": Variant(["search.units=off"]),
     "no leeway": Variant(replaced={"prunevolve.search.population.LEEWAY": 1.0}),
     "all measured to the end": Variant(
-        replaced={"prunevolve.search.fitness.Evaluator._settled": lambda *_: None}
+        replaced={"prunevolve.search.evaluator.Evaluator._settled": lambda *_: None}
     ),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},

@@ -224,16 +224,6 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
     return loaded.to(device).eval()
 
 
-def with_weights(
-    config: Mapping[str, Any], dtype: str, tensors: Mapping[str, Tensor], device: str = "cpu"
-) -> PreTrainedModel:
-    """Build a model from its config's dict and its state dict, whose tensors it has on the CPU."""
-    model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
-    model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
-    return model.to(device)
-
-
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model with its parameters on the meta device; buffers, in no file, are real."""
     with one_line_errors(config.name_or_path), torch.device("meta"):

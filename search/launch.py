@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -15,24 +15,17 @@ from prunevolve.configs.schema import Config
 from prunevolve.pruning.progress import step
 from prunevolve.search.checkpoint import check_fits, read_state
 from prunevolve.search.evolution import Evolution
-from prunevolve.search.experiment import Experiment, pinned_config
+from prunevolve.search.experiment import Experiment, lag_warning, pinned_config, resolve
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.journal import FolderError, RunFolder
-from prunevolve.search.plan import check, lag_warning
 from prunevolve.search.pool.on_ray import ray_backend
 from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.requests import Backend, InProcessBackend
 from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import noted, prepare
+from prunevolve.search.prepare import ENVIRONMENT, check_identity, environment, prepare
 from prunevolve.search.recorder import OnRecord, ignore, recording
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.status import FINISHED
-
-FREE_KEYS = ("search.candidates", "ray.", "low_memory", "tensorboard")
-"""Config keys that may differ when a run is continued: how long and where, never what.
-
-Statistics that the run has are used as they are, also with another `low_memory`.
-"""
 
 _BRED_AGAIN = 5
 """Records that a resumed search breeds again to check that they are its own."""
@@ -89,19 +82,18 @@ def run_on(
     """
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
-        _check_overrides(path, overrides)
         records = folder.read_records()
         done = len(records)
-        check_config(folder, config, done)
         if config.search.candidates < done:
             raise FolderError(
                 f"search.candidates = {config.search.candidates} is below the {done} that "
                 f"{path} has: give more"
             )
+        experiment = _ready(config, console)
+        check_identity(folder, experiment)
         if done == config.search.candidates and folder.is_finished(done):
             _say_finished(folder, config, console)
             return "finished before"
-        experiment = _ready(config, console)
         with _backend(experiment, console) as backend:
             return _run(folder, experiment, backend, records, console, on_record)
 
@@ -124,7 +116,7 @@ def _resume_call(folder: RunFolder) -> str:
 
 def _ready(config: Config, console: Console) -> Experiment:
     """Return the experiment with its texts, once all is checked that needs no worker."""
-    experiment = check(config)
+    experiment = resolve(config)
     with console.status("reading the texts"):  # no line, in case one is refused
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
@@ -140,7 +132,7 @@ def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
         ValueError: If there is no such device or cluster, or it refuses the connection.
         PoolError: If the cluster is lost.
     """
-    setup, ray = experiment.setup, experiment.config.ray
+    setup, ray = experiment, experiment.config.ray
     if ray.workers == 0:
         if ray.gpus_per_worker and not torch.cuda.is_available():
             raise ValueError(
@@ -177,11 +169,13 @@ def _run(
     ray = experiment.config.ray
     way_on = f"continue with {_resume_call(folder)}"
     try:
+        if not (folder.path / ENVIRONMENT).exists():
+            folder.write_json(ENVIRONMENT, environment(experiment))
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)
         pool = Pool(
             backend,
-            experiment.setup,
+            experiment,
             1 if ray.workers == 0 else ray.workers,
             ray.wait_seconds,
             ray.start_seconds,
@@ -259,46 +253,6 @@ def _start(folder: RunFolder, records: list[Record], lag: int, console: Console)
 # Is a continued run still the same experiment?
 
 
-def is_free(key: str) -> bool:
-    """Return whether a config key may differ when a run is continued."""
-    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
-
-
-def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
-    *some, last = (f"{key}*" if key.endswith(".") else key for key in FREE_KEYS)
-    for override in overrides:
-        if not is_free(override.partition("=")[0]):
-            raise FolderError(
-                f"--set {override} would make {path} a different search: a resumed run accepts "
-                f"only {', '.join(some)} and {last}"
-            )
-
-
-def check_config(folder: RunFolder, config: Config, records: int) -> None:
-    """Compare a config with the one that the run began with, before any work.
-
-    Raises:
-        FolderError: If they differ in more than `FREE_KEYS`, or if `environment.json` is malformed,
-            or missing although there is a journal.
-    """
-    began_with = noted(folder, "config")
-    if began_with is None:
-        if records:
-            raise FolderError(
-                f"{folder.path} has a journal and no environment.json: the config that it was made "
-                "with is unknown; start a new run, perhaps with search.seeds from this one"
-            )
-        return
-    # As it was written when the run began: a list for a tuple.
-    before, now = (dict(_leaves(tree)) for tree in (began_with, config.model_dump(mode="json")))
-    for key in sorted(before):  # a newer key's default is the old behaviour
-        if before[key] != now.get(key) and not is_free(key):
-            raise FolderError(
-                f"{key} is {now.get(key)!r} in {folder.path / 'config.yaml'} but was "
-                f"{before[key]!r} when the run began: restore it, or start a new run"
-            )
-
-
 def check_records(
     folder: RunFolder, experiment: Experiment, marks: Fingerprints, records: list[Record]
 ) -> None:
@@ -314,12 +268,3 @@ def check_records(
                 "settings breed: it is another run's journal"
             )
         evolution.tell(record.index, record.outcome)
-
-
-def _leaves(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of nested mappings by dotted path."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

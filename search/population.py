@@ -45,12 +45,10 @@ class Candidate:
         criterion: Its metric, in canonical form, and its comparison group.
         parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
         fingerprint: Fingerprint of its mask on the probe; None until taken.
-        stop_above: Fitness above which it could not enter the population at the time it was bred
-            (a smaller metric within a step of parsimony could); None if there is no limit.
-        leeway: Allowed relative rise, as a multiple of that of `stop_above`; above 1 if there is a
-            free place.
-        settle_above: Fitness above which it is not measured to the end: that of the best at the
-            time it was bred; None if all candidates are measured to the end.
+        best: Fitness of the best when it was bred; what is clearly worse is not measured to the
+            end. None if there was none.
+        enter: Fitness above which it could not enter the population then (a smaller metric within a
+            step of parsimony could); None if there was no limit.
         decided: Its outcome, if that is known without an evaluation.
     """
 
@@ -59,9 +57,8 @@ class Candidate:
     parents: tuple[int, ...] = ()
     fingerprint: str | None = None
     # Needed only until there is an outcome: the journal does not have them.
-    stop_above: float | None = field(default=None, compare=False)
-    leeway: float = field(default=1.0, compare=False)
-    settle_above: float | None = field(default=None, compare=False)
+    best: float | None = field(default=None, compare=False)
+    enter: float | None = field(default=None, compare=False)
     decided: Outcome | None = field(default=None, compare=False)
 
 
@@ -261,11 +258,11 @@ class State:
         best = min(member.rank for member in self.population)[0]
         like = [m.rank[0] for m in self.population if near(candidate.criterion, m.criterion)]
         if like:  # it takes their place, so it must beat only those
-            return replace(candidate, stop_above=min(like), settle_above=best)
+            return replace(candidate, best=best, enter=min(like))
         if len(self.population) < search.population:
-            return replace(candidate, stop_above=best, leeway=LEEWAY, settle_above=best)
+            return replace(candidate, best=best, enter=LEEWAY * max(0.0, best))
         worst = max(member.rank for member in self.population)[0]
-        return replace(candidate, stop_above=worst, settle_above=best)
+        return replace(candidate, best=best, enter=worst)
 
     def finalists(self, count: int = FINALISTS) -> list[Record]:
         """Return the fittest of the population and the hall of fame together, best first."""

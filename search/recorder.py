@@ -16,7 +16,6 @@ from prunevolve.search.pool.pool import Arrival, Pool
 from prunevolve.search.pool.requests import Timing
 from prunevolve.search.population import Record
 from prunevolve.search.prepare import read_scale
-from prunevolve.search.scale import unit_of
 from prunevolve.search.status import RUNNING, BestSoFar, Status
 
 OnRecord = Callable[[Record], object]
@@ -104,7 +103,7 @@ class Recorder:
         named, fitness = min(scale.named_fitness.items(), key=lambda item: item[1])
         best = None
         if record := state.best:
-            criterion, unit = record.criterion, unit_of(len(scale.cells))
+            criterion, unit = record.criterion, "x best named"
             best = BestSoFar(
                 metric=criterion.text, group=criterion.group, fitness=record.rank[0], unit=unit
             )

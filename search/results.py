@@ -19,13 +19,12 @@ from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.progress import counted, step
+from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.factors import without_each
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.fitness import perplexity_of
 from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
 from prunevolve.search.report.report import (
@@ -37,7 +36,7 @@ from prunevolve.search.report.report import (
     render,
     title_of,
 )
-from prunevolve.search.scale import Scale, paired_difference, unit_of
+from prunevolve.search.scale import Scale, paired_difference
 from prunevolve.search.status import FINISHED
 from prunevolve.search.summary import (
     Diversity,
@@ -87,7 +86,7 @@ def finish(
         candidates=outcomes.total(),
         outcomes=dict(outcomes),
         pruning=pruning | {"sparsity": leading.sparsity, "pattern": leading.pattern},
-        fitness_unit=unit_of(len(scale.cells)),
+        fitness_unit="x best named",
         tasks=tuple(tasks),
         selection=tuple(standings),
         factors=tuple(factors),
@@ -118,10 +117,10 @@ def _choose(
     experiment: Experiment, pool: Pool, finalists: list[Record], console: Console
 ) -> tuple[Record, list[Finalist], list[FactorWorth]]:
     """Score finalists on the selection texts; return the best, the standings, and its factors."""
-    tasks = experiment.setup.tasks_of("selection")
+    tasks = experiment.tasks_of("selection")
     total = (len(finalists) + _KNOWN) * len(tasks)
     with counted(console, "finalists", total) as count, pool.counting(count):
-        scale = scale_of(experiment.setup, pool.ask, "selection")
+        scale = scale_of(experiment, pool.losses, "selection")
         measured = _selection_losses(experiment, pool, [r.criterion for r in finalists])
     scored = [
         (scale.fitness(losses), record.index, record, losses)
@@ -154,7 +153,7 @@ def _worths(
     if not rests:
         return []
     criteria = [Criterion(rest, winner.criterion.group) for rest in rests.values()]
-    total = len(rests) * len(experiment.setup.tasks_of("selection"))
+    total = len(rests) * len(experiment.tasks_of("selection"))
     with counted(console, "winner's factors", total) as count, pool.counting(count):
         measured = _selection_losses(experiment, pool, criteria)
     worths = []
@@ -171,9 +170,9 @@ def _selection_losses(
     experiment: Experiment, pool: Pool, criteria: Sequence[Criterion]
 ) -> list[list[list[float]]]:
     """Return each criterion's losses on the selection texts, by task; none if it cannot prune."""
-    tasks = experiment.setup.tasks_of("selection")
-    requests = [WindowLosses(task, "selection", c) for c in criteria for task in tasks]
-    answers = iter(pool.ask(requests))
+    tasks = experiment.tasks_of("selection")
+    requests = [(task, "selection", c) for c in criteria for task in tasks]
+    answers = iter(pool.losses(requests))
     measured = []
     for _ in criteria:
         losses: list[list[float]] = [[] for _ in experiment.tasks]
@@ -196,12 +195,12 @@ def _measure_all(
 
 def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> TaskResult:
     """Measure a task on its report text: dense, baselines and winner."""
-    dense, named = losses_of(pool.ask, index, "report")
-    (best,) = pool.ask([WindowLosses(index, "report", winner.criterion)])
+    dense, named = losses_of(pool.losses, index, "report")
+    (best,) = pool.losses([(index, "report", winner.criterion)])
     assert best is not None
     gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
-    task, row = experiment.tasks[index], experiment.task_rows()[index]
-    provenance = experiment.provenance(task.subject)["report"]
+    subject, row = experiment.subject_of[index], experiment.task_rows()[index]
+    provenance = experiment.provenance(subject)["report"]
     fields = {
         **row,
         "dense": perplexity_of(dense),
@@ -220,9 +219,9 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
                 "perplexity": perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best),
             }
-            for cell in cells_of(experiment.setup, index, "report", dense, named)
+            for cell in cells_of(experiment, index, "report", dense, named)
         ],
-        "perplexity_of": {**provenance, "dtype": experiment.subjects[task.subject].dtype},
+        "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
     return TaskResult.model_validate(fields)
 
@@ -314,7 +313,7 @@ def write_report(folder: RunFolder) -> bool:
 
 def apply_command(folder: Path, config: Config) -> str:
     """Return the command that applies the best metric to the same model and texts."""
-    task = config.all_tasks[0]
+    task = config.tasks[0]
     calibration, report = task.calibration, task.report
     unstructured = task.pattern == "unstructured"
     options: dict[str, Sequence[object]] = {
@@ -322,14 +321,14 @@ def apply_command(folder: Path, config: Config) -> str:
         "metric": [folder / "best_metric.json"],
         "sparsity": [task.sparsity] if unstructured else [],
         "pattern": [] if unstructured else [task.pattern],
-        "corpus": [part.corpus for part in calibration.parts],
-        "split": [part.split for part in calibration.parts],
-        "share": [part.share for part in calibration.mix],
+        "corpus": calibration.corpus,
+        "split": calibration.split,
+        "share": calibration.share or [],
         "samples": [calibration.windows],
         "seqlen": [calibration.length],
         "seed": [calibration.seed],
-        "eval-corpus": [part.corpus for part in report.parts],
-        "eval-split": [part.split for part in report.parts],
+        "eval-corpus": report.corpus,
+        "eval-split": report.split,
         "dtype": [task.dtype],
         "out": ["DIR"],
     }

@@ -34,7 +34,7 @@ RESERVED = {
 SEARCH_IMPORTS = {
     "search/breeding/": ("search.breeding", "search.population"),
     "search/pool/": (
-        *("search.pool", "search.fitness", "search.resident", "search.population"),
+        *("search.pool", "search.evaluator", "search.resident", "search.population"),
         "search.scale",
     ),
     "search/report/": (
@@ -51,7 +51,7 @@ PUBLIC_NAMES = "prunevolve/__init__.py"
 MEETING_PLACES = (
     *("pruning/run/command.py", "pruning/run/job.py", "pruning/run/options.py"),
     "pruning/run/result.py",
-    *("search/experiment.py", "search/fitness.py", "search/resident.py"),
+    *("search/experiment.py", "search/evaluator.py", "search/resident.py"),
 )
 """The modules of pruning and search that may import both pruning and evaluation."""
 

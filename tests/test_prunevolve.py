@@ -79,7 +79,7 @@ def test_interrupt_reaches_the_caller_with_the_way_on(tmp_path):
 
 
 def test_run_in_which_nothing_was_evaluated_is_unfinished(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunevolve.search.fitness.HOPELESS", 1e-9)
+    monkeypatch.setattr("prunevolve.search.evaluator.HOPELESS", 1e-9)
     with pytest.raises(Unfinished, match="no candidate was evaluated to the end") as end:
         evolve(config("search.candidates=3", "tasks=[{}, {sparsity: 0.3}]"), tmp_path / "run")
     assert end.value.code == 5

@@ -55,7 +55,7 @@ def on_two_tasks(finished, tmp_path_factory):
     tasks = "tasks=[{pattern: 2:4, weight: 3}, {sparsity: 0.5}]"
     with pytest.MonkeyPatch.context() as patch:
         # On so few windows many would be hopeless in one of the two.
-        patch.setattr("prunevolve.search.fitness.HOPELESS", 100.0)
+        patch.setattr("prunevolve.search.evaluator.HOPELESS", 100.0)
         printed = search(folder / "run", tasks, f"search.seeds=[{folder / 'another'}, wanda]")
     shutil.rmtree(folder / "another")
     return folder / "run", printed
@@ -404,7 +404,7 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
 
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, monkeypatch, call):
-    monkeypatch.setattr("prunevolve.search.fitness.HOPELESS", 1e-9)
+    monkeypatch.setattr("prunevolve.search.evaluator.HOPELESS", 1e-9)
     few = [*SMALL, "search.candidates=4", "tasks=[{}, {sparsity: 0.3}]"]
     out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
     assert "error: no candidate was evaluated to the end; breed more: " in out

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from prunevolve.configs.schema import Ray
-from prunevolve.search.fitness import Setup
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import PoolError
 from prunevolve.search.pool.requests import (
     ROOT,
@@ -66,12 +66,11 @@ class Prepare:
     """Start or join Ray, and store what workers are built from.
 
     Attributes:
-        setup: Without its windows, which follow.
+        setup: What workers are built from.
         actor: The class of the workers; None for `ray_process.Worker`.
     """
 
-    setup: Setup
-    windows: Sequence[Arrays]
+    setup: Experiment
     ray: Ray
     actor: type | None
 
@@ -127,7 +126,7 @@ class Answer:
 
 
 @contextmanager
-def ray_backend(setup: Setup, ray: Ray, actor: type | None = None) -> Iterator["RayBackend"]:
+def ray_backend(setup: Experiment, ray: Ray, actor: type | None = None) -> Iterator["RayBackend"]:
     """Start or join Ray, and end or leave it afterwards.
 
     Args:
@@ -169,11 +168,10 @@ class RayBackend:
         self._parts: Arrays = {}
         self._silent = 0.0
 
-    def connect(self, setup: Setup, actor: type | None) -> None:
+    def connect(self, setup: Experiment, actor: type | None) -> None:
         """Say what workers are built from, and wait until Ray is ready for them."""
-        windows = tuple(to_arrays(tokens) for tokens in setup.windows)
         try:
-            self._call(Prepare(replace(setup, windows=()), windows, self._ray, actor))
+            self._call(Prepare(setup, self._ray, actor))
         except PoolError as error:
             raise ValueError(str(error)) from error
 

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import cast
 
+from torch import Tensor
+
 from prunevolve.command_line import Resumable
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.fitness import Setup
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.requests import (
     Backend,
     CollectStatistics,
@@ -27,6 +30,7 @@ from prunevolve.search.pool.requests import (
     Event,
     Fault,
     FaultKind,
+    ProbeTensors,
     Reply,
     Request,
     Result,
@@ -37,6 +41,7 @@ from prunevolve.search.pool.requests import (
     WindowLosses,
 )
 from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.scale import Scale
 
 MOST = {"lost": 8, "crowded": 5, "exhausted": 3, "late": 3}
 """How often a job may meet a fault of each kind; its last try follows a success elsewhere."""
@@ -187,7 +192,7 @@ class Pool:
     def __init__(
         self,
         backend: Backend,
-        setup: Setup,
+        setup: Experiment,
         workers: int | None,
         wait_seconds: float,
         start_seconds: float,
@@ -258,11 +263,34 @@ class Pool:
         self._preparations.append(self._backend.share(request))
         self._assign()
 
-    def model_digest(self, subject: int) -> str:
-        """Return a hash of those dense weights that get pruned, the same in all workers."""
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Hashes of those dense weights that get pruned, the same in all workers."""
         while self._digests is None:
             self._turn(_STEP_SECONDS)
-        return self._digests[subject]
+        return self._digests
+
+    def losses(
+        self, asked: Sequence[tuple[int, str, Criterion | None]]
+    ) -> list[list[float] | None]:
+        """Return the losses by window of each task, role and criterion."""
+        return self.ask([WindowLosses(*request) for request in asked])
+
+    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
+        """Return a model's statistics."""
+        return self.ask([CollectStatistics(subject)])[0]
+
+    def probe_tensors(self, subject: int) -> dict[str, Tensor]:
+        """Return a model's probe."""
+        return self.ask([ProbeTensors(subject)])[0]
+
+    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Let all workers use a model's statistics."""
+        self.prepare(UseStatistics(subject, tensors))
+
+    def use_scale(self, scale: Scale) -> None:
+        """Let all workers use a scale."""
+        self.prepare(UseScale(scale))
 
     @property
     def staff(self) -> Staff:
@@ -338,13 +366,13 @@ class Pool:
 
     def _tokens(self, request: Request[object]) -> int:
         """Return roughly how many tokens pass through a model."""
-        windows, tasks = self._setup.windows, self._setup.tasks
+        subjects, subject_of = self._setup.subjects, self._setup.subject_of
         match request:
             case CollectStatistics(subject):
-                return _BACKWARD * windows[subject]["calibration"].numel()
+                return _BACKWARD * subjects[subject].tokens["calibration"].numel()
             case WindowLosses(task, role):
-                return 2 * windows[tasks[task].subject][role].numel()
-        return sum(windows[task.subject]["fitness"].numel() for task in tasks)
+                return 2 * subjects[subject_of[task]].tokens[role].numel()
+        return sum(subjects[subject].tokens["fitness"].numel() for subject in subject_of)
 
     def _dismiss_late(self) -> None:
         """Dismiss the workers that should have started or answered by now."""

@@ -8,7 +8,6 @@ A worker is an `Evaluator` built from plain values. Large data goes through the 
 all workers on a node read without a copy: windows, statistics, and weights if they are sent.
 """
 
-import hashlib
 import os
 import shutil
 import signal
@@ -32,7 +31,8 @@ from torch import Tensor
 
 from prunevolve.configs.schema import Ray
 from prunevolve.pruning.models import load_model
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.on_ray import (
     FOLDERS,
     LOCAL,
@@ -51,7 +51,6 @@ from prunevolve.search.pool.on_ray import (
     to_tensors,
 )
 from prunevolve.search.pool.requests import (
-    PACKAGES,
     ROOT,
     CollectStatistics,
     Ended,
@@ -63,6 +62,7 @@ from prunevolve.search.pool.requests import (
     Timing,
     UseStatistics,
     attempt,
+    code_digest,
     perform,
 )
 from prunevolve.search.resident import Subject, Weights
@@ -83,12 +83,12 @@ class Worker:
     """An evaluator in an actor; it returns only plain values and numpy arrays."""
 
     def start(
-        self, setup: Setup, windows: Sequence[Arrays], code: str, *shipped: tuple[Config, Arrays]
+        self, setup: Experiment, code: str, *shipped: tuple[Config, Arrays]
     ) -> Loaded | Fault:
         """Load the models.
 
         Args:
-            setup: Without its windows, which follow.
+            setup: What it is built from.
             code: Digest of the driver's source.
             shipped: Each model's config and tensors; none if workers load models.
         """
@@ -100,8 +100,7 @@ class Worker:
                     "install the driver's version on every node"
                 )
             weights = [Weights(config, _without_warnings(arrays)) for config, arrays in shipped]
-            tokens = tuple(map(_without_warnings, windows))
-            self._evaluator = Evaluator(replace(setup, windows=tokens), weights)
+            self._evaluator = Evaluator(setup, weights)
             return self._evaluator.digests, self._evaluator.seconds
 
         return attempt(load)
@@ -237,7 +236,7 @@ class Actors:
         # On one machine's CPU all workers share the weights, whatever dtype the files have.
         ships = call.ray.address == LOCAL and not self._gpus
         models = map(_shipped, call.setup.subjects) if ships else []
-        self._arguments = [call.setup, ray.put(call.windows), code_digest(), *models]
+        self._arguments = [ray.put(call.setup), code_digest(), *models]
 
     def _hire(self, most: int) -> Sequence[int]:
         whole, free = self._room()
@@ -322,15 +321,6 @@ def _fault_of(error: Exception, starting: bool) -> Fault:
     if isinstance(error, ray.exceptions.RayActorError):
         return Fault("lost", "its process or its node was lost")
     return Fault("lost", f"Ray has no result for it ({type(error).__name__})")
-
-
-def code_digest() -> str:
-    """Return a hash of all source code that an evaluation runs."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _shipped(subject: Subject) -> ray.ObjectRef:

@@ -6,6 +6,7 @@ goes wrong comes back as a value, too: a `Fault`, with a kind that means the sam
 
 import errno
 import gc
+import hashlib
 import re
 import resource
 import time
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.fitness import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.population import Candidate, Outcome
 from prunevolve.search.scale import Scale
 
@@ -83,6 +85,15 @@ class UseScale(Request[None]):
     """Measure candidates on this scale from now on."""
 
     scale: Scale
+
+
+def code_digest() -> str:
+    """Return a hash of all source code that an evaluation runs."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 # What comes back
@@ -232,7 +243,7 @@ def _lacks_memory(error: Exception, message: str) -> bool:
 
 
 def _place(error: Exception) -> str:
-    """Return the innermost line of our code in the traceback, as `search/fitness.py:120`."""
+    """Return the innermost line of our code in the traceback, as `search/evaluator.py:120`."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
@@ -246,7 +257,7 @@ class InProcessBackend:
     It does its work inside `events`; after a dismissal, the models are loaded again.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Experiment) -> None:
         self._setup = setup
         self._worker = 0
         self._hired = False

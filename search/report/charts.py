@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunevolve.search.population import Record
-from prunevolve.search.scale import Scale, unit_of
+from prunevolve.search.scale import Scale
 
 _MOST_POINTS = 2000  # a point takes sixty bytes
 _OF_INTEREST = 3.0
@@ -58,7 +58,7 @@ def fitness_chart(records: Sequence[Record], scale: Scale) -> str:
         _draw_lines(axes, {"best so far": best[-1]} | known)
         above = sum(value > top for value in (*fitness, *known.values()))
         note = f"; {above} above the chart" if above else ""
-        axes.set_ylabel(f"fitness, {unit_of(len(scale.cells))}{note}")
+        axes.set_ylabel(f"fitness, x best named{note}")
         axes.set_xlabel("candidates")
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Creator": None, "Date": None})

@@ -17,7 +17,7 @@ from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import LEAVES
 from prunevolve.search.factors import shared_by_the_best
 from prunevolve.search.population import Record, pareto_front
-from prunevolve.search.scale import Scale, unit_of
+from prunevolve.search.scale import Scale
 from prunevolve.search.summary import (
     FactorWorth,
     Summary,
@@ -78,14 +78,14 @@ def render(run: Run, chart: str) -> str:
         undefined=StrictUndefined,
     )
     summary, winner = run.summary, winner_of(run)
-    names = ", ".join(task.name for task in run.config.all_tasks)
+    names = ", ".join(task.name for task in run.config.tasks)
     return environment.get_template("report.html.j2").render(
         run=run,
         title=f"Search for a pruning metric: {names}",
         state=state_of(run),
         result=result_of(summary) if summary else None,
         chart=Markup(chart[chart.index("<svg") :]),
-        unit=unit_of(len(run.scale.cells)),
+        unit="x best named",
         winner=winner,
         leaves={leaf: LEAVES[leaf].meaning for leaf in sorted(winner.criterion.metric.leaves)},
         front=front_table(run.evaluated),

@@ -10,7 +10,7 @@ from prunevolve.evaluation.windows import Text
 from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_tokenizer
-from prunevolve.search.fitness import Evaluator, Setup, Task
+from prunevolve.search.evaluator import Evaluator, Setup, Task
 from prunevolve.search.pool.pool import Arrival, Pool
 from prunevolve.search.pool.requests import CollectStatistics, UseScale, UseStatistics
 from prunevolve.search.population import Candidate, Outcome

@@ -30,7 +30,7 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.fitness import SLACK, Evaluator, Task
+from prunevolve.search.evaluator import SLACK, Evaluator, Task
 from prunevolve.search.population import Candidate
 from prunevolve.search.resident import Subject
 
@@ -55,18 +55,6 @@ def on_two_models(tiny_llama_dir):
     subjects = (Subject("embedded", "float32"), Subject(str(tiny_llama_dir), "float32"))
     tasks = (HALF, other, TWO_OF_FOUR)
     return made_of(setup_of(subjects=subjects, windows=(words(4), noise), tasks=tasks))
-
-
-@pytest.fixture
-def stops(monkeypatch):
-    """Set the constants of early stops; without an argument, nothing is hopeless."""
-
-    def set_constants(slack=SLACK, hopeless=1e9):
-        monkeypatch.setattr("prunevolve.search.fitness.SLACK", slack)
-        monkeypatch.setattr("prunevolve.search.fitness.HOPELESS", hopeless)
-
-    set_constants()
-    return set_constants
 
 
 def again(evaluator, **changes):
@@ -111,7 +99,7 @@ def rises_under_wanda(evaluator, task):
 
 
 @pytest.mark.parametrize(
-    ("criterion", "stop_above", "kind", "reason"),
+    ("criterion", "limit", "kind", "reason"),
     [
         (WANDA, None, "evaluated", ""),
         (NEGATIVE, 0.0, "stopped", "relative rise"),
@@ -120,21 +108,12 @@ def rises_under_wanda(evaluator, task):
     ],
     ids=str,
 )
-def test_evaluate_restores_every_weights_bits(on_two_models, criterion, stop_above, kind, reason):
+def test_evaluate_restores_every_weights_bits(on_two_models, criterion, limit, kind, reason):
     staged = again(on_two_models, stages=(1,))
-    outcome = staged.evaluate(candidate(criterion, stop_above=stop_above))
+    outcome = staged.evaluate(candidate(criterion, best=limit, enter=limit))
     assert outcome.kind == kind
     assert reason in outcome.reason
     assert_dense(staged)
-
-
-def test_evaluate_gives_the_mean_loss_of_the_pruned_model(evaluator):
-    outcome = evaluator.evaluate(candidate(WANDA))
-    windows = evaluator.setup.windows[0]["fitness"]
-    expected = window_losses(pruned(evaluator, HALF), windows)
-    assert outcome.kind == "evaluated"
-    assert outcome.fitness == pytest.approx(expected.mean().item(), abs=1e-9)
-    assert outcome.tokens == 4 * 32
 
 
 @pytest.mark.parametrize(
@@ -164,68 +143,59 @@ def test_fitness_of_several_tasks_is_the_mean_of_their_relative_rises_by_weight(
     assert outcome.tokens == 4 * 32 + 3 * 16 + 4 * 32
 
 
-@pytest.mark.parametrize("hopeless_on", [0, 1, 2])
-def test_hopeless_on_one_task_costs_those_after_it_nothing(on_two_models, hopeless_on, stops):
-    stops(hopeless=1e6)
+@pytest.mark.parametrize("bad_on", [0, 1, 2])
+def test_stopped_on_one_task_costs_those_after_it_nothing(on_two_models, bad_on):
     staged = again(on_two_models, stages=(1,))
-    hard = {"rise": 1e-9, "dense": (0.0,) * len(staged.scale.cells[hopeless_on].dense)}
-    rescaled(staged, *(hard if task == hopeless_on else {"rise": 1e6} for task in range(3)))
-    stopped = staged.evaluate(candidate(NEGATIVE))
+    hard = {"rise": 1e-9, "dense": (0.0,) * len(staged.scale.cells[bad_on].dense)}
+    rescaled(staged, *(hard if task == bad_on else {"rise": 1e6} for task in range(3)))
+    stopped = staged.evaluate(candidate(NEGATIVE, best=1.0, enter=2.0))
     tokens = (32, 16, 32)
-    assert (stopped.kind, stopped.tokens) == ("stopped", sum(tokens[: hopeless_on + 1]))
+    assert (stopped.kind, stopped.tokens) == ("stopped", sum(tokens[: bad_on + 1]))
     measured = [rise is not None for rise in stopped.rises]
-    assert measured == [task <= hopeless_on for task in range(3)]
-    assert f" on {staged.setup.tasks[hopeless_on].name}, text above 1000000.0000" in stopped.reason
+    assert measured == [task <= bad_on for task in range(3)]
+    assert stopped.reason.endswith(" above 2.0000")
 
 
-def test_stages_that_do_not_stop_change_nothing_and_without_any_nothing_stops(on_two_models, stops):
+def test_stages_that_do_not_stop_change_nothing_and_without_any_nothing_stops(on_two_models):
     staged = again(on_two_models, stages=(1, 2))
-    by_layer = candidate(criterion_of("mul(W, G)", "layer"))
+    by_layer = candidate(criterion_of("mul(W, G)", "layer"), best=1e9, enter=1e9)
     outcome = staged.evaluate(by_layer)
-    stops(hopeless=1e-9)
-    assert on_two_models.evaluate(replace(by_layer, stop_above=0.0)) == outcome
+    assert on_two_models.evaluate(replace(by_layer, best=0.0, enter=0.0)) == outcome
     assert (outcome.kind, outcome.tokens) == ("evaluated", 4 * 32 + 3 * 16 + 4 * 32)
 
 
-def test_settled_is_who_is_clearly_not_the_best_with_an_estimate(on_two_models, stops):
-    stops(slack=0.0)
+@pytest.mark.parametrize(("enter", "kind"), [(None, "evaluated"), (1e9, "evaluated")])
+def test_who_is_clearly_not_the_best_but_can_enter_has_a_predicted_fitness(
+    on_two_models, enter, kind
+):
     staged = again(on_two_models, stages=(1,))
     full = staged.evaluate(candidate(NEGATIVE))
-    settled = staged.evaluate(candidate(NEGATIVE, settle_above=0.0))
-    assert (full.kind, settled.kind) == ("evaluated", "evaluated")
-    assert settled.tokens == 32 + 16 + 32 < full.tokens
-    assert settled.reason == "not to the end"
+    ended = staged.evaluate(candidate(NEGATIVE, best=0.0, enter=enter))
+    assert (full.kind, ended.kind) == ("evaluated", kind)
+    assert ended.tokens == 32 + 16 + 32 < full.tokens
+    assert ended.reason == "not to the end"
     losses = [staged.losses(task, "fitness", NEGATIVE)[:1] for task in range(3)]
-    assert settled.fitness == pytest.approx(staged.scale.expected(losses))
-    assert settled.rises == pytest.approx(staged.scale.rises_by_task(losses))
-    assert staged.evaluate(candidate(NEGATIVE, settle_above=full.fitness * 10)) == full
-
-
-def test_evaluate_stops_after_a_stage_above_the_threshold(evaluator, stops):
-    staged = again(evaluator, stages=(1, 2))
-    full = evaluator.evaluate(candidate(NEGATIVE))
-    dense = staged.residents[0].dense.mean().item()
-    limit = 0.01 * staged.scale.cells[0].rise
-    stopped = staged.evaluate(candidate(NEGATIVE, stop_above=dense + limit))
-    passed = staged.evaluate(candidate(NEGATIVE, stop_above=full.fitness + 10))
-    assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, 32)
-    assert stopped.reason.startswith("relative rise ")
-    assert stopped.reason.endswith(f" above {0.01 * (1 + SLACK):.4f}")
-    assert passed == full
+    assert ended.fitness == pytest.approx(staged.scale.fitness(losses))
+    assert ended.rises == pytest.approx(staged.scale.rises_by_task(losses))
+    assert staged.evaluate(candidate(NEGATIVE, best=full.fitness * 10)) == full
 
 
 @pytest.mark.parametrize("windows", [1, 2, 3])
-def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluator, windows, stops):
-    stops(slack=0.3)
+def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluator, windows):
     staged = again(evaluator, stages=(windows,), tasks=(MOST,))
     rescaled(staged, {"shares": (2.0, 0.5, 0.8, 0.7), "rise": 0.5})
     share = {1: 2.0, 2: 1.25, 3: 1.1}[windows]
-    rise = rises_under_wanda(staged, MOST)[:windows].mean().item()
-    (cell,) = staged.scale.cells
-    limit = rise / share / cell.rise / (1 + 0.3 / sqrt(windows))
-    for by, kind in ((-1e-5, "stopped"), (1e-5, "evaluated")):
-        above = sum(cell.dense) / len(cell.dense) + (limit + by) * cell.rise
-        assert staged.evaluate(candidate(WANDA, stop_above=above)).kind == kind
+    rise = rises_under_wanda(staged, MOST)[:windows].mean().item() / share / 0.5
+    best = rise / (1 + SLACK / sqrt(windows))
+    for limit, kind in ((best - 1e-5, "stopped"), (best + 1e-5, "evaluated")):
+        outcome = staged.evaluate(candidate(WANDA, best=limit, enter=limit))
+        assert outcome.kind == kind
+        assert outcome.tokens == 32 * (windows if kind == "stopped" else 4)
+    ended = staged.evaluate(candidate(WANDA, best=best - 1e-5, enter=rise - 1e-5))
+    assert (ended.kind, ended.fitness, ended.estimate) == ("stopped", None, pytest.approx(rise))
+    assert ended.reason == f"relative rise {rise:.4f} above {rise - 1e-5:.4f}"
+    ended = staged.evaluate(candidate(WANDA, best=best - 1e-5, enter=rise + 1e-5))
+    assert (ended.kind, ended.fitness) == ("evaluated", pytest.approx(rise))
 
 
 def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models):

@@ -105,17 +105,17 @@ def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, 
     assert indices(after(*outcomes, search=Search(population=4), near=near).population) == members
 
 
-def limits(state: State, near: Near = never) -> tuple[float | None, float, float | None]:
+def limits(state: State, near: Near = never) -> tuple[float | None, float | None]:
     limited = state.limited(record(9, None).candidate, THREE, near)
-    return limited.stop_above, limited.leeway, limited.settle_above
+    return limited.enter, limited.best
 
 
 def test_limited_by_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
-    assert limits(State()) == (None, 1.0, None)
-    assert limits(after((5.0, 1), (2.0, 1))) == (2.0, LEEWAY, 2.0)
-    assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (5.0, 1.0, 2.0)
+    assert limits(State()) == (None, None)
+    assert limits(after((5.0, 1), (2.0, 1))) == (2.0 * LEEWAY, 2.0)
+    assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (5.0, 2.0)
     # By the fittest of those that it would replace.
-    assert limits(after((1.0, 2), (3.0, 1), (2.0, 1)), near=same_size) == (2.0, 1.0, 1.0)
+    assert limits(after((1.0, 2), (3.0, 1), (2.0, 1)), near=same_size) == (2.0, 1.0)
 
 
 @examples(max_examples=60, deadline=None, derandomize=True)
@@ -144,8 +144,9 @@ def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded):
         assert list(population) == sorted(population, key=lambda member: member.standing)
         assert not any(near(*pair) for pair in combinations(criteria, 2))
         if one in population:
-            limit = limited.stop_above
-            assert limit is None or limited.leeway > 1 or one.fitness <= limit + RESOLUTION
+            limit = limited.enter
+            is_free = len(before.population) < size
+            assert limit is None or is_free or one.fitness <= limit + RESOLUTION
 
 
 def test_pareto_front_holds_what_no_smaller_one_equals_or_beats():
@@ -187,7 +188,7 @@ def test_record_comes_back_from_json_as_it_was(kind, fitness):
 
 def test_record_does_not_tell_how_its_candidate_came_to_its_outcome():
     # A resumed run reads records that know neither; they are the same records.
-    way = {"stop_above": 3.5, "decided": Outcome("duplicate")}
+    way = {"enter": 3.5, "decided": Outcome("duplicate")}
     record = Record(replace(EVALUATED.candidate, **way), EVALUATED.outcome)
     assert record == EVALUATED
     assert record.to_dict() == FIELDS

@@ -6,7 +6,7 @@ import pytest
 from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.fitness import Task
+from prunevolve.search.evaluator import Task
 from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.prepare import cells_of, losses_of
 from prunevolve.search.scale import Cell, Scale, cell_of, paired_difference
@@ -65,11 +65,11 @@ def test_cell_without_a_named_metric_is_refused():
         cell_of(3, "text", 1.0, range(4), DENSE, {})
 
 
-def test_fitness_of_one_cell_is_the_loss_and_of_several_the_relative_rise():
-    assert ONE.fitness([[1.5, 3.7]]) == pytest.approx(2.6)
-    assert ONE.relative(2.6) == pytest.approx((2.6 - 2.0) / 0.5)
+def test_fitness_is_the_mean_of_the_cells_by_weight():
+    assert ONE.fitness([[1.5, 3.7]]) == pytest.approx((0.5 + 0.7) / 2 / 0.5)
     assert scale().fitness([[1.5, 1.5, 3.5, 3.5], [1.25, 3.25]]) == pytest.approx(1.0)
-    assert scale().relative(0.7) == 0.7
+    # What was not evaluated is taken for as good as the rest.
+    assert scale().fitness([[1.5], []]) == FIRST.value([1.5])
 
 
 def test_rises_by_task_are_those_of_the_kinds_of_text_seen_so_far():
@@ -88,9 +88,9 @@ def test_excess_takes_what_was_not_looked_at_to_be_as_good_as_the_limit():
     values = [FIRST.value([2.0]), 1.0, 1.0]
     assert values[0] == pytest.approx(4.0)
     off = sqrt(0.25**2 + 0.25**2 + 0.5**2)
-    expected = 0.25 * 4 + 0.25 + 0.5, 1 + 0.2 * off
-    assert scale().excess([[2.0], []], 1.0, 0.2) == pytest.approx(expected)
-    assert scale().excess([[2.0], []], 1.0, 3.0) is None
+    expected = 0.25 * 4 + 0.25 + 0.5
+    assert scale().excess([[2.0], []], 1.0, (expected - 1) / off - 1e-6) == pytest.approx(expected)
+    assert scale().excess([[2.0], []], 1.0, (expected - 1) / off + 1e-6) is None
     assert scale().excess([[1.1], []], 1.0, 0.0) is None
 
 
@@ -100,8 +100,14 @@ def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows():
     assert found.mean == pytest.approx(scale().fitness(losses) - scale().fitness(reference))
     assert found.standard_error > 0
     assert scale().difference(losses, losses).standard_error == pytest.approx(0)
-    paired = paired_difference(losses[1], reference[1])
-    assert vars(ONE.difference(losses[1:], reference[1:])) == pytest.approx(vars(paired))
+    paired, one = (
+        vars(found)
+        for found in (
+            paired_difference(losses[1], reference[1]),
+            ONE.difference(losses[1:], reference[1:]),
+        )
+    )
+    assert one == pytest.approx({name: value / 0.5 for name, value in paired.items()})
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +144,6 @@ def test_losses_leave_out_a_named_metric_that_fails():
 
 
 def test_named_fitness_is_that_of_a_candidate():
-    one = scale((cell_of(0, "text", 1.0, range(4), DENSE, NAMED),))
-    assert one.dense_fitness == one.fitness([DENSE])
-    assert one.named_fitness == {
-        name: pytest.approx(one.fitness([losses])) for name, losses in NAMED.items()
-    }
     cells = (
         cell_of(0, "a", 0.5, [0, 1], DENSE, NAMED),
         cell_of(0, "b", 0.25, [2, 3], DENSE, NAMED),

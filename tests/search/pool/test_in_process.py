@@ -92,7 +92,7 @@ def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, inject
     kind, _, place = failed.outcome.reason.partition(" at ")
     assert kind == "KeyError: 'layer'"
     file, line = place.split(":")
-    assert file == "search/fitness.py" and int(line) > 0
+    assert file == "search/evaluator.py" and int(line) > 0
     assert failed.trace.startswith("Traceback") and "KeyError" in failed.trace
     assert pool.staff.faults == {"error": 1}
 

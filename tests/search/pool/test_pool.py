@@ -259,12 +259,12 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
 
 @pytest.mark.parametrize("kind", ["error", "refused"])
 def test_error_of_a_candidate_fails_it_and_no_worker(backend, kind):
-    fault = Fault(kind, "KeyError: 'layer'", "search/fitness.py:120", "Traceback ...")
+    fault = Fault(kind, "KeyError: 'layer'", "search/evaluator.py:120", "Traceback ...")
     backend.does = faulty(fault, {0})
     pool = ready_pool(backend)
     submit(pool, 0, 1)
     found = drive(pool, 2)
-    reason = "KeyError: 'layer' at search/fitness.py:120"
+    reason = "KeyError: 'layer' at search/evaluator.py:120"
     assert found[0].outcome == Outcome("failed", reason=reason)
     assert found[0].trace == "Traceback ..."
     assert found[1].outcome.kind == "evaluated"

@@ -11,7 +11,7 @@ from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, 
 
 from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.fitness import Task
+from prunevolve.search.evaluator import Task
 from prunevolve.search.pool import pool as pools
 from prunevolve.search.pool.requests import ProbeTensors, WindowLosses
 from prunevolve.search.population import Candidate
