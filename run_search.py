@@ -136,8 +136,8 @@ def _validate(config: Config, console: Console) -> Answer:
 
 
 def _rebuild_report(path: Path, console: Console) -> Answer:
-    from prunevolve.search.journal import RunFolder
     from prunevolve.search.results import write_report
+    from prunevolve.search.run_folder import RunFolder
 
     is_finished = write_report(RunFolder.look(path))
     note = "" if is_finished else ": partial, because the run has not ended"
@@ -146,7 +146,7 @@ def _rebuild_report(path: Path, console: Console) -> Answer:
 
 
 def _show_status(path: Path, console: Console) -> Answer:
-    from prunevolve.search.journal import RunFolder
+    from prunevolve.search.run_folder import RunFolder
     from prunevolve.search.status import print_status
 
     folder = RunFolder.look(path)

@@ -24,9 +24,9 @@ from tables import ROOT, conditions, show, write_json
 
 from prunevolve import evolve, read_config
 from prunevolve.pruning.metric import Criterion
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import tensors_digest
-from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.population import Candidate
 
 GIB = 2**30

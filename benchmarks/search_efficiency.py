@@ -26,10 +26,10 @@ from prunevolve import Unfinished, evolve, read_config
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.population import Candidate, State
 
 

@@ -13,10 +13,10 @@ from prunevolve.configs.schema import load as read_config
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import read_metric
 from prunevolve.search import launch
-from prunevolve.search.journal import RunFolder
 from prunevolve.search.launch import Unfinished
 from prunevolve.search.population import Record
 from prunevolve.search.recorder import OnRecord, ignore
+from prunevolve.search.run_folder import RunFolder
 
 __all__ = ["Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
 

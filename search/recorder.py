@@ -11,11 +11,11 @@ from rich.console import Console
 from prunevolve.pruning.progress import Show, shown_progress
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.journal import RunFolder, WriteError
 from prunevolve.search.pool.pool import Arrival, Pool
 from prunevolve.search.pool.requests import Timing
 from prunevolve.search.population import Record
 from prunevolve.search.prepare import read_scale
+from prunevolve.search.run_folder import RunFolder, WriteError
 from prunevolve.search.status import RUNNING, BestSoFar, Status
 
 OnRecord = Callable[[Record], object]

@@ -23,7 +23,6 @@ from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.factors import without_each
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
@@ -36,6 +35,7 @@ from prunevolve.search.report.report import (
     render,
     title_of,
 )
+from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import Scale, paired_difference
 from prunevolve.search.status import FINISHED
 from prunevolve.search.summary import (
@@ -79,7 +79,7 @@ def finish(
     members = [record.criterion for record in state.population]
     diversity = marks.diversity(members, experiment.config.search.crowding)
     pruning, leading = experiment.config.pruning.model_dump(), tasks[0]
-    outcomes = Counter(record.outcome.kind for record in folder.read_records())
+    outcomes = Counter(record.outcome.kind for record in folder.records())
     summary = Summary(
         verdict=verdict_of(tasks).sentence,
         best=Winner.model_validate(_described(winner) | {"perplexity": leading.best.perplexity}),
@@ -287,7 +287,7 @@ def write_report(folder: RunFolder) -> bool:
     # Imported here, so that a search does not load matplotlib when it starts.
     from prunevolve.search.report.charts import fitness_chart
 
-    records, scale = folder.records_so_far(), read_scale(folder)
+    records, scale = folder.records(), read_scale(folder)
     if not scale or not any(record.fitness is not None for record in records):
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import OUTCOMES
+from prunevolve.search.run_folder import RunFolder
 
 RUNNING, FINISHED = "running", "finished"
 

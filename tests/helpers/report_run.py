@@ -10,8 +10,8 @@ from toy_records import record_of
 from prunevolve.configs import schema
 from prunevolve.search.breeding.primitives import primitive_set
 from prunevolve.search.breeding.variation import Variation, random_metric, seeded
-from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import OUTCOMES, Record
+from prunevolve.search.run_folder import RunFolder
 from prunevolve.search.scale import Scale, cell_of
 from prunevolve.search.summary import Summary
 

@@ -7,10 +7,10 @@ import pytest
 from report_run import CONFIG, SCALE, records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
-from prunevolve.search.journal import FolderError
 from prunevolve.search.report.charts import fitness_chart
 from prunevolve.search.report.report import Run, factor_table, perplexity_table, render
 from prunevolve.search.results import write_report
+from prunevolve.search.run_folder import FolderError
 
 
 def page_of(folder):

@@ -11,9 +11,9 @@ from toy_records import record_of
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import GROUPS
-from prunevolve.search.checkpoint import read_seeds
-from prunevolve.search.journal import RunFolder
+from prunevolve.search.breeding.seeds import read_seeds
 from prunevolve.search.population import State
+from prunevolve.search.run_folder import RunFolder
 
 
 def texts(entries: list[str], group: str = "row") -> list[str]:
@@ -85,13 +85,13 @@ def test_read_seeds_refuses_what_is_no_metric_in_one_line(entry, message):
 def test_read_seeds_refuses_a_damaged_checkpoint(run, tmp_path):
     path = run / "checkpoint.json"
     path.write_bytes(path.read_bytes()[:-9])
-    expected = f"checkpoint {path} is damaged, or from another version"
+    problem = "is missing, damaged or from another version"
     for entry in (run, path):
-        assert refusal(read_seeds, [str(entry)], "row") == expected
+        assert refusal(read_seeds, [str(entry)], "row") == f"checkpoint {path} {problem}"
     # And one whose metric cannot rank weights.
     with closing(RunFolder.create(tmp_path / "another")) as folder:
         folder.write_checkpoint(State(1, (record_of(0, "X", 2.0),)), State())
-    expected = f"checkpoint {folder.path}/checkpoint.json is damaged, or from another version"
+    expected = f"checkpoint {folder.path}/checkpoint.json {problem}"
     assert refusal(read_seeds, [str(folder.path)], "row") == expected
 
 
