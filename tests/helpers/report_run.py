@@ -8,8 +8,7 @@ from typing import Any
 from toy_records import record_of
 
 from prunevolve.configs import schema
-from prunevolve.search.breeding.primitives import primitive_set
-from prunevolve.search.breeding.variation import Variation, random_metric, seeded
+from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
 from prunevolve.search.population import OUTCOMES, Record
 from prunevolve.search.run_folder import RunFolder
 from prunevolve.search.scale import Scale, cell_of
@@ -27,7 +26,7 @@ SCALE = Scale(
 def records_of(count: int) -> list[Record]:
     """Return a journal in which each candidate descends from the two before it; the last wins."""
     draw = random.Random(0)
-    bred = Variation(CONFIG.search, primitive_set("release"))
+    bred = Breeder(CONFIG.search.model_copy(update={"primitives": "release"}), "row")
     records = []
     for index in range(count):
         with seeded(index):
