@@ -125,12 +125,13 @@ class Fingerprints:
 
     def __init__(self, tasks: Sequence[tuple[Probe, TargetOf]]) -> None:
         self.tasks = tasks
-        self._targets: dict[Probe, list[TargetOf]] = {}
+        self._first_of: dict[Probe, TargetOf] = {}
         for probe, target_of in tasks:
-            self._targets.setdefault(probe, []).append(target_of)
+            self._first_of.setdefault(probe, target_of)
         self._weights = sum(probe.leaves["W"].numel() for probe, _ in tasks)
         self._scores = lru_cache(64)(Probe.score)  # of a brood
-        self._packed = lru_cache(_KEPT)(lambda criterion: pack(*self._masks(criterion)))
+        self._all = lru_cache(8)(lambda criterion: list(self._masks(criterion, tasks)))
+        self._packed = lru_cache(_KEPT)(lambda criterion: _packed(self._all(criterion)))
         self.sketch = lru_cache(_KEPT)(self._sketch)
 
     def fingerprint(self, criterion: Criterion) -> str:
@@ -141,13 +142,14 @@ class Fingerprints:
                 every layer all rows have the same mask.
         """
         metric = criterion.metric
-        for probe in self._targets:
+        for probe in self._first_of:
             scores = self._scores(probe, metric)
             lowest, highest = scores.amin((1, 2)).tolist(), scores.amax((1, 2)).tolist()
             for layer, low, high in zip(probe.layers, lowest, highest, strict=True):
                 check_extremes(metric, layer, low, high)
-        for mask in self._masks(criterion):
-            check_rows_differ(mask, criterion.text)
+        for mask in self._all(criterion):
+            if mask.any() and not (mask != mask[:, :1]).any():
+                raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")
         # Two groups may agree on a few rows, but not on whole layers; nor do a sum and a mean where
         # layers of several sizes compete, though all probed parts have one size.
         told_apart = (criterion.group, criterion.group == "model" and _growth(metric))
@@ -177,24 +179,18 @@ class Fingerprints:
         """Return an even sample of the mask for each model's first task.
 
         The masks for its other sparsities say the same: with them losses are predicted no better
-        (docs/LOG.md). Scores that are not finite have a sketch, too.
+        (docs/LOG.md).
         """
-        firsts = ((probe, targets[0]) for probe, targets in self._targets.items())
-        masks = [pack(self._mask(criterion, *first)) for first in firsts]
+        masks = [_packed([mask]) for mask in self._masks(criterion, self._first_of.items())]
         return np.concatenate([mask[:: math.ceil(len(mask) / _SKETCHED)] for mask in masks])
 
-    def _masks(self, criterion: Criterion) -> Iterator[Tensor]:
-        """Yield the masks for all tasks, model by model."""
-        for probe, targets in self._targets.items():
-            for target_of in targets:
-                yield self._mask(criterion, probe, target_of)
-
-    def _mask(self, criterion: Criterion, probe: Probe, target_of: TargetOf) -> Tensor:
-        scores = self._scores(probe, criterion.metric)
-        try:
-            return probe_mask(scores, target_of(criterion.group))
-        except DegenerateScores:
-            return probe_mask(scores.nan_to_num(), target_of(criterion.group))
+    def _masks(
+        self, criterion: Criterion, tasks: Iterable[tuple[Probe, TargetOf]]
+    ) -> Iterator[Tensor]:
+        """Yield the masks for some tasks; scores that are not finite have one, too."""
+        for probe, target_of in tasks:
+            scores = self._scores(probe, criterion.metric).nan_to_num()
+            yield probe_mask(scores, target_of(criterion.group))
 
 
 def _growth(metric: Metric) -> object:
@@ -205,7 +201,7 @@ def _growth(metric: Metric) -> object:
         return metric.text
 
 
-def pack(*masks: Tensor) -> Words:
+def _packed(masks: Iterable[Tensor]) -> Words:
     """Return masks, one after the other, with 64 weights in a word; the rest of the last is 0."""
     bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).numpy())
     bits.resize(8 * math.ceil(bits.size / 8), refcheck=False)
@@ -219,16 +215,6 @@ def probe_mask(scores: Tensor, target: Target) -> Tensor:
         return group.mask(scores.flatten(0, 1), target.sparsity).view_as(scores)
     competing = scores.flatten()[None] if group.whole_model else scores.flatten(1)
     return Row().mask(competing, target.sparsity).view_as(scores)
-
-
-def check_rows_differ(mask: Tensor, metric: str) -> None:
-    """Raise DegenerateScores if in every layer all rows have the same mask, and it removes some.
-
-    Args:
-        mask: (layers, rows, inputs).
-    """
-    if mask.any() and not (mask != mask[:, :1]).any():
-        raise DegenerateScores(f"'{metric}' prunes the same inputs in every row")
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

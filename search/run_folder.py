@@ -146,11 +146,7 @@ class RunFolder:
             write_tensors(path, {key: tensor.contiguous() for key, tensor in tensors.items()})
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
-        """Return a safetensors file's tensors, or None if there is no such file.
-
-        Raises:
-            FolderError: If the file is damaged.
-        """
+        """Return a safetensors file's tensors, None if there is none; FolderError if damaged."""
         path = self.path / name
         if not path.exists():
             return None
@@ -168,11 +164,17 @@ class RunFolder:
     def records(self) -> list[Record]:
         """Return the records in the journal's whole lines, also while a process appends to it.
 
-        Raises:
-            FolderError: If a line is damaged or out of order, or the file cannot be read.
+        Raises FolderError if a line is damaged or out of order, or the file cannot be read.
         """
-        path = self.path / "journal.jsonl"
-        records = [_record_of(line, path, place) for place, line in enumerate(self._lines())]
+        path, records = self.path / "journal.jsonl", []
+        for place, line in enumerate(self._lines()):
+            try:
+                record = Record.from_dict(json.loads(line.rstrip()))
+                if record.index != place:
+                    raise ValueError(f"it is candidate {record.index}")
+            except (ValueError, RecursionError) as error:
+                raise FolderError(f"{path} line {place + 1} is damaged: {error}") from error
+            records.append(record)
         self.lines = len(records)
         return records
 
@@ -199,12 +201,7 @@ class RunFolder:
         self.lines += 1
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
-        """Write the checkpoint, and rewrite the hall of fame.
-
-        Args:
-            resumable: The state that a continuation starts from, `lag` outcomes earlier.
-            state: The current state, for the hall of fame.
-        """
+        """Write the state that a continuation starts from, and the current hall of fame."""
         checkpoint = {
             "schema": SCHEMA,
             "committed": resumable.committed,
@@ -217,8 +214,9 @@ class RunFolder:
         writer.writerow(["size", "fitness", "group", "metric", "pareto"])
         for record in state.hall_of_fame:
             criterion, on_front = record.criterion, str(record in front).lower()
-            row = [record.size, record.fitness, criterion.group, criterion.text, on_front]
-            writer.writerow(row)
+            writer.writerow(
+                [record.size, record.fitness, criterion.group, criterion.text, on_front]
+            )
         self.write_text("hall_of_fame.csv", table.getvalue())
 
     def read_checkpoint(
@@ -235,10 +233,10 @@ class RunFolder:
             if records:
                 warn(f"{error}: all of the journal is replayed")
             return State()
-        members = (*state.population, *state.hall_of_fame)
-        # It must be old enough to breed every child that is missing.
-        if state.committed <= max(0, len(records) - lag) and all(
-            member.index < state.committed and member == records[member.index] for member in members
+        is_old_enough = state.committed <= max(0, len(records) - lag)  # to breed what is missing
+        if is_old_enough and all(
+            member.index < state.committed and member == records[member.index]
+            for member in (*state.population, *state.hall_of_fame)
         ):
             return state
         warn("checkpoint.json does not fit the journal: all of it is replayed")
@@ -260,17 +258,6 @@ class RunFolder:
                 "provenance": dict(provenance),
             },
         )
-
-
-def _record_of(line: bytes, path: Path, number: int) -> Record:
-    """Return the record in a line of the journal; raise FolderError if it is damaged."""
-    try:
-        record = Record.from_dict(json.loads(line.rstrip(b"\n")))
-    except (ValueError, RecursionError) as error:
-        raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
-    if record.index != number:
-        raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
-    return record
 
 
 @contextmanager

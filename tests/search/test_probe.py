@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from refusals import refusal
 
-from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of
+from prunevolve.pruning.masks import GROUPS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.statistics import Statistics
-from prunevolve.search.fingerprint import Probe, check_rows_differ, probe_mask, take_probe
+from prunevolve.search.fingerprint import Probe, probe_mask, take_probe
 
 HALF = Target(0.5, Row())
 
@@ -75,14 +74,6 @@ def test_probe_mask_is_that_of_the_layers(group, sparsity):
     masks = group.select(layers.__getitem__, dict.fromkeys(layers, sparsity))
     expected = torch.stack([mask for _, mask in masks])
     assert torch.equal(probe_mask(scores, Target(sparsity, group)), expected)
-
-
-def test_rows_of_one_mask_are_refused_unless_another_layer_differs_or_nothing_is_removed():
-    same, other = torch.tensor([[[True, False], [True, False]]]), torch.eye(2).bool()[None]
-    message = refusal(check_rows_differ, torch.cat([same, same]), "X", error=DegenerateScores)
-    assert message == "'X' prunes the same inputs in every row"
-    check_rows_differ(torch.cat([same, other]), "X")
-    check_rows_differ(torch.zeros_like(same), "X")
 
 
 def test_layers_of_a_probe_score_as_each_does_alone():

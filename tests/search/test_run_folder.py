@@ -151,7 +151,9 @@ def test_records_refuses_a_damaged_whole_line(folder, line, problem):
 def test_records_refuses_lines_out_of_order(folder, indices, line):
     for index in indices:
         folder.append(record(index), {})
-    expected = f"{folder.path / 'journal.jsonl'} line {line} is candidate {indices[-1]}"
+    expected = (
+        f"{folder.path / 'journal.jsonl'} line {line} is damaged: it is candidate {indices[-1]}"
+    )
     assert refused(folder.records) == expected
 
 
