@@ -14,7 +14,7 @@ from prunevolve.pruning.parse import SCHEMA
 
 Kind = Literal["evaluated", "stopped", "duplicate", "degenerate", "failed"]
 
-OUTCOMES: tuple[Kind, ...] = get_args(Kind)
+OUTCOMES: tuple[str, ...] = get_args(Kind)
 """Kinds of outcome; only `evaluated` has a fitness."""
 
 Timing = Mapping[str, float]

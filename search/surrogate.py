@@ -130,7 +130,8 @@ def _fitted(kernel: Tensor, rises: Sequence[float]) -> Callable[[Tensor], Tensor
     def bounds(correlations: Tensor) -> Tensor:
         spread = torch.linalg.solve_triangular(factor, correlations, upper=False)
         error = (1.0 - spread.square().sum(0)).clamp(min=0).sqrt()
-        return mean + deviation * (correlations.T @ coefficients - _OPTIMISM * error)
+        bound: Tensor = mean + deviation * (correlations.T @ coefficients - _OPTIMISM * error)
+        return bound
 
     return bounds
 

@@ -1,6 +1,5 @@
 """What an entry of `search.seeds` may be, and that its texts mean the same."""
 
-import json
 from contextlib import closing
 from pathlib import Path
 
@@ -43,12 +42,6 @@ def test_read_seeds_takes_a_name_or_a_text_under_the_group_that_is_searched(grou
     for name, metric in NAMED.items():
         assert texts([name], group) == [metric.criterion.text]
     assert texts(["mul(W, sqr(G))"], group) == ["mul(W, sqr(G))"]
-
-
-def test_read_seeds_takes_a_metric_file(tmp_path):
-    path = tmp_path / "best_metric.json"
-    path.write_text(json.dumps({"metric": "add(W, G)", "group": "model"}))
-    assert texts([str(path)]) == ["add(W, G)"]
 
 
 def test_read_seeds_takes_all_of_a_run_folder_or_checkpoint_best_first(run, monkeypatch):

@@ -28,7 +28,6 @@ from prunevolve.search.breeding.variation import (
     choose_parents,
     random_metric,
     seeded,
-    with_means,
 )
 
 SEARCH = Search(initial_depth=(1, 3), max_size=13)
@@ -135,14 +134,6 @@ def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
         assert set(children(changed(RELEASE, **still), 3)) == {FIRST}
 
 
-def test_crossover_deeper_than_the_language_allows_is_never_read():
-    chain = Metric("W")
-    for _ in range(32):
-        chain = Metric("tanh", (chain,))
-    bred = children(changed(RELEASE, crossover=1), 30, chain, chain)
-    assert all(child == chain or is_within_limits(child) for child in bred)
-
-
 @BOTH
 def test_mutations_are_those_that_are_named_each_as_often_as_its_weight(breeder, monkeypatch):
     drawn = Counter()
@@ -194,15 +185,6 @@ def test_constant_mutation_tunes_one_number_by_the_few_factors(text, tuned, numb
     assert made == {formula.format(number) for formula in tuned for number in numbers}
 
 
-def test_node_mutation_changes_one_node_and_no_shape():
-    for seed in range(0, 90, 3):
-        before = parents(seed)[0]
-        after = mutated("node", before, RELEASE, seed)
-        pairs = list(zip(before.nodes(), after.nodes(), strict=True))
-        assert sum(one.name != other.name for one, other in pairs) <= 1
-        assert all(len(one.operands) == len(other.operands) for one, other in pairs)
-
-
 @BOTH
 def test_factor_mutation_draws_the_worth_of_a_row_an_input_a_layer_or_a_matrix(breeder):
     products = [mutated("factor", Metric("W"), breeder, seed) for seed in range(400)]
@@ -249,9 +231,3 @@ def test_comparable_trees_and_children_have_no_units_and_stay_within_the_limits(
     assert different > 50
     with_units = [parents(seed, EXTENDED)[0] for seed in range(100)]
     assert sum(metric.is_comparable for metric in with_units) < 30
-
-
-def test_means_take_the_place_of_sums_and_norms():
-    text = "add(div(rowsum(W), colnorm(G)), mul(colsum(rownorm(W)), colmax(G)))"
-    means = "add(divrms(rowmean(W), colrms(G)), mul(colmean(rowrms(W)), colmax(G)))"
-    assert with_means(Metric.parse(text)).text == means
