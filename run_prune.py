@@ -52,10 +52,13 @@ def prune_model(
         ),
     ] = None,
     resume: Annotated[
-        bool, Option("--resume", help="Continue an unfinished folder: --resume DIR.")
+        bool, Option("--resume", metavar="", help="Continue an unfinished folder: --resume DIR.")
     ] = False,
     validate: Annotated[
-        bool, Option("--validate", help="Check the request and print the plan; write nothing.")
+        bool,
+        Option(
+            "--validate", metavar="", help="Check the request and print the plan; write nothing."
+        ),
     ] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
     evaluate: Annotated[
@@ -66,7 +69,7 @@ def prune_model(
         ),
     ] = None,
     as_json: Annotated[bool, command_line.JSON_OPTION] = False,
-    version: Annotated[bool, command_line.version_option()] = False,
+    version: Annotated[bool, command_line.VERSION_OPTION] = False,
     **asked: object,
 ) -> JsonObject:
     """Prune a model with a metric and save it, --verify a saved one, or --evaluate any."""
@@ -139,16 +142,7 @@ _own = [x for x in signature(prune_model).parameters.values() if x.kind != x.VAR
 prune_model.__signature__ = Signature([*_own, *parameters()])  # type: ignore[attr-defined]
 prune_model.__annotations__ |= {x.name: x.annotation for x in parameters()}
 
-app = command_line.make_app(
-    prune_model,
-    EXAMPLES,
-    {
-        command_line.DONE: "done",
-        command_line.USAGE: "usage",
-        command_line.INTERRUPTED: "interrupted, resumable",
-        command_line.WRONG_FOLDER: "the folder does not fit this request",
-    },
-)
+app = command_line.make_app(prune_model, EXAMPLES)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def main(
     """Print one table: the parts of an evaluation, and the rates."""
     real = RealRun(run)
     experiment = real.experiment
-    evaluator = real.evaluator(experiment.setup)
+    evaluator = real.evaluator(experiment)
     parts = _parts(evaluator)
     driver = _driver_seconds(real)
     start = len(real.records) // 2 if first is None else first
@@ -66,7 +66,8 @@ def main(
     figures: dict[str, Any] = {
         "seconds": parts,
         "fitness_tokens": sum(
-            experiment.windows[task.subject]["fitness"].tokens.numel() for task in experiment.tasks
+            experiment.subjects[subject].tokens["fitness"].numel()
+            for subject in experiment.subject_of
         ),
         "threads": torch.get_num_threads(),
         "driver_ms_per_candidate": 1000 * driver,
@@ -138,8 +139,10 @@ def _seconds_decided(real: RealRun, evaluator: Evaluator, chosen: Sequence[Recor
 
 def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     """Return a resident worker's seconds per candidate without fingerprints and early stops."""
-    setup = evaluator.setup
-    evaluator.setup = replace(setup, stages=())
+    experiment = evaluator.experiment
+    search = experiment.config.search.model_copy(update={"stages": []})
+    config = experiment.config.model_copy(update={"search": search})
+    evaluator.experiment = replace(experiment, config=config)
     novel = [r for r in chosen if not r.outcome.reason.startswith("same text")]
     # A sample is enough, since candidates differ only in the cost of their metric.
     sample = random.Random(0).sample(novel, min(len(novel), 30))
@@ -147,7 +150,7 @@ def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     for record in track(sample, "resident, all in full", transient=True):
         evaluator.evaluate(Candidate(record.index, record.criterion))
     seconds = (time.perf_counter() - began) / len(sample)
-    evaluator.setup = setup
+    evaluator.experiment = experiment
     return seconds * len(novel) / len(chosen)
 
 

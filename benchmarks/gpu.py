@@ -109,7 +109,7 @@ def _search(work: Path, device: str) -> Iterator[Row]:
     # Others were not measured to the end, and have an estimate.
     whole = [r for r in run.records if r.fitness is not None and not r.outcome.reason]
     best = sorted(whole, key=lambda record: record.rank)[:10]
-    here = run.evaluator(replace(run.experiment.setup, device="cpu"))
+    here = run.evaluator(replace(run.experiment, device="cpu"))
     again = [here.evaluate(Candidate(0, record.criterion)).fitness or inf for record in best]
     apart = max(abs(r.rank[0] - fitness) for r, fitness in zip(best, again, strict=True))
     yield Row("fitness of its ten best, on the CPU", "within 0.01", f"{apart:.4f}", apart <= 0.01)
@@ -140,11 +140,11 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     ]
     experiment = resolve(read_config("embedded", settings)).read_texts()
     peak = _peak(device)
-    evaluator = Evaluator(replace(experiment.setup, device=device))
+    evaluator = Evaluator(replace(experiment, device=device))
     resident = evaluator.residents[0]
     evaluator.use_statistics(0, evaluator.collect_statistics(0))
     criterion = Criterion.parse("mul(W, G)", "model")
-    target = experiment.tasks[0].target("model")
+    target = experiment.target(0, "model")
     steps: dict[str, Callable[[], object]] = {
         f"statistics of 8 windows of {length}": lambda: evaluator.collect_statistics(0),
         "prune": lambda: resident.prune(criterion.metric, target),

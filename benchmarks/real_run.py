@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prunevolve.configs import schema
-from prunevolve.search.evaluator import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution
-from prunevolve.search.experiment import resolve
+from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Probe
 from prunevolve.search.population import Candidate, State
 from prunevolve.search.prepare import fingerprints
@@ -42,9 +42,9 @@ class RealRun:
             self.experiment.breeder, self.experiment.weights, self.fingerprints, State()
         )
 
-    def evaluator(self, setup: Setup) -> Evaluator:
+    def evaluator(self, experiment: Experiment) -> Evaluator:
         """Return an evaluator with the run's statistics and scale."""
-        evaluator = Evaluator(setup)
+        evaluator = Evaluator(experiment)
         for subject, statistics in enumerate(self._tensors("statistics")):
             evaluator.use_statistics(subject, statistics)
         evaluator.use_scale(Scale.model_validate_json((self.path / "scale.json").read_bytes()))

@@ -23,7 +23,8 @@ from tables import conditions, show, write_json
 
 from prunevolve import Record, evolve, read_config
 from prunevolve.configs.schema import Ray
-from prunevolve.search.evaluator import Evaluator, Setup
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
 from prunevolve.search.population import Candidate, Outcome
 
@@ -92,7 +93,7 @@ class Sleepers:
         spans: When each evaluation began and will end, on the monotonic clock.
     """
 
-    def __init__(self, setup: Setup, case: Case) -> None:
+    def __init__(self, setup: Experiment, case: Case) -> None:
         self._evaluator, self._case = Evaluator(setup), case
         self._hired = 0
         self._ready: list[Event] = []
@@ -159,7 +160,7 @@ def _measure(case: Case, out: Path, seconds: float) -> dict[str, float]:
     marks: list[tuple[float, float, int]] = []  # time, seconds of processor, candidates
 
     @contextmanager
-    def sleeping(setup: Setup, ray: Ray) -> Iterator[Sleepers]:
+    def sleeping(setup: Experiment, ray: Ray) -> Iterator[Sleepers]:
         backends.append(Sleepers(setup, case))
         yield backends[0]
 

@@ -111,7 +111,7 @@ def main(
         run = run or _prepared(base, Path(temporary) / "run")
         base.append("search.candidates=1000000")
         real = RealRun(run, base)
-        evaluator = real.evaluator(real.experiment.setup)
+        evaluator = real.evaluator(real.experiment)
         outcomes = {n: evaluator.evaluate(Candidate(0, NAMED[n].criterion)) for n in TARGETS}
         targets = {name: outcome.fitness or math.nan for name, outcome in outcomes.items()}
         traces: dict[str, list[Trace]] = {variant: [] for variant in tried}
@@ -120,7 +120,7 @@ def main(
         for seed, variant in track(searches, "searching", transient=True):
             settings = [*base, f"search.seed={seed}", *tried[variant].settings]
             changed = resolve(read_config(run / "config.yaml", settings))
-            there = replace(changed, windows=real.experiment.windows)
+            there = replace(changed, subjects=real.experiment.subjects)
             with ExitStack() as replaced:
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))
@@ -152,7 +152,7 @@ def _search(
 
     `reached` has the measured candidates until each named metric's fitness was reached.
     """
-    evaluator.setup = experiment.setup
+    evaluator.experiment = experiment
     evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
     kinds, tokens = Counter[str](), 0
     reached: dict[str, int | None] = dict.fromkeys(targets)

@@ -42,7 +42,6 @@ class Evaluator:
             Resident(subject, experiment.device, low_memory, tasks(number), given)
             for number, (subject, given) in enumerate(zip_longest(experiment.subjects, weights))
         ]
-        self._stages = experiment.config.search.stages
         self.scale: Scale  # `use_scale` sets it, before the first candidate
 
     @property
@@ -104,13 +103,13 @@ class Evaluator:
         return self.residents[self.experiment.subject_of[task]]
 
     def _measure(self, candidate: Candidate) -> Outcome:
-        criterion = candidate.criterion
+        criterion, stages = candidate.criterion, self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
-        for task, end in self._visits():
+        for task, end in self._visits(stages):
             resident = self._resident(task)
             if len(losses[task]) == len(resident.dense):
                 continue
-            if self._stages and (ended := self._ended(losses, candidate)):
+            if stages and (ended := self._ended(losses, candidate)):
                 return ended
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
             losses[task] += resident.measure(len(losses[task]), end).tolist()
@@ -118,14 +117,14 @@ class Evaluator:
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
 
-    def _visits(self) -> Iterator[tuple[int, int | None]]:
+    def _visits(self, stages: Sequence[int]) -> Iterator[tuple[int, int | None]]:
         """Yield tasks with the end of the window range to measure next.
 
         All tasks to one stage, then all to the next: a second task tells more than a second stage
         of the first, and costs a pruning, which takes less time than a window.
         """
         tasks = self.experiment.tasks_of("fitness")
-        yield from ((task, end) for end in (*self._stages, None) for task in tasks)
+        yield from ((task, end) for end in (*stages, None) for task in tasks)
 
     def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
         """Return the predicted outcome of a candidate that is clearly not the best, or None.

@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from prunevolve import extras
 from prunevolve.configs.schema import ROLES, Config, Ray, Task
 from prunevolve.evaluation.windows import (
     Provenance,
@@ -220,16 +220,16 @@ def _naming(role: str) -> Iterator[None]:
         raise ValueError(f"{role}: {error}") from error
 
 
-def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> Iterable[str]:
+def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> list[str]:
     """Check texts without a network; return a line for each that needs the hub.
 
     Raises:
         ValueError: If a text is unknown, missing or malformed, or two of them overlap.
     """
-    notes = {}
+    notes = []
     for role, kinds in (item for subject in subjects for item in subject.texts.items()):
         with _naming(role):
-            notes |= {f"{role}: {note}": None for kind in kinds if (note := kind.check())}
+            notes += [f"{role}: {note}" for kind in kinds if (note := kind.check())]
     for one, other, role in product(subjects, subjects, ROLES):
         # Each role of a model's texts against the other roles of every model's.
         overlaps = check_disjoint({**other.texts, role: one.texts[role]})
@@ -237,7 +237,7 @@ def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> Iterable[str
             raise ValueError(
                 f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
             )
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def _check_models(config: Config, tasks: Sequence[Task]) -> None:
@@ -268,7 +268,7 @@ def _check_machine(config: Config) -> None:
             f"machine: give at most {cores}"
         )
     if config.tensorboard:
-        extras.require("trackers", "tensorboard")
+        import_module("tensorboard")  # or it would be missed only after the statistics
 
 
 # The plan of `run_search.py --validate`
@@ -314,13 +314,13 @@ def _subject_lines(experiment: Experiment) -> Iterator[str]:
 
 
 def _worker_line(ray: Ray) -> str:
-    workers = _workers_here(ray)
-    place = "here" if workers else f"on the cluster {ray.address!r}"
-    count = workers or ray.workers or "as many as fit"
-    return (
-        f"workers: {count} {place}, each with {ray.cpus_per_worker} of {os.cpu_count()} cores and "
-        f"{ray.gpus_per_worker:g} GPUs"
-    )
+    share = f"{ray.cpus_per_worker} cores" if ray.cpus_per_worker > 1 else "1 core"
+    if ray.gpus_per_worker:
+        share += f" and {ray.gpus_per_worker:g} GPU"
+    if workers := _workers_here(ray):
+        return f"workers: {workers} here, {share} each, of {os.cpu_count()} cores"
+    most = "as many as fit" if ray.workers is None else f"up to {ray.workers}"
+    return f"workers: {most} on the cluster {ray.address!r}, {share} each"
 
 
 def _workers_here(ray: Ray) -> int | None:

@@ -21,10 +21,9 @@ from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.requests import Backend, InProcessBackend
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import ENVIRONMENT, check_identity, environment, prepare
-from prunevolve.search.recorder import OnRecord, ignore, recording
+from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.status import FINISHED
 
 _BRED_AGAIN = 5
 """Records that a resumed search breeds again to check that they are its own."""
@@ -216,7 +215,7 @@ def _search(
         warn=lambda why: console.print(f"warning: {why}", soft_wrap=True),
     )
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
-    with recording(folder, experiment, evolution, pool, console, on_record) as recorder:
+    with Recorder(folder, experiment, evolution, pool, console, on_record) as recorder:
         recorder.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # frees the memory of what can be twenty thousand records
         while not evolution.done:

@@ -29,7 +29,12 @@ from prunevolve.search.scale import Cell, Scale, cell_of
 
 ENVIRONMENT, SCALE = "environment.json", "scale.json"
 
-MUTABLE = {"search": {"candidates"}, "ray": True, "low_memory": True, "tensorboard": True}
+MUTABLE: Mapping[str, bool | set[str]] = {
+    "search": {"candidates"},
+    "ray": True,
+    "low_memory": True,
+    "tensorboard": True,
+}
 """Config keys that may differ when a run is continued: how long and where, never what.
 
 Statistics that the run has are used as they are, also with another `low_memory`.

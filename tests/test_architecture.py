@@ -34,12 +34,12 @@ RESERVED = {
 SEARCH_IMPORTS = {
     "search/breeding/": ("search.breeding", "search.population"),
     "search/pool/": (
-        *("search.pool", "search.evaluator", "search.resident", "search.population"),
-        "search.scale",
+        *("search.pool", "search.evaluator", "search.experiment", "search.resident"),
+        *("search.population", "search.scale"),
     ),
     "search/report/": (
-        *("search.report", "search.factors", "search.population", "search.scale"),
-        "search.summary",
+        *("search.report", "search.ablation", "search.population", "search.scale"),
+        "search.verdict",
     ),
 }
 TENSOR_READER = "pruning/run/kept_statistics.py"

@@ -3,11 +3,9 @@
 from math import sqrt
 
 import pytest
-from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
+from toy_setup import SNIP, WANDA, asking, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.evaluator import Task
-from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.prepare import cells_of, losses_of
 from prunevolve.search.scale import Cell, Scale, cell_of, paired_difference
 
@@ -112,16 +110,17 @@ def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows():
 
 @pytest.fixture(scope="module")
 def evaluator():
-    kinds = (dict.fromkeys(words(1), ("a", "b", "a", "a")),)
-    tasks = (HALF, Task("most", 0, 0.9, None, 3.0))
-    return made_of(setup_of(tasks=tasks, kinds=kinds))
+    halves = "fitness={corpus: [embedded, embedded], split: ['fitness[:50%]', 'fitness[50%:]'], "
+    texts = f"{halves} share: [3, 1], windows: 4, length: 32}}"
+    return made_of(embedded_setup(*small(4), texts, "tasks=[{}, {sparsity: 0.9, weight: 3}]"))
 
 
 def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     measured = evaluator.scale
+    first, second = "embedded fitness[:50%]", "embedded fitness[50%:]"
     assert [(cell.task, cell.text, cell.windows) for cell in measured.cells] == [
-        *[(0, "a", (0, 2, 3)), (0, "b", (1,))],
-        *[(1, "a", (0, 2, 3)), (1, "b", (1,))],
+        *[(0, first, (0, 1, 3)), (0, second, (2,))],
+        *[(1, first, (0, 1, 3)), (1, second, (2,))],
     ]
     assert [cell.weight for cell in measured.cells] == pytest.approx(
         [1 / 4 * 3 / 4, 1 / 4 / 4, 3 / 4 * 3 / 4, 3 / 4 / 4]
@@ -130,15 +129,15 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     assert list(named) == list(BASELINES)
     assert named["wanda"] == evaluator.losses(1, "fitness", WANDA)
     assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
-    assert list(measured.cells[2:]) == cells_of(evaluator.setup, 1, "fitness", dense, named)
+    assert list(measured.cells[2:]) == cells_of(evaluator.experiment, 1, "fitness", dense, named)
 
 
-def test_losses_leave_out_a_named_metric_that_fails():
-    def ask(requests):
-        assert requests[1] == WindowLosses(0, "fitness", BASELINES["magnitude"].criterion)
-        return [DENSE, None, [float("inf")] * 4, *([[2.0] * 4] * (len(requests) - 3))]
+def test_losses_leave_out_a_baseline_that_fails():
+    def measure(asked):
+        assert asked[1] == (0, "fitness", BASELINES["magnitude"].criterion)
+        return [DENSE, None, [float("inf")] * 4, *([[2.0] * 4] * (len(asked) - 3))]
 
-    dense, named = losses_of(ask, 0, "fitness")
+    dense, named = losses_of(measure, 0, "fitness")
     assert dense == DENSE
     assert list(named) == list(BASELINES)[2:]
 

@@ -12,7 +12,6 @@ from prunevolve.pruning.models import linear_layers
 from prunevolve.search.pool import pool as pools
 from prunevolve.search.pool.pool import PoolError
 from prunevolve.search.population import Candidate
-from prunevolve.search.resident import Subject
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +66,7 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
             pool_of(made, setup, wait=3.0, start=20.0, gpus_per_worker=0.6) as another,
             pytest.raises(PoolError, match=r"no worker for 3 s \(ray.wait_seconds\)"),
         ):
-            another.model_digest(0)
+            assert another.digests
 
 
 def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
@@ -98,12 +97,10 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
     pruned_copy = sum(layer.weight.nbytes for layer in linear_layers(model).values()) >> 20
     model.save_pretrained(folder)
     del model
-    setup = replace(
-        embedded_setup(),
-        subjects=(Subject(str(folder), "float32"),),
-        leaves=frozenset("XGM"),
-        low_memory=True,
-    )
+    setup = embedded_setup("low_memory=true", leaves="XGM")
+    (subject,) = setup.subjects
+    windows = {r: replace(text, tokens=text.tokens % 256) for r, text in subject.windows.items()}
+    setup = replace(setup, subjects=(replace(subject, model=str(folder), windows=windows),))
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=2, object_store_memory=1 << 30) as made:
         for address in (made.address, "local"):

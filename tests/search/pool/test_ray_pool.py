@@ -2,20 +2,16 @@
 
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arrival
 from toy_models import assert_same_tensors
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
 
-from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.evaluator import Task
 from prunevolve.search.pool import pool as pools
-from prunevolve.search.pool.requests import ProbeTensors, WindowLosses
+from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.population import Candidate
-from prunevolve.search.resident import Subject
 
 pytestmark = pytest.mark.slow
 
@@ -23,14 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def setup():
     """Return what builds a worker with two models of unlike dtypes."""
-    one = embedded_setup()
-    short = {role: tokens[:, :16] for role, tokens in one.windows[0].items()}
-    return replace(
-        one,
-        subjects=(*one.subjects, Subject("embedded", "bfloat16")),
-        windows=(*one.windows, short),
-        tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 1, 0.5, NOfM(2, 4), 2.0)),
-    )
+    return embedded_setup("tasks=[{}, {dtype: bfloat16, pattern: '2:4', weight: 2}]")
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +65,10 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     assert outcomes == [here.evaluate(candidate) for candidate in [*same, constant]]
     assert (outcomes[0].tokens, outcomes[6].kind) == (2 * 32 + 2 * 16, "degenerate")
     assert list(arrivals[0].timing) == ["seconds", "peak_mib", "worker"]
-    requests = [WindowLosses(task, "report", SNIP) for task in (1, 0)]
-    assert pool.ask(requests) == [here.losses(task, "report", SNIP) for task in (1, 0)]
-    assert [pool.model_digest(subject) for subject in range(2)] == list(here.digests)
-    (probe,), expected = pool.ask([ProbeTensors(1)]), here.probe_tensors(1)
-    assert_same_tensors(probe, expected)
+    expected = [here.losses(task, "report", SNIP) for task in (1, 0)]
+    assert pool.losses([(task, "report", SNIP) for task in (1, 0)]) == expected
+    assert pool.digests == here.digests
+    assert_same_tensors(pool.probe_tensors(1), here.probe_tensors(1))
 
 
 def test_wrong_value_in_a_request_is_one_line(pool):
