@@ -12,9 +12,9 @@ from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Probe
-from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import Candidate, State
 from prunevolve.search.prepare import fingerprints
+from prunevolve.search.run_folder import RunFolder
 from prunevolve.search.scale import Scale
 
 
@@ -31,7 +31,7 @@ class RealRun:
             raise typer.BadParameter(f"{path} has no scale.json: name a run that has candidates")
         self.path = path
         self.experiment = resolve(schema.load(path / "config.yaml", overrides)).read_texts()
-        self.records = RunFolder.look(path).records_so_far()
+        self.records = RunFolder.look(path).records()
         self.fingerprints = fingerprints(
             self.experiment, [Probe.from_tensors(tensors) for tensors in self._tensors("probe")]
         )

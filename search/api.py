@@ -13,11 +13,11 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import read_metric
 from prunevolve.search import launch
-from prunevolve.search.journal import RunFolder
 from prunevolve.search.launch import Unfinished
 from prunevolve.search.population import Record
 from prunevolve.search.progress import OnRecord, ignore
 from prunevolve.search.results import read_summary
+from prunevolve.search.run_folder import RunFolder
 
 __all__ = ["Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
 

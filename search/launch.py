@@ -13,11 +13,10 @@ from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resu
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.progress import step
-from prunevolve.search.checkpoint import check_fits, read_state
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, lag_warning, pinned_config, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.journal import FolderError, RunFolder
+from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
@@ -27,6 +26,7 @@ from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import ENVIRONMENT, check_identity, environment, prepare
 from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
+from prunevolve.search.run_folder import FolderError, RunFolder
 
 _BRED_AGAIN = 5
 """Records that a resumed search breeds again to check that they are its own."""
@@ -83,8 +83,7 @@ def run_on(
     """
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
-        check_identity(folder, settings(config))
-        records = folder.read_records()
+        records = folder.records()
         done = len(records)
         if config.search.candidates < done:
             raise FolderError(
@@ -211,7 +210,11 @@ def _search(
     if warning := lag_warning(experiment.config.search.lag, hired):
         console.print(f"warning: {warning}", soft_wrap=True)
     check_records(folder, experiment, marks, records)
-    start = _start(folder, records, experiment.config.search.lag, console)
+    start = folder.read_checkpoint(
+        records,
+        experiment.config.search.lag,
+        warn=lambda why: console.print(f"warning: {why}", soft_wrap=True),
+    )
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
     with Recorder(folder, experiment, evolution, pool, console, on_record) as recorder:
         recorder.outcomes.update(record.outcome.kind for record in records)
@@ -234,20 +237,6 @@ def _search(
         )
     finish(folder, experiment, pool, marks, evolution.state, started, console)
     return FINISHED
-
-
-def _start(folder: RunFolder, records: list[Record], lag: int, console: Console) -> State:
-    """Return the checkpoint's state; the empty one if the whole journal must be replayed."""
-    path = folder.path / "checkpoint.json"
-    if not path.exists():  # killed before the first
-        return State()
-    try:
-        state = read_state(path)
-        check_fits(state, records, lag)
-    except ValueError as error:
-        console.print(f"warning: {error}: all of the journal is replayed", soft_wrap=True)
-        return State()
-    return state
 
 
 # Is a continued run still the same experiment?

@@ -22,9 +22,10 @@ from prunevolve.pruning.models import find_model, hub_id
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
-from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import code_digest
+from prunevolve.search.resident import Subject
+from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import Cell, Scale, cell_of
 
 ENVIRONMENT, SCALE = "environment.json", "scale.json"

@@ -22,7 +22,7 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.journal import RunFolder, WriteError
+from prunevolve.search.run_folder import RunFolder, WriteError
 from prunevolve.search.pool.jobs import Arrival
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import Timing

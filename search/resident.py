@@ -136,7 +136,7 @@ class Resident:
     def probe_tensors(self, targets: Iterable[Target]) -> dict[str, Tensor]:
         """Return the fingerprint's probe for these targets; see `search.fingerprint`."""
         blocks = decoder_blocks(self.store.model)
-        return take_probe(self.master, self.statistics, blocks, targets).to_tensors()
+        return take_probe(self.master, self.statistics, blocks, targets)
 
     def digest(self) -> str:
         """Return a hash of those dense weights that get pruned."""

@@ -25,12 +25,12 @@ from prunevolve.search.ablation import without_each
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import Record, State
 from prunevolve.search.prepare import cells_of, losses_of, scale_of
 from prunevolve.search.progress import FINISHED
 from prunevolve.search.report import report
+from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import Difference, paired_difference
 from prunevolve.search.verdict import verdict_of
 
@@ -58,7 +58,7 @@ def finish(
     places = range(len(experiment.tasks))
     with counted(console, "report", len(places) * (1 + _KNOWN)) as count, pool.counting(count):
         tasks = [_measure(experiment, pool, place, winner) for place in places]
-    outcomes = Counter(record.outcome.kind for record in folder.read_records())
+    outcomes = Counter(record.outcome.kind for record in folder.records())
     members = [record.criterion for record in state.population]
     first, pruning = tasks[0], experiment.config.pruning.model_dump()
     summary: JsonObject = {
@@ -246,7 +246,7 @@ def write_report(folder: RunFolder) -> bool:
     # Imported here, so that a search does not load matplotlib when it starts.
     from prunevolve.search.report.charts import fitness_chart
 
-    records = folder.records_so_far()
+    records = folder.records()
     evaluated = [record for record in records if record.fitness is not None]
     if not evaluated:
         raise FolderError(

@@ -11,7 +11,7 @@ from doc_examples import blocks_of, run_examples
 import prunevolve
 from prunevolve import evolve, resume
 from prunevolve.configs import schema
-from prunevolve.search.journal import FolderError
+from prunevolve.search.run_folder import FolderError
 
 PAGE = Path(prunevolve.__file__).parents[1] / "docs/PYTHON.md"
 SMALL = [

@@ -21,10 +21,11 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
-from prunevolve.search import checkpoint, launch
-from prunevolve.search.checkpoint import read_seeds
+from prunevolve.search import launch
+from prunevolve.search.breeding.seeds import read_seeds
 from prunevolve.search.experiment import resolve
-from prunevolve.search.journal import RunFolder
+from prunevolve.search.population import read_state
+from prunevolve.search.run_folder import RunFolder
 
 SMALL = [
     *("pruning.group=row", "search.primitives=release", "search.brood=1"),
@@ -214,7 +215,7 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
 def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finished, on_two_tasks):
     out, _ = on_two_tasks
     best = read(finished / "best_metric.json")
-    others = checkpoint.read_state(finished / "checkpoint.json").finalists(100)
+    others = read_state(finished / "checkpoint.json").finalists(100)
     expected = [
         (best["metric"], best["group"]),
         *((one.criterion.text, one.criterion.group) for one in others),
@@ -242,7 +243,7 @@ def test_best_of_another_run_is_a_seed_though_it_is_younger_than_the_checkpoint(
 def test_status_tells_where_a_finished_run_stands(finished, call):
     out, _ = call("--status", finished)
     assert out.startswith(f"{finished}: finished, as of ")
-    best = checkpoint.read_state(finished / "checkpoint.json").best
+    best = read_state(finished / "checkpoint.json").best
     assert "candidates: 16/16\n" in out
     assert f"best: {best.criterion.text}, group {best.criterion.group}\n" in out
     status = read(finished / "status.json")

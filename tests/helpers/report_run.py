@@ -8,10 +8,9 @@ from typing import Any
 from toy_records import record_of
 
 from prunevolve.configs import schema
-from prunevolve.search.breeding.primitives import primitive_set
-from prunevolve.search.breeding.variation import Variation, random_metric, seeded
-from prunevolve.search.journal import RunFolder
+from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
 from prunevolve.search.population import OUTCOMES, Record
+from prunevolve.search.run_folder import RunFolder
 
 WINNER = "mul(W, add(G, sqr(W)))"
 CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
@@ -20,7 +19,7 @@ CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.s
 def records_of(count: int) -> list[Record]:
     """Return a journal in which each candidate descends from the two before it; the last wins."""
     draw = random.Random(0)
-    bred = Variation(CONFIG.search, primitive_set("release"))
+    bred = Breeder(CONFIG.search.model_copy(update={"primitives": "release"}), "row")
     records = []
     for index in range(count):
         with seeded(index):

@@ -7,10 +7,10 @@ import pytest
 from report_run import records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
-from prunevolve.search.journal import FolderError
 from prunevolve.search.report.charts import fitness_chart
 from prunevolve.search.report.report import factor_table, measured_tables
 from prunevolve.search.results import write_report
+from prunevolve.search.run_folder import FolderError
 
 
 def page_of(folder):
