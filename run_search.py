@@ -87,7 +87,7 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
     """Launch a run, continue one if there is no config, or print what would be done."""
     from transformers.utils import logging
 
-    from prunevolve.search import launch
+    from prunevolve.search import run
     from prunevolve.search.experiment import plan_of
 
     logging.disable_progress_bar()  # the search shows its own progress
@@ -98,10 +98,10 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
         return outcome(DONE, ending="valid", plan=plan, config=config.model_dump())
     try:
         if config:
-            ending = launch.run(config, folder, console)
+            ending = run.launch(config, folder, console)
         else:
-            ending = launch.run_on(folder, overrides, console)
-    except launch.Unfinished as end:
+            ending = run.resume(folder, overrides, console)
+    except run.Unfinished as end:
         console.print(str(end))
         return outcome(end.code, error=str(end), **_about(folder))
     return outcome(DONE, ending=ending, **_about(folder))

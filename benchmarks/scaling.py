@@ -18,6 +18,7 @@ from typing import Annotated
 from unittest import mock
 
 import typer
+from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
 from rich.progress import track
 from tables import conditions, show, write_json
 
@@ -25,7 +26,6 @@ from prunevolve import Record, evolve, read_config
 from prunevolve.configs.schema import Ray
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
 from prunevolve.search.population import Candidate, Outcome
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")

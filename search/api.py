@@ -12,11 +12,11 @@ from prunevolve.configs.schema import load as read_config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import read_metric
-from prunevolve.search import launch
-from prunevolve.search.launch import Unfinished
+from prunevolve.search import run
 from prunevolve.search.population import Record
 from prunevolve.search.progress import OnRecord, ignore
 from prunevolve.search.results import read_summary
+from prunevolve.search.run import Unfinished
 from prunevolve.search.run_folder import RunFolder
 
 __all__ = ["Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
@@ -53,7 +53,7 @@ def evolve(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Res
         FolderError: If the folder is not empty or cannot be created.
         ValueError: If something is wrong with the config; one line that names it.
     """
-    return _finish(Path(out), lambda console: launch.run(config, Path(out), console, on_record))
+    return _finish(Path(out), lambda console: run.launch(config, Path(out), console, on_record))
 
 
 def resume(
@@ -71,7 +71,7 @@ def resume(
         Unfinished: As in `evolve`.
     """
     path = Path(folder)
-    return _finish(path, lambda console: launch.run_on(path, overrides, console, on_record))
+    return _finish(path, lambda console: run.resume(path, overrides, console, on_record))
 
 
 def _finish(path: Path, work: Callable[[Console], object]) -> Result:

@@ -22,11 +22,11 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.run_folder import RunFolder, WriteError
 from prunevolve.search.pool.jobs import Arrival
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import Timing
 from prunevolve.search.population import OUTCOMES, Record
+from prunevolve.search.run_folder import RunFolder, WriteError
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""

@@ -21,7 +21,6 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
-from prunevolve.search import launch
 from prunevolve.search.breeding.seeds import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.population import read_state
@@ -283,7 +282,7 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(
 ):
     run = shutil.copytree(finished, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    monkeypatch.setattr(launch, "_backend", None)  # what would start a worker
+    monkeypatch.setattr(run, "_backend", None)  # what would start a worker
     out, err = call("--json", "--resume", run)
     told, summary = json.loads(out), read(run / "summary.json")
     assert (told["exit"], told["reason"], told["ending"]) == (0, "done", "finished before")

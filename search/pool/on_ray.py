@@ -75,9 +75,7 @@ class RayBackend:
         actor: The class of the workers.
     """
 
-    def __init__(
-        self, head: str, experiment: Experiment, config: Ray, actor: type = Worker
-    ) -> None:
+    def __init__(self, head: str, experiment: Experiment, actor: type = Worker) -> None:
         config = experiment.config.ray
         self._head, self._config = head, config
         self._node = ray.get_runtime_context().get_node_id()

@@ -124,16 +124,15 @@ class Desk:
     def _do(self, call: Call, shared: Shared) -> object:
         if call == PLACE:
             return None
-        if call == LOAD:
-            self._evaluator = self._build()
+        evaluator = self._evaluator = self._build() if call == LOAD else self._evaluator
         for key, value in shared.items():
             if self._has.get(key) != value:
                 method, *arguments = key
-                getattr(self._evaluator, method)(*arguments, self._fetch(value))
+                getattr(evaluator, method)(*arguments, self._fetch(value))
                 self._has[key] = value
-        if call == LOAD:
-            return Loaded(self._evaluator.digests, self._evaluator.seconds)
-        return getattr(self._evaluator, call.method)(*call.arguments)
+        if evaluator and call == LOAD:
+            return Loaded(evaluator.digests, evaluator.seconds)
+        return getattr(evaluator, call.method)(*call.arguments)
 
 
 _DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")

@@ -10,9 +10,9 @@ from toy_records import record_of
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.search.experiment import resolve
-from prunevolve.search.launch import check_records
 from prunevolve.search.population import Outcome, Record, State
 from prunevolve.search.prepare import check_identity, identity
+from prunevolve.search.run import check_records
 from prunevolve.search.run_folder import FolderError, RunFolder
 
 refused = partial(refusal, error=FolderError)

@@ -16,14 +16,13 @@ from prunevolve.pruning.progress import step
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, lag_warning, pinned_config, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.jobs import CallError
 from prunevolve.search.pool.pool import Backend, Pool
 from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import ENVIRONMENT, check_identity, environment, prepare
+from prunevolve.search.prepare import ENVIRONMENT, check_identity, environment, identity, prepare
 from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
@@ -44,7 +43,7 @@ class Unfinished(RuntimeError):
         self.code = code
 
 
-def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
+def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
     """Run a new search in an empty folder to its end.
 
     Args:
@@ -66,7 +65,7 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
         return _run(folder, experiment, backend, [], console, on_record)
 
 
-def run_on(
+def resume(
     path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
 ) -> str:
     """Continue a run to its end, or extend a finished one; if there is nothing to do, say so.
@@ -79,22 +78,21 @@ def run_on(
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
-        Unfinished: And anything else that `run` raises.
+        Unfinished: And anything else that `launch` raises.
     """
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
         records = folder.records()
-        done = len(records)
-        if config.search.candidates < done:
-            raise FolderError(
-                f"search.candidates = {config.search.candidates} is below the {done} that "
-                f"{path} has: give more"
-            )
-        if done == config.search.candidates and folder.is_finished(done):
+        done, wanted = len(records), config.search.candidates
+        if not overrides and done == wanted and folder.is_finished(done):
             _say_finished(folder, config, console)
             return "finished before"
         experiment = _ready(config, console)
         check_identity(folder, identity(experiment))
+        if wanted < done:
+            raise FolderError(
+                f"search.candidates = {wanted} is below the {done} that {path} has: give more"
+            )
         with _backend(experiment, console) as backend:
             return _run(folder, experiment, backend, records, console, on_record)
 
@@ -133,14 +131,14 @@ def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
         ValueError: If there is no such device or cluster, or it refuses the connection.
         PoolError: If the cluster is lost.
     """
-    setup, ray = experiment, experiment.config.ray
+    ray = experiment.config.ray
     if ray.workers == 0:
         if ray.gpus_per_worker and not torch.cuda.is_available():
             raise ValueError(
                 f"ray.gpus_per_worker = {ray.gpus_per_worker}, but this machine has no CUDA "
                 "device: set it to 0"
             )
-        yield InProcess(setup)
+        yield InProcess(experiment)
         return
     with ExitStack() as stack:
         with step(console, f"connecting to Ray: {ray.address}"):
@@ -148,7 +146,7 @@ def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
             # Not imported before: it imports Ray, which reads the environment then.
             from prunevolve.search.pool.on_ray import RayBackend
 
-            backend = stack.enter_context(RayBackend(head, setup))
+            backend = stack.enter_context(RayBackend(head, experiment))
         # The workers need the cores: on several threads the driver would wait for its own.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
@@ -171,7 +169,6 @@ def _run(
     Raises:
         Unfinished: If the run stopped before its end.
     """
-    ray = experiment.config.ray
     way_on = f"continue with {_resume_call(folder)}"
     guard.tell(f"resume {way_on}")
     try:
