@@ -63,7 +63,7 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     arrivals = arrivals_of(pool, [*same, constant])
     outcomes = [arrival.outcome for arrival in arrivals]
     assert outcomes == [here.evaluate(candidate) for candidate in [*same, constant]]
-    assert (outcomes[0].tokens, outcomes[6].kind) == (2 * 32 + 2 * 16, "degenerate")
+    assert (outcomes[0].tokens, outcomes[6].kind) == (4 * 32, "degenerate")
     assert list(arrivals[0].timing) == ["seconds", "peak_mib", "worker"]
     expected = [here.losses(task, "report", SNIP) for task in (1, 0)]
     assert pool.losses([(task, "report", SNIP) for task in (1, 0)]) == expected
