@@ -79,7 +79,7 @@ VARIANTS: dict[str, Variant] = {
     "units": Variant(["search.units=off"]),
     "no leeway": Variant(replaced={"prunevolve.search.population.LEEWAY": 1.0}),
     "all measured to the end": Variant(
-        replaced={"prunevolve.search.evaluator.Evaluator._settled": lambda *_: None}
+        replaced={"prunevolve.search.evaluator.Evaluator._ended": lambda *_: None}
     ),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
