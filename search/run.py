@@ -61,7 +61,7 @@ def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ig
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
     RunFolder.check_empty(out)
     experiment = _ready(pinned_config(config), console)
-    with _backend(experiment, console) as backend, closing(RunFolder.create(out)) as folder:
+    with backend_of(experiment, console) as backend, closing(RunFolder.create(out)) as folder:
         return _run(folder, experiment, backend, [], console, on_record)
 
 
@@ -93,7 +93,7 @@ def resume(
             raise FolderError(
                 f"search.candidates = {wanted} is below the {done} that {path} has: give more"
             )
-        with _backend(experiment, console) as backend:
+        with backend_of(experiment, console) as backend:
             return _run(folder, experiment, backend, records, console, on_record)
 
 
@@ -124,7 +124,7 @@ def _ready(config: Config, console: Console) -> Experiment:
 
 
 @contextmanager
-def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
+def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
     """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
     Raises:

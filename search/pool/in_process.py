@@ -17,7 +17,8 @@ class _Value:
     value: object
 
 
-def _value_of(shared: object) -> object:
+def value_of(shared: object) -> object:
+    """Return the value that was shared."""
     assert isinstance(shared, _Value)
     return shared.value
 
@@ -38,7 +39,7 @@ class InProcess:
     def start(self) -> int:
         """Start the worker."""
         self._worker += 1
-        self._desk = Desk(self._build, _value_of)
+        self._desk = Desk(self._build, value_of)
         return self._worker
 
     def stop(self, worker: int) -> None:
