@@ -98,8 +98,8 @@ def test_best_metric_is_one_of_the_evaluated_and_can_be_applied(finished):
         *("schema", "metric", "tree", "group", "leaves", "fitness", "size", "provenance")
     }
     assert read_tree(best["tree"]).text == best["metric"]
-    resolved = resolve_metric(str(finished / "best_metric.json"))
-    assert resolved.criterion == Criterion.parse(best["metric"], best["group"])
+    found, _ = resolve_metric(str(finished / "best_metric.json"))
+    assert found == Criterion.parse(best["metric"], best["group"])
     assert (best["metric"], best["group"], best["fitness"]) in [
         (line["metric"], line["group"], line["fitness"])
         for line in lines_of(finished / "journal.jsonl")
