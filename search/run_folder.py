@@ -229,18 +229,19 @@ class RunFolder:
         """
         try:
             state = read_state(self.path / "checkpoint.json")
+            is_old_enough = state.committed <= max(
+                0, len(records) - lag
+            )  # to breed what is missing
+            if not is_old_enough or any(
+                member.index >= state.committed or member != records[member.index]
+                for member in (*state.population, *state.hall_of_fame)
+            ):
+                raise ValueError("checkpoint.json does not fit the journal")
         except ValueError as error:
             if records:
                 warn(f"{error}: all of the journal is replayed")
             return State()
-        is_old_enough = state.committed <= max(0, len(records) - lag)  # to breed what is missing
-        if is_old_enough and all(
-            member.index < state.committed and member == records[member.index]
-            for member in (*state.population, *state.hall_of_fame)
-        ):
-            return state
-        warn("checkpoint.json does not fit the journal: all of it is replayed")
-        return State()
+        return state
 
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""

@@ -42,7 +42,7 @@ SEARCH_IMPORTS = {
         "search.verdict",
     ),
 }
-TENSOR_READER = "pruning/run/kept_statistics.py"
+TENSOR_READER = "pruning/run/result.py"
 """The module that may call torch.load: with weights_only=True, written out."""
 
 PUBLIC_NAMES = "prunevolve/__init__.py"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.parse import existing, resolve_metric
+from prunevolve.pruning.parse import existing, read_metric
 from prunevolve.search.population import read_state
 
 
@@ -30,9 +30,9 @@ def _criteria_of(entry: str) -> Iterable[Criterion]:
     if path and (path / "checkpoint.json").is_file():
         # A checkpoint lags some outcomes behind, to be resumable: the run's best may be newer.
         if (path / "best_metric.json").is_file():
-            yield resolve_metric(str(path / "best_metric.json")).criterion
+            yield read_metric(str(path / "best_metric.json"))
         path /= "checkpoint.json"
     elif not (path and path.name.startswith("checkpoint") and path.suffix == ".json"):
-        yield resolve_metric(entry).criterion
+        yield read_metric(entry)
         return
     yield from (record.criterion for record in read_state(path).finalists(None))

@@ -201,7 +201,7 @@ def test_read_checkpoint_replaces_a_damaged_one_by_all_of_the_journal(folder, da
 
 def test_read_checkpoint_takes_only_a_state_of_the_journal_that_is_old_enough(folder):
     written(folder, 7)
-    unfit = ["checkpoint.json does not fit the journal: all of it is replayed"]
+    unfit = ["checkpoint.json does not fit the journal: all of the journal is replayed"]
     others = [record(index, 3.5) for index in range(9)]
     for journal, lag in ((RECORDS, 3), (RECORDS[:6], 0), (others, 0)):
         assert checkpoint_of(folder, journal, lag) == (State(), unfit)
