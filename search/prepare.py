@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import find_model, hub_id
@@ -165,15 +166,20 @@ def identity(experiment: Experiment) -> dict[str, object]:
     """Return what must be the same when a run is continued, as JSON; no worker is needed."""
     models = {subject.model for subject in experiment.subjects}
     return {
-        **experiment.config.model_dump(mode="json", exclude=MUTABLE),
+        **settings(experiment.config),
         "files of models": {model: _files_digest(model) for model in sorted(models)},
         "tokens of texts": [tensors_digest(subject.tokens) for subject in experiment.subjects],
         "code": code_digest(),
     }
 
 
+def settings(config: Config) -> dict[str, object]:
+    """Return the part of an `identity` that a config alone says."""
+    return config.model_dump(mode="json", exclude=MUTABLE)
+
+
 def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
-    """Compare an `identity` with the folder's, before anything is written.
+    """Compare an `identity`, or its `settings`, with the folder's, before anything is written.
 
     Raises:
         FolderError: If they differ, or `environment.json` is missing or damaged; one line.

@@ -15,20 +15,23 @@ from prunevolve.configs.schema import Config
 from prunevolve.pruning.progress import step
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, lag_warning, pinned_config, resolve
-from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.jobs import CallError
 from prunevolve.search.pool.pool import Backend, Pool
-from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import ENVIRONMENT, check_identity, environment, identity, prepare
+from prunevolve.search.population import Record
+from prunevolve.search.prepare import (
+    ENVIRONMENT,
+    check_identity,
+    environment,
+    identity,
+    prepare,
+    settings,
+)
 from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
-
-_BRED_AGAIN = 5
-"""Records that a resumed search breeds again to check that they are its own."""
 
 
 class Unfinished(RuntimeError):
@@ -82,9 +85,10 @@ def resume(
     """
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
+        check_identity(folder, settings(config))  # before a text is read
         records = folder.records()
         done, wanted = len(records), config.search.candidates
-        if not overrides and done == wanted and folder.is_finished(done):
+        if done == wanted and folder.is_finished(done):
             _say_finished(folder, config, console)
             return "finished before"
         experiment = _ready(config, console)
@@ -206,7 +210,6 @@ def _search(
     hired = pool.staff.ready + pool.staff.starting
     if warning := lag_warning(experiment.config.search.lag, hired):
         console.print(f"warning: {warning}", soft_wrap=True)
-    check_records(folder, experiment, marks, records)
     start = folder.read_checkpoint(
         records,
         experiment.config.search.lag,
@@ -234,23 +237,3 @@ def _search(
         )
     finish(folder, experiment, pool, marks, evolution.state, started, console)
     return FINISHED
-
-
-# Is a continued run still the same experiment?
-
-
-def check_records(
-    folder: RunFolder, experiment: Experiment, marks: Fingerprints, records: list[Record]
-) -> None:
-    """Raise FolderError if the journal begins with candidates that this search does not breed.
-
-    The first ones depend on the settings alone, so they can be bred again to compare.
-    """
-    evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
-    for record in records[: min(_BRED_AGAIN, experiment.config.search.population)]:
-        if next(evolution.ask()) != record.candidate:
-            raise FolderError(
-                f"{folder.path / 'journal.jsonl'} line {record.index + 1} is not what this run's "
-                "settings breed: it is another run's journal"
-            )
-        evolution.tell(record.index, record.outcome)

@@ -282,7 +282,7 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(
 ):
     run = shutil.copytree(finished, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    monkeypatch.setattr(run, "backend_of", None)  # what would start a worker
+    monkeypatch.setattr("prunevolve.search.run.backend_of", None)  # what would start a worker
     out, err = call("--json", "--resume", run)
     told, summary = json.loads(out), read(run / "summary.json")
     assert (told["exit"], told["reason"], told["ending"]) == (0, "done", "finished before")

@@ -109,6 +109,7 @@ def _joined(head: str, **options: object) -> Iterator[None]:
         raise ValueError("this process is connected to Ray already: call ray.shutdown() first")
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
+    guard.tell("joins")
     try:
         with _silenced():
             ray.init(log_to_driver=False, logging_level="critical", **options)

@@ -57,9 +57,10 @@ def around(drive: Callable[[], object]) -> None:
 
 
 def tell(word: str) -> None:
-    """Tell the guard, if there is one, that Ray answers (`answers`) or is no longer used (`quiet`).
+    """Tell the guard, if there is one, how Ray is and how this ends.
 
-    And how to resume (`resume ...`), and how this ends (`exit CODE`).
+    `joins`: it is asked, and may take a minute; `answers`: it did; `quiet`: it is no longer used;
+    `resume HOW`: how to go on; `exit CODE`: the end.
     """
     if _to_guard is not None:
         with suppress(OSError):  # it was killed: a signal follows
@@ -83,7 +84,7 @@ def _watch(driver: int, read: int) -> int:
         # Counted in waits: the clock runs on while this process is suspended.
         if not select.select([read], [], [], 1.0)[0]:
             silent = None if silent is None else silent + 1.0
-            if silent and silent >= SILENCE_SECONDS:
+            if silent is not None and silent >= SILENCE_SECONDS:
                 os.kill(driver, signal.SIGKILL)
             continue
         if not (words := os.read(read, 1 << 16).decode().split("\n")[:-1]):
@@ -94,12 +95,12 @@ def _watch(driver: int, read: int) -> int:
                 code = int(rest)
             elif kind == "resume":
                 way_on = rest
-            silent = 0.0 if kind in ("answers", "exit") else None
+            silent = {"joins": -40.0, "answers": 0.0, "exit": 0.0}.get(kind)
     status = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
     if code is not None:
         return code
-    if silent and silent >= SILENCE_SECONDS:
-        why = f"error: Ray has not answered for {SILENCE_SECONDS:g} s"
+    if silent is not None and silent >= SILENCE_SECONDS:
+        why = f"error: Ray has not answered for {SILENCE_SECONDS:g} s or more"
     elif sent:
         why = "interrupted twice"
     elif status < 0:

@@ -1,18 +1,14 @@
-"""A run that is continued is the same experiment: config, fingerprints, the journal's beginning."""
+"""A run that is continued is the same experiment: config, models, texts and code."""
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
 from refusals import refusal
-from toy_records import record_of
 
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.search.experiment import resolve
-from prunevolve.search.population import Outcome, Record, State
 from prunevolve.search.prepare import check_identity, identity
-from prunevolve.search.run import check_records
 from prunevolve.search.run_folder import FolderError, RunFolder
 
 refused = partial(refusal, error=FolderError)
@@ -72,49 +68,3 @@ def test_environment_that_is_missing_or_damaged_is_refused(folder, content):
     if content is not None:
         path.write_text(content)
     assert str(path) in refused(check_identity, folder, identity(EXPERIMENT))
-
-
-class Marks:
-    """Masks by the metric's text; in another probe, others."""
-
-    def __init__(self, probe: str = "a") -> None:
-        self.probe = probe
-
-    def fingerprint(self, criterion):
-        return f"{self.probe} {criterion.text}"
-
-    def distance(self, one, other):
-        return 1.0
-
-
-def begun() -> list[Record]:
-    candidates = [EXPERIMENT.breeder.brood(index, State())[0] for index in range(6)]
-    return [
-        Record(replace(one, fingerprint=Marks().fingerprint(one.criterion)), Outcome("failed"))
-        for one in candidates
-    ]
-
-
-def test_records_that_the_search_would_breed_are_taken_and_with_other_masks_are_not(folder):
-    for count in (0, 1, 6):
-        check_records(folder, EXPERIMENT, Marks(), begun()[:count])
-    message = refused(check_records, folder, EXPERIMENT, Marks("b"), begun())
-    assert "line 1 is not what this run's settings breed" in message
-
-
-@pytest.mark.parametrize(
-    ("place", "other"),
-    [
-        (0, record_of(0, "mul(W, sqr(G))", 2.0)),
-        (3, record_of(3, "mul(W, sqr(G))", 2.0)),
-        # One with parents where there was no population.
-        (2, Record(replace(begun()[2].candidate, parents=(0, 1)), Outcome("failed"))),
-    ],
-)
-def test_records_of_another_search_are_refused(folder, place, other):
-    records = begun()
-    records[place] = other
-    assert refused(check_records, folder, EXPERIMENT, Marks(), records) == (
-        f"{folder.path / 'journal.jsonl'} line {place + 1} is not what this run's settings breed: "
-        "it is another run's journal"
-    )

@@ -1,4 +1,4 @@
-"""Whichever process of a search dies, nothing is left, and who can still speak says how to go on.
+"""How a search is connected to Ray, and what is left of it: nothing, whichever process dies.
 
 A light driver below its guard, with a real local Ray and one actor in place of a worker.
 """
@@ -19,6 +19,9 @@ import pytest
 import search_process
 from search_process import ROOT
 
+from prunevolve.configs.schema import Ray
+from prunevolve.search.pool.cluster import connected
+
 GONE_SECONDS = 30
 WAY_ON = "go on like this"
 DRIVER = "from ray_driver import main; main()"
@@ -34,7 +37,8 @@ class Running:
     def __post_init__(self):
         self.driver = psutil.Process(self.facts["driver"])
         self.processes = [self.driver, *self.driver.children(recursive=True)]
-        (self.folder,) = Path("/tmp").glob(f"prunevolve-{self.driver.pid}-*")
+        folders = list(Path("/tmp").glob(f"prunevolve-{self.driver.pid}-*"))
+        self.folder = folders[0] if folders else Path("/nowhere")
 
     def named(self, part):
         return next(p for p in self.processes if part in p.cmdline()[0])
@@ -83,6 +87,7 @@ def test_local_ray_ends_with_its_driver_and_leaves_nothing():
         run.assert_nothing_left()
 
 
+SILENT = f"error: Ray has not answered for 20 s or more; {WAY_ON}"
 KILLED = f"error: the search was killed by SIGKILL; {WAY_ON}"
 
 
@@ -96,7 +101,7 @@ KILLED = f"error: the search was killed by SIGKILL; {WAY_ON}"
         (("group",), -9, "interrupted"),
         # Whoever notices first: the driver, or Ray, which ends it.
         (("raylet/raylet",), 3, "(PoolError: Ray .* is gone|error: Ray ended the search).*"),
-        (("gcs_server",), 3, f"error: Ray has not answered for 20 s; {WAY_ON}"),
+        (("gcs_server",), 3, SILENT),
     ],
 )
 def test_nothing_is_left_whichever_process_is_killed(victims, code, last):
@@ -122,7 +127,10 @@ def test_head_that_hangs_ends_the_search_with_one_line():
     with driver() as run:
         run.named("gcs_server").suspend()
         began = time.monotonic()
-        assert run.ended(seconds=60) == (3, f"error: Ray has not answered for 20 s; {WAY_ON}")
+        assert run.ended(seconds=60) == (
+            3,
+            f"error: Ray has not answered for 20 s or more; {WAY_ON}",
+        )
         assert time.monotonic() - began < 30
         run.assert_nothing_left()
 
@@ -143,3 +151,69 @@ def test_second_signal_ends_a_search_at_once(seconds):
         _, alive = psutil.wait_procs(processes, timeout=GONE_SECONDS)
         assert not alive
         search_process.until(lambda: not list(Path("/tmp").glob(f"prunevolve-{driver.pid}-*")), 30)
+
+
+# Which Ray is started or joined, and what is said if it cannot be
+
+HOSTILE = {"RAY_ADDRESS": "nowhere:1", "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known"}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """A local Ray in an environment that points at another one; its one worker has a core."""
+    temporary = tmp_path_factory.mktemp("ray")
+    (temporary / "ray").mkdir()
+    (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    with driver("local", **HOSTILE, RAY_TMPDIR=str(temporary)) as started:
+        yield started
+
+
+def refusal(address):
+    with pytest.raises(ValueError) as error, connected(Ray(address=address)):
+        pass
+    return str(error.value)
+
+
+def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "start one with `ray start --head`, or set ray.address=local" in refusal("auto")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:8")
+    assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:8 ")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:9 ")
+    assert "'head' must be local, auto or host:port" in refusal("head")
+
+
+@pytest.mark.slow
+def test_local_ray_has_its_own_token_listens_on_loopback_alone_and_hides_its_folder(local):
+    assert len(local.facts["token"]) == 64
+    assert local.facts["head"].startswith("127.0.0.1:")
+    assert local.facts["nice"] == os.nice(0)
+    sockets = [c for p in local.processes for c in p.net_connections("inet")]
+    listening = {c.laddr.ip for c in sockets if c.status == "LISTEN"}
+    assert listening
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert local.folder.stat().st_mode & 0o777 == 0o700
+    assert list(local.folder.glob("*/session_*/sockets/plasma_store"))
+
+
+@pytest.mark.slow
+def test_running_cluster_is_used_and_left_running(local, tmp_path):
+    head, token = local.facts["head"], local.facts["token"]
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(head)
+    variables = {"RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": token}
+    with driver("auto", **variables) as started:
+        assert (started.facts["head"], started.facts["room"]) == (head, os.cpu_count())
+        assert started.ended("end\n")[0] == 0
+    assert all(
+        process.is_running() for process in local.processes if psutil.pid_exists(process.pid)
+    )
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    with begin(head, **wrong) as process:
+        output, _ = process.communicate(timeout=60)
+    line = f"ValueError: the Ray cluster at {head} refuses this token: set RAY_AUTH_MODE=token, and"
+    assert (process.returncode, output.count("\n")) == (3, 1)
+    assert output.startswith(line)
