@@ -6,6 +6,7 @@ torch and transformers, whose import takes seconds, are loaded inside the comman
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,9 @@ EXAMPLES = (
 )
 
 
+_FLAG = partial(Option, metavar="")
+
+
 def prune_model(
     folder: Annotated[
         Path | None, Argument(help="With --resume alone: the unfinished folder.")
@@ -52,21 +56,18 @@ def prune_model(
         ),
     ] = None,
     resume: Annotated[
-        bool, Option("--resume", help="Continue an unfinished folder: --resume DIR.")
+        bool, _FLAG("--resume", help="Continue an unfinished folder: --resume DIR.")
     ] = False,
     validate: Annotated[
-        bool, Option("--validate", help="Check the request and print the plan; write nothing.")
+        bool, _FLAG("--validate", help="Check the request and print the plan; write nothing.")
     ] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
     evaluate: Annotated[
         str | None,
-        Option(
-            help="Measure a model, pruned or not: hub id, folder, or embedded.",
-            autocompletion=lambda: [EMBEDDED],
-        ),
+        Option(help="Measure any model by id or folder.", autocompletion=lambda: [EMBEDDED]),
     ] = None,
     as_json: Annotated[bool, command_line.JSON_OPTION] = False,
-    version: Annotated[bool, command_line.version_option()] = False,
+    version: Annotated[bool, command_line.VERSION_OPTION] = False,
     **asked: object,
 ) -> JsonObject:
     """Prune a model with a metric and save it, --verify a saved one, or --evaluate any."""
@@ -101,10 +102,13 @@ def prune_model(
     try:
         return command_line.outcome(command_line.DONE, **work())
     except KeyboardInterrupt:
-        way_on = "run the same command again"
-        if out and Path(out).is_dir() and any(Path(out).iterdir()):
-            way_on = f"continue with python run_prune.py --resume {shlex.quote(out)}"
-        return command_line.interrupted(f"interrupted; {way_on}")
+        return command_line.interrupted(f"interrupted; {_way_on(out)}")
+
+
+def _way_on(out: str) -> str:
+    if out and Path(out).is_dir() and any(Path(out).iterdir()):
+        return f"continue with python run_prune.py --resume {shlex.quote(out)}"
+    return "run the same command again"
 
 
 def _with_recipes(
@@ -139,16 +143,7 @@ _own = [x for x in signature(prune_model).parameters.values() if x.kind != x.VAR
 prune_model.__signature__ = Signature([*_own, *parameters()])  # type: ignore[attr-defined]
 prune_model.__annotations__ |= {x.name: x.annotation for x in parameters()}
 
-app = command_line.make_app(
-    prune_model,
-    EXAMPLES,
-    {
-        command_line.DONE: "done",
-        command_line.USAGE: "usage",
-        command_line.INTERRUPTED: "interrupted, resumable",
-        command_line.WRONG_FOLDER: "the folder does not fit this request",
-    },
-)
+app = command_line.make_app(prune_model, EXAMPLES)
 
 
 def main() -> None:

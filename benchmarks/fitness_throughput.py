@@ -25,9 +25,9 @@ from tables import conditions, show, write_json
 
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
-from prunevolve.search.fitness import Evaluator
-from prunevolve.search.journal import RunFolder
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.population import Candidate, Record
+from prunevolve.search.run_folder import RunFolder
 
 PRUNED: dict[str, Group] = {
     "wanda": Row(),
@@ -54,7 +54,7 @@ def main(
     """Print one table: the parts of an evaluation, and the rates."""
     real = RealRun(run)
     experiment = real.experiment
-    evaluator = real.evaluator(experiment.setup)
+    evaluator = real.evaluator(experiment)
     parts = _parts(evaluator)
     driver, asked = _replayed(real)
     start = len(real.records) // 2 if first is None else first
@@ -66,7 +66,8 @@ def main(
     figures: dict[str, Any] = {
         "seconds": parts,
         "fitness_tokens": sum(
-            experiment.windows[task.subject]["fitness"].tokens.numel() for task in experiment.tasks
+            experiment.subjects[subject].tokens["fitness"].numel()
+            for subject in experiment.subject_of
         ),
         "threads": torch.get_num_threads(),
         "driver_ms_per_candidate": 1000 * driver,
@@ -100,7 +101,7 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
         f"{PRUNE}{group.name}": _best(partial(_prune, evaluator, name, group))
         for name, group in PRUNED.items()
     }
-    return {**seconds, WINDOW: _best(lambda: evaluator.residents[0].measure(0, 1))}
+    return {**seconds, WINDOW: _best(lambda: evaluator.residents[0].losses("fitness", 0, 1))}
 
 
 def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
@@ -141,8 +142,10 @@ def _seconds_decided(
 
 def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     """Return a resident worker's seconds per candidate without fingerprints and early stops."""
-    setup = evaluator.setup
-    evaluator.setup = replace(setup, stages=())
+    experiment = evaluator.experiment
+    search = experiment.config.search.model_copy(update={"stages": []})
+    config = experiment.config.model_copy(update={"search": search})
+    evaluator.experiment = replace(experiment, config=config)
     novel = [r for r in chosen if not r.outcome.reason.startswith("same text")]
     # A sample is enough, since candidates differ only in the cost of their metric.
     sample = random.Random(0).sample(novel, min(len(novel), 30))
@@ -150,7 +153,7 @@ def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
     for record in track(sample, "resident, all in full", transient=True):
         evaluator.evaluate(Candidate(record.index, record.criterion))
     seconds = (time.perf_counter() - began) / len(sample)
-    evaluator.setup = setup
+    evaluator.experiment = experiment
     return seconds * len(novel) / len(chosen)
 
 

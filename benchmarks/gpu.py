@@ -24,9 +24,9 @@ from tables import ROOT, conditions, show, write_json
 
 from prunevolve import evolve, read_config
 from prunevolve.pruning.metric import Criterion
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import tensors_digest
-from prunevolve.search.fitness import Evaluator
 from prunevolve.search.population import Candidate
 
 GIB = 2**30
@@ -108,7 +108,7 @@ def _search(work: Path, device: str) -> Iterator[Row]:
     # Others were not measured to the end, and have an estimate.
     whole = [r for r in run.records if r.fitness is not None and not r.outcome.reason]
     best = sorted(whole, key=lambda record: record.rank)[:10]
-    here = run.evaluator(replace(run.experiment.setup, device="cpu"))
+    here = run.evaluator(replace(run.experiment, device="cpu"))
     again = [here.evaluate(Candidate(0, record.criterion)).fitness or inf for record in best]
     apart = max(abs(r.rank[0] - fitness) for r, fitness in zip(best, again, strict=True))
     yield Row("fitness of its ten best, on the CPU", "within 0.01", f"{apart:.4f}", apart <= 0.01)
@@ -140,16 +140,16 @@ def _fitness(work: Path, device: str) -> Iterator[Row]:
     experiment = resolve(read_config("embedded", settings)).read_texts()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    evaluator = Evaluator(replace(experiment.setup, device=device))
+    evaluator = Evaluator(replace(experiment, device=device))
     resident = evaluator.residents[0]
     evaluator.use_statistics(0, evaluator.collect_statistics(0))
     criterion = Criterion.parse("mul(W, G)", "model")
-    target = experiment.tasks[0].target("model")
+    target = experiment.target(0, "model")
     steps: dict[str, Callable[[], object]] = {
         f"statistics of 8 windows of {length}": lambda: evaluator.collect_statistics(0),
         "prune": lambda: resident.prune(criterion.metric, target),
-        "a stage of 1 window": lambda: resident.measure(0, 1),
-        "8 windows": lambda: resident.measure(0, 8),
+        "a stage of 1 window": lambda: resident.losses("fitness", 0, 1),
+        "8 windows": lambda: resident.losses("fitness", 0, 8),
     }
     took = {step: _seconds(action, device) for step, action in steps.items()}
     for step, seconds in took.items():

@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prunevolve.configs import schema
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution
-from prunevolve.search.experiment import resolve
+from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Probe
-from prunevolve.search.fitness import Evaluator, Setup
-from prunevolve.search.journal import RunFolder
 from prunevolve.search.population import State
 from prunevolve.search.prepare import fingerprints
+from prunevolve.search.run_folder import RunFolder
 from prunevolve.search.scale import Scale
 
 
@@ -31,7 +31,7 @@ class RealRun:
             raise typer.BadParameter(f"{path} has no scale.json: name a run that has candidates")
         self._path = path
         self.experiment = resolve(schema.load(path / "config.yaml", overrides)).read_texts()
-        self.records = RunFolder.look(path).records_so_far()
+        self.records = RunFolder.look(path).records()
         self.fingerprints = fingerprints(
             self.experiment, [Probe.from_tensors(tensors) for tensors in self._tensors("probe")]
         )
@@ -42,9 +42,9 @@ class RealRun:
             self.experiment.breeder, self.experiment.weights, self.fingerprints, State()
         )
 
-    def evaluator(self, setup: Setup) -> Evaluator:
+    def evaluator(self, experiment: Experiment) -> Evaluator:
         """Return an evaluator with the run's statistics and scale."""
-        evaluator = Evaluator(setup)
+        evaluator = Evaluator(experiment)
         for subject, statistics in enumerate(self._tensors("statistics")):
             evaluator.use_statistics(subject, statistics)
         evaluator.use_scale(Scale.model_validate_json((self._path / "scale.json").read_bytes()))

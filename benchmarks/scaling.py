@@ -12,7 +12,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from unittest import mock
@@ -22,17 +23,19 @@ from rich.progress import track
 from tables import conditions, show, write_json
 
 from prunevolve import Record, evolve, read_config
-from prunevolve.configs.schema import Ray
-from prunevolve.search.fitness import Evaluator, Setup
-from prunevolve.search.pool.requests import Evaluate, Event, Reply, Request, Started, perform
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.pool.in_process import InProcess, value_of
+from prunevolve.search.pool.pool import Event
+from prunevolve.search.pool.worker import Call, Desk, Shared
 from prunevolve.search.population import Candidate, Outcome
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
 LAG = 16
 """The lag for each worker, as docs/CLUSTER.md says."""
 
-LOWEST, SPREAD = 3.0, 2.0
-"""Range of the made-up fitness in nats per token, as on the embedded model."""
+LOWEST, SPREAD = 0.9, 2.0
+"""Least and range of the made-up fitness."""
 
 LONG_SHARE, LONG_FACTOR = 0.1, 10.0
 """The share of long evaluations in an uneven mix, and how much longer they are."""
@@ -71,52 +74,59 @@ CASES = [Case(*size, uneven) for size in SIZES for uneven in (False, True)]
 
 def main(
     seconds: Annotated[float, typer.Option(help="Seconds of each case.")] = 45.0,
+    only: Annotated[str, typer.Option(help="Run only cases whose name contains this.")] = "",
+    config: Annotated[str, typer.Option(help="The search.")] = "embedded",
+    override: Annotated[list[str], typer.Option("--set", help="As of run_search.py.")] = [],  # noqa: B006
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
+    cases = [case for case in CASES if only in str(case)]
     figures: dict[str, dict[str, float]] = {}
-    for case in track(CASES, "searching", transient=True):
+    for case in track(cases, "searching", transient=True):
         with tempfile.TemporaryDirectory() as folder:
-            figures[str(case)] = _measure(case, Path(folder), seconds)
+            figures[str(case)] = _measure(case, Path(folder), seconds, config, override)
     title = f"workers that sleep, lag {LAG} for each; bar: 95% busy"
     show(title, ["", *COLUMNS], ([name, *row.values()] for name, row in figures.items()))
     write_json(json, {**conditions("float32"), "cases": figures})
 
 
-class Sleepers:
+class Sleepers(InProcess):
     """A backend of workers that sleep; this process does what is not an evaluation.
 
     Attributes:
         spans: When each evaluation began and will end, on the monotonic clock.
     """
 
-    def __init__(self, setup: Setup, case: Case) -> None:
-        self._evaluator, self._case = Evaluator(setup), case
-        self._hired = 0
+    def __init__(self, experiment: Experiment, case: Case) -> None:
+        super().__init__(experiment)
+        self._case, self._experiment = case, experiment
+        self._tasks = len(experiment.tasks_of("fitness"))
         self._ready: list[Event] = []
+        self._loaded = Event(0, None)
         self._asleep: list[tuple[float, int, Candidate]] = []
         self.spans: list[tuple[float, float]] = []
 
-    def hire(self, most: int) -> Sequence[int]:
-        """Hire all at once."""
-        numbers = range(self._hired, self._hired + most)
-        self._hired += most
-        seconds = self._case.seconds
-        self._ready += [Started(n, self._evaluator.digests, seconds) for n in numbers]
-        return numbers
+    def start(self) -> int:
+        """Start a worker; all are one evaluator."""
+        self._desk = self._desk or Desk(partial(Evaluator, self._experiment), value_of)
+        self._worker += 1
+        return self._worker
 
-    def give(self, worker: int, request: Request[object]) -> None:
-        """Note when an evaluation will end; do anything else at once."""
-        if not isinstance(request, Evaluate):
-            self._ready.append(Reply(worker, *perform(self._evaluator, request)))
-            return
-        now = time.monotonic()
-        until = now + self._case.duration(request.candidate)
-        self.spans.append((now, until))
-        heapq.heappush(self._asleep, (until, worker, request.candidate))
-
-    def dismiss(self, worker: int) -> None:
-        """Nobody is dismissed."""
+    def call(self, worker: int, call: Call, shared: Shared) -> None:
+        """Note when an evaluation will end; do anything else at once, and load only once."""
+        assert self._desk
+        if call.method == "load" and worker > 1:
+            self._ready.append(replace(self._loaded, worker=worker))
+        elif call.method != "evaluate":
+            self._ready.append(Event(worker, *self._desk.do(call, shared)))
+            self._loaded = self._ready[-1] if call.method == "load" else self._loaded
+        else:
+            (candidate,) = call.arguments
+            assert isinstance(candidate, Candidate)
+            now = time.monotonic()
+            until = now + self._case.duration(candidate)
+            self.spans.append((now, until))
+            heapq.heappush(self._asleep, (until, worker, candidate))
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return what has ended by now, waiting at most so long for the first to end."""
@@ -124,20 +134,16 @@ class Sleepers:
             time.sleep(max(0.0, min(seconds, self._asleep[0][0] - time.monotonic())))
         while self._asleep and self._asleep[0][0] <= time.monotonic():
             _, worker, candidate = heapq.heappop(self._asleep)
-            self._ready.append(Reply(worker, _made_up(candidate), {}))
+            self._ready.append(Event(worker, _made_up(candidate, self._tasks)))
         events, self._ready = self._ready, []
         return events
 
-    def share(self, request: Request[None]) -> Request[None]:
-        """Return the request itself."""
-        return request
 
-
-def _made_up(candidate: Candidate) -> Outcome:
+def _made_up(candidate: Candidate, tasks: int) -> Outcome:
     """Return an outcome that depends on the candidate alone."""
     fitness = LOWEST + SPREAD * _fraction(str(candidate.criterion))
-    rises = (fitness / LOWEST,)
-    if candidate.stop_above is not None and fitness > candidate.stop_above:
+    rises = (fitness,) * tasks
+    if candidate.enter is not None and fitness > candidate.enter:
         return Outcome("stopped", None, 512, f"rise {fitness:.4f}", rises=rises)
     return Outcome("evaluated", fitness, 8192, rises=rises)
 
@@ -151,14 +157,16 @@ class Enough(Exception):
     """The measurement is over."""
 
 
-def _measure(case: Case, out: Path, seconds: float) -> dict[str, float]:
+def _measure(
+    case: Case, out: Path, seconds: float, config: str, overrides: Sequence[str]
+) -> dict[str, float]:
     """Search, and measure for some seconds once children have parents."""
     backends: list[Sleepers] = []
     marks: list[tuple[float, float, int]] = []  # time, seconds of processor, candidates
 
     @contextmanager
-    def sleeping(setup: Setup, ray: Ray) -> Iterator[Sleepers]:
-        backends.append(Sleepers(setup, case))
+    def sleeping(experiment: Experiment, console: object) -> Iterator[Sleepers]:
+        backends.append(Sleepers(experiment, case))
         yield backends[0]
 
     def watch(record: Record) -> None:
@@ -171,9 +179,10 @@ def _measure(case: Case, out: Path, seconds: float) -> dict[str, float]:
         *(f"search.lag={case.lag}", "search.candidates=1000000"),
         # An address, since as many workers would not fit this machine.
         *(f"ray.workers={case.workers}", "ray.address=auto"),
+        *overrides,
     ]
-    with mock.patch("prunevolve.search.launch.ray_backend", sleeping), suppress(Enough):
-        evolve(read_config("embedded", settings), out, on_record=watch)
+    with mock.patch("prunevolve.search.run.backend_of", sleeping), suppress(Enough):
+        evolve(read_config(config, settings), out, on_record=watch)
     (began, cpu, first), (ended, cpu_after, last) = marks
     inside = [(max(a, began), min(b, ended)) for a, b in backends[0].spans]
     busy = [end - start for start, end in inside if start < end]

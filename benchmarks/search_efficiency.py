@@ -26,10 +26,10 @@ from prunevolve import Unfinished, evolve, read_config
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.fitness import Evaluator
 from prunevolve.search.population import Candidate, State
 
 
@@ -107,7 +107,7 @@ def main(
         run = run or _prepared(base, Path(temporary) / "run")
         base.append("search.candidates=1000000")
         real = RealRun(run, base)
-        evaluator = real.evaluator(real.experiment.setup)
+        evaluator = real.evaluator(real.experiment)
         outcomes = {n: evaluator.evaluate(Candidate(0, NAMED[n].criterion)) for n in TARGETS}
         targets = {name: outcome.fitness or math.nan for name, outcome in outcomes.items()}
         traces: dict[str, list[Trace]] = {variant: [] for variant in tried}
@@ -116,7 +116,7 @@ def main(
         for seed, variant in track(searches, "searching", transient=True):
             settings = [*base, f"search.seed={seed}", *tried[variant].settings]
             changed = resolve(read_config(run / "config.yaml", settings))
-            there = replace(changed, windows=real.experiment.windows)
+            there = replace(changed, subjects=real.experiment.subjects)
             with ExitStack() as replaced:
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))
@@ -148,7 +148,7 @@ def _search(
 
     `reached` has the measured candidates until each named metric's fitness was reached.
     """
-    evaluator.setup = experiment.setup
+    evaluator.experiment = experiment
     evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
     kinds, tokens = Counter[str](), 0
     reached: dict[str, int | None] = dict.fromkeys(targets)

@@ -1,13 +1,12 @@
-"""Find config files, and merge each one over its `base`.
+"""Find config files, merge each one over its `base`, and apply overrides.
 
-`base: NAME_OR_FILE` makes a config start from another one, whose keys it overrides; an entry of
-`tasks` may have a base too. Mappings are merged key by key. Any other value, lists included,
-replaces the base's.
+`base: NAME_OR_FILE` at the top of a config makes it start from another one, whose keys it
+overrides. Mappings are merged key by key. Any other value, lists included, replaces the base's.
 """
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,6 @@ Keys = dict[str, Any]
 
 BASE = "base"
 """The key that names the config from which missing keys are taken."""
-
-MOST_BASES = 5
-"""Longest chain of bases: a longer one is a circle."""
 
 NO_YAML = (yaml.YAMLError, RecursionError, ValueError)
 """What `read_yaml` raises for a bad text; ValueError is for dates and numbers."""
@@ -64,71 +60,41 @@ def find(config: Path, beside: Path = Path()) -> Path:
     Args:
         config: The name or path.
         beside: The folder to which a relative path is relative.
-
-    Raises:
-        ValueError: If it is a single word, but neither a file nor a shipped experiment.
     """
     path = beside / config
-    if path.suffix or len(config.parts) != 1 or _is_file(path):
-        return path  # reading it will report anything wrong with it
-    if config.name in shipped():
-        return FOLDER / f"{config.name}.yaml"
-    near = difflib.get_close_matches(config.name, shipped(), n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(
-        f"config {config.name!r:.60} is neither a file nor a shipped experiment: {guess}"
-        f"give a file or one of {', '.join(shipped())}"
-    )
+    if str(config) in shipped() and not path.is_file():
+        return FOLDER / f"{config}.yaml"
+    return path  # reading it will report anything wrong with it
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False  # no file system accepts the name
-
-
-def read(path: Path, inherited: Collection[str], above: tuple[Path, ...] = ()) -> Keys:
+def read(path: Path) -> Keys:
     """Return a config's keys, and those that it lacks from its base.
 
-    Args:
-        inherited: The keys that an entry of `tasks` takes from its base.
-        above: The configs that have this one as their base.
-
     Raises:
-        ValueError: If a file is missing or malformed, or it has too long a chain of bases.
+        ValueError: If a file is missing or malformed, or the base has a base.
     """
-    chain = (*above, path)
-    if len(above) > MOST_BASES:
-        names = " > ".join(file.name for file in chain)
-        raise ValueError(f"config {above[0]} has a chain of over {MOST_BASES} bases: {names}")
-
-    def over_base(mapping: Keys, key: str, kept: Collection[str]) -> Keys:
-        """Return a mapping merged over the config that it names as its base, if it names one."""
-        name = mapping.get(BASE)
-        # A copy: the original may be shared through a YAML alias.
-        own = {name: value for name, value in mapping.items() if name != BASE}
-        if name is None:
-            return own
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"config {path}: {key} must name a config, got {str(name)!r:.60}")
-        base = read(find(Path(name), path.parent), inherited, chain)
-        return _merged({key: base[key] for key in kept or base if key in base}, own)
-
-    merged = over_base(_content(path), BASE, ())
-    if isinstance(tasks := merged.get("tasks"), list):
-        merged["tasks"] = [
-            over_base(task, f"tasks.{number}.{BASE}", inherited) if isinstance(task, dict) else task
-            for number, task in enumerate(tasks)
-        ]
-    return merged
+    own = _content(path)
+    if BASE not in own:
+        return own
+    name = own.pop(BASE)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"config {path}: base must name a config, got {str(name)!r:.60}")
+    base = _content(find(Path(name), path.parent))
+    if BASE in base:
+        raise ValueError(
+            f"config {path}: its base {name} must have no base itself, got {base[BASE]!r:.60}: "
+            "write the keys of one of them out"
+        )
+    return _merged(base, own)
 
 
 def _content(path: Path) -> Keys:
     try:
         raw = read_yaml(path.read_text("utf-8"))
     except OSError as error:
-        raise ValueError(f"config {path} cannot be read: {error.strerror}") from error
+        near = difflib.get_close_matches(path.name, shipped(), n=1)
+        guess = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(shipped())}"
+        raise ValueError(f"config {path} cannot be read: {error.strerror}; {guess}") from error
     except NO_YAML as error:
         raise ValueError(
             f"config {path} is not YAML: {' '.join(str(error).split())[:200]}"
@@ -138,27 +104,46 @@ def _content(path: Path) -> Keys:
     return raw
 
 
-def without_replaced(base: Keys, overrides: Keys) -> Keys:
-    """Return the base without keys that the overrides make meaningless.
-
-    An n:m pattern sets the sparsity, so the base's sparsity goes with the pattern that it replaces.
-    Of a text's `mix` and its `corpus` with `split`, one replaces the other.
-    """
-    replaced: set[str] = set()
-    if overrides.get("pattern", "unstructured") != "unstructured":
-        replaced.add("sparsity")
-    if overrides.get("mix"):
-        replaced |= {"corpus", "split"}
-    if overrides.get("corpus") is not None:
-        replaced.add("mix")
-    return {key: value for key, value in base.items() if key not in replaced}
-
-
-def _merged(base: Keys, overrides: Keys) -> Keys:
-    base = without_replaced(base, overrides)
+def _merged(base: Keys, over: Keys) -> Keys:
     sections = {
         key: _merged(base[key], value)
-        for key, value in overrides.items()
+        for key, value in over.items()
         if isinstance(value, dict) and isinstance(base.get(key), dict)
     }
-    return {**base, **overrides, **sections}
+    return {**base, **over, **sections}
+
+
+def apply_overrides(raw: Keys, overrides: Sequence[str]) -> Keys:
+    """Return a copy of a mapping with `key.path=value` texts applied.
+
+    Raises:
+        ValueError: If a text has no `=`, its value is not YAML, or its path leads through a value.
+    """
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or not path:
+            raise ValueError(f"--set takes key.path=value, got {override!r}")
+        try:
+            parsed = read_yaml(value)
+        except NO_YAML as error:
+            raise ValueError(f"--set {path}: {value[:60]!r} is not a YAML value") from error
+        try:
+            raw = _with(raw, path.split("."), parsed)
+        except ValueError as error:
+            raise ValueError(f"--set {override}: {error}") from error
+    return raw
+
+
+def _with(section: Any, path: Sequence[str], value: object) -> Any:
+    """Return a copy of nested mappings and lists with another value at a path."""
+    if not path:
+        return value
+    key, *rest = path
+    if isinstance(section, dict):
+        return {**section, key: _with(section.get(key, {}), rest, value)}
+    if not isinstance(section, list):
+        raise ValueError(f"{key} must be below a mapping or a list, got {str(section)!r:.60}")
+    if not key.isdecimal() or int(key) >= len(section):
+        raise ValueError(f"{key} must be an index from 0 to {len(section) - 1}")
+    place = int(key)
+    return [*section[:place], _with(section[place], rest, value), *section[place + 1 :]]

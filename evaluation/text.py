@@ -45,10 +45,15 @@ class Corpus:
     column: str = "text"
     data_files: Mapping[str, str] | None = None  # one for each split of a large corpus
     documents: int | None = None  # that are streamed of it, from the first
+    splits: tuple[str, str] = ("train", "test")  # for calibration and for evaluation
 
 
 CORPORA = {
-    EMBEDDED: Corpus(path="pydoc_data", joins=dict.fromkeys(EMBEDDED_PARTS, "")),
+    EMBEDDED: Corpus(
+        path="pydoc_data",
+        joins=dict.fromkeys(EMBEDDED_PARTS, ""),
+        splits=("calibration", "report"),
+    ),
     # Joined as in the data loaders of SparseGPT (arXiv:2301.00774) and Wanda (arXiv:2306.11695).
     "wikitext2": Corpus(
         path="Salesforce/wikitext",
@@ -66,6 +71,7 @@ CORPORA = {
             "validation": "en/c4-validation.00000-of-00008.json.gz",
         },
         documents=4000,
+        splits=("train", "validation"),
     ),
     # The main revision is a loading script, which datasets 4 and later refuse to run.
     "ptb": Corpus(

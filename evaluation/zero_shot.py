@@ -16,8 +16,6 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prunevolve import extras
-
 Tasks = dict[str, Any]
 """What lm-eval loaded; empty where nothing was asked for."""
 
@@ -94,7 +92,6 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 @cache
 def _manager(*names: str) -> Any:
     """Return what loads tasks; it reads the list of lm-eval's own, for seconds, if one is named."""
-    extras.require("zero-shot", "lm_eval")
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of defaults that are meant

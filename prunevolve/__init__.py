@@ -4,10 +4,8 @@ A public name is loaded when it is asked for: torch and transformers take second
 search needs may not be installed.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
-
-from prunevolve.extras import SEARCH, require
 
 if TYPE_CHECKING:
     from prunevolve.pruning.api import *
@@ -25,15 +23,11 @@ _PUBLIC = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from prunevolve.command_line import version
-
-        return version()
     for module, names in _PUBLIC.items():
         if name in names:
-            if module == "prunevolve.search.api":
-                require("search", *SEARCH)
             return getattr(import_module(module), name)
+    if name == "__version__":
+        return metadata.version("prunevolve")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,17 +5,14 @@ import json
 import os
 import signal
 import sys
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from importlib import metadata
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec
+from typing import NoReturn, ParamSpec
 
 import typer
-from typer.core import TyperCommand
 
 Arguments = ParamSpec("Arguments")
 
@@ -27,6 +24,14 @@ DONE, BROKEN, USAGE, INTERRUPTED, WRONG_FOLDER, NOTHING_EVALUATED = range(6)
 
 REASONS = ("done", "broken", "usage", "interrupted", "folder", "nothing evaluated")
 """The exit codes' names in `--json`, in their order."""
+
+_CODES = """\
+Exit codes:
+  0 done
+  2 usage or config
+  3 interrupted, resumable
+  4 the folder does not fit this request
+  5 no evaluation succeeded"""
 
 NOTHING_WRITTEN = "interrupted before anything was written: run the same command again"
 
@@ -43,12 +48,32 @@ fault: a sixth to a fifth of the time of pruning a 7B model.
 """
 
 JSON_OPTION = typer.Option(
-    "--json", help="Print one JSON object at the end, everything else to stderr."
+    "--json", metavar="", help="Print one JSON object at the end, everything else to stderr."
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"prunevolve {metadata.version('prunevolve')}")
+        raise SystemExit(DONE)
+
+
+VERSION_OPTION = typer.Option(
+    "--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True
+)
+
+_EXTRAS = {"lm_eval": "zero-shot", "tensorboard": "trackers"}
+"""What installs a library that is missing; the extra `search` for all others."""
 
 
 class Resumable(RuntimeError):
     """Raised to end a run that can be resumed; the message is one line."""
+
+
+# Signals
+
+_signals: list[int] = []
+"""The signal that `interruptible` turned into a KeyboardInterrupt."""
 
 
 @contextmanager
@@ -68,6 +93,7 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         restore()
+        _signals.append(number)
         raise KeyboardInterrupt
 
     for number in numbers:
@@ -76,15 +102,20 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         restore()
+        _signals.clear()
 
 
-def _discard_output() -> None:
-    """Let the text that is still buffered go nowhere: a flush at exit would fail again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream:
-            os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def check_interrupt() -> None:
+    """Raise KeyboardInterrupt if a signal came whose KeyboardInterrupt was lost.
+
+    Python prints and drops an exception that is raised inside a callback: `__del__`, or what an
+    import calls when a module's lock goes.
+    """
+    if _signals:
+        raise KeyboardInterrupt
+
+
+# What a command returns
 
 
 def outcome(code: int, **content: object) -> Answer:
@@ -105,23 +136,17 @@ def interrupted(line: str) -> Answer:
     return outcome(INTERRUPTED, error=line)
 
 
-class _Command(TyperCommand):
-    """A command whose help shows no type for a flag."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the options."""
-        params = super().get_params(ctx)
-        for param in params:
-            if getattr(param, "is_flag", False):
-                param.metavar = ""
-        return params
+def _unread(error: OSError) -> Answer:
+    """Return the outcome of a command whose pipe or terminal was closed; raise other errors."""
+    if error.errno not in (errno.EPIPE, errno.EIO):
+        raise error
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):  # or what is still buffered would fail again at exit
+        os.dup2(nowhere, number)
+    return outcome(INTERRUPTED, error="the output was closed")
 
 
-def make_app(
-    command: Callable[Arguments, Answer],
-    examples: tuple[str, ...],
-    exit_codes: Mapping[int, str],
-) -> typer.Typer:
+def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) -> typer.Typer:
     """Return the Typer application of one command.
 
     A mistake or an interrupt that the command raises ends in one line. The help lists examples and
@@ -137,49 +162,20 @@ def make_app(
         except ValueError as error:
             return failed(getattr(error, "exit_code", USAGE), error)
         except ModuleNotFoundError as error:
-            return failed(USAGE, error)
+            library = str(error.name).partition(".")[0]
+            way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
+            return failed(USAGE, f"{library} must be installed for this: {way_out}")
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
         except OSError as error:
-            return _without_reader(error)
+            return _unread(error)
 
     app = typer.Typer(
         pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
     )
-    codes = [f"  {code} {meaning}" for code, meaning in exit_codes.items()]
-    lines = ["Examples:", *(f"  {example}" for example in examples), "", "Exit codes:", *codes]
-    app.command(cls=_Command, epilog="\n".join(lines))(reported)
+    lines = ["Examples:", *(f"  {example}" for example in examples), "", _CODES]
+    app.command(epilog="\n".join(lines))(reported)
     return app
-
-
-def _without_reader(error: OSError) -> Answer:
-    """Return the outcome of a run that found its pipe or terminal closed; raise other errors."""
-    if error.errno not in (errno.EPIPE, errno.EIO):
-        raise error
-    _discard_output()
-    return outcome(INTERRUPTED, error="the output was closed")
-
-
-def version_option() -> Any:
-    """Return the option `--version`, which prints the version and exits."""
-    return typer.Option(
-        "--version", help="Print the version.", callback=_print_version, is_eager=True
-    )
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"prunevolve {version()}")
-        raise SystemExit(DONE)
-
-
-def version() -> str:
-    """Return the version of the checkout that holds this file, or else of the installed package."""
-    try:
-        with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as file:
-            return str(tomllib.load(file)["project"]["version"])
-    except (OSError, tomllib.TOMLDecodeError, KeyError):
-        return metadata.version("prunevolve")
 
 
 def run_to_end(app: typer.Typer) -> NoReturn:
@@ -202,5 +198,5 @@ def run_to_end(app: typer.Typer) -> NoReturn:
             print(json.dumps(result))
         sys.stdout.flush()
     except OSError as error:
-        result = _without_reader(error)
+        result = _unread(error)
     sys.exit(result["exit"])

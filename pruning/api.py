@@ -14,7 +14,6 @@ from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.ranking import count
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Method, make
 from prunevolve.pruning.run.verify import LayerCount
@@ -140,12 +139,12 @@ def prune(
         on_progress=on_progress,
         tell=found.__setitem__,
     )
-    layers, target, shares = [], recipe.target, found.get("shares", {})
-    for name, layer in linear_layers(model).items():
-        zero = layer.weight.detach() == 0
-        holds = target.group.owes(zero, shares.get(name, target.sparsity))
-        layers.append(LayerCount(name, count(zero), zero.numel(), holds))
-    return PruneReport(criterion.text, target.group_name, target.pattern_text, tuple(layers))
+    target, shares = recipe.target, found.get("shares", {})
+    layers = tuple(
+        LayerCount.of(name, layer.weight.detach().cpu(), target, shares.get(name))
+        for name, layer in linear_layers(model).items()
+    )
+    return PruneReport(criterion.text, target.group_name, target.pattern_text, layers)
 
 
 def _has(statistics: Statistics | None, leaf: str, model: PreTrainedModel) -> bool:

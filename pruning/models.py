@@ -7,16 +7,15 @@ supported or damaged is a ValueError of one line.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -222,16 +221,6 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
             raise ValueError(f"{len(lost)} tensors are missing, {lost[0]} among them")
     use_blocked_attention(loaded)
     return loaded.to(device).eval()
-
-
-def with_weights(
-    config: Mapping[str, Any], dtype: str, tensors: Mapping[str, Tensor], device: str = "cpu"
-) -> PreTrainedModel:
-    """Build a model from its config's dict and its state dict, whose tensors it has on the CPU."""
-    model = skeleton(AutoConfig.for_model(**config), DTYPES[dtype])
-    model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
-    return model.to(device)
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

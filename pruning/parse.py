@@ -6,7 +6,6 @@ Text is parsed by `ast` and never evaluated.
 import ast
 import difflib
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Never
@@ -32,15 +31,6 @@ DEFAULT_GROUP = "row"
 
 _FORMULA = "a formula is nested calls, such as mul(W, sqrt(X))"
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class ResolvedMetric:
-    """A metric with its comparison group, and where it is from."""
-
-    criterion: Criterion
-    source: str  # such as `baseline wanda`
-    found_on: str = ""  # models and sparsities, if they are known, such as `embedded at 60%`
 
 
 def read_formula(text: str) -> Metric:
@@ -77,8 +67,10 @@ def _spelled(tree: object, levels: int) -> str:
     raise ValueError(f"metric: a tree must have nodes {node}, at most {MAX_DEPTH} levels deep")
 
 
-def resolve_metric(argument: str) -> ResolvedMetric:
-    """Return the metric that a `--metric` argument means.
+def resolve_metric(argument: str) -> tuple[Criterion, str]:
+    """Return the metric that a `--metric` argument means, and what it was found on.
+
+    The latter are models and sparsities, such as `embedded at 60%`, if its file says so.
 
     A named metric comes first, then what is there under that path, then the formula. A file holds
     what a search or a pruning writes, a tree of the Pruner-Zero release (Dong et al., 2024,
@@ -90,9 +82,9 @@ def resolve_metric(argument: str) -> ResolvedMetric:
         ValueError: If the argument or the file is none of these, or the metric cannot rank weights.
     """
     if argument == SPARSEGPT:
-        return ResolvedMetric(NAMED["sparsegpt-score"].criterion, "method sparsegpt")
+        return NAMED["sparsegpt-score"].criterion, ""
     if argument in NAMED:
-        return ResolvedMetric(NAMED[argument].criterion, f"baseline {argument}")
+        return NAMED[argument].criterion, ""
     path = existing(argument)
     if path and path.is_dir():
         files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
@@ -103,16 +95,16 @@ def resolve_metric(argument: str) -> ResolvedMetric:
         forms = f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula; {_FORMULA}"
         raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{forms}")
     if path:
-        resolved = _from_file(path)
+        criterion, found_on = _from_file(path)
     else:
-        resolved = ResolvedMetric(Criterion(Metric.parse(argument), DEFAULT_GROUP), "formula")
-    resolved.criterion.metric.check_scores_weights()
-    return resolved
+        criterion, found_on = Criterion(Metric.parse(argument), DEFAULT_GROUP), ""
+    criterion.metric.check_scores_weights()
+    return criterion, found_on
 
 
 def read_metric(argument: str) -> Criterion:
     """Return the criterion that `resolve_metric` finds; raises as it does."""
-    return resolve_metric(argument).criterion
+    return resolve_metric(argument)[0]
 
 
 def existing(argument: str) -> Path | None:
@@ -124,7 +116,7 @@ def existing(argument: str) -> Path | None:
         return None  # a formula is longer than a file's name may be; ~nobody has no home
 
 
-def _from_file(path: Path) -> ResolvedMetric:
+def _from_file(path: Path) -> tuple[Criterion, str]:
     try:
         text = read_text(path)
         is_json = text.lstrip().startswith("{")
@@ -136,7 +128,7 @@ def _from_file(path: Path) -> ResolvedMetric:
     match content.get("provenance"):
         case {"found": {"models": [*models], "removed": [*removed]}}:
             found_on = f"{', '.join(map(str, models))} at {', '.join(map(str, removed))}"
-    return ResolvedMetric(criterion, f"file {path.name}", found_on)
+    return criterion, found_on
 
 
 def _criterion_of(content: JsonObject) -> Criterion:

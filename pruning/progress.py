@@ -13,25 +13,27 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from prunevolve.command_line import check_interrupt
+
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the units done and the units in all."""
+
+
+class Show(Protocol):
+    """A `Progress` that also takes lines about the stage, shown in place of those before."""
+
+    def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None: ...
 
 
 class PlainConsole(Console):
     """A console on stdout or a file: prints text as it is, and raises BrokenPipeError."""
 
     def __init__(self, file: IO[str] | None = None) -> None:
-        super().__init__(file=file, emoji=False, highlight=False, markup=False)
+        super().__init__(file=file, emoji=False, highlight=False, markup=False, soft_wrap=True)
 
     def on_broken_pipe(self) -> NoReturn:
         """Raise the error that rich is handling, in place of SystemExit."""
         raise
-
-
-class Show(Protocol):
-    """Shows how far a stage is, and lines about it in place of those before."""
-
-    def __call__(self, stage: str, done: int, total: int, about: Sequence[str] = ()) -> None: ...
 
 
 def unwatched(stage: str, done: int, total: int) -> None:
@@ -47,9 +49,10 @@ def on_stderr() -> Console:
 def step(console: Console, title: str) -> Iterator[None]:
     """Show what is done inside the context: a spinner on a terminal, elsewhere one line."""
     if not console.is_interactive:
-        console.print(title, soft_wrap=True)
+        console.print(title)
     with console.status(Text(title)):  # which shows nothing elsewhere
         yield
+    check_interrupt()
 
 
 @contextmanager
@@ -67,16 +70,13 @@ def shown_progress(console: Console) -> Iterator[Show]:
     if not console.is_interactive:
         yield _lines(console)
         return
-    bars = rich_progress.Progress(
-        *rich_progress.Progress.get_default_columns(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeElapsedColumn(),
-        console=console,
-    )
+    columns = (rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn())
+    bars = rich_progress.Progress(*rich_progress.Progress.get_default_columns(), *columns)
     tasks: dict[str, rich_progress.TaskID] = {}
     with Live(bars, console=console) as live:
 
         def show(stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
+            check_interrupt()
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, completed=done, total=total)
             bars.update(tasks[stage], completed=done, total=total)
@@ -92,20 +92,20 @@ def _lines(console: Console) -> Show:
 
     def show(stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:
         nonlocal began, printed
+        check_interrupt()
         now = time.monotonic()
-        took = now - began
         since, first = firsts.setdefault(stage, (now, done))
         if done >= total:
             # Since the stage before it ended: what leads up to a stage is part of it.
-            state, began = f" ({took:.1f} s)", now
-        elif now - printed > min(60, max(10, took / 10)):
-            state = f", {timedelta(seconds=round(took))} so far"
+            state, began = f" ({now - began:.1f} s)", now
+        elif now - printed > min(60, max(10, (now - began) / 10)):
+            state = f", {timedelta(seconds=round(now - began))} so far"
             if done > first:
                 left = (now - since) / (done - first) * (total - done)
                 state += f", {timedelta(seconds=round(left))} left"
         else:
             return
         printed = now
-        console.print("; ".join([f"{stage}: {done}/{total}{state}", *about]), soft_wrap=True)
+        console.print("; ".join([f"{stage}: {done}/{total}{state}", *about]))
 
     return show

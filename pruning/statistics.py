@@ -202,12 +202,6 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
         """Return one layer's statistics by leaf, as `Metric.score` takes them."""
         return {name: self[name][layer] for name in sorted(self) if layer in self[name]}
 
-    def rounded(self, dtype: torch.dtype) -> "Statistics":
-        """Return a copy with matrices, such as G, in another dtype; vectors would save little."""
-        matrices = [name for name in self if LEAVES[name].shape == MATRIX]
-        rounded = {n: {layer: t.to(dtype) for layer, t in self[n].items()} for n in matrices}
-        return Statistics(self | rounded)
-
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all statistics by `X/layer`, `G/layer` and so on, for storage and transport."""
         return {f"{name}/{layer}": t for name in sorted(self) for layer, t in self[name].items()}

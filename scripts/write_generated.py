@@ -90,8 +90,8 @@ def passes(words: str) -> tuple[Pass, ...]:
     given = dict(re.findall(r"--(\S+) (\S+)", words))
     recipe = given.pop("recipe", None)
     request = Request(**(read_recipe(recipe, None)[0] if recipe else given))
-    resolved = resolve_metric(str(request.metric))
-    made = recipe_of(request, resolved.criterion, own_masks=False)
+    criterion, _ = resolve_metric(str(request.metric))
+    made = recipe_of(request, criterion, own_masks=False)
     return passes_of(made, made.dense_leaves)
 
 

@@ -4,19 +4,20 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from prunevolve.configs.schema import Config
 from prunevolve.configs.schema import load as read_config
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import read_metric
-from prunevolve.search import launch
-from prunevolve.search.journal import RunFolder
-from prunevolve.search.launch import Unfinished
+from prunevolve.search import run
 from prunevolve.search.population import Record
-from prunevolve.search.recorder import OnRecord, ignore
+from prunevolve.search.progress import OnRecord, ignore
+from prunevolve.search.results import read_summary
+from prunevolve.search.run import Unfinished
+from prunevolve.search.run_folder import RunFolder
 
 __all__ = ["Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
 
@@ -34,7 +35,7 @@ class Result:
 
     folder: Path
     best: Criterion
-    summary: dict[str, Any]
+    summary: JsonObject
 
 
 def evolve(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Result:
@@ -52,7 +53,7 @@ def evolve(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Res
         FolderError: If the folder is not empty or cannot be created.
         ValueError: If something is wrong with the config; one line that names it.
     """
-    return _finish(Path(out), lambda console: launch.run(config, Path(out), console, on_record))
+    return _finish(Path(out), lambda console: run.launch(config, Path(out), console, on_record))
 
 
 def resume(
@@ -70,16 +71,15 @@ def resume(
         Unfinished: As in `evolve`.
     """
     path = Path(folder)
-    return _finish(path, lambda console: launch.run_on(path, overrides, console, on_record))
+    return _finish(path, lambda console: run.resume(path, overrides, console, on_record))
 
 
 def _finish(path: Path, work: Callable[[Console], object]) -> Result:
     try:
-        # Not the terminal, so that progress does not mix with the caller's output.
-        work(Console(file=io.StringIO()))
+        work(Console(file=io.StringIO()))  # not where progress would mix with the caller's output
     except Unfinished as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise KeyboardInterrupt(str(error)) from error  # stops the caller, too
         raise
     best = read_metric(str(path / "best_metric.json"))
-    return Result(path, best, RunFolder.look(path).read_json("summary.json"))
+    return Result(path, best, read_summary(RunFolder.look(path)))

@@ -8,6 +8,7 @@ replaying its records.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.metric import Criterion
@@ -48,10 +49,10 @@ class Evolution:
         self._committed = start.committed
         for record in records:
             self._remember(record.candidate)
-            if self._surrogate:
-                self._surrogate.learn(record)
             if record.index >= start.committed:
                 self._commit(record)
+            elif self._surrogate:
+                self._surrogate.learn(record)
         self._bred = self._committed
         self._waiting: dict[int, Candidate] = {}
         self._arrived: dict[int, Outcome] = {}
@@ -76,11 +77,10 @@ class Evolution:
 
         The caller must `tell` an outcome for each; `decided`, where set, is that outcome.
         """
-        while (
-            self._bred < self.search.candidates and self._bred - self.search.lag <= self._committed
-        ):
-            state = self._states[max(0, self._bred - self.search.lag)]
-            candidate = state.limited(self._propose(state), self.search, self.near)
+        search = self.search
+        while self._bred < min(search.candidates, self._committed + search.lag + 1):
+            state = self._states[max(0, self._bred - search.lag)]
+            candidate = state.limited(self._propose(state), search, self.near)
             self._remember(candidate)
             self._waiting[self._bred] = candidate
             self._bred += 1
@@ -93,39 +93,29 @@ class Evolution:
         while self._committed in self._arrived:
             index = self._committed
             records.append(Record(self._waiting.pop(index), self._arrived.pop(index)))
-            if self._surrogate:
-                self._surrogate.learn(records[-1])
             self._commit(records[-1])
         return records
 
     def _propose(self, state: State) -> Candidate:
         """Breed a brood, and return the most promising of its new children."""
-        first = None
-        for child in self._by_promise(state):
-            child = self._decide(child)
-            if not child.decided:
-                return child
-            first = first or child
-        assert first
-        return first
-
-    def _by_promise(self, state: State) -> Iterator[Candidate]:
-        """Breed a brood and yield it, the most promising first."""
         children = self.breeder.brood(self._bred, state)
-        if not self._surrogate:
-            yield from children
-            return
-        distinct = list({str(child.criterion): child for child in children}.values())
-        self._surrogate.ask_before(state.committed)
-        promises = self._surrogate.predict([child.criterion for child in distinct])
-        for place in sorted(range(len(distinct)), key=promises.__getitem__):
-            yield distinct[place]
+        if self._surrogate:
+            children = list({str(child.criterion): child for child in children}.values())
+            self._surrogate.ask_before(state.committed)
+            promises = self._surrogate.predict([child.criterion for child in children])
+            ranked = sorted(zip(promises, children, strict=True), key=lambda pair: pair[0])
+            children = [child for _, child in ranked]
+        decided = (self._decide(child) for child in children)  # a fingerprint takes time
+        first = next(decided)
+        new = (child for child in chain([first], decided) if not child.decided)
+        return next(new, first)
 
     def _commit(self, record: Record) -> None:
-        self._states[record.index + 1] = self._states[record.index].commit(
-            record, self.search, self.near
-        )
-        self._committed = record.index + 1
+        if self._surrogate:
+            self._surrogate.learn(record)
+        state = self.state.commit(record, self.search, self.near)
+        self._committed = state.committed
+        self._states[self._committed] = state
         self._states.pop(self._committed - self.search.lag - 1, None)
 
     def near(self, one: Criterion, other: Criterion) -> bool:
@@ -135,15 +125,15 @@ class Evolution:
 
     def _decide(self, candidate: Candidate) -> Candidate:
         """Add the fingerprint, and the outcome if it needs no evaluation."""
-        twin = self._texts.get(str(candidate.criterion))
-        if twin is not None:
-            return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {twin}"))
+        known = self._texts.get(str(candidate.criterion))
+        if known is not None:
+            return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {known}"))
         try:
             mark = self.marks.fingerprint(candidate.criterion)
         except DegenerateScores as error:
             return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
-        twin = self._fingerprints.get(mark)
-        same = None if twin is None else Outcome("duplicate", reason=f"same mask as {twin}")
+        known = self._fingerprints.get(mark)
+        same = None if known is None else Outcome("duplicate", reason=f"same mask as {known}")
         return replace(candidate, fingerprint=mark, decided=same)
 
     def _remember(self, candidate: Candidate) -> None:

@@ -1,15 +1,24 @@
 """Candidates, their outcomes, and the population and hall of fame that they form."""
 
-import math
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.parse import SCHEMA
 
-OUTCOMES = ("evaluated", "stopped", "duplicate", "degenerate", "failed")
+Kind = Literal["evaluated", "stopped", "duplicate", "degenerate", "failed"]
+
+OUTCOMES: tuple[str, ...] = get_args(Kind)
 """Kinds of outcome; only `evaluated` has a fitness."""
+
+Timing = Mapping[str, float]
+"""Seconds by what took them, and the number of the worker: what is not reproducible."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +27,13 @@ class Outcome:
 
     Attributes:
         kind: One of `OUTCOMES`.
-        fitness: Mean NLL in nats per token, or with several cells the mean relative rise
-            (`search.scale`); None unless evaluated.
+        fitness: Loss increase relative to the best baseline (`search.scale`); None unless
+            evaluated.
         tokens: Fitness tokens that were run through the pruned model.
         reason: Why it was not evaluated to the end; empty if it was.
-        estimate: If it was stopped, its fitness estimated from the windows evaluated so far.
-        rises: Each task's rise in loss over the dense model, as a multiple of the best named
-            metric's, estimated from the windows evaluated so far; None where none was. Empty if
-            nothing was measured.
+        estimate: If it was stopped, its fitness predicted from the windows measured so far.
+        rises: Each task's part of the fitness, predicted from its windows measured so far; None
+            where none was. Empty if nothing was measured.
     """
 
     kind: str
@@ -45,12 +53,10 @@ class Candidate:
         criterion: Its metric, in canonical form, and its comparison group.
         parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
         fingerprint: Fingerprint of its mask on the probe; None until taken.
-        stop_above: Fitness above which it could not enter the population at the time it was bred
-            (a smaller metric within a step of parsimony could); None if there is no limit.
-        leeway: Allowed relative rise, as a multiple of that of `stop_above`; above 1 if there is a
-            free place.
-        settle_above: Fitness above which it is not measured to the end: that of the best at the
-            time it was bred; None if all candidates are measured to the end.
+        best: Fitness of the best when it was bred; what is clearly worse is not measured to the
+            end. None if there was none.
+        enter: Fitness above which it could not enter the population then (a smaller metric within a
+            step of parsimony could); None if there was no limit.
         decided: Its outcome, if that is known without an evaluation.
     """
 
@@ -59,9 +65,8 @@ class Candidate:
     parents: tuple[int, ...] = ()
     fingerprint: str | None = None
     # Needed only until there is an outcome: the journal does not have them.
-    stop_above: float | None = field(default=None, compare=False)
-    leeway: float = field(default=1.0, compare=False)
-    settle_above: float | None = field(default=None, compare=False)
+    best: float | None = field(default=None, compare=False)
+    enter: float | None = field(default=None, compare=False)
     decided: Outcome | None = field(default=None, compare=False)
 
 
@@ -74,17 +79,17 @@ class Record:
 
     @property
     def index(self) -> int:
-        """The candidate's position in the order of breeding."""
+        """The candidate's."""
         return self.candidate.index
 
     @property
     def criterion(self) -> Criterion:
-        """The candidate's criterion."""
+        """The candidate's."""
         return self.candidate.criterion
 
     @property
     def fitness(self) -> float | None:
-        """As the outcome says; None unless evaluated."""
+        """The outcome's; None unless evaluated."""
         return self.outcome.fitness
 
     @property
@@ -114,78 +119,50 @@ class Record:
             "fitness": outcome.fitness,
             "fingerprint": candidate.fingerprint,
             "tokens": outcome.tokens,
-            "parents": candidate.parents,
+            "parents": list(candidate.parents),
             "reason": outcome.reason,
             "estimate": outcome.estimate,
-            "rises": outcome.rises,
+            "rises": list(outcome.rises),
         }
 
     @staticmethod
     def from_dict(fields: object) -> "Record":
-        """Rebuild a record from its JSON object.
+        """Return the record in a journal's object.
 
         Raises:
             ValueError: If a field is missing, unknown or breaks its rule; one line that names it.
         """
-        if not isinstance(fields, dict) or set(fields) != set(_RULES):
-            raise ValueError(f"not a journal record: {str(fields)[:80]}")
-        for name, (rule, holds) in _RULES.items():
-            if not holds(fields[name]):
-                raise ValueError(f"{name} must be {rule}, got {fields[name]!r:.40}")
-        if (fields["outcome"] == "evaluated") != (fields["fitness"] is not None):
-            raise ValueError(
-                "fitness must be a finite number if evaluated, otherwise null, got "
-                f"{fields['fitness']!r:.40} of {fields['outcome']}"
-            )
-        parents = tuple(fields["parents"])
-        if any(parent >= fields["index"] for parent in parents):
-            raise ValueError(f"parents must be older than {fields['index']}, got {parents}")
-        criterion = Criterion.parse(fields["metric"], fields["group"])
+        try:
+            line = _Line.model_validate(fields)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, problem["loc"])) or "the record"
+            raise ValueError(f"{name}: {problem['msg']}, got {problem['input']!r:.40}") from error
+        if (line.outcome == "evaluated") != (line.fitness is not None):
+            raise ValueError(f"fitness: {line.fitness} of a candidate that is {line.outcome}")
+        criterion, rises = Criterion.parse(line.metric, line.group), tuple(line.rises)
         return Record(
-            Candidate(fields["index"], criterion, parents, fields["fingerprint"]),
-            Outcome(
-                fields["outcome"],
-                fields["fitness"],
-                fields["tokens"],
-                fields["reason"],
-                fields["estimate"],
-                tuple(fields["rises"]),
-            ),
+            Candidate(line.index, criterion, tuple(line.parents), line.fingerprint),
+            Outcome(line.outcome, line.fitness, line.tokens, line.reason, line.estimate, rises),
         )
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+class _Line(BaseModel):
+    """The fields of a line of the journal."""
 
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_finite_or_null(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isfinite(value))
-
-
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "index": ("a whole number from 0", _is_count),
-    "metric": ("a text", _is_text),
-    "group": ("a text", _is_text),
-    "outcome": (f"one of {', '.join(OUTCOMES)}", lambda value: value in OUTCOMES),
-    "fitness": ("a finite number or null", _is_finite_or_null),
-    "fingerprint": ("a text or null", lambda value: value is None or isinstance(value, str)),
-    "tokens": ("a whole number from 0", _is_count),
-    "parents": (
-        "a list of indices",
-        lambda value: isinstance(value, list | tuple) and all(map(_is_count, value)),
-    ),
-    "reason": ("a text", _is_text),
-    "estimate": ("a finite number or null", _is_finite_or_null),
-    "rises": (
-        "a list of finite numbers or nulls",
-        lambda value: isinstance(value, list | tuple) and all(map(_is_finite_or_null, value)),
-    ),
-}
-"""For each field of a journal line, its rule in words and the check."""
+    index: NonNegativeInt
+    metric: str
+    group: str
+    outcome: Kind
+    fitness: float | None
+    fingerprint: str | None
+    tokens: NonNegativeInt
+    parents: list[NonNegativeInt]
+    reason: str
+    estimate: float | None
+    rises: list[float | None]
 
 
 RESOLUTION = 0.001
@@ -193,7 +170,7 @@ RESOLUTION = 0.001
 (lexicographic parsimony in buckets; Luke and Panait, GECCO 2002)."""
 
 LEEWAY = 1.5
-"""Highest relative rise that may fill a free place, as a multiple of the best's."""
+"""Highest fitness that may fill a free place, as a multiple of the best's."""
 
 FINALISTS = 10
 """Metrics that are measured on the selection text, from which the winner is chosen."""
@@ -228,49 +205,54 @@ class State:
         copies of one mask.
         """
         assert record.index == self.committed, (record.index, self.committed)
-        state = replace(self, committed=self.committed + 1)
+        population, hall_of_fame = self.population, self.hall_of_fame
         if record.fitness is not None:
-            hall_of_fame = best_of_each_size((*self.hall_of_fame, record))
-            state = replace(state, hall_of_fame=hall_of_fame)
-            state = state._admit(record, search.population, near)
-        return state
-
-    def _admit(self, record: Record, size: int, near: Near) -> "State":
-        """Return the state with a record in the population, if it earns a place there."""
-        neighbours = [m for m in self.population if near(record.criterion, m.criterion)]
-        if any(member.standing < record.standing for member in neighbours):
-            return self
-        others = [member for member in self.population if member not in neighbours]
-        population = sorted((*others, record), key=lambda member: member.standing)[:size]
-        return replace(self, population=tuple(population))
+            hall_of_fame = best_of_each_size((*hall_of_fame, record))
+            neighbours = [m for m in population if near(record.criterion, m.criterion)]
+            if all(record.standing < member.standing for member in neighbours):
+                others = [member for member in population if member not in neighbours]
+                ranked = sorted((*others, record), key=lambda member: member.standing)
+                population = tuple(ranked[: search.population])
+        return State(self.committed + 1, population, hall_of_fame)
 
     @property
     def best(self) -> Record | None:
         """The fittest record so far."""
         return min(self.hall_of_fame, key=lambda record: record.rank, default=None)
 
-    @property
-    def pareto_front(self) -> tuple[Record, ...]:
-        """The members of the hall of fame that no smaller member equals or beats."""
-        return pareto_front(self.hall_of_fame)
-
     def limited(self, candidate: Candidate, search: Search, near: Near = never) -> Candidate:
         """Return a candidate with the limits that it must meet to enter this population."""
         if candidate.decided or not self.population:
             return candidate
-        best = min(member.rank for member in self.population)[0]
-        like = [m.rank[0] for m in self.population if near(candidate.criterion, m.criterion)]
-        if like:  # it takes their place, so it must beat only those
-            return replace(candidate, stop_above=min(like), settle_above=best)
-        if len(self.population) < search.population:
-            return replace(candidate, stop_above=best, leeway=LEEWAY, settle_above=best)
-        worst = max(member.rank for member in self.population)[0]
-        return replace(candidate, stop_above=worst, settle_above=best)
+        ranks = [member.rank for member in self.population]
+        best = min(ranks)[0]
+        like = [m.rank for m in self.population if near(candidate.criterion, m.criterion)]
+        if not like and len(ranks) < search.population:
+            return replace(candidate, best=best, enter=LEEWAY * max(0.0, best))
+        # It takes the place of those like it, or else of the worst.
+        return replace(candidate, best=best, enter=min(like, default=max(ranks))[0])
 
-    def finalists(self, count: int = FINALISTS) -> list[Record]:
+    def finalists(self, count: int | None = FINALISTS) -> list[Record]:
         """Return the fittest of the population and the hall of fame together, best first."""
         members = {record.index: record for record in (*self.population, *self.hall_of_fame)}
         return sorted(members.values(), key=lambda record: record.rank)[:count]
+
+
+def read_state(path: Path) -> State:
+    """Return the state in any run's checkpoint; raise ValueError if it is missing or damaged."""
+    try:
+        body = json.loads(path.read_bytes())
+        if body["schema"] != SCHEMA:
+            raise ValueError(f"schema {body['schema']!r}, not {SCHEMA}")
+        population, hall_of_fame = (
+            tuple(Record.from_dict(fields) for fields in body[key])
+            for key in ("population", "hall_of_fame")
+        )
+        return State(int(body["committed"]), population, hall_of_fame)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"checkpoint {path} is missing, damaged or from another version"
+        ) from error
 
 
 def best_of_each_size(records: Iterable[Record]) -> tuple[Record, ...]:

@@ -1,114 +1,95 @@
-"""Before the first candidate: statistics, probes, and what candidates are compared with.
+"""Before the first candidate: what identifies the run, its statistics, probes and scale.
 
-A run notes in `environment.json` what identifies it, and a continuation is compared with that.
+Fitness, selection and report are all measured by `losses_of`, `cells_of` and `scale_of`.
 """
 
+import hashlib
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.models import find_model, hub_id
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
-from prunevolve.search.fitness import Setup
-from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.pool.requests import (
-    CollectStatistics,
-    ProbeTensors,
-    UseScale,
-    UseStatistics,
-    WindowLosses,
-)
+from prunevolve.search.pool.worker import code_digest
+from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import Cell, Scale, cell_of
 
-SCALE = "scale.json"
+ENVIRONMENT, SCALE = "environment.json", "scale.json"
 
-Ask = Callable[[Sequence[WindowLosses]], Sequence[list[float] | None]]
-"""Returns each request's losses by window; None where a criterion is degenerate."""
+MUTABLE: Mapping[str, bool | set[str]] = {
+    "search": {"candidates"},
+    "ray": True,
+    "low_memory": True,
+    "tensorboard": True,
+}
+"""Config keys that may differ when a run is continued: how long and where, never what.
 
-Losses = dict[str, list[float]]
+Statistics that the run has are used as they are, also with another `low_memory`.
+"""
+
+_HEAD = 2**24
+"""Bytes of a weights file that its digest reads: names and shapes stand at its beginning."""
+
+Measure = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
+"""`Pool.losses`: by window, for each task, role and criterion; None where that is degenerate."""
 
 
 def prepare(
     folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
 ) -> Fingerprints:
-    """Get statistics, probes and scale, from the folder or workers, and check the environment.
+    """Get statistics, probes and scale, from the folder or workers, and give them to all workers.
 
     Raises:
-        FolderError: If models, texts or statistics are not those that the run began with.
+        FolderError: If one of these files is damaged.
     """
-    digests: dict[str, list[object]] = {
-        name: [] for name in ("model", "texts", "windows", "statistics", "probe", "scale")
-    }
-    probes = []
     with step(console, "starting the first worker"):
-        pool.model_digest(0)
-    for subject in range(len(experiment.subjects)):
-        statistics = _statistics(folder, experiment, subject, pool, console)
-        texts = experiment.windows[subject]
-        probe = _probe(folder, subject, pool)
-        digests["model"].append(pool.model_digest(subject))
-        digests["texts"].append({r: w.provenance["text_sha256"] for r, w in texts.items()})
-        digests["windows"].append(tensors_digest({r: w.tokens for r, w in texts.items()}))
-        digests["statistics"].append(tensors_digest(statistics))
-        digests["probe"].append(tensors_digest(probe))
-        probes.append(Probe.from_tensors(probe))
-    scale = _scale(folder, experiment, pool, console)
-    digests["scale"].append(scale.digest())
-    check_fingerprints(folder, experiment, digests)
+        pool.digests  # noqa: B018 - waits for it
+    probes = []
+    for number, subject in enumerate(experiment.subjects):
+        what = f"statistics of {subject.model} on {subject.tokens['calibration'].numel()} tokens"
+        with step(console, what):
+            collect = partial(pool.collect_statistics, number)
+            statistics = _kept(folder, f"statistics{number or ''}.safetensors", collect)
+        pool.use_statistics(number, statistics)
+        probe = partial(pool.probe_tensors, number)
+        probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
+    scale = read_scale(folder)
+    if scale is None:
+        total = len(experiment.tasks_of("fitness")) * (1 + len(BASELINES))
+        with counted(console, "dense model and baselines", total) as count, pool.counting(count):
+            scale = scale_of(experiment, pool.losses)
+        folder.write_json(SCALE, scale.model_dump())
+    pool.use_scale(scale)
     return fingerprints(experiment, probes)
+
+
+def _kept(folder: RunFolder, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of a file in the folder; make them and write it if it is not there."""
+    tensors = folder.read_tensors(name)
+    if tensors is None:
+        tensors = make()
+        folder.write_tensors(name, tensors)
+    return tensors
 
 
 def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprints:
     """Return the fingerprints of the tasks that count, given a probe of each model."""
-    tasks = [task for task in experiment.tasks if task.weight]
-    return Fingerprints([(probes[task.subject], task.target) for task in tasks])
-
-
-def _statistics(
-    folder: RunFolder, experiment: Experiment, subject: int, pool: Pool, console: Console
-) -> dict[str, Tensor]:
-    """Return a model's statistics, after giving them to all workers."""
-    name = f"statistics{subject or ''}.safetensors"
-    statistics = folder.read_tensors(name)
-    if statistics is None:
-        tokens = experiment.provenance(subject)["calibration"]["tokens"]
-        model = experiment.subjects[subject].model
-        with step(console, f"collecting statistics of {model} on {tokens} tokens"):
-            (statistics,) = pool.ask([CollectStatistics(subject)])
-        folder.write_tensors(name, statistics)
-    pool.prepare(UseStatistics(subject, statistics))
-    return statistics
-
-
-def _probe(folder: RunFolder, subject: int, pool: Pool) -> dict[str, Tensor]:
-    name = f"probe{subject or ''}.safetensors"
-    probe = folder.read_tensors(name)
-    if probe is None:
-        (probe,) = pool.ask([ProbeTensors(subject)])
-        folder.write_tensors(name, probe)
-    return probe
-
-
-def _scale(folder: RunFolder, experiment: Experiment, pool: Pool, console: Console) -> Scale:
-    """Return the scale of the fitness, after giving it to all workers."""
-    scale = read_scale(folder)
-    if scale is None:
-        setup = experiment.setup
-        total = len(setup.tasks_of("fitness")) * (1 + len(BASELINES))
-        with counted(console, "dense and named metrics", total) as count, pool.counting(count):
-            scale = scale_of(setup, pool.ask)
-        folder.write_json(SCALE, scale.model_dump())
-    pool.prepare(UseScale(scale))
-    return scale
+    tasks = experiment.tasks_of("fitness")
+    subject_of = experiment.subject_of
+    return Fingerprints([(probes[subject_of[t]], partial(experiment.target, t)) for t in tasks])
 
 
 def read_scale(folder: RunFolder) -> Scale | None:
@@ -122,13 +103,13 @@ def read_scale(folder: RunFolder) -> Scale | None:
     return folder.read_model(SCALE, Scale)
 
 
-# What candidates are compared with: the dense model and the named metrics
+# What candidates are compared with: the dense model and the baselines
 
 
-def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
-    """Return a task's losses by window: dense, and under each named metric that can prune it."""
+def losses_of(measure: Measure, task: int, role: str) -> tuple[list[float], dict[str, list[float]]]:
+    """Return a task's losses by window: dense, and under each baseline that can prune it."""
     criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
-    dense, *measured = ask([WindowLosses(task, role, criterion) for criterion in criteria])
+    dense, *measured = measure([(task, role, criterion) for criterion in criteria])
     assert dense is not None
     named = {
         name: losses
@@ -139,56 +120,37 @@ def losses_of(ask: Ask, task: int, role: str) -> tuple[list[float], Losses]:
 
 
 def cells_of(
-    setup: Setup, task: int, role: str, dense: Sequence[float], named: Mapping[str, list[float]]
+    experiment: Experiment,
+    task: int,
+    role: str,
+    dense: Sequence[float],
+    named: Mapping[str, list[float]],
 ) -> list[Cell]:
     """Return a task's cells on one of its texts, weighted by their numbers of windows."""
     # Tasks of weight 0 are only compared with one another.
-    total = sum(setup.tasks[other].weight or 1 for other in setup.tasks_of(role))
-    kinds = setup.kinds_of(task, role)
+    weights = [experiment.tasks[other].weight or 1 for other in experiment.tasks_of(role)]
+    share = (experiment.tasks[task].weight or 1) / sum(weights)
+    kinds = experiment.kinds_of(task, role)
     cells = []
     for kind in dict.fromkeys(kinds):
         places = [place for place, other in enumerate(kinds) if other == kind]
-        weight = (setup.tasks[task].weight or 1) / total * len(places) / len(kinds)
-        cells.append(cell_of(task, kind, weight, places, dense, dict(named)))
+        cells.append(cell_of(task, kind, share * len(places) / len(kinds), places, dense, named))
     return cells
 
 
-def scale_of(setup: Setup, ask: Ask, role: str = "fitness") -> Scale:
+def scale_of(experiment: Experiment, measure: Measure, role: str = "fitness") -> Scale:
     """Measure the scale of one of the texts."""
     cells: list[Cell] = []
-    for task in setup.tasks_of(role):
-        cells += cells_of(setup, task, role, *losses_of(ask, task, role))
+    for task in experiment.tasks_of(role):
+        cells += cells_of(experiment, task, role, *losses_of(measure, task, role))
     return Scale(cells=tuple(cells))
 
 
 # What identifies a run
 
 
-def check_fingerprints(
-    folder: RunFolder, experiment: Experiment, now: Mapping[str, list[object]]
-) -> None:
-    """Compare models, texts, statistics and probes with the run's, or record them in a new run.
-
-    Raises:
-        FolderError: If they differ.
-    """
-    before = noted(folder, "fingerprints")
-    if before is None:
-        folder.write_json(
-            "environment.json",
-            {**description(), "config": experiment.config.model_dump(), "fingerprints": dict(now)},
-        )
-        return
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise FolderError(
-                f"the run's {name} had fingerprint {before.get(name)} and has {now.get(name)} "
-                f"here: resume with the original {name}, or start a new run"
-            )
-
-
-def description() -> dict[str, object]:
-    """Return this machine's versions and devices, as JSON."""
+def environment(experiment: Experiment) -> dict[str, object]:
+    """Return what `environment.json` holds: this machine, and the run's `identity`."""
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
     return {
         "python": platform.python_version(),
@@ -196,14 +158,60 @@ def description() -> dict[str, object]:
         "cores": os.cpu_count(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: metadata.version(name) for name in packages},
+        "identity": identity(experiment),
     }
 
 
-def noted(folder: RunFolder, key: str) -> dict[str, object] | None:
-    """Return an object that `environment.json` holds; None if there is no such file."""
-    if not (folder.path / "environment.json").exists():
-        return None
-    value = folder.read_json("environment.json", "config", "fingerprints")[key]
-    if not isinstance(value, dict):
-        raise FolderError(f"{key} in {folder.path / 'environment.json'} must be an object")
-    return value
+def identity(experiment: Experiment) -> dict[str, object]:
+    """Return what must be the same when a run is continued, as JSON; no worker is needed."""
+    models = {subject.model for subject in experiment.subjects}
+    return {
+        **settings(experiment.config),
+        "files of models": {model: _files_digest(model) for model in sorted(models)},
+        "tokens of texts": [tensors_digest(subject.tokens) for subject in experiment.subjects],
+        "code": code_digest(),
+    }
+
+
+def settings(config: Config) -> dict[str, object]:
+    """Return the part of an `identity` that a config alone says."""
+    return config.model_dump(mode="json", exclude=MUTABLE)
+
+
+def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
+    """Compare an `identity`, or its `settings`, with the folder's, before anything is written.
+
+    Raises:
+        FolderError: If they differ, or `environment.json` is missing or damaged; one line.
+    """
+    before = folder.read_json(ENVIRONMENT, "identity")["identity"]
+    if not isinstance(before, dict):
+        raise FolderError(f"identity in {folder.path / ENVIRONMENT} must be an object")
+    was = dict(_leaves(before))
+    for key, value in _leaves(now):
+        if was.get(key) != value:
+            raise FolderError(
+                f"{key} is {value!r:.200} but was {was.get(key)!r:.200} when the run in "
+                f"{folder.path} began: restore it, or start a new run"
+            )
+
+
+def _leaves(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values of nested mappings by dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _files_digest(model: str) -> str:
+    """Return a hash of a model's config and weights; the commit of one from the hub says it all."""
+    if hub := hub_id(model):
+        return str(hub[1])
+    folder, digest = find_model(model), hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_HEAD))
+    return digest.hexdigest()[:16]

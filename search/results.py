@@ -1,7 +1,7 @@
 """The end of a search: its winner, chosen and measured, and its results as files and on the screen.
 
-The winner is chosen on the selection text and measured on the report text. `write_report` needs the
-run folder alone.
+The winner is chosen on the selection text and measured on the report text. `finish` writes what
+came of it as one object, `summary.json`, which the screen, the report and the verdict read.
 """
 
 import math
@@ -12,48 +12,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as ScreenTable
 
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import counted, step
+from prunevolve.search.ablation import without_each
+from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.factors import without_each
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.fitness import perplexity_of
-from prunevolve.search.journal import FolderError, RunFolder
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import cells_of, losses_of, read_scale, scale_of
-from prunevolve.search.report.report import (
-    FOUND,
-    Run,
-    Table,
-    perplexity_table,
-    relative_table,
-    render,
-    title_of,
-)
-from prunevolve.search.scale import Scale, paired_difference, unit_of
-from prunevolve.search.status import FINISHED
-from prunevolve.search.summary import (
-    Diversity,
-    FactorWorth,
-    Finalist,
-    Summary,
-    TaskResult,
-    Winner,
-    verdict_of,
-)
+from prunevolve.search.prepare import cells_of, losses_of, scale_of
+from prunevolve.search.progress import FINISHED
+from prunevolve.search.report import report
+from prunevolve.search.run_folder import FolderError, RunFolder
+from prunevolve.search.scale import Difference, paired_difference
+from prunevolve.search.verdict import verdict_of
 
 _KNOWN = 1 + len(BASELINES)
 """The dense model and the baselines, with which the winner is compared."""
-
-CHART = "fitness.svg"
-"""The chart of a run in its folder."""
 
 
 def finish(
@@ -71,57 +53,52 @@ def finish(
         state: The state after the whole journal; it has at least one evaluated candidate.
         started: When this process began the run, by `time.monotonic`.
     """
-    scale = read_scale(folder)
-    assert scale, "prepare comes before the end"
     winner, standings, factors = _choose(experiment, pool, state.finalists(), console)
-    selection = [finalist.model_dump() for finalist in standings]
-    folder.write_best(winner, experiment.origin(candidate=winner.index, selection=selection))
-    tasks = _measure_all(experiment, pool, winner, console)
+    folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
+    places = range(len(experiment.tasks))
+    with counted(console, "report", len(places) * (1 + _KNOWN)) as count, pool.counting(count):
+        tasks = [_measure(experiment, pool, place, winner) for place in places]
+    outcomes = Counter(record.outcome.kind for record in folder.records())
     members = [record.criterion for record in state.population]
-    diversity = marks.diversity(members, experiment.config.search.crowding)
-    pruning, leading = experiment.config.pruning.model_dump(), tasks[0]
-    outcomes = Counter(record.outcome.kind for record in folder.read_records())
-    summary = Summary(
-        verdict=verdict_of(tasks).sentence,
-        best=Winner.model_validate(_described(winner) | {"perplexity": leading.best.perplexity}),
-        candidates=outcomes.total(),
-        outcomes=dict(outcomes),
-        pruning=pruning | {"sparsity": leading.sparsity, "pattern": leading.pattern},
-        fitness_unit=unit_of(len(scale.cells)),
-        tasks=tuple(tasks),
-        selection=tuple(standings),
-        factors=tuple(factors),
-        seconds=round(time.monotonic() - started, 1),
-        diversity=Diversity.model_validate(diversity),
-    )
-    folder.write_json("summary.json", summary.to_dict())
+    first, pruning = tasks[0], experiment.config.pruning.model_dump()
+    summary: JsonObject = {
+        "verdict": verdict_of(tasks).sentence,
+        "best": first["best"] | _described(winner),
+        "candidates": outcomes.total(),
+        "outcomes": dict(outcomes),
+        "pruning": pruning | {key: first[key] for key in ("sparsity", "pattern")},
+        "tasks": tasks,
+        "selection": standings,
+        "factors": factors,
+        "seconds": round(time.monotonic() - started, 1),
+        "diversity": marks.diversity(members, experiment.config.search.crowding),
+        # The first task's results also stand here.
+        **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
+    }
+    folder.write_json("summary.json", summary)
     with step(console, "drawing the report"):
         write_report(folder)
-    _say_results(summary, console)
+    for table in report.measured_tables(summary):
+        console.print(table.about, _on_screen(table), sep="\n")
+    best = winner.criterion
+    console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
+    console.print(f"verdict: {summary['verdict']}")
     say_files(folder, experiment.config, console)
-    status = folder.read_json("status.json")
-    folder.write_json("status.json", {**status, "state": FINISHED})
-
-
-def _described(record: Record) -> dict[str, object]:
-    """Return a record's metric, group, size and fitness."""
-    criterion = record.criterion
-    return {
-        "metric": criterion.text,
-        "group": criterion.group,
-        "size": record.size,
-        "fitness": record.fitness,
-    }
+    folder.write_json("status.json", folder.read_json("status.json") | {"state": FINISHED})
 
 
 def _choose(
-    experiment: Experiment, pool: Pool, finalists: list[Record], console: Console
-) -> tuple[Record, list[Finalist], list[FactorWorth]]:
-    """Score finalists on the selection texts; return the best, the standings, and its factors."""
-    tasks = experiment.setup.tasks_of("selection")
-    total = (len(finalists) + _KNOWN) * len(tasks)
+    experiment: Experiment, pool: Pool, finalists: Sequence[Record], console: Console
+) -> tuple[Record, list[JsonObject], list[JsonObject]]:
+    """Measure finalists on the selection texts.
+
+    Returns:
+        The best; all of them, best first, with their paired differences to it; and the ablation,
+        what it loses without each of its factors (null where it cannot prune without it).
+    """
+    total = (len(finalists) + _KNOWN) * len(experiment.tasks_of("selection"))
     with counted(console, "finalists", total) as count, pool.counting(count):
-        scale = scale_of(experiment.setup, pool.ask, "selection")
+        scale = scale_of(experiment, pool.losses, "selection")
         measured = _selection_losses(experiment, pool, [r.criterion for r in finalists])
     scored = [
         (scale.fitness(losses), record.index, record, losses)
@@ -132,84 +109,66 @@ def _choose(
         return finalists[0], [], []
     scored.sort(key=lambda entry: entry[:2])
     _, _, winner, reference = scored[0]
-    standings = []
-    for loss, index, record, losses in scored:
-        gap = scale.difference(losses, reference)
-        compared = {"difference": gap.mean, "standard_error": gap.standard_error}
-        fields = {"index": index, **_described(record), "selection_loss": loss, **compared}
-        standings.append(Finalist.model_validate(fields))
-    return winner, standings, _worths(experiment, pool, scale, winner, reference, console)
-
-
-def _worths(
-    experiment: Experiment,
-    pool: Pool,
-    scale: Scale,
-    winner: Record,
-    reference: list[list[float]],
-    console: Console,
-) -> list[FactorWorth]:
-    """Return what the winner's losses on the selection texts, by task, are without each factor."""
+    standings = [
+        {"index": index, **_described(record), "selection_loss": loss}
+        | _gap("difference", scale.difference(losses, reference))
+        for loss, index, record, losses in scored
+    ]
     rests = without_each(winner.criterion.metric)
-    if not rests:
-        return []
     criteria = [Criterion(rest, winner.criterion.group) for rest in rests.values()]
-    total = len(rests) * len(experiment.setup.tasks_of("selection"))
-    with counted(console, "winner's factors", total) as count, pool.counting(count):
+    with step(console, "ablation of the best metric"):
         measured = _selection_losses(experiment, pool, criteria)
-    worths = []
-    for factor, losses in zip(rests, measured, strict=True):
-        fields: dict[str, object] = {"factor": factor}
-        if losses:
-            gap = scale.difference(losses, reference)
-            fields |= {"difference": gap.mean, "standard_error": gap.standard_error}
-        worths.append(FactorWorth.model_validate(fields))
-    return worths
+    factors = [
+        {"factor": factor, "difference": None, "standard_error": None}
+        | (_gap("difference", scale.difference(losses, reference)) if losses else {})
+        for factor, losses in zip(rests, measured, strict=True)
+    ]
+    return winner, standings, factors
 
 
 def _selection_losses(
     experiment: Experiment, pool: Pool, criteria: Sequence[Criterion]
 ) -> list[list[list[float]]]:
     """Return each criterion's losses on the selection texts, by task; none if it cannot prune."""
-    tasks = experiment.setup.tasks_of("selection")
-    requests = [WindowLosses(task, "selection", c) for c in criteria for task in tasks]
-    answers = iter(pool.ask(requests))
+    tasks = experiment.tasks_of("selection")
+    answers = iter(pool.losses([(task, "selection", c) for c in criteria for task in tasks]))
     measured = []
     for _ in criteria:
         losses: list[list[float]] = [[] for _ in experiment.tasks]
-        for task, answer in zip(tasks, answers, strict=False):
+        for task in tasks:
+            answer = next(answers)
             losses[task] = answer or []
         complete = all(losses[task] and all(map(math.isfinite, losses[task])) for task in tasks)
         measured.append(losses if complete else [])
     return measured
 
 
-def _measure_all(
-    experiment: Experiment, pool: Pool, winner: Record, console: Console
-) -> list[TaskResult]:
-    """Measure every task on its report text."""
-    places = range(len(experiment.tasks))
-    total = len(places) * (1 + _KNOWN)
-    with counted(console, "report", total) as count, pool.counting(count):
-        return [_measure(experiment, pool, place, winner) for place in places]
+def _described(record: Record) -> JsonObject:
+    fields = record.to_dict()
+    return {key: fields[key] for key in ("metric", "group", "fitness")} | {"size": record.size}
 
 
-def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> TaskResult:
-    """Measure a task on its report text: dense, baselines and winner."""
-    dense, named = losses_of(pool.ask, index, "report")
-    (best,) = pool.ask([WindowLosses(index, "report", winner.criterion)])
+def _gap(name: str, gap: Difference) -> JsonObject:
+    return {name: gap.mean, "standard_error": gap.standard_error}
+
+
+def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> JsonObject:
+    """Measure a task on its report text: perplexities of dense, baselines and winner.
+
+    `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
+    """
+    dense, named = losses_of(pool.losses, index, "report")
+    (best,) = pool.losses([(index, "report", winner.criterion)])
     assert best is not None
-    gaps = {name: paired_difference(losses, best) for name, losses in named.items()}
-    task, row = experiment.tasks[index], experiment.task_rows()[index]
-    provenance = experiment.provenance(task.subject)["report"]
-    fields = {
+    subject, row = experiment.subject_of[index], experiment.task_rows()[index]
+    provenance = experiment.provenance(subject)["report"]
+    return {
         **row,
         "dense": perplexity_of(dense),
         "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
         "best": {"perplexity": perplexity_of(best)},
         "behind_best": {
-            name: {"nats": gap.mean, "standard_error": gap.standard_error}
-            for name, gap in gaps.items()
+            name: _gap("nats", paired_difference(losses, best)) for name, losses in named.items()
         },
         "by_text": [
             {
@@ -220,67 +179,66 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
                 "perplexity": perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best),
             }
-            for cell in cells_of(experiment.setup, index, "report", dense, named)
+            for cell in cells_of(experiment, index, "report", dense, named)
         ],
-        "perplexity_of": {**provenance, "dtype": experiment.subjects[task.subject].dtype},
+        "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
-    return TaskResult.model_validate(fields)
 
 
-def _say_results(summary: Summary, console: Console) -> None:
-    """Print the tables of perplexities and the verdict."""
-    for task in summary.tasks:
-        console.print(title_of(task), soft_wrap=True)
-        console.print(_screen_table(perplexity_table(task, summary.best)))
-    relative = relative_table(summary)
-    if len(relative.rows) > 1:
-        console.print(_screen_table(relative))
-    console.print(f"{FOUND}: {Metric.parse(summary.best.metric).infix}", soft_wrap=True)
-    console.print(f"its text: {summary.best.metric}", soft_wrap=True)
-    console.print(f"verdict: {summary.verdict}", soft_wrap=True)
-
-
-def _screen_table(table: Table) -> ScreenTable:
-    """Return a table for the screen, with numbers to the right and without formulas, too wide."""
-    shown = ScreenTable()
-    columns = [heading for heading in table.headings if heading != "metric"]
-    for heading in columns:
-        is_text = heading in ("", "task", "text", "group")
-        shown.add_column(heading, overflow="fold", justify="left" if is_text else "right")
+def _on_screen(table: report.Table) -> ScreenTable:
+    """Return a table for the screen, without formulas, which are too wide."""
+    columns = [column for column in table.columns if column != "metric"]
+    shown = ScreenTable(*(Column(column, overflow="fold") for column in columns))
     for row in table.rows:
         shown.add_row(*row[: len(columns)])
     return shown
 
 
 def say_files(folder: RunFolder, config: Config, console: Console) -> None:
-    """Print where a finished run's report and metric are, and how to apply the metric."""
-    for name, file in {"report": "report.html", "metric": "best_metric.json"}.items():
-        console.print(f"{name}: {folder.path / file}", soft_wrap=True)
-    summary = folder.read_model("summary.json", Summary)
-    console.print(next_step(folder.path, config, summary), soft_wrap=True)
+    """Print where a finished run's report and metric are, and how to apply it or to search on."""
+    apply, search_on = commands_of(folder.path, config)
+    way_on = f"it did not clearly win: search on with {search_on}"
+    if verdict_of(read_summary(folder)["tasks"]).kind == "better":
+        way_on = f"apply it: {apply}"
+    report_page, metric = folder.path / "report.html", folder.path / "best_metric.json"
+    console.print(f"report: {report_page}", f"metric: {metric}", way_on, sep="\n")
 
 
-def next_step(folder: Path, config: Config, summary: Summary) -> str:
-    """Return the line that says how to apply a metric that won, or how to search on."""
-    kind = verdict_of(summary.tasks).kind
-    if kind == "better":
-        return f"apply it: {apply_command(folder, config)}"
-    return f"it did not clearly win: search on with {search_on_command(folder, config)}"
-
-
-def search_on_command(folder: Path, config: Config) -> str:
-    """Return the command that breeds as many candidates again."""
+def commands_of(folder: Path, config: Config) -> tuple[str, str]:
+    """Return how to apply the best metric to the same model and texts, and how to search on."""
+    task = config.tasks[0]
+    calibration, report_text, removed = task.calibration, task.report, ("pattern", task.pattern)
+    if task.pattern == "unstructured":
+        removed = ("sparsity", str(task.sparsity))
+    options: list[tuple[str, object]] = [
+        *(("model", task.model), ("metric", folder / "best_metric.json"), removed),
+        *(("corpus", corpus) for corpus in calibration.corpus),
+        *(("split", split) for split in calibration.split),
+        *(("share", share) for share in calibration.share or ()),
+        *(("samples", calibration.windows), ("seqlen", calibration.length)),
+        ("seed", calibration.seed),
+        *(("eval-corpus", corpus) for corpus in report_text.corpus),
+        *(("eval-split", split) for split in report_text.split),
+        *(("dtype", task.dtype), ("out", "DIR")),
+    ]
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
     more = f"search.candidates={2 * config.search.candidates}"
-    return f"python run_search.py --resume {shlex.quote(str(folder))} --set {more}"
+    search_on = f"python run_search.py --resume {shlex.quote(str(folder))} --set {more}"
+    return " ".join(["python run_prune.py", *words]), search_on
+
+
+def read_summary(folder: RunFolder) -> JsonObject:
+    """Return `summary.json`; raise FolderError if it is missing or damaged."""
+    return folder.read_json("summary.json", "best", "tasks", "selection", "factors")
 
 
 def write_report(folder: RunFolder) -> bool:
     """Write `report.html` and its chart, `fitness.svg`, from the run folder's other files.
 
+    Another process may go on working there: only whole lines of its journal are read.
+
     Returns:
         Whether the run is finished.
-
-    Another process may go on working there: only whole lines of its journal are read.
 
     Raises:
         FolderError: If nothing is evaluated yet, or a file is damaged.
@@ -288,54 +246,24 @@ def write_report(folder: RunFolder) -> bool:
     # Imported here, so that a search does not load matplotlib when it starts.
     from prunevolve.search.report.charts import fitness_chart
 
-    records, scale = folder.records_so_far(), read_scale(folder)
-    if not scale or not any(record.fitness is not None for record in records):
+    records = folder.records()
+    evaluated = [record for record in records if record.fitness is not None]
+    if not evaluated:
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
             f"see python run_search.py --status {folder.path}"
         )
     config = schema.load(folder.path / "config.yaml", [])
-    has_summary = (folder.path / "summary.json").exists()
-    run = Run(
+    chart = fitness_chart(evaluated)
+    page = report.render(
         config=config,
         records=records,
-        scale=scale,
+        summary=read_summary(folder) if (folder.path / "summary.json").exists() else None,
         environment=folder.read_json("environment.json"),
         ended=str(folder.read_json("status.json")["written"]),
-        summary=folder.read_model("summary.json", Summary) if has_summary else None,
-        apply=apply_command(folder.path, config),
-        search_on=search_on_command(folder.path, config),
+        commands=commands_of(folder.path, config),
+        chart=chart,
     )
-    chart = fitness_chart(run.evaluated, scale)
-    folder.write_text(CHART, chart)
-    folder.write_text("report.html", render(run, chart))
+    folder.write_text("fitness.svg", chart)
+    folder.write_text("report.html", page)
     return folder.is_finished(len(records))
-
-
-def apply_command(folder: Path, config: Config) -> str:
-    """Return the command that applies the best metric to the same model and texts."""
-    task = config.all_tasks[0]
-    calibration, report = task.calibration, task.report
-    unstructured = task.pattern == "unstructured"
-    options: dict[str, Sequence[object]] = {
-        "model": [task.model],
-        "metric": [folder / "best_metric.json"],
-        "sparsity": [task.sparsity] if unstructured else [],
-        "pattern": [] if unstructured else [task.pattern],
-        "corpus": [part.corpus for part in calibration.parts],
-        "split": [part.split for part in calibration.parts],
-        "share": [part.share for part in calibration.mix],
-        "samples": [calibration.windows],
-        "seqlen": [calibration.length],
-        "seed": [calibration.seed],
-        "eval-corpus": [part.corpus for part in report.parts],
-        "eval-split": [part.split for part in report.parts],
-        "dtype": [task.dtype],
-        "out": ["DIR"],
-    }
-    words = ["python", "run_prune.py"]
-    for name, values in options.items():
-        for value in values:
-            if value is not None:
-                words += [f"--{name}", shlex.quote(str(value))]
-    return " ".join(words)

@@ -1,19 +1,17 @@
-"""The unit of fitness: the rise of the best named metric on the same windows.
+"""The scale of fitness: the loss increase relative to the best baseline's on the same windows.
 
 A cell is one kind of text for one task. Its value is the candidate's rise in loss over the dense
-model, divided by the rise of the best named metric there: below 1 is better than any known metric.
-So cells of any model, sparsity and text share one scale. An experiment with a single cell needs
-none: its fitness is the loss itself, which ranks candidates in the same order.
+model, divided by that of the best baseline there: below 1 is better than any known metric. So cells
+of any model, sparsity and text can be averaged.
 """
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 _LEAST_RISE = 0.001
 """Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
@@ -22,14 +20,9 @@ _LEAST_SHARE = 0.1
 """Lower limit of a window's share, so that one that hardly suffers, or gains, is no divisor."""
 
 _PROFILED = 2
-"""Number of the best named metrics from which the shares of a cell's windows are estimated."""
+"""Number of the best baselines from which the shares of a cell's windows are estimated."""
 
 _Losses = Annotated[tuple[float, ...], Field(min_length=1)]
-
-
-def unit_of(cells: int) -> str:
-    """Return the unit of a fitness over this many cells."""
-    return "nats/token" if cells == 1 else "x best named"
 
 
 class _Values(BaseModel):
@@ -37,7 +30,7 @@ class _Values(BaseModel):
 
 
 class Cell(_Values):
-    """One kind of text for one task, with the losses of the dense model and the named metrics.
+    """One kind of text for one task, with the losses of the dense model and the baselines.
 
     Attributes:
         task: Index of the task.
@@ -45,11 +38,11 @@ class Cell(_Values):
         weight: Weight in the mean over all cells; the weights add up to 1.
         windows: Indices of its windows among the task's.
         dense: The dense model's loss on each window, nats per token.
-        named: The best named metric.
+        named: The best baseline.
         rise: Rise of that metric's mean loss over dense, nats per token, or its standard error if
             that is larger.
         shares: Typical rise of each window under pruning, as a multiple of the mean.
-        losses_of_named: Mean loss of each named metric, nats per token.
+        losses_of_named: Mean loss of each baseline, nats per token.
     """
 
     task: int = Field(ge=0)
@@ -62,26 +55,17 @@ class Cell(_Values):
     shares: _Losses
     losses_of_named: dict[str, float]
 
-    @model_validator(mode="after")
-    def _check(self) -> "Cell":
-        if not len(self.windows) == len(self.dense) == len(self.shares):
-            raise ValueError("windows, dense and shares must have equal lengths")
-        return self
-
     def rises(self, losses: Sequence[float]) -> list[float]:
         """Return the rises over dense, nats per token, on its windows evaluated so far.
 
         Args:
             losses: Losses on the task's first windows, in order.
         """
-        seen = self.seen(losses)
         return [
-            losses[i] - dense for i, dense in zip(self.windows[:seen], self.dense, strict=False)
+            losses[i] - dense
+            for i, dense in zip(self.windows, self.dense, strict=True)
+            if i < len(losses)
         ]
-
-    def seen(self, losses: Sequence[float]) -> int:
-        """Return how many of its windows are among the task's first ones."""
-        return sum(i < len(losses) for i in self.windows)
 
     def value(self, losses: Sequence[float]) -> float | None:
         """Return the relative rise estimated from the windows evaluated so far, or None."""
@@ -98,12 +82,12 @@ def cell_of(
     weight: float,
     windows: Sequence[int],
     dense: Sequence[float],
-    named: dict[str, Sequence[float]],
+    named: Mapping[str, Sequence[float]],
 ) -> Cell:
-    """Return a cell from the losses of the dense model and named metrics on the task's windows.
+    """Return a cell from the losses of the dense model and baselines on the task's windows.
 
     Raises:
-        ValueError: If no named metric was measured.
+        ValueError: If no baseline was measured.
     """
     if not named:
         raise ValueError(f"no named metric can prune task {task}: there is nothing to compare with")
@@ -142,82 +126,52 @@ class Difference:
 
 
 class Scale(_Values):
-    """All cells, in the order of the tasks; the weighted mean of their values is the fitness."""
+    """All cells, in the order of the tasks; the weighted mean of their values is the fitness.
 
+    Losses are given for each task, on its first windows.
+    """
+
+    dense_fitness: ClassVar[float] = 0.0
     cells: tuple[Cell, ...] = Field(min_length=1)
 
     def values(self, losses: Sequence[Sequence[float]]) -> list[float | None]:
-        """Return each cell's value, from the losses of each task's first windows."""
+        """Return each cell's relative rise, or None where no window was evaluated."""
         return [cell.value(losses[cell.task]) for cell in self.cells]
 
     def rises_by_task(self, losses: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
         """Return each task's relative rise, of its kinds of text evaluated so far; None if none."""
         rises: list[float | None] = []
         for task in sorted({cell.task for cell in self.cells}):
-            cells = [cell for cell in self.cells if cell.task == task]
-            seen = [(cell.weight, cell.value(losses[task])) for cell in cells]
+            seen = [(c.weight, c.value(losses[task])) for c in self.cells if c.task == task]
             known = [(weight, value) for weight, value in seen if value is not None]
             total = sum(weight for weight, _ in known)
             rises.append(sum(weight * value for weight, value in known) / total if known else None)
         return tuple(rises)
 
-    def mean(self, values: Sequence[float]) -> float:
-        """Return the weighted mean of one value per cell."""
-        return sum(c.weight * value for c, value in zip(self.cells, values, strict=True))
-
     def fitness(self, losses: Sequence[Sequence[float]]) -> float:
-        """Return the fitness from the losses of all windows of each task."""
-        if len(self.cells) == 1:
-            return fmean(losses[self.cells[0].task])
-        return self.mean(self._known(losses))
-
-    def expected(self, losses: Sequence[Sequence[float]]) -> float:
-        """Return the fitness estimated from the windows evaluated so far.
+        """Return the fitness, estimated if windows are missing.
 
         Cells not evaluated yet are assumed to equal the mean of the others.
         """
-        mean = fmean(self._known(losses))
-        value = self.mean([mean if v is None else v for v in self.values(losses)])
-        cell = self.cells[0]
-        return fmean(cell.dense) + value * cell.rise if len(self.cells) == 1 else value
-
-    def relative(self, fitness: float) -> float:
-        """Return a fitness as a relative rise."""
-        cell = self.cells[0]
-        return (fitness - fmean(cell.dense)) / cell.rise if len(self.cells) == 1 else fitness
-
-    @property
-    def dense_fitness(self) -> float:
-        """The fitness of the dense model."""
-        return fmean(self.cells[0].dense) if len(self.cells) == 1 else 0.0
+        values = self.values(losses)
+        return self._mean(values, fmean(value for value in values if value is not None))
 
     @property
     def named_fitness(self) -> dict[str, float]:
-        """The fitness of each named metric that can prune for every task.
+        """The fitness of each baseline that can prune for every task.
 
-        With several cells also that of a hypothetical metric equal to the best named in each cell.
+        Also that of a hypothetical metric equal to the best baseline in each cell, if they differ.
         """
-        several = len(self.cells) > 1
-        dense = [fmean(cell.dense) for cell in self.cells]
+        several = len({cell.named for cell in self.cells}) > 1
         fitness = {"best named of each": 1.0} if several else {}
         for name in self.cells[0].losses_of_named:
-            losses = [cell.losses_of_named.get(name) for cell in self.cells]
-            known = [loss for loss in losses if loss is not None]
-            if len(known) == len(self.cells):
-                values = zip(known, dense, self.cells, strict=True)
-                rises = [(loss - base) / cell.rise for loss, base, cell in values]
-                fitness[name] = self.mean(rises) if several else known[0]
+            if all(name in cell.losses_of_named for cell in self.cells):
+                rises = [(c.losses_of_named[name] - fmean(c.dense)) / c.rise for c in self.cells]
+                fitness[name] = self._mean(rises, 0.0)
         return fitness
 
-    def digest(self) -> str:
-        """Return a hash of everything that affects a fitness."""
-        text = self.model_dump_json(exclude={"cells": {"__all__": {"losses_of_named"}}})
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def excess(
-        self, losses: Sequence[Sequence[float]], limit: float, slack: float
-    ) -> tuple[float, float] | None:
-        """Return the estimated relative rise and its threshold if the estimate exceeds it.
+    def excess(self, losses: Sequence[Sequence[float]], limit: float, slack: float) -> float | None:
+        """Return the predicted relative rise if it is clearly above a limit.
 
         Cells not evaluated yet are assumed to equal the limit.
 
@@ -225,11 +179,10 @@ class Scale(_Values):
             limit: The relative rise to beat, 0 or more.
             slack: Tolerance for the value of a single window, as a fraction.
         """
-        values = [limit if value is None else value for value in self.values(losses)]
-        seen = [max(1, cell.seen(losses[cell.task])) for cell in self.cells]
+        seen = [max(1, len(cell.rises(losses[cell.task]))) for cell in self.cells]
         error = math.sqrt(sum(c.weight**2 / n for c, n in zip(self.cells, seen, strict=True)))
-        rise, threshold = self.mean(values), limit * (1 + slack * error)
-        return (rise, threshold) if rise > threshold else None
+        rise = self._mean(self.values(losses), limit)
+        return rise if rise > limit * (1 + slack * error) else None
 
     def difference(
         self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
@@ -237,17 +190,17 @@ class Scale(_Values):
         """Return how much worse a fitness is than the reference's, with its standard error."""
         parts, errors = [], []
         for cell in self.cells:
-            unit = 1.0 if len(self.cells) == 1 else cell.rise
             rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
-            gaps = [(cell.weight * a - cell.weight * b) / unit for a, b in zip(*rises, strict=True)]
+            gaps = [cell.weight * (a - b) / cell.rise for a, b in zip(*rises, strict=True)]
             parts.append(fmean(gaps))
             errors.append(_standard_error(gaps))
         known = [error for error in errors if error is not None]
         return Difference(sum(parts), math.hypot(*known) if len(known) == len(errors) else None)
 
-    def _known(self, losses: Sequence[Sequence[float]]) -> list[float]:
-        """Return the values of the cells evaluated so far."""
-        return [value for value in self.values(losses) if value is not None]
+    def _mean(self, values: Sequence[float | None], missing: float) -> float:
+        """Return the weighted mean of one value per cell."""
+        known = (missing if value is None else value for value in values)
+        return sum(cell.weight * value for cell, value in zip(self.cells, known, strict=True))
 
 
 def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> Difference:

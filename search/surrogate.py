@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.fingerprint import Words, differing_bits
+from prunevolve.search.fingerprint import Words
 from prunevolve.search.population import Record
 
 _REMEMBERED = 512
@@ -32,9 +32,9 @@ of criteria, then to every 2nd, 3rd, ... criterion more."""
 _GOOD = 0.1
 """Share of the measured rises that are below the one at which differences count most."""
 
-_STEEPNESS = 8
-"""Power of a rise in the loss that is predicted: with 8 the good half is ranked better than with 4,
-and 12 is no better."""
+_STEEPNESS, _LEAST = 8, 1e-3
+"""Power of a rise in the loss that is predicted, and the least such rise: with 8 the good half is
+ranked better than with 4, and 12 is no better."""
 
 _REACH = 0.2
 """Distance over which the correlation of two masks' losses falls by a factor e: 0.05 to 1 find good
@@ -64,10 +64,9 @@ class Surrogate:
     alike: float = 0.0
     _records: list[Record] = field(default_factory=list)
     _dropped: int = 0
-    _asked: list[int] = field(default_factory=list)
-    _masks: Words = field(default_factory=lambda: np.empty((0, 0), np.uint64))
-    _kernel: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
-    _fitted: "_Fit | None" = None
+    _known: list[Record] = field(default_factory=list)
+    _sketches: Words = field(default_factory=lambda: np.empty((0, 0), np.uint64))
+    _bounds: Callable[[Tensor], Tensor] | None = None
 
     def learn(self, record: Record) -> None:
         """Add a record; those that were not measured are ignored."""
@@ -81,30 +80,14 @@ class Surrogate:
         oldest = max(self._dropped, usable - _REMEMBERED)
         self._records, self._dropped = self._records[oldest - self._dropped :], oldest
         known = self._records[: usable - oldest]
-        indices = [record.index for record in known]
-        if indices == self._asked:
-            return
-        fresh = [r for r in known if not self._asked or r.index > self._asked[-1]]
-        self._asked = indices
-        self._remember([self.sketch_of(record.criterion) for record in fresh], len(known))
-        self._fitted = _Fit.to(self._kernel, [self._rise_of(record) for record in known])
-
-    def _remember(self, masks: Sequence[Words], count: int) -> None:
-        """Add masks, of which there is at least one, and keep the last `count` of all."""
-        new = np.stack(masks)
-        kept = count - len(new)
-        gone = len(self._masks) - kept
-        self._masks = np.concatenate([self._masks[gone:].reshape(-1, new.shape[1]), new])
-        kernel = torch.ones(count, count, dtype=torch.float64)
-        kernel[:kept, :kept] = self._kernel[gone:, gone:]
-        for place in range(kept, count):
-            row = _correlations(self._distances_to(self._masks[place]))
-            kernel[place] = kernel[:, place] = row
-        self._kernel = kernel
+        if known != self._known:
+            self._known = known
+            self._sketches = np.stack([self.sketch_of(record.criterion) for record in known])
+            kernel = torch.stack([_correlations(self._distances(s)) for s in self._sketches])
+            self._bounds = _fitted(kernel, [self._rise_of(record) for record in known])
 
     def _rise_of(self, record: Record) -> float:
         """Return the mean relative rise over the tasks that were measured."""
-        # Plain numbers: numpy's average takes ten times as long on so few, for each known record.
         pairs = zip(self.weights, record.outcome.rises, strict=True)
         known = [(weight, rise) for weight, rise in pairs if rise is not None]
         return sum(weight * rise for weight, rise in known) / sum(weight for weight, _ in known)
@@ -116,54 +99,41 @@ class Surrogate:
         which is larger for masks unlike all measured ones. 0 while nothing has been measured;
         infinite for a mask that was measured already.
         """
-        if not self._fitted or not criteria:
+        if not self._bounds or not criteria:
             return [0.0] * len(criteria)
-        distances = np.stack([self._distances_to(self.sketch_of(c)) for c in criteria], axis=1)
-        promises = self._fitted.bounds(_correlations(distances))
-        known = distances.min(0) < self.alike
-        return [float(promise) for promise in np.where(known, math.inf, promises)]
+        distances = np.stack([self._distances(self.sketch_of(c)) for c in criteria], axis=1)
+        bounds = self._bounds(_correlations(distances)).numpy()
+        return [float(x) for x in np.where(distances.min(0) < self.alike, math.inf, bounds)]
 
-    def _distances_to(self, mask: Words) -> npt.NDArray[np.float64]:
-        """Return the fraction of bits in which each known mask differs from another, (known,)."""
-        return np.asarray(differing_bits(self._masks, mask) / (8 * mask.nbytes), dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A Gaussian process fitted to losses: scale, Cholesky factor and coefficients."""
-
-    mean: float
-    deviation: float
-    factor: Tensor
-    coefficients: Tensor
-
-    @staticmethod
-    def to(kernel: Tensor, rises: Sequence[float]) -> "_Fit":
-        """Fit to relative rises, given the correlations of their masks."""
-        losses = _bounded(torch.tensor(rises, dtype=torch.float64))
-        mean, deviation = float(losses.mean()), float(losses.std(correction=0)) or 1.0
-        covariance = kernel.clone()
-        covariance.diagonal().add_(_NOISE)
-        factor = torch.linalg.cholesky(covariance)
-        scores = ((losses - mean) / deviation)[:, None]
-        return _Fit(mean, deviation, factor, torch.cholesky_solve(scores, factor)[:, 0])
-
-    def bounds(self, correlations: Tensor) -> npt.NDArray[np.float64]:
-        """Return the lower confidence bounds of masks, given their (known, masks) correlations."""
-        spread = torch.linalg.solve_triangular(self.factor, correlations, upper=False)
-        error = (1.0 - spread.square().sum(0)).clamp(min=0).sqrt()
-        scores = correlations.T @ self.coefficients - _OPTIMISM * error
-        return np.asarray((self.mean + self.deviation * scores).numpy())
+    def _distances(self, sketch: Words) -> npt.NDArray[np.float64]:
+        """Return the fraction of bits in which each known sketch differs from another, (known,)."""
+        differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
+        return np.asarray(differing / (8 * sketch.nbytes))
 
 
-def _bounded(rises: Tensor) -> Tensor:
-    """Return rises on a scale from 0 to 1 that is steepest among the good ones.
+def _fitted(kernel: Tensor, rises: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """Fit a Gaussian process to relative rises, given the correlations of their masks.
 
-    What is hopeless must not outweigh the differences among the good.
+    Losses are the rises on a scale from 0 to 1 that is steepest among the good ones: what is
+    hopeless must not outweigh the differences among the good.
+
+    Returns:
+        Function that returns the lower confidence bounds of other masks' losses, given their
+        correlations with those, (known, others).
     """
-    least = 1e-3
-    rises = rises.clamp(min=least)
-    return torch.sigmoid(_STEEPNESS * (rises / torch.quantile(rises, _GOOD)).log())
+    positive = torch.tensor(rises, dtype=torch.float64).clamp(min=_LEAST)
+    losses = torch.sigmoid(_STEEPNESS * (positive / torch.quantile(positive, _GOOD)).log())
+    mean, deviation = losses.mean(), float(losses.std(correction=0)) or 1.0
+    factor = torch.linalg.cholesky(kernel + _NOISE * torch.eye(len(kernel), dtype=kernel.dtype))
+    coefficients = torch.cholesky_solve(((losses - mean) / deviation)[:, None], factor)[:, 0]
+
+    def bounds(correlations: Tensor) -> Tensor:
+        spread = torch.linalg.solve_triangular(factor, correlations, upper=False)
+        error = (1.0 - spread.square().sum(0)).clamp(min=0).sqrt()
+        bound: Tensor = mean + deviation * (correlations.T @ coefficients - _OPTIMISM * error)
+        return bound
+
+    return bounds
 
 
 def _correlations(distances: npt.NDArray[np.float64]) -> Tensor:

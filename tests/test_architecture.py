@@ -34,15 +34,15 @@ RESERVED = {
 SEARCH_IMPORTS = {
     "search/breeding/": ("search.breeding", "search.population"),
     "search/pool/": (
-        *("search.pool", "search.fitness", "search.resident", "search.population"),
-        "search.scale",
+        *("search.pool", "search.evaluator", "search.experiment", "search.resident"),
+        *("search.population", "search.scale"),
     ),
     "search/report/": (
-        *("search.report", "search.factors", "search.population", "search.scale"),
-        "search.summary",
+        *("search.report", "search.ablation", "search.population", "search.scale"),
+        "search.verdict",
     ),
 }
-TENSOR_READER = "pruning/run/kept_statistics.py"
+TENSOR_READER = "pruning/run/result.py"
 """The module that may call torch.load: with weights_only=True, written out."""
 
 PUBLIC_NAMES = "prunevolve/__init__.py"
@@ -51,7 +51,7 @@ PUBLIC_NAMES = "prunevolve/__init__.py"
 MEETING_PLACES = (
     *("pruning/run/command.py", "pruning/run/job.py", "pruning/run/options.py"),
     "pruning/run/result.py",
-    *("search/experiment.py", "search/fitness.py", "search/resident.py"),
+    *("search/experiment.py", "search/evaluator.py", "search/resident.py"),
 )
 """The modules of pruning and search that may import both pruning and evaluation."""
 

@@ -1,12 +1,10 @@
 """The engine on another device gives what it gives on the CPU: on CUDA, and on a pretended one."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from far_device import far_device
 from toy_models import toy_model, toy_windows
-from toy_setup import HALF, TWO_OF_FOUR, made_of, setup_of
+from toy_setup import embedded_setup, made_of
 
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
@@ -51,9 +49,9 @@ def test_masks_are_those_of_the_cpu(target, device):
 def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
     outcomes = []
     for place in ("cpu", device):
-        tasks = (HALF, replace(TWO_OF_FOUR, weight=1.0))
-        setup = setup_of(tasks=tasks, leaves=STATISTICS, stages=(1,), device=place)
-        evaluator = made_of(setup)
+        settings = ("tasks=[{}, {pattern: '2:4'}]", "search.stages=[1]")
+        leaves = "".join(STATISTICS)
+        evaluator = made_of(embedded_setup(*settings, leaves=leaves, device=place))
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].kind == outcomes[0].kind
     # A near tie may fall the other way where sums run in another order.

@@ -9,9 +9,9 @@ import pytest
 from doc_examples import blocks_of, run_examples
 
 import prunevolve
-from prunevolve import Unfinished, evolve, resume
+from prunevolve import evolve, resume
 from prunevolve.configs import schema
-from prunevolve.search.journal import FolderError
+from prunevolve.search.run_folder import FolderError
 
 PAGE = Path(prunevolve.__file__).parents[1] / "docs/PYTHON.md"
 SMALL = [
@@ -78,18 +78,11 @@ def test_interrupt_reaches_the_caller_with_the_way_on(tmp_path):
         evolve(config(), tmp_path / "run", interrupt)
 
 
-def test_run_in_which_nothing_was_evaluated_is_unfinished(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunevolve.search.fitness.HOPELESS", 1e-9)
-    with pytest.raises(Unfinished, match="no candidate was evaluated to the end") as end:
-        evolve(config("search.candidates=3", "tasks=[{}, {sparsity: 0.3}]"), tmp_path / "run")
-    assert end.value.code == 5
-
-
 def test_folder_that_does_not_fit_is_refused(finished):
     result, *_ = finished
     with pytest.raises(FolderError, match="is not an empty folder"):
         evolve(config(), result.folder)
-    with pytest.raises(FolderError, match=r"would make .* a different search"):
+    with pytest.raises(FolderError, match="start a new run"):
         resume(result.folder, ["search.seed=7"])
 
 

@@ -22,10 +22,10 @@ from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
-from prunevolve.pruning.run.kept_statistics import kept_statistics
 from prunevolve.pruning.run.options import Measurement
 from prunevolve.pruning.run.result import (
     WorkFolder,
+    kept_statistics,
     measured_lines,
     save_model,
     save_papers,

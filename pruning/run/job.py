@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunevolve.evaluation.text import CORPORA
 from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
@@ -24,14 +25,6 @@ EVAL_WINDOWS = 32
 TEST_TOKENS = 350_000
 """Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,
 SmolLM2 301,948."""
-
-SPLITS = {
-    EMBEDDED: ("calibration", "report"),
-    "wikitext2": ("train", "test"),
-    "c4": ("train", "validation"),
-    "ptb": ("train", "test"),
-}
-"""Splits for calibration and for evaluation; a local file has a single split, `all`."""
 
 ONE_KIND = (
     "statistics from one kind of text, {}: the model may get worse on all others "
@@ -81,8 +74,8 @@ def make_job(request: Request, resume: bool) -> Job:
                 f"--{name} is required: give --model, --metric and --out, --recipe and --out, or "
                 "--verify or --evaluate"
             )
-    metric = resolve_metric(str(request.metric))
-    recipe = recipe_of(request, metric.criterion, own_masks=request.metric == SPARSEGPT)
+    criterion, found_on = resolve_metric(str(request.metric))
+    recipe = recipe_of(request, criterion, own_masks=request.metric == SPARSEGPT)
     model = resolve(request)
     check_layers(model.shapes, recipe.target)
     texts = {
@@ -108,7 +101,7 @@ def make_job(request: Request, resume: bool) -> Job:
     check_output_folder(out, plan.disk, resume)
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
-    found = [f"plan: the metric was found on {metric.found_on}"] if metric.found_on else []
+    found = [f"plan: the metric was found on {found_on}"] if found_on else []
     lines = plan.lines() + found
     resolved = _resolved(request, model, recipe)
     remarks = _notes_and_warnings(model, request, texts)
@@ -171,7 +164,8 @@ def _places(
                 f"--{prefix}{name} must be given once for each --{prefix}corpus, or not at all: "
                 f"got {len(given)} for {len(corpora)}"
             )
-    defaults = [SPLITS[corpus][bool(prefix)] if corpus in SPLITS else "all" for corpus in corpora]
+    # A local file has a single split.
+    defaults = [CORPORA[x].splits[bool(prefix)] if x in CORPORA else "all" for x in corpora]
     return list(zip(corpora, splits or defaults, strict=True))
 
 

@@ -218,7 +218,10 @@ def parameters() -> list[inspect.Parameter]:
         # Typer knows no rules, and no union of a number and a word.
         plain = {"eval_windows": str, "share": list[float]}
         kind: Any = plain.get(name, field.annotation)
-        option = Annotated[kind | None, typer.Option(help=help, autocompletion=offer)]
+        shown = "" if field.annotation in (bool, bool | None) else None  # no type for a flag
+        option = Annotated[
+            kind | None, typer.Option(help=help, autocompletion=offer, metavar=shown)
+        ]
         parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
         listed.append(parameter.replace(annotation=option))
     return listed

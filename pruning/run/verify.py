@@ -52,6 +52,14 @@ class LayerCount:
     size: int
     pattern_ok: bool
 
+    @staticmethod
+    def of(name: str, weight: Tensor, target: Target, share: float | None = None) -> "LayerCount":
+        """Count what is in a weight, on the CPU; `share` goes if it is not the target's."""
+        zero = _is_zero(weight)
+        fraction = target.sparsity if share is None else share
+        holds = weight.ndim == 2 and target.group.owes(zero, fraction)
+        return LayerCount(name, count(zero), weight.numel(), holds)
+
 
 Counted = tuple[list[LayerCount], dict[str, str]]
 """What is in a folder's layers, in order, and the sha256 of its files by name."""
@@ -89,10 +97,7 @@ class Inspector:
             if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
                 raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
-                zero = _is_zero(weight)
-                fraction = shares.get(name, self._target.sparsity)
-                holds = weight.ndim == 2 and self._target.group.owes(zero, fraction)
-                self._counts[name] = LayerCount(name, count(zero), weight.numel(), holds)
+                self._counts[name] = LayerCount.of(name, weight, self._target, shares.get(name))
         with path.open("rb") as file:
             self._sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -130,7 +135,7 @@ class Inspector:
 
 def _is_zero(weight: Tensor) -> Tensor:
     """Mark what is 0 or -0: the bits but the sign's are 0. numpy is five times as fast at it."""
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() or weight.element_size() > 4:
         return weight == 0
     bits = weight.view(torch.int16 if weight.element_size() == 2 else torch.int32).numpy()
     return torch.from_numpy(np.asarray(np.left_shift(bits, 1) == 0))

@@ -25,6 +25,8 @@ _EVEN = frozenset({"abs", "sqrt", "log", "sqr", "root4", "pow15", "rownorm", "co
 _ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
 """Unary operators that pass on the sign of their operand."""
 
+_ZERO, _ONE = Metric.constant(0), Metric.constant(1)
+
 _POWERS = frozenset({"sqrt", "sqr", "root4", "pow15"})
 """Even operators that increase with the magnitude."""
 
@@ -35,11 +37,9 @@ def simplify(criterion: Criterion) -> Criterion:
     When the whole model is one group, a root `mms` or `div` is kept: it puts layers on one scale.
     """
     metric = criterion.metric
-    while True:
-        simpler = _simplify_root(_simplify_node(metric), criterion.group)
-        if simpler == metric:
-            return Criterion(metric, criterion.group)
+    while (simpler := _simplify_root(_simplify_node(metric), criterion.group)) != metric:
         metric = simpler
+    return Criterion(metric, criterion.group)
 
 
 @lru_cache(1 << 15)
@@ -55,19 +55,16 @@ def _simplify_node(metric: Metric) -> Metric:
 def _simplify_root(metric: Metric, group: str) -> Metric:
     # mms and div apply a positive factor and a shift, but different ones in each layer.
     dropped = {"cube"} | (set() if group == "model" else {"mms", "div"})
-    while True:
-        if metric.name in _POWERS:
-            scored = metric.operands[0]
-            metric = scored if scored.never_negative else Metric("abs", (scored,))
-        elif metric.name in dropped:
-            metric = metric.operands[0]
-        elif (simpler := _drop_number(metric)) is not None:
-            metric = simpler
-        else:
-            break
-    if metric.name == "neg":
-        return Metric("neg", (_simplify_root(metric.operands[0], group),))
-    return metric
+    match metric:
+        case Metric("neg", (inner,)):
+            return Metric("neg", (_simplify_root(inner, group),))
+        case Metric(name, (inner,)) if name in _POWERS:
+            simpler: Metric | None = inner if inner.never_negative else Metric("abs", (inner,))
+        case Metric(name, (inner, *_)) if name in dropped:
+            simpler = inner
+        case _:
+            simpler = _drop_number(metric)
+    return _simplify_root(simpler, group) if simpler else metric
 
 
 def _drop_number(metric: Metric) -> Metric | None:
@@ -89,29 +86,6 @@ def _drop_number(metric: Metric) -> Metric | None:
     return Metric("neg", (left,)) if right.value < 0 else None
 
 
-def _name_square(node: Metric) -> Metric | None:
-    if node.name == "pow" or (node.name == "mul" and node.operands[0] == node.operands[1]):
-        return Metric("sqr", node.operands[:1])
-    return None
-
-
-def _cancel(node: Metric) -> Metric | None:
-    """Drop what does nothing, or is undone or already done by the operator inside it."""
-    if len(node.operands) != 1:
-        return None
-    inner = node.operands[0]
-    match node.name, inner.name:
-        case ("skp", _) | ("mms", "mms"):
-            return inner
-        case ("abs", _) if inner.never_negative:
-            return inner
-        case ("neg", "neg"):
-            return inner.operands[0]
-        case ("sqrt", "sqr") | ("sqr", "sqrt"):
-            return Metric("abs", inner.operands)
-    return None
-
-
 def _fold_numbers(node: Metric) -> Metric | None:
     """Fold an operator on numbers alone, if it is well typed and fp32 can hold the result."""
     if not node.operands or not all(operand.is_constant for operand in node.operands):
@@ -125,11 +99,12 @@ def _fold_numbers(node: Metric) -> Metric | None:
 
 def _drop_neutral_number(node: Metric) -> Metric | None:
     """Drop an addend 0, and a factor or divisor 1."""
-    if node.name in ("add", "mul") and node.operands[0].is_constant:
-        neutral = 0 if node.name == "add" else 1
-        return node.operands[1] if node.operands[0].value == neutral else None
-    unit = Metric.constant(1)
-    return node.operands[0] if node.name == "quot" and node.operands[1] == unit else None
+    match node:
+        case Metric("add", (number, other)) if number == _ZERO:
+            return other
+        case Metric("mul", (number, other)) | Metric("quot", (other, number)) if number == _ONE:
+            return other
+    return None
 
 
 def _merge_factors(node: Metric) -> Metric | None:
@@ -144,33 +119,47 @@ def _merge_factors(node: Metric) -> Metric | None:
     return Metric("mul", (product, scaled)) if product and product.value else None
 
 
-def _drop_sign_under_even(node: Metric) -> Metric | None:
-    if node.name in _EVEN and node.operands[0].name in ("neg", "abs"):
-        return Metric(node.name, node.operands[0].operands)
+def _cancel(node: Metric) -> Metric | None:
+    """Name a square; drop what does nothing, or is undone or already done by what is inside it."""
+    match node:
+        case Metric("mul", (inner, other)) if inner == other:
+            return Metric("sqr", (inner,))
+        case Metric("pow", operands):
+            return Metric("sqr", operands)
+        case Metric("skp", (inner,)) | Metric("neg", (Metric("neg", (inner,)),)):
+            return inner
+        case Metric("mms", (Metric("mms") as inner,)):
+            return inner
+        case Metric("abs", (inner,)) if inner.never_negative:
+            return inner
+        case Metric("sqrt", (Metric("sqr", operands),)) | Metric(
+            "sqr", (Metric("sqrt", operands),)
+        ):
+            return Metric("abs", operands)
+        case Metric(name, (Metric("neg" | "abs", operands),)) if name in _EVEN:
+            return Metric(name, operands)
     return None
 
 
 def _move_negation_out(node: Metric) -> Metric | None:
     """Move a sign out of `mul`, `div`, `quot`, sums and cubes; swap `add` and `sub` for one."""
-    if node.name in _ODD and node.operands[0].name == "neg":
-        return Metric("neg", (Metric(node.name, node.operands[0].operands),))
-    if len(node.operands) != 2:
-        return None
-    left, right = node.operands
-    if node.name == "div" and right.name in ("neg", "abs"):
-        return Metric("div", (left, right.operands[0]))
-    if node.name in ("mul", "div", "quot") and left.name == "neg":
-        return Metric("neg", (Metric(node.name, (left.operands[0], right)),))
-    if node.name == "mul" and right.name == "neg":
-        return Metric("neg", (Metric("mul", (left, right.operands[0])),))
-    if node.name in ("add", "sub") and right.name == "neg":
-        return Metric("sub" if node.name == "add" else "add", (left, right.operands[0]))
-    if node.name == "sub" and (opposite := _opposite(right)):
-        return Metric("add", (left, opposite))
-    if node.name == "add" and left.name == "neg":
-        return Metric("sub", (right, left.operands[0]))
-    if node.name == "sub" and left.name == "neg":
-        return Metric("neg", (Metric("add", (left.operands[0], right)),))
+    match node:
+        case Metric(name, (Metric("neg", operands),)) if name in _ODD:
+            return Metric("neg", (Metric(name, operands),))
+        case Metric("div", (left, Metric("neg" | "abs", (inner,)))):
+            return Metric("div", (left, inner))
+        case Metric("mul" | "div" | "quot" as name, (Metric("neg", (inner,)), right)):
+            return Metric("neg", (Metric(name, (inner, right)),))
+        case Metric("mul", (left, Metric("neg", (inner,)))):
+            return Metric("neg", (Metric("mul", (left, inner)),))
+        case Metric("add" | "sub" as name, (left, Metric("neg", (inner,)))):
+            return Metric("sub" if name == "add" else "add", (left, inner))
+        case Metric("sub", (left, right)) if opposite := _opposite(right):
+            return Metric("add", (left, opposite))
+        case Metric("add", (Metric("neg", (inner,)), right)):
+            return Metric("sub", (right, inner))
+        case Metric("sub", (Metric("neg", (inner,)), right)):
+            return Metric("neg", (Metric("add", (inner, right)),))
     return None
 
 
@@ -184,9 +173,7 @@ VALUE_PRESERVING: tuple[Rewrite, ...] = (
     _fold_numbers,
     _drop_neutral_number,
     _merge_factors,
-    _name_square,
     _cancel,
-    _drop_sign_under_even,
     _move_negation_out,
     _order_operands,
 )

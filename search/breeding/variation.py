@@ -45,29 +45,6 @@ FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
 
 
 @dataclass(frozen=True)
-class Variation:
-    """How children are made.
-
-    Attributes:
-        search: The search's settings, from the config.
-        primitives: DEAP's primitive set.
-        comparable: Whether scores of different layers must be comparable: have no units.
-    """
-
-    search: Search
-    primitives: gp.PrimitiveSet
-    comparable: bool = False
-
-    def allows(self, metric: Metric) -> bool:
-        """Return whether a tree is within the limits and can rank the weights of a matrix.
-
-        And, if they must be comparable, those of several layers.
-        """
-        fits = metric.depth <= MAX_TREE_DEPTH and metric.size <= self.search.max_size
-        return fits and not metric.problem and metric.is_comparable >= self.comparable
-
-
-@dataclass(frozen=True)
 class Breeder:
     """Makes candidates.
 
@@ -82,10 +59,14 @@ class Breeder:
     seeds: tuple[Criterion, ...] = ()
 
     @cached_property
-    def _variation(self) -> Variation:
-        # Only under `model` do the scores of layers compete.
-        comparable = self.group == "model" and self.search.units == "required"
-        return Variation(self.search, primitive_set(self.search.primitives), comparable)
+    def primitives(self) -> gp.PrimitiveSet:
+        """DEAP's primitive set."""
+        return primitive_set(self.search.primitives)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether metrics must have no units, since scores of several layers compete."""
+        return self.group == "model" and self.search.units == "required"
 
     def brood(self, index: int, state: State) -> list[Candidate]:
         """Make what candidate `index` is chosen from; a seed is the only one.
@@ -95,45 +76,39 @@ class Breeder:
         """
         if index < len(self.seeds):
             return [Candidate(index, simplify(self.seeds[index]))]
-        with seeded(self.search.seed, index):
-            children = [self._child(index, state)]
-            for attempt in range(1, self.search.brood):
-                _seed(self.search.seed, index, attempt)
+        children = []
+        for attempt in range(self.search.brood):
+            with seeded(self.search.seed, index, *([attempt] if attempt else [])):
                 children.append(self._child(index, state))
         return children
 
     def _child(self, index: int, state: State) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""
-        variation = self._variation
         if index >= self.search.population and state.population:
             first, second = choose_parents(state.population, self.search.parents)
-            metric = child_of(first.criterion.metric, second.criterion.metric, variation)
+            metric = child_of(first.criterion.metric, second.criterion.metric, self)
             child = simplify(Criterion(metric, self.group))
             if child not in (first.criterion, second.criterion):
                 return Candidate(index, child, (first.index, second.index))
-        return Candidate(index, simplify(Criterion(random_metric(variation), self.group)))
+        return Candidate(index, simplify(Criterion(random_metric(self), self.group)))
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Seed the module `random` from a key, and restore its state at the end."""
     state = random.getstate()
-    _seed(*key)
+    random.seed("/".join(map(str, key)))
     try:
         yield
     finally:
         random.setstate(state)
 
 
-def _seed(*key: int) -> None:
-    random.seed("/".join(map(str, key)))
-
-
-def random_metric(variation: Variation) -> Metric:
+def random_metric(breeder: Breeder) -> Metric:
     """Draw a ramped half-and-half tree (Koza, 1992): of random depth, full or grown."""
-    grow = partial(gp.genHalfAndHalf, variation.primitives, *variation.search.initial_depth)
-    metric = _first_allowed(variation, lambda: gp.PrimitiveTree(grow()))
-    return metric or Metric.parse("mul(W, G)" if variation.comparable else "W")
+    grow = partial(gp.genHalfAndHalf, breeder.primitives, *breeder.search.initial_depth)
+    metric = _first_allowed(breeder, lambda: gp.PrimitiveTree(grow()))
+    return metric or Metric.parse("mul(W, G)" if breeder.comparable else "W")
 
 
 @lru_cache(1 << 15)
@@ -145,32 +120,29 @@ def with_means(metric: Metric) -> Metric:
     return interned(name, tuple(map(with_means, metric.operands)))
 
 
-def child_of(first: Metric, second: Metric, variation: Variation) -> Metric:
+def child_of(first: Metric, second: Metric, breeder: Breeder) -> Metric:
     """Make a child by crossover and mutation, each with its probability.
 
     Returns a child within the limits that is not the first parent, or that parent if `TRIES` draws
     find none. The parents are unchanged.
     """
-    metric = _first_allowed(variation, lambda: _vary(first, second, variation), first)
-    return metric or first
+
+    def vary() -> gp.PrimitiveTree:
+        tree = to_tree(first, breeder.primitives)
+        if random.random() < breeder.search.crossover:
+            # Only one of the two children is kept: the search breeds one at a time.
+            tree, _ = gp.cxOnePoint(tree, to_tree(second, breeder.primitives))
+        if random.random() < breeder.search.mutation:
+            tree = _mutation_for(breeder)(tree, breeder.primitives)
+        return tree
+
+    return _first_allowed(breeder, vary, known=first) or first
 
 
-def _vary(first: Metric, second: Metric, variation: Variation) -> gp.PrimitiveTree:
-    search = variation.search
-    tree = to_tree(first, variation.primitives)
-    if random.random() < search.crossover:
-        other = to_tree(second, variation.primitives)
-        # Only one of the two children is kept: the search breeds one at a time.
-        tree, _ = gp.cxOnePoint(tree, other)
-    if random.random() < search.mutation:
-        tree = _mutation_for(variation)(tree, variation.primitives)
-    return tree
-
-
-def _mutation_for(variation: Variation) -> Mutation:
+def _mutation_for(breeder: Breeder) -> Mutation:
     """Draw a mutation: one of those that the config names, by weight."""
-    names = [name for name in MUTATIONS if name in variation.search.mutations]
-    if BLANK not in variation.primitives.mapping:  # a set without numbers
+    names = [name for name in MUTATIONS if name in breeder.search.mutations]
+    if BLANK not in breeder.primitives.mapping:  # a set without numbers
         names = [name for name in names if name != "constant"]
     weights = [MUTATIONS[name][1] for name in names]
     return MUTATIONS[random.choices(names, weights)[0]][0]
@@ -224,19 +196,19 @@ MUTATIONS: dict[str, tuple[Mutation, int]] = {
 
 
 def _first_allowed(
-    variation: Variation, draw: Callable[[], gp.PrimitiveTree], known: Metric | None = None
+    breeder: Breeder, draw: Callable[[], gp.PrimitiveTree], known: Metric | None = None
 ) -> Metric | None:
     """Return the first drawn metric within the limits that is not a known one; None if there is
     none in `TRIES` draws.
     """
     for _ in range(TRIES):
-        tree = fill_in_numbers(draw(), variation.primitives)
-        if len(tree) <= variation.search.max_size:
-            metric = to_metric(tree)
-            if variation.comparable:
-                metric = with_means(metric)
-            if metric != known and variation.allows(metric):
-                return metric
+        tree = fill_in_numbers(draw(), breeder.primitives)
+        if len(tree) > breeder.search.max_size:
+            continue
+        metric = with_means(to_metric(tree)) if breeder.comparable else to_metric(tree)
+        units_fit = metric.is_comparable or not breeder.comparable
+        if metric != known and metric.depth <= MAX_TREE_DEPTH and units_fit and not metric.problem:
+            return metric
     return None
 
 

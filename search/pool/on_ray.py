@@ -1,350 +1,209 @@
-"""The backend on Ray: messages to a process that is connected to Ray in the driver's place.
+"""The backend on Ray: workers are its actors, on this machine or on a cluster's nodes.
 
-Ray hangs a process that has lost its head or its node, ends it after a while without a word, and
-takes over its signals. So the driver itself never connects: a child process does
-(`ray_process.py`), and if that ends or falls silent, the run ends with one line.
+A worker is an `Evaluator` built from plain values. Large data goes through the object store, which
+all workers on a node read without a copy: statistics, and weights if they are sent.
 """
 
-import math
-import os
-import re
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Pipe
-from pathlib import Path
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
-import psutil
+import ray
 import torch
 from torch import Tensor
 
-from prunevolve.configs.schema import Ray
-from prunevolve.search.fitness import Setup
-from prunevolve.search.pool.pool import PoolError
-from prunevolve.search.pool.requests import (
-    ROOT,
-    Ended,
-    Event,
-    Reply,
-    Request,
-    Started,
-    UseStatistics,
-)
+from prunevolve.pruning.models import load_model
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.pool import guard
+from prunevolve.search.pool.cluster import LOCAL
+from prunevolve.search.pool.jobs import PoolError
+from prunevolve.search.pool.pool import Event
+from prunevolve.search.pool.worker import ROOT, Call, Desk, Fault, Shared, Timing, code_digest
+from prunevolve.search.resident import Subject, Weights
 
-Array = npt.NDArray[np.generic]
-Arrays = dict[str, Array]
+Arrays = dict[str, npt.NDArray[np.generic]]
 
-LOCAL = "local"
-FOLDERS = Path("/tmp")
-"""Where local Rays have their folders, `prunevolve-PROCESS-...`; sockets' paths must be short."""
-
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Set before ray is imported: otherwise it replaces 127.0.0.1 by this machine's outer address."""
-
-SILENCE_SECONDS = 20.0
-"""After this time without a message, of which one comes every second, Ray is given up."""
-
-_END_SECONDS = 5.0
-_MAIN = "from prunevolve.search.pool.ray_process import main; main()"
+_LOOK_SECONDS = 1.0
 
 
-# What the driver calls for.
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Start or join Ray, and store what workers are built from.
-
-    Attributes:
-        setup: Without its windows, which follow.
-        actor: The class of the workers; None for `ray_process.Worker`.
-    """
-
-    setup: Setup
-    windows: Sequence[Arrays]
-    ray: Ray
-    actor: type | None
-
-
-@dataclass(frozen=True)
-class Hire:
-    """Begin to start workers, at most so many, on the nodes that have room."""
-
-    most: int
-
-
-@dataclass(frozen=True)
-class Give:
-    """Give a worker a request."""
-
-    worker: int
-    request: Request[object]
-
-
-@dataclass(frozen=True)
-class Dismiss:
-    """Kill a worker."""
-
-    worker: int
-
-
-@dataclass(frozen=True)
-class Share:
-    """Put the parts that came before into the object store, as a model's statistics."""
-
-    subject: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A tensor of what comes next, either way: all in one message would take twice the memory."""
-
-    name: str
-    array: Array
-
-
-Call = Prepare | Hire | Give | Dismiss | Share | Part
-
-
-# What the process sends, besides parts and events; None means only that it is there.
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to `Prepare`, `Share` and `Hire`, which has the numbers of the hired workers."""
-
-    workers: Sequence[int] = ()
-
-
-@contextmanager
-def ray_backend(setup: Setup, ray: Ray, actor: type | None = None) -> Iterator["RayBackend"]:
-    """Start or join Ray, and end or leave it afterwards.
+class Worker:
+    """An evaluator in an actor; it sends tensors as numpy arrays.
 
     Args:
-        setup: What workers are built from.
-        ray: Where Ray is, and what a worker needs of it.
-        actor: The class of the workers, if it is not `ray_process.Worker`.
-
-    Raises:
-        ValueError: If there is no cluster, it does not answer or refuses the token; one line.
+        code: Digest of the driver's source.
+        given: References to the experiment, and to the models if they are sent.
     """
-    backend = RayBackend(ray)
-    try:
-        backend.connect(setup, actor)
-        yield backend
-    finally:
-        backend.close()
+
+    def __init__(self, code: str, given: Sequence[ray.ObjectRef]) -> None:
+        self._desk = Desk(partial(_load, code, given), _fetch)
+
+    def do(self, call: Call, shared: Shared) -> tuple[object, Timing]:
+        """Do a call; see `Desk.do`."""
+        result, timing = self._desk.do(call, shared)
+        return to_arrays(result) if isinstance(result, dict) else result, timing
+
+
+def _load(code: str, given: Sequence[ray.ObjectRef]) -> Evaluator:
+    if code != code_digest():
+        raise ValueError(
+            f"a worker runs different code from the driver ({ROOT / 'search'}): install the "
+            "driver's version on every node"
+        )
+    experiment, *models = ray.get(list(given))
+    weights = [Weights(config, to_tensors(arrays)) for config, arrays in models]
+    return Evaluator(experiment, weights)
+
+
+def _fetch(reference: object) -> object:
+    value = ray.get(reference)
+    return to_tensors(value) if isinstance(value, dict) else value
 
 
 class RayBackend:
-    """Workers that are Ray's actors: one per GPU, or several that divide the cores."""
-
-    def __init__(self, ray: Ray) -> None:
-        self._ray = ray
-        is_local = ray.address == LOCAL
-        self._head, login = (LOCAL, {}) if is_local else _find_cluster(ray.address)
-        self._connection, theirs = Pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), self._head],
-            env=_environment(is_local) | login,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._log,
-            start_new_session=True,  # a terminal's Ctrl-C or hangup must not reach Ray
-        )
-        theirs.close()
-        self._events: list[Event] = []
-        self._parts: Arrays = {}
-        self._silent = 0.0
-
-    def connect(self, setup: Setup, actor: type | None) -> None:
-        """Say what workers are built from, and wait until Ray is ready for them."""
-        windows = tuple(to_arrays(tokens) for tokens in setup.windows)
-        try:
-            self._call(Prepare(replace(setup, windows=()), windows, self._ray, actor))
-        except PoolError as error:
-            raise ValueError(str(error)) from error
-
-    def hire(self, most: int) -> Sequence[int]:
-        """Begin to start workers on the nodes that have room."""
-        return self._call(Hire(most), SILENCE_SECONDS)
-
-    def give(self, worker: int, request: Request[object]) -> None:
-        """Send a request to a worker."""
-        self._send(Give(worker, request))
-
-    def dismiss(self, worker: int) -> None:
-        """Kill a worker's process."""
-        self._send(Dismiss(worker))
-
-    def events(self, seconds: float) -> Sequence[Event]:
-        """Return the events that arrived, waiting at most this long for the first one."""
-        wait = 0.0 if self._events else seconds
-        while self._is_heard(wait, SILENCE_SECONDS):
-            wait = 0.0
-            self._receive()
-        events, self._events = self._events, []
-        return events
-
-    def share(self, request: Request[None]) -> Request[None]:
-        """Put statistics into the object store, which all workers on a node read without a copy."""
-        if not isinstance(request, UseStatistics):
-            return request
-        for name, array in to_arrays(request.tensors).items():
-            self._send(Part(name, array))
-        self._call(Share(request.subject))
-        return replace(request, tensors={})
-
-    def close(self) -> None:
-        """Disconnect; of a local Ray nothing is left."""
-        self._connection.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
-        clear_killed()
-
-    def _send(self, call: Call) -> None:
-        try:
-            self._connection.send(call)
-        except OSError as error:
-            raise self._lost() from error
-
-    def _call(self, call: Call, limit: float = math.inf) -> Sequence[int]:
-        """Send, and return the answer; events that come before it are kept."""
-        self._send(call)
-        while True:
-            if self._is_heard(1.0, limit) and (answer := self._receive()):
-                return answer.workers
-
-    def _is_heard(self, seconds: float, limit: float) -> bool:
-        """Wait for a message; raise PoolError if there was none for the seconds of the limit."""
-        if self._connection.poll(seconds):
-            self._silent = 0.0
-            return True
-        # Counted in waits: the clock runs on while this process is suspended.
-        self._silent += seconds
-        if self._silent > limit:
-            raise PoolError(f"Ray ({self._head}) has not answered for {SILENCE_SECONDS:g} s")
-        return False
-
-    def _receive(self) -> Answer | None:
-        """Take the next message: keep an event, or a part until its reply; return an answer."""
-        try:
-            message = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-        match message:
-            case Answer():
-                return message
-            case Part(name, array):
-                self._parts[name] = array
-            case Reply() if self._parts:
-                self._events.append(replace(message, result=to_tensors(self._parts)))
-                self._parts = {}
-            case Started() | Reply() | Ended():
-                self._events.append(message)
-        return None
-
-    def _lost(self) -> PoolError:
-        """Return why the process ended, from its exit code and what it or Ray wrote."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace")
-        if re.search("AuthenticationError|authentication token", said):
-            return PoolError(
-                f"the Ray cluster at {self._head} refuses this token: set RAY_AUTH_MODE=token, and "
-                "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's"
-            )
-        if "No node info found" in said:
-            return PoolError(
-                f"the Ray cluster at {self._head} has no node on this machine: run the search on "
-                "one of its nodes, or make this one of them with "
-                f"`ray start --address={self._head}`"
-            )
-        reason = (said.strip().splitlines() or ["it gave no reason"])[-1].strip()[:300]
-        code = self._process.returncode
-        if code is not None and code < 0:
-            reason = "the process that is connected to it was killed"
-        if code == -signal.SIGALRM:
-            reason = "it accepts connections but does not answer: is it a live Ray head?"
-        return PoolError(f"Ray ({self._head}) failed: {reason}")
-
-
-def _find_cluster(address: str) -> tuple[str, dict[str, str]]:
-    """Return a cluster's host:port and the environment variables needed to connect to it.
+    """Workers that are Ray's actors: one per GPU, or several that divide the cores.
 
     Args:
-        address: host:port, or `auto`: RAY_ADDRESS, or the file of the last `ray start` here.
-
-    Raises:
-        ValueError: If nothing names a cluster, or nothing listens at its address.
+        head: The address of Ray.
+        experiment: What workers are built from.
+        actor: The class of the workers.
     """
-    login: dict[str, str] = {}
-    source = f"ray.address {address!r}"
-    if address == "auto" and os.environ.get("RAY_ADDRESS", "auto") != "auto":
-        address = os.environ["RAY_ADDRESS"]
-        source = f"RAY_ADDRESS {address!r}"
-    elif address == "auto":
-        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-        path = Path(folder, "ray", "ray_current_cluster")
-        if not path.is_file():
-            raise ValueError(
-                "ray.address 'auto' finds no cluster: RAY_ADDRESS is not set and `ray start` left "
-                "no address here; start one with `ray start --head`, or set ray.address=local"
+
+    def __init__(self, head: str, experiment: Experiment, actor: type = Worker) -> None:
+        config = experiment.config.ray
+        self._head, self._config = head, config
+        self._node = ray.get_runtime_context().get_node_id()
+        # On one machine's CPU all workers share the weights, whatever dtype the files have.
+        sends = config.address == LOCAL and not config.gpus_per_worker
+        models = [_sent(subject) for subject in experiment.subjects] if sends else []
+        resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
+        given = [ray.put(experiment), *models]
+        self._new_actor = partial(ray.remote(**resources)(actor).remote, code_digest(), given)
+        self._actors: dict[int, ray.actor.ActorHandle] = {}
+        self._started = 0
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._trouble = ""
+        self._closing = threading.Event()
+        self._look()
+        self._watch = threading.Thread(target=self._look_again, daemon=True)
+
+    def __enter__(self) -> "RayBackend":
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+
+    def room(self) -> int:
+        """Return how many workers the nodes hold, as of a second ago."""
+        cpus, gpus = self._config.cpus_per_worker, self._config.gpus_per_worker
+        return sum(workers_on(resources, cpus, gpus) for resources in self._nodes)
+
+    def start(self) -> int:
+        """Ask for an actor; until there is room it waits, and is the autoscaler's demand."""
+        self._started += 1
+        self._actors[self._started] = self._new_actor()
+        return self._started
+
+    def stop(self, worker: int) -> None:
+        """Kill a worker's process."""
+        if actor := self._actors.pop(worker, None):
+            ray.kill(actor, no_restart=True)
+
+    def call(self, worker: int, call: Call, shared: Shared) -> None:
+        """Send a call to a worker."""
+        future = self._actors[worker].do.remote(call, shared).future()
+        # In a thread of Ray's.
+        future.add_done_callback(lambda done: self._events.put(_event(worker, done)))
+
+    def events(self, seconds: float) -> Sequence[Event]:
+        """Return the events that arrived, waiting at most this long for the first one.
+
+        Raises:
+            PoolError: If Ray is lost.
+        """
+        found = []
+        with suppress(Empty):
+            found.append(
+                self._events.get(timeout=seconds) if seconds else self._events.get_nowait()
             )
-        address = path.read_text(encoding="utf-8").strip()
-        source = f"{path}, {address!r},"
-        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-        if "RAY_AUTH_MODE" not in os.environ and ("RAY_AUTH_TOKEN" in os.environ or token.exists()):
-            login = {"RAY_AUTH_MODE": "token"}  # as `ray start` does
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", address):
-        raise ValueError(
-            f"{source} must be local, auto or host:port, the address that `ray start --head` prints"
-        )
-    host, _, port = address.rpartition(":")
+            while True:
+                found.append(self._events.get_nowait())
+        if self._trouble:
+            raise PoolError(f"Ray ({self._head}) failed: {self._trouble}")
+        return found
+
+    def share(self, value: object) -> object:
+        """Put a value into the object store, which all workers on a node read without a copy."""
+        return ray.put(to_arrays(value) if isinstance(value, Mapping) else value)
+
+    def _look(self) -> None:
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        self._nodes = list(nodes.values())
+        if self._node not in nodes:
+            self._trouble = "its node on this machine is gone"
+
+    def _look_again(self) -> None:
+        """Look at the nodes every second, and tell the guard that Ray still answers."""
+        while not self._closing.wait(_LOOK_SECONDS):
+            try:
+                self._look()
+            except Exception as error:  # noqa: BLE001 - of whatever kind, Ray does not answer
+                self._trouble = _line(error)
+            guard.tell("answers")
+
+
+def _event(worker: int, done: "Future[tuple[object, Timing]]") -> Event:
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _END_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or "
-            "set ray.address=local"
-        ) from error
-    return address, login
+        result, timing = done.result()
+    except ray.exceptions.RayError as error:
+        return Event(worker, _fault_of(error))
+    return Event(worker, to_tensors(result) if isinstance(result, dict) else result, timing)
 
 
-def _environment(is_local: bool) -> dict[str, str]:
-    """Return the environment of the process: ours, and for a local Ray without others' addresses.
+def _fault_of(error: Exception) -> Fault:
+    """Return the fault behind an error that Ray raised in place of a call's result."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return Fault("no memory on node", "Ray killed it: its node lacked memory")
+    unable = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError)
+    if unable or getattr(error, "actor_init_failed", False):
+        # For example, a node without this project, or with other versions of its dependencies.
+        return Fault("refused", _line(error))
+    if isinstance(error, ray.exceptions.RayActorError):
+        return Fault("lost", "its process or its node was lost")
+    return Fault("lost", f"Ray has no result for it ({type(error).__name__})")
 
-    RAY_ADDRESS and the like are dropped; settings, which are lower case after RAY_, are kept.
-    """
-    fixed = {
-        **LOOPBACK,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # It finds what we find, and our own package first.
-        "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *filter(None, sys.path)]),
-    }
-    if not is_local:
-        return os.environ | fixed
-    inherited = {k: v for k, v in os.environ.items() if not re.match("RAY_[A-Z]", k)}
-    login = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # At Ray's default of 15, a worker that competes for a core gets a fiftieth of it.
-    defaults = {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    return defaults | inherited | fixed | login
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]
+
+
+def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """Return how many workers with these CPUs and GPUs each fit on a node's resources."""
+    by_cpu = int(resources.get("CPU", 0) // cpus)
+    if not gpus:
+        return by_cpu
+    devices = int(resources.get("GPU", 0))
+    # The small term guards against rounding: 1 / 0.1 must give ten.
+    by_gpu = devices * int(1 / gpus + 1e-9) if gpus < 1 else devices // int(gpus)
+    return min(by_cpu, by_gpu)
+
+
+# What is sent
+
+
+def _sent(subject: Subject) -> ray.ObjectRef:
+    """Return a reference to a model's config and tensors in the object store."""
+    model = load_model(subject.model, subject.dtype, "cpu")
+    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    return ray.put((model.config.to_dict(), to_arrays(tensors)))
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
@@ -353,38 +212,10 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in bits.items()}
 
 
-def to_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+def to_tensors(arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
     """Return tensors that share the arrays' memory."""
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    # torch warns that the object store's memory is read-only; nothing here writes to it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {k: t.view(torch.bfloat16) if t.dtype == torch.int16 else t for k, t in tensors.items()}
-
-
-def clear_killed() -> None:
-    """Remove what local Rays have left whose process was killed: other processes, and the folder.
-
-    The process is named by the folder, and leads the session of all others.
-    """
-    for folder in FOLDERS.glob("prunevolve-*-*"):
-        leader = folder.name.split("-")[1]
-        if leader.isdecimal() and not psutil.pid_exists(int(leader)):
-            kill_session(int(leader))
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def kill_session(leader: int) -> None:
-    """Kill the processes of a session, except this one; also those that are forked meanwhile."""
-    for _ in range(50):
-        if not (members := list(_session(leader))):
-            return
-        for process in members:
-            with suppress(psutil.Error):
-                process.kill()
-        time.sleep(0.1)
-
-
-def _session(leader: int) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            is_other = os.getsid(process.pid) == leader and process.pid != os.getpid()
-            if is_other and process.status() != psutil.STATUS_ZOMBIE:
-                yield process

@@ -1,105 +1,75 @@
-"""The pool: workers that come and go, the requests they do, and whom a fault is blamed on.
+"""The pool: workers that come and go, and the calls that they do.
 
-A worker that is lost, runs out of memory or does not answer in time is dismissed, and its job goes
-to another. A candidate that has used up all tries but one is *suspected*, and set aside until
-another job is answered: then the workers are known to work, and if the candidate fails once more,
-it is the cause. If no other job can settle this, a baseline is evaluated. If the baseline fails as
-often, or several candidates in a row are suspected, the pool itself is broken and none is blamed.
+A worker that is lost, runs out of memory or does not answer in time is stopped, and its job goes to
+another; `Jobs` decides whom a fault is blamed on.
 """
 
 import time
-from bisect import insort
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
-from typing import cast
+from typing import Protocol, cast
 
-from prunevolve.command_line import Resumable
+from torch import Tensor
+
+from prunevolve.command_line import check_interrupt
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.fitness import Setup
-from prunevolve.search.pool.requests import (
-    Backend,
-    CollectStatistics,
-    Ended,
-    Evaluate,
-    Event,
-    Fault,
-    FaultKind,
-    Reply,
-    Request,
-    Result,
-    Started,
-    Timing,
-    UseScale,
-    UseStatistics,
-    WindowLosses,
-)
-from prunevolve.search.population import Candidate, Outcome
-
-MOST = {"lost": 8, "crowded": 5, "exhausted": 3, "late": 3}
-"""How often a job may meet a fault of each kind; its last try follows a success elsewhere."""
-
-MOST_SUSPECTS = 5
-"""Candidates that may be suspected in a row, with no candidate evaluated in between."""
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.pool.jobs import MOST, Arrival, Job, Jobs, PoolError
+from prunevolve.search.pool.worker import LOAD, PLACE, Call, Fault, Loaded, Shared, Timing
+from prunevolve.search.population import Candidate
+from prunevolve.search.scale import Scale
 
 MOST_STARTS = 3
 """Workers that may fail to start in a row while there is no other worker."""
 
 GRACE, FACTOR = 20.0, 10.0
-"""A request counts as hung after GRACE seconds plus FACTOR times its expected duration."""
+"""A call is given GRACE seconds plus FACTOR times its expected duration."""
 
 _BACKWARD = 6
 """The cost of collecting statistics per token, in forward passes: an upper bound."""
 
 _STEP_SECONDS = 0.5
 
-_LOOK_SECONDS = 2.0
-"""Seconds between two attempts to hire."""
-
-_LONGEST_LOOK = 60.0
-"""The upper limit of this interval, which doubles with each worker that fails to start; also the
-interval after a worker that was ended because its node lacked memory."""
+_LONGEST_BREAK = 60.0
+"""The upper limit of the seconds before the next start, which double with each worker that fails to
+start; also the seconds after a worker was killed because its node lacked memory."""
 
 _LONGEST_TICK = 5.0
-"""Seconds that one tick counts at most: nobody is late because this process was suspended."""
-
-_NO_LIMIT = 10**5
-
-_BASELINE = Evaluate(Candidate(-1, BASELINES["wanda"].criterion))
+"""Seconds that one tick counts at most: no timeout because this process was suspended."""
 
 
-class PoolError(Resumable):
-    """The workers are gone or unusable; the run can be resumed once they are back."""
+class Backend(Protocol):
+    """Workers somewhere, each identified by a number that is never reused."""
 
+    def room(self) -> int:
+        """Return how many workers there can be now."""
 
-class CallError(RuntimeError):
-    """A request that the run cannot do without failed for a reason of its own, not a worker's.
+    def start(self) -> int:
+        """Begin to start a worker; return its number."""
 
-    Attributes:
-        trace: The traceback in the worker.
-    """
+    def stop(self, worker: int) -> None:
+        """End a worker at once, whatever it is doing; what it still sends is ignored."""
 
-    def __init__(self, message: str, trace: str) -> None:
-        super().__init__(message)
-        self.trace = trace
+    def call(self, worker: int, call: Call, shared: Shared) -> None:
+        """Give an idle worker a call."""
+
+    def events(self, seconds: float) -> Sequence["Event"]:
+        """Return what came since the last time, waiting at most this long for the first."""
+
+    def share(self, value: object) -> object:
+        """Return what stands for a value in `Shared`."""
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """An outcome that arrived from a worker.
+class Event:
+    """A worker's result of a call, or a `Fault`."""
 
-    Attributes:
-        index: The candidate's index.
-        timing: What is not reproducible.
-        trace: The traceback of a candidate that failed, if there is one.
-    """
-
-    index: int
-    outcome: Outcome
-    timing: Timing
-    trace: str = ""
+    worker: int
+    result: object
+    timing: Timing = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +79,7 @@ class Staff:
     Attributes:
         ready: How many can evaluate.
         busy: How many of those are working.
-        starting: How many are loading models or statistics.
+        starting: How many wait for room or load models.
         faults: Number of faults so far, by kind.
         trouble: The latest fault, in one line.
     """
@@ -122,53 +92,20 @@ class Staff:
 
 
 @dataclass(eq=False)
-class _Job:
-    """A request that needs a result, from any worker.
-
-    Attributes:
-        number: Its position in the order of arrival; -1 for the baseline.
-        faults: How often it met each kind of fault.
-        result: A value or a fault, final once it is done.
-    """
-
-    request: Request[object]
-    number: int
-    faults: Counter[str] = field(default_factory=Counter)
-    result: object = None
-    timing: Timing = field(default_factory=dict)
-    done: bool = False
-
-    @property
-    def candidate(self) -> Candidate | None:
-        """The candidate of the search that it evaluates; it may fail without ending the run."""
-        if isinstance(self.request, Evaluate) and self.request is not _BASELINE:
-            return self.request.candidate
-        return None
-
-    def reason(self, fault: Fault) -> str:
-        """Return why it failed; the text is the same wherever and whenever it happens."""
-        times = self.faults[fault.kind]
-        if fault.kind in ("lost", "crowded"):
-            return f"ended every worker that it was given to, {times} of {times}: {fault.reason}"
-        return f"{fault.reason}, {times} times" if times > 1 else fault.line
-
-
-@dataclass(eq=False)
 class _Worker:
-    """A worker that is starting, waiting or doing a request.
+    """A worker that waits for room, loads, waits for a call or does one.
 
     Attributes:
-        due: When it must have started, or finished its request.
+        call: What it does now.
+        due: When that must be done; None until there is room for the worker.
+        job: The job that its call belongs to; None while it starts.
         ready: Whether it holds its models.
-        prepared: How many of the pool's preparations it has done.
-        job: The job that its request belongs to; None for a preparation.
     """
 
-    due: float
+    call: Call | None = PLACE
+    due: float | None = None
+    job: Job | None = None
     ready: bool = False
-    prepared: int = 0
-    request: Request[object] | None = None
-    job: _Job | None = None
 
 
 class Pool:
@@ -176,10 +113,7 @@ class Pool:
 
     Args:
         backend: Where they live.
-        setup: What they are built from.
-        workers: The most to hire; None for as many as there is room for, now and later.
-        wait_seconds: How long to go on without any worker that can evaluate.
-        start_seconds: How long a worker may take to start.
+        experiment: What they are built from.
         clock: Seconds since any fixed time.
         say: Called with a line to show to the user.
     """
@@ -187,38 +121,28 @@ class Pool:
     def __init__(
         self,
         backend: Backend,
-        setup: Setup,
-        workers: int | None,
-        wait_seconds: float,
-        start_seconds: float,
+        experiment: Experiment,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._backend, self._setup = backend, setup
-        self._most = _NO_LIMIT if workers is None else workers
-        self._wait_seconds, self._start_seconds = wait_seconds, start_seconds
+        self._backend, self._experiment, self._ray = backend, experiment, experiment.config.ray
         self._clock, self._last_tick, self._now = clock, clock(), 0.0
         self._say, self._last_message = say, ""
         self._workers: dict[int, _Worker] = {}
-        self._digests: tuple[str, ...] | None = None
-        self._preparations: list[Request[None]] = []
-        self._failed_starts: list[FaultKind] = []
-        self._next_look = self._alone_since = 0.0
-        self._numbers = count()
-        self._queue: list[_Job] = []
-        self._suspects: list[_Job] = []
-        self._in_a_row: set[_Job] = set()
-        self._arrivals: deque[Arrival] = deque()
+        self._loaded: Loaded | None = None
+        self._shared: dict[tuple[str, *tuple[int, ...]], object] = {}
+        self._failed_starts: list[str] = []
+        self._next_start = self._alone_since = 0.0
+        self._jobs = Jobs(self._evaluation(_BASELINE))
         self._faults: Counter[str] = Counter()
         self._trouble = ""
-        self._pace = self._longest = 0.0
-        self._count: Callable[[], object] = lambda: None
+        self._longest = 0.0
 
     # What the search calls
 
     def submit(self, candidate: Candidate) -> None:
         """Queue a candidate without waiting; an idle worker gets it at once."""
-        self._enqueue(Evaluate(candidate))
+        self._jobs.add(self._evaluation(candidate), candidate)
         self._tick()
         self._assign()
 
@@ -228,69 +152,103 @@ class Pool:
         Raises:
             PoolError: If there is no worker and none comes, or no worker functions.
         """
-        self._turn(0.0 if self._arrivals else _STEP_SECONDS)
-        return self._arrivals.popleft() if self._arrivals else None
+        arrivals = self._jobs.arrivals
+        self._turn(0.0 if arrivals else _STEP_SECONDS)
+        return arrivals.popleft() if arrivals else None
 
-    def ask(self, requests: Sequence[Request[Result]]) -> list[Result]:
-        """Return the results of requests that the run cannot do without, in order.
+    def losses(
+        self, wanted: Sequence[tuple[int, str, Criterion | None]]
+    ) -> list[list[float] | None]:
+        """Return each window's mean NLL in nats per token, for tasks, texts and criteria.
+
+        Without a criterion, the dense model's; None where one is degenerate on the model.
 
         Raises:
-            ValueError: If a request had a wrong value; one line.
-            CallError: If a request failed for a reason of its own.
+            ValueError: If a value is wrong; one line.
+            CallError: If a call failed for a reason of its own.
             PoolError: As in `next_outcome`.
         """
-        jobs = [self._enqueue(request) for request in requests]
-        while not all(job.done for job in jobs):
-            self._turn(_STEP_SECONDS)
-        return [cast(Result, job.result) for job in jobs]
+        return [
+            cast("list[float] | None", result)
+            for result in self._results(
+                Call("losses", one, 2 * self._tokens(one[0], one[1])) for one in wanted
+            )
+        ]
+
+    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
+        """Return a model's statistics, by `X/layer`; raises as `losses` does."""
+        windows = self._experiment.subjects[subject].windows["calibration"]
+        tokens = _BACKWARD * windows.tokens.numel()
+        (found,) = self._results([Call("collect_statistics", (subject,), tokens)])
+        return cast("dict[str, Tensor]", found)
+
+    def probe_tensors(self, subject: int) -> dict[str, Tensor]:
+        """Return the fingerprint's probe of a model; raises as `losses` does."""
+        (found,) = self._results([Call("probe_tensors", (subject,))])
+        return cast("dict[str, Tensor]", found)
+
+    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Let all workers use a model's statistics from now on."""
+        self._shared["use_statistics", subject] = self._backend.share(tensors)
+
+    def use_scale(self, scale: Scale) -> None:
+        """Let all workers measure candidates on this scale from now on."""
+        self._shared["use_scale",] = self._backend.share(scale)
 
     @contextmanager
     def counting(self, count: Callable[[], object]) -> Iterator[None]:
-        """Call a function for each answer to `ask` inside the context."""
-        before, self._count = self._count, count
+        """Call a function for each result of `losses` inside the context."""
+        before, self._jobs.count = self._jobs.count, count
         try:
             yield
         finally:
-            self._count = before
+            self._jobs.count = before
 
-    def prepare(self, request: UseStatistics | UseScale) -> None:
-        """Give statistics or a scale to every worker, now or before its first job."""
-        self._preparations.append(self._backend.share(request))
-        self._assign()
-
-    def model_digest(self, subject: int) -> str:
-        """Return a hash of those dense weights that get pruned, the same in all workers."""
-        while self._digests is None:
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Hashes of those dense weights of the models that get pruned; waits for a worker."""
+        while self._loaded is None:
             self._turn(_STEP_SECONDS)
-        return self._digests[subject]
+        return self._loaded.digests
 
     @property
     def staff(self) -> Staff:
         """The current workers, and the faults so far."""
-        fit = [worker for worker in self._workers.values() if self._is_fit(worker)]
-        busy = sum(worker.job is not None for worker in fit)
-        starting = len(self._workers) - len(fit)
-        return Staff(len(fit), busy, starting, dict(self._faults), self._trouble)
+        ready = [worker for worker in self._workers.values() if worker.ready]
+        busy = sum(worker.job is not None for worker in ready)
+        starting = len(self._workers) - len(ready)
+        return Staff(len(ready), busy, starting, dict(self._faults), self._trouble)
 
-    def _enqueue(self, request: Request[object]) -> _Job:
-        job = _Job(request, next(self._numbers))
-        self._queue.append(job)
-        return job
+    def _results(self, calls: Iterable[Call]) -> list[object]:
+        jobs = [self._jobs.add(call) for call in calls]
+        while not all(job.done for job in jobs):
+            self._turn(_STEP_SECONDS)
+        return [job.result for job in jobs]
 
-    # One turn: workers are hired, get work, report, are dismissed
+    def _evaluation(self, candidate: Candidate) -> Call:
+        tasks = self._experiment.tasks_of("fitness")
+        tokens = sum(self._tokens(task, "fitness") for task in tasks)
+        return Call("evaluate", (candidate,), tokens)
+
+    def _tokens(self, task: int, role: str) -> int:
+        subject = self._experiment.subjects[self._experiment.subject_of[task]]
+        return subject.windows[role].tokens.numel()
+
+    # One turn: workers are started, get work, answer, are stopped
 
     def _turn(self, seconds: float) -> None:
+        check_interrupt()
         self._tick()
-        self._hire()
+        self._start()
         self._assign()
         events = self._backend.events(seconds)
         self._tick()
         for event in events:
-            if event.worker in self._workers:  # it may have been dismissed meanwhile
+            if event.worker in self._workers:  # it may have been stopped meanwhile
                 self._take(event, self._workers[event.worker])
         self._assign()  # before the driver turns to anything else
-        self._dismiss_late()
-        if not self._arrivals:
+        self._stop_late()
+        if not self._jobs.arrivals:
             self._check_workers()
 
     def _tick(self) -> None:
@@ -299,59 +257,43 @@ class Pool:
         self._now += min(clock - self._last_tick, _LONGEST_TICK)
         self._last_tick = clock
 
-    def _hire(self) -> None:
-        """Hire as many workers as are wanted and fit, if the next attempt is due."""
-        wanted = self._most - len(self._workers)
-        if self._now < self._next_look or wanted <= 0 or self._is_refused or self._waited_enough:
+    def _start(self) -> None:
+        """Start the workers that are wanted; those for whom there is no room yet wait."""
+        most = self._backend.room() if self._ray.workers is None else max(1, self._ray.workers)
+        waiting = [number for number, worker in self._workers.items() if worker.due is None]
+        for number in waiting[: max(0, len(self._workers) - most)]:  # a node is gone
+            self._backend.stop(number)
+            del self._workers[number]
+        if self._now < self._next_start or self._is_refused:
             return
-        self._next_look = self._now + _LOOK_SECONDS
-        for number in self._backend.hire(wanted):
-            self._workers[number] = _Worker(self._now + self._start_seconds)
+        for _ in range(most - len(self._workers)):
+            number = self._backend.start()
+            self._workers[number] = _Worker()
+            self._backend.call(number, PLACE, {})
         if not self._workers:
             self._tell("no room for a worker now")
 
     def _assign(self) -> None:
         for number, worker in self._workers.items():
-            if not worker.ready or worker.request:
+            if worker.call or not (job := self._jobs.next()):
                 continue
-            if not self._is_fit(worker):
-                worker.request, seconds = self._preparations[worker.prepared], self._start_seconds
-            elif job := self._next_job():
-                worker.job, worker.request, seconds = job, job.request, self._allowed(job)
-            else:
-                continue
-            worker.due = self._now + seconds
-            self._backend.give(number, worker.request)
+            worker.job, worker.call = job, job.call
+            worker.due = self._now + self._allowed(job)
+            self._backend.call(number, job.call, dict(self._shared))
 
-    def _next_job(self) -> _Job | None:
-        """Return the next job in order of arrival; a baseline if only it can settle a suspicion."""
-        if self._queue:
-            return self._queue.pop(0)
-        if self._suspects and not any(worker.job for worker in self._workers.values()):
-            return _Job(_BASELINE, -1)
-        return None
+    def _allowed(self, job: Job) -> float:
+        """Return the seconds after which a job's call times out; they double each time."""
+        assert self._loaded
+        all_tokens = self._evaluation(_BASELINE).tokens
+        expected = max(self._loaded.seconds * job.call.tokens / max(1, all_tokens), self._longest)
+        return float((GRACE + FACTOR * expected) * 2 ** job.faults["timeout"])
 
-    def _allowed(self, job: _Job) -> float:
-        """Return the seconds after which a job counts as hung; they double at each timeout."""
-        expected = max(self._pace * self._tokens(job.request), self._longest)
-        return float((GRACE + FACTOR * expected) * 2 ** job.faults["late"])
-
-    def _tokens(self, request: Request[object]) -> int:
-        """Return roughly how many tokens pass through a model."""
-        windows, tasks = self._setup.windows, self._setup.tasks
-        match request:
-            case CollectStatistics(subject):
-                return _BACKWARD * windows[subject]["calibration"].numel()
-            case WindowLosses(task, role):
-                return 2 * windows[tasks[task].subject][role].numel()
-        return sum(windows[task.subject]["fitness"].numel() for task in tasks)
-
-    def _dismiss_late(self) -> None:
-        """Dismiss the workers that should have started or answered by now."""
+    def _stop_late(self) -> None:
+        """Stop the workers that should have started or answered by now."""
         for number, worker in list(self._workers.items()):
-            if self._now > worker.due and (worker.request or not worker.ready):
-                missed = "no answer" if worker.request else "did not start"
-                self._dismiss(number, Fault("late", f"timeout: {missed} in time"))
+            if worker.due is not None and worker.call and self._now > worker.due:
+                missed = "no answer" if worker.ready else "did not start"
+                self._stop(number, Fault("timeout", f"timeout: {missed} in time"))
 
     def _check_workers(self) -> None:
         """Check that there are workers, or that some may still come.
@@ -359,146 +301,80 @@ class Pool:
         Raises:
             PoolError: If there are none, and the limits on waiting and on failed starts are hit.
         """
-        if any(self._is_fit(worker) for worker in self._workers.values()):
+        if any(worker.ready for worker in self._workers.values()):
             self._alone_since = self._now
-        if self._workers:
-            return  # starting workers have a deadline
+        if any(worker.due is not None for worker in self._workers.values()):
+            return  # those that load have a deadline
         if self._is_refused:
             raise PoolError(f"no worker could be started: {self._trouble}")
         why = f"; the last fault: {self._trouble}" if self._trouble else ""
         if "memory" in self._trouble:
             why += ": set low_memory=true or fewer ray.workers"
-        failed = sum(kind not in ("lost", "crowded") for kind in self._failed_starts)
+        failed = sum(kind not in ("lost", "no memory on node") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
             raise PoolError(f"no worker could be started, {failed} times{why}")
-        if self._waited_enough:
-            raise PoolError(f"no worker for {self._wait_seconds:g} s (ray.wait_seconds){why}")
-
-    @property
-    def _waited_enough(self) -> bool:
-        return self._now - self._alone_since > self._wait_seconds
+        if self._now - self._alone_since > self._ray.wait_seconds:
+            raise PoolError(f"no worker for {self._ray.wait_seconds:g} s (ray.wait_seconds){why}")
 
     @property
     def _is_refused(self) -> bool:
         """Whether a worker rejected a value before any was ready: the next one would, too."""
-        return self._digests is None and "refused" in self._failed_starts
+        return self._loaded is None and "refused" in self._failed_starts
 
-    def _is_fit(self, worker: _Worker) -> bool:
-        """Whether a worker can evaluate: it holds the models and is prepared."""
-        return worker.ready and worker.prepared == len(self._preparations)
-
-    # What workers report
+    # What workers answer
 
     def _take(self, event: Event, worker: _Worker) -> None:
-        match event:
-            case Ended(number, fault):
-                self._remove(number, fault)
-            case Started(number, digests) if self._digests not in (None, digests):
-                reason = f"its models are not the run's: {digests}, not {self._digests}"
-                self._dismiss(number, Fault("refused", reason))
-            case Started(_, digests, seconds):
-                self._digests = digests
-                self._pace = max(self._pace, seconds / max(1, self._tokens(_BASELINE)))
+        call, job = worker.call, worker.job
+        worker.call = worker.job = None
+        match event.result:
+            case Fault() as fault if fault.kind in MOST or not job:
+                worker.call, worker.job = call, job
+                self._stop(event.worker, fault)
+            case Loaded() as loaded if self._loaded and loaded.digests != self._loaded.digests:
+                reason = f"its models are not the run's: {loaded.digests}"
+                self._stop(event.worker, Fault("refused", reason))
+            case Loaded() as loaded:
+                self._loaded = self._loaded or loaded
                 worker.ready = True
-                self._note_fit(worker)
-            # The worker, not the job, is at fault.
-            case Reply(number, Fault() as fault) if fault.kind in MOST or not worker.job:
-                self._dismiss(number, fault)
-            case Reply(number, result, timing):
-                job, worker.job, worker.request = worker.job, None, None
-                if job:
-                    job.timing = {**timing, "worker": number}
-                    self._answer(job, result)
-                else:
-                    worker.prepared += 1
-                    self._note_fit(worker)
+                self._failed_starts.clear()
+            case None if call == PLACE:
+                worker.call, worker.due = LOAD, self._now + self._ray.start_seconds
+                self._backend.call(event.worker, LOAD, dict(self._shared))
+            case result if job:
+                job.timing = {**event.timing, "worker": event.worker}
+                if isinstance(result, Fault):
+                    self._faults[result.kind] += 1
+                elif job.candidate:
+                    self._longest = max(self._longest, event.timing.get("seconds", 0.0))
+                self._jobs.answer(job, result)
 
-    def _note_fit(self, worker: _Worker) -> None:
-        if self._is_fit(worker):
-            self._failed_starts.clear()
-
-    def _dismiss(self, number: int, fault: Fault) -> None:
-        self._backend.dismiss(number)
-        self._remove(number, fault)
-
-    def _remove(self, number: int, fault: Fault) -> None:
-        """Remove a worker that has ended; its job, if it had one, met the fault."""
+    def _stop(self, number: int, fault: Fault) -> None:
+        """Stop a worker, or forget one that has ended; its job, if it had one, met the fault."""
+        self._backend.stop(number)
         worker = self._workers.pop(number)
         self._faults[fault.kind] += 1
         self._trouble = fault.line
-        if not self._is_fit(worker):
-            self._failed_starts.append(fault.kind)
-            self._next_look = self._now + min(_LONGEST_LOOK, 2.0 ** len(self._failed_starts))
-        else:
+        lacks_memory = fault.kind == "no memory on node" and self._workers
+        pause = _LONGEST_BREAK if lacks_memory else 0.0
+        if worker.ready:
             self._failed_starts.clear()
-            lacks_memory = fault.kind == "crowded" and self._workers
-            self._next_look = self._now + (_LONGEST_LOOK if lacks_memory else 0.0)
+        else:
+            self._failed_starts.append(fault.kind)
+            pause = min(_LONGEST_BREAK, 2.0 ** len(self._failed_starts))
+        self._next_start = self._now + pause
         if not self._is_refused:
             self._tell(f"a worker ended: {fault.line}")
         if worker.job:
-            self._retry(worker.job, fault)
+            self._jobs.retry(worker.job, fault)
 
     def _tell(self, message: str) -> None:
         """Show what happened, unless it repeats the last message."""
         if not self._workers:
-            message += f"; waiting {self._wait_seconds:g} s for one (ray.wait_seconds)"
+            message += f"; waiting {self._ray.wait_seconds:g} s for one (ray.wait_seconds)"
         if message != self._last_message:
             self._last_message = message
             self._say(message)
 
-    # Whom a fault is blamed on
 
-    def _retry(self, job: _Job, fault: Fault) -> None:
-        """Queue a job again, ahead of all later ones; set it aside, or end it after its last try.
-
-        Raises:
-            PoolError: If this shows that the pool is broken.
-        """
-        job.faults[fault.kind] += 1
-        left = MOST[fault.kind] - job.faults[fault.kind]
-        if left > 1 or (left == 1 and not job.candidate):
-            self._requeue(job)
-        elif left == 1:
-            self._suspects.append(job)
-            self._in_a_row.add(job)
-            if len(self._in_a_row) >= MOST_SUSPECTS:
-                raise PoolError(
-                    f"no worker functions: {MOST_SUSPECTS} candidates in a row, the last of them "
-                    f"{job.reason(fault)}"
-                )
-        elif job.candidate:
-            self._end(job, fault)
-        else:
-            raise PoolError(f"no worker functions: {job.reason(fault)}")
-
-    def _requeue(self, job: _Job) -> None:
-        insort(self._queue, job, key=lambda queued: queued.number)
-
-    def _answer(self, job: _Job, result: object) -> None:
-        """Note that a worker answered, whatever the result: suspects get their last try."""
-        if isinstance(result, Fault):
-            self._faults[result.kind] += 1
-        elif job.candidate:
-            self._longest = max(self._longest, job.timing.get("seconds", 0.0))
-            self._in_a_row.clear()
-        while self._suspects:
-            self._requeue(self._suspects.pop())
-        if job.request is not _BASELINE:
-            self._end(job, result)
-
-    def _end(self, job: _Job, result: object) -> None:
-        """Deliver the final result of a job: a value or a fault."""
-        job.result, job.done = result, True
-        if job.candidate:
-            outcome, trace = result, ""
-            if isinstance(result, Fault):
-                outcome, trace = Outcome("failed", reason=job.reason(result)), result.trace
-            assert isinstance(outcome, Outcome)
-            self._arrivals.append(Arrival(job.candidate.index, outcome, job.timing, trace))
-        elif isinstance(result, Fault):
-            failed = f"a worker failed in {type(job.request).__name__}"
-            if result.kind == "refused":
-                raise ValueError(f"{failed}: {result.reason}")
-            raise CallError(f"{failed}: {job.reason(result)}", result.trace)
-        else:
-            self._count()
+_BASELINE = Candidate(-1, BASELINES["wanda"].criterion)
+"""What is evaluated to see whether the workers work."""

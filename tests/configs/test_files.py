@@ -17,33 +17,21 @@ def write(tmp_path):
     return written
 
 
-@pytest.mark.parametrize("name", files.shipped())
-def test_load_finds_a_shipped_experiment_by_name_from_anywhere(name, tmp_path, monkeypatch):
-    expected = schema.load(files.FOLDER / f"{name}.yaml", [])
+def test_load_finds_a_shipped_experiment_from_anywhere_but_prefers_a_file(
+    write, tmp_path, monkeypatch
+):
+    expected = schema.load(files.FOLDER / "paper.yaml", [])
     monkeypatch.chdir(tmp_path)
-    (tmp_path / name).mkdir()  # a folder is no config
-    assert schema.load(name, []) == expected
-
-
-def test_load_prefers_a_file_to_a_shipped_experiment_of_its_name(write, tmp_path, monkeypatch):
+    (tmp_path / "paper").mkdir()  # a folder is no config
+    assert schema.load("paper", []) == expected
+    (tmp_path / "paper").rmdir()
     write("paper", {"base": "embedded", "search": {"seed": 5}})
-    monkeypatch.chdir(tmp_path)
     assert schema.load("paper", []).search.seed == 5
 
 
-def test_load_of_an_unknown_name_gives_a_near_match_and_the_list():
-    assert refusal(schema.load, "smollm2_135", []) == (
-        "config 'smollm2_135' is neither a file nor a shipped experiment: did you mean "
-        f"smollm2_135m? give a file or one of {', '.join(files.shipped())}"
-    )
-    too_long = refusal(schema.load, "x" * 300, [])
-    assert "is neither a file nor a shipped experiment: give a file or one of" in too_long
-
-
 def test_mappings_of_a_base_are_merged_key_by_key_and_lists_are_replaced(write):
-    write("below.yaml", {"base": "smollm2_135m", "search": {"seed": 3, "stages": [1]}})
-    above = {"search": {"stages": [2, 3]}, "fitness": {"windows": 7}}
-    path = write("above.yaml", {"base": "below.yaml", **above})
+    above = {"search": {"seed": 3, "stages": [2, 3]}, "fitness": {"windows": 7}}
+    path = write("above.yaml", {"base": "smollm2_135m", **above})
     config, shipped = schema.load(path, []), schema.load("smollm2_135m", [])
     assert config.search == shipped.search.model_copy(update={"seed": 3, "stages": [2, 3]})
     assert config.fitness == shipped.fitness.model_copy(update={"windows": 7})
@@ -52,36 +40,19 @@ def test_mappings_of_a_base_are_merged_key_by_key_and_lists_are_replaced(write):
 
 def test_overrides_go_over_the_base_also_into_its_lists(write):
     path = write("c.yaml", {"base": "smollm2_135m"})
-    text = schema.load(path, ["fitness.mix.0.corpus=valid.txt"]).fitness
-    assert [part.corpus for part in text.mix] == ["valid.txt", "embedded"]
-
-
-def test_null_takes_a_value_of_the_base_away(write):
-    mix = [{"corpus": "embedded", "split": "fitness"}]
-    path = write(
-        "c.yaml", {"base": "embedded", "fitness": {"corpus": None, "split": None, "mix": mix}}
-    )
-    assert [part.split for part in schema.load(path, []).fitness.parts] == ["fitness"]
+    assert schema.load(path, ["fitness.corpus.0=valid.txt"]).fitness.corpus == [
+        "valid.txt",
+        "embedded",
+    ]
 
 
 def test_base_is_looked_for_beside_the_file_that_names_it(write, tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
-    write("deep/below.yaml", {"base": "embedded", "search": {"seed": 9}})
+    plain = schema.load(None, []).model_dump(mode="json")
+    write("deep/below.yaml", plain | {"search": {"seed": 9}})
     write("deep/above.yaml", {"base": "below.yaml"})
-    write("below.yaml", {"base": "embedded", "search": {"seed": 1}})
     monkeypatch.chdir(tmp_path)
     assert schema.load("deep/above.yaml", []).search.seed == 9
-
-
-def test_task_takes_model_and_texts_of_its_base_and_keeps_its_own_keys(write):
-    task = {"base": "embedded", "sparsity": 0.3, "fitness": {"windows": 16}}
-    path = write("c.yaml", {"base": "smollm2_135m", "tasks": [{}, task]})
-    first, second = schema.load(path, []).all_tasks
-    embedded = schema.load("embedded", [])
-    assert first.model == "models/smollm2-135m"
-    assert (second.model, second.dtype, second.sparsity) == ("embedded", "float32", 0.3)
-    assert second.fitness == embedded.fitness.model_copy(update={"windows": 16})
-    assert second.report == embedded.report
 
 
 @pytest.mark.parametrize(
@@ -89,37 +60,47 @@ def test_task_takes_model_and_texts_of_its_base_and_keeps_its_own_keys(write):
     [
         ({"base": 5}, "{path}: base must name a config, got '5'"),
         (
-            {"base": "embedded", "tasks": [{"base": {}}]},
-            "{path}: tasks.0.base must name a config, got '{{}}'",
+            {"base": "embeded"},
+            "{path.parent}/embeded cannot be read: No such file or directory; did",
         ),
-        ({"base": "embeded"}, "'embeded' is neither a file nor a shipped experiment: did you mean"),
-        ({"base": "gone.yaml"}, "{path.parent}/gone.yaml cannot be read: No such file or directo"),
-        (
-            {"base": "embedded", "fitness": {"base": "paper"}},
-            "{path}: fitness.base is an unknown key; ",
-        ),
+        ({"base": "paper"}, "{path}: its base paper must have no base itself, got 'embedded': "),
+        ({"base": "embedded", "fitness": {"base": "paper"}}, "{path}: fitness.base is an unknown "),
     ],
 )
-def test_base_that_names_no_config_is_refused(content, problem, write):
+def test_base_that_cannot_be_one_is_refused(content, problem, write):
     path = write("c.yaml", content)
     assert refusal(schema.load, path, []).startswith(f"config {problem.format(path=path)}")
 
 
-def test_chain_of_bases_has_an_end(write, tmp_path):
-    write("a.yaml", {"base": "b.yaml"})
-    write("b.yaml", {"base": "a.yaml"})
-    assert refusal(schema.load, tmp_path / "a.yaml", []) == (
-        f"config {tmp_path / 'a.yaml'} has a chain of over {files.MOST_BASES} bases: "
-        "a.yaml > b.yaml > a.yaml > b.yaml > a.yaml > b.yaml > a.yaml"
-    )
-    write("0.yaml", {"base": "embedded"})
-    for number in range(1, files.MOST_BASES + 1):
-        write(f"{number}.yaml", {"base": f"{number - 1}.yaml"})
-    assert schema.load(tmp_path / f"{files.MOST_BASES - 1}.yaml", []).model == "embedded"
-    assert "has a chain of over" in refusal(schema.load, tmp_path / f"{files.MOST_BASES}.yaml", [])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a", " must be a mapping of keys, got list"),
+        ("1: 2", ": "),
+        (None, " cannot be read: No such file or directory; shipped are embedded, llama2_7b, "),
+    ],
+)
+def test_load_refuses_a_file_that_is_no_mapping_of_keys(content, message, tmp_path):
+    path = tmp_path / "c.yaml"
+    if content:
+        path.write_text(content)
+    assert refusal(schema.load, path, []).startswith(f"config {path}{message}")
 
 
-def test_base_is_no_override():
-    assert refusal(schema.load, None, ["base=paper"]) == (
-        f"config {schema.DEFAULT}: base cannot be given with --set: name the config itself"
-    )
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.seed", "--set takes key.path=value, got 'search.seed'"),
+        ("model.name=x", "--set model.name=x: name must be below a mapping or a list, got 'embedd"),
+        ("search.stages.9=1", "--set search.stages.9=1: 9 must be an index from 0 to 1"),
+        ("model=!!python/name:os.system", "--set model: '!!python/name:os.system' is not a "),
+    ],
+)
+def test_overrides_that_cannot_be_put_in_are_refused(override, message):
+    assert refusal(schema.load, None, ["search.stages=[1, 2]", override]).startswith(message)
+
+
+def test_overrides_make_sections_and_change_one_entry_of_a_shared_list():
+    assert files.apply_overrides({"a": 1}, ["b.c=2", "b.d=x"]) == {"a": 1, "b": {"c": 2, "d": "x"}}
+    raw = files.read_yaml("a: [&one {b: {c: 1}}, *one]")
+    assert files.apply_overrides(raw, ["a.1.b.c=3"]) == {"a": [{"b": {"c": 1}}, {"b": {"c": 3}}]}

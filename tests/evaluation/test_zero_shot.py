@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 import weakref
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from search_process import started
 
-from prunevolve import extras, run_prune
+from prunevolve import run_prune
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.models import load_model, load_tokenizer
 from prunevolve.pruning.run import command
@@ -192,7 +193,7 @@ def test_zero_shot_knows_lm_evals_tasks_and_a_near_name(tmp_path):
 
 
 def test_zero_shot_without_lm_eval_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     line = "error: lm_eval must be installed for this: pip install 'prunevolve[zero-shot]'\n"
     assert prune(tmp_path / "out", "--zero-shot", "boolq", code=2) == ("", line)
     assert list(tmp_path.iterdir()) == []

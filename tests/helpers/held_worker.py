@@ -1,9 +1,8 @@
-"""An actor of the pool that a test can hold, starve or break while it does a request.
+"""An actor of the pool that a test can hold, starve or break while it does a call.
 
 Orders are files in a folder that both know: `hold-NAME`, `eat-NAME` and `break-NAME`, where a name
-is a request's class, or the index of a candidate; the last two are obeyed once. What a
-worker does is written down there, in `log`: the name, its process, and the MiB that it has for
-itself.
+is a method, or the index of a candidate; the last two are obeyed once. What a worker does is
+written down there, in `log`: the name, its process, and the MiB that it has for itself.
 """
 
 import os
@@ -12,30 +11,23 @@ from pathlib import Path
 
 import psutil
 
-from prunevolve.search.pool.ray_process import Worker
-from prunevolve.search.pool.requests import Evaluate
+from prunevolve.search.pool.on_ray import Worker
 
 FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 """The variable of the environment that names the folder."""
 
 
 class HeldWorker(Worker):
-    def start(self, *arguments):
-        """Write down what the libraries take, then load the models."""
-        _log("start")
-        return super().start(*arguments)
-
-    def do(self, request, statistics=None):
-        evaluates = isinstance(request, Evaluate)
-        name = str(request.candidate.index) if evaluates else type(request).__name__
+    def do(self, call, shared):
+        name = str(call.arguments[0].index) if call.method == "evaluate" else call.method
         orders = _log(name)
         if _once(orders / f"eat-{name}"):
             _eat()
         if _once(orders / f"break-{name}"):
-            self._evaluator = _BrokenDevice()
+            self._desk._evaluator = _BrokenDevice()
         while (orders / f"hold-{name}").exists():
             time.sleep(0.02)
-        return super().do(request, statistics)
+        return super().do(call, shared)
 
 
 class _BrokenDevice:

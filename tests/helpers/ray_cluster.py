@@ -4,17 +4,17 @@ import importlib
 import os
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import held_worker
 import psutil
 import pytest
-from held_worker import HeldWorker
 
 from prunevolve.configs.schema import Ray
-from prunevolve.search.pool.on_ray import LOOPBACK, ray_backend
+from prunevolve.search.pool.cluster import SETTINGS, connected
 from prunevolve.search.pool.pool import Pool
 
+FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 HERE = Path(__file__).parent
 NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
 
@@ -23,10 +23,9 @@ NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
 def cluster_of(orders, **head):
     """Run a cluster of one machine, whose workers take orders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(held_worker.FOLDER, str(orders))
+        patch.setenv(FOLDER, str(orders))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        for name, value in LOOPBACK.items():
+        for name, value in SETTINGS.items():
             patch.setenv(name, value)
         cluster_utils = importlib.import_module("ray.cluster_utils")
         made = cluster_utils.Cluster(initialize_head=True, head_node_args={**NODE, **head})
@@ -39,9 +38,18 @@ def cluster_of(orders, **head):
 @contextmanager
 def pool_of(cluster, setup, wait=60.0, start=120.0, **ray):
     """Open a pool, with any settings of the section `ray`."""
-    config = Ray(**{"address": cluster.address, **ray})
-    with ray_backend(setup, config, HeldWorker) as backend:
-        yield Pool(backend, setup, config.workers, wait, start)
+    config = Ray(
+        **{"address": cluster.address, "wait_seconds": wait, "start_seconds": start, **ray}
+    )
+    setup = replace(setup, config=setup.config.model_copy(update={"ray": config}))
+    with connected(config) as head:
+        # They import Ray, which reads the environment then.
+        from held_worker import HeldWorker
+
+        from prunevolve.search.pool.on_ray import RayBackend
+
+        with RayBackend(head, setup, HeldWorker) as backend:
+            yield Pool(backend, setup)
 
 
 class Orders:

@@ -1,4 +1,4 @@
-"""A process that opens the backend on Ray and keeps it until it reads a line; see test_on_ray.py.
+"""A driver below its guard that opens the backend on Ray and keeps it until it reads a line.
 
 It prints `begun`, then `up` with what its worker and it know, and at the end why it ended.
 """
@@ -6,50 +6,53 @@ It prints `begun`, then `up` with what its worker and it know, and at the end wh
 import json
 import os
 import select
-import signal
 import sys
 
-from ray_facts import Facts
 from toy_setup import embedded_setup
+from transformers.utils import logging
 
+from prunevolve.command_line import interruptible
 from prunevolve.configs.schema import Ray
-from prunevolve.search.pool.on_ray import ray_backend
-from prunevolve.search.pool.pool import PoolError
-from prunevolve.search.pool.requests import Started
+from prunevolve.search.pool import guard
+from prunevolve.search.pool.cluster import connected
+from prunevolve.search.pool.jobs import PoolError
+from prunevolve.search.pool.worker import PLACE
 
 
 def main():
     """Open the backend at the address that is the first argument."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
     print("begun", flush=True)
+    guard.around(_drive)
+
+
+def _drive():
+    guard.tell("resume go on like this")
+    logging.disable_progress_bar()
     try:
-        with ray_backend(embedded_setup(), Ray(address=sys.argv[1]), Facts) as backend:
-            _serve(backend)
+        with interruptible(), connected(Ray(address=sys.argv[1])) as head:
+            # They import Ray, which reads the environment then.
+            from ray_facts import Facts
+
+            from prunevolve.search.pool.on_ray import RayBackend
+
+            with RayBackend(head, embedded_setup(), Facts) as backend:
+                _serve(backend)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
         sys.exit(3)
     except (PoolError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
-        sys.exit(2)
+        sys.exit(3)
+    sys.exit(0)
 
 
 def _serve(backend):
-    hired, started = [], []
-    most = int(os.environ.get("MOST_WORKERS", "100"))
-    while not started:
-        hired += backend.hire(most - len(hired))
-        started = [event for event in backend.events(0.2) if isinstance(event, Started)]
-    facts, head = started[0].digests
-    environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    found = {"room": len(hired), "head": head, "environment": environment, **json.loads(facts)}
-    print("up " + json.dumps(found), flush=True)
+    backend.call(backend.start(), PLACE, {})
+    while not (events := backend.events(0.2)):
+        pass
+    facts = {"driver": os.getpid(), "room": backend.room(), **dict(events[0].result)}
+    print("up " + json.dumps(facts), flush=True)
     line = ""
     while not line:
         backend.events(0.1)
         line = sys.stdin.readline() if select.select([sys.stdin], [], [], 0)[0] else ""
-
-
-def _stop(number, frame):
-    signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt

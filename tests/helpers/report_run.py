@@ -8,33 +8,25 @@ from typing import Any
 from toy_records import record_of
 
 from prunevolve.configs import schema
-from prunevolve.search.breeding.primitives import primitive_set
-from prunevolve.search.breeding.variation import Variation, random_metric, seeded
-from prunevolve.search.journal import RunFolder
+from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
 from prunevolve.search.population import OUTCOMES, Record
-from prunevolve.search.scale import Scale, cell_of
-from prunevolve.search.summary import Summary
+from prunevolve.search.run_folder import RunFolder
 
 WINNER = "mul(W, add(G, sqr(W)))"
 CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
-
-SCALE = Scale(
-    cells=(cell_of(0, "text", 1.0, range(2), [1.0, 3.0], {"wanda": [2.0, 4.0], "snip": [2, 5]}),),
-)
-"""The dense model's fitness is 2, that of wanda 3, that of snip 3.5."""
 
 
 def records_of(count: int) -> list[Record]:
     """Return a journal in which each candidate descends from the two before it; the last wins."""
     draw = random.Random(0)
-    bred = Variation(CONFIG.search, primitive_set("release"))
+    bred = Breeder(CONFIG.search.model_copy(update={"primitives": "release"}), "row")
     records = []
     for index in range(count):
         with seeded(index):
             metric = random_metric(bred)
         last = index == count - 1
         kind = "evaluated" if last or index % 3 else draw.choice(OUTCOMES[1:])
-        fitness = 3.0 if last else 3.1 + draw.expovariate(3 + index / 100)
+        fitness = 0.9 if last else 1.0 + draw.expovariate(3 + index / 100)
         records.append(
             record_of(
                 index,
@@ -67,7 +59,7 @@ def task_of(**changes: Any) -> dict[str, Any]:
     }
 
 
-def summary_of(records: list[Record], **changes: Any) -> Summary:
+def summary_of(records: list[Record], **changes: Any) -> dict[str, Any]:
     best = records[-1]
     behind = {
         "wanda": {"nats": -0.13, "standard_error": 0.02},
@@ -86,18 +78,19 @@ def summary_of(records: list[Record], **changes: Any) -> Summary:
         "selection": [{"index": best.index, **chosen, **compared}],
         "factors": [
             {"factor": "add(G, sqr(W))", "difference": 0.25, "standard_error": 0.01},
-            {"factor": "W"},
+            {"factor": "W", "difference": None, "standard_error": None},
         ],
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
-        "fitness_unit": "nats/token",
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
         "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},
         "tasks": [task_of(), other],
     }
-    return Summary.model_validate({**fields, **changes})
+    return {**fields, **changes}
 
 
-def write_run(path: Path, records: list[Record], summary: Summary | None = None) -> RunFolder:
+def write_run(
+    path: Path, records: list[Record], summary: dict[str, Any] | None = None
+) -> RunFolder:
     """Write a run's folder, which is then open; without a summary it has not ended."""
     folder = RunFolder.create(path)
     lines = [record.to_dict() for record in records]
@@ -109,7 +102,6 @@ def write_run(path: Path, records: list[Record], summary: Summary | None = None)
     machine = {"python": "3.11.7", "cores": 2, "platform": "Linux", "cuda": []}
     folder.write_json("environment.json", {**machine, "packages": packages})
     folder.write_json("status.json", {"written": "2026-11-26T09:39:08+00:00"})
-    folder.write_json("scale.json", SCALE.model_dump())
     if summary:
-        folder.write_json("summary.json", summary.to_dict())
+        folder.write_json("summary.json", summary)
     return folder

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from prunevolve import command_line
+
 ROOT = Path(__file__).parents[2]
 SIZES = [
     *("fitness.windows=6", "fitness.length=64", "calibration.windows=4", "calibration.length=64"),
@@ -24,7 +26,7 @@ def started(script, *words, code=0) -> tuple[str, str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["script", *map(str, words)])
         with pytest.raises(SystemExit) as end:
-            script.main()
+            command_line.run_to_end(script.app)  # without a guard, which is a process
     assert (end.value.code or 0) == code, err.getvalue()
     return out.getvalue(), err.getvalue()
 
@@ -78,3 +80,11 @@ def assert_same(out: Path, reference: Path) -> None:
     assert journal(out) == journal(reference)
     best = "best_metric.json"
     assert (out / best).read_bytes() == (reference / best).read_bytes()
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,26 +1,18 @@
-"""Setups small enough for a test, evaluators on them, and what a search asks of a pool."""
+"""Experiments small enough for a test, evaluators on them, and what a search asks of a pool."""
 
 from dataclasses import replace
-from typing import Any
+from functools import cache
 
-import torch
-from torch import Tensor
-
-from prunevolve.evaluation.windows import Text
-from prunevolve.pruning.masks import NOfM
+from prunevolve.configs import schema
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.models import load_tokenizer
-from prunevolve.search.fitness import Evaluator, Setup, Task
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.pool.pool import Arrival, Pool
-from prunevolve.search.pool.requests import CollectStatistics, UseScale, UseStatistics
 from prunevolve.search.population import Candidate, Outcome
-from prunevolve.search.prepare import Ask, scale_of
-from prunevolve.search.resident import Subject
+from prunevolve.search.prepare import Measure, scale_of
 from prunevolve.search.scale import Scale
 
 ROLES = ("calibration", "fitness", "selection", "report")
-HALF = Task("half", 0, 0.5, None, 1.0)
-TWO_OF_FOUR = Task("2:4", 0, 0.5, NOfM(2, 4), 3.0)
 
 
 def criterion_of(text: str, group: str = "row") -> Criterion:
@@ -35,44 +27,48 @@ WANDA = criterion_of("mul(W, sqrt(X))")
 SNIP = criterion_of("mul(W, G)", "model")
 
 
-def words(windows: int) -> dict[str, Tensor]:
-    """Return windows of the embedded texts by role, of 32 tokens each."""
-    tokenizer = load_tokenizer("embedded")
-    return {role: Text("embedded", role, windows, 32).cut(tokenizer).tokens for role in ROLES}
+def small(windows: int, length: int = 32) -> list[str]:
+    """Return overrides for so many windows of each text."""
+    return [
+        f"{role}.{k}={n}" for role in ROLES for k, n in (("windows", windows), ("length", length))
+    ]
 
 
-def setup_of(**changes: Any) -> Setup:
-    """Return a setup of four windows of each text; any of its fields may be given."""
-    return replace(embedded_setup(), **({"windows": (words(4),)} | changes))
+@cache
+def embedded_setup(*overrides: str, leaves: str = "XG", device: str = "cpu") -> Experiment:
+    """Return an experiment on the embedded model at 50%, on two windows of each text."""
+    plain = ("search.stages=[]", "pruning.sparsity=0.5")
+    config = schema.load(None, [*small(2), *plain, *overrides])
+    experiment = resolve(config).read_texts()
+    return replace(experiment, leaves=frozenset(leaves), device=device)
 
 
-def made_of(setup: Setup) -> Evaluator:
+def made_of(experiment: Experiment) -> Evaluator:
     """Return an evaluator that has collected its statistics and uses them, and has its scale."""
-    evaluator = Evaluator(setup)
-    for subject in range(len(setup.subjects)):
+    evaluator = Evaluator(experiment)
+    for subject in range(len(experiment.subjects)):
         evaluator.use_statistics(subject, evaluator.collect_statistics(subject))
     measure_scale(evaluator)
     return evaluator
 
 
-def asking(evaluator: Evaluator) -> Ask:
-    """What a pool answers, from one evaluator."""
-    return lambda requests: [evaluator.losses(r.task, r.role, r.criterion) for r in requests]
+def asking(evaluator: Evaluator) -> Measure:
+    """What `Pool.losses` answers, from one evaluator."""
+    return lambda asked: [evaluator.losses(*request) for request in asked]
 
 
 def measure_scale(evaluator: Evaluator) -> Scale:
     """Let an evaluator measure its own scale and use it; also return it."""
-    scale = scale_of(evaluator.setup, asking(evaluator))
+    scale = scale_of(evaluator.experiment, asking(evaluator))
     evaluator.use_scale(scale)
     return scale
 
 
-def brief(pool: Pool, setup: Setup) -> None:
+def brief(pool: Pool, experiment: Experiment) -> None:
     """Collect statistics, measure the scale, and give both to all workers."""
-    for subject in range(len(setup.subjects)):
-        (statistics,) = pool.ask([CollectStatistics(subject)])
-        pool.prepare(UseStatistics(subject, statistics))
-    pool.prepare(UseScale(scale_of(setup, pool.ask)))
+    for subject in range(len(experiment.subjects)):
+        pool.use_statistics(subject, pool.collect_statistics(subject))
+    pool.use_scale(scale_of(experiment, pool.losses))
 
 
 def drive(pool: Pool, count: int, most_turns: int = 3000) -> dict[int, Arrival]:
@@ -97,17 +93,3 @@ def arrivals_of(pool: Pool, candidates: list[Candidate]) -> list[Arrival]:
 
 def outcomes_of(pool: Pool, candidates: list[Candidate]) -> list[Outcome]:
     return [arrival.outcome for arrival in arrivals_of(pool, candidates)]
-
-
-def embedded_setup(windows: int = 2, length: int = 32) -> Setup:
-    """Return what builds a worker with one task on the embedded model."""
-    tokens = torch.arange(3, 3 + windows * length).reshape(windows, length)
-    return Setup(
-        subjects=(Subject("embedded", "float32"),),
-        windows=(dict.fromkeys(ROLES, tokens),),
-        tasks=(HALF,),
-        leaves=frozenset("XG"),
-        device="cpu",
-        threads=1,
-        stages=(),
-    )

@@ -7,7 +7,7 @@ from refusals import refusal
 
 from prunevolve.pruning.json_file import MOST_BYTES
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.parse import ResolvedMetric, read_metric, resolve_metric
+from prunevolve.pruning.parse import read_metric, resolve_metric
 
 PUBLISHED = "mul(abs(mul(W, W)), mms(G))"
 DEEP = "add(W, " * 30 + "G" + ")" * 30
@@ -23,27 +23,25 @@ def best_metric(tmp_path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("argument", "criterion", "source"),
+    ("argument", "criterion"),
     [
-        ("snip", "model:mul(W, G)", "baseline snip"),
-        ("sparsegpt", "layer:quot(sqr(W), H)", "method sparsegpt"),
-        ("mul(W, mul(0.50, G))", "row:mul(W, mul(0.5, G))", "formula"),
-        (LONG, f"row:{LONG}", "formula"),
-        ("W", "row:W", "formula"),
+        ("snip", "model:mul(W, G)"),
+        ("sparsegpt", "layer:quot(sqr(W), H)"),
+        ("mul(W, mul(0.50, G))", "row:mul(W, mul(0.5, G))"),
+        (LONG, f"row:{LONG}"),
+        ("W", "row:W"),
     ],
 )
-def test_resolve_metric_takes_a_name_with_its_group_and_a_formula(argument, criterion, source):
-    resolved = resolve_metric(argument)
-    assert (str(resolved.criterion), resolved.source) == (criterion, source)
+def test_resolve_metric_takes_a_name_with_its_group_and_a_formula(argument, criterion):
+    found, found_on = resolve_metric(argument)
+    assert (str(found), found_on) == (criterion, "")
 
 
 @pytest.mark.parametrize("name", ["best_metric.json", "pruning_recipe.json"])
 def test_resolve_metric_reads_what_a_search_or_a_pruning_writes_or_its_folder(tmp_path, name):
     found = {"found": {"models": ["embedded", "a/b"], "removed": ["60%", "2:4"]}}
     path = best_metric(tmp_path, provenance=found).rename(tmp_path / name)
-    expected = ResolvedMetric(
-        read_metric("snip"), f"file {name}", found_on="embedded, a/b at 60%, 2:4"
-    )
+    expected = (read_metric("snip"), "embedded, a/b at 60%, 2:4")
     assert resolve_metric(str(path)) == resolve_metric(str(tmp_path)) == expected
 
 
@@ -58,7 +56,7 @@ def test_resolve_metric_reads_what_a_search_or_a_pruning_writes_or_its_folder(tm
 def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_path, content):
     path = tmp_path / "metric"
     path.write_text(content, encoding="utf-8")
-    assert resolve_metric(str(path)).criterion == read_metric(PUBLISHED)
+    assert read_metric(str(path)) == read_metric(PUBLISHED)
 
 
 @pytest.mark.parametrize(

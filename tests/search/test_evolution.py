@@ -67,8 +67,8 @@ def outcome_of(candidate):
     if number % 11 == 0:
         return Outcome("failed", reason="out of memory")
     rise = (len(candidate.criterion.text) / 40 + number % 100 / 100) / 50
-    if candidate.stop_above is not None and rise > 1.3 * candidate.leeway * candidate.stop_above:
-        return Outcome("stopped", None, 10, f"above {candidate.stop_above}", rise, (rise,))
+    if candidate.enter is not None and rise > 1.3 * candidate.enter:
+        return Outcome("stopped", None, 10, f"above {candidate.enter}", rise, (rise,))
     return Outcome("evaluated", rise, 100, rises=(rise,))
 
 
@@ -283,10 +283,10 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     for candidate in searching.submitted:
         state = bred_from[candidate.index]
         limited = state.limited(candidate, search, near_of(search))
-        assert candidate.stop_above == limited.stop_above
-        assert candidate.settle_above == limited.settle_above
+        assert candidate.enter == limited.enter
+        assert candidate.best == limited.best
         assert set(candidate.parents) <= {member.index for member in state.population}
-    assert any(candidate.stop_above is not None for candidate in searching.submitted)
+    assert any(candidate.enter is not None for candidate in searching.submitted)
     assert any(candidate.parents for candidate in searching.submitted)
 
 

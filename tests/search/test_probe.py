@@ -1,19 +1,12 @@
-"""The probe takes a few rows; stacked layers are scored and masked as each would be alone."""
+"""The probe takes a few rows; its layers are scored and masked at once as each would be alone."""
 
 import pytest
 import torch
-from refusals import refusal
 
-from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of
+from prunevolve.pruning.masks import GROUPS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.statistics import Statistics
-from prunevolve.search.fingerprint import (
-    Probe,
-    check_rows_differ,
-    probe_mask,
-    stack_layers,
-    take_probe,
-)
+from prunevolve.search.fingerprint import Probe, probe_mask, take_probe
 
 HALF = Target(0.5, Row())
 
@@ -30,23 +23,30 @@ def model_tensors(blocks: int, rows: int) -> tuple[dict[str, torch.Tensor], Stat
 @pytest.mark.parametrize(("blocks", "taken"), [(12, (0, 11, 6)), (1, (0,))])
 def test_take_probe_takes_an_early_a_middle_and_a_late_block(blocks, taken):
     weights, statistics = model_tensors(blocks, rows=4)
-    probe = take_probe(weights, statistics, [f"layers.{i}" for i in range(blocks)])
+    tensors = take_probe(weights, statistics, [f"layers.{i}" for i in range(blocks)])
     expected = [f"layers.{i}.{part}" for i in taken for part in ("attn.q", "mlp.up")]
-    assert list(probe.weights) == expected
+    assert list(Probe.from_tensors(tensors).layers) == expected
 
 
 @pytest.mark.parametrize(
     ("rows", "taken"), [(40, [0, 2, 5, 7, 10]), (32, [0, 2, 4, 6, 8]), (5, [0, 1, 2, 3, 4])]
 )
 def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, taken):
-    weights, statistics = model_tensors(blocks=1, rows=rows)
-    probe = take_probe(weights, statistics, ["layers.0"])
-    W, G = probe.weights["layers.0.mlp.up"], probe.statistics["G"]["layers.0.mlp.up"]
+    tensors = take_probe(*model_tensors(blocks=1, rows=rows), ["layers.0"])
+    W = tensors["W/layers.0.mlp.up"]
     assert W.shape == (min(rows, 16), 4)
     assert W[:5, 0].tolist() == taken
-    assert torch.equal(G, 2 * W)
-    assert probe.statistics["X"]["layers.0.mlp.up"].shape == (1, 4)
+    assert torch.equal(tensors["G/layers.0.mlp.up"], 2 * W)
+    assert tensors["X/layers.0.mlp.up"].shape == (1, 4)
     assert W.dtype == torch.float32
+
+
+def test_take_probe_takes_as_much_of_every_layer_as_the_smallest_has():
+    weights = {"layers.0.up": torch.ones(20, 64), "layers.0.down": torch.ones(64, 20)}
+    statistics = Statistics(X={name: torch.ones(1, w.shape[1]) for name, w in weights.items()})
+    probe = Probe.from_tensors(take_probe(weights, statistics, ["layers.0"]))
+    assert probe.leaves["W"].shape == (2, 16, 20)
+    assert probe.leaves["X"].shape == (2, 1, 20)
 
 
 @pytest.mark.parametrize(
@@ -60,55 +60,32 @@ def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, taken):
 def test_take_probe_takes_evenly_spaced_inputs_and_whole_groups_of_a_pattern(targets, taken):
     weights = {"layers.0.up": torch.arange(64.0).expand(3, 64)}
     X = {"layers.0.up": torch.arange(64.0)[None]}
-    probe = take_probe(weights, Statistics(X=X), ["layers.0"], targets)
-    assert probe.weights["layers.0.up"].shape == (3, 32)
-    assert probe.weights["layers.0.up"][0, : len(taken)].tolist() == taken
-    assert torch.equal(probe.statistics["X"]["layers.0.up"], probe.weights["layers.0.up"][:1])
+    tensors = take_probe(weights, Statistics(X=X), ["layers.0"], targets)
+    assert tensors["W/layers.0.up"].shape == (3, 32)
+    assert tensors["W/layers.0.up"][0, : len(taken)].tolist() == taken
+    assert torch.equal(tensors["X/layers.0.up"], tensors["W/layers.0.up"][:1])
 
 
 @pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4)])
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.73])
-def test_probe_mask_of_stacked_layers_is_that_of_the_layers(group, sparsity):
-    generator = torch.Generator().manual_seed(1)
-    stacks = [torch.randn(3, 5, 16, generator=generator), torch.randn(2, 5, 8, generator=generator)]
-    target = Target(sparsity, group)
-    names = [[f"{i}.{j}" for j in range(len(stack))] for i, stack in enumerate(stacks)]
-    layers = {
-        n: layer for i, stack in enumerate(stacks) for n, layer in zip(names[i], stack, strict=True)
-    }
+def test_probe_mask_is_that_of_the_layers(group, sparsity):
+    scores = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
+    layers = {str(place): layer for place, layer in enumerate(scores)}
     masks = group.select(layers.__getitem__, dict.fromkeys(layers, sparsity))
-    expected = [mask.flatten() for _, mask in masks]
-    assert torch.equal(probe_mask(stacks, target), torch.cat(expected))
+    expected = torch.stack([mask for _, mask in masks])
+    assert torch.equal(probe_mask(scores, Target(sparsity, group)), expected)
 
 
-def test_rows_of_one_mask_are_refused_unless_another_layer_or_nothing_is_removed():
-    same, other = torch.tensor([[[True, False], [True, False]]]), torch.eye(2).bool()[None]
-    message = refusal(check_rows_differ, [same, same], HALF, "X", error=DegenerateScores)
-    assert message == "'X' prunes the same inputs in every row"
-    check_rows_differ([same, other], HALF, "X")
-    check_rows_differ([torch.cat([same, other])], HALF, "X")
-    check_rows_differ([same], Target(0.0, Row()), "X")
-
-
-def test_stacked_layers_score_as_each_does_alone():
+def test_layers_of_a_probe_score_as_each_does_alone():
     generator = torch.Generator().manual_seed(2)
-    widths = {"a": 12, "b": 8, "c": 12}
-
-    def draw(rows: int) -> dict[str, torch.Tensor]:
-        return {
-            name: torch.randn(rows, width, generator=generator) for name, width in widths.items()
-        }
-
-    one = Probe(draw(5), Statistics(X=draw(1), M=draw(5)))
+    shapes = {"W": (5, 12), "X": (1, 12), "M": (5, 12)}
+    tensors = {
+        f"{leaf}/{layer}": torch.randn(*shape, generator=generator)
+        for leaf, shape in shapes.items()
+        for layer in "abc"
+    }
     metric = Metric.parse("div(mul(zsn(W), exp(colmean(quot(M, rowsum(W))))), sqrt(X))")
-    other = Probe({"a": draw(5)["a"]}, Statistics(X={"a": draw(1)["a"]}, M={"a": draw(5)["a"]}))
-    stacks = stack_layers([one, other])
-    assert [stack.layers for stack in stacks] == [["a", "c", "a"], ["b"]]
-    places = [{0: slice(0, 2), 1: slice(2, 3)}, {0: slice(0, 1)}]
-    assert [stack.of_probe for stack in stacks] == places
-    for stack in stacks:
-        for place, scores in enumerate(stack.score(metric)):
-            probe = one if place < stack.of_probe[0].stop else other
-            layer = stack.layers[place]
-            alone = metric.score(W=probe.weights[layer].abs(), **probe.statistics.of(layer))
-            assert torch.allclose(scores, alone, rtol=1e-5)
+    for layer, scores in zip("abc", Probe.from_tensors(tensors).score(metric), strict=True):
+        leaves = {leaf: tensors[f"{leaf}/{layer}"] for leaf in shapes}
+        alone = metric.score(**leaves | {"W": leaves["W"].abs()})
+        assert torch.allclose(scores, alone, rtol=1e-5)

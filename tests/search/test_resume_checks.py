@@ -1,36 +1,31 @@
-"""A run that is continued is the same experiment: config, fingerprints, the journal's beginning."""
+"""A run that is continued is the same experiment: config, models, texts and code."""
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
 from refusals import refusal
-from toy_records import record_of
 
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.search.experiment import resolve
-from prunevolve.search.journal import FolderError, RunFolder
-from prunevolve.search.launch import check_config, check_records
-from prunevolve.search.population import Outcome, Record, State
-from prunevolve.search.prepare import check_fingerprints
+from prunevolve.search.prepare import check_identity, identity
+from prunevolve.search.run_folder import FolderError, RunFolder
 
 refused = partial(refusal, error=FolderError)
-FINGERPRINTS = {"model": ["ab"], "texts": [{"report": "cd"}]}
 
 
 def config(*overrides: str) -> Config:
     return schema.load(None, ["search.brood=1", *overrides])
 
 
-EXPERIMENT = resolve(config("search.seeds=[wanda]"))
+EXPERIMENT = resolve(config("search.seeds=[wanda]")).read_texts()
 
 
 @pytest.fixture
 def folder(tmp_path):
     """The folder of a run that noted what it was made with."""
     folder = RunFolder.create(tmp_path / "run")
-    check_fingerprints(folder, EXPERIMENT, FINGERPRINTS)
+    folder.write_json("environment.json", {"identity": identity(EXPERIMENT)})
     yield folder
     folder.close()
 
@@ -38,97 +33,38 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("search.seed=3", "search.seed is 3 in {path}/config.yaml but was 0 when the run began: "),
-        ("dtype=bfloat16", "dtype is 'bfloat16' in {path}/config.yaml but was 'float32' when "),
+        ("search.seed=3", "search.seed is 3 but was 0 when the run in {path} began: restore it, "),
+        ("dtype=bfloat16", "dtype is 'bfloat16' but was 'float32' when the run in {path} began: "),
         ("tasks=[{}, {}]", "tasks is "),
+        ("fitness.split=training", "fitness.split is ['training'] but was ['fitness'] when the "),
     ],
 )
-def test_config_that_differs_in_anything_but_what_is_free_is_refused(folder, override, message):
-    seeds = "search.seeds=['mul(W, sqrt(X))']"
-    expected = message.format(path=folder.path)
-    assert refused(check_config, folder, config(seeds, override), 5).startswith(expected)
-    more = ("search.candidates=9", "ray.workers=3", "low_memory=true")
-    check_config(folder, config(seeds, *more), 5)
-
-
-def test_journal_without_its_environment_is_refused(folder):
-    (folder.path / "environment.json").unlink()
-    check_config(folder, config(), 0)
-    message = refused(check_config, folder, config(), 1)
-    assert message.startswith(f"{folder.path} has a journal and no environment.json: ")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        *((content, "") for content in ("", "[]", '{"config": {}}', '{"fingerprints": {}}')),
-        ('{"config": [], "fingerprints": {}}', "config in {path} must be an object"),
-    ],
-)
-def test_environment_that_is_damaged_is_refused(folder, content, message):
-    path = folder.path / "environment.json"
-    path.write_text(content)
-    expected = message.format(path=path) or str(path)
-    assert refused(check_config, folder, config(), 1).startswith(expected)
-
-
-@pytest.mark.parametrize(
-    ("now", "message"),
-    [
-        ({"model": ["xy"]}, "the run's model had fingerprint ['ab'] and has ['xy'] here: "),
-        ({"texts": [{"report": "xy"}]}, "the run's texts had fingerprint [{'report': 'cd'}] and "),
-        ({"probe": ["xy"]}, "the run's probe had fingerprint None and has ['xy'] here: "),
-    ],
-)
-def test_fingerprints_that_differ_are_refused_by_name(folder, now, message):
-    before = (folder.path / "environment.json").read_bytes()
-    changed = {**FINGERPRINTS, **now}
-    assert refused(check_fingerprints, folder, EXPERIMENT, changed).startswith(message)
-    check_fingerprints(folder, EXPERIMENT, FINGERPRINTS)
-    assert (folder.path / "environment.json").read_bytes() == before
-
-
-class Marks:
-    """Masks by the metric's text; in another probe, others."""
-
-    def __init__(self, probe: str = "a") -> None:
-        self.probe = probe
-
-    def fingerprint(self, criterion):
-        return f"{self.probe} {criterion.text}"
-
-    def distance(self, one, other):
-        return 1.0
-
-
-def begun() -> list[Record]:
-    candidates = [EXPERIMENT.breeder.brood(index, State())[0] for index in range(6)]
-    return [
-        Record(replace(one, fingerprint=Marks().fingerprint(one.criterion)), Outcome("failed"))
-        for one in candidates
-    ]
-
-
-def test_records_that_the_search_would_breed_are_taken_and_with_other_masks_are_not(folder):
-    for count in (0, 1, 6):
-        check_records(folder, EXPERIMENT, Marks(), begun()[:count])
-    message = refused(check_records, folder, EXPERIMENT, Marks("b"), begun())
-    assert "line 1 is not what this run's settings breed" in message
-
-
-@pytest.mark.parametrize(
-    ("place", "other"),
-    [
-        (0, record_of(0, "mul(W, sqr(G))", 2.0)),
-        (3, record_of(3, "mul(W, sqr(G))", 2.0)),
-        # One with parents where there was no population.
-        (2, Record(replace(begun()[2].candidate, parents=(0, 1)), Outcome("failed"))),
-    ],
-)
-def test_records_of_another_search_are_refused(folder, place, other):
-    records = begun()
-    records[place] = other
-    assert refused(check_records, folder, EXPERIMENT, Marks(), records) == (
-        f"{folder.path / 'journal.jsonl'} line {place + 1} is not what this run's settings breed: "
-        "it is another run's journal"
+def test_run_that_differs_in_anything_but_what_is_mutable_is_refused(folder, override, message):
+    other = resolve(config("search.seeds=[wanda]", override)).read_texts()
+    assert refused(check_identity, folder, identity(other)).startswith(
+        message.format(path=folder.path)
     )
+
+
+def test_run_that_differs_in_what_is_mutable_is_the_same(folder):
+    more = ("search.candidates=9", "ray.workers=3", "low_memory=true")
+    check_identity(folder, identity(resolve(config("search.seeds=[wanda]", *more)).read_texts()))
+
+
+@pytest.mark.parametrize("what", ["files of models.embedded", "tokens of texts", "code"])
+def test_models_texts_and_code_that_changed_are_refused_by_name(folder, what):
+    known = identity(EXPERIMENT)
+    known |= {"files of models": {"embedded": "x"}} if "." in what else {what: "x"}
+    folder.write_json("environment.json", {"identity": known})
+    message = refused(check_identity, folder, identity(EXPERIMENT))
+    assert message.startswith(f"{what} is ")
+    assert "but was 'x' when the run in" in message
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"identity": 5}'])
+def test_environment_that_is_missing_or_damaged_is_refused(folder, content):
+    path = folder.path / "environment.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert str(path) in refused(check_identity, folder, identity(EXPERIMENT))

@@ -3,11 +3,9 @@
 from math import sqrt
 
 import pytest
-from toy_setup import HALF, SNIP, WANDA, asking, made_of, setup_of, words
+from toy_setup import SNIP, WANDA, asking, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.fitness import Task
-from prunevolve.search.pool.requests import WindowLosses
 from prunevolve.search.prepare import cells_of, losses_of
 from prunevolve.search.scale import Cell, Scale, cell_of, paired_difference
 
@@ -65,11 +63,11 @@ def test_cell_without_a_named_metric_is_refused():
         cell_of(3, "text", 1.0, range(4), DENSE, {})
 
 
-def test_fitness_of_one_cell_is_the_loss_and_of_several_the_relative_rise():
-    assert ONE.fitness([[1.5, 3.7]]) == pytest.approx(2.6)
-    assert ONE.relative(2.6) == pytest.approx((2.6 - 2.0) / 0.5)
+def test_fitness_is_the_mean_of_the_cells_by_weight():
+    assert ONE.fitness([[1.5, 3.7]]) == pytest.approx((0.5 + 0.7) / 2 / 0.5)
     assert scale().fitness([[1.5, 1.5, 3.5, 3.5], [1.25, 3.25]]) == pytest.approx(1.0)
-    assert scale().relative(0.7) == 0.7
+    # What was not evaluated is taken for as good as the rest.
+    assert scale().fitness([[1.5], []]) == FIRST.value([1.5])
 
 
 def test_rises_by_task_are_those_of_the_kinds_of_text_seen_so_far():
@@ -88,9 +86,9 @@ def test_excess_takes_what_was_not_looked_at_to_be_as_good_as_the_limit():
     values = [FIRST.value([2.0]), 1.0, 1.0]
     assert values[0] == pytest.approx(4.0)
     off = sqrt(0.25**2 + 0.25**2 + 0.5**2)
-    expected = 0.25 * 4 + 0.25 + 0.5, 1 + 0.2 * off
-    assert scale().excess([[2.0], []], 1.0, 0.2) == pytest.approx(expected)
-    assert scale().excess([[2.0], []], 1.0, 3.0) is None
+    expected = 0.25 * 4 + 0.25 + 0.5
+    assert scale().excess([[2.0], []], 1.0, (expected - 1) / off - 1e-6) == pytest.approx(expected)
+    assert scale().excess([[2.0], []], 1.0, (expected - 1) / off + 1e-6) is None
     assert scale().excess([[1.1], []], 1.0, 0.0) is None
 
 
@@ -100,22 +98,29 @@ def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows():
     assert found.mean == pytest.approx(scale().fitness(losses) - scale().fitness(reference))
     assert found.standard_error > 0
     assert scale().difference(losses, losses).standard_error == pytest.approx(0)
-    paired = paired_difference(losses[1], reference[1])
-    assert vars(ONE.difference(losses[1:], reference[1:])) == pytest.approx(vars(paired))
+    paired, one = (
+        vars(found)
+        for found in (
+            paired_difference(losses[1], reference[1]),
+            ONE.difference(losses[1:], reference[1:]),
+        )
+    )
+    assert one == pytest.approx({name: value / 0.5 for name, value in paired.items()})
 
 
 @pytest.fixture(scope="module")
 def evaluator():
-    kinds = (dict.fromkeys(words(1), ("a", "b", "a", "a")),)
-    tasks = (HALF, Task("most", 0, 0.9, None, 3.0))
-    return made_of(setup_of(tasks=tasks, kinds=kinds))
+    halves = "fitness={corpus: [embedded, embedded], split: ['fitness[:50%]', 'fitness[50%:]'], "
+    texts = f"{halves} share: [3, 1], windows: 4, length: 32}}"
+    return made_of(embedded_setup(*small(4), texts, "tasks=[{}, {sparsity: 0.9, weight: 3}]"))
 
 
 def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     measured = evaluator.scale
+    first, second = "embedded fitness[:50%]", "embedded fitness[50%:]"
     assert [(cell.task, cell.text, cell.windows) for cell in measured.cells] == [
-        *[(0, "a", (0, 2, 3)), (0, "b", (1,))],
-        *[(1, "a", (0, 2, 3)), (1, "b", (1,))],
+        *[(0, first, (0, 1, 3)), (0, second, (2,))],
+        *[(1, first, (0, 1, 3)), (1, second, (2,))],
     ]
     assert [cell.weight for cell in measured.cells] == pytest.approx(
         [1 / 4 * 3 / 4, 1 / 4 / 4, 3 / 4 * 3 / 4, 3 / 4 / 4]
@@ -124,25 +129,20 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     assert list(named) == list(BASELINES)
     assert named["wanda"] == evaluator.losses(1, "fitness", WANDA)
     assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
-    assert list(measured.cells[2:]) == cells_of(evaluator.setup, 1, "fitness", dense, named)
+    assert list(measured.cells[2:]) == cells_of(evaluator.experiment, 1, "fitness", dense, named)
 
 
-def test_losses_leave_out_a_named_metric_that_fails():
-    def ask(requests):
-        assert requests[1] == WindowLosses(0, "fitness", BASELINES["magnitude"].criterion)
-        return [DENSE, None, [float("inf")] * 4, *([[2.0] * 4] * (len(requests) - 3))]
+def test_losses_leave_out_a_baseline_that_fails():
+    def measure(asked):
+        assert asked[1] == (0, "fitness", BASELINES["magnitude"].criterion)
+        return [DENSE, None, [float("inf")] * 4, *([[2.0] * 4] * (len(asked) - 3))]
 
-    dense, named = losses_of(ask, 0, "fitness")
+    dense, named = losses_of(measure, 0, "fitness")
     assert dense == DENSE
     assert list(named) == list(BASELINES)[2:]
 
 
 def test_named_fitness_is_that_of_a_candidate():
-    one = scale((cell_of(0, "text", 1.0, range(4), DENSE, NAMED),))
-    assert one.dense_fitness == one.fitness([DENSE])
-    assert one.named_fitness == {
-        name: pytest.approx(one.fitness([losses])) for name, losses in NAMED.items()
-    }
     cells = (
         cell_of(0, "a", 0.5, [0, 1], DENSE, NAMED),
         cell_of(0, "b", 0.25, [2, 3], DENSE, NAMED),

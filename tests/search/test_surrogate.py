@@ -96,17 +96,6 @@ def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
     assert predict(surrogate, 13) < predict(surrogate, 47) < math.inf
 
 
-def test_ask_before_forgets_the_oldest(monkeypatch):
-    monkeypatch.setattr("prunevolve.search.surrogate._REMEMBERED", 2)
-    records = [record(0, 5, 1.0), *(record(i, 9 * i, 1.0 + i) for i in (1, 2, 3))]
-    surrogate = Surrogate(sketch_of)
-    for one in records:
-        surrogate.learn(one)
-        surrogate.ask_before(one.index + 1)
-    latest = surrogate_of(*records[2:])
-    assert predict(surrogate, 20) == pytest.approx(predict(latest, 20), abs=0)
-
-
 def test_ask_before_remembers_the_same_however_it_was_learnt(monkeypatch):
     monkeypatch.setattr("prunevolve.search.surrogate._REMEMBERED", 4)
     records = [record(i, (7 * i) % 60, float((5 * i) % 11)) for i in range(20)]

@@ -36,10 +36,6 @@ def test_breed_gives_random_trees_until_the_population_was_bred_once_then_childr
         assert child.criterion.text not in (TEXTS[one], TEXTS[other])
 
 
-def test_breed_gives_random_trees_while_the_population_is_empty():
-    assert {candidate.parents for candidate in bred(state=State(50))} == {()}
-
-
 def test_breed_replaces_a_child_that_equals_a_parent_by_a_random_tree():
     candidates = bred(crossover=0.0, mutation=0.0)
     assert {candidate.parents for candidate in candidates} == {()}
@@ -60,9 +56,3 @@ def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_com
     assert all(candidate.criterion.metric.is_comparable for candidate in bred("model")[:4])
     free = bred("model", units="off")
     assert not all(candidate.criterion.metric.is_comparable for candidate in free)
-
-
-def test_brood_of_a_seed_is_the_seed_alone():
-    seeds = (Criterion.parse("W", "row"),) * 5
-    breeder = Breeder(SEARCH.model_copy(update={"brood": 6}), "row", seeds)
-    assert [len(breeder.brood(index, STATE)) for index in (0, 4, 5)] == [1, 1, 6]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, outcomes_of
 
-from prunevolve.search.pool.pool import MOST, Pool
-from prunevolve.search.pool.requests import InProcessBackend, fault_of
+from prunevolve.search.pool.in_process import InProcess
+from prunevolve.search.pool.jobs import MOST
+from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.worker import fault_of
 from prunevolve.search.population import Candidate
 from prunevolve.search.resident import Resident
 
@@ -40,8 +42,8 @@ LACKING = {
 
 @pytest.fixture
 def pool():
-    setup = embedded_setup()
-    made = Pool(InProcessBackend(setup), setup, 1, 300, 600)
+    setup = embedded_setup("ray.workers=0")
+    made = Pool(InProcess(setup), setup)
     brief(made, setup)
     return made
 
@@ -72,16 +74,16 @@ def injected(monkeypatch):
 @pytest.mark.parametrize(("error", "reason"), LACKING.values(), ids=LACKING)
 def test_lack_of_memory_and_errors_of_devices_are_one_kind_of_fault(error, reason):
     fault = fault_of(error())
-    assert (fault.kind, fault.reason) == ("exhausted", reason)
+    assert (fault.kind, fault.reason) == ("out of memory", reason)
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), [("MemoryError", 1), ("CUDA error", MOST["exhausted"] - 1)]
+    ("name", "times"), [("MemoryError", 1), ("CUDA error", MOST["out of memory"] - 1)]
 )
 def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, injected, name, times):
     injected("prune", LACKING[name][0], lambda call, *_: call <= times)
     assert outcomes_of(pool, CANDIDATES) == undisturbed
-    assert pool.staff.faults == {"exhausted": times}
+    assert pool.staff.faults == {"out of memory": times}
 
 
 def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, injected):
@@ -92,7 +94,7 @@ def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, inject
     kind, _, place = failed.outcome.reason.partition(" at ")
     assert kind == "KeyError: 'layer'"
     file, line = place.split(":")
-    assert file == "search/fitness.py" and int(line) > 0
+    assert file == "search/evaluator.py" and int(line) > 0
     assert failed.trace.startswith("Traceback") and "KeyError" in failed.trace
     assert pool.staff.faults == {"error": 1}
 

@@ -7,33 +7,15 @@ import pytest
 from toy_setup import drive, embedded_setup
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.pool.pool import (
-    FACTOR,
-    GRACE,
-    MOST,
-    MOST_STARTS,
-    MOST_SUSPECTS,
-    CallError,
-    Pool,
-    PoolError,
-)
-from prunevolve.search.pool.requests import (
-    CollectStatistics,
-    Ended,
-    Evaluate,
-    Fault,
-    ProbeTensors,
-    Reply,
-    Started,
-    UseStatistics,
-    WindowLosses,
-)
+from prunevolve.search.pool.jobs import MOST, MOST_SUSPECTS, CallError, PoolError
+from prunevolve.search.pool.pool import FACTOR, GRACE, MOST_STARTS, Event, Pool
+from prunevolve.search.pool.worker import LOAD, PLACE, Fault, Loaded
 from prunevolve.search.population import Candidate, Outcome
 
 HANG = object()
 LOST = Fault("lost", "its process or its node was lost")
-CROWDED = Fault("crowded", "Ray ended it: its node lacked memory")
-EXHAUSTED = Fault("exhausted", "OutOfMemoryError: out of memory")
+CROWDED = Fault("no memory on node", "Ray killed it: its node lacked memory")
+EXHAUSTED = Fault("out of memory", "OutOfMemoryError: out of memory")
 REFUSED = Fault("refused", "ValueError: model 'm' cannot be loaded")
 BASELINE, WAIT, START = -1, 300.0, 600.0
 
@@ -44,68 +26,72 @@ class ScriptedBackend:
 
     places: int = 2
     seconds: float = 1000.0
-    does: object = lambda worker, request: Outcome("evaluated", 1.0)
+    does: object = lambda worker, call: Outcome("evaluated", 1.0)
     starts: object = lambda worker: "the model"
     takes: float = 0.1
     given: list = field(default_factory=list)
-    hired: int = 0
+    started: int = 0
+    waiting: list = field(default_factory=list)
     staff: set = field(default_factory=set)
-    dismissed: list = field(default_factory=list)
+    stopped: list = field(default_factory=list)
     given_at: dict = field(default_factory=dict)
     ended_at: dict = field(default_factory=dict)
     coming: deque = field(default_factory=deque)
 
-    def hire(self, most):
-        return [self._hire() for _ in range(min(most, self.places - len(self.staff)))]
+    def room(self):
+        return self.places
 
-    def _hire(self):
-        self.hired += 1
-        self.staff.add(self.hired)
-        start = self.starts(self.hired)
-        if isinstance(start, Fault):
-            self.end(self.hired, start)
-        elif start is not HANG:
-            self.coming.append(Started(self.hired, (start,), 0.05))
-        return self.hired
+    def start(self):
+        self.started += 1
+        return self.started
 
-    def give(self, worker, request):
-        assert worker in self.staff
-        self.given.append((worker, request))
-        self.given_at[worker] = self.seconds
-        came = self.does(worker, request)
-        if isinstance(came, Fault) and came.kind in ("lost", "crowded"):
-            self.end(worker, came)
-        elif came is not HANG:
-            self.coming.append(Reply(worker, came, {"seconds": self.takes}))
+    def call(self, worker, call, shared):
+        if call == PLACE:
+            self.waiting.append(worker)
+        elif call == LOAD:
+            came = self.starts(worker)
+            self.answer(worker, Loaded((came,), 0.05) if isinstance(came, str) else came)
+        else:
+            assert worker in self.staff
+            self.given.append((worker, call, shared))
+            self.given_at[worker] = self.seconds
+            self.answer(worker, self.does(worker, call))
 
-    def dismiss(self, worker):
-        self.dismissed.append(worker)
+    def answer(self, worker, came):
+        if isinstance(came, Fault) and came.kind in ("lost", "no memory on node"):
+            self.staff.discard(worker)
+        if came is not HANG:
+            self.coming.append(Event(worker, came, {"seconds": self.takes}))
+
+    def stop(self, worker):
+        self.stopped.append(worker)
         self.ended_at[worker] = self.seconds
         self.staff.discard(worker)
+        self.waiting = [other for other in self.waiting if other != worker]
         self.coming = deque(event for event in self.coming if event.worker != worker)
 
     def events(self, seconds):
+        while self.waiting and len(self.staff) < self.places:
+            worker = self.waiting.pop(0)
+            self.staff.add(worker)
+            self.coming.append(Event(worker, None))
         self.seconds += self.takes if self.coming else seconds
         events = list(self.coming)
         self.coming.clear()
         return events
 
-    def share(self, request):
-        return request
-
-    def end(self, worker, fault):
-        self.staff.discard(worker)
-        self.coming.append(Ended(worker, fault))
+    def share(self, value):
+        return value
 
     @property
     def evaluated(self):
         """The indices of the candidates that were given, in order."""
-        return [r.candidate.index for _, r in self.given if isinstance(r, Evaluate)]
+        return [call.arguments[0].index for _, call, _ in self.given if call.method == "evaluate"]
 
     def tries(self, index):
         """Return the workers that a candidate was given to."""
-        evaluations = [(w, r) for w, r in self.given if isinstance(r, Evaluate)]
-        return [worker for worker, request in evaluations if request.candidate.index == index]
+        evaluations = [(w, call) for w, call, _ in self.given if call.method == "evaluate"]
+        return [worker for worker, call in evaluations if call.arguments[0].index == index]
 
 
 @pytest.fixture
@@ -114,7 +100,8 @@ def backend():
 
 
 def pool_of(backend, workers=None):
-    return Pool(backend, embedded_setup(), workers, WAIT, START, lambda: backend.seconds)
+    setup = embedded_setup(f"ray.workers={workers or 'null'}")
+    return Pool(backend, setup, lambda: backend.seconds)
 
 
 def submit(pool, *indices):
@@ -124,7 +111,7 @@ def submit(pool, *indices):
 
 def ready_pool(backend, workers=None):
     pool = pool_of(backend, workers)
-    pool.model_digest(0)
+    _ = pool.digests
     for _ in range(3):
         pool.next_outcome()
     backend.given.clear()
@@ -139,8 +126,8 @@ def faulty(fault, bad, times=10**6):
     """Return what workers do if some candidates come to a fault, so many times each."""
     left = defaultdict(lambda: times)
 
-    def does(worker, request):
-        index = request.candidate.index if isinstance(request, Evaluate) else None
+    def does(worker, call):
+        index = call.arguments[0].index if call.method == "evaluate" else None
         if index in bad and left[index] > 0:
             left[index] -= 1
             return fault
@@ -160,7 +147,12 @@ def test_pool_returns_one_outcome_for_every_candidate_in_order(backend):
 
 @pytest.mark.parametrize(
     ("kind", "fault"),
-    [("lost", LOST), ("crowded", CROWDED), ("exhausted", EXHAUSTED), ("late", HANG)],
+    [
+        ("lost", LOST),
+        ("no memory on node", CROWDED),
+        ("out of memory", EXHAUSTED),
+        ("timeout", HANG),
+    ],
 )
 def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
     most = MOST[kind]
@@ -176,8 +168,8 @@ def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (LOST, f"ended every worker that it was given to, {{0}} of {{0}}: {LOST.reason}"),
-        (CROWDED, f"ended every worker that it was given to, {{0}} of {{0}}: {CROWDED.reason}"),
+        (LOST, f"{LOST.reason}, {{0}} times"),
+        (CROWDED, f"{CROWDED.reason}, {{0}} times"),
         (EXHAUSTED, "OutOfMemoryError: out of memory, {0} times"),
     ],
     ids=lambda value: getattr(value, "kind", ""),
@@ -196,12 +188,12 @@ def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, fault, 
 def test_suspects_get_their_last_try_only_after_another_answer(backend):
     """While all are lost, none is blamed: those to whom it only happened are evaluated."""
     down = {"until": 10**9}
-    backend.does = lambda *_: LOST if backend.hired < down["until"] else Outcome("evaluated", 1.0)
+    backend.does = lambda *_: LOST if backend.started < down["until"] else Outcome("evaluated", 1.0)
     pool = ready_pool(backend)
     submit(pool, 0, 1)
     while len(backend.tries(0)) < MOST["lost"] - 1 or len(backend.tries(1)) < MOST["lost"] - 1:
         assert pool.next_outcome() is None
-    down["until"] = backend.hired + 3  # the outage ends while the baseline is evaluated
+    down["until"] = backend.started + 3  # the outage ends while the baseline is evaluated
     assert {a.outcome.kind for a in drive(pool, 2).values()} == {"evaluated"}
     assert backend.tries(BASELINE)
 
@@ -209,7 +201,7 @@ def test_suspects_get_their_last_try_only_after_another_answer(backend):
 @pytest.mark.parametrize("answer", [Outcome("evaluated", 1.0), Fault("error", "KeyError: 'X'")])
 def test_suspect_that_is_alone_is_judged_by_a_baseline(backend, answer):
     alone = {0: EXHAUSTED, BASELINE: answer}
-    backend.does = lambda worker, request: alone[request.candidate.index]
+    backend.does = lambda worker, call: alone[call.arguments[0].index]
     pool = ready_pool(backend)
     submit(pool, 0)
     found = drive(pool, 1)
@@ -221,7 +213,7 @@ def test_suspect_that_is_alone_is_judged_by_a_baseline(backend, answer):
 @pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG])
 @pytest.mark.parametrize("candidates", [2, 8])
 def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault, candidates):
-    backend.does = lambda worker, request: fault
+    backend.does = lambda worker, call: fault
     pool = ready_pool(backend)
     submit(pool, *range(candidates))
     arrivals = []
@@ -233,18 +225,18 @@ def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault,
     assert len(backend.given) <= 2 * (MOST_SUSPECTS + 1) * 8
 
 
-@pytest.mark.parametrize(("at_once", "blamed"), [(8, 0), (1, MOST_SUSPECTS - 1)])
-def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, at_once, blamed):
-    """With one candidate at a time, only the baseline can tell, and it works."""
+@pytest.mark.parametrize("at_once", [8, 1])
+def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, at_once):
+    """Only the baseline can tell, and it works: until there are too many in a row."""
     backend.does = faulty(EXHAUSTED, set(range(100)))
     pool = ready_pool(backend)
     failed = []
-    with pytest.raises(PoolError, match=f"{MOST_SUSPECTS} candidates in a row, the last of them"):
+    with pytest.raises(PoolError, match=f"{MOST_SUSPECTS} candidates in a row, the last of them: "):
         for first in range(0, 100, at_once):
             submit(pool, *range(first, first + at_once))
             while len(failed) < first + at_once:
                 failed += [arrival.index for arrival in turns(pool, 1)]
-    assert failed == list(range(blamed))
+    assert len(failed) < MOST_SUSPECTS
 
 
 def test_candidates_that_fail_between_others_never_end_the_run(backend):
@@ -254,21 +246,21 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
     for index in range(40):
         submit(pool, index)
         drive(pool, 1)
-    assert pool.staff.faults == {"exhausted": MOST["exhausted"] * len(bad)}
+    assert pool.staff.faults == {"out of memory": MOST["out of memory"] * len(bad)}
 
 
 @pytest.mark.parametrize("kind", ["error", "refused"])
 def test_error_of_a_candidate_fails_it_and_no_worker(backend, kind):
-    fault = Fault(kind, "KeyError: 'layer'", "search/fitness.py:120", "Traceback ...")
+    fault = Fault(kind, "KeyError: 'layer'", "search/evaluator.py:120", "Traceback ...")
     backend.does = faulty(fault, {0})
     pool = ready_pool(backend)
     submit(pool, 0, 1)
     found = drive(pool, 2)
-    reason = "KeyError: 'layer' at search/fitness.py:120"
+    reason = "KeyError: 'layer' at search/evaluator.py:120"
     assert found[0].outcome == Outcome("failed", reason=reason)
     assert found[0].trace == "Traceback ..."
     assert found[1].outcome.kind == "evaluated"
-    assert (len(backend.tries(0)), backend.dismissed) == (1, [])
+    assert (len(backend.tries(0)), backend.stopped) == (1, [])
     assert pool.staff.faults == {kind: 1}
 
 
@@ -277,14 +269,14 @@ def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(b
     pool = ready_pool(backend)
     submit(pool, *range(300))
     found = drive(pool, 300)
-    reason = f"timeout: no answer in time, {MOST['late']} times"
+    reason = f"timeout: no answer in time, {MOST['timeout']} times"
     assert found[0].outcome == Outcome("failed", reason=reason)
     workers = backend.tries(0)
     waits = [backend.ended_at[worker] - backend.given_at[worker] for worker in workers]
     # Of the first nothing is known but how long the dense model took.
     allowed = [GRACE + FACTOR * 0.05, 2 * (GRACE + FACTOR * 0.1), 4 * (GRACE + FACTOR * 0.1)]
-    assert backend.dismissed == workers
-    assert len(workers) == MOST["late"]
+    assert backend.stopped == workers
+    assert len(workers) == MOST["timeout"]
     assert all(a < wait < a + 1 for wait, a in zip(waits, allowed, strict=True)), waits
 
 
@@ -297,7 +289,7 @@ def test_suspended_driver_finds_nobody_late_and_takes_what_came_meanwhile(backen
     submit(pool, 1)
     backend.takes = 86400.0
     assert drive(pool, 1)[1].outcome.kind == "evaluated"
-    assert backend.dismissed == []
+    assert backend.stopped == []
 
 
 def test_work_starts_with_the_first_worker_that_is_ready(backend):
@@ -307,7 +299,7 @@ def test_work_starts_with_the_first_worker_that_is_ready(backend):
     submit(pool, 0)
     drive(pool, 1)
     assert backend.tries(0) == [2]
-    backend.does = lambda worker, request: HANG
+    backend.does = lambda worker, call: HANG
     submit(pool, 1)
     staff = pool.staff
     assert (staff.ready, staff.busy, staff.starting) == (1, 1, 2)
@@ -325,21 +317,21 @@ def test_node_that_refuses_does_not_end_what_another_can_do(backend):
 def test_workers_that_cannot_start_again_end_the_run_with_the_reason(backend):
     pool = ready_pool(backend)
     backend.starts = lambda worker: REFUSED
-    backend.does = lambda worker, request: LOST
+    backend.does = lambda worker, call: LOST
     submit(pool, 0, 1)
     with pytest.raises(PoolError, match=r"no worker could be started, .*model 'm' cannot be") as e:
         turns(pool, 1000)
     assert "\n" not in str(e.value)
     assert len(backend.tries(0)) == 1  # to a worker that was there
-    assert backend.hired <= 2 + 2 * MOST_STARTS
+    assert backend.started <= 2 + 2 * MOST_STARTS
 
 
 def test_failed_starts_elsewhere_do_not_end_a_run_whose_only_worker_is_lost(backend):
     backend.starts = lambda worker: REFUSED if worker > 1 else "the model"
     pool = pool_of(backend)
-    pool.model_digest(0)
+    _ = pool.digests
     turns(pool, 100)
-    assert backend.hired > 1 + MOST_STARTS
+    assert backend.started > 1 + MOST_STARTS
     backend.starts = lambda worker: "the model"
     backend.does = faulty(LOST, {0}, times=1)
     submit(pool, 0)
@@ -351,23 +343,23 @@ def test_worker_that_never_starts_is_given_up_after_its_time(backend):
     pool = pool_of(backend)
     before = backend.seconds
     with pytest.raises(PoolError, match=r"no worker for 300 s .*: timeout: did not start in time"):
-        pool.model_digest(0)
+        _ = pool.digests
     assert START <= backend.seconds - before < START + 2
-    assert backend.dismissed == [1, 2]
+    assert backend.stopped == [1, 2]
 
 
 def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_without_end(backend):
     backend.places = 3
     pool = ready_pool(backend)
     backend.starts = lambda worker: LOST
-    backend.does = lambda worker, request: LOST
+    backend.does = lambda worker, call: LOST
     submit(pool, 0)
     before = backend.seconds
     with pytest.raises(PoolError, match="no worker for 300 s"):
         turns(pool, 10000)
     assert WAIT < backend.seconds - before < WAIT + 70
     assert len(backend.tries(0)) == 3  # all that were ready
-    assert backend.hired < 100  # with longer and longer breaks
+    assert backend.started < 100  # with longer and longer breaks
 
 
 def test_pool_without_room_waits_as_long_as_it_is_told_to(backend):
@@ -375,7 +367,7 @@ def test_pool_without_room_waits_as_long_as_it_is_told_to(backend):
     pool = pool_of(backend)
     before = backend.seconds
     with pytest.raises(PoolError, match=r"no worker for 300 s \(ray.wait_seconds\)$"):
-        pool.model_digest(0)
+        _ = pool.digests
     assert WAIT < backend.seconds - before < WAIT + 2
 
 
@@ -384,8 +376,8 @@ def test_worker_with_another_model_is_refused_and_gets_nothing(backend):
     pool = pool_of(backend)
     submit(pool, *range(5))
     drive(pool, 5)
-    assert 2 in backend.dismissed
-    assert 2 not in {worker for worker, _ in backend.given}
+    assert 2 in backend.stopped
+    assert 2 not in {worker for worker, _, _ in backend.given}
     assert "its models are not the run's" in pool.staff.trouble
 
 
@@ -395,7 +387,7 @@ def test_pool_grows_with_the_room_up_to_what_is_asked_for(backend, workers, read
     assert pool.staff.ready == 2
     backend.places = 5
     turns(pool, 20)
-    assert (pool.staff.ready, backend.hired) == (ready, ready)
+    assert (pool.staff.ready, backend.started) == (ready, ready)
 
 
 def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
@@ -408,53 +400,36 @@ def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
         assert pool.staff.ready == ready
 
 
-def test_workers_have_all_statistics_before_any_job_late_ones_too(backend):
+def test_statistics_and_scale_go_with_every_call_to_late_workers_too(backend):
     pool = pool_of(backend)
-    pool.model_digest(0)
-    statistics = [UseStatistics(subject, {}) for subject in range(2)]
-    for request in statistics:
-        pool.prepare(request)
+    pool.use_statistics(0, {"X/layer": 1})
+    pool.use_scale("scale")
     backend.places, backend.takes = 3, 1.0
     submit(pool, *range(30))
     drive(pool, 30)
-    for worker in range(1, 4):
-        requests = [request for other, request in backend.given if other == worker]
-        assert requests[:2] == statistics
-        assert {type(request) for request in requests[2:]} == {Evaluate}
-
-
-@pytest.mark.parametrize("fault", [LOST, EXHAUSTED, Fault("error", "KeyError: 1", "x.py:1")])
-def test_statistics_that_end_every_worker_end_the_run(backend, fault):
-    pool = ready_pool(backend)
-    backend.does = lambda worker, request: fault if isinstance(request, UseStatistics) else None
-    pool.prepare(UseStatistics(0, {}))
-    submit(pool, 0)
-    with pytest.raises(PoolError, match=f"no worker.*{fault.reason}"):
-        turns(pool, 10000)
-    assert backend.tries(0) == []
-    assert backend.hired < 100
+    assert {worker for worker, _, _ in backend.given} == {1, 2, 3}
+    shared = {("use_statistics", 0): {"X/layer": 1}, ("use_scale",): "scale"}
+    assert all(given == shared for _, _, given in backend.given)
 
 
 @pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG])
-def test_requests_of_the_run_are_done_again_after_a_fault(backend, fault):
+def test_calls_of_the_run_are_done_again_after_a_fault(backend, fault):
     seen, counted = [], []
 
-    def does(worker, request):
-        if request not in seen:
-            seen.append(request)
+    def does(worker, call):
+        if call not in seen:
+            seen.append(call)
             return fault
-        return ("done", request)
+        return (call.method, *call.arguments)
 
     backend.does = does
     pool = ready_pool(backend)
-    requests = [
-        *(CollectStatistics(0), ProbeTensors(0)),
-        *(WindowLosses(0, role, None) for role in ("report", "selection")),
-    ]
+    wanted = [(0, role, None) for role in ("report", "selection")]
     with pool.counting(lambda: counted.append(1)):
-        done = pool.ask(requests)
-    assert done == [("done", request) for request in requests]
-    assert len(counted) == len(requests)
+        assert pool.losses(wanted) == [("losses", *one) for one in wanted]
+        assert pool.collect_statistics(0) == ("collect_statistics", 0)
+        assert pool.probe_tensors(0) == ("probe_tensors", 0)
+    assert len(counted) == 4
 
 
 @pytest.mark.parametrize(
@@ -464,9 +439,19 @@ def test_requests_of_the_run_are_done_again_after_a_fault(backend, fault):
         (Fault("error", "KeyError: 'X'", "x.py:7", "t"), CallError, "KeyError: 'X' at x.py:7"),
     ],
 )
-def test_request_of_the_run_that_cannot_be_done_is_one_line(backend, fault, error, line):
-    backend.does = lambda worker, request: fault
+def test_call_of_the_run_that_cannot_be_done_is_one_line(backend, fault, error, line):
+    backend.does = lambda worker, call: fault
     pool = ready_pool(backend)
-    with pytest.raises(error, match=f"^a worker failed in ProbeTensors: {line}$") as raised:
-        pool.ask([ProbeTensors(0)])
+    with pytest.raises(error, match=f"^a worker failed in probe_tensors: {line}$") as raised:
+        pool.probe_tensors(0)
     assert getattr(raised.value, "trace", "t") == "t"
+
+
+def test_worker_without_room_waits_and_takes_no_time_to_start(backend):
+    backend.places = 1
+    pool = ready_pool(backend, workers=3)
+    turns(pool, 2 * int(START) + 100)
+    assert (pool.staff.ready, pool.staff.starting, pool.staff.faults) == (1, 2, {})
+    backend.places = 3
+    turns(pool, 5)
+    assert pool.staff.ready == 3

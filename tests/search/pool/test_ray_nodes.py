@@ -10,9 +10,7 @@ from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
 from prunevolve.pruning.models import linear_layers
 from prunevolve.search.pool import pool as pools
-from prunevolve.search.pool.pool import PoolError
 from prunevolve.search.population import Candidate
-from prunevolve.search.resident import Subject
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +42,7 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         arrivals = [until_arrival(pool) for _ in range(2)]
         outcomes = {arrival.index: arrival.outcome for arrival in arrivals}
         assert outcomes == {0: expected, 1: expected}
-        assert pool.staff.starting == 0
+        until(pool, lambda: pool.staff.starting == 0)
         assert pool.staff.faults == {"lost": 1}
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         until(pool, lambda: pool.staff.ready == 2)
@@ -63,11 +61,6 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
         for _ in range(10):
             pool.next_outcome()
         assert (pool.staff.ready, pool.staff.starting) == (2, 0)
-        with (
-            pool_of(made, setup, wait=3.0, start=20.0, gpus_per_worker=0.6) as another,
-            pytest.raises(PoolError, match=r"no worker for 3 s \(ray.wait_seconds\)"),
-        ):
-            another.model_digest(0)
 
 
 def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
@@ -86,7 +79,7 @@ def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model,
         outcomes = outcomes_of(pool, [Candidate(index, WANDA) for index in range(2)])
         assert outcomes == [expected, expected]
         assert len(orders.doers("0")) > 1
-        assert set(pool.staff.faults) == {"crowded"}
+        assert set(pool.staff.faults) == {"no memory on node"}
         assert "lacked memory" in pool.staff.trouble
 
 
@@ -98,12 +91,10 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
     pruned_copy = sum(layer.weight.nbytes for layer in linear_layers(model).values()) >> 20
     model.save_pretrained(folder)
     del model
-    setup = replace(
-        embedded_setup(),
-        subjects=(Subject(str(folder), "float32"),),
-        leaves=frozenset("XGM"),
-        low_memory=True,
-    )
+    setup = embedded_setup("low_memory=true", leaves="XGM")
+    (subject,) = setup.subjects
+    windows = {r: replace(text, tokens=text.tokens % 256) for r, text in subject.windows.items()}
+    setup = replace(setup, subjects=(replace(subject, model=str(folder), windows=windows),))
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=2, object_store_memory=1 << 30) as made:
         for address in (made.address, "local"):
@@ -116,7 +107,7 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
                     pool.submit(Candidate(index, SNIP))
                 orders.wait_for(pool, "8")
                 orders.wait_for(pool, "9")
-            libraries, now = orders.memory("start"), orders.memory("8") | orders.memory("9")
+            libraries, now = orders.memory("place"), orders.memory("8") | orders.memory("9")
             own = {pid: now[pid] - libraries[pid] for pid in now}
             assert len(own) == 2
             # As large as that each: weights, dense copy, and two matrices of statistics. The rest

@@ -2,20 +2,15 @@
 
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arrival
 from toy_models import assert_same_tensors
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
 
-from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.fitness import Task
 from prunevolve.search.pool import pool as pools
-from prunevolve.search.pool.requests import ProbeTensors, WindowLosses
 from prunevolve.search.population import Candidate
-from prunevolve.search.resident import Subject
 
 pytestmark = pytest.mark.slow
 
@@ -23,14 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def setup():
     """Return what builds a worker with two models of unlike dtypes."""
-    one = embedded_setup()
-    short = {role: tokens[:, :16] for role, tokens in one.windows[0].items()}
-    return replace(
-        one,
-        subjects=(*one.subjects, Subject("embedded", "bfloat16")),
-        windows=(*one.windows, short),
-        tasks=(Task("half", 0, 0.5, None, 1.0), Task("2:4", 1, 0.5, NOfM(2, 4), 2.0)),
-    )
+    return embedded_setup("tasks=[{}, {dtype: bfloat16, pattern: '2:4', weight: 2}]")
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +62,19 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     arrivals = arrivals_of(pool, [*same, constant])
     outcomes = [arrival.outcome for arrival in arrivals]
     assert outcomes == [here.evaluate(candidate) for candidate in [*same, constant]]
-    assert (outcomes[0].tokens, outcomes[6].kind) == (2 * 32 + 2 * 16, "degenerate")
+    assert (outcomes[0].tokens, outcomes[6].kind) == (2 * 32 + 2 * 32, "degenerate")
     assert list(arrivals[0].timing) == ["seconds", "peak_mib", "worker"]
-    requests = [WindowLosses(task, "report", SNIP) for task in (1, 0)]
-    assert pool.ask(requests) == [here.losses(task, "report", SNIP) for task in (1, 0)]
-    assert [pool.model_digest(subject) for subject in range(2)] == list(here.digests)
-    (probe,), expected = pool.ask([ProbeTensors(1)]), here.probe_tensors(1)
+    wanted = [(task, "report", SNIP) for task in (1, 0)]
+    assert pool.losses(wanted) == [here.losses(task, "report", SNIP) for task in (1, 0)]
+    assert pool.digests == here.digests
+    probe, expected = pool.probe_tensors(1), here.probe_tensors(1)
     assert_same_tensors(probe, expected)
 
 
 def test_wrong_value_in_a_request_is_one_line(pool):
-    line = r"^a worker failed in WindowLosses: ValueError: "
+    line = r"^a worker failed in losses: ValueError: "
     with pytest.raises(ValueError, match=line) as error:
-        pool.ask([WindowLosses(0, "report", Criterion(WANDA.metric, "none"))])
+        pool.losses([(0, "report", Criterion(WANDA.metric, "none"))])
     assert "\n" not in str(error.value)
 
 
@@ -114,7 +102,7 @@ def test_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(pool, here, o
     orders.withdraw("hold-0")
     assert until_arrival(pool).outcome == here.evaluate(Candidate(0, WANDA))
     # On a slow machine a healthy worker may take longer than that, too, and is replaced.
-    assert faults_since(pool, before).keys() == {"late"}
+    assert faults_since(pool, before).keys() == {"timeout"}
     until(pool, lambda: is_gone(stopped), 20)
 
 
@@ -123,7 +111,7 @@ def test_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
     orders.give("break-0")
     candidates = [Candidate(index, WANDA) for index in range(6)]
     assert outcomes_of(pool, candidates) == [here.evaluate(candidate) for candidate in candidates]
-    assert faults_since(pool, before) == {"exhausted": 1}
+    assert faults_since(pool, before) == {"out of memory": 1}
     broken, other = orders.doers("0")
     assert broken != other
     until(pool, lambda: is_gone(broken), 20)

@@ -5,9 +5,11 @@ other file is written under a temporary name, fsync'd and renamed, so that a kil
 file or the new one, never a part.
 """
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +24,7 @@ from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import read_object, whole_file
 from prunevolve.pruning.parse import SCHEMA
-from prunevolve.search.checkpoint import hall_of_fame_csv, state_as_json
-from prunevolve.search.population import Record, State
+from prunevolve.search.population import Record, State, Timing, pareto_front, read_state
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,7 +53,9 @@ class RunFolder:
     @staticmethod
     def check_empty(path: Path) -> None:
         """Raise FolderError if the path of a new run exists and is not an empty folder."""
-        if path.exists() and (not path.is_dir() or _files_in(path)):
+        # A kill at the start leaves the lock behind.
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
+        if path.exists() and names - {".lock"}:
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
             )
@@ -65,15 +68,16 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"--out {path} cannot be created: {error.strerror}") from error
-        folder = RunFolder(path)
-        folder._acquire()
-        return folder
+        return RunFolder(path)._locked()
 
     @staticmethod
     def open_(path: Path) -> "RunFolder":
-        """Open a run's folder; raise FolderError if it is none, in use or unsafe to read."""
-        folder = RunFolder.look(path)
-        folder._acquire()
+        """Open a run's folder to go on; raise FolderError if it is none, or in use."""
+        folder = RunFolder.look(path)._locked()
+        journal, size = path / "journal.jsonl", sum(map(len, folder._lines()))
+        if journal.exists() and journal.stat().st_size > size:
+            with _writing(journal):
+                os.truncate(journal, size)  # the torn last line
         return folder
 
     @staticmethod
@@ -83,7 +87,7 @@ class RunFolder:
             raise FolderError(f"{path} is not a run folder: it has no config.yaml")
         return RunFolder(path)
 
-    def _acquire(self) -> None:
+    def _locked(self) -> "RunFolder":
         try:
             with _writing(self.path / ".lock"):
                 self._lock.acquire(timeout=0)
@@ -91,6 +95,7 @@ class RunFolder:
             raise FolderError(
                 f"{self.path} is in use by another process: wait for it to end"
             ) from error
+        return self
 
     def close(self) -> None:
         """Let other processes use the folder."""
@@ -141,11 +146,7 @@ class RunFolder:
             write_tensors(path, {key: tensor.contiguous() for key, tensor in tensors.items()})
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
-        """Return a safetensors file's tensors, or None if there is no such file.
-
-        Raises:
-            FolderError: If the file is damaged.
-        """
+        """Return a safetensors file's tensors, None if there is none; FolderError if damaged."""
         path = self.path / name
         if not path.exists():
             return None
@@ -160,44 +161,34 @@ class RunFolder:
             (self.path / "failures").mkdir(exist_ok=True)
         self.write_text(f"failures/{name}.txt", trace)
 
-    def read_records(self) -> list[Record]:
-        """Read the journal, truncate an incomplete last line, and return the records.
+    def records(self) -> list[Record]:
+        """Return the records in the journal's whole lines, also while a process appends to it.
 
-        Raises:
-            FolderError: If a complete line is damaged or out of order, or the file is no journal.
+        Raises FolderError if a line is damaged or out of order, or the file cannot be read.
         """
-        lines = self._whole_lines()
-        records = self._records_in(lines)
-        path, size = self.path / "journal.jsonl", sum(map(len, lines))
-        if path.exists() and path.stat().st_size > size:
-            with _writing(path):
-                os.truncate(path, size)
+        path, records = self.path / "journal.jsonl", []
+        for place, line in enumerate(self._lines()):
+            try:
+                record = Record.from_dict(json.loads(line.rstrip()))
+                if record.index != place:
+                    raise ValueError(f"it is candidate {record.index}")
+            except (ValueError, RecursionError) as error:
+                raise FolderError(f"{path} line {place + 1} is damaged: {error}") from error
+            records.append(record)
         self.lines = len(records)
         return records
 
-    def records_so_far(self) -> list[Record]:
-        """Return the records in the journal's whole lines, also while a process appends to it.
-
-        Raises:
-            FolderError: As in `read_records`.
-        """
-        return self._records_in(self._whole_lines())
-
-    def _whole_lines(self) -> list[bytes]:
+    def _lines(self) -> list[bytes]:
         path = self.path / "journal.jsonl"
         try:
-            if not path.exists():
-                return []
             with path.open("rb") as file:
                 return [line for line in file if line.endswith(b"\n")]
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
-    def _records_in(self, lines: list[bytes]) -> list[Record]:
-        path = self.path / "journal.jsonl"
-        return [_record_of(line, path, number) for number, line in enumerate(lines)]
-
-    def append(self, record: Record, timing: Mapping[str, float]) -> None:
+    def append(self, record: Record, timing: Timing) -> None:
         """Append a record to the journal, and its timing to a file of its own."""
         line = json.dumps(record.to_dict()) + "\n"
         journal, timings = self.path / "journal.jsonl", self.path / "timings.jsonl"
@@ -210,14 +201,47 @@ class RunFolder:
         self.lines += 1
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
-        """Write the checkpoint, and rewrite the hall of fame.
+        """Write the state that a continuation starts from, and the current hall of fame."""
+        checkpoint = {
+            "schema": SCHEMA,
+            "committed": resumable.committed,
+            "population": [record.to_dict() for record in resumable.population],
+            "hall_of_fame": [record.to_dict() for record in resumable.hall_of_fame],
+        }
+        self.write_json("checkpoint.json", checkpoint)
+        table, front = io.StringIO(), pareto_front(state.hall_of_fame)
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["size", "fitness", "group", "metric", "pareto"])
+        for record in state.hall_of_fame:
+            criterion, on_front = record.criterion, str(record in front).lower()
+            writer.writerow(
+                [record.size, record.fitness, criterion.group, criterion.text, on_front]
+            )
+        self.write_text("hall_of_fame.csv", table.getvalue())
 
-        Args:
-            resumable: The state that a continuation starts from, `lag` outcomes earlier.
-            state: The current state, for the hall of fame.
+    def read_checkpoint(
+        self, records: Sequence[Record], lag: int, warn: Callable[[str], object]
+    ) -> State:
+        """Return the state from which a search with these records goes on.
+
+        The checkpoint makes that quick; if there is none that fits, it is the state before the
+        first record, and the reason is a warning.
         """
-        self.write_json("checkpoint.json", state_as_json(resumable))
-        self.write_text("hall_of_fame.csv", hall_of_fame_csv(state))
+        try:
+            state = read_state(self.path / "checkpoint.json")
+            is_old_enough = state.committed <= max(
+                0, len(records) - lag
+            )  # to breed what is missing
+            if not is_old_enough or any(
+                member.index >= state.committed or member != records[member.index]
+                for member in (*state.population, *state.hall_of_fame)
+            ):
+                raise ValueError("checkpoint.json does not fit the journal")
+        except ValueError as error:
+            if records:
+                warn(f"{error}: all of the journal is replayed")
+            return State()
+        return state
 
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
@@ -237,17 +261,6 @@ class RunFolder:
         )
 
 
-def _record_of(line: bytes, path: Path, number: int) -> Record:
-    """Return the record in a line of the journal; raise FolderError if it is damaged."""
-    try:
-        record = Record.from_dict(json.loads(line.rstrip(b"\n")))
-    except (ValueError, RecursionError) as error:
-        raise FolderError(f"{path} line {number + 1} is damaged: {error}") from error
-    if record.index != number:
-        raise FolderError(f"{path} line {number + 1} is candidate {record.index}")
-    return record
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
@@ -257,8 +270,3 @@ def _writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise WriteError(f"{path} cannot be written: {why}") from error
-
-
-def _files_in(path: Path) -> list[str]:
-    """Return the names in a folder without the lock, which a kill at the start leaves behind."""
-    return [entry.name for entry in path.iterdir() if entry.name != ".lock"]

@@ -1,6 +1,5 @@
 """What an entry of `search.seeds` may be, and that its texts mean the same."""
 
-import json
 from contextlib import closing
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from toy_records import record_of
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import GROUPS
-from prunevolve.search.checkpoint import read_seeds
-from prunevolve.search.journal import RunFolder
+from prunevolve.search.breeding.seeds import read_seeds
 from prunevolve.search.population import State
+from prunevolve.search.run_folder import RunFolder
 
 
 def texts(entries: list[str], group: str = "row") -> list[str]:
@@ -43,12 +42,6 @@ def test_read_seeds_takes_a_name_or_a_text_under_the_group_that_is_searched(grou
     for name, metric in NAMED.items():
         assert texts([name], group) == [metric.criterion.text]
     assert texts(["mul(W, sqr(G))"], group) == ["mul(W, sqr(G))"]
-
-
-def test_read_seeds_takes_a_metric_file(tmp_path):
-    path = tmp_path / "best_metric.json"
-    path.write_text(json.dumps({"metric": "add(W, G)", "group": "model"}))
-    assert texts([str(path)]) == ["add(W, G)"]
 
 
 def test_read_seeds_takes_all_of_a_run_folder_or_checkpoint_best_first(run, monkeypatch):
@@ -85,13 +78,13 @@ def test_read_seeds_refuses_what_is_no_metric_in_one_line(entry, message):
 def test_read_seeds_refuses_a_damaged_checkpoint(run, tmp_path):
     path = run / "checkpoint.json"
     path.write_bytes(path.read_bytes()[:-9])
-    expected = f"checkpoint {path} is damaged, or from another version"
+    problem = "is missing, damaged or from another version"
     for entry in (run, path):
-        assert refusal(read_seeds, [str(entry)], "row") == expected
+        assert refusal(read_seeds, [str(entry)], "row") == f"checkpoint {path} {problem}"
     # And one whose metric cannot rank weights.
     with closing(RunFolder.create(tmp_path / "another")) as folder:
         folder.write_checkpoint(State(1, (record_of(0, "X", 2.0),)), State())
-    expected = f"checkpoint {folder.path}/checkpoint.json is damaged, or from another version"
+    expected = f"checkpoint {folder.path}/checkpoint.json {problem}"
     assert refusal(read_seeds, [str(folder.path)], "row") == expected
 
 

@@ -5,7 +5,7 @@ import torch
 from toy_records import record_of
 
 from prunevolve.pruning.metric import Metric
-from prunevolve.search.factors import factors_of, shared_by_the_best, without_each
+from prunevolve.search.ablation import factors_of, shared_by_the_best, without_each
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_shared_by_the_best_counts_parts_of_the_best_tenth_against_the_rest():
     stopped = [record_of(20, "mul(W, exp(mul(2, X)))", None, kind="stopped")]
     twins = [record_of(21, "mul(W, exp(mul(3, X)))", None, kind="duplicate")]
     rows = shared_by_the_best([*bad, *good, *stopped, *twins])
-    assert ("factor", "exp(mul(c, X))", "2 of 2", "1 of 19") in rows
-    assert ("leaf", "X", "2 of 2", "1 of 19") in rows
+    assert ("factor", "2 of 2", "1 of 19", "exp(mul(c, X))") in rows
+    assert ("statistic", "2 of 2", "1 of 19", "X") in rows
     # What all have tells nothing.
-    assert not any(part in ("W", "mul", "G") for _, part, *_ in rows)
+    assert not any(part in ("W", "mul", "G") for *_, part in rows)

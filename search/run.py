@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -13,29 +13,25 @@ from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resu
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.progress import step
-from prunevolve.search.checkpoint import check_fits, read_state
 from prunevolve.search.evolution import Evolution
-from prunevolve.search.experiment import Experiment, pinned_config
-from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.journal import FolderError, RunFolder
-from prunevolve.search.plan import check, lag_warning
-from prunevolve.search.pool.on_ray import ray_backend
-from prunevolve.search.pool.pool import CallError, Pool
-from prunevolve.search.pool.requests import Backend, InProcessBackend
-from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import noted, prepare
-from prunevolve.search.recorder import OnRecord, ignore, recording
+from prunevolve.search.experiment import Experiment, lag_warning, pinned_config, resolve
+from prunevolve.search.pool import guard
+from prunevolve.search.pool.cluster import connected
+from prunevolve.search.pool.in_process import InProcess
+from prunevolve.search.pool.jobs import CallError
+from prunevolve.search.pool.pool import Backend, Pool
+from prunevolve.search.population import Record
+from prunevolve.search.prepare import (
+    ENVIRONMENT,
+    check_identity,
+    environment,
+    identity,
+    prepare,
+    settings,
+)
+from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
-from prunevolve.search.status import FINISHED
-
-FREE_KEYS = ("search.candidates", "ray.", "low_memory", "tensorboard")
-"""Config keys that may differ when a run is continued: how long and where, never what.
-
-Statistics that the run has are used as they are, also with another `low_memory`.
-"""
-
-_BRED_AGAIN = 5
-"""Records that a resumed search breeds again to check that they are its own."""
+from prunevolve.search.run_folder import FolderError, RunFolder
 
 
 class Unfinished(RuntimeError):
@@ -50,7 +46,7 @@ class Unfinished(RuntimeError):
         self.code = code
 
 
-def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
+def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
     """Run a new search in an empty folder to its end.
 
     Args:
@@ -68,11 +64,11 @@ def run(config: Config, out: Path, console: Console, on_record: OnRecord = ignor
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
     RunFolder.check_empty(out)
     experiment = _ready(pinned_config(config), console)
-    with _backend(experiment, console) as backend, closing(RunFolder.create(out)) as folder:
+    with backend_of(experiment, console) as backend, closing(RunFolder.create(out)) as folder:
         return _run(folder, experiment, backend, [], console, on_record)
 
 
-def run_on(
+def resume(
     path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
 ) -> str:
     """Continue a run to its end, or extend a finished one; if there is nothing to do, say so.
@@ -85,24 +81,23 @@ def run_on(
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
-        Unfinished: And anything else that `run` raises.
+        Unfinished: And anything else that `launch` raises.
     """
     with closing(RunFolder.open_(path)) as folder:
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
-        _check_overrides(path, overrides)
-        records = folder.read_records()
-        done = len(records)
-        check_config(folder, config, done)
-        if config.search.candidates < done:
-            raise FolderError(
-                f"search.candidates = {config.search.candidates} is below the {done} that "
-                f"{path} has: give more"
-            )
-        if done == config.search.candidates and folder.is_finished(done):
+        check_identity(folder, settings(config))  # before a text is read
+        records = folder.records()
+        done, wanted = len(records), config.search.candidates
+        if done == wanted and folder.is_finished(done):
             _say_finished(folder, config, console)
             return "finished before"
         experiment = _ready(config, console)
-        with _backend(experiment, console) as backend:
+        check_identity(folder, identity(experiment))
+        if wanted < done:
+            raise FolderError(
+                f"search.candidates = {wanted} is below the {done} that {path} has: give more"
+            )
+        with backend_of(experiment, console) as backend:
             return _run(folder, experiment, backend, records, console, on_record)
 
 
@@ -124,7 +119,7 @@ def _resume_call(folder: RunFolder) -> str:
 
 def _ready(config: Config, console: Console) -> Experiment:
     """Return the experiment with its texts, once all is checked that needs no worker."""
-    experiment = check(config)
+    experiment = resolve(config)
     with console.status("reading the texts"):  # no line, in case one is refused
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
@@ -133,25 +128,29 @@ def _ready(config: Config, console: Console) -> Experiment:
 
 
 @contextmanager
-def _backend(experiment: Experiment, console: Console) -> Iterator[Backend]:
+def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
     """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
     Raises:
         ValueError: If there is no such device or cluster, or it refuses the connection.
         PoolError: If the cluster is lost.
     """
-    setup, ray = experiment.setup, experiment.config.ray
+    ray = experiment.config.ray
     if ray.workers == 0:
         if ray.gpus_per_worker and not torch.cuda.is_available():
             raise ValueError(
                 f"ray.gpus_per_worker = {ray.gpus_per_worker}, but this machine has no CUDA "
                 "device: set it to 0"
             )
-        yield InProcessBackend(setup)
+        yield InProcess(experiment)
         return
     with ExitStack() as stack:
         with step(console, f"connecting to Ray: {ray.address}"):
-            backend = stack.enter_context(ray_backend(setup, ray))
+            head = stack.enter_context(connected(ray))
+            # Not imported before: it imports Ray, which reads the environment then.
+            from prunevolve.search.pool.on_ray import RayBackend
+
+            backend = stack.enter_context(RayBackend(head, experiment))
         # The workers need the cores: on several threads the driver would wait for its own.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
@@ -174,19 +173,14 @@ def _run(
     Raises:
         Unfinished: If the run stopped before its end.
     """
-    ray = experiment.config.ray
     way_on = f"continue with {_resume_call(folder)}"
+    guard.tell(f"resume {way_on}")
     try:
+        if not (folder.path / ENVIRONMENT).exists():
+            folder.write_json(ENVIRONMENT, environment(experiment))
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         console.print(f"run folder {folder.path}", soft_wrap=True)
-        pool = Pool(
-            backend,
-            experiment.setup,
-            1 if ray.workers == 0 else ray.workers,
-            ray.wait_seconds,
-            ray.start_seconds,
-            say=lambda line: console.print(line, soft_wrap=True),
-        )
+        pool = Pool(backend, experiment, say=lambda line: console.print(line, soft_wrap=True))
         return _search(folder, experiment, pool, records, console, on_record)
     except KeyboardInterrupt as error:
         why = f"interrupted after {folder.lines} candidates"
@@ -216,10 +210,13 @@ def _search(
     hired = pool.staff.ready + pool.staff.starting
     if warning := lag_warning(experiment.config.search.lag, hired):
         console.print(f"warning: {warning}", soft_wrap=True)
-    check_records(folder, experiment, marks, records)
-    start = _start(folder, records, experiment.config.search.lag, console)
+    start = folder.read_checkpoint(
+        records,
+        experiment.config.search.lag,
+        warn=lambda why: console.print(f"warning: {why}", soft_wrap=True),
+    )
     evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
-    with recording(folder, experiment, evolution, pool, console, on_record) as recorder:
+    with Recorder(folder, experiment, evolution, pool, console, on_record) as recorder:
         recorder.outcomes.update(record.outcome.kind for record in records)
         records.clear()  # frees the memory of what can be twenty thousand records
         while not evolution.done:
@@ -240,86 +237,3 @@ def _search(
         )
     finish(folder, experiment, pool, marks, evolution.state, started, console)
     return FINISHED
-
-
-def _start(folder: RunFolder, records: list[Record], lag: int, console: Console) -> State:
-    """Return the checkpoint's state; the empty one if the whole journal must be replayed."""
-    path = folder.path / "checkpoint.json"
-    if not path.exists():  # killed before the first
-        return State()
-    try:
-        state = read_state(path)
-        check_fits(state, records, lag)
-    except ValueError as error:
-        console.print(f"warning: {error}: all of the journal is replayed", soft_wrap=True)
-        return State()
-    return state
-
-
-# Is a continued run still the same experiment?
-
-
-def is_free(key: str) -> bool:
-    """Return whether a config key may differ when a run is continued."""
-    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
-
-
-def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
-    *some, last = (f"{key}*" if key.endswith(".") else key for key in FREE_KEYS)
-    for override in overrides:
-        if not is_free(override.partition("=")[0]):
-            raise FolderError(
-                f"--set {override} would make {path} a different search: a resumed run accepts "
-                f"only {', '.join(some)} and {last}"
-            )
-
-
-def check_config(folder: RunFolder, config: Config, records: int) -> None:
-    """Compare a config with the one that the run began with, before any work.
-
-    Raises:
-        FolderError: If they differ in more than `FREE_KEYS`, or if `environment.json` is malformed,
-            or missing although there is a journal.
-    """
-    began_with = noted(folder, "config")
-    if began_with is None:
-        if records:
-            raise FolderError(
-                f"{folder.path} has a journal and no environment.json: the config that it was made "
-                "with is unknown; start a new run, perhaps with search.seeds from this one"
-            )
-        return
-    # As it was written when the run began: a list for a tuple.
-    before, now = (dict(_leaves(tree)) for tree in (began_with, config.model_dump(mode="json")))
-    for key in sorted(before):  # a newer key's default is the old behaviour
-        if before[key] != now.get(key) and not is_free(key):
-            raise FolderError(
-                f"{key} is {now.get(key)!r} in {folder.path / 'config.yaml'} but was "
-                f"{before[key]!r} when the run began: restore it, or start a new run"
-            )
-
-
-def check_records(
-    folder: RunFolder, experiment: Experiment, marks: Fingerprints, records: list[Record]
-) -> None:
-    """Raise FolderError if the journal begins with candidates that this search does not breed.
-
-    The first ones depend on the settings alone, so they can be bred again to compare.
-    """
-    evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
-    for record in records[: min(_BRED_AGAIN, experiment.config.search.population)]:
-        if next(evolution.ask()) != record.candidate:
-            raise FolderError(
-                f"{folder.path / 'journal.jsonl'} line {record.index + 1} is not what this run's "
-                "settings breed: it is another run's journal"
-            )
-        evolution.tell(record.index, record.outcome)
-
-
-def _leaves(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of nested mappings by dotted path."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

@@ -7,37 +7,33 @@ from functools import reduce
 from prunevolve.pruning.metric import Metric
 from prunevolve.search.population import Record
 
-BEST = 0.1
-"""Share of the evaluated candidates that counts as good."""
+_BEST, _MOST_ROWS = 0.1, 12
+"""The share of the evaluated candidates that counts as good; the most parts that are listed."""
 
 _ONE = Metric.constant(1)
 
 
 def factors_of(metric: Metric) -> tuple[Metric, ...]:
     """Return the factors whose product a metric is, divisors as `quot(1, x)`."""
-    if metric.name == "mul":
-        return factors_of(metric.operands[0]) + factors_of(metric.operands[1])
-    if metric.name == "quot":
-        return factors_of(metric.operands[0]) + tuple(map(_inverse, factors_of(metric.operands[1])))
-    return () if metric == _ONE else (metric,)
+    if metric.name not in ("mul", "quot"):
+        return () if metric == _ONE else (metric,)
+    left, right = map(factors_of, metric.operands)
+    return left + (right if metric.name == "mul" else tuple(map(_inverse, right)))
 
 
 def without_each(metric: Metric) -> dict[str, Metric]:
     """Return what is left of a product without each of its factors, by the factor's text.
 
-    Without those that it cannot rank weights without.
+    Factors that it cannot rank weights without are left out.
     """
     factors = factors_of(metric)
     rests = {}
     for place, factor in enumerate(factors):
-        rest = _product_of([*factors[:place], *factors[place + 1 :]])
+        others = sorted((*factors[:place], *factors[place + 1 :]), key=_is_divisor)
+        rest = reduce(_times, others, _ONE)
         if not rest.problem:
             rests[factor.text] = rest
     return rests
-
-
-def _product_of(factors: Sequence[Metric]) -> Metric:
-    return reduce(_times, sorted(factors, key=_is_divisor), _ONE)
 
 
 def _times(metric: Metric, factor: Metric) -> Metric:
@@ -54,33 +50,28 @@ def _is_divisor(metric: Metric) -> bool:
     return metric.name == "quot" and metric.operands[0] == _ONE
 
 
-# What the good have that the others have not
-
-
-def shared_by_the_best(records: Sequence[Record], most: int = 12) -> list[tuple[str, ...]]:
-    """Return the parts that are the most frequent in the best tenth, compared with the rest.
+def shared_by_the_best(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
+    """Return the parts that are more frequent in the best tenth than in the rest.
 
     The rest are all other candidates that were measured, those that were stopped early, too.
 
     Returns:
-        Rows of a kind of part, the part, and how many of the best and of the rest have it; those
+        Rows of a kind of part, how many of the best and of the rest have it, and the part; those
         first in which the shares differ most.
     """
-    measured = [r for r in records if r.outcome.kind in ("evaluated", "stopped")]
-    evaluated = sorted((r for r in measured if r.fitness is not None), key=lambda r: r.rank)
-    best = evaluated[: max(1, round(BEST * len(evaluated)))]
-    indices = {record.index for record in best}
-    rest = [record for record in measured if record.index not in indices]
-    among_best, among_rest = _counts(best), _counts(rest)
-
-    def gain(part: tuple[str, str]) -> float:
-        return among_best[part] / len(best) - among_rest[part] / max(1, len(rest))
-
-    parts = sorted(among_best, key=lambda part: (-gain(part), part))
+    evaluated = sorted((r for r in records if r.fitness is not None), key=lambda r: r.rank)
+    best = evaluated[: max(1, round(_BEST * len(evaluated)))]
+    rest = evaluated[len(best) :] + [r for r in records if r.outcome.kind == "stopped"]
+    in_best, in_rest = _counts(best), _counts(rest)
+    gains = {
+        part: count / len(best) - in_rest[part] / max(1, len(rest))
+        for part, count in in_best.items()
+    }
+    most = sorted(gains, key=lambda part: (-gains[part], part))[:_MOST_ROWS]
     return [
-        (*part, f"{among_best[part]} of {len(best)}", f"{among_rest[part]} of {len(rest)}")
-        for part in parts[:most]
-        if gain(part) > 0
+        (part[0], f"{in_best[part]} of {len(best)}", f"{in_rest[part]} of {len(rest)}", part[1])
+        for part in most
+        if gains[part] > 0
     ]
 
 
@@ -89,11 +80,9 @@ def _counts(records: Sequence[Record]) -> Counter[tuple[str, str]]:
 
 
 def _parts(metric: Metric) -> Iterator[tuple[str, str]]:
-    yield from (("leaf", name) for name in metric.leaves)
+    yield from (("statistic", name) for name in metric.leaves)
     yield from (("operator", node.name) for node in metric.nodes() if node.operands)
-    for factor in factors_of(metric):
-        if factor.operands:
-            yield "factor", _form(factor)
+    yield from (("factor", _form(factor)) for factor in factors_of(metric) if factor.operands)
     if metric.is_comparable:
         yield "units", "none"
 

@@ -1,0 +1,166 @@
+"""From metric text to outcome: prune, measure, restore; over one task or several.
+
+An `Evaluator` holds its models with everything that a candidate needs, loaded once. Each task is
+measured stage by stage, a few windows first; a candidate that is clearly not the best is not
+measured to the end.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from prunevolve.evaluation.perplexity import perplexity
+from prunevolve.pruning.masks import GROUPS, DegenerateScores
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.resident import Resident, Weights, keep_freed_memory
+from prunevolve.search.scale import Scale
+
+SLACK = 0.2
+"""A candidate is clearly above the best after n windows if its predicted rise is so by this
+fraction over the square root of n."""
+
+
+class Evaluator:
+    """Resident models that evaluate candidates, one after the other.
+
+    Args:
+        experiment: What it is built from.
+        weights: Each model's weights, if they are already here; the others are loaded.
+    """
+
+    def __init__(self, experiment: Experiment, weights: Sequence[Weights | None] = ()) -> None:
+        torch.set_num_threads(experiment.config.ray.cpus_per_worker)
+        keep_freed_memory()
+        self.experiment = experiment
+        tasks, low_memory = experiment.subject_of.count, experiment.config.low_memory
+        self.residents = [
+            Resident(subject, experiment.device, low_memory, tasks(number), given)
+            for number, (subject, given) in enumerate(zip_longest(experiment.subjects, weights))
+        ]
+        self.scale: Scale  # `use_scale` sets it, before the first candidate
+
+    @property
+    def seconds(self) -> float:
+        """Time that measuring all fitness windows took on the dense models."""
+        return sum(resident.seconds for resident in self.residents)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Hashes of those dense weights of the models that get pruned."""
+        return tuple(resident.digest() for resident in self.residents)
+
+    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
+        """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
+        return self.residents[subject].collect_statistics(self.experiment.leaves)
+
+    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
+        """Prune a model by these statistics from now on."""
+        self.residents[subject].use_statistics(tensors)
+
+    def use_scale(self, scale: Scale) -> None:
+        """Measure candidates on this scale from now on; it defines the fitness."""
+        self.scale = scale
+
+    def probe_tensors(self, subject: int) -> dict[str, Tensor]:
+        """Return the fingerprint's probe of a model; see `search.fingerprint`."""
+        places = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
+        targets = [self.experiment.target(place, GROUPS[0]) for place in places]
+        return self.residents[subject].probe_tensors(targets)
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        """Prune, measure on the fitness windows stage by stage, and restore."""
+        try:
+            return self._measure(candidate)
+        except DegenerateScores as error:
+            # No mask can be made from the scores: the metric's fault, which only all layers show.
+            return Outcome("degenerate", reason=str(error))
+        finally:
+            for resident in self.residents:
+                resident.restore()
+
+    def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
+        """Return each window's mean NLL on a task's text; the dense model's if criterion is None.
+
+        None if the criterion is degenerate on this model.
+        """
+        resident = self._resident(task)
+        if criterion is None:
+            return resident.dense if role == "fitness" else resident.losses(role)
+        try:
+            resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
+            return resident.losses(role)
+        except DegenerateScores:
+            return None
+        finally:
+            resident.restore()
+
+    def _resident(self, task: int) -> Resident:
+        return self.residents[self.experiment.subject_of[task]]
+
+    def _measure(self, candidate: Candidate) -> Outcome:
+        criterion, stages = candidate.criterion, self.experiment.config.search.stages
+        losses: list[list[float]] = [[] for _ in self.experiment.tasks]
+        for task, end in self._visits(stages):
+            resident = self._resident(task)
+            if len(losses[task]) == len(resident.dense):
+                continue
+            if stages and (ended := self._ended(losses, candidate)):
+                return ended
+            resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
+            losses[task] += resident.losses("fitness", len(losses[task]), end)
+            if not all(map(math.isfinite, losses[task])):
+                return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
+        return self._outcome("evaluated", self.scale.fitness(losses), losses)
+
+    def _visits(self, stages: Sequence[int]) -> Iterator[tuple[int, int | None]]:
+        """Yield tasks with the end of the window range to measure next.
+
+        All tasks to one stage, then all to the next: a second task tells more than a second stage
+        of the first, and costs a pruning, which takes less time than a window.
+        """
+        tasks = self.experiment.tasks_of("fitness")
+        yield from ((task, end) for end in (*stages, None) for task in tasks)
+
+    def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
+        """Return the predicted outcome of a candidate that is clearly not the best, or None.
+
+        What was not measured yet may be as good as the best. Only when something of each cell was,
+        the prediction can stand for the fitness.
+        """
+        if candidate.best is None:
+            return None
+        rise = self.scale.excess(losses, max(0.0, candidate.best), SLACK)
+        if rise is None:
+            return None
+        if candidate.enter is not None and rise > candidate.enter:
+            reason = f"relative rise {rise:.4f} above {candidate.enter:.4f}"
+            return self._outcome("stopped", None, losses, reason, self.scale.fitness(losses))
+        if None in self.scale.values(losses):
+            return None
+        return self._outcome("evaluated", rise, losses, "not to the end")
+
+    def _outcome(
+        self,
+        kind: str,
+        fitness: float | None,
+        losses: Sequence[Sequence[float]],
+        reason: str = "",
+        estimate: float | None = None,
+    ) -> Outcome:
+        rises = self.scale.rises_by_task(losses)
+        return Outcome(kind, fitness, self._tokens(losses), reason, estimate, rises)
+
+    def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
+        """Return how many fitness tokens were measured."""
+        lengths = [self._resident(task).tokens["fitness"].shape[1] for task in range(len(losses))]
+        return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
+
+
+def perplexity_of(losses: Sequence[float]) -> float:
+    """Return the perplexity from per-window losses in nats per token."""
+    return perplexity(torch.tensor(losses, dtype=torch.float64))

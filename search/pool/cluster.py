@@ -1,0 +1,196 @@
+"""Ray itself: a local one is started and ended, a cluster is joined and left.
+
+Ray reads the environment when it is imported, so it is imported here only once that is prepared.
+"""
+
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from shutil import rmtree
+
+from prunevolve.configs.schema import Ray
+from prunevolve.search.pool import guard
+
+LOCAL = "local"
+FOLDERS = Path("/tmp")
+"""Where local Rays have their folders, `prunevolve-PROCESS-...`; sockets' paths must be short."""
+
+SETTINGS = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or it replaces 127.0.0.1 by an outer address
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+_LOCAL_SETTINGS = {
+    # At Ray's default of 15, a worker that competes for a core gets a fiftieth of it.
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+_CONNECT_SECONDS, _END_SECONDS = 5.0, 5.0
+
+
+@contextmanager
+def connected(config: Ray) -> Iterator[str]:
+    """Start or join Ray, and yield its address; end or leave it afterwards.
+
+    Raises:
+        ValueError: If there is no cluster, it does not answer or refuses the token; one line.
+    """
+    if config.address != LOCAL:
+        head = _find_cluster(config.address)
+        settings = os.environ | SETTINGS
+        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        if config.address == "auto" and ("RAY_AUTH_TOKEN" in os.environ or token.exists()):
+            settings.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does
+        with _environment(settings), _joined(head, address=head):
+            yield head
+        return
+    # It listens only on loopback, with its own token, in a private folder.
+    folder = Path(tempfile.mkdtemp(prefix=f"prunevolve-{os.getpid()}-", dir=FOLDERS))
+    sweeper = guard.start_sweeper(folder)
+    options = {
+        "num_cpus": max(os.cpu_count() or 1, config.cpus_per_worker * (config.workers or 1)),
+        "_temp_dir": str(folder / "r"),  # Ray makes it world-accessible, not the folder around it
+        "include_dashboard": False,
+    }
+    # Others' addresses, RAY_ADDRESS and the like, are dropped; settings, in lower case, stay.
+    kept = {k: v for k, v in os.environ.items() if not re.match("RAY_[A-Z]", k)}
+    try:
+        with (
+            _environment(_LOCAL_SETTINGS | kept | SETTINGS | _own_token()),
+            _joined(LOCAL, address=LOCAL, **options),
+        ):
+            yield LOCAL
+    finally:
+        rmtree(folder, ignore_errors=True)
+        if sweeper.stdin:
+            sweeper.stdin.close()
+
+
+@cache
+def _own_token() -> dict[str, str]:
+    """Return settings with a token, the same as long as the process: Ray reads them only once."""
+    if "ray" in sys.modules:
+        return {}  # too late
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _joined(head: str, **options: object) -> Iterator[None]:
+    """Connect this process to Ray, and disconnect it afterwards even if Ray hangs.
+
+    Raises:
+        ValueError: If that cannot be done; one line.
+    """
+    import ray
+
+    if ray.is_initialized():
+        raise ValueError("this process is connected to Ray already: call ray.shutdown() first")
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    guard.tell("joins")
+    try:
+        with _silenced():
+            ray.init(log_to_driver=False, logging_level="critical", **options)
+    except Exception as error:
+        raise ValueError(_refusal(head, error)) from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)  # Ray has set its own
+    try:
+        yield
+    finally:
+        leaving = threading.Thread(target=ray.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(_END_SECONDS)
+        guard.tell("quiet")
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Let what Ray writes on the standard error go nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _refusal(head: str, error: Exception) -> str:
+    """Return in one line why Ray could not be started or joined."""
+    said = f"{type(error).__name__} {error}"
+    if re.search("[Aa]uthentication", said):
+        return (
+            f"the Ray cluster at {head} refuses this token: set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's"
+        )
+    if "No node info found" in said:
+        return (
+            f"the Ray cluster at {head} has no node on this machine: run the search on one of its "
+            f"nodes, or make this one of them with `ray start --address={head}`"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"Ray ({head}) failed: {(lines or ['it gave no reason'])[-1][:300]}"
+
+
+def _find_cluster(address: str) -> str:
+    """Return a cluster's host:port, and see that something listens there.
+
+    Args:
+        address: host:port, or `auto`: RAY_ADDRESS, or the file of the last `ray start` here.
+
+    Raises:
+        ValueError: If nothing names a cluster, or nothing listens at its address.
+    """
+    source = f"ray.address {address!r}"
+    if address == "auto" and os.environ.get("RAY_ADDRESS", "auto") != "auto":
+        address = os.environ["RAY_ADDRESS"]
+        source = f"RAY_ADDRESS {address!r}"
+    elif address == "auto":
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        path = Path(folder, "ray", "ray_current_cluster")
+        if not path.is_file():
+            raise ValueError(
+                "ray.address 'auto' finds no cluster: RAY_ADDRESS is not set and `ray start` left "
+                "no address here; start one with `ray start --head`, or set ray.address=local"
+            )
+        address = path.read_text(encoding="utf-8").strip()
+        source = f"{path}, {address!r},"
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", address):
+        raise ValueError(
+            f"{source} must be local, auto or host:port, the address that `ray start --head` prints"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or "
+            "set ray.address=local"
+        ) from error
+    return address

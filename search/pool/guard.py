@@ -1,0 +1,155 @@
+"""The guard of a search: the process that the user started, around the driver, which is its child.
+
+Ray ends a process that has lost its node, or hangs it with its head, and leaves the processes and
+the folder of a local Ray behind if it is killed. So the guard passes signals on; if the driver ends
+without an exit code of its own, or Ray does not answer it any more, the guard kills it, says how to
+resume, and exits with 3. What a local Ray leaves is removed by `sweeper`, a process that waits for
+the end of the one that started it.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from shutil import rmtree
+
+SILENCE_SECONDS = 20.0
+"""After this time without a word, once it began to speak, the driver is given up."""
+
+_CLEAN_ROUNDS = 30
+"""Tenths of a second without anything new: a process that was just started may come late."""
+
+_INTERRUPTED = 3
+_DIE_WITH_PARENT = 1  # Linux's prctl(PR_SET_PDEATHSIG)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_to_guard: int | None = None  # in the driver, if there is a guard
+
+
+def around(drive: Callable[[], object]) -> None:
+    """Run a function that ends in SystemExit in a child process; exit as it does."""
+    global _to_guard
+    read, write = os.pipe()
+    sys.stdout.flush()
+    guard = os.getpid()
+    driver = os.fork()
+    if driver:
+        os.close(write)
+        sys.exit(_watch(driver, read))
+    os.close(read)
+    os.setsid()  # a terminal's Ctrl-C must not reach Ray's processes
+    with suppress(AttributeError):  # not on Linux
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+    if os.getppid() != guard:
+        sys.exit(_INTERRUPTED)
+    _to_guard = write
+    try:
+        drive()
+    except SystemExit as end:
+        tell(f"exit {end.code or 0}")
+        raise
+
+
+def tell(word: str) -> None:
+    """Tell the guard, if there is one, how Ray is and how this ends.
+
+    `joins`: it is asked, and may take a minute; `answers`: it did; `quiet`: it is no longer used;
+    `resume HOW`: how to go on; `exit CODE`: the end.
+    """
+    if _to_guard is not None:
+        with suppress(OSError):  # it was killed: a signal follows
+            os.write(_to_guard, f"{word}\n".encode())
+
+
+def _watch(driver: int, read: int) -> int:
+    """Wait for the driver's end; return the exit code."""
+    sent: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(driver, signal.SIGKILL if sent else number)
+        sent.append(number)
+
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, forward)
+    way_on, code, silent = "", None, None
+    while True:
+        # Counted in waits: the clock runs on while this process is suspended.
+        if not select.select([read], [], [], 1.0)[0]:
+            silent = None if silent is None else silent + 1.0
+            if silent is not None and silent >= SILENCE_SECONDS:
+                os.kill(driver, signal.SIGKILL)
+            continue
+        if not (words := os.read(read, 1 << 16).decode().split("\n")[:-1]):
+            break  # the driver has ended
+        for word in words:
+            kind, _, rest = word.partition(" ")
+            if kind == "exit":
+                code = int(rest)
+            elif kind == "resume":
+                way_on = rest
+            silent = {"joins": -40.0, "answers": 0.0, "exit": 0.0}.get(kind)
+    status = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
+    if code is not None:
+        return code
+    if silent is not None and silent >= SILENCE_SECONDS:
+        why = f"error: Ray has not answered for {SILENCE_SECONDS:g} s or more"
+    elif sent:
+        why = "interrupted twice"
+    elif status < 0:
+        why = f"error: the search was killed by {signal.Signals(-status).name}"
+    else:
+        why = "error: Ray ended the search: its head or its node is gone"
+    with suppress(OSError):
+        print(f"{why}; {way_on}" if way_on else why, file=sys.stderr)
+    return _INTERRUPTED
+
+
+def start_sweeper(folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a process that removes a local Ray and its folder once its standard input is closed.
+
+    It ends some seconds after nothing is left.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _sweep(folder: Path) -> None:
+    """Wait until nobody holds the other end of the standard input, and remove what is left."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    spared = {os.getpid(), os.getppid()}  # the latter may live on, without Ray
+    sys.stdin.buffer.read()
+    clean = 0
+    while clean < _CLEAN_ROUNDS:
+        users = [process for process in _users(folder) if process not in spared]
+        for process in users:
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        clean = 0 if users or folder.exists() else clean + 1
+        rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
+def _users(folder: Path) -> Iterator[int]:
+    """Yield the processes with an open file in a folder: all of Ray's have their logs there."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(file.readlink().is_relative_to(folder) for file in (process / "fd").iterdir()):
+                yield int(process.name)
+
+
+if __name__ == "__main__":
+    _sweep(Path(sys.argv[1]))

@@ -1,0 +1,184 @@
+"""Progress of a search: its journal, checkpoints and `status.json`, the screen and TensorBoard.
+
+A status is what `status.json` holds: `state` (`running`, `finished`, or why it ended), when it was
+`written`, `candidates` committed `of` all, `outcomes` by kind, `per_hour` (candidates, since this
+process began), `workers` (`ready`, `busy` ones of these, `starting`), `faults` by kind, the latest
+as `trouble`, `best` (`metric`, `group`, `fitness`) or null, and `known`: the fitness of the dense
+model and of the best baseline.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+
+from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.progress import shown_progress
+from prunevolve.search.evolution import Evolution
+from prunevolve.search.experiment import Experiment
+from prunevolve.search.pool.jobs import Arrival
+from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.worker import Timing
+from prunevolve.search.population import OUTCOMES, Record
+from prunevolve.search.run_folder import RunFolder, WriteError
+
+OnRecord = Callable[[Record], object]
+"""Called with each record once it is in the journal, in the order of breeding."""
+
+RUNNING, FINISHED = "running", "finished"
+
+_CHECKPOINT_EVERY = 50
+"""Candidates between two checkpoints."""
+
+_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0
+"""Seconds between two updates: on the screen, and of `status.json`."""
+
+
+def ignore(record: Record) -> None:
+    """Ignore a record."""
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Keeps a run's files and the screen up to date inside its context.
+
+    At the end, whatever it is, it writes the checkpoint, the best metric and the status if it can.
+    Its `outcomes` count the journal's records by kind.
+    """
+
+    folder: RunFolder
+    experiment: Experiment
+    evolution: Evolution
+    pool: Pool
+    console: Console
+    on_record: OnRecord
+
+    def __enter__(self) -> Self:
+        self.outcomes: Counter[str] = Counter()
+        self._timings: dict[int, Timing] = {}
+        self._began, self._first = time.monotonic(), self.evolution.state.committed
+        self._shown = self._written = 0.0
+        self._open = ExitStack()
+        self._show = self._open.enter_context(shown_progress(self.console))
+        self._events = None
+        if self.experiment.config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = self.folder.path / "tensorboard"
+            self._events = self._open.enter_context(SummaryWriter(folder))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        with self._open:
+            if error is None:
+                self._close("evolved")
+            elif not isinstance(error, WriteError):
+                with suppress(WriteError):
+                    self._close(str(error) or "interrupted")
+
+    def note(self, arrival: Arrival) -> None:
+        """Keep an arrival's timing until its outcome is committed; write its trace, if any."""
+        self._timings[arrival.index] = arrival.timing
+        if arrival.trace:
+            self.folder.write_failure(str(arrival.index), arrival.trace)
+
+    def enter(self, records: list[Record]) -> None:
+        """Append committed records to the journal and pass them on; checkpoint when one is due."""
+        for record in records:
+            self.folder.append(record, self._timings.pop(record.index, {}))
+            self.outcomes[record.outcome.kind] += 1
+        if any((record.index + 1) % _CHECKPOINT_EVERY == 0 for record in records):
+            self._checkpoint()
+        for record in records:  # after all are in the journal: it may raise
+            self.on_record(record)
+
+    def show(self) -> None:
+        """Show and save the run's status, each at its own interval."""
+        now, done = time.monotonic(), self.evolution.done
+        if now - self._shown < _SHOW_SECONDS and not done:
+            return
+        self._shown, status = now, self._status(RUNNING)
+        self._show("candidates", status["candidates"], status["of"], lines_of(status))
+        if now - self._written >= _STATUS_SECONDS or done:
+            self._written = now
+            self.folder.write_json("status.json", status)
+            if self._events:
+                for name, value in values_of(status).items():
+                    self._events.add_scalar(name, value, status["candidates"])
+
+    def _close(self, state: str) -> None:
+        self._checkpoint()
+        self.folder.write_json("status.json", self._status(state))
+
+    def _checkpoint(self) -> None:
+        self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)
+        if self.evolution.state.best:
+            self.folder.write_best(self.evolution.state.best, self.experiment.origin())
+
+    def _status(self, state: str) -> JsonObject:
+        staff, evolved = self.pool.staff, self.evolution.state
+        seconds, best = time.monotonic() - self._began, None
+        if evolved.best:
+            criterion, value = evolved.best.criterion, evolved.best.fitness
+            best = {"metric": criterion.text, "group": criterion.group, "fitness": value}
+        return {
+            "state": state,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "candidates": evolved.committed,
+            "of": self.experiment.config.search.candidates,
+            "outcomes": dict(self.outcomes),
+            "per_hour": round((evolved.committed - self._first) / max(seconds, 1e-9) * 3600, 1),
+            "workers": {"ready": staff.ready, "busy": staff.busy, "starting": staff.starting},
+            "faults": dict(staff.faults),
+            "trouble": staff.trouble,
+            "best": best,
+            "known": {"dense": 0.0, "best baseline": 1.0},  # by the definition of fitness
+        }
+
+
+def values_of(status: JsonObject) -> dict[str, float]:
+    """Return a status's values for trackers, by name."""
+    counts = [(group, status[group]) for group in ("outcomes", "faults", "workers")]
+    values = {f"{group}/{name}": count for group, named in counts for name, count in named.items()}
+    values["candidates_per_hour"] = status["per_hour"]
+    return values | ({"fitness/best": status["best"]["fitness"]} if status["best"] else {})
+
+
+def lines_of(status: JsonObject) -> list[str]:
+    """Return all of a status but how far the search is, as lines for a person."""
+    known = ", ".join(f"{name} {fitness:g}" for name, fitness in status["known"].items())
+    lines = [f"fitness: {known}, best none yet"]
+    if best := status["best"]:
+        lines = [
+            f"fitness: {known}, best {best['fitness']:.4f}",
+            f"best: {best['metric']}, group {best['group']}",
+        ]
+    outcomes = {kind: status["outcomes"].get(kind, 0) for kind in OUTCOMES}
+    pace = f"{status['per_hour']:.0f} candidates an hour"
+    lines += [f"outcomes: {_counts(outcomes)}", f"workers: {_counts(status['workers'])}; {pace}"]
+    if status["faults"]:
+        lines.append(f"faults: {_counts(status['faults'])}; the last: {status['trouble']}")
+    return lines
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def print_status(folder: RunFolder, console: Console) -> None:
+    """Print the status of a run, while it is running or afterwards."""
+    status: JsonObject = folder.read_json("status.json", "known")
+    far = f"candidates: {status['candidates']}/{status['of']}"
+    if status["state"] == RUNNING and status["per_hour"]:
+        hours = (status["of"] - status["candidates"]) / status["per_hour"]
+        far += f", {timedelta(seconds=round(hours * 3600))} left"
+    told = f"{folder.path}: {status['state']}, as of {status['written']}"
+    console.print(told, far, *lines_of(status), sep="\n")

@@ -1,0 +1,75 @@
+"""The verdict on a run: does its metric beat the best of the baselines on the report text?
+
+It is read from the `tasks` of `summary.json`; see `search.results`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from prunevolve.pruning.json_file import JsonObject
+
+CLEAR = 2.0
+"""Standard errors above which a difference counts as clear."""
+
+_KINDS = ("unknown", "worse", "level", "better")
+"""From the worst to the best."""
+
+
+class Verdict(NamedTuple):
+    """How the metric that a run found does on the report text.
+
+    Attributes:
+        kind: Compared with the best baseline: better or worse by at least `CLEAR` standard errors,
+            level if neither, unknown if there is nothing to compare with or no error.
+        sentence: The same as a sentence; on one task, with perplexities and standard errors.
+    """
+
+    kind: str
+    sentence: str
+
+
+def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
+    """Return the verdict over these tasks; it is as good as that on the worst of them."""
+    if not all(task["baselines"] for task in tasks):
+        return Verdict("unknown", "No baseline was measured: there is nothing to compare with.")
+    verdicts = [_on_task(task) for task in tasks]
+    if len(verdicts) == 1:
+        return verdicts[0]
+    parts = []
+    for kind in reversed(_KINDS):
+        names = [task["name"] for task, v in zip(tasks, verdicts, strict=True) if v.kind == kind]
+        if names:
+            parts.append(f"{kind} on {len(names)} of {len(tasks)} tasks ({', '.join(names)})")
+    best = best_of_the_baselines(tasks)
+    sentence = f"Compared with {best} on the report text: {', '.join(parts)}."
+    return Verdict(min((v.kind for v in verdicts), key=_KINDS.index), sentence)
+
+
+def best_of_the_baselines(tasks: Sequence[JsonObject]) -> str:
+    """Return what a metric is compared with, and how many there were to compare it with."""
+    counts = sorted({len(task["baselines"]) for task in tasks})
+    if counts == [1]:
+        return "the only baseline"
+    return f"the best of the {' to '.join(map(str, counts))} baselines"
+
+
+def _on_task(task: JsonObject) -> Verdict:
+    name = min(task["baselines"], key=task["baselines"].__getitem__)
+    found, baseline = task["best"]["perplexity"], task["baselines"][name]
+    nats, error = task["behind_best"][name]["nats"], task["behind_best"][name]["standard_error"]
+    against = f"{name}, {best_of_the_baselines([task])} on the report text"
+    values, change = f"perplexity {found:.2f} against {baseline:.2f}", abs(1 - found / baseline)
+    if error is None:
+        why = "on a single window, so the error is unknown"
+        return Verdict("unknown", f"Compared with {against}: {values}, {why}.")
+    if not nats and not error:
+        return Verdict("level", f"Equals {against}: the loss of every window is the same.")
+    errors = abs(nats) / error if error else math.inf
+    apart = f"{errors:.1f} standard errors apart"
+    if errors < CLEAR:
+        level = f"Does not clearly beat {against}, nor lose to it: {values}, {apart}."
+        return Verdict("level", level)
+    if nats > 0:
+        return Verdict("better", f"Beats {against}: {values}, {change:.1%} lower, {apart}.")
+    return Verdict("worse", f"Does not beat {against}: {values}, {change:.1%} higher, {apart}.")

@@ -1,0 +1,247 @@
+"""An evaluator prunes, measures and restores, exactly, and decides as its stages say."""
+
+from dataclasses import replace
+from itertools import zip_longest
+from math import sqrt
+
+import pytest
+import torch
+from toy_models import assert_same_tensors, weights_of
+from toy_setup import (
+    CONSTANT,
+    MAGNITUDE,
+    NEGATIVE,
+    SNIP,
+    WANDA,
+    criterion_of,
+    embedded_setup,
+    made_of,
+    small,
+)
+
+from prunevolve.evaluation.perplexity import window_losses
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.models import load_model
+from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.stream import Texts
+from prunevolve.search.evaluator import SLACK, Evaluator
+from prunevolve.search.population import Candidate
+
+
+def candidate(criterion, index=0, **more):
+    return Candidate(index, criterion, **more)
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    return made_of(embedded_setup(*small(4), "pruning.sparsity=0.7"))
+
+
+@pytest.fixture(scope="module")
+def on_two_models(tiny_llama_dir):
+    """Three tasks: two on the embedded model, one on another with other texts."""
+    text = "{corpus: embedded, split: '%s', windows: 3, length: 16}"
+    texts = ", ".join(f"{r}: {text % r}" for r in ("calibration", "fitness", "selection", "report"))
+    other = f"{{model: {tiny_llama_dir}, sparsity: 0.25, weight: 2, {texts}}}"
+    tasks = f"tasks=[{{}}, {other}, {{pattern: '2:4', weight: 3}}]"
+    return made_of(embedded_setup(*small(4), tasks))
+
+
+def staged(evaluator, *stages):
+    """Return an evaluator with stages and the same statistics and scale."""
+    experiment = evaluator.experiment
+    search = experiment.config.search.model_copy(update={"stages": list(stages)})
+    config = experiment.config.model_copy(update={"search": search})
+    made = Evaluator(replace(experiment, config=config))
+    for subject, resident in enumerate(evaluator.residents):
+        made.use_statistics(subject, resident.statistics.to_tensors())
+    made.use_scale(evaluator.scale)
+    return made
+
+
+def rescaled(evaluator, *cells):
+    """Give an evaluator's cells other values."""
+    own = [
+        cell.model_copy(update=update)
+        for cell, update in zip_longest(evaluator.scale.cells, cells, fillvalue={})
+    ]
+    evaluator.use_scale(evaluator.scale.model_copy(update={"cells": tuple(own)}))
+
+
+def assert_dense(evaluator):
+    for resident, subject in zip(evaluator.residents, evaluator.experiment.subjects, strict=True):
+        dense = load_model(subject.model, subject.dtype)
+        assert_same_tensors(weights_of(resident.store.model), weights_of(dense))
+
+
+def subject_of(evaluator, task):
+    return evaluator.experiment.subjects[evaluator.experiment.subject_of[task]]
+
+
+def dense_store(evaluator, task):
+    subject = subject_of(evaluator, task)
+    return ResidentStore(load_model(subject.model, subject.dtype))
+
+
+def pruned(evaluator, task, criterion=WANDA):
+    store, target = dense_store(evaluator, task), evaluator.experiment.target(task, criterion.group)
+    calibration = subject_of(evaluator, task).tokens["calibration"]
+    prune(store, Recipe(criterion.metric, target), Texts(calibration))
+    return store
+
+
+def rises_under_wanda(evaluator, task):
+    """Return each fitness window's rise of NLL over dense, (N,), without the evaluator."""
+    windows = subject_of(evaluator, task).tokens["fitness"]
+    dense = window_losses(dense_store(evaluator, task), windows)
+    return window_losses(pruned(evaluator, task), windows) - dense
+
+
+@pytest.mark.parametrize(
+    ("criterion", "limit", "kind", "reason"),
+    [
+        (WANDA, None, "evaluated", ""),
+        (NEGATIVE, 0.0, "stopped", "relative rise"),
+        (CONSTANT, None, "degenerate", "scores of 'sub(W, W)' are constant"),
+        (criterion_of("exp(exp(exp(mul(W, X))))"), None, "degenerate", "are not finite"),
+    ],
+    ids=str,
+)
+def test_evaluate_restores_every_weights_bits(on_two_models, criterion, limit, kind, reason):
+    made = staged(on_two_models, 1)
+    outcome = made.evaluate(candidate(criterion, best=limit, enter=limit))
+    assert outcome.kind == kind
+    assert reason in outcome.reason
+    assert_dense(made)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (criterion_of("W", "column"), "group must be one of row, layer, model, got 'column'"),
+        (criterion_of("mul(W, M)"), r"metric 'mul\(W, M\)' uses M, and M is None: pass it"),
+    ],
+    ids=str,
+)
+def test_mistake_is_no_fault_of_the_metric(evaluator, criterion, message):
+    with pytest.raises(ValueError, match=message):
+        evaluator.evaluate(candidate(criterion))
+    with pytest.raises(ValueError, match=message):
+        evaluator.losses(0, "report", criterion)
+    assert_dense(evaluator)
+
+
+def test_fitness_is_the_mean_of_the_tasks_relative_rises_by_weight(on_two_models):
+    half, other, two_of_four = (
+        rises_under_wanda(on_two_models, task).mean().item() / cell.rise
+        for task, cell in enumerate(on_two_models.scale.cells)
+    )
+    outcome = on_two_models.evaluate(candidate(WANDA))
+    expected = (1 * half + 2 * other + 3 * two_of_four) / 6
+    assert outcome.fitness == pytest.approx(expected, rel=1e-6)
+    assert outcome.tokens == 4 * 32 + 3 * 16 + 4 * 32
+
+
+@pytest.mark.parametrize("bad_on", [0, 1, 2])
+def test_stopped_on_one_task_costs_those_after_it_nothing(on_two_models, bad_on):
+    made = staged(on_two_models, 1)
+    hard = {"rise": 1e-9, "dense": (0.0,) * len(made.scale.cells[bad_on].dense)}
+    rescaled(made, *(hard if task == bad_on else {"rise": 1e6} for task in range(3)))
+    stopped = made.evaluate(candidate(NEGATIVE, best=1.0, enter=2.0))
+    tokens = (32, 16, 32)
+    assert (stopped.kind, stopped.tokens) == ("stopped", sum(tokens[: bad_on + 1]))
+    assert [rise is not None for rise in stopped.rises] == [task <= bad_on for task in range(3)]
+    assert stopped.reason.endswith(" above 2.0000")
+
+
+def test_stages_that_do_not_stop_change_nothing_and_without_any_nothing_stops(on_two_models):
+    by_layer = candidate(criterion_of("mul(W, G)", "layer"), best=1e9, enter=1e9)
+    outcome = staged(on_two_models, 1, 2).evaluate(by_layer)
+    assert on_two_models.evaluate(replace(by_layer, best=0.0, enter=0.0)) == outcome
+    assert (outcome.kind, outcome.tokens) == ("evaluated", 4 * 32 + 3 * 16 + 4 * 32)
+
+
+@pytest.mark.parametrize("enter", [None, 1e9])
+def test_who_is_clearly_not_the_best_but_can_enter_has_a_predicted_fitness(on_two_models, enter):
+    made = staged(on_two_models, 1)
+    full = made.evaluate(candidate(NEGATIVE))
+    ended = made.evaluate(candidate(NEGATIVE, best=0.0, enter=enter))
+    assert (full.kind, ended.kind) == ("evaluated", "evaluated")
+    assert ended.tokens == 32 + 16 + 32 < full.tokens
+    assert ended.reason == "not to the end"
+    losses = [made.losses(task, "fitness", NEGATIVE)[:1] for task in range(3)]
+    assert ended.fitness == pytest.approx(made.scale.fitness(losses))
+    assert ended.rises == pytest.approx(made.scale.rises_by_task(losses))
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluator, windows):
+    made = staged(evaluator, windows)
+    rescaled(made, {"shares": (2.0, 0.5, 0.8, 0.7), "rise": 0.5})
+    share = {1: 2.0, 2: 1.25, 3: 1.1}[windows]
+    rise = rises_under_wanda(made, 0)[:windows].mean().item() / share / 0.5
+    best = rise / (1 + SLACK / sqrt(windows))
+    full = made.evaluate(candidate(WANDA, best=best + 1e-5, enter=best + 1e-5))
+    assert (full.kind, full.reason, full.tokens) == ("evaluated", "", 4 * 32)
+    stopped = made.evaluate(candidate(WANDA, best=best - 1e-5, enter=rise - 1e-5))
+    assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, windows * 32)
+    assert stopped.estimate == pytest.approx(rise)
+    assert stopped.reason == f"relative rise {rise:.4f} above {rise - 1e-5:.4f}"
+    ended = made.evaluate(candidate(WANDA, best=best - 1e-5, enter=rise + 1e-5))
+    assert (ended.kind, ended.fitness) == ("evaluated", pytest.approx(rise))
+
+
+def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models):
+    for task in range(3):
+        windows = subject_of(on_two_models, task).tokens["selection"]
+        for criterion in (SNIP, WANDA, MAGNITUDE):
+            expected = window_losses(pruned(on_two_models, task, criterion), windows).tolist()
+            assert on_two_models.losses(task, "selection", criterion) == pytest.approx(expected)
+        dense = window_losses(dense_store(on_two_models, task), windows)
+        assert on_two_models.losses(task, "selection", None) == dense.tolist()
+    assert on_two_models.losses(0, "report", CONSTANT) is None
+    assert_dense(on_two_models)
+
+
+def with_memory(low_memory):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return embedded_setup(f"low_memory={low_memory}", leaves="XGM", device=device)
+
+
+@pytest.fixture(scope="module")
+def plenty():
+    return made_of(with_memory(False))
+
+
+@pytest.mark.parametrize("group", ["row", "model"])
+def test_scores_made_again_change_nothing(plenty, group):
+    sparing = Evaluator(with_memory(True))
+    sparing.use_statistics(0, plenty.residents[0].statistics.to_tensors())
+    sparing.use_scale(plenty.scale)
+    assert sparing.digests == plenty.digests
+    for metric in (SNIP.metric, WANDA.metric):
+        one = candidate(Criterion(metric, group))
+        assert sparing.evaluate(one) == plenty.evaluate(one)
+
+
+def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
+    rounding = Evaluator(with_memory(True))
+    rounded = rounding.collect_statistics(0)
+    rounding.use_statistics(0, rounded)
+    rounding.use_scale(plenty.scale)
+    exact = plenty.residents[0].statistics.to_tensors()
+    assert rounded.keys() == exact.keys()
+    for name, tensor in rounded.items():
+        expected = exact[name].cpu()
+        if not name.startswith("X/"):
+            expected = expected.bfloat16()
+        assert tensor.device.type == "cpu"
+        assert torch.equal(tensor, expected)
+        assert tensor.dtype == expected.dtype
+    probe = rounding.probe_tensors(0)
+    name = next(name for name in probe if name.startswith("G/"))
+    assert probe[name].dtype == torch.float32
+    assert torch.equal(probe[name], probe[name].bfloat16().float())
+    assert rounding.evaluate(candidate(SNIP)).kind == "evaluated"
