@@ -109,7 +109,7 @@ class Record:
         return round(self.rank[0] / RESOLUTION), self.size, self.index
 
     def to_dict(self) -> dict[str, object]:
-        """Return the journal's object, as `from_dict` reads it."""
+        """Return a line of the journal as an object."""
         candidate, outcome = self.candidate, self.outcome
         return {
             "index": candidate.index,

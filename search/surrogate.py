@@ -22,12 +22,9 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.search.fingerprint import Words
 from prunevolve.search.population import Record
 
-_REMEMBERED = 512
-"""Number of latest measured criteria used, which bounds a prediction's time and memory."""
-
-_STEPS = 32
-"""It is fitted anew when so much of what it knows is new: each time it knows less than this number
-of criteria, then to every 2nd, 3rd, ... criterion more."""
+_REMEMBERED, _STEPS = 512, 32
+"""The latest measured criteria used, which bounds a prediction's time and memory; and how many it
+is fitted to one by one: of more it waits for every 2nd, 3rd, ... one."""
 
 _GOOD = 0.1
 """Share of the measured rises that are below the one at which differences count most."""

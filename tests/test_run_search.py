@@ -235,7 +235,7 @@ def test_best_of_another_run_is_a_seed_though_it_is_younger_than_the_checkpoint(
     best = tmp_path / "best_metric.json"
     changed = {"metric": newest.text, "tree": newest.to_release_json(), "group": "layer"}
     best.write_text(json.dumps(read(best) | changed))
-    older = read_seeds([str(tmp_path / "checkpoint.json")], "row")
+    older = [one.criterion for one in read_state(tmp_path / "checkpoint.json").finalists(None)]
     assert read_seeds([str(tmp_path)], "row") == [Criterion(newest, "row"), *older]
 
 

@@ -17,18 +17,15 @@ from prunevolve.pruning.statistics import LEAF_SETS, LEAVES
 BLANK = "number"
 """The terminal that stands for a number yet to be drawn; it never occurs in a metric."""
 
-LOWEST, HIGHEST = 1e-3, 1e3
-"""Magnitudes between which numbers are drawn, uniformly in their logarithm."""
-
-NEGATIVE = 0.1
-"""Share of drawn numbers that are negative."""
+LOWEST, HIGHEST, NEGATIVE = 1e-3, 1e3, 0.1
+"""Magnitudes between which numbers are drawn, uniformly in their logarithm, and the share of them
+that are negative."""
 
 Nodes = list[gp.Primitive | gp.Terminal]
 """A subtree in prefix order."""
 
 BENDS = ("sqrt", "root4", "sqr", "pow15", "exp")
 """Operators that make more or less of a factor."""
-
 
 REDUCERS = ("rowmean", "rowmax", "rownorm", "colmean", "colmax", "colnorm")
 """Operators that leave one side of a matrix; a sum is a mean, up to a factor for the layer."""
@@ -60,14 +57,7 @@ def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
 
     The metric may contain operators, leaves and numbers outside the set, as a seed can.
     """
-    return gp.PrimitiveTree(_nodes_of(metric, primitives))
-
-
-@lru_cache(1024)
-def _nodes_of(
-    metric: Metric, primitives: gp.PrimitiveSet
-) -> tuple[gp.Primitive | gp.Terminal, ...]:
-    return tuple(node_named(node.name, primitives) for node in metric.nodes())
+    return gp.PrimitiveTree([node_named(node.name, primitives) for node in metric.nodes()])
 
 
 def to_metric(tree: gp.PrimitiveTree) -> Metric:

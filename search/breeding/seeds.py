@@ -14,7 +14,7 @@ def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:
     The text of a criterion is an entry that stands for it without any other file.
 
     Args:
-        entries: A metric's name, its text, a metric file, a run folder or its checkpoint.
+        entries: A metric's name, its text, a metric file or a run folder.
         group: The comparison group that every seed gets.
 
     Raises:
@@ -26,13 +26,9 @@ def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:
 
 
 def _criteria_of(entry: str) -> Iterable[Criterion]:
+    yield read_metric(entry)  # of a run its best
     path = existing(entry)
     if path and (path / "checkpoint.json").is_file():
-        # A checkpoint lags some outcomes behind, to be resumable: the run's best may be newer.
-        if (path / "best_metric.json").is_file():
-            yield read_metric(str(path / "best_metric.json"))
-        path /= "checkpoint.json"
-    elif not (path and path.name.startswith("checkpoint") and path.suffix == ".json"):
-        yield read_metric(entry)
-        return
-    yield from (record.criterion for record in read_state(path).finalists(None))
+        # Some outcomes behind, so that the best may be newer than its members.
+        state = read_state(path / "checkpoint.json")
+        yield from (record.criterion for record in state.finalists(None))
