@@ -26,8 +26,8 @@ from prunevolve import Record, evolve, read_config
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.in_process import InProcess, value_of
-from prunevolve.search.pool.pool import Event
 from prunevolve.search.pool.worker import Call, Desk, Shared
+from prunevolve.search.pool.workers import Event
 from prunevolve.search.population import Candidate, Outcome
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")

@@ -19,7 +19,8 @@ from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.jobs import CallError
-from prunevolve.search.pool.pool import Backend, Pool
+from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.workers import Backend
 from prunevolve.search.population import Record
 from prunevolve.search.prepare import (
     ENVIRONMENT,

@@ -8,8 +8,8 @@ from functools import partial
 
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.pool import Event
 from prunevolve.search.pool.worker import Call, Desk, Shared
+from prunevolve.search.pool.workers import Event
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,9 @@ from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import LOCAL
 from prunevolve.search.pool.jobs import PoolError
-from prunevolve.search.pool.pool import Event
-from prunevolve.search.pool.worker import ROOT, Call, Desk, Fault, Shared, Timing, code_digest
+from prunevolve.search.pool.worker import ROOT, Call, Desk, Fault, Shared, code_digest
+from prunevolve.search.pool.workers import Event
+from prunevolve.search.population import Timing
 from prunevolve.search.resident import Subject, Weights
 
 Arrays = dict[str, npt.NDArray[np.generic]]

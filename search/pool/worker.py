@@ -17,10 +17,9 @@ from typing import Literal, TypeVar
 import torch
 
 from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.population import Timing
 
 Result = TypeVar("Result")
-
-Timing = Mapping[str, float]
 
 ROOT = Path(__file__).parents[2]  # prunevolve
 PACKAGES = ("evaluation", "pruning", "search")
@@ -67,12 +66,12 @@ class Call:
     """A method of an `Evaluator` and its arguments, or one of the two by which a worker starts.
 
     Attributes:
-        tokens: Roughly how many tokens pass through a model, from which its timeout follows.
+        cost: Roughly how long it takes, in times of all fitness windows on the dense models.
     """
 
     method: str
     arguments: tuple[object, ...] = ()
-    tokens: int = 0
+    cost: float = 0.0
 
 
 PLACE, LOAD = Call("place"), Call("load")
@@ -88,8 +87,8 @@ class Loaded:
         seconds: Time taken to measure all fitness windows on the dense models.
     """
 
-    digests: tuple[str, ...]
-    seconds: float
+    digests: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 Shared = Mapping[tuple[str, *tuple[int, ...]], object]

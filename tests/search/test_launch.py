@@ -149,7 +149,7 @@ def test_first_worker_without_memory_ends_the_run_with_the_way_out(call, monkeyp
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
     monkeypatch.setattr("prunevolve.search.resident.load_model", load)
-    monkeypatch.setattr("prunevolve.search.pool.pool._LONGEST_BREAK", 0.1)
+    monkeypatch.setattr("prunevolve.search.pool.workers._LONGEST_BREAK", 0.1)
     out, _ = call("--out", "run", "--set=ray.workers=0", code=3)
     assert out.splitlines()[-1] == (
         "error: no worker could be started, 3 times; the last fault: RuntimeError: out of memory: "

@@ -8,8 +8,9 @@ from toy_setup import drive, embedded_setup
 
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.pool.jobs import MOST, MOST_SUSPECTS, CallError, PoolError
-from prunevolve.search.pool.pool import FACTOR, GRACE, MOST_STARTS, Event, Pool
+from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import LOAD, PLACE, Fault, Loaded
+from prunevolve.search.pool.workers import FACTOR, GRACE, MOST_STARTS, Event
 from prunevolve.search.population import Candidate, Outcome
 
 HANG = object()

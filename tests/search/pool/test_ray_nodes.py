@@ -9,7 +9,7 @@ from toy_models import toy_model
 from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
 from prunevolve.pruning.models import linear_layers
-from prunevolve.search.pool import pool as pools
+from prunevolve.search.pool import workers as workers
 from prunevolve.search.population import Candidate
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model,
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.3f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
     # A machine that gives out its memory slowly does not make the worker late.
-    monkeypatch.setattr(pools, "GRACE", 110.0)
+    monkeypatch.setattr(workers, "GRACE", 110.0)
     with cluster_of(tmp_path, num_cpus=2) as made, pool_of(made, setup) as pool:
         brief(pool, setup)
         orders.give("eat-0")

@@ -9,7 +9,7 @@ from toy_models import assert_same_tensors
 from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.pool import pool as pools
+from prunevolve.search.pool import workers as workers
 from prunevolve.search.population import Candidate
 
 pytestmark = pytest.mark.slow
@@ -92,8 +92,8 @@ def test_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool
 
 
 def test_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(pool, here, orders, monkeypatch):
-    monkeypatch.setattr(pools, "GRACE", 5.0)
-    monkeypatch.setattr(pools, "FACTOR", 0.0)
+    monkeypatch.setattr(workers, "GRACE", 5.0)
+    monkeypatch.setattr(workers, "FACTOR", 0.0)
     before = dict(pool.staff.faults)
     orders.give("hold-0")
     pool.submit(Candidate(0, WANDA))
