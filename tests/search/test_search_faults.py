@@ -111,7 +111,7 @@ def test_search_that_loses_its_ray_ends_with_3_and_goes_on_the_same(reference, t
         wait_for_lines(process, out, journal(out).count(b"\n") + 5)
         processes = psutil.Process(process.pid).children(recursive=True)
         next(p for p in processes if part in " ".join(p.cmdline())).kill()
-        assert_interrupted(process, out, r"error: Ray \(local\) (failed: .+|has not answered.*)")
+        assert_interrupted(process, out, r"error: Ray .+")
         assert_gone(processes)
         arguments = resume_command(out)
     continued(out)
@@ -126,7 +126,7 @@ def test_search_that_loses_all_nodes_at_once_ends_with_3_and_goes_on_the_same(re
         wait_for_lines(process, out, 5)
         for node in cluster.list_all_nodes():
             node.kill_all_processes(check_alive=False, allow_graceful=False)
-        assert_interrupted(process, out, r"error: Ray \(\S+\) (failed: .+|has not answered.*)")
+        assert_interrupted(process, out, r"error: Ray .+")
     continued(out, "ray.address=local")
     assert journal(out).startswith(journal(reference))
 
