@@ -110,11 +110,13 @@ def _joined(head: str, **options: object) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
     guard.tell("joins")
-    try:
-        with _silenced():
-            ray.init(log_to_driver=False, logging_level="critical", **options)
-    except Exception as error:
-        raise ValueError(_refusal(head, error)) from error
+    with tempfile.TemporaryFile() as log:
+        try:
+            with _standard_error_to(log.fileno()):
+                ray.init(log_to_driver=False, logging_level="critical", **options)
+        except Exception as error:
+            log.seek(0)
+            raise ValueError(_refusal(head, f"{log.read().decode()}\n{error}")) from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)  # Ray has set its own
@@ -128,23 +130,21 @@ def _joined(head: str, **options: object) -> Iterator[None]:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Let what Ray writes on the standard error go nowhere."""
+def _standard_error_to(file: int) -> Iterator[None]:
+    """Let a file have what Ray writes on the standard error; not through Python."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    kept = os.dup(2)
+    os.dup2(file, 2)
     try:
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
 
 
-def _refusal(head: str, error: Exception) -> str:
+def _refusal(head: str, said: str) -> str:
     """Return in one line why Ray could not be started or joined."""
-    said = f"{type(error).__name__} {error}"
-    if re.search("[Aa]uthentication", said):
+    if re.search("AuthenticationError|[Aa]uthentication token", said):
         return (
             f"the Ray cluster at {head} refuses this token: set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's"
@@ -154,8 +154,7 @@ def _refusal(head: str, error: Exception) -> str:
             f"the Ray cluster at {head} has no node on this machine: run the search on one of its "
             f"nodes, or make this one of them with `ray start --address={head}`"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"Ray ({head}) failed: {(lines or ['it gave no reason'])[-1][:300]}"
+    return f"Ray ({head}) failed: {said.strip().splitlines()[-1].strip()[:300]}"
 
 
 def _find_cluster(address: str) -> str:
