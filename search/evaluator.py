@@ -6,8 +6,8 @@ measured to the end.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from itertools import product, zip_longest
 
 import torch
 from torch import Tensor
@@ -105,7 +105,9 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Outcome:
         criterion, stages = candidate.criterion, self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
-        for task, end in self._visits(stages):
+        # All tasks to one stage, then all to the next: a second task tells more than a second stage
+        # of the first, and costs a pruning, which takes less time than a window.
+        for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)
             if len(losses[task]) == len(resident.dense):
                 continue
@@ -117,20 +119,11 @@ class Evaluator:
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
 
-    def _visits(self, stages: Sequence[int]) -> Iterator[tuple[int, int | None]]:
-        """Yield tasks with the end of the window range to measure next.
-
-        All tasks to one stage, then all to the next: a second task tells more than a second stage
-        of the first, and costs a pruning, which takes less time than a window.
-        """
-        tasks = self.experiment.tasks_of("fitness")
-        yield from ((task, end) for end in (*stages, None) for task in tasks)
-
     def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
         """Return the predicted outcome of a candidate that is clearly not the best, or None.
 
-        What was not measured yet may be as good as the best. Only when something of each cell was,
-        the prediction can stand for the fitness.
+        What was not measured yet may be as good as the best, so a prediction without something of
+        each cell cannot stand for the fitness.
         """
         if candidate.best is None:
             return None

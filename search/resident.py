@@ -7,10 +7,11 @@ import ctypes
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.evaluation.windows import Text, Windows
@@ -48,24 +49,11 @@ class Subject:
         return {role: windows.tokens for role, windows in self.windows.items()}
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A model that is sent to workers, as plain values.
+class Weights(NamedTuple):
+    """A model that is sent to workers, as plain values."""
 
-    Attributes:
-        config: Its config, as transformers writes it.
-        tensors: Its parameters and buffers by name, tied ones once.
-    """
-
-    config: Mapping[str, object]
-    tensors: Mapping[str, Tensor]
-
-    def build(self, dtype: str, device: str) -> PreTrainedModel:
-        """Return the model, which on the CPU has these tensors themselves."""
-        model = skeleton(AutoConfig.for_model(**self.config), DTYPES[dtype])
-        model.load_state_dict(self.tensors, strict=False, assign=True)
-        model.tie_weights()
-        return model.to(device)
+    config: Mapping[str, object]  # as transformers writes it
+    tensors: Mapping[str, Tensor]  # parameters and buffers by name, tied ones once
 
 
 class Resident:
@@ -91,7 +79,10 @@ class Resident:
         self._low_memory = low_memory
         self.statistics = Statistics()
         if weights:
-            model = weights.build(subject.dtype, device)
+            model = skeleton(AutoConfig.for_model(**weights.config), DTYPES[subject.dtype])
+            model.load_state_dict(weights.tensors, strict=False, assign=True)
+            model.tie_weights()
+            model.to(device)
         else:
             model = load_model(subject.model, subject.dtype, device)
         self.store = ResidentStore(model.requires_grad_(False))
@@ -152,28 +143,24 @@ class Resident:
         Raises:
             DegenerateScores: If no mask can be made from the scores.
         """
-        if self._pruned != (metric, target):
-            self.restore()
-            with torch.no_grad():
-                prune(
-                    self.store,
-                    Recipe(metric, target),
-                    Texts(self.tokens["fitness"][:0]),  # all statistics are given
-                    statistics=self.statistics.to_tensors(),
-                    kept_scores=self._scores_of(metric, target),
-                )
-            self._pruned = (metric, target)
-
-    def _scores_of(self, metric: Metric, target: Target) -> dict[str, Tensor] | None:
-        """Return where a formula's scores are kept while they are needed again; None if nowhere."""
-        if self._low_memory or not (target.group.whole_model or self._tasks > 1):
-            return None
+        if self._pruned == (metric, target):
+            return
+        self.restore()
         if self._scored != metric:
             self._scored, self._scores = metric, {}
-        return self._scores
+        needed_again = target.group.whole_model or self._tasks > 1
+        with torch.no_grad():
+            prune(
+                self.store,
+                Recipe(metric, target),
+                Texts(self.tokens["fitness"][:0]),  # all statistics are given
+                statistics=self.statistics.to_tensors(),
+                kept_scores=self._scores if needed_again and not self._low_memory else None,
+            )
+        self._pruned = (metric, target)
 
     def forget_scores(self) -> None:
-        """Compute scores anew from now on, though the formula be the last one."""
+        """Compute scores anew from now on."""
         self._scored, self._scores = None, {}
 
     def restore(self) -> None:

@@ -9,8 +9,7 @@ from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.pool.pool import Arrival, Pool
 from prunevolve.search.population import Candidate, Outcome
-from prunevolve.search.prepare import Measure, scale_of
-from prunevolve.search.scale import Scale
+from prunevolve.search.scale import Measure, Scale, scale_of
 
 ROLES = ("calibration", "fitness", "selection", "report")
 

@@ -6,8 +6,7 @@ import pytest
 from toy_setup import SNIP, WANDA, asking, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.prepare import cells_of, losses_of
-from prunevolve.search.scale import Cell, Scale, cell_of, paired_difference
+from prunevolve.search.scale import Cell, Scale, cell_of, cells_of, losses_of, paired_difference
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
 NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}
