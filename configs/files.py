@@ -26,18 +26,14 @@ def shipped() -> list[str]:
 
 
 def find(config: Path, beside: Path = Path()) -> Path:
-    """Return the file that a config's name or path means.
+    """Return the file that a path, relative to a folder, or a shipped experiment's name means.
 
-    An existing file takes precedence over a shipped experiment of the same name.
-
-    Args:
-        config: The name or path.
-        beside: The folder to which a relative path is relative.
+    A file takes precedence. If there is neither, reading the path will report that.
     """
     path = beside / config
     if str(config) in shipped() and not path.is_file():
         return FOLDER / f"{config}.yaml"
-    return path  # reading it will report anything wrong with it
+    return path
 
 
 def read(path: Path) -> Keys:

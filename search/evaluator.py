@@ -16,6 +16,7 @@ from prunevolve.evaluation.perplexity import perplexity
 from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
+from prunevolve.search.fingerprint import tensors_digest
 from prunevolve.search.population import Candidate, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
@@ -52,7 +53,7 @@ class Evaluator:
     @property
     def digests(self) -> tuple[str, ...]:
         """Hashes of those dense weights of the models that get pruned."""
-        return tuple(resident.digest() for resident in self.residents)
+        return tuple(tensors_digest(resident.master) for resident in self.residents)
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""

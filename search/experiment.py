@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from prunevolve.configs.schema import ROLES, Config, Task
 from prunevolve.evaluation.windows import (
-    Provenance,
     Text,
     Windows,
     check_disjoint,
@@ -87,24 +86,15 @@ class Experiment:
         return chosen or [i for i, task in enumerate(self.tasks) if task.weight]
 
     def kinds_of(self, task: int, role: str) -> tuple[str, ...]:
-        """Return each window's kind of text: its corpus, and its split if two share a corpus."""
+        """Return each window's kind of text, such as `wikitext2 test`."""
         windows = self.subjects[self.subject_of[task]].windows[role]
-        corpora = [Path(str(part["corpus"])).name for part in windows.parts]
-        names = [
-            f"{corpus} {part['split']}" if corpora.count(corpus) > 1 else corpus
-            for corpus, part in zip(corpora, windows.parts, strict=True)
-        ]
+        names = [f"{Path(str(part['corpus'])).name} {part['split']}" for part in windows.parts]
         return tuple(names[kind] for kind in windows.kinds)
 
     def target(self, task: int, group: str) -> Target:
         """Return a task's target for a comparison group; an n:m pattern has its own."""
         pattern = parse_pattern(self.tasks[task].pattern)
         return Target(self.tasks[task].sparsity, pattern or group_of(group))
-
-    def provenance(self, subject: int) -> dict[str, Provenance]:
-        """Return the origin of a model's windows, by role."""
-        windows = self.subjects[subject].windows
-        return {role: text.provenance for role, text in windows.items()}
 
     def task_rows(self) -> list[dict[str, object]]:
         """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
@@ -122,7 +112,7 @@ class Experiment:
             "model": config.model,
             "dtype": config.dtype,
             "pruning": config.pruning.model_dump(),
-            "texts": self.provenance(0),
+            "texts": {role: w.provenance for role, w in self.subjects[0].windows.items()},
             "tasks": self.task_rows(),
             "seed": config.search.seed,
             "candidates": config.search.candidates,
@@ -155,7 +145,8 @@ def resolve(config: Config) -> Experiment:
     seeds = tuple(read_seeds(config.search.seeds, group))
     of_tasks = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
     subjects = [one for place, one in enumerate(of_tasks) if one not in of_tasks[:place]]
-    _check_texts(subjects, config.allow_test_selection)
+    if not config.allow_test_selection:
+        _check_disjoint(subjects)
     _check_models(tasks)
     ray, cores = config.ray, os.cpu_count() or 1
     if ray.address == "local" and ray.cpus_per_worker > cores:
@@ -190,7 +181,7 @@ def _all_tasks(config: Config) -> tuple[Task, ...]:
 
 
 def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
-    """Return the kinds of text of a task, by role."""
+    """Return the kinds of text of a task, by role; checked, but for those from the hub."""
     texts = {}
     for role, config in task.texts.items():
         kinds = [
@@ -198,6 +189,8 @@ def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
             for corpus, split in zip(config.corpus, config.split, strict=True)
         ]
         with _naming(role):
+            for kind in kinds:
+                kind.check()
             texts[role] = share_windows(kinds, config.share or [1.0] * len(kinds))
     return texts
 
@@ -216,16 +209,10 @@ def _naming(role: str) -> Iterator[None]:
         raise ValueError(f"{role}: {error}") from error
 
 
-def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> None:
-    """Check that texts are known and disjoint, without a network."""
-    for role, kinds in (item for subject in subjects for item in subject.texts.items()):
-        with _naming(role):
-            for kind in kinds:
-                kind.check()
+def _check_disjoint(subjects: Sequence[Subject]) -> None:
+    """Check each role of a model's texts against the other roles of every model's."""
     for one, other, role in product(subjects, subjects, ROLES):
-        # Each role of a model's texts against the other roles of every model's.
-        overlaps = check_disjoint({**other.texts, role: one.texts[role]})
-        if overlaps and not may_overlap:
+        if overlaps := check_disjoint({**other.texts, role: one.texts[role]}):
             raise ValueError(
                 f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
             )

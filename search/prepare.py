@@ -88,17 +88,19 @@ def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprint
 # What identifies a run
 
 
-def environment(experiment: Experiment) -> dict[str, object]:
-    """Return what `environment.json` holds: this machine, and the run's `identity`."""
+def write_environment(folder: RunFolder, experiment: Experiment) -> None:
+    """Write `environment.json`, once: the machine where the run began, and its `identity`."""
+    if (folder.path / ENVIRONMENT).exists():
+        return
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
-    return {
+    machine = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: metadata.version(name) for name in packages},
-        "identity": identity(experiment),
     }
+    folder.write_json(ENVIRONMENT, {**machine, "identity": identity(experiment)})
 
 
 def identity(experiment: Experiment) -> dict[str, object]:

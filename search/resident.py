@@ -24,7 +24,7 @@ from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.statistics import LEAVES, Statistics
 from prunevolve.pruning.store import ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.fingerprint import take_probe, tensors_digest
+from prunevolve.search.fingerprint import take_probe
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,6 @@ class Resident:
         """Return the fingerprint's probe for these targets; see `search.fingerprint`."""
         blocks = decoder_blocks(self.store.model)
         return take_probe(self.master, self.statistics, blocks, targets)
-
-    def digest(self) -> str:
-        """Return a hash of those dense weights that get pruned."""
-        return tensors_digest(self.master)
 
     def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
         """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""

@@ -166,7 +166,7 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
     (best,) = pool.losses([(index, "report", winner.criterion)])
     assert best is not None
     subject, row = experiment.subject_of[index], experiment.task_rows()[index]
-    provenance = experiment.provenance(subject)["report"]
+    provenance = experiment.subjects[subject].windows["report"].provenance
     return {
         **row,
         "dense": perplexity_of(dense),

@@ -21,14 +21,7 @@ from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.jobs import CallError
 from prunevolve.search.pool.pool import Backend, Pool
 from prunevolve.search.population import Record
-from prunevolve.search.prepare import (
-    ENVIRONMENT,
-    check_identity,
-    environment,
-    identity,
-    prepare,
-    settings,
-)
+from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
@@ -51,19 +44,12 @@ class Unfinished(RuntimeError):
 
 
 def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
-    """Run a new search in an empty folder to its end.
-
-    Args:
-        on_record: Called with each record once it is in the journal, in order.
-
-    Returns:
-        How the run ended, in a word.
+    """Run a new search in an empty folder to its end; return in a word how it ended.
 
     Raises:
         Unfinished: If the run stopped before its end; its folder can usually be resumed.
         FolderError: If the folder is not empty or cannot be created.
         ValueError: If something is wrong with the config.
-        Exception: Whatever `on_record` raises, after a checkpoint.
     """
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
     RunFolder.check_empty(out)
@@ -75,13 +61,7 @@ def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ig
 def resume(
     path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
 ) -> str:
-    """Continue a run to its end, or extend a finished one; if there is nothing to do, say so.
-
-    Args:
-        on_record: Called with each new record.
-
-    Returns:
-        How the run ended, in a word or two.
+    """Continue a run to its end, or extend a finished one; return in a word or two how it ended.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
@@ -106,10 +86,6 @@ def resume(
             )
         with backend_of(experiment, console) as backend:
             return _run(folder, experiment, backend, records, console, on_record)
-
-
-def _resume_call(folder: RunFolder) -> str:
-    return f"python run_search.py --resume {shlex.quote(str(folder.path))}"
 
 
 def _ready(config: Config, console: Console) -> Experiment:
@@ -148,12 +124,13 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
 
 
 @contextmanager
-def _resumable(folder: RunFolder) -> Iterator[None]:
-    """Raise Unfinished, which says how to go on, for whatever ends the run early in here."""
-    way_on = f"continue with {_resume_call(folder)}"
+def _resumable(folder: RunFolder) -> Iterator[str]:
+    """Yield the command that goes on; raise Unfinished for whatever ends the run early."""
+    command = f"python run_search.py --resume {shlex.quote(str(folder.path))}"
+    way_on = f"continue with {command}"
     guard.tell(f"resume {way_on}")
     try:
-        yield
+        yield command
     except KeyboardInterrupt as error:
         why = f"interrupted after {folder.lines} candidates"
         raise Unfinished(f"{why}; {way_on}", INTERRUPTED) from error
@@ -183,9 +160,8 @@ def _run(
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
 
-    with _resumable(folder):
-        if not (folder.path / ENVIRONMENT).exists():
-            folder.write_json(ENVIRONMENT, environment(experiment))
+    with _resumable(folder) as command:
+        write_environment(folder, experiment)
         folder.write_text("config.yaml", schema.to_yaml(experiment.config))
         say(f"run folder {folder.path}")
         pool = Pool(backend, experiment, say=say)
@@ -206,7 +182,7 @@ def _run(
         if evolution.state.best is None:
             raise Unfinished(
                 "error: no candidate was evaluated to the end; breed more: "
-                f"{_resume_call(folder)} --set search.candidates=N",
+                f"{command} --set search.candidates=N",
                 NOTHING_EVALUATED,
             )
         finish(folder, experiment, pool, marks, evolution.state, began, console)
