@@ -51,7 +51,8 @@ def read(path: Path) -> Keys:
             f"config {path}: its base must have no base itself, got {base[BASE]!r:.60}: "
             "write the keys of one of them out"
         )
-    return _merged(base, own)
+    merged: Keys = _merged(base, own)
+    return merged
 
 
 def _content(path: Path) -> Keys:

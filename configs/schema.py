@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from prunevolve.configs.files import BASE, FOLDER, Keys, apply_overrides, find, read
+from prunevolve.configs.files import FOLDER, Keys, apply_overrides, find, read
 
 DEFAULT = FOLDER / "embedded.yaml"
 """The experiment that runs when no config is named; it needs no network and no other file."""
@@ -278,19 +278,6 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
         return Config.model_validate(apply_overrides(read(source), overrides))
     except ValidationError as error:
         raise ValueError(f"config {source}: {_first_problem(error)}") from error
-
-
-def json_schema() -> Keys:
-    """Return the JSON schema of a config file, with which editors complete and check keys.
-
-    It requires no key, since a `base` or the experiment may have it; `load` reports missing ones.
-    """
-    schema = Config.model_json_schema()
-    for section in (schema, *schema["$defs"].values()):
-        section.pop("required", None)
-    base = {"type": "string", "description": "a config from which missing keys are taken"}
-    schema["properties"] = {BASE: base, **schema["properties"]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def to_yaml(config: Config) -> str:

@@ -1,8 +1,8 @@
 """From metric text to outcome: prune, measure, restore; over one task or several.
 
 An `Evaluator` holds its models with everything that a candidate needs, loaded once. Each task is
-measured stage by stage, a few windows first; a candidate that is clearly not the best is not
-measured to the end.
+measured rung by rung (`search.stages`), a few windows first; a candidate that is clearly not the
+best is not measured to the end.
 """
 
 import math
@@ -15,8 +15,9 @@ from torch import Tensor
 from prunevolve.evaluation.perplexity import perplexity
 from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.models import decoder_blocks
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.fingerprint import tensors_digest
+from prunevolve.search.fingerprint import take_probe, tensors_digest
 from prunevolve.search.population import Candidate, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
@@ -71,10 +72,12 @@ class Evaluator:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         places = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
         targets = [self.experiment.target(place, GROUPS[0]) for place in places]
-        return self.residents[subject].probe_tensors(targets)
+        resident = self.residents[subject]
+        blocks = decoder_blocks(resident.store.model)
+        return take_probe(resident.master, resident.statistics, blocks, targets)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Prune, measure on the fitness windows stage by stage, and restore."""
+        """Prune, measure on the fitness windows rung by rung, and restore."""
         try:
             return self._measure(candidate)
         except DegenerateScores as error:
@@ -106,7 +109,7 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Outcome:
         criterion, stages = candidate.criterion, self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
-        # All tasks to one stage, then all to the next: a second task tells more than a second stage
+        # All tasks to one rung, then all to the next: a second task tells more than a second rung
         # of the first, and costs a pruning, which takes less time than a window.
         for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)

@@ -5,7 +5,7 @@ This is where pruning and evaluation meet, which do not know each other.
 
 import ctypes
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,14 +17,13 @@ from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.evaluation.windows import Text, Windows
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import DTYPES, decoder_blocks, load_model, skeleton
+from prunevolve.pruning.models import DTYPES, load_model, skeleton
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.statistics import LEAVES, Statistics
 from prunevolve.pruning.store import ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.fingerprint import take_probe
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,6 @@ class Resident:
         self.statistics = Statistics()  # the device may not have room for both
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
-
-    def probe_tensors(self, targets: Iterable[Target]) -> dict[str, Tensor]:
-        """Return the fingerprint's probe for these targets; see `search.fingerprint`."""
-        blocks = decoder_blocks(self.store.model)
-        return take_probe(self.master, self.statistics, blocks, targets)
 
     def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
         """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""

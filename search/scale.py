@@ -60,11 +60,7 @@ class Cell(_Values):
     shares: _Losses
 
     def rises(self, losses: Sequence[float]) -> list[float]:
-        """Return the rises over dense, nats per token, on its windows evaluated so far.
-
-        Args:
-            losses: Losses on the task's first windows, in order.
-        """
+        """Return the rises over dense, nats per token, given losses on the task's first windows."""
         return [
             losses[i] - dense
             for i, dense in zip(self.windows, self.dense, strict=True)
@@ -135,14 +131,14 @@ class Scale(_Values):
         self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
     ) -> Difference:
         """Return how much worse a fitness is than the reference's, with its standard error."""
-        parts, errors = [], []
+        parts = []
         for cell in self.cells:
             rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
             gaps = [cell.weight * (a - b) / cell.rise for a, b in zip(*rises, strict=True)]
-            parts.append(fmean(gaps))
-            errors.append(_standard_error(gaps))
-        known = [error for error in errors if error is not None]
-        return Difference(sum(parts), math.hypot(*known) if len(known) == len(errors) else None)
+            parts.append(Difference(fmean(gaps), _standard_error(gaps)))
+        errors = [part.standard_error for part in parts if part.standard_error is not None]
+        error = math.hypot(*errors) if len(errors) == len(parts) else None
+        return Difference(sum(part.mean for part in parts), error)
 
     def _mean(self, values: Sequence[float | None], missing: float) -> float:
         """Return the weighted mean of one value per cell."""

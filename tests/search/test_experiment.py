@@ -125,11 +125,10 @@ def test_group_is_row_where_all_tasks_have_a_pattern(overrides, group):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [f"tasks=[{{}}, {{fitness: {OTHER % 'fitness[:50%]'}}}]", "search.stages=[1]"],
         ["fitness.split=selection[:50%]", "selection.split=selection[50%:]"],
         ["report.split=selection", "allow_test_selection=true"],
     ],
-    ids=["of one role", "slices", "allowed"],
+    ids=["slices", "allowed"],
 )
 def test_texts_beside_each_other_are_taken(overrides):
     resolve(config(*overrides))  # raises no error
