@@ -86,9 +86,13 @@ class Experiment:
         return chosen or [i for i, task in enumerate(self.tasks) if task.weight]
 
     def kinds_of(self, task: int, role: str) -> tuple[str, ...]:
-        """Return each window's kind of text, such as `wikitext2 test`."""
+        """Return each window's kind of text: its corpus, and its split if two share a corpus."""
         windows = self.subjects[self.subject_of[task]].windows[role]
-        names = [f"{Path(str(part['corpus'])).name} {part['split']}" for part in windows.parts]
+        names = [Path(str(part["corpus"])).name for part in windows.parts]
+        if len(set(names)) < len(names):
+            names = [
+                f"{name} {part['split']}" for name, part in zip(names, windows.parts, strict=True)
+            ]
         return tuple(names[kind] for kind in windows.kinds)
 
     def target(self, task: int, group: str) -> Target:
