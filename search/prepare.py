@@ -44,8 +44,7 @@ def prepare(
 ) -> Fingerprints:
     """Get statistics, probes and scale, from the folder or workers, and give them to all workers.
 
-    Raises:
-        FolderError: If one of these files is damaged.
+    Raises FolderError if one of these files is damaged.
     """
     with step(console, "starting the first worker"):
         pool.digests  # noqa: B018 - waits for it

@@ -66,16 +66,10 @@ class Resident:
     """
 
     def __init__(
-        self,
-        subject: Subject,
-        device: str,
-        low_memory: bool = False,
-        tasks: int = 1,
-        weights: Weights | None = None,
+        self, subject: Subject, device: str, low_memory: bool, tasks: int, weights: Weights | None
     ) -> None:
-        self.tokens = subject.tokens
-        self._tasks = tasks
-        self._low_memory = low_memory
+        self.tokens, self._device = subject.tokens, device
+        self._low_memory, self._tasks = low_memory, tasks
         self.statistics = Statistics()
         if weights:
             model = skeleton(AutoConfig.for_model(**weights.config), DTYPES[subject.dtype])
@@ -88,7 +82,6 @@ class Resident:
         # The loaded weights themselves: on the CPU the node's workers share them, in the object
         # store or through the mapped file, and pruning replaces the model's weights.
         self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
-        self._device = device
         self._pruned: tuple[Metric, Target] | None = None
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
@@ -165,9 +158,9 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large freed blocks; other C libraries are left alone.
 
-    By default it returns every large block to the system, and each page of the next one costs
-    a page fault: three quarters of the time of scoring a small model. With this the process holds
-    its peak memory until it ends, and more: of 4.1 GiB of a 7B model's blocks, 1.9 were gaps.
+    By default it returns every large block to the system, and each page of the next one costs a
+    page fault: three quarters of the time of scoring a small model. With this the process holds its
+    peak memory until it ends, and more: of 4.1 GiB of a 7B model's blocks, 1.9 were gaps.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_MMAP_MAX, 0)
