@@ -4,8 +4,6 @@
 overrides. Mappings are merged key by key. Any other value, lists included, replaces the base's.
 """
 
-import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,31 +19,6 @@ Keys = dict[str, Any]
 BASE = "base"
 """The key that names the config from which missing keys are taken."""
 
-NO_YAML = (yaml.YAMLError, RecursionError, ValueError)
-"""What `read_yaml` raises for a bad text; ValueError is for dates and numbers."""
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader without YAML 1.1's base-60 numbers: 2:4 is a pattern, not 124."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in rules if not tag.endswith(":int")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
-)
-
-
-def read_yaml(text: str) -> Any:
-    """Return the content of a YAML text; raises one of `NO_YAML` if it is malformed."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
 
 def shipped() -> list[str]:
     """Return the names of the shipped experiments."""
@@ -53,18 +26,14 @@ def shipped() -> list[str]:
 
 
 def find(config: Path, beside: Path = Path()) -> Path:
-    """Return the file that a config's name or path means.
+    """Return the file that a path, relative to a folder, or a shipped experiment's name means.
 
-    An existing file takes precedence over a shipped experiment of the same name.
-
-    Args:
-        config: The name or path.
-        beside: The folder to which a relative path is relative.
+    A file takes precedence. If there is neither, reading the path will report that.
     """
     path = beside / config
     if str(config) in shipped() and not path.is_file():
         return FOLDER / f"{config}.yaml"
-    return path  # reading it will report anything wrong with it
+    return path
 
 
 def read(path: Path) -> Keys:
@@ -76,41 +45,41 @@ def read(path: Path) -> Keys:
     own = _content(path)
     if BASE not in own:
         return own
-    name = own.pop(BASE)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"config {path}: base must name a config, got {str(name)!r:.60}")
-    base = _content(find(Path(name), path.parent))
+    base = _content(find(Path(str(own.pop(BASE))), path.parent))
     if BASE in base:
         raise ValueError(
-            f"config {path}: its base {name} must have no base itself, got {base[BASE]!r:.60}: "
+            f"config {path}: its base must have no base itself, got {base[BASE]!r:.60}: "
             "write the keys of one of them out"
         )
-    return _merged(base, own)
+    merged: Keys = _merged(base, own)
+    return merged
 
 
 def _content(path: Path) -> Keys:
     try:
-        raw = read_yaml(path.read_text("utf-8"))
+        keys = _parsed(path.read_text("utf-8"), f"config {path}")
     except OSError as error:
-        near = difflib.get_close_matches(path.name, shipped(), n=1)
-        guess = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(shipped())}"
-        raise ValueError(f"config {path} cannot be read: {error.strerror}; {guess}") from error
-    except NO_YAML as error:
+        names = ", ".join(shipped())
         raise ValueError(
-            f"config {path} is not YAML: {' '.join(str(error).split())[:200]}"
+            f"config {path} cannot be read: {error.strerror}; shipped are {names}"
         ) from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"config {path} must be a mapping of keys, got {type(raw).__name__}")
-    return raw
+    if not isinstance(keys, dict):
+        raise ValueError(f"config {path} must be a mapping of keys, got {type(keys).__name__}")
+    return keys
 
 
-def _merged(base: Keys, over: Keys) -> Keys:
-    sections = {
-        key: _merged(base[key], value)
-        for key, value in over.items()
-        if isinstance(value, dict) and isinstance(base.get(key), dict)
-    }
-    return {**base, **over, **sections}
+def _parsed(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or text
+        why = " ".join(str(error).split())
+        raise ValueError(f"{source} is not YAML: {why[:200]}") from error
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
 def apply_overrides(raw: Keys, overrides: Sequence[str]) -> Keys:
@@ -123,14 +92,7 @@ def apply_overrides(raw: Keys, overrides: Sequence[str]) -> Keys:
         path, equals, value = override.partition("=")
         if not equals or not path:
             raise ValueError(f"--set takes key.path=value, got {override!r}")
-        try:
-            parsed = read_yaml(value)
-        except NO_YAML as error:
-            raise ValueError(f"--set {path}: {value[:60]!r} is not a YAML value") from error
-        try:
-            raw = _with(raw, path.split("."), parsed)
-        except ValueError as error:
-            raise ValueError(f"--set {override}: {error}") from error
+        raw = _with(raw, path.split("."), _parsed(value, f"--set {path}: {value[:60]!r}"))
     return raw
 
 
@@ -142,8 +104,8 @@ def _with(section: Any, path: Sequence[str], value: object) -> Any:
     if isinstance(section, dict):
         return {**section, key: _with(section.get(key, {}), rest, value)}
     if not isinstance(section, list):
-        raise ValueError(f"{key} must be below a mapping or a list, got {str(section)!r:.60}")
+        raise ValueError(f"--set: {key} must be below a mapping or a list, got {section!r:.60}")
     if not key.isdecimal() or int(key) >= len(section):
-        raise ValueError(f"{key} must be an index from 0 to {len(section) - 1}")
+        raise ValueError(f"--set: {key} must be an index from 0 to {len(section) - 1}")
     place = int(key)
     return [*section[:place], _with(section[place], rest, value), *section[place + 1 :]]

@@ -6,19 +6,12 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from prunevolve.configs.files import BASE, FOLDER, Keys, apply_overrides, find, read
+from prunevolve.configs.files import FOLDER, Keys, apply_overrides, find, read
 
 DEFAULT = FOLDER / "embedded.yaml"
 """The experiment that runs when no config is named; it needs no network and no other file."""
@@ -80,10 +73,7 @@ class Text(_Section):
     def _check(self) -> "Text":
         counts = [len(values) for values in (self.corpus, self.split, self.share or self.corpus)]
         if len(set(counts)) > 1:
-            given = ", ".join(map(str, counts))
-            raise ValueError(f"corpus, split and share must have equal lengths, got {given}")
-        if self.windows is None and self.seed is not None:
-            raise ValueError(f"seed must be null if windows is null, got {self.seed}")
+            raise ValueError(f"corpus, split and share must have equal lengths, got {counts}")
         most = MOST_TOKENS // self.length
         if (self.windows or 1) > most:
             rule = f"at most {most} of {self.length} tokens"
@@ -109,9 +99,12 @@ class _Target(_Section):
     def _own_sparsity(cls, raw: Any) -> Any:
         """Set the sparsity of an n:m pattern, which keeps n of m weights."""
         pattern = raw.get("pattern") if isinstance(raw, dict) else None
+        if isinstance(pattern, int) and pattern >= 60:
+            # YAML 1.1 reads 2:4 as a number to base 60.
+            pattern = f"{pattern // 60}:{pattern % 60}"
         kept, _, length = str(pattern).partition(":")
         if kept.isdecimal() and length.isdecimal() and 0 < int(kept) < int(length):
-            return {**raw, "sparsity": 1 - int(kept) / int(length)}
+            return {**raw, "pattern": pattern, "sparsity": 1 - int(kept) / int(length)}
         return raw
 
 
@@ -152,16 +145,17 @@ class Task(_Target):
 
     @property
     def removed(self) -> str:
-        """The sparsity, such as `60%`, or the pattern."""
+        """The sparsity, such as `60%`, or the n:m pattern."""
         return f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
 
 
 Mutation = Literal["node", "factor", "constant"]
 
 
-def _off_of_yaml(value: Any) -> Any:
-    """Return YAML's `off`, which it reads as false, as the word."""
-    return "off" if value is False else value
+# YAML reads `off` as false.
+Units = Annotated[
+    Literal["off", "required"], BeforeValidator(lambda value: "off" if value is False else value)
+]
 
 
 class Search(_Section):
@@ -175,7 +169,7 @@ class Search(_Section):
     """Number of previous outcomes a child does not wait for; 0 is the paper's loop."""
     primitives: Literal["release", "extended"] = "extended"
     """Set of operators and terminals that trees are drawn from."""
-    units: Annotated[Literal["off", "required"], BeforeValidator(_off_of_yaml)] = "required"
+    units: Units = "required"
     """Required: children under the group model have no units, so that scores of different layers
     and models can be compared; see docs/METRICS.md."""
     seeds: list[str] = []
@@ -203,9 +197,6 @@ class Search(_Section):
     def _check(self) -> "Search":
         if self.initial_depth[0] > self.initial_depth[1]:
             raise ValueError(f"initial_depth must ascend, got {list(self.initial_depth)}")
-        if set(self.mutations) == {"constant"} and self.primitives == "release":
-            rule = "node or factor with primitives release, which has no numbers to change"
-            raise ValueError(f"mutations must have {rule}, got {self.mutations}")
         if self.stages != sorted(set(self.stages)):
             raise ValueError(f"stages must be ascending window counts, got {self.stages}")
         return self
@@ -289,19 +280,6 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
         raise ValueError(f"config {source}: {_first_problem(error)}") from error
 
 
-def json_schema() -> Keys:
-    """Return the JSON schema of a config file, with which editors complete and check keys.
-
-    It requires no key, since a `base` or the experiment may have it; `load` reports missing ones.
-    """
-    schema = Config.model_json_schema()
-    for section in (schema, *schema["$defs"].values()):
-        section.pop("required", None)
-    base = {"type": "string", "description": "a config from which missing keys are taken"}
-    schema["properties"] = {BASE: base, **schema["properties"]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
 def to_yaml(config: Config) -> str:
     """Return the resolved config as YAML, in the schema's order; `load` can read it.
 
@@ -315,35 +293,20 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump({**raw, "tasks": tasks}, sort_keys=False, allow_unicode=True)
 
 
-REPLACED = {
-    "mix": "give lists as corpus, split and share",
-    BASE: "a base stands at the top of a file, and --set gives none",
-}
-"""Keys of earlier versions, or in another place, with what to write instead."""
+_SECTIONS = (Config, Selection, Pruning, Task, Search, Ray)
+_KEYS = {key for section in _SECTIONS for key in section.model_fields}
 
 
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors()
     # An unknown key first: what is missing may stand there under an old or wrong name.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = ".".join(str(part) for part in problem["loc"])
+    path = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(problem["loc"][:-1])
-        key = str(problem["loc"][-1])
-        near = difflib.get_close_matches(key, known, n=1)
-        way_out = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
-        return f"{path} is an unknown key; {REPLACED.get(key, way_out)}"
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _KEYS, n=1)
+        way_out = f"did you mean {near[0]}?" if near else "configs/schema.json lists the known ones"
+        return f"{path} is an unknown key; {way_out}"
     if problem["type"] == "missing":
         return f"{path} is missing: it has no default"
     rule = problem["msg"].removeprefix("Value error, ")
     return f"{path or 'the config'} = {str(problem['input'])[:60]!r}: {rule}"
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
-    for key in (key for key in location if isinstance(key, str)):
-        annotation = model.model_fields[key].annotation
-        # A section is annotated alone, in a list, or with None.
-        types = (annotation, *get_args(annotation))
-        model = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
-    return list(model.model_fields)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from prunevolve.configs.schema import json_schema
+from prunevolve.configs.files import BASE
+from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import NAMED, Baseline
 from prunevolve.pruning.masks import GROUPS, group_of
 from prunevolve.pruning.operators import OPERATORS
@@ -35,8 +36,21 @@ def generated() -> dict[Path, str]:
     return {
         ARCHITECTURE: with_tables(read(ARCHITECTURE), {"passes": _passes()}),
         METRICS: with_tables(read(METRICS), tables()),
-        SCHEMA: json.dumps(json_schema(), indent=2) + "\n",
+        SCHEMA: json.dumps(_config_schema(), indent=2) + "\n",
     }
+
+
+def _config_schema() -> dict[str, object]:
+    """Return the JSON schema of a config file, with which editors complete and check keys.
+
+    It requires no key, since a `base` or the experiment may have it.
+    """
+    schema = Config.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        section.pop("required", None)
+    base = {"type": "string", "description": "a config from which missing keys are taken"}
+    schema["properties"] = {BASE: base, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def read(path: Path) -> str:

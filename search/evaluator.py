@@ -1,13 +1,13 @@
 """From metric text to outcome: prune, measure, restore; over one task or several.
 
 An `Evaluator` holds its models with everything that a candidate needs, loaded once. Each task is
-measured stage by stage, a few windows first; a candidate that is clearly not the best is not
-measured to the end.
+measured rung by rung (`search.stages`), a few windows first; a candidate that is clearly not the
+best is not measured to the end.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from itertools import product, zip_longest
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from torch import Tensor
 from prunevolve.evaluation.perplexity import perplexity
 from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.models import decoder_blocks
 from prunevolve.search.experiment import Experiment
+from prunevolve.search.fingerprint import take_probe, tensors_digest
 from prunevolve.search.population import Candidate, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
@@ -52,7 +54,7 @@ class Evaluator:
     @property
     def digests(self) -> tuple[str, ...]:
         """Hashes of those dense weights of the models that get pruned."""
-        return tuple(resident.digest() for resident in self.residents)
+        return tuple(tensors_digest(resident.master) for resident in self.residents)
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
@@ -70,10 +72,12 @@ class Evaluator:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         places = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
         targets = [self.experiment.target(place, GROUPS[0]) for place in places]
-        return self.residents[subject].probe_tensors(targets)
+        resident = self.residents[subject]
+        blocks = decoder_blocks(resident.store.model)
+        return take_probe(resident.master, resident.statistics, blocks, targets)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Prune, measure on the fitness windows stage by stage, and restore."""
+        """Prune, measure on the fitness windows rung by rung, and restore."""
         try:
             return self._measure(candidate)
         except DegenerateScores as error:
@@ -105,7 +109,9 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Outcome:
         criterion, stages = candidate.criterion, self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
-        for task, end in self._visits(stages):
+        # All tasks to one rung, then all to the next: a second task tells more than a second rung
+        # of the first, and costs a pruning, which takes less time than a window.
+        for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)
             if len(losses[task]) == len(resident.dense):
                 continue
@@ -117,20 +123,11 @@ class Evaluator:
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
 
-    def _visits(self, stages: Sequence[int]) -> Iterator[tuple[int, int | None]]:
-        """Yield tasks with the end of the window range to measure next.
-
-        All tasks to one stage, then all to the next: a second task tells more than a second stage
-        of the first, and costs a pruning, which takes less time than a window.
-        """
-        tasks = self.experiment.tasks_of("fitness")
-        yield from ((task, end) for end in (*stages, None) for task in tasks)
-
     def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
         """Return the predicted outcome of a candidate that is clearly not the best, or None.
 
-        What was not measured yet may be as good as the best. Only when something of each cell was,
-        the prediction can stand for the fitness.
+        What was not measured yet may be as good as the best, so a prediction without something of
+        each cell cannot stand for the fitness.
         """
         if candidate.best is None:
             return None

@@ -5,18 +5,17 @@ of a model from the hub no more is read than config and tokenizer.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 
-import torch
+from transformers import PreTrainedTokenizerBase
 
-from prunevolve.configs.schema import ROLES, Config, Ray, Task
+from prunevolve.configs.schema import ROLES, Config, Task
 from prunevolve.evaluation.windows import (
-    Provenance,
     Text,
     Windows,
     check_disjoint,
@@ -33,10 +32,6 @@ from prunevolve.search.breeding.seeds import read_seeds
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.resident import Subject
 
-_LEAST_LAG, _GOOD_LAG = 4, 16
-"""Lags for each worker: with less than the first they wait for one another; with the second 95%
-work though one evaluation in ten takes ten times as long."""
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -50,8 +45,6 @@ class Experiment:
         leaves: The statistics that candidates, seeds and baselines may use.
         breeder: Makes the candidates.
         device: A torch device.
-        notes: What could not be checked before the texts are read, one line each.
-        warnings: Reasons to trust the statistics less.
     """
 
     config: Config
@@ -61,18 +54,22 @@ class Experiment:
     leaves: frozenset[str]
     breeder: Breeder
     device: str = "cpu"
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
     def read_texts(self) -> "Experiment":
         """Return the experiment with its windows; raise ValueError if a text is unavailable."""
-        subjects = [replace(subject, windows=_cut(subject, ROLES)) for subject in self.subjects]
-        warnings = [
-            f"{subject.model}: {note}"
-            for subject in subjects
-            if (note := special_note(subject.tokens["calibration"], load_tokenizer(subject.model)))
-        ]
-        return replace(self, subjects=tuple(subjects), warnings=tuple(warnings))
+        subjects = []
+        for subject in self.subjects:
+            tokenizer = load_tokenizer(subject.model)
+            windows = {role: _cut(role, kinds, tokenizer) for role, kinds in subject.texts.items()}
+            subjects.append(replace(subject, windows=windows))
+        return replace(self, subjects=tuple(subjects))
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons to trust the statistics less, one line each."""
+        models = [(s.model, s.tokens["calibration"]) for s in self.subjects]
+        notes = [(model, special_note(ids, load_tokenizer(model))) for model, ids in models]
+        return [f"{model}: {note}" for model, note in notes if note]
 
     @property
     def weights(self) -> list[float]:
@@ -91,22 +88,17 @@ class Experiment:
     def kinds_of(self, task: int, role: str) -> tuple[str, ...]:
         """Return each window's kind of text: its corpus, and its split if two share a corpus."""
         windows = self.subjects[self.subject_of[task]].windows[role]
-        corpora = [Path(str(part["corpus"])).name for part in windows.parts]
-        names = [
-            f"{corpus} {part['split']}" if corpora.count(corpus) > 1 else corpus
-            for corpus, part in zip(corpora, windows.parts, strict=True)
-        ]
+        names = [Path(str(part["corpus"])).name for part in windows.parts]
+        if len(set(names)) < len(names):
+            names = [
+                f"{name} {part['split']}" for name, part in zip(names, windows.parts, strict=True)
+            ]
         return tuple(names[kind] for kind in windows.kinds)
 
     def target(self, task: int, group: str) -> Target:
         """Return a task's target for a comparison group; an n:m pattern has its own."""
         pattern = parse_pattern(self.tasks[task].pattern)
         return Target(self.tasks[task].sparsity, pattern or group_of(group))
-
-    def provenance(self, subject: int) -> dict[str, Provenance]:
-        """Return the origin of a model's windows, by role."""
-        windows = self.subjects[subject].windows
-        return {role: text.provenance for role, text in windows.items()}
 
     def task_rows(self) -> list[dict[str, object]]:
         """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
@@ -116,18 +108,16 @@ class Experiment:
     def origin(self, **more: object) -> dict[str, object]:
         """Return what is needed to reproduce a result; the same for any number of workers."""
         config = self.config
-        found = {
-            "models": list(dict.fromkeys(subject.model for subject in self.subjects)),
-            "removed": list(dict.fromkeys(task.removed for task in self.tasks)),
-        }
-        tasks = {"tasks": self.task_rows()} if len(self.tasks) > 1 else {}
         return {
-            "found": found,
+            "found": {
+                "models": list(dict.fromkeys(task.model for task in self.tasks)),
+                "removed": list(dict.fromkeys(task.removed for task in self.tasks)),
+            },
             "model": config.model,
             "dtype": config.dtype,
             "pruning": config.pruning.model_dump(),
-            "texts": self.provenance(0),
-            **tasks,
+            "texts": {role: w.provenance for role, w in self.subjects[0].windows.items()},
+            "tasks": self.task_rows(),
             "seed": config.search.seed,
             "candidates": config.search.candidates,
             **more,
@@ -157,23 +147,28 @@ def resolve(config: Config) -> Experiment:
     patterned = all(task.pattern != "unstructured" for task in tasks)
     group = "row" if patterned else config.pruning.group  # an n:m pattern has its own
     seeds = tuple(read_seeds(config.search.seeds, group))
-    asked = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
-    subjects = [subject for place, subject in enumerate(asked) if subject not in asked[:place]]
-    notes = _check_texts(subjects, config.allow_test_selection)
+    of_tasks = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
+    subjects = [one for place, one in enumerate(of_tasks) if one not in of_tasks[:place]]
+    if not config.allow_test_selection:
+        _check_disjoint(subjects)
     _check_models(tasks)
-    _check_machine(config)
-    named = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
+    ray, cores = config.ray, os.cpu_count() or 1
+    if ray.address == "local" and ray.cpus_per_worker > cores:
+        rule = f"at most the {cores} cores of this machine"
+        raise ValueError(f"ray.cpus_per_worker must be {rule}, got {ray.cpus_per_worker}")
+    if config.tensorboard:
+        import_module("tensorboard")  # or it would be missed only after the statistics
+    known = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
     drawn = frozenset(LEAF_SETS[config.search.primitives])
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
     return Experiment(
         config=config.model_copy(update={"search": search}),
         tasks=tasks,
         subjects=tuple(subjects),
-        subject_of=tuple(map(subjects.index, asked)),
-        leaves=drawn.union(*(criterion.metric.leaves for criterion in named)),
+        subject_of=tuple(map(subjects.index, of_tasks)),
+        leaves=drawn.union(*(criterion.metric.leaves for criterion in known)),
         breeder=Breeder(search, group, seeds),
         device="cuda" if config.ray.gpus_per_worker else "cpu",
-        notes=tuple(notes),
     )
 
 
@@ -190,7 +185,7 @@ def _all_tasks(config: Config) -> tuple[Task, ...]:
 
 
 def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
-    """Return the kinds of text of a task, by role."""
+    """Return the kinds of text of a task, by role; checked, but for those from the hub."""
     texts = {}
     for role, config in task.texts.items():
         kinds = [
@@ -198,17 +193,15 @@ def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
             for corpus, split in zip(config.corpus, config.split, strict=True)
         ]
         with _naming(role):
+            for kind in kinds:
+                kind.check()
             texts[role] = share_windows(kinds, config.share or [1.0] * len(kinds))
     return texts
 
 
-def _cut(subject: Subject, roles: Iterable[str]) -> dict[str, Windows]:
-    """Return the windows of a model's texts by role."""
-    tokenizer, windows = load_tokenizer(subject.model), {}
-    for role in roles:
-        with _naming(role):
-            windows[role] = cut_all(subject.texts[role], tokenizer)
-    return windows
+def _cut(role: str, kinds: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Windows:
+    with _naming(role):
+        return cut_all(kinds, tokenizer)
 
 
 @contextmanager
@@ -220,24 +213,13 @@ def _naming(role: str) -> Iterator[None]:
         raise ValueError(f"{role}: {error}") from error
 
 
-def _check_texts(subjects: Sequence[Subject], may_overlap: bool) -> list[str]:
-    """Check texts without a network; return a line for each that needs the hub.
-
-    Raises:
-        ValueError: If a text is unknown, missing or malformed, or two of them overlap.
-    """
-    notes = []
-    for role, kinds in (item for subject in subjects for item in subject.texts.items()):
-        with _naming(role):
-            notes += [f"{role}: {note}" for kind in kinds if (note := kind.check())]
+def _check_disjoint(subjects: Sequence[Subject]) -> None:
+    """Check each role of a model's texts against the other roles of every model's."""
     for one, other, role in product(subjects, subjects, ROLES):
-        # Each role of a model's texts against the other roles of every model's.
-        overlaps = check_disjoint({**other.texts, role: one.texts[role]})
-        if overlaps and not may_overlap:
+        if overlaps := check_disjoint({**other.texts, role: one.texts[role]}):
             raise ValueError(
                 f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
             )
-    return list(dict.fromkeys(notes))
 
 
 def _check_models(tasks: Sequence[Task]) -> None:
@@ -253,76 +235,21 @@ def _check_models(tasks: Sequence[Task]) -> None:
             check_layers(skeleton(model, DTYPES[task.dtype]), Target(task.sparsity, pattern))
 
 
-def _check_machine(config: Config) -> None:
-    ray, cores = config.ray, os.cpu_count() or 1
-    if (ray.workers == 0 or ray.address == "local") and ray.cpus_per_worker > cores:
-        raise ValueError(
-            f"ray.cpus_per_worker = {ray.cpus_per_worker} is more than the {cores} cores of this "
-            f"machine: give at most {cores}"
-        )
-    if config.tensorboard:
-        import_module("tensorboard")  # or it would be missed only after the statistics
-
-
-# The plan of `run_search.py --validate`
-
-
 def plan_of(config: Config) -> list[str]:
-    """Return the plan of a search in lines; raises ValueError if a run would be refused."""
-    experiment = resolve(config)
-    lines = [*experiment.notes, *_subject_lines(experiment)]
-    for task in experiment.tasks:
-        use = f"{config.search.candidates:,} candidates, weight {task.weight:g}"
-        if not task.weight:
-            use = "only to choose the winner"
-        lines.append(f"task {task.name}: {task.sparsity:.1%} zeros, {task.pattern}, {use}")
-    lines.append(_worker_line(config.ray))
-    workers = _workers_here(config.ray) or config.ray.workers or 0
-    if warning := lag_warning(config.search.lag, workers):
-        lines.append(f"warning: {warning}")
-    return lines
+    """Return the models and texts of a search, in lines, for `run_search.py --validate`.
 
-
-def lag_warning(lag: int, workers: int) -> str:
-    """Return what is wrong with a lag for so many workers; empty if nothing is."""
-    if workers < 2 or lag >= _LEAST_LAG * workers:
-        return ""
-    return (
-        f"search.lag = {lag} is small for {workers} workers, which will wait for one another: in a "
-        f"new run set search.lag={_GOOD_LAG * workers}, {_GOOD_LAG} for each; see docs/CLUSTER.md"
-    )
-
-
-def _subject_lines(experiment: Experiment) -> Iterator[str]:
-    """Yield each model and its texts, with the tokens of those that need no hub."""
-    for subject in experiment.subjects:
+    Raises:
+        ValueError: If a run would be refused.
+    """
+    lines = []
+    for subject in resolve(config).subjects:
         model = skeleton(load_config(subject.model), DTYPES[subject.dtype])
-        yield f"model {subject.model}: {model.num_parameters():,} parameters in {subject.dtype}"
-        texts = subject.texts.items()
-        cut = _cut(subject, [role for role, kinds in texts if not any(k.check() for k in kinds)])
-        for role, kinds in texts:
-            names = " + ".join(f"{kind.corpus} {kind.split}" for kind in kinds)
-            size = f"{cut[role].tokens.numel():,} tokens" if role in cut else "not counted"
-            yield f"text {role}: {names}: {size}, windows of {kinds[0].length}"
-
-
-def _worker_line(ray: Ray) -> str:
-    share = f"{ray.cpus_per_worker} cores" if ray.cpus_per_worker > 1 else "1 core"
-    if ray.gpus_per_worker:
-        share += f" and {ray.gpus_per_worker:g} GPU"
-    if workers := _workers_here(ray):
-        return f"workers: {workers} here, {share} each, of {os.cpu_count()} cores"
-    most = "as many as fit" if ray.workers is None else f"up to {ray.workers}"
-    return f"workers: {most} on the cluster {ray.address!r}, {share} each"
-
-
-def _workers_here(ray: Ray) -> int | None:
-    """Return how many workers this machine will have; None if they run on a cluster."""
-    if ray.workers == 0:
-        return 1
-    if ray.address != "local":
-        return None
-    if ray.gpus_per_worker:
-        room = max(1, int(torch.cuda.device_count() // ray.gpus_per_worker))
-        return min(ray.workers or room, room)
-    return ray.workers or max(1, (os.cpu_count() or 1) // ray.cpus_per_worker)
+        size = f"{model.num_parameters():,} parameters in {subject.dtype}"
+        lines.append(f"model {subject.model}: {size}")
+        tokenizer = load_tokenizer(subject.model)
+        for role, kinds in subject.texts.items():
+            notes = [note for kind in kinds if (note := kind.check())]
+            if not notes:
+                notes = [f"{_cut(role, kinds, tokenizer).tokens.numel():,} tokens"]
+            lines += [f"text {role}: {note}" for note in notes]
+    return lines

@@ -1,10 +1,6 @@
-"""Before the first candidate: what identifies the run, its statistics, probes and scale.
-
-Fitness, selection and report are all measured by `losses_of`, `cells_of` and `scale_of`.
-"""
+"""Before the first candidate: what identifies the run, its statistics, probes and scale."""
 
 import hashlib
-import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +13,6 @@ from torch import Tensor
 
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import find_model, hub_id
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
@@ -25,7 +20,7 @@ from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import code_digest
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import Cell, Scale, cell_of
+from prunevolve.search.scale import Scale, scale_of
 
 ENVIRONMENT, SCALE = "environment.json", "scale.json"
 
@@ -43,17 +38,13 @@ Statistics that the run has are used as they are, also with another `low_memory`
 _HEAD = 2**24
 """Bytes of a weights file that its digest reads: names and shapes stand at its beginning."""
 
-Measure = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
-"""`Pool.losses`: by window, for each task, role and criterion; None where that is degenerate."""
-
 
 def prepare(
     folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
 ) -> Fingerprints:
     """Get statistics, probes and scale, from the folder or workers, and give them to all workers.
 
-    Raises:
-        FolderError: If one of these files is damaged.
+    Raises FolderError if one of these files is damaged.
     """
     with step(console, "starting the first worker"):
         pool.digests  # noqa: B018 - waits for it
@@ -66,8 +57,9 @@ def prepare(
         pool.use_statistics(number, statistics)
         probe = partial(pool.probe_tensors, number)
         probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
-    scale = read_scale(folder)
-    if scale is None:
+    if (folder.path / SCALE).exists():
+        scale = folder.read_model(SCALE, Scale)
+    else:
         total = len(experiment.tasks_of("fitness")) * (1 + len(BASELINES))
         with counted(console, "dense model and baselines", total) as count, pool.counting(count):
             scale = scale_of(experiment, pool.losses)
@@ -92,74 +84,22 @@ def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprint
     return Fingerprints([(probes[subject_of[t]], partial(experiment.target, t)) for t in tasks])
 
 
-def read_scale(folder: RunFolder) -> Scale | None:
-    """Return the scale in a run folder; None if it has not been measured yet.
-
-    Raises:
-        FolderError: If the file is damaged.
-    """
-    if not (folder.path / SCALE).exists():
-        return None
-    return folder.read_model(SCALE, Scale)
-
-
-# What candidates are compared with: the dense model and the baselines
-
-
-def losses_of(measure: Measure, task: int, role: str) -> tuple[list[float], dict[str, list[float]]]:
-    """Return a task's losses by window: dense, and under each baseline that can prune it."""
-    criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
-    dense, *measured = measure([(task, role, criterion) for criterion in criteria])
-    assert dense is not None
-    named = {
-        name: losses
-        for name, losses in zip(BASELINES, measured, strict=True)
-        if losses and all(map(math.isfinite, losses))
-    }
-    return dense, named
-
-
-def cells_of(
-    experiment: Experiment,
-    task: int,
-    role: str,
-    dense: Sequence[float],
-    named: Mapping[str, list[float]],
-) -> list[Cell]:
-    """Return a task's cells on one of its texts, weighted by their numbers of windows."""
-    # Tasks of weight 0 are only compared with one another.
-    weights = [experiment.tasks[other].weight or 1 for other in experiment.tasks_of(role)]
-    share = (experiment.tasks[task].weight or 1) / sum(weights)
-    kinds = experiment.kinds_of(task, role)
-    cells = []
-    for kind in dict.fromkeys(kinds):
-        places = [place for place, other in enumerate(kinds) if other == kind]
-        cells.append(cell_of(task, kind, share * len(places) / len(kinds), places, dense, named))
-    return cells
-
-
-def scale_of(experiment: Experiment, measure: Measure, role: str = "fitness") -> Scale:
-    """Measure the scale of one of the texts."""
-    cells: list[Cell] = []
-    for task in experiment.tasks_of(role):
-        cells += cells_of(experiment, task, role, *losses_of(measure, task, role))
-    return Scale(cells=tuple(cells))
-
-
 # What identifies a run
 
 
-def environment(experiment: Experiment) -> dict[str, object]:
-    """Return what `environment.json` holds: this machine, and the run's `identity`."""
+def write_environment(folder: RunFolder, experiment: Experiment) -> None:
+    """Write `environment.json`, once: the machine where the run began, and its `identity`."""
+    if (folder.path / ENVIRONMENT).exists():
+        return
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
-    return {
+    machine = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: metadata.version(name) for name in packages},
-        "identity": identity(experiment),
     }
+    folder.write_json(ENVIRONMENT, {**machine, "identity": identity(experiment)})
 
 
 def identity(experiment: Experiment) -> dict[str, object]:
@@ -179,20 +119,18 @@ def settings(config: Config) -> dict[str, object]:
 
 
 def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
-    """Compare an `identity`, or its `settings`, with the folder's, before anything is written.
+    """Compare an `identity`, or its `settings`, with that of the run in the folder.
 
     Raises:
         FolderError: If they differ, or `environment.json` is missing or damaged; one line.
     """
-    before = folder.read_json(ENVIRONMENT, "identity")["identity"]
-    if not isinstance(before, dict):
-        raise FolderError(f"identity in {folder.path / ENVIRONMENT} must be an object")
-    was = dict(_leaves(before))
+    before = dict(_leaves(folder.read_json(ENVIRONMENT, "identity")))
     for key, value in _leaves(now):
-        if was.get(key) != value:
+        was = before.get(f"identity.{key}")
+        if was != value:
             raise FolderError(
-                f"{key} is {value!r:.200} but was {was.get(key)!r:.200} when the run in "
-                f"{folder.path} began: restore it, or start a new run"
+                f"{key} is {value!r:.200} but was {was!r:.200} when the run in {folder.path} "
+                "began: restore it, or start a new run"
             )
 
 

@@ -5,25 +5,25 @@ This is where pruning and evaluation meet, which do not know each other.
 
 import ctypes
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.evaluation.windows import Text, Windows
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import DTYPES, decoder_blocks, load_model, skeleton
+from prunevolve.pruning.models import DTYPES, load_model, skeleton
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.statistics import LEAVES, Statistics
 from prunevolve.pruning.store import ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.fingerprint import take_probe, tensors_digest
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,11 @@ class Subject:
         return {role: windows.tokens for role, windows in self.windows.items()}
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A model that is sent to workers, as plain values.
+class Weights(NamedTuple):
+    """A model that is sent to workers, as plain values."""
 
-    Attributes:
-        config: Its config, as transformers writes it.
-        tensors: Its parameters and buffers by name, tied ones once.
-    """
-
-    config: Mapping[str, object]
-    tensors: Mapping[str, Tensor]
-
-    def build(self, dtype: str, device: str) -> PreTrainedModel:
-        """Return the model, which on the CPU has these tensors themselves."""
-        model = skeleton(AutoConfig.for_model(**self.config), DTYPES[dtype])
-        model.load_state_dict(self.tensors, strict=False, assign=True)
-        model.tie_weights()
-        return model.to(device)
+    config: Mapping[str, object]  # as transformers writes it
+    tensors: Mapping[str, Tensor]  # parameters and buffers by name, tied ones once
 
 
 class Resident:
@@ -79,26 +66,22 @@ class Resident:
     """
 
     def __init__(
-        self,
-        subject: Subject,
-        device: str,
-        low_memory: bool = False,
-        tasks: int = 1,
-        weights: Weights | None = None,
+        self, subject: Subject, device: str, low_memory: bool, tasks: int, weights: Weights | None
     ) -> None:
-        self.tokens = subject.tokens
-        self._tasks = tasks
-        self._low_memory = low_memory
+        self.tokens, self._device = subject.tokens, device
+        self._low_memory, self._tasks = low_memory, tasks
         self.statistics = Statistics()
         if weights:
-            model = weights.build(subject.dtype, device)
+            model = skeleton(AutoConfig.for_model(**weights.config), DTYPES[subject.dtype])
+            model.load_state_dict(weights.tensors, strict=False, assign=True)
+            model.tie_weights()
+            model.to(device)
         else:
             model = load_model(subject.model, subject.dtype, device)
         self.store = ResidentStore(model.requires_grad_(False))
         # The loaded weights themselves: on the CPU the node's workers share them, in the object
         # store or through the mapped file, and pruning replaces the model's weights.
         self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
-        self._device = device
         self._pruned: tuple[Metric, Target] | None = None
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
@@ -133,15 +116,6 @@ class Resident:
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = Statistics.from_tensors(tensors, self._device)
 
-    def probe_tensors(self, targets: Iterable[Target]) -> dict[str, Tensor]:
-        """Return the fingerprint's probe for these targets; see `search.fingerprint`."""
-        blocks = decoder_blocks(self.store.model)
-        return take_probe(self.master, self.statistics, blocks, targets)
-
-    def digest(self) -> str:
-        """Return a hash of those dense weights that get pruned."""
-        return tensors_digest(self.master)
-
     def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
         """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""
         return window_losses(self.store, self.tokens[role][start:end]).tolist()
@@ -152,28 +126,24 @@ class Resident:
         Raises:
             DegenerateScores: If no mask can be made from the scores.
         """
-        if self._pruned != (metric, target):
-            self.restore()
-            with torch.no_grad():
-                prune(
-                    self.store,
-                    Recipe(metric, target),
-                    Texts(self.tokens["fitness"][:0]),  # all statistics are given
-                    statistics=self.statistics.to_tensors(),
-                    kept_scores=self._scores_of(metric, target),
-                )
-            self._pruned = (metric, target)
-
-    def _scores_of(self, metric: Metric, target: Target) -> dict[str, Tensor] | None:
-        """Return where a formula's scores are kept while they are needed again; None if nowhere."""
-        if self._low_memory or not (target.group.whole_model or self._tasks > 1):
-            return None
+        if self._pruned == (metric, target):
+            return
+        self.restore()
         if self._scored != metric:
             self._scored, self._scores = metric, {}
-        return self._scores
+        needed_again = target.group.whole_model or self._tasks > 1
+        with torch.no_grad():
+            prune(
+                self.store,
+                Recipe(metric, target),
+                Texts(self.tokens["fitness"][:0]),  # all statistics are given
+                statistics=self.statistics.to_tensors(),
+                kept_scores=self._scores if needed_again and not self._low_memory else None,
+            )
+        self._pruned = (metric, target)
 
     def forget_scores(self) -> None:
-        """Compute scores anew from now on, though the formula be the last one."""
+        """Compute scores anew from now on."""
         self._scored, self._scores = None, {}
 
     def restore(self) -> None:
@@ -188,9 +158,9 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large freed blocks; other C libraries are left alone.
 
-    By default it returns every large block to the system, and each page of the next one costs
-    a page fault: three quarters of the time of scoring a small model. With this the process holds
-    its peak memory until it ends, and more: of 4.1 GiB of a 7B model's blocks, 1.9 were gaps.
+    By default it returns every large block to the system, and each page of the next one costs a
+    page fault: three quarters of the time of scoring a small model. With this the process holds its
+    peak memory until it ends, and more: of 4.1 GiB of a 7B model's blocks, 1.9 were gaps.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_MMAP_MAX, 0)

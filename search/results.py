@@ -27,11 +27,16 @@ from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import Record, State
-from prunevolve.search.prepare import cells_of, losses_of, scale_of
 from prunevolve.search.progress import FINISHED
 from prunevolve.search.report import report
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import Difference, paired_difference
+from prunevolve.search.scale import (
+    Difference,
+    cells_of,
+    losses_of,
+    paired_difference,
+    scale_of,
+)
 from prunevolve.search.verdict import verdict_of
 
 _KNOWN = 1 + len(BASELINES)
@@ -161,7 +166,7 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
     (best,) = pool.losses([(index, "report", winner.criterion)])
     assert best is not None
     subject, row = experiment.subject_of[index], experiment.task_rows()[index]
-    provenance = experiment.provenance(subject)["report"]
+    provenance = experiment.subjects[subject].windows["report"].provenance
     return {
         **row,
         "dense": perplexity_of(dense),
@@ -174,8 +179,8 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
             {
                 "text": cell.text,
                 "dense": perplexity_of(cell.dense),
-                "named": cell.named,
-                "named_perplexity": perplexity_of([named[cell.named][i] for i in cell.windows]),
+                "named": cell.baseline,
+                "named_perplexity": perplexity_of([named[cell.baseline][i] for i in cell.windows]),
                 "perplexity": perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best),
             }

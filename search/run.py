@@ -14,7 +14,7 @@ from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.progress import step
 from prunevolve.search.evolution import Evolution
-from prunevolve.search.experiment import Experiment, lag_warning, pinned_config, resolve
+from prunevolve.search.experiment import Experiment, pinned_config, resolve
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
@@ -22,17 +22,14 @@ from prunevolve.search.pool.jobs import CallError
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.workers import Backend
 from prunevolve.search.population import Record
-from prunevolve.search.prepare import (
-    ENVIRONMENT,
-    check_identity,
-    environment,
-    identity,
-    prepare,
-    settings,
-)
+from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
+
+_LEAST_LAG, _GOOD_LAG = 4, 16
+"""Lags for each worker: with less than the first they wait for one another; with the second 95%
+work though one evaluation in ten takes ten times as long."""
 
 
 class Unfinished(RuntimeError):
@@ -48,19 +45,12 @@ class Unfinished(RuntimeError):
 
 
 def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
-    """Run a new search in an empty folder to its end.
-
-    Args:
-        on_record: Called with each record once it is in the journal, in order.
-
-    Returns:
-        How the run ended, in a word.
+    """Run a new search in an empty folder to its end; return in a word how it ended.
 
     Raises:
         Unfinished: If the run stopped before its end; its folder can usually be resumed.
         FolderError: If the folder is not empty or cannot be created.
         ValueError: If something is wrong with the config.
-        Exception: Whatever `on_record` raises, after a checkpoint.
     """
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
     RunFolder.check_empty(out)
@@ -72,13 +62,7 @@ def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ig
 def resume(
     path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
 ) -> str:
-    """Continue a run to its end, or extend a finished one; if there is nothing to do, say so.
-
-    Args:
-        on_record: Called with each new record.
-
-    Returns:
-        How the run ended, in a word or two.
+    """Continue a run to its end, or extend a finished one; return in a word or two how it ended.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
@@ -90,7 +74,10 @@ def resume(
         records = folder.records()
         done, wanted = len(records), config.search.candidates
         if done == wanted and folder.is_finished(done):
-            _say_finished(folder, config, console)
+            if not (path / "report.html").exists():  # killed before it was written
+                write_report(folder)
+            console.print(f"{path} is finished: all {done} candidates are evaluated")
+            say_files(folder, config, console)
             return "finished before"
         experiment = _ready(config, console)
         check_identity(folder, identity(experiment))
@@ -100,22 +87,6 @@ def resume(
             )
         with backend_of(experiment, console) as backend:
             return _run(folder, experiment, backend, records, console, on_record)
-
-
-def _say_finished(folder: RunFolder, config: Config, console: Console) -> None:
-    """Say that there is nothing to do, where the result is, and how to extend the run."""
-    if not (folder.path / "report.html").exists():  # killed before it was written
-        write_report(folder)
-    console.print(
-        f"{folder.path} is finished: all {config.search.candidates} candidates are evaluated and "
-        f"the result is measured; breed more: {_resume_call(folder)} --set search.candidates=N",
-        soft_wrap=True,
-    )
-    say_files(folder, config, console)
-
-
-def _resume_call(folder: RunFolder) -> str:
-    return f"python run_search.py --resume {shlex.quote(str(folder.path))}"
 
 
 def _ready(config: Config, console: Console) -> Experiment:
@@ -133,16 +104,11 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
     """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
     Raises:
-        ValueError: If there is no such device or cluster, or it refuses the connection.
+        ValueError: If there is no such cluster, or it refuses the connection.
         PoolError: If the cluster is lost.
     """
     ray = experiment.config.ray
     if ray.workers == 0:
-        if ray.gpus_per_worker and not torch.cuda.is_available():
-            raise ValueError(
-                f"ray.gpus_per_worker = {ray.gpus_per_worker}, but this machine has no CUDA "
-                "device: set it to 0"
-            )
         yield InProcess(experiment)
         return
     with ExitStack() as stack:
@@ -158,31 +124,14 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
         yield backend
 
 
-def _run(
-    folder: RunFolder,
-    experiment: Experiment,
-    backend: Backend,
-    records: list[Record],
-    console: Console,
-    on_record: OnRecord,
-) -> str:
-    """Run to the end; if the run stops before, what it has written can be resumed.
-
-    Args:
-        records: The journal so far; emptied once it is replayed.
-
-    Raises:
-        Unfinished: If the run stopped before its end.
-    """
-    way_on = f"continue with {_resume_call(folder)}"
+@contextmanager
+def _resumable(folder: RunFolder) -> Iterator[str]:
+    """Yield the command that goes on; raise Unfinished for whatever ends the run early."""
+    command = f"python run_search.py --resume {shlex.quote(str(folder.path))}"
+    way_on = f"continue with {command}"
     guard.tell(f"resume {way_on}")
     try:
-        if not (folder.path / ENVIRONMENT).exists():
-            folder.write_json(ENVIRONMENT, environment(experiment))
-        folder.write_text("config.yaml", schema.to_yaml(experiment.config))
-        console.print(f"run folder {folder.path}", soft_wrap=True)
-        pool = Pool(backend, experiment, say=lambda line: console.print(line, soft_wrap=True))
-        return _search(folder, experiment, pool, records, console, on_record)
+        yield command
     except KeyboardInterrupt as error:
         why = f"interrupted after {folder.lines} candidates"
         raise Unfinished(f"{why}; {way_on}", INTERRUPTED) from error
@@ -194,47 +143,62 @@ def _run(
         raise Unfinished(f"error: {error}; see {trace}", BROKEN) from error
 
 
-def _search(
+def _run(
     folder: RunFolder,
     experiment: Experiment,
-    pool: Pool,
+    backend: Backend,
     records: list[Record],
     console: Console,
     on_record: OnRecord,
 ) -> str:
-    """Prepare, run the loop to its end, and finish; say how the run ended.
+    """Prepare, breed and evaluate to the end, and measure the winner; say how the run ended.
 
-    Each record is in the journal before the next is committed.
+    Args:
+        records: The journal so far; emptied once it is replayed.
     """
-    started = time.monotonic()
-    marks = prepare(folder, experiment, pool, console)
-    hired = pool.staff.ready + pool.staff.starting
-    if warning := lag_warning(experiment.config.search.lag, hired):
-        console.print(f"warning: {warning}", soft_wrap=True)
-    start = folder.read_checkpoint(
-        records,
-        experiment.config.search.lag,
-        warn=lambda why: console.print(f"warning: {why}", soft_wrap=True),
-    )
-    evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
-    with Recorder(folder, experiment, evolution, pool, console, on_record) as recorder:
-        recorder.outcomes.update(record.outcome.kind for record in records)
-        records.clear()  # frees the memory of what can be twenty thousand records
-        while not evolution.done:
-            for candidate in evolution.ask():
-                if candidate.decided:
-                    recorder.enter(evolution.tell(candidate.index, candidate.decided))
-                else:
-                    pool.submit(candidate)
-            if not evolution.done and (arrival := pool.next_outcome()):
-                recorder.note(arrival)
-                recorder.enter(evolution.tell(arrival.index, arrival.outcome))
-            recorder.show()
-    if evolution.state.best is None:
-        raise Unfinished(
-            "error: no candidate was evaluated to the end; breed more: "
-            f"{_resume_call(folder)} --set search.candidates=N",
-            NOTHING_EVALUATED,
-        )
-    finish(folder, experiment, pool, marks, evolution.state, started, console)
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    with _resumable(folder) as command:
+        write_environment(folder, experiment)
+        folder.write_text("config.yaml", schema.to_yaml(experiment.config))
+        say(f"run folder {folder.path}")
+        pool = Pool(backend, experiment, say=say)
+        marks = prepare(folder, experiment, pool, console)
+        lag, workers = experiment.config.search.lag, pool.staff.ready + pool.staff.starting
+        if workers > 1 and lag < _LEAST_LAG * workers:
+            say(
+                f"warning: search.lag = {lag} is small for {workers} workers, which will wait for "
+                f"one another: set search.lag={_GOOD_LAG * workers} in a new run; see "
+                "docs/CLUSTER.md"
+            )
+        start = folder.read_checkpoint(records, lag, warn=lambda why: say(f"warning: {why}"))
+        evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
+        with Recorder(folder, experiment, evolution, pool, console, on_record) as recorder:
+            recorder.outcomes.update(record.outcome.kind for record in records)
+            records.clear()  # frees the memory of what can be twenty thousand records
+            _evolve(evolution, pool, recorder)
+        if evolution.state.best is None:
+            raise Unfinished(
+                "error: no candidate was evaluated to the end; breed more: "
+                f"{command} --set search.candidates=N",
+                NOTHING_EVALUATED,
+            )
+        finish(folder, experiment, pool, marks, evolution.state, began, console)
     return FINISHED
+
+
+def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:
+    """Run the loop to its end; each record is in the journal before the next is committed."""
+    while not evolution.done:
+        for candidate in evolution.ask():
+            if candidate.decided:
+                recorder.enter(evolution.tell(candidate.index, candidate.decided))
+            else:
+                pool.submit(candidate)
+        if not evolution.done and (arrival := pool.next_outcome()):
+            recorder.note(arrival)
+            recorder.enter(evolution.tell(arrival.index, arrival.outcome))
+        recorder.show()

@@ -6,12 +6,18 @@ of any model, sparsity and text can be averaged.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, variance
-from typing import Annotated, ClassVar
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.metric import Criterion
+from prunevolve.search.experiment import Experiment
+
+Measure = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
+"""`Pool.losses`: by window, for each task, role and criterion; None where that is degenerate."""
 
 _LEAST_RISE = 0.001
 """Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
@@ -38,11 +44,10 @@ class Cell(_Values):
         weight: Weight in the mean over all cells; the weights add up to 1.
         windows: Indices of its windows among the task's.
         dense: The dense model's loss on each window, nats per token.
-        named: The best baseline.
+        baseline: The best baseline.
         rise: Rise of that metric's mean loss over dense, nats per token, or its standard error if
             that is larger.
         shares: Typical rise of each window under pruning, as a multiple of the mean.
-        losses_of_named: Mean loss of each baseline, nats per token.
     """
 
     task: int = Field(ge=0)
@@ -50,17 +55,12 @@ class Cell(_Values):
     weight: float = Field(gt=0)
     windows: tuple[int, ...] = Field(min_length=1)
     dense: _Losses
-    named: str
+    baseline: str
     rise: float = Field(ge=_LEAST_RISE)
     shares: _Losses
-    losses_of_named: dict[str, float]
 
     def rises(self, losses: Sequence[float]) -> list[float]:
-        """Return the rises over dense, nats per token, on its windows evaluated so far.
-
-        Args:
-            losses: Losses on the task's first windows, in order.
-        """
+        """Return the rises over dense, nats per token, given losses on the task's first windows."""
         return [
             losses[i] - dense
             for i, dense in zip(self.windows, self.dense, strict=True)
@@ -76,53 +76,11 @@ class Cell(_Values):
         return fmean(rises) / share / self.rise
 
 
-def cell_of(
-    task: int,
-    text: str,
-    weight: float,
-    windows: Sequence[int],
-    dense: Sequence[float],
-    named: Mapping[str, Sequence[float]],
-) -> Cell:
-    """Return a cell from the losses of the dense model and baselines on the task's windows.
-
-    Raises:
-        ValueError: If no baseline was measured.
-    """
-    if not named:
-        raise ValueError(f"no named metric can prune task {task}: there is nothing to compare with")
-    base = [dense[i] for i in windows]
-    rises = {name: [losses[i] - dense[i] for i in windows] for name, losses in named.items()}
-    ranked = sorted(rises, key=lambda name: fmean(rises[name]))
-    profiles = [rises[name] for name in ranked if fmean(rises[name]) >= _LEAST_RISE][:_PROFILED]
-    shares = [[rise / fmean(part) for rise in part] for part in profiles] or [[1.0] * len(base)]
-    best = rises[ranked[0]]
-    # On few short windows the rise can be smaller than its error, and is then no unit either.
-    error = _standard_error(best) or 0.0
-    return Cell(
-        task=task,
-        text=text,
-        weight=weight,
-        windows=tuple(windows),
-        dense=tuple(base),
-        named=ranked[0],
-        rise=max(_LEAST_RISE, error, fmean(best)),
-        shares=tuple(max(_LEAST_SHARE, fmean(window)) for window in zip(*shares, strict=True)),
-        losses_of_named={name: fmean(losses[i] for i in windows) for name, losses in named.items()},
-    )
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference between two metrics over the same windows.
-
-    Attributes:
-        mean: Mean difference, positive if the first is worse.
-        standard_error: Standard error of the mean; None if a cell has a single window.
-    """
+class Difference(NamedTuple):
+    """How much worse the first of two metrics is, over the same windows."""
 
     mean: float
-    standard_error: float | None
+    standard_error: float | None  # of the mean; None if a cell has a single window
 
 
 class Scale(_Values):
@@ -131,7 +89,6 @@ class Scale(_Values):
     Losses are given for each task, on its first windows.
     """
 
-    dense_fitness: ClassVar[float] = 0.0
     cells: tuple[Cell, ...] = Field(min_length=1)
 
     def values(self, losses: Sequence[Sequence[float]]) -> list[float | None]:
@@ -156,20 +113,6 @@ class Scale(_Values):
         values = self.values(losses)
         return self._mean(values, fmean(value for value in values if value is not None))
 
-    @property
-    def named_fitness(self) -> dict[str, float]:
-        """The fitness of each baseline that can prune for every task.
-
-        Also that of a hypothetical metric equal to the best baseline in each cell, if they differ.
-        """
-        several = len({cell.named for cell in self.cells}) > 1
-        fitness = {"best named of each": 1.0} if several else {}
-        for name in self.cells[0].losses_of_named:
-            if all(name in cell.losses_of_named for cell in self.cells):
-                rises = [(c.losses_of_named[name] - fmean(c.dense)) / c.rise for c in self.cells]
-                fitness[name] = self._mean(rises, 0.0)
-        return fitness
-
     def excess(self, losses: Sequence[Sequence[float]], limit: float, slack: float) -> float | None:
         """Return the predicted relative rise if it is clearly above a limit.
 
@@ -188,19 +131,98 @@ class Scale(_Values):
         self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
     ) -> Difference:
         """Return how much worse a fitness is than the reference's, with its standard error."""
-        parts, errors = [], []
+        parts = []
         for cell in self.cells:
             rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
             gaps = [cell.weight * (a - b) / cell.rise for a, b in zip(*rises, strict=True)]
-            parts.append(fmean(gaps))
-            errors.append(_standard_error(gaps))
-        known = [error for error in errors if error is not None]
-        return Difference(sum(parts), math.hypot(*known) if len(known) == len(errors) else None)
+            parts.append(Difference(fmean(gaps), _standard_error(gaps)))
+        errors = [part.standard_error for part in parts if part.standard_error is not None]
+        error = math.hypot(*errors) if len(errors) == len(parts) else None
+        return Difference(sum(part.mean for part in parts), error)
 
     def _mean(self, values: Sequence[float | None], missing: float) -> float:
         """Return the weighted mean of one value per cell."""
         known = (missing if value is None else value for value in values)
         return sum(cell.weight * value for cell, value in zip(self.cells, known, strict=True))
+
+
+# How the dense model and the baselines are measured, on any of the texts
+
+
+def losses_of(measure: Measure, task: int, role: str) -> tuple[list[float], dict[str, list[float]]]:
+    """Return a task's losses by window: dense, and under each baseline that can prune it."""
+    criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
+    dense, *measured = measure([(task, role, criterion) for criterion in criteria])
+    assert dense is not None
+    baselines = {
+        name: losses
+        for name, losses in zip(BASELINES, measured, strict=True)
+        if losses and all(map(math.isfinite, losses))
+    }
+    return dense, baselines
+
+
+def cells_of(
+    experiment: Experiment,
+    task: int,
+    role: str,
+    dense: Sequence[float],
+    baselines: Mapping[str, Sequence[float]],
+) -> list[Cell]:
+    """Return a task's cells on one of its texts, weighted by their numbers of windows."""
+    # Tasks of weight 0 are only compared with one another.
+    weights = [experiment.tasks[other].weight or 1 for other in experiment.tasks_of(role)]
+    share = (experiment.tasks[task].weight or 1) / sum(weights)
+    kinds = experiment.kinds_of(task, role)
+    cells = []
+    for kind in dict.fromkeys(kinds):
+        windows = [place for place, other in enumerate(kinds) if other == kind]
+        weight = share * len(windows) / len(kinds)
+        cells.append(cell_of(task, kind, weight, windows, dense, baselines))
+    return cells
+
+
+def scale_of(experiment: Experiment, measure: Measure, role: str = "fitness") -> Scale:
+    """Measure the scale of one of the texts."""
+    cells: list[Cell] = []
+    for task in experiment.tasks_of(role):
+        cells += cells_of(experiment, task, role, *losses_of(measure, task, role))
+    return Scale(cells=tuple(cells))
+
+
+def cell_of(
+    task: int,
+    text: str,
+    weight: float,
+    windows: Sequence[int],
+    dense: Sequence[float],
+    baselines: Mapping[str, Sequence[float]],
+) -> Cell:
+    """Return a cell from the losses of the dense model and baselines on the task's windows.
+
+    Raises:
+        ValueError: If no baseline was measured.
+    """
+    if not baselines:
+        raise ValueError(f"no baseline can prune task {task}: there is nothing to compare with")
+    base = [dense[i] for i in windows]
+    rises = {name: [losses[i] - dense[i] for i in windows] for name, losses in baselines.items()}
+    ranked = sorted(rises, key=lambda name: fmean(rises[name]))
+    profiles = [rises[name] for name in ranked if fmean(rises[name]) >= _LEAST_RISE][:_PROFILED]
+    shares = [[rise / fmean(part) for rise in part] for part in profiles] or [[1.0] * len(base)]
+    best = rises[ranked[0]]
+    # On few short windows the rise can be smaller than its error, and is then no unit either.
+    error = _standard_error(best) or 0.0
+    return Cell(
+        task=task,
+        text=text,
+        weight=weight,
+        windows=tuple(windows),
+        dense=tuple(base),
+        baseline=ranked[0],
+        rise=max(_LEAST_RISE, error, fmean(best)),
+        shares=tuple(max(_LEAST_SHARE, fmean(window)) for window in zip(*shares, strict=True)),
+    )
 
 
 def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> Difference:

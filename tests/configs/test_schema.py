@@ -1,6 +1,6 @@
 """Configs: shipped ones load, and every mistake is one line with the key, value and rule."""
 
-from pathlib import Path
+import json
 from typing import get_args
 
 import jsonschema
@@ -9,16 +9,16 @@ import yaml
 from refusals import refusal
 
 from prunevolve.configs import schema
-from prunevolve.configs.files import read_yaml
+from prunevolve.configs.files import FOLDER
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.search.breeding.variation import MUTATIONS
 
-SHIPPED = sorted(Path(schema.__file__).parent.glob("*.yaml"))
+SHIPPED = sorted(FOLDER.glob("*.yaml"))
 NAMED = f"config {schema.DEFAULT}: "
 
 
-def refused(*overrides: str, path: Path | None = None) -> str:
-    return refusal(schema.load, path, list(overrides))
+def refused(override: str) -> str:
+    return refusal(schema.load, None, [override])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -29,13 +29,6 @@ def test_load_reads_a_shipped_config_and_to_yaml_gives_it_back(path, tmp_path):
     written = yaml.safe_load(schema.to_yaml(config))
     assert list(written) == list(schema.Config.model_fields)
     assert list(written["search"]) == list(schema.Search.model_fields)
-
-
-def test_load_without_a_path_is_the_embedded_experiment():
-    config = schema.load(None, [])
-    assert config.search == schema.Search()
-    (task,) = config.tasks
-    assert (task.model, task.sparsity, task.weight) == ("embedded", 0.6, 1)
 
 
 def test_load_of_the_paper_is_the_algorithm_that_it_states():
@@ -98,49 +91,21 @@ def test_text_is_one_corpus_or_several_with_shares():
     assert (report.corpus, report.split, report.share) == (["c4", "ptb"], ["train", "test"], None)
     assert schema.load(None, [*several, "report.share=[3, 1]"]).report.share == [3, 1]
     assert schema.load(None, ["selection.model=other"]).selection.model == ["other"]
-    for unequal in ("report.split=test", "report.share=[1]"):
-        message = refused(*several, unequal)
-        assert ": corpus, split and share must have equal lengths, got 2, " in message
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("search.candidate=5", "search.candidate is an unknown key; did you mean candidates?"),
-        (
-            "ray.zzz=1",
-            "ray.zzz is an unknown key; known keys are address, workers, cpus_per_worker",
-        ),
-        ("tasks=[{}, {seed: 3}]", "tasks.1.seed is an unknown key; known keys are model, dtype, "),
-        (
-            "fitness={mix: [{corpus: c4, split: train}], windows: 4, length: 8}",
-            "fitness.mix is an unknown key; give lists as corpus, split and share",
-        ),
-        ("tasks=[{base: embedded}]", "tasks.0.base is an unknown key; a base stands at the top "),
-        ("base=paper", "base is an unknown key; a base stands at the top of a file, and --set "),
-    ],
-)
-def test_load_refuses_an_unknown_key_and_says_which_are_known(override, message):
-    assert refused(override).startswith(NAMED + message)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+        ("ray.zzz=1", "ray.zzz is an unknown key; configs/schema.json lists the known ones"),
+        ("tasks=[{}, {seed: 3}]", "tasks.1.seed is an unknown key; "),
+        ("base=paper", "base is an unknown key; "),
         ("pruning.sparsity=1", "pruning.sparsity = '1': Input should be less than 1"),
         ("search.initial_depth=[1]", "search.initial_depth.1 is missing: it has no default"),
-        ("tasks=[{weight: 0}]", "tasks.0.weight = '0': Input should be greater than 0"),
-        ("tasks=[{pattern: 2-4}]", "tasks.0.pattern = '2-4': String should match pattern"),
         ("tasks=[5]", "tasks.0 = '5': Input should be a valid dictionary"),
-        (
-            "fitness={corpus: x, split: y, windows: 1}",
-            "fitness.length is missing: it has no defaul",
-        ),
-        ("fitness.corpus=[]", "fitness.corpus = '[]': List should have at least 1 item"),
-        ("fitness.share=0", "fitness.share.0 = '0': Input should be greater than 0"),
     ],
 )
-def test_load_refuses_a_value_and_says_its_rule(override, message):
+def test_load_refuses_an_unknown_key_or_a_value_and_says_the_rule(override, message):
     assert refused(override).startswith(NAMED + message)
 
 
@@ -149,11 +114,7 @@ def test_load_refuses_a_value_and_says_its_rule(override, message):
     [
         ("search.stages=[2, 2]", "stages must be ascending window counts, got [2, 2]"),
         ("search.initial_depth=[2, 1]", "initial_depth must ascend, got [2, 1]"),
-        (
-            "search={primitives: release, mutations: [constant]}",
-            "which has no numbers to change, got ['constant']",
-        ),
-        ("calibration.windows=null", ": seed must be null if windows is null, got 0"),
+        ("report.split=[a, b]", "corpus, split and share must have equal lengths, got [1, 2, 1]"),
     ],
 )
 def test_load_refuses_values_that_contradict_each_other(override, rule):
@@ -176,7 +137,7 @@ def test_overrides_reach_nested_keys_and_are_read_as_yaml():
     assert config.search.seed == 2  # the last counts
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "1:59", "unstructured"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:59", "16:32", "unstructured"])
 def test_pattern_is_read_as_it_is_written_not_as_a_number_to_base_60(pattern, tmp_path):
     config = schema.load(None, [f"pruning.pattern={pattern}"])
     path = tmp_path / "c.yaml"
@@ -186,10 +147,10 @@ def test_pattern_is_read_as_it_is_written_not_as_a_number_to_base_60(pattern, tm
 
 
 def test_json_schema_allows_the_shipped_files_and_refuses_what_load_refuses():
-    check = jsonschema.Draft202012Validator(schema.json_schema())
+    check = jsonschema.Draft202012Validator(json.loads((FOLDER / "schema.json").read_text()))
     for path in SHIPPED:
         text = path.read_text(encoding="utf-8")
-        assert [error.message for error in check.iter_errors(read_yaml(text))] == [], path.name
+        assert [error.message for error in check.iter_errors(yaml.safe_load(text))] == [], path.name
         assert text.startswith("# yaml-language-server: $schema=schema.json\n")
     assert not check.is_valid({"modle": "embedded"})
     assert not check.is_valid({"search": {"population": 1}})

@@ -4,15 +4,13 @@ from dataclasses import replace
 from functools import cache
 
 from prunevolve.configs import schema
+from prunevolve.configs.schema import ROLES
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.pool.pool import Arrival, Pool
 from prunevolve.search.population import Candidate, Outcome
-from prunevolve.search.prepare import Measure, scale_of
-from prunevolve.search.scale import Scale
-
-ROLES = ("calibration", "fitness", "selection", "report")
+from prunevolve.search.scale import Measure, scale_of
 
 
 def criterion_of(text: str, group: str = "row") -> Criterion:
@@ -48,20 +46,13 @@ def made_of(experiment: Experiment) -> Evaluator:
     evaluator = Evaluator(experiment)
     for subject in range(len(experiment.subjects)):
         evaluator.use_statistics(subject, evaluator.collect_statistics(subject))
-    measure_scale(evaluator)
+    evaluator.use_scale(scale_of(experiment, asking(evaluator)))
     return evaluator
 
 
 def asking(evaluator: Evaluator) -> Measure:
     """What `Pool.losses` answers, from one evaluator."""
     return lambda asked: [evaluator.losses(*request) for request in asked]
-
-
-def measure_scale(evaluator: Evaluator) -> Scale:
-    """Let an evaluator measure its own scale and use it; also return it."""
-    scale = scale_of(evaluator.experiment, asking(evaluator))
-    evaluator.use_scale(scale)
-    return scale
 
 
 def brief(pool: Pool, experiment: Experiment) -> None:

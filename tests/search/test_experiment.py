@@ -1,6 +1,5 @@
 """A config resolved: models, tasks, texts, seeds; what is refused beforehand; the plan."""
 
-import os
 import pickle
 
 import pytest
@@ -12,7 +11,7 @@ from prunevolve.configs.schema import Config
 from prunevolve.pruning.masks import Layer, NOfM
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import load_config
-from prunevolve.search.experiment import Experiment, plan_of, resolve
+from prunevolve.search.experiment import Experiment, resolve
 
 OTHER = "{corpus: embedded, split: '%s', windows: 3, length: 32}"
 LIMIT = load_config("embedded").max_position_embeddings
@@ -54,7 +53,6 @@ def test_a_target_has_the_tasks_pattern_or_the_candidates_group():
 @pytest.mark.parametrize(
     ("selection", "models"),
     [
-        ("selection.model=embedded", ["embedded"]),
         ("selection.model=[embedded, embedded]", ["embedded", "embedded"]),
         ("selection.windows=2", []),
     ],
@@ -127,14 +125,13 @@ def test_group_is_row_where_all_tasks_have_a_pattern(overrides, group):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [f"tasks=[{{}}, {{fitness: {OTHER % 'fitness[:50%]'}}}]", "search.stages=[1]"],
         ["fitness.split=selection[:50%]", "selection.split=selection[50%:]"],
         ["report.split=selection", "allow_test_selection=true"],
     ],
-    ids=["of one role", "slices", "allowed"],
+    ids=["slices", "allowed"],
 )
 def test_texts_beside_each_other_are_taken(overrides):
-    assert resolve(config(*overrides)).notes == ()
+    resolve(config(*overrides))  # raises no error
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -147,7 +144,7 @@ def test_texts_that_overlap_across_tasks_are_refused(place):
         "selection and report overlap: embedded report[:50%] and embedded report: "
         "give disjoint texts, or set allow_test_selection: true"
     )
-    assert resolve(config(f"tasks=[{halved}]")).notes == ()
+    resolve(config(f"tasks=[{halved}]"))  # disjoint in itself
 
 
 TWO = "{corpus: [embedded, embedded], split: [training, '%s'], windows: 8, length: 32}"
@@ -158,51 +155,15 @@ LONG = f"{{corpus: embedded, split: report, windows: 2, length: {LIMIT + 1}}}"
     ("override", "message"),
     [
         (f"calibration={TWO % 'training[50%:]'}", "calibration: part 1 and part 2 overlap: "),
-        (f"calibration={TWO % 'report'}", "calibration and report overlap: "),
         ("fitness.corpus=missing.txt", "fitness: corpus must be embedded, "),
         (f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]", "report: split of corpus 'embedded' must "),
         ("search.seeds=[wandaa]", "metric 'wandaa' is no known name or file: did you mean "),
         ("tasks=[{}, {pattern: '4:2'}]", "pattern must be unstructured or n:m with 0 < n < m <= "),
-        (
-            "tasks=[{}, {pattern: '3:7'}]",
-            "pattern must divide the inputs of every layer, got 7 of ",
-        ),
-        (
-            "tasks=[{}, {model: nowhere}]",
-            "model 'nowhere' is no folder: give embedded, a folder or",
-        ),
-        ("model=models/none", "model 'models/none' is no folder: give embedded, a folder or a hub"),
-        (
-            f"tasks=[{{}}, {{report: {LONG}}}]",
-            f"report.length must be at most the model's {LIMIT} ",
-        ),
-        ("ray.cpus_per_worker=1000", "ray.cpus_per_worker = 1000 is more than the "),
+        ("tasks=[{}, {pattern: '3:7'}]", "pattern must divide the inputs of every layer, "),
+        ("tasks=[{}, {model: nowhere}]", "model 'nowhere' is no folder: give embedded, "),
+        (f"tasks=[{{}}, {{report: {LONG}}}]", "report.length must be at most the model's "),
+        ("ray.cpus_per_worker=1000", "ray.cpus_per_worker must be at most the "),
     ],
 )
 def test_what_a_run_cannot_use_is_refused(override, message):
     assert refused(override).startswith(message)
-
-
-@pytest.mark.parametrize(("workers", "lag", "asked"), [(4, 15, 64), (4, 16, 0), (1, 0, 0)])
-def test_a_lag_that_is_small_for_the_workers_is_said_to_be(workers, lag, asked, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 256)
-    lines = plan_of(config(f"ray.workers={workers}", f"search.lag={lag}"))
-    warned = [line for line in lines if line.startswith("warning: ")]
-    assert len(warned) == bool(asked)
-    assert all(f"search.lag={asked}," in line for line in warned)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "line"),
-    [
-        (["ray.workers=0"], "workers: 1 here, 1 core each, of 8 cores"),
-        (["ray.cpus_per_worker=3"], "workers: 2 here, 3 cores each, of 8 cores"),
-        (
-            ["ray.address=auto", "ray.workers=64", "ray.gpus_per_worker=1"],
-            "workers: up to 64 on the cluster 'auto', 1 core and 1 GPU each",
-        ),
-    ],
-)
-def test_workers_are_said_with_their_place_cores_and_gpus(overrides, line, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert line in plan_of(config(*overrides))

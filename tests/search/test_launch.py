@@ -1,7 +1,6 @@
 """What `run_search.py` says before any work: exit codes and one-line errors, offline."""
 
 import json
-import os
 import re
 import shutil
 
@@ -12,8 +11,6 @@ from prunevolve.configs import schema
 from prunevolve.pruning import models
 from prunevolve.search.experiment import resolve
 from prunevolve.search.prepare import identity
-
-HUB_NOTE = "comes from the Hugging Face hub: not checked"
 
 
 @pytest.fixture
@@ -42,69 +39,28 @@ def run_folder(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("words", [[], ["--config", "paper"]])
-def test_validate_checks_everything_of_an_embedded_experiment(call, words, tmp_path):
-    out, err = call("--validate", *words)
+def test_validate_shows_what_texts_hold_or_that_the_hub_has_them(call, tmp_path):
+    texts = ("--set=report.corpus=wikitext2", "--set=report.split=test")
+    out, err = call("--validate", *texts)
     assert err == ""
-    assert out.endswith("\nvalid\n")
+    assert out.partition("\n\n")[2].splitlines() == [
+        "model embedded: 1,967,808 parameters in float32",
+        "text calibration: 8,192 tokens",
+        "text fitness: 8,192 tokens",
+        "text selection: 8,192 tokens",
+        "text report: corpus 'wikitext2', split 'test' comes from the Hugging Face hub: not "
+        "checked",
+        "valid",
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_validate_says_what_of_the_hub_it_could_not_check(call, tiny_llama_dir):
-    model = f"--set=model={tiny_llama_dir}"
-    short = [f"--set={role}.length=16" for role in schema.ROLES]
-    out, err = call("--validate", "--config", "llama2_7b", model, *short)
-    assert err == ""
-    assert out.partition("\n\n")[2].splitlines()[:4] == [
-        f"calibration: corpus 'c4', split 'train' {HUB_NOTE}",
-        f"fitness: corpus 'wikitext2', split 'validation[:50%]' {HUB_NOTE}",
-        f"selection: corpus 'wikitext2', split 'validation[50%:]' {HUB_NOTE}",
-        f"report: corpus 'wikitext2', split 'test' {HUB_NOTE}",
-    ]
-    assert out.endswith("\nvalid\n")
-
-
-def test_validate_shows_the_plan(call):
-    printed = call("--validate", "--set", "report.windows=null")[0]
-    printed = printed.partition("\n\n")[2].splitlines()  # after the config
-    # What depends on the machine is left out.
-    out = [line for line in printed if not line.startswith("warning: ")]
-    whole = out.pop(4)  # of which the windows are counted
-    assert out[:6] == [
-        "model embedded: 1,967,808 parameters in float32",
-        "text calibration: embedded calibration: 8,192 tokens, windows of 256",
-        "text fitness: embedded fitness: 8,192 tokens, windows of 256",
-        "text selection: embedded selection: 8,192 tokens, windows of 256",
-        "task embedded 60%: 60.0% zeros, unstructured, 600 candidates, weight 1",
-        f"workers: {os.cpu_count()} here, 1 core each, of {os.cpu_count()} cores",
-    ]
-    tokens = int(whole.removeprefix("text report: embedded report: ").split()[0].replace(",", ""))
-    assert tokens > 8192
-    assert tokens % 256 == 0
-    assert out[6:] == ["valid"]
-
-
 @pytest.mark.parametrize("option", ["--validate", "--out=run"])
-@pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("model=nowhere", "model 'nowhere' is no folder: give embedded, a folder or a hub id"),
-        (
-            "fitness={corpus: short.txt, split: all, windows: 32, length: 256}",
-            "fitness: windows must be at least 1 and fit the text, got 32 of 256 tokens; corpus "
-            "'short.txt', split 'all' has 6",
-        ),
-        (
-            "ray.cpus_per_worker=1000",
-            f"ray.cpus_per_worker = 1000 is more than the {os.cpu_count()} cores of this machine: "
-            f"give at most {os.cpu_count()}",
-        ),
-        ("search.candidate=5", "search.candidate is an unknown key; did you mean candidates?"),
-    ],
-)
-def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option, override, problem):
+def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option):
     (tmp_path / "short.txt").write_text("a few words")
-    assert refusal(2, option, "--set", override).endswith(problem)
+    short = "fitness={corpus: short.txt, split: all, windows: 32, length: 256}"
+    problem = "fitness: windows must be at least 1 and fit the text, got 32 of 256 tokens; corpus "
+    assert refusal(2, option, "--set", short).startswith(problem)
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
@@ -157,16 +113,11 @@ def test_first_worker_without_memory_ends_the_run_with_the_way_out(call, monkeyp
     )
 
 
-RESUME = "--resume takes its config and folder from the run: only --set goes with it"
-LOOK = "--report and --status take no other option"
-
-
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        *(("--resume run --out elsewhere", RESUME), ("--resume run --validate", RESUME)),
-        ("--resume run --status run", RESUME),
-        *(("--report run --out elsewhere", LOOK), ("--status run --validate", LOOK)),
+        ("--resume run --out elsewhere", "--resume takes its config and folder from the run: "),
+        ("--status run --validate", "--report and --status take no other option"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(refusal, run_folder, words, problem):
@@ -183,28 +134,11 @@ def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_pa
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
 
 
-@pytest.mark.parametrize("override", ["search.seed=1", "model=x"])
-def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder, override):
+def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder):
     before = (run_folder / "config.yaml").read_text()
-    key = override.partition("=")[0]
-    assert refusal(4, "--resume", "run", "--set", override).startswith(f"{key} is ")
+    assert refusal(4, "--resume", "run", "--set", "model=x").startswith("model is 'x' but was ")
     problem = "search.candidates = '0': Input should be greater than or equal"
     assert problem in refusal(2, "--resume", "run", "--set", "search.candidates=0")
-    assert (run_folder / "config.yaml").read_text() == before
-
-
-@pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("search.candi=9", "search.candi is an unknown key; did you mean candidates?"),
-        ("ray=null", "ray"),
-    ],
-)
-def test_resume_refuses_a_wrong_key_or_value_as_a_start_does(
-    refusal, run_folder, override, problem
-):
-    before = (run_folder / "config.yaml").read_text()
-    assert problem in refusal(2, "--resume", "run", "--set", override)
     assert (run_folder / "config.yaml").read_text() == before
 
 
@@ -214,14 +148,6 @@ def test_resume_refuses_fewer_candidates_than_the_run_has(refusal, run_folder):
     (run_folder / "journal.jsonl").write_text(journal)
     assert refusal(4, "--resume", "run", "--set", "search.candidates=2") == (
         "search.candidates = 2 is below the 3 that run has: give more"
-    )
-
-
-def test_resume_refuses_a_config_that_was_edited(refusal, run_folder):
-    edited = schema.load(None, ["search.seed=3"])
-    (run_folder / "config.yaml").write_text(schema.to_yaml(edited))
-    assert refusal(4, "--resume", "run") == (
-        "search.seed is 3 but was 0 when the run in run began: restore it, or start a new run"
     )
 
 

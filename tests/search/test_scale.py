@@ -6,14 +6,13 @@ import pytest
 from toy_setup import SNIP, WANDA, asking, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.prepare import cells_of, losses_of
-from prunevolve.search.scale import Cell, Scale, cell_of, paired_difference
+from prunevolve.search.scale import Cell, Scale, cell_of, cells_of, losses_of, paired_difference
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
 NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}
 FIRST = Cell(
     **{"task": 0, "text": "a", "weight": 0.25, "windows": (0, 2), "dense": (1.0, 3.0)},
-    **{"named": "x", "rise": 0.5, "shares": (0.5, 1.5), "losses_of_named": {}},
+    **{"baseline": "x", "rise": 0.5, "shares": (0.5, 1.5)},
 )
 SECOND = FIRST.model_copy(update={"text": "b", "windows": (1, 3), "weight": 0.25})
 THIRD = FIRST.model_copy(update={"task": 1, "windows": (0, 1), "weight": 0.5, "rise": 0.25})
@@ -29,14 +28,14 @@ ONE = scale((FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
 
 def test_cell_is_measured_in_the_rise_of_the_best_named_metric():
     cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
-    assert (cell.named, cell.rise) == ("wanda", pytest.approx(0.25))
+    assert (cell.baseline, cell.rise) == ("wanda", pytest.approx(0.25))
     wanda, snip = (0.8, 2.4, 0.4, 0.4), (0.8, 0.8, 0.8, 1.6)
     assert cell.shares == pytest.approx([(a + b) / 2 for a, b in zip(wanda, snip, strict=True)])
     assert cell.value(NAMED["wanda"]) == pytest.approx(1.0)
     assert cell.value(NAMED["snip"]) == pytest.approx(2.0)
     assert cell.value(DENSE) == 0
     one_window = cell_of(0, "text", 1.0, [1], DENSE, NAMED)
-    assert (one_window.named, one_window.shares) == ("snip", (1.0,))
+    assert (one_window.baseline, one_window.shares) == ("snip", (1.0,))
     # One that gains over dense says nothing of the windows.
     gains = {"wanda": [0.9, 1.8, 3.0, 4.0], "snip": NAMED["snip"]}
     assert cell_of(0, "text", 1.0, range(4), DENSE, gains).shares == pytest.approx(snip)
@@ -59,7 +58,7 @@ def test_cell_rise_is_at_least_what_it_may_be_off():
 
 
 def test_cell_without_a_named_metric_is_refused():
-    with pytest.raises(ValueError, match=r"^no named metric can prune task 3: "):
+    with pytest.raises(ValueError, match=r"^no baseline can prune task 3: "):
         cell_of(3, "text", 1.0, range(4), DENSE, {})
 
 
@@ -98,14 +97,9 @@ def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows():
     assert found.mean == pytest.approx(scale().fitness(losses) - scale().fitness(reference))
     assert found.standard_error > 0
     assert scale().difference(losses, losses).standard_error == pytest.approx(0)
-    paired, one = (
-        vars(found)
-        for found in (
-            paired_difference(losses[1], reference[1]),
-            ONE.difference(losses[1:], reference[1:]),
-        )
-    )
-    assert one == pytest.approx({name: value / 0.5 for name, value in paired.items()})
+    paired = paired_difference(losses[1], reference[1])
+    one = ONE.difference(losses[1:], reference[1:])
+    assert one == pytest.approx([value / 0.5 for value in paired])
 
 
 @pytest.fixture(scope="module")
@@ -140,18 +134,3 @@ def test_losses_leave_out_a_baseline_that_fails():
     dense, named = losses_of(measure, 0, "fitness")
     assert dense == DENSE
     assert list(named) == list(BASELINES)[2:]
-
-
-def test_named_fitness_is_that_of_a_candidate():
-    cells = (
-        cell_of(0, "a", 0.5, [0, 1], DENSE, NAMED),
-        cell_of(0, "b", 0.25, [2, 3], DENSE, NAMED),
-        cell_of(1, "a", 0.25, range(4), DENSE, {"snip": NAMED["snip"], "wanda": NAMED["wanda"]}),
-    )
-    several = scale(cells)
-    assert several.dense_fitness == several.fitness([DENSE, DENSE])
-    assert several.named_fitness == {
-        "best named of each": 1.0,
-        "wanda": pytest.approx(several.fitness([NAMED["wanda"]] * 2)),
-        "snip": pytest.approx(several.fitness([NAMED["snip"]] * 2)),
-    }
