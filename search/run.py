@@ -76,7 +76,7 @@ def resume(
         if done == wanted and folder.is_finished(done):
             if not (path / "report.html").exists():  # killed before it was written
                 write_report(folder)
-            console.print(f"{path} is finished: all {done} candidates are evaluated")
+            console.print(f"{path} is finished; nothing to do", soft_wrap=True)
             say_files(folder, config, console)
             return "finished before"
         experiment = _ready(config, console)
