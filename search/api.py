@@ -29,8 +29,7 @@ class Result:
     Attributes:
         folder: The run's folder, from which it can be extended.
         best: The winner on the selection text.
-        summary: `summary.json`: perplexities on the report text of the dense model, the baselines
-            and the winner, outcomes by kind, seconds.
+        summary: What `summary.json` holds.
     """
 
     folder: Path

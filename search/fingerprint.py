@@ -172,7 +172,7 @@ class Fingerprints:
             if all(self.distance(member, other) >= least for other in masks):
                 masks.append(member)
         distances = [self.distance(*pair) for pair in combinations(members, 2)]
-        mean = sum(distances) / len(distances) if distances else 0.0
+        mean = sum(distances) / max(1, len(distances))
         return {"members": len(members), "masks": len(masks), "mean_distance": mean}
 
     def _sketch(self, criterion: Criterion) -> Words:

@@ -100,7 +100,7 @@ def read_scale(folder: RunFolder) -> Scale | None:
     """
     if not (folder.path / SCALE).exists():
         return None
-    return folder.read_model(SCALE, Scale)
+    return Scale.model_validate(folder.read_json(SCALE))
 
 
 # What candidates are compared with: the dense model and the baselines

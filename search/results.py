@@ -134,18 +134,15 @@ def _selection_losses(
     answers = iter(pool.losses([(task, "selection", c) for c in criteria for task in tasks]))
     measured = []
     for _ in criteria:
-        losses: list[list[float]] = [[] for _ in experiment.tasks]
-        for task in tasks:
-            answer = next(answers)
-            losses[task] = answer or []
-        complete = all(losses[task] and all(map(math.isfinite, losses[task])) for task in tasks)
-        measured.append(losses if complete else [])
+        of_task = {task: next(answers) or [math.nan] for task in tasks}
+        complete = all(math.isfinite(sum(losses)) for losses in of_task.values())
+        by_task = [of_task.get(task, []) for task in range(len(experiment.tasks))]
+        measured.append(by_task if complete else [])
     return measured
 
 
 def _described(record: Record) -> JsonObject:
-    fields = record.to_dict()
-    return {key: fields[key] for key in ("metric", "group", "fitness")} | {"size": record.size}
+    return record.described | {"size": record.size}
 
 
 def _gap(name: str, gap: Difference) -> JsonObject:

@@ -21,7 +21,7 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.breeding.seeds import read_seeds
+from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.population import read_state
 from prunevolve.search.run_folder import RunFolder

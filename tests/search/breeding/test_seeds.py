@@ -10,7 +10,7 @@ from toy_records import record_of
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import GROUPS
-from prunevolve.search.breeding.seeds import read_seeds
+from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.population import State
 from prunevolve.search.run_folder import RunFolder
 
