@@ -128,7 +128,6 @@ GOOD = record(1).to_dict()
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"index": 1, "met', "Unterminated string"),
         (b"[" * 100_000, "recursion"),
         (b"7", "the record: "),
         # What else a record is not, tests/search/test_population.py asks.
@@ -146,7 +145,7 @@ def test_records_refuses_a_damaged_whole_line(folder, line, problem):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(("indices", "line"), [((0, 2), 2), ((1,), 1), ((0, 1, 1), 3)])
+@pytest.mark.parametrize(("indices", "line"), [((0, 2), 2), ((0, 1, 1), 3)])
 def test_records_refuses_lines_out_of_order(folder, indices, line):
     for index in indices:
         folder.append(record(index), {})
@@ -180,7 +179,6 @@ def test_read_checkpoint_returns_what_was_written(folder):
 
 DAMAGE = {
     "torn": lambda data: data[: len(data) // 2],
-    "too deep": lambda data: b"[" * 100_000,
     "no record": lambda data: data.replace(b'"fitness": 3.', b'"fitness": "a', 1),
     "another schema": lambda data: json.dumps(json.loads(data) | {"schema": 0}).encode(),
 }
@@ -269,15 +267,3 @@ def test_read_tensors_returns_what_was_written_or_none_and_refuses_a_damaged_fil
     assert found.tolist() == [[0, 3], [1, 4], [2, 5]]
     os.truncate(path, path.stat().st_size - 4)
     assert refused(folder.read_tensors, path.name).startswith(f"{path} cannot be read: ")
-
-
-def test_files_have_the_mode_that_the_umask_gives(folder):
-    before = os.umask(0o077)
-    try:
-        folder.write_json("status.json", {})
-        folder.write_tensors("statistics.safetensors", {"X/layer": torch.ones(2)})
-        folder.append(record(0), {})
-    finally:
-        os.umask(before)
-    written_now = ("status.json", "statistics.safetensors", "journal.jsonl")
-    assert {(folder.path / name).stat().st_mode & 0o777 for name in written_now} == {0o600}
