@@ -107,9 +107,10 @@ class Record:
 
     @property
     def described(self) -> dict[str, object]:
-        """Its metric, group and fitness, for JSON files."""
-        criterion = self.criterion
-        return {"metric": criterion.text, "group": criterion.group, "fitness": self.fitness}
+        """What JSON files say of a metric that was found."""
+        criterion, fitness = self.criterion, self.fitness
+        metric, group = criterion.text, criterion.group
+        return {"metric": metric, "group": group, "fitness": fitness, "size": self.size}
 
     def to_dict(self) -> dict[str, object]:
         """Return a line of the journal as an object."""

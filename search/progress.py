@@ -3,7 +3,7 @@
 A status is what `status.json` holds: `state` (`running`, `finished`, or why it ended), when it was
 `written`, `candidates` committed `of` all, `outcomes` by kind, `per_hour` (candidates, since this
 process began), `workers` (`ready`, `busy` ones of these, `starting`), `faults` by kind, the latest
-as `trouble`, and `best` (`metric`, `group`, `fitness`) or null.
+as `trouble`, and `best` (`metric`, `group`, `fitness`, `size`) or null.
 """
 
 import time

@@ -63,7 +63,7 @@ def finish(
     first, pruning = tasks[0], experiment.config.pruning.model_dump()
     summary: JsonObject = {
         "verdict": verdict_of(tasks).sentence,
-        "best": first["best"] | _described(winner),
+        "best": first["best"] | winner.described,
         "candidates": outcomes.total(),
         "outcomes": dict(outcomes),
         "pruning": pruning | {key: first[key] for key in ("sparsity", "pattern")},
@@ -110,7 +110,7 @@ def _choose(
     scored.sort(key=lambda entry: entry[:2])
     _, _, winner, reference = scored[0]
     standings = [
-        {"index": index, **_described(record), "selection_loss": loss}
+        {"index": index, **record.described, "selection_loss": loss}
         | _gap("difference", scale.difference(losses, reference))
         for loss, index, record, losses in scored
     ]
@@ -134,15 +134,13 @@ def _selection_losses(
     answers = iter(pool.losses([(task, "selection", c) for c in criteria for task in tasks]))
     measured = []
     for _ in criteria:
-        of_task = {task: next(answers) or [math.nan] for task in tasks}
-        complete = all(math.isfinite(sum(losses)) for losses in of_task.values())
-        by_task = [of_task.get(task, []) for task in range(len(experiment.tasks))]
-        measured.append(by_task if complete else [])
+        losses: list[list[float]] = [[] for _ in experiment.tasks]
+        for task in tasks:
+            answer = next(answers)
+            losses[task] = answer or [math.nan]
+        complete = all(math.isfinite(sum(losses[task])) for task in tasks)
+        measured.append(losses if complete else [])
     return measured
-
-
-def _described(record: Record) -> JsonObject:
-    return record.described | {"size": record.size}
 
 
 def _gap(name: str, gap: Difference) -> JsonObject:

@@ -203,15 +203,15 @@ def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.
     if not numbers:
         # Below the root, where a factor can affect the order.
         place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
-        number = number_node(_draw_factor(), primitives)
+        number = number_node(_draw_tuning(), primitives)
         tree[place] = [primitives.mapping["mul"], number, *tree[place]]
         return tree
     index = numbers[len(tree) % len(numbers)]
-    tree[index] = number_node(float(tree[index].name) * _draw_factor(), primitives)
+    tree[index] = number_node(float(tree[index].name) * _draw_tuning(), primitives)
     return tree
 
 
-def _draw_factor() -> float:
+def _draw_tuning() -> float:
     return random.choices(list(FACTORS), list(FACTORS.values()))[0]
 
 
