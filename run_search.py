@@ -127,14 +127,13 @@ def _inspect(report: Path | None, status: Path | None) -> Answer:
 def _about(folder: Path) -> Answer:
     """Return the run's folder, its files, and its summary, or its status if it has not ended."""
     files = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
-    summary, status = (_read(folder / name) for name in ("summary.json", "status.json"))
+    told: list[JsonObject] = [
+        read_object(folder / name) if (folder / name).is_file() else {}
+        for name in ("summary.json", "status.json")
+    ]
     # If the run was extended since, the summary does not cover all its candidates.
-    is_whole = summary.get("candidates") == status.get("candidates")
-    return {"folder": str(folder), "files": files, **(summary if is_whole else status)}
-
-
-def _read(path: Path) -> JsonObject:
-    return read_object(path) if path.is_file() else {}
+    is_whole = told[0].get("candidates") == told[1].get("candidates")
+    return {"folder": str(folder), "files": files, **told[0 if is_whole else 1]}
 
 
 def _new_folder(config: Path | None) -> Path:

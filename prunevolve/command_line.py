@@ -70,8 +70,6 @@ class Resumable(RuntimeError):
     """Raised to end a run that can be resumed; the message is one line."""
 
 
-# Signals
-
 _signals: list[int] = []
 """The signal that `interruptible` turned into a KeyboardInterrupt."""
 
@@ -83,8 +81,7 @@ def interruptible() -> Iterator[None]:
     The signals are Ctrl-C, SIGTERM, which clusters send before they kill, and SIGHUP, which a
     closed terminal sends, except under nohup.
     """
-    closed = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-    numbers = (signal.SIGINT, signal.SIGTERM, *closed)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
@@ -96,8 +93,9 @@ def interruptible() -> Iterator[None]:
         _signals.append(number)
         raise KeyboardInterrupt
 
-    for number in numbers:
-        signal.signal(number, interrupt)
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
@@ -113,9 +111,6 @@ def check_interrupt() -> None:
     """
     if _signals:
         raise KeyboardInterrupt
-
-
-# What a command returns
 
 
 def outcome(code: int, **content: object) -> Answer:

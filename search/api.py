@@ -29,8 +29,7 @@ class Result:
     Attributes:
         folder: The run's folder, from which it can be extended.
         best: The winner on the selection text.
-        summary: `summary.json`: perplexities on the report text of the dense model, the baselines
-            and the winner, outcomes by kind, seconds.
+        summary: What `summary.json` holds.
     """
 
     folder: Path
@@ -45,13 +44,12 @@ def evolve(config: Config, out: Path | str, on_record: OnRecord = ignore) -> Res
         config: As `read_config` returns it.
         out: The run's folder, which must be empty or not exist.
         on_record: Called with each candidate and its outcome once they are in the journal, in the
-            order of breeding. If it raises, the run stops after a checkpoint and the exception is
-            raised here; `resume` continues the run.
+            order of breeding. If it raises, the run stops after a checkpoint; `resume` continues.
 
     Raises:
         Unfinished: If the run stopped early: workers or disk failed, or nothing was evaluated.
         FolderError: If the folder is not empty or cannot be created.
-        ValueError: If something is wrong with the config; one line that names it.
+        ValueError: If something is wrong with the config.
     """
     return _finish(Path(out), lambda console: run.launch(config, Path(out), console, on_record))
 

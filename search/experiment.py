@@ -28,8 +28,7 @@ from prunevolve.pruning.masks import Target, group_of, parse_pattern
 from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.statistics import LEAF_SETS
-from prunevolve.search.breeding.seeds import read_seeds
-from prunevolve.search.breeding.variation import Breeder
+from prunevolve.search.breeding.variation import Breeder, read_seeds
 from prunevolve.search.resident import Subject
 
 

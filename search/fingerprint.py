@@ -46,7 +46,7 @@ its siblings', so a candidate costs the driver two thirds of the time."""
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A few rows and inputs of a few layers, all of one shape.
+    """A few rows and inputs of a few layers, all of one shape; recent scores are kept.
 
     Attributes:
         layers: Their names.
@@ -129,7 +129,6 @@ class Fingerprints:
         for probe, target_of in tasks:
             self._first_of.setdefault(probe, target_of)
         self._weights = sum(probe.leaves["W"].numel() for probe, _ in tasks)
-        self._scores = lru_cache(64)(Probe.score)  # of a brood
         self._all = lru_cache(8)(lambda criterion: list(self._masks(criterion, tasks)))
         self._packed = lru_cache(_KEPT)(lambda criterion: _packed(self._all(criterion)))
         self.sketch = lru_cache(_KEPT)(self._sketch)
@@ -143,7 +142,7 @@ class Fingerprints:
         """
         metric = criterion.metric
         for probe in self._first_of:
-            scores = self._scores(probe, metric)
+            scores = probe.score(metric)
             lowest, highest = scores.amin((1, 2)).tolist(), scores.amax((1, 2)).tolist()
             for layer, low, high in zip(probe.layers, lowest, highest, strict=True):
                 check_extremes(metric, layer, low, high)
@@ -172,7 +171,7 @@ class Fingerprints:
             if all(self.distance(member, other) >= least for other in masks):
                 masks.append(member)
         distances = [self.distance(*pair) for pair in combinations(members, 2)]
-        mean = sum(distances) / len(distances) if distances else 0.0
+        mean = sum(distances) / max(1, len(distances))
         return {"members": len(members), "masks": len(masks), "mean_distance": mean}
 
     def _sketch(self, criterion: Criterion) -> Words:
@@ -189,7 +188,7 @@ class Fingerprints:
     ) -> Iterator[Tensor]:
         """Yield the masks for some tasks; scores that are not finite have one, too."""
         for probe, target_of in tasks:
-            scores = self._scores(probe, criterion.metric).nan_to_num()
+            scores = probe.score(criterion.metric).nan_to_num()
             yield probe_mask(scores, target_of(criterion.group))
 
 

@@ -18,7 +18,7 @@ OUTCOMES: tuple[str, ...] = get_args(Kind)
 """Kinds of outcome; only `evaluated` has a fitness."""
 
 Timing = Mapping[str, float]
-"""Seconds by what took them, and the number of the worker: what is not reproducible."""
+"""What is not reproducible about an evaluation: seconds, peak MiB, the worker's number."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,13 @@ class Record:
         """Sort key in a population: fitter first, then smaller, then older."""
         return round(self.rank[0] / RESOLUTION), self.size, self.index
 
+    @property
+    def described(self) -> dict[str, object]:
+        """What JSON files say of a metric that was found."""
+        criterion, fitness = self.criterion, self.fitness
+        metric, group = criterion.text, criterion.group
+        return {"metric": metric, "group": group, "fitness": fitness, "size": self.size}
+
     def to_dict(self) -> dict[str, object]:
         """Return a line of the journal as an object."""
         candidate, outcome = self.candidate, self.outcome
@@ -140,6 +147,8 @@ class Record:
             raise ValueError(f"{name}: {problem['msg']}, got {problem['input']!r:.40}") from error
         if (line.outcome == "evaluated") != (line.fitness is not None):
             raise ValueError(f"fitness: {line.fitness} of a candidate that is {line.outcome}")
+        if any(parent >= line.index for parent in line.parents):
+            raise ValueError(f"parents: {line.parents} of candidate {line.index} must be older")
         criterion, rises = Criterion.parse(line.metric, line.group), tuple(line.rises)
         return Record(
             Candidate(line.index, criterion, tuple(line.parents), line.fingerprint),
@@ -219,6 +228,15 @@ class State:
     def best(self) -> Record | None:
         """The fittest record so far."""
         return min(self.hall_of_fame, key=lambda record: record.rank, default=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the content of a checkpoint; see `read_state`."""
+        return {
+            "schema": SCHEMA,
+            "committed": self.committed,
+            "population": [record.to_dict() for record in self.population],
+            "hall_of_fame": [record.to_dict() for record in self.hall_of_fame],
+        }
 
     def limited(self, candidate: Candidate, search: Search, near: Near = never) -> Candidate:
         """Return a candidate with the limits that it must meet to enter this population."""

@@ -8,6 +8,7 @@ from functools import partial
 from importlib import metadata
 
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def prepare(
         probe = partial(pool.probe_tensors, number)
         probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
     if (folder.path / SCALE).exists():
-        scale = folder.read_model(SCALE, Scale)
+        scale = _read_scale(folder)
     else:
         total = len(experiment.tasks_of("fitness")) * (1 + len(BASELINES))
         with counted(console, "dense model and baselines", total) as count, pool.counting(count):
@@ -66,6 +67,14 @@ def prepare(
         folder.write_json(SCALE, scale.model_dump())
     pool.use_scale(scale)
     return fingerprints(experiment, probes)
+
+
+def _read_scale(folder: RunFolder) -> Scale:
+    try:
+        return Scale.model_validate(folder.read_json(SCALE))
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise FolderError(f"{folder.path / SCALE} is damaged at {place}") from error
 
 
 def _kept(folder: RunFolder, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

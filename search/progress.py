@@ -3,8 +3,7 @@
 A status is what `status.json` holds: `state` (`running`, `finished`, or why it ended), when it was
 `written`, `candidates` committed `of` all, `outcomes` by kind, `per_hour` (candidates, since this
 process began), `workers` (`ready`, `busy` ones of these, `starting`), `faults` by kind, the latest
-as `trouble`, `best` (`metric`, `group`, `fitness`) or null, and `known`: the fitness of the dense
-model and of the best baseline.
+as `trouble`, and `best` (`metric`, `group`, `fitness`, `size`) or null.
 """
 
 import time
@@ -124,22 +123,18 @@ class Recorder:
 
     def _status(self, state: str) -> JsonObject:
         staff, evolved = self.pool.staff, self.evolution.state
-        seconds, best = time.monotonic() - self._began, None
-        if evolved.best:
-            criterion, value = evolved.best.criterion, evolved.best.fitness
-            best = {"metric": criterion.text, "group": criterion.group, "fitness": value}
+        hours = max(time.monotonic() - self._began, 1e-9) / 3600
         return {
             "state": state,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "candidates": evolved.committed,
             "of": self.experiment.config.search.candidates,
-            "outcomes": dict(self.outcomes),
-            "per_hour": round((evolved.committed - self._first) / max(seconds, 1e-9) * 3600, 1),
+            "outcomes": {kind: self.outcomes[kind] for kind in OUTCOMES},
+            "per_hour": round((evolved.committed - self._first) / hours, 1),
             "workers": {"ready": staff.ready, "busy": staff.busy, "starting": staff.starting},
             "faults": dict(staff.faults),
             "trouble": staff.trouble,
-            "best": best,
-            "known": {"dense": 0.0, "best baseline": 1.0},  # by the definition of fitness
+            "best": evolved.best and evolved.best.described,
         }
 
 
@@ -153,16 +148,15 @@ def values_of(status: JsonObject) -> dict[str, float]:
 
 def lines_of(status: JsonObject) -> list[str]:
     """Return all of a status but how far the search is, as lines for a person."""
-    known = ", ".join(f"{name} {fitness:g}" for name, fitness in status["known"].items())
-    lines = [f"fitness: {known}, best none yet"]
+    lines = ["fitness: dense 0, best baseline 1, best none yet"]
     if best := status["best"]:
         lines = [
-            f"fitness: {known}, best {best['fitness']:.4f}",
+            f"fitness: dense 0, best baseline 1, best {best['fitness']:.4f}",
             f"best: {best['metric']}, group {best['group']}",
         ]
-    outcomes = {kind: status["outcomes"].get(kind, 0) for kind in OUTCOMES}
     pace = f"{status['per_hour']:.0f} candidates an hour"
-    lines += [f"outcomes: {_counts(outcomes)}", f"workers: {_counts(status['workers'])}; {pace}"]
+    lines.append(f"outcomes: {_counts(status['outcomes'])}")
+    lines.append(f"workers: {_counts(status['workers'])}; {pace}")
     if status["faults"]:
         lines.append(f"faults: {_counts(status['faults'])}; the last: {status['trouble']}")
     return lines
@@ -174,7 +168,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def print_status(folder: RunFolder, console: Console) -> None:
     """Print the status of a run, while it is running or afterwards."""
-    status: JsonObject = folder.read_json("status.json", "known")
+    status: JsonObject = folder.read_json("status.json", "best")
     far = f"candidates: {status['candidates']}/{status['of']}"
     if status["state"] == RUNNING and status["per_hour"]:
         hours = (status["of"] - status["candidates"]) / status["per_hour"]

@@ -68,7 +68,7 @@ def finish(
     first, pruning = tasks[0], experiment.config.pruning.model_dump()
     summary: JsonObject = {
         "verdict": verdict_of(tasks).sentence,
-        "best": first["best"] | _described(winner),
+        "best": first["best"] | winner.described,
         "candidates": outcomes.total(),
         "outcomes": dict(outcomes),
         "pruning": pruning | {key: first[key] for key in ("sparsity", "pattern")},
@@ -115,7 +115,7 @@ def _choose(
     scored.sort(key=lambda entry: entry[:2])
     _, _, winner, reference = scored[0]
     standings = [
-        {"index": index, **_described(record), "selection_loss": loss}
+        {"index": index, **record.described, "selection_loss": loss}
         | _gap("difference", scale.difference(losses, reference))
         for loss, index, record, losses in scored
     ]
@@ -142,15 +142,10 @@ def _selection_losses(
         losses: list[list[float]] = [[] for _ in experiment.tasks]
         for task in tasks:
             answer = next(answers)
-            losses[task] = answer or []
-        complete = all(losses[task] and all(map(math.isfinite, losses[task])) for task in tasks)
+            losses[task] = answer or [math.nan]
+        complete = all(math.isfinite(sum(losses[task])) for task in tasks)
         measured.append(losses if complete else [])
     return measured
-
-
-def _described(record: Record) -> JsonObject:
-    fields = record.to_dict()
-    return {key: fields[key] for key in ("metric", "group", "fitness")} | {"size": record.size}
 
 
 def _gap(name: str, gap: Difference) -> JsonObject:

@@ -12,10 +12,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,9 +22,7 @@ from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import read_object, whole_file
 from prunevolve.pruning.parse import SCHEMA
-from prunevolve.search.population import Record, State, Timing, pareto_front, read_state
-
-Model = TypeVar("Model", bound=BaseModel)
+from prunevolve.search.population import Record, State, pareto_front, read_state
 
 
 class FolderError(ValueError):
@@ -54,8 +50,8 @@ class RunFolder:
     def check_empty(path: Path) -> None:
         """Raise FolderError if the path of a new run exists and is not an empty folder."""
         # A kill at the start leaves the lock behind.
-        names = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
-        if path.exists() and names - {".lock"}:
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else [".lock"]
+        if path.is_file() or names not in ([], [".lock"]):
             raise FolderError(
                 f"--out {path} is not an empty folder: name another, or --resume {path}"
             )
@@ -131,14 +127,6 @@ class RunFolder:
             raise FolderError(f"{path} lacks {', '.join(missing)}: it was changed or is too old")
         return value
 
-    def read_model(self, name: str, model: type[Model]) -> Model:
-        """Read a JSON object as a model; raise FolderError if it is missing or does not fit."""
-        try:
-            return model.model_validate(self.read_json(name))
-        except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"])) or "the top level"
-            raise FolderError(f"{self.path / name} is damaged at {place}") from error
-
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all."""
         path = self.path / name
@@ -188,35 +176,26 @@ class RunFolder:
         except OSError as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
 
-    def append(self, record: Record, timing: Timing) -> None:
+    def append(self, record: Record, timing: Mapping[str, float]) -> None:
         """Append a record to the journal, and its timing to a file of its own."""
-        line = json.dumps(record.to_dict()) + "\n"
         journal, timings = self.path / "journal.jsonl", self.path / "timings.jsonl"
         with _writing(timings), timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"index": record.index, **timing}) + "\n")
         with _writing(journal), journal.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(json.dumps(record.to_dict()) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.lines += 1
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
         """Write the state that a continuation starts from, and the current hall of fame."""
-        checkpoint = {
-            "schema": SCHEMA,
-            "committed": resumable.committed,
-            "population": [record.to_dict() for record in resumable.population],
-            "hall_of_fame": [record.to_dict() for record in resumable.hall_of_fame],
-        }
-        self.write_json("checkpoint.json", checkpoint)
+        self.write_json("checkpoint.json", resumable.to_dict())
         table, front = io.StringIO(), pareto_front(state.hall_of_fame)
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["size", "fitness", "group", "metric", "pareto"])
         for record in state.hall_of_fame:
-            criterion, on_front = record.criterion, str(record in front).lower()
-            writer.writerow(
-                [record.size, record.fitness, criterion.group, criterion.text, on_front]
-            )
+            own, on_front = record.described, str(record in front).lower()
+            writer.writerow([record.size, own["fitness"], own["group"], own["metric"], on_front])
         self.write_text("hall_of_fame.csv", table.getvalue())
 
     def read_checkpoint(
@@ -229,13 +208,10 @@ class RunFolder:
         """
         try:
             state = read_state(self.path / "checkpoint.json")
-            is_old_enough = state.committed <= max(
-                0, len(records) - lag
-            )  # to breed what is missing
-            if not is_old_enough or any(
-                member.index >= state.committed or member != records[member.index]
-                for member in (*state.population, *state.hall_of_fame)
-            ):
+            known = records[: state.committed]
+            members = {*state.population, *state.hall_of_fame}
+            # Old enough to breed what is missing, and of this journal.
+            if state.committed > max(0, len(records) - lag) or not members <= {*known}:
                 raise ValueError("checkpoint.json does not fit the journal")
         except ValueError as error:
             if records:
@@ -246,19 +222,17 @@ class RunFolder:
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
         metric = record.criterion.metric
-        self.write_json(
-            "best_metric.json",
-            {
-                "schema": SCHEMA,
-                "metric": metric.text,
-                "tree": metric.to_release_json(),
-                "group": record.criterion.group,
-                "leaves": sorted(metric.leaves),
-                "fitness": record.fitness,
-                "size": metric.size,
-                "provenance": dict(provenance),
-            },
-        )
+        best = {
+            "schema": SCHEMA,
+            "metric": metric.text,
+            "tree": metric.to_release_json(),
+            "group": record.criterion.group,
+            "leaves": sorted(metric.leaves),
+            "fitness": record.fitness,
+            "size": metric.size,
+            "provenance": dict(provenance),
+        }
+        self.write_json("best_metric.json", best)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -16,8 +15,6 @@ from prunevolve.command_line import (
     NOTHING_WRITTEN,
     check_interrupt,
     interruptible,
-    outcome,
-    run_to_end,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -121,32 +118,3 @@ def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, words, 
     told = f'"reason": "interrupted", "error": "{NOTHING_WRITTEN}"'
     assert told in done.stdout if "--json" in words else not done.stdout
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_unreachable_hub_is_one_line(tmp_path):
-    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    done = launched("run_search.py", "--set", "model=owner/name", folder=tmp_path, **settings)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: model 'owner/name' cannot be loaded: Got: ConnectError: ")
-
-
-@pytest.mark.slow
-def test_prune_into_a_closed_pipe_ends_with_3_and_goes_on(tmp_path):
-    words = [sys.executable, *PRUNE[:-1], str(tmp_path / "out"), "--samples", "64"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-    while not process.stdout.readline().startswith("plan: "):
-        assert process.poll() is None
-    process.stdout.close()
-    assert process.wait(timeout=300) == 3
-    assert subprocess.run([*words, "--resume"], cwd=ROOT, timeout=300).returncode == 0
-
-
-def test_libraries_find_their_settings_but_the_users_stand(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"HF_HUB_VERBOSITY": "debug"})
-    with pytest.raises(SystemExit, match="0"):
-        run_to_end(lambda standalone_mode: outcome(0))
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
-    assert os.environ["HF_HUB_VERBOSITY"] == "debug"

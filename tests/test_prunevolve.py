@@ -11,7 +11,6 @@ from doc_examples import blocks_of, run_examples
 import prunevolve
 from prunevolve import evolve, resume
 from prunevolve.configs import schema
-from prunevolve.search.run_folder import FolderError
 
 PAGE = Path(prunevolve.__file__).parents[1] / "docs/PYTHON.md"
 SMALL = [
@@ -76,14 +75,6 @@ def test_interrupt_reaches_the_caller_with_the_way_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt, match=r"interrupted after \d candidates; continue with"):
         evolve(config(), tmp_path / "run", interrupt)
-
-
-def test_folder_that_does_not_fit_is_refused(finished):
-    result, *_ = finished
-    with pytest.raises(FolderError, match="is not an empty folder"):
-        evolve(config(), result.folder)
-    with pytest.raises(FolderError, match="start a new run"):
-        resume(result.folder, ["search.seed=7"])
 
 
 def test_examples_of_the_page_run_and_give_what_it_says(tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.breeding.seeds import read_seeds
+from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.population import read_state
 from prunevolve.search.run_folder import RunFolder
@@ -228,17 +228,6 @@ def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finishe
     assert [(seed.text, seed.group) for seed in seeds] == expected
 
 
-def test_best_of_another_run_is_a_seed_though_it_is_younger_than_the_checkpoint(finished, tmp_path):
-    for name in ("checkpoint.json", "best_metric.json"):
-        shutil.copy(finished / name, tmp_path)
-    newest = Metric.parse("mul(W, sqrt(sqrt(mul(X, G))))")
-    best = tmp_path / "best_metric.json"
-    changed = {"metric": newest.text, "tree": newest.to_release_json(), "group": "layer"}
-    best.write_text(json.dumps(read(best) | changed))
-    older = [one.criterion for one in read_state(tmp_path / "checkpoint.json").finalists(None)]
-    assert read_seeds([str(tmp_path)], "row") == [Criterion(newest, "row"), *older]
-
-
 def test_status_tells_where_a_finished_run_stands(finished, call):
     out, _ = call("--status", finished)
     assert out.startswith(f"{finished}: finished, as of ")
@@ -298,16 +287,6 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(
     line = call("--resume", run)[0].splitlines()[-1]
     assert line.startswith("apply it: python run_prune.py --model embedded --metric ")
     assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line
-
-
-def test_end_is_a_table_a_verdict_and_where_everything_is(finished):
-    printed = finished.with_suffix(".printed").read_text()
-    for name in ("dense", "best found", *BASELINES):
-        assert f"│ {name} " in printed
-    *_, verdict, report, metric, _ = printed.splitlines()
-    assert verdict == f"verdict: {read(finished / 'summary.json')['verdict']}"
-    assert report == f"report: {finished / 'report.html'}"
-    assert metric == f"metric: {finished / 'best_metric.json'}"
 
 
 def extended(run, call):

