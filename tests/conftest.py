@@ -1,6 +1,5 @@
 """Fixtures that more than one test module reads."""
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -24,18 +23,6 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def marked(tiny_llama_dir, tmp_path) -> tuple[Path, Path]:
-    """A model whose tokenizer has `~` as its unknown token, and a text in which that occurs."""
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "marked-model")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    tokenizer.add_special_tokens({"unk_token": "~"})
-    tokenizer.save_pretrained(model)
-    text = tmp_path / "marked.txt"
-    text.write_text("a word ~ and more\n" * 100)
-    return model, text
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from dataclasses import replace
+from functools import cache
 
 import datasets
 import pyarrow
@@ -72,6 +73,7 @@ def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length)
     texts = texts_of(recipe)
     windows = {role: text.cut(tokenizer) for role, text in texts.items()}
 
+    @cache
     def ids_of(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
 
