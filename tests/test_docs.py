@@ -1,11 +1,9 @@
 """What the documents name exists: paths, make targets, options, headings."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.run.options import Request
@@ -70,18 +68,3 @@ def test_links_lead_to_files_and_headings(document):
             # GitHub's: lower case, no punctuation, hyphens for spaces.
             anchors = [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings]
             assert anchor in anchors, target
-
-
-def test_workflow_calls_what_make_check_calls_on_every_python():
-    job = yaml.safe_load(text_of(".github/workflows/ci.yml"))["jobs"]["check"]
-    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
-    commands = [step.get("run", "") for step in job["steps"]]
-    called = {command.split()[1] for command in commands if command.startswith("make ")}
-    check = re.search(r"^check: ([\w ]+?)  ##", text_of("Makefile"), flags=re.MULTILINE)
-    assert {"install", *check[1].split()} <= called
-
-
-def test_citation_names_the_version_and_licence_of_the_package():
-    citation = yaml.safe_load(text_of("CITATION.cff"))
-    project = tomllib.loads(text_of("pyproject.toml"))["project"]
-    assert (citation["version"], citation["license"]) == (project["version"], project["license"])

@@ -71,11 +71,10 @@ def test_provenance_says_where_the_tokens_come_from(windows_of, numbers, capfd):
 
 
 @pytest.mark.parametrize("layout", [(3, 34, None), (5, 101, 0)])
-def test_windows_that_do_not_fit_the_text_are_refused(windows_of, numbers, layout):
-    assert refusal(windows_of, *layout) == (
-        f"windows must be at least 1 and fit the text, got {layout[0] or 0} of {layout[1]} tokens; "
-        f"corpus {numbers!r}, split 'all' has 100"
-    )
+def test_windows_that_do_not_fit_the_text_are_refused(windows_of, layout):
+    windows, length, _ = layout
+    problem = f"windows must be at least 1 and fit the text, got {windows} of {length} tokens; "
+    assert refusal(windows_of, *layout).startswith(problem)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ import io
 import os
 
 import pytest
-from rich.console import Console
 
 from prunevolve.pruning import progress
-from prunevolve.pruning.progress import PlainConsole, shown_progress, step
+from prunevolve.pruning.progress import PlainConsole, shown_progress
 
 
 @pytest.fixture
@@ -21,11 +20,6 @@ def clock(monkeypatch):
 @pytest.fixture
 def plain():
     return PlainConsole(io.StringIO())
-
-
-@pytest.fixture
-def terminal():
-    return Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
 
 
 def test_lines_grow_rarer_the_longer_a_stage_takes(clock, plain):
@@ -44,20 +38,6 @@ def test_line_says_what_is_left_at_the_pace_since_the_stage_began(clock, plain):
         show("candidates", 51, 90)
     line = "candidates: 50/90, 0:01:00 so far, 0:04:00 left; best: W; 2 workers\n"
     assert plain.file.getvalue() == line
-
-
-def test_terminal_shows_a_step_then_bars_and_the_latest_lines_about_them(terminal):
-    with step(terminal, "reading [the] texts"):
-        pass
-    assert "reading [the] texts" in terminal.file.getvalue()
-    assert terminal.file.getvalue().endswith("\x1b[2K")  # the line is erased
-    with shown_progress(terminal) as show:
-        show("candidates", 0, 4, ["best: none [yet]"])
-        show("candidates", 4, 4, ["best: [W]"])
-    *_, last = terminal.file.getvalue().split("candidates")
-    assert "4/4" in last
-    assert "best: [W]" in last
-    assert "none" not in last
 
 
 def test_console_raises_broken_pipe_error_when_its_reader_is_gone():
