@@ -45,9 +45,8 @@ def test_masks_are_those_of_the_cpu(target, device):
 
 
 @pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(X))))"])
-def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
-    outcomes = []
+def test_an_evaluator_measures_what_it_measures_on_the_cpu(device):
+    metric, outcomes = "mul(W, add(mul(0.5, B), quot(V, rowsum(X))))", []
     for place in ("cpu", device):
         settings = ("tasks=[{}, {pattern: '2:4'}]", "search.stages=[1]")
         leaves = "".join(STATISTICS)
@@ -55,7 +54,7 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].kind == outcomes[0].kind
     # A near tie may fall the other way where sums run in another order.
-    assert outcomes[1].rises == pytest.approx(outcomes[0].rises, abs=1e-2)
+    assert outcomes[1].rises == pytest.approx(outcomes[0].rises, rel=5e-3)
 
 
 @pytest.mark.parametrize(("group", "held"), [(Row(), 0), (Model(), 2)])
