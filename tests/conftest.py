@@ -1,21 +1,31 @@
-"""Fixtures that more than one test module reads."""
+"""Fixtures that more than one test module reads, and the order of the files.
 
-import shutil
+Nothing here imports torch, which takes seconds: the process that only hands out tests reads it too.
+"""
+
 from functools import partial
 from pathlib import Path
 
 import pytest
 from search_process import started
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from toy_models import toy_model
-from transformers import PreTrainedTokenizerFast
 
 from prunevolve import run_search
+
+LONGEST = ("test_run_prune.py", "test_run_search.py")
+"""Files that are begun first, so that all processes end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved random LLaMA with tied embeddings and a tokenizer of bytes; never written to."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from toy_models import toy_model
+    from transformers import PreTrainedTokenizerFast
+
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     toy_model("llama", vocab_size=256, tie_word_embeddings=True).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -24,18 +34,6 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def marked(tiny_llama_dir, tmp_path) -> tuple[Path, Path]:
-    """A model whose tokenizer has `~` as its unknown token, and a text in which that occurs."""
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "marked-model")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    tokenizer.add_special_tokens({"unk_token": "~"})
-    tokenizer.save_pretrained(model)
-    text = tmp_path / "marked.txt"
-    text.write_text("a word ~ and more\n" * 100)
-    return model, text
 
 
 @pytest.fixture

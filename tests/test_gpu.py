@@ -45,9 +45,8 @@ def test_masks_are_those_of_the_cpu(target, device):
 
 
 @pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("metric", ["mul(W, G)", "mul(W, add(mul(0.5, B), quot(V, rowsum(X))))"])
-def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
-    outcomes = []
+def test_an_evaluator_measures_what_it_measures_on_the_cpu(device):
+    metric, outcomes = "mul(W, add(mul(0.5, B), quot(V, rowsum(X))))", []
     for place in ("cpu", device):
         settings = ("tasks=[{}, {pattern: '2:4'}]", "search.stages=[1]")
         leaves = "".join(STATISTICS)
@@ -55,15 +54,11 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(metric, device):
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].kind == outcomes[0].kind
     # A near tie may fall the other way where sums run in another order.
-    assert outcomes[1].rises == pytest.approx(outcomes[0].rises, abs=1e-2)
+    assert outcomes[1].rises == pytest.approx(outcomes[0].rises, rel=5e-3)
 
 
-@pytest.mark.parametrize("held", [0, 2])
-@pytest.mark.parametrize("group", [Row(), Model()])
-@pytest.mark.parametrize("text", ["mul(W, sqrt(X))", "mul(W, add(G, abs(M)))"])
-def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(
-    tmp_path, text, group, held, device
-):
+@pytest.mark.parametrize(("group", "held"), [(Row(), 0), (Model(), 2)])
+def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(tmp_path, group, held, device):
     toy_model("llama").save_pretrained(tmp_path / "dense", max_shard_size="4KB")
     zeros = []
     for place in ("cpu", device):
@@ -74,7 +69,8 @@ def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(
             load_config(str(tmp_path / "dense")),
             *("float32", place, shards, held),
         )
-        prune(store, Recipe(Metric.parse(text), Target(0.5, group)), Texts(toy_windows()))
+        metric = Metric.parse("mul(W, add(G, mul(X, abs(M))))")
+        prune(store, Recipe(metric, Target(0.5, group)), Texts(toy_windows()))
         weights = [Checkpoint(store.shard(block)) for block in store.blocks]
         read = [one.read(name).flatten() for one in weights for name in one.entries]
         zeros.append(torch.cat(read) == 0)

@@ -2,15 +2,15 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import yaml
 from huggingface_hub import constants
 from refusals import refusal
-from search_process import ROOT, run
+from search_process import started
 from toy_models import toy_model
 
+from prunevolve import run_prune, run_search
 from prunevolve.pruning.models import find_model, load_model, pinned
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -42,13 +42,6 @@ def point_main_at(tiny_llama_dir, tmp_path, monkeypatch):
     return (repository / "refs/main").write_text
 
 
-def printed(script, *options):
-    """Run a script to its end and return all that it prints."""
-    done = run([sys.executable, str(ROOT / script), *map(str, options)])
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def test_model_is_the_folder_of_its_commit(point_main_at, tmp_path):
     point_main_at(SECOND)
     snapshots = tmp_path / "hub/models--owner--tiny/snapshots"
@@ -65,19 +58,18 @@ def test_model_that_the_cache_lacks_is_one_line_without_the_hub(point_main_at):
     assert refusal(pinned, "owner/tiny@v2").startswith("model 'owner/tiny@v2' cannot be loaded: ")
 
 
-@pytest.mark.slow
 def test_recipe_repeats_the_commit_it_was_made_from(point_main_at, tmp_path):
     point_main_at(FIRST)
     small = ["--metric", "magnitude", "--seqlen", 16, "--eval-windows", 2]
-    printed("run_prune.py", "--model", "owner/tiny", *small, "--out", tmp_path / "made")
+    started(run_prune, "--model", "owner/tiny", *small, "--out", tmp_path / "made")
     recipe = tmp_path / "made/pruning_recipe.json"
     assert json.loads(recipe.read_text(encoding="utf-8"))["revision"] == FIRST
 
     point_main_at(SECOND)
-    again = ["run_prune.py", "--recipe", recipe, "--out"]
-    assert "all files match the recipe's" in printed(*again, tmp_path / "again")
-    other = printed(*again, tmp_path / "other", "--revision", "main")
-    assert "files differ from the recipe's" in other
+    out, _ = started(run_prune, "--recipe", recipe, "--out", tmp_path / "again")
+    assert "all files match the recipe's" in out
+    other = ["--recipe", recipe, "--revision", "main", "--out", tmp_path / "other"]
+    assert "files differ from the recipe's" in started(run_prune, *other)[1]
 
 
 @pytest.mark.slow
@@ -85,7 +77,7 @@ def test_resume_is_on_the_commit_that_it_began_with(point_main_at, tmp_path):
     out = tmp_path / "run"
     point_main_at(FIRST)
     settings = [f"--set={setting}" for setting in [*SMALL, "search.candidates=4"]]
-    printed("run_search.py", "--out", out, *settings)
+    started(run_search, "--out", out, *settings)
     # The command that applies the metric names it.
     assert f"--model owner/tiny@{FIRST}" in (out / "report.html").read_text(encoding="utf-8")
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
@@ -93,5 +85,5 @@ def test_resume_is_on_the_commit_that_it_began_with(point_main_at, tmp_path):
     assert config["selection"]["model"] == [f"owner/tiny@{FIRST}"]
 
     point_main_at(SECOND)
-    more = ["--resume", out, "--set", "search.candidates=6"]
-    assert "candidates: 6/6" in printed("run_search.py", *more)
+    started(run_search, "--resume", out, "--set", "search.candidates=6")
+    assert len((out / "journal.jsonl").read_text(encoding="utf-8").splitlines()) == 6

@@ -58,19 +58,11 @@ def calls(tmp_path):
     return path.read_text() if path.exists() else ""
 
 
-@pytest.mark.parametrize(
-    ("code", "state", "restarts", "requeued"),
-    [
-        ("3", "RUNNING", "0", True),
-        ("2", "RUNNING", "0", False),
-        ("3", "COMPLETING", "0", False),
-        ("3", "RUNNING", "100", False),
-    ],
-)
-def test_job_is_requeued_if_the_search_can_go_on(start, tmp_path, code, state, restarts, requeued):
-    process = start(code, state, SLURM_RESTART_COUNT=restarts)
+@pytest.mark.parametrize(("code", "restarts"), [("2", "0"), ("3", "100")])
+def test_job_is_not_requeued_after_a_mistake_or_too_often(start, tmp_path, code, restarts):
+    process = start(code, SLURM_RESTART_COUNT=restarts)
     assert process.wait(timeout=30) == int(code)
-    assert ("scontrol requeue 7" in calls(tmp_path)) is requeued
+    assert "scontrol requeue" not in calls(tmp_path)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
@@ -99,4 +91,4 @@ def test_first_start_launches_and_the_next_resumes(start, tmp_path):
     (tmp_path / "run/config.yaml").touch()
     start("0").wait(timeout=30)
     assert f"python run_search.py --resume {search}\n" in calls(tmp_path)
-    assert calls(tmp_path).count("scontrol requeue 7") == 1
+    assert calls(tmp_path).count("scontrol requeue 7") == 1  # the first could go on

@@ -14,10 +14,7 @@ def blocks_of(page):
 
 
 def run_examples(blocks):
-    """Run blocks but for those that go into a file; return how many values were compared.
-
-    Where the line of an expression ends in a comment, it is what its value prints as.
-    """
+    """Compare values with the comments behind their expressions; return how many they are."""
     namespace = {}
     compared = 0
     for block in blocks:
@@ -45,6 +42,8 @@ def put_in(root, block):
         at = next(i for i, line in enumerate(lines) if line.startswith(("from ", "import ")))
     else:
         at = next(i for i, line in enumerate(lines) if re.match(rf"{name}\b", line))
+    if where == "last in" and lines[at].endswith("]"):
+        lines[at : at + 1] = [f"{lines[at][:-1]},", "]"]
     if where == "last in":
         at = next(i for i in range(at, len(lines)) if lines[i] in ("}", ")", "]"))
     elif where == "above":

@@ -76,14 +76,8 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             f"statistics must be this model's: G of {FIRST} must be (16, 16), got (2, 2)",
         ),
         ({"windows": toy_windows()[0]}, "windows must be (N, T) with N of 1 and"),
-        ({"windows": torch.ones(3, 4)}, "windows must be token ids, of an integer dtype; got"),
         ({"windows": torch.full((1, 4), 61)}, "windows must hold ids from 0 to 60, got 61 to 61"),
-        ({"group": "column"}, "group must be one of row, layer, model"),
-        (
-            {"updat": "none"},
-            "prune has an unknown option 'updat': did you mean update? options are ",
-        ),
-        ({"allocation": "owl"}, "allocation must be uniform with group model, which decides"),
+        ({"updat": "none"}, "prune has an unknown option 'updat': did you mean update? "),
         ({"pattern": "5:12"}, "pattern must divide the inputs of every layer, got 12 of 16 in "),
     ],
 )
@@ -95,13 +89,8 @@ def test_prune_refuses_a_wrong_argument_in_one_line_and_touches_nothing(settings
     assert_same_tensors(weights_of(model), before)
 
 
-def test_mode_leaf_and_sequential_statistics_that_do_not_fit_are_refused():
-    model, training = toy_model("llama"), toy_model("llama").train()
-    statistics = collect_statistics(model, "X", toy_windows())
-    sequential = {"statistics": statistics, "propagation": "sequential"}
-    for call, message in (
-        (lambda: prune(training, "magnitude"), "model must be in evaluation mode"),
-        (lambda: collect_statistics(model, "XQ", toy_windows()), "leaves must be among W, G, X, "),
-        (lambda: prune(model, "wanda", **sequential), "windows must be given for metric 'mul(W, "),
-    ):
-        assert refusal(call).startswith(message)
+def test_model_in_training_and_an_unknown_leaf_are_refused():
+    training = refusal(lambda: prune(toy_model("llama").train(), "magnitude"))
+    assert training.startswith("model must be in evaluation mode")
+    unknown = refusal(lambda: collect_statistics(toy_model("llama"), "XQ", toy_windows()))
+    assert unknown.startswith("leaves must be among W, G, X, ")

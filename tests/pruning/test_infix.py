@@ -21,7 +21,6 @@ EXAMPLES = {
     "abs(sub(abs(M), log(-1e-9)))": "abs(|M| − log(−1e-09))",
     "sqr(rowmax(zsn(add(W, 1e9))))": "rowmax(zsn(W + 1e+09))²",
     "quot(quot(W, X), quot(G, M))": "W · M / (X · G)",
-    "quot(W, quot(G, sub(X, G)))": "W · (X − G) / G",
     "quot(W, sqr(neg(add(X, G))))": "W / (−(X + G))²",
     "mul(quot(W, X), div(neg(X), sub(G, sub(M, W))))": "W · (−X) / (X · norm(G − (M − W)))",
     "root4(quot(M, cube(-2)))": "∜|M / (−2)³|",

@@ -59,20 +59,9 @@ def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_p
     assert read_metric(str(path)) == read_metric(PUBLISHED)
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("wnada", "metric 'wnada' is no known name or file: did you mean wanda? or give one of ma"),
-        ("runs/7/best_metric.json", "is no known name or file: give one of magnitude"),
-        ("X", "gives all rows the same scores"),
-        ("", "this is malformed"),
-    ],
-)
-def test_resolve_metric_names_what_is_wrong_with_an_argument(
-    argument, message, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    assert message in refusal(resolve_metric, argument)
+def test_resolve_metric_offers_a_near_name():
+    message = refusal(resolve_metric, "wnada")
+    assert message.startswith("metric 'wnada' is no known name or file: did you mean wanda? or ")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +71,6 @@ def test_resolve_metric_names_what_is_wrong_with_an_argument(
         ({"schema": 2}, "schema must be 1, it is from another version"),
         ({"metric": 5, "tree": None}, "it has neither a string 'metric' nor a tree's 'data'"),
         ({"metric": "mul(W, X)"}, "'metric' and 'tree' differ"),
-        ({"metric": "sqrt(X)", "tree": {"data": "sqrt", "left": {"data": "X"}}}, "same scores"),
     ],
 )
 def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message):

@@ -82,14 +82,13 @@ def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
     assert errors == {}
 
 
-@pytest.mark.parametrize("metric", ["mul(W, sqrt(X))", "mul(W, G)"])
-def test_pruned_model_comes_nearer_to_the_dense_one(metric):
-    windows = toy_windows(count=48)
+def test_pruned_model_comes_nearer_to_the_dense_one():
+    windows = toy_windows(count=24)
 
     def outputs(update):
         model = toy_model("llama")
         if update:
-            recipe = make_recipe(Metric.parse(metric), Target(0.6, Row()), update=update)
+            recipe = make_recipe(Metric.parse("mul(W, G)"), Target(0.6, Row()), update=update)
             prune(ResidentStore(model), recipe, Texts(windows))
         with torch.no_grad():
             return model(windows, output_hidden_states=True).hidden_states[-1]

@@ -90,7 +90,7 @@ def unguarded(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:std")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     trees(st.sampled_from([*LEAVES, "0.5", "2"]).map(Metric), max_leaves=5),
     st.integers(0, 2**32).map(layer_of),
@@ -104,7 +104,7 @@ def test_score_scales_by_its_exponents_with_weights_and_activations(metric, laye
 
 
 # H inverts the Gram matrix, which copies of one input make singular; the std of zsn is unbiased.
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     trees(st.sampled_from([*LEAVES.keys() - {"H"}, "0.5", "2"]).map(Metric), 5, without=["zsn"]),
     st.integers(0, 2**32).map(layer_of),

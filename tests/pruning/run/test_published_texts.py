@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from dataclasses import replace
+from functools import cache
 
 import datasets
 import pyarrow
@@ -72,6 +73,7 @@ def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length)
     texts = texts_of(recipe)
     windows = {role: text.cut(tokenizer) for role, text in texts.items()}
 
+    @cache
     def ids_of(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
 
@@ -93,8 +95,9 @@ def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length)
 def test_result_keeps_the_texts_and_repeats_them(hub, tiny_llama_dir, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
     words = ["--model", tiny_llama_dir, "--metric", "wanda", "--recipe", "wanda-2048"]
+    few = ["--samples", 3, "--eval-corpus", "wikitext2", "--eval-split", "test[:20%]"]
     # The toy model has a short context.
-    started(run_prune, *words, "--samples", 3, "--seqlen", 64, "--out", out)
+    started(run_prune, *words, *few, "--seqlen", 64, "--out", out)
     recipe = json.loads((out / "pruning_recipe.json").read_text())
     assert recipe["by_document"] and recipe["eval_windows"] == "all"
     assert recipe["calibration"]["windows"] == 3

@@ -104,14 +104,12 @@ def test_save_result_records_each_blocks_shard_with_its_tensors(tmp_path, saved,
 def test_save_result_card_shows_the_base_and_no_license_nor_path(tmp_path, saved, tiny_llama_dir):
     saved(tmp_path, Target(0.5, NOfM(2, 4)), name=str(tiny_llama_dir), pruned_perplexity=None)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert str(tiny_llama_dir) not in card
-    place = "(own.txt + c4, split all, 2 windows of 8 = 16 tokens, float32)"
-    for line in (
-        "# tiny-llama, pruned: 2:4, 50.0% zeros",
-        f"dense perplexity  10.0000 {place}\npruned perplexity not finite {place}\n",
-        "python run_prune.py --recipe pruning_recipe.json --out DIR",
+    assert str(tiny_llama_dir) not in card and "/home/me" not in card
+    for part in (
+        "# tiny-llama, pruned: 2:4",
+        "pruned perplexity not finite (own.txt + c4, split all",
     ):
-        assert line in card
+        assert part in card
 
 
 def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):
@@ -152,7 +150,6 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
         (Target(0.5, Model()), [[1, 1, 1, 1], [1, 1, 1, 1]], True),
         (Target(0.5, NOfM(1, 2)), [[0, 1, 1, 0], [0, 0, 1, 0]], True),
         (Target(0.5, NOfM(1, 2)), [[0, 0, 1, 1], [0, 1, 1, 0]], False),
-        (Target(1 / 3, NOfM(2, 3)), [[0, 0, 0, 0], [0, 0, 0, 0]], False),
     ],
 )
 def test_inspector_judges_each_comparison_group(tmp_path, target, rows, holds):
@@ -195,9 +192,7 @@ def test_verify_result_refuses_what_is_cut_short_or_missing(tmp_path, saved):
     ("name", "changes", "message"),
     [
         ("pruning_recipe.json", {"sparsity": 0.6}, f"layer {FIRST} has 128 zeros of 256"),
-        ("pruning_report.json", {"layers": []}, "has no pruned layer"),
         ("pruning_report.json", {"layers": [{"name": "a"}]}, "was altered (TypeError"),
-        ("pruning_recipe.json", {"group": "column"}, "saved: group must be one of row, layer, "),
         ("pruning_recipe.json", {"sha256": {"../x": "0"}}, "sha256 of ../x '0', and it is None"),
     ],
 )
