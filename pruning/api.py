@@ -17,7 +17,7 @@ from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Method, make
 from prunevolve.pruning.run.verify import LayerCount
-from prunevolve.pruning.statistics import LEAVES, Statistics
+from prunevolve.pruning.statistics import TERMINALS, Statistics
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 
@@ -58,7 +58,7 @@ class PruneReport:
 
 def collect_statistics(
     model: PreTrainedModel,
-    leaves: Iterable[str],
+    terminals: Iterable[str],
     windows: Tensor,
     on_progress: Progress = unwatched,
 ) -> Statistics:
@@ -66,21 +66,21 @@ def collect_statistics(
 
     Args:
         model: Of a supported family, in evaluation mode, on any device.
-        leaves: Names of leaves, such as `metric.leaves`; W needs nothing.
+        terminals: Names of terminals, such as `metric.terminals`; W needs nothing.
         windows: Token ids, (N, T) with T of 2 or more: a forward pass each, and a backward pass
-            if a leaf needs gradients.
+            if a terminal needs gradients.
         on_progress: Called with the stage, the blocks done and the blocks in all.
 
     Returns:
-        Statistics by leaf and layer, fp32, on the model's device; `of(layer)` is what
+        Statistics by terminal and layer, fp32, on the model's device; `of(layer)` is what
         `Metric.score` takes.
 
     Raises:
-        ValueError: If a leaf is unknown, or model or windows break their rule.
+        ValueError: If a terminal is unknown, or model or windows break their rule.
     """
-    wanted = frozenset(leaves)
-    if unknown := sorted(wanted - set(LEAVES)):
-        raise ValueError(f"leaves must be among {', '.join(LEAVES)}; got {unknown[0]!r:.40}")
+    wanted = frozenset(terminals)
+    if unknown := sorted(wanted - set(TERMINALS)):
+        raise ValueError(f"terminals must be among {', '.join(TERMINALS)}; got {unknown[0]!r:.40}")
     _check(model, windows)
     return pruner.collect(ResidentStore(model), windows, wanted, on_progress)
 
@@ -122,8 +122,8 @@ def prune(
         criterion = Criterion(criterion, DEFAULT_GROUP)
     recipe = recipe_of(make(Method, options, "prune"), criterion, own_masks=metric == SPARSEGPT)
     _check(model, windows)
-    missing = recipe.pruned_leaves | {
-        leaf for leaf in recipe.dense_leaves if not _has(statistics, leaf, model)
+    missing = recipe.pruned_terminals | {
+        terminal for terminal in recipe.dense_terminals if not _has(statistics, terminal, model)
     }
     if windows is None and (missing or recipe.training):
         raise ValueError(
@@ -147,16 +147,20 @@ def prune(
     return PruneReport(criterion.text, target.group_name, target.pattern_text, layers)
 
 
-def _has(statistics: Statistics | None, leaf: str, model: PreTrainedModel) -> bool:
-    """Whether statistics have a leaf of every layer; raises ValueError for another model's."""
-    by_layer, by_leaf = statistics.leaf(leaf) if statistics else {}, LEAVES[leaf].shape
+def _has(statistics: Statistics | None, terminal: str, model: PreTrainedModel) -> bool:
+    """Whether statistics have a terminal of every layer; raises ValueError for another model's."""
+    by_layer, by_terminal = (
+        statistics.terminal(terminal) if statistics else {},
+        TERMINALS[terminal].shape,
+    )
     layers = linear_layers(model)
     for name, layer in layers.items():
         shape = (layer.out_features, layer.in_features)
-        expected = tuple(size if ours else 1 for size, ours in zip(shape, by_leaf, strict=True))
+        expected = tuple(size if ours else 1 for size, ours in zip(shape, by_terminal, strict=True))
         if name in by_layer and (got := tuple(by_layer[name].shape)) != expected:
             raise ValueError(
-                f"statistics must be this model's: {leaf} of {name} must be {expected}, got {got}"
+                f"statistics must be this model's: {terminal} of {name} must be {expected}, "
+                f"got {got}"
             )
     return layers.keys() <= by_layer.keys()
 

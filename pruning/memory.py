@@ -20,7 +20,7 @@ from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_of_block, o
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Pass, passes_of
 from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.statistics import GRAM, LEAVES, STATISTICS, sums_size
+from prunevolve.pruning.statistics import GRAM, STATISTICS, TERMINALS, sums_size
 
 LIBRARIES = int(0.6 * 2**30)
 """What Python, torch and transformers hold before a model is opened."""
@@ -79,7 +79,7 @@ class Work:
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
         """The passes, where no statistics are kept from before."""
-        return passes_of(self.recipe, self.recipe.dense_leaves)
+        return passes_of(self.recipe, self.recipe.dense_terminals)
 
 
 def held(one: Pass, work: Work) -> Rows:
@@ -92,17 +92,17 @@ def held(one: Pass, work: Work) -> Rows:
     new = DTYPES[work.saved_dtype].itemsize * prunable  # until the block's shard is written
     new *= bool(one.prunes) or one.name == "measure"
     backward = one.name == "backward"
-    lengths = [work.evaluation[1], work.calibration[1] * bool(one.leaves)]
+    lengths = [work.evaluation[1], work.calibration[1] * bool(one.terminals)]
     window = work.item * max(_activations(work.model, length, backward) for length in lengths)
     window += 2 * work.item * largest * backward  # a weight's gradient, and it times a constant
     pruning = new + scored
-    if GRAM in one.leaves:  # two copies of a weight; a Gram matrix, factor and inverses
+    if GRAM in one.terminals:  # two copies of a weight; a Gram matrix, factor and inverses
         inputs = max(layer.in_features for layers in work.layers for layer in layers)
         pruning = max(pruning, new + 4 * (2 * largest + 4 * inputs**2))
     if work.recipe.training:
         trained = work.item * _activations(work.model, work.calibration[1], True)
         pruning = max(pruning, new + 4 * _TRAINED_VALUES * prunable + trained)
-    sums = max(sums_size(layers, one.leaves) for layers in work.layers) if one.leaves else 0
+    sums = max(sums_size(layers, one.terminals) for layers in work.layers) if one.terminals else 0
     works = max(window + new, pruning * bool(one.prunes))
     block = {"a block": max(work.blocks), "sums": sums, "work": works}
     logits = 3 * 4 * HEAD_TOKENS * work.model.config.get_text_config().vocab_size
@@ -132,10 +132,10 @@ def put_aside(work: Work) -> Rows:
     values = (kept + 1 + 2 * bool(work.recipe.training)) * windows * tokens
     values += 2 * math.prod(work.evaluation)
     states = work.item * int(work.model.config.get_text_config().hidden_size) * values
-    waits = frozenset[str]().union(*(one.leaves for one in work.passes if not one.prunes))
+    waits = frozenset[str]().union(*(one.terminals for one in work.passes if not one.prunes))
     statistics = sum(
         4 * (layer.out_features if by_row else 1) * (layer.in_features if by_column else 1)
-        for by_row, by_column in (LEAVES[leaf].shape for leaf in waits)
+        for by_row, by_column in (TERMINALS[terminal].shape for terminal in waits)
         for layers in work.layers
         for layer in layers
     )

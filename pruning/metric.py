@@ -1,6 +1,6 @@
 """The metric language: formulas as values that print, read back, and score weights.
 
-A metric is nested calls of operators on leaves and numbers: `mul(abs(mul(W, W)), mms(G))`.
+A metric is nested calls of operators on terminals and numbers: `mul(abs(mul(W, W)), mms(G))`.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
-from prunevolve.pruning.statistics import LEAVES
+from prunevolve.pruning.statistics import TERMINALS
 
 MAGNITUDES = (1e-37, 1e38)
 """Smallest and largest magnitude of a number other than 0: where fp32 has full precision."""
@@ -29,7 +29,9 @@ def is_number(value: float) -> bool:
 class Metric:
     """A formula that scores every weight of a matrix; weights with low scores are pruned."""
 
-    name: str  # the operator, leaf or number at the root; a number as `Metric.constant` writes it
+    name: (
+        str  # the operator, terminal or number at the root; a number as `Metric.constant` writes it
+    )
     operands: tuple["Metric", ...] = ()  # of the operator
 
     @staticmethod
@@ -38,7 +40,7 @@ class Metric:
         """Read a metric from its text, such as `mul(W, sqrt(X))`.
 
         Raises:
-            ValueError: If the text is anything but nested calls of known operators on leaves and
+            ValueError: If the text is anything but nested calls of known operators on terminals and
                 numbers, at most `parse.MAX_DEPTH` deep. One line that points at the place.
         """
         from prunevolve.pruning import parse  # which makes metrics
@@ -80,7 +82,7 @@ class Metric:
     @property
     def is_constant(self) -> bool:
         """Whether the metric is a number."""
-        return not self.operands and self.name not in LEAVES
+        return not self.operands and self.name not in TERMINALS
 
     @property
     def value(self) -> float:
@@ -88,18 +90,18 @@ class Metric:
         return float(self.name)
 
     @cached_property
-    def leaves(self) -> frozenset[str]:
+    def terminals(self) -> frozenset[str]:
         """The statistics that the metric names."""
-        return frozenset(node.name for node in self.nodes() if node.name in LEAVES)
+        return frozenset(node.name for node in self.nodes() if node.name in TERMINALS)
 
     @cached_property
     def size(self) -> int:
-        """Number of nodes, leaves included."""
+        """Number of nodes, terminals included."""
         return 1 + sum(operand.size for operand in self.operands)
 
     @cached_property
     def depth(self) -> int:
-        """Length of the longest path from the root to a leaf; a single leaf has depth 0."""
+        """Length of the longest path from the root to a terminal; a single terminal has depth 0."""
         return 1 + max(operand.depth for operand in self.operands) if self.operands else 0
 
     @cached_property
@@ -107,7 +109,7 @@ class Metric:
         """The sides along which the score can vary; `div(X, W)` varies like X."""
         if self.operands:
             return OPERATORS[self.name].typing.shape(*(x.shape for x in self.operands))
-        return NUMBER if self.is_constant else LEAVES[self.name].shape
+        return NUMBER if self.is_constant else TERMINALS[self.name].shape
 
     @property
     def units(self) -> Units:
@@ -130,7 +132,7 @@ class Metric:
     @cached_property
     def _units(self) -> Units | None:
         if not self.operands:
-            return NO_UNITS if self.is_constant else LEAVES[self.name].units
+            return NO_UNITS if self.is_constant else TERMINALS[self.name].units
         units = [operand._units for operand in self.operands]
         over = any_side(*(operand._sides for operand in self.operands))
         return None if None in units else OPERATORS[self.name].units(*units, over=over)
@@ -149,7 +151,7 @@ class Metric:
             rule = OPERATORS[self.name].never_negative
             signs = tuple(operand.never_negative for operand in self.operands)
             return rule if isinstance(rule, bool) else rule(signs)
-        return self.value >= 0 if self.is_constant else not LEAVES[self.name].signed
+        return self.value >= 0 if self.is_constant else not TERMINALS[self.name].signed
 
     @cached_property
     def problem(self) -> str:
@@ -176,11 +178,11 @@ class Metric:
             raise ValueError(self.problem)
         return self
 
-    def score(self, **leaves: Tensor | None) -> Tensor:
+    def score(self, **terminals: Tensor | None) -> Tensor:
         """Score every weight of one matrix; low scores are pruned.
 
         Args:
-            leaves: Values of at least the leaves that the metric names, of their shapes, W as
+            terminals: Values of at least the terminals that the metric names, of their shapes, W as
                 absolute weights. They are cast to fp32.
 
         Returns:
@@ -188,19 +190,21 @@ class Metric:
             size 1 along a side. They may be non-finite: the masks refuse such scores.
 
         Raises:
-            ValueError: If a leaf is missing.
+            ValueError: If a terminal is missing.
         """
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
-        for leaf in sorted(self.leaves):
-            if (tensor := leaves.get(leaf)) is None:
-                raise ValueError(f"metric '{self.text}' uses {leaf}, and {leaf} is None: pass it")
-            known[Metric(leaf)] = tensor.to(torch.float32)
+        for terminal in sorted(self.terminals):
+            if (tensor := terminals.get(terminal)) is None:
+                raise ValueError(
+                    f"metric '{self.text}' uses {terminal}, and {terminal} is None: pass it"
+                )
+            known[Metric(terminal)] = tensor.to(torch.float32)
             device = tensor.device
         return self.evaluate(known, device)
 
     def evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:
-        """Return the scores, given its leaves' values; what is computed is added to `known`."""
+        """Return the scores, given its terminals' values; what is computed is added to `known`."""
         if self in known:
             return known[self]
         if self.is_constant:  # of two dimensions, as every operator expects

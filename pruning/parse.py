@@ -15,7 +15,7 @@ from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric, interned
 from prunevolve.pruning.operators import OPERATORS
-from prunevolve.pruning.statistics import LEAVES
+from prunevolve.pruning.statistics import TERMINALS
 
 MAX_DEPTH = 32
 """Deepest metric that is read, root at depth 0; a search's own limit is far lower."""
@@ -159,12 +159,14 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     operands = node.args if isinstance(node, ast.Call) else []
     head = node.func if isinstance(node, ast.Call) and operands else node
     if not isinstance(head, ast.Name):
-        refuse(f"this is neither a call nor a leaf; {_FORMULA}")
+        refuse(f"this is neither a call nor a terminal; {_FORMULA}")
     name = head.id
-    if name not in OPERATORS and name not in LEAVES:
-        near = difflib.get_close_matches(name[:40], [*LEAVES, *OPERATORS], n=1)
+    if name not in OPERATORS and name not in TERMINALS:
+        near = difflib.get_close_matches(name[:40], [*TERMINALS, *OPERATORS], n=1)
         guess = f"did you mean {near[0]}? " if near else ""
-        names = f"leaves are {', '.join(LEAVES)} and numbers, operators {', '.join(OPERATORS)}"
+        names = (
+            f"terminals are {', '.join(TERMINALS)} and numbers, operators {', '.join(OPERATORS)}"
+        )
         refuse(f"{name[:40]!r} is unknown: {guess}{names}")
     arity = OPERATORS[name].arity if name in OPERATORS else 0
     if len(operands) != arity:

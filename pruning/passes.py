@@ -32,28 +32,28 @@ class Collect:
     """The calibration windows enter the block, and statistics of its inputs are added up.
 
     Attributes:
-        leaves: The statistics.
+        terminals: The statistics.
         behind: Whether the blocks before it are pruned; the windows then wait until it is, too.
     """
 
-    leaves: frozenset[str]
+    terminals: frozenset[str]
     behind: bool = False
     stream = "calibration"
 
     def __str__(self) -> str:
         where = " behind pruned blocks" if self.behind else ""
-        return f"{_joined(self.leaves) or 'inputs'} of the calibration windows{where}"
+        return f"{_joined(self.terminals) or 'inputs'} of the calibration windows{where}"
 
 
 @dataclass(frozen=True)
 class Differentiate:
     """The calibration windows' gradients go back through the block, and are added up."""
 
-    leaves: frozenset[str]
+    terminals: frozenset[str]
     stream = "calibration"
 
     def __str__(self) -> str:
-        return f"{_joined(self.leaves)} of the calibration windows"
+        return f"{_joined(self.terminals)} of the calibration windows"
 
 
 Step = Advance | Collect | Differentiate
@@ -84,9 +84,9 @@ class Pass:
         return tuple(dict.fromkeys(x.stream for x in steps if not isinstance(x, Differentiate)))
 
     @property
-    def leaves(self) -> frozenset[str]:
+    def terminals(self) -> frozenset[str]:
         """The statistics that are added up."""
-        return frozenset().union(*(x.leaves for x in self.dense if not isinstance(x, Advance)))
+        return frozenset().union(*(x.terminals for x in self.dense if not isinstance(x, Advance)))
 
     def __str__(self) -> str:
         if self.name == "threshold":
@@ -120,7 +120,7 @@ def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
     if recipe.training:
         dense.append(Advance("targets"))
     if recipe.follows:
-        dense.append(Collect(recipe.pruned_leaves, behind=True))
+        dense.append(Collect(recipe.pruned_terminals, behind=True))
     elif inputs and not collects_first:
         dense.append(Collect(inputs))
     pruned = [Advance("pruned"), *([Advance("calibration")] if recipe.follows else [])]
@@ -140,5 +140,5 @@ def _pruning(recipe: Recipe) -> tuple[str, ...]:
     return tuple(word for word, is_done in words.items() if is_done)
 
 
-def _joined(leaves: frozenset[str]) -> str:
-    return ", ".join(sorted(leaves))
+def _joined(terminals: frozenset[str]) -> str:
+    return ", ".join(sorted(terminals))

@@ -65,7 +65,7 @@ def prune(
         texts,
         {} if states is None else states,
         {} if statistics is None else statistics,
-        recipe.dense_leaves,
+        recipe.dense_terminals,
         on_progress,
         recipe=recipe,
         forgets=statistics is None,
@@ -99,25 +99,25 @@ def check_layers(model: PreTrainedModel, target: Target) -> None:
 def collect(
     store: Store,
     windows: Tensor,
-    leaves: frozenset[str],
+    terminals: frozenset[str],
     on_progress: Progress = unwatched,
     keep: Callable[[Statistics], dict[str, Tensor]] = Statistics.to_tensors,
 ) -> Statistics:
     """Collect statistics of the dense model; its weights are not changed.
 
     Args:
-        windows: Token ids, (N, T); one forward pass each, and a backward pass if a leaf needs it.
-        leaves: The statistics to collect; leaves that need no calibration are ignored.
+        windows: Token ids, (N, T); one forward pass each, and a backward pass if needed.
+        terminals: The statistics to collect; terminals that need no calibration are ignored.
         keep: Maps each block's statistics, once complete, to what is kept of them.
     """
-    leaves &= STATISTICS
-    gradients = need_backward(leaves)
-    passes = [Pass("forward", (Collect(leaves - gradients),), keeps_inputs=bool(gradients))]
+    terminals &= STATISTICS
+    gradients = need_backward(terminals)
+    passes = [Pass("forward", (Collect(terminals - gradients),), keeps_inputs=bool(gradients))]
     passes += [Pass("backward", (Differentiate(gradients),))] if gradients else []
     collected: dict[str, Tensor] = {}
-    if leaves:
-        _Walk(store, Texts(windows), {}, collected, leaves, on_progress, keep).run(tuple(passes))
-    order = [f"{leaf}/{name}" for leaf in sorted(leaves) for name in all_layers(store)]
+    if terminals:
+        _Walk(store, Texts(windows), {}, collected, terminals, on_progress, keep).run(tuple(passes))
+    order = [f"{terminal}/{name}" for terminal in sorted(terminals) for name in all_layers(store)]
     return Statistics.from_tensors({key: collected[key] for key in order if key in collected})
 
 
@@ -128,7 +128,7 @@ class _Walk:
     Attributes:
         states: Where hidden states and gradients are put aside.
         statistics: Where statistics of the dense model go, by `G/layer`.
-        leaves: Those that are wanted.
+        terminals: Those that are wanted.
         keep: Maps a block's statistics to what is kept of them.
         recipe: How blocks are pruned; None if they are not.
         forgets: Whether a layer's statistics are dropped once it is pruned.
@@ -140,7 +140,7 @@ class _Walk:
     texts: Texts
     states: Offload
     statistics: Offload
-    leaves: frozenset[str]
+    terminals: frozenset[str]
     on_progress: Progress
     keep: Callable[[Statistics], dict[str, Tensor]] = Statistics.to_tensors
     recipe: Recipe | None = None
@@ -216,26 +216,26 @@ class _Walk:
         match step:
             case Advance():
                 stream.advance(i, module)
-            case Collect(leaves, behind=True):
+            case Collect(terminals, behind=True):
                 if block not in self.store.written:
-                    found = stream.collect(i, block, module, leaves, moves=False)
+                    found = stream.collect(i, block, module, terminals, moves=False)
                     self.behind.update(found.to_tensors())
-            case Collect(leaves):
-                wanted = leaves & self.missing(block)
+            case Collect(terminals):
+                wanted = terminals & self.missing(block)
                 self._keep(stream.collect(i, block, module, wanted, moves=True))
-            case Differentiate(leaves):
-                wanted = leaves & self.missing(block)
+            case Differentiate(terminals):
+                wanted = terminals & self.missing(block)
                 self._keep(stream.collect_back(i, block, module, wanted))
 
     def missing(self, block: str) -> frozenset[str]:
-        """Return the leaves of the dense model that a block needs and that are not there yet."""
+        """Return the terminals of the dense model that a block needs and that are not there yet."""
         if self.is_done(block):
             return frozenset()
         layers = self.store.layers[block]
         return frozenset(
-            leaf
-            for leaf in self.leaves
-            if any(f"{leaf}/{layer}" not in self.statistics for layer in layers)
+            terminal
+            for terminal in self.terminals
+            if any(f"{terminal}/{layer}" not in self.statistics for layer in layers)
         )
 
     def _keep(self, statistics: Statistics) -> None:
@@ -279,10 +279,10 @@ class _Walk:
             assert name == layer, (name, layer)
             if block not in self.store.written:
                 weights[layer] = self._changed(recipe, layer, removal)
-            for leaf in self.leaves | recipe.pruned_leaves:
-                self.behind.pop(f"{leaf}/{layer}", None)
+            for terminal in self.terminals | recipe.pruned_terminals:
+                self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
-                    self.statistics.pop(f"{leaf}/{layer}", None)
+                    self.statistics.pop(f"{terminal}/{layer}", None)
         if not weights:
             return
         if recipe.training and "targets" in self._streams:
@@ -311,16 +311,16 @@ class _Walk:
         return scores
 
     def _score_by(self, metric: Metric, layer: str) -> Tensor:
-        statistics = self._found(layer, metric.leaves, self.statistics)
+        statistics = self._found(layer, metric.terminals, self.statistics)
         if self.recipe and self.recipe.sequential:
-            statistics |= self._found(layer, metric.leaves, self.behind)
+            statistics |= self._found(layer, metric.terminals, self.behind)
         return score_layer(metric, layer, self.store.weight(layer), statistics)
 
-    def _found(self, layer: str, leaves: frozenset[str], place: Offload) -> dict[str, Tensor]:
-        """Return a layer's statistics by leaf; one that is missing is reported by the metric."""
-        keys = {leaf: f"{leaf}/{layer}" for leaf in leaves}
+    def _found(self, layer: str, terminals: frozenset[str], place: Offload) -> dict[str, Tensor]:
+        """Return a layer's statistics by terminal; the metric reports one that is missing."""
+        keys = {terminal: f"{terminal}/{layer}" for terminal in terminals}
         device = self.store.device
-        return {leaf: place[key].to(device) for leaf, key in keys.items() if key in place}
+        return {terminal: place[key].to(device) for terminal, key in keys.items() if key in place}
 
 
 def _zeroed(weight: Tensor, mask: Tensor) -> Tensor:

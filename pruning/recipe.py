@@ -79,26 +79,26 @@ class Recipe:
         return self.propagation == "sequential"
 
     @property
-    def dense_leaves(self) -> frozenset[str]:
+    def dense_terminals(self) -> frozenset[str]:
         """The statistics of the dense model that are needed."""
-        leaves = frozenset() if self.own_masks else self.metric.leaves & STATISTICS
+        terminals = frozenset() if self.own_masks else self.metric.terminals & STATISTICS
         if self.sequential:
-            leaves -= need_forward(leaves)
+            terminals -= need_forward(terminals)
         if self.allocation and self.allocation.metric:
-            leaves |= self.allocation.metric.leaves & STATISTICS
-        return leaves
+            terminals |= self.allocation.metric.terminals & STATISTICS
+        return terminals
 
     @property
-    def pruned_leaves(self) -> frozenset[str]:
+    def pruned_terminals(self) -> frozenset[str]:
         """The statistics that are needed of inputs that passed the pruned blocks before."""
-        scored = need_forward(self.metric.leaves & STATISTICS)
-        leaves = scored if self.sequential and not self.own_masks else frozenset()
-        return leaves | {GRAM} if self.refine or self.update else leaves
+        scored = need_forward(self.metric.terminals & STATISTICS)
+        terminals = scored if self.sequential and not self.own_masks else frozenset()
+        return terminals | {GRAM} if self.refine or self.update else terminals
 
     @property
     def follows(self) -> bool:
         """Whether the calibration windows pass the pruned blocks."""
-        return bool(self.pruned_leaves or self.training)
+        return bool(self.pruned_terminals or self.training)
 
     @property
     def needs_all_scores(self) -> bool:
@@ -170,12 +170,12 @@ def score_layer(
     Args:
         name: The layer's name, for the message of an error.
         weight: The dense weight, (out_features, in_features), any dtype.
-        statistics: The layer's statistics by leaf, those that the metric names.
+        statistics: The layer's statistics by terminal, those that the metric names.
 
     Raises:
         DegenerateScores: If they are not finite or all the same; the message names the layer.
     """
-    absolute = weight.abs() if "W" in metric.leaves else None
+    absolute = weight.abs() if "W" in metric.terminals else None
     scores = metric.score(W=absolute, **statistics)
     check_extremes(metric, name, *extremes(scores))
     return scores

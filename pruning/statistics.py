@@ -26,7 +26,7 @@ _CHUNK = 1 << 17
 """Gradient elements added at a time: few enough that intermediate results stay in the cache."""
 
 Source = Literal["weight", "inputs", "block", "output gradients", "weight gradients"]
-"""What a leaf is made of: gradients need backward passes, the others forward passes alone."""
+"""What a terminal is made of: gradients need backward passes, the others forward passes alone."""
 
 
 class Seen(NamedTuple):
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Leaf:
+class Terminal:
     """A statistic that a metric can name."""
 
     shape: Shape  # the sides along which it varies
@@ -63,9 +63,9 @@ class Leaf:
         return torch.zeros(columns if self.gram else rows, columns, device=device)
 
 
-_of_block = partial(Leaf, NUMBER, "block", Units())
-_of_inputs = partial(Leaf, PER_INPUT, "inputs")
-_of_weights = partial(Leaf, MATRIX, "weight gradients", Units(w=-1))
+_of_block = partial(Terminal, NUMBER, "block", Units())
+_of_inputs = partial(Terminal, PER_INPUT, "inputs")
+_of_weights = partial(Terminal, MATRIX, "weight gradients", Units(w=-1))
 
 
 def _mean(total: Tensor, seen: Seen) -> Tensor:
@@ -104,8 +104,8 @@ def damped_factor(gram: Tensor) -> Tensor:
     return cast(Tensor, factor)
 
 
-LEAVES: dict[str, Leaf] = {
-    "W": Leaf(MATRIX, "weight", Units(w=1), "absolute weight"),
+TERMINALS: dict[str, Terminal] = {
+    "W": Terminal(MATRIX, "weight", Units(w=1), "absolute weight"),
     "G": _of_weights(
         "root of the sum over windows of (100 x gradient of the loss by the weight) squared",
         lambda total, gradient, _: total.addcmul_(gradient, gradient),
@@ -124,7 +124,7 @@ LEAVES: dict[str, Leaf] = {
         lambda total, seen: total[1:2] / seen.tokens,
         rows=3,
     ),
-    "B": Leaf(
+    "B": Terminal(
         PER_OUTPUT,
         "output gradients",
         Units(w=-1, x=-1),
@@ -156,50 +156,55 @@ LEAVES: dict[str, Leaf] = {
     ),
 }
 
-LEAF_SETS: dict[str, tuple[str, ...]] = {"release": ("W", "G", "X"), "extended": tuple(LEAVES)}
-"""Leaves that a search can draw from, by their name in the config."""
+TERMINAL_SETS: dict[str, tuple[str, ...]] = {
+    "release": ("W", "G", "X"),
+    "extended": tuple(TERMINALS),
+}
+"""Terminals that a search can draw from, by their name in the config."""
 
-STATISTICS = frozenset(name for name, leaf in LEAVES.items() if leaf.source != "weight")
-"""The leaves that need calibration windows."""
+STATISTICS = frozenset(name for name, terminal in TERMINALS.items() if terminal.source != "weight")
+"""The terminals that need calibration windows."""
 
 GRAM = "gram"
 """The mean over windows of x x^T summed over tokens, (in_features, in_features), of a layer's
 inputs x. No metric can name it; it is for those who change masks and weights."""
 
-COLLECTED = LEAVES | {
-    GRAM: replace(LEAVES["H"], meaning="Gram matrix", shape=MATRIX, units=Units(x=2), finish=_mean),
+COLLECTED = TERMINALS | {
+    GRAM: replace(
+        TERMINALS["H"], meaning="Gram matrix", shape=MATRIX, units=Units(x=2), finish=_mean
+    ),
 }
 """All that calibration can compute."""
 
 
-def need_forward(leaves: frozenset[str]) -> frozenset[str]:
-    """Return the leaves that need forward passes alone."""
-    return frozenset(name for name in leaves if COLLECTED[name].source in ("inputs", "block"))
+def need_forward(terminals: frozenset[str]) -> frozenset[str]:
+    """Return the terminals that need forward passes alone."""
+    return frozenset(name for name in terminals if COLLECTED[name].source in ("inputs", "block"))
 
 
-def need_backward(leaves: frozenset[str]) -> frozenset[str]:
-    """Return the leaves that need backward passes."""
-    return frozenset(name for name in leaves if COLLECTED[name].source.endswith("gradients"))
+def need_backward(terminals: frozenset[str]) -> frozenset[str]:
+    """Return the terminals that need backward passes."""
+    return frozenset(name for name in terminals if COLLECTED[name].source.endswith("gradients"))
 
 
-def sums_size(layers: Iterable[nn.Linear], leaves: frozenset[str]) -> int:
+def sums_size(layers: Iterable[nn.Linear], terminals: frozenset[str]) -> int:
     """Return the bytes of the running sums of some layers, and of what factors one of them."""
     layers, meta = list(layers), torch.device("meta")
-    rows = [COLLECTED[name] for name in leaves & COLLECTED.keys() - {"W"}]
-    sums = sum(leaf.start(layer, meta).nbytes for layer in layers for leaf in rows)
+    rows = [COLLECTED[name] for name in terminals & COLLECTED.keys() - {"W"}]
+    sums = sum(terminal.start(layer, meta).nbytes for layer in layers for terminal in rows)
     # Those of H are factored and inverted, one layer at a time.
-    return sums + ("H" in leaves) * 2 * 4 * max(x.in_features for x in layers) ** 2
+    return sums + ("H" in terminals) * 2 * 4 * max(x.in_features for x in layers) ** 2
 
 
 class Statistics(dict[str, Mapping[str, Tensor]]):
-    """Statistics by leaf and layer name, each of its leaf's shape; in fp32 unless rounded."""
+    """Statistics by terminal and layer name, of the terminal's shape; in fp32 unless rounded."""
 
-    def leaf(self, name: str) -> Mapping[str, Tensor]:
-        """Return one leaf's statistics by layer name; empty if it was not collected."""
+    def terminal(self, name: str) -> Mapping[str, Tensor]:
+        """Return one terminal's statistics by layer name; empty if it was not collected."""
         return self.get(name, {})
 
     def of(self, layer: str) -> dict[str, Tensor]:
-        """Return one layer's statistics by leaf, as `Metric.score` takes them."""
+        """Return one layer's statistics by terminal, as `Metric.score` takes them."""
         return {name: self[name][layer] for name in sorted(self) if layer in self[name]}
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -209,23 +214,23 @@ class Statistics(dict[str, Mapping[str, Tensor]]):
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], device: str = "cpu") -> "Statistics":
         """Rebuild statistics from `to_tensors` on a device."""
-        by_leaf: dict[str, dict[str, Tensor]] = {}
+        by_terminal: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, layer = key.split("/", 1)
-            by_leaf.setdefault(name, {})[layer] = tensor.to(device)
-        return Statistics(by_leaf)
+            by_terminal.setdefault(name, {})[layer] = tensor.to(device)
+        return Statistics(by_terminal)
 
 
 @contextmanager
 def watched(
-    layers: Mapping[str, nn.Linear], leaves: Set[str], block: nn.Module
+    layers: Mapping[str, nn.Linear], terminals: Set[str], block: nn.Module
 ) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """While open, add up what a block and its layers see, in sums by layer and leaf.
+    """While open, add up what a block and its layers see, in sums by layer and terminal.
 
     The layers' inputs must take part in a backward pass; gradients of weights are freed at once.
     """
     sums = {
-        name: {x: COLLECTED[x].start(layer, layer.weight.device) for x in sorted(leaves)}
+        name: {x: COLLECTED[x].start(layer, layer.weight.device) for x in sorted(terminals)}
         for name, layer in layers.items()
     }
 
@@ -238,7 +243,7 @@ def watched(
     with ExitStack() as hooks:
         for name, layer in layers.items():
             _watch(layer, sums[name], hooks)
-        if any(COLLECTED[leaf].source == "block" for leaf in leaves):
+        if any(COLLECTED[terminal].source == "block" for terminal in terminals):
             hooks.enter_context(block.register_forward_hook(watch_block))
         yield sums
 
@@ -268,10 +273,10 @@ def _watch(layer: nn.Linear, sums: Mapping[str, Tensor], hooks: ExitStack) -> No
         step = max(1, _CHUNK // gradient.shape[1])
         for start in range(0, len(gradient), step):
             rows = slice(start, start + step)
-            of_rows = {leaf: total[rows] for leaf, total in sums.items()}
+            of_rows = {terminal: total[rows] for terminal, total in sums.items()}
             _add(of_rows, "weight gradients", gradient[rows], weight.detach()[rows])
 
-    sources = {COLLECTED[leaf].source for leaf in sums}
+    sources = {COLLECTED[terminal].source for terminal in sums}
     if "inputs" in sources:
         hooks.enter_context(layer.register_forward_pre_hook(watch_input))
     if "output gradients" in sources:
@@ -285,6 +290,6 @@ def _add(sums: Mapping[str, Tensor], source: Source, values: Tensor, weight: Ten
     values = values.reshape(-1, values.shape[-1]).float()
     if source.endswith("gradients"):
         values = values * GRADIENT_FACTOR
-    for leaf, total in sums.items():
-        if COLLECTED[leaf].source == source:
-            COLLECTED[leaf].add(total, values, weight)
+    for terminal, total in sums.items():
+        if COLLECTED[terminal].source == source:
+            COLLECTED[terminal].add(total, values, weight)

@@ -108,7 +108,7 @@ class Stream:
                 del self.states[self._key(block, i)]
 
     def collect(
-        self, block: int, name: str, module: nn.Module, leaves: frozenset[str], moves: bool
+        self, block: int, name: str, module: nn.Module, terminals: frozenset[str], moves: bool
     ) -> Statistics:
         """Run a block on all windows and return the statistics of its inputs.
 
@@ -116,18 +116,18 @@ class Stream:
             name: The block's.
             moves: Whether its outputs enter the next block.
         """
-        with watched(layers_of_block(name, module), need_forward(leaves), module) as sums:
+        with watched(layers_of_block(name, module), need_forward(terminals), module) as sums:
             self.advance(block, module, moves)
         return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
 
     def collect_back(
-        self, block: int, name: str, module: nn.Module, leaves: frozenset[str]
+        self, block: int, name: str, module: nn.Module, terminals: frozenset[str]
     ) -> Statistics:
         """Carry every window's gradient from a block's output to its input; return its statistics.
 
         The block is run again on its kept inputs, which the gradients then replace.
         """
-        with watched(layers_of_block(name, module), need_backward(leaves), module) as sums:
+        with watched(layers_of_block(name, module), need_backward(terminals), module) as sums:
             for i in range(len(self.windows)):
                 hidden = self.input(block, i).requires_grad_(True)
                 gradient = self.input(block + 1, i)

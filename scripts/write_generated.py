@@ -15,7 +15,7 @@ from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Pass, passes_of
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Request, read_recipe
-from prunevolve.pruning.statistics import LEAVES, Leaf
+from prunevolve.pruning.statistics import TERMINALS, Terminal
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE, METRICS = ROOT / "docs/ARCHITECTURE.md", ROOT / "docs/METRICS.md"
@@ -70,8 +70,9 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 def tables() -> dict[str, str]:
     """Return the tables by the names in their markers."""
     return {
-        "leaves": _table(
-            ("terminal", "shape", "units", "meaning"), (_leaf_row(*row) for row in LEAVES.items())
+        "terminals": _table(
+            ("terminal", "shape", "units", "meaning"),
+            (_terminal_row(*row) for row in TERMINALS.items()),
         ),
         "operators": _table(
             ("operator", "meaning"), ((f"`{name}`", row.meaning) for name, row in OPERATORS.items())
@@ -106,12 +107,14 @@ def passes(words: str) -> tuple[Pass, ...]:
     request = Request(**(read_recipe(recipe, None)[0] if recipe else given))
     criterion, _ = resolve_metric(str(request.metric))
     made = recipe_of(request, criterion, own_masks=False)
-    return passes_of(made, made.dense_leaves)
+    return passes_of(made, made.dense_terminals)
 
 
-def _leaf_row(name: str, leaf: Leaf) -> tuple[str, ...]:
-    sides = f"`({'out' if leaf.shape.by_row else 1}, {'in' if leaf.shape.by_column else 1})`"
-    return f"`{name}`", sides, str(leaf.units), leaf.meaning
+def _terminal_row(name: str, terminal: Terminal) -> tuple[str, ...]:
+    sides = (
+        f"`({'out' if terminal.shape.by_row else 1}, {'in' if terminal.shape.by_column else 1})`"
+    )
+    return f"`{name}`", sides, str(terminal.units), terminal.meaning
 
 
 def _group_row(name: str) -> tuple[str, ...]:

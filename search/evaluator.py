@@ -58,7 +58,7 @@ class Evaluator:
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
-        return self.residents[subject].collect_statistics(self.experiment.leaves)
+        return self.residents[subject].collect_statistics(self.experiment.terminals)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Prune a model by these statistics from now on."""

@@ -27,7 +27,7 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
 from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
 from prunevolve.pruning.pruner import check_layers
-from prunevolve.pruning.statistics import LEAF_SETS
+from prunevolve.pruning.statistics import TERMINAL_SETS
 from prunevolve.search.breeding.variation import Breeder, read_seeds
 from prunevolve.search.resident import Subject
 
@@ -41,7 +41,7 @@ class Experiment:
         tasks: The tasks of a candidate, then those of weight 0, which only choose the winner.
         subjects: The models with their texts, which are there after `read_texts`.
         subject_of: The index of each task's model.
-        leaves: The statistics that candidates, seeds and baselines may use.
+        terminals: The statistics that candidates, seeds and baselines may use.
         breeder: Makes the candidates.
         device: A torch device.
     """
@@ -50,7 +50,7 @@ class Experiment:
     tasks: tuple[Task, ...]
     subjects: tuple[Subject, ...]
     subject_of: tuple[int, ...]
-    leaves: frozenset[str]
+    terminals: frozenset[str]
     breeder: Breeder
     device: str = "cpu"
 
@@ -158,14 +158,14 @@ def resolve(config: Config) -> Experiment:
     if config.tensorboard:
         import_module("tensorboard")  # or it would be missed only after the statistics
     known = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
-    drawn = frozenset(LEAF_SETS[config.search.primitives])
+    drawn = frozenset(TERMINAL_SETS[config.search.primitives])
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
     return Experiment(
         config=config.model_copy(update={"search": search}),
         tasks=tasks,
         subjects=tuple(subjects),
         subject_of=tuple(map(subjects.index, of_tasks)),
-        leaves=drawn.union(*(criterion.metric.leaves for criterion in known)),
+        terminals=drawn.union(*(criterion.metric.terminals for criterion in known)),
         breeder=Breeder(search, group, seeds),
         device="cuda" if config.ray.gpus_per_worker else "cpu",
     )

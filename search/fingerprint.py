@@ -21,7 +21,7 @@ from torch import Tensor
 from prunevolve.pruning.masks import DegenerateScores, NOfM, Row, Target
 from prunevolve.pruning.metric import Criterion, Metric, interned
 from prunevolve.pruning.recipe import check_extremes
-from prunevolve.pruning.statistics import LEAVES, Statistics
+from prunevolve.pruning.statistics import TERMINALS, Statistics
 
 ROWS, INPUTS = 16, 32
 """Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a
@@ -50,11 +50,11 @@ class Probe:
 
     Attributes:
         layers: Their names.
-        leaves: Absolute weights and statistics by leaf, (layers, rows or 1, inputs or 1), fp32.
+        terminals: Absolute weights and statistics, (layers, rows or 1, inputs or 1), fp32.
     """
 
     layers: tuple[str, ...]
-    leaves: Mapping[str, Tensor]
+    terminals: Mapping[str, Tensor]
     _known: dict[Metric, Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -62,15 +62,18 @@ class Probe:
         """Return the probe in `take_probe`'s tensors, layers in the order of their names."""
         layers = tuple(sorted(key[2:] for key in tensors if key.startswith("W/")))
         names = {key.partition("/")[0] for key in tensors}
-        leaves = {leaf: torch.stack([tensors[f"{leaf}/{x}"] for x in layers]) for leaf in names}
-        return Probe(layers, leaves | {"W": leaves["W"].abs()})
+        terminals = {
+            terminal: torch.stack([tensors[f"{terminal}/{x}"] for x in layers])
+            for terminal in names
+        }
+        return Probe(layers, terminals | {"W": terminals["W"].abs()})
 
     def score(self, metric: Metric) -> Tensor:
         """Return the scores, (layers, rows, inputs), fp32; they may be non-finite."""
-        weights = self.leaves["W"]
+        weights = self.terminals["W"]
         if not self._known or len(self._known) > _PARTS:
             self._known.clear()
-            self._known.update({interned(leaf): x for leaf, x in self.leaves.items()})
+            self._known.update({interned(terminal): x for terminal, x in self.terminals.items()})
         return metric.evaluate(self._known, weights.device).expand_as(weights)
 
 
@@ -100,12 +103,12 @@ def take_probe(
     inputs = min(max(INPUTS, run), *(weights[layer].shape[1] for layer in layers))
     parts: dict[str, Tensor] = {}
     for layer in layers:
-        for leaf, values in {"W": weights[layer], **statistics.of(layer)}.items():
-            if LEAVES[leaf].shape.by_row:
+        for terminal, values in {"W": weights[layer], **statistics.of(layer)}.items():
+            if TERMINALS[terminal].shape.by_row:
                 values = values[_evenly(values.shape[0], rows)]
-            if LEAVES[leaf].shape.by_column:
+            if TERMINALS[terminal].shape.by_column:
                 values = values[:, _evenly(values.shape[1], inputs, run)]
-            parts[f"{leaf}/{layer}"] = values.detach().float().cpu().clone()
+            parts[f"{terminal}/{layer}"] = values.detach().float().cpu().clone()
     return parts
 
 
@@ -128,7 +131,7 @@ class Fingerprints:
         self._first_of: dict[Probe, TargetOf] = {}
         for probe, target_of in tasks:
             self._first_of.setdefault(probe, target_of)
-        self._weights = sum(probe.leaves["W"].numel() for probe, _ in tasks)
+        self._weights = sum(probe.terminals["W"].numel() for probe, _ in tasks)
         self._all = lru_cache(8)(lambda criterion: list(self._masks(criterion, tasks)))
         self._packed = lru_cache(_KEPT)(lambda criterion: _packed(self._all(criterion)))
         self.sketch = lru_cache(_KEPT)(self._sketch)

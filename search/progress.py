@@ -122,7 +122,7 @@ class Recorder:
             self.folder.write_best(self.evolution.state.best, self.experiment.origin())
 
     def _status(self, state: str) -> JsonObject:
-        staff, evolved = self.pool.staff, self.evolution.state
+        workers, evolved = self.pool.workers, self.evolution.state
         hours = max(time.monotonic() - self._began, 1e-9) / 3600
         return {
             "state": state,
@@ -131,9 +131,9 @@ class Recorder:
             "of": self.experiment.config.search.candidates,
             "outcomes": {kind: self.outcomes[kind] for kind in OUTCOMES},
             "per_hour": round((evolved.committed - self._first) / hours, 1),
-            "workers": {"ready": staff.ready, "busy": staff.busy, "starting": staff.starting},
-            "faults": dict(staff.faults),
-            "trouble": staff.trouble,
+            "workers": {"ready": workers.ready, "busy": workers.busy, "starting": workers.starting},
+            "faults": dict(workers.faults),
+            "trouble": workers.trouble,
             "best": evolved.best and evolved.best.described,
         }
 

@@ -21,7 +21,7 @@ from prunevolve.pruning.models import DTYPES, load_model, skeleton
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.statistics import LEAVES, Statistics
+from prunevolve.pruning.statistics import TERMINALS, Statistics
 from prunevolve.pruning.store import ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
 
@@ -89,7 +89,7 @@ class Resident:
         self.dense = self.losses("fitness")
         self.seconds = time.perf_counter() - began
 
-    def collect_statistics(self, leaves: frozenset[str]) -> dict[str, Tensor]:
+    def collect_statistics(self, terminals: frozenset[str]) -> dict[str, Tensor]:
         """Collect statistics on the calibration text and return them by `X/layer`.
 
         Each block's statistics are moved to the host as soon as they are complete, with low memory
@@ -100,13 +100,13 @@ class Resident:
         def keep(statistics: Statistics) -> dict[str, Tensor]:
             tensors = statistics.to_tensors()
             for key, tensor in tensors.items():
-                is_matrix = LEAVES[key.partition("/")[0]].shape == MATRIX
+                is_matrix = TERMINALS[key.partition("/")[0]].shape == MATRIX
                 # A vector would save little.
                 rounded = tensor.bfloat16() if self._low_memory and is_matrix else tensor
                 tensors[key] = rounded.cpu()
             return tensors
 
-        return collect(self.store, self.tokens["calibration"], leaves, keep=keep).to_tensors()
+        return collect(self.store, self.tokens["calibration"], terminals, keep=keep).to_tensors()
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""

@@ -167,7 +167,7 @@ def _run(
         say(f"run folder {folder.path}")
         pool = Pool(backend, experiment, say=say)
         marks = prepare(folder, experiment, pool, console)
-        lag, workers = experiment.config.search.lag, pool.staff.ready + pool.staff.starting
+        lag, workers = experiment.config.search.lag, pool.workers.ready + pool.workers.starting
         if workers > 1 and lag < _LEAST_LAG * workers:
             say(
                 f"warning: search.lag = {lag} is small for {workers} workers, which will wait for "

@@ -227,7 +227,7 @@ class RunFolder:
             "metric": metric.text,
             "tree": metric.to_release_json(),
             "group": record.criterion.group,
-            "leaves": sorted(metric.leaves),
+            "leaves": sorted(metric.terminals),
             "fitness": record.fitness,
             "size": metric.size,
             "provenance": dict(provenance),

@@ -49,8 +49,8 @@ def test_an_evaluator_measures_what_it_measures_on_the_cpu(device):
     metric, outcomes = "mul(W, add(mul(0.5, B), quot(V, rowsum(X))))", []
     for place in ("cpu", device):
         settings = ("tasks=[{}, {pattern: '2:4'}]", "search.stages=[1]")
-        leaves = "".join(STATISTICS)
-        evaluator = made_of(embedded_setup(*settings, leaves=leaves, device=place))
+        terminals = "".join(STATISTICS)
+        evaluator = made_of(embedded_setup(*settings, terminals=terminals, device=place))
         outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
     assert outcomes[1].kind == outcomes[0].kind
     # A near tie may fall the other way where sums run in another order.

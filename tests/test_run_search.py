@@ -327,7 +327,7 @@ def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_pa
         assert {key.partition("/")[0] for key in tensors.keys()} == set("BDGHIMVX")  # noqa: SIM118
     lines = lines_of(tmp_path / "run/journal.jsonl")
     assert [line["outcome"] for line in lines[:3]] == ["evaluated"] * 3
-    named = set().union(*(Metric.parse(line["metric"]).leaves for line in lines))
+    named = set().union(*(Metric.parse(line["metric"]).terminals for line in lines))
     assert named & {"V", "B"}
     assert not any("is None: pass it" in line["reason"] for line in lines)
 

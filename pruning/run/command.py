@@ -92,7 +92,7 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
     of_model = (model.config, model.dtype, model.device)
     store = FolderStore(checkpoint, *of_model, shards, job.plan.resident)
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
-    kept = request.statistics if job.recipe.dense_leaves else None
+    kept = request.statistics if job.recipe.dense_terminals else None
     statistics = kept_statistics(Path(kept), identity, store) if kept else None
     with _shown_progress() as progress, work_folder(job.out) as work:
         work.begin(request.model_dump(), identity, expected)

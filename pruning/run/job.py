@@ -84,7 +84,7 @@ def make_job(request: Request, resume: bool) -> Job:
     }
     for text in texts["calibration"] + texts["evaluation"]:
         text.check()
-    if not (recipe.dense_leaves or recipe.follows):
+    if not (recipe.dense_terminals or recipe.follows):
         del texts["calibration"]
     evaluated = [x.windows or x.most or TEST_TOKENS // model.seqlen for x in texts["evaluation"]]
     work = Work(

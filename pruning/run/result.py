@@ -32,7 +32,7 @@ from prunevolve.pruning.run.verify import (
     Inspector,
     first_difference,
 )
-from prunevolve.pruning.statistics import LEAVES
+from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import FolderStore, Store
 
 UNFINISHED = ".unfinished"
@@ -225,7 +225,7 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
     model, formula = recipe["model"], ""
     if "tree" in recipe:
         metric = Metric.parse(report["metric"])
-        named = [f"{name} is the {LEAVES[name].meaning}" for name in sorted(metric.leaves)]
+        named = [f"{name} is the {TERMINALS[name].meaning}" for name in sorted(metric.terminals)]
         formula = f", that is {metric.infix}, where {', '.join(named)}"
     calibration = recipe["calibration"]
     values = {

@@ -12,7 +12,7 @@ from deap import gp
 
 from prunevolve.pruning.metric import MAGNITUDES, Metric, interned
 from prunevolve.pruning.operators import MATRIX, NUMBER, OPERATORS, SETS, SETS_WITH_NUMBERS
-from prunevolve.pruning.statistics import LEAF_SETS, LEAVES
+from prunevolve.pruning.statistics import TERMINAL_SETS, TERMINALS
 
 BLANK = "number"
 """The terminal that stands for a number yet to be drawn; it never occurs in a metric."""
@@ -40,13 +40,13 @@ def primitive_set(name: str) -> gp.PrimitiveSet:
     primitives = gp.PrimitiveSet("metric", 0)
     for operator_name, operator in SETS[name].items():
         primitives.addPrimitive(operator.function, operator.arity, name=operator_name)
-    for leaf in LEAF_SETS[name]:
-        primitives.addTerminal(None, name=leaf)
+    for terminal in TERMINAL_SETS[name]:
+        primitives.addTerminal(None, name=terminal)
         if name in SETS_WITH_NUMBERS:
-            # Most leaves are vectors or scalars, so those that vary along more axes weigh more.
-            axes = LEAVES[leaf].shape.by_row + LEAVES[leaf].shape.by_column
+            # Most terminals are vectors or scalars, so those that vary along more axes weigh more.
+            axes = TERMINALS[terminal].shape.by_row + TERMINALS[terminal].shape.by_column
             terminals = primitives.terminals[primitives.ret]
-            terminals.extend([primitives.mapping[leaf]] * axes)
+            terminals.extend([primitives.mapping[terminal]] * axes)
     if name in SETS_WITH_NUMBERS:
         primitives.addTerminal(None, name=BLANK)
     return primitives
@@ -55,7 +55,7 @@ def primitive_set(name: str) -> gp.PrimitiveSet:
 def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
     """Return a metric as a DEAP tree: its nodes in prefix order. No text is evaluated.
 
-    The metric may contain operators, leaves and numbers outside the set, as a seed can.
+    The metric may contain operators, terminals and numbers outside the set, as a seed can.
     """
     return gp.PrimitiveTree([node_named(node.name, primitives) for node in metric.nodes()])
 
@@ -94,11 +94,11 @@ def number_node(value: float, primitives: gp.PrimitiveSet) -> gp.Terminal:
 
 def is_number(node: gp.Primitive | gp.Terminal) -> bool:
     """Return whether a tree's node is a number."""
-    return node.arity == 0 and node.name not in LEAVES and node.name != BLANK
+    return node.arity == 0 and node.name not in TERMINALS and node.name != BLANK
 
 
 def node_named(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Terminal:
-    """Return the node for an operator, a leaf or a number, in the set or not."""
+    """Return the node for an operator, a terminal or a number, in the set or not."""
     if name in primitives.mapping:
         return primitives.mapping[name]
     if name in OPERATORS:
@@ -114,13 +114,13 @@ def draw_factor(primitives: gp.PrimitiveSet) -> Nodes:
     named = primitives.mapping
     if "rowmean" not in named or random.random() >= 0.25:
         return _draw_side(primitives)
-    leaf = random.choice([n for n in _matrices_of(primitives) if not LEAVES[n].signed])
-    names = ("quot", leaf, random.choice(["rowmean", "colmean"]), leaf)
+    terminal = random.choice([n for n in _matrices_of(primitives) if not TERMINALS[n].signed])
+    names = ("quot", terminal, random.choice(["rowmean", "colmean"]), terminal)
     return _bent([named[name] for name in names], primitives)
 
 
 def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
-    """Draw the worth of an input, a row or a layer: a leaf, or matrices reduced to one side.
+    """Draw the worth of an input, a row or a layer: a terminal, or matrices reduced to one side.
 
     Often relative to its layer, and bent. Grown trees of this size hardly ever have these forms.
     """
@@ -137,7 +137,7 @@ def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
                 drawn = ["quot", signed, other]
         side = [named[name] for name in (random.choice(reducers), *drawn)]
     else:
-        vectors = [name for name in named if name in LEAVES and name not in matrices]
+        vectors = [name for name in named if name in TERMINALS and name not in matrices]
         side = [named[random.choice(vectors)]]
     if random.random() < 0.25 and to_metric(gp.PrimitiveTree(side)).shape != NUMBER:
         side = [named["div"], *side, *side]
@@ -156,5 +156,5 @@ def _bent(factor: Nodes, primitives: gp.PrimitiveSet) -> Nodes:
 
 
 def _matrices_of(primitives: gp.PrimitiveSet) -> list[str]:
-    """Return the names of the leaves that differ for each weight."""
-    return [n for n in primitives.mapping if n in LEAVES and LEAVES[n].shape == MATRIX]
+    """Return the names of the terminals that differ for each weight."""
+    return [n for n in primitives.mapping if n in TERMINALS and TERMINALS[n].shape == MATRIX]

@@ -3,7 +3,7 @@
 Trees that differ only in pairs of operations that cancel collapse into one (Dong et al., 2024,
 arXiv:2406.02924, Section 3), so the population stays diverse and nothing is evaluated twice.
 There are two kinds of rewrite: those that preserve the value, applied everywhere, and those that
-preserve the order, applied only at the root. All leaves except M are non-negative, and the
+preserve the order, applied only at the root. All terminals except M are non-negative, and the
 operators' guards decide what cancels: `exp(log(x))` stays, since its +0.001 swallows small scores
 in fp32, and so do tanh and exp at the root, which saturate into ties. Powers, factors and addends
 at the root are dropped: they preserve the order of the exact scores, and where fp32 would lose it

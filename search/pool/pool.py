@@ -33,7 +33,7 @@ class Pool:
         say: Called with a line to show to the user.
 
     Attributes:
-        staff: The workers.
+        workers: The workers, and their faults.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Pool:
     ) -> None:
         self._backend, self._experiment = backend, experiment
         self._jobs = Jobs(self._evaluation(Candidate(-1, BASELINES["wanda"].criterion)))
-        self.staff = Workers(backend, self._jobs, experiment.config.ray, clock, say)
+        self.workers = Workers(backend, self._jobs, experiment.config.ray, clock, say)
 
     def submit(self, candidate: Candidate) -> None:
         """Queue a candidate without waiting; an idle worker gets it at once."""
         self._jobs.add(self._evaluation(candidate), candidate)
-        self.staff.assign()
+        self.workers.assign()
 
     def next_outcome(self) -> Arrival | None:
         """Return a candidate's outcome, or None if none arrives in half a second.
@@ -91,11 +91,11 @@ class Pool:
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""
-        self.staff.shared["use_statistics", subject] = self._backend.share(tensors)
+        self.workers.shared["use_statistics", subject] = self._backend.share(tensors)
 
     def use_scale(self, scale: Scale) -> None:
         """Let all workers measure candidates on this scale from now on."""
-        self.staff.shared["use_scale",] = self._backend.share(scale)
+        self.workers.shared["use_scale",] = self._backend.share(scale)
 
     @contextmanager
     def counting(self, count: Callable[[], object]) -> Iterator[None]:
@@ -109,9 +109,9 @@ class Pool:
     @property
     def digests(self) -> tuple[str, ...]:
         """Hashes of those dense weights of the models that get pruned; waits for a worker."""
-        while self.staff.loaded is None:
+        while self.workers.loaded is None:
             self._turn(_STEP_SECONDS)
-        return self.staff.loaded.digests
+        return self.workers.loaded.digests
 
     def _results(self, calls: Iterable[Call]) -> list[object]:
         jobs = [self._jobs.add(call) for call in calls]
@@ -124,7 +124,7 @@ class Pool:
 
     def _turn(self, seconds: float) -> None:
         check_interrupt()
-        self.staff.turn(seconds)
+        self.workers.turn(seconds)
 
     def _cost(self, subject: int, role: str) -> float:
         """Return how long a text takes, in times of all fitness texts on the dense models."""

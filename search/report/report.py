@@ -13,7 +13,7 @@ from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.statistics import LEAVES
+from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.population import Record, pareto_front
 from prunevolve.search.verdict import best_of_the_baselines, verdict_of
 
@@ -80,7 +80,9 @@ def render(
         commands=commands,
         chart=chart[chart.index("<svg") :],
         winner=winner,
-        statistics={name: LEAVES[name].meaning for name in sorted(winner.criterion.metric.leaves)},
+        statistics={
+            name: TERMINALS[name].meaning for name in sorted(winner.criterion.metric.terminals)
+        },
     )
     return page
 

@@ -58,10 +58,10 @@ class Far(Tensor):
 
 
 def _apply(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    kind, leaves = operator.overloadpacket, tree_leaves((args, kwargs))
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    kind, terminals = operator.overloadpacket, tree_leaves((args, kwargs))
+    tensors = [x for x in terminals if isinstance(x, Tensor)]
     far = [x for x in tensors if isinstance(x, Far)]
-    asked = next((x for x in leaves if isinstance(x, torch.device)), None)
+    asked = next((x for x in terminals if isinstance(x, torch.device)), None)
     goes_far = bool(far) if asked is None else asked.type == NAME
     if kind is _aten.copy_:
         goes_far = isinstance(args[0], Far)

@@ -88,7 +88,7 @@ def until(pool, condition, seconds=120):
     """Let the pool go on until a condition holds; return what it says."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, (pool.staff, condition)
+        assert time.monotonic() < deadline, (pool.workers, condition)
         assert pool.next_outcome() is None
     return found
 
@@ -96,7 +96,7 @@ def until(pool, condition, seconds=120):
 def until_arrival(pool, seconds=120):
     deadline = time.monotonic() + seconds
     while not (arrival := pool.next_outcome()):
-        assert time.monotonic() < deadline, pool.staff
+        assert time.monotonic() < deadline, pool.workers
     return arrival
 
 

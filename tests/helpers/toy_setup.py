@@ -33,12 +33,12 @@ def small(windows: int, length: int = 32) -> list[str]:
 
 
 @cache
-def embedded_setup(*overrides: str, leaves: str = "XG", device: str = "cpu") -> Experiment:
+def embedded_setup(*overrides: str, terminals: str = "XG", device: str = "cpu") -> Experiment:
     """Return an experiment on the embedded model at 50%, on two windows of each text."""
     plain = ("search.stages=[]", "pruning.sparsity=0.5")
     config = schema.load(None, [*small(2), *plain, *overrides])
     experiment = resolve(config).read_texts()
-    return replace(experiment, leaves=frozenset(leaves), device=device)
+    return replace(experiment, terminals=frozenset(terminals), device=device)
 
 
 def made_of(experiment: Experiment) -> Evaluator:

@@ -12,8 +12,8 @@ from toy_models import FAMILIES, VOCABULARY, assert_same_tensors, toy_model, toy
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.statistics import (
-    LEAVES,
     STATISTICS,
+    TERMINALS,
     Seen,
     statistics_of,
     watched,
@@ -29,7 +29,7 @@ def test_statistics_of_inputs_are_their_definitions_over_all_tokens(family):
     model, windows = toy_model(family), toy_windows()
     layers = linear_layers(model)
     found = collect(ResidentStore(model), windows, frozenset("XVH"))
-    assert all(list(found[leaf]) == list(layers) for leaf in "XVH")
+    assert all(list(found[terminal]) == list(layers) for terminal in "XVH")
     for name, inputs in own_inputs(model, layers, windows).items():
         tokens = torch.cat(inputs).double()  # (all tokens, in)
         gram = tokens.T @ tokens / len(windows)
@@ -63,12 +63,12 @@ def test_statistics_of_gradients_are_of_a_hundredfold_gradient_in_each_window(fa
         assert expected.count_nonzero() > 0
 
 
-def gram_leaf(inputs):
-    """Return the leaf H of a layer that sees these inputs, (tokens, in), as one window."""
+def gram_terminal(inputs):
+    """Return the terminal H of a layer that sees these inputs, (tokens, in), as one window."""
     layer = torch.nn.Linear(inputs.shape[1], 2)
-    total = LEAVES["H"].start(layer, inputs.device)
-    LEAVES["H"].add(total, inputs, layer.weight)
-    return LEAVES["H"].finish(total, Seen(1, len(inputs)))
+    total = TERMINALS["H"].start(layer, inputs.device)
+    TERMINALS["H"].add(total, inputs, layer.weight)
+    return TERMINALS["H"].finish(total, Seen(1, len(inputs)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,10 +90,10 @@ def test_depth_and_influence_are_those_of_the_block(family):
 
 
 def test_inverse_gram_diagonal_is_finite_where_no_input_was_other_than_zero():
-    assert torch.isfinite(gram_leaf(torch.zeros(3, 4))).all()
+    assert torch.isfinite(gram_terminal(torch.zeros(3, 4))).all()
     one_dead = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     one_dead[:, 2] = 0
-    found = gram_leaf(one_dead)
+    found = gram_terminal(one_dead)
     assert torch.isfinite(found).all()
     assert found.argmax() == 2
 
@@ -101,12 +101,12 @@ def test_inverse_gram_diagonal_is_finite_where_no_input_was_other_than_zero():
 def test_inverse_gram_diagonal_is_damped_more_where_fp32_needs_it():
     # Two channels that are one: without enough damping there is no factor in fp32.
     channel = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))
-    found = gram_leaf(torch.cat([channel * 1e6, channel * 1e6, channel], 1))
+    found = gram_terminal(torch.cat([channel * 1e6, channel * 1e6, channel], 1))
     assert torch.isfinite(found).all() and (found > 0).all()
 
 
 def test_inverse_gram_diagonal_of_inputs_that_are_not_finite_ends():
-    assert not torch.isfinite(gram_leaf(torch.full((3, 2), float("inf")))).any()
+    assert not torch.isfinite(gram_terminal(torch.full((3, 2), float("inf")))).any()
 
 
 def test_variance_holds_where_a_channel_is_far_from_zero():
@@ -120,15 +120,17 @@ def test_variance_holds_where_a_channel_is_far_from_zero():
     assert found["V"]["a"].item() == pytest.approx(10 / 6)
 
 
-@pytest.mark.parametrize("leaves", ["", "W", *"XGVBHM", "WX", "XG", "VB", "GM", "BG", "WXGVBHM"])
-def test_what_is_named_is_collected_as_if_alone(leaves):
+@pytest.mark.parametrize("terminals", ["", "W", *"XGVBHM", "WX", "XG", "VB", "GM", "BG", "WXGVBHM"])
+def test_what_is_named_is_collected_as_if_alone(terminals):
     model = toy_model("llama")
     together = collect(ResidentStore(model), toy_windows(), ALL)
-    found = collect(ResidentStore(model), toy_windows(), frozenset(leaves))
-    for leaf in STATISTICS:
-        assert set(found.leaf(leaf)) == (set(linear_layers(model)) if leaf in leaves else set())
-        for name, statistic in found.leaf(leaf).items():
-            assert_close(statistic, together.leaf(leaf)[name])
+    found = collect(ResidentStore(model), toy_windows(), frozenset(terminals))
+    for terminal in STATISTICS:
+        assert set(found.terminal(terminal)) == (
+            set(linear_layers(model)) if terminal in terminals else set()
+        )
+        for name, statistic in found.terminal(terminal).items():
+            assert_close(statistic, together.terminal(terminal)[name])
 
 
 @pytest.mark.parametrize("windows", [toy_windows(), torch.tensor([[0, VOCABULARY]])])

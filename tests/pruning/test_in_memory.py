@@ -58,7 +58,7 @@ def test_statistics_take_the_place_of_windows_and_stay_as_they_are():
 def test_collect_statistics_is_the_walks_and_changes_no_weight():
     model = toy_model("llama")
     before = weights_of(model)
-    found = collect_statistics(model, WANDA.leaves | {"B"}, toy_windows()).to_tensors()
+    found = collect_statistics(model, WANDA.terminals | {"B"}, toy_windows()).to_tensors()
     expected = collect(ResidentStore(model), toy_windows(), frozenset("XB")).to_tensors()
     assert_same_tensors(found, expected)
     assert_same_tensors(weights_of(model), before)
@@ -93,4 +93,4 @@ def test_model_in_training_and_an_unknown_leaf_are_refused():
     training = refusal(lambda: prune(toy_model("llama").train(), "magnitude"))
     assert training.startswith("model must be in evaluation mode")
     unknown = refusal(lambda: collect_statistics(toy_model("llama"), "XQ", toy_windows()))
-    assert unknown.startswith("leaves must be among W, G, X, ")
+    assert unknown.startswith("terminals must be among W, G, X, ")

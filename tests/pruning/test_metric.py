@@ -13,7 +13,7 @@ from toy_metrics import trees
 
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.parse import MAX_CHARACTERS, MAX_DEPTH, read_tree
-from prunevolve.pruning.statistics import LEAVES
+from prunevolve.pruning.statistics import TERMINALS
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 PRUNER_ZERO = "mul(abs(mul(W, W)), mms(G))"
@@ -27,7 +27,7 @@ TEXT = "mul(W, add(mul(0.5, G), sqrt(X)))"
 
 MAGNITUDES = st.floats(1e-37, 1e37)
 NUMBERS = st.one_of(st.just(0.0), MAGNITUDES, MAGNITUDES.map(lambda x: -x))
-ENDS = st.one_of(st.sampled_from(sorted(LEAVES)).map(Metric), NUMBERS.map(Metric.constant))
+ENDS = st.one_of(st.sampled_from(sorted(TERMINALS)).map(Metric), NUMBERS.map(Metric.constant))
 METRICS = trees(ENDS, max_leaves=12)
 
 
@@ -48,7 +48,7 @@ def test_release_json_of_the_published_metric():
 def test_leaves_size_and_depth_whatever_the_spacing():
     metric = Metric.parse("  add (W,\n\tneg(neg( neg(X) )))\n")
     assert metric.text == "add(W, neg(neg(neg(X))))"
-    assert (metric.leaves, metric.size, metric.depth) == (frozenset("WX"), 6, 4)
+    assert (metric.terminals, metric.size, metric.depth) == (frozenset("WX"), 6, 4)
 
 
 @pytest.mark.filterwarnings("ignore:std")
@@ -56,11 +56,13 @@ def test_leaves_size_and_depth_whatever_the_spacing():
 @given(METRICS)
 def test_shape_agrees_with_the_scores_tensor(metric):
     generator = torch.Generator().manual_seed(0)
-    leaves = {
-        name: torch.rand(3 if leaf.shape[0] else 1, 5 if leaf.shape[1] else 1, generator=generator)
-        for name, leaf in LEAVES.items()
+    terminals = {
+        name: torch.rand(
+            3 if terminal.shape[0] else 1, 5 if terminal.shape[1] else 1, generator=generator
+        )
+        for name, terminal in TERMINALS.items()
     }
-    scores = metric.score(**leaves)
+    scores = metric.score(**terminals)
     divides = any(node.name in ("div", "divrms") for node in metric.nodes())
     for side, (length, varies) in enumerate(zip((3, 5), metric.shape, strict=True)):
         if not divides:
@@ -90,7 +92,7 @@ def test_number_is_printed_as_short_as_fp32_allows(written, printed):
     metric = Metric.parse(f"add(W, {written})")
     assert metric.text == f"add(W, {printed})"
     assert read_tree({"data": written}).text == printed
-    assert metric.leaves == {"W"}
+    assert metric.terminals == {"W"}
 
 
 @EXAMPLES
@@ -122,12 +124,12 @@ def test_score_names_the_leaf_that_is_missing():
 @pytest.mark.parametrize(
     ("text", "column", "problem"),
     [
-        ("mul(W, srt(X))", 8, "'srt' is unknown: did you mean sqrt? leaves are W, G, X, "),
+        ("mul(W, srt(X))", 8, "'srt' is unknown: did you mean sqrt? terminals are W, G, X, "),
         ("add(W, abs(W, G))", 8, "abs takes 1 operand(s), not 2"),
         ("abs(x=W)", 6, "'=' is not in the language; "),
-        ("torch.abs(W)", 1, "this is neither a call nor a leaf; "),
+        ("torch.abs(W)", 1, "this is neither a call nor a terminal; "),
         ("mul(W, G", 4, "this is malformed; "),
-        ("mul(W, 1_0)", 8, "this is neither a call nor a leaf; "),  # which float reads
+        ("mul(W, 1_0)", 8, "this is neither a call nor a terminal; "),  # which float reads
     ],
 )
 def test_parse_refuses(text, column, problem):

@@ -7,7 +7,7 @@ import torch
 
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import EXTENDED, OPERATORS, RELEASE
-from prunevolve.pruning.statistics import LEAF_SETS
+from prunevolve.pruning.statistics import TERMINAL_SETS
 
 A = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
 B = torch.tensor([[2.0, 5.0], [-1.0, 4.0]])
@@ -105,7 +105,7 @@ def test_release_holds_the_operators_and_leaves_of_the_release():
     assert binary == {"add", "sub", "mul", "div"}
     unary = {"sqr", "pow", "neg", "skp", "abs", "log", "exp", "sqrt", "tanh", "mms", "zsn"}
     assert RELEASE.keys() == binary | unary
-    assert LEAF_SETS["release"] == ("W", "G", "X")
+    assert TERMINAL_SETS["release"] == ("W", "G", "X")
     assert EXTENDED.items() > RELEASE.items()
 
 

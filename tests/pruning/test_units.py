@@ -11,7 +11,7 @@ from toy_metrics import trees
 from prunevolve.pruning import operators
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import OPERATORS, Units
-from prunevolve.pruning.statistics import LEAVES, Seen
+from prunevolve.pruning.statistics import TERMINALS, Seen
 
 OUT, IN, TOKENS, WINDOWS = 3, 4, 5, 2
 
@@ -31,35 +31,35 @@ class Layer:
             self.weight.repeat(k, k), self.inputs.repeat(1, 1, k), self.gradients.repeat(1, 1, k)
         )
 
-    def leaves(self, names):
+    def terminals(self, names):
         linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False)
         linear.weight.data = self.weight
         values = {"W": self.weight.abs().double()}
         for name in names - {"W"}:
-            leaf = LEAVES[name]
-            total = leaf.start(linear, self.weight.device)
+            terminal = TERMINALS[name]
+            total = terminal.start(linear, self.weight.device)
             for inputs, gradients in zip(self.inputs, self.gradients, strict=True):
                 window = {
                     "inputs": inputs,
                     "block": torch.full((TOKENS, 1), 0.9),
                     "output gradients": gradients,
                     "weight gradients": gradients.T @ inputs,
-                }[leaf.source]
-                leaf.add(total, window, self.weight)
-            values[name] = leaf.finish(total, Seen(WINDOWS, WINDOWS * TOKENS, 0.5)).double()
+                }[terminal.source]
+                terminal.add(total, window, self.weight)
+            values[name] = terminal.finish(total, Seen(WINDOWS, WINDOWS * TOKENS, 0.5)).double()
         return values
 
     def score(self, metric):
-        return evaluated(metric, self.leaves(metric.leaves))
+        return evaluated(metric, self.terminals(metric.terminals))
 
 
-def evaluated(metric, leaves):
+def evaluated(metric, terminals):
     """In double precision, so that only the guards and the units matter."""
     if metric.operands:
-        return OPERATORS[metric.name].function(*(evaluated(x, leaves) for x in metric.operands))
+        return OPERATORS[metric.name].function(*(evaluated(x, terminals) for x in metric.operands))
     if metric.is_constant:
         return torch.full((1, 1), metric.value, dtype=torch.float64)
-    return leaves[metric.name]
+    return terminals[metric.name]
 
 
 def layer_of(seed):
@@ -92,7 +92,7 @@ def unguarded(monkeypatch):
 @pytest.mark.filterwarnings("ignore:std")
 @settings(max_examples=100, deadline=None)
 @given(
-    trees(st.sampled_from([*LEAVES, "0.5", "2"]).map(Metric), max_leaves=5),
+    trees(st.sampled_from([*TERMINALS, "0.5", "2"]).map(Metric), max_leaves=5),
     st.integers(0, 2**32).map(layer_of),
     st.sampled_from([0.5, 2.0, 8.0]),
     st.sampled_from([0.25, 2.0]),
@@ -106,7 +106,7 @@ def test_score_scales_by_its_exponents_with_weights_and_activations(metric, laye
 # H inverts the Gram matrix, which copies of one input make singular; the std of zsn is unbiased.
 @settings(max_examples=100, deadline=None)
 @given(
-    trees(st.sampled_from([*LEAVES.keys() - {"H"}, "0.5", "2"]).map(Metric), 5, without=["zsn"]),
+    trees(st.sampled_from([*TERMINALS.keys() - {"H"}, "0.5", "2"]).map(Metric), 5, without=["zsn"]),
     st.integers(0, 2**32).map(layer_of),
     st.sampled_from([2, 3]),
 )

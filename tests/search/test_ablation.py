@@ -24,12 +24,12 @@ def test_without_each_is_the_metric_divided_by_the_factor():
     metric = Metric.parse("quot(mul(mul(W, G), exp(V)), quot(rowmean(W), sqrt(X)))")
     generator = torch.Generator().manual_seed(0)
     sizes = {"W": (3, 4), "G": (3, 4), "V": (1, 4), "X": (1, 4)}
-    leaves = {name: torch.rand(*size, generator=generator) + 0.1 for name, size in sizes.items()}
+    terminals = {name: torch.rand(*size, generator=generator) + 0.1 for name, size in sizes.items()}
     rests = without_each(metric)
     assert list(rests) == ["W", "G", "exp(V)", "quot(1, rowmean(W))", "sqrt(X)"]
     for factor, rest in rests.items():
-        product = rest.score(**leaves) * Metric.parse(factor).score(**leaves)
-        assert torch.allclose(product, metric.score(**leaves), rtol=1e-5)
+        product = rest.score(**terminals) * Metric.parse(factor).score(**terminals)
+        assert torch.allclose(product, metric.score(**terminals), rtol=1e-5)
 
 
 def test_without_each_leaves_out_what_it_cannot_rank_without():

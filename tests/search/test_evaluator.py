@@ -207,7 +207,7 @@ def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models)
 
 def with_memory(low_memory):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return embedded_setup(f"low_memory={low_memory}", leaves="XGM", device=device)
+    return embedded_setup(f"low_memory={low_memory}", terminals="XGM", device=device)
 
 
 @pytest.fixture(scope="module")

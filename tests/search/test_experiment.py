@@ -91,14 +91,14 @@ def test_experiment_builds_a_worker_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "leaves"),
+    ("overrides", "terminals"),
     [
         (["search.seeds=['mul(W, add(V, B))']"], "WXGVB"),
         (["search.primitives=extended"], "WXGBVHDIM"),
     ],
 )
-def test_leaves_are_those_of_candidates_and_seeds(overrides, leaves):
-    assert tiny(*overrides).leaves == frozenset(leaves)
+def test_leaves_are_those_of_candidates_and_seeds(overrides, terminals):
+    assert tiny(*overrides).terminals == frozenset(terminals)
 
 
 def test_seeds_have_the_group_that_is_searched_and_are_written_into_the_config():

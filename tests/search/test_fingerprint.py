@@ -17,7 +17,7 @@ refused = partial(refusal, error=DegenerateScores)
 
 
 def probe(seed=0, x_scale=1.0, inputs=16):
-    """Two layers on different scales, of 6 rows; all leaves positive."""
+    """Two layers on different scales, of 6 rows; all terminals positive."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -30,8 +30,12 @@ def probe(seed=0, x_scale=1.0, inputs=16):
     return probe_of(W=weights, X=X, G=G)
 
 
-def probe_of(**leaves):
-    parts = {f"{leaf}/{name}": part for leaf, of in leaves.items() for name, part in of.items()}
+def probe_of(**terminals):
+    parts = {
+        f"{terminal}/{name}": part
+        for terminal, of in terminals.items()
+        for name, part in of.items()
+    }
     return Probe.from_tensors(parts)
 
 
@@ -87,7 +91,7 @@ QUARTERS = Fingerprints([(SMALL, asking(0.25))])
 
 def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
     one = probe()
-    other = Probe(one.layers, {**one.leaves, "X": probe(1).leaves["X"]})
+    other = Probe(one.layers, {**one.terminals, "X": probe(1).terminals["X"]})
     both = Fingerprints([(one, asking(0.5)), (other, asking(0.5))])
     again = Fingerprints([(other, asking(0.5)), (one, asking(0.5))])
     marks = [each.fingerprint(parse("mul(W, X)", "row")) for each in (both, again)]

@@ -45,8 +45,8 @@ def test_take_probe_takes_as_much_of_every_layer_as_the_smallest_has():
     weights = {"layers.0.up": torch.ones(20, 64), "layers.0.down": torch.ones(64, 20)}
     statistics = Statistics(X={name: torch.ones(1, w.shape[1]) for name, w in weights.items()})
     probe = Probe.from_tensors(take_probe(weights, statistics, ["layers.0"]))
-    assert probe.leaves["W"].shape == (2, 16, 20)
-    assert probe.leaves["X"].shape == (2, 1, 20)
+    assert probe.terminals["W"].shape == (2, 16, 20)
+    assert probe.terminals["X"].shape == (2, 1, 20)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_layers_of_a_probe_score_as_each_does_alone():
     generator = torch.Generator().manual_seed(2)
     shapes = {"W": (5, 12), "X": (1, 12), "M": (5, 12)}
     tensors = {
-        f"{leaf}/{layer}": torch.randn(*shape, generator=generator)
-        for leaf, shape in shapes.items()
+        f"{terminal}/{layer}": torch.randn(*shape, generator=generator)
+        for terminal, shape in shapes.items()
         for layer in "abc"
     }
     metric = Metric.parse("div(mul(zsn(W), exp(colmean(quot(M, rowsum(W))))), sqrt(X))")
     for layer, scores in zip("abc", Probe.from_tensors(tensors).score(metric), strict=True):
-        leaves = {leaf: tensors[f"{leaf}/{layer}"] for leaf in shapes}
-        alone = metric.score(**leaves | {"W": leaves["W"].abs()})
+        terminals = {terminal: tensors[f"{terminal}/{layer}"] for terminal in shapes}
+        alone = metric.score(**terminals | {"W": terminals["W"].abs()})
         assert torch.allclose(scores, alone, rtol=1e-5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.operators import OPERATORS
-from prunevolve.pruning.statistics import LEAVES
+from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding import simplify as module
 from prunevolve.search.breeding.simplify import simplify
 
@@ -24,7 +24,7 @@ def random_tree(generator: random.Random, depth: int) -> Metric:
     if depth == 0 or generator.random() < 0.15:
         if generator.random() < 0.3:
             return Metric.constant(generator.choice(NUMBERS))
-        return Metric(generator.choice(list(LEAVES)))
+        return Metric(generator.choice(list(TERMINALS)))
     name = generator.choice([*OPERATORS, *RARE])
     operands = [random_tree(generator, depth - 1) for _ in range(OPERATORS[name].arity)]
     return Metric(name, tuple(operands))
@@ -38,22 +38,22 @@ def random_metric(seed: int, depth: int) -> Metric:
 
 
 SCALES = {"G": 2.0, "X": 5.0, "V": 2.0, "B": 3.0, "M": 2.0}
-"""Of leaves; 1 for all others."""
+"""Of terminals; 1 for all others."""
 
 
-def leaves_of(seed: int) -> list[dict[str, torch.Tensor]]:
+def terminals_of(seed: int) -> list[dict[str, torch.Tensor]]:
     """Leaves of two layers on different scales; no two values near each other."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(name: str, scale: float) -> torch.Tensor:
-        leaf = LEAVES[name]
-        size = (6 if leaf.shape[0] else 1, 8 if leaf.shape[1] else 1)
+        terminal = TERMINALS[name]
+        size = (6 if terminal.shape[0] else 1, 8 if terminal.shape[1] else 1)
         values = torch.rand(*size, generator=generator) * scale + 0.01
-        # A signed leaf has as many values on either side of 0.
-        return values - scale / 2 if leaf.signed else values
+        # A signed terminal has as many values on either side of 0.
+        return values - scale / 2 if terminal.signed else values
 
     return [
-        {name: draw(name, SCALES.get(name, weights if name == "W" else 1.0)) for name in LEAVES}
+        {name: draw(name, SCALES.get(name, weights if name == "W" else 1.0)) for name in TERMINALS}
         for weights in (1.0, 3.0)
     ]
 
@@ -78,7 +78,8 @@ def test_simplify_keeps_the_mask(tree_seed, tensor_seed, group):
     assert simpler.size <= metric.size
     assert simplify(simplified) == simplified
     scores = [
-        [one.score(**leaves) for leaves in leaves_of(tensor_seed)] for one in (metric, simpler)
+        [one.score(**terminals) for terminals in terminals_of(tensor_seed)]
+        for one in (metric, simpler)
     ]
     if not any(map(_is_tied, chain(*scores))):
         fractions = dict.fromkeys(range(2), 0.5)
@@ -98,8 +99,8 @@ def test_rewrites_keep_the_value_wherever_they_apply(rewrite):
             continue
         applied += 1
         assert replacement.shape == metric.shape
-        for leaves in leaves_of(seed % 7):
-            was, now = metric.score(**leaves), replacement.score(**leaves)
+        for terminals in terminals_of(seed % 7):
+            was, now = metric.score(**terminals), replacement.score(**terminals)
             torch.testing.assert_close(now, was, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert applied >= 5
 
@@ -110,7 +111,7 @@ def test_rewrites_keep_the_value_wherever_they_apply(rewrite):
 def test_never_negative_holds_on_tensors(tree_seed):
     metric = random_tree(random.Random(tree_seed), 4)
     if metric.never_negative:
-        score = metric.score(**leaves_of(tree_seed % 5)[0])
+        score = metric.score(**terminals_of(tree_seed % 5)[0])
         assert not (score < 0).any()
 
 

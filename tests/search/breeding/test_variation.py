@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, SETS
-from prunevolve.pruning.statistics import LEAF_SETS
+from prunevolve.pruning.statistics import TERMINAL_SETS
 from prunevolve.search.breeding.primitives import (
     BLANK,
     fill_in_numbers,
@@ -78,7 +78,7 @@ def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_tree_gives_its_metric_back_node_for_node(seed):
-    # Also from the tree of a set that its operators, leaves and numbers are not drawn from.
+    # Also from the tree of a set that its operators, terminals and numbers are not drawn from.
     for metric in (parents(seed)[0], parents(seed, EXTENDED)[0]):
         for breeder in (RELEASE, EXTENDED):
             tree = to_tree(metric, breeder.primitives)
@@ -102,7 +102,7 @@ def test_random_metrics_reach_every_depth_and_every_primitive(breeder):
     assert {metric.depth for metric in drawn} == {1, 2, 3}
     name = "release" if breeder is RELEASE else "extended"
     names = {node.name for metric in drawn for node in metric.nodes() if not node.is_constant}
-    assert names == {*SETS[name], *LEAF_SETS[name]}
+    assert names == {*SETS[name], *TERMINAL_SETS[name]}
 
 
 def test_random_metric_falls_back_where_the_limits_allow_nothing():

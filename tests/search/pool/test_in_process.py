@@ -83,7 +83,7 @@ def test_lack_of_memory_and_errors_of_devices_are_one_kind_of_fault(error, reaso
 def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, injected, name, times):
     injected("prune", LACKING[name][0], lambda call, *_: call <= times)
     assert outcomes_of(pool, CANDIDATES) == undisturbed
-    assert pool.staff.faults == {"out of memory": times}
+    assert pool.workers.faults == {"out of memory": times}
 
 
 def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, injected):
@@ -96,7 +96,7 @@ def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, inject
     file, line = place.split(":")
     assert file == "search/evaluator.py" and int(line) > 0
     assert failed.trace.startswith("Traceback") and "KeyError" in failed.trace
-    assert pool.staff.faults == {"error": 1}
+    assert pool.workers.faults == {"error": 1}
 
 
 def test_reason_has_no_addresses(pool, injected):

@@ -163,7 +163,7 @@ def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
     assert {a.outcome.kind for a in drive(pool, 3).values()} == {"evaluated"}
     workers = backend.tries(0)
     assert len(workers) == len(set(workers)) == most  # a fresh worker each time
-    assert pool.staff.faults == {kind: most - 1}
+    assert pool.workers.faults == {kind: most - 1}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
     for index in range(40):
         submit(pool, index)
         drive(pool, 1)
-    assert pool.staff.faults == {"out of memory": MOST["out of memory"] * len(bad)}
+    assert pool.workers.faults == {"out of memory": MOST["out of memory"] * len(bad)}
 
 
 @pytest.mark.parametrize("kind", ["error", "refused"])
@@ -262,7 +262,7 @@ def test_error_of_a_candidate_fails_it_and_no_worker(backend, kind):
     assert found[0].trace == "Traceback ..."
     assert found[1].outcome.kind == "evaluated"
     assert (len(backend.tries(0)), backend.stopped) == (1, [])
-    assert pool.staff.faults == {kind: 1}
+    assert pool.workers.faults == {kind: 1}
 
 
 def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(backend):
@@ -302,7 +302,7 @@ def test_work_starts_with_the_first_worker_that_is_ready(backend):
     assert backend.tries(0) == [2]
     backend.does = lambda worker, call: HANG
     submit(pool, 1)
-    staff = pool.staff
+    staff = pool.workers
     assert (staff.ready, staff.busy, staff.starting) == (1, 1, 2)
     assert (staff.faults, staff.trouble) == ({}, "")
 
@@ -379,16 +379,16 @@ def test_worker_with_another_model_is_refused_and_gets_nothing(backend):
     drive(pool, 5)
     assert 2 in backend.stopped
     assert 2 not in {worker for worker, _, _ in backend.given}
-    assert "its models are not the run's" in pool.staff.trouble
+    assert "its models are not the run's" in pool.workers.trouble
 
 
 @pytest.mark.parametrize(("workers", "ready"), [(None, 5), (3, 3)])
 def test_pool_grows_with_the_room_up_to_what_is_asked_for(backend, workers, ready):
     pool = ready_pool(backend, workers)
-    assert pool.staff.ready == 2
+    assert pool.workers.ready == 2
     backend.places = 5
     turns(pool, 20)
-    assert (pool.staff.ready, backend.started) == (ready, ready)
+    assert (pool.workers.ready, backend.started) == (ready, ready)
 
 
 def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
@@ -398,7 +398,7 @@ def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
     assert drive(pool, 1)[0].outcome.kind == "evaluated"
     for seconds, ready in ((50, 1), (15, 2)):
         turns(pool, 2 * seconds)
-        assert pool.staff.ready == ready
+        assert pool.workers.ready == ready
 
 
 def test_statistics_and_scale_go_with_every_call_to_late_workers_too(backend):
@@ -452,7 +452,7 @@ def test_worker_without_room_waits_and_takes_no_time_to_start(backend):
     backend.places = 1
     pool = ready_pool(backend, workers=3)
     turns(pool, 2 * int(START) + 100)
-    assert (pool.staff.ready, pool.staff.starting, pool.staff.faults) == (1, 2, {})
+    assert (pool.workers.ready, pool.workers.starting, pool.workers.faults) == (1, 2, {})
     backend.places = 3
     turns(pool, 5)
-    assert pool.staff.ready == 3
+    assert pool.workers.ready == 3

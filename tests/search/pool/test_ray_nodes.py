@@ -26,26 +26,26 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=0) as cluster, pool_of(cluster, setup) as pool:
         assert pool.next_outcome() is None
-        assert (pool.staff.ready, pool.staff.starting) == (0, 0)
+        assert (pool.workers.ready, pool.workers.starting) == (0, 0)
         first = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         brief(pool, setup)
-        until(pool, lambda: pool.staff.ready == 1)
+        until(pool, lambda: pool.workers.ready == 1)
         second = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
-        until(pool, lambda: pool.staff.ready == 2)
+        until(pool, lambda: pool.workers.ready == 2)
         orders.give("hold-0", "hold-1")
         for index in range(2):
             pool.submit(Candidate(index, WANDA))
         until(pool, lambda: orders.doers("0") and orders.doers("1"))
         cluster.remove_node(second)
-        until(pool, lambda: pool.staff.ready == 1)
+        until(pool, lambda: pool.workers.ready == 1)
         orders.withdraw("hold-0", "hold-1")
         arrivals = [until_arrival(pool) for _ in range(2)]
         outcomes = {arrival.index: arrival.outcome for arrival in arrivals}
         assert outcomes == {0: expected, 1: expected}
-        until(pool, lambda: pool.staff.starting == 0)
-        assert pool.staff.faults == {"lost": 1}
+        until(pool, lambda: pool.workers.starting == 0)
+        assert pool.workers.faults == {"lost": 1}
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
-        until(pool, lambda: pool.staff.ready == 2)
+        until(pool, lambda: pool.workers.ready == 2)
         cluster.remove_node(first)
         assert outcomes_of(pool, [Candidate(2, WANDA)]) == [expected]
 
@@ -57,10 +57,10 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
         cluster_of(tmp_path, num_cpus=4, num_gpus=2) as made,
         pool_of(made, setup, gpus_per_worker=0.6) as pool,
     ):
-        until(pool, lambda: pool.staff.ready == 2)
+        until(pool, lambda: pool.workers.ready == 2)
         for _ in range(10):
             pool.next_outcome()
-        assert (pool.staff.ready, pool.staff.starting) == (2, 0)
+        assert (pool.workers.ready, pool.workers.starting) == (2, 0)
 
 
 def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
@@ -79,8 +79,8 @@ def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model,
         outcomes = outcomes_of(pool, [Candidate(index, WANDA) for index in range(2)])
         assert outcomes == [expected, expected]
         assert len(orders.doers("0")) > 1
-        assert set(pool.staff.faults) == {"no memory on node"}
-        assert "lacked memory" in pool.staff.trouble
+        assert set(pool.workers.faults) == {"no memory on node"}
+        assert "lacked memory" in pool.workers.trouble
 
 
 def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
@@ -91,7 +91,7 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
     pruned_copy = sum(layer.weight.nbytes for layer in linear_layers(model).values()) >> 20
     model.save_pretrained(folder)
     del model
-    setup = embedded_setup("low_memory=true", leaves="XGM")
+    setup = embedded_setup("low_memory=true", terminals="XGM")
     (subject,) = setup.subjects
     windows = {r: replace(text, tokens=text.tokens % 256) for r, text in subject.windows.items()}
     setup = replace(setup, subjects=(replace(subject, model=str(folder), windows=windows),))
@@ -100,7 +100,7 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
         for address in (made.address, "local"):
             with pool_of(made, setup, address=address, workers=2) as pool:
                 brief(pool, setup)
-                until(pool, lambda pool=pool: pool.staff.ready == 2)
+                until(pool, lambda pool=pool: pool.workers.ready == 2)
                 outcomes_of(pool, [Candidate(index, SNIP) for index in range(6)])
                 orders.give("hold-8", "hold-9")
                 for index in (8, 9):

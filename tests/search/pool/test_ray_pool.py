@@ -48,12 +48,12 @@ def orders(folder):
 
 @pytest.fixture
 def pool(shared_pool, orders):
-    until(shared_pool, lambda: shared_pool.staff.ready == 2)
+    until(shared_pool, lambda: shared_pool.workers.ready == 2)
     return shared_pool
 
 
 def faults_since(pool, before):
-    return {k: n - before.get(k, 0) for k, n in pool.staff.faults.items() if n > before.get(k, 0)}
+    return {k: n - before.get(k, 0) for k, n in pool.workers.faults.items() if n > before.get(k, 0)}
 
 
 def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
@@ -79,7 +79,7 @@ def test_wrong_value_in_a_request_is_one_line(pool):
 
 
 def test_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool, here, orders):
-    before = dict(pool.staff.faults)
+    before = dict(pool.workers.faults)
     orders.give("hold-0")
     pool.submit(Candidate(0, WANDA))
     for count in (1, 2):
@@ -94,7 +94,7 @@ def test_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool
 def test_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(pool, here, orders, monkeypatch):
     monkeypatch.setattr(workers, "GRACE", 5.0)
     monkeypatch.setattr(workers, "FACTOR", 0.0)
-    before = dict(pool.staff.faults)
+    before = dict(pool.workers.faults)
     orders.give("hold-0")
     pool.submit(Candidate(0, WANDA))
     stopped = orders.wait_for(pool, "0")
@@ -107,7 +107,7 @@ def test_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(pool, here, o
 
 
 def test_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
-    before = dict(pool.staff.faults)
+    before = dict(pool.workers.faults)
     orders.give("break-0")
     candidates = [Candidate(index, WANDA) for index in range(6)]
     assert outcomes_of(pool, candidates) == [here.evaluate(candidate) for candidate in candidates]
