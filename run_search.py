@@ -1,152 +1,19 @@
-"""Search for a pruning metric: launch, resume or validate a run, or rebuild its report."""
+"""Search for a pruning metric: the process that the user starts, which guards the search."""
 
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated
-
-from typer import Option
-
-from prunevolve import command_line
-from prunevolve.command_line import DONE, Answer, outcome
-from prunevolve.configs import schema
-from prunevolve.configs.files import shipped
-from prunevolve.configs.schema import Config
-from prunevolve.pruning.json_file import JsonObject, read_object
-from prunevolve.pruning.progress import PlainConsole
 from prunevolve.search.pool import guard
-
-EXAMPLES = (
-    "python run_search.py  (the embedded model, no download)",
-    "python run_search.py --config smollm2_135m --out runs/first",
-    "python run_search.py --set search.seed=1 --set pruning.sparsity=0.7",
-    "python run_search.py --config llama2_7b --validate",
-    "python run_search.py --resume runs/first --set search.candidates=5000",
-)
-
-FILES = {
-    "config": "config.yaml",
-    "journal": "journal.jsonl",
-    "best_metric": "best_metric.json",
-    "summary": "summary.json",
-    "report": "report.html",
-    "chart": "fitness.svg",
-}
-"""Files of a run folder that `--json` names, if they exist."""
-
-
-def command(
-    config: Annotated[
-        Path | None,
-        Option(
-            help=f"YAML file, or {', '.join(shipped())}; default embedded.",
-            autocompletion=shipped,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, Option(help="Empty folder for the run; default a new one in runs/.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        Option("--set", metavar="KEY=VALUE", help="Override a config key; can be repeated."),
-    ] = None,
-    resume: Annotated[
-        Path | None, Option(help="Continue the run in this folder, or extend a finished one.")
-    ] = None,
-    validate: Annotated[
-        bool,
-        Option(
-            "--validate", metavar="", help="Print the resolved config and the plan; run nothing."
-        ),
-    ] = False,
-    report: Annotated[
-        Path | None,
-        Option(help="Rebuild report.html and fitness.svg of the run in this folder."),
-    ] = None,
-    status: Annotated[
-        Path | None, Option(help="Print the progress of the run in this folder.")
-    ] = None,
-    as_json: Annotated[bool, command_line.JSON_OPTION] = False,
-    version: Annotated[bool, command_line.VERSION_OPTION] = False,
-) -> Answer:
-    """Evolve a symbolic pruning metric."""
-    overrides = overrides or []
-    if resume and (config or out or validate or report or status):
-        raise ValueError(
-            "--resume takes its config and folder from the run: only --set goes with it"
-        )
-    if (report or status) and (config or out or validate or overrides):
-        raise ValueError("--report and --status take no other option")
-    if report or status:
-        return _inspect(report, status)
-    # Before torch and transformers are imported, which takes seconds.
-    resolved = None if resume else schema.load(config, overrides)
-    return _search(resolved, resume or out or _new_folder(config), overrides, validate)
-
-
-def _search(config: Config | None, folder: Path, overrides: list[str], validate: bool) -> Answer:
-    """Launch a run, continue one if there is no config, or print what would be done."""
-    from transformers.utils import logging
-
-    from prunevolve.search import run
-    from prunevolve.search.experiment import plan_of
-
-    logging.disable_progress_bar()  # the search shows its own progress
-    console = PlainConsole()
-    if config and validate:
-        plan = plan_of(config)
-        console.print(schema.to_yaml(config), *plan, "valid", sep="\n")
-        return outcome(DONE, ending="valid", plan=plan, config=config.model_dump())
-    try:
-        if config:
-            ending = run.launch(config, folder, console)
-        else:
-            ending = run.resume(folder, overrides, console)
-    except run.Unfinished as end:
-        console.print(str(end))
-        return outcome(end.code, error=str(end), **_about(folder))
-    return outcome(DONE, ending=ending, **_about(folder))
-
-
-def _inspect(report: Path | None, status: Path | None) -> Answer:
-    """Rebuild the report of a run, or print how far it is."""
-    from prunevolve.search.progress import print_status
-    from prunevolve.search.results import write_report
-    from prunevolve.search.run_folder import RunFolder
-
-    if status:
-        print_status(RunFolder.look(status), PlainConsole())
-        return outcome(DONE, ending="shown", **_about(status))
-    assert report
-    is_finished = write_report(RunFolder.look(report))
-    note = "" if is_finished else ": partial, because the run has not ended"
-    print(f"wrote {report / 'report.html'} and fitness.svg{note}")
-    ending = "written" if is_finished else "written, partial"
-    return outcome(DONE, ending=ending, **_about(report))
-
-
-def _about(folder: Path) -> Answer:
-    """Return the run's folder, its files, and its summary, or its status if it has not ended."""
-    files = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
-    told: list[JsonObject] = [
-        read_object(folder / name) if (folder / name).is_file() else {}
-        for name in ("summary.json", "status.json")
-    ]
-    # If the run was extended since, the summary does not cover all its candidates.
-    is_whole = told[0].get("candidates") == told[1].get("candidates")
-    return {"folder": str(folder), "files": files, **told[0 if is_whole else 1]}
-
-
-def _new_folder(config: Path | None) -> Path:
-    name = config.stem if config else schema.DEFAULT.stem
-    return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-
-
-app = command_line.make_app(command, EXAMPLES)
 
 
 def main() -> None:
     """Console entry."""
-    guard.around(lambda: command_line.run_to_end(app))
+    guard.around(_drive)
+
+
+def _drive() -> None:
+    # Imported in the guarded process, whose signals the guard holds meanwhile.
+    from prunevolve import command_line
+    from prunevolve.search.command import app
+
+    command_line.run_to_end(app, guarded=True)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,11 @@ _signals: list[int] = []
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(guarded: bool = False) -> Iterator[None]:
     """Let the first signal raise KeyboardInterrupt; a second does what Python does by itself.
+
+    Under a guard, which kills at the second, others are ignored: who stops a job may send one to
+    each of its processes.
 
     The signals are Ctrl-C, SIGTERM, which clusters send before they kill, and SIGHUP, which a
     closed terminal sends, except under nohup.
@@ -90,6 +93,8 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         restore()
+        for other in numbers if guarded else ():
+            signal.signal(other, signal.SIG_IGN)
         _signals.append(number)
         raise KeyboardInterrupt
 
@@ -173,16 +178,16 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
     return app
 
 
-def run_to_end(app: typer.Typer) -> NoReturn:
+def run_to_end(app: typer.Typer, guarded: bool = False) -> NoReturn:
     """Run a script's application, whose command returns what `--json` prints, and exit.
 
-    A mistake in the options is reported in one line.
+    A mistake in the options is reported in one line. See `interruptible` for `guarded`.
     """
     as_json = "--json" in sys.argv[1:]  # also if the rest cannot be parsed
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        with interruptible(), redirect_stdout(sys.stderr) if as_json else nullcontext():
+        with interruptible(guarded), redirect_stdout(sys.stderr) if as_json else nullcontext():
             result = app(standalone_mode=False)
     except typer.TyperException as error:
         result = failed(USAGE, error.format_message())

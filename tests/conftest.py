@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from search_process import started
 
-from prunevolve import run_search
+from prunevolve.search import command as run_search
 
 LONGEST = ("test_run_prune.py", "test_run_search.py")
 """Files that are begun first, so that all processes end at about the same time."""

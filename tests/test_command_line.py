@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import search_process
 
-from prunevolve import run_prune, run_search
+from prunevolve import run_prune
 from prunevolve.command_line import (
     NOTHING_WRITTEN,
     check_interrupt,
     interruptible,
 )
+from prunevolve.search import command as run_search
 
 ROOT = Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

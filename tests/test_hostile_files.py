@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from search_process import started
 
-from prunevolve import run_prune, run_search
+from prunevolve import run_prune
 from prunevolve.configs import schema
 from prunevolve.pruning.models import load_tokenizer
+from prunevolve.search import command as run_search
 
 CODE = "from pathlib import Path; Path('ran').touch()"
 

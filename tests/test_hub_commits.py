@@ -10,8 +10,9 @@ from refusals import refusal
 from search_process import started
 from toy_models import toy_model
 
-from prunevolve import run_prune, run_search
+from prunevolve import run_prune
 from prunevolve.pruning.models import find_model, load_model, pinned
+from prunevolve.search import command as run_search
 
 FIRST, SECOND = "1" * 40, "2" * 40
 SMALL = [

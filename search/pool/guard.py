@@ -34,20 +34,37 @@ _to_guard: int | None = None  # in the driver, if there is a guard
 
 def around(drive: Callable[[], object]) -> None:
     """Run a function that ends in SystemExit in a child process; exit as it does."""
-    global _to_guard
+    sent: list[int] = []
+    driver: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        sent.append(number)
+        with suppress(ProcessLookupError):
+            for process in driver:
+                os.kill(process, number if len(sent) == 1 else signal.SIGKILL)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, forward)
     read, write = os.pipe()
-    sys.stdout.flush()
     guard = os.getpid()
-    driver = os.fork()
-    if driver:
+    sys.stdout.flush()
+    if process := os.fork():
+        driver.append(process)
+        if sent:  # before its number was known
+            os.kill(process, sent[0])
         os.close(write)
-        sys.exit(_watch(driver, read))
+        sys.exit(_watch(process, read, sent))
+    for number, handler in before.items():  # until it listens itself, it ends without a word
+        signal.signal(number, signal.SIG_IGN if handler == signal.SIG_IGN else signal.SIG_DFL)
     os.close(read)
     os.setsid()  # a terminal's Ctrl-C must not reach Ray's processes
     with suppress(AttributeError):  # not on Linux
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
     if os.getppid() != guard:
         sys.exit(_INTERRUPTED)
+    global _to_guard
     _to_guard = write
     try:
         drive()
@@ -67,18 +84,12 @@ def tell(word: str) -> None:
             os.write(_to_guard, f"{word}\n".encode())
 
 
-def _watch(driver: int, read: int) -> int:
-    """Wait for the driver's end; return the exit code."""
-    sent: list[int] = []
+def _watch(driver: int, read: int, sent: list[int]) -> int:
+    """Wait for the driver's end; return the exit code.
 
-    def forward(number: int, frame: object) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(driver, signal.SIGKILL if sent else number)
-        sent.append(number)
-
-    for number in _SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, forward)
+    Args:
+        sent: The signals that it was sent so far.
+    """
     way_on, code, silent = "", None, None
     while True:
         # Counted in waits: the clock runs on while this process is suspended.
@@ -101,8 +112,10 @@ def _watch(driver: int, read: int) -> int:
         return code
     if silent is not None and silent >= SILENCE_SECONDS:
         why = f"error: Ray has not answered for {SILENCE_SECONDS:g} s or more"
+    elif sent and not way_on:
+        why = "interrupted before anything was written: run the same command again"
     elif sent:
-        why = "interrupted twice"
+        why = "interrupted"
     elif status < 0:
         why = f"error: the search was killed by {signal.Signals(-status).name}"
     else:

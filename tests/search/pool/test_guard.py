@@ -147,7 +147,7 @@ def test_second_signal_ends_a_search_at_once(seconds):
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=10)
-        assert (process.returncode, output) == (3, f"interrupted twice; {WAY_ON}\n")
+        assert (process.returncode, output) == (3, f"interrupted; {WAY_ON}\n")
         _, alive = psutil.wait_procs(processes, timeout=GONE_SECONDS)
         assert not alive
         search_process.until(lambda: not list(Path("/tmp").glob(f"prunevolve-{driver.pid}-*")), 30)
