@@ -96,24 +96,22 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
     windows = {r: replace(text, tokens=text.tokens % 256) for r, text in subject.windows.items()}
     setup = replace(setup, subjects=(replace(subject, model=str(folder), windows=windows),))
     orders = Orders(tmp_path)
-    with cluster_of(tmp_path, num_cpus=2, object_store_memory=1 << 30) as made:
-        for address in (made.address, "local"):
-            with pool_of(made, setup, address=address, workers=2) as pool:
-                brief(pool, setup)
-                until(pool, lambda pool=pool: pool.workers.ready == 2)
-                outcomes_of(pool, [Candidate(index, SNIP) for index in range(6)])
-                orders.give("hold-8", "hold-9")
-                for index in (8, 9):
-                    pool.submit(Candidate(index, SNIP))
-                orders.wait_for(pool, "8")
-                orders.wait_for(pool, "9")
-            libraries, now = orders.memory("place"), orders.memory("8") | orders.memory("9")
-            own = {pid: now[pid] - libraries[pid] for pid in now}
-            assert len(own) == 2
-            # As large as that each: weights, dense copy, and two matrices of statistics. The rest
-            # is what the largest layer's score and its parts take, 1.6 to 2.1 copies with the
-            # pruned one, by what the allocator has given back; one more copy would make at least
-            # 2.5 of it.
-            assert all(pruned_copy <= size < 2.4 * pruned_copy for size in own.values()), own
-            for path in (tmp_path / "log", tmp_path / "hold-8", tmp_path / "hold-9"):
-                path.unlink()
+    with (
+        cluster_of(tmp_path, num_cpus=0) as made,  # for its environment
+        pool_of(made, setup, address="local", workers=2) as pool,
+    ):
+        brief(pool, setup)
+        until(pool, lambda: pool.workers.ready == 2)
+        outcomes_of(pool, [Candidate(index, SNIP) for index in range(6)])
+        orders.give("hold-8", "hold-9")
+        for index in (8, 9):
+            pool.submit(Candidate(index, SNIP))
+        orders.wait_for(pool, "8")
+        orders.wait_for(pool, "9")
+    libraries, now = orders.memory("place"), orders.memory("8") | orders.memory("9")
+    own = {pid: now[pid] - libraries[pid] for pid in now}
+    assert len(own) == 2
+    # As large as that each: weights, dense copy, and two matrices of statistics. The rest is what
+    # the largest layer's score and its parts take, 1.6 to 2.1 copies with the pruned one, by what
+    # the allocator has given back; one more copy would make at least 2.5 of it.
+    assert all(pruned_copy <= size < 2.4 * pruned_copy for size in own.values()), own
