@@ -9,7 +9,6 @@ import pytest
 from safetensors import safe_open
 from search_process import started
 
-from prunevolve import run_search
 from prunevolve.configs import schema
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.baselines import BASELINES
@@ -21,6 +20,7 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
+from prunevolve.search import command as run_search
 from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.population import read_state
