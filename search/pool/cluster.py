@@ -154,7 +154,13 @@ def _refusal(head: str, said: str) -> str:
             f"the Ray cluster at {head} has no node on this machine: run the search on one of its "
             f"nodes, or make this one of them with `ray start --address={head}`"
         )
-    return f"Ray ({head}) failed: {said.strip().splitlines()[-1].strip()[:300]}"
+    return f"Ray ({head}) failed: {last_line(said) or 'it gave no reason'}"
+
+
+def last_line(said: str) -> str:
+    """Return the last line that is not empty, shortened: in what Ray says it is the cause."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
 
 
 def _find_cluster(address: str) -> str:

@@ -22,7 +22,7 @@ from prunevolve.pruning.models import load_model
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool import guard
-from prunevolve.search.pool.cluster import LOCAL
+from prunevolve.search.pool.cluster import LOCAL, last_line
 from prunevolve.search.pool.jobs import PoolError
 from prunevolve.search.pool.worker import ROOT, Call, Desk, Fault, Shared, code_digest
 from prunevolve.search.pool.workers import Event
@@ -156,7 +156,7 @@ class RayBackend:
             try:
                 self._look()
             except Exception as error:  # noqa: BLE001 - of whatever kind, Ray does not answer
-                self._trouble = _line(error)
+                self._trouble = last_line(str(error)) or type(error).__name__
             guard.tell("answers")
 
 
@@ -175,15 +175,10 @@ def _fault_of(error: Exception) -> Fault:
     unable = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError)
     if unable or getattr(error, "actor_init_failed", False):
         # For example, a node without this project, or with other versions of its dependencies.
-        return Fault("refused", _line(error))
+        return Fault("refused", last_line(str(error)) or type(error).__name__)
     if isinstance(error, ray.exceptions.RayActorError):
         return Fault("lost", "its process or its node was lost")
     return Fault("lost", f"Ray has no result for it ({type(error).__name__})")
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:300]
 
 
 def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
