@@ -44,6 +44,7 @@ class Experiment:
         terminals: The statistics that candidates, seeds and baselines may use.
         breeder: Makes the candidates.
         device: A torch device.
+        warnings: Reasons to trust the statistics less, one line each; after `read_texts`.
     """
 
     config: Config
@@ -53,22 +54,18 @@ class Experiment:
     terminals: frozenset[str]
     breeder: Breeder
     device: str = "cpu"
+    warnings: tuple[str, ...] = ()
 
     def read_texts(self) -> "Experiment":
         """Return the experiment with its windows; raise ValueError if a text is unavailable."""
-        subjects = []
+        subjects, warnings = [], []
         for subject in self.subjects:
             tokenizer = load_tokenizer(subject.model)
             windows = {role: _cut(role, kinds, tokenizer) for role, kinds in subject.texts.items()}
             subjects.append(replace(subject, windows=windows))
-        return replace(self, subjects=tuple(subjects))
-
-    @property
-    def warnings(self) -> list[str]:
-        """Reasons to trust the statistics less, one line each."""
-        models = [(s.model, s.tokens["calibration"]) for s in self.subjects]
-        notes = [(model, special_note(ids, load_tokenizer(model))) for model, ids in models]
-        return [f"{model}: {note}" for model, note in notes if note]
+            if note := special_note(windows["calibration"].tokens, tokenizer):
+                warnings.append(f"{subject.model}: {note}")
+        return replace(self, subjects=tuple(subjects), warnings=tuple(warnings))
 
     @property
     def weights(self) -> list[float]:
