@@ -57,6 +57,8 @@ def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     return str(criterion)
 
 
+_TUNING = "prunevolve.search.breeding.tuning"
+
 SHIPPED = "evolution"
 """The variant that all others are compared with."""
 
@@ -76,6 +78,14 @@ VARIANTS: dict[str, Variant] = {
     "no equal masks": Variant(
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
+    "no tuning": Variant(replaced={"prunevolve.search.breeding.variation.TUNED": 10**9}),
+    "third": Variant(replaced={f"{_TUNING}.TUNED": 3, "prunevolve.search.breeding.variation.TUNED": 3}),
+    "patience 2": Variant(replaced={"prunevolve.search.population.PATIENCE": 2}),
+    "patience 6": Variant(replaced={"prunevolve.search.population.PATIENCE": 6}),
+    "sigma 0.1": Variant(replaced={f"{_TUNING}.SIGMA": 0.1}),
+    "sigma 0.25": Variant(replaced={f"{_TUNING}.SIGMA": 0.25}),
+    "parts 4": Variant(replaced={f"prunevolve.search.breeding.variation.PARTS": 4}),
+    "parts 16": Variant(replaced={f"prunevolve.search.breeding.variation.PARTS": 16}),
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
@@ -158,7 +168,8 @@ def _search(
         evolution.tell(candidate.index, outcome)
         kinds[outcome.kind] += 1
         tokens += outcome.tokens
-        spent, best = kinds["evaluated"] + kinds["stopped"], evolution.state.best
+        spent = kinds["evaluated"] + kinds["stopped"] + kinds["sampled"]
+        best = evolution.state.best
         for name, fitness in targets.items():
             if reached[name] is None and best and best.rank[0] <= fitness:
                 reached[name] = spent

@@ -149,7 +149,7 @@ class Task(_Target):
         return f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
 
 
-Mutation = Literal["node", "factor", "constant"]
+Mutation = Literal["node", "factor"]
 
 
 # YAML reads `off` as false.
@@ -184,7 +184,7 @@ class Search(_Section):
     """Probability of crossover."""
     mutation: float = Field(default=0.6, ge=0, le=1)
     """Probability of a mutation."""
-    mutations: list[Mutation] = Field(default=["factor", "constant"], min_length=1)
+    mutations: list[Mutation] = Field(default=["factor"], min_length=1)
     """Kinds of mutation."""
     crowding: float = Field(default=0.01, ge=0, lt=1)
     """Masks that differ in a smaller fraction of weights count as one; 0: none do."""

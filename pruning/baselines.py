@@ -82,7 +82,8 @@ PUBLISHED: dict[str, Baseline] = BASELINES | {
 }
 """The metrics of other people's papers."""
 
-_DIRECTION = "exp(mul(2, colmean(quot(M, G))))"
+_MEAN = "colmean(quot(M, G))"
+_DIRECTION = f"exp(mul(0.2, divrms({_MEAN}, {_MEAN})))"
 _BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
 _MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
 
@@ -91,7 +92,7 @@ FOUND: dict[str, Baseline] = {
         f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})", "model", "this project, 2026"
     ),
     "directed-snip-variance": Baseline(
-        "quot(mul(mul(sqr(mul(W, exp(colmean(quot(M, G))))), G), "
+        f"quot(mul(mul(mul({_DIRECTION}, sqr(W)), G), "
         "pow15(quot(sqrt(V), rowmean(sqrt(X))))), sqrt(mul(rowmean(W), colmean(W))))",
         "model",
         "this project, 2026",

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.masks import group_of
-from prunevolve.pruning.operators import MATRIX, NO_UNITS, NUMBER, OPERATORS, Shape, Units, any_side
+from prunevolve.pruning.operators import (
+    MATRIX,
+    NO_UNITS,
+    NUMBER,
+    OPERATORS,
+    POWER,
+    Shape,
+    Units,
+    any_side,
+    power_of,
+)
 from prunevolve.pruning.statistics import TERMINALS
 
 MAGNITUDES = (1e-37, 1e38)
@@ -96,8 +106,9 @@ class Metric:
 
     @cached_property
     def size(self) -> int:
-        """Number of nodes, terminals included."""
-        return 1 + sum(operand.size for operand in self.operands)
+        """Number of nodes, terminals included, but not exponents: `power` is one, as `sqrt` is."""
+        nodes = self.operands[:1] if self.name == POWER else self.operands
+        return 1 + sum(operand.size for operand in nodes)
 
     @cached_property
     def depth(self) -> int:
@@ -113,7 +124,7 @@ class Metric:
 
     @property
     def units(self) -> Units:
-        """The exponents with which the score scales with weights, activations and a layer's sides.
+        """The exponents with which the score scales with weights, activations, sides, calibration.
 
         Raises ValueError if operands do not go together, as in `add(W, X)`; it says where.
         """
@@ -121,19 +132,22 @@ class Metric:
             at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
             held = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
             rule = "operands of one unit" if len(at.operands) > 1 else "an operand without units"
-            raise ValueError(f"metric '{self.text}': {at.text} needs {rule} (use a mean): {held}")
+            raise ValueError(f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {held}")
         return self._units
 
     @property
     def is_comparable(self) -> bool:
-        """Whether scores of different layers can be compared: they have no units."""
-        return self._units == NO_UNITS
+        """Whether scores of different layers can be compared: they have no units of a layer."""
+        units = self._units
+        return units is not None and units._replace(s=0, t=0) == NO_UNITS
 
     @cached_property
     def _units(self) -> Units | None:
         if not self.operands:
             return NO_UNITS if self.is_constant else TERMINALS[self.name].units
         units = [operand._units for operand in self.operands]
+        if self.name == POWER and units[0] and self.operands[1].is_constant:
+            return power_of(units[0], self.operands[1].value)
         over = any_side(*(operand._sides for operand in self.operands))
         return None if None in units else OPERATORS[self.name].units(*units, over=over)
 
@@ -160,6 +174,8 @@ class Metric:
             typing = OPERATORS[node.name].typing if node.operands else None
             if typing and typing.refuses(*(x.shape for x in node.operands)):
                 return f"metric '{self.text}' has {node.text}: {node.name} {typing.why}"
+            if node.name == POWER and not node.operands[1].is_constant:
+                return f"metric '{self.text}' has {node.text}: its exponent must be a number"
         if self.shape == MATRIX:
             return ""
         same = "inputs of a row" if self.shape.by_row else "rows"
@@ -304,6 +320,8 @@ def _infix(metric: Metric) -> _Text:
             return _magnitude(first)
         case "pow15":
             return _Text(f"{positive.at(_ATOM)}^1.5", _POWER)
+        case "power":
+            return _Text(f"{positive.at(_ATOM)}^{last.at(_ATOM)}", _POWER)
         case "sqr" | "pow" | "cube" as name:
             return _Text(f"{first.at(_ATOM)}{'³' if name == 'cube' else '²'}", _POWER)
         case "sqrt" | "root4" as name:
@@ -321,7 +339,7 @@ def _magnitude(operand: _Text) -> _Text:
 
 def _quotient(metric: Metric) -> _Text:
     above, below = _factors(metric)
-    above = [factor for factor in above if factor.text != "1"] or above[:1]
+    above = [x for x in above if x.text != "1"] or above[:1] or [_Text("1", _ATOM)]
     line = " · ".join(factor.at(_POWER) for factor in above)
     if len(below) == 1:  # nothing follows that a word could be taken to include
         line += f" / {below[0].at(_WORD)}"
@@ -332,6 +350,9 @@ def _quotient(metric: Metric) -> _Text:
 
 def _factors(metric: Metric) -> tuple[list[_Text], list[_Text]]:
     """Return the factors above and below the line."""
+    if metric.name == POWER and metric.operands[1].is_constant and metric.operands[1].value < 0:
+        x, exponent = metric.operands
+        return [], [_infix(Metric(POWER, (x, Metric.constant(-exponent.value))))]
     if metric.name not in ("mul", "quot", *_NORMS):
         return [_infix(metric)], []
     x, y = metric.operands

@@ -28,11 +28,16 @@ class Shape(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Exponents of the three scales that layers and models do not share; the loss is the unit."""
+    """Exponents of the scales that layers, models or calibrations do not share; loss is the unit.
+
+    All layers share the last two, so that their scores can be compared while they have these.
+    """
 
     w: float = 0  # of the weights: a layer computes the same if they grow as its inputs shrink
     x: float = 0  # of the activations that are its inputs
     n: float = 0  # of its sides: a sum over the inputs of each output has n = 1, their mean 0
+    s: float = 0  # of the number of calibration windows
+    t: float = 0  # of the tokens of a calibration window
 
     def __str__(self) -> str:
         powers = zip(self._fields, self, strict=True)
@@ -80,11 +85,21 @@ _PER_COL = Typing(
 
 
 def _power(exponent: float, sides: float = 0) -> Callable[..., Units]:
-    return lambda x, over: Units(exponent * x.w, exponent * x.x, exponent * x.n + sides)
+    return lambda x, over: power_of(x, exponent, sides)
+
+
+def power_of(units: Units, exponent: float, sides: float = 0) -> Units:
+    """Return the units of a power of what has these, and of so many sides that it sums over."""
+    return _sum(units, Units(n=sides), exponent)
 
 
 def _joined(sign: int) -> Callable[..., Units]:
-    return lambda x, y, over: Units(*(a + sign * b for a, b in zip(x, y, strict=True)))
+    return lambda x, y, over: _sum(y, x, sign)
+
+
+def _sum(x: Units, y: Units, factor: float) -> Units:
+    # Rounded, so that tenths that cancel are none.
+    return Units(*(round(factor * a + b, 6) for a, b in zip(x, y, strict=True)))
 
 
 def _by_frobenius(x: Units, y: Units, over: Shape) -> Units:
@@ -138,6 +153,11 @@ def _min_max_scale(x: Tensor) -> Tensor:
 
 def _z_score(x: Tensor) -> Tensor:
     return (x - x.mean(_MATRIX_SIDES, keepdim=True)) / x.std(_MATRIX_SIDES, keepdim=True)
+
+
+def _to_the_power(x: Tensor, exponent: Tensor) -> Tensor:
+    # A negative one divides, so what is near 0 is kept away from it as a divisor is.
+    return torch.maximum(x.abs(), SMALLEST_DIVISOR * (exponent < 0)).pow_(exponent)
 
 
 def _rms(x: Tensor, dim: int | tuple[int, int], keepdim: bool) -> Tensor:
@@ -205,12 +225,27 @@ EXTENDED: dict[str, Operator] = RELEASE | {
         _joined(-1),
         unsigned=lambda x, y: x / y.clamp(min=SMALLEST_DIVISOR),
     ),
+    **{x + y: _reduction(x, y) for x in _SIDES for y in ("sum", "mean", "max", "norm")},
+}
+
+POWER = "power"
+"""The operator whose second operand is a number, its exponent: part of it rather than a node."""
+
+UNDRAWN: dict[str, Operator] = {
+    POWER: Operator(
+        2,
+        _to_the_power,
+        "|x| ** c for a number c; with c below 0, |x| is kept at or above 1e-12",
+        True,
+        lambda x, c, over: None,  # `Metric.units` knows the number
+    ),
     # Two roots, each rounded correctly on every device; pow is not.
     "root4": Operator(1, lambda x: x.abs().sqrt_().sqrt_(), "|x| ** 0.25", True, _power(1 / 4)),
     "pow15": Operator(1, lambda x: x.abs().sqrt().mul_(x.abs()), "|x| ** 1.5", True, _power(3 / 2)),
     "cube": Operator(1, lambda x: (x * x).mul_(x), "x * x * x, with its sign", all, _power(3)),
-    **{x + y: _reduction(x, y) for x in _SIDES for y in ("sum", "mean", "max", "norm")},
 }
+"""Powers, which factor mutations and tuning make; in trees grown node by node an exponent could be
+anything. The last three are what older metrics have."""
 
 TWINS: dict[str, Operator] = {
     "divrms": Operator(
@@ -232,5 +267,5 @@ SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED
 SETS_WITH_NUMBERS = frozenset({"extended"})
 """Sets that include numbers; the release has none."""
 
-OPERATORS: dict[str, Operator] = EXTENDED | TWINS
+OPERATORS: dict[str, Operator] = EXTENDED | UNDRAWN | TWINS
 """All operators: the language reads them whatever a search draws from."""

@@ -65,7 +65,7 @@ class Terminal:
 
 _of_block = partial(Terminal, NUMBER, "block", Units())
 _of_inputs = partial(Terminal, PER_INPUT, "inputs")
-_of_weights = partial(Terminal, MATRIX, "weight gradients", Units(w=-1))
+_of_weights = partial(Terminal, MATRIX, "weight gradients")
 
 
 def _mean(total: Tensor, seen: Seen) -> Tensor:
@@ -107,12 +107,13 @@ def damped_factor(gram: Tensor) -> Tensor:
 TERMINALS: dict[str, Terminal] = {
     "W": Terminal(MATRIX, "weight", Units(w=1), "absolute weight"),
     "G": _of_weights(
+        Units(w=-1, s=1 / 2),
         "root of the sum over windows of (100 x gradient of the loss by the weight) squared",
         lambda total, gradient, _: total.addcmul_(gradient, gradient),
         lambda total, _: total.sqrt_(),
     ),
     "X": _of_inputs(
-        Units(x=2),
+        Units(x=2, t=1),
         "mean over windows of the squared L2 norm of an input channel over tokens; no root",
         lambda total, values, _: total.add_(values.square().sum(0, keepdim=True)),
         _mean,
@@ -127,13 +128,13 @@ TERMINALS: dict[str, Terminal] = {
     "B": Terminal(
         PER_OUTPUT,
         "output gradients",
-        Units(w=-1, x=-1),
+        Units(w=-1, x=-1, t=-1),
         "root of the mean over all tokens of (100 x gradient of the loss by the output) squared",
         lambda total, gradient, _: total.add_(gradient.square().sum(0)[:, None]),
         lambda total, seen: total.div_(seen.tokens).sqrt_(),
     ),
     "H": _of_inputs(
-        Units(x=-2),
+        Units(x=-2, t=-1),
         "diagonal of the inverse of the inputs' Gram matrix, 1% of its mean diagonal added first",
         lambda total, values, _: total.addmm_(values.T, values),
         _inverse_diagonal,
@@ -149,6 +150,7 @@ TERMINALS: dict[str, Terminal] = {
         lambda total, seen: (1 - total / seen.tokens).clamp(min=0),  # rounding can be below
     ),
     "M": _of_weights(
+        Units(w=-1, s=1),
         # Times W it is what keeping the weight gains, to first order (arXiv:2005.07683, Section 4).
         "sum over windows of -100 x gradient of the loss by the weight x sign of the weight",
         lambda total, gradient, w: total.addcmul_(gradient, w.sign().float(), value=-1),
@@ -171,7 +173,7 @@ inputs x. No metric can name it; it is for those who change masks and weights.""
 
 COLLECTED = TERMINALS | {
     GRAM: replace(
-        TERMINALS["H"], meaning="Gram matrix", shape=MATRIX, units=Units(x=2), finish=_mean
+        TERMINALS["H"], meaning="Gram matrix", shape=MATRIX, units=Units(x=2, t=1), finish=_mean
     ),
 }
 """All that calibration can compute."""

@@ -107,6 +107,8 @@ class Evaluator:
         return self.residents[self.experiment.subject_of[task]]
 
     def _measure(self, candidate: Candidate) -> Outcome:
+        if candidate.windows:
+            return self._sample(candidate.criterion, *candidate.windows)
         criterion, stages = candidate.criterion, self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
         # All tasks to one rung, then all to the next: a second task tells more than a second rung
@@ -122,6 +124,23 @@ class Evaluator:
             if not all(map(math.isfinite, losses[task])):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
+
+    def _sample(self, criterion: Criterion, part: int, parts: int) -> Outcome:
+        """Measure one of so many parts of each task's windows, of each kind of text at least one."""
+        losses: list[list[float]] = [[] for _ in self.experiment.tasks]
+        for task in self.experiment.tasks_of("fitness"):
+            resident = self._resident(task)
+            resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
+            count = len(resident.dense)
+            kinds = len(set(self.experiment.kinds_of(task, "fitness")))
+            length = min(count, max(kinds, count // parts))
+            start = part * length % (count - count % length)
+            measured = resident.losses("fitness", start, start + length)
+            losses[task] = [math.nan] * start + measured
+            if not all(map(math.isfinite, measured)):
+                return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
+        fitness = self.scale.fitness(losses)
+        return self._outcome("sampled", None, losses, "to tune numbers", fitness)
 
     def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
         """Return the predicted outcome of a candidate that is clearly not the best, or None.
@@ -155,7 +174,8 @@ class Evaluator:
     def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
         """Return how many fitness tokens were measured."""
         lengths = [self._resident(task).tokens["fitness"].shape[1] for task in range(len(losses))]
-        return sum(len(part) * length for part, length in zip(losses, lengths, strict=True))
+        counts = [sum(not math.isnan(loss) for loss in part) for part in losses]
+        return sum(count * length for count, length in zip(counts, lengths, strict=True))
 
 
 def perplexity_of(losses: Sequence[float]) -> float:

@@ -99,7 +99,7 @@ class Evolution:
     def _propose(self, state: State) -> Candidate:
         """Breed a brood, and return the most promising of its new children."""
         children = self.breeder.brood(self._bred, state)
-        if self._surrogate:
+        if self._surrogate and len(children) > 1:
             children = list({str(child.criterion): child for child in children}.values())
             self._surrogate.ask_before(state.committed)
             promises = self._surrogate.predict([child.criterion for child in children])
@@ -124,19 +124,28 @@ class Evolution:
         return crowding > 0 and self.marks.distance(one, other) < crowding
 
     def _decide(self, candidate: Candidate) -> Candidate:
-        """Add the fingerprint, and the outcome if it needs no evaluation."""
+        """Add the fingerprint, and the outcome if it needs no evaluation.
+
+        A sample of a tuning is measured whatever was before, and on fewer windows than others, so
+        that it is no duplicate, and nothing is one of it.
+        """
+        is_sample = bool(candidate.numbers)
         known = self._texts.get(str(candidate.criterion))
-        if known is not None:
+        if known is not None and not is_sample:
             return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {known}"))
         try:
             mark = self.marks.fingerprint(candidate.criterion)
         except DegenerateScores as error:
             return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
+        if is_sample:
+            return candidate
         known = self._fingerprints.get(mark)
         same = None if known is None else Outcome("duplicate", reason=f"same mask as {known}")
         return replace(candidate, fingerprint=mark, decided=same)
 
     def _remember(self, candidate: Candidate) -> None:
+        if candidate.numbers:  # see `_decide`
+            return
         self._texts.setdefault(str(candidate.criterion), candidate.index)
         if candidate.fingerprint:
             self._fingerprints.setdefault(candidate.fingerprint, candidate.index)

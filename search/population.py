@@ -1,6 +1,7 @@
 """Candidates, their outcomes, and the population and hall of fame that they form."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.operators import SETS_WITH_NUMBERS
 from prunevolve.pruning.parse import SCHEMA
 
-Kind = Literal["evaluated", "stopped", "duplicate", "degenerate", "failed"]
+Kind = Literal["evaluated", "stopped", "sampled", "duplicate", "degenerate", "failed"]
 
 OUTCOMES: tuple[str, ...] = get_args(Kind)
 """Kinds of outcome; only `evaluated` has a fitness."""
@@ -31,7 +33,7 @@ class Outcome:
             evaluated.
         tokens: Fitness tokens that were run through the pruned model.
         reason: Why it was not evaluated to the end; empty if it was.
-        estimate: If it was stopped, its fitness predicted from the windows measured so far.
+        estimate: Its fitness predicted from the windows measured, if it was stopped or sampled.
         rises: Each task's part of the fitness, predicted from its windows measured so far; None
             where none was. Empty if nothing was measured.
     """
@@ -53,6 +55,9 @@ class Candidate:
         criterion: Its metric, in canonical form, and its comparison group.
         parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
         fingerprint: Fingerprint of its mask on the probe; None until taken.
+        tuned: Whether it is the parent with other numbers (`search.breeding.tuning`).
+        numbers: If so, how far each is moved; empty for the mean of a tuning.
+        windows: The fitness windows that it is measured on; None for as many as it needs.
         best: Fitness of the best when it was bred; what is clearly worse is not measured to the
             end. None if there was none.
         enter: Fitness above which it could not enter the population then (a smaller metric within a
@@ -64,7 +69,10 @@ class Candidate:
     criterion: Criterion
     parents: tuple[int, ...] = ()
     fingerprint: str | None = None
+    tuned: bool = False
+    numbers: tuple[float, ...] = ()
     # Needed only until there is an outcome: the journal does not have them.
+    windows: tuple[int, int] | None = field(default=None, compare=False)
     best: float | None = field(default=None, compare=False)
     enter: float | None = field(default=None, compare=False)
     decided: Outcome | None = field(default=None, compare=False)
@@ -91,6 +99,12 @@ class Record:
     def fitness(self) -> float | None:
         """The outcome's; None unless evaluated."""
         return self.outcome.fitness
+
+    @property
+    def loss(self) -> float:
+        """The fitness, or else its prediction; infinite if there is none."""
+        values = (self.outcome.fitness, self.outcome.estimate)
+        return next((value for value in values if value is not None), math.inf)
 
     @property
     def size(self) -> int:
@@ -130,6 +144,8 @@ class Record:
             "reason": outcome.reason,
             "estimate": outcome.estimate,
             "rises": list(outcome.rises),
+            "tuned": candidate.tuned,
+            "numbers": list(candidate.numbers),
         }
 
     @staticmethod
@@ -151,7 +167,14 @@ class Record:
             raise ValueError(f"parents: {line.parents} of candidate {line.index} must be older")
         criterion, rises = Criterion.parse(line.metric, line.group), tuple(line.rises)
         return Record(
-            Candidate(line.index, criterion, tuple(line.parents), line.fingerprint),
+            Candidate(
+                line.index,
+                criterion,
+                tuple(line.parents),
+                line.fingerprint,
+                line.tuned,
+                tuple(line.numbers),
+            ),
             Outcome(line.outcome, line.fitness, line.tokens, line.reason, line.estimate, rises),
         )
 
@@ -172,7 +195,12 @@ class _Line(BaseModel):
     reason: str
     estimate: float | None
     rises: list[float | None]
+    tuned: bool = False  # a journal of an older version does not have them
+    numbers: list[float] = []
 
+
+PATIENCE = 4
+"""Means in a row, none of which is the best candidate so far, that end a tuning."""
 
 RESOLUTION = 0.001
 """Step in which members are compared, in units of fitness; within a step the smaller metric wins
@@ -194,6 +222,29 @@ def never(criterion: Criterion, other: Criterion) -> bool:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """The numbers of one metric, as they are being moved: see `search.breeding.tuning`.
+
+    Attributes:
+        start: The candidate whose numbers they are.
+        children: Its samples, and the means of their distribution, committed so far, in order.
+    """
+
+    start: Record
+    children: tuple[Record, ...] = ()
+
+    def add(self, record: Record) -> "Tuning":
+        """Return the tuning with one more child, if the record is one."""
+        is_child = record.candidate.tuned and record.candidate.parents == (self.start.index,)
+        return replace(self, children=(*self.children, record)) if is_child else self
+
+    def lags_behind(self, best: float) -> bool:
+        """Whether its last means are all worse than the best candidate so far."""
+        means = [record.loss for record in self.children if not record.candidate.numbers]
+        return len(means) >= PATIENCE and min(means[-PATIENCE:]) > best
+
+
+@dataclass(frozen=True)
 class State:
     """The search after a number of outcomes were committed in order.
 
@@ -201,11 +252,15 @@ class State:
         committed: Number of committed outcomes.
         population: The evaluated candidates that survive, best first.
         hall_of_fame: The best of each size so far, by ascending size.
+        tuning: The metric whose numbers are being tuned, if any.
+        tuned: Indices of those that were.
     """
 
     committed: int = 0
     population: tuple[Record, ...] = ()
     hall_of_fame: tuple[Record, ...] = ()
+    tuning: Tuning | None = None
+    tuned: tuple[int, ...] = ()
 
     def commit(self, record: Record, search: Search, near: Near = never) -> "State":
         """Return the state after one more outcome; beyond its size, the population's worst goes.
@@ -222,7 +277,20 @@ class State:
                 others = [member for member in population if member not in neighbours]
                 ranked = sorted((*others, record), key=lambda member: member.standing)
                 population = tuple(ranked[: search.population])
-        return State(self.committed + 1, population, hall_of_fame)
+        now = State(self.committed + 1, population, hall_of_fame, self.tuning, self.tuned)
+        return now._tune(record, search)
+
+    def _tune(self, record: Record, search: Search) -> "State":
+        """Take a child of a tuning; end one that is done, and begin that of the best."""
+        tuning, tuned = self.tuning and self.tuning.add(record), self.tuned
+        if tuning and self.best and tuning.lags_behind(self.best.rank[0]):
+            tuning, tuned = None, (*tuned, tuning.start.index)
+        begun = self.committed >= search.population and search.primitives in SETS_WITH_NUMBERS
+        if begun and not tuning:
+            new = (member for member in self.population if member.index not in tuned)
+            best = min(new, key=lambda member: member.rank, default=None)
+            tuning = best and Tuning(best)
+        return replace(self, tuning=tuning, tuned=tuned)
 
     @property
     def best(self) -> Record | None:
@@ -236,11 +304,18 @@ class State:
             "committed": self.committed,
             "population": [record.to_dict() for record in self.population],
             "hall_of_fame": [record.to_dict() for record in self.hall_of_fame],
+            "tuning": [record.to_dict() for record in self.in_tuning],
+            "tuned": list(self.tuned),
         }
+
+    @property
+    def in_tuning(self) -> tuple[Record, ...]:
+        """The record whose numbers are being tuned, and its children; none if there is none."""
+        return (self.tuning.start, *self.tuning.children) if self.tuning else ()
 
     def limited(self, candidate: Candidate, search: Search, near: Near = never) -> Candidate:
         """Return a candidate with the limits that it must meet to enter this population."""
-        if candidate.decided or not self.population:
+        if candidate.decided or candidate.windows or not self.population:
             return candidate
         ranks = [member.rank for member in self.population]
         best = min(ranks)[0]
@@ -262,11 +337,13 @@ def read_state(path: Path) -> State:
         body = json.loads(path.read_bytes())
         if body["schema"] != SCHEMA:
             raise ValueError(f"schema {body['schema']!r}, not {SCHEMA}")
-        population, hall_of_fame = (
+        population, hall_of_fame, in_tuning = (
             tuple(Record.from_dict(fields) for fields in body[key])
-            for key in ("population", "hall_of_fame")
+            for key in ("population", "hall_of_fame", "tuning")
         )
-        return State(int(body["committed"]), population, hall_of_fame)
+        tuning = Tuning(in_tuning[0], in_tuning[1:]) if in_tuning else None
+        tuned = tuple(map(int, body["tuned"]))
+        return State(int(body["committed"]), population, hall_of_fame, tuning, tuned)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"checkpoint {path} is missing, damaged or from another version"

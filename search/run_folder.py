@@ -209,7 +209,7 @@ class RunFolder:
         try:
             state = read_state(self.path / "checkpoint.json")
             known = records[: state.committed]
-            members = {*state.population, *state.hall_of_fame}
+            members = {*state.population, *state.hall_of_fame, *state.in_tuning}
             # Old enough to breed what is missing, and of this journal.
             if state.committed > max(0, len(records) - lag) or not members <= {*known}:
                 raise ValueError("checkpoint.json does not fit the journal")

@@ -60,11 +60,17 @@ class Cell(_Values):
     shares: _Losses
 
     def rises(self, losses: Sequence[float]) -> list[float]:
-        """Return the rises over dense, nats per token, given losses on the task's first windows."""
+        """Return the rises over dense, nats per token, given losses on the task's first windows.
+
+        A loss that was not measured is NaN, and has no rise.
+        """
+        return [losses[self.windows[i]] - self.dense[i] for i in self._measured(losses)]
+
+    def _measured(self, losses: Sequence[float]) -> list[int]:
         return [
-            losses[i] - dense
-            for i, dense in zip(self.windows, self.dense, strict=True)
-            if i < len(losses)
+            place
+            for place, window in enumerate(self.windows)
+            if window < len(losses) and not math.isnan(losses[window])
         ]
 
     def value(self, losses: Sequence[float]) -> float | None:
@@ -72,7 +78,8 @@ class Cell(_Values):
         rises = self.rises(losses)
         if not rises:
             return None
-        share = 1.0 if len(rises) == len(self.dense) else fmean(self.shares[: len(rises)])
+        whole = len(rises) == len(self.dense)
+        share = 1.0 if whole else fmean(self.shares[i] for i in self._measured(losses))
         return fmean(rises) / share / self.rise
 
 

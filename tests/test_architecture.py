@@ -23,7 +23,7 @@ FORBIDDEN = {
 # Modules that only the files named may import.
 RESERVED = {
     "ray": ("search/pool/",),
-    "deap": ("search/breeding/primitives.py", "search/breeding/variation.py"),
+    "deap": ("search/breeding/",),
     "datasets": ("evaluation/",),
     "evaluation": ("evaluation/", "pruning/run/", "search/", "run_prune.py"),
     "lm_eval": ("evaluation/zero_shot.py",),

@@ -84,7 +84,7 @@ def test_journal_and_timings_have_a_line_a_candidate_with_the_agreed_keys(finish
         assert line["index"] == timing["index"] == index
         assert list(line) == [
             *("index", "metric", "group", "outcome", "fitness", "fingerprint", "tokens"),
-            *("parents", "reason", "estimate", "rises"),
+            *("parents", "reason", "estimate", "rises", "tuned", "numbers"),
         ]
         assert (line["fitness"] is None) == (line["outcome"] != "evaluated")
         measured = line["outcome"] in ("evaluated", "stopped")

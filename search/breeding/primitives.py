@@ -13,6 +13,7 @@ from deap import gp
 from prunevolve.pruning.metric import MAGNITUDES, Metric, interned
 from prunevolve.pruning.operators import MATRIX, NUMBER, OPERATORS, SETS, SETS_WITH_NUMBERS
 from prunevolve.pruning.statistics import TERMINAL_SETS, TERMINALS
+from prunevolve.search.breeding.simplify import powered
 
 BLANK = "number"
 """The terminal that stands for a number yet to be drawn; it never occurs in a metric."""
@@ -21,11 +22,14 @@ LOWEST, HIGHEST, NEGATIVE = 1e-3, 1e3, 0.1
 """Magnitudes between which numbers are drawn, uniformly in their logarithm, and the share of them
 that are negative."""
 
-Nodes = list[gp.Primitive | gp.Terminal]
-"""A subtree in prefix order."""
+EXPONENTS = (0.25, 0.5, 1.5, 2.0)
+"""Powers that make more or less of a factor."""
 
-BENDS = ("sqrt", "root4", "sqr", "pow15", "exp")
-"""Operators that make more or less of a factor."""
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)
+"""Numbers that a signed factor, of root mean square 1, is multiplied by in its exponential."""
+
+_DEPTH = Metric("D")
+"""0 in the first block, so that a power of it would prune or keep all of that."""
 
 REDUCERS = ("rowmean", "rowmax", "rownorm", "colmean", "colmax", "colnorm")
 """Operators that leave one side of a matrix; a sum is a mean, up to a factor for the layer."""
@@ -109,20 +113,34 @@ def node_named(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Term
 # Factors that a mutation adds: good metrics are products of the worth of weight, input and row
 
 
-def draw_factor(primitives: gp.PrimitiveSet) -> Nodes:
-    """Draw a side, or a matrix relative to the mean of its row or column, as RIA has W."""
-    named = primitives.mapping
-    if "rowmean" not in named or random.random() >= 0.25:
-        return _draw_side(primitives)
-    terminal = random.choice([n for n in _matrices_of(primitives) if not TERMINALS[n].signed])
-    names = ("quot", terminal, random.choice(["rowmean", "colmean"]), terminal)
-    return _bent([named[name] for name in names], primitives)
+def draw_factor(primitives: gp.PrimitiveSet) -> Metric:
+    """Draw a side, or a matrix relative to the mean of its row or column, as RIA has W.
+
+    Most are bent by a power or an exponential. One that can be negative always is: as it is, it
+    would turn the order round. It counts by its root mean square in the layer, so that its strength
+    means the same whatever the amount of calibration.
+    """
+    if "rowmean" in primitives.mapping and random.random() < 0.25:
+        terminal = random.choice([x for x in _matrices_of(primitives) if x.never_negative])
+        reduced = Metric(random.choice(["rowmean", "colmean"]), (terminal,))
+        factor = Metric("quot", (terminal, reduced))
+    else:
+        factor = _draw_side(primitives)
+    if factor == _DEPTH or not factor.never_negative:
+        strength = Metric.constant(random.choice(STRENGTHS))
+        relative = factor if factor == _DEPTH else Metric("divrms", (factor, factor))
+        return Metric("exp", (Metric("mul", (strength, relative)),))
+    if random.random() < 0.4:
+        return factor
+    bends = [x for x in EXPONENTS if x in (0.5, 2) or BLANK in primitives.mapping]
+    bend = random.choice([*bends, None])
+    return powered(factor, bend) if bend else Metric("exp", (factor,))
 
 
-def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
+def _draw_side(primitives: gp.PrimitiveSet) -> Metric:
     """Draw the worth of an input, a row or a layer: a terminal, or matrices reduced to one side.
 
-    Often relative to its layer, and bent. Grown trees of this size hardly ever have these forms.
+    Often relative to its layer. Grown trees of this size hardly ever have these forms.
     """
     named = primitives.mapping
     matrices = _matrices_of(primitives)
@@ -130,31 +148,21 @@ def _draw_side(primitives: gp.PrimitiveSet) -> Nodes:
     if reducers and random.random() < 0.5:
         # A vector inside the ratio could mostly be a factor of the whole formula instead.
         first, second = random.sample(matrices, 2)
-        drawn = random.choice([[first], ["mul", first, second], ["quot", first, second]])
-        for signed, other in ((first, second), (second, first)):
-            if signed in drawn and not Metric(signed).never_negative:
-                # It will be bent by `exp`, whose operand has to be a ratio to mean anything.
-                drawn = ["quot", signed, other]
-        side = [named[name] for name in (random.choice(reducers), *drawn)]
+        drawn = random.choice(
+            [first, Metric("mul", (first, second)), Metric("quot", (first, second))]
+        )
+        if not drawn.never_negative:  # only as a ratio can it be compared
+            signed, other = (second, first) if first.never_negative else (first, second)
+            drawn = Metric("quot", (signed, other))
+        side = Metric(random.choice(reducers), (drawn,))
     else:
-        vectors = [name for name in named if name in TERMINALS and name not in matrices]
-        side = [named[random.choice(vectors)]]
-    if random.random() < 0.25 and to_metric(gp.PrimitiveTree(side)).shape != NUMBER:
-        side = [named["div"], *side, *side]
-    return _bent(side, primitives)
+        vectors = [name for name in named if name in TERMINALS and Metric(name) not in matrices]
+        side = Metric(random.choice(vectors))
+    if random.random() < 0.25 and side.never_negative and side.shape != NUMBER:
+        return Metric("div", (side, side))
+    return side
 
 
-def _bent(factor: Nodes, primitives: gp.PrimitiveSet) -> Nodes:
-    """Return a factor, often bent by a power or an exponential.
-
-    Always by the latter if it can be negative: a negative factor would turn the order round.
-    """
-    if not to_metric(gp.PrimitiveTree(factor)).never_negative:
-        return [primitives.mapping["exp"], *factor]
-    bends = [primitives.mapping[name] for name in BENDS if name in primitives.mapping]
-    return [random.choice(bends), *factor] if random.random() < 0.6 else factor
-
-
-def _matrices_of(primitives: gp.PrimitiveSet) -> list[str]:
-    """Return the names of the terminals that differ for each weight."""
-    return [n for n in primitives.mapping if n in TERMINALS and TERMINALS[n].shape == MATRIX]
+def _matrices_of(primitives: gp.PrimitiveSet) -> list[Metric]:
+    """Return the terminals that differ for each weight."""
+    return [Metric(n) for n in primitives.mapping if n in TERMINALS and TERMINALS[n].shape == MATRIX]

@@ -11,24 +11,24 @@ to overflow, underflow or rounding, the simplified metric does not.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
-from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.operators import OPERATORS, POWER
 
 Rewrite = Callable[[Metric], Metric | None]
 """Returns the replacement for a node, or None if it does not apply."""
 
-_EVEN = frozenset({"abs", "sqrt", "log", "sqr", "root4", "pow15", "rownorm", "colnorm"})
-"""Operators that depend only on the magnitude of their operand."""
+_EVEN = frozenset({"abs", "sqrt", "log", "sqr", "rownorm", "colnorm", POWER})
+"""Operators that depend only on the magnitude of their first operand."""
 
 _ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
 """Unary operators that pass on the sign of their operand."""
 
 _ZERO, _ONE = Metric.constant(0), Metric.constant(1)
 
-_POWERS = frozenset({"sqrt", "sqr", "root4", "pow15"})
-"""Even operators that increase with the magnitude."""
+_EXPONENTS = {"sqrt": 0.5, "sqr": 2.0, "root4": 0.25, "pow15": 1.5}
+"""Powers of the magnitude that have a name."""
 
 
 def simplify(criterion: Criterion) -> Criterion:
@@ -58,8 +58,8 @@ def _simplify_root(metric: Metric, group: str) -> Metric:
     match metric:
         case Metric("neg", (inner,)):
             return Metric("neg", (_simplify_root(inner, group),))
-        case Metric(name, (inner,)) if name in _POWERS:
-            simpler: Metric | None = inner if inner.never_negative else Metric("abs", (inner,))
+        case _ if as_power(metric)[0] is not metric and as_power(metric)[1] > 0:
+            simpler: Metric | None = powered(as_power(metric)[0], 1)
         case Metric(name, (inner, *_)) if name in dropped:
             simpler = inner
         case _:
@@ -119,6 +119,58 @@ def _merge_factors(node: Metric) -> Metric | None:
     return Metric("mul", (product, scaled)) if product and product.value else None
 
 
+def as_power(metric: Metric) -> tuple[Metric, float]:
+    """Return x and c of a metric that is |x| ** c; of any other itself and 1."""
+    match metric:
+        case Metric(name, (inner, exponent)) if name == POWER and exponent.is_constant:
+            return inner, exponent.value
+        case Metric(name, (inner,)) if name in _EXPONENTS:
+            return inner, _EXPONENTS[name]
+        case Metric("cube", (inner,)) if inner.never_negative:
+            return inner, 3.0
+    return metric, 1.0
+
+
+def powered(metric: Metric, exponent: float) -> Metric:
+    """Return |x| ** c of a metric x, as short as the language allows."""
+    if exponent == 1:
+        return metric if metric.never_negative else Metric("abs", (metric,))
+    if name := {0.5: "sqrt", 2.0: "sqr"}.get(exponent):
+        return Metric(name, (metric,))
+    return Metric(POWER, (metric, Metric.constant(exponent)))
+
+
+def _merge_powers(node: Metric) -> Metric | None:
+    """Merge powers of powers, and a product's powers of one thing; prefer `sqrt` and `sqr`.
+
+    Only what is certainly no quotient: a divisor is kept away from 0.
+    """
+    base, exponent = as_power(node)
+    if base is not node:
+        inner, other = as_power(base)
+        if inner is not base and exponent > 0 and is_number(exponent * other):
+            return powered(inner, exponent * other)
+        plain = powered(base, exponent)
+        return plain if plain != node else None
+    if node.name != "mul":
+        return None
+    exponents: dict[Metric, float] = {}
+    others, merged = [], False
+    for factor in _product(node):
+        base, exponent = as_power(factor)
+        if base.is_constant or exponent <= 0 or (base is factor and not base.never_negative):
+            others.append(factor)
+        else:
+            merged |= base in exponents
+            exponents[base] = exponents.get(base, 0.0) + exponent
+    powers = (powered(base, exponent) for base, exponent in exponents.items())
+    return reduce(lambda x, y: Metric("mul", (x, y)), [*others, *powers]) if merged else None
+
+
+def _product(node: Metric) -> list[Metric]:
+    return [x for y in node.operands for x in _product(y)] if node.name == "mul" else [node]
+
+
 def _cancel(node: Metric) -> Metric | None:
     """Name a square; drop what does nothing, or is undone or already done by what is inside it."""
     match node:
@@ -132,12 +184,8 @@ def _cancel(node: Metric) -> Metric | None:
             return inner
         case Metric("abs", (inner,)) if inner.never_negative:
             return inner
-        case Metric("sqrt", (Metric("sqr", operands),)) | Metric(
-            "sqr", (Metric("sqrt", operands),)
-        ):
-            return Metric("abs", operands)
-        case Metric(name, (Metric("neg" | "abs", operands),)) if name in _EVEN:
-            return Metric(name, operands)
+        case Metric(name, (Metric("neg" | "abs", operands), *rest)) if name in _EVEN:
+            return Metric(name, (*operands, *rest))
     return None
 
 
@@ -174,6 +222,7 @@ VALUE_PRESERVING: tuple[Rewrite, ...] = (
     _drop_neutral_number,
     _merge_factors,
     _cancel,
+    _merge_powers,
     _move_negation_out,
     _order_operands,
 )

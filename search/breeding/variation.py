@@ -1,4 +1,4 @@
-"""The breeder: seeds, random trees, crossover, three mutations, and limits.
+"""The breeder: seeds, random trees, crossover, two mutations, tuning, and limits.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
@@ -15,20 +15,28 @@ from deap import gp
 
 from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
 from prunevolve.pruning.metric import Criterion, Metric, interned
-from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.operators import NUMBER, OPERATORS
 from prunevolve.pruning.parse import existing, read_metric
 from prunevolve.search.breeding.primitives import (
-    BLANK,
     draw_factor,
     fill_in_numbers,
-    is_number,
-    number_node,
     primitive_set,
     to_metric,
     to_tree,
 )
 from prunevolve.search.breeding.simplify import simplify
-from prunevolve.search.population import Candidate, State, read_state
+from prunevolve.search.breeding.tuning import (
+    FACTORS,
+    PARTS,
+    ROUND,
+    SAMPLES,
+    TUNED,
+    draw,
+    genes_of,
+    slot_of,
+    strategy_of,
+)
+from prunevolve.search.population import Candidate, State, Tuning, read_state
 
 Member = TypeVar("Member")
 
@@ -40,9 +48,6 @@ primitives and five in six with the extended ones, so this is hardly ever reache
 
 POOL = 0.5
 """Share of the population that is drawn to choose parents from."""
-
-FACTORS = {0.5: 3, 1 / 1.2: 3, 1.2: 3, 2.0: 3, -1.0: 1}
-"""Factors that tune a number, with relative weights: few, so that the same numbers recur."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,41 @@ class Breeder:
         """
         if index < len(self.seeds):
             return [Candidate(index, simplify(self.seeds[index]))]
+        if state.tuning and index % TUNED == 0:
+            return [self._tuned(index, state.tuning)]
         children = []
         for attempt in range(self.search.brood):
             with seeded(self.search.seed, index, *([attempt] if attempt else [])):
                 children.append(self._child(index, state))
         return children
+
+    def _tuned(self, index: int, tuning: Tuning) -> Candidate:
+        """Draw a sample of a tuning, or take the mean of its distribution."""
+        start = tuning.start.criterion.metric
+        genes = genes_of(start, self._added, self.comparable and start.is_comparable)
+        strategy, slot = strategy_of(genes, tuning), slot_of(index)
+        if slot % ROUND == SAMPLES:
+            mean = simplify(Criterion(genes.make(strategy.centroid), self.group))
+            return Candidate(index, mean, (tuning.start.index,), tuned=True)
+        numbers = draw(strategy, self.search.seed, index)
+        return Candidate(
+            index,
+            simplify(Criterion(genes.make(numbers), self.group)),
+            (tuning.start.index,),
+            tuned=True,
+            numbers=tuple(numbers.tolist()),
+            windows=(slot // ROUND % PARTS, PARTS),
+        )
+
+    @cached_property
+    def _added(self) -> tuple[Metric, ...]:
+        """The factors of tunings that matter to the comparison group."""
+        matters = {
+            "row": lambda shape: shape.by_column,
+            "layer": lambda shape: shape != NUMBER,
+            "model": lambda shape: True,
+        }[self.group]
+        return tuple(factor for factor in FACTORS if matters(factor.shape))
 
     def _child(self, index: int, state: State) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""
@@ -170,8 +205,6 @@ def child_of(first: Metric, second: Metric, breeder: Breeder) -> Metric:
 def _mutation_for(breeder: Breeder) -> Mutation:
     """Draw a mutation: one of those that the config names, by weight."""
     names = [name for name in MUTATIONS if name in breeder.search.mutations]
-    if BLANK not in breeder.primitives.mapping:  # a set without numbers
-        names = [name for name in names if name != "constant"]
     weights = [MUTATIONS[name][1] for name in names]
     return MUTATIONS[random.choices(names, weights)[0]][0]
 
@@ -189,36 +222,14 @@ def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.Pr
     index = 0 if random.random() < 0.5 else random.randrange(len(tree))
     place = tree.searchSubtree(index)
     operator = random.choice([name for name in ("mul", "quot") if name in primitives.mapping])
-    tree[place] = [primitives.mapping[operator], *tree[place], *draw_factor(primitives)]
+    factor = to_tree(draw_factor(primitives), primitives)
+    tree[place] = [primitives.mapping[operator], *tree[place], *factor]
     return tree
-
-
-def _mutate_constant(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Constant mutation: one number is multiplied by one of a few factors.
-
-    The form of the tree alone decides which, so that a parent's tuned children all vary the same
-    one. A tree without numbers gets one, as the factor of a subtree.
-    """
-    numbers = [index for index, node in enumerate(tree) if is_number(node)]
-    if not numbers:
-        # Below the root, where a factor can affect the order.
-        place = tree.searchSubtree(random.randrange(min(1, len(tree) - 1), len(tree)))
-        number = number_node(_draw_tuning(), primitives)
-        tree[place] = [primitives.mapping["mul"], number, *tree[place]]
-        return tree
-    index = numbers[len(tree) % len(numbers)]
-    tree[index] = number_node(float(tree[index].name) * _draw_tuning(), primitives)
-    return tree
-
-
-def _draw_tuning() -> float:
-    return random.choices(list(FACTORS), list(FACTORS.values()))[0]
 
 
 MUTATIONS: dict[str, tuple[Mutation, int]] = {
     "node": (_mutate_node, 1),
     "factor": (_mutate_factor, 4),
-    "constant": (_mutate_constant, 1),
 }
 """The mutations by name, with the relative frequency of each."""
 
@@ -231,11 +242,10 @@ def _first_allowed(
     """
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), breeder.primitives)
-        if len(tree) > breeder.search.max_size:
-            continue
         metric = with_means(to_metric(tree)) if breeder.comparable else to_metric(tree)
+        small = metric.size <= breeder.search.max_size and metric.depth <= MAX_TREE_DEPTH
         units_fit = metric.is_comparable or not breeder.comparable
-        if metric != known and metric.depth <= MAX_TREE_DEPTH and units_fit and not metric.problem:
+        if metric != known and small and units_fit and not metric.problem:
             return metric
     return None
 

@@ -11,7 +11,8 @@ FOUND = (
 )
 EXAMPLES = {
     FOUND: "(W · exp(colmean(M / G)))² · (G · √(W / colmean W))² / (√(H / rms(H)) · exp(D))",
-    NAMED["directed-snip-wanda"].text: "exp(2 · colmean(M / G)) · W² · G · √X / "
+    NAMED["directed-snip-wanda"].text: "exp(0.2 · colmean(M / G) / rms(colmean(M / G))) · W² · "
+    "G · √X / "
     "((rowmean W + colmean W) · rowmean(√X))",
     NAMED["pruner-zero"].text: "|W · W| · mms(G)",
     "mul(W, quot(1, mul(G, X)))": "W / (G · X)",
@@ -23,6 +24,9 @@ EXAMPLES = {
     "quot(quot(W, X), quot(G, M))": "W · M / (X · G)",
     "quot(W, sqr(neg(add(X, G))))": "W / (−(X + G))²",
     "mul(quot(W, X), div(neg(X), sub(G, sub(M, W))))": "W · (−X) / (X · norm(G − (M − W)))",
+    "power(mul(W, G), 0.3)": "(W · G)^0.3",
+    "mul(power(rowmean(W), -0.7), power(M, 1.2))": "|M|^1.2 / rowmean(W)^0.7",
+    "exp(power(add(W, M), -1))": "exp(|W + M|^(−1))",
     "root4(quot(M, cube(-2)))": "∜|M / (−2)³|",
 }
 

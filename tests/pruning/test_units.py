@@ -31,6 +31,13 @@ class Layer:
             self.weight.repeat(k, k), self.inputs.repeat(1, 1, k), self.gradients.repeat(1, 1, k)
         )
 
+    def calibrated(self, windows, length):
+        """More windows, and longer ones, so that a token's part in the mean loss shrinks."""
+        inputs, gradients = (
+            x.repeat(windows, length, 1) for x in (self.inputs, self.gradients / length)
+        )
+        return Layer(self.weight, inputs, gradients)
+
     def terminals(self, names):
         linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False)
         linear.weight.data = self.weight
@@ -41,12 +48,13 @@ class Layer:
             for inputs, gradients in zip(self.inputs, self.gradients, strict=True):
                 window = {
                     "inputs": inputs,
-                    "block": torch.full((TOKENS, 1), 0.9),
+                    "block": torch.full((len(inputs), 1), 0.9),
                     "output gradients": gradients,
                     "weight gradients": gradients.T @ inputs,
                 }[terminal.source]
                 terminal.add(total, window, self.weight)
-            values[name] = terminal.finish(total, Seen(WINDOWS, WINDOWS * TOKENS, 0.5)).double()
+            windows, tokens = self.inputs.shape[:2]
+            values[name] = terminal.finish(total, Seen(windows, windows * tokens, 0.5)).double()
         return values
 
     def score(self, metric):
@@ -117,31 +125,47 @@ def test_score_scales_by_its_exponent_with_the_sides_of_a_layer(metric, layer, k
     agree(metric, before.repeat(*repeats), after, k**units.n)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    trees(st.sampled_from([*TERMINALS, "0.5", "2"]).map(Metric), 5, without=["zsn"]),
+    st.integers(0, 2**32).map(layer_of),
+    st.sampled_from([1, 4]),
+    st.sampled_from([1, 2]),
+)
+def test_score_scales_by_its_exponents_with_the_amount_of_calibration(metric, layer, more, longer):
+    units = units_of(metric)
+    before, after = layer.score(metric), layer.calibrated(more, longer).score(metric)
+    agree(metric, before, after, more**units.s * longer**units.t)
+
+
 @pytest.mark.parametrize(
     ("text", "units"),
     [
-        ("mul(W, G)", Units()),
-        ("mul(W, sqrt(X))", Units(w=1, x=1)),
+        ("mul(W, G)", Units(s=0.5)),
+        ("mul(W, sqrt(X))", Units(w=1, x=1, t=0.5)),
+        ("power(quot(G, rowmean(M)), 0.3)", Units(s=-0.15)),
+        ("mul(power(W, 0.1), mul(power(W, 0.2), power(W, -0.3)))", Units()),
         ("add(rowsum(W), colsum(W))", Units(w=1, n=1)),
-        ("div(X, W)", Units(w=-1, x=2, n=-1)),
+        ("div(X, W)", Units(w=-1, x=2, n=-1, t=1)),
         ("divrms(W, W)", Units()),
-        ("quot(pow15(rownorm(V)), root4(B))", Units(w=0.25, x=3.25, n=0.75)),
-        ("mul(mms(G), exp(quot(M, G)))", Units()),
+        ("quot(pow15(rownorm(V)), root4(B))", Units(w=0.25, x=3.25, n=0.75, t=0.25)),
+        ("mul(mms(G), exp(divrms(quot(M, G), quot(M, G))))", Units()),
     ],
 )
 def test_units_worked_by_hand(text, units):
     assert Metric.parse(text).units == units
-    assert Metric.parse(text).is_comparable == (units == Units())
+    assert Metric.parse(text).is_comparable == (units[:3] == (0, 0, 0))
 
 
 def test_operands_that_do_not_go_together_are_named():
     of_one_unit = refusal(lambda: Metric.parse("mul(W, add(G, sqrt(X)))").units)
     assert of_one_unit == (
         "metric 'mul(W, add(G, sqrt(X)))': add(G, sqrt(X)) needs operands of one unit "
-        "(use a mean): G has w^-1, sqrt(X) has x"
+        "(use a mean or a quotient): G has w^-1 s^0.5, sqrt(X) has x t^0.5"
     )
     without = refusal(lambda: Metric.parse("exp(colsum(quot(M, G)))").units)
-    assert "needs an operand without units (use a mean): colsum(quot(M, G)) has n" in without
+    assert "an operand without units (use a mean or a quotient): colsum(quot(M, G)) has" in without
+    assert "has s^0.5" in refusal(lambda: Metric.parse("exp(colmean(quot(M, G)))").units)
 
 
 def test_operators_with_a_sum_or_a_norm_have_a_twin_with_a_mean():

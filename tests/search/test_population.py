@@ -162,7 +162,10 @@ EVALUATED = Record(
     Candidate(7, CRITERION, (2, 5), "ab12"), Outcome("evaluated", 2.5, 64, rises=(0.75, None))
 )
 FIELDS = EVALUATED.to_dict()
-KEYS = "index metric group outcome fitness fingerprint tokens parents reason estimate rises"
+KEYS = (
+    "index metric group outcome fitness fingerprint tokens parents reason estimate rises "
+    "tuned numbers"
+)
 refused = partial(refusal, Record.from_dict)
 
 

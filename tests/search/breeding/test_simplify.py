@@ -133,6 +133,13 @@ def test_never_negative_holds_on_tensors(tree_seed):
         ("mul(W, quot(add(0, X), 1))", "row", "mul(W, X)"),
         ("quot(neg(W), rowsum(neg(G)))", "row", "neg(quot(W, neg(rowsum(G))))"),
         ("exp(log(W))", "row", "exp(log(W))"),
+        ("exp(sqrt(sqrt(W)))", "row", "exp(power(W, 0.25))"),
+        ("exp(power(power(M, 1.5), 0.3))", "row", "exp(power(M, 0.45))"),
+        ("exp(power(sqr(W), 0.25))", "row", "exp(sqrt(W))"),
+        ("mul(mul(W, G), mul(sqrt(W), pow15(G)))", "row", "mul(power(G, 2.5), power(W, 1.5))"),
+        ("mul(mul(W, M), mul(sqr(M), W))", "row", "mul(mul(M, sqr(W)), sqr(M))"),
+        ("mul(G, power(power(W, 2), -0.3))", "row", "mul(G, power(sqr(W), -0.3))"),
+        ("power(mul(W, G), 0.7)", "row", "mul(G, W)"),
     ],
 )
 def test_simplify_collapses_opposing_operations(text, group, expected):

@@ -1,0 +1,264 @@
+"""Tuning: all numbers of one metric are moved at once, by CMA-ES (Hansen, arXiv:1604.00772).
+
+A metric is read as a product of powers, and so is what is inside its operators: its genes are the
+exponents, made explicit, and its constants. Exponents move only so that units stay, and scores
+remain comparable. `FACTORS` stand beside the metric's own with the exponent 0.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+from deap import cma
+
+from prunevolve.pruning.metric import Metric, interned, is_number
+from prunevolve.pruning.operators import NO_UNITS
+from prunevolve.search.breeding.simplify import as_power, powered
+from prunevolve.search.population import Record, Tuning
+
+SIGMA = 0.15
+"""First standard deviation of exponents, and of the logarithms of constants."""
+
+SAMPLES = 8
+"""Samples of a generation; the mean of the distribution follows each."""
+
+ROUND = SAMPLES + 1
+"""Tuned candidates of a generation."""
+
+LEAST = 0.05
+"""An exponent nearer to 0 is 0: a factor that hardly counts is left out."""
+
+PARTS = 8
+"""A sample is measured on one in so many of the fitness windows: all of a generation on the same,
+so that they are compared fairly, and the next on others, so that none is learnt by heart."""
+
+FACTORS = tuple(
+    map(
+        Metric.parse,
+        (
+            *(f"quot({x}, {side}mean({x}))" for x in "WG" for side in ("row", "col")),
+            *(f"divrms({x}, {x})" for x in "XVBH"),
+            *(f"divrms({side}mean(mul(W, G)), mul(W, G))" for side in ("row", "col")),
+            *(
+                f"exp(divrms({side}mean(quot(M, G)), {side}mean(quot(M, G))))"
+                for side in ("row", "col")
+            ),
+            "I",
+            "exp(D)",
+        ),
+    )
+)
+"""What stands beside a metric's own factors: each terminal relative to its row, column or layer."""
+
+TUNED = 2
+"""One candidate in so many is a tuning's, once there is one."""
+
+Numbers = npt.NDArray[np.float64]
+"""How far each gene is from where the tuning began."""
+
+_Make = Callable[[Numbers], Metric]
+
+_ONE = Metric.constant(1)
+
+
+@dataclass(frozen=True)
+class Genes:
+    """The numbers of a metric.
+
+    Attributes:
+        count: How many there are.
+        make: Returns the metric with other numbers.
+    """
+
+    count: int
+    make: _Make
+
+
+@lru_cache(256)
+def genes_of(metric: Metric, added: tuple[Metric, ...], comparable: bool) -> Genes:
+    """Return the numbers of a metric and of factors to add, whose exponents begin at 0.
+
+    Args:
+        added: The factors.
+        comparable: Whether scores of several layers compete, so that they must keep their units.
+    """
+    reader = _Reader(comparable)
+    factors = dict.fromkeys(added, 0.0) | _factors(metric)
+    make = reader.product(factors, 3 if comparable else 0, normed=True)
+    return Genes(reader.count, make)
+
+
+class _Reader:
+    """Reads a metric into a function of its genes; a part that is there twice has its own once."""
+
+    def __init__(self, comparable: bool) -> None:
+        self.count, self._comparable = 0, comparable
+        self._known: dict[Metric, _Make] = {}
+
+    def _gene(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def _maker(self, metric: Metric) -> _Make:
+        if metric not in self._known:
+            self._known[metric] = self._read(metric)
+        return self._known[metric]
+
+    def _read(self, metric: Metric) -> _Make:
+        if metric.is_constant:
+            gene = self._gene()
+            return lambda z: _times(metric, float(np.exp(z[gene])))
+        if not metric.operands:
+            return lambda z: metric
+        if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
+            kept = len(NO_UNITS) if self._comparable else 0
+            return self.product(_factors(metric), kept, normed=False)
+        return self._call(metric)
+
+    def _call(self, metric: Metric) -> _Make:
+        makers = [self._maker(operand) for operand in metric.operands]
+        return lambda z: interned(metric.name, tuple(make(z) for make in makers))
+
+    def product(self, factors: Mapping[Metric, float], kept: int, normed: bool) -> _Make:
+        """Return the maker of a product of powers.
+
+        Args:
+            factors: Exponents by base.
+            kept: How many of the units have to stay.
+            normed: Whether the exponent of the first base stays and a number is left out, since
+                neither a power nor a multiple of the whole is of consequence.
+        """
+        bases = [base for base in factors if not (normed and base.is_constant)]
+        makers = [self._call(base) if base.operands else self._maker(base) for base in bases]
+        moved = [base for base in bases if base.never_negative and not base.is_constant]
+        norm = next((x for x in moved if factors[x] and x.name != "exp"), None) if normed else None
+        free, follow = _solved([(*(x.units[:kept] if kept else ()), x == norm) for x in moved])
+        genes = {moved[i]: self._gene() for i in free}
+
+        def make(z: Numbers) -> Metric:
+            exponents = dict(factors)
+            for base, gene in genes.items():
+                if z[gene]:
+                    exponent = round(factors[base] + float(z[gene]), 2)
+                    exponents[base] = exponent if abs(exponent) >= LEAST else 0.0
+            steps = [exponents[base] - factors[base] for base in genes]
+            for i, row in follow.items():
+                step = sum(part * step for part, step in zip(row, steps, strict=True))
+                exponents[moved[i]] = round(exponents[moved[i]] - step, 6)
+            return _product(
+                [(make(z), exponents[base]) for make, base in zip(makers, bases, strict=True)]
+            )
+
+        return make
+
+
+def _times(number: Metric, factor: float) -> Metric:
+    """Return the multiple of a number, in two digits; the number if the language has no such."""
+    value = float(f"{number.value * factor:.2g}")
+    return Metric.constant(value) if factor != 1 and is_number(value) else number
+
+
+def _factors(metric: Metric) -> dict[Metric, float]:
+    """Return the exponents of the bases whose product a metric is.
+
+    An exponential's factor is its exponent: exp(mul(c, x)) is exp(x) to the power c. A quotient
+    without units to a power, such as (W / rowmean W)^0.3, is one base.
+    """
+    exponents: dict[Metric, float] = {}
+    for base, exponent in _flat(metric, 1.0):
+        exponents[base] = exponents.get(base, 0.0) + exponent
+    return exponents
+
+
+def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
+    base, exponent = as_power(metric)
+    if base is not metric:
+        parts = _flat(base, exponent * outer)
+        splits = all(part.never_negative for part, _ in parts)
+        if splits and not (base.name == "quot" and base.is_comparable):
+            return parts
+        return [(base if base.never_negative else Metric("abs", (base,)), exponent * outer)]
+    match metric:
+        case Metric("mul" | "quot" as name, (x, y)):
+            return _flat(x, outer) + _flat(y, outer if name == "mul" else -outer)
+        case Metric("exp", (Metric("mul", (factor, inner)),)) if factor.is_constant:
+            return [(Metric("exp", (inner,)), factor.value * outer)]
+    return [(metric, outer)]
+
+
+def _product(factors: Sequence[tuple[Metric, float]]) -> Metric:
+    """Return a product of powers as a metric; divisors of exponents below 0."""
+    above, below = [], []
+    for base, exponent in factors:
+        if exponent == 0:
+            continue
+        if base.name == "exp":
+            inner = base.operands[0]
+            scaled = inner if exponent == 1 else Metric("mul", (Metric.constant(exponent), inner))
+            above.append(Metric("exp", (scaled,)))
+        elif exponent == 1:
+            above.append(base)
+        elif exponent > 0:
+            above.append(powered(base, exponent))
+        else:
+            below.append(base if exponent == -1 else powered(base, -exponent))
+    numerator = reduce(lambda x, y: Metric("mul", (x, y)), above) if above else _ONE
+    if not below:
+        return numerator
+    return Metric("quot", (numerator, reduce(lambda x, y: Metric("mul", (x, y)), below)))
+
+
+def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, list[float]]]:
+    """Return which of some exponents can move freely, and how the others then follow.
+
+    Args:
+        columns: For each exponent, its part in each sum that has to stay.
+    """
+    from sympy import Matrix, Rational  # takes half a second
+
+    if not columns:
+        return [], {}
+    rational = [[Rational(float(x)).limit_denominator(10**4) for x in one] for one in columns]
+    reduced, pivots = Matrix(rational).T.rref()
+    free = [i for i in range(len(columns)) if i not in pivots]
+    return free, {p: [float(reduced[r, i]) for i in free] for r, p in enumerate(pivots)}
+
+
+# The strategy
+
+
+class _Sample(list[float]):
+    fitness: float  # higher is better, as DEAP has it
+
+
+def slot_of(index: int) -> int:
+    """Return the place of a tuned candidate among all; the last of each round is a mean."""
+    return index // TUNED
+
+
+def strategy_of(genes: Genes, tuning: Tuning) -> cma.Strategy:
+    """Return the strategy after all whole generations of a tuning's samples, in order."""
+    strategy = cma.Strategy([0.0] * genes.count, SIGMA, lambda_=SAMPLES)
+    for _, children in groupby(tuning.children, lambda child: slot_of(child.index) // ROUND):
+        generation = []
+        for record in children:
+            if record.candidate.numbers:
+                generation.append(_Sample(record.candidate.numbers))
+                generation[-1].fitness = -record.loss
+        if len(generation) == SAMPLES:
+            strategy.update(generation)
+    return strategy
+
+
+def draw(strategy: cma.Strategy, *key: int) -> Numbers:
+    """Draw a sample, the same for the same key."""
+    state = np.random.get_state()
+    np.random.seed([part % 2**32 for part in key])
+    try:
+        drawn: Numbers = strategy.generate(np.array)[0]
+    finally:
+        np.random.set_state(state)
+    return drawn

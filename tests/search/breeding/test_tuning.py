@@ -1,0 +1,169 @@
+"""What numbers a metric has, what becomes of it with others, and what CMA-ES makes of samples."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.statistics import TERMINALS
+from prunevolve.search.breeding.simplify import simplify
+from prunevolve.search.breeding.tuning import (
+    FACTORS,
+    LEAST,
+    ROUND,
+    SAMPLES,
+    draw,
+    genes_of,
+    strategy_of,
+)
+from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
+from prunevolve.search.population import PATIENCE, Candidate, Outcome, Record, State, Tuning
+
+DIRECTED = NAMED["directed-snip-wanda"].criterion.metric
+
+
+SIGNED = "divrms(M, M)"
+
+
+def terminals():
+    generator = torch.Generator().manual_seed(0)
+    sizes = {
+        name: (6 if terminal.shape.by_row else 1, 8 if terminal.shape.by_column else 1)
+        for name, terminal in TERMINALS.items()
+    }
+    return {name: torch.rand(size, generator=generator) + 0.1 for name, size in sizes.items()}
+
+
+def moved(metric, numbers):
+    genes = genes_of(Metric.parse(metric), (), True)
+    assert genes.count == len(numbers)
+    return genes.make(np.array(numbers)).text
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers", "made"),
+    [
+        ("mul(mul(W, G), I)", [0.5], "mul(mul(W, G), power(I, 1.5))"),
+        ("mul(mul(W, G), exp(D))", [-1.4], "mul(mul(W, G), exp(mul(-0.4, D)))"),
+        ("mul(mul(W, G), exp(mul(0.3, D)))", [0.123], "mul(mul(W, G), exp(mul(0.42, D)))"),
+        ("quot(mul(W, G), sqrt(divrms(X, X)))", [-0.2], "quot(mul(W, G), power(divrms(X, X), 0.7))"),
+        ("mul(mul(W, G), I)", [-0.98], "mul(W, G)"),
+        # A constant inside keeps its sign, and two digits.
+        (f"mul(quot(W, W), tanh(mul(-0.5, {SIGNED})))", [0.3], f"tanh(mul(-0.67, {SIGNED}))"),
+    ],
+)
+def test_numbers_of_a_metric_move_as_worked_by_hand(metric, numbers, made):
+    assert moved(metric, numbers) == made
+
+
+def test_units_stay_and_without_them_every_exponent_moves():
+    bound = genes_of(Metric.parse("mul(W, G)"), (), True)
+    assert bound.count == 0  # w^1 w^-1: neither can move alone
+    # The first stays, since a power of the whole changes nothing.
+    assert genes_of(Metric.parse("mul(W, G)"), (), False).count == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 2**31))
+def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key):
+    breeder = Breeder(Search(initial_depth=(1, 3)), "model")
+    with seeded(seed):
+        metric = random_metric(breeder)
+    genes = genes_of(metric, FACTORS, True)
+    same = genes.make(np.zeros(genes.count))
+    before, after = metric.score(**terminals()), same.score(**terminals())
+    assume(before.isfinite().all() and after.isfinite().all())
+    # Up to a factor, which does not matter to a mask.
+    ratio = after / before
+    assume(ratio.isfinite().all() and before.abs().min() > 1e-6)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio.flatten()[0].item()))
+    other = genes.make(np.random.default_rng(key).normal(0, 0.3, genes.count))
+    assert other.is_comparable
+    assert not simplify(Criterion(other, "model")).metric.problem
+
+
+def test_exponents_near_0_leave_the_factor_out():
+    genes = genes_of(Metric.parse("mul(W, G)"), FACTORS, True)
+    assert genes.count == len(FACTORS)
+    assert genes.make(np.full(genes.count, 0.7 * LEAST)).text == "mul(W, G)"
+    assert len(list(genes.make(np.full(genes.count, 1.3 * LEAST)).nodes())) > 50
+
+
+# The strategy
+
+
+def child(index, numbers=(), loss=0.0, start=0):
+    kind = "sampled" if numbers else "evaluated"
+    outcome = Outcome(kind, None if numbers else loss, 1, "", loss, (loss,))
+    metric = Criterion.parse(f"mul(G, power(W, {index + 2}))", "model")
+    return Record(Candidate(index, metric, (start,), tuned=True, numbers=tuple(numbers)), outcome)
+
+
+def generations(genes, loss, count):
+    """Return the tuning after so many generations of samples, each with the loss of its numbers."""
+    tuning = Tuning(child(0))
+    for index in range(2, 2 * (count * ROUND + 1), 2):
+        numbers = draw(strategy_of(genes, tuning), 7, index)
+        is_mean = index // 2 % ROUND == SAMPLES
+        made = child(index, () if is_mean else numbers.tolist(), loss(numbers))
+        tuning = tuning.add(made)
+    return tuning
+
+
+def test_strategy_moves_to_where_samples_are_better():
+    genes = genes_of(DIRECTED, (), True)
+    goal = np.array([0.6, -0.4, 0.5])
+    tuning = generations(genes, lambda numbers: float(np.square(numbers - goal).sum()), 30)
+    strategy = strategy_of(genes, tuning)
+    assert np.abs(strategy.centroid - goal).max() < 0.1
+    # It follows from the records alone, and a draw from its key alone.
+    again = strategy_of(genes, Tuning(tuning.start, tuning.children))
+    assert draw(again, 7, 900).tolist() == draw(strategy, 7, 900).tolist()
+    assert draw(again, 7, 902).tolist() != draw(strategy, 7, 900).tolist()
+
+
+def test_draw_leaves_numpys_generator_as_it_was():
+    strategy = strategy_of(genes_of(DIRECTED, (), True), Tuning(child(0)))
+    np.random.seed(3)
+    expected = np.random.random(2).tolist()
+    np.random.seed(3)
+    first = np.random.random()
+    draw(strategy, 1)
+    assert [first, np.random.random()] == expected
+
+
+# When a tuning begins and ends
+
+
+def test_tuning_takes_its_own_children_and_ends_when_its_means_fall_behind():
+    tuning = Tuning(child(0))
+    assert tuning.add(child(4, (0.1,), start=2)) is tuning
+    for index in range(PATIENCE):
+        assert not tuning.lags_behind(0.5)
+        tuning = tuning.add(child(2 * index + 2, loss=0.6))
+        tuning = tuning.add(child(2 * index + 3, (0.1,), loss=0.1))
+    assert tuning.lags_behind(0.5)
+    assert not tuning.lags_behind(0.6)
+
+
+def test_state_tunes_the_best_and_then_the_best_that_was_not():
+    search, state = Search(population=2, primitives="extended"), State()
+    for index, loss in enumerate((0.9, 0.8, 0.7, 0.95)):
+        state = state.commit(plain(index, loss), search)
+    assert state.tuning.start.index == 1  # the best when the population was full
+    for index in range(4, 4 + PATIENCE):
+        state = state.commit(child(index, loss=0.99, start=1), search)
+    assert state.tuned == (1,)
+    assert state.tuning == Tuning(plain(2, 0.7))
+    release = search.model_copy(update={"primitives": "release"})
+    assert State(2, state.population).commit(plain(2, 0.1), release).tuning is None
+
+
+def plain(index, loss):
+    return Record(
+        Candidate(index, child(index).criterion), Outcome("evaluated", loss, 1, rises=(loss,))
+    )
