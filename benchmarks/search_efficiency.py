@@ -79,13 +79,15 @@ VARIANTS: dict[str, Variant] = {
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
     "no tuning": Variant(replaced={"prunevolve.search.breeding.variation.TUNED": 10**9}),
-    "third": Variant(replaced={f"{_TUNING}.TUNED": 3, "prunevolve.search.breeding.variation.TUNED": 3}),
+    "third": Variant(
+        replaced={f"{_TUNING}.TUNED": 3, "prunevolve.search.breeding.variation.TUNED": 3}
+    ),
     "patience 2": Variant(replaced={"prunevolve.search.population.PATIENCE": 2}),
     "patience 6": Variant(replaced={"prunevolve.search.population.PATIENCE": 6}),
     "sigma 0.1": Variant(replaced={f"{_TUNING}.SIGMA": 0.1}),
     "sigma 0.25": Variant(replaced={f"{_TUNING}.SIGMA": 0.25}),
-    "parts 4": Variant(replaced={f"prunevolve.search.breeding.variation.PARTS": 4}),
-    "parts 16": Variant(replaced={f"prunevolve.search.breeding.variation.PARTS": 16}),
+    "parts 4": Variant(replaced={"prunevolve.search.breeding.variation.PARTS": 4}),
+    "parts 16": Variant(replaced={"prunevolve.search.breeding.variation.PARTS": 16}),
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},

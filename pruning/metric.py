@@ -132,7 +132,9 @@ class Metric:
             at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
             held = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
             rule = "operands of one unit" if len(at.operands) > 1 else "an operand without units"
-            raise ValueError(f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {held}")
+            raise ValueError(
+                f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {held}"
+            )
         return self._units
 
     @property

@@ -1,5 +1,6 @@
-"""Ablation: a formula without each of its factors."""
+"""Ablation: a formula without each of its factors, or without several."""
 
+from collections.abc import Collection
 from functools import reduce
 
 from prunevolve.pruning.metric import Metric
@@ -20,14 +21,14 @@ def without_each(metric: Metric) -> dict[str, Metric]:
 
     Factors that it cannot rank weights without are left out.
     """
-    factors = factors_of(metric)
-    rests = {}
-    for place, factor in enumerate(factors):
-        others = sorted((*factors[:place], *factors[place + 1 :]), key=_is_divisor)
-        rest = reduce(_times, others, _ONE)
-        if not rest.problem:
-            rests[factor.text] = rest
-    return rests
+    rests = {factor.text: without(metric, {factor.text}) for factor in factors_of(metric)}
+    return {text: rest for text, rest in rests.items() if not rest.problem}
+
+
+def without(metric: Metric, texts: Collection[str]) -> Metric:
+    """Return what is left of a product without the factors of these texts."""
+    others = [factor for factor in factors_of(metric) if factor.text not in texts]
+    return reduce(_times, sorted(others, key=_is_divisor), _ONE)
 
 
 def _times(metric: Metric, factor: Metric) -> Metric:

@@ -126,7 +126,7 @@ class Evaluator:
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
 
     def _sample(self, criterion: Criterion, part: int, parts: int) -> Outcome:
-        """Measure one of so many parts of each task's windows, of each kind of text at least one."""
+        """Measure one of so many parts of each task's windows, at least one of each kind."""
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
         for task in self.experiment.tasks_of("fitness"):
             resident = self._resident(task)

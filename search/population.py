@@ -282,14 +282,15 @@ class State:
 
     def _tune(self, record: Record, search: Search) -> "State":
         """Take a child of a tuning; end one that is done, and begin that of the best."""
-        tuning, tuned = self.tuning and self.tuning.add(record), self.tuned
+        tuning, tuned = self.tuning, self.tuned
+        if tuning:
+            tuning = tuning.add(record)
         if tuning and self.best and tuning.lags_behind(self.best.rank[0]):
-            tuning, tuned = None, (*tuned, tuning.start.index)
+            tuned, tuning = (*tuned, tuning.start.index), None
         begun = self.committed >= search.population and search.primitives in SETS_WITH_NUMBERS
         if begun and not tuning:
             new = (member for member in self.population if member.index not in tuned)
-            best = min(new, key=lambda member: member.rank, default=None)
-            tuning = best and Tuning(best)
+            tuning = next(map(Tuning, sorted(new, key=lambda member: member.rank)), None)
         return replace(self, tuning=tuning, tuned=tuned)
 
     @property

@@ -59,7 +59,7 @@ def prepare(
         probe = partial(pool.probe_tensors, number)
         probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
     if (folder.path / SCALE).exists():
-        scale = _read_scale(folder)
+        scale = read_scale(folder)
     else:
         total = len(experiment.tasks_of("fitness")) * (1 + len(BASELINES))
         with counted(console, "dense model and baselines", total) as count, pool.counting(count):
@@ -69,7 +69,8 @@ def prepare(
     return fingerprints(experiment, probes)
 
 
-def _read_scale(folder: RunFolder) -> Scale:
+def read_scale(folder: RunFolder) -> Scale:
+    """Return the scale of a run; raise FolderError if the file is missing or damaged."""
     try:
         return Scale.model_validate(folder.read_json(SCALE))
     except ValidationError as error:

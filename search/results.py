@@ -9,6 +9,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,19 +20,21 @@ from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.progress import counted, step
-from prunevolve.search.ablation import without_each
+from prunevolve.search.ablation import without, without_each
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import Record, State
+from prunevolve.search.prepare import read_scale
 from prunevolve.search.progress import FINISHED
 from prunevolve.search.report import report
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import (
     Difference,
+    Scale,
     cells_of,
     losses_of,
     paired_difference,
@@ -58,8 +61,10 @@ def finish(
         state: The state after the whole journal; it has at least one evaluated candidate.
         started: When this process began the run, by `time.monotonic`.
     """
-    winner, standings, factors = _choose(experiment, pool, state.finalists(), console)
-    folder.write_best(winner, experiment.origin(candidate=winner.index, selection=standings))
+    winner, standings, factors = _choose(folder, experiment, pool, state.finalists(), console)
+    dropped = [factor["factor"] for factor in factors if factor["dropped"]]
+    origin = experiment.origin(candidate=winner.index, dropped=dropped, selection=standings)
+    folder.write_best(winner, origin)
     places = range(len(experiment.tasks))
     with counted(console, "report", len(places) * (1 + _KNOWN)) as count, pool.counting(count):
         tasks = [_measure(experiment, pool, place, winner) for place in places]
@@ -93,18 +98,23 @@ def finish(
 
 
 def _choose(
-    experiment: Experiment, pool: Pool, finalists: Sequence[Record], console: Console
+    folder: RunFolder,
+    experiment: Experiment,
+    pool: Pool,
+    finalists: Sequence[Record],
+    console: Console,
 ) -> tuple[Record, list[JsonObject], list[JsonObject]]:
     """Measure finalists on the selection texts.
 
     Returns:
-        The best; all of them, best first, with their paired differences to it; and the ablation,
-        what it loses without each of its factors (null where it cannot prune without it).
+        The best, without the factors that it does not need; all of them, best first, with their
+        paired differences to it; and the ablation, what it loses without each of its factors (null
+        where it cannot prune without it).
     """
     total = (len(finalists) + _KNOWN) * len(experiment.tasks_of("selection"))
     with counted(console, "finalists", total) as count, pool.counting(count):
         scale = scale_of(experiment, pool.losses, "selection")
-        measured = _selection_losses(experiment, pool, [r.criterion for r in finalists])
+        measured = _losses(experiment, pool, "selection", [r.criterion for r in finalists])
     scored = [
         (scale.fitness(losses), record.index, record, losses)
         for record, losses in zip(finalists, measured, strict=True)
@@ -119,24 +129,67 @@ def _choose(
         | _gap("difference", scale.difference(losses, reference))
         for loss, index, record, losses in scored
     ]
-    rests = without_each(winner.criterion.metric)
-    criteria = [Criterion(rest, winner.criterion.group) for rest in rests.values()]
     with step(console, "ablation of the best metric"):
-        measured = _selection_losses(experiment, pool, criteria)
-    factors = [
-        {"factor": factor, "difference": None, "standard_error": None}
-        | (_gap("difference", scale.difference(losses, reference)) if losses else {})
-        for factor, losses in zip(rests, measured, strict=True)
-    ]
+        criterion, factors = _simplified(experiment, pool, scale, winner.criterion, reference)
+        if criterion != winner.criterion:
+            fitness = read_scale(folder).fitness(
+                _losses(experiment, pool, "fitness", [criterion])[0]
+            )
+            candidate, outcome = winner.candidate, winner.outcome
+            winner = Record(
+                replace(candidate, criterion=criterion), replace(outcome, fitness=fitness)
+            )
     return winner, standings, factors
 
 
-def _selection_losses(
-    experiment: Experiment, pool: Pool, criteria: Sequence[Criterion]
+def _simplified(
+    experiment: Experiment, pool: Pool, scale: Scale, winner: Criterion, losses: list[list[float]]
+) -> tuple[Criterion, list[JsonObject]]:
+    """Return the winner without what it does not need, and what it loses without each factor.
+
+    Left out are as many of the factors that are worth less than their error as together are, too.
+
+    Args:
+        losses: The winner's, on the selection texts.
+    """
+
+    def gaps_of(rests: Sequence[Metric]) -> list[Difference | None]:
+        criteria = [Criterion(rest, winner.group) for rest in rests]
+        measured = _losses(experiment, pool, "selection", criteria)
+        return [scale.difference(one, losses) if one else None for one in measured]
+
+    rests = without_each(winner.metric)
+    gaps = dict(zip(rests, gaps_of(list(rests.values())), strict=True))
+    needs_units = experiment.breeder.comparable and winner.metric.is_comparable
+    least = sorted(
+        (gap.mean, text)
+        for text, gap in gaps.items()
+        if gap and _is_small(gap) and (rests[text].is_comparable or not needs_units)
+    )
+    while least:
+        rest = without(winner.metric, [text for _, text in least])
+        if not rest.problem and (gap := gaps_of([rest])[0]) and _is_small(gap):
+            break
+        least = least[: len(least) // 2]
+    dropped = {text for _, text in least}
+    table = [
+        {"factor": text, "dropped": text in dropped, "difference": None, "standard_error": None}
+        | (_gap("difference", gap) if gap else {})
+        for text, gap in gaps.items()
+    ]
+    return Criterion(without(winner.metric, dropped), winner.group) if dropped else winner, table
+
+
+def _is_small(gap: Difference) -> bool:
+    return gap.mean <= (gap.standard_error or 0.0)
+
+
+def _losses(
+    experiment: Experiment, pool: Pool, role: str, criteria: Sequence[Criterion]
 ) -> list[list[list[float]]]:
-    """Return each criterion's losses on the selection texts, by task; none if it cannot prune."""
-    tasks = experiment.tasks_of("selection")
-    answers = iter(pool.losses([(task, "selection", c) for c in criteria for task in tasks]))
+    """Return each criterion's losses on one of the texts, by task; none if it cannot prune."""
+    tasks = experiment.tasks_of(role)
+    answers = iter(pool.losses([(task, role, c) for c in criteria for task in tasks]))
     measured = []
     for _ in criteria:
         losses: list[list[float]] = [[] for _ in experiment.tasks]

@@ -67,7 +67,9 @@ class Surrogate:
 
     def learn(self, record: Record) -> None:
         """Add a record; those that were not measured, or only sampled, are ignored."""
-        if record.outcome.kind != "sampled" and any(rise is not None for rise in record.outcome.rises):
+        if record.outcome.kind != "sampled" and any(
+            rise is not None for rise in record.outcome.rises
+        ):
             self._records.append(record)
 
     def ask_before(self, committed: int) -> None:

@@ -165,4 +165,6 @@ def _draw_side(primitives: gp.PrimitiveSet) -> Metric:
 
 def _matrices_of(primitives: gp.PrimitiveSet) -> list[Metric]:
     """Return the terminals that differ for each weight."""
-    return [Metric(n) for n in primitives.mapping if n in TERMINALS and TERMINALS[n].shape == MATRIX]
+    return [
+        Metric(n) for n in primitives.mapping if n in TERMINALS and TERMINALS[n].shape == MATRIX
+    ]

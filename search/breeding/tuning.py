@@ -17,7 +17,7 @@ from deap import cma
 from prunevolve.pruning.metric import Metric, interned, is_number
 from prunevolve.pruning.operators import NO_UNITS
 from prunevolve.search.breeding.simplify import as_power, powered
-from prunevolve.search.population import Record, Tuning
+from prunevolve.search.population import Tuning
 
 SIGMA = 0.15
 """First standard deviation of exponents, and of the logarithms of constants."""
@@ -239,7 +239,22 @@ def slot_of(index: int) -> int:
     return index // TUNED
 
 
-def strategy_of(genes: Genes, tuning: Tuning) -> cma.Strategy:
+def draw(genes: Genes, tuning: Tuning, *key: int) -> Numbers:
+    """Draw a sample from the distribution that a tuning has come to, the same for the same key."""
+    state = np.random.get_state()
+    np.random.seed([part % 2**32 for part in key])
+    try:
+        return np.asarray(_strategy_of(genes, tuning).generate(np.array)[0])
+    finally:
+        np.random.set_state(state)
+
+
+def mean_of(genes: Genes, tuning: Tuning) -> Numbers:
+    """Return the mean of the distribution that a tuning has come to."""
+    return np.asarray(_strategy_of(genes, tuning).centroid)
+
+
+def _strategy_of(genes: Genes, tuning: Tuning) -> cma.Strategy:
     """Return the strategy after all whole generations of a tuning's samples, in order."""
     strategy = cma.Strategy([0.0] * genes.count, SIGMA, lambda_=SAMPLES)
     for _, children in groupby(tuning.children, lambda child: slot_of(child.index) // ROUND):
@@ -251,14 +266,3 @@ def strategy_of(genes: Genes, tuning: Tuning) -> cma.Strategy:
         if len(generation) == SAMPLES:
             strategy.update(generation)
     return strategy
-
-
-def draw(strategy: cma.Strategy, *key: int) -> Numbers:
-    """Draw a sample, the same for the same key."""
-    state = np.random.get_state()
-    np.random.seed([part % 2**32 for part in key])
-    try:
-        drawn: Numbers = strategy.generate(np.array)[0]
-    finally:
-        np.random.set_state(state)
-    return drawn

@@ -33,8 +33,8 @@ from prunevolve.search.breeding.tuning import (
     TUNED,
     draw,
     genes_of,
+    mean_of,
     slot_of,
-    strategy_of,
 )
 from prunevolve.search.population import Candidate, State, Tuning, read_state
 
@@ -94,11 +94,11 @@ class Breeder:
         """Draw a sample of a tuning, or take the mean of its distribution."""
         start = tuning.start.criterion.metric
         genes = genes_of(start, self._added, self.comparable and start.is_comparable)
-        strategy, slot = strategy_of(genes, tuning), slot_of(index)
+        slot = slot_of(index)
         if slot % ROUND == SAMPLES:
-            mean = simplify(Criterion(genes.make(strategy.centroid), self.group))
+            mean = simplify(Criterion(genes.make(mean_of(genes, tuning)), self.group))
             return Candidate(index, mean, (tuning.start.index,), tuned=True)
-        numbers = draw(strategy, self.search.seed, index)
+        numbers = draw(genes, tuning, self.search.seed, index)
         return Candidate(
             index,
             simplify(Criterion(genes.make(numbers), self.group)),
@@ -111,12 +111,9 @@ class Breeder:
     @cached_property
     def _added(self) -> tuple[Metric, ...]:
         """The factors of tunings that matter to the comparison group."""
-        matters = {
-            "row": lambda shape: shape.by_column,
-            "layer": lambda shape: shape != NUMBER,
-            "model": lambda shape: True,
-        }[self.group]
-        return tuple(factor for factor in FACTORS if matters(factor.shape))
+        if self.group == "row":
+            return tuple(factor for factor in FACTORS if factor.shape.by_column)
+        return tuple(x for x in FACTORS if self.group == "model" or x.shape != NUMBER)
 
     def _child(self, index: int, state: State) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""

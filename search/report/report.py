@@ -60,9 +60,10 @@ def render(
         undefined=StrictUndefined,
     )
     evaluated = [record for record in records if record.fitness is not None]
-    winner = min(evaluated, key=lambda record: record.rank)
+    best = min(evaluated, key=lambda record: record.rank).described
     if summary and summary["selection"]:
-        winner = records[summary["selection"][0]["index"]]
+        best = summary["best"]
+    metric = Metric.parse(str(best["metric"]))
     learned = [front_table(evaluated)]
     if summary:
         learned[:0] = [factor_table(summary["factors"]), finalist_table(summary["selection"])]
@@ -79,10 +80,9 @@ def render(
         ended=ended.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
         chart=chart[chart.index("<svg") :],
-        winner=winner,
-        statistics={
-            name: TERMINALS[name].meaning for name in sorted(winner.criterion.metric.terminals)
-        },
+        best=best,
+        metric=metric,
+        statistics={name: TERMINALS[name].meaning for name in sorted(metric.terminals)},
     )
     return page
 
@@ -149,17 +149,22 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
 
 
 def factor_table(factors: Sequence[JsonObject]) -> Table:
-    """Return what the winner loses without each of its factors, the most first."""
+    """Return what the winner among the finalists loses without each factor, the most first."""
 
     def cost(factor: JsonObject) -> float:
         return math.inf if factor["difference"] is None else float(factor["difference"])
 
     rows = [
-        (_gap(factor, "difference"), Metric.parse(factor["factor"]).infix)
+        (
+            _gap(factor, "difference"),
+            "left out" if factor["dropped"] else "",
+            Metric.parse(factor["factor"]).infix,
+        )
         for factor in sorted(factors, key=cost, reverse=True)
     ]
     about = "On the selection text, in units of fitness; above 0 the factor helps."
-    return Table("Ablation of the best metric", about, ("loss without it", "metric"), rows)
+    columns = ("loss without it", "", "metric")
+    return Table("Ablation of the best metric", about, columns, rows)
 
 
 def front_table(evaluated: Sequence[Record]) -> Table:

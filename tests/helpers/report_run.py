@@ -77,8 +77,13 @@ def summary_of(records: list[Record], **changes: Any) -> dict[str, Any]:
         "best": {**chosen, "perplexity": 30.0},
         "selection": [{"index": best.index, **chosen, **compared}],
         "factors": [
-            {"factor": "add(G, sqr(W))", "difference": 0.25, "standard_error": 0.01},
-            {"factor": "W", "difference": None, "standard_error": None},
+            {
+                "factor": "add(G, sqr(W))",
+                "dropped": False,
+                "difference": 0.25,
+                "standard_error": 0.01,
+            },
+            {"factor": "W", "dropped": True, "difference": None, "standard_error": None},
         ],
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},

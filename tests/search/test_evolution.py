@@ -33,9 +33,7 @@ PLAIN = Search(
     **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0, "brood": 1},
     mutations=["node", "factor"],
 )
-FULL = changed(
-    PLAIN, candidates=160, population=7, crowding=0.0065, brood=3, primitives="extended"
-)
+FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3, primitives="extended")
 """Everything switched on."""
 
 KINDS = {"plain": PLAIN, "full": FULL}
