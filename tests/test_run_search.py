@@ -21,6 +21,7 @@ from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 from prunevolve.search import command as run_search
+from prunevolve.search.ablation import without
 from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.experiment import resolve
 from prunevolve.search.population import read_state
@@ -192,7 +193,12 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     assert {len(line["rises"]) for line in lines if line["rises"]} == {1}
     assert all(Metric.parse(line["metric"]).is_comparable for line in lines)
     standings = summary["selection"]
-    assert summary["best"]["metric"] == standings[0]["metric"]
+    dropped = [factor["factor"] for factor in summary["factors"] if factor["dropped"]]
+    best = read(run / "best_metric.json")
+    assert dropped == best["provenance"]["dropped"] != []
+    whole = Metric.parse(standings[0]["metric"])
+    assert summary["best"]["metric"] == best["metric"] == without(whole, dropped).text
+    assert summary["best"]["fitness"] == best["fitness"] != standings[0]["fitness"]
     text = resolve(schema.load(run / "config.yaml", [])).read_texts().subjects[1].windows
 
     dense = window_losses(

@@ -34,15 +34,19 @@ FORMULAS = {
         (W * G)
         * (W / (W.mean(1, keepdim=True) + W.mean(0)))
         * (X.sqrt() / X.sqrt().mean())
-        * torch.exp(2 * (M / G).mean(0))
+        * torch.exp(0.2 * relative((M / G).mean(0)))
     ),
     "directed-snip-variance": lambda W, G, X, V, B, H, M: (
         (W * G)
         * (W / (W.mean(1, keepdim=True) * W.mean(0)).sqrt())
         * (V.sqrt() / X.sqrt().mean()) ** 1.5
-        * torch.exp(2 * (M / G).mean(0))
+        * torch.exp(0.2 * relative((M / G).mean(0)))
     ),
 }
+
+
+def relative(values):
+    return values / values.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prunevolve.pruning.metric import Metric
-from prunevolve.search.ablation import factors_of, without_each
+from prunevolve.search.ablation import factors_of, without, without_each
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,9 @@ def test_without_each_is_the_metric_divided_by_the_factor():
 def test_without_each_leaves_out_what_it_cannot_rank_without():
     assert list(without_each(Metric.parse("mul(W, sqrt(X))"))) == ["sqrt(X)"]
     assert without_each(Metric.parse("W")) == {}
+
+
+def test_without_leaves_several_factors_out():
+    metric = Metric.parse("quot(mul(mul(W, G), exp(V)), mul(rowmean(W), sqrt(X)))")
+    assert without(metric, ["G", "quot(1, rowmean(W))"]).text == "quot(mul(W, exp(V)), sqrt(X))"
+    assert without(metric, []) == without(without(metric, []), [])

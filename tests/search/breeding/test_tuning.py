@@ -52,8 +52,8 @@ def moved(metric, numbers):
         ("mul(mul(W, G), exp(mul(0.3, D)))", [0.123], "mul(mul(W, G), exp(mul(0.42, D)))"),
         (
             "quot(mul(W, G), sqrt(I))",
-            [-0.2],
-            "quot(mul(W, G), power(divrms(X, X), 0.7))",
+            [0.2],
+            "quot(mul(W, G), power(I, 0.3))",
         ),
         ("mul(mul(W, G), I)", [-0.98], "mul(W, G)"),
         # A constant inside keeps its sign, and two digits.

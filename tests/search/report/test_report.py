@@ -89,4 +89,4 @@ def test_task_table_has_dense_first_then_the_best():
 
 def test_factor_table_begins_with_the_factor_that_the_winner_cannot_do_without():
     table = factor_table(summary_of(records_of(6))["factors"])
-    assert table.rows == [("cannot prune", "W"), ("+0.2500 ± 0.0100", "G + W²")]
+    assert table.rows == [("cannot prune", "left out", "W"), ("+0.2500 ± 0.0100", "", "G + W²")]
