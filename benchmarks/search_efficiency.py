@@ -23,7 +23,6 @@ from rich.progress import track
 from tables import conditions, show, write_json
 
 from prunevolve import Unfinished, evolve, read_config
-from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.evaluator import Evaluator
@@ -46,18 +45,13 @@ class Variant:
     replaced: Mapping[str, object] = field(default_factory=dict)
 
 
-def _without(mutation: str) -> Variant:
-    others = [name for name in Search().mutations if name != mutation]
-    return Variant([f"search.mutations=[{','.join(others)}]"])
-
-
 def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     """Take the place of the fingerprint: tell all texts apart whose scores make masks."""
     marks.distance(criterion, criterion)
     return str(criterion)
 
 
-_TUNING = "prunevolve.search.breeding.tuning"
+_BREEDING = "prunevolve.search.breeding"
 
 SHIPPED = "evolution"
 """The variant that all others are compared with."""
@@ -71,23 +65,18 @@ VARIANTS: dict[str, Variant] = {
     "no crowding": Variant(["search.crowding=0"]),
     "no parsimony": Variant(replaced={"prunevolve.search.population.RESOLUTION": 1e-12}),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
-    **{f"no {name} mutation": _without(name) for name in Search().mutations},
+    "no mutation": Variant(["search.mutation=0"]),
+    "node mutation": Variant(["search.mutations=[node, factor]"]),
     "no simplification": Variant(
-        replaced={"prunevolve.search.breeding.variation.simplify": lambda criterion: criterion}
+        replaced={f"{_BREEDING}.variation.simplify": lambda criterion: criterion}
     ),
     "no equal masks": Variant(
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
-    "no tuning": Variant(replaced={"prunevolve.search.breeding.variation.TUNED": 10**9}),
-    "third": Variant(
-        replaced={f"{_TUNING}.TUNED": 3, "prunevolve.search.breeding.variation.TUNED": 3}
-    ),
-    "patience 2": Variant(replaced={"prunevolve.search.population.PATIENCE": 2}),
-    "patience 6": Variant(replaced={"prunevolve.search.population.PATIENCE": 6}),
-    "sigma 0.1": Variant(replaced={f"{_TUNING}.SIGMA": 0.1}),
-    "sigma 0.25": Variant(replaced={f"{_TUNING}.SIGMA": 0.25}),
-    "parts 4": Variant(replaced={"prunevolve.search.breeding.variation.PARTS": 4}),
-    "parts 16": Variant(replaced={"prunevolve.search.breeding.variation.PARTS": 16}),
+    "no tuning": Variant(replaced={f"{_BREEDING}.variation.TUNED": 10**9}),
+    "whole windows": Variant(replaced={f"{_BREEDING}.variation.PARTS": 1}),
+    "steps of 0.3": Variant(replaced={f"{_BREEDING}.tuning.SIGMA": 0.3}),
+    "no factors beside": Variant(replaced={f"{_BREEDING}.variation.FACTORS": ()}),
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},

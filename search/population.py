@@ -199,6 +199,9 @@ class _Line(BaseModel):
     numbers: list[float] = []
 
 
+UNTUNED = 3
+"""Populations' worth of candidates before the first tuning: what is tuned should be good."""
+
 PATIENCE = 4
 """Means in a row, none of which is the best candidate so far, that end a tuning."""
 
@@ -287,7 +290,8 @@ class State:
             tuning = tuning.add(record)
         if tuning and self.best and tuning.lags_behind(self.best.rank[0]):
             tuned, tuning = (*tuned, tuning.start.index), None
-        begun = self.committed >= search.population and search.primitives in SETS_WITH_NUMBERS
+        begun = self.committed >= UNTUNED * search.population
+        begun &= search.primitives in SETS_WITH_NUMBERS
         if begun and not tuning:
             new = (member for member in self.population if member.index not in tuned)
             tuning = next(map(Tuning, sorted(new, key=lambda member: member.rank)), None)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from textwrap import shorten
 from types import TracebackType
 from typing import Self
 
@@ -152,7 +153,7 @@ def lines_of(status: JsonObject) -> list[str]:
     if best := status["best"]:
         lines = [
             f"fitness: dense 0, best baseline 1, best {best['fitness']:.4f}",
-            f"best: {best['metric']}, group {best['group']}",
+            f"best: {shorten(best['metric'], 100, placeholder=' ...')}, group {best['group']}",
         ]
     pace = f"{status['per_hour']:.0f} candidates an hour"
     lines.append(f"outcomes: {_counts(status['outcomes'])}")

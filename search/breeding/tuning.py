@@ -23,10 +23,7 @@ SIGMA = 0.15
 """First standard deviation of exponents, and of the logarithms of constants."""
 
 SAMPLES = 8
-"""Samples of a generation; the mean of the distribution follows each."""
-
-ROUND = SAMPLES + 1
-"""Tuned candidates of a generation."""
+"""Samples of a generation; the mean of their distribution follows them."""
 
 LEAST = 0.05
 """An exponent nearer to 0 is 0: a factor that hardly counts is left out."""
@@ -190,9 +187,14 @@ def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
 
 
 def _product(factors: Sequence[tuple[Metric, float]]) -> Metric:
-    """Return a product of powers as a metric; divisors of exponents below 0."""
+    """Return a product of powers as a metric; divisors of exponents below 0.
+
+    What varies along fewer sides comes first: most of the product is then computed on vectors.
+    """
     above, below = [], []
-    for base, exponent in factors:
+    for base, exponent in sorted(
+        factors, key=lambda factor: (sum(factor[0].shape), factor[0].shape)
+    ):
         if exponent == 0:
             continue
         if base.name == "exp":
@@ -234,9 +236,9 @@ class _Sample(list[float]):
     fitness: float  # higher is better, as DEAP has it
 
 
-def slot_of(index: int) -> int:
-    """Return the place of a tuned candidate among all; the last of each round is a mean."""
-    return index // TUNED
+def place_of(index: int) -> tuple[int, int]:
+    """Return the generation of a tuned candidate, and its place there; the last is a mean's."""
+    return divmod(index // TUNED, SAMPLES + 1)
 
 
 def draw(genes: Genes, tuning: Tuning, *key: int) -> Numbers:
@@ -255,9 +257,9 @@ def mean_of(genes: Genes, tuning: Tuning) -> Numbers:
 
 
 def _strategy_of(genes: Genes, tuning: Tuning) -> cma.Strategy:
-    """Return the strategy after all whole generations of a tuning's samples, in order."""
+    """Return the strategy after all whole generations of samples: it follows from the journal."""
     strategy = cma.Strategy([0.0] * genes.count, SIGMA, lambda_=SAMPLES)
-    for _, children in groupby(tuning.children, lambda child: slot_of(child.index) // ROUND):
+    for _, children in groupby(tuning.children, lambda child: place_of(child.index)[0]):
         generation = []
         for record in children:
             if record.candidate.numbers:

@@ -28,13 +28,12 @@ from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.tuning import (
     FACTORS,
     PARTS,
-    ROUND,
     SAMPLES,
     TUNED,
     draw,
     genes_of,
     mean_of,
-    slot_of,
+    place_of,
 )
 from prunevolve.search.population import Candidate, State, Tuning, read_state
 
@@ -94,8 +93,8 @@ class Breeder:
         """Draw a sample of a tuning, or take the mean of its distribution."""
         start = tuning.start.criterion.metric
         genes = genes_of(start, self._added, self.comparable and start.is_comparable)
-        slot = slot_of(index)
-        if slot % ROUND == SAMPLES:
+        generation, place = place_of(index)
+        if place == SAMPLES:
             mean = simplify(Criterion(genes.make(mean_of(genes, tuning)), self.group))
             return Candidate(index, mean, (tuning.start.index,), tuned=True)
         numbers = draw(genes, tuning, self.search.seed, index)
@@ -105,7 +104,7 @@ class Breeder:
             (tuning.start.index,),
             tuned=True,
             numbers=tuple(numbers.tolist()),
-            windows=(slot // ROUND % PARTS, PARTS),
+            windows=(generation % PARTS, PARTS),
         )
 
     @cached_property

@@ -41,6 +41,8 @@ def apply(name, *operands):
             (torch.ones(1, 1), torch.tensor([[0.0, -0.0, 1e-30, -1e-30, 1e-12, -1e-11]])),
             [[1e12, 1e12, 1e12, -1e12, 1e12, -1e11]],
         ),
+        ("power", (torch.tensor([[4.0, -9.0, 0.0]]), torch.tensor([[1.5]])), [[8.0, 27.0, 0.0]]),
+        ("power", (torch.tensor([[4.0, 0.0]]), torch.tensor([[-0.5]])), [[0.5, 1e6]]),
         ("root4", (torch.tensor([[16.0, -81.0]]),), [[2.0, 3.0]]),
         ("pow15", (torch.tensor([[4.0, -9.0]]),), [[8.0, 27.0]]),
         ("cube", (A,), [[1.0, -8.0], [27.0, 0.0]]),

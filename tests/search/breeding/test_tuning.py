@@ -14,14 +14,22 @@ from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.tuning import (
     FACTORS,
     LEAST,
-    ROUND,
     SAMPLES,
     draw,
     genes_of,
     mean_of,
+    place_of,
 )
 from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
-from prunevolve.search.population import PATIENCE, Candidate, Outcome, Record, State, Tuning
+from prunevolve.search.population import (
+    PATIENCE,
+    UNTUNED,
+    Candidate,
+    Outcome,
+    Record,
+    State,
+    Tuning,
+)
 
 DIRECTED = NAMED["directed-snip-wanda"].criterion.metric
 
@@ -47,9 +55,9 @@ def moved(metric, numbers):
 @pytest.mark.parametrize(
     ("metric", "numbers", "made"),
     [
-        ("mul(mul(W, G), I)", [0.5], "mul(mul(W, G), power(I, 1.5))"),
-        ("mul(mul(W, G), exp(D))", [-1.4], "mul(mul(W, G), exp(mul(-0.4, D)))"),
-        ("mul(mul(W, G), exp(mul(0.3, D)))", [0.123], "mul(mul(W, G), exp(mul(0.42, D)))"),
+        ("mul(mul(W, G), I)", [0.5], "mul(mul(power(I, 1.5), W), G)"),
+        ("mul(mul(W, G), exp(D))", [-1.4], "mul(mul(exp(mul(-0.4, D)), W), G)"),
+        ("mul(mul(W, G), exp(mul(0.3, D)))", [0.123], "mul(mul(exp(mul(0.42, D)), W), G)"),
         (
             "quot(mul(W, G), sqrt(I))",
             [0.2],
@@ -110,9 +118,9 @@ def child(index, numbers=(), loss=0.0, start=0):
 def generations(genes, loss, count):
     """Return the tuning after so many generations of samples, each with the loss of its numbers."""
     tuning = Tuning(child(0))
-    for index in range(2, 2 * (count * ROUND + 1), 2):
+    for index in range(2, 2 * (count * (SAMPLES + 1) + 1), 2):
         numbers = draw(genes, tuning, 7, index)
-        is_mean = index // 2 % ROUND == SAMPLES
+        is_mean = place_of(index)[1] == SAMPLES
         made = child(index, () if is_mean else numbers.tolist(), loss(numbers))
         tuning = tuning.add(made)
     return tuning
@@ -154,15 +162,16 @@ def test_tuning_takes_its_own_children_and_ends_when_its_means_fall_behind():
 
 def test_state_tunes_the_best_and_then_the_best_that_was_not():
     search, state = Search(population=2, primitives="extended"), State()
-    for index, loss in enumerate((0.9, 0.8, 0.7, 0.95)):
+    for index, loss in enumerate((0.9, 0.8, 0.7, *[0.95] * 4)):
+        assert not state.tuning
         state = state.commit(plain(index, loss), search)
-    assert state.tuning.start.index == 1  # the best when the population was full
-    for index in range(4, 4 + PATIENCE):
-        state = state.commit(child(index, loss=0.99, start=1), search)
-    assert state.tuned == (1,)
-    assert state.tuning == Tuning(plain(2, 0.7))
+    assert (UNTUNED, state.tuning) == (3, Tuning(plain(2, 0.7)))
+    for index in range(7, 7 + PATIENCE):
+        state = state.commit(child(index, loss=0.99, start=2), search)
+    assert state.tuned == (2,)
+    assert state.tuning == Tuning(plain(1, 0.8))
     release = search.model_copy(update={"primitives": "release"})
-    assert State(2, state.population).commit(plain(2, 0.1), release).tuning is None
+    assert State(7, state.population).commit(plain(7, 0.1), release).tuning is None
 
 
 def plain(index, loss):
