@@ -162,16 +162,16 @@ def test_tuning_takes_its_own_children_and_ends_when_its_means_fall_behind():
 
 def test_state_tunes_the_best_and_then_the_best_that_was_not():
     search, state = Search(population=2, primitives="extended"), State()
-    for index, loss in enumerate((0.9, 0.8, 0.7, *[0.95] * 4)):
+    for index, loss in enumerate((0.9, 0.8, 0.7, *[0.95] * 3)):
         assert not state.tuning
         state = state.commit(plain(index, loss), search)
     assert (UNTUNED, state.tuning) == (3, Tuning(plain(2, 0.7)))
-    for index in range(7, 7 + PATIENCE):
+    for index in range(6, 6 + PATIENCE):
         state = state.commit(child(index, loss=0.99, start=2), search)
     assert state.tuned == (2,)
     assert state.tuning == Tuning(plain(1, 0.8))
     release = search.model_copy(update={"primitives": "release"})
-    assert State(7, state.population).commit(plain(7, 0.1), release).tuning is None
+    assert State(6, state.population).commit(plain(6, 0.1), release).tuning is None
 
 
 def plain(index, loss):
