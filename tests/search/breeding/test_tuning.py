@@ -92,7 +92,8 @@ def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key
     # Up to a factor, which does not matter to a mask.
     ratio = after / before
     assume(ratio.isfinite().all() and before.abs().min() > 1e-6)
-    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio.flatten()[0].item()))
+    first = torch.full_like(ratio, ratio.flatten()[0].item())
+    torch.testing.assert_close(ratio, first, rtol=0.01, atol=0)  # mms and sub lose digits
     other = genes.make(np.random.default_rng(key).normal(0, 0.3, genes.count))
     assert other.is_comparable
     assert not simplify(Criterion(other, "model")).metric.problem
