@@ -32,22 +32,15 @@ PARTS = 8
 """A sample is measured on one in so many of the fitness windows: all of a generation on the same,
 so that they are compared fairly, and the next on others, so that none is learnt by heart."""
 
-FACTORS = tuple(
-    map(
-        Metric.parse,
-        (
-            *(f"quot({x}, {side}mean({x}))" for x in "WG" for side in ("row", "col")),
-            *(f"divrms({x}, {x})" for x in "XVBH"),
-            *(f"divrms({side}mean(mul(W, G)), mul(W, G))" for side in ("row", "col")),
-            *(
-                f"exp(divrms({side}mean(quot(M, G)), {side}mean(quot(M, G))))"
-                for side in ("row", "col")
-            ),
-            "I",
-            "exp(D)",
-        ),
-    )
+_SIDES = ("rowmean({})", "colmean({})")
+_RELATIVE = (
+    *(f"quot({x}, {side.format(x)})" for x in "WG" for side in _SIDES),
+    *(f"divrms({side.format('mul(W, G)')}, mul(W, G))" for side in _SIDES),
+    *(f"exp(divrms({x}, {x}))" for x in (side.format("quot(M, G)") for side in _SIDES)),
+    *(f"divrms({x}, {x})" for x in "XVBH"),
+    *("I", "exp(D)"),
 )
+FACTORS = tuple(map(Metric.parse, _RELATIVE))
 """What stands beside a metric's own factors: each terminal relative to its row, column or layer."""
 
 TUNED = 2
@@ -100,14 +93,14 @@ class _Reader:
         return self.count - 1
 
     def _maker(self, metric: Metric) -> _Make:
+        if metric.is_constant:
+            gene = self._gene()
+            return lambda z: _times(metric, float(np.exp(z[gene])))
         if metric not in self._known:
             self._known[metric] = self._read(metric)
         return self._known[metric]
 
     def _read(self, metric: Metric) -> _Make:
-        if metric.is_constant:
-            gene = self._gene()
-            return lambda z: _times(metric, float(np.exp(z[gene])))
         if not metric.operands:
             return lambda z: metric
         if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
