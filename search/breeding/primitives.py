@@ -96,11 +96,6 @@ def number_node(value: float, primitives: gp.PrimitiveSet) -> gp.Terminal:
     return node_named(Metric.constant(rounded).text, primitives)
 
 
-def is_number(node: gp.Primitive | gp.Terminal) -> bool:
-    """Return whether a tree's node is a number."""
-    return node.arity == 0 and node.name not in TERMINALS and node.name != BLANK
-
-
 def node_named(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Terminal:
     """Return the node for an operator, a terminal or a number, in the set or not."""
     if name in primitives.mapping:
