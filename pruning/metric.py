@@ -140,8 +140,7 @@ class Metric:
     @property
     def is_comparable(self) -> bool:
         """Whether scores of different layers can be compared: they have no units of a layer."""
-        units = self._units
-        return units is not None and units._replace(s=0, t=0) == NO_UNITS
+        return self._units is not None and not any(self._units.of_layer)
 
     @cached_property
     def _units(self) -> Units | None:

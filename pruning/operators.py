@@ -39,6 +39,11 @@ class Units(NamedTuple):
     s: float = 0  # of the number of calibration windows
     t: float = 0  # of the tokens of a calibration window
 
+    @property
+    def of_layer(self) -> tuple[float, ...]:
+        """Those that layers do not share: scores that compete must have none."""
+        return self[:3]
+
     def __str__(self) -> str:
         powers = zip(self._fields, self, strict=True)
         return " ".join(n if p == 1 else f"{n}^{p:g}" for n, p in powers if p) or "none"

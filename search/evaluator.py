@@ -107,8 +107,8 @@ class Evaluator:
         return self.residents[self.experiment.subject_of[task]]
 
     def _measure(self, candidate: Candidate) -> Outcome:
-        if candidate.windows:
-            return self._sample(candidate.criterion, *candidate.windows)
+        if candidate.part:
+            return self._sample(candidate.criterion, *candidate.part)
         criterion, stages = candidate.criterion, self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
         # All tasks to one rung, then all to the next: a second task tells more than a second rung
@@ -126,7 +126,7 @@ class Evaluator:
         return self._outcome("evaluated", self.scale.fitness(losses), losses)
 
     def _sample(self, criterion: Criterion, part: int, parts: int) -> Outcome:
-        """Measure one of so many parts of each task's windows, at least one of each kind."""
+        """Measure one of so many parts of each task's windows, and at least as many as kinds."""
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
         for task in self.experiment.tasks_of("fitness"):
             resident = self._resident(task)

@@ -57,7 +57,8 @@ class Candidate:
         fingerprint: Fingerprint of its mask on the probe; None until taken.
         tuned: Whether it is the parent with other numbers (`search.breeding.tuning`).
         numbers: If so, how far each is moved; empty for the mean of a tuning.
-        windows: The fitness windows that it is measured on; None for as many as it needs.
+        part: Which part of the fitness windows it is measured on, and of how many; None for as many
+            windows as it needs.
         best: Fitness of the best when it was bred; what is clearly worse is not measured to the
             end. None if there was none.
         enter: Fitness above which it could not enter the population then (a smaller metric within a
@@ -72,7 +73,7 @@ class Candidate:
     tuned: bool = False
     numbers: tuple[float, ...] = ()
     # Needed only until there is an outcome: the journal does not have them.
-    windows: tuple[int, int] | None = field(default=None, compare=False)
+    part: tuple[int, int] | None = field(default=None, compare=False)
     best: float | None = field(default=None, compare=False)
     enter: float | None = field(default=None, compare=False)
     decided: Outcome | None = field(default=None, compare=False)
@@ -320,7 +321,7 @@ class State:
 
     def limited(self, candidate: Candidate, search: Search, near: Near = never) -> Candidate:
         """Return a candidate with the limits that it must meet to enter this population."""
-        if candidate.decided or candidate.windows or not self.population:
+        if candidate.decided or candidate.part or not self.population:
             return candidate
         ranks = [member.rank for member in self.population]
         best = min(ranks)[0]
@@ -339,7 +340,8 @@ class State:
 def read_state(path: Path) -> State:
     """Return the state in any run's checkpoint; raise ValueError if it is missing or damaged."""
     try:
-        body = json.loads(path.read_bytes())
+        # An older version's has no tuning, and can still give seeds.
+        body = {"tuning": [], "tuned": []} | json.loads(path.read_bytes())
         if body["schema"] != SCHEMA:
             raise ValueError(f"schema {body['schema']!r}, not {SCHEMA}")
         population, hall_of_fame, in_tuning = (

@@ -10,7 +10,7 @@ at the root are dropped: they preserve the order of the exact scores, and where 
 to overflow, underflow or rounding, the simplified metric does not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce
 
 from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
@@ -55,11 +55,12 @@ def _simplify_node(metric: Metric) -> Metric:
 def _simplify_root(metric: Metric, group: str) -> Metric:
     # mms and div apply a positive factor and a shift, but different ones in each layer.
     dropped = {"cube"} | (set() if group == "model" else {"mms", "div"})
+    base, exponent = as_power(metric)
     match metric:
         case Metric("neg", (inner,)):
             return Metric("neg", (_simplify_root(inner, group),))
-        case _ if as_power(metric)[0] is not metric and as_power(metric)[1] > 0:
-            simpler: Metric | None = powered(as_power(metric)[0], 1)
+        case _ if base is not metric and exponent > 0:
+            simpler: Metric | None = powered(base, 1)
         case Metric(name, (inner, *_)) if name in dropped:
             simpler = inner
         case _:
@@ -156,7 +157,7 @@ def _merge_powers(node: Metric) -> Metric | None:
         return None
     exponents: dict[Metric, float] = {}
     others, merged = [], False
-    for factor in _product(node):
+    for factor in _factors(node):
         base, exponent = as_power(factor)
         if base.is_constant or exponent <= 0 or (base is factor and not base.never_negative):
             others.append(factor)
@@ -164,11 +165,16 @@ def _merge_powers(node: Metric) -> Metric | None:
             merged |= base in exponents
             exponents[base] = exponents.get(base, 0.0) + exponent
     powers = (powered(base, exponent) for base, exponent in exponents.items())
-    return reduce(lambda x, y: Metric("mul", (x, y)), [*others, *powers]) if merged else None
+    return product_of([*others, *powers]) if merged else None
 
 
-def _product(node: Metric) -> list[Metric]:
-    return [x for y in node.operands for x in _product(y)] if node.name == "mul" else [node]
+def _factors(node: Metric) -> list[Metric]:
+    return [x for y in node.operands for x in _factors(y)] if node.name == "mul" else [node]
+
+
+def product_of(factors: Sequence[Metric]) -> Metric:
+    """Return the product of some metrics; 1 of none."""
+    return reduce(lambda x, y: Metric("mul", (x, y)), factors) if factors else _ONE
 
 
 def _cancel(node: Metric) -> Metric | None:

@@ -7,7 +7,7 @@ remain comparable. `FACTORS` stand beside the metric's own with the exponent 0.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -15,8 +15,7 @@ import numpy.typing as npt
 from deap import cma
 
 from prunevolve.pruning.metric import Metric, interned, is_number
-from prunevolve.pruning.operators import NO_UNITS
-from prunevolve.search.breeding.simplify import as_power, powered
+from prunevolve.search.breeding.simplify import as_power, powered, product_of
 from prunevolve.search.population import Tuning
 
 SIGMA = 0.15
@@ -51,8 +50,6 @@ Numbers = npt.NDArray[np.float64]
 
 _Make = Callable[[Numbers], Metric]
 
-_ONE = Metric.constant(1)
-
 
 @dataclass(frozen=True)
 class Genes:
@@ -77,7 +74,7 @@ def genes_of(metric: Metric, added: tuple[Metric, ...], comparable: bool) -> Gen
     """
     reader = _Reader(comparable)
     factors = dict.fromkeys(added, 0.0) | _factors(metric)
-    make = reader.product(factors, 3 if comparable else 0, normed=True)
+    make = reader.product(factors, whole=True)
     return Genes(reader.count, make)
 
 
@@ -104,28 +101,26 @@ class _Reader:
         if not metric.operands:
             return lambda z: metric
         if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
-            kept = len(NO_UNITS) if self._comparable else 0
-            return self.product(_factors(metric), kept, normed=False)
+            return self.product(_factors(metric))
         return self._call(metric)
 
     def _call(self, metric: Metric) -> _Make:
         makers = [self._maker(operand) for operand in metric.operands]
         return lambda z: interned(metric.name, tuple(make(z) for make in makers))
 
-    def product(self, factors: Mapping[Metric, float], kept: int, normed: bool) -> _Make:
-        """Return the maker of a product of powers.
+    def product(self, factors: Mapping[Metric, float], whole: bool = False) -> _Make:
+        """Return the maker of a product of powers, which keeps the units that matter.
 
         Args:
             factors: Exponents by base.
-            kept: How many of the units have to stay.
-            normed: Whether the exponent of the first base stays and a number is left out, since
-                neither a power nor a multiple of the whole is of consequence.
+            whole: Whether it is the whole metric. Then the exponent of the first base stays, and a
+                number is left out: neither a power nor a multiple of the whole is of consequence.
         """
-        bases = [base for base in factors if not (normed and base.is_constant)]
+        bases = [base for base in factors if not (whole and base.is_constant)]
         makers = [self._call(base) if base.operands else self._maker(base) for base in bases]
         moved = [base for base in bases if base.never_negative and not base.is_constant]
-        norm = next((x for x in moved if factors[x] and x.name != "exp"), None) if normed else None
-        free, follow = _solved([(*(x.units[:kept] if kept else ()), x == norm) for x in moved])
+        norm = next((x for x in moved if whole and factors[x] and x.name != "exp"), None)
+        free, follow = _solved([(*self._kept(x, whole), x == norm) for x in moved])
         genes = {moved[i]: self._gene() for i in free}
 
         def make(z: Numbers) -> Metric:
@@ -143,6 +138,12 @@ class _Reader:
             )
 
         return make
+
+    def _kept(self, base: Metric, whole: bool) -> Sequence[float]:
+        """Return the units of a base that its product keeps; none if scores need not compare."""
+        if not self._comparable:
+            return ()
+        return base.units.of_layer if whole else base.units
 
 
 def _times(number: Metric, factor: float) -> Metric:
@@ -200,10 +201,7 @@ def _product(factors: Sequence[tuple[Metric, float]]) -> Metric:
             above.append(powered(base, exponent))
         else:
             below.append(base if exponent == -1 else powered(base, -exponent))
-    numerator = reduce(lambda x, y: Metric("mul", (x, y)), above) if above else _ONE
-    if not below:
-        return numerator
-    return Metric("quot", (numerator, reduce(lambda x, y: Metric("mul", (x, y)), below)))
+    return Metric("quot", (product_of(above), product_of(below))) if below else product_of(above)
 
 
 def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, list[float]]]:

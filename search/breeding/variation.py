@@ -104,7 +104,7 @@ class Breeder:
             (tuning.start.index,),
             tuned=True,
             numbers=tuple(numbers.tolist()),
-            windows=(generation % PARTS, PARTS),
+            part=(generation % PARTS, PARTS),
         )
 
     @cached_property

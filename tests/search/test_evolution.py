@@ -67,7 +67,7 @@ def outcome_of(candidate):
     if number % 11 == 0:
         return Outcome("failed", reason="out of memory")
     rise = (len(candidate.criterion.text) / 40 + number % 100 / 100) / 50
-    if candidate.windows:
+    if candidate.part:
         return Outcome("sampled", None, 5, "to tune numbers", rise, (rise,))
     if candidate.enter is not None and rise > 1.3 * candidate.enter:
         return Outcome("stopped", None, 10, f"above {candidate.enter}", rise, (rise,))

@@ -1,5 +1,6 @@
 """What an entry of `search.seeds` may be, and that its texts mean the same."""
 
+import json
 import shutil
 
 import pytest
@@ -59,6 +60,14 @@ def test_read_seeds_keeps_the_order_and_drops_repeats(run):
 def test_read_seeds_refuses_what_is_no_metric_in_one_line():
     message = refusal(read_seeds, ["model:wanda"], "row")
     assert message.startswith("metric 'model:wanda' is no known name or file: did you mean ")
+
+
+def test_read_seeds_takes_the_folder_of_a_version_that_tuned_no_numbers(run):
+    path = run / "checkpoint.json"
+    state = json.loads(path.read_text())
+    del state["tuning"], state["tuned"]
+    path.write_text(json.dumps(state))
+    assert texts([str(run)]) == OF_RUN
 
 
 def test_read_seeds_refuses_a_damaged_checkpoint(run):
