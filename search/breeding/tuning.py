@@ -6,6 +6,7 @@ remain comparable. `FACTORS` stand beside the metric's own with the exponent 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -249,13 +250,25 @@ def mean_of(genes: Genes, tuning: Tuning) -> Numbers:
 
 def _strategy_of(genes: Genes, tuning: Tuning) -> cma.Strategy:
     """Return the strategy after all whole generations of samples: it follows from the journal."""
-    strategy = cma.Strategy([0.0] * genes.count, SIGMA, lambda_=SAMPLES)
+    generations = []
     for _, children in groupby(tuning.children, lambda child: place_of(child.index)[0]):
-        generation = []
-        for record in children:
-            if record.candidate.numbers:
-                generation.append(_Sample(record.candidate.numbers))
-                generation[-1].fitness = -record.loss
-        if len(generation) == SAMPLES:
-            strategy.update(generation)
+        samples = [(x.candidate.numbers, x.loss) for x in children if x.candidate.numbers]
+        if len(samples) == SAMPLES:
+            generations.append(tuple(samples))
+    return _strategy_after(genes.count, tuple(generations))
+
+
+@lru_cache(16)  # each generation begins where the last one ended
+def _strategy_after(
+    count: int, generations: tuple[tuple[tuple[tuple[float, ...], float], ...], ...]
+) -> cma.Strategy:
+    """Return the strategy for so many genes after generations of numbers and losses; a constant."""
+    if not generations:
+        return cma.Strategy([0.0] * count, SIGMA, lambda_=SAMPLES)
+    strategy = deepcopy(_strategy_after(count, generations[:-1]))
+    samples = []
+    for numbers, loss in generations[-1]:
+        samples.append(_Sample(numbers))
+        samples[-1].fitness = -loss
+    strategy.update(samples)
     return strategy
