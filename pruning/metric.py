@@ -157,9 +157,10 @@ class Metric:
     @cached_property
     def _sides(self) -> Shape:
         """The sides of the tensor: `div` broadcasts, so they can be more than those of `shape`."""
-        if len(self.operands) == 1:
-            return OPERATORS[self.name].typing.shape(self.operands[0]._sides)
-        return any_side(*(x._sides for x in self.operands)) if self.operands else self.shape
+        sides = [operand._sides for operand in self.operands]
+        if not sides:
+            return self.shape
+        return any_side(*sides) if self.name == "div" else OPERATORS[self.name].typing.shape(*sides)
 
     @cached_property
     def never_negative(self) -> bool:

@@ -140,10 +140,11 @@ class Operator:
     unsigned: Callable[..., Tensor] | None = None  # quicker where the last operand is 0 or more
 
 
-def _divide_by(size: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
     # The release broadcasts before it takes the norm: a (1, in) divisor counts once for each row.
     x, y = torch.broadcast_tensors(x, y)
-    return x / size(y, dim=_MATRIX_SIDES, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(y, dim=_MATRIX_SIDES, keepdim=True)
+    return x / norm
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ RELEASE: dict[str, Operator] = {
     "mul": Operator(2, torch.mul, "x * y", all, _joined(1)),
     "div": Operator(
         2,
-        partial(_divide_by, torch.linalg.vector_norm),
+        _divide_by_norm,
         "x / ||y||, the Frobenius norm of y after broadcasting: one number",
         lambda signs: signs[0],
         _by_frobenius,
@@ -259,7 +260,7 @@ anything. The last three are what older metrics have."""
 TWINS: dict[str, Operator] = {
     "divrms": Operator(
         2,
-        partial(_divide_by, _rms),
+        lambda x, y: x / _rms(y, dim=_MATRIX_SIDES, keepdim=True),
         "x / the root mean square of y over the matrix: one number",
         lambda signs: signs[0],
         _joined(-1),

@@ -1,19 +1,14 @@
 """Ablation: a formula without each of its factors, or without several."""
 
 from collections.abc import Collection
-from functools import reduce
 
 from prunevolve.pruning.metric import Metric
-
-_ONE = Metric.constant(1)
+from prunevolve.search.breeding.product import exponents_of, product_of_powers
 
 
 def factors_of(metric: Metric) -> tuple[Metric, ...]:
     """Return the factors whose product a metric is, divisors as `quot(1, x)`."""
-    if metric.name not in ("mul", "quot"):
-        return () if metric == _ONE else (metric,)
-    left, right = map(factors_of, metric.operands)
-    return left + (right if metric.name == "mul" else tuple(map(_inverse, right)))
+    return tuple(product_of_powers([factor]) for factor in _powers(metric))
 
 
 def without_each(metric: Metric) -> dict[str, Metric]:
@@ -27,19 +22,11 @@ def without_each(metric: Metric) -> dict[str, Metric]:
 
 def without(metric: Metric, texts: Collection[str]) -> Metric:
     """Return what is left of a product without the factors of these texts."""
-    others = [factor for factor in factors_of(metric) if factor.text not in texts]
-    return reduce(_times, sorted(others, key=_is_divisor), _ONE)
+    powers = _powers(metric)
+    return product_of_powers([x for x in powers if product_of_powers([x]).text not in texts])
 
 
-def _times(metric: Metric, factor: Metric) -> Metric:
-    if _is_divisor(factor):
-        return Metric("quot", (metric, factor.operands[1]))
-    return factor if metric == _ONE else Metric("mul", (metric, factor))
-
-
-def _inverse(metric: Metric) -> Metric:
-    return metric.operands[1] if _is_divisor(metric) else Metric("quot", (_ONE, metric))
-
-
-def _is_divisor(metric: Metric) -> bool:
-    return metric.name == "quot" and metric.operands[0] == _ONE
+def _powers(metric: Metric) -> list[tuple[Metric, float]]:
+    # What is left of a product whose layers compete still has no units.
+    exponents = exponents_of(metric, relative=metric.is_comparable)
+    return [power for power in exponents.items() if power[1]]

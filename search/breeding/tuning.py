@@ -16,7 +16,8 @@ import numpy.typing as npt
 from deap import cma
 
 from prunevolve.pruning.metric import Metric, interned, is_number
-from prunevolve.search.breeding.simplify import as_power, powered, product_of
+from prunevolve.search.breeding.product import exponents_of, product_of_powers
+from prunevolve.search.breeding.simplify import as_power
 from prunevolve.search.population import Tuning
 
 SIGMA = 0.15
@@ -74,7 +75,7 @@ def genes_of(metric: Metric, added: tuple[Metric, ...], comparable: bool) -> Gen
         comparable: Whether scores of several layers compete, so that they must keep their units.
     """
     reader = _Reader(comparable)
-    factors = dict.fromkeys(added, 0.0) | _factors(metric)
+    factors = dict.fromkeys(added, 0.0) | exponents_of(metric, comparable)
     make = reader.product(factors, whole=True)
     return Genes(reader.count, make)
 
@@ -102,7 +103,7 @@ class _Reader:
         if not metric.operands:
             return lambda z: metric
         if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
-            return self.product(_factors(metric))
+            return self.product(exponents_of(metric, self._comparable))
         return self._call(metric)
 
     def _call(self, metric: Metric) -> _Make:
@@ -134,9 +135,8 @@ class _Reader:
             for i, row in follow.items():
                 step = sum(part * step for part, step in zip(row, steps, strict=True))
                 exponents[moved[i]] = round(exponents[moved[i]] - step, 6)
-            return _product(
-                [(make(z), exponents[base]) for make, base in zip(makers, bases, strict=True)]
-            )
+            made = [(make(z), exponents[base]) for make, base in zip(makers, bases, strict=True)]
+            return product_of_powers(made)
 
         return make
 
@@ -151,58 +151,6 @@ def _times(number: Metric, factor: float) -> Metric:
     """Return the multiple of a number, in two digits; the number if the language has no such."""
     value = float(f"{number.value * factor:.2g}")
     return Metric.constant(value) if factor != 1 and is_number(value) else number
-
-
-def _factors(metric: Metric) -> dict[Metric, float]:
-    """Return the exponents of the bases whose product a metric is.
-
-    An exponential's factor is its exponent: exp(mul(c, x)) is exp(x) to the power c. A quotient
-    without units to a power, such as (W / rowmean W)^0.3, is one base.
-    """
-    exponents: dict[Metric, float] = {}
-    for base, exponent in _flat(metric, 1.0):
-        exponents[base] = exponents.get(base, 0.0) + exponent
-    return exponents
-
-
-def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
-    base, exponent = as_power(metric)
-    if base is not metric:
-        parts = _flat(base, exponent * outer)
-        splits = all(part.never_negative for part, _ in parts)
-        if splits and not (base.name == "quot" and base.is_comparable):
-            return parts
-        return [(base if base.never_negative else Metric("abs", (base,)), exponent * outer)]
-    match metric:
-        case Metric("mul" | "quot" as name, (x, y)):
-            return _flat(x, outer) + _flat(y, outer if name == "mul" else -outer)
-        case Metric("exp", (Metric("mul", (factor, inner)),)) if factor.is_constant:
-            return [(Metric("exp", (inner,)), factor.value * outer)]
-    return [(metric, outer)]
-
-
-def _product(factors: Sequence[tuple[Metric, float]]) -> Metric:
-    """Return a product of powers as a metric; divisors of exponents below 0.
-
-    What varies along fewer sides comes first: most of the product is then computed on vectors.
-    """
-    above, below = [], []
-    for base, exponent in sorted(
-        factors, key=lambda factor: (sum(factor[0].shape), factor[0].shape)
-    ):
-        if exponent == 0:
-            continue
-        if base.name == "exp":
-            inner = base.operands[0]
-            scaled = inner if exponent == 1 else Metric("mul", (Metric.constant(exponent), inner))
-            above.append(Metric("exp", (scaled,)))
-        elif exponent == 1:
-            above.append(base)
-        elif exponent > 0:
-            above.append(powered(base, exponent))
-        else:
-            below.append(base if exponent == -1 else powered(base, -exponent))
-    return Metric("quot", (product_of(above), product_of(below))) if below else product_of(above)
 
 
 def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, list[float]]]:

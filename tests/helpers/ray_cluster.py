@@ -36,7 +36,7 @@ def cluster_of(orders, **head):
 
 
 @contextmanager
-def pool_of(cluster, setup, wait=60.0, start=120.0, **ray):
+def pool_of(cluster, setup, wait=300.0, start=120.0, **ray):
     """Open a pool, with any settings of the section `ray`."""
     config = Ray(
         **{"address": cluster.address, "wait_seconds": wait, "start_seconds": start, **ray}

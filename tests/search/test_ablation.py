@@ -14,6 +14,11 @@ from prunevolve.search.ablation import factors_of, without, without_each
         ("quot(mul(W, G), quot(rowmean(W), V))", ["W", "G", "quot(1, rowmean(W))", "V"]),
         ("quot(1, mul(W, G))", ["quot(1, W)", "quot(1, G)"]),
         ("add(W, mul(W, G))", ["add(W, mul(W, G))"]),
+        # A score whose layers compete has no units, and none without a mean's power either.
+        (
+            "quot(mul(power(W, 1.4), G), power(rowmean(W), 0.4))",
+            ["W", "G", "quot(power(W, 0.4), power(rowmean(W), 0.4))"],
+        ),
     ],
 )
 def test_factors_of_are_those_of_a_product(text, factors):
@@ -39,5 +44,5 @@ def test_without_each_leaves_out_what_it_cannot_rank_without():
 
 def test_without_leaves_several_factors_out():
     metric = Metric.parse("quot(mul(mul(W, G), exp(V)), mul(rowmean(W), sqrt(X)))")
-    assert without(metric, ["G", "quot(1, rowmean(W))"]).text == "quot(mul(W, exp(V)), sqrt(X))"
+    assert without(metric, ["G", "quot(1, rowmean(W))"]).text == "mul(quot(exp(V), sqrt(X)), W)"
     assert without(metric, []) == without(without(metric, []), [])

@@ -42,9 +42,9 @@ WHOLE = "mul(mul(mul(mul(W, G), power(I, 0.1)), exp(D)), sqrt(V))"
     ("together", "kept"),
     [
         # All three together cost 0.015, more than the error of 0.01; half of them do not.
-        (0.0, "mul(mul(mul(W, G), exp(D)), sqrt(V))"),
+        (0.0, "mul(mul(exp(D), sqrt(V)), mul(W, G))"),
         (-0.01, "mul(W, G)"),
-        (1.0, "mul(mul(mul(W, G), exp(D)), sqrt(V))"),
+        (1.0, "mul(mul(exp(D), sqrt(V)), mul(W, G))"),
     ],
 )
 def test_factors_go_that_are_worth_less_than_their_error_alone_and_together(together, kept):

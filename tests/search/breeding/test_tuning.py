@@ -55,9 +55,9 @@ def moved(metric, numbers):
 @pytest.mark.parametrize(
     ("metric", "numbers", "made"),
     [
-        ("mul(mul(W, G), I)", [0.5], "mul(mul(power(I, 1.5), W), G)"),
-        ("mul(mul(W, G), exp(D))", [-1.4], "mul(mul(exp(mul(-0.4, D)), W), G)"),
-        ("mul(mul(W, G), exp(mul(0.3, D)))", [0.123], "mul(mul(exp(mul(0.42, D)), W), G)"),
+        ("mul(mul(W, G), I)", [0.5], "mul(power(I, 1.5), mul(W, G))"),
+        ("mul(mul(W, G), exp(D))", [-1.4], "mul(exp(mul(-0.4, D)), mul(W, G))"),
+        ("mul(mul(W, G), exp(mul(0.3, D)))", [0.123], "mul(exp(mul(0.42, D)), mul(W, G))"),
         (
             "quot(mul(W, G), sqrt(I))",
             [0.2],

@@ -73,7 +73,7 @@ def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model,
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
     # A machine that gives out its memory slowly does not make the worker late.
     monkeypatch.setattr(workers, "GRACE", 110.0)
-    with cluster_of(tmp_path, num_cpus=2) as made, pool_of(made, setup, wait=300) as pool:
+    with cluster_of(tmp_path, num_cpus=2) as made, pool_of(made, setup) as pool:
         brief(pool, setup)
         orders.give("eat-0")
         outcomes = outcomes_of(pool, [Candidate(index, WANDA) for index in range(2)])

@@ -1,0 +1,98 @@
+"""A metric as a product of powers: what tuning moves, and what ablation leaves out."""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.operators import Shape
+from prunevolve.search.breeding.simplify import as_power, powered, product_of
+
+_ONE = Metric.constant(1)
+
+Exponents = dict[Metric, float]
+"""The exponents of the bases whose product a metric is."""
+
+
+def exponents_of(metric: Metric, relative: bool) -> Exponents:
+    """Return the bases whose product a metric is, with their exponents.
+
+    An exponential's factor is its exponent: exp(mul(c, x)) is exp(x) to the power c.
+
+    Args:
+        relative: Whether a matrix and its mean are one base where both are there, so that each
+            base can be left out alone without a change of units: W^1.4 / rowmean(W)^0.4 is
+            W · (W / rowmean W)^0.4.
+    """
+    exponents: Exponents = {}
+    for base, exponent in _flat(metric, 1.0):
+        if base == _ONE:
+            continue
+        exponents[base] = exponents.get(base, 0.0) + exponent
+    for base in list(exponents) if relative else ():
+        match base:
+            case Metric("rowmean" | "colmean", (matrix,)) if matrix in exponents:
+                exponent = exponents.pop(base)
+                exponents[Metric("quot", (matrix, base))] = -exponent
+                exponents[matrix] = round(exponents[matrix] + exponent, 6)
+    return exponents
+
+
+def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
+    """Return the metric of some bases and their exponents; divisors of exponents below 0.
+
+    A matrix has one power, whatever is relative to its means, and what varies along the same sides
+    is multiplied first: a power of a matrix takes long, and the rest is computed on vectors.
+    """
+    flat: Exponents = {}
+    for base, exponent in powers:
+        match base:
+            case Metric("quot", (matrix, Metric("rowmean" | "colmean", (inner,)) as mean)) if (
+                matrix == inner
+            ):
+                parts = [(matrix, exponent), (mean, -exponent)]
+            case _:
+                parts = [(base, exponent)]
+        for part, share in parts:
+            flat[part] = round(flat.get(part, 0.0) + share, 6)
+    above, below = [], []
+    for _, bases in groupby(sorted(filter(flat.get, flat), key=_sides), key=_sides):
+        over, under = [], []
+        for base in bases:
+            exponent = flat[base]
+            if exponent > 0 or base.name == "exp":
+                over.append(_power(base, exponent))
+            else:
+                under.append(_power(base, -exponent))
+        if over and under:
+            above.append(Metric("quot", (product_of(over), product_of(under))))
+        else:
+            above += [product_of(over)] if over else []
+            below += under
+    return Metric("quot", (product_of(above), product_of(below))) if below else product_of(above)
+
+
+def _sides(base: Metric) -> tuple[int, Shape]:
+    return sum(base.shape), base.shape
+
+
+def _power(base: Metric, exponent: float) -> Metric:
+    if exponent == 1:
+        return base
+    if base.name != "exp":
+        return powered(base, exponent)
+    return Metric("exp", (Metric("mul", (Metric.constant(exponent), base.operands[0])),))
+
+
+def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
+    base, exponent = as_power(metric)
+    if base is not metric:
+        parts = _flat(base, exponent * outer)
+        if all(part.never_negative for part, _ in parts):
+            return parts
+        return [(base if base.never_negative else Metric("abs", (base,)), exponent * outer)]
+    match metric:
+        case Metric("mul" | "quot" as name, (x, y)):
+            return _flat(x, outer) + _flat(y, outer if name == "mul" else -outer)
+        case Metric("exp", (Metric("mul", (factor, inner)),)) if factor.is_constant:
+            return [(Metric("exp", (inner,)), factor.value * outer)]
+    return [(metric, outer)]
