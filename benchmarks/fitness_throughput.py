@@ -26,7 +26,7 @@ from tables import conditions, show, write_json
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
 from prunevolve.search.evaluator import Evaluator
-from prunevolve.search.population import Candidate, Record
+from prunevolve.search.records import Candidate, Record
 from prunevolve.search.run_folder import RunFolder
 
 PRUNED: dict[str, Group] = {

@@ -27,7 +27,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
 from prunevolve.search.fingerprint import tensors_digest
-from prunevolve.search.population import Candidate
+from prunevolve.search.records import Candidate
 
 GIB = 2**30
 

@@ -28,7 +28,7 @@ from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.in_process import InProcess, value_of
 from prunevolve.search.pool.worker import Call, Desk, Shared
 from prunevolve.search.pool.workers import Event
-from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.records import Candidate, Outcome
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
 LAG = 16

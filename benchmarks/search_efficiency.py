@@ -29,7 +29,8 @@ from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.population import Candidate, State
+from prunevolve.search.population import State
+from prunevolve.search.records import Candidate
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ VARIANTS: dict[str, Variant] = {
     "broods of 8": Variant(["search.brood=8"]),
     "broods of 48": Variant(["search.brood=48"]),
     "no crowding": Variant(["search.crowding=0"]),
-    "no parsimony": Variant(replaced={"prunevolve.search.population.RESOLUTION": 1e-12}),
+    "no parsimony": Variant(replaced={"prunevolve.search.records.RESOLUTION": 1e-12}),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     "no mutation": Variant(["search.mutation=0"]),
     "node mutation": Variant(["search.mutations=[node, factor]"]),
@@ -77,6 +78,9 @@ VARIANTS: dict[str, Variant] = {
     "whole windows": Variant(replaced={f"{_BREEDING}.variation.PARTS": 1}),
     "steps of 0.3": Variant(replaced={f"{_BREEDING}.tuning.SIGMA": 0.3}),
     "no factors beside": Variant(replaced={f"{_BREEDING}.variation.FACTORS": ()}),
+    "a limit of 25": Variant(replaced={f"{_BREEDING}.variation.MORE": -(10**9)}),
+    "no larger than the parent": Variant(replaced={f"{_BREEDING}.variation.MORE": 0}),
+    "a limit of 100": Variant(["search.max_size=100"]),
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},

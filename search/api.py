@@ -13,8 +13,8 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import read_metric
 from prunevolve.search import run
-from prunevolve.search.population import Record
 from prunevolve.search.progress import OnRecord, ignore
+from prunevolve.search.records import Record
 from prunevolve.search.results import read_summary
 from prunevolve.search.run import Unfinished
 from prunevolve.search.run_folder import RunFolder

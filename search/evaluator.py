@@ -18,7 +18,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import decoder_blocks
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import take_probe, tensors_digest
-from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.records import Candidate, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
 

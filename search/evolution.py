@@ -14,7 +14,8 @@ from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.population import Candidate, Outcome, Record, State
+from prunevolve.search.population import State
+from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.surrogate import Surrogate
 
 

@@ -24,7 +24,7 @@ from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.jobs import Arrival
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.population import OUTCOMES, Record, Timing
+from prunevolve.search.records import OUTCOMES, Record, Timing
 from prunevolve.search.run_folder import RunFolder, WriteError
 
 OnRecord = Callable[[Record], object]

@@ -27,9 +27,10 @@ from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.population import Record, State
+from prunevolve.search.population import State
 from prunevolve.search.prepare import read_scale
 from prunevolve.search.progress import FINISHED
+from prunevolve.search.records import Record
 from prunevolve.search.report import report
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import (

@@ -21,9 +21,9 @@ from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.jobs import CallError
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.workers import Backend
-from prunevolve.search.population import Record
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
+from prunevolve.search.records import Record
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
 

@@ -22,7 +22,8 @@ from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import read_object, whole_file
 from prunevolve.pruning.parse import SCHEMA
-from prunevolve.search.population import Record, State, pareto_front, read_state
+from prunevolve.search.population import State, pareto_front, read_state
+from prunevolve.search.records import Record
 
 
 class FolderError(ValueError):

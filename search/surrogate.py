@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.fingerprint import Words
-from prunevolve.search.population import Record
+from prunevolve.search.records import Record
 
 _REMEMBERED, _STEPS = 512, 32
 """The latest measured criteria used, which bounds a prediction's time and memory; and how many it

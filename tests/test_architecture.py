@@ -30,14 +30,14 @@ RESERVED = {
 }
 # What a sub-package of search may import of search.
 SEARCH_IMPORTS = {
-    "search/breeding/": ("search.breeding", "search.population"),
+    "search/breeding/": ("search.breeding", "search.population", "search.records"),
     "search/pool/": (
         *("search.pool", "search.evaluator", "search.experiment", "search.resident"),
-        *("search.population", "search.scale"),
+        *("search.records", "search.scale"),
     ),
     "search/report/": (
-        *("search.report", "search.ablation", "search.population", "search.scale"),
-        "search.verdict",
+        *("search.report", "search.ablation", "search.population", "search.records"),
+        *("search.scale", "search.verdict"),
     ),
 }
 TENSOR_READER = "pruning/run/result.py"

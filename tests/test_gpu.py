@@ -15,7 +15,7 @@ from prunevolve.pruning.recipe import Recipe, make_recipe
 from prunevolve.pruning.statistics import STATISTICS
 from prunevolve.pruning.store import FolderStore, ResidentStore
 from prunevolve.pruning.stream import Texts
-from prunevolve.search.population import Candidate
+from prunevolve.search.records import Candidate
 
 MODEL = Target(0.37, Model())
 

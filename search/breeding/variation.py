@@ -35,7 +35,8 @@ from prunevolve.search.breeding.tuning import (
     mean_of,
     place_of,
 )
-from prunevolve.search.population import Candidate, State, Tuning, read_state
+from prunevolve.search.population import State, Tuning, read_state
+from prunevolve.search.records import Candidate
 
 Member = TypeVar("Member")
 
@@ -44,6 +45,10 @@ Mutation = Callable[[gp.PrimitiveTree, gp.PrimitiveSet], gp.PrimitiveTree]
 TRIES = 100
 """Draws before variation gives up. The limits reject one random tree in five with the release's
 primitives and five in six with the extended ones, so this is hardly ever reached."""
+
+MORE = 10
+"""Nodes by which a child may be larger than a parent that is as large as the limit: a tuned one is,
+and would have no children."""
 
 POOL = 0.5
 """Share of the population that is drawn to choose parents from."""
@@ -236,10 +241,11 @@ def _first_allowed(
     """Return the first drawn metric within the limits that is not a known one; None if there is
     none in `TRIES` draws.
     """
+    limit = max(breeder.search.max_size, known.size + MORE if known else 0)
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), breeder.primitives)
         metric = with_means(to_metric(tree)) if breeder.comparable else to_metric(tree)
-        small = metric.size <= breeder.search.max_size and metric.depth <= MAX_TREE_DEPTH
+        small = metric.size <= limit and metric.depth <= MAX_TREE_DEPTH
         units_fit = metric.is_comparable or not breeder.comparable
         if metric != known and small and units_fit and not metric.problem:
             return metric

@@ -90,7 +90,7 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
     Args:
         sent: The signals that it was sent so far.
     """
-    way_on, code, silent = "", None, None
+    way_on, code, silent, on_ray = "", None, None, False
     while True:
         # Counted in waits: the clock runs on while this process is suspended.
         if not select.select([read], [], [], 1.0)[0]:
@@ -106,6 +106,7 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
                 code = int(rest)
             elif kind == "resume":
                 way_on = rest
+            on_ray |= kind == "joins"
             silent = {"joins": -40.0, "answers": 0.0, "exit": 0.0}.get(kind)
     status = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
     if code is not None:
@@ -118,6 +119,8 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
         why = "interrupted"
     elif status < 0:
         why = f"error: the search was killed by {signal.Signals(-status).name}"
+    elif not on_ray:
+        return status  # it has said itself what was wrong
     else:
         why = "error: Ray ended the search: its head or its node is gone"
     with suppress(OSError):

@@ -14,7 +14,7 @@ from itertools import count
 
 from prunevolve.command_line import Resumable
 from prunevolve.search.pool.worker import Call, Fault
-from prunevolve.search.population import Candidate, Outcome, Timing
+from prunevolve.search.records import Candidate, Outcome, Timing
 
 MOST = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
 """How often a job may meet a fault of a worker, by kind."""

@@ -26,7 +26,7 @@ from prunevolve.search.pool.cluster import LOCAL, last_line
 from prunevolve.search.pool.jobs import PoolError
 from prunevolve.search.pool.worker import ROOT, Call, Desk, Fault, Shared, code_digest
 from prunevolve.search.pool.workers import Event
-from prunevolve.search.population import Timing
+from prunevolve.search.records import Timing
 from prunevolve.search.resident import Subject, Weights
 
 Arrays = dict[str, npt.NDArray[np.generic]]

@@ -14,7 +14,7 @@ from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.jobs import Arrival, Jobs
 from prunevolve.search.pool.worker import Call
 from prunevolve.search.pool.workers import Backend, Workers
-from prunevolve.search.population import Candidate
+from prunevolve.search.records import Candidate
 from prunevolve.search.scale import Scale
 
 _BACKWARD = 6

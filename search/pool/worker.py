@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import torch
 
 from prunevolve.search.evaluator import Evaluator
-from prunevolve.search.population import Timing
+from prunevolve.search.records import Timing
 
 Result = TypeVar("Result")
 

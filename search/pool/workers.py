@@ -13,7 +13,7 @@ from typing import Protocol
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool.jobs import MOST, Job, Jobs, PoolError
 from prunevolve.search.pool.worker import LOAD, PLACE, Call, Fault, Loaded, Shared
-from prunevolve.search.population import Timing
+from prunevolve.search.records import Timing
 
 MOST_STARTS = 3
 """Workers that may fail to start in a row while there is no other worker."""

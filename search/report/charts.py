@@ -8,7 +8,7 @@ from itertools import accumulate
 import matplotlib
 from matplotlib.figure import Figure
 
-from prunevolve.search.population import Record
+from prunevolve.search.records import Record
 
 _MOST_POINTS = 1000
 """Candidates that are drawn: each takes a hundred bytes."""

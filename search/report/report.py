@@ -14,7 +14,8 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import TERMINALS
-from prunevolve.search.population import Record, pareto_front
+from prunevolve.search.population import pareto_front
+from prunevolve.search.records import Record
 from prunevolve.search.verdict import best_of_the_baselines, verdict_of
 
 FOUND = "best found"

@@ -9,7 +9,7 @@ from toy_records import record_of
 
 from prunevolve.configs import schema
 from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
-from prunevolve.search.population import OUTCOMES, Record
+from prunevolve.search.records import OUTCOMES, Record
 from prunevolve.search.run_folder import RunFolder
 
 WINNER = "mul(W, add(G, sqr(W)))"

@@ -1,7 +1,7 @@
 """Records of which a test says no more than what it is about."""
 
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.search.population import Candidate, Outcome, Record
+from prunevolve.search.records import Candidate, Outcome, Record
 
 
 def record_of(

@@ -9,7 +9,7 @@ from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.pool.pool import Arrival, Pool
-from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.records import Candidate, Outcome
 from prunevolve.search.scale import Measure, scale_of
 
 

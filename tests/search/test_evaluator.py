@@ -27,7 +27,7 @@ from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 from prunevolve.search.evaluator import SLACK, Evaluator
-from prunevolve.search.population import Candidate
+from prunevolve.search.records import Candidate
 
 
 def candidate(criterion, index=0, **more):

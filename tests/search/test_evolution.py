@@ -18,7 +18,8 @@ from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.evolution import Evolution
-from prunevolve.search.population import Candidate, Outcome, Record, State
+from prunevolve.search.population import State
+from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.surrogate import Surrogate
 
 SEEDS = tuple(Criterion.parse(text, "row") for text in ("mul(W, sqrt(X))", "mul(W, W)", "W"))
@@ -220,7 +221,7 @@ def test_evolution_with_everything_on_has_every_rule_at_work(lag, monkeypatch):
     full, records = changed(FULL, lag=lag), journal(lag, "full")
     for off in ({"crowding": 0.0}, {"brood": 1}):
         assert records_of(changed(full, **off)) != records, off
-    monkeypatch.setattr("prunevolve.search.population.RESOLUTION", 0.1)
+    monkeypatch.setattr("prunevolve.search.records.RESOLUTION", 0.1)
     assert records_of(full) != records
 
 

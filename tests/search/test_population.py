@@ -20,18 +20,8 @@ from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.population import (
-    LEEWAY,
-    OUTCOMES,
-    RESOLUTION,
-    Candidate,
-    Near,
-    Outcome,
-    Record,
-    State,
-    never,
-    pareto_front,
-)
+from prunevolve.search.population import LEEWAY, Near, State, never, pareto_front
+from prunevolve.search.records import OUTCOMES, RESOLUTION, Candidate, Outcome, Record
 
 SIZES = {1: "W", 2: "abs(W)", 3: "mul(G, W)", 4: "mul(G, sqrt(W))"}
 

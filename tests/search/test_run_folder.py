@@ -16,7 +16,8 @@ from refusals import refusal
 from toy_records import record_of
 
 from prunevolve.configs.schema import Search
-from prunevolve.search.population import Record, State
+from prunevolve.search.population import State
+from prunevolve.search.records import Record
 from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
 
 refused = partial(refusal, error=FolderError)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.population import Candidate, Outcome, Record
+from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.surrogate import Surrogate
 
 BYTES = 8

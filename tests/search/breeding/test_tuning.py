@@ -21,15 +21,8 @@ from prunevolve.search.breeding.tuning import (
     place_of,
 )
 from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
-from prunevolve.search.population import (
-    PATIENCE,
-    UNTUNED,
-    Candidate,
-    Outcome,
-    Record,
-    State,
-    Tuning,
-)
+from prunevolve.search.population import PATIENCE, UNTUNED, State, Tuning
+from prunevolve.search.records import Candidate, Outcome, Record
 
 DIRECTED = NAMED["directed-snip-wanda"].criterion.metric
 

@@ -186,6 +186,15 @@ def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_one(tmp_pat
     assert "'head' must be local, auto or host:port" in refusal("head")
 
 
+def test_driver_that_fails_before_ray_says_itself_what_was_wrong():
+    code = "from prunevolve.search.pool import guard; guard.around(lambda: 1 / 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
 @pytest.mark.slow
 def test_local_ray_has_its_own_token_listens_on_loopback_alone_and_hides_its_folder(local):
     assert len(local.facts["token"]) == 64

@@ -10,7 +10,7 @@ from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.jobs import MOST
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import fault_of
-from prunevolve.search.population import Candidate
+from prunevolve.search.records import Candidate
 from prunevolve.search.resident import Resident
 
 CANDIDATES = [Candidate(0, WANDA), Candidate(1, SNIP)]

@@ -11,7 +11,7 @@ from prunevolve.search.pool.jobs import MOST, MOST_SUSPECTS, CallError, PoolErro
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import LOAD, PLACE, Fault, Loaded
 from prunevolve.search.pool.workers import FACTOR, GRACE, MOST_STARTS, Event
-from prunevolve.search.population import Candidate, Outcome
+from prunevolve.search.records import Candidate, Outcome
 
 HANG = object()
 LOST = Fault("lost", "its process or its node was lost")

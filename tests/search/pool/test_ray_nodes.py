@@ -10,7 +10,7 @@ from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
 from prunevolve.pruning.models import linear_layers
 from prunevolve.search.pool import workers as workers
-from prunevolve.search.population import Candidate
+from prunevolve.search.records import Candidate
 
 pytestmark = pytest.mark.slow
 
