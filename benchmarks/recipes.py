@@ -54,6 +54,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     seqlen: Annotated[int, typer.Option(help="Tokens of every window.")] = 512,
     windows: Annotated[int, typer.Option(help="Test windows of each kind of text.")] = 8,
+    dtype: Annotated[str, typer.Option(help="As run_prune's.")] = "auto",
     keep: Annotated[
         bool, typer.Option(help="Keep statistics for the next run, which is faster than it was.")
     ] = False,
@@ -65,7 +66,7 @@ def main(
     methods = [REFERENCE]
     methods += [f"{m} {v}" for m, v in itertools.product(metric or METRICS, variants)]
     runs = list(itertools.product(model, target or TARGETS, dict.fromkeys(methods)))
-    texts = {"samples": samples, "seqlen": seqlen, "eval-windows": windows}
+    texts = {"samples": samples, "seqlen": seqlen, "eval-windows": windows, "dtype": dtype}
     results: dict[str, dict[str, Result]] = {}
     for name, goal, method in track(runs, "pruning", transient=True):
         cell = f"{Path(name).name} {goal}"
@@ -76,7 +77,7 @@ def main(
     rises = {method: _rises(by_cell, results[REFERENCE]) for method, by_cell in results.items()}
     _print_rises(rises, results)
     figures = {"results": results, "rises": rises, "texts": texts}
-    write_json(json_, {**conditions("of each model"), **figures})
+    write_json(json_, {**conditions(dtype), **figures})
 
 
 def _run(

@@ -12,7 +12,8 @@ from prunevolve.pruning.parse import SCHEMA
 from prunevolve.search.records import Candidate, Record
 
 UNTUNED = 3
-"""Populations' worth of candidates before the first tuning: what is tuned should be good."""
+"""Populations' worth of candidates before the first tuning, as what is tuned should be good; seeds
+are good enough at once."""
 
 PATIENCE = 4
 """Means in a row, none of which is the best candidate so far, that end a tuning."""
@@ -98,7 +99,7 @@ class State:
             tuning = tuning.add(record)
         if tuning and self.best and tuning.lags_behind(self.best.rank[0]):
             tuned, tuning = (*tuned, tuning.start.index), None
-        begun = self.committed >= UNTUNED * search.population
+        begun = self.committed >= (len(search.seeds) or UNTUNED * search.population)
         begun &= search.primitives in SETS_WITH_NUMBERS
         if begun and not tuning:
             new = (member for member in self.population if member.index not in tuned)

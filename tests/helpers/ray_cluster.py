@@ -25,7 +25,8 @@ def cluster_of(orders, **head):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(orders))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
-        for name, value in SETTINGS.items():
+        # At Ray's default niceness workers starve while other tests are busy.
+        for name, value in (SETTINGS | {"RAY_worker_niceness": "0"}).items():
             patch.setenv(name, value)
         cluster_utils = importlib.import_module("ray.cluster_utils")
         made = cluster_utils.Cluster(initialize_head=True, head_node_args={**NODE, **head})
@@ -36,7 +37,7 @@ def cluster_of(orders, **head):
 
 
 @contextmanager
-def pool_of(cluster, setup, wait=300.0, start=120.0, **ray):
+def pool_of(cluster, setup, wait=120.0, start=120.0, **ray):
     """Open a pool, with any settings of the section `ray`."""
     config = Ray(
         **{"address": cluster.address, "wait_seconds": wait, "start_seconds": start, **ray}

@@ -164,6 +164,9 @@ def test_state_tunes_the_best_and_then_the_best_that_was_not():
         state = state.commit(child(index, loss=0.99, start=2), search)
     assert state.tuned == (2,)
     assert state.tuning == Tuning(plain(1, 0.8))
+    seeded = search.model_copy(update={"seeds": ["wanda", "snip"]})
+    assert State().commit(plain(0, 0.9), seeded).tuning is None
+    assert State(1).commit(plain(1, 0.8), seeded).tuning == Tuning(plain(1, 0.8))
     release = search.model_copy(update={"primitives": "release"})
     assert State(6, state.population).commit(plain(6, 0.1), release).tuning is None
 
