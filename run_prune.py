@@ -30,13 +30,13 @@ from prunevolve.pruning.run.options import (
 )
 
 EXAMPLES = (
-    "python run_prune.py --model embedded --metric wanda --out pruned",
-    "python run_prune.py --model DIR --metric runs/first --sparsity 0.6 --corpus c4 --out OUT",
-    'python run_prune.py --model DIR --metric "mul(W, sqrt(X))" --pattern 2:4 --out pruned',
-    "python run_prune.py --recipe pruned/pruning_recipe.json --out again",
-    "python run_prune.py --resume again",
-    "python run_prune.py --verify pruned",
-    "python run_prune.py --evaluate pruned --zero-shot rte,arc_easy",
+    f"{command_line.PRUNE} --model embedded --metric wanda --out pruned",
+    f"{command_line.PRUNE} --model DIR --metric runs/first --sparsity 0.6 --corpus c4 --out OUT",
+    f'{command_line.PRUNE} --model DIR --metric "mul(W, sqrt(X))" --pattern 2:4 --out pruned',
+    f"{command_line.PRUNE} --recipe pruned/pruning_recipe.json --out again",
+    f"{command_line.PRUNE} --resume again",
+    f"{command_line.PRUNE} --verify pruned",
+    f"{command_line.PRUNE} --evaluate pruned --zero-shot rte,arc_easy",
 )
 
 
@@ -107,7 +107,7 @@ def prune_model(
 
 def _way_on(out: str) -> str:
     if out and Path(out).is_dir() and any(Path(out).iterdir()):
-        return f"continue with python run_prune.py --resume {shlex.quote(out)}"
+        return f"continue with {command_line.PRUNE} --resume {shlex.quote(out)}"
     return "run the same command again"
 
 

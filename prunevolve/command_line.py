@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from importlib import metadata
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, ParamSpec
 
@@ -32,6 +33,19 @@ Exit codes:
   3 interrupted, resumable
   4 the folder does not fit this request
   5 no evaluation succeeded"""
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def _called(name: str) -> str:
+    installed = f"prunevolve-{name}"
+    by_name = Path(sys.argv[0]).name.startswith("prunevolve-")
+    is_here = (_CHECKOUT / f"run_{name}.py").is_file()
+    return f"python run_{name}.py" if is_here and not by_name else installed
+
+
+SEARCH, PRUNE = _called("search"), _called("prune")
+"""How the two commands are called where this runs: as installed, or from a checkout."""
 
 NOTHING_WRITTEN = "interrupted before anything was written: run the same command again"
 

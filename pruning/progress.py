@@ -65,10 +65,14 @@ def counted(console: Console, stage: str, total: int) -> Iterator[Callable[[], N
 
 
 @contextmanager
-def shown_progress(console: Console) -> Iterator[Show]:
-    """Show stages inside the context: as bars on a terminal, elsewhere as plain lines."""
+def shown_progress(console: Console, before: float = 0.0) -> Iterator[Show]:
+    """Show stages inside the context: as bars on a terminal, elsewhere as plain lines.
+
+    Args:
+        before: Seconds that earlier processes worked on the first stage.
+    """
     if not console.is_interactive:
-        yield _lines(console)
+        yield _lines(console, before)
         return
     columns = (rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn())
     bars = rich_progress.Progress(*rich_progress.Progress.get_default_columns(), *columns)
@@ -79,15 +83,18 @@ def shown_progress(console: Console) -> Iterator[Show]:
             check_interrupt()
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, completed=done, total=total)
+                if before and len(tasks) == 1:
+                    bars.tasks[0].start_time = bars.get_time() - before
             bars.update(tasks[stage], completed=done, total=total)
             live.update(Group(bars, *map(Text, about)))
 
         yield show
 
 
-def _lines(console: Console) -> Show:
+def _lines(console: Console, before: float) -> Show:
     """Return progress in plain lines, every 10 to 60 seconds and at the end of each stage."""
-    began = printed = time.monotonic()
+    printed = time.monotonic()
+    began = printed - before
     firsts: dict[str, tuple[float, int]] = {}
 
     def show(stage: str, done: int, total: int, about: Sequence[str] = ()) -> None:

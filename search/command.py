@@ -11,15 +11,15 @@ from prunevolve.command_line import DONE, Answer, outcome
 from prunevolve.configs import schema
 from prunevolve.configs.files import shipped
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.json_file import JsonObject, read_object
+from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.progress import PlainConsole
 
 EXAMPLES = (
-    "python run_search.py  (the embedded model, no download)",
-    "python run_search.py --config smollm2_135m --out runs/first",
-    "python run_search.py --set search.seed=1 --set pruning.sparsity=0.7",
-    "python run_search.py --config llama2_7b --validate",
-    "python run_search.py --resume runs/first --set search.candidates=5000",
+    f"{command_line.SEARCH}  (the embedded model, no download)",
+    f"{command_line.SEARCH} --config smollm2_135m --out runs/first",
+    f"{command_line.SEARCH} --set search.seed=1 --set pruning.sparsity=0.7",
+    f"{command_line.SEARCH} --config llama2_7b --validate",
+    f"{command_line.SEARCH} --resume runs/first --set search.candidates=5000",
 )
 
 FILES = {
@@ -126,13 +126,15 @@ def _inspect(report: Path | None, status: Path | None) -> Answer:
 def _about(folder: Path) -> Answer:
     """Return the run's folder, its files, and its summary, or its status if it has not ended."""
     files = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
-    told: list[JsonObject] = [
-        read_object(folder / name) if (folder / name).is_file() else {}
-        for name in ("summary.json", "status.json")
-    ]
+    from prunevolve.search.progress import status_of
+    from prunevolve.search.run_folder import RunFolder
+
+    summary = folder / "summary.json"
+    measured = read_object(summary) if summary.is_file() else {}
+    status = status_of(RunFolder.look(folder)) if (folder / "status.json").is_file() else {}
     # If the run was extended since, the summary does not cover all its candidates.
-    is_whole = told[0].get("candidates") == told[1].get("candidates")
-    return {"folder": str(folder), "files": files, **told[0 if is_whole else 1]}
+    is_whole = measured.get("candidates") == status.get("candidates")
+    return {"folder": str(folder), "files": files, **(measured if is_whole else status)}
 
 
 def _new_folder(config: Path | None) -> Path:

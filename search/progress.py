@@ -1,11 +1,13 @@
 """Progress of a search: its journal, checkpoints and `status.json`, the screen and TensorBoard.
 
 A status is what `status.json` holds: `state` (`running`, `finished`, or why it ended), when it was
-`written`, `candidates` committed `of` all, `outcomes` by kind, `per_hour` (candidates, since this
-process began), `workers` (`ready`, `busy` ones of these, `starting`), `faults` by kind, the latest
-as `trouble`, and `best` (`metric`, `group`, `fitness`, `size`) or null.
+`written`, `candidates` committed `of` all, `outcomes` by kind, `seconds` of all processes,
+`per_hour` (candidates, since this process began), `workers` (`ready`, `busy` ones of these,
+`starting`), `faults` by kind, the latest as `trouble`, and `best` (`metric`, `group`, `fitness`,
+`size`) or null.
 """
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from typing import Self
 
 from rich.console import Console
 
+from prunevolve.command_line import SEARCH
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.evolution import Evolution
@@ -26,11 +29,12 @@ from prunevolve.search.pool.jobs import Arrival
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.records import OUTCOMES, Record, Timing
 from prunevolve.search.run_folder import RunFolder, WriteError
+from prunevolve.search.verdict import convergence
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""
 
-RUNNING, FINISHED = "running", "finished"
+RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
 
 _CHECKPOINT_EVERY = 50
 """Candidates between two checkpoints."""
@@ -48,7 +52,8 @@ class Recorder:
     """Keeps a run's files and the screen up to date inside its context.
 
     At the end, whatever it is, it writes the checkpoint, the best metric and the status if it can.
-    Its `outcomes` count the journal's records by kind.
+    Its `outcomes` count the journal's records by kind. The run `began` then, by `time.monotonic`,
+    if all its processes had followed one another.
     """
 
     folder: RunFolder
@@ -57,6 +62,7 @@ class Recorder:
     pool: Pool
     console: Console
     on_record: OnRecord
+    began: float
 
     def __enter__(self) -> Self:
         self.outcomes: Counter[str] = Counter()
@@ -64,7 +70,8 @@ class Recorder:
         self._began, self._first = time.monotonic(), self.evolution.state.committed
         self._shown = self._written = 0.0
         self._open = ExitStack()
-        self._show = self._open.enter_context(shown_progress(self.console))
+        before = self._began - self.began
+        self._show = self._open.enter_context(shown_progress(self.console, before))
         self._events = None
         if self.experiment.config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -131,6 +138,7 @@ class Recorder:
             "candidates": evolved.committed,
             "of": self.experiment.config.search.candidates,
             "outcomes": {kind: self.outcomes[kind] for kind in OUTCOMES},
+            "seconds": round(time.monotonic() - self.began, 1),
             "per_hour": round((evolved.committed - self._first) / hours, 1),
             "workers": {"ready": workers.ready, "busy": workers.busy, "starting": workers.starting},
             "faults": dict(workers.faults),
@@ -167,12 +175,28 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
+def status_of(folder: RunFolder) -> JsonObject:
+    """Return the status of a run as it is now: how far it is says the journal."""
+    status: JsonObject = folder.read_json("status.json", "best")
+    if status["state"] == RUNNING and not folder.is_in_use:  # its process was killed
+        status["state"] = STOPPED
+    told = folder.told()
+    kinds = Counter(kind for kind, _ in told)
+    return status | {
+        "candidates": len(told),
+        "outcomes": {kind: kinds[kind] for kind in OUTCOMES},
+        "convergence": convergence([fitness for _, fitness in told]),
+    }
+
+
 def print_status(folder: RunFolder, console: Console) -> None:
     """Print the status of a run, while it is running or afterwards."""
-    status: JsonObject = folder.read_json("status.json", "best")
-    far = f"candidates: {status['candidates']}/{status['of']}"
-    if status["state"] == RUNNING and status["per_hour"]:
+    status = status_of(folder)
+    far, state = f"candidates: {status['candidates']}/{status['of']}", status["state"]
+    if state == RUNNING and status["per_hour"]:
         hours = (status["of"] - status["candidates"]) / status["per_hour"]
         far += f", {timedelta(seconds=round(hours * 3600))} left"
-    told = f"{folder.path}: {status['state']}, as of {status['written']}"
-    console.print(told, far, *lines_of(status), sep="\n")
+    if state == STOPPED:
+        state += f"; resume with {SEARCH} --resume {shlex.quote(str(folder.path))}"
+    told = f"{folder.path}: {state}, as of {status['written']}"
+    console.print(told, far, status["convergence"], *lines_of(status), sep="\n")

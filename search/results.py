@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.table import Table as ScreenTable
 
+from prunevolve.command_line import PRUNE, SEARCH
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
@@ -28,7 +29,7 @@ from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import State
-from prunevolve.search.prepare import read_scale
+from prunevolve.search.prepare import SCALE, read_scale
 from prunevolve.search.progress import FINISHED
 from prunevolve.search.records import Record
 from prunevolve.search.report import report
@@ -41,7 +42,7 @@ from prunevolve.search.scale import (
     paired_difference,
     scale_of,
 )
-from prunevolve.search.verdict import verdict_of
+from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 _KNOWN = 1 + len(BASELINES)
 """The dense model and the baselines, with which the winner is compared."""
@@ -60,7 +61,8 @@ def finish(
 
     Args:
         state: The state after the whole journal; it has at least one evaluated candidate.
-        started: When this process began the run, by `time.monotonic`.
+        started: When the run began, by `time.monotonic`, if all its processes had followed one
+            another.
     """
     winner, standings, factors = _choose(folder, experiment, pool, state.finalists(), console)
     dropped = [factor["factor"] for factor in factors if factor["dropped"]]
@@ -69,11 +71,15 @@ def finish(
     places = range(len(experiment.tasks))
     with counted(console, "report", len(places) * (1 + _KNOWN)) as count, pool.counting(count):
         tasks = [_measure(experiment, pool, place, winner) for place in places]
-    outcomes = Counter(record.outcome.kind for record in folder.records())
+    told = folder.told()
+    outcomes, looks = Counter(kind for kind, _ in told), _looks_before(folder, len(told))
+    seconds = round(time.monotonic() - started, 1)
     members = [record.criterion for record in state.population]
     first, pruning = tasks[0], experiment.config.pruning.model_dump()
     summary: JsonObject = {
-        "verdict": verdict_of(tasks).sentence,
+        "verdict": verdict_of(tasks).sentence + looks_at_report(looks),
+        "convergence": convergence([fitness for _, fitness in told]),
+        "looks": looks,
         "best": first["best"] | winner.described,
         "candidates": outcomes.total(),
         "outcomes": dict(outcomes),
@@ -81,7 +87,7 @@ def finish(
         "tasks": tasks,
         "selection": standings,
         "factors": factors,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": seconds,
         "diversity": marks.diversity(members, experiment.config.search.crowding),
         # The first task's results also stand here.
         **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
@@ -93,9 +99,22 @@ def finish(
         console.print(table.about, _on_screen(table), sep="\n")
     best = winner.criterion
     console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
-    console.print(f"verdict: {summary['verdict']}")
+    console.print(f"verdict: {summary['verdict']}", f"search: {summary['convergence']}", sep="\n")
     say_files(folder, experiment.config, console)
-    folder.write_json("status.json", folder.read_json("status.json") | {"state": FINISHED})
+    ended = {"state": FINISHED, "seconds": seconds}
+    folder.write_json("status.json", folder.read_json("status.json") | ended)
+
+
+def _looks_before(folder: RunFolder, candidates: int) -> list[JsonObject]:
+    """Return the looks at the report text after fewer candidates, the first one first."""
+    if not (folder.path / "summary.json").exists():
+        return []
+    before = read_summary(folder)
+    looks: list[JsonObject] = before.get("looks", [])
+    if before["candidates"] == candidates:
+        return looks
+    perplexity = before["best"]["perplexity"]
+    return [*looks, {"candidates": before["candidates"], "perplexity": perplexity}]
 
 
 def _choose(
@@ -277,8 +296,8 @@ def commands_of(folder: Path, config: Config) -> tuple[str, str]:
     ]
     words = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
     more = f"search.candidates={2 * config.search.candidates}"
-    search_on = f"python run_search.py --resume {shlex.quote(str(folder))} --set {more}"
-    return " ".join(["python run_prune.py", *words]), search_on
+    search_on = f"{SEARCH} --resume {shlex.quote(str(folder))} --set {more}"
+    return " ".join([PRUNE, *words]), search_on
 
 
 def read_summary(folder: RunFolder) -> JsonObject:
@@ -298,17 +317,18 @@ def write_report(folder: RunFolder) -> bool:
         FolderError: If nothing is evaluated yet, or a file is damaged.
     """
     # Imported here, so that a search does not load matplotlib when it starts.
-    from prunevolve.search.report.charts import fitness_chart
+    from prunevolve.search.report.charts import NARROW, WIDE, fitness_chart
 
     records = folder.records()
     evaluated = [record for record in records if record.fitness is not None]
     if not evaluated:
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
-            f"see python run_search.py --status {folder.path}"
+            f"see {SEARCH} --status {folder.path}"
         )
     config = schema.load(folder.path / "config.yaml", [])
-    chart = fitness_chart(evaluated)
+    charts = [fitness_chart(evaluated, config.search.population, width) for width in (NARROW, WIDE)]
+    scale = read_scale(folder) if (folder.path / SCALE).exists() else None
     page = report.render(
         config=config,
         records=records,
@@ -316,8 +336,9 @@ def write_report(folder: RunFolder) -> bool:
         environment=folder.read_json("environment.json"),
         ended=str(folder.read_json("status.json")["written"]),
         commands=commands_of(folder.path, config),
-        chart=chart,
+        charts=(charts[0], charts[1]),
+        baselines=scale.baselines if scale else {},
     )
-    folder.write_text("fitness.svg", chart)
+    folder.write_text("fitness.svg", charts[0])
     folder.write_text("report.html", page)
     return folder.is_finished(len(records))

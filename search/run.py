@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
+from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, SEARCH, Resumable
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.progress import step
@@ -127,7 +127,7 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
 @contextmanager
 def _resumable(folder: RunFolder) -> Iterator[str]:
     """Yield the command that goes on; raise Unfinished for whatever ends the run early."""
-    command = f"python run_search.py --resume {shlex.quote(str(folder.path))}"
+    command = f"{SEARCH} --resume {shlex.quote(str(folder.path))}"
     way_on = f"continue with {command}"
     guard.tell(f"resume {way_on}")
     try:
@@ -156,7 +156,7 @@ def _run(
     Args:
         records: The journal so far; emptied once it is replayed.
     """
-    began = time.monotonic()
+    began = time.monotonic() - _seconds_before(folder)
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
@@ -176,7 +176,7 @@ def _run(
             )
         start = folder.read_checkpoint(records, lag, warn=lambda why: say(f"warning: {why}"))
         evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
-        with Recorder(folder, experiment, evolution, pool, console, on_record) as recorder:
+        with Recorder(folder, experiment, evolution, pool, console, on_record, began) as recorder:
             recorder.outcomes.update(record.outcome.kind for record in records)
             records.clear()  # frees the memory of what can be twenty thousand records
             _evolve(evolution, pool, recorder)
@@ -188,6 +188,13 @@ def _run(
             )
         finish(folder, experiment, pool, marks, evolution.state, began, console)
     return FINISHED
+
+
+def _seconds_before(folder: RunFolder) -> float:
+    """Return how long earlier processes worked on the run."""
+    if not (folder.path / "status.json").exists():
+        return 0.0
+    return float(str(folder.read_json("status.json").get("seconds", 0.0)))
 
 
 def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:

@@ -107,6 +107,18 @@ class RunFolder:
             return False
         return self.read_json("summary.json", "candidates")["candidates"] == candidates
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process works in it; where the lock cannot be looked at, as if."""
+        lock = self.path / ".lock"
+        if not lock.exists():
+            return False
+        try:
+            with FileLock(lock, timeout=0):  # a killed process leaves the file, not the lock
+                return False
+        except (OSError, Timeout):
+            return True
+
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
         path = self.path / name
@@ -166,6 +178,11 @@ class RunFolder:
             records.append(record)
         self.lines = len(records)
         return records
+
+    def told(self) -> list[tuple[str, float | None]]:
+        """Return each candidate's kind of outcome and fitness, without reading its metric."""
+        lines = map(json.loads, self._lines())
+        return [(line["outcome"], line["fitness"]) for line in lines]
 
     def _lines(self) -> list[bytes]:
         path = self.path / "journal.jsonl"

@@ -94,9 +94,13 @@ class Scale(_Values):
     """All cells, in the order of the tasks; the weighted mean of their values is the fitness.
 
     Losses are given for each task, on its first windows.
+
+    Attributes:
+        baselines: Fitness of each baseline that can prune all tasks.
     """
 
     cells: tuple[Cell, ...] = Field(min_length=1)
+    baselines: dict[str, float] = {}
 
     def values(self, losses: Sequence[Sequence[float]]) -> list[float | None]:
         """Return each cell's relative rise, or None where no window was evaluated."""
@@ -192,9 +196,19 @@ def cells_of(
 def scale_of(experiment: Experiment, measure: Measure, role: str = "fitness") -> Scale:
     """Measure the scale of one of the texts."""
     cells: list[Cell] = []
-    for task in experiment.tasks_of(role):
-        cells += cells_of(experiment, task, role, *losses_of(measure, task, role))
-    return Scale(cells=tuple(cells))
+    losses: dict[str, dict[int, list[float]]] = {name: {} for name in BASELINES}
+    tasks = experiment.tasks_of(role)
+    for task in tasks:
+        dense, baselines = losses_of(measure, task, role)
+        cells += cells_of(experiment, task, role, dense, baselines)
+        for name, measured in baselines.items():
+            losses[name][task] = measured
+    fitness = {
+        name: sum(cell.weight * (cell.value(by_task[cell.task]) or 0.0) for cell in cells)
+        for name, by_task in losses.items()
+        if len(by_task) == len(tasks)
+    }
+    return Scale(cells=tuple(cells), baselines=fitness)
 
 
 def cell_of(

@@ -3,7 +3,9 @@
 It is read from the `tasks` of `summary.json`; see `search.results`.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from prunevolve.pruning.json_file import JsonObject
@@ -41,6 +43,36 @@ def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
     best = best_of_the_baselines(tasks)
     sentence = f"Compared with {best} on the report text: {', '.join(parts)}."
     return Verdict(min((v.kind for v in verdicts), key=_KINDS.index), sentence)
+
+
+def looks_at_report(looks: Sequence[JsonObject]) -> str:
+    """Say that the report text was looked at before, after which a result on it flatters.
+
+    Args:
+        looks: The earlier ones: after how many `candidates`, and the best metric's `perplexity`.
+    """
+    if not looks:
+        return ""
+    before = ", ".join(
+        f"after {look['candidates']} candidates it had {look['perplexity']:.2f}" for look in looks
+    )
+    return f" Look {len(looks) + 1} at this text: {before}."
+
+
+def convergence(fitness: Sequence[float | None]) -> str:
+    """Say when the best candidate came, and what the last third of all brought.
+
+    Args:
+        fitness: Of all candidates in order; None if one was not evaluated.
+    """
+    best = list(accumulate((math.inf if f is None else f for f in fitness), min))
+    if not best or best[-1] == math.inf:
+        return "no candidate was evaluated yet"
+    line = f"last improvement at candidate {best.index(best[-1]) + 1} of {len(best)}"
+    before = best[len(best) - len(best) // 3 - 1]
+    if before == math.inf:
+        return line
+    return f"{line}; the last third lowered the fitness by {before - best[-1]:.4f}"
 
 
 def best_of_the_baselines(tasks: Sequence[JsonObject]) -> str:

@@ -246,6 +246,20 @@ def test_status_tells_where_a_finished_run_stands(finished, call):
     assert sum(status["outcomes"].values()) == 16
 
 
+def test_status_of_a_killed_run_says_how_to_resume_and_counts_its_journal(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    old = read(run / "status.json") | {"state": "running", "candidates": 0}
+    (run / "status.json").write_text(json.dumps(old))
+    (run / "summary.json").unlink()
+    (run / ".lock").touch()  # as a killed process leaves it
+    out, _ = call("--status", run)
+    assert out.startswith(f"{run}: stopped; resume with python run_search.py --resume {run}, as of")
+    assert "\ncandidates: 16/16\nlast improvement at candidate " in out
+    with closing(RunFolder.open_(run)):
+        told = json.loads(call("--json", "--status", run)[0])
+    assert (told["state"], told["candidates"]) == ("running", 16)
+
+
 def test_tensorboard_gets_every_value_of_a_status(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -319,6 +333,10 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
     for name in ("deleted", "damaged", "another's"):
         assert "all of the journal is replayed" in results[name][1]
     assert "replayed" not in results["used"][1]
+    first, second = read(finished / "summary.json"), read(runs["used"] / "summary.json")
+    look = f" Look 2 at this text: after 16 candidates it had {first['best']['perplexity']:.2f}."
+    assert look not in first["verdict"] and second["verdict"].endswith(look)
+    assert second["seconds"] > first["seconds"]
 
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, call):

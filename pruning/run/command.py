@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
@@ -103,7 +104,7 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
     told = _told(job.out, report) | {"group": job.recipe.target.group_name}
     print(*measured_lines(report), sep="\n")
     print(f"saved: {job.out} ({_counts(told)})")
-    print(f"verify: python run_prune.py --verify {shlex.quote(str(job.out))}")
+    print(f"verify: {PRUNE} --verify {shlex.quote(str(job.out))}")
     return told | (_compare(job.out, expected) if expected else {})
 
 

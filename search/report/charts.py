@@ -2,6 +2,7 @@
 
 import io
 import math
+from bisect import insort
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -16,6 +17,9 @@ _MOST_POINTS = 1000
 _OF_INTEREST = 3.0
 """The highest fitness that the chart shows, if the best is not above it."""
 
+NARROW, WIDE = 5.0, 9.6
+"""Inches: of a chart for a phone, whose 10-point text is legible there, and for a screen."""
+
 _STYLE: dict[str, object] = {
     "svg.hashsalt": "prunevolve",  # without it, the file differs each time
     "font.size": 10,
@@ -24,31 +28,41 @@ _STYLE: dict[str, object] = {
 }
 
 
-def fitness_chart(records: Sequence[Record]) -> str:
+def fitness_chart(records: Sequence[Record], population: int, width: float = NARROW) -> str:
     """Draw the fitness of evaluated candidates in the order of breeding, and the best so far.
+
+    A second line is the median of the best ones so far, as many as the population has.
 
     Horizontal lines are the dense model, at 0, and the best baseline, at 1. The chart leaves out
     what is far above, or the line of the best would look flat; its axis says how many.
 
     Args:
         records: Evaluated candidates, in the order of breeding.
+        population: Its size.
+        width: In inches.
 
     Returns:
-        An SVG document, the same for the same arguments. It is 360 points wide, so that its
-        10-point text is legible on a phone.
+        An SVG document, the same for the same arguments.
     """
     fitness = [record.rank[0] for record in records]
     best = list(accumulate(fitness, min))
     low, top = min(0.0, best[-1]), max(_OF_INTEREST, 1.3 * best[-1])
     above = sum(value > top for value in fitness)
     dots = records[:: math.ceil(len(records) / _MOST_POINTS)]
+    ranked: list[float] = []
+    median = []
+    for value in fitness:
+        insort(ranked, value)
+        del ranked[population:]
+        median.append(ranked[len(ranked) // 2])
     lines = {"dense": 0.0, "best baseline": 1.0, "best so far": best[-1]}
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.set_ylim(low - 0.15, top)
         axes.plot([r.index for r in dots], [r.rank[0] for r in dots], ".", color="#8db3d9")
         axes.step([r.index for r in records], best, where="post", color="#c0392b")
+        axes.step([r.index for r in records], median, where="post", color="#c0392b", alpha=0.4)
         ascending = sorted(lines, key=lambda name: lines[name])
         # Names on both sides of two lines that may be near each other.
         for name, side in zip(ascending, ("center", "top", "bottom"), strict=True):

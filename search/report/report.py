@@ -1,8 +1,9 @@
 """report.html: one white page with a chart and tables, without scripts or requests."""
 
 import math
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.population import pareto_front
 from prunevolve.search.records import Record
-from prunevolve.search.verdict import best_of_the_baselines, verdict_of
+from prunevolve.search.verdict import (
+    best_of_the_baselines,
+    convergence,
+    looks_at_report,
+    verdict_of,
+)
 
 FOUND = "best found"
 
@@ -41,7 +47,8 @@ def render(
     environment: JsonObject,
     ended: str,
     commands: tuple[str, str],
-    chart: str,
+    charts: tuple[str, str],
+    baselines: Mapping[str, float],
 ) -> str:
     """Return `report.html`; for an unfinished run, with what its journal holds so far.
 
@@ -51,7 +58,8 @@ def render(
         environment: As in `environment.json`.
         ended: When the last candidate's outcome was written, ISO 8601.
         commands: How to apply the best metric, and how to breed more candidates.
-        chart: The chart of the run, an SVG document.
+        charts: The chart of the run for a phone and for a wide screen, SVG documents.
+        baselines: Their fitness.
     """
     template = Template(
         (Path(__file__).parent / "report.html.j2").read_text("utf-8"),
@@ -65,7 +73,7 @@ def render(
     if summary and summary["selection"]:
         best = summary["best"]
     metric = Metric.parse(str(best["metric"]))
-    learned = [front_table(evaluated)]
+    learned = [front_table(evaluated, baselines)]
     if summary:
         learned[:0] = [factor_table(summary["factors"]), finalist_table(summary["selection"])]
     page: str = template.render(
@@ -75,12 +83,14 @@ def render(
         outcomes=Counter(record.outcome.kind for record in records).most_common(),
         summary=summary,
         verdict=verdict_of(summary["tasks"]) if summary else None,
+        looks=looks_at_report(summary.get("looks", [])) if summary else "",
+        convergence=convergence([record.fitness for record in records]),
         measured=measured_tables(summary) if summary else [],
         learned=learned,
         environment=environment,
         ended=ended.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
-        chart=chart[chart.index("<svg") :],
+        charts=[b64encode(chart.encode()).decode() for chart in charts],
         best=best,
         metric=metric,
         statistics={name: TERMINALS[name].meaning for name in sorted(metric.terminals)},
@@ -168,14 +178,20 @@ def factor_table(factors: Sequence[JsonObject]) -> Table:
     return Table("Ablation of the best metric", about, columns, rows)
 
 
-def front_table(evaluated: Sequence[Record]) -> Table:
-    """Return the candidates that no smaller one equals or beats, by size."""
-    rows = [
-        (str(r.size), f"{r.rank[0]:.4f}", str(r.index), r.criterion.metric.infix)
-        for r in pareto_front(evaluated)
-    ]
-    about = "No smaller candidate is as fit. hall_of_fame.csv has the best of each size."
-    return Table("Pareto front", about, ("size", "fitness", "candidate", "metric"), rows)
+def front_table(evaluated: Sequence[Record], baselines: Mapping[str, float]) -> Table:
+    """Return the candidates and baselines that no smaller one equals or beats, by size."""
+    metrics = {name: BASELINES[name].criterion.metric for name in baselines}
+    known = [(metric.size, baselines[name], name, metric) for name, metric in metrics.items()]
+    found = [(r.size, r.rank[0], str(r.index), r.criterion.metric) for r in pareto_front(evaluated)]
+    rows: list[tuple[str, ...]] = []
+    best = math.inf
+    for size, fitness, name, metric in sorted(known + found, key=lambda one: one[:2]):
+        if fitness < best:
+            best = fitness
+            rows.append((str(size), f"{fitness:.4f}", name, metric.infix))
+    about = "None that is smaller is as fit. hall_of_fame.csv has the best found of each size."
+    columns = ("size", "fitness", "candidate or baseline", "metric")
+    return Table("Pareto front of the found and the baselines", about, columns, rows)
 
 
 def _gap(gap: JsonObject, name: str) -> str:

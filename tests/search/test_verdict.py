@@ -3,7 +3,7 @@
 import pytest
 from report_run import task_of
 
-from prunevolve.search.verdict import verdict_of
+from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 
 def measured(perplexity, gaps, baselines=None, **changes):
@@ -46,4 +46,28 @@ def test_verdict_on_tasks_that_differ_is_that_of_the_worst_and_names_them():
     assert found.sentence == (
         "Compared with the best of the 2 baselines on the report text: better on 1 of 3 tasks (a), "
         "level on 1 of 3 tasks (c), worse on 1 of 3 tasks (d)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fitness", "line"),
+    [
+        (
+            [1.0, 0.9, None, 0.95, 0.8, 0.9],
+            "candidate 5 of 6; the last third lowered the fitness by 0.1000",
+        ),
+        ([1.0, 0.7, 0.8], "candidate 2 of 3; the last third lowered the fitness by 0.0000"),
+        ([None, None, 0.9], "candidate 3 of 3"),
+    ],
+)
+def test_convergence_names_the_last_improvement_and_what_the_last_third_brought(fitness, line):
+    assert convergence(fitness) == f"last improvement at {line}"
+    assert convergence([None]) == "no candidate was evaluated yet"
+
+
+def test_later_looks_at_the_report_text_are_counted():
+    looks = [{"candidates": 60, "perplexity": 30.57}, {"candidates": 100, "perplexity": 30.1}]
+    assert looks_at_report([]) == ""
+    assert looks_at_report(looks) == (
+        " Look 3 at this text: after 60 candidates it had 30.57, after 100 candidates it had 30.10."
     )

@@ -1,5 +1,6 @@
 """report.html and its chart, and the tables at the end of a run: what they show of its files."""
 
+from base64 import b64encode
 from contextlib import closing
 
 import pytest
@@ -7,7 +8,7 @@ from report_run import records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
 from prunevolve.search.report.charts import fitness_chart
-from prunevolve.search.report.report import factor_table, measured_tables
+from prunevolve.search.report.report import factor_table, front_table, measured_tables
 from prunevolve.search.results import write_report
 from prunevolve.search.run_folder import FolderError
 
@@ -62,7 +63,7 @@ def test_page_and_chart_are_the_same_each_time(run, html):
     chart = (run.path / "fitness.svg").read_bytes()
     assert page_of(run) == html
     assert (run.path / "fitness.svg").read_bytes() == chart
-    assert chart.decode().partition("<svg")[2] in html
+    assert b64encode(chart).decode() in html
 
 
 def test_page_escapes_what_comes_from_files(html):
@@ -72,7 +73,7 @@ def test_page_escapes_what_comes_from_files(html):
 
 def test_chart_of_six_hundred_candidates_is_below_100_kilobytes_without_a_date():
     evaluated = [record_of(index, "W", 1.1 + (index * 37 % 100) / 200) for index in range(600)]
-    chart = fitness_chart(evaluated)
+    chart = fitness_chart(evaluated, 24)
     assert len(chart.encode()) < 100_000
     assert "<dc:date>" not in chart
 
@@ -84,6 +85,15 @@ def test_task_table_has_dense_first_then_the_best():
         ("best found", "30.00", "", "row", "W · (G + W²)"),
         ("wanda", "35.00", "+0.1500 ± 0.0100", "row", "W · √X"),
         ("snip", "50.00", "+0.5000", "model", "W · G"),
+    ]
+
+
+def test_front_has_the_baselines_that_no_smaller_metric_is_as_fit_as():
+    found = [record_of(0, "mul(W, G)", 0.9), record_of(1, "mul(W, add(G, sqr(W)))", 0.5)]
+    table = front_table(found, {"magnitude": 3.0, "wanda": 0.8, "snip": 2.0})
+    assert [row[:3] for row in table.rows] == [
+        *(("1", "3.0000", "magnitude"), ("3", "0.9000", "0")),
+        *(("4", "0.8000", "wanda"), ("6", "0.5000", "1")),
     ]
 
 
