@@ -152,6 +152,14 @@ class Checkpoint:
         """Return a tensor by its published name, as `read_tensor`."""
         return read_tensor(self.entries[name].path, name)
 
+    def check_finite(self) -> None:
+        """Raise ValueError, which names file and tensor, if a value is not finite."""
+        for name, entry in self.entries.items():
+            if not torch.isfinite(torch.stack(torch.aminmax(self.read(name)))).all():
+                raise ValueError(
+                    f"model file {str(entry.path)!r}: tensor {name} has a value that is not finite"
+                )
+
     def fingerprint(self) -> str:
         """Return a hash of names, dtypes, shapes, and some bytes of every tensor, in 16 digits."""
         digest = hashlib.sha256()

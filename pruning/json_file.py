@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 JsonObject = dict[str, Any]
@@ -15,8 +16,13 @@ MOST_BYTES = 20_000_000
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text; raises ValueError if it is longer than `MOST_BYTES`, or no UTF-8."""
-    if path.stat().st_size > MOST_BYTES:
+    """Return a file's text; raises ValueError if it is no regular file, longer than `MOST_BYTES`,
+    or no UTF-8.
+    """
+    about = path.stat()
+    if not S_ISREG(about.st_mode):  # a device or a pipe may never end
+        raise ValueError(f"{str(path)!r} is no regular file: not read")
+    if about.st_size > MOST_BYTES:
         raise ValueError(f"file {str(path)!r} is longer than {MOST_BYTES} bytes: not read")
     return path.read_text("utf-8")
 

@@ -46,7 +46,9 @@ FAMILIES = {
 }
 """The supported architectures by `model_type`; a new one is a name here and a toy in the tests."""
 
-# `make` builds some in models/.
+_MADE = {"models/smollm2-135m": "make smollm2", "models/gemma3-270m": "make gemma3"}
+"""What builds a folder of models/, which is no hub id."""
+
 _HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
@@ -144,7 +146,8 @@ def hub_id(model: str) -> tuple[str, str | None] | None:
         return None
     if parts := _HUB_ID.fullmatch(model):
         return parts[1], parts[2]
-    raise ValueError(f"model {model!r} is no folder: give {EMBEDDED}, a folder or a hub id")
+    made = f"`{_MADE[model]}` builds it, or " if model in _MADE else ""
+    raise ValueError(f"model {model!r} is no folder: {made}give {EMBEDDED}, a folder or a hub id")
 
 
 def find_model(model: str, weights: bool = False) -> Path:

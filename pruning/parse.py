@@ -43,7 +43,9 @@ def read_formula(text: str) -> Metric:
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
-        _refuse(text, (getattr(error, "offset", None) or 1) - 1, f"this is malformed; {_FORMULA}")
+        is_open = "was never closed" in str(error)
+        problem = "missing )" if is_open else f"this is malformed; {_FORMULA}"
+        _refuse(text, (getattr(error, "offset", None) or 1) - 1, problem)
     return _from_ast(tree, text, depth=0)
 
 

@@ -163,10 +163,13 @@ def _run(
 
     with _resumable(folder) as command:
         write_environment(folder, experiment)
-        folder.write_text("config.yaml", schema.to_yaml(experiment.config))
+        config = schema.to_yaml(experiment.config)
+        if not (folder.path / "config.yaml").exists():
+            folder.write_text("config.yaml", config)
         say(f"run folder {folder.path}")
         pool = Pool(backend, experiment, say=say)
         marks = prepare(folder, experiment, pool, console)
+        folder.write_text("config.yaml", config)  # nothing will be refused any more
         lag, workers = experiment.config.search.lag, pool.workers.ready + pool.workers.starting
         if workers > 1 and lag < _LEAST_LAG * workers:
             say(

@@ -199,6 +199,49 @@ def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
     assert "error: layer model.layers.1.self_attn.q_proj: the scores of 'mul(W, " in err
 
 
+def test_run_prune_names_the_file_with_a_weight_that_is_not_finite(
+    prune_small, tiny_llama_dir, tmp_path
+):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    weights = tensors_of(model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name][1, 2] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    for metric in ("magnitude", "wanda"):
+        _, err = prune_small(code=2, model=model, metric=metric, out=tmp_path / metric)
+        line = f"error: model file '{model / 'model.safetensors'}': tensor {name} has a value that"
+        assert err.splitlines()[-1].startswith(line)
+
+
+def test_pruning_of_a_pruned_model_says_that_zeros_add_up(prune_small, tmp_path):
+    prune_small(metric="magnitude", sparsity=0.6)
+    again = {"model": tmp_path / "out", "metric": "mul(neg(W), sqrt(X))", "sparsity": 0.6}
+    _, err = prune_small(**again, out=tmp_path / "again")
+    assert "plan: the model is a result of pruning: its zeros stay, and add to those asked" in err
+    prune_small(**(again | {"metric": "magnitude"}), out=tmp_path / "same")
+    assert not any("some before" in line for line in paper(tmp_path / "same", "report")["warnings"])
+    warned = [x for x in paper(tmp_path / "again", "report")["warnings"] if "some before" in x]
+    (line,) = warned
+    assert line.endswith("% zeros where 60.0% were asked for: the model had some before")
+
+
+def test_card_escapes_the_models_name_and_no_code_is_named(prune_small, tiny_llama_dir, tmp_path):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "<b>a_b")
+    for file in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps(settings | {"auto_map": {"AutoConfig": "own.Config"}}))
+    prune_small(model=model, metric="magnitude")
+    assert (tmp_path / "out/README.md").read_text().startswith(r"# \<b\>a\_b, pruned: ")
+    for file in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in (tmp_path / "out" / file).read_text()
+
+
+def test_out_that_is_a_broken_link_is_named(prune_small, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    _, err = prune_small(code=4, out=tmp_path / "link")
+    assert err.endswith(f"out '{tmp_path / 'link'}' is a broken link: name a new folder\n")
+
+
 def test_run_prune_reads_no_calibration_text_for_a_metric_of_weights(prune_small, tmp_path):
     # A corpus of the hub, which is not asked.
     _, err = prune_small(metric="magnitude", corpus="c4")
@@ -280,6 +323,10 @@ def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
         ({"metric": "sparsegpt", "refine": "swaps"}, "refine must be none with metric sparsegpt"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MB, got '6 ap"),
+        (
+            {"metric": "/dev/zero"},
+            "metric file '/dev/zero': '/dev/zero' is no regular file: not re",
+        ),
         ({"recipe": "fats"}, "recipe 'fats' cannot be read: No such file or directory; give best,"),
         ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
     ],

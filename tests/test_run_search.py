@@ -339,6 +339,15 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
     assert second["seconds"] > first["seconds"]
 
 
+def test_refused_resume_leaves_the_config_as_it_was(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (run / "config.yaml").read_bytes()
+    (run / "scale.json").write_text("{}")
+    _, err = call("--resume", run, "--set", "search.candidates=20", code=4)
+    assert "scale.json is damaged" in err
+    assert (run / "config.yaml").read_bytes() == before
+
+
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, call):
     few = [*SMALL, "search.candidates=1", "search.seeds=['sub(exp(W), exp(W))']"]
     out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)

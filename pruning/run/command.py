@@ -18,6 +18,7 @@ from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losse
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, read_object
+from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.models import hub_id, load_model
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
@@ -215,7 +216,12 @@ class _Run:
         states = DiskOffload(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
         # While the shard is in the system's cache.
         self.store.on_shard = lambda path: inspector.look(path, work.found.get("shares", {}))
-        prune(self.store, self.job.recipe, texts, states, statistics, self.progress, tell=work.keep)
+        recipe, progress = self.job.recipe, self.progress
+        try:
+            prune(self.store, recipe, texts, states, statistics, progress, tell=work.keep)
+        except DegenerateScores:
+            self.store.checkpoint.check_finite()  # else it is the metric's fault
+            raise
         work.forget_work()
 
     def _score(self, name: str, place: str) -> None:

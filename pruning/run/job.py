@@ -18,6 +18,7 @@ from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe, make_recipe
 from prunevolve.pruning.run.options import Measurement, Method, Request
 from prunevolve.pruning.run.result import check_output_folder
+from prunevolve.pruning.run.verify import RECIPE
 
 EVAL_WINDOWS = 32
 """Most windows of each text that are measured where nothing else is said."""
@@ -102,6 +103,10 @@ def make_job(request: Request, resume: bool) -> Job:
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
     found = [f"plan: the metric was found on {found_on}"] if found_on else []
+    if (Path(model.name) / RECIPE).is_file():
+        found.append(
+            "plan: the model is a result of pruning: its zeros stay, and add to those asked"
+        )
     lines = plan.lines() + found
     resolved = _resolved(request, model, recipe)
     remarks = _notes_and_warnings(model, request, texts)

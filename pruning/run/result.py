@@ -6,9 +6,11 @@ that has its name is whole, and `run.json` says what was asked for and what was 
 """
 
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -141,7 +143,9 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
     free = shutil.disk_usage(parent).free
     free += sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     problem = ""
-    if not parent.is_dir():
+    if folder.is_symlink() and not folder.exists():
+        problem = " is a broken link: name a new folder"
+    elif not parent.is_dir():
         problem = f": {parent} is a file; name a new folder"
     elif work.is_dir() and not resume:
         problem = f" is unfinished: go on with --resume {folder}, or name a new folder"
@@ -168,10 +172,13 @@ def save_model(
     """
     folder = store.shard(None).parent
     store.write_outside()
-    store.config.save_pretrained(folder)
+    config = deepcopy(store.config)
+    config.__dict__.pop("auto_map", None)  # it names code, which is not in the folder
+    config.save_pretrained(folder)
     # A model without a generation config, or with one that transformers refuses to write.
     with suppress(OSError, ValueError):
         GenerationConfig.from_pretrained(store.checkpoint.place).save_pretrained(folder)
+    tokenizer.init_kwargs.pop("auto_map", None)
     tokenizer.save_pretrained(folder)
     counted = inspector.look_at_all(folder, shares, "save", on_progress)
     inspector.check_promise()
@@ -187,6 +194,10 @@ def save_papers(folder: Path, recipe: JsonObject, measured: JsonObject, counted:
         told = f"layer {worst.name} is {worst.zeros / worst.size:.1%} zeros"
         more = f", and {len(crowded) - 1} of {len(layers)} are above {CROWDED:.0%}"
         report["warnings"] = [*report["warnings"], told + more * (len(crowded) > 1)]
+    zeros, size = sum(layer.zeros for layer in layers), sum(layer.size for layer in layers)
+    if zeros > (recipe["sparsity"] + 0.005) * size:
+        told = f"{zeros / size:.1%} zeros where {recipe['sparsity']:.1%} were asked for: "
+        report["warnings"] = [*report["warnings"], f"{told}the model had some before"]
     report["layers"] = [asdict(layer) for layer in layers]
     versions = {"python": platform.python_version()}
     for name in ("prunevolve", "torch", "transformers", "safetensors"):
@@ -220,16 +231,21 @@ python run_prune.py --recipe pruning_recipe.json --out DIR
 """
 
 
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!])")
+"""What Markdown may take for more than text."""
+
+
 def model_card(recipe: JsonObject, report: JsonObject) -> str:
     """Return the card of a pruned model; it names no license, since the base model's applies."""
     model, formula = recipe["model"], ""
+    name = Path(model).resolve().name if Path(model).is_dir() else model  # no path
     if "tree" in recipe:
         metric = Metric.parse(report["metric"])
         named = [f"{name} is the {TERMINALS[name].meaning}" for name in sorted(metric.terminals)]
         formula = f", that is {metric.infix}, where {', '.join(named)}"
     calibration = recipe["calibration"]
     values = {
-        "base": Path(model).resolve().name if Path(model).is_dir() else model,  # no path
+        "base": _MARKUP.sub(r"\\\1", name),
         "formula": formula,
         "group": recipe["group"] or "groups of the pattern",
         "calibration": _place(calibration) if calibration else "no text",

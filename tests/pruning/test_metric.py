@@ -128,7 +128,7 @@ def test_score_names_the_leaf_that_is_missing():
         ("add(W, abs(W, G))", 8, "abs takes 1 operand(s), not 2"),
         ("abs(x=W)", 6, "'=' is not in the language; "),
         ("torch.abs(W)", 1, "this is neither a call nor a terminal; "),
-        ("mul(W, G", 4, "this is malformed; "),
+        ("mul(W, G", 4, "missing )"),
         ("mul(W, 1_0)", 8, "this is neither a call nor a terminal; "),  # which float reads
     ],
 )
