@@ -177,7 +177,7 @@ class Search(_Section):
     initial_depth: tuple[Depth, Depth] = (1, 2)
     """Least and greatest depth of random trees; the root has depth 0."""
     max_size: int = Field(default=25, ge=3, le=200)
-    """Most nodes of a tree."""
+    """Most nodes of a tree; a child of a larger one, which tuning made, may be as large as that."""
     parents: int = Field(default=5, ge=2, le=10**6)
     """How many of the best in a random half of the population can be parents."""
     crossover: float = Field(default=0.7, ge=0, le=1)

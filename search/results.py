@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column
@@ -269,7 +268,7 @@ def _on_screen(table: report.Table) -> ScreenTable:
 
 def say_files(folder: RunFolder, config: Config, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply it or to search on."""
-    apply, search_on = commands_of(folder.path, config)
+    apply, search_on, _ = commands_of(folder, config)
     way_on = f"it did not clearly win: search on with {search_on}"
     if verdict_of(read_summary(folder)["tasks"]).kind == "better":
         way_on = f"apply it: {apply}"
@@ -277,27 +276,44 @@ def say_files(folder: RunFolder, config: Config, console: Console) -> None:
     console.print(f"report: {report_page}", f"metric: {metric}", way_on, sep="\n")
 
 
-def commands_of(folder: Path, config: Config) -> tuple[str, str]:
-    """Return how to apply the best metric to the same model and texts, and how to search on."""
-    task = config.tasks[0]
-    calibration, report_text, removed = task.calibration, task.report, ("pattern", task.pattern)
-    if task.pattern == "unstructured":
-        removed = ("sparsity", str(task.sparsity))
-    options: list[tuple[str, object]] = [
-        *(("model", task.model), ("metric", folder / "best_metric.json"), removed),
-        *(("corpus", corpus) for corpus in calibration.corpus),
-        *(("split", split) for split in calibration.split),
-        *(("share", share) for share in calibration.share or ()),
-        *(("samples", calibration.windows), ("seqlen", calibration.length)),
-        ("seed", calibration.seed),
-        *(("eval-corpus", corpus) for corpus in report_text.corpus),
-        *(("eval-split", split) for split in report_text.split),
-        *(("dtype", task.dtype), ("out", "DIR")),
+def commands_of(folder: RunFolder, config: Config) -> tuple[str, str, str]:
+    """Return how to apply the best metric to the same model and texts, how to search on, and how
+    to measure it with what changes the weights that stay.
+    """
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, values in (options_of(folder) | {"out": "DIR"}).items()
+        if name != "eval_windows"
+        for value in (values if isinstance(values, list) else [values])
     ]
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
     more = f"search.candidates={2 * config.search.candidates}"
-    search_on = f"{SEARCH} --resume {shlex.quote(str(folder))} --set {more}"
-    return " ".join([PRUNE, *words]), search_on
+    path = shlex.quote(str(folder.path))
+    search_on = f"{SEARCH} --resume {path} --set {more}"
+    return " ".join([PRUNE, *words]), search_on, f"{SEARCH} --report {path} --recipes"
+
+
+def options_of(folder: RunFolder) -> JsonObject:
+    """Return the options that prune the first task's model with the best metric, as the run did."""
+    task = schema.load(folder.path / "config.yaml", []).tasks[0]
+    calibration, report_text = task.calibration, task.report
+    unstructured = task.pattern == "unstructured"
+    options = {
+        "model": task.model,
+        "metric": str(folder.path / "best_metric.json"),
+        "sparsity": task.sparsity if unstructured else None,
+        "pattern": None if unstructured else task.pattern,
+        "corpus": calibration.corpus,
+        "split": calibration.split,
+        "share": calibration.share,
+        "samples": calibration.windows,
+        "seqlen": calibration.length,
+        "seed": calibration.seed,
+        "eval_corpus": report_text.corpus,
+        "eval_split": report_text.split,
+        "eval_windows": report_text.windows,
+        "dtype": task.dtype,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def read_summary(folder: RunFolder) -> JsonObject:
@@ -335,7 +351,7 @@ def write_report(folder: RunFolder) -> bool:
         summary=read_summary(folder) if (folder.path / "summary.json").exists() else None,
         environment=folder.read_json("environment.json"),
         ended=str(folder.read_json("status.json")["written"]),
-        commands=commands_of(folder.path, config),
+        commands=commands_of(folder, config),
         charts=(charts[0], charts[1]),
         baselines=scale.baselines if scale else {},
     )

@@ -46,10 +46,6 @@ TRIES = 100
 """Draws before variation gives up. The limits reject one random tree in five with the release's
 primitives and five in six with the extended ones, so this is hardly ever reached."""
 
-MORE = 10
-"""Nodes by which a child may be larger than a parent that is as large as the limit: a tuned one is,
-and would have no children."""
-
 POOL = 0.5
 """Share of the population that is drawn to choose parents from."""
 
@@ -241,7 +237,8 @@ def _first_allowed(
     """Return the first drawn metric within the limits that is not a known one; None if there is
     none in `TRIES` draws.
     """
-    limit = max(breeder.search.max_size, known.size + MORE if known else 0)
+    # A tuned metric is larger than those bred, and would have no children.
+    limit = max(breeder.search.max_size, known.size if known else 0)
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), breeder.primitives)
         metric = with_means(to_metric(tree)) if breeder.comparable else to_metric(tree)

@@ -129,9 +129,14 @@ def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
     bred = children(changed(RELEASE, crossover=1, mutation=0), 50)
     assert all(Counter(node.name for node in child.nodes()) <= allowed for child in bred)
     assert len(set(bred)) > 5
-    # Without variation, or where no draw is allowed, it is the first parent.
-    for still in ({"crossover": 0, "mutation": 0}, {"max_size": 2, "mutation": 0}):
-        assert set(children(changed(RELEASE, **still), 3)) == {FIRST}
+    # Without variation it is the first parent.
+    assert set(children(changed(RELEASE, crossover=0, mutation=0), 3)) == {FIRST}
+
+
+def test_child_of_a_metric_above_the_limit_is_no_larger_than_it():
+    bred = children(changed(RELEASE, max_size=2), 50)
+    assert max(child.size for child in bred) == FIRST.size > 2
+    assert len(set(bred)) > 5
 
 
 @BOTH

@@ -1,0 +1,38 @@
+"""The winner beside and with what changes the weights that stay: SparseGPT and reconstruction."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prunevolve.pruning.baselines import SPARSEGPT
+from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.run import command, job
+from prunevolve.pruning.run.options import Request, make
+from prunevolve.search.results import options_of, read_summary
+from prunevolve.search.run_folder import FolderError, RunFolder
+
+UPDATES = {
+    "this metric": {},
+    "sparsegpt": {"metric": SPARSEGPT},
+    "this metric, update sparsegpt": {"update": "sparsegpt"},
+    "this metric, update reconstruct": {"update": "reconstruct"},
+}
+"""What differs from pruning the search's first task with its metric, by name."""
+
+
+def measure_updates(folder: RunFolder) -> None:
+    """Prune and measure the first task's model with each, and write that to `summary.json`.
+
+    The windows are as many as the report's, and as long as those of the calibration.
+
+    Raises FolderError if the run is not finished.
+    """
+    if not folder.is_finished(len(folder.told())):
+        raise FolderError(f"{folder.path} is not finished: --recipes needs its metric")
+    options, measured = options_of(folder), {}
+    with TemporaryDirectory(dir=folder.path, prefix=".updates-") as temporary:
+        for name, other in UPDATES.items():
+            out = str(Path(temporary) / name.replace(" ", "-").replace(",", ""))
+            request = make(Request, {**options, **other, "out": out}, "options")
+            report: JsonObject = command.apply(job.make_job(request, resume=False), None)
+            measured[name] = report["pruned_perplexity"]
+    folder.write_json("summary.json", read_summary(folder) | {"updates": measured})
