@@ -40,6 +40,7 @@ it has no unit. It falls linearly to zero."""
 
 EPOCHS = 2  # eight with half the rate give the same perplexity in four times the time
 MOST_WINDOWS = 32  # drawn anew for each block: more cost time
+FEW_WINDOWS = 16  # fewer bring less than two thirds of what 32 do (docs/LOG.md)
 HELD_BACK = 8  # one window in so many is not trained on: it tells when to stop
 
 _LEAST_VARIANCE = 1e-6  # added to that of a channel, as a fraction of the mean of all

@@ -278,6 +278,12 @@ def test_run_prune_warns_of_one_kind_of_text_and_where_evaluation_overlaps(prune
     assert "warning" not in err
 
 
+def test_validate_says_that_windows_are_few_for_a_reconstruction(prune_small, tmp_path):
+    for samples, told in ((15, True), (16, False)):
+        _, err = prune_small(validate=True, recipe="best", samples=samples)
+        assert (f"warning: {samples} calibration windows are few for a" in err) == told
+
+
 def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tmp_path):
     judged = {"eval_corpus": ["embedded", "embedded"], "eval_split": ["report", "selection"]}
     out, err = prune_small(samples=4, share=[1, 3], **TWO_KINDS, **judged)
