@@ -5,7 +5,6 @@ came of it as one object, `summary.json`, which the screen, the report and the v
 """
 
 import math
-import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.table import Table as ScreenTable
 
-from prunevolve.command_line import PRUNE, SEARCH
+from prunevolve.command_line import SEARCH
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import BASELINES
@@ -26,6 +25,7 @@ from prunevolve.search.ablation import without, without_each
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints
+from prunevolve.search.next_steps import commands_of
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import State
 from prunevolve.search.prepare import SCALE, read_scale
@@ -274,46 +274,6 @@ def say_files(folder: RunFolder, config: Config, console: Console) -> None:
         way_on = f"apply it: {apply}"
     report_page, metric = folder.path / "report.html", folder.path / "best_metric.json"
     console.print(f"report: {report_page}", f"metric: {metric}", way_on, sep="\n")
-
-
-def commands_of(folder: RunFolder, config: Config) -> tuple[str, str, str]:
-    """Return how to apply the best metric to the same model and texts, how to search on, and how
-    to measure it with what changes the weights that stay.
-    """
-    words = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
-        for name, values in (options_of(folder) | {"out": "DIR"}).items()
-        if name != "eval_windows"
-        for value in (values if isinstance(values, list) else [values])
-    ]
-    more = f"search.candidates={2 * config.search.candidates}"
-    path = shlex.quote(str(folder.path))
-    search_on = f"{SEARCH} --resume {path} --set {more}"
-    return " ".join([PRUNE, *words]), search_on, f"{SEARCH} --report {path} --recipes"
-
-
-def options_of(folder: RunFolder) -> JsonObject:
-    """Return the options that prune the first task's model with the best metric, as the run did."""
-    task = schema.load(folder.path / "config.yaml", []).tasks[0]
-    calibration, report_text = task.calibration, task.report
-    unstructured = task.pattern == "unstructured"
-    options = {
-        "model": task.model,
-        "metric": str(folder.path / "best_metric.json"),
-        "sparsity": task.sparsity if unstructured else None,
-        "pattern": None if unstructured else task.pattern,
-        "corpus": calibration.corpus,
-        "split": calibration.split,
-        "share": calibration.share,
-        "samples": calibration.windows,
-        "seqlen": calibration.length,
-        "seed": calibration.seed,
-        "eval_corpus": report_text.corpus,
-        "eval_split": report_text.split,
-        "eval_windows": report_text.windows,
-        "dtype": task.dtype,
-    }
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def read_summary(folder: RunFolder) -> JsonObject:

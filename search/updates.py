@@ -7,7 +7,8 @@ from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.run import command, job
 from prunevolve.pruning.run.options import Request, make
-from prunevolve.search.results import options_of, read_summary
+from prunevolve.search.next_steps import options_of
+from prunevolve.search.results import read_summary
 from prunevolve.search.run_folder import FolderError, RunFolder
 
 UPDATES = {
