@@ -195,9 +195,10 @@ def _run(
 
 def _seconds_before(folder: RunFolder) -> float:
     """Return how long earlier processes worked on the run."""
-    if not (folder.path / "status.json").exists():
+    try:
+        return float(str(folder.read_json("status.json", "seconds")["seconds"]))
+    except ValueError:  # none was written, or by an earlier version
         return 0.0
-    return float(str(folder.read_json("status.json").get("seconds", 0.0)))
 
 
 def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:

@@ -30,10 +30,10 @@ def exponents_of(metric: Metric, relative: bool) -> Exponents:
         exponents[base] = exponents.get(base, 0.0) + exponent
     for base in list(exponents) if relative else ():
         match base:
-            case Metric("rowmean" | "colmean", (matrix,)) if matrix in exponents:
+            case Metric("rowmean" | "colmean", (m,)) if m in exponents and m.never_negative:
                 exponent = exponents.pop(base)
-                exponents[Metric("quot", (matrix, base))] = -exponent
-                exponents[matrix] = round(exponents[matrix] + exponent, 6)
+                exponents[Metric("quot", (m, base))] = -exponent
+                exponents[m] = round(exponents[m] + exponent, 6)
     return exponents
 
 
