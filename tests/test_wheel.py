@@ -99,10 +99,12 @@ def project(tmp_path):
 def test_commands_run_where_folders_have_our_names(installed, project):
     here = {"cwd": project, "env": os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}}
     changes = [word for change in SMALL for word in ("--set", change)]
-    done(installed / "prunevolve-search", "--out", "run", *changes, **here)
+    printed = done(installed / "prunevolve-search", "--out", "run", *changes, **here)
+    assert "search on with prunevolve-search --resume run --set " in printed
     few = ("--samples", "2", "--seqlen", "32", "--eval-windows", "2")
     options = ("--model", "embedded", "--metric", "run", "--out", "pruned", *few)
-    done(installed / "prunevolve-prune", *options, **here)
+    printed = done(installed / "prunevolve-prune", *options, **here)
+    assert "\nverify: prunevolve-prune --verify pruned\n" in printed
 
 
 def test_a_users_package_named_search_and_ours_are_both_had(installed, project):
