@@ -81,16 +81,14 @@ def prune_model(
             raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
         if evaluate and (recipe or resume or validate or "model" in given):
             raise ValueError("--evaluate only measures: leave out --model, --recipe and --validate")
-        if evaluate:
-            measured = _measuring(evaluate, given)
-        else:  # a mistake is told before torch is imported
-            make(Request, given, "options")
+        # A mistake is told before torch is imported.
+        checked = _measuring(evaluate, given) if evaluate else make(Request, given, "options")
         with on_stderr().status("loading torch and transformers"):
             from prunevolve.pruning.run import command, job, result
         if verify:
             return command.verify(verify)
         if evaluate:
-            return command.evaluate(measured)
+            return command.evaluate(checked)
         if resume and out and not recipe and "model" not in given:
             if given.keys() <= {*MACHINE} and (told := command.finished(Path(out))):
                 return told

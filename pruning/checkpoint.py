@@ -47,6 +47,11 @@ def read_tensor(path: Path, name: str) -> Tensor:
     return tensor
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite: a pass without a copy."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> None:
     """Write a safetensors file, whole or not at all; raises OSError if it cannot be written."""
     with whole_file(path, sync) as draft:
@@ -155,7 +160,7 @@ class Checkpoint:
     def check_finite(self) -> None:
         """Raise ValueError, which names file and tensor, if a value is not finite."""
         for name, entry in self.entries.items():
-            if not torch.isfinite(torch.stack(torch.aminmax(self.read(name)))).all():
+            if not is_finite(self.read(name)):
                 raise ValueError(
                     f"model file {str(entry.path)!r}: tensor {name} has a value that is not finite"
                 )

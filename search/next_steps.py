@@ -3,7 +3,6 @@
 import shlex
 
 from prunevolve.command_line import PRUNE, SEARCH
-from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.search.run_folder import RunFolder
@@ -15,7 +14,7 @@ def commands_of(folder: RunFolder, config: Config) -> tuple[str, str, str]:
     """
     words = [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
-        for name, values in (options_of(folder) | {"out": "DIR"}).items()
+        for name, values in (options_of(folder, config) | {"out": "DIR"}).items()
         if name != "eval_windows"
         for value in (values if isinstance(values, list) else [values])
     ]
@@ -25,9 +24,9 @@ def commands_of(folder: RunFolder, config: Config) -> tuple[str, str, str]:
     return " ".join([PRUNE, *words]), search_on, f"{SEARCH} --report {path} --recipes"
 
 
-def options_of(folder: RunFolder) -> JsonObject:
+def options_of(folder: RunFolder, config: Config) -> JsonObject:
     """Return the options that prune the first task's model with the best metric, as the run did."""
-    task = schema.load(folder.path / "config.yaml", []).tasks[0]
+    task = config.tasks[0]
     calibration, report_text = task.calibration, task.report
     unstructured = task.pattern == "unstructured"
     options = {

@@ -293,7 +293,7 @@ def write_report(folder: RunFolder) -> bool:
         FolderError: If nothing is evaluated yet, or a file is damaged.
     """
     # Imported here, so that a search does not load matplotlib when it starts.
-    from prunevolve.search.report.charts import NARROW, WIDE, fitness_chart
+    from prunevolve.search.report.charts import WIDE, fitness_chart
 
     records = folder.records()
     evaluated = [record for record in records if record.fitness is not None]
@@ -303,7 +303,8 @@ def write_report(folder: RunFolder) -> bool:
             f"see {SEARCH} --status {folder.path}"
         )
     config = schema.load(folder.path / "config.yaml", [])
-    charts = [fitness_chart(evaluated, config.search.population, width) for width in (NARROW, WIDE)]
+    size = config.search.population
+    charts = fitness_chart(evaluated, size), fitness_chart(evaluated, size, WIDE)
     scale = read_scale(folder) if (folder.path / SCALE).exists() else None
     page = report.render(
         config=config,
@@ -312,7 +313,7 @@ def write_report(folder: RunFolder) -> bool:
         environment=folder.read_json("environment.json"),
         ended=str(folder.read_json("status.json")["written"]),
         commands=commands_of(folder, config),
-        charts=(charts[0], charts[1]),
+        charts=charts,
         baselines=scale.baselines if scale else {},
     )
     folder.write_text("fitness.svg", charts[0])

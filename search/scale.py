@@ -196,19 +196,19 @@ def cells_of(
 def scale_of(experiment: Experiment, measure: Measure, role: str = "fitness") -> Scale:
     """Measure the scale of one of the texts."""
     cells: list[Cell] = []
-    losses: dict[str, dict[int, list[float]]] = {name: {} for name in BASELINES}
     tasks = experiment.tasks_of(role)
+    losses: dict[str, list[list[float]]] = {
+        name: [[] for _ in experiment.tasks] for name in BASELINES
+    }
     for task in tasks:
         dense, baselines = losses_of(measure, task, role)
         cells += cells_of(experiment, task, role, dense, baselines)
         for name, measured in baselines.items():
             losses[name][task] = measured
-    fitness = {
-        name: sum(cell.weight * (cell.value(by_task[cell.task]) or 0.0) for cell in cells)
-        for name, by_task in losses.items()
-        if len(by_task) == len(tasks)
-    }
-    return Scale(cells=tuple(cells), baselines=fitness)
+    scale = Scale(cells=tuple(cells))
+    whole = {name: one for name, one in losses.items() if all(one[task] for task in tasks)}
+    fitness = {name: scale.fitness(one) for name, one in whole.items()}
+    return scale.model_copy(update={"baselines": fitness})
 
 
 def cell_of(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from prunevolve.configs import schema
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.run import command, job
@@ -29,11 +30,11 @@ def measure_updates(folder: RunFolder) -> None:
     """
     if not folder.is_finished(len(folder.told())):
         raise FolderError(f"{folder.path} is not finished: --recipes needs its metric")
-    options, measured = options_of(folder), {}
+    options, measured = options_of(folder, schema.load(folder.path / "config.yaml", [])), {}
     with TemporaryDirectory(dir=folder.path, prefix=".updates-") as temporary:
-        for name, other in UPDATES.items():
-            out = str(Path(temporary) / name.replace(" ", "-").replace(",", ""))
-            request = make(Request, {**options, **other, "out": out}, "options")
+        for place, (name, other) in enumerate(UPDATES.items()):
+            out = Path(temporary) / str(place)
+            request = make(Request, {**options, **other, "out": str(out)}, "options")
             report: JsonObject = command.apply(job.make_job(request, resume=False), None)
             measured[name] = report["pruned_perplexity"]
     folder.write_json("summary.json", read_summary(folder) | {"updates": measured})

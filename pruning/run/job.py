@@ -33,10 +33,7 @@ ONE_KIND = (
     "(docs/APPLY.md); repeat --corpus to add kinds"
 )
 
-FEW = (
-    f"{{}} calibration windows are few for a reconstruction: it brings more with --samples "
-    f"{MOST_WINDOWS}"
-)
+FEW = "{} calibration windows are few for a reconstruction: it brings more with --samples {}"
 
 
 @dataclass(frozen=True)
@@ -205,7 +202,7 @@ def _notes_and_warnings(
     if len(kinds) == 1 and model.name != EMBEDDED:
         warnings.append(ONE_KIND.format(kinds[0].corpus))
     if request.update == "reconstruct" and request.samples < FEW_WINDOWS:
-        warnings.append(FEW.format(request.samples))
+        warnings.append(FEW.format(request.samples, MOST_WINDOWS))
     if request.dtype != "auto" or model.dtype == model.own_dtype or model.name == EMBEDDED:
         return [], warnings
     note = f"computing in {model.dtype}, since this CPU has no fast arithmetic for "

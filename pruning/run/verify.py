@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from prunevolve.pruning.checkpoint import Checkpoint, published_names
+from prunevolve.pruning.checkpoint import Checkpoint, is_finite, published_names
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
 from prunevolve.pruning.models import load_config
@@ -94,7 +94,7 @@ class Inspector:
         shard = Checkpoint(path)
         for published in shard.entries:
             weight = shard.read(published)
-            if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
+            if not is_finite(weight):
                 raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
                 self._counts[name] = LayerCount.of(name, weight, self._target, shares.get(name))
