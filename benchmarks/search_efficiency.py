@@ -74,7 +74,8 @@ VARIANTS: dict[str, Variant] = {
     "no equal masks": Variant(
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
-    "no tuning": Variant(replaced={f"{_BREEDING}.variation.TUNED": 10**9}),
+    "no tuning": Variant(replaced={f"{_BREEDING}.variation.is_tuned": lambda index: False}),
+    "samples as drawn": Variant(replaced={f"{_BREEDING}.variation.DRAWN": 1}),
     "whole windows": Variant(replaced={f"{_BREEDING}.variation.PARTS": 1}),
     "steps of 0.3": Variant(replaced={f"{_BREEDING}.tuning.SIGMA": 0.3}),
     "no factors beside": Variant(replaced={f"{_BREEDING}.variation.FACTORS": ()}),

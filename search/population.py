@@ -39,10 +39,12 @@ class Tuning:
 
     Attributes:
         start: The candidate whose numbers they are.
+        first: Index from which on its children are bred.
         children: Its samples, and the means of their distribution, committed so far, in order.
     """
 
     start: Record
+    first: int
     children: tuple[Record, ...] = ()
 
     def add(self, record: Record) -> "Tuning":
@@ -103,7 +105,8 @@ class State:
         begun &= search.primitives in SETS_WITH_NUMBERS
         if begun and not tuning:
             new = (member for member in self.population if member.index not in tuned)
-            tuning = next(map(Tuning, sorted(new, key=lambda member: member.rank)), None)
+            best = min(new, key=lambda member: member.rank, default=None)
+            tuning = Tuning(best, self.committed + search.lag) if best else None
         return replace(self, tuning=tuning, tuned=tuned)
 
     @property
@@ -119,6 +122,7 @@ class State:
             "population": [record.to_dict() for record in self.population],
             "hall_of_fame": [record.to_dict() for record in self.hall_of_fame],
             "tuning": [record.to_dict() for record in self.in_tuning],
+            "tuning_from": self.tuning.first if self.tuning else 0,
             "tuned": list(self.tuned),
         }
 
@@ -149,14 +153,15 @@ def read_state(path: Path) -> State:
     """Return the state in any run's checkpoint; raise ValueError if it is missing or damaged."""
     try:
         # An older version's has no tuning, and can still give seeds.
-        body = {"tuning": [], "tuned": []} | json.loads(path.read_bytes())
+        body = {"tuning": [], "tuning_from": 0, "tuned": []} | json.loads(path.read_bytes())
         if body["schema"] != SCHEMA:
             raise ValueError(f"schema {body['schema']!r}, not {SCHEMA}")
         population, hall_of_fame, in_tuning = (
             tuple(Record.from_dict(fields) for fields in body[key])
             for key in ("population", "hall_of_fame", "tuning")
         )
-        tuning = Tuning(in_tuning[0], in_tuning[1:]) if in_tuning else None
+        first = int(body["tuning_from"])
+        tuning = Tuning(in_tuning[0], first, in_tuning[1:]) if in_tuning else None
         tuned = tuple(map(int, body["tuned"]))
         return State(int(body["committed"]), population, hall_of_fame, tuning, tuned)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -66,10 +66,8 @@ class Surrogate:
     _bounds: Callable[[Tensor], Tensor] | None = None
 
     def learn(self, record: Record) -> None:
-        """Add a record; those that were not measured, or only sampled, are ignored."""
-        if record.outcome.kind != "sampled" and any(
-            rise is not None for rise in record.outcome.rises
-        ):
+        """Add a record; those that were not measured are ignored."""
+        if any(rise is not None for rise in record.outcome.rises):
             self._records.append(record)
 
     def ask_before(self, committed: int) -> None:

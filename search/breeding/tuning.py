@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,11 @@ SIGMA = 0.15
 """First standard deviation of exponents, and of the logarithms of constants."""
 
 SAMPLES = 8
-"""Samples of a generation; the mean of their distribution follows them."""
+"""Least samples of a generation. With a large lag there are as many as are bred while one outcome
+is waited for, so that a generation is drawn from the distribution that the last one led to."""
+
+DRAWN = 4
+"""Draws among which the surrogate chooses a sample."""
 
 LEAST = 0.05
 """An exponent nearer to 0 is 0: a factor that hardly counts is left out."""
@@ -44,8 +47,8 @@ _RELATIVE = (
 FACTORS = tuple(map(Metric.parse, _RELATIVE))
 """What stands beside a metric's own factors: each terminal relative to its row, column or layer."""
 
-TUNED = 2
-"""One candidate in so many is a tuning's, once there is one."""
+BRED = 4
+"""One candidate in so many is bred while there is a tuning; the others are the tuning's."""
 
 Numbers = npt.NDArray[np.float64]
 """How far each gene is from where the tuning began."""
@@ -176,47 +179,71 @@ class _Sample(list[float]):
     fitness: float  # higher is better, as DEAP has it
 
 
-def place_of(index: int) -> tuple[int, int]:
-    """Return the generation of a tuned candidate, and its place there; the last is a mean's."""
-    return divmod(index // TUNED, SAMPLES + 1)
+_Samples = tuple[tuple[tuple[float, ...], float], ...]
+"""The numbers and losses of a generation's samples."""
 
 
-def draw(genes: Genes, tuning: Tuning, *key: int) -> Numbers:
+def place_of(index: int, tuning: Tuning, lag: int) -> tuple[int, bool]:
+    """Return the generation of a tuned candidate, and whether it is the mean that the last one led
+    to: that comes in between, as soon as all outcomes of the last one are known.
+    """
+    ordinal = _tuned_before(index) - _tuned_before(tuning.first)
+    generation, place = divmod(ordinal, _samples_of(lag) + 1)
+    return generation, place == _unknown(lag)
+
+
+def is_tuned(index: int) -> bool:
+    """Whether a candidate is the tuning's, if there is one."""
+    return index % BRED != 0
+
+
+def _tuned_before(index: int) -> int:
+    return index - -(-index // BRED)
+
+
+def _unknown(lag: int) -> int:
+    """Return how many children of a tuning at most are bred before an outcome is known."""
+    return lag - lag // BRED
+
+
+def _samples_of(lag: int) -> int:
+    return max(SAMPLES, _unknown(lag))
+
+
+def draw(genes: Genes, tuning: Tuning, lag: int, *key: int) -> Numbers:
     """Draw a sample from the distribution that a tuning has come to, the same for the same key."""
     state = np.random.get_state()
     np.random.seed([part % 2**32 for part in key])
     try:
-        return np.asarray(_strategy_of(genes, tuning).generate(np.array)[0])
+        return np.asarray(_strategy_of(genes, tuning, lag).generate(np.array)[0])
     finally:
         np.random.set_state(state)
 
 
-def mean_of(genes: Genes, tuning: Tuning) -> Numbers:
+def mean_of(genes: Genes, tuning: Tuning, lag: int) -> Numbers:
     """Return the mean of the distribution that a tuning has come to."""
-    return np.asarray(_strategy_of(genes, tuning).centroid)
+    return np.asarray(_strategy_of(genes, tuning, lag).centroid)
 
 
-def _strategy_of(genes: Genes, tuning: Tuning) -> cma.Strategy:
+def _strategy_of(genes: Genes, tuning: Tuning, lag: int) -> cma.Strategy:
     """Return the strategy after all whole generations of samples: it follows from the journal."""
-    generations = []
-    for _, children in groupby(tuning.children, lambda child: place_of(child.index)[0]):
-        samples = [(x.candidate.numbers, x.loss) for x in children if x.candidate.numbers]
-        if len(samples) == SAMPLES:
-            generations.append(tuple(samples))
-    return _strategy_after(genes.count, tuple(generations))
+    generations: list[_Samples] = []
+    count = _samples_of(lag)
+    samples = [(x.candidate.numbers, x.loss) for x in tuning.children if x.candidate.numbers]
+    for end in range(count, len(samples) + 1, count):
+        generations.append(tuple(samples[end - count : end]))
+    return _strategy_after(genes.count, count, tuple(generations))
 
 
 @lru_cache(16)  # each generation begins where the last one ended
-def _strategy_after(
-    count: int, generations: tuple[tuple[tuple[tuple[float, ...], float], ...], ...]
-) -> cma.Strategy:
+def _strategy_after(count: int, samples: int, generations: tuple[_Samples, ...]) -> cma.Strategy:
     """Return the strategy for so many genes after generations of numbers and losses; a constant."""
     if not generations:
-        return cma.Strategy([0.0] * count, SIGMA, lambda_=SAMPLES)
-    strategy = deepcopy(_strategy_after(count, generations[:-1]))
-    samples = []
+        return cma.Strategy([0.0] * count, SIGMA, lambda_=samples)
+    strategy = deepcopy(_strategy_after(count, samples, generations[:-1]))
+    measured = []
     for numbers, loss in generations[-1]:
-        samples.append(_Sample(numbers))
-        samples[-1].fitness = -loss
-    strategy.update(samples)
+        measured.append(_Sample(numbers))
+        measured[-1].fitness = -loss
+    strategy.update(measured)
     return strategy

@@ -7,7 +7,7 @@ DEAP draws from the module `random` and takes no generator, so call everything h
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import TypeVar
 
@@ -26,12 +26,13 @@ from prunevolve.search.breeding.primitives import (
 )
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.tuning import (
+    DRAWN,
     FACTORS,
     PARTS,
-    SAMPLES,
-    TUNED,
+    Numbers,
     draw,
     genes_of,
+    is_tuned,
     mean_of,
     place_of,
 )
@@ -82,31 +83,29 @@ class Breeder:
         """
         if index < len(self.seeds):
             return [Candidate(index, simplify(self.seeds[index]))]
-        if state.tuning and index % TUNED == 0:
-            return [self._tuned(index, state.tuning)]
+        if state.tuning and is_tuned(index):
+            return self._tuned(index, state.tuning)
         children = []
         for attempt in range(self.search.brood):
             with seeded(self.search.seed, index, *([attempt] if attempt else [])):
                 children.append(self._child(index, state))
         return children
 
-    def _tuned(self, index: int, tuning: Tuning) -> Candidate:
-        """Draw a sample of a tuning, or take the mean of its distribution."""
-        start = tuning.start.criterion.metric
+    def _tuned(self, index: int, tuning: Tuning) -> list[Candidate]:
+        """Draw samples of a tuning, of which one is measured, or take their distribution's mean."""
+        start, search = tuning.start.criterion.metric, self.search
         genes = genes_of(start, self._added, self.comparable and start.is_comparable)
-        generation, place = place_of(index)
-        if place == SAMPLES:
-            mean = simplify(Criterion(genes.make(mean_of(genes, tuning)), self.group))
-            return Candidate(index, mean, (tuning.start.index,), tuned=True)
-        numbers = draw(genes, tuning, self.search.seed, index)
-        return Candidate(
-            index,
-            simplify(Criterion(genes.make(numbers), self.group)),
-            (tuning.start.index,),
-            tuned=True,
-            numbers=tuple(numbers.tolist()),
-            part=(generation % PARTS, PARTS),
-        )
+        generation, is_mean = place_of(index, tuning, search.lag)
+
+        def child(moved: Numbers) -> Candidate:
+            criterion = simplify(Criterion(genes.make(moved), self.group))
+            return Candidate(index, criterion, (tuning.start.index,), tuned=True)
+
+        if is_mean:
+            return [child(mean_of(genes, tuning, search.lag))]
+        drawn = (draw(genes, tuning, search.lag, search.seed, index, i) for i in range(DRAWN))
+        part = (generation % PARTS, PARTS)
+        return [replace(child(z), numbers=tuple(z.tolist()), part=part) for z in drawn]
 
     @cached_property
     def _added(self) -> tuple[Metric, ...]:

@@ -1,5 +1,7 @@
 """What numbers a metric has, what becomes of it with others, and what CMA-ES makes of samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from prunevolve.search.breeding.tuning import (
     SAMPLES,
     draw,
     genes_of,
+    is_tuned,
     mean_of,
     place_of,
 )
@@ -109,26 +112,49 @@ def child(index, numbers=(), loss=0.0, start=0):
     return Record(Candidate(index, metric, (start,), tuned=True, numbers=tuple(numbers)), outcome)
 
 
-def generations(genes, loss, count):
+def generations(genes, loss, count, lag=0):
     """Return the tuning after so many generations of samples, each with the loss of its numbers."""
-    tuning = Tuning(child(0))
-    for index in range(2, 2 * (count * (SAMPLES + 1) + 1), 2):
-        numbers = draw(genes, tuning, 7, index)
-        is_mean = place_of(index)[1] == SAMPLES
-        made = child(index, () if is_mean else numbers.tolist(), loss(numbers))
-        tuning = tuning.add(made)
+    tuning, states, index = Tuning(child(0), 1 + lag), [], 1
+    while index < 1 + lag or place_of(index, tuning, lag)[0] < count:
+        states.append(tuning)
+        seen = states[max(0, index - 1 - lag)]
+        if index >= tuning.first and is_tuned(index):
+            is_mean = place_of(index, tuning, lag)[1]
+            numbers = mean_of(genes, seen, lag) if is_mean else draw(genes, seen, lag, 7, index)
+            tuning = tuning.add(child(index, () if is_mean else numbers.tolist(), loss(numbers)))
+        index += 1
     return tuning
 
 
-def test_strategy_moves_to_where_samples_are_better():
+@pytest.mark.parametrize("lag", [0, 4, 64])
+def test_strategy_moves_to_where_samples_are_better(lag):
     genes = genes_of(DIRECTED, (), True)
     goal = np.array([0.6, -0.4, 0.5])
-    tuning = generations(genes, lambda numbers: float(np.square(numbers - goal).sum()), 30)
-    assert np.abs(mean_of(genes, tuning) - goal).max() < 0.1
+    tuning = generations(genes, lambda numbers: float(np.square(numbers - goal).sum()), 30, lag)
+    assert np.abs(mean_of(genes, tuning, lag) - goal).max() < 0.1
     # It follows from the records alone, and a draw from its key alone.
-    again = Tuning(tuning.start, tuning.children)
-    assert draw(genes, again, 7, 900).tolist() == draw(genes, tuning, 7, 900).tolist()
-    assert draw(genes, again, 7, 902).tolist() != draw(genes, tuning, 7, 900).tolist()
+    again = replace(tuning)
+    assert draw(genes, again, lag, 7, 900).tolist() == draw(genes, tuning, lag, 7, 900).tolist()
+    assert draw(genes, again, lag, 7, 902).tolist() != draw(genes, tuning, lag, 7, 900).tolist()
+
+
+@pytest.mark.parametrize("lag", [0, 1, 5, 8, 12, 256])
+@pytest.mark.parametrize("begun", [1, 2, 3, 4])
+def test_mean_comes_as_soon_as_its_generations_outcomes_are_known(lag, begun):
+    tuning = Tuning(child(0), begun + lag)
+    tuned = [i for i in range(tuning.first, tuning.first + 3000) if is_tuned(i)]
+    places = {index: place_of(index, tuning, lag) for index in tuned}
+    samples = {}
+    for index, (generation, is_mean) in places.items():
+        if not is_mean:
+            samples.setdefault(generation, []).append(index)
+    assert {len(of) for of in list(samples.values())[:-1]} == {len(samples[0])}
+    assert len(samples[0]) >= SAMPLES
+    means = {generation: index for index, (generation, is_mean) in places.items() if is_mean}
+    for generation, index in list(means.items())[1:-1]:
+        last = max(i for i in samples[generation - 1] if i < index)
+        assert len([i for i in samples[generation - 1] if i > index]) == 0
+        assert 0 <= (index - lag - 1) - last <= 3
 
 
 def test_draw_leaves_numpys_generator_as_it_was():
@@ -136,7 +162,7 @@ def test_draw_leaves_numpys_generator_as_it_was():
     expected = np.random.random(2).tolist()
     np.random.seed(3)
     first = np.random.random()
-    draw(genes_of(DIRECTED, (), True), Tuning(child(0)), 1)
+    draw(genes_of(DIRECTED, (), True), Tuning(child(0), 1), 0, 1)
     assert [first, np.random.random()] == expected
 
 
@@ -144,7 +170,7 @@ def test_draw_leaves_numpys_generator_as_it_was():
 
 
 def test_tuning_takes_its_own_children_and_ends_when_its_means_fall_behind():
-    tuning = Tuning(child(0))
+    tuning = Tuning(child(0), 1)
     assert tuning.add(child(4, (0.1,), start=2)) is tuning
     for index in range(PATIENCE):
         assert not tuning.lags_behind(0.5)
@@ -159,14 +185,14 @@ def test_state_tunes_the_best_and_then_the_best_that_was_not():
     for index, loss in enumerate((0.9, 0.8, 0.7, *[0.95] * 3)):
         assert not state.tuning
         state = state.commit(plain(index, loss), search)
-    assert (UNTUNED, state.tuning) == (3, Tuning(plain(2, 0.7)))
+    assert (UNTUNED, state.tuning) == (3, Tuning(plain(2, 0.7), 6 + search.lag))
     for index in range(6, 6 + PATIENCE):
         state = state.commit(child(index, loss=0.99, start=2), search)
     assert state.tuned == (2,)
-    assert state.tuning == Tuning(plain(1, 0.8))
+    assert state.tuning == Tuning(plain(1, 0.8), 6 + PATIENCE + search.lag)
     seeded = search.model_copy(update={"seeds": ["wanda", "snip"]})
     assert State().commit(plain(0, 0.9), seeded).tuning is None
-    assert State(1).commit(plain(1, 0.8), seeded).tuning == Tuning(plain(1, 0.8))
+    assert State(1).commit(plain(1, 0.8), seeded).tuning == Tuning(plain(1, 0.8), 2 + search.lag)
     release = search.model_copy(update={"primitives": "release"})
     assert State(6, state.population).commit(plain(6, 0.1), release).tuning is None
 
