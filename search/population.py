@@ -132,8 +132,12 @@ class State:
         return (self.tuning.start, *self.tuning.children) if self.tuning else ()
 
     def limited(self, candidate: Candidate, search: Search, near: Near = never) -> Candidate:
-        """Return a candidate with the limits that it must meet to enter this population."""
-        if candidate.decided or candidate.part or not self.population:
+        """Return a candidate with the limits that it must meet to enter this population.
+
+        A tuning's mean has none: it is near to the best, and a prediction from a few windows is not
+        exact enough to tell them apart.
+        """
+        if candidate.decided or candidate.tuned or not self.population:
             return candidate
         ranks = [member.rank for member in self.population]
         best = min(ranks)[0]

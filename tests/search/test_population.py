@@ -100,6 +100,11 @@ def test_limited_by_the_best_with_leeway_while_a_place_is_free_then_by_the_worst
     assert limits(after((1.0, 2), (3.0, 1), (2.0, 1)), near=same_size) == (2.0, 1.0)
 
 
+def test_mean_of_a_tuning_is_measured_to_the_end():
+    mean = replace(record(9, None).candidate, tuned=True)
+    assert after((5.0, 1), (2.0, 1), (3.0, 1)).limited(mean, THREE) is mean
+
+
 @examples(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(
