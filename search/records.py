@@ -60,7 +60,7 @@ class Candidate:
         part: Which part of the fitness windows it is measured on, and of how many; None for as many
             windows as it needs.
         best: Fitness of the best when it was bred; what is clearly worse is not measured to the
-            end. None if there was none.
+            end. None if there was none, or for a tuning's mean.
         enter: Fitness above which it could not enter the population then (a smaller metric within a
             step of parsimony could); None if there was no limit.
         decided: Its outcome, if that is known without an evaluation.

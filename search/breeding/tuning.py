@@ -184,8 +184,8 @@ _Samples = tuple[tuple[tuple[float, ...], float], ...]
 
 
 def place_of(index: int, tuning: Tuning, lag: int) -> tuple[int, bool]:
-    """Return the generation of a tuned candidate, and whether it is the mean that the last one led
-    to: that comes in between, as soon as all outcomes of the last one are known.
+    """Return the generation of a tuned candidate, and whether it is the mean that the generation
+    before led to: that has the first place at which all outcomes of those samples are known.
     """
     ordinal = _tuned_before(index) - _tuned_before(tuning.first)
     generation, place = divmod(ordinal, _samples_of(lag) + 1)
