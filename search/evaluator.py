@@ -109,7 +109,8 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Outcome:
         if candidate.part:
             return self._sample(candidate.criterion, *candidate.part)
-        criterion, stages = candidate.criterion, self.experiment.config.search.stages
+        criterion = candidate.criterion
+        stages = [] if candidate.best is None else self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
         # All tasks to one rung, then all to the next: a second task tells more than a second rung
         # of the first, and costs a pruning, which takes less time than a window.
