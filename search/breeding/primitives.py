@@ -6,12 +6,20 @@ Numbers and factors are drawn from the module `random`, as DEAP draws; see
 
 import math
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 
 from deap import gp
 
 from prunevolve.pruning.metric import MAGNITUDES, Metric, interned
-from prunevolve.pruning.operators import MATRIX, NUMBER, OPERATORS, SETS, SETS_WITH_NUMBERS
+from prunevolve.pruning.operators import (
+    MATRIX,
+    NUMBER,
+    OPERATORS,
+    POWER,
+    SETS,
+    SETS_WITH_NUMBERS,
+)
 from prunevolve.pruning.statistics import TERMINAL_SETS, TERMINALS
 from prunevolve.search.breeding.simplify import powered
 
@@ -61,7 +69,12 @@ def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
 
     The metric may contain operators, terminals and numbers outside the set, as a seed can.
     """
-    return gp.PrimitiveTree([node_named(node.name, primitives) for node in metric.nodes()])
+    return gp.PrimitiveTree(_nodes_of(metric, primitives))
+
+
+@lru_cache(1 << 10)  # a parent is varied again and again, until a child is within the limits
+def _nodes_of(metric: Metric, primitives: gp.PrimitiveSet) -> Sequence[gp.Primitive | gp.Terminal]:
+    return tuple([node_named(node.name, primitives) for node in metric.nodes()])
 
 
 def to_metric(tree: gp.PrimitiveTree) -> Metric:
@@ -76,6 +89,11 @@ def _metric_of(names: tuple[str, ...]) -> Metric:
         arity = OPERATORS[name].arity if name in OPERATORS else 0
         operands.append(interned(name, tuple([operands.pop() for _ in range(arity)])))
     return operands.pop()
+
+
+def size_of(tree: gp.PrimitiveTree) -> int:
+    """Return the size of the metric that a tree is, if it is one: exponents do not count."""
+    return len(tree) - sum([node.name == POWER for node in tree])
 
 
 def fill_in_numbers(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:

@@ -21,6 +21,7 @@ from prunevolve.search.breeding.primitives import (
     draw_factor,
     fill_in_numbers,
     primitive_set,
+    size_of,
     to_metric,
     to_tree,
 )
@@ -240,10 +241,12 @@ def _first_allowed(
     limit = max(breeder.search.max_size, known.size if known else 0)
     for _ in range(TRIES):
         tree = fill_in_numbers(draw(), breeder.primitives)
+        if size_of(tree) > limit:  # most of them, where a parent is as large as a child can be
+            continue
         metric = with_means(to_metric(tree)) if breeder.comparable else to_metric(tree)
-        small = metric.size <= limit and metric.depth <= MAX_TREE_DEPTH
+        flat = metric.depth <= MAX_TREE_DEPTH
         units_fit = metric.is_comparable or not breeder.comparable
-        if metric != known and small and units_fit and not metric.problem:
+        if metric != known and flat and units_fit and not metric.problem:
             return metric
     return None
 
