@@ -93,7 +93,7 @@ def _metric_of(names: tuple[str, ...]) -> Metric:
 
 def size_of(tree: gp.PrimitiveTree) -> int:
     """Return the size of the metric that a tree is, if it is one: exponents do not count."""
-    return len(tree) - sum([node.name == POWER for node in tree])
+    return sum([node.name != POWER for node in tree])
 
 
 def fill_in_numbers(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
