@@ -17,6 +17,7 @@ from prunevolve.pruning.statistics import TERMINAL_SETS
 from prunevolve.search.breeding.primitives import (
     BLANK,
     fill_in_numbers,
+    size_of,
     to_metric,
     to_tree,
 )
@@ -79,11 +80,12 @@ def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
 @given(st.integers(0, 10**6))
 def test_tree_gives_its_metric_back_node_for_node(seed):
     # Also from the tree of a set that its operators, terminals and numbers are not drawn from.
-    for metric in (parents(seed)[0], parents(seed, EXTENDED)[0]):
+    powers = Metric.parse("mul(power(W, 1.3), sqr(power(X, 0.2)))")
+    for metric in (parents(seed)[0], parents(seed, EXTENDED)[0], powers):
         for breeder in (RELEASE, EXTENDED):
             tree = to_tree(metric, breeder.primitives)
             assert to_metric(tree) == metric
-            assert (len(tree), tree.height) == (metric.size, metric.depth)
+            assert (size_of(tree), tree.height) == (metric.size, metric.depth)
 
 
 def test_drawn_numbers_have_three_digits_and_the_range_of_the_set():
