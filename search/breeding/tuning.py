@@ -29,11 +29,6 @@ is waited for, so that a generation is drawn from the distribution that the last
 DRAWN = 4
 """Draws among which the surrogate chooses a sample."""
 
-RETREAT = 0.5
-"""What the steps are multiplied by after a mean that is no better than the best so far, to which
-the next samples then go back. From a good start nearly all samples are worse, and so is the mean of
-the better half of them, if the steps stay as large."""
-
 LEAST = 0.05
 """An exponent nearer to 0 is 0: a factor that hardly counts is left out."""
 
@@ -184,22 +179,8 @@ class _Sample(list[float]):
     fitness: float  # higher is better, as DEAP has it
 
 
-@dataclass(frozen=True)
-class _Generation:
-    """The numbers and losses of a generation's samples, and the loss of the mean that they led to;
-    None while that is not known."""
-
-    samples: tuple[tuple[tuple[float, ...], float], ...]
-    mean: float | None
-
-
-@dataclass(frozen=True)
-class _Stand:
-    """How far a tuning is: the strategy, a constant, and its best mean so far with the loss."""
-
-    strategy: cma.Strategy
-    best: Numbers
-    loss: float
+_Samples = tuple[tuple[tuple[float, ...], float], ...]
+"""The numbers and losses of a generation's samples."""
 
 
 def place_of(index: int, tuning: Tuning, lag: int) -> tuple[int, bool]:
@@ -246,40 +227,23 @@ def mean_of(genes: Genes, tuning: Tuning, lag: int) -> Numbers:
 
 def _strategy_of(genes: Genes, tuning: Tuning, lag: int) -> cma.Strategy:
     """Return the strategy after all whole generations of samples: it follows from the journal."""
+    generations: list[_Samples] = []
     count = _samples_of(lag)
-    samples, means = [], {}
-    for child in tuning.children:
-        if child.candidate.numbers:
-            samples.append((child.candidate.numbers, child.loss))
-        else:
-            means[place_of(child.index, tuning, lag)[0]] = child.loss
-    whole = range(len(samples) // count)
-    generations = tuple(
-        _Generation(tuple(samples[i * count :][:count]), means.get(i + 1)) for i in whole
-    )
-    return _stand_after(genes.count, count, tuning.start.loss, generations).strategy
+    samples = [(x.candidate.numbers, x.loss) for x in tuning.children if x.candidate.numbers]
+    for end in range(count, len(samples) + 1, count):
+        generations.append(tuple(samples[end - count : end]))
+    return _strategy_after(genes.count, count, tuple(generations))
 
 
 @lru_cache(16)  # each generation begins where the last one ended
-def _stand_after(
-    count: int, samples: int, start: float, generations: tuple[_Generation, ...]
-) -> _Stand:
-    """Return the stand for so many genes and a first loss after generations of so many samples."""
+def _strategy_after(count: int, samples: int, generations: tuple[_Samples, ...]) -> cma.Strategy:
+    """Return the strategy for so many genes after generations of numbers and losses; a constant."""
     if not generations:
-        strategy = cma.Strategy([0.0] * count, SIGMA, lambda_=samples)
-        return _Stand(strategy, strategy.centroid, start)
-    before = _stand_after(count, samples, start, generations[:-1])
-    strategy, last = deepcopy(before.strategy), generations[-1]
+        return cma.Strategy([0.0] * count, SIGMA, lambda_=samples)
+    strategy = deepcopy(_strategy_after(count, samples, generations[:-1]))
     measured = []
-    for numbers, loss in last.samples:
+    for numbers, loss in generations[-1]:
         measured.append(_Sample(numbers))
         measured[-1].fitness = -loss
     strategy.update(measured)
-    if last.mean is None:
-        return _Stand(strategy, before.best, before.loss)
-    if last.mean < before.loss:
-        return _Stand(strategy, strategy.centroid, last.mean)
-    strategy.centroid = before.best
-    strategy.sigma *= RETREAT
-    strategy.ps = np.zeros_like(strategy.ps)  # the path did not lead where it seemed to
-    return _Stand(strategy, before.best, before.loss)
+    return strategy
