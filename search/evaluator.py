@@ -149,8 +149,7 @@ class Evaluator:
         What was not measured yet may be as good as the best, so a prediction without something of
         each cell cannot stand for the fitness.
         """
-        if candidate.best is None:
-            return None
+        assert candidate.best is not None  # others have no rungs
         rise = self.scale.excess(losses, max(0.0, candidate.best), SLACK)
         if rise is None:
             return None

@@ -244,9 +244,9 @@ def _first_allowed(
         if size_of(tree) > limit:  # most of them, where a parent is as large as a child can be
             continue
         metric = with_means(to_metric(tree)) if breeder.comparable else to_metric(tree)
-        flat = metric.depth <= MAX_TREE_DEPTH
+        shallow = metric.depth <= MAX_TREE_DEPTH
         units_fit = metric.is_comparable or not breeder.comparable
-        if metric != known and flat and units_fit and not metric.problem:
+        if metric != known and shallow and units_fit and not metric.problem:
             return metric
     return None
 
