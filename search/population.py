@@ -1,6 +1,7 @@
 """The population and the hall of fame, and when the numbers of a member are tuned."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,15 +138,17 @@ class State:
         A tuning's mean has none: it is near to the best, and a prediction from a few windows is not
         exact enough to tell them apart.
         """
-        if candidate.decided or candidate.tuned or not self.population:
+        if candidate.decided or candidate.tuned:
             return candidate
         ranks = [member.rank for member in self.population]
-        best = min(ranks)[0]
+        best, *_ = min(ranks, default=(math.inf,))
+        # What is worse than the best baseline, as the first ones are, need not be exact either.
+        candidate = replace(candidate, best=min(best, 1.0))
         like = [m.rank for m in self.population if near(candidate.criterion, m.criterion)]
         if not like and len(ranks) < search.population:
-            return replace(candidate, best=best, enter=LEEWAY * max(0.0, best))
+            return replace(candidate, enter=LEEWAY * max(0.0, best))
         # It takes the place of those like it, or else of the worst.
-        return replace(candidate, best=best, enter=min(like, default=max(ranks))[0])
+        return replace(candidate, enter=min(like, default=max(ranks))[0])
 
     def finalists(self, count: int | None = FINALISTS) -> list[Record]:
         """Return the fittest of the population and the hall of fame together, best first."""

@@ -59,10 +59,10 @@ class Candidate:
         numbers: If so, how far each is moved; empty for the mean of a tuning.
         part: Which part of the fitness windows it is measured on, and of how many; None for as many
             windows as it needs.
-        best: Fitness of the best when it was bred; what is clearly worse is not measured to the
-            end. None if there was none, or for a tuning's mean.
+        best: Fitness of the best when it was bred, or of the best baseline, if lower; what is
+            clearly worse is not measured to the end. None for a tuning's mean.
         enter: Fitness above which it could not enter the population then (a smaller metric within a
-            step of parsimony could); None if there was no limit.
+            step of parsimony could); None for a tuning's mean.
         decided: Its outcome, if that is known without an evaluation.
     """
 

@@ -93,11 +93,16 @@ def limits(state: State, near: Near = never) -> tuple[float | None, float | None
 
 
 def test_limited_by_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
-    assert limits(State()) == (None, None)
-    assert limits(after((5.0, 1), (2.0, 1))) == (2.0 * LEEWAY, 2.0)
-    assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (5.0, 2.0)
+    assert limits(after((0.8, 1), (0.5, 1))) == (0.5 * LEEWAY, 0.5)
+    assert limits(after((0.8, 1), (0.5, 1), (0.6, 1))) == (0.8, 0.5)
     # By the fittest of those that it would replace.
-    assert limits(after((1.0, 2), (3.0, 1), (2.0, 1)), near=same_size) == (2.0, 1.0)
+    assert limits(after((0.5, 2), (0.8, 1), (0.6, 1)), near=same_size) == (0.6, 0.5)
+
+
+def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():
+    assert limits(State()) == (math.inf, 1.0)
+    assert limits(after((5.0, 1), (2.0, 1))) == (2.0 * LEEWAY, 1.0)
+    assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (5.0, 1.0)
 
 
 def test_mean_of_a_tuning_is_measured_to_the_end():
