@@ -1,7 +1,7 @@
 """Metrics on models, texts and sparsities: loss increases by cell, their mean and the worst.
 
 A cell is a model, a kind of text and a target: 50%, 60% and 70% in each metric's own group, and
-2:4. Real models (bf16) are tested on the WikiText-2 test text and on Python's documentation, and
+2:4. Real models are tested on the WikiText-2 test text and on Python's documentation, and
 calibrated on both kinds or only on WikiText-2; the embedded model (fp32) uses its own text. A
 relative loss increase is that of log perplexity over dense, divided by the best published metric's
 in the cell. Measurements are kept in a folder and not repeated, so a table of several models can be
@@ -75,6 +75,7 @@ def main(
     without: Annotated[
         str, typer.Option(help="Leave sentences with this out of a local calibration text.")
     ] = "",
+    dtype: Annotated[str, typer.Option(help="Of the real models.")] = "bfloat16",
     json_: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Print a table of perplexities for each model, and one of relative loss increases."""
@@ -89,7 +90,7 @@ def main(
     figures: dict[str, Any] = {}
     cells: Cells = {}
     for one in model:
-        setting = _setting(one, calibration, samples, windows, validation, test)
+        setting = _setting(one, dtype, calibration, samples, windows, validation, test)
         dense, perplexities = _measured(setting, named, out)
         figures[setting.name] = {"dense": dense, "perplexity": perplexities}
         _print(setting, dense, perplexities, named)
@@ -103,7 +104,7 @@ def main(
     sizes = {name: str(one.metric.size) for name, one in named.items()}
     show_rises(title, by_metric, {"size": sizes})
     metrics = {name: {"metric": one.text, "group": one.group} for name, one in named.items()}
-    head = {**conditions("bfloat16"), "metrics": metrics}
+    head = {**conditions(dtype), "metrics": metrics}
     write_json(json_, {**head, **figures, "relative_rises": cells})
 
 
@@ -190,7 +191,13 @@ def _filtered(source: Path, without: str, target: Path) -> Path:
 
 
 def _setting(
-    model: str, calibration: str, samples: int, windows: int, validation: str, test: str
+    model: str,
+    dtype: str,
+    calibration: str,
+    samples: int,
+    windows: int,
+    validation: str,
+    test: str,
 ) -> Setting:
     """Return the texts of a model."""
     if model == EMBEDDED:
@@ -204,7 +211,7 @@ def _setting(
         "text": Text(test, "test", windows, 512),
         "documentation": Text(EMBEDDED, "report", windows, 512),
     }
-    return Setting(model, "bfloat16", statistics, tests)
+    return Setting(model, dtype, statistics, tests)
 
 
 def _print(setting: Setting, dense: Mapping[str, float], perplexities: Cells, named: Named) -> None:
