@@ -36,6 +36,9 @@ PARTS = 8
 """A sample is measured on one in so many of the fitness windows: all of a generation on the same,
 so that they are compared fairly, and the next on others, so that none is learnt by heart."""
 
+AVERAGED = 3
+"""Generations whose means are averaged: few samples on few windows lead one alone astray."""
+
 _SIDES = ("rowmean({})", "colmean({})")
 _RELATIVE = (
     *(f"quot({x}, {side.format(x)})" for x in "WG" for side in _SIDES),
@@ -221,18 +224,25 @@ def draw(genes: Genes, tuning: Tuning, lag: int, *key: int) -> Numbers:
 
 
 def mean_of(genes: Genes, tuning: Tuning, lag: int) -> Numbers:
-    """Return the mean of the distribution that a tuning has come to."""
-    return np.asarray(_strategy_of(genes, tuning, lag).centroid)
+    """Return the mean of the distribution that a tuning has come to, over its last generations."""
+    generations = _generations_of(tuning, lag)
+    count, last = _samples_of(lag), len(generations)
+    ends = range(last, last - min(AVERAGED, max(1, last)), -1)
+    means = [_strategy_after(genes.count, count, generations[:end]).centroid for end in ends]
+    return np.asarray(np.mean(means, axis=0))
 
 
 def _strategy_of(genes: Genes, tuning: Tuning, lag: int) -> cma.Strategy:
     """Return the strategy after all whole generations of samples: it follows from the journal."""
-    generations: list[_Samples] = []
+    return _strategy_after(genes.count, _samples_of(lag), _generations_of(tuning, lag))
+
+
+def _generations_of(tuning: Tuning, lag: int) -> tuple[_Samples, ...]:
+    """Return the numbers and losses of a tuning's samples, by whole generations."""
     count = _samples_of(lag)
     samples = [(x.candidate.numbers, x.loss) for x in tuning.children if x.candidate.numbers]
-    for end in range(count, len(samples) + 1, count):
-        generations.append(tuple(samples[end - count : end]))
-    return _strategy_after(genes.count, count, tuple(generations))
+    ends = range(count, len(samples) + 1, count)
+    return tuple(tuple(samples[end - count : end]) for end in ends)
 
 
 @lru_cache(16)  # each generation begins where the last one ended

@@ -12,6 +12,7 @@ from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import TERMINALS
+from prunevolve.search.breeding import tuning as tuning_module
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.tuning import (
     FACTORS,
@@ -124,6 +125,21 @@ def generations(genes, loss, count, lag=0):
             tuning = tuning.add(child(index, () if is_mean else numbers.tolist(), loss(numbers)))
         index += 1
     return tuning
+
+
+def test_mean_is_that_over_the_last_generations(monkeypatch):
+    genes = genes_of(DIRECTED, (), True)
+    tuning = generations(genes, lambda numbers: float(numbers[0]), 4)
+    samples = [record for record in tuning.children if record.candidate.numbers]
+    mean = mean_of(genes, tuning, 0)
+    monkeypatch.setattr(tuning_module, "AVERAGED", 1)
+    each = [
+        mean_of(genes, replace(tuning, children=tuple(samples[:end])), 0)
+        for end in range(0, len(samples) + 1, SAMPLES)
+    ]
+    assert len(each) == 5
+    assert not each[0].any()
+    np.testing.assert_allclose(mean, np.mean(each[-3:], axis=0))
 
 
 @pytest.mark.parametrize("lag", [0, 4, 64])
