@@ -141,7 +141,7 @@ class State:
         if candidate.decided or candidate.tuned:
             return candidate
         ranks = [member.rank for member in self.population]
-        best, *_ = min(ranks, default=(math.inf,))
+        best = min((rank[0] for rank in ranks), default=math.inf)
         # What is worse than the best baseline, as the first ones are, need not be exact either.
         candidate = replace(candidate, best=min(best, 1.0))
         like = [m.rank for m in self.population if near(candidate.criterion, m.criterion)]

@@ -60,9 +60,9 @@ class Candidate:
         part: Which part of the fitness windows it is measured on, and of how many; None for as many
             windows as it needs.
         best: Fitness of the best when it was bred, or of the best baseline, if lower; what is
-            clearly worse is not measured to the end. None for a tuning's mean.
+            clearly worse is not measured to the end. None for a tuning's child.
         enter: Fitness above which it could not enter the population then (a smaller metric within a
-            step of parsimony could); None for a tuning's mean.
+            step of parsimony could); None for a tuning's child.
         decided: Its outcome, if that is known without an evaluation.
     """
 

@@ -227,7 +227,7 @@ def mean_of(genes: Genes, tuning: Tuning, lag: int) -> Numbers:
     """Return the mean of the distribution that a tuning has come to, over its last generations."""
     generations = _generations_of(tuning, lag)
     count, last = _samples_of(lag), len(generations)
-    ends = range(last, last - min(AVERAGED, max(1, last)), -1)
+    ends = [last - back for back in range(min(AVERAGED, last) or 1)]
     means = [_strategy_after(genes.count, count, generations[:end]).centroid for end in ends]
     return np.asarray(np.mean(means, axis=0))
 
