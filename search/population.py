@@ -16,7 +16,7 @@ UNTUNED = 3
 """Populations' worth of candidates before the first tuning, as what is tuned should be good; seeds
 are good enough at once."""
 
-PATIENCE = 4
+PATIENCE = 2
 """Means in a row, none of which is the best candidate so far, that end a tuning."""
 
 LEEWAY = 1.5

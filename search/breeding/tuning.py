@@ -39,6 +39,9 @@ so that they are compared fairly, and the next on others, so that none is learnt
 AVERAGED = 3
 """Generations whose means are averaged: few samples on few windows lead one alone astray."""
 
+MEASURED = 2
+"""A mean is measured after so many generations: on all windows it costs as much as one."""
+
 _SIDES = ("rowmean({})", "colmean({})")
 _RELATIVE = (
     *(f"quot({x}, {side.format(x)})" for x in "WG" for side in _SIDES),
@@ -187,12 +190,14 @@ _Samples = tuple[tuple[tuple[float, ...], float], ...]
 
 
 def place_of(index: int, tuning: Tuning, lag: int) -> tuple[int, bool]:
-    """Return the generation of a tuned candidate, and whether it is the mean that the generation
+    """Return the generation of a tuned candidate, and whether it is the mean that the generations
     before led to: that has the first place at which all outcomes of those samples are known.
     """
-    ordinal = _tuned_before(index) - _tuned_before(tuning.first)
-    generation, place = divmod(ordinal, _samples_of(lag) + 1)
-    return generation, place == _unknown(lag)
+    ordinal, samples = _tuned_before(index) - _tuned_before(tuning.first), _samples_of(lag)
+    means, place = divmod(ordinal, MEASURED * samples + 1)
+    if place == _unknown(lag):
+        return MEASURED * means, True
+    return MEASURED * means + (place - (place > _unknown(lag))) // samples, False
 
 
 def is_tuned(index: int) -> bool:
