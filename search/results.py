@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.table import Column
@@ -45,6 +45,27 @@ from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 _KNOWN = 1 + len(BASELINES)
 """The dense model and the baselines, with which the winner is compared."""
+
+SIMPLIFIED = 3
+"""Finalists that lose the factors that they do not need before the best is chosen: on a model that
+the search did not see, a good one may have a factor that does harm there."""
+
+
+@dataclass(frozen=True, order=True)
+class _Finalist:
+    """A finalist and its loss on the selection texts, by which they are ordered.
+
+    Attributes:
+        losses: The same by task and window.
+        factors: What it loses without each of its factors, null where it cannot prune without it;
+            none if that was not measured.
+    """
+
+    loss: float
+    index: int
+    record: Record = field(compare=False)
+    losses: list[list[float]] = field(compare=False)
+    factors: list[JsonObject] = field(compare=False, default_factory=list)
 
 
 def finish(
@@ -123,70 +144,71 @@ def _choose(
     finalists: Sequence[Record],
     console: Console,
 ) -> tuple[Record, list[JsonObject], list[JsonObject]]:
-    """Measure finalists on the selection texts.
+    """Measure finalists on the selection texts, the best of them without what they do not need.
 
     Returns:
-        The best, without the factors that it does not need; all of them, best first, with their
-        paired differences to it; and the ablation, what it loses without each of its factors (null
-        where it cannot prune without it).
+        The winner; all of them, best first, with their paired differences to it; and its factors.
     """
     total = (len(finalists) + _KNOWN) * len(experiment.tasks_of("selection"))
     with counted(console, "finalists", total) as count, pool.counting(count):
         scale = scale_of(experiment, pool.losses, "selection")
         measured = _losses(experiment, pool, "selection", [r.criterion for r in finalists])
-    scored = [
-        (scale.fitness(losses), record.index, record, losses)
+    scored = sorted(
+        _Finalist(scale.fitness(losses), record.index, record, losses)
         for record, losses in zip(finalists, measured, strict=True)
         if losses
-    ]
+    )
     if not scored:  # none can prune a model that the search did not see
         return finalists[0], [], []
-    scored.sort(key=lambda entry: entry[:2])
-    _, _, winner, reference = scored[0]
+    with step(console, "ablation of the best metrics"):
+        for place, finalist in enumerate(scored[:SIMPLIFIED]):
+            record, losses = finalist.record, finalist.losses
+            criterion, factors = _simplified(experiment, pool, scale, record.criterion, losses)
+            if criterion != record.criterion:
+                (losses,) = _losses(experiment, pool, "selection", [criterion])
+                (on_fitness,) = _losses(experiment, pool, "fitness", [criterion])
+                record = Record(
+                    replace(record.candidate, criterion=criterion),
+                    replace(record.outcome, fitness=read_scale(folder).fitness(on_fitness)),
+                )
+            loss = scale.fitness(losses)
+            scored[place] = _Finalist(loss, record.index, record, losses, factors)
+    scored.sort()
+    winner = scored[0]
     standings = [
-        {"index": index, **record.described, "selection_loss": loss}
-        | _gap("difference", scale.difference(losses, reference))
-        for loss, index, record, losses in scored
+        {"index": x.index, **x.record.described, "selection_loss": x.loss}
+        | _gap("difference", scale.difference(x.losses, winner.losses))
+        for x in scored
     ]
-    with step(console, "ablation of the best metric"):
-        criterion, factors = _simplified(experiment, pool, scale, winner.criterion, reference)
-        if criterion != winner.criterion:
-            fitness = read_scale(folder).fitness(
-                _losses(experiment, pool, "fitness", [criterion])[0]
-            )
-            candidate, outcome = winner.candidate, winner.outcome
-            winner = Record(
-                replace(candidate, criterion=criterion), replace(outcome, fitness=fitness)
-            )
-    return winner, standings, factors
+    return winner.record, standings, winner.factors
 
 
 def _simplified(
-    experiment: Experiment, pool: Pool, scale: Scale, winner: Criterion, losses: list[list[float]]
+    experiment: Experiment, pool: Pool, scale: Scale, whole: Criterion, losses: list[list[float]]
 ) -> tuple[Criterion, list[JsonObject]]:
-    """Return the winner without what it does not need, and what it loses without each factor.
+    """Return a finalist without what it does not need, and what it loses without each factor.
 
     Left out are as many of the factors that are worth less than their error as together are, too.
 
     Args:
-        losses: The winner's, on the selection texts.
+        losses: Those of the whole, on the selection texts.
     """
 
     def gaps_of(rests: Sequence[Metric]) -> list[Difference | None]:
-        criteria = [Criterion(rest, winner.group) for rest in rests]
+        criteria = [Criterion(rest, whole.group) for rest in rests]
         measured = _losses(experiment, pool, "selection", criteria)
         return [scale.difference(one, losses) if one else None for one in measured]
 
-    rests = without_each(winner.metric)
+    rests = without_each(whole.metric)
     gaps = dict(zip(rests, gaps_of(list(rests.values())), strict=True))
-    needs_units = experiment.breeder.comparable and winner.metric.is_comparable
+    needs_units = experiment.breeder.comparable and whole.metric.is_comparable
     least = sorted(
         (gap.mean, text)
         for text, gap in gaps.items()
         if gap and _is_small(gap) and (rests[text].is_comparable or not needs_units)
     )
     while least:
-        rest = without(winner.metric, [text for _, text in least])
+        rest = without(whole.metric, [text for _, text in least])
         if not rest.problem and (gap := gaps_of([rest])[0]) and _is_small(gap):
             break
         least = least[: len(least) // 2]
@@ -196,7 +218,7 @@ def _simplified(
         | (_gap("difference", gap) if gap else {})
         for text, gap in gaps.items()
     ]
-    return Criterion(without(winner.metric, dropped), winner.group) if dropped else winner, table
+    return Criterion(without(whole.metric, dropped), whole.group) if dropped else whole, table
 
 
 def _is_small(gap: Difference) -> bool:

@@ -196,10 +196,11 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     dropped = [factor["factor"] for factor in summary["factors"] if factor["dropped"]]
     best = read(run / "best_metric.json")
     assert dropped == best["provenance"]["dropped"]
-    whole = Metric.parse(standings[0]["metric"])
-    assert summary["best"]["metric"] == best["metric"] == without(whole, dropped).text
-    assert summary["best"]["fitness"] == best["fitness"]
-    assert (best["fitness"] == standings[0]["fitness"]) == (dropped == [])
+    winner = standings[0]
+    whole = lines[winner["index"]]
+    assert winner["metric"] == best["metric"] == without(Metric.parse(whole["metric"]), dropped).text
+    assert summary["best"]["fitness"] == best["fitness"] == winner["fitness"]
+    assert (best["fitness"] == whole["fitness"]) == (dropped == [])
     text = resolve(schema.load(run / "config.yaml", [])).read_texts().subjects[1].windows
 
     dense = window_losses(
