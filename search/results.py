@@ -160,19 +160,18 @@ def _choose(
     )
     if not scored:  # none can prune a model that the search did not see
         return finalists[0], [], []
-    with step(console, "ablation of the best metrics"):
-        for place, finalist in enumerate(scored[:SIMPLIFIED]):
-            record, losses = finalist.record, finalist.losses
-            criterion, factors = _simplified(experiment, pool, scale, record.criterion, losses)
-            if criterion != record.criterion:
-                (losses,) = _losses(experiment, pool, "selection", [criterion])
-                (on_fitness,) = _losses(experiment, pool, "fitness", [criterion])
-                record = Record(
-                    replace(record.candidate, criterion=criterion),
-                    replace(record.outcome, fitness=read_scale(folder).fitness(on_fitness)),
-                )
-            loss = scale.fitness(losses)
-            scored[place] = _Finalist(loss, record.index, record, losses, factors)
+    for place, finalist in enumerate(scored[:SIMPLIFIED]):
+        record, losses = finalist.record, finalist.losses
+        criterion, factors = _simplified(experiment, pool, scale, finalist, console)
+        if criterion != record.criterion:
+            (losses,) = _losses(experiment, pool, "selection", [criterion])
+            (on_fitness,) = _losses(experiment, pool, "fitness", [criterion])
+            record = Record(
+                replace(record.candidate, criterion=criterion),
+                replace(record.outcome, fitness=read_scale(folder).fitness(on_fitness)),
+            )
+        loss = scale.fitness(losses)
+        scored[place] = _Finalist(loss, record.index, record, losses, factors)
     scored.sort()
     winner = scored[0]
     standings = [
@@ -184,23 +183,24 @@ def _choose(
 
 
 def _simplified(
-    experiment: Experiment, pool: Pool, scale: Scale, whole: Criterion, losses: list[list[float]]
+    experiment: Experiment, pool: Pool, scale: Scale, finalist: _Finalist, console: Console
 ) -> tuple[Criterion, list[JsonObject]]:
     """Return a finalist without what it does not need, and what it loses without each factor.
 
     Left out are as many of the factors that are worth less than their error as together are, too.
-
-    Args:
-        losses: Those of the whole, on the selection texts.
     """
+    whole = finalist.record.criterion
 
     def gaps_of(rests: Sequence[Metric]) -> list[Difference | None]:
         criteria = [Criterion(rest, whole.group) for rest in rests]
         measured = _losses(experiment, pool, "selection", criteria)
-        return [scale.difference(one, losses) if one else None for one in measured]
+        return [scale.difference(one, finalist.losses) if one else None for one in measured]
 
     rests = without_each(whole.metric)
-    gaps = dict(zip(rests, gaps_of(list(rests.values())), strict=True))
+    stage = f"ablation of candidate {finalist.index}"
+    total = len(rests) * len(experiment.tasks_of("selection"))
+    with counted(console, stage, total) as count, pool.counting(count):
+        gaps = dict(zip(rests, gaps_of(list(rests.values())), strict=True))
     needs_units = experiment.breeder.comparable and whole.metric.is_comparable
     least = sorted(
         (gap.mean, text)

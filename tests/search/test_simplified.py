@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search import results
 from prunevolve.search.scale import Difference
 from tests.helpers.toy_records import record_of
@@ -39,10 +38,11 @@ def selection(worth, together=0.0, comparable=False):
 
 
 def simplified(text, together=0.0, comparable=False):
-    whole = Criterion(Metric.parse(text), "model")
+    record = record_of(0, text, 1.0, "model")
     experiment, pool = selection(WORTH, together, comparable)
-    (losses,) = results._losses(experiment, pool, "selection", [whole])
-    best, table = results._simplified(experiment, pool, Scale(), whole, losses)
+    (losses,) = results._losses(experiment, pool, "selection", [record.criterion])
+    whole = results._Finalist(1.0, 0, record, losses)
+    best, table = results._simplified(experiment, pool, Scale(), whole, Console(quiet=True))
     return best.text, {row["factor"]: row["dropped"] for row in table}
 
 
