@@ -163,7 +163,10 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
         for place, finalist in enumerate(finalists)
     ]
     columns = ("candidate", "loss", "vs best", "fitness", "group", "metric")
-    about = "The first is the best metric; all but the fitness is measured on the selection text."
+    about = (
+        "The first is the best metric; those that were best before are without the factors that "
+        "they do not need. All but the fitness is measured on the selection text."
+    )
     return Table("Finalists on the selection text", about, columns, rows)
 
 
