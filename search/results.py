@@ -160,18 +160,11 @@ def _choose(
     )
     if not scored:  # none can prune a model that the search did not see
         return finalists[0], [], []
-    for place, finalist in enumerate(scored[:SIMPLIFIED]):
-        record, losses = finalist.record, finalist.losses
-        criterion, factors = _simplified(experiment, pool, scale, finalist, console)
-        if criterion != record.criterion:
-            (losses,) = _losses(experiment, pool, "selection", [criterion])
-            (on_fitness,) = _losses(experiment, pool, "fitness", [criterion])
-            record = Record(
-                replace(record.candidate, criterion=criterion),
-                replace(record.outcome, fitness=read_scale(folder).fitness(on_fitness)),
-            )
-        loss = scale.fitness(losses)
-        scored[place] = _Finalist(loss, record.index, record, losses, factors)
+    fitness = read_scale(folder)
+    scored[:SIMPLIFIED] = [
+        _simplified(experiment, pool, scale, fitness, finalist, console)
+        for finalist in scored[:SIMPLIFIED]
+    ]
     scored.sort()
     winner = scored[0]
     standings = [
@@ -183,24 +176,36 @@ def _choose(
 
 
 def _simplified(
-    experiment: Experiment, pool: Pool, scale: Scale, finalist: _Finalist, console: Console
-) -> tuple[Criterion, list[JsonObject]]:
-    """Return a finalist without what it does not need, and what it loses without each factor.
+    experiment: Experiment,
+    pool: Pool,
+    scale: Scale,
+    fitness: Scale,
+    finalist: _Finalist,
+    console: Console,
+) -> _Finalist:
+    """Return a finalist without what it does not need, with what it loses without each factor.
 
     Left out are as many of the factors that are worth less than their error as together are, too.
+
+    Args:
+        scale: That of the selection texts.
+        fitness: That of the fitness texts.
     """
     whole = finalist.record.criterion
 
-    def gaps_of(rests: Sequence[Metric]) -> list[Difference | None]:
+    def losses_of(rests: Sequence[Metric]) -> list[list[list[float]]]:
         criteria = [Criterion(rest, whole.group) for rest in rests]
-        measured = _losses(experiment, pool, "selection", criteria)
-        return [scale.difference(one, finalist.losses) if one else None for one in measured]
+        return _losses(experiment, pool, "selection", criteria)
+
+    def gap_of(losses: list[list[float]]) -> Difference | None:
+        return scale.difference(losses, finalist.losses) if losses else None
 
     rests = without_each(whole.metric)
     stage = f"ablation of candidate {finalist.index}"
     total = len(rests) * len(experiment.tasks_of("selection"))
     with counted(console, stage, total) as count, pool.counting(count):
-        gaps = dict(zip(rests, gaps_of(list(rests.values())), strict=True))
+        measured = losses_of(list(rests.values()))
+    gaps = dict(zip(rests, map(gap_of, measured), strict=True))
     needs_units = experiment.breeder.comparable and whole.metric.is_comparable
     least = sorted(
         (gap.mean, text)
@@ -209,7 +214,8 @@ def _simplified(
     )
     while least:
         rest = without(whole.metric, [text for _, text in least])
-        if not rest.problem and (gap := gaps_of([rest])[0]) and _is_small(gap):
+        losses = [] if rest.problem else losses_of([rest])[0]
+        if (gap := gap_of(losses)) and _is_small(gap):
             break
         least = least[: len(least) // 2]
     dropped = {text for _, text in least}
@@ -218,7 +224,15 @@ def _simplified(
         | (_gap("difference", gap) if gap else {})
         for text, gap in gaps.items()
     ]
-    return Criterion(without(whole.metric, dropped), whole.group) if dropped else whole, table
+    if not dropped:
+        return replace(finalist, factors=table)
+    criterion = Criterion(rest, whole.group)
+    (on_fitness,) = _losses(experiment, pool, "fitness", [criterion])
+    record = Record(
+        replace(finalist.record.candidate, criterion=criterion),
+        replace(finalist.record.outcome, fitness=fitness.fitness(on_fitness)),
+    )
+    return _Finalist(scale.fitness(losses), finalist.index, record, losses, table)
 
 
 def _is_small(gap: Difference) -> bool:

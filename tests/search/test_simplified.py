@@ -42,8 +42,8 @@ def simplified(text, together=0.0, comparable=False):
     experiment, pool = selection(WORTH, together, comparable)
     (losses,) = results._losses(experiment, pool, "selection", [record.criterion])
     whole = results._Finalist(1.0, 0, record, losses)
-    best, table = results._simplified(experiment, pool, Scale(), whole, Console(quiet=True))
-    return best.text, {row["factor"]: row["dropped"] for row in table}
+    best = results._simplified(experiment, pool, Scale(), Scale(), whole, Console(quiet=True))
+    return best.record.criterion.text, {row["factor"]: row["dropped"] for row in best.factors}
 
 
 WHOLE = "mul(mul(mul(mul(W, G), power(I, 0.1)), exp(D)), sqrt(V))"
