@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from itertools import groupby
+from math import prod
 
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import Shape
-from prunevolve.search.breeding.simplify import as_power, powered, product_of
+from prunevolve.search.breeding.simplify import as_power, flat_product, powered, product_of
 
 _ONE = Metric.constant(1)
 
@@ -16,7 +17,7 @@ Exponents = dict[Metric, float]
 def exponents_of(metric: Metric, relative: bool) -> Exponents:
     """Return the bases whose product a metric is, with their exponents.
 
-    An exponential's factor is its exponent: exp(mul(c, x)) is exp(x) to the power c.
+    Numbers in an exponential are its exponent: exp(mul(c, x)) is exp(x) to the power c.
 
     Args:
         relative: Whether a matrix and its mean are one base where both are there, so that each
@@ -93,6 +94,9 @@ def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
     match metric:
         case Metric("mul" | "quot" as name, (x, y)):
             return _flat(x, outer) + _flat(y, outer if name == "mul" else -outer)
-        case Metric("exp", (Metric("mul", (factor, inner)),)) if factor.is_constant:
-            return [(Metric("exp", (inner,)), factor.value * outer)]
+        case Metric("exp", (Metric("mul") as inner,)):
+            factors = flat_product(inner)
+            number = prod(x.value for x in factors if x.is_constant)
+            inner = product_of([x for x in factors if not x.is_constant])
+            return [(Metric("exp", (inner,)), number * outer)]
     return [(metric, outer)]

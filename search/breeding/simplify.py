@@ -157,7 +157,7 @@ def _merge_powers(node: Metric) -> Metric | None:
         return None
     exponents: dict[Metric, float] = {}
     others, merged = [], False
-    for factor in _factors(node):
+    for factor in flat_product(node):
         base, exponent = as_power(factor)
         if base.is_constant or exponent <= 0 or (base is factor and not base.never_negative):
             others.append(factor)
@@ -168,8 +168,9 @@ def _merge_powers(node: Metric) -> Metric | None:
     return product_of([*others, *powers]) if merged else None
 
 
-def _factors(node: Metric) -> list[Metric]:
-    return [x for y in node.operands for x in _factors(y)] if node.name == "mul" else [node]
+def flat_product(node: Metric) -> list[Metric]:
+    """Return what a product multiplies; of any other metric itself."""
+    return [x for y in node.operands for x in flat_product(y)] if node.name == "mul" else [node]
 
 
 def product_of(factors: Sequence[Metric]) -> Metric:

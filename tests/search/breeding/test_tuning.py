@@ -55,6 +55,12 @@ def moved(metric, numbers):
         ("mul(mul(W, G), I)", [0.5], "mul(power(I, 1.5), mul(W, G))"),
         ("mul(mul(W, G), exp(D))", [-1.4], "mul(exp(mul(-0.4, D)), mul(W, G))"),
         ("mul(mul(W, G), exp(mul(0.3, D)))", [0.123], "mul(exp(mul(0.42, D)), mul(W, G))"),
+        # One number, wherever in the exponential it stands.
+        (
+            "mul(mul(W, G), exp(mul(D, mul(0.3, I))))",
+            [0.0, 0.0, 0.123],
+            "mul(exp(mul(0.42, mul(D, I))), mul(W, G))",
+        ),
         (
             "quot(mul(W, G), sqrt(I))",
             [0.2],
