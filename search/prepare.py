@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.models import find_model, hub_id
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.experiment import Experiment
@@ -21,7 +20,7 @@ from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import code_digest
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import Scale, scale_of
+from prunevolve.search.scale import KNOWN, Scale, scale_of
 
 ENVIRONMENT, SCALE = "environment.json", "scale.json"
 
@@ -61,7 +60,7 @@ def prepare(
     if (folder.path / SCALE).exists():
         scale = read_scale(folder)
     else:
-        total = len(experiment.tasks_of("fitness")) * (1 + len(BASELINES))
+        total = len(experiment.tasks_of("fitness")) * KNOWN
         with counted(console, "dense model and baselines", total) as count, pool.counting(count):
             scale = scale_of(experiment, pool.losses)
         folder.write_json(SCALE, scale.model_dump())

@@ -1,14 +1,11 @@
-"""The end of a search: its winner, chosen and measured, and its results as files and on the screen.
+"""The end of a search: its winner, measured on the report text, as files and on the screen.
 
-The winner is chosen on the selection text and measured on the report text. `finish` writes what
-came of it as one object, `summary.json`, which the screen, the report and the verdict read.
+`finish` writes what came of it as one object, `summary.json`, which the screen, the report and the
+verdict read.
 """
 
-import math
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.table import Column
@@ -17,13 +14,11 @@ from rich.table import Table as ScreenTable
 from prunevolve.command_line import SEARCH
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.progress import counted, step
-from prunevolve.search.ablation import without, without_each
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
+from prunevolve.search.finalists import choose
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.next_steps import commands_of
 from prunevolve.search.pool.pool import Pool
@@ -33,39 +28,8 @@ from prunevolve.search.progress import FINISHED
 from prunevolve.search.records import Record
 from prunevolve.search.report import report
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import (
-    Difference,
-    Scale,
-    cells_of,
-    losses_of,
-    paired_difference,
-    scale_of,
-)
+from prunevolve.search.scale import KNOWN, cells_of, losses_of, paired_difference
 from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
-
-_KNOWN = 1 + len(BASELINES)
-"""The dense model and the baselines, with which the winner is compared."""
-
-SIMPLIFIED = 3
-"""Finalists that lose the factors that they do not need before the best is chosen: on a model that
-the search did not see, a good one may have a factor that does harm there."""
-
-
-@dataclass(frozen=True, order=True)
-class _Finalist:
-    """A finalist and its loss on the selection texts, by which they are ordered.
-
-    Attributes:
-        losses: The same by task and window.
-        factors: What it loses without each of its factors, null where it cannot prune without it;
-            none if that was not measured.
-    """
-
-    loss: float
-    index: int
-    record: Record = field(compare=False)
-    losses: list[list[float]] = field(compare=False)
-    factors: list[JsonObject] = field(compare=False, default_factory=list)
 
 
 def finish(
@@ -84,12 +48,12 @@ def finish(
         started: When the run began, by `time.monotonic`, if all its processes had followed one
             another.
     """
-    winner, standings, factors = _choose(folder, experiment, pool, state.finalists(), console)
+    winner, standings, factors = choose(folder, experiment, pool, state.finalists(), console)
     dropped = [factor["factor"] for factor in factors if factor["dropped"]]
     origin = experiment.origin(candidate=winner.index, dropped=dropped, selection=standings)
     folder.write_best(winner, origin)
     places = range(len(experiment.tasks))
-    with counted(console, "report", len(places) * (1 + _KNOWN)) as count, pool.counting(count):
+    with counted(console, "report", len(places) * (1 + KNOWN)) as count, pool.counting(count):
         tasks = [_measure(experiment, pool, place, winner) for place in places]
     told = folder.told()
     outcomes, looks = Counter(kind for kind, _ in told), _looks_before(folder, len(told))
@@ -137,129 +101,6 @@ def _looks_before(folder: RunFolder, candidates: int) -> list[JsonObject]:
     return [*looks, {"candidates": before["candidates"], "perplexity": perplexity}]
 
 
-def _choose(
-    folder: RunFolder,
-    experiment: Experiment,
-    pool: Pool,
-    finalists: Sequence[Record],
-    console: Console,
-) -> tuple[Record, list[JsonObject], list[JsonObject]]:
-    """Measure finalists on the selection texts, the best of them without what they do not need.
-
-    Returns:
-        The winner; all of them, best first, with their paired differences to it; and its factors.
-    """
-    total = (len(finalists) + _KNOWN) * len(experiment.tasks_of("selection"))
-    with counted(console, "finalists", total) as count, pool.counting(count):
-        scale = scale_of(experiment, pool.losses, "selection")
-        measured = _losses(experiment, pool, "selection", [r.criterion for r in finalists])
-    scored = sorted(
-        _Finalist(scale.fitness(losses), record.index, record, losses)
-        for record, losses in zip(finalists, measured, strict=True)
-        if losses
-    )
-    if not scored:  # none can prune a model that the search did not see
-        return finalists[0], [], []
-    fitness = read_scale(folder)
-    scored[:SIMPLIFIED] = [
-        _simplified(experiment, pool, scale, fitness, finalist, console)
-        for finalist in scored[:SIMPLIFIED]
-    ]
-    scored.sort()
-    winner = scored[0]
-    standings = [
-        {"index": x.index, **x.record.described, "selection_loss": x.loss}
-        | _gap("difference", scale.difference(x.losses, winner.losses))
-        for x in scored
-    ]
-    return winner.record, standings, winner.factors
-
-
-def _simplified(
-    experiment: Experiment,
-    pool: Pool,
-    scale: Scale,
-    fitness: Scale,
-    finalist: _Finalist,
-    console: Console,
-) -> _Finalist:
-    """Return a finalist without what it does not need, with what it loses without each factor.
-
-    Left out are as many of the factors that are worth less than their error as together are, too.
-
-    Args:
-        scale: That of the selection texts.
-        fitness: That of the fitness texts.
-    """
-    whole = finalist.record.criterion
-
-    def losses_of(rests: Sequence[Metric]) -> list[list[list[float]]]:
-        criteria = [Criterion(rest, whole.group) for rest in rests]
-        return _losses(experiment, pool, "selection", criteria)
-
-    def gap_of(losses: list[list[float]]) -> Difference | None:
-        return scale.difference(losses, finalist.losses) if losses else None
-
-    rests = without_each(whole.metric)
-    stage = f"ablation of candidate {finalist.index}"
-    total = len(rests) * len(experiment.tasks_of("selection"))
-    with counted(console, stage, total) as count, pool.counting(count):
-        measured = losses_of(list(rests.values()))
-    gaps = dict(zip(rests, map(gap_of, measured), strict=True))
-    needs_units = experiment.breeder.comparable and whole.metric.is_comparable
-    least = sorted(
-        (gap.mean, text)
-        for text, gap in gaps.items()
-        if gap and _is_small(gap) and (rests[text].is_comparable or not needs_units)
-    )
-    while least:
-        rest = without(whole.metric, [text for _, text in least])
-        losses = [] if rest.problem else losses_of([rest])[0]
-        if (gap := gap_of(losses)) and _is_small(gap):
-            break
-        least = least[: len(least) // 2]
-    dropped = {text for _, text in least}
-    table = [
-        {"factor": text, "dropped": text in dropped, "difference": None, "standard_error": None}
-        | (_gap("difference", gap) if gap else {})
-        for text, gap in gaps.items()
-    ]
-    if not dropped:
-        return replace(finalist, factors=table)
-    criterion = Criterion(rest, whole.group)
-    (on_fitness,) = _losses(experiment, pool, "fitness", [criterion])
-    record = Record(
-        replace(finalist.record.candidate, criterion=criterion),
-        replace(finalist.record.outcome, fitness=fitness.fitness(on_fitness)),
-    )
-    return _Finalist(scale.fitness(losses), finalist.index, record, losses, table)
-
-
-def _is_small(gap: Difference) -> bool:
-    return gap.mean <= (gap.standard_error or 0.0)
-
-
-def _losses(
-    experiment: Experiment, pool: Pool, role: str, criteria: Sequence[Criterion]
-) -> list[list[list[float]]]:
-    """Return each criterion's losses on one of the texts, by task; none if it cannot prune."""
-    tasks = experiment.tasks_of(role)
-    answers = iter(pool.losses([(task, role, c) for c in criteria for task in tasks]))
-    measured = []
-    for _ in criteria:
-        losses: list[list[float]] = [[] for _ in experiment.tasks]
-        for task in tasks:
-            answer = next(answers)
-            losses[task] = answer or [math.nan]
-        complete = all(math.isfinite(sum(losses[task])) for task in tasks)
-        measured.append(losses if complete else [])
-    return measured
-
-
-def _gap(name: str, gap: Difference) -> JsonObject:
-    return {name: gap.mean, "standard_error": gap.standard_error}
-
-
 def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> JsonObject:
     """Measure a task on its report text: perplexities of dense, baselines and winner.
 
@@ -276,7 +117,7 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
         "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
         "best": {"perplexity": perplexity_of(best)},
         "behind_best": {
-            name: _gap("nats", paired_difference(losses, best)) for name, losses in named.items()
+            name: paired_difference(losses, best).as_json("nats") for name, losses in named.items()
         },
         "by_text": [
             {

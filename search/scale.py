@@ -13,11 +13,15 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
 
 Measure = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
 """`Pool.losses`: by window, for each task, role and criterion; None where that is degenerate."""
+
+KNOWN = 1 + len(BASELINES)
+"""What a scale needs to be measured on each task: the dense model and the baselines."""
 
 _LEAST_RISE = 0.001
 """Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
@@ -88,6 +92,15 @@ class Difference(NamedTuple):
 
     mean: float
     standard_error: float | None  # of the mean; None if a cell has a single window
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is within its error."""
+        return self.mean <= (self.standard_error or 0.0)
+
+    def as_json(self, name: str) -> JsonObject:
+        """Return it for a file, the mean under a name."""
+        return {name: self.mean, "standard_error": self.standard_error}
 
 
 class Scale(_Values):

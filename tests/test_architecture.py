@@ -36,7 +36,7 @@ SEARCH_IMPORTS = {
         *("search.records", "search.scale"),
     ),
     "search/report/": (
-        *("search.report", "search.ablation", "search.population", "search.records"),
+        *("search.report", "search.population", "search.records"),
         *("search.scale", "search.verdict"),
     ),
 }

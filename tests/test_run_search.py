@@ -21,9 +21,9 @@ from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 from prunevolve.search import command as run_search
-from prunevolve.search.ablation import without
 from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.experiment import resolve
+from prunevolve.search.finalists import without
 from prunevolve.search.population import read_state
 from prunevolve.search.run_folder import RunFolder
 
