@@ -39,8 +39,7 @@ RATE = 0.02
 it has no unit. It falls linearly to zero."""
 
 EPOCHS = 2  # eight with half the rate give the same perplexity in four times the time
-MOST_WINDOWS = 32  # drawn anew for each block: more cost time
-FEW_WINDOWS = 16  # fewer bring less than two thirds of what 32 do (docs/LOG.md)
+FEW_WINDOWS = 16  # fewer bring less than two thirds of what 32 do, and 128 more yet (docs/LOG.md)
 HELD_BACK = 8  # one window in so many is not trained on: it tells when to stop
 
 _LEAST_VARIANCE = 1e-6  # added to that of a channel, as a fraction of the mean of all
@@ -69,7 +68,7 @@ def reconstruct(
         module: The block, in the dtype of the passes; it is not changed.
         weights: The pruned weights of its layers, by name.
         lesson: The windows; with fewer than two nothing is trained.
-        seed: Of the choice of windows and of their order.
+        seed: Of the windows that are held back, and of the order of the others.
     """
     device = next(module.parameters()).device
     parameters = {name: f"{name.removeprefix(f'{block}.')}.weight" for name in weights}
@@ -113,7 +112,7 @@ def _train(
     stays = {name: weight != 0 for name, weight in kept.items()}
     free = {name: weight.clone().requires_grad_() for name, weight in kept.items()}
     adam = torch.optim.Adam([{"params": [free[n]], "lr": _rate(w)} for n, w in kept.items()])
-    windows = order.sample(range(lesson.windows), min(lesson.windows, MOST_WINDOWS))
+    windows = order.sample(range(lesson.windows), lesson.windows)
     held = windows[::HELD_BACK]
     taught = [window for window in windows if window not in held]
     schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, EPOCHS * len(taught))

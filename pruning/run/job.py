@@ -16,7 +16,7 @@ from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.recipe import Recipe, make_recipe
-from prunevolve.pruning.reconstruct import FEW_WINDOWS, MOST_WINDOWS
+from prunevolve.pruning.reconstruct import FEW_WINDOWS
 from prunevolve.pruning.run.options import Measurement, Method, Request
 from prunevolve.pruning.run.result import check_output_folder
 from prunevolve.pruning.run.verify import RECIPE
@@ -33,7 +33,7 @@ ONE_KIND = (
     "(docs/APPLY.md); repeat --corpus to add kinds"
 )
 
-FEW = "{} calibration windows are few for a reconstruction: it brings more with --samples {}"
+FEW = "{} calibration windows are few for a reconstruction: it brings more with --samples 128"
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _notes_and_warnings(
     if len(kinds) == 1 and model.name != EMBEDDED:
         warnings.append(ONE_KIND.format(kinds[0].corpus))
     if request.update == "reconstruct" and request.samples < FEW_WINDOWS:
-        warnings.append(FEW.format(request.samples, MOST_WINDOWS))
+        warnings.append(FEW.format(request.samples))
     if request.dtype != "auto" or model.dtype == model.own_dtype or model.name == EMBEDDED:
         return [], warnings
     note = f"computing in {model.dtype}, since this CPU has no fast arithmetic for "

@@ -82,6 +82,20 @@ def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
     assert errors == {}
 
 
+def test_every_window_is_trained_on_or_held_back(pruned):
+    block, weights, lesson = pruned
+    asked = []
+
+    def one_of_many(window):
+        asked.append(window)
+        return lesson.input(window % lesson.windows)
+
+    many = replace(lesson, windows=100, input=one_of_many)
+    many = replace(many, target=lambda window: lesson.target(window % lesson.windows))
+    reconstruct("block", block, weights, many)
+    assert set(asked) == set(range(100))
+
+
 def test_pruned_model_comes_nearer_to_the_dense_one():
     windows = toy_windows(count=24)
 
