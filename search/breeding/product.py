@@ -17,7 +17,7 @@ Exponents = dict[Metric, float]
 def exponents_of(metric: Metric, relative: bool) -> Exponents:
     """Return the bases whose product a metric is, with their exponents.
 
-    Numbers in an exponential are its exponent: exp(mul(c, x)) is exp(x) to the power c.
+    Numbers in an exponential's product are its exponent: exp(mul(c, x)) is exp(x) to the power c.
 
     Args:
         relative: Whether a matrix and its mean are one base where both are there, so that each

@@ -90,8 +90,10 @@ def test_every_window_is_trained_on_or_held_back(pruned):
         asked.append(window)
         return lesson.input(window % lesson.windows)
 
-    many = replace(lesson, windows=100, input=one_of_many)
-    many = replace(many, target=lambda window: lesson.target(window % lesson.windows))
+    def target(window):
+        return lesson.target(window % lesson.windows)
+
+    many = Lesson(100, one_of_many, target, lesson.run)
     reconstruct("block", block, weights, many)
     assert set(asked) == set(range(100))
 
