@@ -56,12 +56,12 @@ def main(
     experiment = real.experiment
     evaluator = real.evaluator(experiment)
     parts = _parts(evaluator)
-    driver, asked = _replayed(real)
+    driver, asked = replayed(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
     seconds = {
         "resident": _seconds_in_full(evaluator, chosen),
-        "ours": driver + _seconds_decided(evaluator, chosen, asked),
+        "ours": driver + seconds_decided(evaluator, chosen, asked),
     }
     figures: dict[str, Any] = {
         "seconds": parts,
@@ -111,7 +111,7 @@ def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident.prune(BASELINES[name].criterion.metric, Target(0.5, group))
 
 
-def _replayed(real: RealRun) -> tuple[float, list[Candidate]]:
+def replayed(real: RealRun) -> tuple[float, list[Candidate]]:
     """Replay the run with its own outcomes; return the driver's seconds each, and what it asks."""
     asked = []
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +128,7 @@ def _replayed(real: RealRun) -> tuple[float, list[Candidate]]:
     return seconds / len(real.records), asked
 
 
-def _seconds_decided(
+def seconds_decided(
     evaluator: Evaluator, chosen: Sequence[Record], asked: Sequence[Candidate]
 ) -> float:
     """Return a worker's seconds per candidate; those decided by the driver cost it none."""

@@ -22,7 +22,7 @@ MOST_TOKENS = 2**24
 MAX_TREE_DEPTH = 8
 """Highest depth of a bred tree; the root has depth 0. Most reach `search.max_size` before."""
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16"]  # float16 is too narrow for gradients
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Depth = Annotated[int, Field(ge=0, le=MAX_TREE_DEPTH)]

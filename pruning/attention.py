@@ -1,9 +1,9 @@
-"""Causal attention in short blocks of queries: fast on the CPU, repeatable on a GPU.
+"""Attention in short blocks of queries: fast on the CPU, repeatable on a GPU.
 
 torch's kernel for the CPU computes in fp32 and skips little; two batched matrix products on a block
 of queries and the keys before it use bf16 instructions, leave out half of the work and take a third
-of the time. On a GPU torch's kernel is faster, but its gradients are sums in an order that changes
-from run to run: it is used where no gradient is asked for, and for calls with a mask.
+of the time. On a GPU torch's kernels are faster, but their gradients, with a mask or without, are
+sums in an order that changes from run to run: they are used where no gradient is asked for.
 """
 
 from typing import Any
@@ -25,11 +25,16 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, _attention_forward)
         AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)
+        # torch's kernels have no cap on the scores: transformers 5.6 leaves out Gemma 2's, unsaid.
+        capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+        model.set_attn_implementation("eager" if capped else NAME)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Return causal attention, softmax(scaling * q k^T) v over the positions up to a query's own.
+def blocked_attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None
+) -> Tensor:
+    """Return attention, softmax(scaling * q k^T) v, over the positions up to a query's own, or
+    those where a mask, (batch or 1, 1, T, T), is True.
 
     Queries and result are (batch, heads, T, d), keys and values (batch, key heads, T, d), where
     heads are a multiple of key heads. Scores are in the queries' dtype, softmax is in fp32.
@@ -44,12 +49,14 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     for start in range(0, tokens, _QUERIES):
         end = min(start + _QUERIES, tokens)
         queries = query[:, :, start:end].reshape(-1, shared * (end - start), width)
-        scores = torch.bmm(queries, key[:, :end].transpose(1, 2))
-        scores = scores.reshape(-1, shared, end - start, end)
-        later = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).triu(1)
-        scores[..., start:].masked_fill_(later, -torch.inf)
-        weights = torch.softmax(scores, -1).reshape(-1, shared * (end - start), end)
-        mixed = torch.bmm(weights, value[:, :end])
+        keys, hidden = end, query.new_ones(end - start, end - start, dtype=torch.bool).triu(1)
+        if mask is not None:
+            keys, hidden = tokens, ~mask[..., start:end, :]
+        scores = torch.bmm(queries, key[:, :keys].transpose(1, 2))
+        scores = scores.reshape(batch, heads, end - start, keys)
+        scores[..., keys - hidden.shape[-1] :].masked_fill_(hidden, -torch.inf)
+        weights = torch.softmax(scores, -1).reshape(-1, shared * (end - start), keys)
+        mixed = torch.bmm(weights, value[:, :keys])
         blocks.append(mixed.reshape(-1, shared, end - start, value.shape[-1]))
     return torch.cat(blocks, 2).reshape(batch, heads, tokens, value.shape[-1])
 
@@ -59,11 +66,13 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     causal = given.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    plain = mask is None and causal and not given.get("dropout") and not given.get("position_bias")
-    in_blocks = query.device.type == "cpu" or query.requires_grad
+    sees = causal if mask is None else mask.dtype == torch.bool
+    plain = sees and not given.get("dropout") and given.get("position_bias") is None
+    in_blocks = mask is None if query.device.type == "cpu" else query.requires_grad
     if not (plain and in_blocks and query.shape[2] == key.shape[2]):
         output, _ = sdpa_attention_forward(module, query, key, value, mask, **given)
         return output, None
     scaling = given.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
+    output = blocked_attention(query, key, value, scaling, mask)
+    return output.transpose(1, 2).contiguous(), None

@@ -7,10 +7,10 @@ supported or damaged is a ValueError of one line.
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -60,6 +60,7 @@ class UnloadedModel:
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     dtype: str  # of the passes; a result keeps the files' own
+    why_dtype: str  # instead of its config's; empty if it is that, or was asked for
     own_dtype: str  # that its config names; float32 if it names none
     device: str
     seqlen: int  # window length in tokens, within the model's context
@@ -86,16 +87,19 @@ def resolve_model(
     device: str | None = None,
     seqlen: int | None = None,
     revision: str | None = None,
+    gradients: bool = False,
 ) -> UnloadedModel:
     """Load a model's config and tokenizer, and fill in what is left open.
 
     Args:
         model: Without a commit, a hub id gets the one it is at.
-        dtype: `auto` for the config's, or float32 if it names none or the CPU is slow at it.
+        dtype: `auto` for the config's, float32 if it names none; or what suits the passes and the
+            device better.
         device: A torch device; None for the first GPU if there is one, otherwise the CPU.
         seqlen: Window length in tokens; None for 512, or the context if that is shorter. The
             embedded model's figures are those of windows of 256, in float32.
         revision: Branch, tag or commit of a model from the hub, if its id has none.
+        gradients: Whether a pass goes backward.
 
     Raises:
         ValueError: Also if the device cannot be used, or `dtype` or `seqlen` breaks its rule.
@@ -110,25 +114,38 @@ def resolve_model(
         raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
     own_dtype = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
     own_dtype = own_dtype if own_dtype in DTYPES else "float32"
-    default_dtype, default_length = own_dtype, 512
-    # Without instructions for it a matrix product in half precision takes a hundred times as long.
-    fast = {
-        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    if device == "cpu" and own_dtype in fast and not fast[own_dtype]():
-        default_dtype = "float32"
+    default_length, why_dtype = 512, ""
     if name == EMBEDDED:
-        default_dtype, default_length = "float32", 256
+        dtype, default_length = "float32" if dtype == "auto" else dtype, 256
+    if dtype == "auto":
+        dtype, why_dtype = _suited(own_dtype, device, gradients)
     return UnloadedModel(
         name=name,
         config=config,
         tokenizer=load_tokenizer(name),
-        dtype=default_dtype if dtype == "auto" else dtype,
+        dtype=dtype,
+        why_dtype=why_dtype,
         own_dtype=own_dtype,
         device=device,
         seqlen=seqlen or min(default_length, context),
     )
+
+
+def _suited(own: str, device: str, gradients: bool) -> tuple[str, str]:
+    """Return the dtype for passes over a model, and why it is not the model's own."""
+    dtype, reasons = own, []
+    if gradients and own == "float16":
+        dtype, reasons = "bfloat16", ["float16 is too narrow for gradients"]
+    # Without instructions for it a matrix product in half precision takes a hundred times as long.
+    fast: dict[str, Callable[[], object]] = {
+        "cpu bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "cpu float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        "cuda bfloat16": partial(torch.cuda.is_bf16_supported, including_emulation=False),
+    }
+    if not fast.get(f"{torch.device(device).type} {dtype}", lambda: True)():
+        reasons.append(f"device {device} has no fast arithmetic for {dtype}")
+        dtype = "float32"
+    return dtype, " and ".join(reasons)
 
 
 def _usable_device(device: str) -> str:

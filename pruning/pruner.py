@@ -22,7 +22,7 @@ from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_la
 from prunevolve.pruning.passes import Advance, Collect, Differentiate, Pass, Step, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.recipe import Recipe, Removal, score_layer
-from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, need_backward
+from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, need_backward
 from prunevolve.pruning.store import Store, all_layers
 from prunevolve.pruning.stream import Stream, Texts
 
@@ -151,6 +151,7 @@ class _Walk:
     removals: Iterator[tuple[str, Removal]] = field(default_factory=lambda: iter(()))
     _streams: dict[str, Stream] = field(default_factory=dict)
 
+    @exact_fp32()
     def run(self, passes: tuple[Pass, ...]) -> None:
         """Run passes in order."""
         selected = False

@@ -19,7 +19,7 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import extremes
 from prunevolve.pruning.reconstruct import Training, reconstruct
 from prunevolve.pruning.sparsegpt import WIDTH, compensate
-from prunevolve.pruning.statistics import GRAM, STATISTICS, need_forward
+from prunevolve.pruning.statistics import GRAM, STATISTICS, need_backward, need_forward
 from prunevolve.pruning.swaps import MOST_SWAPS
 from prunevolve.pruning.swaps import refine as swap
 
@@ -99,6 +99,11 @@ class Recipe:
     def follows(self) -> bool:
         """Whether the calibration windows pass the pruned blocks."""
         return bool(self.pruned_terminals or self.training)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a pass goes backward: for statistics, or to train what stays."""
+        return bool(need_backward(self.dense_terminals) or self.training)
 
     @property
     def needs_all_scores(self) -> bool:

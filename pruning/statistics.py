@@ -22,8 +22,9 @@ GRADIENT_FACTOR = 100.0
 DAMPING = 0.01
 """Share of its mean diagonal that is added to a Gram matrix's: SparseGPT's (arXiv:2301.00774)."""
 
-_CHUNK = 1 << 17
-"""Gradient elements added at a time: few enough that intermediate results stay in the cache."""
+CACHE_CHUNK, DEVICE_CHUNK = 1 << 17, 1 << 24
+"""Gradient elements added at a time: on the CPU so few that intermediate results, up to 16 bytes
+for each, stay in its cache; on a device 256 MiB of them, for few operations."""
 
 Source = Literal["weight", "inputs", "block", "output gradients", "weight gradients"]
 """What a terminal is made of: gradients need backward passes, the others forward passes alone."""
@@ -179,6 +180,21 @@ COLLECTED = TERMINALS | {
 """All that calibration can compute."""
 
 
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """While open, a GPU multiplies in fp32, not in TF32, as SparseGPT's release makes it."""
+    settings = torch.backends.cuda.matmul
+    # From torch 2.9 on the old name cannot be read once the new one was set.
+    new = hasattr(settings, "fp32_precision")
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = getattr(settings, name)
+    setattr(settings, name, exact)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
+
+
 def need_forward(terminals: frozenset[str]) -> frozenset[str]:
     """Return the terminals that need forward passes alone."""
     return frozenset(name for name in terminals if COLLECTED[name].source in ("inputs", "block"))
@@ -272,7 +288,8 @@ def _watch(layer: nn.Linear, sums: Mapping[str, Tensor], hooks: ExitStack) -> No
     def take_gradient(weight: Tensor) -> None:
         gradient, weight.grad = weight.grad, None
         assert gradient is not None
-        step = max(1, _CHUNK // gradient.shape[1])
+        chunk = CACHE_CHUNK if gradient.device.type == "cpu" else DEVICE_CHUNK
+        step = max(1, chunk // gradient.shape[1])
         for start in range(0, len(gradient), step):
             rows = slice(start, start + step)
             of_rows = {terminal: total[rows] for terminal, total in sums.items()}

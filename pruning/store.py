@@ -169,7 +169,7 @@ class FolderStore:
         return {name: self._used(files.read(tensor)) for name, tensor in published.items()}
 
     def _used(self, tensor: Tensor) -> nn.Parameter:
-        return nn.Parameter(tensor.to(self.device, self._dtype), requires_grad=False)
+        return nn.Parameter(moved(tensor.to(self._dtype), self.device), requires_grad=False)
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         """Put parameters and buffers in their places, by qualified name."""
@@ -242,6 +242,12 @@ its `blocks`, in order, and of the prunable `layers` by block; and the blocks `w
 def all_layers(store: Store) -> list[str]:
     """Return the names of all prunable layers, in order."""
     return [name for block in store.blocks for name in store.layers[block]]
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device; a GPU fetches it while the host goes on."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor  # else the host copies first
+    return pinned.to(device, non_blocking=True)
 
 
 def _layer_names(blocks: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:

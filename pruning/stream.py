@@ -30,7 +30,7 @@ from prunevolve.pruning.statistics import (
     statistics_of,
     watched,
 )
-from prunevolve.pruning.store import Store
+from prunevolve.pruning.store import Store, moved
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
 """Called with a stream's name, each window's states that enter the head, (T, hidden_size), and a
@@ -79,23 +79,24 @@ class Stream:
     calls: list[BlockCall]
     states: Offload
     kept: bool = False
+    _coming: tuple[str, Tensor, torch.Event] | None = None  # from the device, and when it is here
 
     @staticmethod
     def enter(
         store: Store, name: str, texts: Texts, states: Offload, kept: bool = False
     ) -> "Stream":
         """Run a text's windows through the embeddings; the model's outside must be open."""
-        windows = texts.by_stream(name).to(store.device)
-        calls: list[BlockCall] = []
-        for i, window in enumerate(windows):
-            hidden, of_window = block_inputs(store.model, window[None])
-            states[f"{name}.0.{i}"] = hidden[0].cpu()
-            calls = calls or of_window
-        return Stream(name, windows, calls, states, kept)
+        stream = Stream(name, texts.by_stream(name).to(store.device), [], states, kept)
+        for i, window in enumerate(stream.windows):
+            hidden, calls = block_inputs(store.model, window[None])
+            stream._put(0, i, hidden[0])
+            stream.calls = stream.calls or calls
+        stream._settle()
+        return stream
 
     def input(self, block: int, window: int) -> Tensor:
         """Return the hidden states that enter a block, (1, T, hidden_size)."""
-        return self.states[self._key(block, window)].to(self.windows.device).detach()
+        return moved(self.states[self._key(block, window)], self.windows.device).detach()
 
     @torch.no_grad()
     def advance(self, block: int, module: nn.Module, moves: bool = True) -> None:
@@ -103,9 +104,10 @@ class Stream:
         for i in range(len(self.windows)):
             output = self.calls[block].run(module, self.input(block, i))
             if moves:
-                self.states[self._key(block + 1, i)] = output.cpu()
+                self._put(block + 1, i, output)
             if moves and not self.kept:
                 del self.states[self._key(block, i)]
+        self._settle()
 
     def collect(
         self, block: int, name: str, module: nn.Module, terminals: frozenset[str], moves: bool
@@ -134,8 +136,9 @@ class Stream:
                 with torch.enable_grad():
                     self.calls[block].run(module, hidden).backward(gradient)
                 assert hidden.grad is not None
-                self.states[self._key(block, i)] = hidden.grad.cpu()
+                self._put(block, i, hidden.grad)
                 del self.states[self._key(block + 1, i)]
+            self._settle()
         return statistics_of(sums, self.windows)
 
     def lesson(self, block: int, targets: "Stream") -> Lesson:
@@ -177,7 +180,28 @@ class Stream:
                 states = final_states(store.model, window, hidden)
             states.backward(_gradient_at_head(store, window, states[0])[None])
             assert hidden.grad is not None
-            self.states[self._key(last, i)] = hidden.grad.cpu()
+            self._put(last, i, hidden.grad)
+        self._settle()
+
+    def _put(self, block: int, window: int, tensor: Tensor) -> None:
+        """Put a window's tensor aside; one on a device comes while the device goes on."""
+        key = self._key(block, window)
+        if tensor.device.type == "cpu":
+            self.states[key] = tensor
+            return
+        copy = tensor.to("cpu", non_blocking=True)  # into pinned memory, beside the device's work
+        here = torch.get_device_module(tensor.device).Event()
+        here.record()
+        self._settle()
+        self._coming = key, copy, here
+
+    def _settle(self) -> None:
+        """Wait for what is still coming, and put it aside."""
+        if self._coming:
+            key, copy, here = self._coming
+            here.synchronize()
+            self.states[key] = copy.clone()  # little of the memory may be pinned
+            self._coming = None
 
     def _key(self, block: int, window: int) -> str:
         return f"{self.name}.{block}.{window}"

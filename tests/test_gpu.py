@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from far_device import far_device
+from far_device import CUDA, far_device
 from toy_models import toy_model, toy_windows
 from toy_setup import embedded_setup, made_of
 
@@ -14,13 +14,11 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe, make_recipe
 from prunevolve.pruning.statistics import STATISTICS
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.stream import Texts
+from prunevolve.pruning.stream import Stream, Texts
 from prunevolve.search.records import Candidate
 
 MODEL = Target(0.37, Model())
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
 # Now, while tests are collected: torch asks for devices once, at the first gradient.
 FAR = far_device()
 
@@ -76,6 +74,25 @@ def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(tmp_path, group,
         zeros.append(torch.cat(read) == 0)
     # A near tie may fall the other way where sums run in another order.
     assert (zeros[0] != zeros[1]).float().mean() < 0.01
+
+
+def test_states_are_put_aside_while_the_device_goes_on(device):
+    began = []
+
+    class States(dict):
+        def __setitem__(self, key, value):
+            began.append(key)
+            assert value.device.type == "cpu" and not value.isnan().any()
+            super().__setitem__(key, value)
+
+    model = toy_model("llama").to(device)
+    stream = Stream.enter(ResidentStore(model), "calibration", Texts(toy_windows()), States())
+    began.clear()
+    block = model.model.layers[0]
+    block.register_forward_pre_hook(lambda *_: began.append("run"))
+    stream.advance(0, block)
+    keys = [f"calibration.1.{window}" for window in range(3)]
+    assert began == ["run", "run", keys[0], "run", *keys[1:]]
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,30 @@ def test_run_prune_warns_of_one_kind_of_text_and_where_evaluation_overlaps(prune
     assert "warning" not in err
 
 
+@pytest.mark.parametrize(
+    ("method", "backward"),
+    [
+        ({"metric": "wanda", "update": "sparsegpt"}, False),
+        ({"metric": "snip"}, True),
+        ({"metric": "wanda", "update": "reconstruct"}, True),
+    ],
+)
+def test_plan_says_why_passes_with_gradients_are_not_in_float16(
+    monkeypatch, prune_small, tiny_llama_dir, tmp_path, method, backward
+):
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: True)
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"dtype": "float16"}))
+    out, _ = prune_small(model=model, validate=True, **method)
+    why = "plan: computing in bfloat16, since float16 is too narrow for gradients; files"
+    assert (why in out) == backward
+    assert f" ({'bfloat16' if backward else 'float16'}, cpu) by " in out
+    _, err = prune_small(model=model, validate=True, dtype="float16", **method)
+    assert ("warning: small gradients are lost in float16" in err) == backward
+
+
 def test_validate_says_that_windows_are_few_for_a_reconstruction(prune_small, tmp_path):
     for samples, told in ((15, True), (16, False)):
         _, err = prune_small(validate=True, recipe="best", samples=samples)

@@ -40,7 +40,6 @@ from prunevolve.pruning.stream import Texts
 
 def validate(job: Job) -> JsonObject:
     """Cut the windows of local texts, and print the plan and what was not checked."""
-    _say("note", job.notes)
     unchecked: list[str] = []
     for text in (text for texts in job.texts.values() for text in texts):
         if note := text.check():
@@ -69,7 +68,6 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
         expected: sha256 of the files that the result should have, by name, if known.
     """
     model, request = job.model, job.request
-    _say("note", job.notes)
     with on_stderr().status("reading the texts and the zero-shot tasks"):
         windows = {role: cut_all(texts, model.tokenizer) for role, texts in job.texts.items()}
         tasks = zero_shot.load_tasks(request.tasks)

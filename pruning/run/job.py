@@ -46,7 +46,6 @@ class Job:
         texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
             `evaluation`.
         plan_lines: The plan in words, and what the metric was found on if its file says so.
-        notes: On choices that a user may not expect.
         warnings: Reasons to trust the perplexities less.
     """
 
@@ -57,7 +56,6 @@ class Job:
     out: Path
     plan: Plan
     plan_lines: list[str]
-    notes: list[str]
     warnings: list[str]
 
     def __str__(self) -> str:
@@ -80,7 +78,7 @@ def make_job(request: Request, resume: bool) -> Job:
             )
     criterion, found_on = resolve_metric(str(request.metric))
     recipe = recipe_of(request, criterion, own_masks=request.metric == SPARSEGPT)
-    model = resolve(request)
+    model = resolve(request, recipe.has_gradients)
     check_layers(model.shapes, recipe.target)
     texts = {
         "calibration": calibration_texts(request, model.seqlen),
@@ -106,22 +104,25 @@ def make_job(request: Request, resume: bool) -> Job:
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
     found = [f"plan: the metric was found on {found_on}"] if found_on else []
+    if model.why_dtype:
+        found.append(
+            f"plan: computing in {model.dtype}, since {model.why_dtype}; files keep theirs"
+        )
     if (Path(model.name) / RECIPE).is_file():
         found.append(
             "plan: the model is a result of pruning: its zeros stay, and add to those asked"
         )
     lines = plan.lines() + found
     resolved = _resolved(request, model, recipe)
-    remarks = _notes_and_warnings(model, request, texts)
-    return Job(resolved, model, recipe, texts, out, plan, lines, *remarks)
+    warnings = _warnings(model, request, recipe, texts)
+    return Job(resolved, model, recipe, texts, out, plan, lines, warnings)
 
 
-def resolve(request: Measurement) -> UnloadedModel:
+def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
     """Return the model that a request names; raises as `resolve_model`."""
+    options = request.dtype, request.device, request.seqlen, request.revision
     with on_stderr().status("reading the model's config and tokenizer"):
-        return resolve_model(
-            str(request.model), request.dtype, request.device, request.seqlen, request.revision
-        )
+        return resolve_model(str(request.model), *options, gradients)
 
 
 def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
@@ -194,16 +195,15 @@ def _resolved(request: Request, model: UnloadedModel, recipe: Recipe) -> Request
     )
 
 
-def _notes_and_warnings(
-    model: UnloadedModel, request: Request, texts: Mapping[str, tuple[Text, ...]]
-) -> tuple[list[str], list[str]]:
+def _warnings(
+    model: UnloadedModel, request: Request, recipe: Recipe, texts: Mapping[str, tuple[Text, ...]]
+) -> list[str]:
     overlaps, kinds = check_disjoint(texts), texts.get("calibration", ())
     warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
     if len(kinds) == 1 and model.name != EMBEDDED:
         warnings.append(ONE_KIND.format(kinds[0].corpus))
     if request.update == "reconstruct" and request.samples < FEW_WINDOWS:
         warnings.append(FEW.format(request.samples))
-    if request.dtype != "auto" or model.dtype == model.own_dtype or model.name == EMBEDDED:
-        return [], warnings
-    note = f"computing in {model.dtype}, since this CPU has no fast arithmetic for "
-    return [f"{note}{model.own_dtype}; the result keeps the model's dtype"], warnings
+    if recipe.has_gradients and model.dtype == "float16":
+        warnings.append("small gradients are lost in float16: give --dtype bfloat16 or float32")
+    return warnings

@@ -1,6 +1,7 @@
 """Each statistic against its definition, computed without the streaming code."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from toy_models import FAMILIES, VOCABULARY, assert_same_tensors, toy_model, toy
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.statistics import (
+    COLLECTED,
     STATISTICS,
     TERMINALS,
     Seen,
@@ -189,3 +191,23 @@ def test_gradients_are_freed_as_soon_as_they_are_added():
     with watched(layers, frozenset({"G", "M"}), model):
         model(input_ids=window, labels=window).loss.backward()
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "rows"),
+    [
+        ("cpu", (1024, 512), 4 * [256]),
+        ("meta", (1024, 512), [1024]),
+        ("meta", (8192, 4096), 2 * [4096]),  # four fp32 values for each take 256 MiB
+    ],
+)
+def test_gradients_are_added_in_the_largest_parts_that_a_device_has_room_for(
+    monkeypatch, device, shape, rows
+):
+    added = []
+    count = replace(COLLECTED["G"], add=lambda total, values, _: added.append(len(values)))
+    monkeypatch.setitem(COLLECTED, "G", count)
+    layer = torch.nn.Linear(shape[1], shape[0], bias=False, device=device)
+    with watched({"a": layer}, frozenset("G"), layer):
+        layer(torch.empty(1, shape[1], device=device)).sum().backward()
+    assert added == rows

@@ -1,5 +1,8 @@
 """Families of architectures: what is found in a model, and running its blocks one at a time."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from refusals import refusal
@@ -8,7 +11,13 @@ from toy_models import FAMILIES, toy_model, toy_windows
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from prunevolve.pruning.embed_and_head import block_inputs
-from prunevolve.pruning.models import decoder_blocks, hub_id, linear_layers, load_config
+from prunevolve.pruning.models import (
+    decoder_blocks,
+    hub_id,
+    linear_layers,
+    load_config,
+    resolve_model,
+)
 
 ATTENTION = [f"self_attn.{kind}_proj" for kind in "qkvo"]
 GATED = [*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -78,3 +87,30 @@ def test_model_that_make_builds_says_so_where_it_is_not_built(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="is no folder: `make gemma3` builds it, or give embedded"):
         hub_id("models/gemma3-270m")
+
+
+@pytest.mark.parametrize(
+    ("own", "has", "gradients", "dtype", "why"),
+    [
+        ("float16", {"float16"}, False, "float16", ""),
+        ("float16", {"float16"}, True, "float32", "{narrow} and {slow} bfloat16"),
+        ("float16", {"float16", "bfloat16"}, True, "bfloat16", "{narrow}"),
+        ("float16", {"bfloat16"}, False, "float32", "{slow} float16"),
+        ("bfloat16", {"float16"}, False, "float32", "{slow} bfloat16"),
+        ("bfloat16", {"bfloat16"}, True, "bfloat16", ""),
+        ("float32", set(), True, "float32", ""),
+    ],
+)
+def test_auto_dtype_suits_device_and_gradients(
+    monkeypatch, tiny_llama_dir, tmp_path, own, has, gradients, dtype, why
+):
+    copied = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    settings = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(settings | {"dtype": own}))
+    for kind, short in (("bfloat16", "bf16"), ("float16", "fp16")):
+        name = f"_is_mkldnn_{short}_supported"
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda kind=kind: kind in has)
+    model = resolve_model(str(copied), device="cpu", gradients=gradients)
+    slow = "device cpu has no fast arithmetic for"
+    why = why.format(narrow="float16 is too narrow for gradients", slow=slow)
+    assert (model.dtype, model.why_dtype) == (dtype, why)

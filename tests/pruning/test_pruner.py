@@ -203,3 +203,22 @@ def test_scores_that_are_not_finite_name_the_layer(text):
     expected = f"layer {UP_PROJ}: the scores of '{text}' are not finite"
     message = refusal(prune_model, model, Metric.parse(text), ROW, toy_windows(), "sequential")
     assert message == expected
+
+
+def test_products_of_fp32_are_exact_in_a_pruning_and_as_they_were_after_it():
+    settings, seen = torch.backends.cuda.matmul, []
+
+    def update(weight, removal, gram):
+        seen.append(settings.fp32_precision)
+        return weight
+
+    model = toy_model("llama")
+    recipe = Recipe(MAGNITUDE, ROW, update=update)
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append(settings.fp32_precision))
+    torch.set_float32_matmul_precision("high")
+    try:
+        prune(ResidentStore(model), recipe, Texts(toy_windows()))
+        assert set(seen) == {"ieee"}
+        assert torch.get_float32_matmul_precision() == "high" and settings.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")

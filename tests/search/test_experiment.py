@@ -33,10 +33,10 @@ def refused(*overrides: str) -> str:
 
 def test_tasks_of_another_dtype_or_other_texts_hold_a_model_again():
     fitness = OTHER % "fitness[:50%]"
-    kinds = ("", "sparsity: 0.3", "dtype: float16", f"fitness: {fitness}", f"fitness: {fitness}")
+    kinds = ("", "sparsity: 0.3", "dtype: bfloat16", f"fitness: {fitness}", f"fitness: {fitness}")
     experiment = tiny(f"tasks=[{', '.join(f'{{{kind}}}' for kind in kinds)}]").read_texts()
     assert experiment.subject_of == (0, 0, 1, 2, 2)
-    assert [subject.dtype for subject in experiment.subjects] == ["float32", "float16", "float32"]
+    assert [subject.dtype for subject in experiment.subjects] == ["float32", "bfloat16", "float32"]
     assert [subject.tokens["fitness"].shape for subject in experiment.subjects] == [
         *[(2, 16), (2, 16), (3, 32)]
     ]

@@ -1,0 +1,121 @@
+"""Whole prunings and a search on another device end as on the CPU: on CUDA, and on a stand-in.
+
+The stand-in refuses what mixes devices, so it shows what was forgotten. It shows no kernel, no
+speed, no memory and no half precision of a GPU.
+"""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import search_process
+import torch
+from far_device import CUDA, far_device
+from toy_models import tensors_of
+
+from prunevolve import evolve, read_config, run_prune
+from prunevolve.configs.schema import Config
+from prunevolve.search import run
+from prunevolve.search.experiment import Experiment, resolve
+from prunevolve.search.run_folder import RunFolder
+
+PRUNINGS = {
+    "row": "--metric wanda --group row",
+    "layer": "--metric magnitude --group layer",
+    "model": "--metric snip --group model",
+    "2:4": "--metric gblm --pattern 2:4",
+    "own masks": "--metric sparsegpt",
+    "update": "--metric wanda --update sparsegpt --refine swaps:3",
+    "training": "--metric wanda --update reconstruct",
+    "owl": "--metric wanda --allocation owl",
+    "sequential": "--metric wanda --propagation sequential",
+    "fast": "--recipe fast",
+}
+EXACT = ("layer",)
+"""Prunings whose scores are no sums: no mask may differ."""
+
+WINDOWS = (
+    "--samples 4 --seqlen 32 --corpus embedded --split calibration[:9%] "
+    "--eval-windows 4 --eval-corpus embedded --eval-split report[:9%]"
+)
+
+
+# Now, while tests are collected: torch asks for devices once, at the first gradient.
+FAR = far_device()
+
+
+@pytest.fixture(params=[CUDA, FAR])
+def device(request):
+    """A device that is not the CPU."""
+    return request.param
+
+
+@pytest.fixture
+def pruned(tiny_llama_dir, tmp_path):
+    """Prune a small model into tmp_path/`name`; return what was said on the way."""
+
+    def run(name: str, device: str, words: str, code: int = 0) -> str:
+        fixed = f"--model {tiny_llama_dir} --device {device} --out {tmp_path / name} {WINDOWS}"
+        return search_process.started(run_prune, *f"{fixed} {words}".split(), code=code)[1]
+
+    return run
+
+
+def assert_as_on_the_cpu(out: Path, exact: bool = False) -> None:
+    """See that two folders have nearly the same zeros, or exactly, and perplexities."""
+    cpu, other = (tensors_of(out / place) for place in ("cpu", "device"))
+    assert cpu.keys() == other.keys()
+    apart = torch.cat([((cpu[name] == 0) != (other[name] == 0)).flatten() for name in cpu])
+    # A near tie may fall the other way where sums run in another order.
+    assert apart.float().mean() <= (0 if exact else 0.01)
+    reports = [json.loads((out / x / "pruning_report.json").read_text()) for x in ("cpu", "device")]
+    for name in ("dense_perplexity", "pruned_perplexity"):
+        assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-3)
+
+
+def moved(place: str, config: Config) -> Experiment:
+    return replace(resolve(config), device=place)
+
+
+@pytest.mark.parametrize("way", PRUNINGS)
+def test_pruning_ends_as_on_the_cpu(pruned, tmp_path, device, way):
+    pruned("cpu", "cpu", PRUNINGS[way])
+    pruned("device", device, PRUNINGS[way])
+    assert_as_on_the_cpu(tmp_path, exact=way in EXACT)
+
+
+def test_streamed_pruning_ends_as_on_the_cpu(pruned, tmp_path, device):
+    pruned("cpu", "cpu", PRUNINGS["fast"])
+    refusal = pruned("device", device, f"{PRUNINGS['fast']} --max-memory 1KiB", code=2)
+    least = re.search("must be at least ([0-9]+) KiB", refusal)[1]
+    told = pruned("device", device, f"{PRUNINGS['fast']} --max-memory {least}KiB")
+    assert "plan: streamed, one block at a time" in told
+    assert_as_on_the_cpu(tmp_path)
+
+
+@pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
+def test_search_ends_as_on_the_cpu(monkeypatch, tmp_path, device):
+    settings = [*search_process.SIZES, "search.candidates=14", "ray.workers=0"]
+    fitness = []
+    for place in ("cpu", device):
+        monkeypatch.setattr(run, "resolve", partial(moved, place))
+        result = evolve(read_config("embedded", settings), tmp_path / place)
+        assert (result.folder / "report.html").exists()
+        records = RunFolder.look(result.folder).records()
+        fitness.append([-1 if record.fitness is None else record.fitness for record in records])
+    assert fitness[1] == pytest.approx(fitness[0], rel=5e-3)
+
+
+@pytest.mark.slow
+def test_the_first_hour_on_a_gpu_runs_to_its_end_on_the_stand_in(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, search_process.ROOT / "benchmarks/gpu.py", "--device", FAR]
+    done = search_process.run([*command, "--json", figures], cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stdout
+    written = json.loads(figures.read_text())
+    assert written["card"] == "NO GPU: a stand-in, on the CPU"
+    assert [row["ok"] for row in written["rows"]].count(True) == 5
