@@ -103,6 +103,10 @@ def prune_model(
         return command_line.outcome(command_line.DONE, **work())
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
+    except (MemoryError, RuntimeError) as error:  # of an allocator, a device, CUDA
+        what = str(error).partition("\n")[0] or "out of memory"
+        line = f"{what}: free memory, or see to the device, and {_way_on(out)}"
+        return command_line.failed(command_line.INTERRUPTED, line)
 
 
 def _way_on(out: str) -> str:

@@ -555,6 +555,34 @@ def test_full_disk_leaves_what_resumes(tight, undisturbed, at_shard, tmp_path, m
     assert checksums_of(out) == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RuntimeError("CUDA error: unknown error\nCUDA kernel errors"), 3, "CUDA error: unknown error"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 3, "CUDA out of memory."),
+        (MemoryError(), 3, "out of memory"),
+        (ValueError("the scores are constant"), 2, "the scores are constant"),
+    ],
+    ids=str,
+)
+def test_fault_in_a_late_block_keeps_the_finished_shards(
+    prune_small, undisturbed, at_shard, tmp_path, error, code, line
+):
+    expected = undisturbed(metric="wanda")
+
+    def fail():
+        raise error
+
+    at_shard(2, fail)
+    _, err = prune_small(code=code, metric="wanda")
+    way_on = f"continue with python run_prune.py --resume {tmp_path / 'out'}"
+    line += f": free memory, or see to the device, and {way_on}" if code == 3 else ""
+    assert err.splitlines()[-1] == f"error: {line}"
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 1
+    prune_small(metric="wanda", resume=True)
+    assert checksums_of(tmp_path / "out") == expected
+
+
 @pytest.fixture
 def steps_back(monkeypatch):
     """Count the steps of all windows' gradients back through a block."""

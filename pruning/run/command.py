@@ -4,7 +4,6 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
     kept = request.statistics if job.recipe.dense_terminals else None
     statistics = kept_statistics(Path(kept), identity, store) if kept else None
-    with _shown_progress() as progress, work_folder(job.out) as work:
+    with shown_progress(on_stderr()) as progress, work_folder(job.out) as work:
         work.begin(request.model_dump(), identity, expected)
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             _Run(job, windows, tasks, work, store, progress).save(statistics, recipe, warnings)
@@ -120,7 +119,7 @@ def finished(folder: Path) -> JsonObject | None:
 
 def verify(folder: Path) -> JsonObject:
     """Check a pruned model's folder against its report; return what `--json` prints."""
-    with _shown_progress() as progress:
+    with shown_progress(on_stderr()) as progress:
         told = _told(folder, verify_result(folder, progress))
     print(f"{folder}: {_counts(told)}; counts and checksums are as reported")
     return told
@@ -134,7 +133,7 @@ def evaluate(request: Measurement) -> JsonObject:
         windows = cut_all(evaluation_texts(request, model.seqlen), model.tokenizer)
         zero_shot.check_tasks(request.tasks)
         tasks = zero_shot.load_tasks(request.tasks)
-    with _shown_progress() as progress:
+    with shown_progress(on_stderr()) as progress:
         live, total = load_model(model.name, model.dtype, model.device), len(windows.tokens)
         losses = window_losses(
             ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)
@@ -144,18 +143,6 @@ def evaluate(request: Measurement) -> JsonObject:
     measured |= {"zero_shot": {"measured": scores}} if scores else {}
     print(*measured_lines(measured), sep="\n")
     return {"model": model.name, **measured}
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Progress]:
-    """Show progress, and end in one line where a device's memory runs out."""
-    try:
-        with shown_progress(on_stderr()) as progress:
-            yield progress
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"out of memory: use a smaller --seqlen, or --device cpu ({error})"
-        ) from error
 
 
 def _say(kind: str, lines: Sequence[str]) -> None:

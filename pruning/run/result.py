@@ -118,11 +118,12 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
             f"out {str(out)!r} cannot be written ({error.strerror or error}): make room and go on "
             "with --resume"
         ) from error
-    except (ValueError, RuntimeError):
-        # What a request that cannot be met has written goes; an interrupt keeps it.
-        shutil.rmtree(work.path, ignore_errors=True)
-        with suppress(OSError):  # it held something before
-            out.rmdir()
+    except ValueError:
+        # What a request that cannot be met has written goes, but no shard; all others keep it.
+        if not any(work.result.glob("*.safetensors")):
+            shutil.rmtree(work.path, ignore_errors=True)
+            with suppress(OSError):  # it held something before
+                out.rmdir()
         raise
 
 
