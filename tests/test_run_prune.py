@@ -191,6 +191,38 @@ def test_perplexity_that_is_not_finite_is_null(tiny_llama_dir, tmp_path):
     assert "perplexity not finite (embedded, " in err
 
 
+def test_perplexity_that_is_nan_is_null_and_named_with_text_window_and_dtype(
+    prune_small, tiny_llama_dir, tmp_path
+):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    weights = tensors_of(model)
+    weights["model.norm.weight"].fill_(6e4)  # finite, but its products overflow
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    _, err = prune_small(model=model, metric="magnitude", dtype="float16")
+    report = paper(tmp_path / "out", "report")
+    assert report["pruned_perplexity"] is report["dense_perplexity"] is None
+    line = (
+        "perplexity is not finite in float16: the loss of 4 of 4 windows is not, that of window 1 "
+        "(embedded, split report[:9%]) first; give another --dtype, or a model without NaN"
+    )
+    told = [f"dense {line}", f"pruned {line}"]
+    assert report["warnings"] == told and {f"warning: {x}" for x in told} <= {*err.splitlines()}
+    assert "14 layers" in call(verify=tmp_path / "out")[0]
+    _, err = call(evaluate=tmp_path / "out", dtype="float16")
+    assert f"warning: {line}" in err.splitlines()
+
+
+def test_nan_in_an_embedding_is_named_and_the_shards_stay(prune_small, tiny_llama_dir, tmp_path):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    weights = tensors_of(model)
+    weights["model.embed_tokens.weight"][:] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    _, err = prune_small(code=2, model=model, metric="magnitude")
+    tensor = "tensor model.embed_tokens.weight has a value that is not finite"
+    assert err.splitlines()[-1] == f"error: model file '{model / 'model.safetensors'}': {tensor}"
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 2
+
+
 def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
     prune_small(code=2, metric="snip", statistics=tmp_path / "none.pth")
     assert list(tmp_path.iterdir()) == []
@@ -528,6 +560,33 @@ def test_run_prune_resumes_no_other_request(prune_small, unfinished):
         _, err = prune_small(code=4, **options, resume=True)
         assert f"error: out '{unfinished}' was begun with {difference}" in err
     assert contents_of(unfinished) == before
+
+
+def cut_short(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def rot(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [cut_short, rot])
+def test_resume_refuses_a_shard_that_changed_and_makes_a_removed_one_again(
+    prune_small, undisturbed, unfinished, spoil
+):
+    expected = undisturbed(metric="wanda")
+    first = unfinished / ".unfinished/result/model-00002-of-00003.safetensors"
+    spoil(first)
+    before = contents_of(unfinished)
+    _, err = prune_small(code=4, resume=True)
+    problem = "is not as it was written: remove it, and --resume makes it again"
+    assert err.splitlines()[-1] == f"error: '{first}' {problem}"
+    assert contents_of(unfinished) == before
+    first.unlink()
+    prune_small(resume=True)
+    assert checksums_of(unfinished) == expected
 
 
 def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):

@@ -1,12 +1,12 @@
 """What `run_prune.py` does: plan a job, carry it out, verify a result, or measure a model."""
 
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -16,7 +16,7 @@ from prunevolve.evaluation import zero_shot
 from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
-from prunevolve.pruning.json_file import JsonObject, read_object
+from prunevolve.pruning.json_file import JsonObject, finite, read_object
 from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.models import hub_id, load_model
 from prunevolve.pruning.parse import SCHEMA
@@ -139,6 +139,7 @@ def evaluate(request: Measurement) -> JsonObject:
             ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)
         )
         scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
+    _say("warning", _not_finite({"perplexity": losses}, windows, model.dtype))
     measured = _measured({"perplexity": losses}, windows, model.dtype)
     measured |= {"zero_shot": {"measured": scores}} if scores else {}
     print(*measured_lines(measured), sep="\n")
@@ -164,17 +165,25 @@ class _Run:
     def save(self, statistics: Offload | None, recipe: JsonObject, warnings: Sequence[str]) -> None:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
         model, work, blocks = self.job.model, self.work, self.store.blocks
-        inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
+        shares, written = work.found.get("shares", {}), sorted(self.store.written)
+        inspector = Inspector(
+            model.config, all_layers(self.store), self.job.recipe.target, work.found.get("sha256")
+        )
+        for done, block in enumerate(written, 1):  # before they were interrupted
+            inspector.look(self.store.shard(block), shares)
+            self.progress("check", done, len(written))
         self._score("dense", model.name)
         self._prune(statistics, inspector)
         shares = work.found.get("shares", {})
         counted = save_model(self.store, model.tokenizer, inspector, shares, self.progress)
         self._score("pruned", str(work.result))
         found, names = work.found, ("dense", "pruned")
-        losses = {f"{name}_perplexity": torch.tensor(found[name]) for name in names}
+        losses = {f"{x}_perplexity": torch.from_numpy(np.array(found[x], float)) for x in names}
         training = {block: found[block] for block in blocks if block in found}
         scores = {x: found[f"{x} zero-shot"] for x in names if self.tasks}
-        report = _measured(losses, self.windows["evaluation"], model.dtype)
+        evaluation = self.windows["evaluation"]
+        warnings = [*warnings, *_not_finite(losses, evaluation, model.dtype)]
+        report = _measured(losses, evaluation, model.dtype)
         report |= {"training": training} if training else {}
         report |= {"warnings": warnings} | ({"zero_shot": scores} if scores else {})
         recipe |= {"shares": shares} if shares else {}
@@ -191,6 +200,8 @@ class _Run:
             losses = losses_of(
                 states, logits, tokens, lambda done: self.progress(stage, done, total)
             )
+            if not losses.isfinite().all():
+                self.store.checkpoint.check_finite()  # which cannot be saved, else a value overflowed
             work.keep(name, losses.tolist())
 
         texts = Texts(
@@ -201,8 +212,12 @@ class _Run:
         if statistics is None and "statistics" in plan.on_disk:
             statistics = DiskOffload(work.statistics)
         states = DiskOffload(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
-        # While the shard is in the system's cache.
-        self.store.on_shard = lambda path: inspector.look(path, work.found.get("shares", {}))
+
+        def look(path: Path) -> None:  # while the shard is in the system's cache
+            inspector.look(path, work.found.get("shares", {}))
+            work.keep("sha256", dict(inspector.sums))
+
+        self.store.on_shard = look
         recipe, progress = self.job.recipe, self.progress
         try:
             prune(self.store, recipe, texts, states, statistics, progress, tell=work.keep)
@@ -223,12 +238,12 @@ class _Run:
 def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> JsonObject:
     """Return what a report says of perplexity, from each window's mean NLL by name.
 
-    A perplexity that is not finite is None, since JSON has no infinity.
+    A perplexity that is not finite is None.
     """
 
-    def of(part: Tensor) -> dict[str, float | None]:
-        found = {name: perplexity(values.double()[part]) for name, values in losses.items()}
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    def of(part: Tensor) -> JsonObject:
+        found = {name: perplexity(values[part]) for name, values in losses.items()}
+        return dict(finite(found))
 
     kinds = torch.tensor(windows.kinds)
     by_text = []
@@ -237,6 +252,20 @@ def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> Jso
         by_text.append({"corpus": part["corpus"], "split": part["split"], **shown})
     place = {**windows.provenance, "dtype": dtype}
     return {**of(kinds >= 0), "perplexity_of": place, "by_text": by_text}
+
+
+def _not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> list[str]:
+    """Return a warning for each model with windows whose loss is not finite."""
+    lines = []
+    for name, values in losses.items():
+        if bad := torch.nonzero(~values.isfinite()).flatten().tolist():
+            text = windows.parts[windows.kinds[bad[0]]]
+            lines.append(
+                f"{name.replace('_', ' ')} is not finite in {dtype}: the loss of {len(bad)} of "
+                f"{len(values)} windows is not, that of window {bad[0] + 1} ({text['corpus']}, "
+                f"split {text['split']}) first; give another --dtype, or a model without NaN"
+            )
+    return lines
 
 
 def _told(folder: Path, report: JsonObject) -> JsonObject:

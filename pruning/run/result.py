@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
-from prunevolve.pruning.json_file import JsonObject, read_object, write_json
+from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.progress import Progress, unwatched
@@ -49,7 +50,8 @@ class WorkFolder:
         run: What `run.json` holds once it was begun: the request's `options`, the `identity` of all
             that the result depends on, the `sha256` that its files should have if they are known,
             and what was `found` so far: losses by stream, the layers' `shares`, the errors of
-            trained blocks by their names, zero-shot results by model.
+            trained blocks by their names, zero-shot results by model, and the `sha256` of finished
+            shards; None stands for what is not finite.
     """
 
     def __init__(self, out: Path) -> None:
@@ -58,6 +60,7 @@ class WorkFolder:
         self.states = self.path / "states"
         self.statistics = self.path / "statistics"
         self.run: JsonObject = {"found": {}}
+        self._lock = Lock()
 
     @property
     def found(self) -> JsonObject:
@@ -80,9 +83,10 @@ class WorkFolder:
             )
 
     def keep(self, name: str, value: object) -> None:
-        """Put something that was found out aside."""
-        self.run["found"][name] = value
-        write_json(self.path / RUN, self.run)
+        """Put something that was found out aside; any thread may do it."""
+        with self._lock:
+            self.run["found"][name] = finite(value)
+            write_json(self.path / RUN, self.run)
 
     def forget_work(self) -> None:
         """Remove what was put aside on disk for the passes; finished shards stay."""
