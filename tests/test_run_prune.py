@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import resource
 import shutil
 import signal
 import subprocess
@@ -640,6 +641,40 @@ def test_fault_in_a_late_block_keeps_the_finished_shards(
     assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 1
     prune_small(metric="wanda", resume=True)
     assert checksums_of(tmp_path / "out") == expected
+
+
+def test_tokenizer_that_does_not_fit_the_disk_is_as_a_full_disk(
+    prune_small, tiny_llama_dir, tmp_path
+):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    out, _ = prune_small(model=model, validate=True, json=True)
+    needed = json.loads(out)["plan"][-1]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"token{i}" for i in range(300)])
+    tokenizer.save_pretrained(model)
+    out, _ = prune_small(model=model, validate=True, json=True)
+    assert json.loads(out)["plan"][-1] != needed
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # the weights are below
+    try:
+        _, err = prune_small(code=4, model=model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    line = "cannot be written (File too large): make room and go on with --resume"
+    assert err.splitlines()[-1] == f"error: out '{tmp_path / 'out'}' {line}"
+    prune_small(model=model, resume=True)
+    for file in ("config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (model / file).read_bytes()
+
+
+def test_disk_that_is_not_writable_needs_no_room(prune_small, at_shard, tmp_path):
+    def refuse():
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    at_shard(2, refuse)
+    _, err = prune_small(code=4)
+    line = "cannot be written (Read-only file system): make it writable and go on with --resume"
+    assert err.splitlines()[-1] == f"error: out '{tmp_path / 'out'}' {line}"
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ class _Run:
         self._score("dense", model.name)
         self._prune(statistics, inspector)
         shares = work.found.get("shares", {})
-        counted = save_model(self.store, model.tokenizer, inspector, shares, self.progress)
+        counted = save_model(self.store, inspector, shares, self.progress)
         self._score("pruned", str(work.result))
         found, names = work.found, ("dense", "pruned")
         losses = {f"{x}_perplexity": torch.from_numpy(np.array(found[x], float)) for x in names}

@@ -5,12 +5,12 @@ the report last. What a killed run leaves there is the state that it is resumed 
 that has its name is whole, and `run.json` says what was asked for and what was found out.
 """
 
+import errno
 import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +19,9 @@ from threading import Lock
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prunevolve.evaluation import zero_shot
-from prunevolve.pruning.checkpoint import DiskOffload, Offload
+from prunevolve.pruning.checkpoint import DiskOffload, Offload, files_beside
 from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
@@ -41,6 +40,8 @@ from prunevolve.pruning.store import FolderStore, Store
 UNFINISHED = ".unfinished"
 RUN = "run.json"
 SETTINGS = "statistics.json"
+
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class WorkFolder:
@@ -118,8 +119,9 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
         raise
     except OSError as error:
         work.forget_work()
+        way_out = "make it writable" if error.errno in _NOT_WRITABLE else "make room"
         raise FolderMismatchError(
-            f"out {str(out)!r} cannot be written ({error.strerror or error}): make room and go on "
+            f"out {str(out)!r} cannot be written ({error.strerror or error}): {way_out} and go on "
             "with --resume"
         ) from error
     except ValueError:
@@ -166,25 +168,22 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
 
 def save_model(
     store: FolderStore,
-    tokenizer: PreTrainedTokenizerBase,
     inspector: Inspector,
     shares: Mapping[str, float],
     on_progress: Progress = unwatched,
 ) -> Counted:
     """Make a model that can be loaded of a store's shards, and return what is in them.
 
-    Those that the inspector did not look at yet are read back.
+    Those that the inspector did not look at yet are read back. Configs and tokenizer are copied.
     """
     folder = store.shard(None).parent
     store.write_outside()
-    config = deepcopy(store.config)
-    config.__dict__.pop("auto_map", None)  # it names code, which is not in the folder
-    config.save_pretrained(folder)
-    # A model without a generation config, or with one that transformers refuses to write.
-    with suppress(OSError, ValueError):
-        GenerationConfig.from_pretrained(store.checkpoint.place).save_pretrained(folder)
-    tokenizer.init_kwargs.pop("auto_map", None)
-    tokenizer.save_pretrained(folder)
+    for path in files_beside(store.checkpoint.place):
+        shutil.copyfile(path, folder / path.name)
+        if path.name in ("config.json", "tokenizer_config.json"):
+            content = read_object(path)
+            if content.pop("auto_map", None):  # it names code, which is not in the folder
+                write_json(folder / path.name, content)
     counted = inspector.look_at_all(folder, shares, "save", on_progress)
     inspector.check_promise()
     return counted
