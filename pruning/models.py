@@ -74,7 +74,7 @@ class UnloadedModel:
         """Bytes that the model's files take, its weights in the dtype that its config names."""
         weights = sum(weight.numel() for weight in self.shapes.parameters())
         beside = sum(path.stat().st_size for path in files_beside(find_model(self.name)))
-        return weights * DTYPES[self.own_dtype].itemsize + beside
+        return int(weights * DTYPES[self.own_dtype].itemsize + beside)
 
     def open(self) -> Checkpoint:
         """Return the model's files; those from the hub are downloaded."""

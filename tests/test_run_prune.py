@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
 from prunevolve.evaluation.windows import Text
-from prunevolve.pruning import checkpoint, memory, store
+from prunevolve.pruning import checkpoint, memory, statistics, store
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
@@ -420,6 +420,26 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     assert checksums_of(tmp_path / "by-file") == checksums_of(tmp_path / "again")
 
 
+def test_damping_that_grows_is_in_the_report_and_told_once(prune_small, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "DAMPING", 1e-8)
+    # Eight tokens of 16 and 24 inputs: the Gram matrix has no factor without a damping.
+    _, err = prune_small(metric="sparsegpt", samples=1, seqlen=8)
+    report = paper(tmp_path / "out", "report")
+    layer, times = max(report["damping"].items(), key=lambda item: item[1])
+    assert set(report["damping"].values()) <= {1, 2, 3}
+    (line,) = [line for line in report["warnings"] if "damping" in line]
+    assert line.startswith(f"the damping of {len(report['damping'])} Gram matrices had to grow, ")
+    assert f"of layer {layer} {times} times" in line
+    assert err.count("the damping of") == 1 and err.count(line) == 1
+
+
+def test_gram_matrix_without_a_factor_is_named_with_its_layer(prune_small, monkeypatch):
+    monkeypatch.setattr(statistics, "DAMPING", -1.0)
+    _, err = prune_small(code=2, metric="sparsegpt")
+    line = "error: layer model.layers.0.self_attn.q_proj: the Gram matrix of its inputs has no Chol"
+    assert err.splitlines()[-1].startswith(line)
+
+
 @pytest.fixture
 def undisturbed(prune_small, tmp_path):
     """Prune without a disturbance, once for the module, and return the checksums."""
@@ -618,7 +638,11 @@ def test_full_disk_leaves_what_resumes(tight, undisturbed, at_shard, tmp_path, m
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (RuntimeError("CUDA error: unknown error\nCUDA kernel errors"), 3, "CUDA error: unknown error"),
+        (
+            RuntimeError("CUDA error: unknown error\nCUDA kernel errors"),
+            3,
+            "CUDA error: unknown error",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory."), 3, "CUDA out of memory."),
         (MemoryError(), 3, "out of memory"),
         (ValueError("the scores are constant"), 2, "the scores are constant"),

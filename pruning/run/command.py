@@ -179,13 +179,15 @@ class _Run:
         self._score("pruned", str(work.result))
         found, names = work.found, ("dense", "pruned")
         losses = {f"{x}_perplexity": torch.from_numpy(np.array(found[x], float)) for x in names}
-        training = {block: found[block] for block in blocks if block in found}
-        scores = {x: found[f"{x} zero-shot"] for x in names if self.tasks}
+        parts = {
+            "training": {block: found[block] for block in blocks if block in found},
+            "damping": {x: found[x]["damping"] for x in all_layers(self.store) if x in found},
+            "zero_shot": {x: found[f"{x} zero-shot"] for x in names if self.tasks},
+        }
         evaluation = self.windows["evaluation"]
-        warnings = [*warnings, *_not_finite(losses, evaluation, model.dtype)]
+        notes = [*_not_finite(losses, evaluation, model.dtype), *_damped(parts["damping"])]
         report = _measured(losses, evaluation, model.dtype)
-        report |= {"training": training} if training else {}
-        report |= {"warnings": warnings} | ({"zero_shot": scores} if scores else {})
+        report |= {"warnings": [*warnings, *notes]} | {x: y for x, y in parts.items() if y}
         recipe |= {"shares": shares} if shares else {}
         save_papers(work.result, recipe, report, counted)
 
@@ -201,7 +203,7 @@ class _Run:
                 states, logits, tokens, lambda done: self.progress(stage, done, total)
             )
             if not losses.isfinite().all():
-                self.store.checkpoint.check_finite()  # which cannot be saved, else a value overflowed
+                self.store.checkpoint.check_finite()  # else a value overflows in this dtype
             work.keep(name, losses.tolist())
 
         texts = Texts(
@@ -266,6 +268,17 @@ def _not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> l
                 f"split {text['split']}) first; give another --dtype, or a model without NaN"
             )
     return lines
+
+
+def _damped(growth: Mapping[str, int]) -> list[str]:
+    """Return a warning if the damping of Gram matrices grew, by layer how many times."""
+    if not growth:
+        return []
+    worst = max(growth, key=lambda layer: growth[layer])
+    return [
+        f"the damping of {len(growth)} Gram matrices had to grow, tenfold each time, of layer "
+        f"{worst} {growth[worst]} times: its inputs are too much alike for the update"
+    ]
 
 
 def _told(folder: Path, report: JsonObject) -> JsonObject:
