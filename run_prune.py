@@ -133,12 +133,15 @@ def _with_recipes(
 
 
 def _measuring(model: str, given: JsonObject) -> Measurement:
-    """Return the request of --evaluate: the windows are those of a pruned model's recipe."""
+    """Return the request of --evaluate: windows and dtype are those of a pruned model's recipe."""
     if (recipe := Path(model) / "pruning_recipe.json").is_file():
         saved, _ = read_recipe(str(recipe), None)
-        windows = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows")
-        given = over(given, {name: saved[name] for name in windows if name in saved})
-        print(f"note: windows as in {recipe} where no option says otherwise", file=sys.stderr)
+        taken = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows", "dtype")
+        given = over(given, {name: saved[name] for name in taken if name in saved})
+        print(
+            f"note: windows and dtype as in {recipe} where no option says otherwise",
+            file=sys.stderr,
+        )
     return make(Measurement, given | {"model": model}, "--evaluate")
 
 

@@ -182,6 +182,32 @@ def test_evaluate_measures_a_result_on_its_own_windows_unless_told(prune_small, 
     assert "(embedded, split report, 4 windows of 8 = 32 tokens" in out
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_evaluate_of_a_result_is_what_its_pruning_printed(tmp_path, monkeypatch, dtype):
+    # As on a processor that is fast in the dtype of the model's files.
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
+    passed, states = [], ResidentStore.states
+
+    def counted(self, tokens):
+        passed.append(len(tokens))
+        return states(self, tokens)
+
+    # In a batch, as larger models show, windows may be rounded differently.
+    monkeypatch.setattr(ResidentStore, "states", counted)
+    windows = {"seqlen": 128, "eval_windows": 5}
+    out, _ = call(
+        model="embedded", metric="magnitude", dtype=dtype, out=tmp_path / "out", **windows
+    )
+    told = out.partition("pruned perplexity ")[2].partition("\n")[0]
+    exact = paper(tmp_path / "out", "report")["pruned_perplexity"]
+    out, _ = call(evaluate=tmp_path / "out", json=True)
+    assert json.loads(out)["perplexity"] == exact
+    assert passed == [1] * 5
+    out, err = call(evaluate=tmp_path / "out")
+    assert out == f"perplexity {told}\n"
+    assert f"note: windows and dtype as in {tmp_path / 'out' / 'pruning_recipe.json'} where" in err
+
+
 def test_perplexity_that_is_not_finite_is_null(tiny_llama_dir, tmp_path):
     model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
     weights = tensors_of(model)

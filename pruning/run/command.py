@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
+from prunevolve.evaluation.perplexity import losses_of, perplexity
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, finite, read_object
@@ -134,9 +135,12 @@ def evaluate(request: Measurement) -> JsonObject:
         zero_shot.check_tasks(request.tasks)
         tasks = zero_shot.load_tasks(request.tasks)
     with shown_progress(on_stderr()) as progress:
-        live, total = load_model(model.name, model.dtype, model.device), len(windows.tokens)
-        losses = window_losses(
-            ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)
+        live, tokens = load_model(model.name, model.dtype, model.device), windows.tokens
+        store = ResidentStore(live)
+        # One window at a time, as a pruning does: a batch of them is rounded differently.
+        states = chain.from_iterable(map(store.states, tokens.split(1)))
+        losses = losses_of(
+            states, store.logits, tokens, lambda done: progress("perplexity", done, len(tokens))
         )
         scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
     _say("warning", _not_finite({"perplexity": losses}, windows, model.dtype))
