@@ -138,10 +138,7 @@ def _measuring(model: str, given: JsonObject) -> Measurement:
         saved, _ = read_recipe(str(recipe), None)
         taken = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows", "dtype")
         given = over(given, {name: saved[name] for name in taken if name in saved})
-        print(
-            f"note: windows and dtype as in {recipe} where no option says otherwise",
-            file=sys.stderr,
-        )
+        print(f"note: windows and dtype as in {recipe} unless options differ", file=sys.stderr)
     return make(Measurement, given | {"model": model}, "--evaluate")
 
 

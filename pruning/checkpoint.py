@@ -55,8 +55,7 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 def files_beside(folder: Path) -> list[Path]:
     """Return a model's configs and the files of its tokenizer."""
-    found = {path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found)
+    return sorted({path for glob in _BESIDE for path in folder.glob(glob) if path.is_file()})
 
 
 def is_finite(tensor: Tensor) -> bool:

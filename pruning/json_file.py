@@ -1,7 +1,6 @@
 """Reads JSON files, up to one limit of size and of depth, and writes files whole or not at all."""
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,11 +63,7 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
 
 def finite(content: Any) -> Any:
     """Return JSON content, None in place of numbers that are not finite: JSON has none of these."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return json.loads(json.dumps(content), parse_constant=lambda constant: None)
 
 
 def write_json(path: Path, content: JsonObject) -> None:

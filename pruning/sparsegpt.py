@@ -77,10 +77,7 @@ def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> t
     # answer to a change of column j. From the flipped matrix, whose factor is that of U's inverse.
     lower, grown = damped_factor(gram.flip(0, 1))
     if not torch.isfinite(lower).all():
-        raise DegenerateScores(
-            "the Gram matrix of its inputs has no Cholesky factor: if a value overflows, give "
-            "another dtype"
-        )
+        raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
     identity = torch.eye(len(gram), device=gram.device)
     answers = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
     size = max(width, WIDTH // width * width)

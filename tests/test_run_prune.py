@@ -205,7 +205,7 @@ def test_evaluate_of_a_result_is_what_its_pruning_printed(tmp_path, monkeypatch,
     assert passed == [1] * 5
     out, err = call(evaluate=tmp_path / "out")
     assert out == f"perplexity {told}\n"
-    assert f"note: windows and dtype as in {tmp_path / 'out' / 'pruning_recipe.json'} where" in err
+    assert f"note: windows and dtype as in {tmp_path / 'out' / 'pruning_recipe.json'} unless" in err
 
 
 def test_perplexity_that_is_not_finite_is_null(tiny_llama_dir, tmp_path):
@@ -229,8 +229,8 @@ def test_perplexity_that_is_nan_is_null_and_named_with_text_window_and_dtype(
     report = paper(tmp_path / "out", "report")
     assert report["pruned_perplexity"] is report["dense_perplexity"] is None
     line = (
-        "perplexity is not finite in float16: the loss of 4 of 4 windows is not, that of window 1 "
-        "(embedded, split report[:9%]) first; give another --dtype, or a model without NaN"
+        "perplexity is not finite in float16: 4 windows are not, first window 1 "
+        "(embedded, split report[:9%]); give another --dtype"
     )
     told = [f"dense {line}", f"pruned {line}"]
     assert report["warnings"] == told and {f"warning: {x}" for x in told} <= {*err.splitlines()}
@@ -454,15 +454,15 @@ def test_damping_that_grows_is_in_the_report_and_told_once(prune_small, tmp_path
     layer, times = max(report["damping"].items(), key=lambda item: item[1])
     assert set(report["damping"].values()) <= {1, 2, 3}
     (line,) = [line for line in report["warnings"] if "damping" in line]
-    assert line.startswith(f"the damping of {len(report['damping'])} Gram matrices had to grow, ")
-    assert f"of layer {layer} {times} times" in line
+    told = f"the damping of {len(report['damping'])} Gram matrices grew tenfold, for layer {layer} "
+    assert line.startswith(f"{told}{times} times")
     assert err.count("the damping of") == 1 and err.count(line) == 1
 
 
 def test_gram_matrix_without_a_factor_is_named_with_its_layer(prune_small, monkeypatch):
     monkeypatch.setattr(statistics, "DAMPING", -1.0)
     _, err = prune_small(code=2, metric="sparsegpt")
-    line = "error: layer model.layers.0.self_attn.q_proj: the Gram matrix of its inputs has no Chol"
+    line = "error: layer model.layers.0.self_attn.q_proj: the Gram matrix of its inputs has no fact"
     assert err.splitlines()[-1].startswith(line)
 
 

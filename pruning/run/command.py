@@ -169,13 +169,10 @@ class _Run:
     def save(self, statistics: Offload | None, recipe: JsonObject, warnings: Sequence[str]) -> None:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
         model, work, blocks = self.job.model, self.work, self.store.blocks
-        shares, written = work.found.get("shares", {}), sorted(self.store.written)
-        inspector = Inspector(
-            model.config, all_layers(self.store), self.job.recipe.target, work.found.get("sha256")
-        )
-        for done, block in enumerate(written, 1):  # before they were interrupted
-            inspector.look(self.store.shard(block), shares)
-            self.progress("check", done, len(written))
+        inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
+        for path in map(self.store.shard, sorted(self.store.written)):  # by the run before
+            known = work.found.get("sha256", {}).get(path.name)
+            inspector.look(path, work.found.get("shares", {}), known)
         self._score("dense", model.name)
         self._prune(statistics, inspector)
         shares = work.found.get("shares", {})
@@ -189,9 +186,13 @@ class _Run:
             "zero_shot": {x: found[f"{x} zero-shot"] for x in names if self.tasks},
         }
         evaluation = self.windows["evaluation"]
-        notes = [*_not_finite(losses, evaluation, model.dtype), *_damped(parts["damping"])]
-        report = _measured(losses, evaluation, model.dtype)
-        report |= {"warnings": [*warnings, *notes]} | {x: y for x, y in parts.items() if y}
+        warnings = [*warnings, *_not_finite(losses, evaluation, model.dtype)]
+        if grown := parts["damping"]:
+            worst = max(grown, key=lambda layer: grown[layer])
+            told = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "
+            warnings.append(f"{told}{grown[worst]} times: the update makes up for less there")
+        report = _measured(losses, evaluation, model.dtype) | {"warnings": warnings}
+        report |= {name: part for name, part in parts.items() if part}
         recipe |= {"shares": shares} if shares else {}
         save_papers(work.result, recipe, report, counted)
 
@@ -248,8 +249,7 @@ def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> Jso
     """
 
     def of(part: Tensor) -> JsonObject:
-        found = {name: perplexity(values[part]) for name, values in losses.items()}
-        return dict(finite(found))
+        return {name: finite(perplexity(values[part])) for name, values in losses.items()}
 
     kinds = torch.tensor(windows.kinds)
     by_text = []
@@ -267,22 +267,11 @@ def _not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> l
         if bad := torch.nonzero(~values.isfinite()).flatten().tolist():
             text = windows.parts[windows.kinds[bad[0]]]
             lines.append(
-                f"{name.replace('_', ' ')} is not finite in {dtype}: the loss of {len(bad)} of "
-                f"{len(values)} windows is not, that of window {bad[0] + 1} ({text['corpus']}, "
-                f"split {text['split']}) first; give another --dtype, or a model without NaN"
+                f"{name.replace('_', ' ')} is not finite in {dtype}: {len(bad)} windows are not, "
+                f"first window {bad[0] + 1} ({text['corpus']}, split {text['split']}); give "
+                "another --dtype"
             )
     return lines
-
-
-def _damped(growth: Mapping[str, int]) -> list[str]:
-    """Return a warning if the damping of Gram matrices grew, by layer how many times."""
-    if not growth:
-        return []
-    worst = max(growth, key=lambda layer: growth[layer])
-    return [
-        f"the damping of {len(growth)} Gram matrices had to grow, tenfold each time, of layer "
-        f"{worst} {growth[worst]} times: its inputs are too much alike for the update"
-    ]
 
 
 def _told(folder: Path, report: JsonObject) -> JsonObject:

@@ -41,8 +41,6 @@ UNFINISHED = ".unfinished"
 RUN = "run.json"
 SETTINGS = "statistics.json"
 
-_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
-
 
 class WorkFolder:
     """The unfinished part of a result's folder; `work_folder` opens one.
@@ -119,7 +117,8 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
         raise
     except OSError as error:
         work.forget_work()
-        way_out = "make it writable" if error.errno in _NOT_WRITABLE else "make room"
+        refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        way_out = "make it writable" if refused else "make room"
         raise FolderMismatchError(
             f"out {str(out)!r} cannot be written ({error.strerror or error}): {way_out} and go on "
             "with --resume"

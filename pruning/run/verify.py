@@ -73,20 +73,13 @@ class Inspector:
     Args:
         names: The prunable layers, in order.
         target: What was asked for.
-        known: The sha256 that shards must have, by name.
 
     Attributes:
         sums: The sha256 of each shard that was looked at, by name.
     """
 
-    def __init__(
-        self,
-        config: PretrainedConfig,
-        names: Sequence[str],
-        target: Target,
-        known: Mapping[str, str] | None = None,
-    ) -> None:
-        self._names, self._target, self._known = names, target, known or {}
+    def __init__(self, config: PretrainedConfig, names: Sequence[str], target: Target) -> None:
+        self._names, self._target = names, target
         self._layers = {
             published: name
             for name in names
@@ -95,15 +88,16 @@ class Inspector:
         self.sums: dict[str, str] = {}
         self._counts: dict[str, LayerCount] = {}
 
-    def look(self, path: Path, shares: Mapping[str, float]) -> None:
+    def look(self, path: Path, shares: Mapping[str, float], known: str | None = None) -> None:
         """Hash a shard and count the zeros of its layers, one tensor in memory at a time.
 
         Args:
             shares: The fraction of each layer that goes, where it is not the target's.
+            known: The sha256 that the shard must have.
         """
         with path.open("rb") as file:
             self.sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        if self._known.get(path.name, self.sums[path.name]) != self.sums[path.name]:
+        if known not in (None, self.sums[path.name]):
             raise FolderMismatchError(
                 f"{str(path)!r} is not as it was written: remove it, and --resume makes it again"
             )
