@@ -103,6 +103,10 @@ def prune_model(
         return command_line.outcome(command_line.DONE, **work())
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
+    except (MemoryError, RuntimeError) as error:  # of an allocator, a device, CUDA
+        what = str(error).partition("\n")[0] or "out of memory"
+        line = f"{what}: free memory, or see to the device, and {_way_on(out)}"
+        return command_line.failed(command_line.INTERRUPTED, line)
 
 
 def _way_on(out: str) -> str:
@@ -129,12 +133,12 @@ def _with_recipes(
 
 
 def _measuring(model: str, given: JsonObject) -> Measurement:
-    """Return the request of --evaluate: the windows are those of a pruned model's recipe."""
+    """Return the request of --evaluate: windows and dtype are those of a pruned model's recipe."""
     if (recipe := Path(model) / "pruning_recipe.json").is_file():
         saved, _ = read_recipe(str(recipe), None)
-        windows = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows")
-        given = over(given, {name: saved[name] for name in windows if name in saved})
-        print(f"note: windows as in {recipe} where no option says otherwise", file=sys.stderr)
+        taken = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows", "dtype")
+        given = over(given, {name: saved[name] for name in taken if name in saved})
+        print(f"note: windows and dtype as in {recipe} unless options differ", file=sys.stderr)
     return make(Measurement, given | {"model": model}, "--evaluate")
 
 

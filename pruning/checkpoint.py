@@ -16,6 +16,12 @@ from prunevolve.pruning.json_file import read_object, whole_file
 
 INDEX = "model.safetensors.index.json"
 
+_BESIDE = (
+    *("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
+"""Files of a model beside its weights."""
+
 _PUBLISHED = {
     "gemma3": {
         "model.language_model.": "language_model.model.",
@@ -45,6 +51,11 @@ def read_tensor(path: Path, name: str) -> Tensor:
                 raise KeyboardInterrupt from error  # swallowed while torch asks for its shape
             raise
     return tensor
+
+
+def files_beside(folder: Path) -> list[Path]:
+    """Return a model's configs and the files of its tokenizer."""
+    return sorted({path for glob in _BESIDE for path in folder.glob(glob) if path.is_file()})
 
 
 def is_finite(tensor: Tensor) -> bool:

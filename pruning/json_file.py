@@ -61,6 +61,11 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
         raise
 
 
+def finite(content: Any) -> Any:
+    """Return JSON content, None in place of numbers that are not finite: JSON has none of these."""
+    return json.loads(json.dumps(content), parse_constant=lambda constant: None)
+
+
 def write_json(path: Path, content: JsonObject) -> None:
     """Write an object, whole or not at all."""
     with whole_file(path) as draft:

@@ -8,6 +8,8 @@ cannot fit is refused before any work.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+from pathlib import Path
 
 import psutil
 import torch
@@ -32,6 +34,17 @@ that the passes make of it."""
 _SAVED_BY_GRAPH = 18
 """Values of the hidden size, and half as many of the intermediate size, kept for each token."""
 
+_SORTED = 40
+"""Bytes for each score that a GPU sorts: it, sorted it and its place (16), where it was before (8),
+what a radix sort puts aside (12), a mask; rounded up."""
+
+_CGROUPS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of control groups, v2 and v1: controller, limit, use, and what memory.stat calls the cache that
+is given back at once."""
+
 Rows = dict[str, int]
 """Bytes by purpose."""
 
@@ -43,6 +56,7 @@ class Work:
     Attributes:
         model: Shapes; its parameters are not looked at.
         dtype: Of the passes, a key of `DTYPES`.
+        device: Of the passes.
         saved_dtype: Of the pruned weights.
         calibration: Number of windows for statistics, and tokens in each.
         evaluation: Number of windows for perplexity, and tokens in each.
@@ -51,6 +65,7 @@ class Work:
     model: PreTrainedModel
     recipe: Recipe
     dtype: str
+    device: str
     saved_dtype: str
     calibration: tuple[int, int]
     evaluation: tuple[int, int]
@@ -76,6 +91,12 @@ class Work:
         """The size of embeddings, norms and head, tied ones once."""
         return self.item * sum(p.numel() for p in set(outside_blocks(self.model).values()))
 
+    @property
+    def shard(self) -> int:
+        """The most that a block's new weights take, until its shard is written."""
+        prunable = max(sum(layer.weight.numel() for layer in layers) for layers in self.layers)
+        return DTYPES[self.saved_dtype].itemsize * prunable
+
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
         """The passes, where no statistics are kept from before."""
@@ -86,11 +107,11 @@ def held(one: Pass, work: Work) -> Rows:
     """Return what a pass holds at its peak, beside the libraries and what is put aside."""
     sizes = [[layer.weight.numel() for layer in layers] for layers in work.layers]
     largest, prunable = max(map(max, sizes)), max(map(sum, sizes))
-    scored = 4 * largest * _values(work.recipe)
+    sorts = torch.device(work.device).type != "cpu" and not work.recipe.target.group.whole_model
+    scored = largest * max(4 * _values(work.recipe), _SORTED * sorts)
     if one.name == "threshold":
         return {"scores": scored}
-    new = DTYPES[work.saved_dtype].itemsize * prunable  # until the block's shard is written
-    new *= bool(one.prunes) or one.name == "measure"
+    new = work.shard * (bool(one.prunes) or one.name == "measure")
     backward = one.name == "backward"
     lengths = [work.evaluation[1], work.calibration[1] * bool(one.terminals)]
     window = work.item * max(_activations(work.model, length, backward) for length in lengths)
@@ -120,9 +141,11 @@ def _activations(model: PreTrainedModel, length: int, backward: bool) -> int:
     """Return the number of values of one window's activations in one block, from above."""
     config = model.config.get_text_config()
     wide: int = getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0)
-    attended = length if backward else min(length, 64)
+    scores = 2 * (length if backward else min(length, 64))
+    if config._attn_implementation == "eager":  # all queries at once, and a softmax in fp32
+        scores = (9 if backward else 5) * length
     values = _SAVED_BY_GRAPH * int(config.hidden_size) + _SAVED_BY_GRAPH // 2 * wide
-    return length * (values + 2 * attended * int(config.num_attention_heads))
+    return length * (values + scores * int(config.num_attention_heads))
 
 
 def put_aside(work: Work) -> Rows:
@@ -147,8 +170,9 @@ class Plan:
     """How a pruning is carried out.
 
     Attributes:
-        passes: Each pass and what it holds, by purpose.
-        beside: What is in memory beside that, by purpose.
+        passes: Each pass and what it holds, by purpose; on a GPU, of its memory.
+        beside: What is in the host's memory beside that, by purpose.
+        peak: The bound of what is held there.
         budget: What may be held.
         on_disk: What is put aside on disk, by purpose.
         resident: Whether blocks stay in memory once they were opened.
@@ -157,15 +181,11 @@ class Plan:
 
     passes: tuple[tuple[Pass, Rows], ...]
     beside: Rows
+    peak: int
     budget: int
     on_disk: Rows
     resident: bool
     result: int
-
-    @property
-    def peak(self) -> int:
-        """The bound of what is held."""
-        return sum(self.beside.values()) + max(sum(rows.values()) for _, rows in self.passes)
 
     @property
     def disk(self) -> int:
@@ -189,27 +209,27 @@ class Plan:
         ]
 
 
-def plan_pruning(
-    work: Work, result: int, device: str, max_memory: str | None, whole: bool = False
-) -> Plan:
+def plan_pruning(work: Work, result: int, max_memory: str | None, whole: bool = False) -> Plan:
     """Return how a pruning is carried out within a budget.
 
     Args:
         result: The dense model's files, and so the pruned one's.
-        device: Of the passes.
         max_memory: What may be held, such as `6GiB` or `800MB`; None for what is free.
         whole: Whether the whole model is also loaded, before and after it is pruned.
 
     Raises:
-        ValueError: If one block at a time is more than the budget; the message says what is
-            needed.
+        ValueError: If one block at a time is more than the budget, or a GPU has; the message says
+            what is needed.
     """
-    budget = _size(max_memory) if max_memory else psutil.virtual_memory().available
+    free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
+    budget = _size(max_memory) if max_memory else min(free)
     passes = tuple((one, held(one, work)) for one in work.passes)
     most = max((rows for _, rows in passes), key=lambda rows: sum(rows.values()))
     loaded = {"the whole model": sum(work.blocks) + work.outside} if whole else {}
     larger = loaded if sum(loaded.values()) > sum(most.values()) else most
-    needs = {"libraries": LIBRARIES, **larger}
+    on_gpu = torch.device(work.device).type == "cuda"
+    on_host = (loaded or {"a shard": work.shard}) if on_gpu else larger  # loaded by way of it
+    needs = {"libraries": LIBRARIES, **on_host}
     if (needed := sum(needs.values())) > budget:
         raise ValueError(
             f"max-memory must be at least {math.ceil(needed / 2**10)} KiB here, {_text(needed)} "
@@ -223,11 +243,32 @@ def plan_pruning(
             beside[name], room = size, room - size
         else:
             on_disk[name] = size
-    if torch.device(device).type == "cuda":
-        room = _room_on_device(max(work.blocks) + sum(most.values()), device)
-    if resident := (blocks := sum(work.blocks)) <= room:
-        beside["other blocks"] = blocks
-    return Plan(passes, beside, budget, on_disk, resident, result)
+    if on_gpu:
+        room = _room_on_device(max(work.blocks) + sum(larger.values()), work.device)
+    resident = sum(work.blocks) <= room
+    if resident and not on_gpu:
+        beside["other blocks"] = sum(work.blocks)
+    peak = sum(beside.values()) + needed - LIBRARIES
+    return Plan(passes, beside, peak, budget, on_disk, resident, result)
+
+
+def cgroup_rooms(root: Path) -> list[int]:
+    """Return what each control group of this process leaves of its limit, in bytes.
+
+    So do those above one; a container may have no more than these.
+    """
+    rooms, listed = [], root / "proc/self/cgroup"
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    for line, (name, limit, used, cached) in product(lines, _CGROUPS):
+        _, controllers, path = line.split(":", 2)
+        group = root / "sys/fs/cgroup" / name / path.strip("/")
+        for folder in (group, *group.parents) if name in controllers.split(",") else ():
+            most = (folder / limit).read_text().strip() if (folder / limit).is_file() else "max"
+            if most != "max":
+                rows = (folder / "memory.stat").read_text().splitlines()
+                at_once = int(dict(row.split() for row in rows).get(cached, 0))
+                rooms.append(max(0, int(most) - int((folder / used).read_text()) + at_once))
+    return rooms
 
 
 def _room_on_device(needed: int, device: str) -> int:

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prunevolve.pruning.attention import use_blocked_attention
-from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve.pruning.checkpoint import Checkpoint, files_beside
 from prunevolve.pruning.json_file import read_object
 
 EMBEDDED = "embedded"  # the tiny LLaMA that ships in this package
@@ -72,9 +72,10 @@ class UnloadedModel:
 
     @property
     def file_size(self) -> int:
-        """Bytes that the model's files take in the dtype that its config names."""
+        """Bytes that the model's files take, its weights in the dtype that its config names."""
         weights = sum(weight.numel() for weight in self.shapes.parameters())
-        return int(weights * DTYPES[self.own_dtype].itemsize)
+        beside = sum(path.stat().st_size for path in files_beside(find_model(self.name)))
+        return int(weights * DTYPES[self.own_dtype].itemsize + beside)
 
     def open(self) -> Checkpoint:
         """Return the model's files; those from the hub are downloaded."""

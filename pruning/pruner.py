@@ -16,7 +16,7 @@ from prunevolve.pruning.allocation import Shapes
 from prunevolve.pruning.checkpoint import Offload
 from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.masks import Target
+from prunevolve.pruning.masks import DegenerateScores, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
 from prunevolve.pruning.passes import Advance, Collect, Differentiate, Pass, Step, passes_of
@@ -52,10 +52,12 @@ def prune(
             there are used. None keeps none, and computes them three times for a threshold over the
             whole model.
         tell: Called with `shares` and what the recipe's allocation gives each layer, before the
-            first block is pruned; with a trained block's name and its errors by part.
+            first block is pruned; with a trained block's name and its errors by part; with an
+            updated layer's and how many times the damping of its Gram matrix grew, if it did.
 
     Raises:
-        DegenerateScores: If a layer's scores are not finite or constant.
+        DegenerateScores: If a layer's scores are not finite or constant, or its Gram matrix has
+            no factor.
         ValueError: If n:m does not divide a layer.
         OSError: If a disk is full.
     """
@@ -298,7 +300,13 @@ class _Walk:
         if recipe.refine and isinstance(removal, Tensor):
             removal = recipe.refine(dense, removal, self.behind[gram])
         if recipe.update:
-            return recipe.update(dense, removal, self.behind[gram])
+            try:
+                weight, grown = recipe.update(dense, removal, self.behind[gram])
+            except DegenerateScores as error:
+                raise DegenerateScores(f"layer {layer}: {error}") from error
+            if grown:
+                self.tell(layer, {"damping": grown})
+            return weight
         assert isinstance(removal, Tensor)
         return _zeroed(dense, removal)
 

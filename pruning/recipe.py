@@ -30,9 +30,10 @@ Refine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps a dense weight, its mask and the Gram matrix of its inputs behind pruned blocks to a better
 mask, with as many zeros in each group."""
 
-Update = Callable[[Tensor, Removal, Tensor], Tensor]
+Update = Callable[[Tensor, Removal, Tensor], tuple[Tensor, int]]
 """Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its
-inputs behind pruned blocks to the weight that is saved; the dense weight is not written to."""
+inputs behind pruned blocks to the weight that is saved, and how many times the matrix's damping
+grew; the dense weight is not written to."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _train(
             schedule.step()
         changed = {name: weight.detach() * stays[name] for name, weight in free.items()}
         errors.append(mean_error(changed))
-        if errors[-1] > min(errors):
+        if not errors[-1] <= min(errors):  # NaN, too
             break
         kept = changed
     return kept, errors

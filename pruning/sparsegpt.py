@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.masks import DegenerateScores, NOfM
 from prunevolve.pruning.ranking import lowest_of_rows
 from prunevolve.pruning.statistics import damped_factor
 
@@ -48,7 +48,7 @@ def choose_n_of_m(pattern: NOfM) -> Choose:
 
 def compensate(
     weight: Tensor, removal: Tensor | float, gram: Tensor, pattern: NOfM | None = None
-) -> Tensor:
+) -> tuple[Tensor, int]:
     """Return `solve` for a mask, or for SparseGPT's own if the fraction that goes is given."""
     if isinstance(removal, Tensor):
         return solve(weight, gram, choose_given(removal))
@@ -57,20 +57,27 @@ def compensate(
     return solve(weight, gram, choose_lowest(removal))
 
 
-def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> Tensor:
+def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> tuple[Tensor, int]:
     """Return a layer's weight, fp32, some of it zero and the rest changed to make up for that.
+
+    Beside it is how many times the damping of the Gram matrix grew tenfold.
 
     Args:
         weight: Dense, (out_features, in_features), any dtype.
         gram: Gram matrix of the inputs, (in_features, in_features), fp32, whose device is used.
         choose: Called for some columns at a time, with all changes so far.
         width: How many columns that is.
+
+    Raises:
+        DegenerateScores: If the Gram matrix has no Cholesky factor.
     """
     # One column of the weight is a row here, and lies together in memory.
     left = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
     # Of the inverse, U^T U with U upper triangular: row j of U says how the columns from j on
     # answer to a change of column j. From the flipped matrix, whose factor is that of U's inverse.
-    lower = damped_factor(gram.flip(0, 1))
+    lower, grown = damped_factor(gram.flip(0, 1))
+    if not torch.isfinite(lower).all():
+        raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
     identity = torch.eye(len(gram), device=gram.device)
     answers = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
     size = max(width, WIDTH // width * width)
@@ -78,7 +85,7 @@ def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> T
         columns = slice(start, min(start + size, len(left)))
         errors = _solve_block(left[columns], answers[columns, columns], choose, start, width)
         left[columns.stop :].addmm_(answers[columns, columns.stop :].T, errors, alpha=-1)
-    return left.T.contiguous()
+    return left.T.contiguous(), grown
 
 
 def _solve_block(block: Tensor, answers: Tensor, choose: Choose, start: int, width: int) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -86,23 +86,25 @@ def _add_deviations(total: Tensor, values: Tensor, _: Tensor) -> None:
 
 
 def _inverse_diagonal(total: Tensor, seen: Seen) -> Tensor:
-    return torch.cholesky_inverse(damped_factor(_mean(total, seen))).diagonal()[None].clone()
+    factor, _ = damped_factor(_mean(total, seen))
+    return torch.cholesky_inverse(factor).diagonal()[None].clone()
 
 
-def damped_factor(gram: Tensor) -> Tensor:
+def damped_factor(gram: Tensor) -> tuple[Tensor, int]:
     """Return the lower Cholesky factor of a Gram matrix, (n, n), damped until it has one in fp32.
 
-    The matrix is overwritten. The factor is not finite if the matrix is not.
+    The matrix is overwritten. The factor is not finite if there is none, as for a matrix that is
+    not; beside it is how many times the damping grew tenfold.
     """
     diagonal = gram.diagonal().clone()
     damping = DAMPING * diagonal.mean()
-    for _ in range(4):
+    for grown in range(4):
         gram.diagonal().copy_(diagonal + damping)
         factor, failed = torch.linalg.cholesky_ex(gram)
         if not failed:
-            break
+            return factor, grown
         damping = 10 * damping + torch.finfo(gram.dtype).tiny
-    return cast(Tensor, factor)
+    return torch.full_like(gram, torch.nan), grown
 
 
 TERMINALS: dict[str, Terminal] = {

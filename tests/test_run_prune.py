@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
 from prunevolve.evaluation.windows import Text
-from prunevolve.pruning import checkpoint, memory, store
+from prunevolve.pruning import checkpoint, memory, statistics, store
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
@@ -181,6 +182,32 @@ def test_evaluate_measures_a_result_on_its_own_windows_unless_told(prune_small, 
     assert "(embedded, split report, 4 windows of 8 = 32 tokens" in out
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_evaluate_of_a_result_is_what_its_pruning_printed(tmp_path, monkeypatch, dtype):
+    # As on a processor that is fast in the dtype of the model's files.
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
+    passed, states = [], ResidentStore.states
+
+    def counted(self, tokens):
+        passed.append(len(tokens))
+        return states(self, tokens)
+
+    # In a batch, as larger models show, windows may be rounded differently.
+    monkeypatch.setattr(ResidentStore, "states", counted)
+    windows = {"seqlen": 128, "eval_windows": 5}
+    out, _ = call(
+        model="embedded", metric="magnitude", dtype=dtype, out=tmp_path / "out", **windows
+    )
+    told = out.partition("pruned perplexity ")[2].partition("\n")[0]
+    exact = paper(tmp_path / "out", "report")["pruned_perplexity"]
+    out, _ = call(evaluate=tmp_path / "out", json=True)
+    assert json.loads(out)["perplexity"] == exact
+    assert passed == [1] * 5
+    out, err = call(evaluate=tmp_path / "out")
+    assert out == f"perplexity {told}\n"
+    assert f"note: windows and dtype as in {tmp_path / 'out' / 'pruning_recipe.json'} unless" in err
+
+
 def test_perplexity_that_is_not_finite_is_null(tiny_llama_dir, tmp_path):
     model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
     weights = tensors_of(model)
@@ -189,6 +216,38 @@ def test_perplexity_that_is_not_finite_is_null(tiny_llama_dir, tmp_path):
     out, err = call(evaluate=model, eval_windows=2, seqlen=16, json=True)
     assert json.loads(out)["perplexity"] is None
     assert "perplexity not finite (embedded, " in err
+
+
+def test_perplexity_that_is_nan_is_null_and_named_with_text_window_and_dtype(
+    prune_small, tiny_llama_dir, tmp_path
+):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    weights = tensors_of(model)
+    weights["model.norm.weight"].fill_(6e4)  # finite, but its products overflow
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    _, err = prune_small(model=model, metric="magnitude", dtype="float16")
+    report = paper(tmp_path / "out", "report")
+    assert report["pruned_perplexity"] is report["dense_perplexity"] is None
+    line = (
+        "perplexity is not finite in float16: 4 windows are not, first window 1 "
+        "(embedded, split report[:9%]); give another --dtype"
+    )
+    told = [f"dense {line}", f"pruned {line}"]
+    assert report["warnings"] == told and {f"warning: {x}" for x in told} <= {*err.splitlines()}
+    assert "14 layers" in call(verify=tmp_path / "out")[0]
+    _, err = call(evaluate=tmp_path / "out", dtype="float16")
+    assert f"warning: {line}" in err.splitlines()
+
+
+def test_nan_in_an_embedding_is_named_and_the_shards_stay(prune_small, tiny_llama_dir, tmp_path):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    weights = tensors_of(model)
+    weights["model.embed_tokens.weight"][:] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    _, err = prune_small(code=2, model=model, metric="magnitude")
+    tensor = "tensor model.embed_tokens.weight has a value that is not finite"
+    assert err.splitlines()[-1] == f"error: model file '{model / 'model.safetensors'}': {tensor}"
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 2
 
 
 def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
@@ -411,6 +470,26 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     assert checksums_of(tmp_path / "by-file") == checksums_of(tmp_path / "again")
 
 
+def test_damping_that_grows_is_in_the_report_and_told_once(prune_small, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "DAMPING", 1e-8)
+    # Eight tokens of 16 and 24 inputs: the Gram matrix has no factor without a damping.
+    _, err = prune_small(metric="sparsegpt", samples=1, seqlen=8)
+    report = paper(tmp_path / "out", "report")
+    layer, times = max(report["damping"].items(), key=lambda item: item[1])
+    assert set(report["damping"].values()) <= {1, 2, 3}
+    (line,) = [line for line in report["warnings"] if "damping" in line]
+    told = f"the damping of {len(report['damping'])} Gram matrices grew tenfold, for layer {layer} "
+    assert line.startswith(f"{told}{times} times")
+    assert err.count("the damping of") == 1 and err.count(line) == 1
+
+
+def test_gram_matrix_without_a_factor_is_named_with_its_layer(prune_small, monkeypatch):
+    monkeypatch.setattr(statistics, "DAMPING", -1.0)
+    _, err = prune_small(code=2, metric="sparsegpt")
+    line = "error: layer model.layers.0.self_attn.q_proj: the Gram matrix of its inputs has no fact"
+    assert err.splitlines()[-1].startswith(line)
+
+
 @pytest.fixture
 def undisturbed(prune_small, tmp_path):
     """Prune without a disturbance, once for the module, and return the checksums."""
@@ -554,6 +633,33 @@ def test_run_prune_resumes_no_other_request(prune_small, unfinished):
     assert contents_of(unfinished) == before
 
 
+def cut_short(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def rot(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [cut_short, rot])
+def test_resume_refuses_a_shard_that_changed_and_makes_a_removed_one_again(
+    prune_small, undisturbed, unfinished, spoil
+):
+    expected = undisturbed(metric="wanda")
+    first = unfinished / ".unfinished/result/model-00002-of-00003.safetensors"
+    spoil(first)
+    before = contents_of(unfinished)
+    _, err = prune_small(code=4, resume=True)
+    problem = "is not as it was written: remove it, and --resume makes it again"
+    assert err.splitlines()[-1] == f"error: '{first}' {problem}"
+    assert contents_of(unfinished) == before
+    first.unlink()
+    prune_small(resume=True)
+    assert checksums_of(unfinished) == expected
+
+
 def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):
     with FileLock(unfinished / ".unfinished" / "lock"):
         _, err = prune_small(code=4, resume=True)
@@ -577,6 +683,72 @@ def test_full_disk_leaves_what_resumes(tight, undisturbed, at_shard, tmp_path, m
     _, err = tight(metric="snip", resume=True)
     assert "plan: streamed, one block at a time" in err
     assert checksums_of(out) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            RuntimeError("CUDA error: unknown error\nCUDA kernel errors"),
+            3,
+            "CUDA error: unknown error",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), 3, "CUDA out of memory."),
+        (MemoryError(), 3, "out of memory"),
+        (ValueError("the scores are constant"), 2, "the scores are constant"),
+    ],
+    ids=str,
+)
+def test_fault_in_a_late_block_keeps_the_finished_shards(
+    prune_small, undisturbed, at_shard, tmp_path, error, code, line
+):
+    expected = undisturbed(metric="wanda")
+
+    def fail():
+        raise error
+
+    at_shard(2, fail)
+    _, err = prune_small(code=code, metric="wanda")
+    way_on = f"continue with python run_prune.py --resume {tmp_path / 'out'}"
+    line += f": free memory, or see to the device, and {way_on}" if code == 3 else ""
+    assert err.splitlines()[-1] == f"error: {line}"
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 1
+    prune_small(metric="wanda", resume=True)
+    assert checksums_of(tmp_path / "out") == expected
+
+
+def test_tokenizer_that_does_not_fit_the_disk_is_as_a_full_disk(
+    prune_small, tiny_llama_dir, tmp_path
+):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    out, _ = prune_small(model=model, validate=True, json=True)
+    needed = json.loads(out)["plan"][-1]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"token{i}" for i in range(300)])
+    tokenizer.save_pretrained(model)
+    out, _ = prune_small(model=model, validate=True, json=True)
+    assert json.loads(out)["plan"][-1] != needed
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # the weights are below
+    try:
+        _, err = prune_small(code=4, model=model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    line = "cannot be written (File too large): make room and go on with --resume"
+    assert err.splitlines()[-1] == f"error: out '{tmp_path / 'out'}' {line}"
+    prune_small(model=model, resume=True)
+    for file in ("config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (model / file).read_bytes()
+
+
+def test_disk_that_is_not_writable_needs_no_room(prune_small, at_shard, tmp_path):
+    def refuse():
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    at_shard(2, refuse)
+    _, err = prune_small(code=4)
+    line = "cannot be written (Read-only file system): make it writable and go on with --resume"
+    assert err.splitlines()[-1] == f"error: out '{tmp_path / 'out'}' {line}"
 
 
 @pytest.fixture

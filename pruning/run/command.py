@@ -1,23 +1,23 @@
 """What `run_prune.py` does: plan a job, carry it out, verify a result, or measure a model."""
 
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.perplexity import losses_of, perplexity, window_losses
+from prunevolve.evaluation.perplexity import losses_of, perplexity
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
-from prunevolve.pruning.json_file import JsonObject, read_object
+from prunevolve.pruning.json_file import JsonObject, finite, read_object
 from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.models import hub_id, load_model
 from prunevolve.pruning.parse import SCHEMA
@@ -94,7 +94,7 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
     kept = request.statistics if job.recipe.dense_terminals else None
     statistics = kept_statistics(Path(kept), identity, store) if kept else None
-    with _shown_progress() as progress, work_folder(job.out) as work:
+    with shown_progress(on_stderr()) as progress, work_folder(job.out) as work:
         work.begin(request.model_dump(), identity, expected)
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             _Run(job, windows, tasks, work, store, progress).save(statistics, recipe, warnings)
@@ -118,7 +118,7 @@ def finished(folder: Path) -> JsonObject | None:
 
 def verify(folder: Path) -> JsonObject:
     """Check a pruned model's folder against its report; return what `--json` prints."""
-    with _shown_progress() as progress:
+    with shown_progress(on_stderr()) as progress:
         told = _told(folder, verify_result(folder, progress))
     print(f"{folder}: {_counts(told)}; counts and checksums are as reported")
     return told
@@ -132,28 +132,20 @@ def evaluate(request: Measurement) -> JsonObject:
         windows = cut_all(evaluation_texts(request, model.seqlen), model.tokenizer)
         zero_shot.check_tasks(request.tasks)
         tasks = zero_shot.load_tasks(request.tasks)
-    with _shown_progress() as progress:
-        live, total = load_model(model.name, model.dtype, model.device), len(windows.tokens)
-        losses = window_losses(
-            ResidentStore(live), windows.tokens, lambda done: progress("perplexity", done, total)
+    with shown_progress(on_stderr()) as progress:
+        live, tokens = load_model(model.name, model.dtype, model.device), windows.tokens
+        store = ResidentStore(live)
+        # One window at a time, as a pruning does: a batch of them is rounded differently.
+        states = chain.from_iterable(map(store.states, tokens.split(1)))
+        losses = losses_of(
+            states, store.logits, tokens, lambda done: progress("perplexity", done, len(tokens))
         )
         scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
+    _say("warning", _not_finite({"perplexity": losses}, windows, model.dtype))
     measured = _measured({"perplexity": losses}, windows, model.dtype)
     measured |= {"zero_shot": {"measured": scores}} if scores else {}
     print(*measured_lines(measured), sep="\n")
     return {"model": model.name, **measured}
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Progress]:
-    """Show progress, and end in one line where a device's memory runs out."""
-    try:
-        with shown_progress(on_stderr()) as progress:
-            yield progress
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"out of memory: use a smaller --seqlen, or --device cpu ({error})"
-        ) from error
 
 
 def _say(kind: str, lines: Sequence[str]) -> None:
@@ -176,18 +168,29 @@ class _Run:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
         model, work, blocks = self.job.model, self.work, self.store.blocks
         inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
+        for path in map(self.store.shard, sorted(self.store.written)):  # by the run before
+            known = work.found.get("sha256", {}).get(path.name)
+            inspector.look(path, work.found.get("shares", {}), known)
         self._score("dense", model.name)
         self._prune(statistics, inspector)
         shares = work.found.get("shares", {})
-        counted = save_model(self.store, model.tokenizer, inspector, shares, self.progress)
+        counted = save_model(self.store, inspector, shares, self.progress)
         self._score("pruned", str(work.result))
         found, names = work.found, ("dense", "pruned")
-        losses = {f"{name}_perplexity": torch.tensor(found[name]) for name in names}
-        training = {block: found[block] for block in blocks if block in found}
-        scores = {x: found[f"{x} zero-shot"] for x in names if self.tasks}
-        report = _measured(losses, self.windows["evaluation"], model.dtype)
-        report |= {"training": training} if training else {}
-        report |= {"warnings": warnings} | ({"zero_shot": scores} if scores else {})
+        losses = {f"{x}_perplexity": torch.from_numpy(np.array(found[x], float)) for x in names}
+        parts = {
+            "training": {block: found[block] for block in blocks if block in found},
+            "damping": {x: found[x]["damping"] for x in all_layers(self.store) if x in found},
+            "zero_shot": {x: found[f"{x} zero-shot"] for x in names if self.tasks},
+        }
+        evaluation = self.windows["evaluation"]
+        warnings = [*warnings, *_not_finite(losses, evaluation, model.dtype)]
+        if grown := parts["damping"]:
+            worst = max(grown, key=lambda layer: grown[layer])
+            told = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "
+            warnings.append(f"{told}{grown[worst]} times: the update makes up for less there")
+        report = _measured(losses, evaluation, model.dtype) | {"warnings": warnings}
+        report |= {name: part for name, part in parts.items() if part}
         recipe |= {"shares": shares} if shares else {}
         save_papers(work.result, recipe, report, counted)
 
@@ -202,6 +205,8 @@ class _Run:
             losses = losses_of(
                 states, logits, tokens, lambda done: self.progress(stage, done, total)
             )
+            if not losses.isfinite().all():
+                self.store.checkpoint.check_finite()  # else a value overflows in this dtype
             work.keep(name, losses.tolist())
 
         texts = Texts(
@@ -212,8 +217,12 @@ class _Run:
         if statistics is None and "statistics" in plan.on_disk:
             statistics = DiskOffload(work.statistics)
         states = DiskOffload(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
-        # While the shard is in the system's cache.
-        self.store.on_shard = lambda path: inspector.look(path, work.found.get("shares", {}))
+
+        def look(path: Path) -> None:  # while the shard is in the system's cache
+            inspector.look(path, work.found.get("shares", {}))
+            work.keep("sha256", dict(inspector.sums))
+
+        self.store.on_shard = look
         recipe, progress = self.job.recipe, self.progress
         try:
             prune(self.store, recipe, texts, states, statistics, progress, tell=work.keep)
@@ -234,12 +243,11 @@ class _Run:
 def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> JsonObject:
     """Return what a report says of perplexity, from each window's mean NLL by name.
 
-    A perplexity that is not finite is None, since JSON has no infinity.
+    A perplexity that is not finite is None.
     """
 
-    def of(part: Tensor) -> dict[str, float | None]:
-        found = {name: perplexity(values.double()[part]) for name, values in losses.items()}
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    def of(part: Tensor) -> JsonObject:
+        return {name: finite(perplexity(values[part])) for name, values in losses.items()}
 
     kinds = torch.tensor(windows.kinds)
     by_text = []
@@ -248,6 +256,20 @@ def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> Jso
         by_text.append({"corpus": part["corpus"], "split": part["split"], **shown})
     place = {**windows.provenance, "dtype": dtype}
     return {**of(kinds >= 0), "perplexity_of": place, "by_text": by_text}
+
+
+def _not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> list[str]:
+    """Return a warning for each model with windows whose loss is not finite."""
+    lines = []
+    for name, values in losses.items():
+        if bad := torch.nonzero(~values.isfinite()).flatten().tolist():
+            text = windows.parts[windows.kinds[bad[0]]]
+            lines.append(
+                f"{name.replace('_', ' ')} is not finite in {dtype}: {len(bad)} windows are not, "
+                f"first window {bad[0] + 1} ({text['corpus']}, split {text['split']}); give "
+                "another --dtype"
+            )
+    return lines
 
 
 def _told(folder: Path, report: JsonObject) -> JsonObject:

@@ -93,12 +93,13 @@ def make_job(request: Request, resume: bool) -> Job:
         model.shapes,
         recipe,
         model.dtype,
+        model.device,
         model.own_dtype,
         calibration=(request.samples if "calibration" in texts else 0, model.seqlen),
         evaluation=(sum(evaluated), model.seqlen),
     )
     whole = bool(request.tasks)
-    plan = plan_pruning(work, model.file_size, model.device, request.max_memory, whole)
+    plan = plan_pruning(work, model.file_size, request.max_memory, whole)
     out = Path(str(request.out))
     check_output_folder(out, plan.disk, resume)
     with on_stderr().status("reading the list of zero-shot tasks"):

@@ -5,24 +5,24 @@ the report last. What a killed run leaves there is the state that it is resumed 
 that has its name is whole, and `run.json` says what was asked for and what was found out.
 """
 
+import errno
 import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prunevolve.evaluation import zero_shot
-from prunevolve.pruning.checkpoint import DiskOffload, Offload
-from prunevolve.pruning.json_file import JsonObject, read_object, write_json
+from prunevolve.pruning.checkpoint import DiskOffload, Offload, files_beside
+from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.progress import Progress, unwatched
@@ -49,7 +49,8 @@ class WorkFolder:
         run: What `run.json` holds once it was begun: the request's `options`, the `identity` of all
             that the result depends on, the `sha256` that its files should have if they are known,
             and what was `found` so far: losses by stream, the layers' `shares`, the errors of
-            trained blocks by their names, zero-shot results by model.
+            trained blocks by their names, zero-shot results by model, and the `sha256` of finished
+            shards; None stands for what is not finite.
     """
 
     def __init__(self, out: Path) -> None:
@@ -58,6 +59,7 @@ class WorkFolder:
         self.states = self.path / "states"
         self.statistics = self.path / "statistics"
         self.run: JsonObject = {"found": {}}
+        self._lock = Lock()
 
     @property
     def found(self) -> JsonObject:
@@ -80,9 +82,10 @@ class WorkFolder:
             )
 
     def keep(self, name: str, value: object) -> None:
-        """Put something that was found out aside."""
-        self.run["found"][name] = value
-        write_json(self.path / RUN, self.run)
+        """Put something that was found out aside; any thread may do it."""
+        with self._lock:
+            self.run["found"][name] = finite(value)
+            write_json(self.path / RUN, self.run)
 
     def forget_work(self) -> None:
         """Remove what was put aside on disk for the passes; finished shards stay."""
@@ -114,15 +117,18 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
         raise
     except OSError as error:
         work.forget_work()
+        refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        way_out = "make it writable" if refused else "make room"
         raise FolderMismatchError(
-            f"out {str(out)!r} cannot be written ({error.strerror or error}): make room and go on "
+            f"out {str(out)!r} cannot be written ({error.strerror or error}): {way_out} and go on "
             "with --resume"
         ) from error
-    except (ValueError, RuntimeError):
-        # What a request that cannot be met has written goes; an interrupt keeps it.
-        shutil.rmtree(work.path, ignore_errors=True)
-        with suppress(OSError):  # it held something before
-            out.rmdir()
+    except ValueError:
+        # What a request that cannot be met has written goes, but no shard; all others keep it.
+        if not any(work.result.glob("*.safetensors")):
+            shutil.rmtree(work.path, ignore_errors=True)
+            with suppress(OSError):  # it held something before
+                out.rmdir()
         raise
 
 
@@ -161,25 +167,22 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
 
 def save_model(
     store: FolderStore,
-    tokenizer: PreTrainedTokenizerBase,
     inspector: Inspector,
     shares: Mapping[str, float],
     on_progress: Progress = unwatched,
 ) -> Counted:
     """Make a model that can be loaded of a store's shards, and return what is in them.
 
-    Those that the inspector did not look at yet are read back.
+    Those that the inspector did not look at yet are read back. Configs and tokenizer are copied.
     """
     folder = store.shard(None).parent
     store.write_outside()
-    config = deepcopy(store.config)
-    config.__dict__.pop("auto_map", None)  # it names code, which is not in the folder
-    config.save_pretrained(folder)
-    # A model without a generation config, or with one that transformers refuses to write.
-    with suppress(OSError, ValueError):
-        GenerationConfig.from_pretrained(store.checkpoint.place).save_pretrained(folder)
-    tokenizer.init_kwargs.pop("auto_map", None)
-    tokenizer.save_pretrained(folder)
+    for path in files_beside(store.checkpoint.place):
+        shutil.copyfile(path, folder / path.name)
+        if path.name in ("config.json", "tokenizer_config.json"):
+            content = read_object(path)
+            if content.pop("auto_map", None):  # it names code, which is not in the folder
+                write_json(folder / path.name, content)
     counted = inspector.look_at_all(folder, shares, "save", on_progress)
     inspector.check_promise()
     return counted

@@ -73,6 +73,9 @@ class Inspector:
     Args:
         names: The prunable layers, in order.
         target: What was asked for.
+
+    Attributes:
+        sums: The sha256 of each shard that was looked at, by name.
     """
 
     def __init__(self, config: PretrainedConfig, names: Sequence[str], target: Target) -> None:
@@ -82,15 +85,22 @@ class Inspector:
             for name in names
             for published in published_names(config, f"{name}.weight")
         }
-        self._sums: dict[str, str] = {}
+        self.sums: dict[str, str] = {}
         self._counts: dict[str, LayerCount] = {}
 
-    def look(self, path: Path, shares: Mapping[str, float]) -> None:
-        """Count the zeros of a shard's layers and hash it, one tensor in memory at a time.
+    def look(self, path: Path, shares: Mapping[str, float], known: str | None = None) -> None:
+        """Hash a shard and count the zeros of its layers, one tensor in memory at a time.
 
         Args:
             shares: The fraction of each layer that goes, where it is not the target's.
+            known: The sha256 that the shard must have.
         """
+        with path.open("rb") as file:
+            self.sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        if known not in (None, self.sums[path.name]):
+            raise FolderMismatchError(
+                f"{str(path)!r} is not as it was written: remove it, and --resume makes it again"
+            )
         shard = Checkpoint(path)
         for published in shard.entries:
             weight = shard.read(published)
@@ -98,8 +108,6 @@ class Inspector:
                 raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
                 self._counts[name] = LayerCount.of(name, weight, self._target, shares.get(name))
-        with path.open("rb") as file:
-            self._sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
 
     def look_at_all(
         self,
@@ -110,13 +118,13 @@ class Inspector:
     ) -> Counted:
         """Return what is in a folder, each file looked at once; `shares` as in `look`."""
         Checkpoint(folder)  # are all files there, and whole?
-        left = [x for x in sorted(folder.glob("*.safetensors")) if x.name not in self._sums]
+        left = [x for x in sorted(folder.glob("*.safetensors")) if x.name not in self.sums]
         with ThreadPoolExecutor(2) as pool:
             for done, _ in enumerate(pool.map(self.look, left, repeat(shares)), 1):
                 on_progress(stage, done, len(left))
         if lost := [name for name in self._names if name not in self._counts]:
             raise ValueError(f"layer {lost[0]} has no weight")
-        return [self._counts[name] for name in self._names], dict(sorted(self._sums.items()))
+        return [self._counts[name] for name in self._names], dict(sorted(self.sums.items()))
 
     def check_promise(self) -> None:
         """Refuse weights with fewer zeros than asked for: dense models get saved by mistake."""

@@ -82,6 +82,20 @@ def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
     assert errors == {}
 
 
+@pytest.mark.parametrize("first", [1, 5])
+def test_weights_whose_error_is_nan_are_not_kept(pruned, first):
+    block, weights, lesson = pruned
+    runs = []
+
+    def overflows(module, hidden):
+        runs.append(hidden)
+        return module(hidden) * (torch.nan if len(runs) > first else 1)
+
+    trained, errors = reconstruct("block", block, weights, replace(lesson, run=overflows))
+    assert_same_tensors(trained, weights)
+    assert [len(of_part) for of_part in errors.values()] == [2, 2]
+
+
 def test_every_window_is_trained_on_or_held_back(pruned):
     block, weights, lesson = pruned
     asked = []

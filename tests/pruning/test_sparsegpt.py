@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.masks import DegenerateScores, NOfM
 from prunevolve.pruning.sparsegpt import choose_given, choose_lowest, choose_n_of_m, solve
 from prunevolve.pruning.statistics import DAMPING
 
@@ -38,7 +38,7 @@ def step_by_step(weight, gram, mask):
 def test_update_equals_the_removal_of_one_weight_after_the_other(width):
     weight, gram = layer()
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    solved = solve(weight, gram.clone(), choose_given(mask), width)
+    solved, _ = solve(weight, gram.clone(), choose_given(mask), width)
     torch.testing.assert_close(solved.double(), step_by_step(weight, gram, mask), atol=1e-4, rtol=0)
     assert torch.equal(solved == 0, mask)
 
@@ -53,15 +53,15 @@ def test_weight_and_gram_matrix_are_not_written_to():
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.37, 0.5, 0.99])
 def test_own_choice_removes_exactly_the_fraction_of_the_layer(fraction):
     weight, gram = layer(columns=300)
-    solved = solve(weight, gram, choose_lowest(fraction))
+    solved, _ = solve(weight, gram, choose_lowest(fraction))
     assert int((solved == 0).sum()) == int(weight.numel() * fraction)
 
 
 def test_own_choice_removes_what_costs_least_and_beats_one_by_magnitude():
     weight, gram = layer()
-    solved = solve(weight, gram, choose_lowest(0.5), width=8)
+    solved, _ = solve(weight, gram, choose_lowest(0.5), width=8)
     smallest = weight.abs() < weight.abs().median()
-    by_magnitude = solve(weight, gram, choose_given(smallest))
+    by_magnitude, _ = solve(weight, gram, choose_given(smallest))
     assert error_of(solved - weight, gram) < error_of(by_magnitude - weight, gram)
 
 
@@ -82,7 +82,7 @@ def test_own_choice_sees_the_changes_so_far():
 @pytest.mark.parametrize(("kept", "length"), [(2, 4), (4, 8), (1, 3), (100, 200)])
 def test_own_choice_under_n_of_m_leaves_n_of_each_m(kept, length):
     weight, gram = layer(columns=600)
-    solved = solve(weight, gram, choose_n_of_m(NOfM(kept, length)), length)
+    solved, _ = solve(weight, gram, choose_n_of_m(NOfM(kept, length)), length)
     zeros = (solved.reshape(-1, length) == 0).sum(1)
     assert set(zeros.tolist()) == {length - kept}
 
@@ -90,5 +90,17 @@ def test_own_choice_under_n_of_m_leaves_n_of_each_m(kept, length):
 def test_inputs_that_are_always_zero_do_no_harm():
     weight, gram = layer()
     gram[3], gram[:, 3] = 0, 0
-    solved = solve(weight, gram, choose_lowest(0.5))
-    assert torch.isfinite(solved).all()
+    solved, grown = solve(weight, gram, choose_lowest(0.5))
+    assert torch.isfinite(solved).all() and grown == 0
+
+
+def test_damping_that_grows_is_told():
+    weight, gram = layer()  # 40 inputs, all but two without a value
+    gram[:] = 0
+    gram[:2, :2] = torch.tensor([[1000.0, 1002.0], [1002.0, 1000.0]])
+    # 1% of the mean is 0.5, and 2 are too few; tenfold is enough.
+    solved, grown = solve(weight, gram, choose_lowest(0.5))
+    assert torch.isfinite(solved).all() and grown == 1
+    gram[5, 5] = torch.inf
+    with pytest.raises(DegenerateScores, match="the Gram matrix of its inputs has no "):
+        solve(weight, gram, choose_lowest(0.5))

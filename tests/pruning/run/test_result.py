@@ -12,7 +12,7 @@ from toy_models import FAMILIES, toy_model
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import linear_layers, load_tokenizer
+from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run.result import check_output_folder, save_model, save_papers
@@ -36,11 +36,6 @@ FIRST = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_llama_dir):
-    return load_tokenizer(str(tiny_llama_dir))
-
-
-@pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dense") / "toy"
     toy_model("llama").save_pretrained(folder)
@@ -59,7 +54,7 @@ def recipe_of(model, target):
 
 
 @pytest.fixture
-def saved(tokenizer, dense):
+def saved(dense):
     """Prune the toy model by magnitude into a folder, and return the report."""
 
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
@@ -67,7 +62,7 @@ def saved(tokenizer, dense):
         prune(store, Recipe(Metric("W"), target), Texts(NO_WINDOWS))
         inspector = Inspector(store.config, all_layers(store), target)
         recipe = recipe_of(name or str(dense), target)
-        counted = save_model(store, tokenizer, inspector, {})
+        counted = save_model(store, inspector, {})
         save_papers(folder, recipe, MEASURED | measured, counted)
         return json.loads((folder / "pruning_report.json").read_text())
 
@@ -118,13 +113,13 @@ def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):
     assert report["warnings"] == [f"layer {FIRST} is 94.9% zeros, and 13 of 14 are above 90%"]
 
 
-def test_save_result_refuses_a_dense_model(tmp_path, tokenizer, dense):
+def test_save_result_refuses_a_dense_model(tmp_path, dense):
     store = store_of(dense, tmp_path)
     for block in store.blocks:
         store.write(block, {})
     inspector = Inspector(store.config, all_layers(store), HALF_OF_ROWS)
     with pytest.raises(ValueError, match=f"layer {FIRST} is not 0.5 per row"):
-        save_model(store, tokenizer, inspector, {})
+        save_model(store, inspector, {})
     assert not (tmp_path / "pruning_report.json").exists()
 
 
