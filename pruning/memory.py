@@ -22,7 +22,13 @@ from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_of_block, o
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Pass, passes_of
 from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.statistics import GRAM, STATISTICS, TERMINALS, sums_size
+from prunevolve.pruning.statistics import (
+    DEVICE_CHUNK,
+    GRAM,
+    STATISTICS,
+    TERMINALS,
+    sums_size,
+)
 
 LIBRARIES = int(0.6 * 2**30)
 """What Python, torch and transformers hold before a model is opened."""
@@ -107,7 +113,8 @@ def held(one: Pass, work: Work) -> Rows:
     """Return what a pass holds at its peak, beside the libraries and what is put aside."""
     sizes = [[layer.weight.numel() for layer in layers] for layers in work.layers]
     largest, prunable = max(map(max, sizes)), max(map(sum, sizes))
-    sorts = torch.device(work.device).type != "cpu" and not work.recipe.target.group.whole_model
+    on_device = torch.device(work.device).type != "cpu"
+    sorts = on_device and not work.recipe.target.group.whole_model
     scored = largest * max(4 * _values(work.recipe), _SORTED * sorts)
     if one.name == "threshold":
         return {"scores": scored}
@@ -116,6 +123,7 @@ def held(one: Pass, work: Work) -> Rows:
     lengths = [work.evaluation[1], work.calibration[1] * bool(one.terminals)]
     window = work.item * max(_activations(work.model, length, backward) for length in lengths)
     window += 2 * work.item * largest * backward  # a weight's gradient, and it times a constant
+    window += 16 * min(largest, DEVICE_CHUNK) * (backward and on_device)
     pruning = new + scored
     if GRAM in one.terminals:  # two copies of a weight; a Gram matrix, factor and inverses
         inputs = max(layer.in_features for layers in work.layers for layer in layers)

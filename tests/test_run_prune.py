@@ -276,7 +276,9 @@ def test_pruning_of_a_pruned_model_says_that_zeros_add_up(prune_small, tmp_path)
     prune_small(metric="magnitude", sparsity=0.6)
     again = {"model": tmp_path / "out", "metric": "mul(neg(W), sqrt(X))", "sparsity": 0.6}
     _, err = prune_small(**again, out=tmp_path / "again")
-    assert "plan: the model is a result of pruning: its zeros stay, and add to those asked" in err
+    assert (
+        "plan: the model is a result of pruning: its zeros stay, and count among those asked" in err
+    )
     prune_small(**(again | {"metric": "magnitude"}), out=tmp_path / "same")
     assert not any("some before" in line for line in paper(tmp_path / "same", "report")["warnings"])
     warned = [x for x in paper(tmp_path / "again", "report")["warnings"] if "some before" in x]

@@ -111,7 +111,7 @@ def make_job(request: Request, resume: bool) -> Job:
         )
     if (Path(model.name) / RECIPE).is_file():
         found.append(
-            "plan: the model is a result of pruning: its zeros stay, and add to those asked"
+            "plan: the model is a result of pruning: its zeros stay, and count among those asked"
         )
     lines = plan.lines() + found
     resolved = _resolved(request, model, recipe)

@@ -61,6 +61,9 @@ def test_backward_pass_holds_gradients_beside_their_sums(headless):
     assert held(backward, work) == expected | {"work": 2 * BLOCK + window}
     waits = work_of(group=Model())  # where nothing is pruned on the way back
     assert held(waits.passes[1], waits) == expected | {"work": window}
+    # A device adds a whole gradient of this size at once, with up to 16 bytes for each element.
+    device = work_of(group=Model(), device="cuda")
+    assert held(device.passes[1], device) == expected | {"work": window + 16 * 384}
 
 
 def test_group_model_waits_with_all_statistics():
