@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def lowest(tmp_path_factory):
-    """Install it with what it needs into a folder of its own; returns its version and the folder."""
+    """Install it with what it needs into a folder; returns its version and the folder."""
     (version,) = re.findall(r'"transformers>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
     folder = tmp_path_factory.mktemp("lowest")
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
