@@ -361,6 +361,22 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
     assert second["seconds"] > first["seconds"]
 
 
+def test_damaged_journal_is_one_line_whose_way_out_gives_the_same_run(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    journal = run / "journal.jsonl"
+    before = journal.read_bytes()
+    lines = before.splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:7], b"{}\n", *lines[8:]]))
+    for words in (["--status", run], ["--report", run], ["--resume", run]):
+        out, err = call(*words, code=4)
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"error: {journal} line 8 is damaged: index: Field required, got ")
+        assert err.endswith("; keep the 7 lines before it and resume: the rest is searched again\n")
+    journal.write_bytes(b"".join(lines[:7]))
+    call("--resume", run)
+    assert journal.read_bytes() == before
+
+
 def test_refused_resume_leaves_the_config_as_it_was(finished, tmp_path, call):
     run = shutil.copytree(finished, tmp_path / "run")
     before = (run / "config.yaml").read_bytes()
