@@ -433,6 +433,20 @@ def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
         assert pool.workers.ready == ready
 
 
+def test_pause_after_lack_of_memory_outlasts_a_later_loss(backend):
+    backend.places = 3
+    backend.does = faulty(CROWDED, {0}, times=1)
+    pool = ready_pool(backend)
+    submit(pool, 0)
+    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    backend.does = faulty(LOST, {1}, times=1)
+    submit(pool, 1)
+    assert drive(pool, 1)[1].outcome.kind == "evaluated"
+    for seconds, ready in ((50, 1), (15, 3)):
+        turns(pool, 2 * seconds)
+        assert pool.workers.ready == ready
+
+
 def test_statistics_and_scale_go_with_every_call_to_late_workers_too(backend):
     pool = pool_of(backend)
     pool.use_statistics(0, {"X/layer": 1})
