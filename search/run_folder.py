@@ -132,7 +132,9 @@ class RunFolder:
 
     def write_json(self, name: str, value: object) -> None:
         """Write a value as JSON, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(
+            name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
     def read_json(self, name: str, *keys: str) -> dict[str, object]:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""

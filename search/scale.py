@@ -19,7 +19,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
 
 Measure = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
-"""`Pool.losses`: by window, for each task, role and criterion; None where that is degenerate."""
+"""`Pool.losses`: by window, for each task, role and criterion; None where that cannot prune."""
 
 KNOWN = 1 + len(BASELINES)
 """What a scale needs to be measured on each task: the dense model and the baselines."""
@@ -187,11 +187,7 @@ def losses_of(measure: Measure, task: int, role: str) -> tuple[list[float], dict
     criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
     dense, *measured = measure([(task, role, criterion) for criterion in criteria])
     assert dense is not None
-    baselines = {
-        name: losses
-        for name, losses in zip(BASELINES, measured, strict=True)
-        if losses and all(map(math.isfinite, losses))
-    }
+    baselines = {name: losses for name, losses in zip(BASELINES, measured, strict=True) if losses}
     return dense, baselines
 
 

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from search_process import started
 
 from prunevolve.configs import schema
@@ -218,6 +219,36 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     values = [rise(Criterion.parse(one["metric"], one["group"])) for one in (best, second)]
     ratio = second["selection_loss"] / best["selection_loss"]
     assert values[1] / values[0] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_winner_that_cannot_prune_the_unseen_model_is_told_and_measured_where_it_can(
+    tiny_llama_dir, tmp_path, call
+):
+    # Weights of one size cannot be ranked by it, and are by what comes in.
+    unseen = shutil.copytree(tiny_llama_dir, tmp_path / "unseen")
+    tensors = load_file(unseen / "model.safetensors")
+    tensors |= {name: t.sign() / 8 for name, t in tensors.items() if "proj" in name}
+    save_file(tensors, unseen / "model.safetensors", {"format": "pt"})
+    run = tmp_path / "run"
+    few = ["search.candidates=1", "search.seeds=['W']", f"selection.model={unseen}"]
+    printed = search(run, *few)
+    assert "no finalist can prune all models of the selection: the fittest is taken\n" in printed
+    summary = read(run / "summary.json")
+    seen, other = summary["tasks"]
+    assert seen["best"]["perplexity"] > seen["dense"]
+    assert (other["best"]["perplexity"], other["by_text"][0]["relative_rise"]) == (None, None)
+    assert other["baselines"]["wanda"] > 0 and "magnitude" not in other["baselines"]
+    assert other["behind_best"]["wanda"] == {"nats": None, "standard_error": None}
+    assert (summary["selection"], summary["best"]["metric"]) == ([], "W")
+    assert summary["verdict"].endswith(" It cannot prune unseen 60%.")
+    page = " ".join((run / "report.html").read_text().split())
+    assert '<p class="verdict worse">' in page and "<td>none</td>" in page
+    assert "Cannot prune the model, which " in page
+    before = (run / "summary.json").read_bytes()
+    (run / "summary.json").unlink()
+    call("--resume", run)
+    after = read(run / "summary.json") | {"seconds": summary["seconds"]}
+    assert after == json.loads(before)
 
 
 def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finished, on_two_tasks):

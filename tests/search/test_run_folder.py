@@ -228,6 +228,12 @@ def test_writing_that_fails_half_way_leaves_the_old_file_and_can_be_repeated(fol
     assert (folder.path / "failures" / "17.txt").read_text() == "Traceback: \u00fc"
 
 
+def test_write_json_refuses_a_number_that_is_not_finite(folder):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write_json("summary.json", {"perplexity": float("nan")})
+    assert not (folder.path / "summary.json").exists()
+
+
 def test_writing_that_is_impossible_is_one_line_that_names_the_file(folder):
     folder.close()
     shutil.rmtree(folder.path)
