@@ -163,6 +163,7 @@ class Resident:
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+_USUAL_THRESHOLD, _USUAL_MAX = 128 * 1024, 65536
 
 
 def keep_freed_memory() -> None:
@@ -172,9 +173,19 @@ def keep_freed_memory() -> None:
     page fault: three quarters of the time of scoring a small model. With this the process holds its
     peak memory until it ends, and more: of 4.1 GiB of a 7B model's blocks, 1.9 were gaps.
     """
+    _set_allocator(2**31 - 1, 0)
+
+
+def free_memory_as_usual() -> None:
+    """Undo `keep_freed_memory`: glibc gets its defaults, as it cannot be asked what it had."""
+    _set_allocator(_USUAL_THRESHOLD, _USUAL_MAX)
+    give_back_freed_memory()
+
+
+def _set_allocator(trim_threshold: int, mmap_max: int) -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_MAX, mmap_max)
+        mallopt(_TRIM_THRESHOLD, trim_threshold)
 
 
 def give_back_freed_memory() -> None:
