@@ -90,7 +90,7 @@ class Evaluator:
     def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
         """Return each window's mean NLL on a task's text; the dense model's if criterion is None.
 
-        None if the criterion cannot prune this model: it is degenerate, or a loss is not finite.
+        None if the criterion cannot prune this model: it is degenerate, or the perplexity infinite.
         """
         resident = self._resident(task)
         if criterion is None:
@@ -98,7 +98,7 @@ class Evaluator:
         try:
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
             losses = resident.losses(role)
-            return losses if all(map(math.isfinite, losses)) else None
+            return losses if math.isfinite(perplexity_of(losses)) else None
         except DegenerateScores:
             return None
         finally:

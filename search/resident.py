@@ -163,7 +163,6 @@ class Resident:
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt(3)
-_USUAL_THRESHOLD, _USUAL_MAX = 128 * 1024, 65536
 
 
 def keep_freed_memory() -> None:
@@ -178,7 +177,7 @@ def keep_freed_memory() -> None:
 
 def free_memory_as_usual() -> None:
     """Undo `keep_freed_memory`: glibc gets its defaults, as it cannot be asked what it had."""
-    _set_allocator(_USUAL_THRESHOLD, _USUAL_MAX)
+    _set_allocator(128 * 1024, 65536)
     give_back_freed_memory()
 
 

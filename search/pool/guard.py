@@ -110,8 +110,8 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
             elif kind == "resume":
                 way_on = rest
             on_ray |= kind == "joins"
-            allowed = {"joins": _JOIN_SECONDS, "answers": SILENCE_SECONDS, "exit": SILENCE_SECONDS}
-            silent = SILENCE_SECONDS - allowed[kind] if kind in allowed else None
+            joins = SILENCE_SECONDS - _JOIN_SECONDS
+            silent = {"joins": joins, "answers": 0.0, "exit": 0.0}.get(kind)
     status = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
     if code is not None:
         return code

@@ -254,8 +254,9 @@ def test_losses_that_are_not_finite_are_none_and_refused_of_the_dense_model(
     broken = Evaluator(evaluator.experiment)
     broken.use_statistics(0, evaluator.residents[0].statistics.to_tensors())
     norm = broken.residents[0].store.model.model.norm
-    norm.weight.data.fill_(torch.nan)
-    assert broken.losses(0, "selection", WANDA) is None
+    for value in (1e6, torch.nan):  # losses of thousands of nats, whose perplexity is infinite
+        norm.weight.data.fill_(value)
+        assert broken.losses(0, "selection", WANDA) is None
     problem = "must have finite losses on its {} text, got one that is not, in float32: set dtype"
     with pytest.raises(ValueError, match=f"model 'embedded' {problem.format('selection')}"):
         broken.losses(0, "selection", None)
