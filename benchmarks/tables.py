@@ -30,8 +30,8 @@ def kept(path: Path, measure: Callable[[], Kept]) -> Kept:
 
 
 def wikitext2_corpora() -> tuple[str, str]:
-    """Return the validation and the test text: files beside the project, or else the hub's."""
-    local = ROOT.parent / "shared" / "data" / "wikitext2"
+    """Return the validation and the test text: those in `build/wikitext2`, or else the hub's."""
+    local = ROOT / "build" / "wikitext2"
     if local.is_dir():
         return str(local / "valid.tokens.txt"), str(local / "test.raw.txt")
     return "wikitext2", "wikitext2"

@@ -90,14 +90,15 @@ class Evaluator:
     def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
         """Return each window's mean NLL on a task's text; the dense model's if criterion is None.
 
-        None if the criterion is degenerate on this model.
+        None if the criterion cannot prune this model: it is degenerate, or the perplexity infinite.
         """
         resident = self._resident(task)
         if criterion is None:
-            return resident.dense if role == "fitness" else resident.losses(role)
+            return resident.dense if role == "fitness" else resident.dense_losses(role)
         try:
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
-            return resident.losses(role)
+            losses = resident.losses(role)
+            return losses if math.isfinite(perplexity_of(losses)) else None
         except DegenerateScores:
             return None
         finally:

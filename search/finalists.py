@@ -3,7 +3,6 @@
 On a model that the search did not see, a good metric may have a factor that does harm there.
 """
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -52,6 +51,7 @@ def choose(
 
     Returns:
         The winner; all of them, best first, with their paired differences to it; and its factors.
+        If none can prune a model of the selection, the fittest, and nothing of the others.
     """
     total = (len(finalists) + KNOWN) * len(experiment.tasks_of("selection"))
     with counted(console, "finalists", total) as count, pool.counting(count):
@@ -63,6 +63,7 @@ def choose(
         if losses
     )
     if not scored:  # none can prune a model that the search did not see
+        console.print("no finalist can prune all models of the selection: the fittest is taken")
         return finalists[0], [], []
     fitness = read_scale(folder)
     scored[:SIMPLIFIED] = [
@@ -148,9 +149,8 @@ def _losses(
         losses: list[list[float]] = [[] for _ in experiment.tasks]
         for task in tasks:
             answer = next(answers)
-            losses[task] = answer or [math.nan]
-        complete = all(math.isfinite(sum(losses[task])) for task in tasks)
-        measured.append(losses if complete else [])
+            losses[task] = answer or []
+        measured.append(losses if all(losses[task] for task in tasks) else [])
     return measured
 
 

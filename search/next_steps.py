@@ -13,7 +13,7 @@ def commands_of(folder: RunFolder, config: Config) -> tuple[str, str, str]:
     to measure it with what changes the weights that stay.
     """
     words = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        _word(name.replace("_", "-"), value)
         for name, values in (options_of(folder, config) | {"out": "DIR"}).items()
         if name != "eval_windows"
         for value in (values if isinstance(values, list) else [values])
@@ -22,6 +22,13 @@ def commands_of(folder: RunFolder, config: Config) -> tuple[str, str, str]:
     path = shlex.quote(str(folder.path))
     search_on = f"{SEARCH} --resume {path} --set {more}"
     return " ".join([PRUNE, *words]), search_on, f"{SEARCH} --report {path} --recipes"
+
+
+def _word(name: str, value: object) -> str:
+    """Return an option with its value, or a flag."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {shlex.quote(str(value))}"
 
 
 def options_of(folder: RunFolder, config: Config) -> JsonObject:
@@ -40,6 +47,7 @@ def options_of(folder: RunFolder, config: Config) -> JsonObject:
         "samples": calibration.windows,
         "seqlen": calibration.length,
         "seed": calibration.seed,
+        "bos": calibration.bos,
         "eval_corpus": report_text.corpus,
         "eval_split": report_text.split,
         "eval_windows": report_text.windows,

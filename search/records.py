@@ -156,16 +156,7 @@ class Record:
         Raises:
             ValueError: If a field is missing, unknown or breaks its rule; one line that names it.
         """
-        try:
-            line = _Line.model_validate(fields)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            name = ".".join(map(str, problem["loc"])) or "the record"
-            raise ValueError(f"{name}: {problem['msg']}, got {problem['input']!r:.40}") from error
-        if (line.outcome == "evaluated") != (line.fitness is not None):
-            raise ValueError(f"fitness: {line.fitness} of a candidate that is {line.outcome}")
-        if any(parent >= line.index for parent in line.parents):
-            raise ValueError(f"parents: {line.parents} of candidate {line.index} must be older")
+        line = read_line(fields)
         criterion, rises = Criterion.parse(line.metric, line.group), tuple(line.rises)
         return Record(
             Candidate(
@@ -180,7 +171,7 @@ class Record:
         )
 
 
-class _Line(BaseModel):
+class Line(BaseModel):
     """The fields of a line of the journal."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -198,3 +189,18 @@ class _Line(BaseModel):
     rises: list[float | None]
     tuned: bool = False  # a journal of an older version does not have them
     numbers: list[float] = []
+
+
+def read_line(fields: object) -> Line:
+    """Return a journal's object, checked but for its metric; raises as `Record.from_dict`."""
+    try:
+        line = Line.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"])) or "the record"
+        raise ValueError(f"{name}: {problem['msg']}, got {problem['input']!r:.40}") from error
+    if (line.outcome == "evaluated") != (line.fitness is not None):
+        raise ValueError(f"fitness: {line.fitness} of a candidate that is {line.outcome}")
+    if any(parent >= line.index for parent in line.parents):
+        raise ValueError(f"parents: {line.parents} of candidate {line.index} must be older")
+    return line

@@ -4,6 +4,7 @@ This is where pruning and evaluation meet, which do not know each other.
 """
 
 import ctypes
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Resident:
     def __init__(
         self, subject: Subject, device: str, low_memory: bool, tasks: int, weights: Weights | None
     ) -> None:
-        self.tokens, self._device = subject.tokens, device
+        self.subject, self.tokens, self._device = subject, subject.tokens, device
         self._low_memory, self._tasks = low_memory, tasks
         self.statistics = Statistics()
         if weights:
@@ -86,7 +87,7 @@ class Resident:
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
         began = time.perf_counter()
-        self.dense = self.losses("fitness")
+        self.dense = self.dense_losses("fitness")
         self.seconds = time.perf_counter() - began
 
     def collect_statistics(self, terminals: frozenset[str]) -> dict[str, Tensor]:
@@ -119,6 +120,15 @@ class Resident:
     def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
         """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""
         return window_losses(self.store, self.tokens[role][start:end]).tolist()
+
+    def dense_losses(self, role: str) -> list[float]:
+        """Return `losses` of the dense model; raise ValueError if one is not finite."""
+        losses = self.losses(role)
+        if not all(map(math.isfinite, losses)):
+            name, dtype = self.subject.model, self.subject.dtype
+            rule = f"must have finite losses on its {role} text"
+            raise ValueError(f"model {name!r} {rule}, got one that is not, in {dtype}: set dtype")
+        return losses
 
     def prune(self, metric: Metric, target: Target) -> None:
         """Prune the model, whatever its state was before.
@@ -162,9 +172,19 @@ def keep_freed_memory() -> None:
     page fault: three quarters of the time of scoring a small model. With this the process holds its
     peak memory until it ends, and more: of 4.1 GiB of a 7B model's blocks, 1.9 were gaps.
     """
+    _set_allocator(2**31 - 1, 0)
+
+
+def free_memory_as_usual() -> None:
+    """Undo `keep_freed_memory`: glibc gets its defaults, as it cannot be asked what it had."""
+    _set_allocator(128 * 1024, 65536)
+    give_back_freed_memory()
+
+
+def _set_allocator(trim_threshold: int, mmap_max: int) -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_MAX, mmap_max)
+        mallopt(_TRIM_THRESHOLD, trim_threshold)
 
 
 def give_back_freed_memory() -> None:

@@ -105,19 +105,22 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
     """Measure a task on its report text: perplexities of dense, baselines and winner.
 
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
+    What a winner lacks that cannot prune the model is null.
     """
     dense, named = losses_of(pool.losses, index, "report")
     (best,) = pool.losses([(index, "report", winner.criterion)])
-    assert best is not None
     subject, row = experiment.subject_of[index], experiment.task_rows()[index]
     provenance = experiment.subjects[subject].windows["report"].provenance
     return {
         **row,
         "dense": perplexity_of(dense),
         "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
-        "best": {"perplexity": perplexity_of(best)},
+        "best": {"perplexity": best and perplexity_of(best)},
         "behind_best": {
-            name: paired_difference(losses, best).as_json("nats") for name, losses in named.items()
+            name: paired_difference(losses, best).as_json("nats")
+            if best
+            else {"nats": None, "standard_error": None}
+            for name, losses in named.items()
         },
         "by_text": [
             {
@@ -125,8 +128,8 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
                 "dense": perplexity_of(cell.dense),
                 "named": cell.baseline,
                 "named_perplexity": perplexity_of([named[cell.baseline][i] for i in cell.windows]),
-                "perplexity": perplexity_of([best[i] for i in cell.windows]),
-                "relative_rise": cell.value(best),
+                "perplexity": best and perplexity_of([best[i] for i in cell.windows]),
+                "relative_rise": cell.value(best or []),
             }
             for cell in cells_of(experiment, index, "report", dense, named)
         ],

@@ -24,6 +24,7 @@ from prunevolve.search.pool.workers import Backend
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
 from prunevolve.search.records import Record
+from prunevolve.search.resident import free_memory_as_usual
 from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
 
@@ -108,10 +109,12 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
         PoolError: If the cluster is lost.
     """
     ray = experiment.config.ray
-    if ray.workers == 0:
-        yield InProcess(experiment)
-        return
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if ray.workers == 0:
+            stack.callback(free_memory_as_usual)
+            yield InProcess(experiment)
+            return
         with step(console, f"connecting to Ray: {ray.address}"):
             head = stack.enter_context(connected(ray))
             # Not imported before: it imports Ray, which reads the environment then.
@@ -119,7 +122,6 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
 
             backend = stack.enter_context(RayBackend(head, experiment))
         # The workers need the cores: on several threads the driver would wait for its own.
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
         yield backend
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -23,7 +24,9 @@ from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import read_object, whole_file
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.search.population import State, pareto_front, read_state
-from prunevolve.search.records import Record
+from prunevolve.search.records import Line, Record, read_line
+
+Parsed = TypeVar("Parsed", Record, Line)
 
 
 class FolderError(ValueError):
@@ -129,7 +132,9 @@ class RunFolder:
 
     def write_json(self, name: str, value: object) -> None:
         """Write a value as JSON, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(
+            name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
     def read_json(self, name: str, *keys: str) -> dict[str, object]:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
@@ -169,22 +174,30 @@ class RunFolder:
 
         Raises FolderError if a line is damaged or out of order, or the file cannot be read.
         """
-        path, records = self.path / "journal.jsonl", []
-        for place, line in enumerate(self._lines()):
-            try:
-                record = Record.from_dict(json.loads(line.rstrip()))
-                if record.index != place:
-                    raise ValueError(f"it is candidate {record.index}")
-            except (ValueError, RecursionError) as error:
-                raise FolderError(f"{path} line {place + 1} is damaged: {error}") from error
-            records.append(record)
+        records = list(self._read(Record.from_dict))
         self.lines = len(records)
         return records
 
     def told(self) -> list[tuple[str, float | None]]:
-        """Return each candidate's kind of outcome and fitness, without reading its metric."""
-        lines = map(json.loads, self._lines())
-        return [(line["outcome"], line["fitness"]) for line in lines]
+        """Return each candidate's kind of outcome and fitness, without parsing its metric.
+
+        Raises as `records` does.
+        """
+        return [(line.outcome, line.fitness) for line in self._read(read_line)]
+
+    def _read(self, parse: Callable[[object], Parsed]) -> Iterator[Parsed]:
+        """Yield what the journal's whole lines hold."""
+        for place, line in enumerate(self._lines()):
+            try:
+                parsed = parse(json.loads(line.rstrip()))
+                if parsed.index != place:
+                    raise ValueError(f"it is candidate {parsed.index}")
+            except (ValueError, RecursionError) as error:
+                raise FolderError(
+                    f"{self.path / 'journal.jsonl'} line {place + 1} is damaged: {error}; keep "
+                    f"the {place} lines before it and resume: the rest is searched again"
+                ) from error
+            yield parsed
 
     def _lines(self) -> list[bytes]:
         path = self.path / "journal.jsonl"

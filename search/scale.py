@@ -6,6 +6,7 @@ of any model, sparsity and text can be averaged.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, variance
 from typing import Annotated, NamedTuple
@@ -18,7 +19,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
 
 Measure = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
-"""`Pool.losses`: by window, for each task, role and criterion; None where that is degenerate."""
+"""`Pool.losses`: by window, for each task, role and criterion; None where that cannot prune."""
 
 KNOWN = 1 + len(BASELINES)
 """What a scale needs to be measured on each task: the dense model and the baselines."""
@@ -44,6 +45,7 @@ class Cell(_Values):
 
     Attributes:
         task: Index of the task.
+        model: The task's model; unknown in the file of an older version.
         text: The kind of text.
         weight: Weight in the mean over all cells; the weights add up to 1.
         windows: Indices of its windows among the task's.
@@ -55,6 +57,7 @@ class Cell(_Values):
     """
 
     task: int = Field(ge=0)
+    model: str = ""
     text: str
     weight: float = Field(gt=0)
     windows: tuple[int, ...] = Field(min_length=1)
@@ -154,15 +157,21 @@ class Scale(_Values):
     def difference(
         self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
     ) -> Difference:
-        """Return how much worse a fitness is than the reference's, with its standard error."""
-        parts = []
+        """Return how much worse a fitness is than the reference's, with its standard error.
+
+        Tasks on the same windows of a model vary together, so their gaps are added up by window
+        first; other models and texts are independent.
+        """
+        shared: dict[tuple[str, str, tuple[int, ...]], list[list[float]]] = defaultdict(list)
         for cell in self.cells:
             rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
             gaps = [cell.weight * (a - b) / cell.rise for a, b in zip(*rises, strict=True)]
-            parts.append(Difference(fmean(gaps), _standard_error(gaps)))
-        errors = [part.standard_error for part in parts if part.standard_error is not None]
-        error = math.hypot(*errors) if len(errors) == len(parts) else None
-        return Difference(sum(part.mean for part in parts), error)
+            shared[cell.model, cell.text, cell.windows].append(gaps)
+        sums = [[sum(window) for window in zip(*gaps, strict=True)] for gaps in shared.values()]
+        errors = [_standard_error(windows) for windows in sums]
+        known = [error for error in errors if error is not None]
+        error = math.hypot(*known) if len(known) == len(errors) else None
+        return Difference(sum(map(fmean, sums)), error)
 
     def _mean(self, values: Sequence[float | None], missing: float) -> float:
         """Return the weighted mean of one value per cell."""
@@ -178,11 +187,7 @@ def losses_of(measure: Measure, task: int, role: str) -> tuple[list[float], dict
     criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
     dense, *measured = measure([(task, role, criterion) for criterion in criteria])
     assert dense is not None
-    baselines = {
-        name: losses
-        for name, losses in zip(BASELINES, measured, strict=True)
-        if losses and all(map(math.isfinite, losses))
-    }
+    baselines = {name: losses for name, losses in zip(BASELINES, measured, strict=True) if losses}
     return dense, baselines
 
 
@@ -202,7 +207,8 @@ def cells_of(
     for kind in dict.fromkeys(kinds):
         windows = [place for place, other in enumerate(kinds) if other == kind]
         weight = share * len(windows) / len(kinds)
-        cells.append(cell_of(task, kind, weight, windows, dense, baselines))
+        cell = cell_of(task, kind, weight, windows, dense, baselines)
+        cells.append(cell.model_copy(update={"model": experiment.tasks[task].model}))
     return cells
 
 

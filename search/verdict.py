@@ -42,6 +42,8 @@ def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
             parts.append(f"{kind} on {len(names)} of {len(tasks)} tasks ({', '.join(names)})")
     best = best_of_the_baselines(tasks)
     sentence = f"Compared with {best} on the report text: {', '.join(parts)}."
+    if unable := [task["name"] for task in tasks if task["best"]["perplexity"] is None]:
+        sentence += f" It cannot prune {', '.join(unable)}."
     return Verdict(min((v.kind for v in verdicts), key=_KINDS.index), sentence)
 
 
@@ -54,9 +56,15 @@ def looks_at_report(looks: Sequence[JsonObject]) -> str:
     if not looks:
         return ""
     before = ", ".join(
-        f"after {look['candidates']} candidates it had {look['perplexity']:.2f}" for look in looks
+        f"after {look['candidates']} candidates it had {shown(look['perplexity'])}"
+        for look in looks
     )
     return f" Look {len(looks) + 1} at this text: {before}."
+
+
+def shown(value: float | None, digits: int = 2) -> str:
+    """Return a figure of a metric; null is that of one that cannot prune the model."""
+    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def convergence(fitness: Sequence[float | None]) -> str:
@@ -85,6 +93,9 @@ def _on_task(task: JsonObject) -> Verdict:
     found, baseline = task["best"]["perplexity"], task["baselines"][name]
     nats, error = task["behind_best"][name]["nats"], task["behind_best"][name]["standard_error"]
     against = f"{name}, {best_of_the_baselines([task])} on the report text"
+    if found is None:
+        can = f"{against}, can: perplexity {baseline:.2f}"
+        return Verdict("worse", f"Cannot prune the model, which {can}.")
     values, change = f"perplexity {found:.2f} against {baseline:.2f}", abs(1 - found / baseline)
     if error is None:
         why = "on a single window, so the error is unknown"

@@ -3,6 +3,7 @@
 Nothing here imports torch, which takes seconds: the process that only hands out tests reads it too.
 """
 
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,16 @@ LONGEST = ("test_run_prune.py", "test_run_search.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_signals() -> None:
+    """Let signals reach what is tested also under `nohup` and in the background, where they are
+    ignored: by a handler, which the processes that tests start do not inherit.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

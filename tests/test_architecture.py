@@ -163,3 +163,9 @@ def check_safe(file: str, node: ast.AST) -> None:
         assert "weights_only=True" in ast.unparse(node)
     if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
         assert isinstance(node.value, ast.Constant) and node.value.value is False, file
+
+
+def test_files_name_nothing_that_lies_beside_the_project():
+    for file in OURS + files("benchmarks", "scripts", "tests"):
+        for node in ast.walk(syntax(file)):
+            assert not (isinstance(node, ast.Attribute) and dotted(node) == "ROOT.parent"), file

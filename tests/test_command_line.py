@@ -106,6 +106,17 @@ def test_interruptible_lets_nohup_ignore_a_closed_terminal():
         signal.signal(signal.SIGHUP, own)
 
 
+@pytest.mark.slow
+def test_signals_are_heard_by_tests_that_start_where_they_are_ignored():
+    ignoring = "; ".join(f"signal.signal({int(n)}, signal.SIG_IGN)" for n in NUMBERS[::2])
+    names = "interruptible_raises or (signal_while_torch and words1)"
+    tests = ["-q", "-p", "no:cacheprovider", __file__, "-k", names]
+    run = launched(
+        "-c", f"import signal, pytest; {ignoring}; raise SystemExit(pytest.main({tests}))"
+    )
+    assert (run.returncode, run.stdout[:6]) == (0, "......"), run.stdout
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("words", [("run_search.py", "--out", "out", "--json"), PRUNE])
 def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, words, number):

@@ -3,9 +3,11 @@
 import importlib
 import io
 from contextlib import redirect_stdout
+from ctypes import CDLL, Structure, c_size_t
 from pathlib import Path
 
 import pytest
+import torch
 from doc_examples import blocks_of, run_examples
 
 import prunevolve
@@ -46,6 +48,38 @@ def test_run_gives_every_record_in_order_and_the_winner_and_prints_nothing(finis
     best = result.summary["best"]
     assert (result.best.text, result.best.group) == (best["metric"], best["group"])
     assert result.summary["candidates"] == 8
+
+
+class Allocated(Structure):
+    """The beginning of glibc's `struct mallinfo2`."""
+
+    _fields_ = [(name, c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")]
+    _fields_ += [
+        (name, c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keep")
+    ]
+
+
+def blocks_of_their_own():
+    """Return how many blocks glibc has mapped on their own; it returns them when they are freed."""
+    mallinfo = CDLL(None).mallinfo2
+    mallinfo.restype = Allocated
+    return mallinfo().hblks
+
+
+@pytest.mark.skipif(not hasattr(CDLL(None), "mallinfo2"), reason="no glibc of 2.33 or later")
+def test_search_in_this_process_leaves_its_threads_and_allocator_as_they_were(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        evolve(config("search.candidates=1"), tmp_path / "run")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    before = blocks_of_their_own()
+    block = torch.empty(2**28, dtype=torch.uint8)
+    assert blocks_of_their_own() == before + 1
+    del block
+    assert blocks_of_their_own() == before
 
 
 def test_callback_that_raises_ends_the_run_which_can_be_resumed(finished, tmp_path):

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from search_process import started
 
 from prunevolve.configs import schema
@@ -220,6 +221,36 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     assert values[1] / values[0] == pytest.approx(ratio, rel=1e-4)
 
 
+def test_winner_that_cannot_prune_the_unseen_model_is_told_and_measured_where_it_can(
+    tiny_llama_dir, tmp_path, call
+):
+    # Weights of one size cannot be ranked by it, and are by what comes in.
+    unseen = shutil.copytree(tiny_llama_dir, tmp_path / "unseen")
+    tensors = load_file(unseen / "model.safetensors")
+    tensors |= {name: t.sign() / 8 for name, t in tensors.items() if "proj" in name}
+    save_file(tensors, unseen / "model.safetensors", {"format": "pt"})
+    run = tmp_path / "run"
+    few = ["search.candidates=1", "search.seeds=['W']", f"selection.model={unseen}"]
+    printed = search(run, *few)
+    assert "no finalist can prune all models of the selection: the fittest is taken\n" in printed
+    summary = read(run / "summary.json")
+    seen, other = summary["tasks"]
+    assert seen["best"]["perplexity"] > seen["dense"]
+    assert (other["best"]["perplexity"], other["by_text"][0]["relative_rise"]) == (None, None)
+    assert other["baselines"]["wanda"] > 0 and "magnitude" not in other["baselines"]
+    assert other["behind_best"]["wanda"] == {"nats": None, "standard_error": None}
+    assert (summary["selection"], summary["best"]["metric"]) == ([], "W")
+    assert summary["verdict"].endswith(" It cannot prune unseen 60%.")
+    page = " ".join((run / "report.html").read_text().split())
+    assert '<p class="verdict worse">' in page and "<td>none</td>" in page
+    assert "Cannot prune the model, which " in page
+    before = (run / "summary.json").read_bytes()
+    (run / "summary.json").unlink()
+    call("--resume", run)
+    after = read(run / "summary.json") | {"seconds": summary["seconds"]}
+    assert after == json.loads(before)
+
+
 def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finished, on_two_tasks):
     out, _ = on_two_tasks
     best = read(finished / "best_metric.json")
@@ -359,6 +390,22 @@ def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(
     look = f" Look 2 at this text: after 16 candidates it had {first['best']['perplexity']:.2f}."
     assert look not in first["verdict"] and second["verdict"].endswith(look)
     assert second["seconds"] > first["seconds"]
+
+
+def test_damaged_journal_is_one_line_whose_way_out_gives_the_same_run(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    journal = run / "journal.jsonl"
+    before = journal.read_bytes()
+    lines = before.splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:7], b"{}\n", *lines[8:]]))
+    for words in (["--status", run], ["--report", run], ["--resume", run]):
+        out, err = call(*words, code=4)
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"error: {journal} line 8 is damaged: index: Field required, got ")
+        assert err.endswith("; keep the 7 lines before it and resume: the rest is searched again\n")
+    journal.write_bytes(b"".join(lines[:7]))
+    call("--resume", run)
+    assert journal.read_bytes() == before
 
 
 def test_refused_resume_leaves_the_config_as_it_was(finished, tmp_path, call):

@@ -22,6 +22,9 @@ from shutil import rmtree
 SILENCE_SECONDS = 20.0
 """After this time without a word, once it began to speak, the driver is given up."""
 
+_JOIN_SECONDS = 60.0
+"""After this time it is given up if it has only begun to join Ray."""
+
 _CLEAN_ROUNDS = 30
 """Tenths of a second without anything new: a process that was just started may come late."""
 
@@ -76,8 +79,8 @@ def around(drive: Callable[[], object]) -> None:
 def tell(word: str) -> None:
     """Tell the guard, if there is one, how Ray is and how this ends.
 
-    `joins`: it is asked, and may take a minute; `answers`: it did; `quiet`: it is no longer used;
-    `resume HOW`: how to go on; `exit CODE`: the end.
+    `joins`: it is asked, and is watched within a minute; `answers`: it did; `quiet`: it is no
+    longer used; `resume HOW`: how to go on; `exit CODE`: the end.
     """
     if _to_guard is not None:
         with suppress(OSError):  # it was killed: a signal follows
@@ -107,7 +110,8 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
             elif kind == "resume":
                 way_on = rest
             on_ray |= kind == "joins"
-            silent = {"joins": -40.0, "answers": 0.0, "exit": 0.0}.get(kind)
+            joins = SILENCE_SECONDS - _JOIN_SECONDS
+            silent = {"joins": joins, "answers": 0.0, "exit": 0.0}.get(kind)
     status = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
     if code is not None:
         return code

@@ -1,9 +1,10 @@
 """The queue of a pool's jobs, and whom a fault is blamed on.
 
 A job that met a worker's fault is given to another worker. Before a candidate's last try a baseline
-is evaluated: if that works, the workers do, and the candidate is `failed` if it fails once more. If
-the baseline fails as often, or several candidates in a row come so far, the pool itself is broken
-and no candidate is blamed.
+is evaluated: if that works, the workers do, and the candidate is `failed` if it fails once more. A
+candidate that raised an exception is `failed` as soon as another is evaluated; after several in a
+row, or if there is nothing else to do, the baseline decides. If the baseline fails, or several
+candidates in a row come to their last try, the pool itself is broken and no candidate is blamed.
 """
 
 from bisect import insort
@@ -20,7 +21,8 @@ MOST = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
 """How often a job may meet a fault of a worker, by kind."""
 
 MOST_SUSPECTS = 5
-"""Candidates in a row that may come to their last try, with none evaluated in between."""
+"""Candidates in a row, with none evaluated in between: so many at their last try end the run, and
+so many exceptions have a baseline evaluated."""
 
 _BASELINE = -1
 
@@ -98,7 +100,9 @@ class Jobs:
         self._numbers = count()
         self._waiting: list[Job] = []
         self._suspects: list[Job] = []
+        self._raised: list[tuple[Job, Fault]] = []
         self._in_a_row = 0
+        self._is_judged = False  # whether a baseline waits or is being evaluated
         self.arrivals: deque[Arrival] = deque()
         self.count: Callable[[], object] = lambda: None
 
@@ -110,6 +114,8 @@ class Jobs:
 
     def next(self) -> Job | None:
         """Take the first job, if there is one."""
+        if not self._waiting and self._raised:
+            self._judge()
         return self._waiting.pop(0) if self._waiting else None
 
     def retry(self, job: Job, fault: Fault) -> None:
@@ -127,8 +133,7 @@ class Jobs:
             if self._in_a_row >= MOST_SUSPECTS:
                 row = f"{MOST_SUSPECTS} candidates in a row, the last of them"
                 raise PoolError(f"no worker functions: {row}: {job.reason(fault)}")
-            if not self._suspects:
-                self._again(Job(self._baseline, _BASELINE))
+            self._judge()
             self._suspects.append(job)
         elif job.candidate:
             self._end(job, fault)
@@ -141,14 +146,31 @@ class Jobs:
         Raises:
             ValueError: If a value was wrong in a job that the run cannot do without; one line.
             CallError: If anything else was wrong in such a job.
+            PoolError: If a baseline cannot be evaluated.
         """
-        if job.candidate and not isinstance(result, Fault):
-            self._in_a_row = 0
+        if job.candidate and isinstance(result, Fault):
+            self._raised.append((job, result))
+            if len(self._raised) >= MOST_SUSPECTS:
+                self._judge()
+            return
         if job.number == _BASELINE:
+            if isinstance(result, Fault):
+                raise PoolError(f"no worker functions: a baseline fails, too: {result.line}")
+            self._is_judged = False
             while self._suspects:
                 self._again(self._suspects.pop())
-        else:
+        elif job.candidate:
+            self._in_a_row = 0
+        while self._raised:  # this worked, so they failed by themselves
+            self._end(*self._raised.pop(0))
+        if job.number != _BASELINE:
             self._end(job, result)
+
+    def _judge(self) -> None:
+        """Let a baseline be evaluated, unless one is: it shows who is to blame."""
+        if not self._is_judged:
+            self._is_judged = True
+            self._again(Job(self._baseline, _BASELINE))
 
     def _again(self, job: Job) -> None:
         insort(self._waiting, job, key=lambda waiting: waiting.number)

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -32,6 +32,9 @@ from prunevolve.search.resident import Subject, Weights
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 _LOOK_SECONDS = 1.0
+
+_MOST_FAILED = 5
+"""Looks in a row that fail if Ray is lost; a single one may."""
 
 
 class Worker:
@@ -78,14 +81,10 @@ class RayBackend:
 
     def __init__(self, head: str, experiment: Experiment, actor: type = Worker) -> None:
         config = experiment.config.ray
-        self._head, self._config = head, config
+        self._head, self._config, self._experiment = head, config, experiment
         self._node = ray.get_runtime_context().get_node_id()
-        # On one machine's CPU all workers share the weights, whatever dtype the files have.
-        sends = config.address == LOCAL and not config.gpus_per_worker
-        models = [_sent(subject) for subject in experiment.subjects] if sends else []
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
-        given = [ray.put(experiment), *models]
-        self._new_actor = partial(ray.remote(**resources)(actor).remote, code_digest(), given)
+        self._new_actor = ray.remote(**resources)(actor).remote
         self._actors: dict[int, ray.actor.ActorHandle] = {}
         self._started = 0
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -95,7 +94,15 @@ class RayBackend:
         self._watch = threading.Thread(target=self._look_again, daemon=True)
 
     def __enter__(self) -> "RayBackend":
-        self._watch.start()
+        with ExitStack() as stack:
+            stack.callback(self._closing.set)  # if a model cannot be loaded
+            self._watch.start()  # before that: it takes minutes, a download longer
+            # On one machine's CPU all workers share the weights, whatever dtype the files have.
+            sends = self._config.address == LOCAL and not self._config.gpus_per_worker
+            models = [_sent(subject) for subject in self._experiment.subjects] if sends else []
+            given = [ray.put(self._experiment), *models]
+            self._new_actor = partial(self._new_actor, code_digest(), given)
+            stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,16 +154,19 @@ class RayBackend:
     def _look(self) -> None:
         nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         self._nodes = list(nodes.values())
-        if self._node not in nodes:
-            self._trouble = "its node on this machine is gone"
+        self._trouble = "" if self._node in nodes else "its node on this machine is gone"
 
     def _look_again(self) -> None:
         """Look at the nodes every second, and tell the guard that Ray still answers."""
+        failed = 0
         while not self._closing.wait(_LOOK_SECONDS):
             try:
                 self._look()
+                failed = 0
             except Exception as error:  # noqa: BLE001 - of whatever kind, Ray does not answer
-                self._trouble = last_line(str(error)) or type(error).__name__
+                failed += 1
+                if failed >= _MOST_FAILED:
+                    self._trouble = last_line(str(error)) or type(error).__name__
             guard.tell("answers")
 
 

@@ -67,7 +67,7 @@ class Pool:
     ) -> list[list[float] | None]:
         """Return each window's mean NLL in nats per token, for tasks, texts and criteria.
 
-        Without a criterion, the dense model's; None where one is degenerate on the model.
+        Without a criterion, the dense model's; None where one cannot prune the model.
 
         Raises:
             ValueError: If a value is wrong; one line.

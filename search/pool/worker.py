@@ -22,8 +22,8 @@ from prunevolve.search.records import Timing
 Result = TypeVar("Result")
 
 ROOT = Path(__file__).parents[2]  # prunevolve
-PACKAGES = ("evaluation", "pruning", "search")
-"""The packages below `ROOT` whose code an evaluation runs."""
+PACKAGES = ("configs", "evaluation", "pruning", "search")
+"""The packages below `ROOT` whose code an evaluation runs, but for the report."""
 
 
 def code_digest() -> str:
@@ -31,6 +31,8 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
+            if path.is_relative_to(ROOT / "search/report"):
+                continue
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

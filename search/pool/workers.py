@@ -240,7 +240,7 @@ class Workers:
         else:
             self._failed_starts.append(fault.kind)
             pause = min(_LONGEST_BREAK, 2.0 ** len(self._failed_starts))
-        self._next_start = self._now + pause
+        self._next_start = max(self._next_start, self._now + pause)
         if fault.line != self.trouble:  # news
             self._say(f"a worker ended: {fault.line}")
         self.trouble = fault.line

@@ -21,6 +21,7 @@ from prunevolve.search.verdict import (
     best_of_the_baselines,
     convergence,
     looks_at_report,
+    shown,
     verdict_of,
 )
 
@@ -107,15 +108,14 @@ def measured_tables(summary: JsonObject) -> list[Table]:
         (
             *(task["name"], cell["text"], f"{cell['dense']:.2f}"),
             *(f"{cell['named_perplexity']:.2f}", cell["named"]),
-            *(f"{cell['perplexity']:.2f}", f"{cell['relative_rise']:.3f}"),
+            *(shown(cell["perplexity"]), shown(cell["relative_rise"], 3)),
         )
         for task in tasks
         for cell in task["by_text"]
     ]
     if updates := summary.get("updates"):
         about = "The first task's model, on as many windows of the report text, by `--recipes`."
-        ranked = sorted(updates.items(), key=lambda one: one[1])
-        lines = [(name, f"{perplexity:.2f}") for name, perplexity in ranked]
+        lines = [(name, shown(perplexity)) for name, perplexity in _ranked(updates)]
         tables.append(
             Table("With changes of the weights that stay", about, ("", "perplexity"), lines)
         )
@@ -140,15 +140,21 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
         about = f"{verdict_of([task]).sentence} {about}"
     rows = [("dense", f"{task['dense']:.2f}", "", "", "")]
     perplexities = {FOUND: task["best"]["perplexity"], **task["baselines"]}
-    for name, perplexity in sorted(perplexities.items(), key=lambda item: item[1]):
+    for name, perplexity in _ranked(perplexities):
         criterion, behind = Criterion.parse(best["metric"], best["group"]), ""
         if name != FOUND:
             criterion = BASELINES[name].criterion
-            behind = _gap(task["behind_best"][name], "nats")
+            gap = task["behind_best"][name]
+            behind = "" if gap["nats"] is None else _gap(gap, "nats")
         group = criterion.group if is_unstructured else task["pattern"]
-        rows.append((name, f"{perplexity:.2f}", behind, group, criterion.metric.infix))
+        rows.append((name, shown(perplexity), behind, group, criterion.metric.infix))
     columns = ("", "perplexity", "vs best found, nats/token", "group", "metric")
     return Table(f"Result on the report text: {task['name']}", about, columns, rows)
+
+
+def _ranked(perplexities: Mapping[str, float | None]) -> list[tuple[str, float | None]]:
+    """Return names and perplexities, the best first, and what has none last."""
+    return sorted(perplexities.items(), key=lambda one: math.inf if one[1] is None else one[1])
 
 
 def finalist_table(finalists: Sequence[JsonObject]) -> Table:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import zip_longest
 from math import sqrt
+from shutil import copy2
 
 import pytest
 import torch
@@ -245,3 +246,23 @@ def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
     assert probe[name].dtype == torch.float32
     assert torch.equal(probe[name], probe[name].bfloat16().float())
     assert rounding.evaluate(candidate(SNIP)).kind == "evaluated"
+
+
+def test_losses_that_are_not_finite_are_none_and_refused_of_the_dense_model(
+    evaluator, tiny_llama_dir, tmp_path
+):
+    broken = Evaluator(evaluator.experiment)
+    broken.use_statistics(0, evaluator.residents[0].statistics.to_tensors())
+    norm = broken.residents[0].store.model.model.norm
+    for value in (1e6, torch.nan):  # losses of thousands of nats, whose perplexity is infinite
+        norm.weight.data.fill_(value)
+        assert broken.losses(0, "selection", WANDA) is None
+    problem = "must have finite losses on its {} text, got one that is not, in float32: set dtype"
+    with pytest.raises(ValueError, match=f"model 'embedded' {problem.format('selection')}"):
+        broken.losses(0, "selection", None)
+    model = load_model(str(tiny_llama_dir), "float32")
+    model.model.norm.weight.data.fill_(torch.inf)
+    model.save_pretrained(tmp_path)
+    copy2(tiny_llama_dir / "tokenizer.json", tmp_path)
+    with pytest.raises(ValueError, match=problem.format("fitness")):
+        Evaluator(embedded_setup(*small(2, length=16), f"model={tmp_path}"))

@@ -1,6 +1,7 @@
 """A run that is continued is the same experiment: config, models, texts and code."""
 
 from functools import partial
+from shutil import copytree, ignore_patterns
 
 import pytest
 from refusals import refusal
@@ -8,6 +9,7 @@ from refusals import refusal
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.search.experiment import resolve
+from prunevolve.search.pool import worker
 from prunevolve.search.prepare import check_identity, identity
 from prunevolve.search.run_folder import FolderError, RunFolder
 
@@ -58,6 +60,26 @@ def test_models_texts_and_code_that_changed_are_refused_by_name(folder, what):
     message = refused(check_identity, folder, identity(EXPERIMENT))
     assert message.startswith(f"{what} is ")
     assert "but was 'x' when the run in" in message
+
+
+@pytest.mark.parametrize(
+    ("file", "matters"),
+    [
+        *(("configs/schema.py", True), ("search/evaluator.py", True), ("pruning/masks.py", True)),
+        ("search/report/report.py", False),
+    ],
+)
+def test_code_is_that_of_an_evaluation_with_configs_and_without_the_report(
+    tmp_path, monkeypatch, file, matters
+):
+    for package in worker.PACKAGES:
+        copytree(worker.ROOT / package, tmp_path / package, ignore=ignore_patterns("*.safetensors"))
+    before = worker.code_digest()
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    assert worker.code_digest() == before
+    with (tmp_path / file).open("a") as source:
+        source.write("# changed\n")
+    assert (worker.code_digest() != before) == matters
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{}"])

@@ -132,18 +132,23 @@ GOOD = record(1).to_dict()
         (b"[" * 100_000, "recursion"),
         (b"7", "the record: "),
         (json.dumps(record(3).to_dict()).encode(), "it is candidate 3"),
+        (b"{}", "index: Field required"),
+        (b'{"index": \xff}', "codec can't decode"),
         # What else a record is not, tests/search/test_population.py asks.
         (json.dumps(GOOD | {"fitness": float("nan")}).encode(), "fitness: "),
     ],
 )
-def test_records_refuses_a_damaged_whole_line(folder, line, problem):
+def test_records_and_told_refuse_a_damaged_whole_line(folder, line, problem):
     folder.append(record(0), {})
     path = folder.path / "journal.jsonl"
     before = path.read_bytes() + line + b"\n" + json.dumps(record(2).to_dict()).encode() + b"\n"
     path.write_bytes(before)
     message = refused(folder.records)
+    assert message == refused(folder.told)
     assert message.startswith(f"{path} line 2 is damaged: ")
-    assert problem in message
+    assert problem in message and "\n" not in message
+    way_out = "keep the 1 lines before it and resume: the rest is searched again"
+    assert message.endswith(f"; {way_out}")
     assert path.read_bytes() == before
 
 
@@ -221,6 +226,12 @@ def test_writing_that_fails_half_way_leaves_the_old_file_and_can_be_repeated(fol
     assert not [name for name in names(folder.path) if "tmp" in name]
     folder.write_failure("17", "Traceback: \u00fc")
     assert (folder.path / "failures" / "17.txt").read_text() == "Traceback: \u00fc"
+
+
+def test_write_json_refuses_a_number_that_is_not_finite(folder):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write_json("summary.json", {"perplexity": float("nan")})
+    assert not (folder.path / "summary.json").exists()
 
 
 def test_writing_that_is_impossible_is_one_line_that_names_the_file(folder):

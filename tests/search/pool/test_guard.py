@@ -136,6 +136,31 @@ def test_head_that_hangs_ends_the_search_with_one_line():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "ended"),
+    [("answers", (0, "")), ("", (3, f"error: Ray has not answered for 1 s or more; {WAY_ON}\n"))],
+)
+def test_driver_that_is_slow_to_start_is_ended_only_if_ray_does_not_answer(word, ended):
+    code = f"""
+import sys, time
+from prunevolve.search.pool import guard
+guard.SILENCE_SECONDS, guard._JOIN_SECONDS = 1.0, 2.0
+
+def drive():
+    guard.tell("resume {WAY_ON}")
+    guard.tell("joins")
+    for _ in range(16):
+        time.sleep(0.25)
+        guard.tell({word!r}) if {word!r} else None
+    sys.exit(0)
+
+guard.around(drive)
+"""
+    done = search_process.run([sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == ended
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 2.0])
 def test_second_signal_ends_a_search_at_once(seconds):
     with begin("local") as process:

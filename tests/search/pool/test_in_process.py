@@ -100,6 +100,9 @@ def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, inject
 
 
 def test_reason_has_no_addresses(pool, injected):
-    injected("prune", lambda: TypeError(f"got {object()}"), lambda *_: True)
-    (failed,) = arrivals_of(pool, CANDIDATES[:1])
+    def of_snip(call, metric, target):
+        return metric == SNIP.metric
+
+    injected("prune", lambda: TypeError(f"got {object()}"), of_snip)
+    (failed,) = arrivals_of(pool, CANDIDATES[1:])
     assert failed.outcome.reason.startswith("TypeError: got <object object at 0x...> at search/")

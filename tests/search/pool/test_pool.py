@@ -1,5 +1,6 @@
 """The pool's policy, against a backend that follows a script: every fault, and who is blamed."""
 
+import re
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ HANG = object()
 LOST = Fault("lost", "its process or its node was lost")
 CROWDED = Fault("no memory on node", "Ray killed it: its node lacked memory")
 EXHAUSTED = Fault("out of memory", "OutOfMemoryError: out of memory")
+RAISED = Fault("error", "KeyError: 'X'", "search/evaluator.py:120", "Traceback ...")
 REFUSED = Fault("refused", "ValueError: model 'm' cannot be loaded")
 BASELINE, WAIT, START = -1, 300.0, 600.0
 
@@ -199,9 +201,8 @@ def test_suspects_get_their_last_try_only_after_another_answer(backend):
     assert backend.tries(BASELINE)
 
 
-@pytest.mark.parametrize("answer", [Outcome("evaluated", 1.0), Fault("error", "KeyError: 'X'")])
-def test_suspect_that_is_alone_is_judged_by_a_baseline(backend, answer):
-    alone = {0: EXHAUSTED, BASELINE: answer}
+def test_suspect_that_is_alone_is_judged_by_a_baseline(backend):
+    alone = {0: EXHAUSTED, BASELINE: Outcome("evaluated", 1.0)}
     backend.does = lambda worker, call: alone[call.arguments[0].index]
     pool = ready_pool(backend)
     submit(pool, 0)
@@ -211,7 +212,18 @@ def test_suspect_that_is_alone_is_judged_by_a_baseline(backend, answer):
     assert backend.evaluated == [0, 0, BASELINE, 0]
 
 
-@pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG])
+@pytest.mark.parametrize("fault", [EXHAUSTED, RAISED])
+def test_baseline_that_raises_ends_the_run_and_blames_no_suspect(backend, fault):
+    alone = {0: fault, BASELINE: RAISED}
+    backend.does = lambda worker, call: alone[call.arguments[0].index]
+    pool = ready_pool(backend)
+    submit(pool, 0)
+    line = f"no worker functions: a baseline fails, too: {RAISED.line}"
+    with pytest.raises(PoolError, match=f"^{re.escape(line)}$"):
+        drive(pool, 1)
+
+
+@pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG, RAISED])
 @pytest.mark.parametrize("candidates", [2, 8])
 def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault, candidates):
     backend.does = lambda worker, call: fault
@@ -248,6 +260,26 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
         submit(pool, index)
         drive(pool, 1)
     assert pool.workers.faults == {"out of memory": MOST["out of memory"] * len(bad)}
+
+
+def test_node_where_everything_raises_blames_none_though_others_work(backend):
+    """It is done at once with all that it is given, the baseline too."""
+    backend.does = lambda worker, call: HANG if worker == 1 else RAISED
+    pool = ready_pool(backend)
+    submit(pool, *range(30))
+    with pytest.raises(PoolError, match="a baseline fails, too"):
+        assert turns(pool, 100) == []
+    assert len(backend.given) == 1 + MOST_SUSPECTS + 1
+
+
+def test_candidates_that_raise_in_a_row_fail_if_a_baseline_works(backend):
+    backend.does = faulty(RAISED, set(range(12)))
+    pool = ready_pool(backend)
+    submit(pool, *range(13))
+    found = drive(pool, 13)
+    kinds = [found[index].outcome.kind for index in range(13)]
+    assert kinds == ["failed"] * 12 + ["evaluated"]
+    assert 2 <= len(backend.tries(BASELINE)) <= 3  # not one for each
 
 
 @pytest.mark.parametrize("kind", ["error", "refused"])
@@ -397,6 +429,20 @@ def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
     submit(pool, 0)
     assert drive(pool, 1)[0].outcome.kind == "evaluated"
     for seconds, ready in ((50, 1), (15, 2)):
+        turns(pool, 2 * seconds)
+        assert pool.workers.ready == ready
+
+
+def test_pause_after_lack_of_memory_outlasts_a_later_loss(backend):
+    backend.places = 3
+    backend.does = faulty(CROWDED, {0}, times=1)
+    pool = ready_pool(backend)
+    submit(pool, 0)
+    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    backend.does = faulty(LOST, {1}, times=1)
+    submit(pool, 1)
+    assert drive(pool, 1)[1].outcome.kind == "evaluated"
+    for seconds, ready in ((50, 1), (15, 3)):
         turns(pool, 2 * seconds)
         assert pool.workers.ready == ready
 

@@ -1,5 +1,6 @@
 """report.html and its chart, and the tables at the end of a run: what they show of its files."""
 
+import shlex
 from base64 import b64encode
 from contextlib import closing
 
@@ -7,10 +8,13 @@ import pytest
 from report_run import records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
+from prunevolve.configs import schema
+from prunevolve.pruning.run.options import Request, make
+from prunevolve.search.next_steps import commands_of, options_of
 from prunevolve.search.report.charts import fitness_chart
 from prunevolve.search.report.report import factor_table, front_table, measured_tables
 from prunevolve.search.results import write_report
-from prunevolve.search.run_folder import FolderError
+from prunevolve.search.run_folder import FolderError, RunFolder
 
 
 def page_of(folder):
@@ -44,6 +48,17 @@ def test_page_says_what_came_of_the_search_in_numbers(run, html):
         f"--metric {run.path / 'best_metric.json'}",
     ):
         assert text in " ".join(html.split())
+
+
+@pytest.mark.parametrize(("bos", "flag"), [(True, "--bos"), (False, "--no-bos"), (None, None)])
+def test_command_of_the_next_step_has_the_runs_bos(tmp_path, bos, flag):
+    folder = RunFolder(tmp_path / "run")
+    config = schema.load(None, [f"calibration.bos={str(bos).lower()}"] if flag else [])
+    words = shlex.split(commands_of(folder, config)[0])
+    assert [word for word in words if "bos" in word] == ([flag] if flag else [])
+    options = make(Request, {**options_of(folder, config), "out": "out"}, "options")
+    assert options.bos is bos
+    assert f"{folder.path}/best_metric.json" in words
 
 
 def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):

@@ -1,0 +1,112 @@
+"""The backend on Ray without a Ray: what its watch tells the guard, and when Ray is lost."""
+
+import os
+import select
+import threading
+from contextlib import contextmanager
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+from search_process import until
+from toy_setup import embedded_setup
+
+from prunevolve.search.pool import guard
+from prunevolve.search.pool.jobs import PoolError
+
+NODE = {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2}}
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """Where the guard hears what it is told."""
+    read, write = os.pipe()
+    monkeypatch.setattr(guard, "_to_guard", write)
+    yield read
+    os.close(write)
+    os.close(read)
+
+
+@pytest.fixture
+def opened(monkeypatch, guarded):
+    """Open a backend on a Ray whose answers a test gives."""
+    from prunevolve.search.pool import on_ray  # it imports Ray
+
+    @contextmanager
+    def opened(nodes, load=lambda subject: None):
+        here = SimpleNamespace(get_node_id=lambda: "here")
+        fake = SimpleNamespace(nodes=nodes, get_runtime_context=lambda: here, put=lambda value: 0)
+        fake.remote = lambda **resources: lambda actor: SimpleNamespace(remote=actor)
+        monkeypatch.setattr(on_ray, "ray", fake)
+        monkeypatch.setattr(on_ray, "_LOOK_SECONDS", 0.001)
+        monkeypatch.setattr(on_ray, "_sent", load)
+        backend = on_ray.RayBackend("local", embedded_setup())
+        try:
+            with backend:
+                yield backend
+        finally:
+            backend._watch.join(10)
+            assert not backend._watch.is_alive()
+
+    return opened
+
+
+def told(guarded, seconds):
+    """Return the words that come within some seconds."""
+    has_more = select.select([guarded], [], [], seconds)[0]
+    return os.read(guarded, 1 << 16).split() if has_more else []
+
+
+def test_guard_hears_that_ray_answers_while_models_are_loaded(opened, guarded):
+    heard = []
+    with opened(lambda: [NODE], lambda subject: heard.extend(told(guarded, 10))):
+        assert set(heard) == {b"answers"}
+
+
+def test_guard_hears_nothing_while_models_are_loaded_if_ray_hangs(opened, guarded):
+    looks, loaded, heard = count(), threading.Event(), []
+
+    def hangs():
+        if next(looks):  # the first is made before there is anything to load
+            loaded.wait(10)
+        return [NODE]
+
+    def load(subject):
+        heard.extend(told(guarded, 0.2))
+        loaded.set()
+
+    with opened(hangs, load):
+        assert heard == []
+
+
+def test_watch_ends_if_a_model_cannot_be_loaded(opened):
+    def load(subject):
+        raise ValueError("model 'm' cannot be loaded")
+
+    with pytest.raises(ValueError, match="model 'm'"), opened(lambda: [NODE], load):
+        pass
+
+
+def test_error_of_ray_that_passes_ends_nothing_and_one_that_stays_does(opened):
+    looks, fails = [], {}
+
+    def nodes():
+        looks.append(1)
+        if fails["is"]():
+            raise ConnectionError("\nthe head is busy\n")
+        return [NODE]
+
+    def events():
+        seen = len(looks)
+        until(lambda: len(looks) > seen + 10, 10)
+        return backend.events(0)
+
+    fails["is"] = lambda: False
+    with opened(nodes) as backend:
+        fails["is"] = lambda: len(looks) % 3
+        assert events() == []
+        fails["is"] = lambda: True
+        with pytest.raises(PoolError, match=r"^Ray \(local\) failed: the head is busy$"):
+            events()
+        fails["is"] = lambda: False
+        assert events() == []
