@@ -210,7 +210,7 @@ def test_products_of_fp32_are_exact_in_a_pruning_and_as_they_were_after_it():
 
     def update(weight, removal, gram):
         seen.append(settings.fp32_precision)
-        return weight
+        return weight, 0
 
     model = toy_model("llama")
     recipe = Recipe(MAGNITUDE, ROW, update=update)
