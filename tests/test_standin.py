@@ -118,4 +118,5 @@ def test_the_first_hour_on_a_gpu_runs_to_its_end_on_the_stand_in(tmp_path):
     assert done.returncode == 0, done.stdout
     written = json.loads(figures.read_text())
     assert written["card"] == "NO GPU: a stand-in, on the CPU"
-    assert [row["ok"] for row in written["rows"]].count(True) == 5
+    checks = [row["ok"] for row in written["rows"]]
+    assert False not in checks and checks.count(True) >= 5  # more where real models are built
