@@ -27,7 +27,7 @@ from prunevolve.evaluation.windows import Text, cut_all, share_windows
 from prunevolve.pruning.baselines import FOUND, PUBLISHED
 from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.models import EMBEDDED
-from prunevolve.pruning.statistics import TERMINAL_SETS
+from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
 
 TARGETS: Mapping[str, Mapping[str, Any]] = {
@@ -157,7 +157,7 @@ class Loaded:
         self._dense = {name: x.clone() for name, x in self._model.state_dict().items()}
         self._tests = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
         windows = cut_all(setting.statistics, tokenizer).tokens
-        self._statistics = collect_statistics(self._model, TERMINAL_SETS["extended"], windows)
+        self._statistics = collect_statistics(self._model, frozenset(TERMINALS), windows)
 
     def perplexities(self) -> dict[str, float]:
         """Return the perplexity by kind of text."""

@@ -149,9 +149,6 @@ class Task(_Target):
         return f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
 
 
-Mutation = Literal["node", "factor"]
-
-
 # YAML reads `off` as false.
 Units = Annotated[
     Literal["off", "required"], BeforeValidator(lambda value: "off" if value is False else value)
@@ -168,24 +165,24 @@ class Search(_Section):
     lag: int = Field(default=8, ge=0, le=10**6)
     """Number of previous outcomes a child does not wait for; 0 is the paper's loop."""
     primitives: Literal["release", "extended"] = "extended"
-    """Set of operators and terminals that trees are drawn from."""
+    """Release: whole trees are varied; extended: the factors of products of powers."""
+    terminals: list[str] | None = Field(default=None, min_length=1)
+    """Terminals to draw from; null: W, G and X, and with the extended set V, H and M, too."""
     units: Units = "required"
     """Required: children under the group model have no units, so that scores of different layers
     and models can be compared; see docs/METRICS.md."""
     seeds: list[str] = []
     """First candidates: names, formulas, metric files or run folders."""
     initial_depth: tuple[Depth, Depth] = (1, 2)
-    """Least and greatest depth of random trees; the root has depth 0."""
+    """Least and greatest depth of random trees, or of those in factors; the root has depth 0."""
     max_size: int = Field(default=25, ge=3, le=200)
-    """Most nodes of a tree; a child of a larger one, which tuning made, may be as large as that."""
+    """Most nodes of a tree of the release's set; a product of the extended one has few factors."""
     parents: int = Field(default=5, ge=2, le=10**6)
     """How many of the best in a random half of the population can be parents."""
     crossover: float = Field(default=0.7, ge=0, le=1)
     """Probability of crossover."""
     mutation: float = Field(default=0.6, ge=0, le=1)
     """Probability of a mutation."""
-    mutations: list[Mutation] = Field(default=["factor"], min_length=1)
-    """Kinds of mutation."""
     crowding: float = Field(default=0.01, ge=0, lt=1)
     """Masks that differ in a smaller fraction of weights count as one; 0: none do."""
     brood: int = Field(default=16, ge=1, le=1000)

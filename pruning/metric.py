@@ -140,6 +140,11 @@ class Metric:
         return self._units
 
     @property
+    def has_units(self) -> bool:
+        """Whether its operands go together, so that it has `units`, though these may be none."""
+        return self._units is not None
+
+    @property
     def is_comparable(self) -> bool:
         """Whether scores of different layers can be compared: they have no units of a layer."""
         return self._units is not None and not any(self._units.of_layer)
@@ -174,17 +179,22 @@ class Metric:
     @cached_property
     def problem(self) -> str:
         """Why the metric cannot rank the weights of a matrix, in one line; empty if it can."""
+        if self.mistyped or self.shape == MATRIX:
+            return self.mistyped
+        same = "inputs of a row" if self.shape.by_row else "rows"
+        rule = "it must vary with row and input, as mul(W, sqrt(X)) does"
+        return f"metric '{self.text}' gives all {same} the same scores: {rule}"
+
+    @cached_property
+    def mistyped(self) -> str:
+        """Which operator has operands that it cannot take, in one line; empty if none has."""
         for node in self.nodes():
             typing = OPERATORS[node.name].typing if node.operands else None
             if typing and typing.refuses(*(x.shape for x in node.operands)):
                 return f"metric '{self.text}' has {node.text}: {node.name} {typing.why}"
             if node.name == POWER and not node.operands[1].is_constant:
                 return f"metric '{self.text}' has {node.text}: its exponent must be a number"
-        if self.shape == MATRIX:
-            return ""
-        same = "inputs of a row" if self.shape.by_row else "rows"
-        rule = "it must vary with row and input, as mul(W, sqrt(X)) does"
-        return f"metric '{self.text}' gives all {same} the same scores: {rule}"
+        return ""
 
     def nodes(self) -> Iterator["Metric"]:
         """Yield every node in prefix order, as DEAP stores a tree."""

@@ -4,6 +4,7 @@ Text is parsed by `ast` and never evaluated.
 """
 
 import ast
+import csv
 import difflib
 import re
 from functools import partial
@@ -76,7 +77,8 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
 
     A named metric comes first, then what is there under that path, then the formula. A file holds
     what a search or a pruning writes, a tree of the Pruner-Zero release (Dong et al., 2024,
-    arXiv:2406.02924), or one formula as text; a folder is a run's or a pruned model's. The group is
+    arXiv:2406.02924), or one formula as text; a folder is a run's or a pruned model's, and with a
+    colon and a name behind it a row of the run's `hall_of_fame.csv`. The group is
     the named metric's or the file's, else `DEFAULT_GROUP`. `sparsegpt` stands for the score that
     the method begins with.
 
@@ -88,6 +90,8 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
     if argument in NAMED:
         return NAMED[argument].criterion, ""
     path = existing(argument)
+    if not path and (row := _row_of_run(*argument.rpartition(":")[::2])):
+        return row, ""
     if path and path.is_dir():
         files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
         path = next((file for file in files if file.is_file()), None)
@@ -102,6 +106,18 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
         criterion, found_on = Criterion(Metric.parse(argument), DEFAULT_GROUP), ""
     criterion.metric.check_scores_weights()
     return criterion, found_on
+
+
+def _row_of_run(folder: str, name: str) -> Criterion | None:
+    """Return the metric of a name in a run's hall of fame; None if there is no such run."""
+    path = existing(folder)
+    if not path or not (table := path / "hall_of_fame.csv").is_file():
+        return None
+    rows = {row.get("name"): row for row in csv.DictReader(read_text(table).splitlines())}
+    if name not in rows:
+        known = ", ".join(map(str, rows))
+        raise ValueError(f"metric {name!r} is not in {table}: give one of {known}")
+    return Criterion.parse(rows[name]["metric"], rows[name]["group"])
 
 
 def read_metric(argument: str) -> Criterion:

@@ -163,9 +163,12 @@ TERMINALS: dict[str, Terminal] = {
 
 TERMINAL_SETS: dict[str, tuple[str, ...]] = {
     "release": ("W", "G", "X"),
-    "extended": tuple(TERMINALS),
+    "extended": ("W", "G", "X", "V", "H", "M"),
 }
-"""Terminals that a search can draw from, by their name in the config."""
+"""Terminals that a search draws from if it names none, by the name of its set of operators.
+
+D and I are two numbers a block, and B one a row: with them a search learns by heart how much each
+block of its models can lose, which does not carry over to others (docs/LOG.md)."""
 
 STATISTICS = frozenset(name for name, terminal in TERMINALS.items() if terminal.source != "weight")
 """The terminals that need calibration windows."""

@@ -27,7 +27,7 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
 from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
 from prunevolve.pruning.pruner import check_layers
-from prunevolve.pruning.statistics import TERMINAL_SETS
+from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.variation import Breeder, read_seeds
 from prunevolve.search.resident import Subject
 
@@ -155,17 +155,26 @@ def resolve(config: Config) -> Experiment:
     if config.tensorboard:
         import_module("tensorboard")  # or it would be missed only after the statistics
     known = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
-    drawn = frozenset(TERMINAL_SETS[config.search.primitives])
+    named = (criterion.metric.terminals for criterion in known)
+    breeder = Breeder(config.search, group, seeds)
+    _check_terminals(breeder.terminals)
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
     return Experiment(
         config=config.model_copy(update={"search": search}),
         tasks=tasks,
         subjects=tuple(subjects),
         subject_of=tuple(map(subjects.index, of_tasks)),
-        terminals=drawn.union(*(criterion.metric.terminals for criterion in known)),
-        breeder=Breeder(search, group, seeds),
+        terminals=frozenset(breeder.terminals).union(*named),
+        breeder=replace(breeder, search=search),
         device="cuda" if config.ray.gpus_per_worker else "cpu",
     )
+
+
+def _check_terminals(names: Sequence[str]) -> None:
+    """Raise ValueError unless metrics that rank weights can be made of some terminals."""
+    if not set(names) <= TERMINALS.keys() or len(set(names)) < len(names) or "W" not in names:
+        rule = f"must be of {', '.join(TERMINALS)}, each once and W among them"
+        raise ValueError(f"search.terminals {rule}, got {', '.join(names)}")
 
 
 def _all_tasks(config: Config) -> tuple[Task, ...]:

@@ -1,180 +1,251 @@
-"""The finalists of a search: the best lose the factors that they do not need, then one wins.
+"""The finalists of a search, and which of them a person would choose.
 
-On a model that the search did not see, a good metric may have a factor that does harm there.
+Tuning gives a metric factors that help on the models and windows of the search and nowhere else. So
+the best finalists are also measured with one factor less, two less, and so on, and of all that is
+within one standard error of the best the shortest wins (Breiman et al., 1984, Classification and
+Regression Trees, Section 3.4.3). A metric is judged on the fitness and the selection texts alike,
+and the error is that between models as well as that between windows.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.progress import counted
-from prunevolve.search.breeding.product import exponents_of, product_of_powers
+from prunevolve.search.breeding.factors import MOST
+from prunevolve.search.breeding.product import factors_of, rests_of, without
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.prepare import read_scale
 from prunevolve.search.records import Record
-from prunevolve.search.run_folder import RunFolder
 from prunevolve.search.scale import KNOWN, Difference, Scale, scale_of
 
-SIMPLIFIED = 3
-"""Finalists that lose the factors that they do not need."""
+SHORTENED = 2
+"""Finalists that are also measured with fewer factors."""
+
+ROLES = ("fitness", "selection")
+"""The texts that finalists are measured on."""
+
+Losses = Mapping[str, Sequence[Sequence[float]]]
+"""By role, task and window, nats per token."""
 
 
-@dataclass(frozen=True, order=True)
-class _Finalist:
-    """A finalist and its loss on the selection texts, by which they are ordered.
+@dataclass(frozen=True)
+class Finalist:
+    """A metric that may win.
 
     Attributes:
-        losses: The same by task and window.
-        factors: What it loses without each of its factors, null where it cannot prune without it;
-            none if that was not measured.
+        name: The candidate's index, and behind a dash how many of its factors were left out.
+        record: The candidate, without these factors.
+        selection: What its fitness is on the selection texts; None if it cannot prune there.
+        losses: What it was measured to have.
+        left_out: The base of the last factor that was left out, if any was.
     """
 
-    loss: float
-    index: int
-    record: Record = field(compare=False)
-    losses: list[list[float]] = field(compare=False)
-    factors: list[JsonObject] = field(compare=False, default_factory=list)
+    name: str
+    record: Record
+    selection: float | None = None
+    losses: Losses | None = None
+    left_out: Metric | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean of the fitness on both texts, by which finalists are ordered."""
+        assert self.record.fitness is not None and self.selection is not None
+        return (self.record.fitness + self.selection) / 2
+
+    @property
+    def factors(self) -> int:
+        """Number of its factors."""
+        return len(factors_of(self.record.criterion.metric))
+
+    @property
+    def described(self) -> JsonObject:
+        """What JSON files say of it."""
+        return {
+            "name": self.name,
+            **self.record.described,
+            "factors": self.factors,
+            "selection": self.selection,
+            "left_out": self.left_out and self.left_out.text,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What came of the finalists.
+
+    Attributes:
+        winner: The one that was chosen.
+        standings: All that were measured, the best first, and how far each is behind that.
+        path: Those of the winner's candidate, with ever fewer factors.
+    """
+
+    winner: Finalist
+    standings: Sequence[JsonObject] = ()
+    path: Sequence[JsonObject] = ()
 
 
 def choose(
-    folder: RunFolder,
     experiment: Experiment,
     pool: Pool,
-    finalists: Sequence[Record],
-    console: Console,
-) -> tuple[Record, list[JsonObject], list[JsonObject]]:
-    """Measure finalists on the selection texts, the best of them without what they do not need.
-
-    Returns:
-        The winner; all of them, best first, with their paired differences to it; and its factors.
-        If none can prune a model of the selection, the fittest, and nothing of the others.
-    """
-    total = (len(finalists) + KNOWN) * len(experiment.tasks_of("selection"))
-    with counted(console, "finalists", total) as count, pool.counting(count):
-        scale = scale_of(experiment, pool.losses, "selection")
-        measured = _losses(experiment, pool, "selection", [r.criterion for r in finalists])
-    scored = sorted(
-        _Finalist(scale.fitness(losses), record.index, record, losses)
-        for record, losses in zip(finalists, measured, strict=True)
-        if losses
-    )
-    if not scored:  # none can prune a model that the search did not see
-        console.print("no finalist can prune all models of the selection: the fittest is taken")
-        return finalists[0], [], []
-    fitness = read_scale(folder)
-    scored[:SIMPLIFIED] = [
-        _simplified(experiment, pool, scale, fitness, finalist, console)
-        for finalist in scored[:SIMPLIFIED]
-    ]
-    scored.sort()
-    winner = scored[0]
-    standings = [
-        {"index": x.index, **x.record.described, "selection_loss": x.loss}
-        | scale.difference(x.losses, winner.losses).as_json("difference")
-        for x in scored
-    ]
-    return winner.record, standings, winner.factors
-
-
-def _simplified(
-    experiment: Experiment,
-    pool: Pool,
-    scale: Scale,
     fitness: Scale,
-    finalist: _Finalist,
+    candidates: Sequence[Record],
+    before: Finalist | None,
     console: Console,
-) -> _Finalist:
-    """Return a finalist without what it does not need, with what it loses without each factor.
+) -> Choice:
+    """Measure finalists, the best of them with fewer factors, too, and choose the winner.
 
-    Left out are as many of the factors that are worth less than their error as together are, too.
+    It has at most `MOST` factors, if any has. If none can prune a model of the selection, the
+    fittest wins.
 
     Args:
-        scale: That of the selection texts.
-        fitness: That of the fitness texts.
+        fitness: The scale of the fitness texts.
+        candidates: The fittest, the best first.
+        before: The winner of the same run before it was extended; it can only be replaced by one
+            that is at least as good.
     """
-    whole = finalist.record.criterion
+    judge = _Judge(experiment, pool, fitness, console)
+    finalists = [Finalist(str(record.index), record) for record in candidates]
+    known = [finalist.record.criterion for finalist in finalists]
+    more = [before] if before and before.record.criterion not in known else []
+    measured = judge.measured("finalists", [*finalists, *more])
+    if not measured:
+        console.print("no finalist can prune all models of the selection: the fittest is taken")
+        return Choice(finalists[0])
+    measured.sort(key=lambda x: x.loss)
+    leaders = [x for x in measured if "-" not in x.name][:SHORTENED]
+    steps = judge.paths(leaders)
+    # Its own candidate may be shortened in another way now.
+    names = {step.name for step in steps}
+    measured = [replace(x, name=f"{x.name}-before") if x.name in names else x for x in measured]
+    everything = sorted([*measured, *steps], key=lambda x: x.loss)
+    short = [x for x in everything if x.factors <= MOST] or everything
+    best = short[0]
+    good = [x for x in short if judge.difference(x, best).is_small]
+    if before and (was := [x for x in measured if x.record.criterion == before.record.criterion]):
+        good = [x for x in good if x.loss <= was[0].loss] or was
+    winner = min(good, key=lambda x: (x.factors, x.loss))
 
-    def losses_of(role: str, *rests: Metric) -> list[list[list[float]]]:
-        return _losses(experiment, pool, role, [Criterion(rest, whole.group) for rest in rests])
+    def row(finalist: Finalist) -> JsonObject:
+        gap = judge.difference(finalist, best).as_json("difference")
+        return finalist.described | gap | {"chosen": finalist is winner}
 
-    def gap_of(losses: list[list[float]]) -> Difference | None:
-        return scale.difference(losses, finalist.losses) if losses else None
+    path = [x for x in (*leaders, *steps) if x.record.index == winner.record.index]
+    return Choice(winner, [row(x) for x in everything], [row(x) for x in path])
 
-    rests = without_each(whole.metric)
-    stage = f"ablation of candidate {finalist.index}"
-    total = len(rests) * len(experiment.tasks_of("selection"))
-    with counted(console, stage, total) as count, pool.counting(count):
-        measured = losses_of("selection", *rests.values())
-    gaps = dict(zip(rests, map(gap_of, measured), strict=True))
-    needs_units = experiment.breeder.comparable and whole.metric.is_comparable
-    least = sorted(
-        (gap.mean, text)
-        for text, gap in gaps.items()
-        if gap and gap.is_small and (rests[text].is_comparable or not needs_units)
+
+class _Judge:
+    """Measures metrics on the fitness and the selection texts, and compares them."""
+
+    def __init__(
+        self, experiment: Experiment, pool: Pool, fitness: Scale, console: Console
+    ) -> None:
+        self._experiment, self._pool, self._console = experiment, pool, console
+        total = KNOWN * len(experiment.tasks_of("selection"))
+        with counted(console, "baselines on the selection", total) as count, pool.counting(count):
+            self._scales = {
+                "fitness": fitness,
+                "selection": scale_of(experiment, pool.losses, "selection"),
+            }
+
+    def measured(self, what: str, finalists: Sequence[Finalist]) -> list[Finalist]:
+        """Return those of some finalists that can prune all models, with what they have there."""
+        places = [(role, task) for role in ROLES for task in self._experiment.tasks_of(role)]
+        calls = [(t, role, x.record.criterion) for x in finalists for role, t in places]
+        with counted(self._console, what, len(calls)) as count, self._pool.counting(count):
+            answers = iter(self._pool.losses(calls))
+        able = []
+        for finalist in finalists:
+            losses: dict[str, list[list[float]]] = {
+                role: [[] for _ in self._experiment.tasks] for role in ROLES
+            }
+            for role, task in places:
+                answer = next(answers)
+                losses[role][task] = answer or []
+            if all(losses[role][task] for role, task in places):
+                able.append(self._with(finalist, losses))
+        return able
+
+    def _with(self, finalist: Finalist, losses: Losses) -> Finalist:
+        """Return a finalist with its losses, and the fitness that they are."""
+        record, scales = finalist.record, self._scales
+        outcome = replace(record.outcome, fitness=scales["fitness"].fitness(losses["fitness"]))
+        return replace(
+            finalist,
+            record=Record(record.candidate, outcome),
+            selection=scales["selection"].fitness(losses["selection"]),
+            losses=losses,
+        )
+
+    def paths(self, leaders: Sequence[Finalist]) -> list[Finalist]:
+        """Return finalists with one factor less, two less, and so on, as far as they can prune.
+
+        Factors are left out in the order of what the finalist loses without each.
+        """
+        alone = [_without(x, base, 1) for x in leaders for base in self._free(x)]
+        measured = sorted(
+            self.measured("finalists without each factor", alone), key=lambda x: x.loss
+        )
+        firsts, longer = [], []
+        for leader in leaders:
+            ranked = [x for x in measured if x.record.index == leader.record.index]
+            path: list[Finalist] = []
+            for first in ranked:
+                shortest = path[-1] if path else leader
+                if first.left_out in self._free(shortest):
+                    path.append(_without(shortest, first.left_out, len(path) + 1))
+            firsts += ranked[:1]
+            longer += path[1:]
+        return [*firsts, *self.measured("finalists without several", longer)]
+
+    def _free(self, finalist: Finalist) -> list[Metric]:
+        """Return the factors that can be left out of a finalist."""
+        return list(rests_of(finalist.record.criterion.metric, self._experiment.breeder.comparable))
+
+    def difference(self, finalist: Finalist, other: Finalist) -> Difference:
+        """Return how much worse a finalist is than another, and the error of that.
+
+        The error is that between windows and that between models; if there is one model, between
+        its cells.
+        """
+        mean, between_windows = 0.0, []
+        parts: dict[object, list[tuple[float, float]]] = defaultdict(list)
+        several = len({cell.model for scale in self._scales.values() for cell in scale.cells}) > 1
+        assert finalist.losses and other.losses
+        for role, scale in self._scales.items():
+            gap = scale.difference(finalist.losses[role], other.losses[role])
+            mean += gap.mean / len(ROLES)
+            between_windows.append((gap.standard_error or 0.0) / len(ROLES))
+            for cell, part in scale.gaps(finalist.losses[role], other.losses[role]):
+                group = cell.model if several else (role, cell.task, cell.text)
+                parts[group].append((cell.weight / len(ROLES), part))
+        return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
+
+
+def _without(finalist: Finalist, base: Metric, count: int) -> Finalist:
+    """Return a finalist, not measured yet, with one factor less, `count` less than it had."""
+    record = finalist.record
+    metric = without(record.criterion.metric, base)
+    criterion = Criterion(metric, record.criterion.group)
+    return Finalist(
+        name=f"{record.index}-{count}",
+        record=Record(replace(record.candidate, criterion=criterion), record.outcome),
+        left_out=base,
     )
-    best = finalist
-    while least:
-        rest = without(whole.metric, [text for _, text in least])
-        if not rest.problem:
-            (losses,), (on_fitness,) = losses_of("selection", rest), losses_of("fitness", rest)
-            if on_fitness and (gap := gap_of(losses)) and gap.is_small:
-                record = Record(
-                    replace(best.record.candidate, criterion=Criterion(rest, whole.group)),
-                    replace(best.record.outcome, fitness=fitness.fitness(on_fitness)),
-                )
-                best = _Finalist(scale.fitness(losses), best.index, record, losses)
-                break
-        least = least[: len(least) // 2]
-    dropped = {text for _, text in least}
-    factors = [
-        {"factor": text, "dropped": text in dropped, "difference": None, "standard_error": None}
-        | (gap.as_json("difference") if gap else {})
-        for text, gap in gaps.items()
-    ]
-    return replace(best, factors=factors)
 
 
-def _losses(
-    experiment: Experiment, pool: Pool, role: str, criteria: Sequence[Criterion]
-) -> list[list[list[float]]]:
-    """Return each criterion's losses on one of the texts, by task; none if it cannot prune."""
-    tasks = experiment.tasks_of(role)
-    answers = iter(pool.losses([(task, role, c) for c in criteria for task in tasks]))
-    measured = []
-    for _ in criteria:
-        losses: list[list[float]] = [[] for _ in experiment.tasks]
-        for task in tasks:
-            answer = next(answers)
-            losses[task] = answer or []
-        measured.append(losses if all(losses[task] for task in tasks) else [])
-    return measured
-
-
-def factors_of(metric: Metric) -> tuple[Metric, ...]:
-    """Return the factors whose product a metric is, divisors as `quot(1, x)`."""
-    return tuple(product_of_powers([factor]) for factor in _powers(metric))
-
-
-def without_each(metric: Metric) -> dict[str, Metric]:
-    """Return what is left of a product without each of its factors, by the factor's text.
-
-    Factors that it cannot rank weights without are left out.
-    """
-    rests = {factor.text: without(metric, {factor.text}) for factor in factors_of(metric)}
-    return {text: rest for text, rest in rests.items() if not rest.problem}
-
-
-def without(metric: Metric, texts: Collection[str]) -> Metric:
-    """Return what is left of a product without the factors of these texts."""
-    powers = _powers(metric)
-    return product_of_powers([x for x in powers if product_of_powers([x]).text not in texts])
-
-
-def _powers(metric: Metric) -> list[tuple[Metric, float]]:
-    # What is left of a product whose layers compete still has no units.
-    exponents = exponents_of(metric, relative=metric.is_comparable)
-    return [power for power in exponents.items() if power[1]]
+def _error_between(parts: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """Return the standard error of a weighted mean over groups of weights and values."""
+    weights = [sum(weight for weight, _ in group) for group in parts]
+    means = [sum(w * x for w, x in group) / sum(w for w, _ in group) for group in parts]
+    count = len(weights)
+    if count < 2:
+        return 0.0
+    mean = sum(w * x for w, x in zip(weights, means, strict=True)) / sum(weights)
+    squares = sum((w * (x - mean)) ** 2 for w, x in zip(weights, means, strict=True))
+    return math.sqrt(squares * count / (count - 1))

@@ -22,7 +22,7 @@ PATIENCE = 2
 LEEWAY = 1.5
 """Highest fitness that may fill a free place, as a multiple of the best's."""
 
-FINALISTS = 10
+FINALISTS = 8
 """Metrics that are measured on the selection text, from which the winner is chosen."""
 
 Near = Callable[[Criterion, Criterion], bool]
@@ -184,13 +184,3 @@ def best_of_each_size(records: Iterable[Record]) -> tuple[Record, ...]:
         if record.fitness is not None:
             best[record.size] = min(best.get(record.size, record), record, key=lambda r: r.rank)
     return tuple(best[size] for size in sorted(best))
-
-
-def pareto_front(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Return the evaluated records that no smaller record equals or beats, by ascending size."""
-    front: list[Record] = []
-    for record in best_of_each_size(records):
-        # By fitness alone: a larger metric that is only as good is no gain, even if older.
-        if not front or record.rank[0] < front[-1].rank[0]:
-            front.append(record)
-    return tuple(front)

@@ -126,7 +126,8 @@ class Recorder:
 
     def _checkpoint(self) -> None:
         self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)
-        if self.evolution.state.best:
+        # A run that is extended keeps its winner until another is chosen.
+        if self.evolution.state.best and not self.folder.has_ended:
             self.folder.write_best(self.evolution.state.best, self.experiment.origin())
 
     def _status(self, state: str) -> JsonObject:

@@ -15,17 +15,18 @@ from prunevolve.command_line import SEARCH
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import counted, step
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.finalists import choose
+from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.next_steps import commands_of
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import State
 from prunevolve.search.prepare import SCALE, read_scale
 from prunevolve.search.progress import FINISHED
-from prunevolve.search.records import Record
+from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.report import report
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import KNOWN, cells_of, losses_of, paired_difference
@@ -48,13 +49,16 @@ def finish(
         started: When the run began, by `time.monotonic`, if all its processes had followed one
             another.
     """
-    winner, standings, factors = choose(folder, experiment, pool, state.finalists(), console)
-    dropped = [factor["factor"] for factor in factors if factor["dropped"]]
-    origin = experiment.origin(candidate=winner.index, dropped=dropped, selection=standings)
-    folder.write_best(winner, origin)
+    choice = choose(
+        experiment, pool, read_scale(folder), state.finalists(), winner_of(folder), console
+    )
+    winner = choice.winner
+    standings = [*choice.standings]
+    folder.write_best(winner.record, experiment.origin(candidate=winner.name, selection=standings))
+    folder.write_hall_of_fame(choice.standings, state.hall_of_fame)
     places = range(len(experiment.tasks))
     with counted(console, "report", len(places) * (1 + KNOWN)) as count, pool.counting(count):
-        tasks = [_measure(experiment, pool, place, winner) for place in places]
+        tasks = [_measure(experiment, pool, place, winner.record) for place in places]
     told = folder.told()
     outcomes, looks = Counter(kind for kind, _ in told), _looks_before(folder, len(told))
     seconds = round(time.monotonic() - started, 1)
@@ -70,7 +74,7 @@ def finish(
         "pruning": pruning | {key: first[key] for key in ("sparsity", "pattern")},
         "tasks": tasks,
         "selection": standings,
-        "factors": factors,
+        "path": list(choice.path),
         "seconds": seconds,
         "diversity": marks.diversity(members, experiment.config.search.crowding),
         # The first task's results also stand here.
@@ -81,17 +85,28 @@ def finish(
         write_report(folder)
     for table in report.measured_tables(summary):
         console.print(table.about, _on_screen(table), sep="\n")
-    best = winner.criterion
+    best = winner.record.criterion
     console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
+    console.print(report.about_winner(summary["best"], state.hall_of_fame))
     console.print(f"verdict: {summary['verdict']}", f"search: {summary['convergence']}", sep="\n")
     say_files(folder, experiment.config, console)
     ended = {"state": FINISHED, "seconds": seconds}
     folder.write_json("status.json", folder.read_json("status.json") | ended)
 
 
+def winner_of(folder: RunFolder) -> Finalist | None:
+    """Return the winner of a run that ended and was extended since; None if it never ended."""
+    if not folder.has_ended:
+        return None
+    best = read_summary(folder)["best"]
+    name, criterion = str(best["name"]), Criterion.parse(best["metric"], best["group"])
+    candidate = Candidate(int(name.partition("-")[0]), criterion)
+    return Finalist(name, Record(candidate, Outcome("evaluated", best["fitness"])))
+
+
 def _looks_before(folder: RunFolder, candidates: int) -> list[JsonObject]:
     """Return the looks at the report text after fewer candidates, the first one first."""
-    if not (folder.path / "summary.json").exists():
+    if not folder.has_ended:
         return []
     before = read_summary(folder)
     looks: list[JsonObject] = before.get("looks", [])
@@ -158,7 +173,7 @@ def say_files(folder: RunFolder, config: Config, console: Console) -> None:
 
 def read_summary(folder: RunFolder) -> JsonObject:
     """Return `summary.json`; raise FolderError if it is missing or damaged."""
-    return folder.read_json("summary.json", "best", "tasks", "selection", "factors")
+    return folder.read_json("summary.json", "best", "tasks", "selection", "path")
 
 
 def write_report(folder: RunFolder) -> bool:
@@ -173,7 +188,7 @@ def write_report(folder: RunFolder) -> bool:
         FolderError: If nothing is evaluated yet, or a file is damaged.
     """
     # Imported here, so that a search does not load matplotlib when it starts.
-    from prunevolve.search.report.charts import WIDE, fitness_chart
+    from prunevolve.search.report.charts import WIDE, fitness_chart, path_chart
 
     records = folder.records()
     evaluated = [record for record in records if record.fitness is not None]
@@ -185,15 +200,17 @@ def write_report(folder: RunFolder) -> bool:
     config = schema.load(folder.path / "config.yaml", [])
     size = config.search.population
     charts = fitness_chart(evaluated, size), fitness_chart(evaluated, size, WIDE)
+    summary = read_summary(folder) if folder.has_ended else None
     scale = read_scale(folder) if (folder.path / SCALE).exists() else None
     page = report.render(
         config=config,
         records=records,
-        summary=read_summary(folder) if (folder.path / "summary.json").exists() else None,
+        summary=summary,
         environment=folder.read_json("environment.json"),
         ended=str(folder.read_json("status.json")["written"]),
         commands=commands_of(folder, config),
         charts=charts,
+        path_chart=path_chart(summary["path"]) if summary and summary["path"] else "",
         baselines=scale.baselines if scale else {},
     )
     folder.write_text("fitness.svg", charts[0])

@@ -8,6 +8,7 @@ file or the new one, never a part.
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
-from prunevolve.pruning.json_file import read_object, whole_file
+from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
 from prunevolve.pruning.parse import SCHEMA
-from prunevolve.search.population import State, pareto_front, read_state
+from prunevolve.search.population import State, read_state
 from prunevolve.search.records import Line, Record, read_line
 
 Parsed = TypeVar("Parsed", Record, Line)
@@ -106,9 +107,14 @@ class RunFolder:
             (self.path / ".lock").unlink()
         self._lock.release()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run ended at least once, and was measured."""
+        return (self.path / "summary.json").is_file()
+
     def is_finished(self, candidates: int) -> bool:
         """Return whether the run ended, and was measured, with this many candidates."""
-        if not (self.path / "summary.json").is_file():
+        if not self.has_ended:
             return False
         return self.read_json("summary.json", "candidates")["candidates"] == candidates
 
@@ -223,12 +229,25 @@ class RunFolder:
     def write_checkpoint(self, resumable: State, state: State) -> None:
         """Write the state that a continuation starts from, and the current hall of fame."""
         self.write_json("checkpoint.json", resumable.to_dict())
-        table, front = io.StringIO(), pareto_front(state.hall_of_fame)
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["size", "fitness", "group", "metric", "pareto"])
-        for record in state.hall_of_fame:
-            own, on_front = record.described, str(record in front).lower()
-            writer.writerow([record.size, own["fitness"], own["group"], own["metric"], on_front])
+        self.write_hall_of_fame([], state.hall_of_fame)
+
+    def write_hall_of_fame(self, finalists: Sequence[JsonObject], hall: Sequence[Record]) -> None:
+        """Write `hall_of_fame.csv`: the best of each size, and all finalists, by size.
+
+        Args:
+            finalists: As in `summary.json`; none while the search goes on.
+            hall: The best candidate of each size.
+        """
+        known: dict[str, JsonObject] = {str(record.index): record.described for record in hall}
+        known |= {str(row["name"]): row for row in finalists}
+        columns = ("name", "size", "fitness", "group", "metric", "pareto")
+        table, lowest = io.StringIO(), math.inf
+        writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for name, row in sorted(known.items(), key=lambda x: (x[1]["size"], x[1]["fitness"])):
+            on_front = row["fitness"] < lowest
+            lowest = min(lowest, row["fitness"])
+            writer.writerow({**row, "name": name, "pareto": str(on_front).lower()})
         self.write_text("hall_of_fame.csv", table.getvalue())
 
     def read_checkpoint(

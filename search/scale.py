@@ -7,7 +7,7 @@ of any model, sparsity and text can be averaged.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, variance
 from typing import Annotated, NamedTuple
 
@@ -163,15 +163,27 @@ class Scale(_Values):
         first; other models and texts are independent.
         """
         shared: dict[tuple[str, str, tuple[int, ...]], list[list[float]]] = defaultdict(list)
-        for cell in self.cells:
-            rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
-            gaps = [cell.weight * (a - b) / cell.rise for a, b in zip(*rises, strict=True)]
-            shared[cell.model, cell.text, cell.windows].append(gaps)
+        for cell, gaps in self._gaps(losses, reference):
+            weighted = [cell.weight * gap for gap in gaps]
+            shared[cell.model, cell.text, cell.windows].append(weighted)
         sums = [[sum(window) for window in zip(*gaps, strict=True)] for gaps in shared.values()]
         errors = [_standard_error(windows) for windows in sums]
         known = [error for error in errors if error is not None]
         error = math.hypot(*known) if len(known) == len(errors) else None
         return Difference(sum(map(fmean, sums)), error)
+
+    def gaps(
+        self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+    ) -> list[tuple[Cell, float]]:
+        """Return by how much more each cell's relative rise is than the reference's."""
+        return [(cell, fmean(gaps)) for cell, gaps in self._gaps(losses, reference)]
+
+    def _gaps(
+        self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+    ) -> Iterator[tuple[Cell, list[float]]]:
+        for cell in self.cells:
+            rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
+            yield cell, [(a - b) / cell.rise for a, b in zip(*rises, strict=True)]
 
     def _mean(self, values: Sequence[float | None], missing: float) -> float:
         """Return the weighted mean of one value per cell."""

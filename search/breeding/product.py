@@ -1,14 +1,17 @@
-"""A metric as a product of powers: what tuning moves, and what ablation leaves out."""
+"""A metric as a product of powers: what is bred and tuned, simplified, left out and printed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import groupby
 from math import prod
 
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.operators import Shape
-from prunevolve.search.breeding.simplify import as_power, flat_product, powered, product_of
+from prunevolve.pruning.operators import POWER, Shape
 
 _ONE = Metric.constant(1)
+
+_EXPONENTS = {"sqrt": 0.5, "sqr": 2.0, "root4": 0.25, "pow15": 1.5}
+"""Powers of the magnitude that have a name."""
 
 Exponents = dict[Metric, float]
 """The exponents of the bases whose product a metric is."""
@@ -36,6 +39,33 @@ def exponents_of(metric: Metric, relative: bool) -> Exponents:
                 exponents[Metric("quot", (m, base))] = -exponent
                 exponents[m] = round(exponents[m] + exponent, 6)
     return exponents
+
+
+def factors_of(metric: Metric) -> Exponents:
+    """Return the factors of a metric, bases with exponents other than 0.
+
+    What is left of one whose layers compete, without some that have no units, has none either.
+    """
+    exponents = exponents_of(metric, relative=metric.is_comparable)
+    return {base: exponent for base, exponent in exponents.items() if exponent}
+
+
+def without(metric: Metric, base: Metric) -> Metric:
+    """Return what is left of a metric without one of its factors."""
+    return product_of_powers(x for x in factors_of(metric).items() if x[0] != base)
+
+
+def rests_of(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
+    """Return what is left of a metric without each factor that can go, by the factor's base.
+
+    What is left ranks weights, and has no units if scores of several layers compete.
+    """
+    rests = {base: without(metric, base) for base in factors_of(metric)}
+    return {
+        base: rest
+        for base, rest in rests.items()
+        if not rest.problem and (rest.is_comparable or not comparable)
+    }
 
 
 def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
@@ -100,3 +130,37 @@ def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
             inner = product_of([x for x in factors if not x.is_constant])
             return [(Metric("exp", (inner,)), number * outer)]
     return [(metric, outer)]
+
+
+# Powers and products
+
+
+def as_power(metric: Metric) -> tuple[Metric, float]:
+    """Return x and c of a metric that is |x| ** c; of any other itself and 1."""
+    match metric:
+        case Metric(name, (inner, exponent)) if name == POWER and exponent.is_constant:
+            return inner, exponent.value
+        case Metric(name, (inner,)) if name in _EXPONENTS:
+            return inner, _EXPONENTS[name]
+        case Metric("cube", (inner,)) if inner.never_negative:
+            return inner, 3.0
+    return metric, 1.0
+
+
+def powered(metric: Metric, exponent: float) -> Metric:
+    """Return |x| ** c of a metric x, as short as the language allows."""
+    if exponent == 1:
+        return metric if metric.never_negative else Metric("abs", (metric,))
+    if name := {0.5: "sqrt", 2.0: "sqr"}.get(exponent):
+        return Metric(name, (metric,))
+    return Metric(POWER, (metric, Metric.constant(exponent)))
+
+
+def flat_product(node: Metric) -> list[Metric]:
+    """Return what a product multiplies; of any other metric itself."""
+    return [x for y in node.operands for x in flat_product(y)] if node.name == "mul" else [node]
+
+
+def product_of(factors: Sequence[Metric]) -> Metric:
+    """Return the product of some metrics; 1 of none."""
+    return reduce(lambda x, y: Metric("mul", (x, y)), factors) if factors else _ONE

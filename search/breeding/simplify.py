@@ -10,11 +10,12 @@ at the root are dropped: they preserve the order of the exact scores, and where 
 to overflow, underflow or rounding, the simplified metric does not.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, reduce
+from collections.abc import Callable
+from functools import lru_cache
 
 from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
 from prunevolve.pruning.operators import OPERATORS, POWER
+from prunevolve.search.breeding.product import as_power, flat_product, powered, product_of
 
 Rewrite = Callable[[Metric], Metric | None]
 """Returns the replacement for a node, or None if it does not apply."""
@@ -26,9 +27,6 @@ _ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
 """Unary operators that pass on the sign of their operand."""
 
 _ZERO, _ONE = Metric.constant(0), Metric.constant(1)
-
-_EXPONENTS = {"sqrt": 0.5, "sqr": 2.0, "root4": 0.25, "pow15": 1.5}
-"""Powers of the magnitude that have a name."""
 
 
 def simplify(criterion: Criterion) -> Criterion:
@@ -120,27 +118,6 @@ def _merge_factors(node: Metric) -> Metric | None:
     return Metric("mul", (product, scaled)) if product and product.value else None
 
 
-def as_power(metric: Metric) -> tuple[Metric, float]:
-    """Return x and c of a metric that is |x| ** c; of any other itself and 1."""
-    match metric:
-        case Metric(name, (inner, exponent)) if name == POWER and exponent.is_constant:
-            return inner, exponent.value
-        case Metric(name, (inner,)) if name in _EXPONENTS:
-            return inner, _EXPONENTS[name]
-        case Metric("cube", (inner,)) if inner.never_negative:
-            return inner, 3.0
-    return metric, 1.0
-
-
-def powered(metric: Metric, exponent: float) -> Metric:
-    """Return |x| ** c of a metric x, as short as the language allows."""
-    if exponent == 1:
-        return metric if metric.never_negative else Metric("abs", (metric,))
-    if name := {0.5: "sqrt", 2.0: "sqr"}.get(exponent):
-        return Metric(name, (metric,))
-    return Metric(POWER, (metric, Metric.constant(exponent)))
-
-
 def _merge_powers(node: Metric) -> Metric | None:
     """Merge powers of powers, and a product's powers of one thing; prefer `sqrt` and `sqr`.
 
@@ -166,16 +143,6 @@ def _merge_powers(node: Metric) -> Metric | None:
             exponents[base] = exponents.get(base, 0.0) + exponent
     powers = (powered(base, exponent) for base, exponent in exponents.items())
     return product_of([*others, *powers]) if merged else None
-
-
-def flat_product(node: Metric) -> list[Metric]:
-    """Return what a product multiplies; of any other metric itself."""
-    return [x for y in node.operands for x in flat_product(y)] if node.name == "mul" else [node]
-
-
-def product_of(factors: Sequence[Metric]) -> Metric:
-    """Return the product of some metrics; 1 of none."""
-    return reduce(lambda x, y: Metric("mul", (x, y)), factors) if factors else _ONE
 
 
 def _cancel(node: Metric) -> Metric | None:

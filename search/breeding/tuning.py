@@ -2,7 +2,7 @@
 
 A metric is read as a product of powers, and so is what is inside its operators: its genes are the
 exponents, made explicit, and its constants. Exponents move only so that units stay, and scores
-remain comparable. `FACTORS` stand beside the metric's own with the exponent 0.
+remain comparable. The table's factors stand beside the metric's own with the exponent 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +15,7 @@ import numpy.typing as npt
 from deap import cma
 
 from prunevolve.pruning.metric import Metric, interned, is_number
-from prunevolve.search.breeding.product import exponents_of, product_of_powers
-from prunevolve.search.breeding.simplify import as_power
+from prunevolve.search.breeding.product import as_power, exponents_of, product_of_powers
 from prunevolve.search.population import Tuning
 
 SIGMA = 0.15
@@ -41,17 +40,6 @@ AVERAGED = 3
 
 MEASURED = 2
 """A mean is measured after so many generations: on all windows it costs as much as one."""
-
-_SIDES = ("rowmean({})", "colmean({})")
-_RELATIVE = (
-    *(f"quot({x}, {side.format(x)})" for x in "WG" for side in _SIDES),
-    *(f"divrms({side.format('mul(W, G)')}, mul(W, G))" for side in _SIDES),
-    *(f"exp(divrms({x}, {x}))" for x in (side.format("quot(M, G)") for side in _SIDES)),
-    *(f"divrms({x}, {x})" for x in "XVBH"),
-    *("I", "exp(D)"),
-)
-FACTORS = tuple(map(Metric.parse, _RELATIVE))
-"""What stands beside a metric's own factors: each terminal relative to its row, column or layer."""
 
 BRED = 4
 """One candidate in so many is bred while there is a tuning; the others are the tuning's."""

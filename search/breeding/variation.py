@@ -1,34 +1,27 @@
-"""The breeder: seeds, random trees, crossover, two mutations, tuning, and limits.
+"""The breeder: seeds, what is drawn or varied from parents, and the children of a tuning.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from typing import TypeVar
 
-from deap import gp
-
-from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
-from prunevolve.pruning.metric import Criterion, Metric, interned
-from prunevolve.pruning.operators import NUMBER, OPERATORS
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.operators import SETS_WITH_NUMBERS
 from prunevolve.pruning.parse import existing, read_metric
-from prunevolve.search.breeding.primitives import (
-    draw_factor,
-    fill_in_numbers,
-    primitive_set,
-    size_of,
-    to_metric,
-    to_tree,
-)
+from prunevolve.pruning.statistics import TERMINAL_SETS
+from prunevolve.search.breeding.factors import MOST, Products, factors_for
+from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.simplify import simplify
+from prunevolve.search.breeding.trees import Trees, primitive_set
 from prunevolve.search.breeding.tuning import (
     DRAWN,
-    FACTORS,
     PARTS,
     Numbers,
     draw,
@@ -41,12 +34,6 @@ from prunevolve.search.population import State, Tuning, read_state
 from prunevolve.search.records import Candidate
 
 Member = TypeVar("Member")
-
-Mutation = Callable[[gp.PrimitiveTree, gp.PrimitiveSet], gp.PrimitiveTree]
-
-TRIES = 100
-"""Draws before variation gives up. The limits reject one random tree in five with the release's
-primitives and five in six with the extended ones, so this is hardly ever reached."""
 
 POOL = 0.5
 """Share of the population that is drawn to choose parents from."""
@@ -66,10 +53,20 @@ class Breeder:
     group: str
     seeds: tuple[Criterion, ...] = ()
 
+    @property
+    def terminals(self) -> tuple[str, ...]:
+        """The terminals that candidates are made of."""
+        return tuple(self.search.terminals or TERMINAL_SETS[self.search.primitives])
+
     @cached_property
-    def primitives(self) -> gp.PrimitiveSet:
-        """DEAP's primitive set."""
-        return primitive_set(self.search.primitives)
+    def varied(self) -> Products | Trees:
+        """What draws and varies metrics: products of factors, or with the release's set trees."""
+        search = self.search
+        primitives = primitive_set(search.primitives, self.terminals)
+        if search.primitives not in SETS_WITH_NUMBERS:
+            return Trees(search, primitives, self.comparable)
+        depth, odds = search.initial_depth, (search.crossover, search.mutation)
+        return Products(self._factors, primitives, depth, self.comparable, *odds)
 
     @property
     def comparable(self) -> bool:
@@ -95,7 +92,9 @@ class Breeder:
     def _tuned(self, index: int, tuning: Tuning) -> list[Candidate]:
         """Draw samples of a tuning, of which one is measured, or take their distribution's mean."""
         start, search = tuning.start.criterion.metric, self.search
-        genes = genes_of(start, self._added, self.comparable and start.is_comparable)
+        # One that has as many factors as a bred one may have gets no more: only numbers move.
+        added = self._factors if len(factors_of(start)) < MOST else ()
+        genes = genes_of(start, added, self.comparable and start.is_comparable)
         generation, is_mean = place_of(index, tuning, search.lag)
 
         def child(moved: Numbers) -> Candidate:
@@ -109,21 +108,19 @@ class Breeder:
         return [replace(child(z), numbers=tuple(z.tolist()), part=part) for z in drawn]
 
     @cached_property
-    def _added(self) -> tuple[Metric, ...]:
-        """The factors of tunings that matter to the comparison group."""
-        if self.group == "row":
-            return tuple(factor for factor in FACTORS if factor.shape.by_column)
-        return tuple(x for x in FACTORS if self.group == "model" or x.shape != NUMBER)
+    def _factors(self) -> tuple[Metric, ...]:
+        """The table of factors, from which some are drawn, and which a tuning adds."""
+        return factors_for(self.terminals, self.group)
 
     def _child(self, index: int, state: State) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""
         if index >= self.search.population and state.population:
             first, second = choose_parents(state.population, self.search.parents)
-            metric = child_of(first.criterion.metric, second.criterion.metric, self)
+            metric = self.varied.child(first.criterion.metric, second.criterion.metric)
             child = simplify(Criterion(metric, self.group))
             if child not in (first.criterion, second.criterion):
                 return Candidate(index, child, (first.index, second.index))
-        return Candidate(index, simplify(Criterion(random_metric(self), self.group)))
+        return Candidate(index, simplify(Criterion(self.varied.random(), self.group)))
 
 
 def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:
@@ -162,93 +159,6 @@ def seeded(*key: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-def random_metric(breeder: Breeder) -> Metric:
-    """Draw a ramped half-and-half tree (Koza, 1992): of random depth, full or grown."""
-    grow = partial(gp.genHalfAndHalf, breeder.primitives, *breeder.search.initial_depth)
-    metric = _first_allowed(breeder, lambda: gp.PrimitiveTree(grow()))
-    return metric or Metric.parse("mul(W, G)" if breeder.comparable else "W")
-
-
-@lru_cache(1 << 15)
-def with_means(metric: Metric) -> Metric:
-    """Return a metric with a mean in place of each sum and norm, which add a unit of size."""
-    if not metric.operands:
-        return metric
-    name = OPERATORS[metric.name].twin or metric.name
-    return interned(name, tuple(map(with_means, metric.operands)))
-
-
-def child_of(first: Metric, second: Metric, breeder: Breeder) -> Metric:
-    """Make a child by crossover and mutation, each with its probability.
-
-    Returns a child within the limits that is not the first parent, or that parent if `TRIES` draws
-    find none. The parents are unchanged.
-    """
-
-    def vary() -> gp.PrimitiveTree:
-        tree = to_tree(first, breeder.primitives)
-        if random.random() < breeder.search.crossover:
-            # Only one of the two children is kept: the search breeds one at a time.
-            tree, _ = gp.cxOnePoint(tree, to_tree(second, breeder.primitives))
-        if random.random() < breeder.search.mutation:
-            tree = _mutation_for(breeder)(tree, breeder.primitives)
-        return tree
-
-    return _first_allowed(breeder, vary, known=first) or first
-
-
-def _mutation_for(breeder: Breeder) -> Mutation:
-    """Draw a mutation: one of those that the config names, by weight."""
-    names = [name for name in MUTATIONS if name in breeder.search.mutations]
-    weights = [MUTATIONS[name][1] for name in names]
-    return MUTATIONS[random.choices(names, weights)[0]][0]
-
-
-def _mutate_node(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Point mutation: one node becomes another of the same arity."""
-    return gp.mutNodeReplacement(tree, primitives)[0]
-
-
-def _mutate_factor(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Factor mutation: the tree, or a subtree, is multiplied or divided by a drawn one.
-
-    Good pruning metrics are mostly products of the worth of a weight, its input and its row.
-    """
-    index = 0 if random.random() < 0.5 else random.randrange(len(tree))
-    place = tree.searchSubtree(index)
-    operator = random.choice([name for name in ("mul", "quot") if name in primitives.mapping])
-    factor = to_tree(draw_factor(primitives), primitives)
-    tree[place] = [primitives.mapping[operator], *tree[place], *factor]
-    return tree
-
-
-MUTATIONS: dict[str, tuple[Mutation, int]] = {
-    "node": (_mutate_node, 1),
-    "factor": (_mutate_factor, 4),
-}
-"""The mutations by name, with the relative frequency of each."""
-
-
-def _first_allowed(
-    breeder: Breeder, draw: Callable[[], gp.PrimitiveTree], known: Metric | None = None
-) -> Metric | None:
-    """Return the first drawn metric within the limits that is not a known one; None if there is
-    none in `TRIES` draws.
-    """
-    # A tuned metric is larger than those bred, and would have no children.
-    limit = max(breeder.search.max_size, known.size if known else 0)
-    for _ in range(TRIES):
-        tree = fill_in_numbers(draw(), breeder.primitives)
-        if size_of(tree) > limit:  # most of them, where a parent is as large as a child can be
-            continue
-        metric = with_means(to_metric(tree)) if breeder.comparable else to_metric(tree)
-        shallow = metric.depth <= MAX_TREE_DEPTH
-        units_fit = metric.is_comparable or not breeder.comparable
-        if metric != known and shallow and units_fit and not metric.problem:
-            return metric
-    return None
 
 
 def choose_parents(ranked: Sequence[Member], best: int) -> tuple[Member, Member]:

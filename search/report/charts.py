@@ -9,6 +9,7 @@ from itertools import accumulate
 import matplotlib
 from matplotlib.figure import Figure
 
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.search.records import Record
 
 _MOST_POINTS = 1000
@@ -71,6 +72,37 @@ def fitness_chart(records: Sequence[Record], population: int, width: float = NAR
             axes.annotate(name, (1.02, lines[name]), xycoords=("axes fraction", "data"), va=side)
         axes.set_ylabel("fitness" + (f"; {above} above the chart" if above else ""))
         axes.set_xlabel("candidates")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Creator": None, "Date": None})
+        return text.getvalue()
+
+
+def path_chart(path: Sequence[JsonObject]) -> str:
+    """Draw what the winner's candidate has on both texts with ever fewer factors.
+
+    Args:
+        path: As in `summary.json`.
+
+    Returns:
+        An SVG document, the same for the same arguments.
+    """
+    steps = sorted(path, key=lambda step: step["factors"])
+    factors = [step["factors"] for step in steps]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(NARROW, 3.0), layout="constrained")
+        axes = figure.subplots()
+        for name, color in (("fitness", "#8db3d9"), ("selection", "#c0392b")):
+            axes.plot(factors, [step[name] for step in steps], ".-", color=color, label=name)
+        for step in steps:
+            if step["chosen"]:
+                axes.axvline(step["factors"], color="#555555", linewidth=0.7, zorder=1)
+                axes.annotate("chosen", (step["factors"], 1.01), xycoords=("data", "axes fraction"))
+        lowest = min(step["fitness"] + step["selection"] for step in steps) / 2
+        axes.set_ylim(top=min(axes.get_ylim()[1], lowest + 1))
+        axes.set_xticks(factors)
+        axes.set_xlabel("factors")
+        axes.set_ylabel("relative loss increase")
+        axes.legend(frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Creator": None, "Date": None})
         return text.getvalue()

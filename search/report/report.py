@@ -15,7 +15,6 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import TERMINALS
-from prunevolve.search.population import pareto_front
 from prunevolve.search.records import Record
 from prunevolve.search.verdict import (
     best_of_the_baselines,
@@ -49,6 +48,7 @@ def render(
     ended: str,
     commands: tuple[str, str, str],
     charts: tuple[str, str],
+    path_chart: str,
     baselines: Mapping[str, float],
 ) -> str:
     """Return `report.html`; for an unfinished run, with what its journal holds so far.
@@ -61,6 +61,7 @@ def render(
         commands: How to apply the best metric, how to breed more candidates, and how to measure it
             with what changes the weights that stay.
         charts: The chart of the run for a phone and for a wide screen, SVG documents.
+        path_chart: The winner's way to fewer factors, an SVG document; empty if it has none.
         baselines: Their fitness.
     """
     template = Template(
@@ -75,9 +76,12 @@ def render(
     if summary and summary["selection"]:
         best = summary["best"]
     metric = Metric.parse(str(best["metric"]))
-    learned = [front_table(evaluated, baselines)]
+    measured = [{"name": str(r.index), **r.described} for r in evaluated]
+    learned = []
     if summary:
-        learned[:0] = [factor_table(summary["factors"]), finalist_table(summary["selection"])]
+        measured += summary["selection"]
+        learned = [path_table(summary["path"]), finalist_table(summary["selection"])]
+    learned.append(front_table(measured, baselines, str(best.get("name", ""))))
     page: str = template.render(
         config=config,
         yaml=schema.to_yaml(config),
@@ -93,6 +97,8 @@ def render(
         ended=ended.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
         charts=[b64encode(chart.encode()).decode() for chart in charts],
+        path_chart=b64encode(path_chart.encode()).decode(),
+        about_winner=about_winner(best, evaluated),
         best=best,
         metric=metric,
         statistics={name: TERMINALS[name].meaning for name in sorted(metric.terminals)},
@@ -157,57 +163,76 @@ def _ranked(perplexities: Mapping[str, float | None]) -> list[tuple[str, float |
     return sorted(perplexities.items(), key=lambda one: math.inf if one[1] is None else one[1])
 
 
-def finalist_table(finalists: Sequence[JsonObject]) -> Table:
-    """Return the finalists on the selection text, best first."""
+def about_winner(best: JsonObject, evaluated: Sequence[Record]) -> str:
+    """Say how good the best metric is, and how good the fittest candidate, which may be another."""
+    fittest = min(evaluated, key=lambda record: record.rank)
+    line = f"Fitness {best['fitness']:.4f}, {best['size']} nodes, comparison group {best['group']}."
+    if best.get("selection") is None:
+        return line
+    return (
+        f"Candidate {best['name']}: {best['factors']} factors, fitness {best['fitness']:.4f}, on "
+        f"the selection text {best['selection']:.4f}; comparison group {best['group']}. The "
+        f"fittest candidate is {fittest.index}, with {fittest.rank[0]:.4f}."
+    )
+
+
+def path_table(path: Sequence[JsonObject]) -> Table:
+    """Return the winner's candidate with ever fewer factors."""
     rows = [
         (
-            *(str(finalist["index"]), f"{finalist['selection_loss']:.4f}"),
-            _gap(finalist, "difference") if place else "–",
-            *(f"{finalist['fitness']:.4f}", finalist["group"]),
+            f"{step['name']}{', chosen' if step['chosen'] else ''}",
+            *(str(step["factors"]), f"{step['fitness']:.4f}", f"{step['selection']:.4f}"),
+            _gap(step, "difference"),
+            Metric.parse(step["left_out"]).infix if step["left_out"] else "",
+        )
+        for step in sorted(path, key=lambda step: -step["factors"])
+    ]
+    about = (
+        "What it has on both texts without one factor after the other. Of all finalists with few "
+        "factors, the shortest within one standard error of their best is chosen; the error is "
+        "that between windows and that between models."
+    )
+    columns = ("candidate", "factors", "fitness", "selection", "vs best", "metric")
+    return Table("Fewer factors", about, columns, rows)
+
+
+def finalist_table(finalists: Sequence[JsonObject]) -> Table:
+    """Return all finalists, the best first."""
+    rows = [
+        (
+            f"{finalist['name']}{', chosen' if finalist['chosen'] else ''}",
+            *(str(finalist["factors"]), f"{finalist['fitness']:.4f}"),
+            *(f"{finalist['selection']:.4f}", _gap(finalist, "difference"), finalist["group"]),
             Metric.parse(finalist["metric"]).infix,
         )
-        for place, finalist in enumerate(finalists)
+        for finalist in finalists
     ]
-    columns = ("candidate", "loss", "vs best", "fitness", "group", "metric")
+    columns = ("candidate", "factors", "fitness", "selection", "vs best", "group", "metric")
     about = (
-        "The first is the best metric; those that were best before are without the factors that "
-        "they do not need. All but the fitness is measured on the selection text."
+        "By the mean of the fitness on both texts; behind a dash: how many factors were left out. "
+        "`run_prune.py --metric RUN:NAME` prunes by any of them."
     )
-    return Table("Finalists on the selection text", about, columns, rows)
+    return Table("Finalists", about, columns, rows)
 
 
-def factor_table(factors: Sequence[JsonObject]) -> Table:
-    """Return what the winner among the finalists loses without each factor, the most first."""
-
-    def cost(factor: JsonObject) -> float:
-        return math.inf if factor["difference"] is None else float(factor["difference"])
-
-    rows = [
-        (
-            _gap(factor, "difference"),
-            "left out" if factor["dropped"] else "",
-            Metric.parse(factor["factor"]).infix,
-        )
-        for factor in sorted(factors, key=cost, reverse=True)
+def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
+    """Return what was measured, and the baselines, that no smaller one equals or beats, by size."""
+    named = {name: BASELINES[name].criterion for name in baselines}
+    known = [(x.metric.size, baselines[name], name, x) for name, x in named.items()]
+    known += [
+        (row["size"], row["fitness"], row["name"], Criterion.parse(row["metric"], row["group"]))
+        for row in found
     ]
-    about = "On the selection text, in units of fitness; above 0 the factor helps."
-    columns = ("loss without it", "", "metric")
-    return Table("Ablation of the best metric", about, columns, rows)
-
-
-def front_table(evaluated: Sequence[Record], baselines: Mapping[str, float]) -> Table:
-    """Return the candidates and baselines that no smaller one equals or beats, by size."""
-    metrics = {name: BASELINES[name].criterion.metric for name in baselines}
-    known = [(metric.size, baselines[name], name, metric) for name, metric in metrics.items()]
-    found = [(r.size, r.rank[0], str(r.index), r.criterion.metric) for r in pareto_front(evaluated)]
     rows: list[tuple[str, ...]] = []
     best = math.inf
-    for size, fitness, name, metric in sorted(known + found, key=lambda one: one[:2]):
-        if fitness < best:
-            best = fitness
-            rows.append((str(size), f"{fitness:.4f}", name, metric.infix))
-    about = "None that is smaller is as fit. hall_of_fame.csv has the best found of each size."
-    columns = ("size", "fitness", "candidate or baseline", "metric")
+    for size, fitness, name, criterion in sorted(known, key=lambda one: one[:2]):
+        if fitness < best or name == chosen:
+            best = min(best, fitness)
+            mark = ", chosen" if name == chosen else ""
+            formula = (criterion.group, criterion.metric.infix)
+            rows.append((str(size), f"{fitness:.4f}", f"{name}{mark}", *formula))
+    about = "None that is smaller is as fit; and the chosen one. hall_of_fame.csv has their texts."
+    columns = ("size", "fitness", "candidate or baseline", "group", "metric")
     return Table("Pareto front of the found and the baselines", about, columns, rows)
 
 

@@ -11,7 +11,6 @@ from refusals import refusal
 from prunevolve.configs import schema
 from prunevolve.configs.files import FOLDER
 from prunevolve.pruning.masks import GROUPS
-from prunevolve.search.breeding.variation import MUTATIONS
 
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
 NAMED = f"config {schema.DEFAULT}: "
@@ -34,14 +33,13 @@ def test_load_reads_a_shipped_config_and_to_yaml_gives_it_back(path, tmp_path):
 def test_load_of_the_paper_is_the_algorithm_that_it_states():
     search = schema.load("paper", []).search
     assert (search.population, search.lag, search.parents) == (50, 0, 10)
-    assert (search.crossover, search.mutation, search.mutations) == (1.0, 0.5, ["node"])
+    assert (search.primitives, search.crossover, search.mutation) == ("release", 1.0, 0.5)
     assert (search.stages, search.crowding, search.brood) == ([], 0, 1)
     assert search.seeds == []
 
 
 def test_names_in_the_schema_are_those_of_the_code():
     assert get_args(schema.GroupName) == GROUPS
-    assert list(get_args(schema.Mutation)) == list(MUTATIONS)
 
 
 FITNESS = {"corpus": "ptb", "split": "validation", "windows": 4, "length": 64}

@@ -1,4 +1,4 @@
-"""A made-up run with all that a report can show: two tasks, finalists, factors."""
+"""A made-up run with all that a report can show: two tasks, finalists, a path of factors."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from typing import Any
 from toy_records import record_of
 
 from prunevolve.configs import schema
-from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
+from prunevolve.search.breeding.variation import Breeder, seeded
 from prunevolve.search.records import OUTCOMES, Record
 from prunevolve.search.run_folder import RunFolder
 
@@ -23,7 +23,7 @@ def records_of(count: int) -> list[Record]:
     records = []
     for index in range(count):
         with seeded(index):
-            metric = random_metric(bred)
+            metric = bred.varied.random()
         last = index == count - 1
         kind = "evaluated" if last or index % 3 else draw.choice(OUTCOMES[1:])
         fitness = 0.9 if last else 1.0 + draw.expovariate(3 + index / 100)
@@ -59,6 +59,11 @@ def task_of(**changes: Any) -> dict[str, Any]:
     }
 
 
+def finalist_of(record: Record, name: str, factors: int, **changes: Any) -> dict[str, Any]:
+    fields = {"name": name, "factors": factors, "selection": 0.95, "left_out": None}
+    return {**fields, **record.described, **changes}
+
+
 def summary_of(records: list[Record], **changes: Any) -> dict[str, Any]:
     best = records[-1]
     behind = {
@@ -67,24 +72,18 @@ def summary_of(records: list[Record], **changes: Any) -> dict[str, Any]:
     }
     other = task_of(name="embedded 2:4", pattern="2:4", behind_best=behind)
     other["best"] = {"perplexity": 40.0}
-    chosen = {
-        **{"metric": best.criterion.text, "group": best.criterion.group, "size": best.size},
-        "fitness": best.fitness,
-    }
-    compared = {"selection_loss": 3.05, "difference": 0.0, "standard_error": 0.0}
+    chosen = finalist_of(best, f"{best.index}-1", 2, left_out="sqrt(X)")
+    whole = finalist_of(best, str(best.index), 3, metric=f"mul({WINNER}, sqrt(X))", size=8)
+    worse, at_best = {"difference": 0.25, "standard_error": 0.01}, {"difference": 0.0}
+    path = [
+        {**whole, **at_best, "standard_error": 0.0, "chosen": False},
+        {**chosen, **worse, "chosen": True},
+    ]
     fields: dict[str, Any] = {
         **{"verdict": "", "candidates": len(records), "seconds": 12.5},
         "best": {**chosen, "perplexity": 30.0},
-        "selection": [{"index": best.index, **chosen, **compared}],
-        "factors": [
-            {
-                "factor": "add(G, sqr(W))",
-                "dropped": False,
-                "difference": 0.25,
-                "standard_error": 0.01,
-            },
-            {"factor": "W", "dropped": True, "difference": None, "standard_error": None},
-        ],
+        "selection": path,
+        "path": path,
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
         "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},

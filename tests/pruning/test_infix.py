@@ -14,7 +14,9 @@ EXAMPLES = {
     NAMED["directed-snip-wanda"].text: "exp(0.2 · colmean(M / G) / rms(colmean(M / G))) · W² · "
     "G · √X / "
     "((rowmean W + colmean W) · rowmean(√X))",
-    NAMED["pruner-zero"].text: "|W · W| · mms(G)",
+    NAMED["pruner-zero"].text: "|W²| · mms(G)",
+    "mul(mul(G, W), divrms(mul(G, X), mul(G, X)))": "G² · W · X / rms(G · X)",
+    "quot(mul(W, sqrt(X)), mul(W, root4(X)))": "∜X",
     "mul(W, quot(1, mul(G, X)))": "W / (G · X)",
     "sub(W, add(neg(X), cube(G)))": "W − (−X + G³)",
     "add(W, neg(mul(2, -3)))": "W + (−2 · (−3))",

@@ -85,6 +85,21 @@ def test_metric_that_cannot_rank_the_weights_of_a_matrix_is_refused(text, proble
 
 
 @pytest.mark.parametrize(
+    ("text", "mistyped", "problem"),
+    [
+        ("mul(W, rowsum(B))", True, True),
+        ("rowmean(W)", False, True),  # a factor may vary along one side
+        ("power(W, X)", True, True),
+        ("mul(W, G)", False, False),
+    ],
+)
+def test_metric_is_mistyped_by_its_operators_alone(text, mistyped, problem):
+    metric = Metric.parse(text)
+    assert (bool(metric.mistyped), bool(metric.problem)) == (mistyped, problem)
+    assert not mistyped or metric.mistyped == metric.problem
+
+
+@pytest.mark.parametrize(
     ("written", "printed"),
     [("0.50", "0.5"), ("1000000", "1e+06"), ("-0.0", "0"), ("-2e-3", "-0.002")],
 )

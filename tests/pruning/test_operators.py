@@ -108,6 +108,7 @@ def test_release_holds_the_operators_and_leaves_of_the_release():
     unary = {"sqr", "pow", "neg", "skp", "abs", "log", "exp", "sqrt", "tanh", "mms", "zsn"}
     assert RELEASE.keys() == binary | unary
     assert TERMINAL_SETS["release"] == ("W", "G", "X")
+    assert TERMINAL_SETS["extended"] == ("W", "G", "X", "V", "H", "M")
     assert EXTENDED.items() > RELEASE.items()
 
 

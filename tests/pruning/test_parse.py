@@ -6,7 +6,7 @@ import pytest
 from refusals import refusal
 
 from prunevolve.pruning.json_file import MOST_BYTES
-from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.parse import read_metric, resolve_metric
 
 PUBLISHED = "mul(abs(mul(W, W)), mms(G))"
@@ -57,6 +57,17 @@ def test_resolve_metric_reads_a_tree_of_the_release_or_a_formula_in_a_file(tmp_p
     path = tmp_path / "metric"
     path.write_text(content, encoding="utf-8")
     assert read_metric(str(path)) == read_metric(PUBLISHED)
+
+
+def test_resolve_metric_takes_a_row_of_a_runs_hall_of_fame_by_its_name(tmp_path):
+    table = tmp_path / "hall_of_fame.csv"
+    table.write_text('name,size,group,metric\n7-1,3,model,"mul(W, G)"\n12,1,layer,W\n')
+    assert str(read_metric(f"{tmp_path}:7-1")) == "model:mul(W, G)"
+    assert resolve_metric(f"{tmp_path}/:12")[0] == Criterion.parse("W", "layer")
+    expected = f"metric '7-2' is not in {table}: give one of 7-1, 12"
+    assert refusal(resolve_metric, f"{tmp_path}:7-2") == expected
+    table.unlink()
+    assert "is no known name or file" in refusal(resolve_metric, f"{tmp_path}:7-1")
 
 
 def test_resolve_metric_offers_a_near_name():

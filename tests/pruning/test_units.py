@@ -155,6 +155,7 @@ def test_score_scales_by_its_exponents_with_the_amount_of_calibration(metric, la
 def test_units_worked_by_hand(text, units):
     assert Metric.parse(text).units == units
     assert Metric.parse(text).is_comparable == (units[:3] == (0, 0, 0))
+    assert Metric.parse(text).has_units  # though they may be none
 
 
 def test_operands_that_do_not_go_together_are_named():
@@ -166,6 +167,7 @@ def test_operands_that_do_not_go_together_are_named():
     without = refusal(lambda: Metric.parse("exp(colsum(quot(M, G)))").units)
     assert "an operand without units (use a mean or a quotient): colsum(quot(M, G)) has" in without
     assert "has s^0.5" in refusal(lambda: Metric.parse("exp(colmean(quot(M, G)))").units)
+    assert not Metric.parse("exp(colmean(quot(M, G)))").has_units
 
 
 def test_operators_with_a_sum_or_a_norm_have_a_twin_with_a_mean():

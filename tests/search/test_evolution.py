@@ -32,7 +32,6 @@ def changed(search, **changes):
 PLAIN = Search(
     **{"seed": 5, "candidates": 60, "population": 8, "lag": 7, "primitives": "release"},
     **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0, "brood": 1},
-    mutations=["node", "factor"],
 )
 FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3, primitives="extended")
 """Everything switched on."""

@@ -94,7 +94,8 @@ def test_experiment_builds_a_worker_elsewhere():
     ("overrides", "terminals"),
     [
         (["search.seeds=['mul(W, add(V, B))']"], "WXGVB"),
-        (["search.primitives=extended"], "WXGBVHDIM"),
+        (["search.primitives=extended"], "WXGVHM"),
+        (["search.primitives=extended", "search.terminals=[W, D]"], "WXGD"),  # and of baselines
     ],
 )
 def test_leaves_are_those_of_candidates_and_seeds(overrides, terminals):
@@ -157,6 +158,11 @@ LONG = f"{{corpus: embedded, split: report, windows: 2, length: {LIMIT + 1}}}"
         (f"calibration={TWO % 'training[50%:]'}", "calibration: part 1 and part 2 overlap: "),
         ("fitness.corpus=missing.txt", "fitness: corpus must be embedded, "),
         (f"tasks=[{{}}, {{report: {OTHER % 'dev'}}}]", "report: split of corpus 'embedded' must "),
+        (
+            "search.terminals=[W, x, G2]",
+            "search.terminals must be of W, G, X, V, B, H, D, I, M, each once and W among "
+            "them, got W, x",
+        ),
         ("search.seeds=[wandaa]", "metric 'wandaa' is no known name or file: did you mean "),
         ("tasks=[{}, {pattern: '4:2'}]", "pattern must be unstructured or n:m with 0 < n < m <= "),
         ("tasks=[{}, {pattern: '3:7'}]", "pattern must divide the inputs of every layer, "),

@@ -1,157 +1,218 @@
-"""Finalists lose the factors that the selection text does not miss, and then the best is chosen."""
+"""Finalists are measured with ever fewer factors, and the shortest that is as good as any wins."""
 
+import random
 from contextlib import nullcontext
+from math import sqrt
 from types import SimpleNamespace
 
 import pytest
-import torch
 from rich.console import Console
+from toy_records import record_of
 
 from prunevolve.pruning.metric import Metric
 from prunevolve.search import finalists
-from prunevolve.search.finalists import choose, factors_of, without, without_each
-from prunevolve.search.scale import Difference
-from tests.helpers.toy_records import record_of
+from prunevolve.search.breeding.factors import MOST
+from prunevolve.search.finalists import SHORTENED, Finalist, choose
+from prunevolve.search.scale import Cell, Scale
 
-WORTH = {"W": 0.5, "G": 0.5, "power(I, 0.1)": 0.002, "exp(D)": 0.004, "sqrt(V)": 0.009}
-"""What the loss rises by without a factor; its error is 0.01."""
-
-
-class Scale:
-    def difference(self, losses, reference):
-        return Difference(losses[0][0] - reference[0][0], 0.01)
-
-    def fitness(self, losses):
-        return losses[0][0]
+MODELS = ("a", "b")
 
 
-def selection(worth, together=0.0, comparable=False, unfit=()):
-    """An experiment and a pool, in which two missing factors cost `together` more than each.
-
-    On the fitness texts nothing can prune without one of `unfit`.
-    """
-
-    def loss(criterion):
-        missing = [value for name, value in worth.items() if name not in criterion.text]
-        return 1.0 + sum(missing) + together * (len(missing) > 1)
-
-    def losses(wanted):
-        return [
-            None
-            if role == "fitness" and any(name not in criterion.text for name in unfit)
-            else [loss(criterion)]
-            for _, role, criterion in wanted
-        ]
-
-    pool = SimpleNamespace(losses=losses, counting=lambda count: nullcontext())
-    breeder = SimpleNamespace(comparable=comparable)
-    return SimpleNamespace(tasks=[None], tasks_of=lambda role: [0], breeder=breeder), pool
+def factor(terminal):
+    return f"divrms({terminal}, {terminal})"
 
 
-def simplified(text, **how):
-    record = record_of(0, text, 1.0, "model")
-    experiment, pool = selection(WORTH, **how)
-    (losses,) = finalists._losses(experiment, pool, "selection", [record.criterion])
-    whole = finalists._Finalist(1.0, 0, record, losses)
-    best = finalists._simplified(experiment, pool, Scale(), Scale(), whole, Console(quiet=True))
-    return best.record.criterion.text, {row["factor"]: row["dropped"] for row in best.factors}
+def product(terminals):
+    """Return the text of a product of W, G and factors of some terminals, as they are bred."""
+    text = "mul(W, G)"
+    for terminal in terminals:
+        text = f"mul({text}, {factor(terminal)})"
+    return text
 
 
-WHOLE = "mul(mul(mul(mul(W, G), power(I, 0.1)), exp(D)), sqrt(V))"
-
-
-@pytest.mark.parametrize(
-    ("together", "kept"),
-    [
-        # All three together cost 0.015, more than the error of 0.01; half of them do not.
-        (0.0, "mul(mul(exp(D), sqrt(V)), mul(W, G))"),
-        (-0.01, "mul(W, G)"),
-        (1.0, "mul(mul(exp(D), sqrt(V)), mul(W, G))"),
-    ],
-)
-def test_factors_go_that_are_worth_less_than_their_error_alone_and_together(together, kept):
-    best, dropped = simplified(WHOLE, together=together)
-    assert best == kept
-    assert [name for name, gone in dropped.items() if gone] == [
-        name for name in ("power(I, 0.1)", "exp(D)", "sqrt(V)") if name not in kept
+def scale(models=MODELS):
+    """A scale of a task for each model, on two windows, on which a loss is 1 more than its rise."""
+    shared = {"text": "t", "weight": 1 / len(models), "windows": (0, 1), "dense": (1.0, 1.0)}
+    cells = [
+        Cell(task=task, model=model, baseline="wanda", rise=1.0, shares=(1.0, 1.0), **shared)
+        for task, model in enumerate(models)
     ]
+    return Scale(cells=tuple(cells))
 
 
-def test_what_the_models_of_the_search_cannot_be_pruned_without_stays():
-    best, dropped = simplified(WHOLE, together=-0.01, unfit=["exp(D)"])
-    assert best == "mul(mul(exp(D), sqrt(V)), mul(W, G))"
-    assert dropped["power(I, 0.1)"] and not dropped["exp(D)"]
+@pytest.fixture
+def judged(monkeypatch):
+    """Let candidates be chosen from, given what the rises are by role, task and metric."""
+
+    def judged(rises, *texts, before=None, models=MODELS):
+        def losses(wanted):
+            measured = [rises(role, task, criterion.text) for task, role, criterion in wanted]
+            return [one and [1 + rise for rise in one] for one in measured]
+
+        monkeypatch.setattr(finalists, "scale_of", lambda *_: scale(models))
+        places = list(range(len(models)))
+        experiment = SimpleNamespace(
+            tasks=places, tasks_of=lambda role: places, breeder=SimpleNamespace(comparable=True)
+        )
+        pool = SimpleNamespace(losses=losses, counting=lambda count: nullcontext())
+        found = [record_of(i, text, 0.1, "model") for i, text in enumerate(texts)]
+        return choose(experiment, pool, scale(models), found, before, Console(quiet=True))
+
+    return judged
 
 
-def test_what_gives_scores_a_unit_stays_where_layers_compete():
-    whole = "mul(mul(W, G), quot(sqrt(V), rowmean(sqrt(V))))"
-    best, dropped = simplified(whole, together=-1.0, comparable=True)
-    assert best == whole and not any(dropped.values())
+def costing(costs, unfit=()):
+    """The rises of metrics that cost so much on each model without a factor, beside 0.5."""
+
+    def rises(role, task, text):
+        if (role, task) in unfit and not all(factor(x) in text for x in unfit[role, task]):
+            return None
+        missing = [cost[task] for x, cost in costs.items() if factor(x) not in text]
+        return [0.5 + sum(missing)] * 2
+
+    return rises
 
 
-def test_the_winner_is_the_best_without_a_factor_that_does_harm(monkeypatch):
-    found = [
-        record_of(0, "mul(W, G)", 0.8, "model"),
-        record_of(1, "mul(mul(exp(H), sqrt(X)), mul(W, G))", 0.7, "model"),
-        record_of(2, "W", 0.9, "model"),
+COSTS = {"X": (0.01, 0.05), "V": (-0.01, 0.05), "H": (0.001, 0.005)}
+"""Means of 0.03, 0.02 and 0.003; with two models the error is half the distance."""
+
+
+def test_the_winner_is_the_shortest_within_one_standard_error_of_the_best(judged):
+    choice = judged(costing(COSTS), product("XVH"))
+    assert [step["name"] for step in choice.path] == ["0", "0-1", "0-2", "0-3"]
+    assert [step["factors"] for step in choice.path] == [5, 4, 3, 2]
+    assert [step["left_out"] for step in choice.path] == [None, *map(factor, "HVX")]
+    # Without H and V it is -0.009 on the one and 0.055 on the other; without all 0.001 and 0.105.
+    gaps = [(step["difference"], step["standard_error"]) for step in choice.path]
+    expected = [(0.0, 0.0), (0.003, 0.002), (0.023, 0.032), (0.053, 0.052)]
+    assert gaps == [pytest.approx(gap) for gap in expected]
+    assert [step["chosen"] for step in choice.path] == [False, False, True, False]
+    assert choice.winner.name == "0-2"
+    assert Metric.parse(choice.winner.record.criterion.text).terminals == set("WGX")
+    assert choice.winner.record.fitness == choice.winner.selection == pytest.approx(0.523)
+
+
+def test_standings_have_all_that_were_measured_by_the_mean_of_both_texts(judged):
+    def rises(role, task, text):
+        if factor("V") in text:
+            return [0.8, 0.8]
+        return [0.7, 0.7] if role == "fitness" and factor("X") in text else [1.0, 1.0]
+
+    choice = judged(rises, product("X"), "mul(W, G)", product("V"))
+    names = ["name", "fitness", "selection", "difference", "chosen"]
+    rows = [tuple(row[name] for name in names) for row in choice.standings]
+    assert rows[:3] == [
+        ("2", *map(pytest.approx, (0.8, 0.8, 0.0)), True),
+        ("0", *map(pytest.approx, (0.7, 1.0, 0.05)), False),
+        ("1", *map(pytest.approx, (1.0, 1.0, 0.2)), False),
     ]
-    experiment, pool = selection({"W": 0.5, "G": 0.5, "sqrt(X)": 0.1, "exp(H)": -0.3})
-    criteria = [record.criterion for record in found]
-    losses = [one[0][0] for one in finalists._losses(experiment, pool, "selection", criteria)]
-    assert losses == pytest.approx([0.8, 1.0, 1.3])
-    monkeypatch.setattr(finalists, "scale_of", lambda *_: Scale())
-    monkeypatch.setattr(finalists, "read_scale", lambda folder: Scale())
-    winner, standings, factors = choose(None, experiment, pool, found, Console(quiet=True))
-    assert winner.criterion.text == "mul(sqrt(X), mul(W, G))"
-    assert [(one["index"], one["metric"]) for one in standings] == [
-        (1, winner.criterion.text),
-        (0, "mul(W, G)"),
-        (2, "W"),
-    ]
-    assert winner.fitness == standings[0]["fitness"] == standings[0]["selection_loss"]
-    assert [one["difference"] for one in standings] == pytest.approx([0.0, 0.1, 0.6])
-    assert [one["factor"] for one in factors if one["dropped"]] == ["exp(H)"]
+    assert {name for name, *_ in rows[3:]} == {"0-1", "2-1"}
 
 
-# The factors of a formula
+def test_error_is_that_between_windows_and_that_between_models(judged):
+    def rises(role, task, text):
+        if factor("X") in text:
+            return [0.5, 0.5]
+        # 0.04 and 0.10 on the models; by window 0.08 apart on both.
+        return [0.5 + (0.0, 0.06)[task], 0.5 + (0.08, 0.14)[task]]
+
+    _, row = judged(rises, product("X")).path
+    # Half of 0 and 0.08 has an error of 0.02, for each of two models and two texts of half weight.
+    between_windows, between_models = sqrt(4 * (0.02 / 2) ** 2), 0.03
+    assert row["difference"] == pytest.approx(0.07)
+    assert row["standard_error"] == pytest.approx(sqrt(between_windows**2 + between_models**2))
 
 
-@pytest.mark.parametrize(
-    ("text", "factors"),
-    [
-        ("mul(mul(W, G), exp(X))", ["W", "G", "exp(X)"]),
-        ("quot(mul(W, G), quot(rowmean(W), V))", ["W", "G", "quot(1, rowmean(W))", "V"]),
-        ("quot(1, mul(W, G))", ["quot(1, W)", "quot(1, G)"]),
-        ("add(W, mul(W, G))", ["add(W, mul(W, G))"]),
-        # A score whose layers compete has no units, and none without a mean's power either.
-        (
-            "quot(mul(power(W, 1.4), G), power(rowmean(W), 0.4))",
-            ["W", "G", "quot(power(W, 0.4), power(rowmean(W), 0.4))"],
-        ),
-    ],
-)
-def test_factors_of_are_those_of_a_product(text, factors):
-    assert [factor.text for factor in factors_of(Metric.parse(text))] == factors
+def test_error_of_one_model_is_that_between_its_texts(judged):
+    def rises(role, task, text):
+        cost = {"fitness": 0.01, "selection": 0.05}[role]
+        return [0.5 if factor("X") in text else 0.5 + cost] * 2
+
+    _, row = judged(rises, product("X"), models=("a",)).path
+    assert (row["difference"], row["standard_error"]) == pytest.approx((0.03, 0.02))
 
 
-def test_without_each_is_the_metric_divided_by_the_factor():
-    metric = Metric.parse("quot(mul(mul(W, G), exp(V)), quot(rowmean(W), sqrt(X)))")
-    generator = torch.Generator().manual_seed(0)
-    sizes = {"W": (3, 4), "G": (3, 4), "V": (1, 4), "X": (1, 4)}
-    terminals = {name: torch.rand(*size, generator=generator) + 0.1 for name, size in sizes.items()}
-    rests = without_each(metric)
-    assert list(rests) == ["W", "G", "exp(V)", "quot(1, rowmean(W))", "sqrt(X)"]
-    for factor, rest in rests.items():
-        product = rest.score(**terminals) * Metric.parse(factor).score(**terminals)
-        assert torch.allclose(product, metric.score(**terminals), rtol=1e-5)
+def test_a_step_that_cannot_prune_a_model_is_left_out_of_the_path(judged):
+    unfit = {("fitness", 1): "V"}
+    choice = judged(costing(COSTS, unfit), product("XVH"))
+    assert [step["left_out"] for step in choice.path] == [None, *map(factor, "HX")]
+    assert choice.winner.name == "0"
 
 
-def test_without_each_leaves_out_what_it_cannot_rank_without():
-    assert list(without_each(Metric.parse("mul(W, sqrt(X))"))) == ["sqrt(X)"]
-    assert without_each(Metric.parse("W")) == {}
+def test_a_candidate_that_cannot_prune_the_unseen_model_is_not_chosen(judged):
+    unfit = {("selection", 1): "X"}
+    choice = judged(costing({"V": (0.1, 0.1)}, unfit), product("V"), product("X"))
+    assert {row["name"] for row in choice.standings} == {"1"}
+    assert choice.winner.name == "1"
 
 
-def test_without_leaves_several_factors_out():
-    metric = Metric.parse("quot(mul(mul(W, G), exp(V)), mul(rowmean(W), sqrt(X)))")
-    assert without(metric, ["G", "quot(1, rowmean(W))"]).text == "mul(quot(exp(V), sqrt(X)), W)"
-    assert without(metric, []) == without(without(metric, []), [])
+def test_where_nothing_can_prune_all_models_the_fittest_wins(judged):
+    choice = judged(lambda *_: None, product("X"), product("V"))
+    assert (choice.winner.name, choice.standings, choice.path) == ("0", (), ())
+
+
+LONG = ("X", "V", "H", "B", "sqr(X)", "sqr(V)")
+"""With W and G one factor more than a winner should have."""
+
+
+def test_the_winner_has_few_factors_if_any_finalist_has(judged):
+    costs = dict.fromkeys(LONG, (0.1, 0.1)) | {"B": (0.09, 0.09)}
+    winner = judged(costing(costs), product(LONG)).winner
+    assert (winner.name, winner.factors, winner.left_out.text) == ("0-1", MOST, factor("B"))
+    assert judged(costing(costs, {("fitness", 0): LONG}), product(LONG)).winner.name == "0"
+
+
+def test_only_the_best_few_are_shortened(judged):
+    costs = {"H": (0.1, 0.1), "V": (0.02, 0.02), "X": (0.01, 0.01), "M": (0.0, 0.0)}
+    texts = [product(x) for x in ("H", "V", "X", "HV")]
+    names = {row["name"] for row in judged(costing(costs), *texts).standings}
+    best_first = ["3", "0", "1", "2"]  # 0.01, 0.03, 0.11 and 0.12 above 0.5
+    assert {name.partition("-")[0] for name in names if "-" in name} == {*best_first[:SHORTENED]}
+
+
+# A run that is extended
+
+
+def before(text, index=9, left_out=1):
+    return Finalist(f"{index}-{left_out}", record_of(index, text, 0.1, "model"))
+
+
+def test_a_winner_is_only_replaced_by_one_that_is_as_good(judged):
+    costs = {"X": (0.0, 0.1), "V": (0.02, 0.02)}
+    texts = product("XV"), product("V")
+    # Without X it is 0.05 worse, with an error of 0.05.
+    assert judged(costing(costs), *texts).winner.factors == 3
+    was = before(product("XVH"))
+    choice = judged(costing(costs | {"H": (0.01, 0.01)}), *texts, before=was)
+    assert choice.winner.name == "9-1" and choice.winner.loss == pytest.approx(0.5)
+    assert "9-1" in {row["name"] for row in choice.standings}
+
+
+def test_an_extended_run_never_gets_worse(judged):
+    for seed in range(60):
+
+        def rises(role, task, text, seed=seed):
+            return [random.Random(f"{seed} {role} {task} {text} {i}").random() for i in range(2)]
+
+        texts = product("XV"), product("HM"), product("M")
+        choice = judged(rises, *texts, before=before(product("XVH")))
+        (was,) = (row for row in choice.standings if row["metric"] == product("XVH"))
+        assert choice.winner.loss <= (was["fitness"] + was["selection"]) / 2
+
+
+def test_a_winner_of_many_factors_stays_where_no_short_one_is_as_good(judged):
+    costs = dict.fromkeys(LONG, (0.1, 0.1))
+    assert judged(costing(costs), product("X"), before=before(product(LONG))).winner.name == "9-1"
+
+
+def test_a_winner_that_is_a_finalist_again_is_measured_once(judged):
+    choice = judged(costing(COSTS), product("XVH"), product("X"), before=before(product("X"), 1))
+    texts = [row["metric"] for row in choice.standings]
+    assert texts.count(product("X")) == 1
+
+
+def test_names_of_a_winner_and_of_its_own_candidate_differ(judged):
+    was = before(product("XV"), index=0, left_out=1)
+    choice = judged(costing(COSTS), product("XVHM"), before=was)
+    names = [row["name"] for row in choice.standings]
+    assert len(names) == len(set(names))

@@ -20,7 +20,7 @@ from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.population import LEEWAY, Near, State, never, pareto_front
+from prunevolve.search.population import LEEWAY, Near, State, never
 from prunevolve.search.records import OUTCOMES, RESOLUTION, Candidate, Outcome, Record
 
 SIZES = {1: "W", 2: "abs(W)", 3: "mul(G, W)", 4: "mul(G, sqrt(W))"}
@@ -139,15 +139,6 @@ def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded):
             limit = limited.enter
             is_free = len(before.population) < size
             assert limit is None or is_free or one.fitness <= limit + RESOLUTION
-
-
-def test_pareto_front_holds_what_no_smaller_one_equals_or_beats():
-    state = after((2.0, 4), (2.0, 2), (3.0, 1), (2.5, 3))
-    assert indices(state.hall_of_fame) == [2, 1, 3, 0]
-    # The oldest is only as good as a smaller one.
-    assert indices(pareto_front(state.hall_of_fame)) == [2, 1]
-    records = [record(0, 3.0, 2), record(1, None), record(2, 2.0, 2), record(3, 4.0, 1)]
-    assert indices(pareto_front(records)) == [3, 2]
 
 
 def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():

@@ -207,10 +207,22 @@ def test_write_checkpoint_rewrites_the_hall_of_fame_and_marks_the_pareto_front(f
     folder.write_checkpoint(State(), state)
     # add(G, W) is as large as mul(G, W) and fitter, and smaller than what is as fit.
     assert (folder.path / "hall_of_fame.csv").read_text() == (
-        "size,fitness,group,metric,pareto\n"
-        "1,3.5,model,W,true\n"
-        '3,3.125,model,"add(G, W)",true\n'
-        '4,3.125,model,"mul(W, sqrt(X))",false\n'
+        "name,size,fitness,group,metric,pareto\n"
+        "0,1,3.5,model,W,true\n"
+        '4,3,3.125,model,"add(G, W)",true\n'
+        '2,4,3.125,model,"mul(W, sqrt(X))",false\n'
+    )
+
+
+def test_hall_of_fame_of_an_ended_run_has_the_finalists_with_what_they_were_measured(folder):
+    shorter = record(7, 3.0, "model").described | {"name": "2-1", "metric": "W", "size": 1}
+    measured = record(2, 3.25, "model").described | {"name": "2", "selection": 9.0, "factors": 2}
+    folder.write_hall_of_fame([measured, shorter], [record(0, 3.5, "model"), record(2, 3.75)])
+    assert (folder.path / "hall_of_fame.csv").read_text() == (
+        "name,size,fitness,group,metric,pareto\n"
+        "2-1,1,3.0,model,W,true\n"
+        "0,1,3.5,model,W,false\n"
+        '2,4,3.25,model,"mul(W, sqrt(X))",false\n'
     )
 
 

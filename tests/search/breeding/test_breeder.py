@@ -1,11 +1,16 @@
-"""The breeder: seeds first, then random trees, then children of a population's members."""
+"""The breeder: seeds first, then random metrics, then children of a population's members."""
+
+from dataclasses import replace
+from functools import reduce
 
 from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
+from prunevolve.search.breeding.factors import MOST
+from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.variation import Breeder
-from prunevolve.search.population import State
+from prunevolve.search.population import State, Tuning
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
@@ -25,7 +30,7 @@ def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
         assert [candidate.criterion.text for candidate in candidates[:3]] == expected
 
 
-def test_breed_gives_random_trees_until_the_population_was_bred_once_then_children():
+def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_children():
     candidates = bred()
     assert [candidate.parents for candidate in candidates[:4]] == [()] * 4
     children = [candidate for candidate in candidates[4:] if candidate.parents]
@@ -36,7 +41,7 @@ def test_breed_gives_random_trees_until_the_population_was_bred_once_then_childr
         assert child.criterion.text not in (TEXTS[one], TEXTS[other])
 
 
-def test_breed_replaces_a_child_that_equals_a_parent_by_a_random_tree():
+def test_breed_replaces_a_child_that_equals_a_parent_by_a_random_metric():
     candidates = bred(crossover=0.0, mutation=0.0)
     assert {candidate.parents for candidate in candidates} == {()}
     assert len({candidate.criterion for candidate in candidates}) > 30
@@ -56,3 +61,15 @@ def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_com
     assert all(candidate.criterion.metric.is_comparable for candidate in bred("model")[:4])
     free = bred("model", units="off")
     assert not all(candidate.criterion.metric.is_comparable for candidate in free)
+
+
+def test_tuning_adds_the_tables_factors_unless_there_are_as_many_as_may_be():
+    free = [f"divrms({x}, {x})" for x in ("X", "V", "H", "sqr(X)", "sqr(V)")]
+    for count in (4, 5):
+        start = record_of(0, reduce("mul({}, {})".format, free[:count], "mul(W, G)"), 0.9, "model")
+        tuning = Tuning(start, first=1)
+        (child, *_) = Breeder(SEARCH, "model").brood(1, replace(STATE, tuning=tuning))
+        assert child.tuned and child.numbers
+        own, bases = (set(factors_of(x.criterion.metric)) for x in (start, child))
+        assert len(own) == count + 2
+        assert (bases == own) == (len(own) == MOST)

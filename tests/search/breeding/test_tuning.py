@@ -13,9 +13,9 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding import tuning as tuning_module
+from prunevolve.search.breeding.factors import factors_for
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.tuning import (
-    FACTORS,
     LEAST,
     SAMPLES,
     draw,
@@ -24,11 +24,12 @@ from prunevolve.search.breeding.tuning import (
     mean_of,
     place_of,
 )
-from prunevolve.search.breeding.variation import Breeder, random_metric, seeded
+from prunevolve.search.breeding.variation import Breeder, seeded
 from prunevolve.search.population import PATIENCE, UNTUNED, State, Tuning
 from prunevolve.search.records import Candidate, Outcome, Record
 
 DIRECTED = NAMED["directed-snip-wanda"].criterion.metric
+TABLE = factors_for(TERMINALS, "model")
 
 
 SIGNED = "divrms(M, M)"
@@ -85,10 +86,9 @@ def test_units_stay_and_without_them_every_exponent_moves():
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(0, 2**31))
 def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key):
-    breeder = Breeder(Search(initial_depth=(1, 3)), "model")
     with seeded(seed):
-        metric = random_metric(breeder)
-    genes = genes_of(metric, FACTORS, True)
+        metric = Breeder(Search(initial_depth=(1, 3)), "model").varied.random()
+    genes = genes_of(metric, TABLE, True)
     same = genes.make(np.zeros(genes.count))
     before, after = metric.score(**terminals()), same.score(**terminals())
     assume(before.isfinite().all() and after.isfinite().all())
@@ -103,8 +103,8 @@ def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key
 
 
 def test_exponents_near_0_leave_the_factor_out():
-    genes = genes_of(Metric.parse("mul(W, G)"), FACTORS, True)
-    assert genes.count == len(FACTORS)
+    genes = genes_of(Metric.parse("mul(W, G)"), TABLE, True)
+    assert genes.count == len(TABLE)
     assert genes.make(np.full(genes.count, 0.7 * LEAST)).text == "mul(W, G)"
     assert len(list(genes.make(np.full(genes.count, 1.3 * LEAST)).nodes())) > 50
 

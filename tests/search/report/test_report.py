@@ -11,8 +11,14 @@ from toy_records import record_of
 from prunevolve.configs import schema
 from prunevolve.pruning.run.options import Request, make
 from prunevolve.search.next_steps import commands_of, options_of
-from prunevolve.search.report.charts import fitness_chart
-from prunevolve.search.report.report import factor_table, front_table, measured_tables
+from prunevolve.search.report.charts import fitness_chart, path_chart
+from prunevolve.search.report.report import (
+    about_winner,
+    finalist_table,
+    front_table,
+    measured_tables,
+    path_table,
+)
 from prunevolve.search.results import write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
 
@@ -44,6 +50,8 @@ def test_page_says_what_came_of_the_search_in_numbers(run, html):
         "<td>35.00</td>",
         '<p class="formula">W · (G + W²)</p>',
         "<code>mul(W, add(G, sqr(W)))</code>",
+        "Candidate 119-1: 2 factors, fitness 0.9000, on the selection text 0.9500;",
+        "<h2>Factors against fitness</h2>",
         "crowding: 0.01",  # a key of the config
         f"--metric {run.path / 'best_metric.json'}",
     ):
@@ -65,12 +73,13 @@ def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):
     with closing(write_run(tmp_path / "run", records_of(30))) as folder:
         html = page_of(folder)
     assert "This run has not ended: the report shows its first 30\ncandidates." in html
+    assert "Factors against fitness" not in html
 
 
 def test_report_with_a_damaged_summary_is_refused(tmp_path):
     with closing(write_run(tmp_path / "run", records_of(12))) as folder:
         folder.write_json("summary.json", {"tasks": [], "best": {}})
-        with pytest.raises(FolderError, match=r"summary\.json lacks factors, selection"):
+        with pytest.raises(FolderError, match=r"summary\.json lacks path, selection"):
             write_report(folder)
 
 
@@ -105,13 +114,52 @@ def test_task_table_has_dense_first_then_the_best():
 
 def test_front_has_the_baselines_that_no_smaller_metric_is_as_fit_as():
     found = [record_of(0, "mul(W, G)", 0.9), record_of(1, "mul(W, add(G, sqr(W)))", 0.5)]
-    table = front_table(found, {"magnitude": 3.0, "wanda": 0.8, "snip": 2.0})
+    rows = [{"name": str(one.index), **one.described} for one in found]
+    chosen = {"name": "7-1", **record_of(7, "mul(W, sqrt(X))", 0.95).described}
+    named = {"magnitude": 3.0, "wanda": 0.8, "snip": 2.0}
+    table = front_table([*rows, chosen], named, "7-1")
+    # What was chosen need not be on the front.
     assert [row[:3] for row in table.rows] == [
         *(("1", "3.0000", "magnitude"), ("3", "0.9000", "0")),
-        *(("4", "0.8000", "wanda"), ("6", "0.5000", "1")),
+        *(("4", "0.8000", "wanda"), ("4", "0.9500", "7-1, chosen"), ("6", "0.5000", "1")),
     ]
 
 
-def test_factor_table_begins_with_the_factor_that_the_winner_cannot_do_without():
-    table = factor_table(summary_of(records_of(6))["factors"])
-    assert table.rows == [("cannot prune", "left out", "W"), ("+0.2500 ± 0.0100", "", "G + W²")]
+def test_path_table_goes_from_all_factors_to_the_fewest():
+    table = path_table(summary_of(records_of(6))["path"][::-1])
+    assert table.rows == [
+        ("5", "3", "0.9000", "0.9500", "+0.0000 ± 0.0000", ""),
+        ("5-1, chosen", "2", "0.9000", "0.9500", "+0.2500 ± 0.0100", "√X"),
+    ]
+
+
+def test_finalist_table_has_each_by_its_name():
+    table = finalist_table(summary_of(records_of(6))["selection"])
+    assert [row[:5] for row in table.rows] == [
+        ("5", "3", "0.9000", "0.9500", "+0.0000 ± 0.0000"),
+        ("5-1, chosen", "2", "0.9000", "0.9500", "+0.2500 ± 0.0100"),
+    ]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert table.rows[1][-2:] == ("row", "W · (G + W²)")
+
+
+def test_about_winner_names_the_fittest_candidate_too():
+    records = [record for record in records_of(6) if record.fitness is not None]
+    best = summary_of(records)["best"]
+    assert about_winner(best | {"fitness": 0.97}, records) == (
+        "Candidate 5-1: 2 factors, fitness 0.9700, on the selection text 0.9500; comparison group "
+        "row. The fittest candidate is 5, with 0.9000."
+    )
+    plain = {**best, "selection": None}
+    assert about_winner(plain, records) == "Fitness 0.9000, 6 nodes, comparison group row."
+
+
+def test_path_chart_shows_each_number_of_factors_and_is_the_same_each_time():
+    path = summary_of(records_of(6))["path"]
+    chart = path_chart(path)
+    assert chart == path_chart(path) and "<dc:date>" not in chart
+    # One far off, as one without a core is, leaves the others to be seen.
+    far = {**path[0], "factors": 1, "fitness": 1e6, "selection": 1e6}
+    with_far = path_chart([*path, far])
+    assert with_far.count("<!-- 1 -->") > chart.count("<!-- 1 -->")
+    assert "<!-- 1e6 -->" not in with_far

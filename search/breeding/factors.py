@@ -1,0 +1,184 @@
+"""Breeding in factors: a metric is a product of powers, and its factors are what is varied.
+
+Good pruning metrics are products of the worth of a weight, its input and its row. Where scores of
+several layers compete, a product is a core of bases with units, such as W and G, whose units cancel
+together, and factors that have none. A factor comes from a table or is a tree grown by DEAP,
+relative to its root mean square in the layer, which takes its units away. So a child is within the
+limits as it is made. Draws come from the module `random`; see `search.breeding.variation.seeded`.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from deap import gp
+
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.operators import MATRIX, NUMBER
+from prunevolve.search.breeding.product import (
+    Exponents,
+    factors_of,
+    product_of_powers,
+    rests_of,
+)
+from prunevolve.search.breeding.trees import grown, to_tree
+
+MOST = 7
+"""Most factors of a bred metric. Longer ones are learnt by heart: they are better on the models of
+the search, and worse on others (docs/LOG.md)."""
+
+EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)
+"""Exponents that a factor is drawn with, or without their sign divided by."""
+
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)
+"""The same for exponentials of what has a root mean square of 1."""
+
+GROWN = 0.25
+"""Probability that a drawn factor is grown and not of the table."""
+
+MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}
+"""The mutations, with the relative frequency of each; the last varies the tree in a factor."""
+
+_SIDES = ("rowmean({})", "colmean({})")
+_RELATIVE = (
+    *(f"quot({x}, {side.format(x)})" for x in "WG" for side in _SIDES),
+    *(f"divrms({side.format('mul(W, G)')}, mul(W, G))" for side in _SIDES),
+    *(f"exp(divrms({x}, {x}))" for x in (side.format("quot(M, G)") for side in _SIDES)),
+    *(f"divrms({x}, {x})" for x in "XVBH"),
+    *("I", "exp(D)"),
+)
+_TABLE = tuple(map(Metric.parse, _RELATIVE))
+_SNIP = (Metric("W"), Metric("G"))
+
+
+def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
+    """Return the table of factors: each terminal relative to its row, column or layer.
+
+    Args:
+        terminals: Those that may be in it.
+        group: The comparison group; what is the same for all that compete is left out.
+    """
+    allowed = [factor for factor in _TABLE if factor.terminals <= set(terminals)]
+    if group == "row":
+        return tuple(factor for factor in allowed if factor.shape.by_column)
+    return tuple(x for x in allowed if group == "model" or x.shape != NUMBER)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Draws and varies products of powers.
+
+    Attributes:
+        table: The factors to draw from.
+        primitives: What the trees in grown factors are made of.
+        depth: Least and greatest depth of those.
+        comparable: Whether metrics must have no units, since scores of several layers compete.
+        crossover: Its probability.
+        mutation: Its probability.
+    """
+
+    table: Sequence[Metric]
+    primitives: gp.PrimitiveSet
+    depth: tuple[int, int]
+    comparable: bool
+    crossover: float
+    mutation: float
+
+    def random(self) -> Metric:
+        """Draw a product of one to four factors, mostly with W and G as its core."""
+        product = self._core() if random.random() < 0.75 else {}
+        for _ in range(random.randint(1, 4)):
+            self._add(product)
+        return self._made(product)
+
+    def child(self, first: Metric, second: Metric) -> Metric:
+        """Make a child by crossover and mutation of factors; the parents are unchanged."""
+        product = factors_of(first)
+        if random.random() < self.crossover:
+            product = self._crossed(product, factors_of(second))
+        if random.random() < self.mutation:
+            (kind,) = random.choices(list(MUTATIONS), list(MUTATIONS.values()))
+            self._mutate(product, kind)
+        return self._made(product)
+
+    def _crossed(self, first: Exponents, second: Exponents) -> Exponents:
+        """Return the core of one parent with what both have, and half of what only one has."""
+        heir = random.choice((first, second))
+        product = {base: heir[base] for base in heir if not self._is_free(base)}
+        for base in {**first, **second}:
+            holders = [parent for parent in (first, second) if base in parent]
+            if self._is_free(base) and (len(holders) == 2 or random.random() < 0.5):
+                product[base] = random.choice(holders)[base]
+        return product
+
+    def _mutate(self, product: Exponents, kind: str) -> None:
+        """Change one factor of a product, in place."""
+        free = [base for base in product if self._is_free(base)]
+        if not free or (kind == "add" and len(product) < MOST):
+            self._add(product)
+            return
+        base = random.choice(free)
+        exponent = product.pop(base)
+        varied = self._varied(base) if kind == "vary" else None
+        if varied and varied not in product:
+            product[varied] = exponent
+        elif kind != "remove":
+            self._add(product)
+
+    def _add(self, product: Exponents) -> None:
+        """Multiply by a drawn factor, in place; one that is there gets the drawn exponent."""
+        base = self._grown() if random.random() < GROWN else None
+        base = base or random.choice(self.table)
+        exponent = random.choice(STRENGTHS if base.name == "exp" else EXPONENTS)
+        product[base] = exponent * random.choice((1, -1))
+
+    def _made(self, product: Exponents) -> Metric:
+        """Return the metric of a product of at most `MOST` factors that scores each weight.
+
+        Of a longer parent, which tuning made, those with the lowest exponents go.
+        """
+        metric = product_of_powers(product.items())
+        if metric.problem:  # nothing was drawn that varies with both sides, or it cancelled
+            metric = product_of_powers((self._core() | factors_of(metric)).items())
+        while len(left := factors_of(metric)) > MOST:
+            rests = rests_of(metric, self.comparable)
+            if not rests:
+                break
+            metric = rests[min(rests, key=lambda base: abs(left[base]))]
+        return metric
+
+    def _core(self) -> Exponents:
+        """Return a core: SNIP's, W times G, or W if there is no G or nothing has to cancel."""
+        if not self.comparable:
+            return {Metric("W"): 1.0}
+        if "G" in self.primitives.mapping:
+            return dict.fromkeys(_SNIP, 1.0)
+        return {next(base for base in self.table if base.shape == MATRIX): 1.0}
+
+    def _is_free(self, base: Metric) -> bool:
+        """Whether a factor can go alone: it has no units, or they do not matter."""
+        return base.is_comparable or not self.comparable
+
+    def _grown(self) -> Metric | None:
+        """Grow a factor; None if the tree is none."""
+        tree = gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *self.depth))
+        return self._relative(grown(tree, self.primitives, self.comparable))
+
+    def _varied(self, base: Metric) -> Metric | None:
+        """Return a factor with a grown subtree in its tree; None if that is none."""
+        match base:
+            case Metric("exp", (Metric("divrms", (inner, _)),)) | Metric("divrms", (inner, _)):
+                tree = to_tree(inner, self.primitives)
+            case _:
+                tree = to_tree(base, self.primitives)
+        grow = partial(gp.genHalfAndHalf, min_=0, max_=1)
+        tree = gp.mutUniform(tree, lambda pset, type_: grow(pset, type_=type_), self.primitives)[0]
+        return self._relative(grown(tree, self.primitives, self.comparable))
+
+    def _relative(self, metric: Metric) -> Metric | None:
+        """Return what a tree is as a factor: relative, and never negative; None if it is none."""
+        if metric.mistyped or metric.shape == NUMBER or (self.comparable and not metric.has_units):
+            return None
+        relative = Metric("divrms", (metric, metric))
+        return relative if metric.never_negative else Metric("exp", (relative,))

@@ -1,0 +1,141 @@
+"""Trees obey their limits, leave parents alone, and are the same from the same key."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from deap import gp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.operators import OPERATORS, SETS
+from prunevolve.pruning.statistics import TERMINAL_SETS
+from prunevolve.search.breeding.trees import (
+    BLANK,
+    Trees,
+    fill_in_numbers,
+    grown,
+    primitive_set,
+    to_metric,
+    to_tree,
+    with_means,
+)
+from prunevolve.search.breeding.variation import seeded
+
+SEARCH = Search(initial_depth=(1, 3), max_size=13, primitives="release")
+RELEASE, EXTENDED = (primitive_set(name, TERMINAL_SETS[name]) for name in SETS)
+TREES = Trees(SEARCH, RELEASE, comparable=False)
+COMPARABLE = replace(TREES, comparable=True)
+FIRST = Metric.parse("mul(W, sqrt(X))")
+SECOND = Metric.parse("add(mms(G), neg(log(W)))")
+
+
+def changed(trees, **changes):
+    return replace(trees, search=trees.search.model_copy(update=changes))
+
+
+def drawn(seed, trees=TREES):
+    with seeded(seed):
+        return trees.random()
+
+
+def children(trees, count, first=FIRST, second=SECOND):
+    bred = []
+    for seed in range(count):
+        with seeded(seed):
+            bred.append(trees.child(first, second))
+    return bred
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_tree_gives_its_metric_back_node_for_node(seed):
+    # Also from the tree of a set that its operators, terminals and numbers are not drawn from.
+    powers = Metric.parse("mul(power(W, 1.3), sqr(power(X, 0.2)))")
+    for metric in (drawn(seed), drawn(seed, COMPARABLE), powers):
+        for primitives in (RELEASE, EXTENDED):
+            tree = to_tree(metric, primitives)
+            assert to_metric(tree) == metric
+            assert (len(tree), tree.height) == (len([*metric.nodes()]), metric.depth)
+
+
+def test_drawn_numbers_have_three_digits_and_the_range_of_the_set():
+    blank = gp.PrimitiveTree([EXTENDED.mapping[BLANK]])
+    with seeded(0):
+        trees = [fill_in_numbers(blank[:], EXTENDED) for _ in range(600)]
+    values = [float(node.name) for (node,) in trees]
+    assert all(1e-3 <= abs(value) <= 1e3 and value == float(f"{value:.3g}") for value in values)
+    assert 0.04 < sum(value < 0 for value in values) / len(values) < 0.16
+    assert min(map(abs, values)) < 1e-2 and max(map(abs, values)) > 1e2
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_grown_reaches_every_depth_and_every_primitive(name):
+    primitives, metrics = {"release": RELEASE, "extended": EXTENDED}[name], []
+    for seed in range(800):
+        with seeded(seed):
+            tree = gp.PrimitiveTree(gp.genHalfAndHalf(primitives, 1, 3))
+            metrics.append(grown(tree, primitives, comparable=False))
+    assert {metric.depth for metric in metrics} == {1, 2, 3}
+    names = {node.name for metric in metrics for node in metric.nodes() if not node.is_constant}
+    assert names == {*SETS[name], *TERMINAL_SETS[name]}
+
+
+def test_with_means_puts_a_mean_in_place_of_each_sum_and_norm():
+    metric = Metric.parse("mul(rowsum(colnorm(W)), rowmax(W))")
+    assert with_means(metric).text == "mul(rowmean(colrms(W)), rowmax(W))"
+
+
+def test_what_is_grown_to_be_compared_has_no_sums_and_norms():
+    names = set()
+    for seed in range(400):
+        with seeded(seed):
+            tree = gp.PrimitiveTree(gp.genHalfAndHalf(EXTENDED, 1, 2))
+            names |= {node.name for node in grown(tree, EXTENDED, comparable=True).nodes()}
+    assert {"rowmean", "colrms"} < names
+    assert not names & {name for name, operator in OPERATORS.items() if operator.twin}
+
+
+def test_random_metric_falls_back_where_the_limits_allow_nothing():
+    deep = {"initial_depth": (7, 7), "max_size": 3}
+    assert drawn(0, changed(TREES, **deep)) == Metric("W")
+    assert drawn(0, changed(COMPARABLE, **deep)) == Metric.parse("quot(W, rowmean(W))")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from([TREES, COMPARABLE]))
+def test_random_metrics_and_children_are_within_the_limits(seed, trees):
+    first, second = drawn(seed, trees), drawn(seed + 1, trees)
+    texts = first.text, second.text
+    with seeded(seed, 1):
+        child = trees.child(first, second)
+    for metric in (first, second, child):
+        assert metric.size <= trees.search.max_size and metric.depth <= MAX_TREE_DEPTH
+        assert not metric.problem
+        assert metric.is_comparable or not trees.comparable
+    assert first.depth <= 3
+    assert (first.text, second.text) == texts
+
+
+def test_child_by_crossover_alone_is_made_of_its_parents_nodes():
+    allowed = Counter(node.name for parent in (FIRST, SECOND) for node in parent.nodes())
+    bred = children(changed(TREES, crossover=1, mutation=0), 50)
+    assert all(Counter(node.name for node in child.nodes()) <= allowed for child in bred)
+    assert len(set(bred)) > 5
+    # Without variation it is the first parent.
+    assert set(children(changed(TREES, crossover=0, mutation=0), 3)) == {FIRST}
+
+
+def test_child_by_mutation_alone_differs_in_one_node():
+    for child in children(changed(TREES, crossover=0, mutation=1), 50):
+        pairs = zip(child.nodes(), FIRST.nodes(), strict=True)
+        assert sum(one.name != other.name for one, other in pairs) == 1
+
+
+def test_child_of_a_metric_above_the_limit_is_within_it_or_that_parent():
+    bred = children(changed(TREES, max_size=3), 50, Metric.parse("mul(W, sqrt(X))"))
+    assert {child.size for child in bred} <= {1, 2, 3, FIRST.size}
+    assert all(child == FIRST for child in bred if child.size > 3)
+    assert len(set(bred)) > 5
