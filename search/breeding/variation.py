@@ -98,7 +98,9 @@ class Breeder:
         generation, is_mean = place_of(index, tuning, search.lag)
 
         def child(moved: Numbers) -> Candidate:
-            criterion = simplify(Criterion(genes.make(moved), self.group))
+            metric = genes.make(moved)
+            # An exponent that becomes 0 may take what an operator needs, as W of colmax(mul(W, X)).
+            criterion = simplify(Criterion(start if metric.problem else metric, self.group))
             return Candidate(index, criterion, (tuning.start.index,), tuned=True)
 
         if is_mean:

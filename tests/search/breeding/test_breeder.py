@@ -73,3 +73,15 @@ def test_tuning_adds_the_tables_factors_unless_there_are_as_many_as_may_be():
         own, bases = (set(factors_of(x.criterion.metric)) for x in (start, child))
         assert len(own) == count + 2
         assert (bases == own) == (len(own) == MOST)
+
+
+def test_a_tuned_child_can_be_read_back_whatever_exponents_become_0():
+    inner = "colmax(mul(power(quot(W, rowmean(W)), 0.1), power(divrms(X, X), 0.2)))"
+    start = record_of(5, f"mul(mul(W, G), divrms({inner}, {inner}))", 0.5, "model")
+    state, texts = replace(STATE, tuning=Tuning(start, first=1)), set()
+    for index in range(1, 200):
+        for child in Breeder(SEARCH, "model").brood(index, state):
+            if child.tuned:
+                texts.add(child.criterion.text)
+                assert not child.criterion.metric.problem
+    assert len(texts) > 100
