@@ -104,9 +104,12 @@ def prune_model(
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
     except (MemoryError, RuntimeError) as error:  # of an allocator, a device, CUDA
-        what = str(error).partition("\n")[0] or "out of memory"
-        line = f"{what}: free memory, or see to the device, and {_way_on(out)}"
-        return command_line.failed(command_line.INTERRUPTED, line)
+        return command_line.failed(command_line.INTERRUPTED, f"{_cause(error)}, and {_way_on(out)}")
+
+
+def _cause(error: Exception) -> str:
+    what = str(error).partition("\n")[0] or "out of memory"
+    return f"{what}: free memory, or see to the device"
 
 
 def _way_on(out: str) -> str:

@@ -199,8 +199,12 @@ def write_report(folder: RunFolder) -> bool:
         )
     config = schema.load(folder.path / "config.yaml", [])
     size = config.search.population
-    charts = fitness_chart(evaluated, size), fitness_chart(evaluated, size, WIDE)
     summary = read_summary(folder) if folder.has_ended else None
+    charts = (
+        fitness_chart(evaluated, size),
+        fitness_chart(evaluated, size, WIDE),
+        path_chart(summary["path"]) if summary and summary["path"] else "",
+    )
     scale = read_scale(folder) if (folder.path / SCALE).exists() else None
     page = report.render(
         config=config,
@@ -210,7 +214,6 @@ def write_report(folder: RunFolder) -> bool:
         ended=str(folder.read_json("status.json")["written"]),
         commands=commands_of(folder, config),
         charts=charts,
-        path_chart=path_chart(summary["path"]) if summary and summary["path"] else "",
         baselines=scale.baselines if scale else {},
     )
     folder.write_text("fitness.svg", charts[0])

@@ -47,8 +47,7 @@ def render(
     environment: JsonObject,
     ended: str,
     commands: tuple[str, str, str],
-    charts: tuple[str, str],
-    path_chart: str,
+    charts: tuple[str, str, str],
     baselines: Mapping[str, float],
 ) -> str:
     """Return `report.html`; for an unfinished run, with what its journal holds so far.
@@ -60,8 +59,8 @@ def render(
         ended: When the last candidate's outcome was written, ISO 8601.
         commands: How to apply the best metric, how to breed more candidates, and how to measure it
             with what changes the weights that stay.
-        charts: The chart of the run for a phone and for a wide screen, SVG documents.
-        path_chart: The winner's way to fewer factors, an SVG document; empty if it has none.
+        charts: SVG documents: the chart of the run for a phone and for a wide screen, and that of
+            the winner's way to fewer factors, empty if it has none.
         baselines: Their fitness.
     """
     template = Template(
@@ -76,12 +75,6 @@ def render(
     if summary and summary["selection"]:
         best = summary["best"]
     metric = Metric.parse(str(best["metric"]))
-    measured = [{"name": str(r.index), **r.described} for r in evaluated]
-    learned = []
-    if summary:
-        measured += summary["selection"]
-        learned = [path_table(summary["path"]), finalist_table(summary["selection"])]
-    learned.append(front_table(measured, baselines, str(best.get("name", ""))))
     page: str = template.render(
         config=config,
         yaml=schema.to_yaml(config),
@@ -92,18 +85,29 @@ def render(
         looks=looks_at_report(summary.get("looks", [])) if summary else "",
         convergence=convergence([record.fitness for record in records]),
         measured=measured_tables(summary) if summary else [],
-        learned=learned,
+        learned=_learned(evaluated, summary, baselines),
         environment=environment,
         ended=ended.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
         charts=[b64encode(chart.encode()).decode() for chart in charts],
-        path_chart=b64encode(path_chart.encode()).decode(),
         about_winner=about_winner(best, evaluated),
         best=best,
         metric=metric,
         statistics={name: TERMINALS[name].meaning for name in sorted(metric.terminals)},
     )
     return page
+
+
+def _learned(
+    evaluated: Sequence[Record], summary: JsonObject | None, baselines: Mapping[str, float]
+) -> list[Table]:
+    """Return what was learned on the fitness and the selection text."""
+    candidates = [{"name": str(r.index), **r.described} for r in evaluated]
+    if not summary:
+        return [front_table(candidates, baselines, "")]
+    finalists, chosen = summary["selection"], str(summary["best"]["name"])
+    front = front_table([*candidates, *finalists], baselines, chosen)
+    return [path_table(summary["path"]), finalist_table(finalists), front]
 
 
 def measured_tables(summary: JsonObject) -> list[Table]:
