@@ -114,6 +114,8 @@ def _joined(head: str, **options: object) -> Iterator[None]:
         try:
             with _standard_error_to(log.fileno()):
                 ray.init(log_to_driver=False, logging_level="critical", **options)
+        except SystemExit as error:  # of Ray's own handler of SIGTERM, while it starts
+            raise KeyboardInterrupt from error
         except Exception as error:
             log.seek(0)
             raise ValueError(_refusal(head, f"{log.read().decode()}\n{error}")) from error

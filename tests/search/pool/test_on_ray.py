@@ -2,6 +2,7 @@
 
 import os
 import select
+import sys
 import threading
 from contextlib import contextmanager
 from itertools import count
@@ -11,7 +12,7 @@ import pytest
 from search_process import until
 from toy_setup import embedded_setup
 
-from prunevolve.search.pool import guard
+from prunevolve.search.pool import cluster, guard
 from prunevolve.search.pool.jobs import PoolError
 
 NODE = {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2}}
@@ -110,3 +111,14 @@ def test_error_of_ray_that_passes_ends_nothing_and_one_that_stays_does(opened):
             events()
         fails["is"] = lambda: False
         assert events() == []
+
+
+def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch):
+    def ended(**_):
+        raise SystemExit(15)  # as Ray's handler does
+
+    monkeypatch.setitem(
+        sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=ended)
+    )
+    with pytest.raises(KeyboardInterrupt), cluster._joined("local"):
+        pass
