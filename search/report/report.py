@@ -214,7 +214,7 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
     columns = ("candidate", "factors", "fitness", "selection", "vs best", "group", "metric")
     about = (
         "By the mean of the fitness on both texts; behind a dash: how many factors were left out. "
-        "`run_prune.py --metric RUN:NAME` prunes by any of them."
+        "run_prune.py --metric RUN:NAME prunes by any of them."
     )
     return Table("Finalists", about, columns, rows)
 
