@@ -69,10 +69,10 @@ VARIANTS: dict[str, Variant] = {
     "no mutation": Variant(["search.mutation=0"]),
     "no grown factors": Variant(replaced={f"{_BREEDING}.factors.GROWN": 0.0}),
     "8 factors": Variant(
-        replaced={f"{_BREEDING}.factors.MOST": 8, "prunevolve.search.evolution.MOST": 8}
+        replaced={f"{_BREEDING}.factors.MOST": 8, f"{_BREEDING}.variation.MOST": 8}
     ),
     "12 factors": Variant(
-        replaced={f"{_BREEDING}.factors.MOST": 12, "prunevolve.search.evolution.MOST": 12}
+        replaced={f"{_BREEDING}.factors.MOST": 12, f"{_BREEDING}.variation.MOST": 12}
     ),
     "no simplification": Variant(
         replaced={f"{_BREEDING}.variation.simplify": lambda criterion: criterion}
@@ -84,7 +84,6 @@ VARIANTS: dict[str, Variant] = {
     "samples as drawn": Variant(replaced={f"{_BREEDING}.variation.DRAWN": 1}),
     "whole windows": Variant(replaced={f"{_BREEDING}.variation.PARTS": 1}),
     "steps of 0.3": Variant(replaced={f"{_BREEDING}.tuning.SIGMA": 0.3}),
-    "all terminals": Variant(["search.terminals=[W, G, X, V, H, M, B, D, I]"]),
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},

@@ -52,10 +52,9 @@ def finish(
     choice = choose(
         experiment, pool, read_scale(folder), state.finalists(), winner_of(folder), console
     )
-    winner = choice.winner
-    standings = [*choice.standings]
+    winner, standings = choice.winner, choice.standings
     folder.write_best(winner.record, experiment.origin(candidate=winner.name, selection=standings))
-    folder.write_hall_of_fame(choice.standings, state.hall_of_fame)
+    folder.write_hall_of_fame(standings, state.hall_of_fame)
     places = range(len(experiment.tasks))
     with counted(console, "report", len(places) * (1 + KNOWN)) as count, pool.counting(count):
         tasks = [_measure(experiment, pool, place, winner.record) for place in places]
@@ -74,7 +73,7 @@ def finish(
         "pruning": pruning | {key: first[key] for key in ("sparsity", "pattern")},
         "tasks": tasks,
         "selection": standings,
-        "path": list(choice.path),
+        "path": choice.path,
         "seconds": seconds,
         "diversity": marks.diversity(members, experiment.config.search.crowding),
         # The first task's results also stand here.
