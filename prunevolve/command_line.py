@@ -76,8 +76,12 @@ VERSION_OPTION = typer.Option(
     "--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True
 )
 
-_EXTRAS = {"lm_eval": "zero-shot", "tensorboard": "trackers"}
-"""What installs a library that is missing; the extra `search` for all others."""
+_EXTRAS = {
+    "lm_eval": "zero-shot",
+    "tensorboard": "trackers",
+    **dict.fromkeys(("deap", "jinja2", "matplotlib", "ray", "sympy"), "search"),
+}
+"""The extra that brings a library, unless prunevolve itself needs it."""
 
 
 class Resumable(RuntimeError):
@@ -160,6 +164,18 @@ def _unread(error: OSError) -> Answer:
     return outcome(INTERRUPTED, error="the output was closed")
 
 
+def _missing(error: ModuleNotFoundError) -> str:
+    """Say which library is missing; the error of a lazy import has its name only in a cause."""
+    cause: BaseException | None = error
+    while cause and not (isinstance(cause, ModuleNotFoundError) and cause.name):
+        cause = cause.__cause__ or cause.__context__
+    if not cause:
+        return str(error)
+    library = str(cause.name).partition(".")[0]
+    extra = f"[{_EXTRAS[library]}]" if library in _EXTRAS else ""
+    return f"{library} must be installed for this: pip install 'prunevolve{extra}'"
+
+
 def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) -> typer.Typer:
     """Return the Typer application of one command.
 
@@ -176,9 +192,7 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
         except ValueError as error:
             return failed(getattr(error, "exit_code", USAGE), error)
         except ModuleNotFoundError as error:
-            library = str(error.name).partition(".")[0]
-            way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
-            return failed(USAGE, f"{library} must be installed for this: {way_out}")
+            return failed(USAGE, _missing(error))
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
         except OSError as error:

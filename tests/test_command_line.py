@@ -47,12 +47,21 @@ def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, 
     assert told.get(option, "") in run.stdout
 
 
-def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path):
-    begin = "import sys; sys.modules.update(deap=None); from prunevolve import run_search as run"
-    run = launched("-c", f"{begin}; run.main()", "--out", str(tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("missing", "package"),
+    [
+        ("deap", "prunevolve[search]"),
+        ("sympy", "prunevolve[search]"),  # found missing by a lazy import of transformers
+        ("numba", "prunevolve"),
+    ],
+)
+def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path, missing, package):
+    begin = f"import sys; sys.modules.update({missing}=None)"
+    run = launched(
+        "-c", f"{begin}; from prunevolve import run_search as r; r.main()", folder=tmp_path
+    )
     assert (run.returncode, run.stdout) == (2, "")
-    line = "error: deap must be installed for this: pip install 'prunevolve[search]'\n"
-    assert run.stderr == line
+    assert run.stderr == f"error: {missing} must be installed for this: pip install '{package}'\n"
     assert not any(tmp_path.iterdir())
 
 
