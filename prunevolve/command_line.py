@@ -167,13 +167,13 @@ def _unread(error: OSError) -> Answer:
 def _missing(error: ModuleNotFoundError) -> str:
     """Say which library is missing; the error of a lazy import has its name only in a cause."""
     cause: BaseException | None = error
-    while cause and not (isinstance(cause, ModuleNotFoundError) and cause.name):
+    while cause:
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            library = cause.name.partition(".")[0]
+            extra = f"[{_EXTRAS[library]}]" if library in _EXTRAS else ""
+            return f"{library} must be installed for this: pip install 'prunevolve{extra}'"
         cause = cause.__cause__ or cause.__context__
-    if not cause:
-        return str(error)
-    library = str(cause.name).partition(".")[0]
-    extra = f"[{_EXTRAS[library]}]" if library in _EXTRAS else ""
-    return f"{library} must be installed for this: pip install 'prunevolve{extra}'"
+    return str(error)
 
 
 def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) -> typer.Typer:

@@ -119,12 +119,13 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
 def _inspect(report: Path | None, status: Path | None, recipes: bool) -> Answer:
     """Rebuild the report of a run, or print how far it is."""
     from prunevolve.search.progress import print_status
-    from prunevolve.search.results import write_report
     from prunevolve.search.run_folder import RunFolder
 
     if status:
         print_status(RunFolder.look(status), PlainConsole())
         return outcome(DONE, ending="shown", **_about(status))
+    from prunevolve.search.results import write_report
+
     assert report
     if recipes:
         from prunevolve.search.updates import measure_updates

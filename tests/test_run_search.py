@@ -24,7 +24,9 @@ from prunevolve.pruning.stream import Texts
 from prunevolve.search import command as run_search
 from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.variation import read_seeds
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
+from prunevolve.search.finalists import ROLES
 from prunevolve.search.population import read_state
 from prunevolve.search.run_folder import RunFolder
 
@@ -299,6 +301,46 @@ def test_status_of_a_killed_run_says_how_to_resume_and_counts_its_journal(finish
     with closing(RunFolder.open_(run)):
         told = json.loads(call("--json", "--status", run)[0])
     assert (told["state"], told["candidates"]) == ("running", 16)
+
+
+def test_finalists_that_were_measured_before_an_interrupt_are_not_measured_again(
+    finished, tmp_path, monkeypatch, call
+):
+    true, measured = Evaluator.losses, []
+    at = 2 * (1 + len(BASELINES)) + 3  # the fourth of the finalists' losses
+
+    def losses(self, *wanted):
+        if len(measured) == at:
+            raise KeyboardInterrupt
+        measured.append(wanted)
+        return true(self, *wanted)
+
+    monkeypatch.setattr(Evaluator, "losses", losses)
+    run = tmp_path / "run"
+    settings = [f"--set={one}" for one in SMALL]
+    call("--out", run, *settings, code=3)
+    *_, (_, role, last) = measured
+    assert role in ROLES and last.metric not in [x.criterion.metric for x in BASELINES.values()]
+    out, _ = call("--status", run)
+    way_on = f"resume with python run_search.py --resume {run}, as of"
+    assert out.startswith(f"{run}: stopped while measuring finalists; {way_on}")
+    with (run / "losses.jsonl").open("ab") as file:
+        file.write(b'[0, "selection", "mul(W')  # as a kill leaves it
+    before, measured, at = measured, [], None
+    call("--resume", run)
+    assert not {*before} & {*measured}
+    assert len(before) + len(measured) == len(lines_of(finished / "losses.jsonl"))
+    for name in ("journal.jsonl", "best_metric.json", "hall_of_fame.csv"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_losses_that_are_damaged_are_refused_with_their_line(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "summary.json").unlink()
+    lines = (run / "losses.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "losses.jsonl").write_bytes(b"".join([lines[0], lines[1][5:], *lines[2:]]))
+    _, err = call("--resume", run, code=4)
+    assert err.startswith(f"error: {run / 'losses.jsonl'} line 2 is damaged: remove the line and")
 
 
 def test_tensorboard_gets_every_value_of_a_status(tmp_path):

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from prunevolve.command_line import check_interrupt
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.jobs import Arrival, Jobs
 from prunevolve.search.pool.worker import Call
 from prunevolve.search.pool.workers import Backend, Workers
-from prunevolve.search.records import Candidate
+from prunevolve.search.records import Candidate, Losses, Wanted
 from prunevolve.search.scale import Scale
 
 _BACKWARD = 6
@@ -31,6 +30,8 @@ class Pool:
         experiment: What they are built from.
         clock: Seconds since any fixed time.
         say: Called with a line to show to the user.
+        known: Losses that were measured before, which are not measured again.
+        keep: Called with any others as soon as they are measured.
 
     Attributes:
         workers: The workers, and their faults.
@@ -42,8 +43,11 @@ class Pool:
         experiment: Experiment,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] = lambda line: None,
+        known: Mapping[Wanted, Losses] | None = None,
+        keep: Callable[[Wanted, Losses], object] = lambda wanted, losses: None,
     ) -> None:
         self._backend, self._experiment = backend, experiment
+        self._losses, self._keep = dict(known or {}), keep
         self._jobs = Jobs(self._evaluation(Candidate(-1, BASELINES["wanda"].criterion)))
         self.workers = Workers(backend, self._jobs, experiment.config.ray, clock, say)
 
@@ -62,12 +66,8 @@ class Pool:
         self._turn(0.0 if arrivals else _STEP_SECONDS)
         return arrivals.popleft() if arrivals else None
 
-    def losses(
-        self, wanted: Sequence[tuple[int, str, Criterion | None]]
-    ) -> list[list[float] | None]:
-        """Return each window's mean NLL in nats per token, for tasks, texts and criteria.
-
-        Without a criterion, the dense model's; None where one cannot prune the model.
+    def losses(self, wanted: Sequence[Wanted]) -> list[Losses]:
+        """Return the losses of all that is wanted; what is known is not measured again.
 
         Raises:
             ValueError: If a value is wrong; one line.
@@ -75,8 +75,17 @@ class Pool:
             PoolError: As in `next_outcome`.
         """
         subject_of = self._experiment.subject_of
-        calls = [Call("losses", one, self._cost(subject_of[one[0]], one[1])) for one in wanted]
-        return cast("list[list[float] | None]", self._results(calls))
+        new = [one for one in dict.fromkeys(wanted) if one not in self._losses]
+        calls = [Call("losses", one, self._cost(subject_of[one[0]], one[1])) for one in new]
+
+        def keep(place: int, result: object) -> None:
+            self._losses[new[place]] = losses = cast("Losses", result)
+            self._keep(new[place], losses)
+
+        for _ in range(len(wanted) - len(new)):
+            self._jobs.count()
+        self._results(calls, keep)
+        return [self._losses[one] for one in wanted]
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Return a model's statistics, by `X/layer`; raises as `losses` does."""
@@ -99,7 +108,7 @@ class Pool:
 
     @contextmanager
     def counting(self, count: Callable[[], object]) -> Iterator[None]:
-        """Call a function for each result of `losses` inside the context."""
+        """Call a function for each of what `losses` returns inside the context."""
         before, self._jobs.count = self._jobs.count, count
         try:
             yield
@@ -113,10 +122,18 @@ class Pool:
             self._turn(_STEP_SECONDS)
         return self.workers.loaded.digests
 
-    def _results(self, calls: Iterable[Call]) -> list[object]:
+    def _results(
+        self,
+        calls: Iterable[Call],
+        on_result: Callable[[int, object], object] = lambda place, result: None,
+    ) -> list[object]:
+        """Return the results of some calls; each is passed on as it comes, with its place."""
         jobs = [self._jobs.add(call) for call in calls]
-        while not all(job.done for job in jobs):
+        waiting = dict(enumerate(jobs))
+        while waiting:
             self._turn(_STEP_SECONDS)
+            for place in [place for place, job in waiting.items() if job.done]:
+                on_result(place, waiting.pop(place).result)
         return [job.result for job in jobs]
 
     def _evaluation(self, candidate: Candidate) -> Call:

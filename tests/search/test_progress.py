@@ -1,15 +1,8 @@
 """What a run says of its status, in lines and for trackers; see also test_run_search."""
 
-from prunevolve.search.progress import lines_of, values_of
+from report_run import STATUS
 
-STATUS = {
-    "outcomes": {"evaluated": 28, "stopped": 0, "failed": 2},
-    "per_hour": 3600.0,
-    "workers": {"ready": 2, "busy": 1, "starting": 0},
-    "faults": {"lost": 3},
-    "trouble": "lost: it ended",
-    "best": {"metric": "mul(W, X)", "group": "row", "fitness": 0.9},
-}
+from prunevolve.search.progress import lines_of, values_of
 
 
 def test_lines_say_the_best_beside_what_is_known_and_all_counts():
