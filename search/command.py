@@ -1,5 +1,6 @@
 """The command `run_search.py`: launch, resume or validate a run, or rebuild its report."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -111,7 +112,7 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
         else:
             ending = run.resume(folder, overrides, console)
     except run.Unfinished as end:
-        console.print(str(end))
+        print(end, file=sys.stderr)
         return outcome(end.code, error=str(end), **_about(folder))
     return outcome(DONE, ending=ending, **_about(folder))
 

@@ -24,7 +24,7 @@ from prunevolve.command_line import SEARCH
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.records import OUTCOMES, Record, Timing
-from prunevolve.search.run_folder import RunFolder, WriteError
+from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
 from prunevolve.search.verdict import convergence
 
 if TYPE_CHECKING:  # a status is shown without the libraries of a search
@@ -182,6 +182,8 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def status_of(folder: RunFolder) -> JsonObject:
     """Return the status of a run as it is now: how far it is says the journal."""
+    if not (folder.path / "status.json").is_file():
+        raise FolderError(f"{folder.path} has no status before its first candidate: look later")
     status: JsonObject = folder.read_json("status.json", "best")
     if not folder.is_in_use:
         status["state"] = _STOPPED.get(status["state"], status["state"])

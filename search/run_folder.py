@@ -1,8 +1,8 @@
 """The run folder: journal, checkpoint, hall of fame, best metric. Only this file writes there.
 
-Everything is text or safetensors. The journal and the losses measured beside it are appended,
-flushed and fsync'd line by line; every other file is written under a temporary name, fsync'd and renamed, so that a kill leaves the old
-file or the new one, never a part.
+Everything is text or safetensors. Journal and losses are appended, flushed and fsync'd line by
+line; every other file is written under a temporary name, fsync'd and renamed, so that a kill leaves
+the old file or the new one, never a part.
 """
 
 import csv
@@ -67,9 +67,8 @@ class RunFolder:
         if path.is_symlink() and not path.exists():
             raise FolderError(f"--out {path} is a broken link: name a new folder")
         if path.is_file() or names not in ([], [".lock"]):
-            raise FolderError(
-                f"--out {path} is not an empty folder: name another, or --resume {path}"
-            )
+            way_on = f", or --resume {path}" if (path / "config.yaml").is_file() else ""
+            raise FolderError(f"--out {path} is not an empty folder: name another{way_on}")
 
     @staticmethod
     def create(path: Path) -> "RunFolder":

@@ -396,7 +396,7 @@ def test_run_prune_warns_of_special_tokens(prune_small, tiny_llama_dir, tmp_path
 
 
 def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
-    out, _ = prune_small(validate=True, corpus="c4", eval_corpus="wikitext2")
+    out, _ = prune_small(validate=True, out=None, corpus="c4", eval_corpus="wikitext2")
     hub, other, plan, *_, valid = out.splitlines()
     assert hub == "corpus 'c4', split 'train' comes from the Hugging Face hub: not checked"
     assert other.startswith("corpus 'wikitext2', split 'test' ")
@@ -419,7 +419,12 @@ def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
             "metric file '/dev/zero': '/dev/zero' is no regular file: not re",
         ),
         ({"recipe": "fats"}, "recipe 'fats' cannot be read: No such file or directory; give best,"),
-        ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
+        ({"verify": "x"}, "--verify must stand alone: leave out all other options"),
+        ({"evaluate": "x"}, "--evaluate only measures: with it go --revision, --dtype, "),
+        ({"resume": True, "out": None}, "--resume needs the unfinished folder: give --resume DIR"),
+        ({"out": None}, "--out is required: give --model and --out, or "),
+        ({"statistics": "none.pth"}, "statistics must be a folder to keep them in, or a .pth file"),
+        ({"revision": "main"}, "revision must be left out for a model that is here, got 'main'"),
     ],
     ids=str,
 )

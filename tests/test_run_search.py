@@ -301,6 +301,9 @@ def test_status_of_a_killed_run_says_how_to_resume_and_counts_its_journal(finish
     with closing(RunFolder.open_(run)):
         told = json.loads(call("--json", "--status", run)[0])
     assert (told["state"], told["candidates"]) == ("running", 16)
+    (run / "status.json").unlink()
+    _, err = call("--status", run, code=4)
+    assert err == f"error: {run} has no status before its first candidate: look later\n"
 
 
 def test_finalists_that_were_measured_before_an_interrupt_are_not_measured_again(
@@ -486,8 +489,10 @@ def test_refused_resume_leaves_the_config_as_it_was(finished, tmp_path, call):
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, call):
     few = [*SMALL, "search.candidates=1", "search.seeds=['sub(exp(W), exp(W))']"]
-    out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
-    assert "error: no candidate was evaluated to the end; breed more: " in out
+    _, err = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
+    assert err.startswith("error: no candidate was evaluated to the end; breed more: ")
+    out, _ = call("--status", tmp_path / "run")
+    assert out.startswith(f"{tmp_path / 'run'}: nothing evaluated; resume with ")
 
 
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_path):
