@@ -61,3 +61,14 @@ def perplexity(losses: Tensor) -> float:
     """Return exp of the mean of per-window losses in nats per token; inf if that overflows."""
     mean = losses.mean().item()
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def perplexity_error(losses: Tensor) -> float | None:
+    """Return the standard error of `perplexity`; None for a single window.
+
+    By the delta method it is exp(m) s / sqrt(n), with the mean m and the standard deviation s of n
+    windows' losses: exp's slope at m times the standard error of m.
+    """
+    if len(losses) < 2:
+        return None
+    return perplexity(losses) * losses.std().item() / math.sqrt(len(losses))
