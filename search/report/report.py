@@ -31,7 +31,7 @@ FOUND = "best found"
 class Table:
     """A table with a heading and what it shows.
 
-    Numbers come before formulas, which are last, in the column `metric`.
+    Numbers come before formulas, which are last, in the column `metric` or `left out`.
     """
 
     heading: str
@@ -192,11 +192,11 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         for step in sorted(path, key=lambda step: -step["factors"])
     ]
     about = (
-        "What it has on both texts without one factor after the other. Of all finalists with few "
-        "factors, the shortest within one standard error of their best is chosen; the error is "
-        "that between windows and that between models."
+        "Each row leaves out one more factor. Of all finalists with few factors, the shortest is "
+        "chosen that is behind the best of them by no more than the standard error of that, "
+        "between windows and between models."
     )
-    columns = ("candidate", "factors", "fitness", "selection", "vs best", "metric")
+    columns = ("candidate", "factors", "fitness", "selection", "vs best", "left out")
     return Table("Fewer factors", about, columns, rows)
 
 
