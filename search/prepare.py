@@ -97,7 +97,10 @@ def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprint
 
 
 def write_environment(folder: RunFolder, experiment: Experiment) -> None:
-    """Write `environment.json`, once: the machine where the run began, and its `identity`."""
+    """Write `environment.json`, once: the machine where the run began, and its `identity`.
+
+    The embedded text is CPython's own, so Python's version is the text's.
+    """
     if (folder.path / ENVIRONMENT).exists():
         return
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
@@ -133,13 +136,17 @@ def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
     Raises:
         FolderError: If they differ, or `environment.json` is missing or damaged; one line.
     """
-    before = dict(_leaves(folder.read_json(ENVIRONMENT, "identity")))
+    environment, here = folder.read_json(ENVIRONMENT, "identity"), platform.python_version()
+    before, python = dict(_leaves(environment)), environment.get("python", here)
     for key, value in _leaves(now):
         was = before.get(f"identity.{key}")
         if was != value:
+            why = ""
+            if key == "tokens of texts" and python != here:
+                why = f"; it began on Python {python}, and the embedded text is that of {here} here"
             raise FolderError(
                 f"{key} is {value!r:.200} but was {was!r:.200} when the run in {folder.path} "
-                "began: restore it, or start a new run"
+                f"began: restore it, or start a new run{why}"
             )
 
 
