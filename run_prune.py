@@ -102,7 +102,7 @@ def prune_model(
             wanted, sums = _with_recipes(given, recipe or [])
         made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
         if not out and not validate:
-            raise ValueError(f"--out is required: {job.USUAL}")
+            raise ValueError("--out is required: name a new folder for the result")
         return command.validate(made) if validate else command.apply(made, sums)
 
     try:

@@ -69,6 +69,5 @@ def perplexity_error(losses: Tensor) -> float | None:
     By the delta method it is exp(m) s / sqrt(n), with the mean m and the standard deviation s of n
     windows' losses: exp's slope at m times the standard error of m.
     """
-    if len(losses) < 2:
-        return None
-    return perplexity(losses) * losses.std().item() / math.sqrt(len(losses))
+    error = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
+    return None if error is None else perplexity(losses) * error

@@ -76,12 +76,8 @@ VERSION_OPTION = typer.Option(
     "--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True
 )
 
-_EXTRAS = {
-    "lm_eval": "zero-shot",
-    "tensorboard": "trackers",
-    **dict.fromkeys(("deap", "jinja2", "matplotlib", "ray", "sympy"), "search"),
-}
-"""The extra that brings a library, unless prunevolve itself needs it."""
+_EXTRAS = {"lm_eval": "zero-shot", "tensorboard": "trackers"}
+"""What installs a library that is missing; the extra `search` for all others."""
 
 
 class Resumable(RuntimeError):
@@ -170,8 +166,8 @@ def _missing(error: ModuleNotFoundError) -> str:
     while cause:
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             library = cause.name.partition(".")[0]
-            extra = f"[{_EXTRAS[library]}]" if library in _EXTRAS else ""
-            return f"{library} must be installed for this: pip install 'prunevolve{extra}'"
+            way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
+            return f"{library} must be installed for this: {way_out}"
         cause = cause.__cause__ or cause.__context__
     return str(error)
 

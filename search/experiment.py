@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prunevolve.configs.schema import MOST_TOKENS, ROLES, Config, Ray, Task
+from prunevolve.configs.schema import MOST_TOKENS, ROLES, Config, Task
 from prunevolve.evaluation.windows import (
     Text,
     Windows,
@@ -149,8 +149,13 @@ def resolve(config: Config) -> Experiment:
     if not config.allow_test_selection:
         _check_disjoint(subjects)
     _check_tasks(tasks, config.search.stages)
-    if config.ray.address == "local":
-        _check_machine(config.ray)
+    ray, cores, devices = config.ray, os.cpu_count() or 1, torch.cuda.device_count()
+    if ray.address == "local" and ray.cpus_per_worker > cores:
+        rule = f"at most the {cores} cores of this machine"
+        raise ValueError(f"ray.cpus_per_worker must be {rule}, got {ray.cpus_per_worker}")
+    if ray.address == "local" and ray.gpus_per_worker > devices:
+        rule = f"at most the {devices} GPUs of this machine"
+        raise ValueError(f"ray.gpus_per_worker must be {rule}, got {ray.gpus_per_worker:g}")
     if config.tensorboard:
         import_module("tensorboard")  # or it would be missed only after the statistics
     known = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
@@ -167,16 +172,6 @@ def resolve(config: Config) -> Experiment:
         breeder=replace(breeder, search=search),
         device="cuda" if config.ray.gpus_per_worker else "cpu",
     )
-
-
-def _check_machine(ray: Ray) -> None:
-    """Raise ValueError unless a worker has room on this machine."""
-    room = {"cpus_per_worker": (os.cpu_count() or 1, "cores")}
-    room["gpus_per_worker"] = (torch.cuda.device_count(), "GPUs")
-    for name, (count, unit) in room.items():
-        if (wanted := getattr(ray, name)) > count:
-            rule = f"at most the {count} {unit} of this machine"
-            raise ValueError(f"ray.{name} must be {rule}, got {wanted:g}")
 
 
 def _check_terminals(names: Sequence[str]) -> None:

@@ -97,15 +97,12 @@ def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprint
 
 
 def write_environment(folder: RunFolder, experiment: Experiment) -> None:
-    """Write `environment.json`, once: the machine where the run began, and its `identity`.
-
-    The embedded text is CPython's own, so Python's version is the text's.
-    """
+    """Write `environment.json`, once: the machine where the run began, and its `identity`."""
     if (folder.path / ENVIRONMENT).exists():
         return
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
     machine = {
-        "python": platform.python_version(),
+        "python": platform.python_version(),  # and so that of the embedded text, which is its own
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -136,17 +133,15 @@ def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
     Raises:
         FolderError: If they differ, or `environment.json` is missing or damaged; one line.
     """
-    environment, here = folder.read_json(ENVIRONMENT, "identity"), platform.python_version()
-    before, python = dict(_leaves(environment)), environment.get("python", here)
+    before = dict(_leaves(folder.read_json(ENVIRONMENT, "identity")))
     for key, value in _leaves(now):
         was = before.get(f"identity.{key}")
         if was != value:
-            why = ""
-            if key == "tokens of texts" and python != here:
-                why = f"; it began on Python {python}, and the embedded text is that of {here} here"
+            python, here = before.get("python"), platform.python_version()
+            why = f" on Python {python}, this is {here}" if python not in (None, here) else ""
             raise FolderError(
                 f"{key} is {value!r:.200} but was {was!r:.200} when the run in {folder.path} "
-                f"began: restore it, or start a new run{why}"
+                f"began{why}: restore it, or start a new run"
             )
 
 

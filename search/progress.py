@@ -38,9 +38,6 @@ OnRecord = Callable[[Record], object]
 
 RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
-_STOPPED = {RUNNING: "stopped", CHOOSING: "stopped while measuring finalists"}
-"""What becomes of a state whose process was killed."""
-
 _CHECKPOINT_EVERY = 50
 """Candidates between two checkpoints."""
 
@@ -185,8 +182,8 @@ def status_of(folder: RunFolder) -> JsonObject:
     if not (folder.path / "status.json").is_file():
         raise FolderError(f"{folder.path} has no status before its first candidate: look later")
     status: JsonObject = folder.read_json("status.json", "best")
-    if not folder.is_in_use:
-        status["state"] = _STOPPED.get(status["state"], status["state"])
+    if status["state"] in (RUNNING, CHOOSING) and not folder.is_in_use:  # its process is gone
+        status["state"] = f"stopped while {status['state']}"
     told = folder.told()
     kinds = Counter(kind for kind, _ in told)
     return status | {

@@ -432,7 +432,7 @@ def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
         ({"verify": "x"}, "--verify must stand alone: leave out all other options"),
         ({"evaluate": "x"}, "--evaluate only measures: with it go --revision, --dtype, "),
         ({"resume": True, "out": None}, "--resume needs the unfinished folder: give --resume DIR"),
-        ({"out": None}, "--out is required: give --model and --out, or "),
+        ({"out": None}, "--out is required: name a new folder for the result"),
         ({"statistics": "none.pth"}, "statistics must be a folder to keep them in, or a .pth file"),
         ({"revision": "main"}, "revision must be left out for a model that is here, got 'main'"),
     ],

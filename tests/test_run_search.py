@@ -296,7 +296,8 @@ def test_status_of_a_killed_run_says_how_to_resume_and_counts_its_journal(finish
     (run / "summary.json").unlink()
     (run / ".lock").touch()  # as a killed process leaves it
     out, _ = call("--status", run)
-    assert out.startswith(f"{run}: stopped; resume with python run_search.py --resume {run}, as of")
+    way_on = f"resume with python run_search.py --resume {run}, as of"
+    assert out.startswith(f"{run}: stopped while running; {way_on}")
     assert "\ncandidates: 16/16\nlast improvement at candidate " in out
     with closing(RunFolder.open_(run)):
         told = json.loads(call("--json", "--status", run)[0])

@@ -21,9 +21,6 @@ from prunevolve.pruning.run.options import Measurement, Method, Request
 from prunevolve.pruning.run.result import check_output_folder
 from prunevolve.pruning.run.verify import RECIPE
 
-USUAL = "give --model and --out, or --recipe and --out, or --verify or --evaluate"
-"""What a command needs."""
-
 EVAL_WINDOWS = 32
 """Most windows of each text that are measured where nothing else is said."""
 
@@ -72,12 +69,10 @@ class Job:
 
 
 def make_job(request: Request, resume: bool) -> Job:
-    """Check a request, which needs no `out` if it is only checked, and plan it without reading any
-    weight.
-    """
+    """Check a request, which needs no `out` for that, and plan it without reading any weight."""
     for name in ("model", "metric"):
         if not getattr(request, name):
-            raise ValueError(f"--{name} is required: {USUAL}")
+            raise ValueError(f"--{name} is required: give it or a --recipe that has it")
     kept = Path(request.statistics or "")
     if kept.is_file() != (kept.suffix == ".pth"):
         rule = "a folder to keep them in, or a .pth file that is there"

@@ -48,7 +48,9 @@ class Pool:
     ) -> None:
         self._backend, self._experiment = backend, experiment
         self._losses, self._keep = dict(known or {}), keep
+        self._count: Callable[[], object] = lambda: None
         self._jobs = Jobs(self._evaluation(Candidate(-1, BASELINES["wanda"].criterion)))
+        self._jobs.take = self._take
         self.workers = Workers(backend, self._jobs, experiment.config.ray, clock, say)
 
     def submit(self, candidate: Candidate) -> None:
@@ -76,15 +78,9 @@ class Pool:
         """
         subject_of = self._experiment.subject_of
         new = [one for one in dict.fromkeys(wanted) if one not in self._losses]
-        calls = [Call("losses", one, self._cost(subject_of[one[0]], one[1])) for one in new]
-
-        def keep(place: int, result: object) -> None:
-            self._losses[new[place]] = losses = cast("Losses", result)
-            self._keep(new[place], losses)
-
         for _ in range(len(wanted) - len(new)):
-            self._jobs.count()
-        self._results(calls, keep)
+            self._count()
+        self._results(Call("losses", one, self._cost(subject_of[one[0]], one[1])) for one in new)
         return [self._losses[one] for one in wanted]
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
@@ -109,11 +105,11 @@ class Pool:
     @contextmanager
     def counting(self, count: Callable[[], object]) -> Iterator[None]:
         """Call a function for each of what `losses` returns inside the context."""
-        before, self._jobs.count = self._jobs.count, count
+        before, self._count = self._count, count
         try:
             yield
         finally:
-            self._jobs.count = before
+            self._count = before
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -122,19 +118,19 @@ class Pool:
             self._turn(_STEP_SECONDS)
         return self.workers.loaded.digests
 
-    def _results(
-        self,
-        calls: Iterable[Call],
-        on_result: Callable[[int, object], object] = lambda place, result: None,
-    ) -> list[object]:
-        """Return the results of some calls; each is passed on as it comes, with its place."""
+    def _results(self, calls: Iterable[Call]) -> list[object]:
         jobs = [self._jobs.add(call) for call in calls]
-        waiting = dict(enumerate(jobs))
-        while waiting:
+        while not all(job.done for job in jobs):
             self._turn(_STEP_SECONDS)
-            for place in [place for place, job in waiting.items() if job.done]:
-                on_result(place, waiting.pop(place).result)
         return [job.result for job in jobs]
+
+    def _take(self, call: Call, result: object) -> None:
+        """Keep losses as soon as they arrive."""
+        if call.method == "losses":
+            wanted, losses = cast("Wanted", call.arguments), cast("Losses", result)
+            self._losses[wanted] = losses
+            self._keep(wanted, losses)
+        self._count()
 
     def _evaluation(self, candidate: Candidate) -> Call:
         return Call("evaluate", (candidate,), float(len(self._experiment.tasks)))

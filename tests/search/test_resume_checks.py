@@ -68,9 +68,9 @@ def test_texts_of_another_python_are_refused_with_both_versions(folder):
     folder.write_json("environment.json", known)
     message = refused(check_identity, folder, identity(EXPERIMENT))
     versions = (
-        f"; it began on Python 3.99.1, and the embedded text is that of {python_version()} here"
+        f" began on Python 3.99.1, this is {python_version()}: restore it, or start a new run"
     )
-    assert message.endswith(versions)
+    assert message.startswith("tokens of texts is ") and message.endswith(versions)
     folder.write_json("environment.json", known | {"python": python_version()})
     assert "Python" not in refused(check_identity, folder, identity(EXPERIMENT))
 
