@@ -1,6 +1,7 @@
 """The metric language: formulas as values that print, read back, and score weights.
 
-A metric is nested calls of operators on terminals and numbers: `mul(abs(mul(W, W)), mms(G))`.
+A metric is operators on terminals and numbers. Its text is nested calls, such as
+`mul(abs(mul(W, W)), mms(G))`; a line of mathematics is shown, and read, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,11 +48,11 @@ class Metric:
     @staticmethod
     @lru_cache(1 << 14)  # a journal repeats its duplicates
     def parse(text: str) -> "Metric":
-        """Read a metric from its text, such as `mul(W, sqrt(X))`.
+        """Read a metric from its text, `mul(W, sqrt(X))`, or from mathematics, `W * sqrt(X)`.
 
         Raises:
-            ValueError: If the text is anything but nested calls of known operators on terminals and
-                numbers, at most `parse.MAX_DEPTH` deep. One line that points at the place.
+            ValueError: If the text is anything but known operators on terminals and numbers, at
+                most `parse.MAX_DEPTH` deep. One line that points at the place.
         """
         from prunevolve.pruning import parse  # which makes metrics
 
@@ -83,13 +84,20 @@ class Metric:
 
     @property
     def infix(self) -> str:
-        """The metric as one line of mathematics, such as `W² · G · √X / (rowmean W + colmean W)`.
+        """The metric as one line of mathematics, such as `W² · G · √X / rowmean(W)`.
 
-        An operator without a form of its own is shown as `name(x, y)`.
+        An operator without a form of its own is shown as `name(x, y)`. `Metric.parse` reads the
+        line, and gives a metric that is the same but for order, rounding and guards.
         """
         from prunevolve.pruning import infix  # which reads metrics
 
         return infix.line_of(self)
+
+    def __str__(self) -> str:
+        return self.infix
+
+    def __repr__(self) -> str:
+        return self.text
 
     @property
     def is_constant(self) -> bool:

@@ -1,4 +1,4 @@
-"""Reads metrics: text, the release's JSON tree, and all that `--metric` may be.
+"""Reads metrics: nested calls, lines of mathematics, the release's tree, all `--metric` may be.
 
 Text is parsed by `ast` and never evaluated.
 """
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Never
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
+from prunevolve.pruning.infix import NORMS, POWERS
 from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric, interned
-from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.operators import OPERATORS, POWER
 from prunevolve.pruning.statistics import TERMINALS
 
 MAX_DEPTH = 32
@@ -30,8 +31,25 @@ SCHEMA = 1
 DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
 
-_FORMULA = "a formula is nested calls, such as mul(W, sqrt(X))"
+_FORMULA = "a formula is such as W * sqrt(X), or as calls mul(W, sqrt(X))"
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_FOREIGN = re.compile(r"[^\w\s(),.+*/^|·−√∜²³-]", re.ASCII)
+_SIGN = re.compile(r"[(^*+|·−√∜²³]")
+"""What a formula has, and neither a name nor, most often, a path."""
+
+_PYTHON = str.maketrans(
+    {"·": "*", "−": "-", "^": "**", "²": "**2", "³": "**3", "√": "~", "∜": "~~"}
+)
+"""The signs of `Metric.infix` as Python's; `~` is a root since it binds tighter than a product."""
+
+_BINARY: dict[type[ast.operator], str] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.Div: "quot",
+}
+_ONE = Metric.constant(1)
+_POWER_NAMES = {exponent: name for name, exponent in POWERS.items()}
 
 
 def read_formula(text: str) -> Metric:
@@ -39,15 +57,19 @@ def read_formula(text: str) -> Metric:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"metric {text[:40]!r}... is longer than {MAX_CHARACTERS} characters")
     text = " ".join(text.split())
-    if foreign := re.search(r"[^\w(),.+\s-]", text, re.ASCII):
+    if foreign := _FOREIGN.search(text):
         _refuse(text, foreign.start(), f"{foreign.group()!r} is not in the language; {_FORMULA}")
+    text = re.sub(r"\|([^|]*)\|", r"abs(\1)", text.translate(_PYTHON))
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
         is_open = "was never closed" in str(error)
         problem = "missing )" if is_open else f"this is malformed; {_FORMULA}"
         _refuse(text, (getattr(error, "offset", None) or 1) - 1, problem)
-    return _from_ast(tree, text, depth=0)
+    metric = _from_ast(tree, text, depth=0)
+    if metric.depth > MAX_DEPTH:  # a norm or a power of a line can be several operators
+        _refuse(text, 0, f"this is deeper than {MAX_DEPTH} levels")
+    return metric
 
 
 def read_tree(tree: object) -> Metric:
@@ -95,7 +117,8 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
     if path and path.is_dir():
         files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
         path = next((file for file in files if file.is_file()), None)
-    if not path and "(" not in argument and len(argument.strip()) > 1:
+    words = set(re.findall(r"[A-Za-z_]\w*", argument))
+    if not path and not _SIGN.search(argument) and not words <= TERMINALS.keys():
         near = difflib.get_close_matches(argument[:40].lower(), NAMED, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
         forms = f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula; {_FORMULA}"
@@ -174,11 +197,16 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     written = text[node.col_offset : node.end_col_offset]
     if _NUMBER.fullmatch(written):
         return Metric.constant(float(written))
-    operands = node.args if isinstance(node, ast.Call) else []
-    head = node.func if isinstance(node, ast.Call) and operands else node
-    if not isinstance(head, ast.Name):
-        refuse(f"this is neither a call nor a terminal; {_FORMULA}")
-    name = head.id
+    match node:
+        case ast.Name(name):
+            operands = []
+        case ast.Call(ast.Name(name), [_, *_] as operands, []):
+            pass
+        case _:
+            return _from_signs(node, text, depth)
+    if name in NORMS and len(operands) == 1:
+        inverse = interned(NORMS[name], (_ONE, _from_ast(operands[0], text, depth + 1)))
+        return interned("quot", (_ONE, inverse))
     if name not in OPERATORS and name not in TERMINALS:
         near = difflib.get_close_matches(name[:40], [*TERMINALS, *OPERATORS], n=1)
         guess = f"did you mean {near[0]}? " if near else ""
@@ -190,3 +218,43 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     if len(operands) != arity:
         refuse(f"{name} takes {arity} operand(s), not {len(operands)}")
     return interned(name, tuple(_from_ast(x, text, depth + 1) for x in operands))
+
+
+def _from_signs(node: ast.expr, text: str, depth: int) -> Metric:
+    read = partial(_from_ast, text=text, depth=depth + 1)
+    match node:
+        case ast.UnaryOp(ast.USub(), x):
+            return interned("neg", (read(x),))
+        case ast.UnaryOp(ast.Invert(), ast.UnaryOp(ast.Invert(), x)):
+            return interned("root4", (read(x),))
+        case ast.UnaryOp(ast.Invert(), x):
+            return interned("sqrt", (read(x),))
+        case ast.BinOp(x, ast.Pow(), y):
+            if (exponent := read(y)).is_constant:
+                return _power(read(x), exponent.value)
+            _refuse(text, y.col_offset, "an exponent must be a number")
+        case ast.BinOp(x, ast.Div(), ast.Call(ast.Name(name), [y])) if name in NORMS:
+            dividend, divisor = read(x), read(y)
+            if name == "rms" and dividend.name == "mul":  # bred as 0.2 * (x / rms(x))
+                factor, dividend = dividend.operands
+                return interned("mul", (factor, interned("divrms", (dividend, divisor))))
+            return interned(NORMS[name], (dividend, divisor))
+        case ast.BinOp(x, ast.Div() as by, ast.BinOp(y, ast.Mult(), z) as product) if any(
+            isinstance(inner, ast.Name) and inner.id in NORMS for inner in ast.walk(product)
+        ):  # x / (y * rms(z)) is (x / y) / rms(z)
+            first = ast.copy_location(ast.BinOp(x, by, y), node)
+            return read(ast.copy_location(ast.BinOp(first, by, z), node))
+        case ast.BinOp(x, sign, y) if type(sign) in _BINARY:
+            return interned(_BINARY[type(sign)], (read(x), read(y)))
+    _refuse(text, node.col_offset, f"this is neither a call nor a terminal; {_FORMULA}")
+
+
+def _power(x: Metric, exponent: float) -> Metric:
+    """Return x ** c, of |x| unless c is odd."""
+    if exponent == 1:
+        return x
+    if exponent % 2 == 1 and exponent != 3 and not x.never_negative:
+        return interned("mul", (x, _power(x, exponent - 1)))
+    if name := _POWER_NAMES.get(exponent):
+        return interned(name, (x,))
+    return interned(POWER, (x, Metric.constant(exponent)))
