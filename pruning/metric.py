@@ -228,7 +228,7 @@ class Metric:
             size 1 along a side. They may be non-finite: the masks refuse such scores.
 
         Raises:
-            ValueError: If a terminal is missing.
+            ValueError: If a terminal is missing, or their shapes do not go together.
         """
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
@@ -239,6 +239,11 @@ class Metric:
                 )
             known[Metric(terminal)] = tensor.to(torch.float32)
             device = tensor.device
+        try:
+            torch.broadcast_shapes(*(tensor.shape for tensor in known.values()))
+        except RuntimeError as error:
+            shapes = ", ".join(f"{x.name} of {tuple(y.shape)}" for x, y in known.items())
+            raise ValueError(f"terminals must be those of one matrix, got {shapes}") from error
         return self.evaluate(known, device)
 
     def evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:

@@ -199,7 +199,7 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
         return Metric.constant(float(written))
     match node:
         case ast.Name(name):
-            operands = []
+            operands: list[ast.expr] = []
         case ast.Call(ast.Name(name), [_, *_] as operands, []):
             pass
         case _:
