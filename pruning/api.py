@@ -107,8 +107,7 @@ def prune(
         metric: A metric, one with its group, or what `read_metric` reads; `sparsegpt` is the
             method of that name. None for the recipe's.
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
-        recipe: As on the command line, such as `best`; other arguments go over it. What it says of
-            texts, windows and measuring is not looked at.
+        recipe: Such as `best`; other arguments go over it, and what it says of texts is not read.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
@@ -124,8 +123,6 @@ def prune(
     """
     criterion, asked = _asked(metric, recipe, options)
     _check(model, windows)
-    if not isinstance(statistics, Statistics | None):
-        raise ValueError(f"statistics must be a Statistics, got {type(statistics).__name__}")
     missing = asked.pruned_terminals | {
         terminal for terminal in asked.dense_terminals if not _has(statistics, terminal, model)
     }
@@ -160,20 +157,13 @@ def _asked(
         given = {**options} | ({} if metric is None else {"metric": metric})
         wanted = over(given, read_recipe(recipe, options.get("pattern"))[0])
         metric = wanted.get("metric")
-        of_method = {name: wanted[name] for name in Method.model_fields if name in wanted}
-        method = make(Method, of_method, "prune")
-    match metric:
-        case str():
-            criterion = read_metric(metric)
-        case Metric():
-            criterion = Criterion(metric, DEFAULT_GROUP)
-        case Criterion():
-            criterion = metric
-        case _:
-            raise ValueError(
-                "metric must be a Metric, a Criterion or what read_metric reads, unless a recipe "
-                f"has one; got {type(metric).__name__}"
-            )
+        method = Method(**{name: wanted[name] for name in Method.model_fields if name in wanted})
+    criterion = read_metric(metric) if isinstance(metric, str) else metric
+    if isinstance(criterion, Metric):
+        criterion = Criterion(criterion, DEFAULT_GROUP)
+    if not isinstance(criterion, Criterion):
+        forms = "a Metric, a Criterion or what read_metric reads"
+        raise ValueError(f"metric must be {forms}; got {type(metric).__name__}, and no recipe's")
     return criterion, recipe_of(method, criterion, own_masks=metric == SPARSEGPT)
 
 
@@ -197,28 +187,19 @@ def _has(statistics: Statistics | None, terminal: str, model: PreTrainedModel) -
 
 def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"model must be one that load_model or transformers made, got {type(model).__name__}"
-        )
+        raise ValueError(f"model must be one of transformers, got {type(model).__name__}")
     if not linear_layers(model):
         raise ValueError(f"model {model.config.model_type} has no linear layers to prune")
     if model.training:
         raise ValueError("model must be in evaluation mode, got one in training: model.eval()")
     if windows is None:
         return
-    if not isinstance(windows, Tensor):
-        raise ValueError(
-            f"windows must be a tensor of token ids, (N, T), got {type(windows).__name__}"
-        )
-    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2:
-        raise ValueError(
-            f"windows must be (N, T) with N of 1 and T of 2 or more, got {tuple(windows.shape)}"
-        )
     context = model.config.get_text_config().max_position_embeddings
-    if windows.shape[1] > context:
+    shape = tuple(windows.shape) if isinstance(windows, Tensor) else ()
+    if len(shape) != 2 or shape[0] < 1 or not 2 <= shape[1] <= context:
         raise ValueError(
-            f"windows must have {context} tokens at most, the model's context; "
-            f"got {windows.shape[1]}"
+            f"windows must be a tensor (N, T) with N of 1 or more and T of 2 to {context}, the "
+            f"model's context; got {shape or type(windows).__name__}"
         )
     if windows.is_floating_point() or windows.dtype == torch.bool:
         raise ValueError(f"windows must be token ids, of an integer dtype; got {windows.dtype}")

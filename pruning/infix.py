@@ -12,11 +12,8 @@ from prunevolve.pruning.operators import POWER
 _SIGNED, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
 """How tightly a text binds, from `−x` and `x + y` over `x · y` and `x²` to `x`."""
 
-NORMS = {"norm": "div", "rms": "divrms"}
-"""What divides by the norm that a line names."""
-
-POWERS = {"pow": 2.0, "sqr": 2.0, "cube": 3.0, "sqrt": 0.5, "root4": 0.25, "pow15": 1.5}
-"""Exponents by operator; of two with the same the last is the one that is read."""
+POWERS = {"sqr": 2.0, "pow": 2.0, "cube": 3.0, "sqrt": 0.5, "root4": 0.25, "pow15": 1.5}
+"""Exponents by operator; of two with the same the first is read."""
 
 
 class _Text(NamedTuple):
@@ -40,7 +37,7 @@ def _infix(metric: Metric) -> _Text:
         return _number(metric.value)
     if not metric.operands:
         return _Text(metric.name, _ATOM)
-    if metric.name in ("mul", "quot", "divrms"):
+    if metric.name in ("mul", "quot"):
         return _quotient(metric)
     if _exponent(metric) is not None:
         return _power(*_factors(metric)[0])
@@ -55,8 +52,9 @@ def _infix(metric: Metric) -> _Text:
             return _Text(f"−{first.at(_POWER)}", _SIGNED)
         case "abs":
             return _magnitude(first)
-        case "div":  # a quotient of its own: what is before it says over how many sides it goes
-            return _Text(f"{first.at(_PRODUCT)} / norm({last.text})", _PRODUCT)
+        case "div" | "divrms":  # a factor of its own: what it divides says how wide a norm goes
+            norm = "norm" if metric.name == "div" else "rms"
+            return _Text(f"{first.at(_PRODUCT)} / {norm}({last.text})", _PRODUCT)
     return _Text(f"{metric.name}({', '.join(operand.text for operand in operands)})", _ATOM)
 
 
@@ -112,10 +110,8 @@ def _factors(metric: Metric) -> list[tuple[_Text, float]]:
         x = metric.operands[0]
         keeps_sign = x.never_negative or metric.name in ("sqr", "pow", "cube")
         return [(_infix(x) if keeps_sign else _magnitude(_infix(x)), exponent)]
-    if metric.name not in ("mul", "quot", "divrms"):
+    if metric.name not in ("mul", "quot"):
         return [(_infix(metric), 1.0)]
     x, y = metric.operands
-    if metric.name == "divrms":
-        return [*_factors(x), (_Text(f"rms({_infix(y).text})", _ATOM), -1.0)]
     sign = 1 if metric.name == "mul" else -1
     return [*_factors(x), *((base, sign * exponent) for base, exponent in _factors(y))]

@@ -1,7 +1,6 @@
 """The metric language: formulas as values that print, read back, and score weights.
 
-A metric is operators on terminals and numbers. Its text is nested calls, such as
-`mul(abs(mul(W, W)), mms(G))`; a line of mathematics is shown, and read, too.
+A metric is nested calls of operators on terminals and numbers: `mul(abs(mul(W, W)), mms(G))`.
 """
 
 from collections.abc import Callable, Iterator
@@ -86,8 +85,7 @@ class Metric:
     def infix(self) -> str:
         """The metric as one line of mathematics, such as `W² · G · √X / rowmean(W)`.
 
-        An operator without a form of its own is shown as `name(x, y)`. `Metric.parse` reads the
-        line, and gives a metric that is the same but for order, rounding and guards.
+        An operator without a form of its own is shown as `name(x, y)`. `Metric.parse` reads it.
         """
         from prunevolve.pruning import infix  # which reads metrics
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Never
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
-from prunevolve.pruning.infix import NORMS, POWERS
+from prunevolve.pruning.infix import POWERS
 from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric, interned
@@ -34,22 +34,16 @@ DEFAULT_GROUP = "row"
 _FORMULA = "a formula is such as W * sqrt(X), or as calls mul(W, sqrt(X))"
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _FOREIGN = re.compile(r"[^\w\s(),.+*/^|·−√∜²³-]", re.ASCII)
-_SIGN = re.compile(r"[(^*+|·−√∜²³]")
-"""What a formula has, and neither a name nor, most often, a path."""
 
 _PYTHON = str.maketrans(
     {"·": "*", "−": "-", "^": "**", "²": "**2", "³": "**3", "√": "~", "∜": "~~"}
 )
-"""The signs of `Metric.infix` as Python's; `~` is a root since it binds tighter than a product."""
+"""Signs of a line of mathematics as Python's; `~`, too, binds tighter than a product."""
 
-_BINARY: dict[type[ast.operator], str] = {
-    ast.Add: "add",
-    ast.Sub: "sub",
-    ast.Mult: "mul",
-    ast.Div: "quot",
+_SIGNS: dict[type[ast.AST], str] = {
+    **{ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "quot", ast.Pow: POWER},
+    **{ast.USub: "neg", ast.Invert: "sqrt"},
 }
-_ONE = Metric.constant(1)
-_POWER_NAMES = {exponent: name for name, exponent in POWERS.items()}
 
 
 def read_formula(text: str) -> Metric:
@@ -67,7 +61,7 @@ def read_formula(text: str) -> Metric:
         problem = "missing )" if is_open else f"this is malformed; {_FORMULA}"
         _refuse(text, (getattr(error, "offset", None) or 1) - 1, problem)
     metric = _from_ast(tree, text, depth=0)
-    if metric.depth > MAX_DEPTH:  # a norm or a power of a line can be several operators
+    if metric.depth > MAX_DEPTH:  # a power may be two operators
         _refuse(text, 0, f"this is deeper than {MAX_DEPTH} levels")
     return metric
 
@@ -118,7 +112,8 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
         files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
         path = next((file for file in files if file.is_file()), None)
     words = set(re.findall(r"[A-Za-z_]\w*", argument))
-    if not path and not _SIGN.search(argument) and not words <= TERMINALS.keys():
+    signs = re.search(r"[(^*+|·−√∜²³]", argument)  # that few paths have
+    if not path and not signs and not words <= TERMINALS.keys():
         near = difflib.get_close_matches(argument[:40].lower(), NAMED, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
         forms = f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula; {_FORMULA}"
@@ -197,16 +192,9 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     written = text[node.col_offset : node.end_col_offset]
     if _NUMBER.fullmatch(written):
         return Metric.constant(float(written))
-    match node:
-        case ast.Name(name):
-            operands: list[ast.expr] = []
-        case ast.Call(ast.Name(name), [_, *_] as operands, []):
-            pass
-        case _:
-            return _from_signs(node, text, depth)
-    if name in NORMS and len(operands) == 1:
-        inverse = interned(NORMS[name], (_ONE, _from_ast(operands[0], text, depth + 1)))
-        return interned("quot", (_ONE, inverse))
+    name, operands = _operation(node)
+    if not name:
+        refuse(f"this is neither a call nor a terminal; {_FORMULA}")
     if name not in OPERATORS and name not in TERMINALS:
         near = difflib.get_close_matches(name[:40], [*TERMINALS, *OPERATORS], n=1)
         guess = f"did you mean {near[0]}? " if near else ""
@@ -217,36 +205,28 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     arity = OPERATORS[name].arity if name in OPERATORS else 0
     if len(operands) != arity:
         refuse(f"{name} takes {arity} operand(s), not {len(operands)}")
-    return interned(name, tuple(_from_ast(x, text, depth + 1) for x in operands))
+    read = tuple(_from_ast(x, text, depth + 1) for x in operands)
+    if isinstance(node, ast.BinOp) and name == POWER and read[1].is_constant:
+        return _power(read[0], read[1].value)
+    return interned(name, read)
 
 
-def _from_signs(node: ast.expr, text: str, depth: int) -> Metric:
-    read = partial(_from_ast, text=text, depth=depth + 1)
+def _operation(node: ast.expr) -> tuple[str, list[ast.expr]]:
+    """Return the operator or terminal that a node means, and its operands; no name of others."""
     match node:
-        case ast.UnaryOp(ast.USub(), x):
-            return interned("neg", (read(x),))
+        case ast.Name(name):
+            return name, []
+        case ast.Call(ast.Name(name), [_, *_] as operands, []):
+            return name, operands
         case ast.UnaryOp(ast.Invert(), ast.UnaryOp(ast.Invert(), x)):
-            return interned("root4", (read(x),))
-        case ast.UnaryOp(ast.Invert(), x):
-            return interned("sqrt", (read(x),))
-        case ast.BinOp(x, ast.Pow(), y):
-            if (exponent := read(y)).is_constant:
-                return _power(read(x), exponent.value)
-            _refuse(text, y.col_offset, "an exponent must be a number")
-        case ast.BinOp(x, ast.Div(), ast.Call(ast.Name(name), [y])) if name in NORMS:
-            dividend, divisor = read(x), read(y)
-            if name == "rms" and dividend.name == "mul":  # bred as 0.2 * (x / rms(x))
-                factor, dividend = dividend.operands
-                return interned("mul", (factor, interned("divrms", (dividend, divisor))))
-            return interned(NORMS[name], (dividend, divisor))
-        case ast.BinOp(x, ast.Div() as by, ast.BinOp(y, ast.Mult(), z) as product) if any(
-            isinstance(inner, ast.Name) and inner.id in NORMS for inner in ast.walk(product)
-        ):  # x / (y * rms(z)) is (x / y) / rms(z)
-            first = ast.copy_location(ast.BinOp(x, by, y), node)
-            return read(ast.copy_location(ast.BinOp(first, by, z), node))
-        case ast.BinOp(x, sign, y) if type(sign) in _BINARY:
-            return interned(_BINARY[type(sign)], (read(x), read(y)))
-    _refuse(text, node.col_offset, f"this is neither a call nor a terminal; {_FORMULA}")
+            return "root4", [x]
+        case ast.UnaryOp(sign, x):
+            return _SIGNS.get(type(sign), ""), [x]
+        case ast.BinOp(x, ast.Div(), ast.Call(ast.Name("norm" | "rms" as norm), [y])):
+            return {"norm": "div", "rms": "divrms"}[norm], [x, y]
+        case ast.BinOp(x, sign, y):
+            return _SIGNS.get(type(sign), ""), [x, y]
+    return "", []
 
 
 def _power(x: Metric, exponent: float) -> Metric:
@@ -255,6 +235,5 @@ def _power(x: Metric, exponent: float) -> Metric:
         return x
     if exponent % 2 == 1 and exponent != 3 and not x.never_negative:
         return interned("mul", (x, _power(x, exponent - 1)))
-    if name := _POWER_NAMES.get(exponent):
-        return interned(name, (x,))
-    return interned(POWER, (x, Metric.constant(exponent)))
+    named = next((name for name, c in POWERS.items() if c == exponent), None)
+    return interned(named, (x,)) if named else interned(POWER, (x, Metric.constant(exponent)))

@@ -214,6 +214,8 @@ def save_papers(folder: Path, recipe: JsonObject, measured: JsonObject, counted:
     write_json(folder / REPORT, report)
 
 
+TAGS = ("prunevolve", "pruning", "sparse")
+
 CARD = """---
 {header}
 ---
@@ -254,11 +256,8 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         named = [f"{name} is the {TERMINALS[name].meaning}" for name in sorted(metric.terminals)]
         formula = f", that is {metric.infix}, where {', '.join(named)}"
     calibration, on_hub = recipe["calibration"], hub_id(model)
-    header = ModelCardData(
-        base_model=on_hub[0] if on_hub else None,
-        library_name="transformers",
-        tags=["prunevolve", "pruning", "sparse"],
-    )
+    base = on_hub[0] if on_hub else None
+    header = ModelCardData(base_model=base, library_name="transformers", tags=[*TAGS])
     values = {
         "header": header.to_yaml(),
         "prune": PRUNE,

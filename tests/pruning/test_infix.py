@@ -18,11 +18,11 @@ FOUND = (
 )
 EXAMPLES = {
     FOUND: "(W · exp(colmean(M / G)))² · (G · √(W / colmean(W)))² / (√(H / rms(H)) · exp(D))",
-    NAMED["directed-snip-wanda"].text: "exp(0.2 · colmean(M / G) / rms(colmean(M / G))) · W² · "
+    NAMED["directed-snip-wanda"].text: "exp(0.2 · (colmean(M / G) / rms(colmean(M / G)))) · W² · "
     "G · √X / "
     "((rowmean(W) + colmean(W)) · rowmean(√X))",
     NAMED["pruner-zero"].text: "|W²| · mms(G)",
-    "mul(mul(G, W), divrms(mul(G, X), mul(G, X)))": "G² · W · X / rms(G · X)",
+    "mul(mul(G, W), divrms(mul(G, X), mul(G, X)))": "G · W · (G · X / rms(G · X))",
     "quot(mul(W, sqrt(X)), mul(W, root4(X)))": "W · √X / (W · ∜X)",
     "mul(W, quot(1, mul(G, X)))": "W / (G · X)",
     "sub(W, add(neg(X), cube(G)))": "W − (−X + G³)",
@@ -50,9 +50,9 @@ def test_infix_is_one_line_of_mathematics(text, expected):
 READ = {
     "W * sqrt(X)": "mul(W, sqrt(X))",
     "W^2 * G / rowmean(W)": "quot(mul(sqr(W), G), rowmean(W))",
-    "W**2 / (colmean(W) * norm(G))": "div(quot(sqr(W), colmean(W)), G)",
-    "W*X / (rms(X) * (G + M)) - -2": "sub(quot(mul(W, divrms(X, X)), add(G, M)), -2)",
-    "-W^1.2 * rms(G)": "mul(neg(power(W, 1.2)), quot(1, divrms(1, G)))",
+    "W**2 / colmean(W) / norm(G)": "div(quot(sqr(W), colmean(W)), G)",
+    "W*(X / rms(X)) / (G + M) - -2": "sub(quot(mul(W, divrms(X, X)), add(G, M)), -2)",
+    "-W^1.2 * exp(D)": "mul(neg(power(W, 1.2)), exp(D))",
     "∜X · √|M|^5 / W^-1": "quot(mul(root4(X), sqrt(power(abs(M), 5))), power(W, -1))",
     "M^5 + mul(W, W^1)": "add(mul(M, power(M, 4)), mul(W, W))",
     "G": "G",
