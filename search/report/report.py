@@ -46,7 +46,7 @@ def render(
     summary: JsonObject | None,
     environment: JsonObject,
     ended: str,
-    commands: tuple[str, str, str],
+    commands: tuple[str, str],
     charts: tuple[str, str, str],
     baselines: Mapping[str, float],
 ) -> str:
@@ -57,8 +57,7 @@ def render(
         summary: None before the run ends.
         environment: As in `environment.json`.
         ended: When the last candidate's outcome was written, ISO 8601.
-        commands: How to apply the best metric, how to breed more candidates, and how to measure it
-            with what changes the weights that stay.
+        commands: How to apply the best metric, and how to search on.
         charts: SVG documents: the chart of the run for a phone and for a wide screen, and that of
             the winner's way to fewer factors, empty if it has none.
         baselines: Their fitness.
@@ -123,12 +122,6 @@ def measured_tables(summary: JsonObject) -> list[Table]:
         for task in tasks
         for cell in task["by_text"]
     ]
-    if updates := summary.get("updates"):
-        about = "The first task's model, on as many windows of the report text, by `--recipes`."
-        lines = [(name, shown(perplexity)) for name, perplexity in _ranked(updates)]
-        tables.append(
-            Table("With changes of the weights that stay", about, ("", "perplexity"), lines)
-        )
     if len(rows) > 1:
         about = f"Loss increase over dense, relative to that of {best_of_the_baselines(tasks)}."
         columns = ("task", "text", "dense", "best baseline", "", FOUND, "relative loss increase")

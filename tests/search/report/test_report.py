@@ -9,8 +9,6 @@ from report_run import records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
 from prunevolve.configs import schema
-from prunevolve.pruning.run.options import Request, make
-from prunevolve.search.next_steps import commands_of, options_of
 from prunevolve.search.report.charts import fitness_chart, path_chart
 from prunevolve.search.report.report import (
     about_winner,
@@ -19,7 +17,7 @@ from prunevolve.search.report.report import (
     measured_tables,
     path_table,
 )
-from prunevolve.search.results import write_report
+from prunevolve.search.results import commands_of, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
 
 
@@ -64,9 +62,19 @@ def test_command_of_the_next_step_has_the_runs_bos(tmp_path, bos, flag):
     config = schema.load(None, [f"calibration.bos={str(bos).lower()}"] if flag else [])
     words = shlex.split(commands_of(folder, config)[0])
     assert [word for word in words if "bos" in word] == ([flag] if flag else [])
-    options = make(Request, {**options_of(folder, config), "out": "out"}, "options")
-    assert options.bos is bos
     assert f"{folder.path}/best_metric.json" in words
+
+
+def test_page_says_how_to_measure_what_also_changes_the_weights_that_stay(run, html):
+    config = schema.load(run.path / "config.yaml", ["report.windows=5"])
+    apply, _ = commands_of(run, config)
+    # On the windows of the run's report, so that the figures can be compared.
+    assert "--eval-windows 5 " in apply
+    assert 'also with this metric: <a href="#apply">' in html
+    _, _, rest = html.partition('<p id="apply">')
+    assert "SparseGPT and other methods" in html and "--recipes" not in html
+    for option in ("--update sparsegpt", "--update reconstruct", "--metric sparsegpt"):
+        assert f"<code>{option}</code>" in rest
 
 
 def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):
