@@ -149,10 +149,9 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
 
 def _on_screen(table: report.Table) -> ScreenTable:
     """Return a table for the screen, without formulas, which are too wide."""
-    columns = [column for column in table.columns if column != "metric"]
-    shown = ScreenTable(*(Column(column, overflow="fold") for column in columns))
+    shown = ScreenTable(*(Column(x, overflow="fold") for x in table.columns[: table.plain]))
     for row in table.rows:
-        shown.add_row(*row[: len(columns)])
+        shown.add_row(*row[: table.plain])
     return shown
 
 
@@ -232,8 +231,7 @@ def write_report(folder: RunFolder) -> bool:
     from prunevolve.search.report.charts import WIDE, fitness_chart, path_chart
 
     records = folder.records()
-    evaluated = [record for record in records if record.fitness is not None]
-    if not evaluated:
+    if all(record.fitness is None for record in records):
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
             f"see {SEARCH} --status {folder.path}"
@@ -242,8 +240,8 @@ def write_report(folder: RunFolder) -> bool:
     size = config.search.population
     summary = read_summary(folder) if folder.has_ended else None
     charts = (
-        fitness_chart(evaluated, size),
-        fitness_chart(evaluated, size, WIDE),
+        fitness_chart(records, size),
+        fitness_chart(records, size, WIDE),
         path_chart(summary["path"]) if summary and summary["path"] else "",
     )
     scale = read_scale(folder) if (folder.path / SCALE).exists() else None
