@@ -128,7 +128,7 @@ def test_summary_of_two_tasks_measures_each_and_the_end_shows_it(on_two_tasks):
     assert [(one["name"], one["pattern"], repr(one["weight"])) for one in provenance] == named
     page = (out / "report.html").read_text(encoding="utf-8")
     # The first is what the result is applied to.
-    assert "--pattern 2:4 --corpus" in page
+    assert "<span>--pattern</span> 2:4 <span>--corpus</span>" in page
     for task in tasks:
         assert set(task["baselines"]) == set(task["behind_best"]) == set(BASELINES)
         assert task["dense"] < task["best"]["perplexity"]
