@@ -21,6 +21,8 @@ _PUBLIC = {
     ),
 }
 
+__all__ = [name for names in _PUBLIC.values() for name in names]
+
 
 def __getattr__(name: str) -> Any:
     for module, names in _PUBLIC.items():
@@ -32,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *(name for names in _PUBLIC.values() for name in names)]
+    return [*globals(), *__all__]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.progress import Progress, unwatched
+from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run.job import recipe_of
-from prunevolve.pruning.run.options import Method, make
+from prunevolve.pruning.run.options import Method, MethodArguments, make, over, read_recipe
 from prunevolve.pruning.run.verify import LayerCount
 from prunevolve.pruning.statistics import TERMINALS, Statistics
 from prunevolve.pruning.store import ResidentStore
@@ -87,12 +89,13 @@ def collect_statistics(
 
 def prune(
     model: PreTrainedModel,
-    metric: Metric | Criterion | str,
+    metric: Metric | Criterion | str | None = None,
     windows: Tensor | None = None,
     *,
+    recipe: str | None = None,
     statistics: Statistics | None = None,
     on_progress: Progress = unwatched,
-    **options: object,
+    **options: Unpack[MethodArguments],
 ) -> PruneReport:
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
@@ -102,8 +105,9 @@ def prune(
     Args:
         model: Of a supported family, in evaluation mode, on any device.
         metric: A metric, one with its group, or what `read_metric` reads; `sparsegpt` is the
-            method of that name.
+            method of that name. None for the recipe's.
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
+        recipe: Such as `best`; other arguments go over it, and what it says of texts is not read.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
@@ -117,15 +121,12 @@ def prune(
         ValueError: If an argument breaks its rule, a statistic is needed and neither given nor
             to be had from windows, or scores are not finite or all the same.
     """
-    criterion = read_metric(metric) if isinstance(metric, str) else metric
-    if isinstance(criterion, Metric):
-        criterion = Criterion(criterion, DEFAULT_GROUP)
-    recipe = recipe_of(make(Method, options, "prune"), criterion, own_masks=metric == SPARSEGPT)
+    criterion, asked = _asked(metric, recipe, options)
     _check(model, windows)
-    missing = recipe.pruned_terminals | {
-        terminal for terminal in recipe.dense_terminals if not _has(statistics, terminal, model)
+    missing = asked.pruned_terminals | {
+        terminal for terminal in asked.dense_terminals if not _has(statistics, terminal, model)
     }
-    if windows is None and (missing or recipe.training):
+    if windows is None and (missing or asked.training):
         raise ValueError(
             f"windows must be given for metric '{criterion.text}', which needs "
             f"{', '.join(sorted(missing)) or 'them for its update'}; got None"
@@ -133,18 +134,37 @@ def prune(
     found: dict[str, JsonObject] = {}
     pruner.prune(
         ResidentStore(model),
-        recipe,
+        asked,
         Texts(torch.zeros(0, 2, dtype=torch.int64) if windows is None else windows),
         statistics=statistics.to_tensors() if statistics else None,
         on_progress=on_progress,
         tell=found.__setitem__,
     )
-    target, shares = recipe.target, found.get("shares", {})
+    target, shares = asked.target, found.get("shares", {})
     layers = tuple(
         LayerCount.of(name, layer.weight.detach().cpu(), target, shares.get(name))
         for name, layer in linear_layers(model).items()
     )
     return PruneReport(criterion.text, target.group_name, target.pattern_text, layers)
+
+
+def _asked(
+    metric: Metric | Criterion | str | None, recipe: str | None, options: MethodArguments
+) -> tuple[Criterion, Recipe]:
+    """Return the metric with its group, and all that is asked."""
+    method = make(Method, {**options}, "prune")
+    if recipe is not None:
+        given = {**options} | ({} if metric is None else {"metric": metric})
+        wanted = over(given, read_recipe(recipe, options.get("pattern"))[0])
+        metric = wanted.get("metric")
+        method = Method(**{name: wanted[name] for name in Method.model_fields if name in wanted})
+    criterion = read_metric(metric) if isinstance(metric, str) else metric
+    if isinstance(criterion, Metric):
+        criterion = Criterion(criterion, DEFAULT_GROUP)
+    if not isinstance(criterion, Criterion):
+        forms = "a Metric, a Criterion or what read_metric reads"
+        raise ValueError(f"metric must be {forms}; got {type(metric).__name__}, and no recipe's")
+    return criterion, recipe_of(method, criterion, own_masks=metric == SPARSEGPT)
 
 
 def _has(statistics: Statistics | None, terminal: str, model: PreTrainedModel) -> bool:
@@ -166,15 +186,20 @@ def _has(statistics: Statistics | None, terminal: str, model: PreTrainedModel) -
 
 
 def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model must be one of transformers, got {type(model).__name__}")
     if not linear_layers(model):
         raise ValueError(f"model {model.config.model_type} has no linear layers to prune")
     if model.training:
         raise ValueError("model must be in evaluation mode, got one in training: model.eval()")
     if windows is None:
         return
-    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2:
+    context = model.config.get_text_config().max_position_embeddings
+    shape = tuple(windows.shape) if isinstance(windows, Tensor) else ()
+    if len(shape) != 2 or shape[0] < 1 or not 2 <= shape[1] <= context:
         raise ValueError(
-            f"windows must be (N, T) with N of 1 and T of 2 or more, got {tuple(windows.shape)}"
+            f"windows must be a tensor (N, T) with N of 1 or more and T of 2 to {context}, the "
+            f"model's context; got {shape or type(windows).__name__}"
         )
     if windows.is_floating_point() or windows.dtype == torch.bool:
         raise ValueError(f"windows must be token ids, of an integer dtype; got {windows.dtype}")

@@ -47,11 +47,11 @@ class Metric:
     @staticmethod
     @lru_cache(1 << 14)  # a journal repeats its duplicates
     def parse(text: str) -> "Metric":
-        """Read a metric from its text, such as `mul(W, sqrt(X))`.
+        """Read a metric from its text, `mul(W, sqrt(X))`, or from mathematics, `W * sqrt(X)`.
 
         Raises:
-            ValueError: If the text is anything but nested calls of known operators on terminals and
-                numbers, at most `parse.MAX_DEPTH` deep. One line that points at the place.
+            ValueError: If the text is anything but known operators on terminals and numbers, at
+                most `parse.MAX_DEPTH` deep. One line that points at the place.
         """
         from prunevolve.pruning import parse  # which makes metrics
 
@@ -83,13 +83,19 @@ class Metric:
 
     @property
     def infix(self) -> str:
-        """The metric as one line of mathematics, such as `W² · G · √X / (rowmean W + colmean W)`.
+        """The metric as one line of mathematics, such as `W² · G · √X / rowmean(W)`.
 
-        An operator without a form of its own is shown as `name(x, y)`.
+        An operator without a form of its own is shown as `name(x, y)`. `Metric.parse` reads it.
         """
         from prunevolve.pruning import infix  # which reads metrics
 
         return infix.line_of(self)
+
+    def __str__(self) -> str:
+        return self.infix
+
+    def __repr__(self) -> str:
+        return self.text
 
     @property
     def is_constant(self) -> bool:
@@ -220,7 +226,7 @@ class Metric:
             size 1 along a side. They may be non-finite: the masks refuse such scores.
 
         Raises:
-            ValueError: If a terminal is missing.
+            ValueError: If a terminal is missing, or their shapes do not go together.
         """
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
@@ -231,6 +237,11 @@ class Metric:
                 )
             known[Metric(terminal)] = tensor.to(torch.float32)
             device = tensor.device
+        try:
+            torch.broadcast_shapes(*(tensor.shape for tensor in known.values()))
+        except RuntimeError as error:
+            shapes = ", ".join(f"{x.name} of {tuple(y.shape)}" for x, y in known.items())
+            raise ValueError(f"terminals must be those of one matrix, got {shapes}") from error
         return self.evaluate(known, device)
 
     def evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:

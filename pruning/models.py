@@ -232,6 +232,9 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
     """Load a causal language model for evaluation."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    device = _usable_device(device)
     folder = find_model(model, weights=True)
     _read_config(model, folder)
     with one_line_errors(model):

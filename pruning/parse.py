@@ -1,4 +1,4 @@
-"""Reads metrics: text, the release's JSON tree, and all that `--metric` may be.
+"""Reads metrics: nested calls, lines of mathematics, the release's tree, all `--metric` may be.
 
 Text is parsed by `ast` and never evaluated.
 """
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Never
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
+from prunevolve.pruning.infix import POWERS
 from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric, interned
-from prunevolve.pruning.operators import OPERATORS
+from prunevolve.pruning.operators import OPERATORS, POWER
 from prunevolve.pruning.statistics import TERMINALS
 
 MAX_DEPTH = 32
@@ -30,8 +31,19 @@ SCHEMA = 1
 DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
 
-_FORMULA = "a formula is nested calls, such as mul(W, sqrt(X))"
+_FORMULA = "a formula is such as W * sqrt(X), or as calls mul(W, sqrt(X))"
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_FOREIGN = re.compile(r"[^\w\s(),.+*/^|·−√∜²³-]", re.ASCII)
+
+_PYTHON = str.maketrans(
+    {"·": "*", "−": "-", "^": "**", "²": "**2", "³": "**3", "√": "~", "∜": "~~"}
+)
+"""Signs of a line of mathematics as Python's; `~`, too, binds tighter than a product."""
+
+_SIGNS: dict[type[ast.AST], str] = {
+    **{ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "quot", ast.Pow: POWER},
+    **{ast.USub: "neg", ast.Invert: "sqrt"},
+}
 
 
 def read_formula(text: str) -> Metric:
@@ -39,15 +51,19 @@ def read_formula(text: str) -> Metric:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"metric {text[:40]!r}... is longer than {MAX_CHARACTERS} characters")
     text = " ".join(text.split())
-    if foreign := re.search(r"[^\w(),.+\s-]", text, re.ASCII):
+    if foreign := _FOREIGN.search(text):
         _refuse(text, foreign.start(), f"{foreign.group()!r} is not in the language; {_FORMULA}")
+    text = re.sub(r"\|([^|]*)\|", r"abs(\1)", text.translate(_PYTHON))
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
         is_open = "was never closed" in str(error)
         problem = "missing )" if is_open else f"this is malformed; {_FORMULA}"
         _refuse(text, (getattr(error, "offset", None) or 1) - 1, problem)
-    return _from_ast(tree, text, depth=0)
+    metric = _from_ast(tree, text, depth=0)
+    if metric.depth > MAX_DEPTH:  # a power may be two operators
+        _refuse(text, 0, f"this is deeper than {MAX_DEPTH} levels")
+    return metric
 
 
 def read_tree(tree: object) -> Metric:
@@ -100,7 +116,9 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
             raise ValueError(
                 f"metric {argument!r} is a folder without {rule}, or a pruning_recipe.json"
             )
-    if not path and "(" not in argument and len(argument.strip()) > 1:
+    words = set(re.findall(r"[A-Za-z_]\w*", argument))
+    signs = re.search(r"[(^*+|·−√∜²³]", argument)  # that few paths have
+    if not path and not signs and not words <= TERMINALS.keys():
         names = [*NAMED, SPARSEGPT]
         near = difflib.get_close_matches(argument[:40].lower(), names, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
@@ -180,11 +198,9 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     written = text[node.col_offset : node.end_col_offset]
     if _NUMBER.fullmatch(written):
         return Metric.constant(float(written))
-    operands = node.args if isinstance(node, ast.Call) else []
-    head = node.func if isinstance(node, ast.Call) and operands else node
-    if not isinstance(head, ast.Name):
+    name, operands = _operation(node)
+    if not name:
         refuse(f"this is neither a call nor a terminal; {_FORMULA}")
-    name = head.id
     if name not in OPERATORS and name not in TERMINALS:
         near = difflib.get_close_matches(name[:40], [*TERMINALS, *OPERATORS], n=1)
         guess = f"did you mean {near[0]}? " if near else ""
@@ -195,4 +211,35 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
     arity = OPERATORS[name].arity if name in OPERATORS else 0
     if len(operands) != arity:
         refuse(f"{name} takes {arity} operand(s), not {len(operands)}")
-    return interned(name, tuple(_from_ast(x, text, depth + 1) for x in operands))
+    read = tuple(_from_ast(x, text, depth + 1) for x in operands)
+    if isinstance(node, ast.BinOp) and name == POWER and read[1].is_constant:
+        return _power(read[0], read[1].value)
+    return interned(name, read)
+
+
+def _operation(node: ast.expr) -> tuple[str, list[ast.expr]]:
+    """Return the operator or terminal that a node means, and its operands; no name of others."""
+    match node:
+        case ast.Name(name):
+            return name, []
+        case ast.Call(ast.Name(name), [_, *_] as operands, []):
+            return name, operands
+        case ast.UnaryOp(ast.Invert(), ast.UnaryOp(ast.Invert(), x)):
+            return "root4", [x]
+        case ast.UnaryOp(sign, x):
+            return _SIGNS.get(type(sign), ""), [x]
+        case ast.BinOp(x, ast.Div(), ast.Call(ast.Name("norm" | "rms" as norm), [y])):
+            return {"norm": "div", "rms": "divrms"}[norm], [x, y]
+        case ast.BinOp(x, sign, y):
+            return _SIGNS.get(type(sign), ""), [x, y]
+    return "", []
+
+
+def _power(x: Metric, exponent: float) -> Metric:
+    """Return x ** c, of |x| unless c is odd."""
+    if exponent == 1:
+        return x
+    if exponent % 2 == 1 and exponent != 3 and not x.never_negative:
+        return interned("mul", (x, _power(x, exponent - 1)))
+    named = next((name for name, c in POWERS.items() if c == exponent), None)
+    return interned(named, (x,)) if named else interned(POWER, (x, Metric.constant(exponent)))

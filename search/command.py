@@ -62,14 +62,6 @@ def command(
         Path | None,
         Option(help="Rebuild report.html and fitness.svg of the run in this folder."),
     ] = None,
-    recipes: Annotated[
-        bool,
-        Option(
-            "--recipes",
-            metavar="",
-            help="With --report: measure the metric with what changes the weights that stay, too.",
-        ),
-    ] = False,
     status: Annotated[
         Path | None, Option(help="Print the progress of the run in this folder.")
     ] = None,
@@ -84,10 +76,8 @@ def command(
         )
     if (report or status) and (config or out or validate or overrides):
         raise ValueError("--report and --status take no other option")
-    if recipes and not report:
-        raise ValueError("--recipes goes with --report DIR, of a finished run")
     if report or status:
-        return _inspect(report, status, recipes)
+        return _inspect(report, status)
     # Before torch and transformers are imported, which takes seconds.
     resolved = None if resume else schema.load(config, overrides)
     return _search(resolved, resume or out or _new_folder(config), overrides, validate)
@@ -117,7 +107,7 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
     return outcome(DONE, ending=ending, **_about(folder))
 
 
-def _inspect(report: Path | None, status: Path | None, recipes: bool) -> Answer:
+def _inspect(report: Path | None, status: Path | None) -> Answer:
     """Rebuild the report of a run, or print how far it is."""
     from prunevolve.search.progress import print_status
     from prunevolve.search.run_folder import RunFolder
@@ -128,10 +118,6 @@ def _inspect(report: Path | None, status: Path | None, recipes: bool) -> Answer:
     from prunevolve.search.results import write_report
 
     assert report
-    if recipes:
-        from prunevolve.search.updates import measure_updates
-
-        measure_updates(RunFolder.look(report))
     is_finished = write_report(RunFolder.look(report))
     note = "" if is_finished else ": partial, because the run has not ended"
     print(f"wrote {report / 'report.html'} and fitness.svg{note}")

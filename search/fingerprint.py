@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -166,16 +165,6 @@ class Fingerprints:
         """
         differing = np.bitwise_count(self._packed(one) ^ self._packed(other))
         return float(differing.sum() / self._weights)
-
-    def diversity(self, members: Sequence[Criterion], least: float) -> dict[str, float]:
-        """Count members and masks at least `least` apart, and average the pairwise distances."""
-        masks: list[Criterion] = []
-        for member in members:
-            if all(self.distance(member, other) >= least for other in masks):
-                masks.append(member)
-        distances = [self.distance(*pair) for pair in combinations(members, 2)]
-        mean = sum(distances) / max(1, len(distances))
-        return {"members": len(members), "masks": len(masks), "mean_distance": mean}
 
     def _sketch(self, criterion: Criterion) -> Words:
         """Return an even sample of the mask for each model's first task.

@@ -4,6 +4,7 @@
 verdict read.
 """
 
+import shlex
 import time
 from collections import Counter
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.table import Table as ScreenTable
 
-from prunevolve.command_line import SEARCH
+from prunevolve.command_line import PRUNE, SEARCH
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import JsonObject
@@ -20,8 +21,6 @@ from prunevolve.pruning.progress import counted, step
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
-from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.next_steps import commands_of
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import State
 from prunevolve.search.prepare import SCALE, read_scale
@@ -37,7 +36,6 @@ def finish(
     folder: RunFolder,
     experiment: Experiment,
     pool: Pool,
-    marks: Fingerprints,
     state: State,
     started: float,
     console: Console,
@@ -61,7 +59,6 @@ def finish(
     told = folder.told()
     outcomes, looks = Counter(kind for kind, _ in told), _looks_before(folder, len(told))
     seconds = round(time.monotonic() - started, 1)
-    members = [record.criterion for record in state.population]
     first, pruning = tasks[0], experiment.config.pruning.model_dump()
     summary: JsonObject = {
         "verdict": verdict_of(tasks).sentence + looks_at_report(looks),
@@ -75,7 +72,6 @@ def finish(
         "selection": standings,
         "path": choice.path,
         "seconds": seconds,
-        "diversity": marks.diversity(members, experiment.config.search.crowding),
         # The first task's results also stand here.
         **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
     }
@@ -153,21 +149,66 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
 
 def _on_screen(table: report.Table) -> ScreenTable:
     """Return a table for the screen, without formulas, which are too wide."""
-    columns = [column for column in table.columns if column != "metric"]
-    shown = ScreenTable(*(Column(column, overflow="fold") for column in columns))
+    shown = ScreenTable(*(Column(x, overflow="fold") for x in table.columns[: table.plain]))
     for row in table.rows:
-        shown.add_row(*row[: len(columns)])
+        shown.add_row(*row[: table.plain])
     return shown
 
 
 def say_files(folder: RunFolder, config: Config, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply it or to search on."""
-    apply, search_on, _ = commands_of(folder, config)
+    apply, search_on = commands_of(folder, config)
     way_on = f"it did not clearly win: search on with {search_on}"
     if verdict_of(read_summary(folder)["tasks"]).kind == "better":
         way_on = f"apply it: {apply}"
     report_page, metric = folder.path / "report.html", folder.path / "best_metric.json"
     console.print(f"report: {report_page}", f"metric: {metric}", way_on, sep="\n")
+
+
+def commands_of(folder: RunFolder, config: Config) -> tuple[str, str]:
+    """Return how to apply the best metric to the first task's model, as the run did, and how to
+    search on.
+    """
+    words = [
+        _word(name.replace("_", "-"), value)
+        for name, values in _options_of(folder, config).items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None
+    ]
+    more = f"search.candidates={2 * config.search.candidates}"
+    search_on = f"{SEARCH} --resume {shlex.quote(str(folder.path))} --set {more}"
+    return " ".join([PRUNE, *words]), search_on
+
+
+def _options_of(folder: RunFolder, config: Config) -> JsonObject:
+    task = config.tasks[0]
+    calibration, report_text = task.calibration, task.report
+    is_unstructured = task.pattern == "unstructured"
+    return {
+        "model": task.model,
+        "metric": str(folder.path / "best_metric.json"),
+        "sparsity": task.sparsity if is_unstructured else None,
+        "pattern": None if is_unstructured else task.pattern,
+        "corpus": calibration.corpus,
+        "split": calibration.split,
+        "share": calibration.share,
+        "samples": calibration.windows,
+        "seqlen": calibration.length,
+        "seed": calibration.seed,
+        "bos": calibration.bos,
+        "eval_corpus": report_text.corpus,
+        "eval_split": report_text.split,
+        "eval_windows": report_text.windows or "all",
+        "dtype": task.dtype,
+        "out": "DIR",
+    }
+
+
+def _word(name: str, value: object) -> str:
+    """Return an option with its value, or a flag."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {shlex.quote(str(value))}"
 
 
 def read_summary(folder: RunFolder) -> JsonObject:
@@ -190,8 +231,7 @@ def write_report(folder: RunFolder) -> bool:
     from prunevolve.search.report.charts import WIDE, fitness_chart, path_chart
 
     records = folder.records()
-    evaluated = [record for record in records if record.fitness is not None]
-    if not evaluated:
+    if all(record.fitness is None for record in records):
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
             f"see {SEARCH} --status {folder.path}"
@@ -200,8 +240,8 @@ def write_report(folder: RunFolder) -> bool:
     size = config.search.population
     summary = read_summary(folder) if folder.has_ended else None
     charts = (
-        fitness_chart(evaluated, size),
-        fitness_chart(evaluated, size, WIDE),
+        fitness_chart(records, size),
+        fitness_chart(records, size, WIDE),
         path_chart(summary["path"]) if summary and summary["path"] else "",
     )
     scale = read_scale(folder) if (folder.path / SCALE).exists() else None

@@ -192,7 +192,7 @@ def _run(
                 f"{command} --set search.candidates=N",
                 NOTHING_EVALUATED,
             )
-        finish(folder, experiment, pool, marks, evolution.state, began, console)
+        finish(folder, experiment, pool, evolution.state, began, console)
     return FINISHED
 
 

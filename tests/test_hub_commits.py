@@ -80,7 +80,9 @@ def test_resume_is_on_the_commit_that_it_began_with(point_main_at, tmp_path):
     settings = [f"--set={setting}" for setting in [*SMALL, "search.candidates=4"]]
     started(run_search, "--out", out, *settings)
     # The command that applies the metric names it.
-    assert f"--model owner/tiny@{FIRST}" in (out / "report.html").read_text(encoding="utf-8")
+    assert f"<span>--model</span> owner/tiny@{FIRST}" in (out / "report.html").read_text(
+        encoding="utf-8"
+    )
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"] == f"owner/tiny@{FIRST}"
     assert config["selection"]["model"] == [f"owner/tiny@{FIRST}"]

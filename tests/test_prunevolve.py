@@ -117,6 +117,14 @@ def test_examples_of_the_page_run_and_give_what_it_says(tmp_path, monkeypatch, c
     assert len(capsys.readouterr().out.splitlines()) == 13  # three metrics, ten candidates
 
 
+def test_star_import_gives_the_public_names():
+    names = {}
+    exec("from prunevolve import *", names)
+    del names["__builtins__"]
+    assert names == {name: getattr(prunevolve, name) for name in prunevolve.__all__}
+    assert {"Metric", "evolve", "prune"} <= names.keys()
+
+
 @pytest.mark.parametrize(("module", "names"), prunevolve._PUBLIC.items())
 def test_every_name_of_the_api_has_a_docstring_and_is_on_the_page(module, names):
     assert set(names) == set(importlib.import_module(module).__all__)

@@ -294,7 +294,7 @@ def test_card_escapes_the_models_name_and_no_code_is_named(prune_small, tiny_lla
         settings = json.loads((model / file).read_text())
         (model / file).write_text(json.dumps(settings | {"auto_map": {"AutoConfig": "own.Config"}}))
     prune_small(model=model, metric="magnitude")
-    assert (tmp_path / "out/README.md").read_text().startswith(r"# \<b\>a\_b, pruned: ")
+    assert "\n" + r"# \<b\>a\_b, pruned: " in (tmp_path / "out/README.md").read_text()
     for file in ("config.json", "tokenizer_config.json"):
         assert "auto_map" not in (tmp_path / "out" / file).read_text()
 

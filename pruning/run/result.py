@@ -18,13 +18,16 @@ from threading import Lock
 
 import torch
 from filelock import FileLock, Timeout
+from huggingface_hub import ModelCardData
 from torch import Tensor
 
+from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.checkpoint import DiskOffload, Offload, files_beside
 from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import hub_id
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.run.verify import (
     RECIPE,
@@ -211,7 +214,13 @@ def save_papers(folder: Path, recipe: JsonObject, measured: JsonObject, counted:
     write_json(folder / REPORT, report)
 
 
-CARD = """# {base}, pruned: {pattern}, {sparsity:.1%} zeros
+TAGS = ("prunevolve", "pruning", "sparse")
+
+CARD = """---
+{header}
+---
+
+# {base}, pruned: {pattern}, {sparsity:.1%} zeros
 
 In every linear layer of the decoder blocks the weights with the lowest score are zero. The license
 of the base model applies.
@@ -229,7 +238,7 @@ and it needs a kernel for it. `pruning_report.json` says what is in each layer, 
 `pruning_recipe.json` how to do it again, where the same model and texts are:
 
 ```
-python run_prune.py --recipe pruning_recipe.json --out DIR
+{prune} --recipe pruning_recipe.json --out DIR
 ```
 """
 
@@ -246,8 +255,12 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         metric = Metric.parse(report["metric"])
         named = [f"{name} is the {TERMINALS[name].meaning}" for name in sorted(metric.terminals)]
         formula = f", that is {metric.infix}, where {', '.join(named)}"
-    calibration = recipe["calibration"]
+    calibration, on_hub = recipe["calibration"], hub_id(model)
+    base = on_hub[0] if on_hub else None
+    header = ModelCardData(base_model=base, library_name="transformers", tags=[*TAGS])
     values = {
+        "header": header.to_yaml(),
+        "prune": PRUNE,
         "base": _MARKUP.sub(r"\\\1", name),
         "formula": formula,
         "group": recipe["group"] or "groups of the pattern",

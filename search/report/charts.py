@@ -30,46 +30,47 @@ _STYLE: dict[str, object] = {
 
 
 def fitness_chart(records: Sequence[Record], population: int, width: float = NARROW) -> str:
-    """Draw the fitness of evaluated candidates in the order of breeding, and the best so far.
-
-    A second line is the median of the best ones so far, as many as the population has.
+    """Draw the fitness of evaluated candidates in the order of breeding, the best so far, and the
+    median of the best ones so far, as many as the population has.
 
     Horizontal lines are the dense model, at 0, and the best baseline, at 1. The chart leaves out
     what is far above, or the line of the best would look flat; its axis says how many.
 
     Args:
-        records: Evaluated candidates, in the order of breeding.
+        records: The journal; at least one candidate is evaluated.
         population: Its size.
         width: In inches.
 
     Returns:
         An SVG document, the same for the same arguments.
     """
-    fitness = [record.rank[0] for record in records]
+    evaluated = [record for record in records if record.fitness is not None]
+    fitness = [record.rank[0] for record in evaluated]
     best = list(accumulate(fitness, min))
     low, top = min(0.0, best[-1]), max(_OF_INTEREST, 1.3 * best[-1])
     above = sum(value > top for value in fitness)
-    dots = records[:: math.ceil(len(records) / _MOST_POINTS)]
+    dots = evaluated[:: math.ceil(len(evaluated) / _MOST_POINTS)]
     ranked: list[float] = []
     median = []
     for value in fitness:
         insort(ranked, value)
         del ranked[population:]
         median.append(ranked[len(ranked) // 2])
-    lines = {"dense": 0.0, "best baseline": 1.0, "best so far": best[-1]}
+    lines = {"best so far": (best, 1.0), f"median of the best {population}": (median, 0.4)}
+    # The last values hold up to the last candidate, whatever became of that.
+    indices = [*(record.index for record in evaluated), records[-1].index]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.set_ylim(low - 0.15, top)
         axes.plot([r.index for r in dots], [r.rank[0] for r in dots], ".", color="#8db3d9")
-        axes.step([r.index for r in records], best, where="post", color="#c0392b")
-        axes.step([r.index for r in records], median, where="post", color="#c0392b", alpha=0.4)
-        ascending = sorted(lines, key=lambda name: lines[name])
-        # Names on both sides of two lines that may be near each other.
-        for name, side in zip(ascending, ("center", "top", "bottom"), strict=True):
-            if name != "best so far":
-                axes.axhline(lines[name], color="#555555", linewidth=0.7, zorder=1)
-            axes.annotate(name, (1.02, lines[name]), xycoords=("axes fraction", "data"), va=side)
+        for name, (values, alpha) in lines.items():
+            steps = [*values, values[-1]]
+            axes.step(indices, steps, where="post", color="#c0392b", alpha=alpha, label=name)
+        for level, name in enumerate(("dense", "best baseline")):
+            axes.axhline(level, color="#555555", linewidth=0.7, zorder=1)
+            axes.annotate(name, (1.02, level), xycoords=("axes fraction", "data"), va="center")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
         axes.set_ylabel("fitness" + (f"; {above} above the chart" if above else ""))
         axes.set_xlabel("candidates")
         text = io.StringIO()
@@ -92,7 +93,8 @@ def path_chart(path: Sequence[JsonObject]) -> str:
         figure = Figure(figsize=(NARROW, 3.0), layout="constrained")
         axes = figure.subplots()
         for name, color in (("fitness", "#8db3d9"), ("selection", "#c0392b")):
-            axes.plot(factors, [step[name] for step in steps], ".-", color=color, label=name)
+            values = [step[name] for step in steps]
+            axes.plot(factors, values, ".-", color=color, label=f"{name} text")
         for step in steps:
             if step["chosen"]:
                 axes.axvline(step["factors"], color="#555555", linewidth=0.7, zorder=1)
@@ -101,7 +103,7 @@ def path_chart(path: Sequence[JsonObject]) -> str:
         axes.set_ylim(top=min(axes.get_ylim()[1], lowest + 1))
         axes.set_xticks(factors)
         axes.set_xlabel("factors")
-        axes.set_ylabel("relative loss increase")
+        axes.set_ylabel("fitness")
         axes.legend(frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Creator": None, "Date": None})

@@ -4,7 +4,7 @@ import math
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import StrictUndefined, Template
@@ -26,18 +26,26 @@ from prunevolve.search.verdict import (
 
 FOUND = "best found"
 
+FORMULA, LEFT_OUT = "formula", "left out"
+"""Headings of columns of formulas."""
+
 
 @dataclass(frozen=True)
 class Table:
     """A table with a heading and what it shows.
 
-    Numbers come before formulas, which are last, in the column `metric` or `left out`.
+    Names come first, and formulas last, under one of their headings.
     """
 
     heading: str
     about: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+
+    @property
+    def plain(self) -> int:
+        """The number of columns without formulas."""
+        return len(self.columns) - (self.columns[-1] in (FORMULA, LEFT_OUT))
 
 
 def render(
@@ -46,7 +54,7 @@ def render(
     summary: JsonObject | None,
     environment: JsonObject,
     ended: str,
-    commands: tuple[str, str, str],
+    commands: tuple[str, str],
     charts: tuple[str, str, str],
     baselines: Mapping[str, float],
 ) -> str:
@@ -57,8 +65,7 @@ def render(
         summary: None before the run ends.
         environment: As in `environment.json`.
         ended: When the last candidate's outcome was written, ISO 8601.
-        commands: How to apply the best metric, how to breed more candidates, and how to measure it
-            with what changes the weights that stay.
+        commands: How to apply the best metric, and how to search on.
         charts: SVG documents: the chart of the run for a phone and for a wide screen, and that of
             the winner's way to fewer factors, empty if it has none.
         baselines: Their fitness.
@@ -75,6 +82,9 @@ def render(
     if summary and summary["selection"]:
         best = summary["best"]
     metric = Metric.parse(str(best["metric"]))
+    measured = measured_tables(summary) if summary else []
+    learned = _learned(evaluated, summary, baselines)
+    tables = _each_formula_once([*measured, *learned], metric.infix)
     page: str = template.render(
         config=config,
         yaml=schema.to_yaml(config),
@@ -84,8 +94,8 @@ def render(
         verdict=verdict_of(summary["tasks"]) if summary else None,
         looks=looks_at_report(summary.get("looks", [])) if summary else "",
         convergence=convergence([record.fitness for record in records]),
-        measured=measured_tables(summary) if summary else [],
-        learned=_learned(evaluated, summary, baselines),
+        measured=tables[: len(measured)],
+        learned=tables[len(measured) :],
         environment=environment,
         ended=ended.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
@@ -106,8 +116,41 @@ def _learned(
     if not summary:
         return [front_table(candidates, baselines, "")]
     finalists, chosen = summary["selection"], str(summary["best"]["name"])
-    front = front_table([*candidates, *finalists], baselines, chosen)
+    found = {row["name"]: row for row in [*candidates, *finalists]}
+    front = front_table([*found.values()], baselines, chosen)
     return [path_table(summary["path"]), finalist_table(finalists), front]
+
+
+def _each_formula_once(tables: Sequence[Table], best: str) -> list[Table]:
+    """Return tables in which a formula that stands further up is the name of its row there, or
+    nothing if that is the name of this row, too.
+
+    Args:
+        best: The formula of the best metric, which stands above all.
+    """
+    name_of = {best: FOUND}
+
+    def cell(name: str, formula: str) -> str:
+        if formula not in name_of:
+            name_of[formula] = name
+            return formula
+        return "" if name_of[formula] == name else f"as {name_of[formula]}"
+
+    return [
+        replace(table, rows=[(*row[:-1], cell(row[0], row[-1])) for row in table.rows])
+        if table.columns[-1] == FORMULA
+        else table
+        for table in tables
+    ]
+
+
+def _joined(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return one row for each group and formula, the last two of a row, with all names."""
+    joined: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for name, *values in rows:
+        equal = joined.get(tuple(values[-2:]))
+        joined[tuple(values[-2:])] = (f"{equal[0]}, {name}" if equal else name, *values)
+    return list(joined.values())
 
 
 def measured_tables(summary: JsonObject) -> list[Table]:
@@ -116,22 +159,16 @@ def measured_tables(summary: JsonObject) -> list[Table]:
     tables = [_task_table(task, summary["best"], len(tasks) > 1) for task in tasks]
     rows = [
         (
-            *(task["name"], cell["text"], f"{cell['dense']:.2f}"),
-            *(f"{cell['named_perplexity']:.2f}", cell["named"]),
-            *(shown(cell["perplexity"]), shown(cell["relative_rise"], 3)),
+            *(task["name"], cell["text"], f"{cell['dense']:.2f}", cell["named"]),
+            *(f"{cell['named_perplexity']:.2f}", shown(cell["perplexity"])),
+            shown(cell["relative_rise"], 3),
         )
         for task in tasks
         for cell in task["by_text"]
     ]
-    if updates := summary.get("updates"):
-        about = "The first task's model, on as many windows of the report text, by `--recipes`."
-        lines = [(name, shown(perplexity)) for name, perplexity in _ranked(updates)]
-        tables.append(
-            Table("With changes of the weights that stay", about, ("", "perplexity"), lines)
-        )
     if len(rows) > 1:
-        about = f"Loss increase over dense, relative to that of {best_of_the_baselines(tasks)}."
-        columns = ("task", "text", "dense", "best baseline", "", FOUND, "relative loss increase")
+        about = f"Perplexities; fitness is relative to {best_of_the_baselines(tasks)}."
+        columns = ("task", "text", "dense", "best baseline", "its perplexity", FOUND, "fitness")
         tables.append(Table("By task and kind of text", about, columns, rows))
     return tables
 
@@ -158,8 +195,8 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
             behind = "" if gap["nats"] is None else _gap(gap, "nats")
         group = criterion.group if is_unstructured else task["pattern"]
         rows.append((name, shown(perplexity), behind, group, criterion.metric.infix))
-    columns = ("", "perplexity", "vs best found, nats/token", "group", "metric")
-    return Table(f"Result on the report text: {task['name']}", about, columns, rows)
+    columns = ("metric", "perplexity", "vs best found, nats/token", "group", FORMULA)
+    return Table(f"Result on the report text: {task['name']}", about, columns, _joined(rows))
 
 
 def _ranked(perplexities: Mapping[str, float | None]) -> list[tuple[str, float | None]]:
@@ -196,7 +233,7 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         "chosen that is behind the best of them by no more than the standard error of that, "
         "between windows and between models."
     )
-    columns = ("candidate", "factors", "fitness", "selection", "vs best", "left out")
+    columns = ("candidate", "factors", "fitness", "selection", "vs best", LEFT_OUT)
     return Table("Fewer factors", about, columns, rows)
 
 
@@ -211,12 +248,13 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
         )
         for finalist in finalists
     ]
-    columns = ("candidate", "factors", "fitness", "selection", "vs best", "group", "metric")
+    columns = ("candidate", "factors", "fitness", "selection", "vs best", "group", FORMULA)
     about = (
-        "By the mean of the fitness on both texts; behind a dash: how many factors were left out. "
-        "run_prune.py --metric RUN:NAME prunes by any of them."
+        "By the mean of the fitness on both texts, which is compared with the best of those with "
+        "few factors; behind a dash: how many were left out. run_prune.py --metric RUN:NAME prunes "
+        "by any of them."
     )
-    return Table("Finalists", about, columns, rows)
+    return Table("Finalists", about, columns, _joined(rows))
 
 
 def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
@@ -234,10 +272,10 @@ def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], cho
             best = min(best, fitness)
             mark = ", chosen" if name == chosen else ""
             formula = (criterion.group, criterion.metric.infix)
-            rows.append((str(size), f"{fitness:.4f}", f"{name}{mark}", *formula))
+            rows.append((f"{name}{mark}", str(size), f"{fitness:.4f}", *formula))
     about = "None that is smaller is as fit; and the chosen one. hall_of_fame.csv has their texts."
-    columns = ("size", "fitness", "candidate or baseline", "group", "metric")
-    return Table("Pareto front of the found and the baselines", about, columns, rows)
+    columns = ("candidate or baseline", "size", "fitness", "group", FORMULA)
+    return Table("Pareto front of the found and the baselines", about, columns, _joined(rows))
 
 
 def _gap(gap: JsonObject, name: str) -> str:
@@ -245,4 +283,4 @@ def _gap(gap: JsonObject, name: str) -> str:
     if gap[name] is None:
         return "cannot prune"
     error = gap["standard_error"]
-    return f"{gap[name]:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return f"{gap[name]:+.4f}" + ("" if error is None else f" ±\N{NO-BREAK SPACE}{error:.4f}")

@@ -95,7 +95,6 @@ def summary_of(records: list[Record], **changes: Any) -> dict[str, Any]:
         "path": path,
         "outcomes": {kind: sum(r.outcome.kind == kind for r in records) for kind in OUTCOMES},
         "pruning": {"sparsity": 0.6, "pattern": "unstructured", "group": "row"},
-        "diversity": {"members": 8, "masks": 7, "mean_distance": 0.25},
         "tasks": [task_of(), other],
     }
     return {**fields, **changes}

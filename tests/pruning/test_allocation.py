@@ -2,11 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from doc_examples import blocks_of, run_examples
 from refusals import refusal
 
+import prunevolve
+from prunevolve import load_model, prune
 from prunevolve.pruning.allocation import by_outliers, resolve_allocation, shifted, whole_counts
 from prunevolve.pruning.masks import Layer, Row, Target
 
@@ -83,3 +87,14 @@ def test_file_for_another_target_or_without_fitting_shares_is_refused(
 ):
     file = written(tmp_path / "shares.json", shares=shares)
     assert problem in refusal(resolve_allocation, file, Target(0.5, group))
+
+
+def test_file_of_the_guide_leaves_the_first_and_last_block_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(prunevolve.__file__).parents[1] / "docs/APPLY.md"
+    run_examples([block for block in blocks_of(page) if "shares.json" in block])
+    model, windows = load_model("embedded", "float32"), torch.arange(64).reshape(2, 32)
+    report = prune(model, "wanda", windows, sparsity=0.4, allocation="shares.json")
+    assert report.sparsity == pytest.approx(0.4, abs=0.005)
+    touched = {layer.name.split(".")[2] for layer in report.layers if layer.zeros}
+    assert touched == {"1", "2"}

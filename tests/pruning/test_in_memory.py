@@ -1,5 +1,8 @@
 """Pruning a model in memory from Python: the engine's masks, counted zeros, one-line errors."""
 
+from inspect import signature
+from typing import Unpack, get_type_hints
+
 import pytest
 import torch
 from refusals import refusal
@@ -10,10 +13,15 @@ from prunevolve.pruning import pruner
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.run.options import Method, MethodArguments
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 
 FIRST = "model.layers.0.self_attn.q_proj"
+SHAPE = (
+    "windows must be a tensor (N, T) with N of 1 or more and T of 2 to 64, the model's context; "
+    "got {}"
+)
 WANDA = Metric.parse("mul(W, sqrt(X))")
 
 
@@ -75,8 +83,11 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
             {"windows": None, "statistics": Statistics({"G": {FIRST: torch.ones(2, 2)}})},
             f"statistics must be this model's: G of {FIRST} must be (16, 16), got (2, 2)",
         ),
-        ({"windows": toy_windows()[0]}, "windows must be (N, T) with N of 1 and"),
+        ({"windows": toy_windows()[0]}, SHAPE.format("(12,)")),
+        ({"windows": [[5, 6]]}, SHAPE.format("list")),
+        ({"windows": torch.ones(1, 65, dtype=torch.int64)}, SHAPE.format("(1, 65)")),
         ({"windows": torch.full((1, 4), 61)}, "windows must hold ids from 0 to 60, got 61 to 61"),
+        ({"recipe": "bset"}, "recipe 'bset' cannot be read: No such file or directory; give best"),
         ({"updat": "none"}, "prune has an unknown option 'updat': did you mean update? "),
         ({"pattern": "5:12"}, "pattern must divide the inputs of every layer, got 12 of 16 in "),
     ],
@@ -87,6 +98,33 @@ def test_prune_refuses_a_wrong_argument_in_one_line_and_touches_nothing(settings
     given = {"windows": toy_windows(), **settings}
     assert refusal(lambda: prune(model, "snip", **given)).startswith(message)
     assert_same_tensors(weights_of(model), before)
+
+
+def test_recipe_is_the_command_lines_with_other_arguments_over_it():
+    by_recipe, expected = toy_model("llama"), toy_model("llama")
+    report = prune(by_recipe, windows=toy_windows(), recipe="best", sparsity=0.6)
+    best = {"update": "reconstruct", "sparsity": 0.6}
+    assert report == prune(expected, "directed-snip-wanda", toy_windows(), **best)
+    assert_same_tensors(weights_of(by_recipe), weights_of(expected))
+    given = prune(toy_model("llama"), "wanda", toy_windows(), recipe="best", pattern="2:4")
+    assert (given.metric, given.pattern) == ("mul(W, sqrt(X))", "2:4")
+    own = prune(toy_model("llama"), windows=toy_windows(), recipe="fast", pattern="2:4")
+    assert own.metric == "quot(sqr(W), H)"
+
+
+def test_keywords_that_mypy_and_editors_know_are_the_fields_of_the_command_line():
+    fields = {name: field.annotation for name, field in Method.model_fields.items()}
+    assert get_type_hints(MethodArguments) == fields
+    assert signature(prune).parameters["options"].annotation == Unpack[MethodArguments]
+
+
+def test_metric_and_model_of_another_kind_are_refused():
+    wrong = refusal(lambda: prune("embedded", "wanda"))
+    assert wrong == "model must be one of transformers, got str"
+    for missing in (None, ["wanda"]):
+        message = refusal(prune, toy_model("llama"), missing)
+        assert message.startswith("metric must be a Metric, a Criterion or what read_metric reads")
+        assert message.endswith(f"got {type(missing).__name__}, and no recipe's")
 
 
 def test_model_in_training_and_an_unknown_leaf_are_refused():

@@ -1,38 +1,93 @@
 """A metric as one line of mathematics: each operator's form, and what binds tighter."""
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_metrics import trees
 
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.statistics import TERMINALS
+from prunevolve.search.breeding.product import factors_of
+from prunevolve.search.breeding.simplify import simplify
 
 FOUND = (
     "quot(mul(quot(sqr(mul(W, exp(colmean(quot(M, G))))), sqrt(divrms(H, H))), "
     "sqr(mul(G, sqrt(quot(W, colmean(W)))))), exp(D))"
 )
 EXAMPLES = {
-    FOUND: "(W · exp(colmean(M / G)))² · (G · √(W / colmean W))² / (√(H / rms(H)) · exp(D))",
-    NAMED["directed-snip-wanda"].text: "exp(0.2 · colmean(M / G) / rms(colmean(M / G))) · W² · "
+    FOUND: "(W · exp(colmean(M / G)))² · (G · √(W / colmean(W)))² / (√(H / rms(H)) · exp(D))",
+    NAMED["directed-snip-wanda"].text: "exp(0.2 · (colmean(M / G) / rms(colmean(M / G)))) · W² · "
     "G · √X / "
-    "((rowmean W + colmean W) · rowmean(√X))",
+    "((rowmean(W) + colmean(W)) · rowmean(√X))",
     NAMED["pruner-zero"].text: "|W²| · mms(G)",
-    "mul(mul(G, W), divrms(mul(G, X), mul(G, X)))": "G² · W · X / rms(G · X)",
-    "quot(mul(W, sqrt(X)), mul(W, root4(X)))": "∜X",
+    "mul(mul(G, W), divrms(mul(G, X), mul(G, X)))": "G · W · (G · X / rms(G · X))",
+    "quot(mul(W, sqrt(X)), mul(W, root4(X)))": "W · √X / (W · ∜X)",
     "mul(W, quot(1, mul(G, X)))": "W / (G · X)",
     "sub(W, add(neg(X), cube(G)))": "W − (−X + G³)",
-    "add(W, neg(mul(2, -3)))": "W + (−2 · (−3))",
+    "add(W, neg(mul(2, -3)))": "W + (−(2 · (−3)))",
     "sqrt(pow15(sqr(sqrt(M))))": "√(((√|M|)²)^1.5)",
     "abs(sub(abs(M), log(-1e-9)))": "abs(|M| − log(−1e-09))",
     "sqr(rowmax(zsn(add(W, 1e9))))": "rowmax(zsn(W + 1e+09))²",
     "quot(quot(W, X), quot(G, M))": "W · M / (X · G)",
     "quot(W, sqr(neg(add(X, G))))": "W / (−(X + G))²",
-    "mul(quot(W, X), div(neg(X), sub(G, sub(M, W))))": "W · (−X) / (X · norm(G − (M − W)))",
+    "mul(quot(W, X), div(neg(X), sub(G, sub(M, W))))": "W · ((−X) / norm(G − (M − W))) / X",
     "power(mul(W, G), 0.3)": "(W · G)^0.3",
     "mul(power(rowmean(W), -0.7), power(M, 1.2))": "|M|^1.2 / rowmean(W)^0.7",
     "exp(power(add(W, M), -1))": "exp(|W + M|^(−1))",
     "root4(quot(M, cube(-2)))": "∜|M / (−2)³|",
+    "mul(0.12345679, mul(W, M))": "0.12345679 · W · M",
+    "power(W, X)": "power(W, X)",
 }
 
 
 @pytest.mark.parametrize(("text", "expected"), EXAMPLES.items())
 def test_infix_is_one_line_of_mathematics(text, expected):
     assert Metric.parse(text).infix == expected
+
+
+READ = {
+    "W * sqrt(X)": "mul(W, sqrt(X))",
+    "W^2 * G / rowmean(W)": "quot(mul(sqr(W), G), rowmean(W))",
+    "W**2 / colmean(W) / norm(G)": "div(quot(sqr(W), colmean(W)), G)",
+    "W*(X / rms(X)) / (G + M) - -2": "sub(quot(mul(W, divrms(X, X)), add(G, M)), -2)",
+    "-W^1.2 * exp(D)": "mul(neg(power(W, 1.2)), exp(D))",
+    "∜X · √|M|^5 / W^-1": "quot(mul(root4(X), sqrt(power(abs(M), 5))), power(W, -1))",
+    "M^5 + mul(W, W^1)": "add(mul(M, power(M, 4)), mul(W, W))",
+    "G": "G",
+}
+
+
+@pytest.mark.parametrize(("line", "text"), READ.items())
+def test_line_of_mathematics_is_read(line, text):
+    assert Metric.parse(line).text == text
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_line_of_a_named_metric_has_its_factors(name):
+    criterion = NAMED[name].criterion
+    again = Criterion.parse(str(criterion.metric), criterion.group)
+    assert factors_of(simplify(again).metric) == factors_of(simplify(criterion).metric)
+
+
+NUMBERS = st.sampled_from(["0.3", "2", "-1.25", "1e-05", "0.12345679"]).map(Metric)
+ENDS = st.one_of(st.sampled_from(sorted(TERMINALS)).map(Metric), NUMBERS)
+
+
+@pytest.mark.filterwarnings("ignore:std")
+@settings(deadline=None, max_examples=60)
+@given(trees(ENDS, max_leaves=8))
+def test_line_of_any_metric_is_read_as_one_with_its_scores(metric):
+    again = Metric.parse(str(metric))
+    assert str(Metric.parse(str(again))) == str(again)
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        name: 0.5
+        + torch.rand(
+            [5 if x else 1 for x in terminal.shape], generator=generator, dtype=torch.float64
+        )
+        for name, terminal in TERMINALS.items()
+    }
+    found, expected = (x.score(**values).expand(5, 5) for x in (again, metric))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -16,6 +16,7 @@ from prunevolve.pruning.models import (
     hub_id,
     linear_layers,
     load_config,
+    load_model,
     resolve_model,
 )
 
@@ -68,6 +69,17 @@ def test_unsupported_architecture_is_refused_with_the_list_of_the_supported(tmp_
     ):
         message = "model_type 'gpt2' is not supported: it must be one of gemma2, gemma3, "
         assert message in refusal(call)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fp16",), "dtype must be one of float32, bfloat16, float16; got 'fp16'"),
+        (("float32", "gpu"), "device 'gpu' cannot be used ("),
+    ],
+)
+def test_load_model_refuses_a_dtype_or_device_in_one_line(arguments, message):
+    assert refusal(load_model, "embedded", *arguments).startswith(message)
 
 
 def test_model_is_a_folder_before_it_is_a_hub_id(tmp_path, monkeypatch):

@@ -30,6 +30,8 @@ def best_metric(tmp_path, **changes):
         ("mul(W, mul(0.50, G))", "row:mul(W, mul(0.5, G))"),
         (LONG, f"row:{LONG}"),
         ("W", "row:W"),
+        ("W / G", "row:quot(W, G)"),
+        ("W^2 * G", "row:mul(sqr(W), G)"),
     ],
 )
 def test_resolve_metric_takes_a_name_with_its_group_and_a_formula(argument, criterion):

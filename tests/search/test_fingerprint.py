@@ -111,16 +111,6 @@ def test_distance_is_the_fraction_of_weights_that_one_removes_and_the_other_keep
     assert HALVES.distance(parse("W", "row"), parse("W", "row")) == 0.0
 
 
-def test_diversity_counts_members_masks_apart_and_the_mean_distance_of_a_pair():
-    members = [parse("W", "row"), parse("sqr(W)", "row"), parse("G", "row"), parse("W", "layer")]
-    # 0; 1 and 1; 0.5, 0.5 and, as G by row is what W by row is not, 0.5.
-    distance = pytest.approx(3.5 / 6)
-    for least, masks in ((0.1, 3), (0.5, 3), (0.6, 2)):
-        expected = {"members": 4, "masks": masks, "mean_distance": distance}
-        assert HALVES.diversity(members, least) == expected
-    assert HALVES.diversity(members[:1], 0.1) == {"members": 1, "masks": 1, "mean_distance": 0.0}
-
-
 @pytest.mark.parametrize("group", GROUPS)
 def test_sketches_of_one_order_are_equal_and_differ_about_as_masks_do(group):
     marks = Fingerprints([(probe(inputs=512), asking(0.5)), (probe(1, inputs=512), asking(0.25))])

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, toy_model
@@ -15,7 +16,13 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.run.result import check_output_folder, save_model, save_papers
+from prunevolve.pruning.run import result
+from prunevolve.pruning.run.result import (
+    check_output_folder,
+    model_card,
+    save_model,
+    save_papers,
+)
 from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, all_layers
 from prunevolve.pruning.stream import Texts
@@ -105,6 +112,17 @@ def test_save_result_card_shows_the_base_and_no_license_nor_path(tmp_path, saved
         "pruned perplexity not finite (own.txt + c4, split all",
     ):
         assert part in card
+
+
+def test_card_has_what_the_hub_reads_and_the_command_by_its_name(monkeypatch):
+    monkeypatch.setattr(result, "PRUNE", "prunevolve-prune")
+    on_hub, here = recipe_of("owner/tiny", HALF_OF_ROWS), recipe_of("embedded", HALF_OF_ROWS)
+    text = model_card(on_hub, MEASURED)
+    tags = ["prunevolve", "pruning", "sparse"]
+    header = {"library_name": "transformers", "tags": tags}
+    assert ModelCard(text).data.to_dict() == {"base_model": "owner/tiny", **header}
+    assert ModelCard(model_card(here, MEASURED)).data.to_dict() == header  # the hub has none
+    assert "\nprunevolve-prune --recipe pruning_recipe.json --out DIR\n" in text
 
 
 def test_save_result_warns_of_a_layer_above_nine_tenths_zeros(tmp_path, saved):

@@ -9,8 +9,6 @@ from report_run import records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
 from prunevolve.configs import schema
-from prunevolve.pruning.run.options import Request, make
-from prunevolve.search.next_steps import commands_of, options_of
 from prunevolve.search.report.charts import fitness_chart, path_chart
 from prunevolve.search.report.report import (
     about_winner,
@@ -19,7 +17,7 @@ from prunevolve.search.report.report import (
     measured_tables,
     path_table,
 )
-from prunevolve.search.results import write_report
+from prunevolve.search.results import commands_of, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
 
 
@@ -53,7 +51,7 @@ def test_page_says_what_came_of_the_search_in_numbers(run, html):
         "Candidate 119-1: 2 factors, fitness 0.9000, on the selection text 0.9500;",
         "<h2>Factors against fitness</h2>",
         "crowding: 0.01",  # a key of the config
-        f"--metric {run.path / 'best_metric.json'}",
+        f"<span>--metric</span> {run.path / 'best_metric.json'}",
     ):
         assert text in " ".join(html.split())
 
@@ -64,9 +62,20 @@ def test_command_of_the_next_step_has_the_runs_bos(tmp_path, bos, flag):
     config = schema.load(None, [f"calibration.bos={str(bos).lower()}"] if flag else [])
     words = shlex.split(commands_of(folder, config)[0])
     assert [word for word in words if "bos" in word] == ([flag] if flag else [])
-    options = make(Request, {**options_of(folder, config), "out": "out"}, "options")
-    assert options.bos is bos
     assert f"{folder.path}/best_metric.json" in words
+
+
+def test_page_says_how_to_measure_what_also_changes_the_weights_that_stay(run, html):
+    config = schema.load(run.path / "config.yaml", ["report.windows=5"])
+    apply, _ = commands_of(run, config)
+    # On the windows of the run's report, so that the figures can be compared.
+    assert "--eval-windows 5 " in apply
+    assert 'also with this metric: <a href="#apply">' in html
+    _, _, rest = html.partition('<p id="apply">')
+    assert "SparseGPT and other methods" in html and "--recipes" not in html
+    for option in ("--update sparsegpt", "--update reconstruct", "--metric sparsegpt"):
+        name, value = option.split()
+        assert f"<code><span>{name}</span> {value}</code>" in rest
 
 
 def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):
@@ -74,6 +83,19 @@ def test_page_of_an_unfinished_run_says_so_and_shows_its_journal(tmp_path):
         html = page_of(folder)
     assert "This run has not ended: the report shows its first 30\ncandidates." in html
     assert "Factors against fitness" not in html
+
+
+def test_formula_stands_once_and_tables_name_it(html):
+    for formula in ("W · (G + W²)", "W · √X", "W · G"):  # the winner, and baselines of both tasks
+        assert html.count(f">{formula}<") == 1
+    assert html.count("<td>best found</td>") == 2
+    assert html.count('<td class="long">as best found</td>') == 2  # a finalist, and on the front
+
+
+def test_columns_have_headings_and_a_formulas_own_says_what_it_is(html):
+    assert '<th scope="col"></th>' not in html and "`" not in html
+    assert html.count('<th scope="col" class="long">left out</th>') == 1
+    assert "relative loss" not in html
 
 
 def test_report_with_a_damaged_summary_is_refused(tmp_path):
@@ -102,12 +124,21 @@ def test_chart_of_six_hundred_candidates_is_below_100_kilobytes_without_a_date()
     assert "<dc:date>" not in chart
 
 
+def test_chart_names_its_lines_and_draws_them_to_the_last_candidate():
+    evaluated = [record_of(index, "W", 1.1) for index in range(50)]
+    last = record_of(99, "W", None, kind="duplicate")
+    assert "<!-- 100 -->" in fitness_chart([*evaluated, last], 24)
+    chart = fitness_chart(evaluated, 24)
+    assert "<!-- 100 -->" not in chart
+    assert "<!-- median of the best 24 -->" in chart and "<!-- best so far -->" in chart
+
+
 def test_task_table_has_dense_first_then_the_best():
     table, *_ = measured_tables(summary_of(records_of(12)))
     assert table.rows == [
         ("dense", "25.00", "", "", ""),
         ("best found", "30.00", "", "row", "W · (G + W²)"),
-        ("wanda", "35.00", "+0.1500 ± 0.0100", "row", "W · √X"),
+        ("wanda", "35.00", "+0.1500 ±\N{NO-BREAK SPACE}0.0100", "row", "W · √X"),
         ("snip", "50.00", "+0.5000", "model", "W · G"),
     ]
 
@@ -115,14 +146,29 @@ def test_task_table_has_dense_first_then_the_best():
 def test_front_has_the_baselines_that_no_smaller_metric_is_as_fit_as():
     found = [record_of(0, "mul(W, G)", 0.9), record_of(1, "mul(W, add(G, sqr(W)))", 0.5)]
     rows = [{"name": str(one.index), **one.described} for one in found]
-    chosen = {"name": "7-1", **record_of(7, "mul(W, sqrt(X))", 0.95).described}
+    chosen = {"name": "7-1", **record_of(7, "mul(G, sqrt(X))", 0.95).described}
     named = {"magnitude": 3.0, "wanda": 0.8, "snip": 2.0}
     table = front_table([*rows, chosen], named, "7-1")
     # What was chosen need not be on the front.
     assert [row[:3] for row in table.rows] == [
-        *(("1", "3.0000", "magnitude"), ("3", "0.9000", "0")),
-        *(("4", "0.8000", "wanda"), ("4", "0.9500", "7-1, chosen"), ("6", "0.5000", "1")),
+        *(("magnitude", "1", "3.0000"), ("0", "3", "0.9000"), ("wanda", "4", "0.8000")),
+        *(("7-1, chosen", "4", "0.9500"), ("1", "6", "0.5000")),
     ]
+
+
+def test_front_has_a_candidate_once_though_it_is_a_finalist_too(tmp_path):
+    records = records_of(6)
+    summary = summary_of(records)
+    winner = summary["selection"][0]
+    summary |= {"best": {**winner, "perplexity": 30.0}, "selection": [{**winner, "chosen": True}]}
+    with closing(write_run(tmp_path / "run", records, summary)) as folder:
+        assert page_of(folder).count("<td>5, chosen</td>") == 2  # and among the finalists
+
+
+def test_equal_formulas_fill_one_row():
+    first, *others = summary_of(records_of(6))["selection"]
+    rows = finalist_table([first, *others, others[0] | {"name": "3-9", "chosen": False}]).rows
+    assert [row[0] for row in rows] == ["5", "5-1, chosen, 3-9"]
 
 
 def test_path_table_goes_from_all_factors_to_the_fewest():
@@ -130,16 +176,16 @@ def test_path_table_goes_from_all_factors_to_the_fewest():
     assert table.about.startswith("Each row leaves out one more factor. Of all finalists with few ")
     assert table.columns == ("candidate", "factors", "fitness", "selection", "vs best", "left out")
     assert table.rows == [
-        ("5", "3", "0.9000", "0.9500", "+0.0000 ± 0.0000", ""),
-        ("5-1, chosen", "2", "0.9000", "0.9500", "+0.2500 ± 0.0100", "√X"),
+        ("5", "3", "0.9000", "0.9500", "+0.0000 ±\N{NO-BREAK SPACE}0.0000", ""),
+        ("5-1, chosen", "2", "0.9000", "0.9500", "+0.2500 ±\N{NO-BREAK SPACE}0.0100", "√X"),
     ]
 
 
 def test_finalist_table_has_each_by_its_name():
     table = finalist_table(summary_of(records_of(6))["selection"])
     assert [row[:5] for row in table.rows] == [
-        ("5", "3", "0.9000", "0.9500", "+0.0000 ± 0.0000"),
-        ("5-1, chosen", "2", "0.9000", "0.9500", "+0.2500 ± 0.0100"),
+        ("5", "3", "0.9000", "0.9500", "+0.0000 ±\N{NO-BREAK SPACE}0.0000"),
+        ("5-1, chosen", "2", "0.9000", "0.9500", "+0.2500 ±\N{NO-BREAK SPACE}0.0100"),
     ]
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert table.rows[1][-2:] == ("row", "W · (G + W²)")
