@@ -160,16 +160,11 @@ def _unread(error: OSError) -> Answer:
     return outcome(INTERRUPTED, error="the output was closed")
 
 
-def _missing(error: ModuleNotFoundError) -> str:
-    """Say which library is missing; the error of a lazy import has its name only in a cause."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, ModuleNotFoundError) and cause.name:
-            library = cause.name.partition(".")[0]
-            way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
-            return f"{library} must be installed for this: {way_out}"
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
+def _missing(error: BaseException | None) -> str:
+    """Return the library that is missing; the error of a lazy import has its name in a cause."""
+    while error and not (isinstance(error, ModuleNotFoundError) and error.name):
+        error = error.__cause__ or error.__context__
+    return str(getattr(error, "name", "a library")).partition(".")[0]
 
 
 def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) -> typer.Typer:
@@ -188,7 +183,9 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
         except ValueError as error:
             return failed(getattr(error, "exit_code", USAGE), error)
         except ModuleNotFoundError as error:
-            return failed(USAGE, _missing(error))
+            library = _missing(error)
+            way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
+            return failed(USAGE, f"{library} must be installed for this: {way_out}")
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
         except OSError as error:
