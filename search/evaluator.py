@@ -6,7 +6,7 @@ best is not measured to the end.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product, zip_longest
 
 import torch
@@ -17,7 +17,7 @@ from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import decoder_blocks
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.fingerprint import take_probe, tensors_digest
+from prunevolve.search.fingerprint import take_probe
 from prunevolve.search.records import Candidate, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
@@ -44,29 +44,11 @@ class Evaluator:
             Resident(subject, experiment.device, low_memory, tasks(number), given)
             for number, (subject, given) in enumerate(zip_longest(experiment.subjects, weights))
         ]
-        self.scale: Scale  # `use_scale` sets it, before the first candidate
-
-    @property
-    def seconds(self) -> float:
-        """Time that measuring all fitness windows took on the dense models."""
-        return sum(resident.seconds for resident in self.residents)
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Hashes of those dense weights of the models that get pruned."""
-        return tuple(tensors_digest(resident.master) for resident in self.residents)
+        self.scale: Scale  # set before the first candidate
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
-        """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
+        """Collect a model's statistics and return them by `X/layer`; they are not used yet."""
         return self.residents[subject].collect_statistics(self.experiment.terminals)
-
-    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Prune a model by these statistics from now on."""
-        self.residents[subject].use_statistics(tensors)
-
-    def use_scale(self, scale: Scale) -> None:
-        """Measure candidates on this scale from now on; it defines the fitness."""
-        self.scale = scale
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""

@@ -5,14 +5,15 @@ of a model from the hub no more is read than config and tokenizer.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunevolve.configs.schema import MOST_TOKENS, ROLES, Config, Task
@@ -30,7 +31,28 @@ from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinne
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.variation import Breeder, read_seeds
-from prunevolve.search.resident import Subject
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to prune.
+
+    Attributes:
+        model: `embedded`, a folder or a hub id.
+        dtype: Of its forward passes.
+        texts: The kinds of its texts by role: calibration, fitness, selection, report.
+        windows: The texts as windows, by role; none before they are read.
+    """
+
+    model: str
+    dtype: str
+    texts: Mapping[str, Sequence[Text]]
+    windows: Mapping[str, Windows] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[str, Tensor]:
+        """Token ids of its windows by role, each (N, T)."""
+        return {role: windows.tokens for role, windows in self.windows.items()}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ verdict read.
 import shlex
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Column
@@ -17,18 +18,17 @@ from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.progress import counted, step
+from prunevolve.pruning.progress import step
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.population import State
-from prunevolve.search.prepare import SCALE, read_scale
 from prunevolve.search.progress import FINISHED
-from prunevolve.search.records import Candidate, Outcome, Record
+from prunevolve.search.records import Candidate, Losses, Outcome, Record, Wanted
 from prunevolve.search.report import report
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import KNOWN, cells_of, losses_of, paired_difference
+from prunevolve.search.scale import baselines_on, cells_of, paired_difference, wanted_of
 from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 
@@ -47,15 +47,14 @@ def finish(
         started: When the run began, by `time.monotonic`, if all its processes had followed one
             another.
     """
-    choice = choose(
-        experiment, pool, read_scale(folder), state.finalists(), winner_of(folder), console
-    )
+    choice = choose(experiment, pool, state.finalists(), winner_of(folder), console)
     winner, standings = choice.winner, choice.standings
     folder.write_best(winner.record, experiment.origin(candidate=winner.name, selection=standings))
     folder.write_hall_of_fame(standings, state.hall_of_fame)
     places = range(len(experiment.tasks))
-    with counted(console, "report", len(places) * (1 + KNOWN)) as count, pool.counting(count):
-        tasks = [_measure(experiment, pool, place, winner.record) for place in places]
+    wanted = [(place, "report", winner.record.criterion) for place in places]
+    known = pool.losses("report", [*wanted_of("report", places), *wanted])
+    tasks = [_measured(experiment, known, place, winner.record) for place in places]
     told = folder.told()
     outcomes, looks = Counter(kind for kind, _ in told), _looks_before(folder, len(told))
     seconds = round(time.monotonic() - started, 1)
@@ -111,14 +110,16 @@ def _looks_before(folder: RunFolder, candidates: int) -> list[JsonObject]:
     return [*looks, {"candidates": before["candidates"], "perplexity": perplexity}]
 
 
-def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> JsonObject:
-    """Measure a task on its report text: perplexities of dense, baselines and winner.
+def _measured(
+    experiment: Experiment, known: Mapping[Wanted, Losses], index: int, winner: Record
+) -> JsonObject:
+    """Return a task's perplexities on its report text: of dense, baselines and winner.
 
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
     What a winner lacks that cannot prune the model is null.
     """
-    dense, named = losses_of(pool.losses, index, "report")
-    (best,) = pool.losses([(index, "report", winner.criterion)])
+    dense, named = known[index, "report", None] or [], baselines_on(index, "report", known)
+    best = known[index, "report", winner.criterion]
     subject, row = experiment.subject_of[index], experiment.task_rows()[index]
     provenance = experiment.subjects[subject].windows["report"].provenance
     return {
@@ -141,7 +142,7 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
                 "perplexity": best and perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best or []),
             }
-            for cell in cells_of(experiment, index, "report", dense, named)
+            for cell in cells_of(experiment, index, "report", known)
         ],
         "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
@@ -244,16 +245,16 @@ def write_report(folder: RunFolder) -> bool:
         fitness_chart(records, size, WIDE),
         path_chart(summary["path"]) if summary and summary["path"] else "",
     )
-    scale = read_scale(folder) if (folder.path / SCALE).exists() else None
+    status: JsonObject = folder.read_json("status.json")
     page = report.render(
         config=config,
         records=records,
         summary=summary,
         environment=folder.read_json("environment.json"),
-        ended=str(folder.read_json("status.json")["written"]),
+        ended=str(status["written"]),
         commands=commands_of(folder, config),
         charts=charts,
-        baselines=scale.baselines if scale else {},
+        baselines=status.get("baselines", {}),
     )
     folder.write_text("fitness.svg", charts[0])
     folder.write_text("report.html", page)

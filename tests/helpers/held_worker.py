@@ -1,4 +1,4 @@
-"""An actor of the pool that a test can hold, starve or break while it does a call.
+"""An actor of the pool that a test can hold, starve or break while it does a job.
 
 Orders are files in a folder that both know: `hold-NAME`, `eat-NAME` and `break-NAME`, where a name
 is a method, or the index of a candidate; the last two are obeyed once. What a worker does is
@@ -18,8 +18,8 @@ FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 
 
 class HeldWorker(Worker):
-    def do(self, call, shared):
-        name = str(call.arguments[0].index) if call.method == "evaluate" else call.method
+    def do(self, job, shared):
+        name = str(job.candidate.index) if job.method == "evaluate" else job.method
         orders = _log(name)
         if _once(orders / f"eat-{name}"):
             _eat()
@@ -27,7 +27,7 @@ class HeldWorker(Worker):
             self._desk._evaluator = _BrokenDevice()
         while (orders / f"hold-{name}").exists():
             time.sleep(0.02)
-        return super().do(call, shared)
+        return super().do(job, shared)
 
 
 class _BrokenDevice:

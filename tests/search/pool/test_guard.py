@@ -202,13 +202,17 @@ def refusal(address):
 def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_one(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "start one with `ray start --head`, or set ray.address=local" in refusal("auto")
+    assert refusal("auto").startswith("no Ray cluster answers at any known address (ray.address ")
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:8")
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:8 ")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:9 ")
-    assert "'head' must be local, auto or host:port" in refusal("head")
+    message = refusal("head")
+    assert message.startswith("no Ray cluster answers at head (")
+    assert message.endswith(
+        "`ray start --head`, which prints its host:port, or set ray.address=local"
+    )
 
 
 def test_driver_that_fails_before_ray_says_itself_what_was_wrong():
