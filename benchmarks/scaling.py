@@ -26,7 +26,7 @@ from prunevolve import Record, evolve, read_config
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.in_process import InProcess, value_of
-from prunevolve.search.pool.worker import Desk, Job, Shared
+from prunevolve.search.pool.worker import Job, Shared, Worker
 from prunevolve.search.pool.workers import Event
 from prunevolve.search.records import Candidate, Outcome, Timing
 
@@ -108,17 +108,17 @@ class Sleepers(InProcess):
 
     def start(self) -> int:
         """Start a worker; all are one evaluator."""
-        self._desk = self._desk or Desk(partial(Evaluator, self._experiment), value_of)
-        self._worker += 1
-        return self._worker
+        self._worker = self._worker or Worker(partial(Evaluator, self._experiment), value_of)
+        self._number += 1
+        return self._number
 
     def give(self, worker: int, job: Job, shared: Shared) -> None:
         """Note when an evaluation will end; do anything else at once, and load only once."""
-        assert self._desk
+        assert self._worker
         if job.method == "load" and worker > 1:
             self._ready.append((worker, *self._loaded))
         elif job.method != "evaluate":
-            self._ready.append((worker, *self._desk.do(job, shared)))
+            self._ready.append((worker, *self._worker.do(job, shared)))
             self._loaded = self._ready[-1][1:] if job.method == "load" else self._loaded
         else:
             candidate = job.candidate

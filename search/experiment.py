@@ -128,10 +128,6 @@ class Experiment:
         """Return what is needed to reproduce a result; the same for any number of workers."""
         config = self.config
         return {
-            "found": {
-                "models": list(dict.fromkeys(task.model for task in self.tasks)),
-                "removed": list(dict.fromkeys(task.removed for task in self.tasks)),
-            },
             "model": config.model,
             "dtype": config.dtype,
             "pruning": config.pruning.model_dump(),
@@ -144,11 +140,7 @@ class Experiment:
 
 
 def pinned_config(config: Config) -> Config:
-    """Return a config in which hub models have the commit that they are at, for any later resume.
-
-    Raises:
-        ValueError: If the config of one cannot be downloaded, or it is not supported.
-    """
+    """Return a config in which hub models have the commit that they are at, for a later resume."""
     tasks = [task.model_copy(update={"model": pinned(task.model)}) for task in config.tasks]
     models = {"model": [pinned(model) for model in config.selection.model]}
     selection = config.selection.model_copy(update=models)
@@ -157,11 +149,7 @@ def pinned_config(config: Config) -> Config:
 
 
 def resolve(config: Config) -> Experiment:
-    """Check as much of a config as is cheap to check, and resolve it.
-
-    Raises:
-        ValueError: If a run would be refused; one line.
-    """
+    """Resolve a config; raise ValueError, of one line, if a run would be refused."""
     tasks = _all_tasks(config)
     patterned = all(task.pattern != "unstructured" for task in tasks)
     group = "row" if patterned else config.pruning.group  # an n:m pattern has its own
@@ -270,11 +258,7 @@ def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:
 
 
 def plan_of(config: Config) -> list[str]:
-    """Return the models and texts of a search, in lines, for `run_search.py --validate`.
-
-    Raises:
-        ValueError: If a run would be refused.
-    """
+    """Return the models and texts of a search, in lines; raises as `resolve`."""
     lines = []
     for subject in resolve(config).subjects:
         model = skeleton(load_config(subject.model), DTYPES[subject.dtype])

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from rich.console import Console
 
@@ -211,9 +212,9 @@ class _Judge:
             gap = scale.difference(*losses)
             mean += gap.mean / len(ROLES)
             between_windows.append((gap.standard_error or 0.0) / len(ROLES))
-            for cell, part in scale.gaps(*losses):
+            for cell, windows in scale.gaps(*losses):
                 group = cell.model if several else (role, cell.task, cell.text)
-                parts[group].append((cell.weight / len(ROLES), part))
+                parts[group].append((cell.weight / len(ROLES), fmean(windows)))
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
 
 

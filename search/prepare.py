@@ -51,10 +51,10 @@ def prepare(
     for number, subject in enumerate(experiment.subjects):
         what = f"statistics of {subject.model} on {subject.tokens['calibration'].numel()} tokens"
         with step(console, what):
-            collect = partial(pool.collect_statistics, number)
+            collect = partial(pool.tensors, "collect_statistics", number)
             statistics = _kept(folder, f"statistics{number or ''}.safetensors", collect)
         pool.use_statistics(number, statistics)
-        probe = partial(pool.probe_tensors, number)
+        probe = partial(pool.tensors, "probe_tensors", number)
         probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
     wanted = wanted_of("fitness", experiment.tasks_of("fitness"))
     scale = scale_of(experiment, "fitness", pool.losses("dense model and baselines", wanted))
@@ -113,11 +113,7 @@ def settings(config: Config) -> dict[str, object]:
 
 
 def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
-    """Compare an `identity`, or its `settings`, with that of the run in the folder.
-
-    Raises:
-        FolderError: If they differ, or `environment.json` is missing or damaged; one line.
-    """
+    """Raise FolderError if an `identity`, or its `settings`, is not that of a folder's run."""
     environment = folder.read_json(ENVIRONMENT, "identity")
     if difference := next(_differences(environment["identity"], now), ""):
         python, here = environment.get("python"), platform.python_version()

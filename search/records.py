@@ -150,10 +150,8 @@ class Record:
             ValueError: If a field is missing, unknown or breaks its rule; one line that names it.
         """
         line = dict(read_line(content))
-        criterion, kind = (
-            Criterion.parse(line.pop("metric"), line.pop("group")),
-            line.pop("outcome"),
-        )
+        criterion = Criterion.parse(line.pop("metric"), line.pop("group"))
+        kind = line.pop("outcome")
         outcome = {x.name: line.pop(x.name) for x in fields(Outcome) if x.name in line}
         return Record(Candidate(criterion=criterion, **line), Outcome(kind, **outcome))
 

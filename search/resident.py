@@ -108,11 +108,7 @@ class Resident:
         return losses
 
     def prune(self, metric: Metric, target: Target) -> None:
-        """Prune the model, whatever its state was before.
-
-        Raises:
-            DegenerateScores: If no mask can be made from the scores.
-        """
+        """Prune the model, whatever its state was; DegenerateScores if there is no mask."""
         if self._pruned == (metric, target):
             return
         self.restore()

@@ -152,7 +152,7 @@ class Scale:
         first; other models and texts are independent.
         """
         shared: dict[tuple[str, str, tuple[int, ...]], list[list[float]]] = defaultdict(list)
-        for cell, gaps in self._gaps(losses, reference):
+        for cell, gaps in self.gaps(losses, reference):
             weighted = [cell.weight * gap for gap in gaps]
             shared[cell.model, cell.text, cell.windows].append(weighted)
         sums = [[sum(window) for window in zip(*gaps, strict=True)] for gaps in shared.values()]
@@ -161,11 +161,8 @@ class Scale:
         error = math.hypot(*known) if len(known) == len(errors) else None
         return Difference(sum(map(fmean, sums)), error)
 
-    def gaps(self, losses: ByTask, reference: ByTask) -> list[tuple[Cell, float]]:
-        """Return by how much more each cell's relative rise is than the reference's."""
-        return [(cell, fmean(gaps)) for cell, gaps in self._gaps(losses, reference)]
-
-    def _gaps(self, losses: ByTask, reference: ByTask) -> Iterator[tuple[Cell, list[float]]]:
+    def gaps(self, losses: ByTask, reference: ByTask) -> Iterator[tuple[Cell, list[float]]]:
+        """Yield by how much more each cell's relative rise is than the reference's, by window."""
         for cell in self.cells:
             rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
             yield cell, [(a - b) / cell.rise for a, b in zip(*rises, strict=True)]
@@ -224,50 +221,41 @@ def cells_of(
     kinds = experiment.kinds_of(task, role)
     dense, baselines = known[task, role, None], baselines_on(task, role, known)
     assert dense is not None
+    if not baselines:
+        raise ValueError(f"no baseline can prune task {task}: there is nothing to compare with")
     cells = []
     for kind in dict.fromkeys(kinds):
         windows = [place for place, other in enumerate(kinds) if other == kind]
-        weight = share * len(windows) / len(kinds)
-        model = experiment.tasks[task].model
-        cells.append(cell_of(task, model, kind, weight, windows, dense, baselines))
+        gaps = {name: [x[i] - dense[i] for i in windows] for name, x in baselines.items()}
+        baseline, rise, shares = unit_of(gaps)
+        cell = Cell(
+            task=task,
+            model=experiment.tasks[task].model,
+            text=kind,
+            weight=share * len(windows) / len(kinds),
+            windows=tuple(windows),
+            dense=[dense[i] for i in windows],
+            baseline=baseline,
+            rise=rise,
+            shares=shares,
+        )
+        cells.append(cell)
     return cells
 
 
-def cell_of(
-    task: int,
-    model: str,
-    text: str,
-    weight: float,
-    windows: Sequence[int],
-    dense: Sequence[float],
-    baselines: Mapping[str, Sequence[float]],
-) -> Cell:
-    """Return a cell from the losses of the dense model and baselines on the task's windows.
+def unit_of(rises: Mapping[str, Sequence[float]]) -> tuple[str, float, list[float]]:
+    """Return the best baseline, its rise and the shares of the windows, as a cell has them.
 
-    Raises:
-        ValueError: If no baseline was measured.
+    Args:
+        rises: Each baseline's by window, nats per token.
     """
-    if not baselines:
-        raise ValueError(f"no baseline can prune task {task}: there is nothing to compare with")
-    base = [dense[i] for i in windows]
-    rises = {name: [losses[i] - dense[i] for i in windows] for name, losses in baselines.items()}
     ranked = sorted(rises, key=lambda name: fmean(rises[name]))
     profiles = [rises[name] for name in ranked if fmean(rises[name]) >= _LEAST_RISE][:_PROFILED]
-    shares = [[rise / fmean(part) for rise in part] for part in profiles] or [[1.0] * len(base)]
     best = rises[ranked[0]]
+    shares = [[rise / fmean(part) for rise in part] for part in profiles] or [[1.0] * len(best)]
     # On few short windows the rise can be smaller than its error, and is then no unit either.
-    error = _standard_error(best) or 0.0
-    return Cell(
-        task=task,
-        model=model,
-        text=text,
-        weight=weight,
-        windows=tuple(windows),
-        dense=tuple(base),
-        baseline=ranked[0],
-        rise=max(_LEAST_RISE, error, fmean(best)),
-        shares=tuple(max(_LEAST_SHARE, fmean(window)) for window in zip(*shares, strict=True)),
-    )
+    unit = max(_LEAST_RISE, _standard_error(best) or 0.0, fmean(best))
+    return ranked[0], unit, [max(_LEAST_SHARE, fmean(x)) for x in zip(*shares, strict=True)]
 
 
 def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> Difference:

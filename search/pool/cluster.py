@@ -98,11 +98,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _joined(head: str, **options: object) -> Iterator[None]:
-    """Connect this process to Ray, and disconnect it afterwards even if Ray hangs.
-
-    Raises:
-        ValueError: If that cannot be done; one line.
-    """
+    """Connect this process to Ray, and disconnect it afterwards even if Ray hangs."""
     import ray
 
     if ray.is_initialized():
@@ -166,16 +162,13 @@ def last_line(said: str) -> str:
 
 
 def _find_cluster(address: str) -> str:
-    """Return a cluster's host:port, and see that something listens there.
+    """Return a cluster's host:port; raise ValueError if nothing listens there.
 
     Ray would take two minutes to find that nothing does, and for `auto` would also join another
     search's Ray on this machine.
 
     Args:
         address: host:port, or `auto`: RAY_ADDRESS, or the file of the last `ray start` here.
-
-    Raises:
-        ValueError: If nothing names a cluster, or nothing listens at its address.
     """
     found = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
     if found == "auto":

@@ -7,7 +7,7 @@ from functools import partial
 
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.worker import Desk, Job, Shared
+from prunevolve.search.pool.worker import Job, Shared, Worker
 from prunevolve.search.pool.workers import Event
 
 
@@ -22,8 +22,8 @@ class InProcess:
 
     def __init__(self, experiment: Experiment) -> None:
         self._build = partial(Evaluator, experiment)
-        self._worker = 0
-        self._desk: Desk | None = None
+        self._number = 0
+        self._worker: Worker | None = None
         self._given: tuple[Job, Shared] | None = None
 
     def room(self) -> int:
@@ -32,13 +32,13 @@ class InProcess:
 
     def start(self) -> int:
         """Start the worker."""
-        self._worker += 1
-        self._desk = Desk(self._build, value_of)
-        return self._worker
+        self._number += 1
+        self._worker = Worker(self._build, value_of)
+        return self._number
 
     def stop(self, worker: int) -> None:
         """Release the models."""
-        self._desk = self._given = None
+        self._worker = self._given = None
         gc.collect()  # before they are loaded again: memory may not hold two copies
 
     def give(self, worker: int, job: Job, shared: Shared) -> None:
@@ -47,11 +47,11 @@ class InProcess:
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Do the job that was given."""
-        if not self._given or not self._desk:
+        if not self._given or not self._worker:
             time.sleep(min(seconds, 0.05))
             return []
         given, self._given = self._given, None
-        return [(self._worker, *self._desk.do(*given))]
+        return [(self._number, *self._worker.do(*given))]
 
     def share(self, value: object) -> object:
         """Return a function that returns the value: equal only to itself."""

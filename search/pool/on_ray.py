@@ -23,7 +23,7 @@ from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment, Subject
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import LOCAL, last_line
-from prunevolve.search.pool.worker import ROOT, Desk, Fault, Job, Shared, code_digest
+from prunevolve.search.pool.worker import ROOT, Fault, Job, Shared, Worker, code_digest
 from prunevolve.search.pool.workers import Event, PoolError
 from prunevolve.search.records import Timing
 from prunevolve.search.resident import Weights
@@ -36,8 +36,8 @@ _MOST_FAILED = 5
 """Looks in a row that fail if Ray is lost; a single one may."""
 
 
-class Worker:
-    """An evaluator in an actor; it sends tensors as numpy arrays.
+class RayWorker(Worker):
+    """A worker that is an actor; it sends tensors as numpy arrays.
 
     Args:
         code: Digest of the driver's source.
@@ -45,11 +45,11 @@ class Worker:
     """
 
     def __init__(self, code: str, given: Sequence[ray.ObjectRef]) -> None:
-        self._desk = Desk(partial(_load, code, given), _fetch)
+        super().__init__(partial(_load, code, given), _fetch)
 
     def do(self, job: Job, shared: Shared) -> tuple[object, Timing]:
-        """Do a job; see `Desk.do`."""
-        result, timing = self._desk.do(job, shared)
+        """Do a job."""
+        result, timing = super().do(job, shared)
         return to_arrays(result) if isinstance(result, dict) else result, timing
 
 
@@ -78,7 +78,7 @@ class RayBackend:
         actor: The class of the workers.
     """
 
-    def __init__(self, head: str, experiment: Experiment, actor: type = Worker) -> None:
+    def __init__(self, head: str, experiment: Experiment, actor: type = RayWorker) -> None:
         config = experiment.config.ray
         self._head, self._config, self._experiment = head, config, experiment
         self._node = ray.get_runtime_context().get_node_id()
@@ -130,11 +130,7 @@ class RayBackend:
         future.add_done_callback(lambda done: self._events.put(_event(worker, done)))
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return the events that arrived, waiting at most this long for the first one.
-
-        Raises:
-            PoolError: If Ray is lost.
-        """
+        """Return the events that arrived, waiting at most this long; PoolError if Ray is lost."""
         found = []
         with suppress(Empty):
             found.append(

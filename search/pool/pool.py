@@ -95,11 +95,7 @@ class Pool:
         )
 
     def start(self) -> None:
-        """Wait for the first worker.
-
-        Raises:
-            PoolError: If there is no worker and none comes, or no worker functions.
-        """
+        """Wait for the first worker; raise PoolError if none comes or functions."""
         while not self.workers.loaded:
             self._turn(_STEP_SECONDS)
 
@@ -109,11 +105,7 @@ class Pool:
         self.workers.assign()
 
     def next_done(self) -> Job | None:
-        """Return a candidate's job with its outcome, or None if none arrives in half a second.
-
-        Raises:
-            PoolError: As in `start`.
-        """
+        """Return a candidate's job with its outcome, or None if none is done in half a second."""
         self._turn(0.0 if self._decided else _STEP_SECONDS)
         return self._decided.popleft() if self._decided else None
 
@@ -140,14 +132,17 @@ class Pool:
             show(stage, total, total)
         return self._losses
 
-    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
-        """Return a model's statistics, by `X/layer`; raises as `losses` does."""
-        cost = _BACKWARD * self._cost(subject, "calibration")
-        return self._tensors(Job("collect_statistics", (subject,), cost))
+    def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
+        """Return what an `Evaluator`'s method makes of a model; raises as `losses` does.
 
-    def probe_tensors(self, subject: int) -> dict[str, Tensor]:
-        """Return the fingerprint's probe of a model; raises as `losses` does."""
-        return self._tensors(Job("probe_tensors", (subject,)))
+        Args:
+            method: `collect_statistics`, or `probe_tensors` once these are used.
+        """
+        job = Job(method, (subject,), _BACKWARD * self._cost(subject, "calibration"))
+        self._add(job)
+        while not job.done:
+            self._turn(_STEP_SECONDS)
+        return cast("dict[str, Tensor]", job.result)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""
@@ -157,12 +152,6 @@ class Pool:
         """Let all workers measure candidates on this scale from now on."""
         self.scale = scale
         self.workers.shared["scale"] = self._backend.share(scale)
-
-    def _tensors(self, job: Job) -> dict[str, Tensor]:
-        self._add(job)
-        while not job.done:
-            self._turn(_STEP_SECONDS)
-        return cast("dict[str, Tensor]", job.result)
 
     def _evaluation(self, candidate: Candidate) -> Job:
         return Job("evaluate", (candidate,), float(len(self._experiment.tasks)))

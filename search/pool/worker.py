@@ -130,7 +130,7 @@ Shared = Mapping[int | str, object]
 job, and a worker takes over what it does not have."""
 
 
-class Desk:
+class Worker:
     """An evaluator that does jobs.
 
     Args:

@@ -62,8 +62,8 @@ class Backend(Protocol):
 
 
 @dataclass(eq=False)
-class _Worker:
-    """A worker that waits for room, loads, waits for a job or does one.
+class _State:
+    """What a worker does: it waits for room, loads, waits for a job or does one.
 
     Attributes:
         job: What it does now.
@@ -104,7 +104,7 @@ class Workers:
         self._backend, self._next_job, self._settings = backend, next_job, settings
         self._clock, self._say = clock, say
         self._last_clock, self._now = clock(), 0.0
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _State] = {}
         self._failed_starts: list[str] = []
         self._next_start = self._alone_since = self._longest = 0.0
         self.shared: dict[int | str, object] = {}
@@ -178,7 +178,7 @@ class Workers:
             return
         for _ in range(most - len(self._workers)):
             number = self._backend.start()
-            self._workers[number] = _Worker()
+            self._workers[number] = _State()
             self._backend.give(number, Job("place"), {})
 
     def _check(self) -> None:
@@ -205,7 +205,7 @@ class Workers:
         return self.loaded is None and "refused" in self._failed_starts
 
     def _take(
-        self, number: int, worker: _Worker, result: object, timing: Timing
+        self, number: int, worker: _State, result: object, timing: Timing
     ) -> Iterator[tuple[Job, object]]:
         """Take a worker's answer, and yield it if it is that to a job of the pool's."""
         job = worker.job

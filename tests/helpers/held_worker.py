@@ -11,20 +11,20 @@ from pathlib import Path
 
 import psutil
 
-from prunevolve.search.pool.on_ray import Worker
+from prunevolve.search.pool.on_ray import RayWorker
 
 FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 """The variable of the environment that names the folder."""
 
 
-class HeldWorker(Worker):
+class HeldWorker(RayWorker):
     def do(self, job, shared):
         name = str(job.candidate.index) if job.method == "evaluate" else job.method
         orders = _log(name)
         if _once(orders / f"eat-{name}"):
             _eat()
         if _once(orders / f"break-{name}"):
-            self._desk._evaluator = _BrokenDevice()
+            self._evaluator = _BrokenDevice()
         while (orders / f"hold-{name}").exists():
             time.sleep(0.02)
         return super().do(job, shared)

@@ -63,7 +63,7 @@ def quiet_pool(backend: Backend, experiment: Experiment, **more: Any) -> Pool:
 def brief(pool: Pool, experiment: Experiment) -> None:
     """Collect statistics, measure the scale, and give both to all workers."""
     for subject in range(len(experiment.subjects)):
-        pool.use_statistics(subject, pool.collect_statistics(subject))
+        pool.use_statistics(subject, pool.tensors("collect_statistics", subject))
     known = pool.losses("scale", wanted_of("fitness", experiment.tasks_of("fitness")))
     pool.use_scale(scale_of(experiment, "fitness", known))
 

@@ -7,7 +7,15 @@ import pytest
 from toy_setup import SNIP, WANDA, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.scale import Cell, Scale, baselines_on, cell_of, paired_difference, wanted_of
+from prunevolve.search.scale import (
+    Cell,
+    Scale,
+    baselines_on,
+    cells_of,
+    paired_difference,
+    unit_of,
+    wanted_of,
+)
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
 NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}
@@ -27,19 +35,28 @@ ONE = scale((replace(FIRST, windows=(0, 1), weight=1.0),))
 """A scale of one cell."""
 
 
-def test_cell_is_measured_in_the_rise_of_the_best_named_metric():
-    cell = cell_of(0, "m", "text", 1.0, range(4), DENSE, NAMED)
-    assert (cell.baseline, cell.rise) == ("wanda", pytest.approx(0.25))
+def rises(losses):
+    return [a - b for a, b in zip(losses, DENSE, strict=True)]
+
+
+def test_unit_is_the_rise_of_the_best_named_metric():
+    named = {name: rises(losses) for name, losses in NAMED.items()}
+    baseline, unit, shares = unit_of(named)
+    assert (baseline, unit) == ("wanda", pytest.approx(0.25))
     wanda, snip = (0.8, 2.4, 0.4, 0.4), (0.8, 0.8, 0.8, 1.6)
-    assert cell.shares == pytest.approx([(a + b) / 2 for a, b in zip(wanda, snip, strict=True)])
-    assert cell.value(NAMED["wanda"]) == pytest.approx(1.0)
-    assert cell.value(NAMED["snip"]) == pytest.approx(2.0)
-    assert cell.value(DENSE) == 0
-    one_window = cell_of(0, "m", "text", 1.0, [1], DENSE, NAMED)
-    assert (one_window.baseline, one_window.shares) == ("snip", (1.0,))
+    assert shares == pytest.approx([(a + b) / 2 for a, b in zip(wanda, snip, strict=True)])
+    baseline, _, shares = unit_of({name: part[1:2] for name, part in named.items()})
+    assert (baseline, shares) == ("snip", [1.0])
     # One that gains over dense says nothing of the windows.
-    gains = {"wanda": [0.9, 1.8, 3.0, 4.0], "snip": NAMED["snip"]}
-    assert cell_of(0, "m", "text", 1.0, range(4), DENSE, gains).shares == pytest.approx(snip)
+    gains = {"wanda": [-0.1, -0.2, 0.0, 0.0], "snip": named["snip"]}
+    assert unit_of(gains)[2] == pytest.approx(snip)
+
+
+def test_unit_is_at_least_what_it_may_be_off():
+    gains = [-0.1, -0.2, 0.0, 0.3]
+    error = sqrt(sum((rise - sum(gains) / 4) ** 2 for rise in gains) / 3 / 4)
+    assert unit_of({"wanda": gains})[1] == pytest.approx(error)
+    assert unit_of({"wanda": [0.0] * 4})[1] == 0.001
 
 
 def test_cell_value_after_some_windows_is_their_rise_over_their_share():
@@ -48,19 +65,6 @@ def test_cell_value_after_some_windows_is_their_rise_over_their_share():
     assert FIRST.value([1.5]) == pytest.approx(0.5 / 0.5 / 0.5)
     assert FIRST.value([1.5, 9.0]) == pytest.approx(0.5 / 0.5 / 0.5)
     assert FIRST.value([1.5, 9.0, 3.1]) == pytest.approx((0.5 + 0.1) / 2 / 0.5)
-
-
-def test_cell_rise_is_at_least_what_it_may_be_off():
-    gains = {"wanda": [0.9, 1.8, 3.0, 4.3]}
-    rises = [-0.1, -0.2, 0.0, 0.3]
-    error = sqrt(sum((rise - sum(rises) / 4) ** 2 for rise in rises) / 3 / 4)
-    assert cell_of(0, "m", "text", 1.0, range(4), DENSE, gains).rise == pytest.approx(error)
-    assert cell_of(0, "m", "text", 1.0, range(4), DENSE, {"wanda": DENSE}).rise == 0.001
-
-
-def test_cell_without_a_named_metric_is_refused():
-    with pytest.raises(ValueError, match=r"^no baseline can prune task 3: "):
-        cell_of(3, "m", "text", 1.0, range(4), DENSE, {})
 
 
 def test_fitness_is_the_mean_of_the_cells_by_weight():
@@ -157,3 +161,6 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
     known[1, "fitness", WANDA] = None  # it cannot prune
     assert baselines_on(1, "fitness", known) == {k: v for k, v in named.items() if k != "wanda"}
+    known |= {(1, "fitness", x.criterion): None for x in BASELINES.values()}
+    with pytest.raises(ValueError, match=r"^no baseline can prune task 1: "):
+        cells_of(evaluator.experiment, 1, "fitness", known)

@@ -119,6 +119,13 @@ def ready_pool(backend, workers=None, **more):
     return pool
 
 
+def kinds_of(pool, *indices):
+    """Evaluate candidates; return the kinds of their outcomes."""
+    submit(pool, *indices)
+    done = drive(pool, len(indices))
+    return [done[index].outcome.kind for index in indices]
+
+
 def turns(pool, count):
     return [job for _ in range(count) if (job := pool.next_done())]
 
@@ -159,8 +166,7 @@ def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
     most = MOST[kind]
     backend.does = faulty(fault, {0}, times=most - 1)
     pool = ready_pool(backend)
-    submit(pool, 0, 1, 2)
-    assert {job.outcome.kind for job in drive(pool, 3).values()} == {"evaluated"}
+    assert kinds_of(pool, 0, 1, 2) == ["evaluated"] * 3
     workers = backend.tries(0)
     assert len(workers) == len(set(workers)) == most  # a fresh worker each time
     assert pool.workers.faults == {kind: most - 1}
@@ -255,8 +261,7 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
     backend.does = faulty(EXHAUSTED, bad)
     pool = ready_pool(backend)
     for index in range(40):
-        submit(pool, index)
-        drive(pool, 1)
+        kinds_of(pool, index)
     assert pool.workers.faults == {"out of memory": MOST["out of memory"] * len(bad)}
 
 
@@ -273,10 +278,7 @@ def test_node_where_everything_raises_blames_none_though_others_work(backend):
 def test_candidates_that_raise_in_a_row_fail_if_a_baseline_works(backend):
     backend.does = faulty(RAISED, set(range(12)))
     pool = ready_pool(backend)
-    submit(pool, *range(13))
-    found = drive(pool, 13)
-    kinds = [found[index].outcome.kind for index in range(13)]
-    assert kinds == ["failed"] * 12 + ["evaluated"]
+    assert kinds_of(pool, *range(13)) == ["failed"] * 12 + ["evaluated"]
     assert 2 <= len(backend.tries(BASELINE)) <= 3  # not one for each
 
 
@@ -340,8 +342,7 @@ def test_work_starts_with_the_first_worker_that_is_ready(backend):
 def test_node_that_refuses_does_not_end_what_another_can_do(backend):
     backend.starts = lambda worker: REFUSED if worker % 2 else "the model"
     pool = pool_of(backend)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    assert kinds_of(pool, 0) == ["evaluated"]
     assert backend.tries(0) == [2]
 
 
@@ -365,8 +366,7 @@ def test_failed_starts_elsewhere_do_not_end_a_run_whose_only_worker_is_lost(back
     assert backend.started > 1 + MOST_STARTS
     backend.starts = lambda worker: "the model"
     backend.does = faulty(LOST, {0}, times=1)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    assert kinds_of(pool, 0) == ["evaluated"]
 
 
 def test_worker_that_never_starts_is_given_up_after_its_time(backend):
@@ -421,25 +421,13 @@ def test_pool_grows_with_the_room_up_to_what_is_asked_for(backend, workers, read
     assert (pool.workers.ready, backend.started) == (ready, ready)
 
 
-def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
-    backend.does = faulty(CROWDED, {0}, times=1)
-    pool = ready_pool(backend)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
-    for seconds, ready in ((50, 1), (15, 2)):
-        turns(pool, 2 * seconds)
-        assert pool.workers.ready == ready
-
-
-def test_pause_after_lack_of_memory_outlasts_a_later_loss(backend):
+def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later_whatever_is_lost_then(backend):
     backend.places = 3
     backend.does = faulty(CROWDED, {0}, times=1)
     pool = ready_pool(backend)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    assert kinds_of(pool, 0) == ["evaluated"]
     backend.does = faulty(LOST, {1}, times=1)
-    submit(pool, 1)
-    assert drive(pool, 1)[1].outcome.kind == "evaluated"
+    assert kinds_of(pool, 1) == ["evaluated"]
     for seconds, ready in ((50, 1), (15, 3)):
         turns(pool, 2 * seconds)
         assert pool.workers.ready == ready
@@ -472,8 +460,8 @@ def test_calls_of_the_run_are_done_again_after_a_fault(backend, fault):
     wanted = [(0, role, None) for role in ("report", "selection")]
     expected = {one: ("losses", *one) for one in wanted}
     assert pool.losses("losses", [*wanted, *wanted]) == expected == kept
-    assert pool.collect_statistics(0) == ("collect_statistics", 0)
-    assert pool.probe_tensors(0) == ("probe_tensors", 0)
+    assert pool.tensors("collect_statistics", 0) == ("collect_statistics", 0)
+    assert pool.tensors("probe_tensors", 0) == ("probe_tensors", 0)
 
 
 def test_losses_that_are_known_are_not_measured_again(backend):
@@ -493,7 +481,7 @@ def test_call_of_the_run_that_cannot_be_done_is_one_line(backend, fault, error, 
     backend.does = lambda worker, job: fault
     pool = ready_pool(backend)
     with pytest.raises(error, match=f"^a worker failed in probe_tensors: {line}$") as raised:
-        pool.probe_tensors(0)
+        pool.tensors("probe_tensors", 0)
     assert getattr(raised.value, "trace", "t") == "t"
 
 
