@@ -84,13 +84,7 @@ def tables() -> dict[str, str]:
     }
 
 
-REQUESTS = (
-    "--metric wanda",
-    "--metric pruner-zero",
-    "--metric snip",
-    "--recipe fast",
-    "--recipe best",
-)
+REQUESTS = ("--metric wanda", "--metric pruner-zero", "--recipe fast", "--recipe best")
 """Typical requests, whose passes are shown."""
 
 
