@@ -102,17 +102,17 @@ def main(
     figures: dict[str, object] = {}
     increases: dict[str, dict[str, float]] = {name: {} for name in methods}
     seconds: dict[str, list[float]] = defaultdict(list)
-    for place in model:
-        setting = _setting(place, dtype, validation, test, samples, seqlen, windows)
+    for source in model:
+        setting = _setting(source, dtype, validation, test, samples, seqlen, windows)
         dense, results = _measured(setting, methods, target, out)
-        figures[place] = {"dense": dense, "results": results}
+        figures[source] = {"dense": dense, "results": results}
         _print_perplexities(setting, dense, results)
         for goal, (kind, before) in product(target, dense.items()):
             after = {name: results[name][goal]["perplexity"][kind] for name in methods}
             rises = {name: math.log(value / before) for name, value in after.items()}
             unit = min(rises[name] for name in references)
             for name, rise in rises.items():
-                increases[name][f"{Path(place).name} {kind} {goal}"] = rise / unit
+                increases[name][f"{Path(source).name} {kind} {goal}"] = rise / unit
                 seconds[name].append(results[name][goal]["seconds"])
     _print_increases(increases, seconds, samples)
     texts = {name: str(method.metric) for name, method in methods.items()}
@@ -121,11 +121,11 @@ def main(
 
 
 def _methods(metrics: Iterable[str], variants: Iterable[str]) -> dict[str, Method]:
-    """Return methods by name; SparseGPT, which chooses and changes at once, is only plain."""
+    """Return methods by name; SparseGPT's update is its own."""
     return {
         entry if variant == "plain" else f"{entry} {variant}": Method(_metric(entry), variant)
         for entry, variant in product(metrics, variants)
-        if variant == "plain" or entry != SPARSEGPT
+        if (entry, variant) != (SPARSEGPT, "update")
     }
 
 
@@ -164,8 +164,8 @@ def _setting(
     if model == EMBEDDED:
         own = Text(EMBEDDED, "calibration", min(samples, 32), 256, seed=0)
         return Setting(model, "float32", (own,), {"own": Text(EMBEDDED, "report", None, 256)})
-    places = ((validation, "validation[:50%]"), (EMBEDDED, "training"))
-    kinds = [Text(*place, samples, seqlen, seed=0) for place in places]
+    parts = ((validation, "validation[:50%]"), (EMBEDDED, "training"))
+    kinds = [Text(*part, samples, seqlen, seed=0) for part in parts]
     tests = {
         "text": Text(test, "test", windows, seqlen),
         "documentation": Text(EMBEDDED, "report", windows, seqlen),
