@@ -112,7 +112,7 @@ def prune(
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
-            `sparsity`, `pattern`, `group`, `propagation`, `update`, `allocation`, `refine`, `seed`.
+            `sparsity`, `pattern`, `group`, `propagation`, `update`, `allocation`, `seed`.
 
     Returns:
         The zeros of each layer.

@@ -28,9 +28,9 @@ _UNROLLED = 16  # longest row whose scores are all compared with each other
 _KEPT = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
 
 
-def compiled(function: Function, fastmath: bool | set[str] = False) -> Function:
+def compiled(function: Function) -> Function:
     """Compile a loop; it runs without the interpreter's lock."""
-    return cast(Function, numba.njit(function, nogil=True, cache=_KEPT, fastmath=fastmath))
+    return cast(Function, numba.njit(function, nogil=True, cache=_KEPT))
 
 
 def mark_lowest_of_rows(scores: Array, removed: int, mask: Array) -> bool:

@@ -132,7 +132,6 @@ def _pruning(recipe: Recipe) -> tuple[str, ...]:
     words = {
         "score": not recipe.own_masks,
         "select": True,
-        "refine": recipe.refine,
         "update": recipe.update,
         "train": recipe.training,
         "write": True,

@@ -295,10 +295,8 @@ class _Walk:
         self.store.write(block, weights)
 
     def _changed(self, recipe: Recipe, layer: str, removal: Removal) -> Tensor:
-        """Return a layer's new weight: its mask refined, what stays updated."""
+        """Return a layer's new weight."""
         dense, gram = self.store.dense(layer), f"{GRAM}/{layer}"
-        if recipe.refine and isinstance(removal, Tensor):
-            removal = recipe.refine(dense, removal, self.behind[gram])
         if recipe.update:
             try:
                 weight, grown = recipe.update(dense, removal, self.behind[gram])

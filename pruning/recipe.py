@@ -1,12 +1,10 @@
 """What is asked of a pruning: a metric, what it removes, and the methods around it.
 
-An allocation says how much each layer loses, a refinement improves its mask, an update and a
-training change the weights that stay. `pruning.passes` makes a list of passes of it: a new pruning
-method is a new value of one of these.
+An allocation says how much each layer loses, an update and a training change the weights that stay.
+`pruning.passes` makes a list of passes of it: a new pruning method is a new value of one of these.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +18,9 @@ from prunevolve.pruning.ranking import extremes
 from prunevolve.pruning.reconstruct import Training, reconstruct
 from prunevolve.pruning.sparsegpt import WIDTH, compensate
 from prunevolve.pruning.statistics import GRAM, STATISTICS, need_backward, need_forward
-from prunevolve.pruning.swaps import MOST_SWAPS
-from prunevolve.pruning.swaps import refine as swap
 
 Removal = Tensor | float
 """A layer's mask, True where a weight goes, or the fraction that goes if an update chooses."""
-
-Refine = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps a dense weight, its mask and the Gram matrix of its inputs behind pruned blocks to a better
-mask, with as many zeros in each group."""
 
 Update = Callable[[Tensor, Removal, Tensor], tuple[Tensor, int]]
 """Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its
@@ -48,7 +40,6 @@ class Recipe:
             before it, as the Pruner-Zero release does for X.
         allocation: How much each layer gives; None for the same fraction of each, or what a
             threshold over the whole model takes.
-        refine: What improves the masks; None for nothing.
         update: What happens to the weights that stay; None: they keep their bits.
         own_masks: Whether the update chooses what goes.
         training: What happens to the weights once a whole block is pruned; None for nothing.
@@ -61,7 +52,6 @@ class Recipe:
     target: Target
     propagation: str = "one-shot"
     allocation: Allocation | None = None
-    refine: Refine | None = None
     update: Update | None = None
     own_masks: bool = False
     training: Training | None = None
@@ -94,7 +84,7 @@ class Recipe:
         """The statistics that are needed of inputs that passed the pruned blocks before."""
         scored = need_forward(self.metric.terminals & STATISTICS)
         terminals = scored if self.sequential and not self.own_masks else frozenset()
-        return terminals | {GRAM} if self.refine or self.update else terminals
+        return terminals | {GRAM} if self.update else terminals
 
     @property
     def follows(self) -> bool:
@@ -119,7 +109,6 @@ def make_recipe(
     propagation: str = "one-shot",
     update: str = "none",
     allocation: str = "uniform",
-    refine: str = "none",
     own_masks: bool = False,
     seed: int = 0,
 ) -> Recipe:
@@ -132,40 +121,21 @@ def make_recipe(
     Raises:
         ValueError: If a name is unknown, or parts do not fit each other; one line.
     """
-    if own_masks and refine != "none":
-        raise ValueError(
-            f"refine must be none with metric sparsegpt, which chooses a mask column by column and "
-            f"changes the weights by it at once; got {refine!r}"
-        )
     if own_masks and target.group_name not in (None, "layer"):
         raise ValueError(
             "group must be left out with metric sparsegpt, which compares weights within "
             f"{WIDTH} columns of a layer; got {target.group_name!r}"
         )
     pattern = target.group if isinstance(target.group, NOfM) else None
-    swaps = None
-    if refine != "none":
-        swaps = partial(swap, length=pattern.length if pattern else None, most=_most(refine))
     return Recipe(
         metric,
         target,
         propagation,
         resolve_allocation(allocation, target),
-        swaps,
         partial(compensate, pattern=pattern) if own_masks or update == "sparsegpt" else None,
         own_masks,
         partial(reconstruct, seed=seed) if update == "reconstruct" else None,
     )
-
-
-def _most(refine: str) -> int:
-    """Return how many swaps in a row `swaps:N` asks for."""
-    match = re.fullmatch(r"swaps(?::([1-9]\d*))?", refine)
-    if not match:
-        raise ValueError(
-            f"refine must be none, swaps, or swaps:N with N of 1 or more; got {refine!r}"
-        )
-    return int(match[1] or MOST_SWAPS)
 
 
 def score_layer(

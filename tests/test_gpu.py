@@ -101,7 +101,6 @@ def test_states_are_put_aside_while_the_device_goes_on(device):
         {"own_masks": True},
         {"update": "sparsegpt"},
         {"update": "reconstruct", "allocation": "owl"},
-        {"refine": "swaps"},
     ],
     ids=str,
 )

@@ -62,7 +62,7 @@ class Job:
         target, request = self.recipe.target, self.request
         group = f" per {target.group_name}" if target.group_name else ""
         parts = [f"{target.sparsity:.1%}", f"{target.pattern_text}{group}", request.propagation]
-        methods = {name: getattr(request, name) for name in ("update", "allocation", "refine")}
+        methods = {name: getattr(request, name) for name in ("update", "allocation")}
         parts += [f"{name} {x}" for name, x in methods.items() if x not in ("none", "uniform")]
         model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
         return f"{model} by {request.metric}: {', '.join(parts)}"
@@ -134,7 +134,6 @@ def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
         method.propagation,
         method.update,
         method.allocation,
-        method.refine,
         own_masks=own_masks,
         seed=method.seed,
     )

@@ -76,9 +76,9 @@ def test_group_model_waits_with_all_statistics():
 
 
 def test_gram_matrix_and_training_are_work_on_a_block(headless):
-    swaps = work_of("W", refine="swaps")
-    (one,) = swaps.passes
-    assert held(one, swaps)["work"] >= 2 * BLOCK + 4 * (2 * 384 + 4 * 24**2)
+    update = work_of("W", update="sparsegpt")
+    (one,) = update.passes
+    assert held(one, update)["work"] >= 2 * BLOCK + 4 * (2 * 384 + 4 * 24**2)
     trained = work_of("W", update="reconstruct")
     (one,) = trained.passes
     window = 4 * 12 * (18 * 16 + 9 * 24 + 2 * 12 * 4)

@@ -56,7 +56,7 @@ def store_of(dense, folder):
 
 def recipe_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
-    recipe |= {"allocation": "uniform", "refine": "none", "update": "none"}
+    recipe |= {"allocation": "uniform", "update": "none"}
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
