@@ -24,8 +24,8 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import collect, prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run import command
 from prunevolve.pruning.run.job import ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
@@ -754,13 +754,13 @@ def test_disk_that_is_not_writable_needs_no_room(prune_small, at_shard, tmp_path
 @pytest.fixture
 def steps_back(monkeypatch):
     """Count the steps of all windows' gradients back through a block."""
-    steps, step = [], Stream.collect_back
+    steps, step = [], Stream.backward
 
     def counted(*arguments):
         steps.append(arguments)
         return step(*arguments)
 
-    monkeypatch.setattr(Stream, "collect_back", counted)
+    monkeypatch.setattr(Stream, "backward", counted)
     return steps
 
 
@@ -827,7 +827,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     recipe = paper(tmp_path / "out", "recipe")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     windows = Text("embedded", "calibration[:9%]", 3, 16, 0).cut(tokenizer).tokens
-    found = collect(resident, windows, frozenset("X")).to_tensors()
+    found = collect(resident, windows, frozenset("X"))
     found |= {f"G/{name}": G.float() for name, G in gradients.items()}
     target = Target(0.5, group_of(recipe["group"]))
     request = Recipe(Metric.parse(recipe["metric"]), target)
