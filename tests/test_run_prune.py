@@ -808,7 +808,8 @@ def gradients(tiny_llama_dir):
     """G of the tiny LLaMA by layer, on windows of our own, in fp16 as the release saves it."""
     resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
     windows = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
-    return {name: G.half() for name, G in collect(resident, windows, frozenset("G"))["G"].items()}
+    found = collect(resident, windows, frozenset("G"))
+    return {key.removeprefix("G/"): G.half() for key, G in found.items()}
 
 
 def release_key(layer: str) -> str:
