@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunevolve.pruning.baselines import ALLOCATIONS, NAMED
+from prunevolve.pruning.baselines import ALLOCATIONS
 from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.ranking import Score, count
 
 Layers = Mapping[str, Mapping[str, nn.Linear]]
@@ -60,7 +61,7 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
             f"got {argument!r}"
         )
     if argument == "owl":
-        return Allocation(NAMED["wanda"].criterion.metric, by_outliers)
+        return Allocation(named_metric("wanda").metric, by_outliers)
     return _from_file(argument, target)
 
 

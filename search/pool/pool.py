@@ -8,8 +8,8 @@ from typing import cast
 from torch import Tensor
 
 from prunevolve.command_line import check_interrupt
-from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.jobs import Arrival, Jobs
 from prunevolve.search.pool.worker import Call
@@ -44,7 +44,7 @@ class Pool:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._backend, self._experiment = backend, experiment
-        self._jobs = Jobs(self._evaluation(Candidate(-1, BASELINES["wanda"].criterion)))
+        self._jobs = Jobs(self._evaluation(Candidate(-1, named_metric("wanda"))))
         self.workers = Workers(backend, self._jobs, experiment.config.ray, clock, say)
 
     def submit(self, candidate: Candidate) -> None:
