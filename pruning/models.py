@@ -108,6 +108,8 @@ def resolve_model(
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
+    if revision and not hub_id(model):
+        raise ValueError(f"revision must be left out for a model that is here, got {revision!r}")
     name = pinned(f"{model}@{revision}" if revision else model)
     config = load_config(name)
     context = config.get_text_config().max_position_embeddings
