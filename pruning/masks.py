@@ -168,13 +168,9 @@ GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Mode
 
 @dataclass(frozen=True)
 class Target:
-    """What to remove: a fraction of each comparison group, or all but n of every m.
+    """What to remove: a fraction of each comparison group, or all but n of every m."""
 
-    Attributes:
-        sparsity: Fraction to remove, in [0, 1); ignored by n:m, which implies its own.
-    """
-
-    sparsity: float
+    sparsity: float  # in [0, 1); ignored by n:m, which implies its own
     group: Group
 
     def __post_init__(self) -> None:
@@ -199,11 +195,7 @@ def group_of(name: str) -> Group:
 
 
 def parse_pattern(text: str) -> NOfM | None:
-    """Return the group of a pattern such as `2:4`, or None for `unstructured`.
-
-    Raises:
-        ValueError: If the text is neither, or not 0 < n < m <= 1024.
-    """
+    """Return the group of a pattern such as `2:4`, or None for `unstructured`."""
     if text == "unstructured":
         return None
     kept, colon, length = text.partition(":")
@@ -222,9 +214,6 @@ def resolve_target(
         sparsity: Fraction to remove; None for 0.5, or what n:m implies.
         group: Comparison group; None for the metric's own. None with n:m.
         own_group: The group that belongs to the metric.
-
-    Raises:
-        ValueError: If one breaks its rule.
     """
     n_of_m = parse_pattern(pattern)
     if n_of_m is None:

@@ -58,9 +58,8 @@ class Metric:
     def parse(text: str) -> "Metric":
         """Read a metric from its text, `mul(W, sqrt(X))`, or from mathematics, `W * sqrt(X)`.
 
-        Raises:
-            ValueError: If the text is anything but known operators on terminals and numbers, at
-                most `formula.MAX_DEPTH` deep. One line that points at the place.
+        Raises ValueError, one line that points at the place, if the text is anything but known
+        operators on terminals and numbers, at most `formula.MAX_DEPTH` deep.
         """
         metric = _made(read_formula(text))
         if metric.depth > MAX_DEPTH:  # a power may be two operators
@@ -234,10 +233,7 @@ class Metric:
 
         Returns:
             Scores in fp32, (out_features, in_features) if `problem` is empty, else possibly of
-            size 1 along a side. They may be non-finite: the masks refuse such scores.
-
-        Raises:
-            ValueError: If a terminal is missing, or their shapes do not go together.
+            size 1 along a side. They may be non-finite: no mask can be made of such scores.
         """
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")

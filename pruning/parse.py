@@ -57,9 +57,6 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
     colon and a name behind it a row of the run's `hall_of_fame.csv`. The group is
     the named metric's or the file's, else `DEFAULT_GROUP`. `sparsegpt` stands for the score that
     the method begins with.
-
-    Raises:
-        ValueError: If the argument or the file is none of these, or the metric cannot rank weights.
     """
     if argument == SPARSEGPT:
         return named_metric("sparsegpt-score"), ""
