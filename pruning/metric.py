@@ -48,9 +48,8 @@ def is_number(value: float) -> bool:
 class Metric:
     """A formula that scores every weight of a matrix; weights with low scores are pruned."""
 
-    name: (
-        str  # the operator, terminal or number at the root; a number as `Metric.constant` writes it
-    )
+    # The operator, terminal or number at the root; a number as `Metric.constant` writes it.
+    name: str
     operands: tuple["Metric", ...] = ()  # of the operator
 
     @staticmethod
