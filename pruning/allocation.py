@@ -7,30 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from prunevolve.pruning.baselines import ALLOCATIONS, NAMED
+from prunevolve.pruning.baselines import ALLOCATIONS
 from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.ranking import Score, count
 
-Shapes = Mapping[str, Mapping[str, tuple[int, int]]]
-"""(out_features, in_features) of each layer, by block and layer."""
+Layers = Mapping[str, Mapping[str, nn.Linear]]
+"""The layers by block and name; only their shapes are looked at."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A rule that distributes a sparsity over the layers.
+    """A rule that distributes a sparsity over the layers."""
 
-    Attributes:
-        metric: The metric whose scores, on the dense model, the rule looks at; None for none. It
-            then gets those of all layers, and no block can be pruned before all are scored.
-        shares: Maps the layers' shapes, the function that computes a layer's scores by that metric,
-            and the target to the fraction that each layer loses, in [0, 1).
-    """
-
+    # Whose scores of all layers, on the dense model, the rule looks at: no block can be pruned
+    # before all are scored. None for none.
     metric: Metric | None
-    shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
+    # Maps the layers, the function that computes a layer's scores by that metric, and the target to
+    # the fraction that each layer loses, in [0, 1).
+    shares: Callable[[Layers, Score, Target], Mapping[str, float]]
 
 
 # As in OWL's experiments on LLaMA at 70%.
@@ -46,9 +45,6 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
     Args:
         argument: One of `ALLOCATIONS`, or a file with `shares` by layer, and the `group` and
             `sparsity` that they are for, such as the `pruning_recipe.json` of an allocated model.
-
-    Raises:
-        ValueError: If it is neither, or does not go with the target; one line.
     """
     if argument == "uniform":
         return None
@@ -59,21 +55,21 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
             f"got {argument!r}"
         )
     if argument == "owl":
-        return Allocation(NAMED["wanda"].criterion.metric, by_outliers)
+        return Allocation(named_metric("wanda").metric, by_outliers)
     return _from_file(argument, target)
 
 
 def _from_file(argument: str, target: Target) -> Allocation:
-    known = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
+    ways_out = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
     try:
         content = read_object(Path(argument))
     except OSError as error:
-        raise ValueError(f"allocation {argument!r} cannot be read: {error}; {known}") from error
+        raise ValueError(f"allocation {argument!r} cannot be read: {error}; {ways_out}") from error
     shares = content.get("shares")
     if not isinstance(shares, dict) or not all(
         isinstance(share, float | int) and 0 <= share < 1 for share in shares.values()
     ):
-        raise ValueError(f"allocation {argument!r} has no 'shares' in [0, 1): {known}")
+        raise ValueError(f"allocation {argument!r} has no 'shares' in [0, 1): {ways_out}")
     wanted = {"group": target.group_name, "sparsity": target.sparsity}
     made_for = {key: content.get(key) for key in wanted}
     if made_for != wanted:
@@ -81,9 +77,9 @@ def _from_file(argument: str, target: Target) -> Allocation:
             f"allocation {argument!r} is for {json.dumps(made_for)}, not {json.dumps(wanted)}"
         )
 
-    def of_model(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
-        layers = {layer for of_block in shapes.values() for layer in of_block}
-        if different := sorted(layers ^ shares.keys()):
+    def of_model(layers: Layers, score: Score, target: Target) -> Mapping[str, float]:
+        names = {layer for of_block in layers.values() for layer in of_block}
+        if different := sorted(names ^ shares.keys()):
             where = "the file" if different[0] in shares else "the model"
             raise ValueError(
                 f"allocation {argument!r} is another model's: only {where} has {different[0]}"
@@ -93,28 +89,24 @@ def _from_file(argument: str, target: Target) -> Allocation:
     return Allocation(None, of_model)
 
 
-def by_outliers(shapes: Shapes, score: Score, target: Target) -> dict[str, float]:
+def by_outliers(layers: Layers, score: Score, target: Target) -> dict[str, float]:
     """Return each layer's fraction by the outliers of its block.
 
     OWL (Yin et al., 2024, arXiv:2310.05175, Section 3.3): the share of scores above M times their
     mean is mapped linearly to the fraction that stays; the highest share keeps 2 lambda more than
     the lowest. The sparsity is the mean over all weights, not that over the blocks as in OWL.
-
-    Args:
-        shapes: Of each layer's weight, by block and layer.
-        score: Computes a layer's Wanda scores.
     """
-    sizes = {layer: math.prod(s) for layers in shapes.values() for layer, s in layers.items()}
+    sizes = {x: y.weight.numel() for of_block in layers.values() for x, y in of_block.items()}
     outliers: dict[str, float] = {}
-    for layers in shapes.values():
-        size = sum(sizes[layer] for layer in layers)
-        total = math.fsum(score(layer).sum(dtype=torch.float64).item() for layer in layers)
-        above = sum(count(score(layer) > _M * (total / size)) for layer in layers)
-        outliers |= dict.fromkeys(layers, above / size)
+    for of_block in layers.values():
+        size = sum(sizes[layer] for layer in of_block)
+        total = math.fsum(score(layer).sum(dtype=torch.float64).item() for layer in of_block)
+        above = sum(count(score(layer) > _M * (total / size)) for layer in of_block)
+        outliers |= dict.fromkeys(of_block, above / size)
     low, high = min(outliers.values()), max(outliers.values())
     scale = 2 * _LAMBDA / (high - low) if high > low else 0.0
     wanted = {layer: -scale * share for layer, share in outliers.items()}
-    return whole_counts(shifted(wanted, sizes, target.sparsity), shapes, target)
+    return rounded(shifted(wanted, sizes, target.sparsity), layers, target)
 
 
 def shifted(
@@ -130,22 +122,21 @@ def shifted(
     return values
 
 
-def whole_counts(
-    fractions: Mapping[str, float], shapes: Shapes, target: Target
-) -> dict[str, float]:
+def rounded(fractions: Mapping[str, float], layers: Layers, target: Target) -> dict[str, float]:
     """Return fractions that stand for whole numbers of weights.
 
-    What is cut off goes to the next layer, so that all together lose what they should, but for
-    less than one weight of each row of the last.
+    Each layer's count is rounded down, and the remainder carried on to the next, so that the total
+    is exact, but for less than one weight of each row of the last.
     """
-    owed, whole = 0.0, {}
-    for layers in shapes.values():
-        for layer, (rows, columns) in layers.items():
-            places, each = (columns, rows) if target.group.within_rows else (rows * columns, 1)
-            owed += fractions[layer] * rows * columns
-            removed = min(places - 1, int(owed / each + 1e-9))
-            owed -= removed * each
-            share = removed / places
-            # The product with the places must not fall below the whole number by rounding.
-            whole[layer] = share if int(places * share) == removed else math.nextafter(share, 1)
-    return whole
+    remainder, shares = 0.0, {}
+    for of_block in layers.values():
+        for layer, module in of_block.items():
+            rows, columns = module.out_features, module.in_features
+            size, groups = (columns, rows) if target.group.within_rows else (rows * columns, 1)
+            remainder += fractions[layer] * rows * columns
+            removed = min(size - 1, int(remainder / groups + 1e-9))
+            remainder -= removed * groups
+            share = removed / size
+            # The product with the size must not fall below the number by rounding.
+            shares[layer] = share if int(size * share) == removed else math.nextafter(share, 1)
+    return shares

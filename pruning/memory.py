@@ -17,11 +17,9 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunevolve.pruning.embed_and_head import HEAD_TOKENS
-from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_of_block, outside_blocks
+from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_by_block, outside_blocks
 from prunevolve.pruning.operators import MATRIX
-from prunevolve.pruning.passes import Pass, passes_of
-from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.passes import Pass, Recipe, passes_of
 from prunevolve.pruning.statistics import (
     DEVICE_CHUNK,
     GRAM,
@@ -29,6 +27,7 @@ from prunevolve.pruning.statistics import (
     TERMINALS,
     sums_size,
 )
+from prunevolve.pruning.stream import HEAD_TOKENS
 
 LIBRARIES = int(0.6 * 2**30)
 """What Python, torch and transformers hold before a model is opened."""
@@ -84,7 +83,7 @@ class Work:
     @cached_property
     def layers(self) -> list[list[nn.Linear]]:
         """The prunable layers of each block."""
-        return [list(layers_of_block(*x).values()) for x in decoder_blocks(self.model).items()]
+        return [list(layers.values()) for layers in layers_by_block(self.model).values()]
 
     @cached_property
     def blocks(self) -> list[int]:

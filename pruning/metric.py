@@ -12,6 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunevolve.pruning.formula import (
+    MAX_DEPTH,
+    POWERS,
+    SIGNED_POWER,
+    Call,
+    line_of,
+    read_formula,
+    refuse,
+)
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.operators import (
     MATRIX,
@@ -39,9 +48,8 @@ def is_number(value: float) -> bool:
 class Metric:
     """A formula that scores every weight of a matrix; weights with low scores are pruned."""
 
-    name: (
-        str  # the operator, terminal or number at the root; a number as `Metric.constant` writes it
-    )
+    # The operator, terminal or number at the root; a number as `Metric.constant` writes it.
+    name: str
     operands: tuple["Metric", ...] = ()  # of the operator
 
     @staticmethod
@@ -49,13 +57,13 @@ class Metric:
     def parse(text: str) -> "Metric":
         """Read a metric from its text, `mul(W, sqrt(X))`, or from mathematics, `W * sqrt(X)`.
 
-        Raises:
-            ValueError: If the text is anything but known operators on terminals and numbers, at
-                most `parse.MAX_DEPTH` deep. One line that points at the place.
+        Raises ValueError, one line that points at the place, if the text is anything but known
+        operators on terminals and numbers, at most `formula.MAX_DEPTH` deep.
         """
-        from prunevolve.pruning import parse  # which makes metrics
-
-        return parse.read_formula(text)
+        metric = _made(read_formula(text))
+        if metric.depth > MAX_DEPTH:  # a power may be two operators
+            refuse(text, 0, f"this is deeper than {MAX_DEPTH} levels")
+        return metric
 
     @staticmethod
     def constant(value: float) -> "Metric":
@@ -87,9 +95,11 @@ class Metric:
 
         An operator without a form of its own is shown as `name(x, y)`. `Metric.parse` reads it.
         """
-        from prunevolve.pruning import infix  # which reads metrics
+        return line_of(self._call)
 
-        return infix.line_of(self)
+    @property
+    def _call(self) -> Call:
+        return Call(self.name, tuple(operand._call for operand in self.operands))
 
     def __str__(self) -> str:
         return self.infix
@@ -138,10 +148,10 @@ class Metric:
         """
         if self._units is None:
             at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
-            held = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
+            units = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
             rule = "operands of one unit" if len(at.operands) > 1 else "an operand without units"
             raise ValueError(
-                f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {held}"
+                f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {units}"
             )
         return self._units
 
@@ -177,9 +187,8 @@ class Metric:
     def never_negative(self) -> bool:
         """Whether the score is certainly 0 or more, whatever the weights."""
         if self.operands:
-            rule = OPERATORS[self.name].never_negative
-            signs = tuple(operand.never_negative for operand in self.operands)
-            return rule if isinstance(rule, bool) else rule(signs)
+            unsigned = [operand.never_negative for operand in self.operands]
+            return OPERATORS[self.name].is_unsigned(unsigned)
         return self.value >= 0 if self.is_constant else not TERMINALS[self.name].signed
 
     @cached_property
@@ -223,39 +232,36 @@ class Metric:
 
         Returns:
             Scores in fp32, (out_features, in_features) if `problem` is empty, else possibly of
-            size 1 along a side. They may be non-finite: the masks refuse such scores.
-
-        Raises:
-            ValueError: If a terminal is missing, or their shapes do not go together.
+            size 1 along a side. They may be non-finite: no mask can be made of such scores.
         """
-        known: dict[Metric, Tensor] = {}
+        values: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
         for terminal in sorted(self.terminals):
             if (tensor := terminals.get(terminal)) is None:
                 raise ValueError(
                     f"metric '{self.text}' uses {terminal}, and {terminal} is None: pass it"
                 )
-            known[Metric(terminal)] = tensor.to(torch.float32)
+            values[Metric(terminal)] = tensor.to(torch.float32)
             device = tensor.device
         try:
-            torch.broadcast_shapes(*(tensor.shape for tensor in known.values()))
+            torch.broadcast_shapes(*(tensor.shape for tensor in values.values()))
         except RuntimeError as error:
-            shapes = ", ".join(f"{x.name} of {tuple(y.shape)}" for x, y in known.items())
+            shapes = ", ".join(f"{x.name} of {tuple(y.shape)}" for x, y in values.items())
             raise ValueError(f"terminals must be those of one matrix, got {shapes}") from error
-        return self.evaluate(known, device)
+        return self.evaluate(values, device)
 
-    def evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:
-        """Return the scores, given its terminals' values; what is computed is added to `known`."""
-        if self in known:
-            return known[self]
+    def evaluate(self, values: dict["Metric", Tensor], device: torch.device) -> Tensor:
+        """Return the scores, given its terminals' values; what is computed is added to `values`."""
+        if self in values:
+            return values[self]
         if self.is_constant:  # of two dimensions, as every operator expects
-            known[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
+            values[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
         else:
-            operands = [operand.evaluate(known, device) for operand in self.operands]
+            operands = [operand.evaluate(values, device) for operand in self.operands]
             operator = OPERATORS[self.name]
             unsigned = operator.unsigned if self.operands[-1].never_negative else None
-            known[self] = (unsigned or operator.function)(*operands)
-        return known[self]
+            values[self] = (unsigned or operator.function)(*operands)
+        return values[self]
 
     @cached_property
     def _hash(self) -> int:  # `score` looks subtrees up by value
@@ -273,6 +279,26 @@ class Metric:
 def interned(name: str, operands: tuple[Metric, ...] = ()) -> Metric:
     """Return the metric; equal ones are one object, so that what follows from it is found once."""
     return Metric(name, operands)
+
+
+def _made(call: Call) -> Metric:
+    """Return the metric that a text spells."""
+    if not call.operands and call.name not in TERMINALS:
+        return Metric.constant(float(call.name))
+    operands = tuple(map(_made, call.operands))
+    if call.name == SIGNED_POWER:
+        return _power(operands[0], operands[1].value)
+    return interned(call.name, operands)
+
+
+def _power(x: Metric, exponent: float) -> Metric:
+    """Return x ** c, of |x| unless c is odd."""
+    if exponent == 1:
+        return x
+    if exponent % 2 == 1 and exponent != 3 and not x.never_negative:
+        return interned("mul", (x, _power(x, exponent - 1)))
+    operator = next((name for name, c in POWERS.items() if c == exponent), None)
+    return interned(operator, (x,)) if operator else interned(POWER, (x, Metric.constant(exponent)))
 
 
 @dataclass(frozen=True)

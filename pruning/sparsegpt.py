@@ -1,103 +1,80 @@
 """SparseGPT: remove weights column by column, and let those to the right make up for them.
 
-Frantar and Alistarh, 2023, arXiv:2301.00774, Algorithm 1. The squared error of a layer's outputs on
-the calibration inputs has the inputs' Gram matrix as its Hessian. What the removal of a weight does
-to its row's output, the weights to the right of it undo as far as they can.
+Frantar and Alistarh, 2023, arXiv:2301.00774, Algorithm 1, with its names. The squared error of a
+layer's outputs on the calibration inputs has the inputs' Gram matrix as its Hessian. What the
+removal of a weight does to its row's output, the weights to the right undo as far as they can.
 """
 
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.masks import DegenerateScores, NOfM
-from prunevolve.pruning.ranking import lowest_of_rows
+from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.ranking import DegenerateScores, extremes, lowest_of_rows
 from prunevolve.pruning.statistics import damped_factor
 
-WIDTH = 128
+BLOCKSIZE = 128
 """Columns in a block: its mask is chosen at once, and the columns behind it change at its end."""
-
-Choose = Callable[[Tensor, int], Tensor]
-"""Returns which weights of some columns go, (out_features, columns), from what the removal of each
-would cost, of the same shape, and from the number of columns before them."""
-
-
-def choose_given(mask: Tensor) -> Choose:
-    """Return the choice of a mask, (out_features, in_features), that was made beforehand."""
-    return lambda cost, start: mask[:, start : start + cost.shape[1]]
-
-
-def choose_lowest(fraction: float) -> Choose:
-    """Return SparseGPT's own choice: of each block of columns the weights that cost least.
-
-    All blocks so far together lose exactly the fraction, rounded down.
-    """
-
-    def choose(cost: Tensor, start: int) -> Tensor:
-        rows, columns = cost.shape
-        due = int(rows * (start + columns) * fraction) - int(rows * start * fraction)
-        return lowest_of_rows(cost.reshape(1, -1), due).reshape(cost.shape)
-
-    return choose
-
-
-def choose_n_of_m(pattern: NOfM) -> Choose:
-    """Return SparseGPT's own choice under an n:m pattern."""
-    return lambda cost, start: pattern.mask(cost, pattern.implied_sparsity)
 
 
 def compensate(
-    weight: Tensor, removal: Tensor | float, gram: Tensor, pattern: NOfM | None = None
+    weight: Tensor,
+    removal: Tensor | float,
+    gram: Tensor,
+    pattern: NOfM | None = None,
+    Bs: int = BLOCKSIZE,
 ) -> tuple[Tensor, int]:
-    """Return `solve` for a mask, or for SparseGPT's own if the fraction that goes is given."""
-    if isinstance(removal, Tensor):
-        return solve(weight, gram, choose_given(removal))
-    if pattern:
-        return solve(weight, gram, choose_n_of_m(pattern), pattern.length)
-    return solve(weight, gram, choose_lowest(removal))
-
-
-def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> tuple[Tensor, int]:
     """Return a layer's weight, fp32, some of it zero and the rest changed to make up for that.
 
     Beside it is how many times the damping of the Gram matrix grew tenfold.
 
     Args:
         weight: Dense, (out_features, in_features), any dtype.
+        removal: A mask of that shape, or the fraction that goes: then of each `Bs` columns, after
+            all changes so far, the weights whose removal costs least, or of each group of the
+            pattern.
         gram: Gram matrix of the inputs, (in_features, in_features), fp32, whose device is used.
-        choose: Called for some columns at a time, with all changes so far.
-        width: How many columns that is.
 
     Raises:
-        DegenerateScores: If the Gram matrix has no Cholesky factor.
+        DegenerateScores: If a cost is not finite, or the Gram matrix has no Cholesky factor.
     """
-    # One column of the weight is a row here, and lies together in memory.
-    left = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
-    # Of the inverse, U^T U with U upper triangular: row j of U says how the columns from j on
-    # answer to a change of column j. From the flipped matrix, whose factor is that of U's inverse.
+    # The paper's W turned: one column of the weight is a row here, and lies together in memory.
+    W = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
+    # The inverse of the Gram matrix is Hinv^T Hinv with Hinv upper triangular: its row j says how
+    # the columns from j on answer to a change of column j. From the flipped matrix, whose factor is
+    # that of Hinv's inverse.
     lower, grown = damped_factor(gram.flip(0, 1))
     if not torch.isfinite(lower).all():
         raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
     identity = torch.eye(len(gram), device=gram.device)
-    answers = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    size = max(width, WIDTH // width * width)
-    for start in range(0, len(left), size):
-        columns = slice(start, min(start + size, len(left)))
-        errors = _solve_block(left[columns], answers[columns, columns], choose, start, width)
-        left[columns.stop :].addmm_(answers[columns, columns.stop :].T, errors, alpha=-1)
-    return left.T.contiguous(), grown
+    Hinv = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    if pattern and not isinstance(removal, Tensor):
+        Bs = pattern.length
+    B = max(Bs, BLOCKSIZE // Bs * Bs)
+    for i in range(0, len(W), B):
+        W1, Hinv1 = W[i : i + B], Hinv[i : i + B, i : i + B]
+        Err, d = torch.zeros_like(W1), Hinv1.diagonal()[:, None]
+        for j in range(len(W1)):
+            if j % Bs == 0:
+                cost = (W1[j : j + Bs] / d[j : j + Bs]).square().T.contiguous()
+                M = _mask(cost, removal, pattern, i + j).to(W.device).T
+            Err[j] = torch.where(M[j % Bs], W1[j] / d[j], 0)
+            W1[j:].addr_(Hinv1[j, j:], Err[j], alpha=-1)
+            W1[j].masked_fill_(M[j % Bs], 0)  # exactly
+        W[i + B :].addmm_(Hinv[i : i + B, i + B :].T, Err, alpha=-1)
+    return W.T.contiguous(), grown
 
 
-def _solve_block(block: Tensor, answers: Tensor, choose: Choose, start: int, width: int) -> Tensor:
-    """Change columns, (columns, out_features), in place; return the errors that others undo."""
-    errors = torch.zeros_like(block)
-    scales = answers.diagonal()[:, None]
-    for first in range(0, len(block), width):
-        part = slice(first, min(first + width, len(block)))
-        cost = (block[part] / scales[part]).square().T.contiguous()
-        mask = choose(cost, start + first).to(block.device).T
-        for j in range(part.start, part.stop):
-            errors[j] = torch.where(mask[j - first], block[j] / scales[j], 0)
-            block[j:].addr_(answers[j, j:], errors[j], alpha=-1)
-            block[j].masked_fill_(mask[j - first], 0)  # exactly
-    return errors
+def _mask(cost: Tensor, removal: Tensor | float, pattern: NOfM | None, start: int) -> Tensor:
+    """Return what goes of some columns from `start` on, given what each removal would cost."""
+    rows, columns = cost.shape
+    if isinstance(removal, Tensor):
+        return removal[:, start : start + columns]
+    if not all(map(math.isfinite, extremes(cost))):
+        raise DegenerateScores("scores must be finite, got a NaN or an infinity")
+    if pattern:
+        return pattern.mask(cost, pattern.implied_sparsity)
+    # All columns so far together lose exactly the fraction, rounded down.
+    due = int(rows * (start + columns) * removal) - int(rows * start * removal)
+    return lowest_of_rows(cost.reshape(1, -1), due).reshape(cost.shape)

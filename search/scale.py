@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.records import Losses, Wanted
 
@@ -178,7 +179,7 @@ class Scale:
 
 def wanted_of(role: str, tasks: Sequence[int]) -> list[Wanted]:
     """Return what a scale is made of: the dense model and the baselines on a text of some tasks."""
-    criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
+    criteria = [None, *map(named_metric, BASELINES)]
     return [(task, role, criterion) for task in tasks for criterion in criteria]
 
 
@@ -193,7 +194,7 @@ def losses_by_task(
 
 def baselines_on(task: int, role: str, known: Mapping[Wanted, Losses]) -> dict[str, list[float]]:
     """Return the losses on a task's text under each baseline that can prune it."""
-    measured = ((name, known[task, role, x.criterion]) for name, x in BASELINES.items())
+    measured = ((name, known[task, role, named_metric(name)]) for name in BASELINES)
     return {name: losses for name, losses in measured if losses}
 
 
@@ -205,8 +206,8 @@ def scale_of(experiment: Experiment, role: str, known: Mapping[Wanted, Losses]) 
     scale = Scale(cells, {})
     fitness = {
         name: scale.fitness(losses)
-        for name, baseline in BASELINES.items()
-        if (losses := losses_by_task(experiment, role, baseline.criterion, known))
+        for name in BASELINES
+        if (losses := losses_by_task(experiment, role, named_metric(name), known))
     }
     return Scale(cells, fitness)
 

@@ -18,11 +18,11 @@ from prunevolve.evaluation.perplexity import losses_of, perplexity, perplexity_e
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, finite, read_object
-from prunevolve.pruning.masks import DegenerateScores
-from prunevolve.pruning.models import hub_id, load_model
+from prunevolve.pruning.models import hub_id, linear_layers, load_model
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.options import Measurement
 from prunevolve.pruning.run.result import (
@@ -34,7 +34,7 @@ from prunevolve.pruning.run.result import (
     work_folder,
 )
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
-from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
+from prunevolve.pruning.store import FolderStore, ResidentStore
 from prunevolve.pruning.stream import Texts
 
 
@@ -167,7 +167,8 @@ class _Run:
     def save(self, statistics: Offload | None, recipe: JsonObject, warnings: Sequence[str]) -> None:
         """Measure the model, prune it, measure it again and save it with its recipe and report."""
         model, work, blocks = self.job.model, self.work, self.store.blocks
-        inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
+        layers = [*linear_layers(self.store.model)]
+        inspector = Inspector(model.config, layers, self.job.recipe.target)
         for path in map(self.store.shard, sorted(self.store.written)):  # by the run before
             known = work.found.get("sha256", {}).get(path.name)
             inspector.look(path, work.found.get("shares", {}), known)
@@ -180,7 +181,7 @@ class _Run:
         losses = {f"{x}_perplexity": torch.from_numpy(np.array(found[x], float)) for x in names}
         parts = {
             "training": {block: found[block] for block in blocks if block in found},
-            "damping": {x: found[x]["damping"] for x in all_layers(self.store) if x in found},
+            "damping": {x: found[x]["damping"] for x in layers if x in found},
             "zero_shot": {x: found[f"{x} zero-shot"] for x in names if self.tasks},
         }
         evaluation = self.windows["evaluation"]
@@ -210,7 +211,7 @@ class _Run:
             work.keep(name, losses.tolist())
 
         texts = Texts(
-            self.windows["calibration"].tokens if "calibration" in self.windows else tokens[:0],
+            self.windows["calibration"].tokens if "calibration" in self.windows else None,
             {name: tokens for name in ("dense", "pruned") if name not in work.found},
             measure,
         )
@@ -225,7 +226,7 @@ class _Run:
         self.store.on_shard = look
         recipe, progress = self.job.recipe, self.progress
         try:
-            prune(self.store, recipe, texts, states, statistics, progress, tell=work.keep)
+            prune(self.store, recipe, texts, states, statistics, progress, record=work.keep)
         except DegenerateScores:
             self.store.checkpoint.check_finite()  # else it is the metric's fault
             raise

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.command_line import check_interrupt
-from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.worker import Fault, Job
@@ -30,7 +30,7 @@ MOST_SUSPECTS = 5
 """Candidates in a row, with none evaluated in between: so many at their last try end the run, and
 so many exceptions have a baseline evaluated."""
 
-_BASELINE = Candidate(-1, BASELINES["wanda"].criterion)
+_BASELINE = Candidate(-1, named_metric("wanda"))
 
 _BACKWARD = 6
 """The cost of collecting statistics per token, in forward passes: an upper bound."""

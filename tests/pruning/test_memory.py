@@ -15,8 +15,10 @@ from prunevolve.pruning.memory import (
     plan_pruning,
     put_aside,
 )
-from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.recipe import Recipe, make_recipe
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.options import Method
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
 BLOCK = 2 * 256 + 2 * 128 + 3 * 384
@@ -26,8 +28,8 @@ LOGITS = 3 * 4 * 256 * 61
 
 
 def work_of(metric="mul(W, G)", group=None, device="cpu", family="llama", **methods):
-    target = Target(0.5, group or Row())
-    recipe = make_recipe(Metric.parse(metric), target, **methods)
+    criterion = Criterion.parse(metric, (group or Row()).name)
+    recipe = recipe_of(Method(**methods), criterion, own_masks=False)
     return Work(toy_model(family), recipe, "float32", device, "bfloat16", (3, 12), (2, 10))
 
 
@@ -76,9 +78,9 @@ def test_group_model_waits_with_all_statistics():
 
 
 def test_gram_matrix_and_training_are_work_on_a_block(headless):
-    swaps = work_of("W", refine="swaps")
-    (one,) = swaps.passes
-    assert held(one, swaps)["work"] >= 2 * BLOCK + 4 * (2 * 384 + 4 * 24**2)
+    update = work_of("W", update="sparsegpt")
+    (one,) = update.passes
+    assert held(one, update)["work"] >= 2 * BLOCK + 4 * (2 * 384 + 4 * 24**2)
     trained = work_of("W", update="reconstruct")
     (one,) = trained.passes
     window = 4 * 12 * (18 * 16 + 9 * 24 + 2 * 12 * 4)
@@ -102,7 +104,7 @@ def test_plan_holds_all_where_that_fits_and_puts_aside_what_does_not():
 def test_scores_that_a_device_sorts_take_forty_bytes_each(headless):
     # The largest matrix has 384 weights; the loop on the CPU needs three fp32 values for each.
     for group, device, each in ((Row(), "cpu", 12), (Row(), "cuda", 40), (Model(), "cuda", 12)):
-        recipe = make_recipe(Metric("W"), Target(0.5, group))
+        recipe = Recipe(Metric("W"), Target(0.5, group))
         shapes = toy_model("llama")
         work = Work(shapes, recipe, "float32", device, "bfloat16", (0, 2), (2, 2))
         assert held(work.passes[-1], work)["work"] == 2 * BLOCK + each * 384

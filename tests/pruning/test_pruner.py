@@ -13,8 +13,8 @@ from toy_models import FAMILIES, assert_same_tensors, toy_model, toy_windows, we
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, linear_layers
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 
@@ -165,23 +165,6 @@ def test_prune_leaves_no_scores_for_the_garbage_collector():
         assert scores and not any(reference() is not None for reference in scores)
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize(
-    ("metric", "propagation", "stages"),
-    [
-        (MAGNITUDE, "one-shot", ["prune"]),
-        (GBLM, "one-shot", ["forward", "backward", "measure"]),
-        (GBLM, "sequential", ["forward", "backward", "prune"]),
-    ],
-)
-def test_progress_counts_the_blocks_of_every_pass(metric, propagation, stages):
-    seen = []
-    prune_model(
-        *(toy_model("llama"), metric, ROW, toy_windows(), propagation),
-        on_progress=lambda *stage: seen.append(stage),
-    )
-    assert seen == [(stage, done, 2) for stage in stages for done in (0, 1, 2)]
 
 
 @pytest.mark.parametrize(

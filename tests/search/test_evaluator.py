@@ -23,8 +23,8 @@ from toy_setup import (
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import load_model
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 from prunevolve.search.evaluator import SLACK, Evaluator
@@ -63,7 +63,7 @@ def staged(evaluator, *stages):
 def given(made, evaluator):
     """Give an evaluator the statistics and the scale of another."""
     for resident, other in zip(made.residents, evaluator.residents, strict=True):
-        resident.use_statistics(other.statistics.to_tensors())
+        resident.use_statistics(other.statistics)
     made.scale = evaluator.scale
 
 
@@ -235,7 +235,7 @@ def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
     rounded = rounding.collect_statistics(0)
     rounding.residents[0].use_statistics(rounded)
     rounding.scale = plenty.scale
-    exact = plenty.residents[0].statistics.to_tensors()
+    exact = plenty.residents[0].statistics
     assert rounded.keys() == exact.keys()
     for name, tensor in rounded.items():
         expected = exact[name].cpu()

@@ -7,6 +7,7 @@ import pytest
 from toy_setup import SNIP, WANDA, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.scale import (
     Cell,
     Scale,
@@ -161,6 +162,6 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
     known[1, "fitness", WANDA] = None  # it cannot prune
     assert baselines_on(1, "fitness", known) == {k: v for k, v in named.items() if k != "wanda"}
-    known |= {(1, "fitness", x.criterion): None for x in BASELINES.values()}
+    known |= {(1, "fitness", named_metric(name)): None for name in BASELINES}
     with pytest.raises(ValueError, match=r"^no baseline can prune task 1: "):
         cells_of(evaluator.experiment, 1, "fitness", known)
