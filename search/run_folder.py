@@ -26,7 +26,7 @@ from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
-from prunevolve.search.population import State, read_state
+from prunevolve.search.population import State
 from prunevolve.search.records import Line, Losses, Record, Wanted, read_line
 
 Parsed = TypeVar("Parsed", Record, Line)
@@ -261,7 +261,7 @@ class RunFolder:
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
         """Write the state that a continuation starts from, and the current hall of fame."""
-        self.write_json("checkpoint.json", resumable.to_dict())
+        self.write_json("checkpoint.json", resumable.to_checkpoint())
         self.write_hall_of_fame([], state.hall_of_fame)
 
     def write_hall_of_fame(self, finalists: Sequence[JsonObject], hall: Sequence[Record]) -> None:
@@ -291,18 +291,15 @@ class RunFolder:
         The checkpoint makes that quick; if there is none that fits, it is the state before the
         first record, and the reason is a warning.
         """
-        try:
-            state = read_state(self.path / "checkpoint.json")
-            known = records[: state.committed]
-            members = {*state.population, *state.hall_of_fame, *state.in_tuning}
-            # Old enough to breed what is missing, and of this journal.
-            if state.committed > max(0, len(records) - lag) or not members <= {*known}:
-                raise ValueError("checkpoint.json does not fit the journal")
-        except ValueError as error:
-            if records:
-                warn(f"{error}: all of the journal is replayed")
+        if not records:
             return State()
-        return state
+        try:
+            content = self.read_json("checkpoint.json")
+            # Old enough to breed what is missing.
+            return State.from_checkpoint(content, records[: max(0, len(records) - lag)])
+        except ValueError as error:
+            warn(f"checkpoint.json: {error}: all of the journal is replayed")
+            return State()
 
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""

@@ -287,7 +287,7 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
         limited = state.limited(candidate, search, near_of(search))
         assert candidate.enter == limited.enter
         assert candidate.best == limited.best
-        members = state.in_tuning[:1] if candidate.tuned else state.population
+        members = [state.tuning.start] if candidate.tuned else state.population
         assert set(candidate.parents) <= {member.index for member in members}
     assert any(candidate.enter is not None for candidate in searching.submitted)
     assert any(candidate.parents for candidate in searching.submitted)

@@ -144,7 +144,6 @@ def test_commit_holds_its_promises_under_all_rules(outcomes, size, crowded):
 def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():
     state = after((9.0, 4), (1.0, 1), (2.0, 1), (3.0, 1), (8.0, 2), (9.0, 3))
     assert indices(state.finalists()) == [1, 2, 3, 4, 0, 5]
-    assert indices(state.finalists(2)) == [1, 2]
     assert State().finalists() == []
 
 

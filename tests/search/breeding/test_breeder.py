@@ -1,16 +1,11 @@
 """The breeder: seeds first, then random metrics, then children of a population's members."""
 
-from dataclasses import replace
-from functools import reduce
-
 from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.breeding.factors import MOST
-from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.variation import Breeder
-from prunevolve.search.population import State, Tuning
+from prunevolve.search.population import State
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
@@ -61,27 +56,3 @@ def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_com
     assert all(candidate.criterion.metric.is_comparable for candidate in bred("model")[:4])
     free = bred("model", units="off")
     assert not all(candidate.criterion.metric.is_comparable for candidate in free)
-
-
-def test_tuning_adds_the_tables_factors_unless_there_are_as_many_as_may_be():
-    free = [f"divrms({x}, {x})" for x in ("X", "V", "H", "sqr(X)", "sqr(V)")]
-    for count in (4, 5):
-        start = record_of(0, reduce("mul({}, {})".format, free[:count], "mul(W, G)"), 0.9, "model")
-        tuning = Tuning(start, first=1)
-        (child, *_) = Breeder(SEARCH, "model").brood(1, replace(STATE, tuning=tuning))
-        assert child.tuned and child.numbers
-        own, bases = (set(factors_of(x.criterion.metric)) for x in (start, child))
-        assert len(own) == count + 2
-        assert (bases == own) == (len(own) == MOST)
-
-
-def test_a_tuned_child_can_be_read_back_whatever_exponents_become_0():
-    inner = "colmax(mul(power(quot(W, rowmean(W)), 0.1), power(divrms(X, X), 0.2)))"
-    start = record_of(5, f"mul(mul(W, G), divrms({inner}, {inner}))", 0.5, "model")
-    state, texts = replace(STATE, tuning=Tuning(start, first=1)), set()
-    for index in range(1, 200):
-        for child in Breeder(SEARCH, "model").brood(index, state):
-            if child.tuned:
-                texts.add(child.criterion.text)
-                assert not child.criterion.metric.problem
-    assert len(texts) > 100
