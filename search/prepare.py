@@ -41,7 +41,7 @@ _HEAD = 2**24
 
 def prepare(
     folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
-) -> Fingerprints:
+) -> tuple[Fingerprints, Scale]:
     """Get statistics, probes and scale, from the folder or workers, and give them to all workers.
 
     Raises FolderError if one of these files is damaged.
@@ -65,7 +65,7 @@ def prepare(
             scale = scale_of(experiment, pool.losses)
         folder.write_json(SCALE, scale.model_dump())
     pool.use_scale(scale)
-    return fingerprints(experiment, probes)
+    return fingerprints(experiment, probes), scale
 
 
 def read_scale(folder: RunFolder) -> Scale:

@@ -120,11 +120,10 @@ class RunFolder:
         """Whether the run ended at least once, and was measured."""
         return (self.path / "summary.json").is_file()
 
-    def is_finished(self, candidates: int) -> bool:
-        """Return whether the run ended, and was measured, with this many candidates."""
-        if not self.has_ended:
-            return False
-        return self.read_json("summary.json", "candidates")["candidates"] == candidates
+    def summary(self) -> JsonObject | None:
+        """Return what the run came to when it ended; None if it did not yet."""
+        keys = ("best", "candidates", "path", "selection", "tasks", "verdict_kind")
+        return self.read_json("summary.json", *keys) if self.has_ended else None
 
     @property
     def is_in_use(self) -> bool:
@@ -150,11 +149,11 @@ class RunFolder:
             name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
 
-    def read_json(self, name: str, *keys: str) -> dict[str, object]:
+    def read_json(self, name: str, *keys: str) -> JsonObject:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
-            value: dict[str, object] = read_object(path)
+            value = read_object(path)
         except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
         if missing := sorted(set(keys) - set(value)):

@@ -1,7 +1,4 @@
-"""The verdict on a run: does its metric beat the best of the baselines on the report text?
-
-It is read from the `tasks` of `summary.json`; see `search.results`.
-"""
+"""The verdict on a run: does its metric beat the best of the baselines on the report text?"""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +28,7 @@ class Verdict(NamedTuple):
 
 
 def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
-    """Return the verdict over these tasks; it is as good as that on the worst of them."""
+    """Return the verdict over tasks as `summary.json` has them: that on the worst of them."""
     verdicts = [_on_task(task) for task in tasks]
     if len(verdicts) == 1:
         return verdicts[0]

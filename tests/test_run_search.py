@@ -380,9 +380,7 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(
     way_on = f"python run_search.py --resume {run} --set search.candidates=32"
     assert err.endswith(f"it did not clearly win: search on with {way_on}\n")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    for gap in summary["tasks"][0]["behind_best"].values():
-        gap.update(nats=1.0, standard_error=0.1)
-    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "summary.json").write_text(json.dumps(summary | {"verdict_kind": "better"}))
     line = call("--resume", run)[0].splitlines()[-1]
     assert line.startswith("apply it: python run_prune.py --model embedded --metric ")
     assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line

@@ -60,7 +60,11 @@ def rests_of(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
 
     What is left ranks weights, and has no units if scores of several layers compete.
     """
-    rests = {base: without(metric, base) for base in factors_of(metric)}
+    powers = factors_of(metric)
+    rests = {
+        base: product_of_powers((other, powers[other]) for other in powers if other != base)
+        for base in powers
+    }
     return {
         base: rest
         for base, rest in rests.items()

@@ -19,9 +19,7 @@ from prunevolve.search.records import Record
 from prunevolve.search.verdict import (
     best_of_the_baselines,
     convergence,
-    looks_at_report,
     shown,
-    verdict_of,
 )
 
 FOUND = "best found"
@@ -53,7 +51,7 @@ def render(
     records: Sequence[Record],
     summary: JsonObject | None,
     environment: JsonObject,
-    ended: str,
+    written: str,
     commands: tuple[str, str],
     charts: tuple[str, str, str],
     baselines: Mapping[str, float],
@@ -64,7 +62,7 @@ def render(
         records: The journal; at least one candidate is evaluated.
         summary: None before the run ends.
         environment: As in `environment.json`.
-        ended: When the last candidate's outcome was written, ISO 8601.
+        written: When the run's status was, ISO 8601.
         commands: How to apply the best metric, and how to search on.
         charts: SVG documents: the chart of the run for a phone and for a wide screen, and that of
             the winner's way to fewer factors, empty if it has none.
@@ -91,13 +89,11 @@ def render(
         records=records,
         outcomes=Counter(record.outcome.kind for record in records).most_common(),
         summary=summary,
-        verdict=verdict_of(summary["tasks"]) if summary else None,
-        looks=looks_at_report(summary.get("looks", [])) if summary else "",
         convergence=convergence([record.fitness for record in records]),
         measured=tables[: len(measured)],
         learned=tables[len(measured) :],
         environment=environment,
-        ended=ended.replace("T", " ").replace("+00:00", " UTC"),
+        written=written.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
         charts=[b64encode(chart.encode()).decode() for chart in charts],
         about_winner=about_winner(best, evaluated),
@@ -184,7 +180,7 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
         f"{task['model']}; ± is a standard error, window by window."
     )
     if is_one_of_several:
-        about = f"{verdict_of([task]).sentence} {about}"
+        about = f"{task['verdict']} {about}"
     rows = [("dense", f"{task['dense']:.2f}", "", "", "")]
     perplexities = {FOUND: task["best"]["perplexity"], **task["baselines"]}
     for name, perplexity in _ranked(perplexities):

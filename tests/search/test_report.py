@@ -9,20 +9,20 @@ from report_run import records_of, summary_of, task_of, write_run
 from toy_records import record_of
 
 from prunevolve.configs import schema
-from prunevolve.search.report.charts import fitness_chart, path_chart
-from prunevolve.search.report.report import (
+from prunevolve.search.charts import fitness_chart, path_chart
+from prunevolve.search.report import (
     about_winner,
     finalist_table,
     front_table,
     measured_tables,
     path_table,
 )
-from prunevolve.search.results import commands_of, write_report
-from prunevolve.search.run_folder import FolderError, RunFolder
+from prunevolve.search.results import commands_of, rebuild_report
+from prunevolve.search.run_folder import FolderError
 
 
 def page_of(folder):
-    write_report(folder)
+    rebuild_report(folder)
     return (folder.path / "report.html").read_text(encoding="utf-8")
 
 
@@ -58,16 +58,15 @@ def test_page_says_what_came_of_the_search_in_numbers(run, html):
 
 @pytest.mark.parametrize(("bos", "flag"), [(True, "--bos"), (False, "--no-bos"), (None, None)])
 def test_command_of_the_next_step_has_the_runs_bos(tmp_path, bos, flag):
-    folder = RunFolder(tmp_path / "run")
     config = schema.load(None, [f"calibration.bos={str(bos).lower()}"] if flag else [])
-    words = shlex.split(commands_of(folder, config)[0])
+    words = shlex.split(commands_of(tmp_path, config)[0])
     assert [word for word in words if "bos" in word] == ([flag] if flag else [])
-    assert f"{folder.path}/best_metric.json" in words
+    assert f"{tmp_path}/best_metric.json" in words
 
 
 def test_page_says_how_to_measure_what_also_changes_the_weights_that_stay(run, html):
     config = schema.load(run.path / "config.yaml", ["report.windows=5"])
-    apply, _ = commands_of(run, config)
+    apply, _ = commands_of(run.path, config)
     # On the windows of the run's report, so that the figures can be compared.
     assert "--eval-windows 5 " in apply
     assert 'also with this metric: <a href="#apply">' in html
@@ -101,8 +100,10 @@ def test_columns_have_headings_and_a_formulas_own_says_what_it_is(html):
 def test_report_with_a_damaged_summary_is_refused(tmp_path):
     with closing(write_run(tmp_path / "run", records_of(12))) as folder:
         folder.write_json("summary.json", {"tasks": [], "best": {}})
-        with pytest.raises(FolderError, match=r"summary\.json lacks path, selection"):
-            write_report(folder)
+        with pytest.raises(
+            FolderError, match=r"summary\.json lacks candidates, path, selection, verdict_kind"
+        ):
+            rebuild_report(folder)
 
 
 def test_page_and_chart_are_the_same_each_time(run, html):
