@@ -54,8 +54,11 @@ class Recorder:
     """Keeps a run's files and the screen up to date inside its context.
 
     At the end, whatever it is, it writes the checkpoint, the best metric and the status if it can.
-    Its `outcomes` count the journal's records by kind. The run `began` then, by `time.monotonic`,
-    if all its processes had followed one another.
+
+    Attributes:
+        began: When the run did, by `time.monotonic`, as if all its processes had followed one
+            another.
+        outcomes: The number of the journal's records, by kind.
     """
 
     folder: RunFolder
@@ -185,12 +188,12 @@ def status_of(folder: RunFolder) -> JsonObject:
     status = folder.read_json("status.json", "best")
     if status["state"] in (RUNNING, CHOOSING) and not folder.is_in_use:  # its process is gone
         status["state"] = f"stopped while {status['state']}"
-    told = folder.told()
-    kinds = Counter(kind for kind, _ in told)
+    outcomes = folder.outcomes()
+    kinds = Counter(kind for kind, _ in outcomes)
     return status | {
-        "candidates": len(told),
+        "candidates": len(outcomes),
         "outcomes": {kind: kinds[kind] for kind in OUTCOMES},
-        "convergence": convergence([fitness for _, fitness in told]),
+        "convergence": convergence([fitness for _, fitness in outcomes]),
     }
 
 
@@ -203,6 +206,6 @@ def print_status(folder: RunFolder, console: Console) -> JsonObject:
         far += f", {timedelta(seconds=round(hours * 3600))} left"
     if state not in (RUNNING, CHOOSING, FINISHED):
         state += f"; resume with {SEARCH} --resume {shlex.quote(str(folder.path))}"
-    told = f"{folder.path}: {state}, as of {status['written']}"
-    console.print(told, far, status["convergence"], *lines_of(status), sep="\n")
+    head = f"{folder.path}: {state}, as of {status['written']}"
+    console.print(head, far, status["convergence"], *lines_of(status), sep="\n")
     return status

@@ -27,6 +27,9 @@ FOUND = "best found"
 FORMULA, LEFT_OUT = "formula", "left out"
 """Headings of columns of formulas."""
 
+STANDING = ("candidate", "factors", "fitness", "selection", "vs best")
+"""Headings of what is said of a finalist."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -64,8 +67,8 @@ def render(
         environment: As in `environment.json`.
         written: When the run's status was, ISO 8601.
         commands: How to apply the best metric, and how to search on.
-        charts: SVG documents: the chart of the run for a phone and for a wide screen, and that of
-            the winner's way to fewer factors, empty if it has none.
+        charts: SVG documents: the run for a phone and for a wide screen, and the winner's way to
+            fewer factors, empty if it has none.
         baselines: Their fitness.
     """
     template = Template(
@@ -76,9 +79,7 @@ def render(
         undefined=StrictUndefined,
     )
     evaluated = [record for record in records if record.fitness is not None]
-    best = min(evaluated, key=lambda record: record.rank).described
-    if summary and summary["selection"]:
-        best = summary["best"]
+    best = summary["best"] if summary else min(evaluated, key=lambda record: record.rank).described
     metric = Metric.parse(str(best["metric"]))
     measured = measured_tables(summary) if summary else []
     learned = _learned(evaluated, summary, baselines)
@@ -213,15 +214,17 @@ def about_winner(best: JsonObject, evaluated: Sequence[Record]) -> str:
     )
 
 
+def _standing(row: JsonObject, *more: str) -> tuple[str, ...]:
+    """Return a finalist's row of a table, with more cells at the end."""
+    name = row["name"] + (", chosen" if row["chosen"] else "")
+    fitness, selection = f"{row['fitness']:.4f}", f"{row['selection']:.4f}"
+    return (name, str(row["factors"]), fitness, selection, _gap(row, "difference"), *more)
+
+
 def path_table(path: Sequence[JsonObject]) -> Table:
     """Return the winner's candidate with ever fewer factors."""
     rows = [
-        (
-            f"{step['name']}{', chosen' if step['chosen'] else ''}",
-            *(str(step["factors"]), f"{step['fitness']:.4f}", f"{step['selection']:.4f}"),
-            _gap(step, "difference"),
-            Metric.parse(step["left_out"]).infix if step["left_out"] else "",
-        )
+        _standing(step, Metric.parse(step["left_out"]).infix if step["left_out"] else "")
         for step in sorted(path, key=lambda step: -step["factors"])
     ]
     about = (
@@ -229,28 +232,18 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         "chosen that is behind the best of them by no more than the standard error of that, "
         "between windows and between models."
     )
-    columns = ("candidate", "factors", "fitness", "selection", "vs best", LEFT_OUT)
-    return Table("Fewer factors", about, columns, rows)
+    return Table("Fewer factors", about, (*STANDING, LEFT_OUT), rows)
 
 
 def finalist_table(finalists: Sequence[JsonObject]) -> Table:
     """Return all finalists, the best first."""
-    rows = [
-        (
-            f"{finalist['name']}{', chosen' if finalist['chosen'] else ''}",
-            *(str(finalist["factors"]), f"{finalist['fitness']:.4f}"),
-            *(f"{finalist['selection']:.4f}", _gap(finalist, "difference"), finalist["group"]),
-            Metric.parse(finalist["metric"]).infix,
-        )
-        for finalist in finalists
-    ]
-    columns = ("candidate", "factors", "fitness", "selection", "vs best", "group", FORMULA)
+    rows = [_standing(row, row["group"], Metric.parse(row["metric"]).infix) for row in finalists]
     about = (
         "By the mean of the fitness on both texts, which is compared with the best of those with "
         "few factors; behind a dash: how many were left out. run_prune.py --metric RUN:NAME prunes "
         "by any of them."
     )
-    return Table("Finalists", about, columns, _joined(rows))
+    return Table("Finalists", about, (*STANDING, "group", FORMULA), _joined(rows))
 
 
 def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:

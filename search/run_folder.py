@@ -187,30 +187,27 @@ class RunFolder:
 
         Raises FolderError if a line is damaged or out of order, or the file cannot be read.
         """
-        records = list(self._read(Record.from_dict))
+        records = self._read(Record.from_dict)
         self.lines = len(records)
         return records
 
-    def told(self) -> list[tuple[str, float | None]]:
-        """Return each candidate's kind of outcome and fitness, without parsing its metric.
-
-        Raises as `records` does.
-        """
+    def outcomes(self) -> list[tuple[str, float | None]]:
+        """Return each record's outcome and fitness, without parsing its metric."""
         return [(line.outcome, line.fitness) for line in self._read(read_line)]
 
-    def _read(self, parse: Callable[[object], Parsed]) -> Iterator[Parsed]:
-        """Yield what the journal's whole lines hold."""
+    def _read(self, parse: Callable[[object], Parsed]) -> list[Parsed]:
+        parsed: list[Parsed] = []
         for place, line in enumerate(self._lines(JOURNAL)):
             try:
-                parsed = parse(json.loads(line.rstrip()))
-                if parsed.index != place:
-                    raise ValueError(f"it is candidate {parsed.index}")
+                parsed.append(parse(json.loads(line)))
+                if parsed[-1].index != place:
+                    raise ValueError(f"it is candidate {parsed[-1].index}")
             except (ValueError, RecursionError) as error:
                 raise FolderError(
                     f"{self.path / JOURNAL} line {place + 1} is damaged: {error}; keep "
                     f"the {place} lines before it and resume: the rest is searched again"
                 ) from error
-            yield parsed
+        return parsed
 
     def _lines(self, name: str) -> list[bytes]:
         path = self.path / name
@@ -259,17 +256,12 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
-        """Write the state that a continuation starts from, and the current hall of fame."""
+        """Write the state from which a search goes on, and the current hall of fame."""
         self.write_json("checkpoint.json", resumable.to_checkpoint())
         self.write_hall_of_fame([], state.hall_of_fame)
 
     def write_hall_of_fame(self, finalists: Sequence[JsonObject], hall: Sequence[Record]) -> None:
-        """Write `hall_of_fame.csv`: the best of each size, and all finalists, by size.
-
-        Args:
-            finalists: As in `summary.json`; none while the search goes on.
-            hall: The best candidate of each size.
-        """
+        """Write `hall_of_fame.csv`, by size: the best of each, and at the end all finalists."""
         known: dict[str, JsonObject] = {str(record.index): record.described for record in hall}
         known |= {str(row["name"]): row for row in finalists}
         columns = ("name", "size", "fitness", "group", "metric", "pareto")
@@ -285,35 +277,21 @@ class RunFolder:
     def read_checkpoint(
         self, records: Sequence[Record], lag: int, warn: Callable[[str], object]
     ) -> State:
-        """Return the state from which a search with these records goes on.
-
-        The checkpoint makes that quick; if there is none that fits, it is the state before the
-        first record, and the reason is a warning.
-        """
-        if not records:
-            return State()
+        """Return the checkpoint's state; if none fits the records, warn and return the first."""
         try:
-            content = self.read_json("checkpoint.json")
-            # Old enough to breed what is missing.
-            return State.from_checkpoint(content, records[: max(0, len(records) - lag)])
+            if records:
+                old = records[: max(0, len(records) - lag)]  # enough to breed what is missing
+                return State.from_checkpoint(self.read_json("checkpoint.json"), old)
         except ValueError as error:
             warn(f"checkpoint.json: {error}: all of the journal is replayed")
-            return State()
+        return State()
 
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
         metric = record.criterion.metric
-        best = {
-            "schema": SCHEMA,
-            "metric": metric.text,
-            "tree": metric.to_release_json(),
-            "group": record.criterion.group,
-            "leaves": sorted(metric.terminals),
-            "fitness": record.fitness,
-            "size": metric.size,
-            "provenance": dict(provenance),
-        }
-        self.write_json("best_metric.json", best)
+        tree, leaves = metric.to_release_json(), sorted(metric.terminals)
+        more = {"tree": tree, "leaves": leaves, "provenance": provenance}
+        self.write_json("best_metric.json", {"schema": SCHEMA, **record.described, **more})
 
 
 @contextmanager

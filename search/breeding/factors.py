@@ -14,6 +14,7 @@ from functools import partial
 
 from deap import gp
 
+from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER
 from prunevolve.search.breeding.product import (
@@ -72,18 +73,12 @@ class Products:
     Attributes:
         table: The factors to draw from.
         primitives: What the trees in grown factors are made of.
-        depth: Least and greatest depth of those.
-        comparable: Whether metrics must have no units, since scores of several layers compete.
-        crossover: Its probability.
-        mutation: Its probability.
     """
 
+    search: Search
     table: Sequence[Metric]
     primitives: gp.PrimitiveSet
-    depth: tuple[int, int]
     comparable: bool
-    crossover: float
-    mutation: float
 
     def random(self) -> Metric:
         """Draw a product of one to four factors, mostly with W and G as its core."""
@@ -95,9 +90,9 @@ class Products:
     def child(self, first: Metric, second: Metric) -> Metric:
         """Make a child by crossover and mutation of factors; the parents are unchanged."""
         product = factors_of(first)
-        if random.random() < self.crossover:
+        if random.random() < self.search.crossover:
             product = self._crossed(product, factors_of(second))
-        if random.random() < self.mutation:
+        if random.random() < self.search.mutation:
             (kind,) = random.choices(list(MUTATIONS), list(MUTATIONS.values()))
             self._mutate(product, kind)
         return self._made(product)
@@ -162,7 +157,7 @@ class Products:
 
     def _grown(self) -> Metric | None:
         """Grow a factor; None if the tree is none."""
-        tree = gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *self.depth))
+        tree = gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *self.search.initial_depth))
         return self._relative(grown(tree, self.primitives, self.comparable))
 
     def _varied(self, base: Metric) -> Metric | None:

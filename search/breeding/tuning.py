@@ -65,39 +65,24 @@ Numbers = npt.NDArray[np.float64]
 _Make = Callable[[Numbers], Metric]
 
 
-@dataclass(frozen=True)
 class Genes:
-    """The numbers of a metric.
+    """The numbers of a metric; a part that is there twice has its own once.
+
+    Args:
+        metric: The metric.
+        added: Factors to add, whose exponents begin at 0.
+        comparable: Whether scores of several layers compete, so that they must keep their units.
 
     Attributes:
-        count: How many there are.
+        count: How many numbers there are.
         make: Returns the metric with other numbers.
     """
 
-    count: int
-    make: _Make
-
-
-@lru_cache(256)
-def genes_of(metric: Metric, added: tuple[Metric, ...], comparable: bool) -> Genes:
-    """Return the numbers of a metric and of factors to add, whose exponents begin at 0.
-
-    Args:
-        added: The factors.
-        comparable: Whether scores of several layers compete, so that they must keep their units.
-    """
-    reader = _Reader(comparable)
-    factors = dict.fromkeys(added, 0.0) | exponents_of(metric, comparable)
-    make = reader.product(factors, whole=True)
-    return Genes(reader.count, make)
-
-
-class _Reader:
-    """Reads a metric into a function of its genes; a part that is there twice has its own once."""
-
-    def __init__(self, comparable: bool) -> None:
+    def __init__(self, metric: Metric, added: tuple[Metric, ...], comparable: bool) -> None:
         self.count, self._comparable = 0, comparable
         self._known: dict[Metric, _Make] = {}
+        factors = dict.fromkeys(added, 0.0) | exponents_of(metric, comparable)
+        self.make = self._product(factors, whole=True)
 
     def _gene(self) -> int:
         self.count += 1
@@ -115,14 +100,14 @@ class _Reader:
         if not metric.operands:
             return lambda z: metric
         if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
-            return self.product(exponents_of(metric, self._comparable))
+            return self._product(exponents_of(metric, self._comparable))
         return self._call(metric)
 
     def _call(self, metric: Metric) -> _Make:
         makers = [self._maker(operand) for operand in metric.operands]
         return lambda z: interned(metric.name, tuple(make(z) for make in makers))
 
-    def product(self, factors: Mapping[Metric, float], whole: bool = False) -> _Make:
+    def _product(self, factors: Mapping[Metric, float], whole: bool = False) -> _Make:
         """Return the maker of a product of powers, which keeps the units that matter.
 
         Args:
@@ -179,6 +164,9 @@ def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, li
     reduced, pivots = Matrix(rational).T.rref()
     free = [i for i in range(len(columns)) if i not in pivots]
     return free, {p: [float(reduced[r, i]) for i in free] for r, p in enumerate(pivots)}
+
+
+_genes = lru_cache(256)(Genes)
 
 
 # The strategy
@@ -257,7 +245,7 @@ class Tuning:
             return []
         parent, start = self.start.index, self.start.criterion
         added = table if len(factors_of(start.metric)) < MOST else ()
-        genes = genes_of(start.metric, added, comparable and start.metric.is_comparable)
+        genes = _genes(start.metric, added, comparable and start.metric.is_comparable)
         generation, is_mean = self._place_of(index, search.lag)
 
         def child(moved: Numbers) -> Candidate:
@@ -268,7 +256,8 @@ class Tuning:
 
         if is_mean:
             return [child(self._mean(genes, search.lag))]
-        strategy = self._strategy(genes, search.lag)
+        generations = self._generations(search.lag)
+        strategy = _strategy_after(genes.count, _samples_of(search.lag), generations)
         drawn = [_drawn(strategy, search.seed, index, attempt) for attempt in range(DRAWN)]
         part = (generation % PARTS, PARTS)
         return [replace(child(z), numbers=tuple(z.tolist()), part=part) for z in drawn]
@@ -290,9 +279,6 @@ class Tuning:
         samples = [(x.candidate.numbers, x.loss) for x in self.children if x.candidate.numbers]
         ends = range(count, len(samples) + 1, count)
         return tuple(tuple(samples[end - count : end]) for end in ends)
-
-    def _strategy(self, genes: Genes, lag: int) -> cma.Strategy:
-        return _strategy_after(genes.count, _samples_of(lag), self._generations(lag))
 
     def _mean(self, genes: Genes, lag: int) -> Numbers:
         """Return the mean of the distribution over its last generations."""

@@ -54,8 +54,7 @@ class Breeder:
         primitives = primitive_set(search.primitives, self.terminals)
         if search.primitives not in SETS_WITH_NUMBERS:
             return Trees(search, primitives, self.comparable)
-        depth, odds = search.initial_depth, (search.crossover, search.mutation)
-        return Products(self._factors, primitives, depth, self.comparable, *odds)
+        return Products(search, self._factors, primitives, self.comparable)
 
     @property
     def comparable(self) -> bool:

@@ -50,7 +50,7 @@ def test_page_says_what_came_of_the_search_in_numbers(run, html):
         "<code>mul(W, add(G, sqr(W)))</code>",
         "Candidate 119-1: 2 factors, fitness 0.9000, on the selection text 0.9500;",
         "<h2>Factors against fitness</h2>",
-        "crowding: 0.01",  # a key of the config
+        "brood: 16",  # a key of the config
         f"<span>--metric</span> {run.path / 'best_metric.json'}",
     ):
         assert text in " ".join(html.split())

@@ -139,13 +139,13 @@ GOOD = record(1).to_dict()
         (json.dumps(GOOD | {"fitness": float("nan")}).encode(), "fitness: "),
     ],
 )
-def test_records_and_told_refuse_a_damaged_whole_line(folder, line, problem):
+def test_journal_with_a_damaged_whole_line_is_refused(folder, line, problem):
     folder.append(record(0), {})
     path = folder.path / "journal.jsonl"
     before = path.read_bytes() + line + b"\n" + json.dumps(record(2).to_dict()).encode() + b"\n"
     path.write_bytes(before)
     message = refused(folder.records)
-    assert message == refused(folder.told)
+    assert message == refused(folder.outcomes)
     assert message.startswith(f"{path} line 2 is damaged: ")
     assert problem in message and "\n" not in message
     way_out = "keep the 1 lines before it and resume: the rest is searched again"

@@ -23,8 +23,8 @@ from prunevolve.search.breeding.tuning import (
     PATIENCE,
     SAMPLES,
     UNTUNED,
+    Genes,
     Tuning,
-    genes_of,
 )
 from prunevolve.search.breeding.variation import Breeder, seeded
 from prunevolve.search.population import State
@@ -47,7 +47,7 @@ def terminals():
 
 
 def moved(metric, numbers):
-    genes = genes_of(Metric.parse(metric), (), True)
+    genes = Genes(Metric.parse(metric), (), True)
     assert genes.count == len(numbers)
     return genes.make(np.array(numbers)).text
 
@@ -79,10 +79,10 @@ def test_numbers_of_a_metric_move_as_worked_by_hand(metric, numbers, made):
 
 
 def test_units_stay_and_without_them_every_exponent_moves():
-    bound = genes_of(Metric.parse("mul(W, G)"), (), True)
+    bound = Genes(Metric.parse("mul(W, G)"), (), True)
     assert bound.count == 0  # w^1 w^-1: neither can move alone
     # The first stays, since a power of the whole changes nothing.
-    assert genes_of(Metric.parse("mul(W, G)"), (), False).count == 1
+    assert Genes(Metric.parse("mul(W, G)"), (), False).count == 1
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -90,7 +90,7 @@ def test_units_stay_and_without_them_every_exponent_moves():
 def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key):
     with seeded(seed):
         metric = Breeder(Search(initial_depth=(1, 3)), "model").varied.random()
-    genes = genes_of(metric, TABLE, True)
+    genes = Genes(metric, TABLE, True)
     same = genes.make(np.zeros(genes.count))
     before, after = metric.score(**terminals()), same.score(**terminals())
     assume(before.isfinite().all() and after.isfinite().all())
@@ -105,7 +105,7 @@ def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key
 
 
 def test_exponents_near_0_leave_the_factor_out():
-    genes = genes_of(Metric.parse("mul(W, G)"), TABLE, True)
+    genes = Genes(Metric.parse("mul(W, G)"), TABLE, True)
     assert genes.count == len(TABLE)
     assert genes.make(np.full(genes.count, 0.7 * LEAST)).text == "mul(W, G)"
     assert len(list(genes.make(np.full(genes.count, 1.3 * LEAST)).nodes())) > 50
@@ -146,7 +146,7 @@ def generations(loss, count, lag=0):
 
 
 def test_mean_is_that_over_the_last_generations(monkeypatch):
-    genes = genes_of(DIRECTED, (), True)
+    genes = Genes(DIRECTED, (), True)
     tuning = generations(lambda numbers: float(numbers[0]), 4)
     samples = [record for record in tuning.children if record.candidate.numbers]
     mean = tuning._mean(genes, 0)
@@ -164,7 +164,7 @@ def test_mean_is_that_over_the_last_generations(monkeypatch):
 def test_tuning_moves_to_where_samples_are_better(lag):
     goal = np.array([0.6, -0.4, 0.5])
     tuning = generations(lambda numbers: float(np.square(numbers - goal).sum()), 30, lag)
-    assert np.abs(tuning._mean(genes_of(DIRECTED, (), True), lag) - goal).max() < 0.1
+    assert np.abs(tuning._mean(Genes(DIRECTED, (), True), lag) - goal).max() < 0.1
     # What is asked follows from the records alone, and a draw from its index alone.
     assert asked(replace(tuning), 901, lag) == asked(tuning, 901, lag)
     assert asked(tuning, 902, lag)[0].numbers != asked(tuning, 901, lag)[0].numbers
