@@ -48,7 +48,7 @@ class Variant:
 
 def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     """Take the place of the fingerprint: tell all texts apart whose scores make masks."""
-    marks.distance(criterion, criterion)
+    marks.sketch(criterion)
     return str(criterion)
 
 

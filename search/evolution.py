@@ -39,9 +39,7 @@ class Evolution:
     ) -> None:
         self.breeder, self.search = breeder, breeder.search
         self.marks = marks
-        # The first index of each text and fingerprint.
-        self._texts: dict[str, int] = {}
-        self._fingerprints: dict[str, int] = {}
+        self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint
         self._surrogate = None
         if self.search.brood > 1:
             self._surrogate = Surrogate(marks.sketch, weights)
@@ -121,26 +119,25 @@ class Evolution:
     def _decide(self, candidate: Candidate) -> Candidate:
         """Add the fingerprint, and the outcome if it needs no evaluation.
 
-        A sample of a tuning is measured whatever was before, and on fewer windows than others, so
-        that it is no duplicate, and nothing is one of it.
+        A sample is always measured: it sees fewer windows, so it is no duplicate and causes none.
         """
         is_sample = bool(candidate.numbers)
-        known = self._texts.get(str(candidate.criterion))
-        if known is not None and not is_sample:
-            return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {known}"))
+        text = str(candidate.criterion)
+        if text in self._firsts and not is_sample:
+            return replace(candidate, decided=self._duplicate("text", text))
         try:
             mark = self.marks.fingerprint(candidate.criterion)
         except DegenerateScores as error:
             return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
         if is_sample:
             return candidate
-        known = self._fingerprints.get(mark)
-        same = None if known is None else Outcome("duplicate", reason=f"same mask as {known}")
+        same = self._duplicate("mask", mark) if mark in self._firsts else None
         return replace(candidate, fingerprint=mark, decided=same)
 
+    def _duplicate(self, what: str, key: str) -> Outcome:
+        return Outcome("duplicate", reason=f"same {what} as {self._firsts[key]}")
+
     def _remember(self, candidate: Candidate) -> None:
-        if candidate.numbers:  # see `_decide`
-            return
-        self._texts.setdefault(str(candidate.criterion), candidate.index)
-        if candidate.fingerprint:
-            self._fingerprints.setdefault(candidate.fingerprint, candidate.index)
+        if not candidate.numbers:  # see `_decide`
+            for key in filter(None, (str(candidate.criterion), candidate.fingerprint)):
+                self._firsts.setdefault(key, candidate.index)
