@@ -22,8 +22,7 @@ class Evolution:
     """A search with an ask-and-tell interface: `ask` for candidates, `tell` their outcomes.
 
     Args:
-        breeder: Makes the candidates.
-        weights: Weight of each task in the fitness, which add up to 1.
+        weights: The weight of each task in the fitness; they add up to 1.
         marks: Tells which candidates have equal masks.
         start: A state early enough to breed every child that is not among the records.
         records: All earlier committed records, in order; empty for a new search.

@@ -22,10 +22,8 @@ class State:
     """The search after a number of outcomes were committed in order.
 
     Attributes:
-        committed: Number of committed outcomes.
-        population: The evaluated candidates that survive, best first.
-        hall_of_fame: The best of each size so far, by ascending size.
-        tuning: What moves the numbers of a member.
+        population: The fittest candidates, best first.
+        hall_of_fame: The fittest of each size, by ascending size.
     """
 
     committed: int = 0
@@ -65,10 +63,8 @@ class State:
 
     @staticmethod
     def from_checkpoint(content: JsonObject, journal: Sequence[Record]) -> "State":
-        """Return the state in a checkpoint of a part of a journal.
-
-        Raises:
-            ValueError: If it is damaged, or of another version or journal.
+        """Return the state in a checkpoint; raise ValueError if it is damaged, or the journal is
+        another or shorter.
         """
         try:
             known = journal[: content["committed"]]

@@ -64,12 +64,10 @@ def render(
     Args:
         records: The journal; at least one candidate is evaluated.
         summary: None before the run ends.
-        environment: As in `environment.json`.
         written: When the run's status was, ISO 8601.
         commands: How to apply the best metric, and how to search on.
         charts: SVG documents: the run for a phone and for a wide screen, and the winner's way to
             fewer factors, empty if it has none.
-        baselines: Their fitness.
     """
     template = Template(
         (Path(__file__).parent / "report.html.j2").read_text("utf-8"),
@@ -119,11 +117,8 @@ def _learned(
 
 
 def _each_formula_once(tables: Sequence[Table], best: str) -> list[Table]:
-    """Return tables in which a formula that stands further up is the name of its row there, or
-    nothing if that is the name of this row, too.
-
-    Args:
-        best: The formula of the best metric, which stands above all.
+    """Return tables in which a formula that stands further up, as the best one does, is the name
+    of its row there, or nothing if that is the name of this row, too.
     """
     name_of = {best: FOUND}
 
@@ -248,20 +243,20 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
 
 def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
     """Return what was measured, and the baselines, that no smaller one equals or beats, by size."""
-    named = {name: BASELINES[name].criterion for name in baselines}
-    known = [(x.metric.size, baselines[name], name, x) for name, x in named.items()]
-    known += [
-        (row["size"], row["fitness"], row["name"], Criterion.parse(row["metric"], row["group"]))
-        for row in found
-    ]
+    known = []
+    for name, fitness in baselines.items():
+        criterion = BASELINES[name].criterion
+        facts = {"metric": criterion.text, "group": criterion.group, "size": criterion.metric.size}
+        known.append({"name": name, "fitness": fitness, **facts})
     rows: list[tuple[str, ...]] = []
     best = math.inf
-    for size, fitness, name, criterion in sorted(known, key=lambda one: one[:2]):
-        if fitness < best or name == chosen:
-            best = min(best, fitness)
-            mark = ", chosen" if name == chosen else ""
-            formula = (criterion.group, criterion.metric.infix)
-            rows.append((f"{name}{mark}", str(size), f"{fitness:.4f}", *formula))
+    for row in sorted([*known, *found], key=lambda row: (row["size"], row["fitness"])):
+        is_chosen = row["name"] == chosen
+        if row["fitness"] < best or is_chosen:
+            best = min(best, row["fitness"])
+            name = row["name"] + (", chosen" if is_chosen else "")
+            formula = (row["group"], Metric.parse(row["metric"]).infix)
+            rows.append((name, str(row["size"]), f"{row['fitness']:.4f}", *formula))
     about = "None that is smaller is as fit; and the chosen one. hall_of_fame.csv has their texts."
     columns = ("candidate or baseline", "size", "fitness", "group", FORMULA)
     return Table("Pareto front of the found and the baselines", about, columns, _joined(rows))

@@ -30,11 +30,8 @@ from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 
 def finish(recorder: Recorder, scale: Scale) -> JsonObject:
-    """Choose and measure the winner; write and print the results, and return the summary.
-
-    Args:
-        recorder: Of a search after its last candidate; at least one was evaluated.
-        scale: That of the fitness texts.
+    """Choose and measure the winner of a search, in which at least one candidate was evaluated;
+    write and print the results, and return the summary.
     """
     folder, experiment, pool = recorder.folder, recorder.experiment, recorder.pool
     state, console, before = recorder.evolution.state, recorder.console, recorder.folder.summary()
@@ -195,13 +192,7 @@ def write_report(
     summary: JsonObject | None,
     baselines: Mapping[str, float],
 ) -> None:
-    """Write `report.html` and its chart, `fitness.svg`.
-
-    Args:
-        records: The journal; at least one candidate is evaluated.
-        summary: None before the run ends.
-        baselines: Their fitness.
-    """
+    """Write `report.html` and its chart, `fitness.svg`; see `report.render`."""
     # Imported here, so that a search does not load matplotlib when it starts.
     from prunevolve.search.charts import WIDE, fitness_chart, path_chart
 
@@ -229,9 +220,6 @@ def rebuild_report(folder: RunFolder) -> bool:
     """Write the report from the run folder's other files; return whether the run is finished.
 
     Another process may go on working there: only whole lines of its journal are read.
-
-    Raises:
-        FolderError: If nothing is evaluated yet, or a file is damaged.
     """
     records, summary = folder.records(), folder.summary()
     if all(record.fitness is None for record in records):

@@ -47,11 +47,7 @@ _NOWHERE = Console(file=io.StringIO())
 
 
 class Unfinished(RuntimeError):
-    """A run stopped before its end; the message says why, and how to continue.
-
-    Attributes:
-        code: The exit code of the command line.
-    """
+    """A run stopped before its end, with this exit code; the message says why and how to go on."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -60,17 +56,11 @@ class Unfinished(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """A finished search.
-
-    Attributes:
-        folder: The run's folder, from which it can be extended.
-        summary: What `summary.json` holds.
-        is_new: Whether it was not finished before.
-    """
+    """A finished search: its folder, from which it can be extended, and `summary.json`."""
 
     folder: Path
     summary: JsonObject
-    is_new: bool = True
+    is_new: bool = True  # not finished before
 
     @property
     def best(self) -> Criterion:
@@ -158,9 +148,7 @@ def _ready(config: Config, console: Console) -> Experiment:
 def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
     """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
-    Raises:
-        ValueError: If there is no such cluster, or it refuses the connection.
-        PoolError: If the cluster is lost.
+    Raises ValueError if no such cluster lets us in, PoolError if it is lost.
     """
     ray = experiment.config.ray
     with ExitStack() as stack:
@@ -209,8 +197,7 @@ def _run(
 ) -> Result:
     """Prepare, breed and evaluate to the end, and measure the winner.
 
-    Args:
-        records: The journal so far; emptied once it is replayed.
+    The records of the journal so far are emptied once they are replayed.
     """
     began = time.monotonic() - _seconds_before(folder)
 

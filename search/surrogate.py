@@ -48,9 +48,7 @@ chosen; with 1.5, good masks take twice the evaluations."""
 class Surrogate:
     """Measured criteria, by ascending index.
 
-    Attributes:
-        sketch_of: Function that returns a criterion's sketch, of its masks.
-        weights: The weight of each task in the fitness; they add up to 1.
+    A sketch is of a criterion's masks; the weights are those of the tasks in the fitness.
     """
 
     sketch_of: Callable[[Criterion], Words]

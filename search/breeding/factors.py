@@ -54,11 +54,9 @@ _SNIP = (Metric("W"), Metric("G"))
 
 
 def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
-    """Return the table of factors: each terminal relative to its row, column or layer.
+    """Return the table of factors of some terminals, each relative to its row, column or layer.
 
-    Args:
-        terminals: Those that may be in it.
-        group: The comparison group; what is the same for all that compete is left out.
+    What is the same for all that compete in a comparison group is left out.
     """
     allowed = [factor for factor in _TABLE if factor.terminals <= set(terminals)]
     if group == "row":
@@ -68,11 +66,9 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
 
 @dataclass(frozen=True)
 class Products:
-    """Draws and varies products of powers.
+    """Draws and varies products of powers: of factors in a table, and of trees of primitives.
 
-    Attributes:
-        table: The factors to draw from.
-        primitives: What the trees in grown factors are made of.
+    They have no units if they must be comparable, since scores of several layers compete.
     """
 
     search: Search

@@ -68,14 +68,8 @@ _Make = Callable[[Numbers], Metric]
 class Genes:
     """The numbers of a metric; a part that is there twice has its own once.
 
-    Args:
-        metric: The metric.
-        added: Factors to add, whose exponents begin at 0.
-        comparable: Whether scores of several layers compete, so that they must keep their units.
-
-    Attributes:
-        count: How many numbers there are.
-        make: Returns the metric with other numbers.
+    `make` returns the metric with other numbers, `count` in all. The exponents of added factors
+    begin at 0. If scores of several layers compete, they keep their units.
     """
 
     def __init__(self, metric: Metric, added: tuple[Metric, ...], comparable: bool) -> None:
@@ -151,10 +145,8 @@ def _times(number: Metric, factor: float) -> Metric:
 
 
 def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, list[float]]]:
-    """Return which of some exponents can move freely, and how the others then follow.
-
-    Args:
-        columns: For each exponent, its part in each sum that has to stay.
+    """Return which of some exponents can move freely, and how the others then follow, given the
+    part of each in the sums that have to stay.
     """
     from sympy import Matrix, Rational  # takes half a second
 
@@ -208,7 +200,6 @@ class Tuning:
         is the best that was not tuned yet.
 
         Args:
-            members: The population with the record.
             best: The fitness of the best candidate so far; infinite if there is none.
         """
         tuning = self
