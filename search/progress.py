@@ -129,7 +129,8 @@ class Recorder:
         self.folder.write_json("status.json", self.status(state))
 
     def _checkpoint(self) -> None:
-        self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)
+        hall = self.evolution.state.hall_of_fame
+        self.folder.write_checkpoint(self.evolution.resumable.to_checkpoint(), hall)
         # A run that is extended keeps its winner until another is chosen.
         if self.evolution.state.best and not self.folder.has_ended:
             self.folder.write_best(self.evolution.state.best, self.experiment.origin())

@@ -6,7 +6,7 @@ From Python see docs/PYTHON.md.
 import io
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.jobs import CallError
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.workers import Backend
+from prunevolve.search.population import State
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import OnRecord, Recorder, ignore
 from prunevolve.search.records import Record
@@ -221,7 +222,7 @@ def _run(
                 f"one another: set search.lag={_GOOD_LAG * workers} in a new run; see "
                 "docs/CLUSTER.md"
             )
-        start = folder.read_checkpoint(records, lag, warn=lambda why: say(f"warning: {why}"))
+        start = state_before(folder, records, lag, say)
         evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
         with Recorder(folder, experiment, evolution, pool, console, on_record, began) as recorder:
             recorder.outcomes.update(record.outcome.kind for record in records)
@@ -234,6 +235,19 @@ def _run(
                 NOTHING_EVALUATED,
             )
         return Result(folder.path, finish(recorder, scale))
+
+
+def state_before(
+    folder: RunFolder, records: Sequence[Record], lag: int, say: Callable[[str], object]
+) -> State:
+    """Return the state in the checkpoint, or the first one, and say why, if that does not fit."""
+    try:
+        if records:
+            old = records[: max(0, len(records) - lag)]  # enough to breed what is missing
+            return State.from_checkpoint(folder.read_json("checkpoint.json"), old)
+    except ValueError as error:
+        say(f"warning: checkpoint.json: {error}: all of the journal is replayed")
+    return State()
 
 
 def _seconds_before(folder: RunFolder) -> float:

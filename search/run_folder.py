@@ -26,7 +26,6 @@ from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
-from prunevolve.search.population import State
 from prunevolve.search.records import Line, Losses, Record, Wanted, read_line
 
 Parsed = TypeVar("Parsed", Record, Line)
@@ -255,10 +254,10 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def write_checkpoint(self, resumable: State, state: State) -> None:
+    def write_checkpoint(self, content: JsonObject, hall: Sequence[Record]) -> None:
         """Write the state from which a search goes on, and the current hall of fame."""
-        self.write_json("checkpoint.json", resumable.to_checkpoint())
-        self.write_hall_of_fame([], state.hall_of_fame)
+        self.write_json("checkpoint.json", content)
+        self.write_hall_of_fame([], hall)
 
     def write_hall_of_fame(self, finalists: Sequence[JsonObject], hall: Sequence[Record]) -> None:
         """Write `hall_of_fame.csv`, by size: the best of each, and at the end all finalists."""
@@ -273,18 +272,6 @@ class RunFolder:
             lowest = min(lowest, row["fitness"])
             writer.writerow({**row, "name": name, "pareto": str(on_front).lower()})
         self.write_text("hall_of_fame.csv", table.getvalue())
-
-    def read_checkpoint(
-        self, records: Sequence[Record], lag: int, warn: Callable[[str], object]
-    ) -> State:
-        """Return the checkpoint's state; if none fits the records, warn and return the first."""
-        try:
-            if records:
-                old = records[: max(0, len(records) - lag)]  # enough to breed what is missing
-                return State.from_checkpoint(self.read_json("checkpoint.json"), old)
-        except ValueError as error:
-            warn(f"checkpoint.json: {error}: all of the journal is replayed")
-        return State()
 
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""

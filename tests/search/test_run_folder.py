@@ -18,6 +18,7 @@ from toy_records import record_of
 from prunevolve.configs.schema import Search
 from prunevolve.search.population import State
 from prunevolve.search.records import Record
+from prunevolve.search.run import state_before
 from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
 
 refused = partial(refusal, error=FolderError)
@@ -155,14 +156,14 @@ def test_journal_with_a_damaged_whole_line_is_refused(folder, line, problem):
 
 def written(folder: RunFolder, count: int) -> Path:
     """Write the checkpoint after so many outcomes; return its file."""
-    folder.write_checkpoint(state_after(count), state_after(count))
+    folder.write_checkpoint(state_after(count).to_checkpoint(), ())
     return folder.path / "checkpoint.json"
 
 
 def checkpoint_of(folder: RunFolder, records: list[Record], lag: int) -> tuple[State, list[str]]:
     """Return the state to go on from, and the warnings."""
     warnings: list[str] = []
-    return folder.read_checkpoint(records, lag, warnings.append), warnings
+    return state_before(folder, records, lag, warnings.append), warnings
 
 
 RECORDS = [record(index, 4 - index % 5 / 10) for index in range(9)]
@@ -199,13 +200,15 @@ def test_read_checkpoint_replaces_a_damaged_one_by_all_of_the_journal(folder, da
 
 def test_read_checkpoint_takes_only_a_state_of_the_journal_that_is_old_enough(folder):
     written(folder, 7)
-    unfit = ["checkpoint.json: it does not fit the journal: all of the journal is replayed"]
-    damaged = ["checkpoint.json: it is damaged or from another version: IndexError('"]
+    unfit = [
+        "warning: checkpoint.json: it does not fit the journal: all of the journal is replayed"
+    ]
+    damaged = ["warning: checkpoint.json: it is damaged or from another version: IndexError('"]
     others = [record(index, 3.5) for index in range(9)]
     for journal, lag in ((RECORDS, 3), (RECORDS[:6], 0), (others, 0)):
         state, (warning,) = checkpoint_of(folder, journal, lag)
         assert state == State() and warning.startswith((*unfit, *damaged))
-    folder.write_checkpoint(replace(state_after(7), committed=2), State())
+    folder.write_checkpoint(replace(state_after(7), committed=2).to_checkpoint(), ())
     assert checkpoint_of(folder, RECORDS, 0)[0] == State()
 
 
@@ -213,7 +216,7 @@ def test_write_checkpoint_rewrites_the_hall_of_fame_and_marks_the_pareto_front(f
     state = State()
     for index, fitness in enumerate([3.5, 3.25, 3.125, None, 3.125]):
         state = state.commit(record(index, fitness, group="model"), Search(population=2))
-    folder.write_checkpoint(State(), state)
+    folder.write_checkpoint({}, state.hall_of_fame)
     # add(G, W) is as large as mul(G, W) and fitter, and smaller than what is as fit.
     assert (folder.path / "hall_of_fame.csv").read_text() == (
         "name,size,fitness,group,metric,pareto\n"
