@@ -63,8 +63,6 @@ class RunFolder:
         """Raise FolderError if the path of a new run exists and is not an empty folder."""
         # A kill at the start leaves the lock behind.
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else [".lock"]
-        if path.is_symlink() and not path.exists():
-            raise FolderError(f"--out {path} is a broken link: name a new folder")
         if path.is_file() or names not in ([], [".lock"]):
             way_on = f", or --resume {path}" if (path / "config.yaml").is_file() else ""
             raise FolderError(f"--out {path} is not an empty folder: name another{way_on}")
