@@ -160,7 +160,7 @@ def _candidates(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
 
 def _losses(experiment: Experiment, device: str) -> torch.Tensor:
     evaluator = Evaluator(replace(experiment, device=device))
-    evaluator.use_statistics(0, evaluator.collect_statistics(0))
+    evaluator.residents[0].use_statistics(evaluator.collect_statistics(0))
     resident = evaluator.residents[0]
     resident.prune(WEIGHTED_GRADIENT.metric, experiment.target(0, WEIGHTED_GRADIENT.group))
     return torch.tensor(resident.losses("fitness"))
@@ -212,7 +212,7 @@ def _fitness(name: str, model: Path, device: str, sizes: Sizes) -> Iterator[Row]
     experiment = _experiment(model, "bfloat16", windows=8, length=sizes.length)
     evaluator = Evaluator(replace(experiment, device=device))
     resident, statistics = evaluator.residents[0], evaluator.collect_statistics(0)
-    evaluator.use_statistics(0, statistics)
+    evaluator.residents[0].use_statistics(statistics)
     target = experiment.target(0, WEIGHTED_GRADIENT.group)
     steps: dict[str, Callable[[], object]] = {
         f"statistics of 8 windows of {sizes.length}": lambda: evaluator.collect_statistics(0),

@@ -15,7 +15,7 @@ from prunevolve.search.fingerprint import Probe
 from prunevolve.search.population import State
 from prunevolve.search.prepare import fingerprints
 from prunevolve.search.run_folder import RunFolder
-from prunevolve.search.scale import Scale
+from prunevolve.search.scale import scale_of
 
 
 class RealRun:
@@ -27,8 +27,8 @@ class RealRun:
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
-        if not (path / "scale.json").is_file():
-            raise typer.BadParameter(f"{path} has no scale.json: name a run that has candidates")
+        if not (path / "losses.jsonl").is_file():
+            raise typer.BadParameter(f"{path} has no losses.jsonl: name a run that has candidates")
         self._path = path
         self.experiment = resolve(schema.load(path / "config.yaml", overrides)).read_texts()
         self.records = RunFolder.look(path).records()
@@ -46,8 +46,9 @@ class RealRun:
         """Return an evaluator with the run's statistics and scale."""
         evaluator = Evaluator(experiment)
         for subject, statistics in enumerate(self._tensors("statistics")):
-            evaluator.use_statistics(subject, statistics)
-        evaluator.use_scale(Scale.model_validate_json((self._path / "scale.json").read_bytes()))
+            evaluator.residents[subject].use_statistics(statistics)
+        known = RunFolder.look(self._path).losses()
+        evaluator.scale = scale_of(experiment, "fitness", known)
         return evaluator
 
     def _tensors(self, name: str) -> list[dict[str, Tensor]]:

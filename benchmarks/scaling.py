@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -26,9 +26,9 @@ from prunevolve import Record, evolve, read_config
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.in_process import InProcess, value_of
-from prunevolve.search.pool.worker import Call, Desk, Shared
+from prunevolve.search.pool.worker import Job, Shared, Worker
 from prunevolve.search.pool.workers import Event
-from prunevolve.search.records import Candidate, Outcome
+from prunevolve.search.records import Candidate, Outcome, Timing
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
 LAG = 16
@@ -102,27 +102,26 @@ class Sleepers(InProcess):
         self._case, self._experiment = case, experiment
         self._tasks = len(experiment.tasks_of("fitness"))
         self._ready: list[Event] = []
-        self._loaded = Event(0, None)
+        self._loaded: tuple[object, Timing] = (None, {})
         self._asleep: list[tuple[float, int, Candidate]] = []
         self.spans: list[tuple[float, float]] = []
 
     def start(self) -> int:
         """Start a worker; all are one evaluator."""
-        self._desk = self._desk or Desk(partial(Evaluator, self._experiment), value_of)
-        self._worker += 1
-        return self._worker
+        self._worker = self._worker or Worker(partial(Evaluator, self._experiment), value_of)
+        self._number += 1
+        return self._number
 
-    def call(self, worker: int, call: Call, shared: Shared) -> None:
+    def give(self, worker: int, job: Job, shared: Shared) -> None:
         """Note when an evaluation will end; do anything else at once, and load only once."""
-        assert self._desk
-        if call.method == "load" and worker > 1:
-            self._ready.append(replace(self._loaded, worker=worker))
-        elif call.method != "evaluate":
-            self._ready.append(Event(worker, *self._desk.do(call, shared)))
-            self._loaded = self._ready[-1] if call.method == "load" else self._loaded
+        assert self._worker
+        if job.method == "load" and worker > 1:
+            self._ready.append((worker, *self._loaded))
+        elif job.method != "evaluate":
+            self._ready.append((worker, *self._worker.do(job, shared)))
+            self._loaded = self._ready[-1][1:] if job.method == "load" else self._loaded
         else:
-            (candidate,) = call.arguments
-            assert isinstance(candidate, Candidate)
+            candidate = job.candidate
             now = time.monotonic()
             until = now + self._case.duration(candidate)
             self.spans.append((now, until))
@@ -134,7 +133,7 @@ class Sleepers(InProcess):
             time.sleep(max(0.0, min(seconds, self._asleep[0][0] - time.monotonic())))
         while self._asleep and self._asleep[0][0] <= time.monotonic():
             _, worker, candidate = heapq.heappop(self._asleep)
-            self._ready.append(Event(worker, _made_up(candidate, self._tasks)))
+            self._ready.append((worker, _made_up(candidate, self._tasks), {}))
         events, self._ready = self._ready, []
         return events
 

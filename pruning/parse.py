@@ -168,8 +168,8 @@ def _from_file(path: Path) -> tuple[Criterion, str]:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
     found_on = ""
     match content.get("provenance"):
-        case {"found": {"models": [*models], "removed": [*removed]}}:
-            found_on = f"{', '.join(map(str, models))} at {', '.join(map(str, removed))}"
+        case {"tasks": [*tasks]}:
+            found_on = ", ".join(str(task.get("name")) for task in tasks if isinstance(task, dict))
     return criterion, found_on
 
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
 from typing import IO, NoReturn, Protocol
 
 from rich import progress as rich_progress
@@ -53,15 +52,6 @@ def step(console: Console, title: str) -> Iterator[None]:
     with console.status(Text(title)):  # which shows nothing elsewhere
         yield
     check_interrupt()
-
-
-@contextmanager
-def counted(console: Console, stage: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a stage; yield a function that counts one more of its units as done."""
-    with shown_progress(console) as show:
-        show(stage, 0, total)
-        done = count(1)
-        yield lambda: show(stage, next(done), total)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ best is not measured to the end.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product, zip_longest
 
 import torch
@@ -17,7 +17,7 @@ from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import decoder_blocks
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.fingerprint import take_probe, tensors_digest
+from prunevolve.search.fingerprint import take_probe
 from prunevolve.search.records import Candidate, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
@@ -44,29 +44,11 @@ class Evaluator:
             Resident(subject, experiment.device, low_memory, tasks(number), given)
             for number, (subject, given) in enumerate(zip_longest(experiment.subjects, weights))
         ]
-        self.scale: Scale  # `use_scale` sets it, before the first candidate
-
-    @property
-    def seconds(self) -> float:
-        """Time that measuring all fitness windows took on the dense models."""
-        return sum(resident.seconds for resident in self.residents)
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Hashes of those dense weights of the models that get pruned."""
-        return tuple(tensors_digest(resident.master) for resident in self.residents)
+        self.scale: Scale  # set before the first candidate
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
-        """Collect a model's statistics and return them by `X/layer`; see `use_statistics`."""
+        """Collect a model's statistics and return them by `X/layer`; they are not used yet."""
         return self.residents[subject].collect_statistics(self.experiment.terminals)
-
-    def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
-        """Prune a model by these statistics from now on."""
-        self.residents[subject].use_statistics(tensors)
-
-    def use_scale(self, scale: Scale) -> None:
-        """Measure candidates on this scale from now on; it defines the fitness."""
-        self.scale = scale
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
@@ -108,8 +90,6 @@ class Evaluator:
         return self.residents[self.experiment.subject_of[task]]
 
     def _measure(self, candidate: Candidate) -> Outcome:
-        if candidate.part:
-            return self._sample(candidate.criterion, *candidate.part)
         criterion = candidate.criterion
         stages = [] if candidate.best is None else self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
@@ -117,32 +97,30 @@ class Evaluator:
         # of the first, and costs a pruning, which takes less time than a window.
         for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)
-            if len(losses[task]) == len(resident.dense):
+            if candidate.part:
+                start, end = self._sample(task, *candidate.part)
+                losses[task] = [math.nan] * start
+            elif len(losses[task]) == len(resident.dense):
                 continue
-            if stages and (ended := self._ended(losses, candidate)):
+            elif stages and (ended := self._ended(losses, candidate)):
                 return ended
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
-            losses[task] += resident.losses("fitness", len(losses[task]), end)
-            if not all(map(math.isfinite, losses[task])):
-                return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
-        return self._outcome("evaluated", self.scale.fitness(losses), losses)
-
-    def _sample(self, criterion: Criterion, part: int, parts: int) -> Outcome:
-        """Measure one of so many parts of each task's windows, and at least as many as kinds."""
-        losses: list[list[float]] = [[] for _ in self.experiment.tasks]
-        for task in self.experiment.tasks_of("fitness"):
-            resident = self._resident(task)
-            resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
-            count = len(resident.dense)
-            kinds = len(set(self.experiment.kinds_of(task, "fitness")))
-            length = min(count, max(kinds, count // parts))
-            start = part * length % (count - count % length)
-            measured = resident.losses("fitness", start, start + length)
-            losses[task] = [math.nan] * start + measured
+            measured = resident.losses("fitness", len(losses[task]), end)
+            losses[task] += measured
             if not all(map(math.isfinite, measured)):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
         fitness = self.scale.fitness(losses)
-        return self._outcome("sampled", None, losses, "to tune numbers", fitness)
+        if candidate.part:
+            return self._outcome("sampled", None, losses, "to tune numbers", fitness)
+        return self._outcome("evaluated", fitness, losses)
+
+    def _sample(self, task: int, part: int, parts: int) -> tuple[int, int]:
+        """Return the windows of one of so many parts of a task's: at least as many as kinds."""
+        count = len(self._resident(task).dense)
+        kinds = len(set(self.experiment.kinds_of(task, "fitness")))
+        length = min(count, max(kinds, count // parts))
+        start = part * length % (count - count % length)
+        return start, start + length
 
     def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
         """Return the predicted outcome of a candidate that is clearly not the best, or None.

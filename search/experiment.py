@@ -5,14 +5,15 @@ of a model from the hub no more is read than config and tokenizer.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunevolve.configs.schema import MOST_TOKENS, ROLES, Config, Task
@@ -30,7 +31,28 @@ from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinne
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.variation import Breeder, read_seeds
-from prunevolve.search.resident import Subject
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to prune.
+
+    Attributes:
+        model: `embedded`, a folder or a hub id.
+        dtype: Of its forward passes.
+        texts: The kinds of its texts by role: calibration, fitness, selection, report.
+        windows: The texts as windows, by role; none before they are read.
+    """
+
+    model: str
+    dtype: str
+    texts: Mapping[str, Sequence[Text]]
+    windows: Mapping[str, Windows] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[str, Tensor]:
+        """Token ids of its windows by role, each (N, T)."""
+        return {role: windows.tokens for role, windows in self.windows.items()}
 
 
 @dataclass(frozen=True)
@@ -106,10 +128,6 @@ class Experiment:
         """Return what is needed to reproduce a result; the same for any number of workers."""
         config = self.config
         return {
-            "found": {
-                "models": list(dict.fromkeys(task.model for task in self.tasks)),
-                "removed": list(dict.fromkeys(task.removed for task in self.tasks)),
-            },
             "model": config.model,
             "dtype": config.dtype,
             "pruning": config.pruning.model_dump(),
@@ -122,11 +140,7 @@ class Experiment:
 
 
 def pinned_config(config: Config) -> Config:
-    """Return a config in which hub models have the commit that they are at, for any later resume.
-
-    Raises:
-        ValueError: If the config of one cannot be downloaded, or it is not supported.
-    """
+    """Return a config in which hub models have the commit that they are at, for a later resume."""
     tasks = [task.model_copy(update={"model": pinned(task.model)}) for task in config.tasks]
     models = {"model": [pinned(model) for model in config.selection.model]}
     selection = config.selection.model_copy(update=models)
@@ -135,11 +149,7 @@ def pinned_config(config: Config) -> Config:
 
 
 def resolve(config: Config) -> Experiment:
-    """Check as much of a config as is cheap to check, and resolve it.
-
-    Raises:
-        ValueError: If a run would be refused; one line.
-    """
+    """Resolve a config; raise ValueError, of one line, if a run would be refused."""
     tasks = _all_tasks(config)
     patterned = all(task.pattern != "unstructured" for task in tasks)
     group = "row" if patterned else config.pruning.group  # an n:m pattern has its own
@@ -248,11 +258,7 @@ def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:
 
 
 def plan_of(config: Config) -> list[str]:
-    """Return the models and texts of a search, in lines, for `run_search.py --validate`.
-
-    Raises:
-        ValueError: If a run would be refused.
-    """
+    """Return the models and texts of a search, in lines; raises as `resolve`."""
     lines = []
     for subject in resolve(config).subjects:
         model = skeleton(load_config(subject.model), DTYPES[subject.dtype])

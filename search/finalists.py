@@ -9,29 +9,33 @@ and the error is that between models as well as that between windows.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from rich.console import Console
 
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.progress import counted
 from prunevolve.search.breeding.factors import MOST
 from prunevolve.search.breeding.product import factors_of, rests_of, without
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.records import Record
-from prunevolve.search.scale import KNOWN, Difference, Scale, scale_of
+from prunevolve.search.records import Record, Wanted
+from prunevolve.search.scale import (
+    ByTask,
+    Difference,
+    Scale,
+    losses_by_task,
+    scale_of,
+    wanted_of,
+)
 
 SHORTENED = 2
 """Finalists that are also measured with fewer factors."""
 
 ROLES = ("fitness", "selection")
 """The texts that finalists are measured on."""
-
-Losses = Mapping[str, Sequence[Sequence[float]]]
-"""By role, task and window, nats per token."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,14 @@ class Finalist:
         name: The candidate's index, and behind a dash how many of its factors were left out.
         record: The candidate, without these factors.
         selection: What its fitness is on the selection texts; None if it cannot prune there.
-        losses: What it was measured to have.
+        losses: What it was measured to have on each of `ROLES`.
         left_out: The base of the last factor that was left out, if any was.
     """
 
     name: str
     record: Record
     selection: float | None = None
-    losses: Losses | None = None
+    losses: Sequence[ByTask] = ()
     left_out: Metric | None = None
 
     @property
@@ -93,7 +97,6 @@ class Choice:
 def choose(
     experiment: Experiment,
     pool: Pool,
-    fitness: Scale,
     candidates: Sequence[Record],
     before: Finalist | None,
     console: Console,
@@ -104,16 +107,16 @@ def choose(
     fittest wins.
 
     Args:
-        fitness: The scale of the fitness texts.
         candidates: The fittest, the best first.
         before: The winner of the same run before it was extended; it can only be replaced by one
             that is at least as good.
     """
-    judge = _Judge(experiment, pool, fitness, console)
+    judge = _Judge(experiment, pool)
     finalists = [Finalist(str(record.index), record) for record in candidates]
     known = [finalist.record.criterion for finalist in finalists]
     more = [before] if before and before.record.criterion not in known else []
-    measured = judge.measured("finalists", [*finalists, *more])
+    baselines = wanted_of("selection", experiment.tasks_of("selection"))
+    measured = judge.measured("finalists and baselines", [*finalists, *more], baselines)
     if not measured:
         console.print("no finalist can prune all models of the selection: the fittest is taken")
         return Choice(finalists[0])
@@ -142,45 +145,32 @@ def choose(
 class _Judge:
     """Measures metrics on the fitness and the selection texts, and compares them."""
 
-    def __init__(
-        self, experiment: Experiment, pool: Pool, fitness: Scale, console: Console
-    ) -> None:
-        self._experiment, self._pool, self._console = experiment, pool, console
-        total = KNOWN * len(experiment.tasks_of("selection"))
-        with counted(console, "baselines on the selection", total) as count, pool.counting(count):
-            self._scales = {
-                "fitness": fitness,
-                "selection": scale_of(experiment, pool.losses, "selection"),
-            }
+    def __init__(self, experiment: Experiment, pool: Pool) -> None:
+        self._experiment, self._pool = experiment, pool
 
-    def measured(self, what: str, finalists: Sequence[Finalist]) -> list[Finalist]:
-        """Return those of some finalists that can prune all models, with what they have there."""
-        places = [(role, task) for role in ROLES for task in self._experiment.tasks_of(role)]
-        calls = [(t, role, x.record.criterion) for x in finalists for role, t in places]
-        with counted(self._console, what, len(calls)) as count, self._pool.counting(count):
-            answers = iter(self._pool.losses(calls))
+    def measured(
+        self, stage: str, finalists: Sequence[Finalist], also: Sequence[Wanted] = ()
+    ) -> list[Finalist]:
+        """Return those of some finalists that can prune all models, with what they have there.
+
+        Args:
+            also: What else is measured, so that all workers have something to do.
+        """
+        experiment = self._experiment
+        places = [(task, role) for role in ROLES for task in experiment.tasks_of(role)]
+        wanted = [(*place, x.record.criterion) for x in finalists for place in places]
+        known = self._pool.losses(stage, [*also, *wanted])
+        self._scales = [self._pool.scale, scale_of(experiment, "selection", known)]
         able = []
-        for finalist in finalists:
-            losses: dict[str, list[list[float]]] = {
-                role: [[] for _ in self._experiment.tasks] for role in ROLES
-            }
-            for role, task in places:
-                answer = next(answers)
-                losses[role][task] = answer or []
-            if all(losses[role][task] for role, task in places):
-                able.append(self._with(finalist, losses))
+        for x in finalists:
+            of_roles = (losses_by_task(experiment, r, x.record.criterion, known) for r in ROLES)
+            losses = [by_task for by_task in of_roles if by_task]
+            if len(losses) == len(ROLES):
+                fitness, selection = map(Scale.fitness, self._scales, losses)
+                outcome = replace(x.record.outcome, fitness=fitness)
+                record = Record(x.record.candidate, outcome)
+                able.append(replace(x, record=record, selection=selection, losses=losses))
         return able
-
-    def _with(self, finalist: Finalist, losses: Losses) -> Finalist:
-        """Return a finalist with its losses, and the fitness that they are."""
-        record, scales = finalist.record, self._scales
-        outcome = replace(record.outcome, fitness=scales["fitness"].fitness(losses["fitness"]))
-        return replace(
-            finalist,
-            record=Record(record.candidate, outcome),
-            selection=scales["selection"].fitness(losses["selection"]),
-            losses=losses,
-        )
 
     def paths(self, leaders: Sequence[Finalist]) -> list[Finalist]:
         """Return finalists with one factor less, two less, and so on, as far as they can prune.
@@ -215,15 +205,16 @@ class _Judge:
         """
         mean, between_windows = 0.0, []
         parts: dict[object, list[tuple[float, float]]] = defaultdict(list)
-        several = len({cell.model for scale in self._scales.values() for cell in scale.cells}) > 1
-        assert finalist.losses and other.losses
-        for role, scale in self._scales.items():
-            gap = scale.difference(finalist.losses[role], other.losses[role])
+        several = len({cell.model for scale in self._scales for cell in scale.cells}) > 1
+        for role, scale, *losses in zip(
+            ROLES, self._scales, finalist.losses, other.losses, strict=True
+        ):
+            gap = scale.difference(*losses)
             mean += gap.mean / len(ROLES)
             between_windows.append((gap.standard_error or 0.0) / len(ROLES))
-            for cell, part in scale.gaps(finalist.losses[role], other.losses[role]):
+            for cell, windows in scale.gaps(*losses):
                 group = cell.model if several else (role, cell.task, cell.text)
-                parts[group].append((cell.weight / len(ROLES), part))
+                parts[group].append((cell.weight / len(ROLES), fmean(windows)))
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
 
 

@@ -8,7 +8,7 @@ size of the models.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -36,7 +36,7 @@ _SKETCHED = 16
 """Words of a mask in a sketch, at most."""
 
 _KEPT = 4096
-"""Number of criteria whose masks are kept in memory, twice a kilobyte for each task."""
+"""Number of criteria whose masks are kept in memory, a kilobyte for each task."""
 
 _PARTS = 512
 """Number of parts of formulas whose scores a probe keeps: most parts of a child are its parents' or
@@ -127,13 +127,10 @@ class Fingerprints:
 
     def __init__(self, tasks: Sequence[tuple[Probe, TargetOf]]) -> None:
         self.tasks = tasks
-        self._first_of: dict[Probe, TargetOf] = {}
-        for probe, target_of in tasks:
-            self._first_of.setdefault(probe, target_of)
+        first_of = {probe: place for place, (probe, _) in reversed([*enumerate(tasks)])}
+        self._firsts = sorted(first_of.values())  # each model's first task
         self._weights = sum(probe.terminals["W"].numel() for probe, _ in tasks)
-        self._all = lru_cache(8)(lambda criterion: list(self._masks(criterion, tasks)))
-        self._packed = lru_cache(_KEPT)(lambda criterion: _packed(self._all(criterion)))
-        self.sketch = lru_cache(_KEPT)(self._sketch)
+        self._mask = lru_cache(_KEPT * len(tasks))(self._new_mask)
 
     def fingerprint(self, criterion: Criterion) -> str:
         """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
@@ -143,19 +140,21 @@ class Fingerprints:
                 every layer all rows have the same mask.
         """
         metric = criterion.metric
-        for probe in self._first_of:
+        for probe in (self.tasks[place][0] for place in self._firsts):
             scores = probe.score(metric)
             lowest, highest = scores.amin((1, 2)).tolist(), scores.amax((1, 2)).tolist()
             for layer, low, high in zip(probe.layers, lowest, highest, strict=True):
                 check_extremes(metric, layer, low, high)
-        for mask in self._all(criterion):
-            if mask.any() and not (mask != mask[:, :1]).any():
-                raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")
         # Two groups may agree on a few rows, but not on whole layers; nor do a sum and a mean where
         # layers of several sizes compete, though all probed parts have one size.
         told_apart = (criterion.group, criterion.group == "model" and _growth(metric))
         digest = hashlib.sha256(str(told_apart).encode())
-        digest.update(self._packed(criterion).data)
+        for place, (probe, _) in enumerate(self.tasks):
+            words, shape = self._mask(criterion, place), probe.terminals["W"].shape
+            mask = np.unpackbits(words.view(np.uint8), count=shape.numel()).reshape(shape)
+            if mask.any() and not (mask != mask[:, :1]).any():
+                raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")
+            digest.update(words.data)
         return digest.hexdigest()[:16]
 
     def distance(self, one: Criterion, other: Criterion) -> float:
@@ -163,25 +162,28 @@ class Fingerprints:
 
         0 means equal masks; two unrelated masks at 50% sparsity differ in 0.5.
         """
-        differing = np.bitwise_count(self._packed(one) ^ self._packed(other))
-        return float(differing.sum() / self._weights)
+        masks = ((self._mask(one, i), self._mask(other, i)) for i in range(len(self.tasks)))
+        return float(sum(np.bitwise_count(a ^ b).sum() for a, b in masks) / self._weights)
 
-    def _sketch(self, criterion: Criterion) -> Words:
+    def sketch(self, criterion: Criterion) -> Words:
         """Return an even sample of the mask for each model's first task.
 
         The masks for its other sparsities say the same: with them losses are predicted no better
         (docs/LOG.md).
         """
-        masks = [_packed([mask]) for mask in self._masks(criterion, self._first_of.items())]
+        masks = [self._mask(criterion, place) for place in self._firsts]
         return np.concatenate([mask[:: math.ceil(len(mask) / _SKETCHED)] for mask in masks])
 
-    def _masks(
-        self, criterion: Criterion, tasks: Iterable[tuple[Probe, TargetOf]]
-    ) -> Iterator[Tensor]:
-        """Yield the masks for some tasks; scores that are not finite have one, too."""
-        for probe, target_of in tasks:
-            scores = probe.score(criterion.metric).nan_to_num()
-            yield probe_mask(scores, target_of(criterion.group))
+    def _new_mask(self, criterion: Criterion, place: int) -> Words:
+        """Return the mask for a task, packed; scores that are not finite have one, too.
+
+        64 weights are in a word; the rest of the last is 0.
+        """
+        probe, target_of = self.tasks[place]
+        scores = probe.score(criterion.metric).nan_to_num()
+        bits = np.packbits(probe_mask(scores, target_of(criterion.group)).flatten().numpy())
+        bits.resize(8 * math.ceil(bits.size / 8), refcheck=False)
+        return bits.view(np.uint64)
 
 
 def _growth(metric: Metric) -> object:
@@ -190,13 +192,6 @@ def _growth(metric: Metric) -> object:
         return metric.units.n
     except ValueError:  # its operands grow differently
         return metric.text
-
-
-def _packed(masks: Iterable[Tensor]) -> Words:
-    """Return masks, one after the other, with 64 weights in a word; the rest of the last is 0."""
-    bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).numpy())
-    bits.resize(8 * math.ceil(bits.size / 8), refcheck=False)
-    return bits.view(np.uint64)
 
 
 def probe_mask(scores: Tensor, target: Target) -> Tensor:

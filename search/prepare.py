@@ -8,21 +8,20 @@ from functools import partial
 from importlib import metadata
 
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor
 
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.models import find_model, hub_id
-from prunevolve.pruning.progress import counted, step
+from prunevolve.pruning.progress import step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import code_digest
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import KNOWN, Scale, scale_of
+from prunevolve.search.scale import scale_of, wanted_of
 
-ENVIRONMENT, SCALE = "environment.json", "scale.json"
+ENVIRONMENT = "environment.json"
 
 MUTABLE: Mapping[str, bool | set[str]] = {
     "search": {"candidates"},
@@ -41,40 +40,26 @@ _HEAD = 2**24
 
 def prepare(
     folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
-) -> tuple[Fingerprints, Scale]:
+) -> Fingerprints:
     """Get statistics, probes and scale, from the folder or workers, and give them to all workers.
 
     Raises FolderError if one of these files is damaged.
     """
     with step(console, "starting the first worker"):
-        pool.digests  # noqa: B018 - waits for it
+        pool.start()
     probes = []
     for number, subject in enumerate(experiment.subjects):
         what = f"statistics of {subject.model} on {subject.tokens['calibration'].numel()} tokens"
         with step(console, what):
-            collect = partial(pool.collect_statistics, number)
+            collect = partial(pool.tensors, "collect_statistics", number)
             statistics = _kept(folder, f"statistics{number or ''}.safetensors", collect)
         pool.use_statistics(number, statistics)
-        probe = partial(pool.probe_tensors, number)
+        probe = partial(pool.tensors, "probe_tensors", number)
         probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
-    if (folder.path / SCALE).exists():
-        scale = read_scale(folder)
-    else:
-        total = len(experiment.tasks_of("fitness")) * KNOWN
-        with counted(console, "dense model and baselines", total) as count, pool.counting(count):
-            scale = scale_of(experiment, pool.losses)
-        folder.write_json(SCALE, scale.model_dump())
+    wanted = wanted_of("fitness", experiment.tasks_of("fitness"))
+    scale = scale_of(experiment, "fitness", pool.losses("dense model and baselines", wanted))
     pool.use_scale(scale)
-    return fingerprints(experiment, probes), scale
-
-
-def read_scale(folder: RunFolder) -> Scale:
-    """Return the scale of a run; raise FolderError if the file is missing or damaged."""
-    try:
-        return Scale.model_validate(folder.read_json(SCALE))
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise FolderError(f"{folder.path / SCALE} is damaged at {place}") from error
+    return fingerprints(experiment, probes)
 
 
 def _kept(folder: RunFolder, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -128,30 +113,24 @@ def settings(config: Config) -> dict[str, object]:
 
 
 def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
-    """Compare an `identity`, or its `settings`, with that of the run in the folder.
-
-    Raises:
-        FolderError: If they differ, or `environment.json` is missing or damaged; one line.
-    """
-    before = dict(_leaves(folder.read_json(ENVIRONMENT, "identity")))
-    for key, value in _leaves(now):
-        was = before.get(f"identity.{key}")
-        if was != value:
-            python, here = before.get("python"), platform.python_version()
-            why = f" on Python {python}, this is {here}" if python not in (None, here) else ""
-            raise FolderError(
-                f"{key} is {value!r:.200} but was {was!r:.200} when the run in {folder.path} "
-                f"began{why}: restore it, or start a new run"
-            )
+    """Raise FolderError if an `identity`, or its `settings`, is not that of a folder's run."""
+    environment = folder.read_json(ENVIRONMENT, "identity")
+    if difference := next(_differences(environment["identity"], now), ""):
+        python, here = environment.get("python"), platform.python_version()
+        why = f" on Python {python}, this is {here}" if python not in (None, here) else ""
+        raise FolderError(
+            f"{difference} when the run in {folder.path} began{why}: restore it, or start a new run"
+        )
 
 
-def _leaves(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of nested mappings by dotted path."""
-    for key, value in tree.items():
+def _differences(before: object, now: Mapping[str, object], path: str = "") -> Iterator[str]:
+    """Yield where nested mappings differ from what was before, by dotted path."""
+    for key, value in now.items():
+        was = before.get(key) if isinstance(before, dict) else None
         if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
+            yield from _differences(was, value, f"{path}{key}.")
+        elif was != value:
+            yield f"{path}{key} is {value!r:.200} but was {was!r:.200}"
 
 
 def _files_digest(model: str) -> str:

@@ -3,8 +3,8 @@
 A status is what `status.json` holds: `state` (`running`, `measuring finalists`, `finished`, or why
 it ended), when it was `written`, `candidates` committed `of` all, `outcomes` by kind, `seconds` of
 all processes, `per_hour` (candidates, by these seconds), `workers` (`ready`, `busy` ones of these,
-`starting`), `faults` by kind, the latest as `trouble`, and `best` (`metric`, `group`, `fitness`,
-`size`) or null.
+`starting`), `faults` by kind, the latest as `trouble`, `best` (`metric`, `group`, `fitness`,
+`size`) or null, and the fitness of the `baselines`.
 """
 
 import shlex
@@ -30,8 +30,8 @@ from prunevolve.search.verdict import convergence
 if TYPE_CHECKING:  # a status is shown without the libraries of a search
     from prunevolve.search.evolution import Evolution
     from prunevolve.search.experiment import Experiment
-    from prunevolve.search.pool.jobs import Arrival
     from prunevolve.search.pool.pool import Pool
+    from prunevolve.search.pool.worker import Job
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""
@@ -94,11 +94,11 @@ class Recorder:
                 with suppress(WriteError):
                     self._close(str(error) or "interrupted")
 
-    def note(self, arrival: "Arrival") -> None:
-        """Keep an arrival's timing until its outcome is committed; write its trace, if any."""
-        self._timings[arrival.index] = arrival.timing
-        if arrival.trace:
-            self.folder.write_failure(str(arrival.index), arrival.trace)
+    def note(self, job: "Job") -> None:
+        """Keep a candidate's timing until its outcome is committed; write its trace, if any."""
+        self._timings[job.candidate.index] = job.timing
+        if job.trace:
+            self.folder.write_failure(str(job.candidate.index), job.trace)
 
     def enter(self, records: list[Record]) -> None:
         """Append committed records to the journal and pass them on; checkpoint when one is due."""
@@ -151,6 +151,7 @@ class Recorder:
             "faults": dict(workers.faults),
             "trouble": workers.trouble,
             "best": evolved.best and evolved.best.described,
+            "baselines": dict(self.pool.scale.baselines),
         }
 
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict, ValidationError
 
 from prunevolve.pruning.metric import Criterion
 
@@ -127,47 +127,27 @@ class Record:
 
     def to_dict(self) -> dict[str, object]:
         """Return a line of the journal as an object."""
-        candidate, outcome = self.candidate, self.outcome
-        return {
-            "index": candidate.index,
-            "metric": candidate.criterion.text,
-            "group": candidate.criterion.group,
-            "outcome": outcome.kind,
-            "fitness": outcome.fitness,
-            "fingerprint": candidate.fingerprint,
-            "tokens": outcome.tokens,
-            "parents": list(candidate.parents),
-            "reason": outcome.reason,
-            "estimate": outcome.estimate,
-            "rises": list(outcome.rises),
-            "tuned": candidate.tuned,
-            "numbers": list(candidate.numbers),
-        }
+        criterion, kind = self.criterion, self.outcome.kind
+        own = {"metric": criterion.text, "group": criterion.group, "outcome": kind}
+        known = {**vars(self.candidate), **vars(self.outcome), **own}
+        return {name: known[name] for name in Line.model_fields}
 
     @staticmethod
-    def from_dict(fields: object) -> "Record":
+    def from_dict(content: object) -> "Record":
         """Return the record in a journal's object.
 
         Raises:
             ValueError: If a field is missing, unknown or breaks its rule; one line that names it.
         """
-        line = read_line(fields)
-        criterion, rises = Criterion.parse(line.metric, line.group), tuple(line.rises)
-        return Record(
-            Candidate(
-                line.index,
-                criterion,
-                tuple(line.parents),
-                line.fingerprint,
-                line.tuned,
-                tuple(line.numbers),
-            ),
-            Outcome(line.outcome, line.fitness, line.tokens, line.reason, line.estimate, rises),
-        )
+        line = dict(read_line(content))
+        criterion = Criterion.parse(line.pop("metric"), line.pop("group"))
+        kind = line.pop("outcome")
+        outcome = {x.name: line.pop(x.name) for x in fields(Outcome) if x.name in line}
+        return Record(Candidate(criterion=criterion, **line), Outcome(kind, **outcome))
 
 
 class Line(BaseModel):
-    """The fields of a line of the journal."""
+    """The fields of a line of the journal, in order."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -178,18 +158,18 @@ class Line(BaseModel):
     fitness: float | None
     fingerprint: str | None
     tokens: NonNegativeInt
-    parents: list[NonNegativeInt]
+    parents: Annotated[tuple[NonNegativeInt, ...], Strict(False)]
     reason: str
     estimate: float | None
-    rises: list[float | None]
+    rises: Annotated[tuple[float | None, ...], Strict(False)]
     tuned: bool = False  # a journal of an older version does not have them
-    numbers: list[float] = []
+    numbers: Annotated[tuple[float, ...], Strict(False)] = ()
 
 
-def read_line(fields: object) -> Line:
+def read_line(content: object) -> Line:
     """Return a journal's object, checked but for its metric; raises as `Record.from_dict`."""
     try:
-        line = Line.model_validate(fields)
+        line = Line.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"])) or "the record"

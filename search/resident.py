@@ -6,8 +6,7 @@ This is where pruning and evaluation meet, which do not know each other.
 import ctypes
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from prunevolve.evaluation.perplexity import window_losses
-from prunevolve.evaluation.windows import Text, Windows
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import DTYPES, load_model, skeleton
@@ -25,28 +23,7 @@ from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.statistics import TERMINALS, Statistics
 from prunevolve.pruning.store import ResidentStore, all_layers
 from prunevolve.pruning.stream import Texts
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to prune.
-
-    Attributes:
-        model: `embedded`, a folder or a hub id.
-        dtype: Of its forward passes.
-        texts: The kinds of its texts by role: calibration, fitness, selection, report.
-        windows: The texts as windows, by role; none before they are read.
-    """
-
-    model: str
-    dtype: str
-    texts: Mapping[str, Sequence[Text]]
-    windows: Mapping[str, Windows] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> dict[str, Tensor]:
-        """Token ids of its windows by role, each (N, T)."""
-        return {role: windows.tokens for role, windows in self.windows.items()}
+from prunevolve.search.experiment import Subject
 
 
 class Weights(NamedTuple):
@@ -131,11 +108,7 @@ class Resident:
         return losses
 
     def prune(self, metric: Metric, target: Target) -> None:
-        """Prune the model, whatever its state was before.
-
-        Raises:
-            DegenerateScores: If no mask can be made from the scores.
-        """
+        """Prune the model, whatever its state was; DegenerateScores if there is no mask."""
         if self._pruned == (metric, target):
             return
         self.restore()

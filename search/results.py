@@ -15,34 +15,33 @@ from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.progress import counted, step
+from prunevolve.pruning.progress import step
 from prunevolve.search import report
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
-from prunevolve.search.pool.pool import Pool
-from prunevolve.search.prepare import SCALE, read_scale
 from prunevolve.search.progress import FINISHED, Recorder
-from prunevolve.search.records import Candidate, Outcome, Record
+from prunevolve.search.records import Candidate, Losses, Outcome, Record, Wanted
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import KNOWN, Scale, cells_of, losses_of, paired_difference
+from prunevolve.search.scale import baselines_on, cells_of, paired_difference, wanted_of
 from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 
-def finish(recorder: Recorder, scale: Scale) -> JsonObject:
+def finish(recorder: Recorder) -> JsonObject:
     """Choose and measure the winner of a search, in which at least one candidate was evaluated;
     write and print the results, and return the summary.
     """
     folder, experiment, pool = recorder.folder, recorder.experiment, recorder.pool
     state, console, before = recorder.evolution.state, recorder.console, recorder.folder.summary()
     winner_before = _winner_of(before) if before else None
-    choice = choose(experiment, pool, scale, state.finalists(), winner_before, console)
+    choice = choose(experiment, pool, state.finalists(), winner_before, console)
     winner = choice.winner
     folder.write_best(winner.record, experiment.origin(candidate=winner.name))
     folder.write_hall_of_fame(choice.standings, state.hall_of_fame)
     places = range(len(experiment.tasks))
-    with counted(console, "report", len(places) * (1 + KNOWN)) as count, pool.counting(count):
-        tasks = [_measure(experiment, pool, place, winner.record) for place in places]
+    wanted = [(place, "report", winner.record.criterion) for place in places]
+    known = pool.losses("report", [*wanted_of("report", places), *wanted])
+    tasks = [_measured(experiment, known, place, winner.record) for place in places]
     records = folder.records()
     looks = _looks(before, len(records)) if before else []
     verdict, first = verdict_of(tasks), tasks[0]
@@ -64,9 +63,10 @@ def finish(recorder: Recorder, scale: Scale) -> JsonObject:
         **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
     }
     folder.write_json("summary.json", summary)
-    folder.write_json("status.json", recorder.status(FINISHED))
+    status = recorder.status(FINISHED)
+    folder.write_json("status.json", status)
     with step(console, "drawing the report"):
-        write_report(folder, experiment.config, records, summary, scale.baselines)
+        write_report(folder, experiment.config, records, summary, status)
     for table in report.measured_tables(summary):
         console.print(table.about, _on_screen(table), sep="\n")
     best = winner.record.criterion
@@ -94,14 +94,16 @@ def _looks(before: JsonObject, candidates: int) -> list[JsonObject]:
     return [*looks, {"candidates": before["candidates"], "perplexity": perplexity}]
 
 
-def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> JsonObject:
-    """Measure a task on its report text: perplexities of dense, baselines and winner.
+def _measured(
+    experiment: Experiment, known: Mapping[Wanted, Losses], index: int, winner: Record
+) -> JsonObject:
+    """Return a task's perplexities on its report text: of dense, baselines and winner.
 
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
     What a winner lacks that cannot prune the model is null.
     """
-    dense, named = losses_of(pool.losses, index, "report")
-    (best,) = pool.losses([(index, "report", winner.criterion)])
+    dense, named = known[index, "report", None] or [], baselines_on(index, "report", known)
+    best = known[index, "report", winner.criterion]
     subject, row = experiment.subject_of[index], experiment.task_rows()[index]
     provenance = experiment.subjects[subject].windows["report"].provenance
     task: JsonObject = {
@@ -124,7 +126,7 @@ def _measure(experiment: Experiment, pool: Pool, index: int, winner: Record) -> 
                 "perplexity": best and perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best or []),
             }
-            for cell in cells_of(experiment, index, "report", dense, named)
+            for cell in cells_of(experiment, index, "report", known)
         ],
         "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
@@ -190,7 +192,7 @@ def write_report(
     config: Config,
     records: Sequence[Record],
     summary: JsonObject | None,
-    baselines: Mapping[str, float],
+    status: JsonObject,
 ) -> None:
     """Write `report.html` and its chart, `fitness.svg`; see `report.render`."""
     # Imported here, so that a search does not load matplotlib when it starts.
@@ -207,10 +209,10 @@ def write_report(
         records=records,
         summary=summary,
         environment=folder.read_json("environment.json"),
-        written=str(folder.read_json("status.json")["written"]),
+        written=str(status["written"]),
         commands=commands_of(folder.path, config),
         charts=charts,
-        baselines=baselines,
+        baselines=status.get("baselines", {}),
     )
     folder.write_text("fitness.svg", charts[0])
     folder.write_text("report.html", page)
@@ -228,6 +230,5 @@ def rebuild_report(folder: RunFolder) -> bool:
             f"see {SEARCH} --status {folder.path}"
         )
     config = schema.load(folder.path / "config.yaml", [])
-    baselines = read_scale(folder).baselines if (folder.path / SCALE).exists() else {}
-    write_report(folder, config, records, summary, baselines)
+    write_report(folder, config, records, summary, folder.read_json("status.json"))
     return summary is not None and summary["candidates"] == len(records)

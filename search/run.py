@@ -26,8 +26,7 @@ from prunevolve.search.experiment import Experiment, pinned_config, resolve
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
-from prunevolve.search.pool.jobs import CallError
-from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.workers import Backend
 from prunevolve.search.population import State
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
@@ -212,8 +211,8 @@ def _run(
             folder.write_text("config.yaml", config)
         say(f"run folder {folder.path}")
         known, keep = folder.losses(), folder.keep_losses
-        pool = Pool(backend, experiment, say=say, known=known, keep=keep)
-        marks, scale = prepare(folder, experiment, pool, console)
+        pool = Pool(backend, experiment, console, known=known, keep=keep)
+        marks = prepare(folder, experiment, pool, console)
         folder.write_text("config.yaml", config)  # nothing will be refused any more
         lag, workers = experiment.config.search.lag, pool.workers.ready + pool.workers.starting
         if workers > 1 and lag < _LEAST_LAG * workers:
@@ -234,7 +233,7 @@ def _run(
                 f"{command} --set search.candidates=N",
                 NOTHING_EVALUATED,
             )
-        return Result(folder.path, finish(recorder, scale))
+        return Result(folder.path, finish(recorder))
 
 
 def state_before(
@@ -266,7 +265,7 @@ def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:
                 recorder.enter(evolution.tell(candidate.index, candidate.decided))
             else:
                 pool.submit(candidate)
-        if not evolution.done and (arrival := pool.next_outcome()):
-            recorder.note(arrival)
-            recorder.enter(evolution.tell(arrival.index, arrival.outcome))
+        if not evolution.done and (job := pool.next_done()):
+            recorder.note(job)
+            recorder.enter(evolution.tell(job.candidate.index, job.outcome))
         recorder.show()

@@ -7,22 +7,19 @@ of any model, sparsity and text can be averaged.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import Annotated, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import NamedTuple, TypeAlias
 
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.records import Losses, Wanted
 
-Measure = Callable[[Sequence[Wanted]], Sequence[Losses]]
-"""`Pool.losses`."""
-
-KNOWN = 1 + len(BASELINES)
-"""What a scale needs to be measured on each task: the dense model and the baselines."""
+ByTask: TypeAlias = Sequence[Sequence[float]]
+"""Losses on the first windows of each task, nats per token; NaN where one was not measured."""
 
 _LEAST_RISE = 0.001
 """Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
@@ -33,19 +30,14 @@ _LEAST_SHARE = 0.1
 _PROFILED = 2
 """Number of the best baselines from which the shares of a cell's windows are estimated."""
 
-_Losses = Annotated[tuple[float, ...], Field(min_length=1)]
 
-
-class _Values(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Cell(_Values):
+@dataclass(frozen=True)
+class Cell:
     """One kind of text for one task, with the losses of the dense model and the baselines.
 
     Attributes:
         task: Index of the task.
-        model: The task's model; unknown in the file of an older version.
+        model: The task's model.
         text: The kind of text.
         weight: Weight in the mean over all cells; the weights add up to 1.
         windows: Indices of its windows among the task's.
@@ -56,15 +48,15 @@ class Cell(_Values):
         shares: Typical rise of each window under pruning, as a multiple of the mean.
     """
 
-    task: int = Field(ge=0)
-    model: str = ""
+    task: int
+    model: str
     text: str
-    weight: float = Field(gt=0)
-    windows: tuple[int, ...] = Field(min_length=1)
-    dense: _Losses
+    weight: float
+    windows: tuple[int, ...]
+    dense: Sequence[float]
     baseline: str
-    rise: float = Field(ge=_LEAST_RISE)
-    shares: _Losses
+    rise: float
+    shares: Sequence[float]
 
     def rises(self, losses: Sequence[float]) -> list[float]:
         """Return the rises over dense, nats per token, given losses on the task's first windows.
@@ -106,23 +98,22 @@ class Difference(NamedTuple):
         return {name: self.mean, "standard_error": self.standard_error}
 
 
-class Scale(_Values):
+@dataclass(frozen=True)
+class Scale:
     """All cells, in the order of the tasks; the weighted mean of their values is the fitness.
-
-    Losses are given for each task, on its first windows.
 
     Attributes:
         baselines: Fitness of each baseline that can prune all tasks.
     """
 
-    cells: tuple[Cell, ...] = Field(min_length=1)
-    baselines: dict[str, float] = {}
+    cells: Sequence[Cell]
+    baselines: Mapping[str, float]
 
-    def values(self, losses: Sequence[Sequence[float]]) -> list[float | None]:
+    def values(self, losses: ByTask) -> list[float | None]:
         """Return each cell's relative rise, or None where no window was evaluated."""
         return [cell.value(losses[cell.task]) for cell in self.cells]
 
-    def rises_by_task(self, losses: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
+    def rises_by_task(self, losses: ByTask) -> tuple[float | None, ...]:
         """Return each task's relative rise, of its kinds of text evaluated so far; None if none."""
         rises: list[float | None] = []
         for task in sorted({cell.task for cell in self.cells}):
@@ -132,7 +123,7 @@ class Scale(_Values):
             rises.append(sum(weight * value for weight, value in known) / total if known else None)
         return tuple(rises)
 
-    def fitness(self, losses: Sequence[Sequence[float]]) -> float:
+    def fitness(self, losses: ByTask) -> float:
         """Return the fitness, estimated if windows are missing.
 
         Cells not evaluated yet are assumed to equal the mean of the others.
@@ -140,7 +131,7 @@ class Scale(_Values):
         values = self.values(losses)
         return self._mean(values, fmean(value for value in values if value is not None))
 
-    def excess(self, losses: Sequence[Sequence[float]], limit: float, slack: float) -> float | None:
+    def excess(self, losses: ByTask, limit: float, slack: float) -> float | None:
         """Return the predicted relative rise if it is clearly above a limit.
 
         Cells not evaluated yet are assumed to equal the limit.
@@ -154,16 +145,14 @@ class Scale(_Values):
         rise = self._mean(self.values(losses), limit)
         return rise if rise > limit * (1 + slack * error) else None
 
-    def difference(
-        self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
-    ) -> Difference:
+    def difference(self, losses: ByTask, reference: ByTask) -> Difference:
         """Return how much worse a fitness is than the reference's, with its standard error.
 
         Tasks on the same windows of a model vary together, so their gaps are added up by window
         first; other models and texts are independent.
         """
         shared: dict[tuple[str, str, tuple[int, ...]], list[list[float]]] = defaultdict(list)
-        for cell, gaps in self._gaps(losses, reference):
+        for cell, gaps in self.gaps(losses, reference):
             weighted = [cell.weight * gap for gap in gaps]
             shared[cell.model, cell.text, cell.windows].append(weighted)
         sums = [[sum(window) for window in zip(*gaps, strict=True)] for gaps in shared.values()]
@@ -172,15 +161,8 @@ class Scale(_Values):
         error = math.hypot(*known) if len(known) == len(errors) else None
         return Difference(sum(map(fmean, sums)), error)
 
-    def gaps(
-        self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
-    ) -> list[tuple[Cell, float]]:
-        """Return by how much more each cell's relative rise is than the reference's."""
-        return [(cell, fmean(gaps)) for cell, gaps in self._gaps(losses, reference)]
-
-    def _gaps(
-        self, losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
-    ) -> Iterator[tuple[Cell, list[float]]]:
+    def gaps(self, losses: ByTask, reference: ByTask) -> Iterator[tuple[Cell, list[float]]]:
+        """Yield by how much more each cell's relative rise is than the reference's, by window."""
         for cell in self.cells:
             rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
             yield cell, [(a - b) / cell.rise for a, b in zip(*rises, strict=True)]
@@ -194,87 +176,86 @@ class Scale(_Values):
 # How the dense model and the baselines are measured, on any of the texts
 
 
-def losses_of(measure: Measure, task: int, role: str) -> tuple[list[float], dict[str, list[float]]]:
-    """Return a task's losses by window: dense, and under each baseline that can prune it."""
+def wanted_of(role: str, tasks: Sequence[int]) -> list[Wanted]:
+    """Return what a scale is made of: the dense model and the baselines on a text of some tasks."""
     criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
-    dense, *measured = measure([(task, role, criterion) for criterion in criteria])
-    assert dense is not None
-    baselines = {name: losses for name, losses in zip(BASELINES, measured, strict=True) if losses}
-    return dense, baselines
+    return [(task, role, criterion) for task in tasks for criterion in criteria]
+
+
+def losses_by_task(
+    experiment: Experiment, role: str, criterion: Criterion, known: Mapping[Wanted, Losses]
+) -> ByTask | None:
+    """Return a metric's losses on a text of the tasks that count; None if it cannot prune one."""
+    counting = experiment.tasks_of(role)
+    losses = [known.get((task, role, criterion)) or [] for task in range(len(experiment.tasks))]
+    return losses if all(losses[task] for task in counting) else None
+
+
+def baselines_on(task: int, role: str, known: Mapping[Wanted, Losses]) -> dict[str, list[float]]:
+    """Return the losses on a task's text under each baseline that can prune it."""
+    measured = ((name, known[task, role, x.criterion]) for name, x in BASELINES.items())
+    return {name: losses for name, losses in measured if losses}
+
+
+def scale_of(experiment: Experiment, role: str, known: Mapping[Wanted, Losses]) -> Scale:
+    """Return the scale of one of the texts, given at least `wanted_of` it."""
+    cells = [
+        x for task in experiment.tasks_of(role) for x in cells_of(experiment, task, role, known)
+    ]
+    scale = Scale(cells, {})
+    fitness = {
+        name: scale.fitness(losses)
+        for name, baseline in BASELINES.items()
+        if (losses := losses_by_task(experiment, role, baseline.criterion, known))
+    }
+    return Scale(cells, fitness)
 
 
 def cells_of(
-    experiment: Experiment,
-    task: int,
-    role: str,
-    dense: Sequence[float],
-    baselines: Mapping[str, Sequence[float]],
+    experiment: Experiment, task: int, role: str, known: Mapping[Wanted, Losses]
 ) -> list[Cell]:
     """Return a task's cells on one of its texts, weighted by their numbers of windows."""
     # Tasks of weight 0 are only compared with one another.
     weights = [experiment.tasks[other].weight or 1 for other in experiment.tasks_of(role)]
     share = (experiment.tasks[task].weight or 1) / sum(weights)
     kinds = experiment.kinds_of(task, role)
+    dense, baselines = known[task, role, None], baselines_on(task, role, known)
+    assert dense is not None
+    if not baselines:
+        raise ValueError(f"no baseline can prune task {task}: there is nothing to compare with")
     cells = []
     for kind in dict.fromkeys(kinds):
         windows = [place for place, other in enumerate(kinds) if other == kind]
-        weight = share * len(windows) / len(kinds)
-        cell = cell_of(task, kind, weight, windows, dense, baselines)
-        cells.append(cell.model_copy(update={"model": experiment.tasks[task].model}))
+        gaps = {name: [x[i] - dense[i] for i in windows] for name, x in baselines.items()}
+        baseline, rise, shares = unit_of(gaps)
+        cell = Cell(
+            task=task,
+            model=experiment.tasks[task].model,
+            text=kind,
+            weight=share * len(windows) / len(kinds),
+            windows=tuple(windows),
+            dense=[dense[i] for i in windows],
+            baseline=baseline,
+            rise=rise,
+            shares=shares,
+        )
+        cells.append(cell)
     return cells
 
 
-def scale_of(experiment: Experiment, measure: Measure, role: str = "fitness") -> Scale:
-    """Measure the scale of one of the texts."""
-    cells: list[Cell] = []
-    tasks = experiment.tasks_of(role)
-    losses: dict[str, list[list[float]]] = {
-        name: [[] for _ in experiment.tasks] for name in BASELINES
-    }
-    for task in tasks:
-        dense, baselines = losses_of(measure, task, role)
-        cells += cells_of(experiment, task, role, dense, baselines)
-        for name, measured in baselines.items():
-            losses[name][task] = measured
-    scale = Scale(cells=tuple(cells))
-    whole = {name: one for name, one in losses.items() if all(one[task] for task in tasks)}
-    fitness = {name: scale.fitness(one) for name, one in whole.items()}
-    return scale.model_copy(update={"baselines": fitness})
+def unit_of(rises: Mapping[str, Sequence[float]]) -> tuple[str, float, list[float]]:
+    """Return the best baseline, its rise and the shares of the windows, as a cell has them.
 
-
-def cell_of(
-    task: int,
-    text: str,
-    weight: float,
-    windows: Sequence[int],
-    dense: Sequence[float],
-    baselines: Mapping[str, Sequence[float]],
-) -> Cell:
-    """Return a cell from the losses of the dense model and baselines on the task's windows.
-
-    Raises:
-        ValueError: If no baseline was measured.
+    Args:
+        rises: Each baseline's by window, nats per token.
     """
-    if not baselines:
-        raise ValueError(f"no baseline can prune task {task}: there is nothing to compare with")
-    base = [dense[i] for i in windows]
-    rises = {name: [losses[i] - dense[i] for i in windows] for name, losses in baselines.items()}
     ranked = sorted(rises, key=lambda name: fmean(rises[name]))
     profiles = [rises[name] for name in ranked if fmean(rises[name]) >= _LEAST_RISE][:_PROFILED]
-    shares = [[rise / fmean(part) for rise in part] for part in profiles] or [[1.0] * len(base)]
     best = rises[ranked[0]]
+    shares = [[rise / fmean(part) for rise in part] for part in profiles] or [[1.0] * len(best)]
     # On few short windows the rise can be smaller than its error, and is then no unit either.
-    error = _standard_error(best) or 0.0
-    return Cell(
-        task=task,
-        text=text,
-        weight=weight,
-        windows=tuple(windows),
-        dense=tuple(base),
-        baseline=ranked[0],
-        rise=max(_LEAST_RISE, error, fmean(best)),
-        shares=tuple(max(_LEAST_SHARE, fmean(window)) for window in zip(*shares, strict=True)),
-    )
+    unit = max(_LEAST_RISE, _standard_error(best) or 0.0, fmean(best))
+    return ranked[0], unit, [max(_LEAST_SHARE, fmean(x)) for x in zip(*shares, strict=True)]
 
 
 def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> Difference:

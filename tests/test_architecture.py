@@ -32,8 +32,8 @@ RESERVED = {
 SEARCH_IMPORTS = {
     "search/breeding/": ("search.breeding", "search.population", "search.records"),
     "search/pool/": (
-        *("search.pool", "search.evaluator", "search.experiment", "search.resident"),
-        *("search.records", "search.scale"),
+        *("search.pool", "search.evaluator", "search.experiment", "search.fingerprint"),
+        *("search.records", "search.resident", "search.scale"),
     ),
     "search/report.py": ("search.records", "search.verdict"),
     "search/charts.py": ("search.records",),

@@ -426,9 +426,9 @@ def test_damaged_journal_is_one_line_whose_way_out_gives_the_same_run(finished, 
 def test_refused_resume_leaves_the_config_as_it_was(finished, tmp_path, call):
     run = shutil.copytree(finished, tmp_path / "run")
     before = (run / "config.yaml").read_bytes()
-    (run / "scale.json").write_text("{}")
+    (run / "losses.jsonl").write_text("{}\n")
     _, err = call("--resume", run, "--set", "search.candidates=20", code=4)
-    assert "scale.json is damaged" in err
+    assert "losses.jsonl line 1 is damaged: remove the line" in err
     assert (run / "config.yaml").read_bytes() == before
 
 

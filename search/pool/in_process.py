@@ -3,34 +3,28 @@
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.worker import Call, Desk, Shared
+from prunevolve.search.pool.worker import Job, Shared, Worker
 from prunevolve.search.pool.workers import Event
-
-
-@dataclass(frozen=True, eq=False)
-class _Value:
-    value: object
 
 
 def value_of(shared: object) -> object:
     """Return the value that was shared."""
-    assert isinstance(shared, _Value)
-    return shared.value
+    assert callable(shared)
+    return shared()
 
 
 class InProcess:
-    """A worker that does its calls inside `events`; once it is stopped, the next loads anew."""
+    """A worker that does its jobs inside `events`; once it is stopped, the next loads anew."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._build = partial(Evaluator, experiment)
-        self._worker = 0
-        self._desk: Desk | None = None
-        self._given: tuple[Call, Shared] | None = None
+        self._number = 0
+        self._worker: Worker | None = None
+        self._given: tuple[Job, Shared] | None = None
 
     def room(self) -> int:
         """Return 1."""
@@ -38,27 +32,27 @@ class InProcess:
 
     def start(self) -> int:
         """Start the worker."""
-        self._worker += 1
-        self._desk = Desk(self._build, value_of)
-        return self._worker
+        self._number += 1
+        self._worker = Worker(self._build, value_of)
+        return self._number
 
     def stop(self, worker: int) -> None:
         """Release the models."""
-        self._desk = self._given = None
+        self._worker = self._given = None
         gc.collect()  # before they are loaded again: memory may not hold two copies
 
-    def call(self, worker: int, call: Call, shared: Shared) -> None:
-        """Keep a call for `events` to do."""
-        self._given = call, shared
+    def give(self, worker: int, job: Job, shared: Shared) -> None:
+        """Keep a job for `events` to do."""
+        self._given = job, shared
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Do the call that was given."""
-        if not self._given or not self._desk:
+        """Do the job that was given."""
+        if not self._given or not self._worker:
             time.sleep(min(seconds, 0.05))
             return []
         given, self._given = self._given, None
-        return [Event(self._worker, *self._desk.do(*given))]
+        return [(self._number, *self._worker.do(*given))]
 
     def share(self, value: object) -> object:
-        """Return the value, with an identity."""
-        return _Value(value)
+        """Return a function that returns the value: equal only to itself."""
+        return lambda: value

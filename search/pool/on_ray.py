@@ -20,14 +20,13 @@ from torch import Tensor
 
 from prunevolve.pruning.models import load_model
 from prunevolve.search.evaluator import Evaluator
-from prunevolve.search.experiment import Experiment
+from prunevolve.search.experiment import Experiment, Subject
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import LOCAL, last_line
-from prunevolve.search.pool.jobs import PoolError
-from prunevolve.search.pool.worker import ROOT, Call, Desk, Fault, Shared, code_digest
-from prunevolve.search.pool.workers import Event
+from prunevolve.search.pool.worker import ROOT, Fault, Job, Shared, Worker, code_digest
+from prunevolve.search.pool.workers import Event, PoolError
 from prunevolve.search.records import Timing
-from prunevolve.search.resident import Subject, Weights
+from prunevolve.search.resident import Weights
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -37,8 +36,8 @@ _MOST_FAILED = 5
 """Looks in a row that fail if Ray is lost; a single one may."""
 
 
-class Worker:
-    """An evaluator in an actor; it sends tensors as numpy arrays.
+class RayWorker(Worker):
+    """A worker that is an actor; it sends tensors as numpy arrays.
 
     Args:
         code: Digest of the driver's source.
@@ -46,11 +45,11 @@ class Worker:
     """
 
     def __init__(self, code: str, given: Sequence[ray.ObjectRef]) -> None:
-        self._desk = Desk(partial(_load, code, given), _fetch)
+        super().__init__(partial(_load, code, given), _fetch)
 
-    def do(self, call: Call, shared: Shared) -> tuple[object, Timing]:
-        """Do a call; see `Desk.do`."""
-        result, timing = self._desk.do(call, shared)
+    def do(self, job: Job, shared: Shared) -> tuple[object, Timing]:
+        """Do a job."""
+        result, timing = super().do(job, shared)
         return to_arrays(result) if isinstance(result, dict) else result, timing
 
 
@@ -79,7 +78,7 @@ class RayBackend:
         actor: The class of the workers.
     """
 
-    def __init__(self, head: str, experiment: Experiment, actor: type = Worker) -> None:
+    def __init__(self, head: str, experiment: Experiment, actor: type = RayWorker) -> None:
         config = experiment.config.ray
         self._head, self._config, self._experiment = head, config, experiment
         self._node = ray.get_runtime_context().get_node_id()
@@ -124,18 +123,14 @@ class RayBackend:
         if actor := self._actors.pop(worker, None):
             ray.kill(actor, no_restart=True)
 
-    def call(self, worker: int, call: Call, shared: Shared) -> None:
-        """Send a call to a worker."""
-        future = self._actors[worker].do.remote(call, shared).future()
+    def give(self, worker: int, job: Job, shared: Shared) -> None:
+        """Send a job to a worker."""
+        future = self._actors[worker].do.remote(job, shared).future()
         # In a thread of Ray's.
         future.add_done_callback(lambda done: self._events.put(_event(worker, done)))
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return the events that arrived, waiting at most this long for the first one.
-
-        Raises:
-            PoolError: If Ray is lost.
-        """
+        """Return the events that arrived, waiting at most this long; PoolError if Ray is lost."""
         found = []
         with suppress(Empty):
             found.append(
@@ -174,12 +169,12 @@ def _event(worker: int, done: "Future[tuple[object, Timing]]") -> Event:
     try:
         result, timing = done.result()
     except ray.exceptions.RayError as error:
-        return Event(worker, _fault_of(error))
-    return Event(worker, to_tensors(result) if isinstance(result, dict) else result, timing)
+        return worker, _fault_of(error), {}
+    return worker, to_tensors(result) if isinstance(result, dict) else result, timing
 
 
 def _fault_of(error: Exception) -> Fault:
-    """Return the fault behind an error that Ray raised in place of a call's result."""
+    """Return the fault behind an error that Ray raised in place of a job's result."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return Fault("no memory on node", "Ray killed it: its node lacked memory")
     unable = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError)

@@ -1,25 +1,53 @@
-"""The pool: what a search asks of its workers, wherever they are."""
+"""The pool: what a search asks of its workers, wherever they are, and whom a fault is blamed on.
+
+A job that met a worker's fault is given to another worker. Before a candidate's last try a baseline
+is evaluated: if that works, the workers do, and the candidate is `failed` if it fails once more. A
+candidate that raised an exception is `failed` as soon as another is evaluated; after several in a
+row, or if there is nothing else to do, the baseline decides. If the baseline fails, or several
+candidates in a row come to their last try, the pool itself is broken and no candidate is blamed.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import cast
 
+from rich.console import Console
 from torch import Tensor
 
 from prunevolve.command_line import check_interrupt
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.jobs import Arrival, Jobs
-from prunevolve.search.pool.worker import Call
-from prunevolve.search.pool.workers import Backend, Workers
-from prunevolve.search.records import Candidate, Losses, Wanted
+from prunevolve.search.pool.worker import Fault, Job
+from prunevolve.search.pool.workers import MOST, Backend, PoolError, Workers
+from prunevolve.search.records import Candidate, Losses, Outcome, Wanted
 from prunevolve.search.scale import Scale
+
+MOST_SUSPECTS = 5
+"""Candidates in a row, with none evaluated in between: so many at their last try end the run, and
+so many exceptions have a baseline evaluated."""
+
+_BASELINE = Candidate(-1, BASELINES["wanda"].criterion)
 
 _BACKWARD = 6
 """The cost of collecting statistics per token, in forward passes: an upper bound."""
 
 _STEP_SECONDS = 0.5
+
+
+class CallError(RuntimeError):
+    """A job that the run cannot do without failed for a reason of its own, not a worker's.
+
+    Attributes:
+        trace: The traceback in the worker.
+    """
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.trace = trace
 
 
 class Pool:
@@ -28,119 +56,196 @@ class Pool:
     Args:
         backend: Where they live.
         experiment: What they are built from.
+        console: Shows faults, and how many losses are measured.
         clock: Seconds since any fixed time.
-        say: Called with a line to show to the user.
         known: Losses that were measured before, which are not measured again.
         keep: Called with any others as soon as they are measured.
 
     Attributes:
         workers: The workers, and their faults.
+        scale: What candidates are measured on, from `use_scale` on.
     """
+
+    scale: Scale
 
     def __init__(
         self,
         backend: Backend,
         experiment: Experiment,
+        console: Console,
         clock: Callable[[], float] = time.monotonic,
-        say: Callable[[str], None] = lambda line: None,
         known: Mapping[Wanted, Losses] | None = None,
         keep: Callable[[Wanted, Losses], object] = lambda wanted, losses: None,
     ) -> None:
-        self._backend, self._experiment = backend, experiment
+        self._backend, self._experiment, self._console = backend, experiment, console
         self._losses, self._keep = dict(known or {}), keep
-        self._count: Callable[[], object] = lambda: None
-        self._jobs = Jobs(self._evaluation(Candidate(-1, BASELINES["wanda"].criterion)))
-        self._jobs.take = self._take
-        self.workers = Workers(backend, self._jobs, experiment.config.ray, clock, say)
+        self._numbers = count()
+        self._waiting: list[Job] = []
+        self._suspects: list[Job] = []
+        self._raised: list[tuple[Job, Fault]] = []
+        self._in_a_row = 0
+        self._is_judged = False  # whether a baseline waits or is being evaluated
+        self._decided: deque[Job] = deque()  # candidates whose outcomes nobody has taken yet
+        self.workers = Workers(
+            backend,
+            self._next,
+            experiment.config.ray,
+            clock,
+            say=lambda line: console.print(line, soft_wrap=True),
+        )
+
+    def start(self) -> None:
+        """Wait for the first worker; raise PoolError if none comes or functions."""
+        while not self.workers.loaded:
+            self._turn(_STEP_SECONDS)
 
     def submit(self, candidate: Candidate) -> None:
         """Queue a candidate without waiting; an idle worker gets it at once."""
-        self._jobs.add(self._evaluation(candidate), candidate)
+        self._add(self._evaluation(candidate))
         self.workers.assign()
 
-    def next_outcome(self) -> Arrival | None:
-        """Return a candidate's outcome, or None if none arrives in half a second.
+    def next_done(self) -> Job | None:
+        """Return a candidate's job with its outcome, or None if none is done in half a second."""
+        self._turn(0.0 if self._decided else _STEP_SECONDS)
+        return self._decided.popleft() if self._decided else None
 
-        Raises:
-            PoolError: If there is no worker and none comes, or no worker functions.
-        """
-        arrivals = self._jobs.arrivals
-        self._turn(0.0 if arrivals else _STEP_SECONDS)
-        return arrivals.popleft() if arrivals else None
+    def losses(self, stage: str, wanted: Sequence[Wanted]) -> Mapping[Wanted, Losses]:
+        """Return all losses so far, once they have what is wanted; known ones are kept.
 
-    def losses(self, wanted: Sequence[Wanted]) -> list[Losses]:
-        """Return the losses of all that is wanted; what is known is not measured again.
+        Args:
+            stage: What the progress is called.
 
         Raises:
             ValueError: If a value is wrong; one line.
-            CallError: If a call failed for a reason of its own.
-            PoolError: As in `next_outcome`.
+            CallError: If a job failed for a reason of its own.
+            PoolError: As in `start`.
         """
-        subject_of = self._experiment.subject_of
-        new = [one for one in dict.fromkeys(wanted) if one not in self._losses]
-        for _ in range(len(wanted) - len(new)):
-            self._count()
-        self._results(Call("losses", one, self._cost(subject_of[one[0]], one[1])) for one in new)
-        return [self._losses[one] for one in wanted]
+        total = len(set(wanted))
+        for one in dict.fromkeys(wanted):
+            if one not in self._losses:
+                subject = self._experiment.subject_of[one[0]]
+                self._add(Job("losses", one, self._cost(subject, one[1])))
+        with shown_progress(self._console) as show:
+            while missing := set(wanted) - self._losses.keys():
+                show(stage, total - len(missing), total)
+                self._turn(_STEP_SECONDS)
+            show(stage, total, total)
+        return self._losses
 
-    def collect_statistics(self, subject: int) -> dict[str, Tensor]:
-        """Return a model's statistics, by `X/layer`; raises as `losses` does."""
-        cost = _BACKWARD * self._cost(subject, "calibration")
-        (found,) = self._results([Call("collect_statistics", (subject,), cost)])
-        return cast("dict[str, Tensor]", found)
+    def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
+        """Return what an `Evaluator`'s method makes of a model; raises as `losses` does.
 
-    def probe_tensors(self, subject: int) -> dict[str, Tensor]:
-        """Return the fingerprint's probe of a model; raises as `losses` does."""
-        (found,) = self._results([Call("probe_tensors", (subject,))])
-        return cast("dict[str, Tensor]", found)
+        Args:
+            method: `collect_statistics`, or `probe_tensors` once these are used.
+        """
+        job = Job(method, (subject,), _BACKWARD * self._cost(subject, "calibration"))
+        self._add(job)
+        while not job.done:
+            self._turn(_STEP_SECONDS)
+        return cast("dict[str, Tensor]", job.result)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""
-        self.workers.shared["use_statistics", subject] = self._backend.share(tensors)
+        self.workers.shared[subject] = self._backend.share(tensors)
 
     def use_scale(self, scale: Scale) -> None:
         """Let all workers measure candidates on this scale from now on."""
-        self.workers.shared["use_scale",] = self._backend.share(scale)
+        self.scale = scale
+        self.workers.shared["scale"] = self._backend.share(scale)
 
-    @contextmanager
-    def counting(self, count: Callable[[], object]) -> Iterator[None]:
-        """Call a function for each of what `losses` returns inside the context."""
-        before, self._count = self._count, count
-        try:
-            yield
-        finally:
-            self._count = before
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Hashes of those dense weights of the models that get pruned; waits for a worker."""
-        while self.workers.loaded is None:
-            self._turn(_STEP_SECONDS)
-        return self.workers.loaded.digests
-
-    def _results(self, calls: Iterable[Call]) -> list[object]:
-        jobs = [self._jobs.add(call) for call in calls]
-        while not all(job.done for job in jobs):
-            self._turn(_STEP_SECONDS)
-        return [job.result for job in jobs]
-
-    def _take(self, call: Call, result: object) -> None:
-        """Keep losses as soon as they arrive."""
-        if call.method == "losses":
-            wanted, losses = cast("Wanted", call.arguments), cast("Losses", result)
-            self._losses[wanted] = losses
-            self._keep(wanted, losses)
-        self._count()
-
-    def _evaluation(self, candidate: Candidate) -> Call:
-        return Call("evaluate", (candidate,), float(len(self._experiment.tasks)))
-
-    def _turn(self, seconds: float) -> None:
-        check_interrupt()
-        self.workers.turn(seconds)
+    def _evaluation(self, candidate: Candidate) -> Job:
+        return Job("evaluate", (candidate,), float(len(self._experiment.tasks)))
 
     def _cost(self, subject: int, role: str) -> float:
         """Return how long a text takes, in times of all fitness texts on the dense models."""
         subjects = self._experiment.subjects
         all_tokens = sum(one.tokens["fitness"].numel() for one in subjects)
         return subjects[subject].tokens[role].numel() / all_tokens
+
+    def _turn(self, seconds: float) -> None:
+        check_interrupt()
+        for job, result in self.workers.turn(seconds):
+            if isinstance(result, Fault) and result.kind in MOST:
+                self._retry(job, result)
+            else:
+                self._answer(job, result)
+
+    # The queue
+
+    def _add(self, job: Job) -> None:
+        job.number = next(self._numbers)
+        self._waiting.append(job)
+
+    def _again(self, job: Job) -> None:
+        insort(self._waiting, job, key=lambda waiting: waiting.number)
+
+    def _next(self) -> Job | None:
+        """Take the first job, if there is one."""
+        if not self._waiting and self._raised:
+            self._judge()
+        return self._waiting.pop(0) if self._waiting else None
+
+    def _retry(self, job: Job, fault: Fault) -> None:
+        """Take back a job whose worker had a fault, ahead of all later ones; fail it at its end."""
+        job.faults[fault.kind] += 1
+        left = MOST[fault.kind] - job.faults[fault.kind]
+        if left > 1 or (left == 1 and not job.is_candidate):
+            self._again(job)
+        elif left == 1:
+            self._in_a_row += 1
+            if self._in_a_row >= MOST_SUSPECTS:
+                row = f"{MOST_SUSPECTS} candidates in a row, the last of them"
+                raise PoolError(f"no worker functions: {row}: {job.reason(fault)}")
+            self._judge()
+            self._suspects.append(job)
+        elif job.is_candidate:
+            self._fail(job, fault)
+        else:
+            raise PoolError(f"no worker functions: {job.reason(fault)}")
+
+    def _answer(self, job: Job, result: object) -> None:
+        """Take a worker's answer to a job, a value or a fault of the job's own."""
+        if isinstance(result, Fault):
+            if not job.is_candidate:
+                self._fail(job, result)
+            self._raised.append((job, result))
+            if len(self._raised) >= MOST_SUSPECTS:
+                self._judge()
+            return
+        if job.is_candidate:
+            self._in_a_row = 0
+        while self._raised:  # this worked, so they failed by themselves
+            self._fail(*self._raised.pop(0))
+        job.result, job.done = result, True
+        if job.is_candidate:
+            self._decided.append(job)
+        elif job.method == "evaluate":
+            self._is_judged = False
+            while self._suspects:
+                self._again(self._suspects.pop())
+        elif job.method == "losses":
+            wanted, losses = cast("Wanted", job.arguments), cast("Losses", result)
+            self._losses[wanted] = losses
+            self._keep(wanted, losses)
+
+    def _judge(self) -> None:
+        """Let a baseline be evaluated, unless one is: it shows who is to blame."""
+        if not self._is_judged:
+            self._is_judged = True
+            job = self._evaluation(_BASELINE)
+            job.number = -1
+            self._again(job)
+
+    def _fail(self, job: Job, fault: Fault) -> None:
+        """Let a candidate be `failed`, and the run end if the job is none."""
+        if job.is_candidate:
+            job.result, job.trace = Outcome("failed", reason=job.reason(fault)), fault.trace
+            job.done = True
+            self._decided.append(job)
+            return
+        if job.method == "evaluate":
+            raise PoolError(f"no worker functions: a baseline fails, too: {fault.line}")
+        failed = f"a worker failed in {job.method}"
+        if fault.kind == "refused":
+            raise ValueError(f"{failed}: {fault.reason}")
+        raise CallError(f"{failed}: {job.reason(fault)}", fault.trace)

@@ -1,4 +1,4 @@
-"""What a worker does, wherever it runs: calls of an evaluator's methods, and what goes wrong.
+"""What a worker does, wherever it runs: jobs with an evaluator, and what goes wrong.
 
 What goes wrong comes back as a value: a `Fault`, with a kind that means the same everywhere.
 """
@@ -9,17 +9,19 @@ import re
 import resource
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from prunevolve.search.evaluator import Evaluator
-from prunevolve.search.records import Timing
-
-Result = TypeVar("Result")
+from prunevolve.search.fingerprint import tensors_digest
+from prunevolve.search.records import Candidate, Outcome, Timing
+from prunevolve.search.scale import Scale
 
 ROOT = Path(__file__).parents[2]  # prunevolve
 PACKAGES = ("configs", "evaluation", "pruning", "search")
@@ -44,11 +46,11 @@ or its device failed; it did not answer in time; a value was wrong; any other er
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a call has no result.
+    """Why a job has no result.
 
     Attributes:
         reason: One line, the same wherever it happens.
-        place: The line of our code where it happened, if the call itself failed.
+        place: The line of our code where it happened, if the job itself failed.
         trace: The traceback, if there is one.
     """
 
@@ -63,21 +65,51 @@ class Fault:
         return f"{self.reason} at {self.place}" if self.place else self.reason
 
 
-@dataclass(frozen=True)
-class Call:
-    """A method of an `Evaluator` and its arguments, or one of the two by which a worker starts.
+@dataclass(eq=False)
+class Job:
+    """A method of an `Evaluator` with its arguments, or one of the two by which a worker starts.
 
     Attributes:
+        method: `place` asks a worker to be there, `load` to hold its models.
         cost: Roughly how long it takes, in times of all fitness windows on the dense models.
+        number: Its position in the order of arrival; -1 of a baseline that judges the workers.
+        faults: How often it met each kind of fault.
+        result: What came of it, of a candidate its outcome; final once it is done.
+        trace: The traceback of a candidate that failed, if there is one.
     """
 
     method: str
     arguments: tuple[object, ...] = ()
     cost: float = 0.0
+    number: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    timing: Timing = field(default_factory=dict)
+    result: object = None
+    trace: str = ""
+    done: bool = False
 
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it evaluates a candidate of the search, which may fail without ending the run."""
+        return self.method == "evaluate" and self.number >= 0
 
-PLACE, LOAD = Call("place"), Call("load")
-"""What a worker is asked first: to be there, and to load its models."""
+    @property
+    def candidate(self) -> Candidate:
+        """The candidate that it evaluates."""
+        (candidate,) = self.arguments
+        assert isinstance(candidate, Candidate)
+        return candidate
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of its candidate, once it is done."""
+        assert isinstance(self.result, Outcome)
+        return self.result
+
+    def reason(self, fault: Fault) -> str:
+        """Return why it failed; the text is the same wherever and whenever it happens."""
+        times = self.faults[fault.kind]
+        return f"{fault.reason}, {times} times" if times > 1 else fault.line
 
 
 @dataclass(frozen=True)
@@ -93,13 +125,13 @@ class Loaded:
     seconds: float = 0.0
 
 
-Shared = Mapping[tuple[str, *tuple[int, ...]], object]
-"""What all workers use, by the method that takes it and its other arguments: each model's
-statistics, and the scale. It goes with each call, and a worker takes over what it does not have."""
+Shared = Mapping[int | str, object]
+"""What all workers use: each model's statistics by its index, and the `scale`. It goes with each
+job, and a worker takes over what it does not have."""
 
 
-class Desk:
-    """An evaluator that does calls.
+class Worker:
+    """An evaluator that does jobs.
 
     Args:
         build: Loads the evaluator.
@@ -109,31 +141,38 @@ class Desk:
     def __init__(self, build: Callable[[], Evaluator], fetch: Callable[[object], object]) -> None:
         self._build, self._fetch = build, fetch
         self._evaluator: Evaluator | None = None
-        self._has: dict[tuple[str, *tuple[int, ...]], object] = {}
+        self._has: dict[int | str, object] = {}
 
-    def do(self, call: Call, shared: Shared) -> tuple[object, Timing]:
-        """Return the result of a call, or a `Fault`; and its timing, which is not reproducible."""
+    def do(self, job: Job, shared: Shared) -> tuple[object, Timing]:
+        """Return the result of a job, or a `Fault`; and its timing, which is not reproducible."""
         began = time.perf_counter()
         try:
-            result = self._do(call, shared)
+            result = self._do(job, shared)
         except Exception as error:  # noqa: BLE001 - a worker turns all errors into values, here
             result = fault_of(error)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         seconds = time.perf_counter() - began
         return result, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
 
-    def _do(self, call: Call, shared: Shared) -> object:
-        if call == PLACE:
+    def _do(self, job: Job, shared: Shared) -> object:
+        if job.method == "place":
             return None
-        evaluator = self._evaluator = self._build() if call == LOAD else self._evaluator
+        if job.method == "load":
+            self._evaluator = self._build()
+        evaluator = self._evaluator
+        assert evaluator
         for key, value in shared.items():
             if self._has.get(key) != value:
-                method, *arguments = key
-                getattr(evaluator, method)(*arguments, self._fetch(value))
+                if isinstance(key, int):
+                    tensors = cast("dict[str, Tensor]", self._fetch(value))
+                    evaluator.residents[key].use_statistics(tensors)
+                else:
+                    evaluator.scale = cast("Scale", self._fetch(value))
                 self._has[key] = value
-        if evaluator and call == LOAD:
-            return Loaded(evaluator.digests, evaluator.seconds)
-        return getattr(evaluator, call.method)(*call.arguments)
+        if job.method == "load":
+            digests = tuple(tensors_digest(resident.master) for resident in evaluator.residents)
+            return Loaded(digests, sum(resident.seconds for resident in evaluator.residents))
+        return getattr(evaluator, job.method)(*job.arguments)
 
 
 _DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")

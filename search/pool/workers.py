@@ -1,25 +1,27 @@
-"""The workers of a pool: they are started, get calls, answer, and are stopped.
+"""The workers of a pool: they are started, get jobs, answer, and are stopped.
 
 A worker that is lost, runs out of memory or does not answer in time is stopped, and its job goes to
 another.
 """
 
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from prunevolve.command_line import Resumable
 from prunevolve.configs.schema import Ray
-from prunevolve.search.pool.jobs import MOST, Job, Jobs, PoolError
-from prunevolve.search.pool.worker import LOAD, PLACE, Call, Fault, Loaded, Shared
+from prunevolve.search.pool.worker import Fault, Job, Loaded, Shared
 from prunevolve.search.records import Timing
+
+MOST = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
+"""How often a job may meet a fault of a worker, by kind."""
 
 MOST_STARTS = 3
 """Workers that may fail to start in a row while there is no other worker."""
 
 GRACE, FACTOR = 20.0, 10.0
-"""A call is given GRACE seconds plus FACTOR times its expected duration."""
+"""A job is given GRACE seconds plus FACTOR times its expected duration."""
 
 _LONGEST_BREAK = 60.0
 """The upper limit of the seconds before the next start, which double with each worker that fails to
@@ -27,6 +29,14 @@ start; also the seconds after a worker was killed because its node lacked memory
 
 _LONGEST_TICK = 5.0
 """Seconds that one turn counts at most: no timeout because this process was suspended."""
+
+
+Event: TypeAlias = tuple[int, object, Timing]
+"""A worker's number, the result of its job or a `Fault`, and the timing."""
+
+
+class PoolError(Resumable):
+    """The workers are gone or unusable; the run can be resumed once they are back."""
 
 
 class Backend(Protocol):
@@ -41,39 +51,28 @@ class Backend(Protocol):
     def stop(self, worker: int) -> None:
         """End a worker at once, whatever it is doing; what it still sends is ignored."""
 
-    def call(self, worker: int, call: Call, shared: Shared) -> None:
-        """Give an idle worker a call."""
+    def give(self, worker: int, job: Job, shared: Shared) -> None:
+        """Give an idle worker a job."""
 
-    def events(self, seconds: float) -> Sequence["Event"]:
+    def events(self, seconds: float) -> Sequence[Event]:
         """Return what came since the last time, waiting at most this long for the first."""
 
     def share(self, value: object) -> object:
         """Return what stands for a value in `Shared`."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """A worker's result of a call, or a `Fault`."""
-
-    worker: int
-    result: object
-    timing: Timing = field(default_factory=dict)
-
-
 @dataclass(eq=False)
-class _Worker:
-    """A worker that waits for room, loads, waits for a call or does one.
+class _State:
+    """What a worker does: it waits for room, loads, waits for a job or does one.
 
     Attributes:
-        call: What it does now.
+        job: What it does now.
         due: When that must be done; None until there is room for the worker.
-        job: The job that its call belongs to; None while it starts.
         ready: Whether it holds its models.
     """
 
-    call: Call | None = PLACE
+    job: Job | None = field(default_factory=lambda: Job("place"))
     due: float | None = None
-    job: Job | None = None
     ready: bool = False
 
 
@@ -82,7 +81,7 @@ class Workers:
 
     Args:
         backend: Where they live.
-        jobs: What they do.
+        next_job: Returns the next job that waits, if there is one.
         settings: How many there are, and how long they are waited for.
         clock: Seconds since any fixed time.
         say: Called with a line to show to the user.
@@ -97,18 +96,18 @@ class Workers:
     def __init__(
         self,
         backend: Backend,
-        jobs: Jobs,
+        next_job: Callable[[], Job | None],
         settings: Ray,
-        clock: Callable[[], float] = time.monotonic,
-        say: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float],
+        say: Callable[[str], object],
     ) -> None:
-        self._backend, self._jobs, self._settings = backend, jobs, settings
+        self._backend, self._next_job, self._settings = backend, next_job, settings
         self._clock, self._say = clock, say
         self._last_clock, self._now = clock(), 0.0
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _State] = {}
         self._failed_starts: list[str] = []
         self._next_start = self._alone_since = self._longest = 0.0
-        self.shared: dict[tuple[str, *tuple[int, ...]], object] = {}
+        self.shared: dict[int | str, object] = {}
         self.loaded: Loaded | None = None
         self.faults: Counter[str] = Counter()
         self.trouble = ""
@@ -121,15 +120,18 @@ class Workers:
     @property
     def busy(self) -> int:
         """How many of those are working."""
-        return sum(worker.job is not None for worker in self._workers.values())
+        return sum(worker.ready and worker.job is not None for worker in self._workers.values())
 
     @property
     def starting(self) -> int:
         """How many wait for room or load models."""
         return len(self._workers) - self.ready
 
-    def turn(self, seconds: float) -> None:
+    def turn(self, seconds: float) -> Iterator[tuple[Job, object]]:
         """Let workers start, work, answer and stop, waiting at most this long for an answer.
+
+        Yields:
+            Jobs with their results or faults, as they come.
 
         Raises:
             PoolError: If there is no worker and none comes, or no worker functions.
@@ -139,25 +141,25 @@ class Workers:
         self.assign()
         events = self._backend.events(seconds)
         self._tick()
-        for event in events:
-            if event.worker in self._workers:  # it may have been stopped meanwhile
-                self._take(event, self._workers[event.worker])
+        for number, result, timing in events:
+            if worker := self._workers.get(number):  # it may have been stopped meanwhile
+                yield from self._take(number, worker, result, timing)
         self.assign()  # before the driver turns to anything else
         for number, worker in list(self._workers.items()):
-            if worker.call and worker.due is not None and self._now > worker.due:
+            if worker.job and worker.due is not None and self._now > worker.due:
                 missed = "no answer" if worker.ready else "did not start"
-                self._stop(number, Fault("timeout", f"timeout: {missed} in time"))
+                yield from self._stop(number, Fault("timeout", f"timeout: {missed} in time"))
         self._check()
 
     def assign(self) -> None:
         """Give idle workers the jobs that wait."""
         for number, worker in self._workers.items():
-            if not worker.call and (job := self._jobs.next()):
-                worker.job, worker.call = job, job.call
-                expected = max(self._longest, job.call.cost * (self.loaded or Loaded()).seconds)
+            if not worker.job and (job := self._next_job()):
+                worker.job = job
+                expected = max(self._longest, job.cost * (self.loaded or Loaded()).seconds)
                 allowed = (GRACE + FACTOR * expected) * 2 ** job.faults["timeout"]
                 worker.due = self._now + allowed
-                self._backend.call(number, job.call, dict(self.shared))
+                self._backend.give(number, job, dict(self.shared))
 
     def _tick(self) -> None:
         clock = self._clock()
@@ -176,8 +178,8 @@ class Workers:
             return
         for _ in range(most - len(self._workers)):
             number = self._backend.start()
-            self._workers[number] = _Worker()
-            self._backend.call(number, PLACE, {})
+            self._workers[number] = _State()
+            self._backend.give(number, Job("place"), {})
 
     def _check(self) -> None:
         """Raise PoolError if there are no workers, and none may still come."""
@@ -202,34 +204,34 @@ class Workers:
         """Whether a worker rejected a value before any was ready: the next one would, too."""
         return self.loaded is None and "refused" in self._failed_starts
 
-    def _take(self, event: Event, worker: _Worker) -> None:
-        """Take a worker's answer."""
-        call, job, result = worker.call, worker.job, event.result
-        if isinstance(result, Fault) and (result.kind in MOST or not job):
-            self._stop(event.worker, result)
-            return
-        worker.call = worker.job = None
-        if isinstance(result, Loaded):
-            self.loaded = self.loaded or result
-            if result.digests != self.loaded.digests:
-                reason = f"its models are not the run's: {result.digests}"
-                self._stop(event.worker, Fault("refused", reason))
-                return
-            worker.ready = True
-            self._failed_starts.clear()
-        elif call == PLACE:
-            worker.call, worker.due = LOAD, self._now + self._settings.start_seconds
-            self._backend.call(event.worker, LOAD, dict(self.shared))
-        elif job:
-            job.timing = {**event.timing, "worker": event.worker}
+    def _take(
+        self, number: int, worker: _State, result: object, timing: Timing
+    ) -> Iterator[tuple[Job, object]]:
+        """Take a worker's answer, and yield it if it is that to a job of the pool's."""
+        job = worker.job
+        if isinstance(result, Fault) and (result.kind in MOST or not worker.ready):
+            yield from self._stop(number, result)
+        elif worker.ready and job:
+            worker.job = None
+            job.timing = {**timing, "worker": number}
             if isinstance(result, Fault):
                 self.faults[result.kind] += 1
-            elif job.candidate:
-                self._longest = max(self._longest, event.timing.get("seconds", 0.0))
-            self._jobs.answer(job, result)
+            elif job.is_candidate:
+                self._longest = max(self._longest, timing.get("seconds", 0.0))
+            yield job, result
+        elif not isinstance(result, Loaded):  # there is room for it
+            worker.job, worker.due = Job("load"), self._now + self._settings.start_seconds
+            self._backend.give(number, worker.job, dict(self.shared))
+        elif self.loaded and result.digests != self.loaded.digests:
+            reason = f"its models are not the run's: {result.digests}"
+            yield from self._stop(number, Fault("refused", reason))
+        else:
+            self.loaded = self.loaded or result
+            worker.job, worker.ready = None, True
+            self._failed_starts.clear()
 
-    def _stop(self, number: int, fault: Fault) -> None:
-        """Stop a worker, or forget one that has ended; its job, if it had one, met the fault."""
+    def _stop(self, number: int, fault: Fault) -> Iterator[tuple[Job, Fault]]:
+        """Stop a worker, or forget one that has ended; yield its job, if it had one."""
         self._backend.stop(number)
         worker = self._workers.pop(number)
         self.faults[fault.kind] += 1
@@ -244,5 +246,5 @@ class Workers:
         if fault.line != self.trouble:  # news
             self._say(f"a worker ended: {fault.line}")
         self.trouble = fault.line
-        if worker.job:
-            self._jobs.retry(worker.job, fault)
+        if worker.ready and worker.job:
+            yield worker.job, fault

@@ -1,4 +1,4 @@
-"""An actor of the pool that a test can hold, starve or break while it does a call.
+"""An actor of the pool that a test can hold, starve or break while it does a job.
 
 Orders are files in a folder that both know: `hold-NAME`, `eat-NAME` and `break-NAME`, where a name
 is a method, or the index of a candidate; the last two are obeyed once. What a worker does is
@@ -11,23 +11,23 @@ from pathlib import Path
 
 import psutil
 
-from prunevolve.search.pool.on_ray import Worker
+from prunevolve.search.pool.on_ray import RayWorker
 
 FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 """The variable of the environment that names the folder."""
 
 
-class HeldWorker(Worker):
-    def do(self, call, shared):
-        name = str(call.arguments[0].index) if call.method == "evaluate" else call.method
+class HeldWorker(RayWorker):
+    def do(self, job, shared):
+        name = str(job.candidate.index) if job.method == "evaluate" else job.method
         orders = _log(name)
         if _once(orders / f"eat-{name}"):
             _eat()
         if _once(orders / f"break-{name}"):
-            self._desk._evaluator = _BrokenDevice()
+            self._evaluator = _BrokenDevice()
         while (orders / f"hold-{name}").exists():
             time.sleep(0.02)
-        return super().do(call, shared)
+        return super().do(job, shared)
 
 
 class _BrokenDevice:

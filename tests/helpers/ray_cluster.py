@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from toy_setup import quiet_pool
 
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool.cluster import SETTINGS, connected
-from prunevolve.search.pool.pool import Pool
 
 FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def pool_of(cluster, setup, wait=120.0, start=120.0, **ray):
         from prunevolve.search.pool.on_ray import RayBackend
 
         with RayBackend(head, setup, HeldWorker) as backend:
-            yield Pool(backend, setup)
+            yield quiet_pool(backend, setup)
 
 
 class Orders:
@@ -90,15 +90,15 @@ def until(pool, condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, (pool.workers, condition)
-        assert pool.next_outcome() is None
+        assert pool.next_done() is None
     return found
 
 
-def until_arrival(pool, seconds=120):
+def next_outcome(pool, seconds=120):
     deadline = time.monotonic() + seconds
-    while not (arrival := pool.next_outcome()):
+    while not (job := pool.next_done()):
         assert time.monotonic() < deadline, pool.workers
-    return arrival
+    return job.outcome
 
 
 def is_gone(pid):

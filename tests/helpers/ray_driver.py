@@ -15,8 +15,8 @@ from prunevolve.command_line import interruptible
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
-from prunevolve.search.pool.jobs import PoolError
-from prunevolve.search.pool.worker import PLACE
+from prunevolve.search.pool.worker import Job
+from prunevolve.search.pool.workers import PoolError
 
 
 def main():
@@ -47,10 +47,10 @@ def _drive():
 
 
 def _serve(backend):
-    backend.call(backend.start(), PLACE, {})
+    backend.give(backend.start(), Job("place"), {})
     while not (events := backend.events(0.2)):
         pass
-    facts = {"driver": os.getpid(), "room": backend.room(), **dict(events[0].result)}
+    facts = {"driver": os.getpid(), "room": backend.room(), **dict(events[0][1])}
     print("up " + json.dumps(facts), flush=True)
     line = ""
     while not line:

@@ -12,7 +12,7 @@ class Facts:
     def __init__(self, *arguments):
         self._child = subprocess.Popen(["sleep", "1000"])
 
-    def do(self, call, shared):
+    def do(self, job, shared):
         """Return the facts."""
         facts = {
             "worker": os.getpid(),

@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
+
+from rich.console import Console
 
 from prunevolve.configs import schema
 from prunevolve.configs.schema import ROLES
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment, resolve
-from prunevolve.search.pool.pool import Arrival, Pool
+from prunevolve.search.pool.pool import Pool
+from prunevolve.search.pool.worker import Job
+from prunevolve.search.pool.workers import Backend
 from prunevolve.search.records import Candidate, Outcome
-from prunevolve.search.scale import Measure, scale_of
+from prunevolve.search.scale import scale_of, wanted_of
 
 
 def criterion_of(text: str, group: str = "row") -> Criterion:
@@ -44,38 +49,39 @@ def embedded_setup(*overrides: str, terminals: str = "XG", device: str = "cpu") 
 def made_of(experiment: Experiment) -> Evaluator:
     """Return an evaluator that has collected its statistics and uses them, and has its scale."""
     evaluator = Evaluator(experiment)
-    for subject in range(len(experiment.subjects)):
-        evaluator.use_statistics(subject, evaluator.collect_statistics(subject))
-    evaluator.use_scale(scale_of(experiment, asking(evaluator)))
+    for subject, resident in enumerate(evaluator.residents):
+        resident.use_statistics(evaluator.collect_statistics(subject))
+    wanted = wanted_of("fitness", experiment.tasks_of("fitness"))
+    evaluator.scale = scale_of(experiment, "fitness", {x: evaluator.losses(*x) for x in wanted})
     return evaluator
 
 
-def asking(evaluator: Evaluator) -> Measure:
-    """What `Pool.losses` answers, from one evaluator."""
-    return lambda asked: [evaluator.losses(*request) for request in asked]
+def quiet_pool(backend: Backend, experiment: Experiment, **more: Any) -> Pool:
+    return Pool(backend, experiment, Console(quiet=True), **more)
 
 
 def brief(pool: Pool, experiment: Experiment) -> None:
     """Collect statistics, measure the scale, and give both to all workers."""
     for subject in range(len(experiment.subjects)):
-        pool.use_statistics(subject, pool.collect_statistics(subject))
-    pool.use_scale(scale_of(experiment, pool.losses))
+        pool.use_statistics(subject, pool.tensors("collect_statistics", subject))
+    known = pool.losses("scale", wanted_of("fitness", experiment.tasks_of("fitness")))
+    pool.use_scale(scale_of(experiment, "fitness", known))
 
 
-def drive(pool: Pool, count: int, most_turns: int = 3000) -> dict[int, Arrival]:
-    """Let a pool go on until so many outcomes arrived; return them by candidate."""
-    found: dict[int, Arrival] = {}
+def drive(pool: Pool, count: int, most_turns: int = 3000) -> dict[int, Job]:
+    """Let a pool go on until so many candidates are done; return their jobs by index."""
+    found: dict[int, Job] = {}
     for _ in range(most_turns):
-        if arrival := pool.next_outcome():
-            assert arrival.index not in found
-            found[arrival.index] = arrival
+        if job := pool.next_done():
+            assert job.candidate.index not in found
+            found[job.candidate.index] = job
         if len(found) == count:
             return found
-    raise AssertionError(f"only {sorted(found)} arrived")
+    raise AssertionError(f"only {sorted(found)} are done")
 
 
-def arrivals_of(pool: Pool, candidates: list[Candidate]) -> list[Arrival]:
-    """Evaluate candidates; return what arrives, in their order."""
+def jobs_of(pool: Pool, candidates: list[Candidate]) -> list[Job]:
+    """Evaluate candidates; return their jobs, in their order."""
     for candidate in candidates:
         pool.submit(candidate)
     found = drive(pool, len(candidates))
@@ -83,4 +89,4 @@ def arrivals_of(pool: Pool, candidates: list[Candidate]) -> list[Arrival]:
 
 
 def outcomes_of(pool: Pool, candidates: list[Candidate]) -> list[Outcome]:
-    return [arrival.outcome for arrival in arrivals_of(pool, candidates)]
+    return [job.outcome for job in jobs_of(pool, candidates)]

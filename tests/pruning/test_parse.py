@@ -41,9 +41,9 @@ def test_resolve_metric_takes_a_name_with_its_group_and_a_formula(argument, crit
 
 @pytest.mark.parametrize("name", ["best_metric.json", "pruning_recipe.json"])
 def test_resolve_metric_reads_what_a_search_or_a_pruning_writes_or_its_folder(tmp_path, name):
-    found = {"found": {"models": ["embedded", "a/b"], "removed": ["60%", "2:4"]}}
+    found = {"tasks": [{"name": "embedded 60%"}, {"name": "b 2:4"}]}
     path = best_metric(tmp_path, provenance=found).rename(tmp_path / name)
-    expected = (read_metric("snip"), "embedded, a/b at 60%, 2:4")
+    expected = (read_metric("snip"), "embedded 60%, b 2:4")
     assert resolve_metric(str(path)) == resolve_metric(str(tmp_path)) == expected
 
 

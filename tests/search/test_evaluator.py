@@ -56,19 +56,24 @@ def staged(evaluator, *stages):
     search = experiment.config.search.model_copy(update={"stages": list(stages)})
     config = experiment.config.model_copy(update={"search": search})
     made = Evaluator(replace(experiment, config=config))
-    for subject, resident in enumerate(evaluator.residents):
-        made.use_statistics(subject, resident.statistics.to_tensors())
-    made.use_scale(evaluator.scale)
+    given(made, evaluator)
     return made
+
+
+def given(made, evaluator):
+    """Give an evaluator the statistics and the scale of another."""
+    for resident, other in zip(made.residents, evaluator.residents, strict=True):
+        resident.use_statistics(other.statistics.to_tensors())
+    made.scale = evaluator.scale
 
 
 def rescaled(evaluator, *cells):
     """Give an evaluator's cells other values."""
     own = [
-        cell.model_copy(update=update)
+        replace(cell, **update)
         for cell, update in zip_longest(evaluator.scale.cells, cells, fillvalue={})
     ]
-    evaluator.use_scale(evaluator.scale.model_copy(update={"cells": tuple(own)}))
+    evaluator.scale = replace(evaluator.scale, cells=own)
 
 
 def assert_dense(evaluator):
@@ -219,9 +224,7 @@ def plenty():
 @pytest.mark.parametrize("group", ["row", "model"])
 def test_scores_made_again_change_nothing(plenty, group):
     sparing = Evaluator(with_memory(True))
-    sparing.use_statistics(0, plenty.residents[0].statistics.to_tensors())
-    sparing.use_scale(plenty.scale)
-    assert sparing.digests == plenty.digests
+    given(sparing, plenty)
     for metric in (SNIP.metric, WANDA.metric):
         one = candidate(Criterion(metric, group))
         assert sparing.evaluate(one) == plenty.evaluate(one)
@@ -230,8 +233,8 @@ def test_scores_made_again_change_nothing(plenty, group):
 def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
     rounding = Evaluator(with_memory(True))
     rounded = rounding.collect_statistics(0)
-    rounding.use_statistics(0, rounded)
-    rounding.use_scale(plenty.scale)
+    rounding.residents[0].use_statistics(rounded)
+    rounding.scale = plenty.scale
     exact = plenty.residents[0].statistics.to_tensors()
     assert rounded.keys() == exact.keys()
     for name, tensor in rounded.items():
@@ -252,7 +255,7 @@ def test_losses_that_are_not_finite_are_none_and_refused_of_the_dense_model(
     evaluator, tiny_llama_dir, tmp_path
 ):
     broken = Evaluator(evaluator.experiment)
-    broken.use_statistics(0, evaluator.residents[0].statistics.to_tensors())
+    given(broken, evaluator)
     norm = broken.residents[0].store.model.model.norm
     for value in (1e6, torch.nan):  # losses of thousands of nats, whose perplexity is infinite
         norm.weight.data.fill_(value)

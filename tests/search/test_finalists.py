@@ -1,7 +1,6 @@
 """Finalists are measured with ever fewer factors, and the shortest that is as good as any wins."""
 
 import random
-from contextlib import nullcontext
 from math import sqrt
 from types import SimpleNamespace
 
@@ -37,7 +36,7 @@ def scale(models=MODELS):
         Cell(task=task, model=model, baseline="wanda", rise=1.0, shares=(1.0, 1.0), **shared)
         for task, model in enumerate(models)
     ]
-    return Scale(cells=tuple(cells))
+    return Scale(cells, {})
 
 
 @pytest.fixture
@@ -45,18 +44,22 @@ def judged(monkeypatch):
     """Let candidates be chosen from, given what the rises are by role, task and metric."""
 
     def judged(rises, *texts, before=None, models=MODELS):
-        def losses(wanted):
-            measured = [rises(role, task, criterion.text) for task, role, criterion in wanted]
-            return [one and [1 + rise for rise in one] for one in measured]
+        def losses(stage, wanted):
+            for task, role, criterion in wanted:
+                measured = rises(role, task, criterion.text) if criterion else None
+                known[task, role, criterion] = measured and [1 + rise for rise in measured]
+            return known
+
+        known = {}
 
         monkeypatch.setattr(finalists, "scale_of", lambda *_: scale(models))
         places = list(range(len(models)))
         experiment = SimpleNamespace(
             tasks=places, tasks_of=lambda role: places, breeder=SimpleNamespace(comparable=True)
         )
-        pool = SimpleNamespace(losses=losses, counting=lambda count: nullcontext())
+        pool = SimpleNamespace(losses=losses, scale=scale(models))
         found = [record_of(i, text, 0.1, "model") for i, text in enumerate(texts)]
-        return choose(experiment, pool, scale(models), found, before, Console(quiet=True))
+        return choose(experiment, pool, found, before, Console(quiet=True))
 
     return judged
 

@@ -38,7 +38,8 @@ def test_candidates_an_hour_are_those_shown_by_the_seconds_beside_them(monkeypat
     search = SimpleNamespace(candidates=120)
     experiment = SimpleNamespace(config=SimpleNamespace(tensorboard=False, search=search))
     folder = SimpleNamespace(write_json=lambda *_: None, write_checkpoint=lambda *_: None)
-    pool, console = SimpleNamespace(workers=workers), PlainConsole(file=screen)
+    pool = SimpleNamespace(workers=workers, scale=SimpleNamespace(baselines={}))
+    console = PlainConsole(file=screen)
     with Recorder(folder, experiment, evolution, pool, console, ignore, clock - 27) as recorder:
         clock += 9
         evolution.done, evolution.state = True, State(committed=120)

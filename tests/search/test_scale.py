@@ -1,44 +1,62 @@
 """Cells, their values and what becomes of them, against numbers worked by hand."""
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
-from toy_setup import SNIP, WANDA, asking, embedded_setup, made_of, small
+from toy_setup import SNIP, WANDA, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.search.scale import Cell, Scale, cell_of, cells_of, losses_of, paired_difference
+from prunevolve.search.scale import (
+    Cell,
+    Scale,
+    baselines_on,
+    cells_of,
+    paired_difference,
+    unit_of,
+    wanted_of,
+)
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
 NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}
 FIRST = Cell(
-    **{"task": 0, "text": "a", "weight": 0.25, "windows": (0, 2), "dense": (1.0, 3.0)},
+    **{"task": 0, "model": "", "text": "a", "weight": 0.25, "windows": (0, 2), "dense": (1.0, 3.0)},
     **{"baseline": "x", "rise": 0.5, "shares": (0.5, 1.5)},
 )
-SECOND = FIRST.model_copy(update={"text": "b", "windows": (1, 3), "weight": 0.25})
-THIRD = FIRST.model_copy(update={"task": 1, "windows": (0, 1), "weight": 0.5, "rise": 0.25})
+SECOND = replace(FIRST, text="b", windows=(1, 3), weight=0.25)
+THIRD = replace(FIRST, task=1, windows=(0, 1), weight=0.5, rise=0.25)
 
 
 def scale(cells=(FIRST, SECOND, THIRD)):
-    return Scale(cells=cells)
+    return Scale(cells, {})
 
 
-ONE = scale((FIRST.model_copy(update={"windows": (0, 1), "weight": 1.0}),))
+ONE = scale((replace(FIRST, windows=(0, 1), weight=1.0),))
 """A scale of one cell."""
 
 
-def test_cell_is_measured_in_the_rise_of_the_best_named_metric():
-    cell = cell_of(0, "text", 1.0, range(4), DENSE, NAMED)
-    assert (cell.baseline, cell.rise) == ("wanda", pytest.approx(0.25))
+def rises(losses):
+    return [a - b for a, b in zip(losses, DENSE, strict=True)]
+
+
+def test_unit_is_the_rise_of_the_best_named_metric():
+    named = {name: rises(losses) for name, losses in NAMED.items()}
+    baseline, unit, shares = unit_of(named)
+    assert (baseline, unit) == ("wanda", pytest.approx(0.25))
     wanda, snip = (0.8, 2.4, 0.4, 0.4), (0.8, 0.8, 0.8, 1.6)
-    assert cell.shares == pytest.approx([(a + b) / 2 for a, b in zip(wanda, snip, strict=True)])
-    assert cell.value(NAMED["wanda"]) == pytest.approx(1.0)
-    assert cell.value(NAMED["snip"]) == pytest.approx(2.0)
-    assert cell.value(DENSE) == 0
-    one_window = cell_of(0, "text", 1.0, [1], DENSE, NAMED)
-    assert (one_window.baseline, one_window.shares) == ("snip", (1.0,))
+    assert shares == pytest.approx([(a + b) / 2 for a, b in zip(wanda, snip, strict=True)])
+    baseline, _, shares = unit_of({name: part[1:2] for name, part in named.items()})
+    assert (baseline, shares) == ("snip", [1.0])
     # One that gains over dense says nothing of the windows.
-    gains = {"wanda": [0.9, 1.8, 3.0, 4.0], "snip": NAMED["snip"]}
-    assert cell_of(0, "text", 1.0, range(4), DENSE, gains).shares == pytest.approx(snip)
+    gains = {"wanda": [-0.1, -0.2, 0.0, 0.0], "snip": named["snip"]}
+    assert unit_of(gains)[2] == pytest.approx(snip)
+
+
+def test_unit_is_at_least_what_it_may_be_off():
+    gains = [-0.1, -0.2, 0.0, 0.3]
+    error = sqrt(sum((rise - sum(gains) / 4) ** 2 for rise in gains) / 3 / 4)
+    assert unit_of({"wanda": gains})[1] == pytest.approx(error)
+    assert unit_of({"wanda": [0.0] * 4})[1] == 0.001
 
 
 def test_cell_value_after_some_windows_is_their_rise_over_their_share():
@@ -49,19 +67,6 @@ def test_cell_value_after_some_windows_is_their_rise_over_their_share():
     assert FIRST.value([1.5, 9.0, 3.1]) == pytest.approx((0.5 + 0.1) / 2 / 0.5)
 
 
-def test_cell_rise_is_at_least_what_it_may_be_off():
-    gains = {"wanda": [0.9, 1.8, 3.0, 4.3]}
-    rises = [-0.1, -0.2, 0.0, 0.3]
-    error = sqrt(sum((rise - sum(rises) / 4) ** 2 for rise in rises) / 3 / 4)
-    assert cell_of(0, "text", 1.0, range(4), DENSE, gains).rise == pytest.approx(error)
-    assert cell_of(0, "text", 1.0, range(4), DENSE, {"wanda": DENSE}).rise == 0.001
-
-
-def test_cell_without_a_named_metric_is_refused():
-    with pytest.raises(ValueError, match=r"^no baseline can prune task 3: "):
-        cell_of(3, "text", 1.0, range(4), DENSE, {})
-
-
 def test_fitness_is_the_mean_of_the_cells_by_weight():
     assert ONE.fitness([[1.5, 3.7]]) == pytest.approx((0.5 + 0.7) / 2 / 0.5)
     assert scale().fitness([[1.5, 1.5, 3.5, 3.5], [1.25, 3.25]]) == pytest.approx(1.0)
@@ -70,7 +75,7 @@ def test_fitness_is_the_mean_of_the_cells_by_weight():
 
 
 def test_rises_by_task_are_those_of_the_kinds_of_text_seen_so_far():
-    cells = (FIRST, SECOND.model_copy(update={"weight": 0.75}), THIRD)
+    cells = (FIRST, replace(SECOND, weight=0.75), THIRD)
     losses = [1.5, 9.0, 3.1, 5.0]
     first, second = FIRST.value(losses), SECOND.value(losses)
     both = scale(cells=cells).rises_by_task([losses, []])
@@ -108,8 +113,8 @@ LOSSES, REFERENCE = [[1.5, 3.9], [1.7, 3.3]], [[1.3, 3.3], [1.2, 3.2]]
 
 def of_two_tasks(**second):
     """A scale of two tasks of half the weight each, in units of 0.5; the second may differ."""
-    cell = FIRST.model_copy(update={"windows": (0, 1), "weight": 0.5, "model": "m"})
-    return scale((cell, cell.model_copy(update={"task": 1, **second})))
+    cell = replace(FIRST, windows=(0, 1), weight=0.5, model="m")
+    return scale((cell, replace(cell, task=1, **second)))
 
 
 def test_error_of_tasks_on_the_same_windows_is_that_of_their_sum_by_window():
@@ -117,8 +122,8 @@ def test_error_of_tasks_on_the_same_windows_is_that_of_their_sum_by_window():
     found = of_two_tasks().difference(LOSSES, REFERENCE)
     assert found == (pytest.approx(0.7), pytest.approx(0.0, abs=1e-12))
     # Four times the same task say no more than one: gaps of 0.4 and 1.2 units.
-    cell = ONE.cells[0].model_copy(update={"weight": 0.25})
-    four = scale([cell.model_copy(update={"task": task}) for task in range(4)])
+    cell = replace(ONE.cells[0], weight=0.25)
+    four = scale([replace(cell, task=task) for task in range(4)])
     found = four.difference(LOSSES[:1] * 4, REFERENCE[:1] * 4)
     assert found == (pytest.approx(0.8), pytest.approx(0.4))
     assert found == pytest.approx(ONE.difference(LOSSES[:1], REFERENCE[:1]))
@@ -149,18 +154,13 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
         [1 / 4 * 3 / 4, 1 / 4 / 4, 3 / 4 * 3 / 4, 3 / 4 / 4]
     )
     assert {cell.model for cell in measured.cells} == {"embedded"}
-    dense, named = losses_of(asking(evaluator), 1, "fitness")
+    known = {one: evaluator.losses(*one) for one in wanted_of("fitness", [1])}
+    named = baselines_on(1, "fitness", known)
     assert list(named) == list(BASELINES)
     assert named["wanda"] == evaluator.losses(1, "fitness", WANDA)
     assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
-    assert list(measured.cells[2:]) == cells_of(evaluator.experiment, 1, "fitness", dense, named)
-
-
-def test_losses_leave_out_a_baseline_that_cannot_prune():
-    def measure(asked):
-        assert asked[1] == (0, "fitness", BASELINES["magnitude"].criterion)
-        return [DENSE, None, *([[2.0] * 4] * (len(asked) - 2))]
-
-    dense, named = losses_of(measure, 0, "fitness")
-    assert dense == DENSE
-    assert list(named) == list(BASELINES)[1:]
+    known[1, "fitness", WANDA] = None  # it cannot prune
+    assert baselines_on(1, "fitness", known) == {k: v for k, v in named.items() if k != "wanda"}
+    known |= {(1, "fitness", x.criterion): None for x in BASELINES.values()}
+    with pytest.raises(ValueError, match=r"^no baseline can prune task 1: "):
+        cells_of(evaluator.experiment, 1, "fitness", known)

@@ -102,6 +102,7 @@ KILLED = f"error: the search was killed by SIGKILL; {WAY_ON}"
         # Whoever notices first: the driver, or Ray, which ends it.
         (("raylet/raylet",), 3, "(PoolError: Ray .* is gone|error: Ray ended the search).*"),
         (("gcs_server",), 3, SILENT),
+        (("head that hangs",), 3, SILENT),
     ],
 )
 def test_nothing_is_left_whichever_process_is_killed(victims, code, last):
@@ -114,6 +115,8 @@ def test_nothing_is_left_whichever_process_is_killed(victims, code, last):
                     os.killpg(run.guard.pid, signal.SIGKILL)
                 case "driver":
                     run.driver.kill()
+                case "head that hangs":
+                    run.named("gcs_server").suspend()
                 case part:
                     run.named(part).kill()
         ended = run.ended(seconds=60)
@@ -123,22 +126,9 @@ def test_nothing_is_left_whichever_process_is_killed(victims, code, last):
 
 
 @pytest.mark.slow
-def test_head_that_hangs_ends_the_search_with_one_line():
-    with driver() as run:
-        run.named("gcs_server").suspend()
-        began = time.monotonic()
-        assert run.ended(seconds=60) == (
-            3,
-            f"error: Ray has not answered for 20 s or more; {WAY_ON}",
-        )
-        assert time.monotonic() - began < 30
-        run.assert_nothing_left()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "ended"),
-    [("answers", (0, "")), ("", (3, f"error: Ray has not answered for 1 s or more; {WAY_ON}\n"))],
+    [("answers", (0, "")), ("", (3, f"{SILENT}\n".replace("20 s", "1 s")))],
 )
 def test_driver_that_is_slow_to_start_is_ended_only_if_ray_does_not_answer(word, ended):
     code = f"""
@@ -202,13 +192,17 @@ def refusal(address):
 def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_one(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "start one with `ray start --head`, or set ray.address=local" in refusal("auto")
+    assert refusal("auto").startswith("no Ray cluster answers at any known address (ray.address ")
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:8")
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:8 ")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:9 ")
-    assert "'head' must be local, auto or host:port" in refusal("head")
+    message = refusal("head")
+    assert message.startswith("no Ray cluster answers at head (")
+    assert message.endswith(
+        "`ray start --head`, which prints its host:port, or set ray.address=local"
+    )
 
 
 def test_driver_that_fails_before_ray_says_itself_what_was_wrong():

@@ -13,7 +13,7 @@ from search_process import until
 from toy_setup import embedded_setup
 
 from prunevolve.search.pool import cluster, guard
-from prunevolve.search.pool.jobs import PoolError
+from prunevolve.search.pool.workers import PoolError
 
 NODE = {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2}}
 

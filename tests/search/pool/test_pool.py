@@ -5,13 +5,12 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 import pytest
-from toy_setup import drive, embedded_setup
+from toy_setup import drive, embedded_setup, quiet_pool
 
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.pool.jobs import MOST, MOST_SUSPECTS, CallError, PoolError
-from prunevolve.search.pool.pool import Pool
-from prunevolve.search.pool.worker import LOAD, PLACE, Fault, Loaded
-from prunevolve.search.pool.workers import FACTOR, GRACE, MOST_STARTS, Event
+from prunevolve.search.pool.pool import MOST_SUSPECTS, CallError
+from prunevolve.search.pool.worker import Fault, Loaded
+from prunevolve.search.pool.workers import FACTOR, GRACE, MOST, MOST_STARTS, PoolError
 from prunevolve.search.records import Candidate, Outcome
 
 HANG = object()
@@ -29,7 +28,7 @@ class ScriptedBackend:
 
     places: int = 2
     seconds: float = 1000.0
-    does: object = lambda worker, call: Outcome("evaluated", 1.0)
+    does: object = lambda worker, job: Outcome("evaluated", 1.0)
     starts: object = lambda worker: "the model"
     takes: float = 0.1
     given: list = field(default_factory=list)
@@ -48,36 +47,36 @@ class ScriptedBackend:
         self.started += 1
         return self.started
 
-    def call(self, worker, call, shared):
-        if call == PLACE:
+    def give(self, worker, job, shared):
+        if job.method == "place":
             self.waiting.append(worker)
-        elif call == LOAD:
+        elif job.method == "load":
             came = self.starts(worker)
             self.answer(worker, Loaded((came,), 0.05) if isinstance(came, str) else came)
         else:
             assert worker in self.staff
-            self.given.append((worker, call, shared))
+            self.given.append((worker, job, shared))
             self.given_at[worker] = self.seconds
-            self.answer(worker, self.does(worker, call))
+            self.answer(worker, self.does(worker, job))
 
     def answer(self, worker, came):
         if isinstance(came, Fault) and came.kind in ("lost", "no memory on node"):
             self.staff.discard(worker)
         if came is not HANG:
-            self.coming.append(Event(worker, came, {"seconds": self.takes}))
+            self.coming.append((worker, came, {"seconds": self.takes}))
 
     def stop(self, worker):
         self.stopped.append(worker)
         self.ended_at[worker] = self.seconds
         self.staff.discard(worker)
         self.waiting = [other for other in self.waiting if other != worker]
-        self.coming = deque(event for event in self.coming if event.worker != worker)
+        self.coming = deque(event for event in self.coming if event[0] != worker)
 
     def events(self, seconds):
         while self.waiting and len(self.staff) < self.places:
             worker = self.waiting.pop(0)
             self.staff.add(worker)
-            self.coming.append(Event(worker, None))
+            self.coming.append((worker, None, {}))
         self.seconds += self.takes if self.coming else seconds
         events = list(self.coming)
         self.coming.clear()
@@ -87,14 +86,13 @@ class ScriptedBackend:
         return value
 
     @property
-    def evaluated(self):
-        """The indices of the candidates that were given, in order."""
-        return [call.arguments[0].index for _, call, _ in self.given if call.method == "evaluate"]
+    def evaluations(self):
+        """The workers and the indices of the candidates that were given to them, in order."""
+        return [(w, job.candidate.index) for w, job, _ in self.given if job.method == "evaluate"]
 
     def tries(self, index):
         """Return the workers that a candidate was given to."""
-        evaluations = [(w, call) for w, call, _ in self.given if call.method == "evaluate"]
-        return [worker for worker, call in evaluations if call.arguments[0].index == index]
+        return [worker for worker, other in self.evaluations if other == index]
 
 
 @pytest.fixture
@@ -102,9 +100,9 @@ def backend():
     return ScriptedBackend()
 
 
-def pool_of(backend, workers=None):
+def pool_of(backend, workers=None, **more):
     setup = embedded_setup(f"ray.workers={workers or 'null'}")
-    return Pool(backend, setup, lambda: backend.seconds)
+    return quiet_pool(backend, setup, clock=lambda: backend.seconds, **more)
 
 
 def submit(pool, *indices):
@@ -112,25 +110,32 @@ def submit(pool, *indices):
         pool.submit(Candidate(index, Criterion.parse("mul(W, X)", "row")))
 
 
-def ready_pool(backend, workers=None):
-    pool = pool_of(backend, workers)
-    _ = pool.digests
+def ready_pool(backend, workers=None, **more):
+    pool = pool_of(backend, workers, **more)
+    pool.start()
     for _ in range(3):
-        pool.next_outcome()
+        pool.next_done()
     backend.given.clear()
     return pool
 
 
+def kinds_of(pool, *indices):
+    """Evaluate candidates; return the kinds of their outcomes."""
+    submit(pool, *indices)
+    done = drive(pool, len(indices))
+    return [done[index].outcome.kind for index in indices]
+
+
 def turns(pool, count):
-    return [arrival for _ in range(count) if (arrival := pool.next_outcome())]
+    return [job for _ in range(count) if (job := pool.next_done())]
 
 
 def faulty(fault, bad, times=10**6):
     """Return what workers do if some candidates come to a fault, so many times each."""
     left = defaultdict(lambda: times)
 
-    def does(worker, call):
-        index = call.arguments[0].index if call.method == "evaluate" else None
+    def does(worker, job):
+        index = job.candidate.index if job.method == "evaluate" else None
         if index in bad and left[index] > 0:
             left[index] -= 1
             return fault
@@ -143,9 +148,9 @@ def test_pool_returns_one_outcome_for_every_candidate_in_order(backend):
     pool = ready_pool(backend)
     submit(pool, *range(5))
     found = drive(pool, 5)
-    assert {arrival.outcome.kind for arrival in found.values()} == {"evaluated"}
+    assert {job.outcome.kind for job in found.values()} == {"evaluated"}
     assert found[0].timing == {"seconds": 0.1, "worker": 1}
-    assert backend.evaluated == [0, 1, 2, 3, 4]
+    assert [index for _, index in backend.evaluations] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +166,7 @@ def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
     most = MOST[kind]
     backend.does = faulty(fault, {0}, times=most - 1)
     pool = ready_pool(backend)
-    submit(pool, 0, 1, 2)
-    assert {a.outcome.kind for a in drive(pool, 3).values()} == {"evaluated"}
+    assert kinds_of(pool, 0, 1, 2) == ["evaluated"] * 3
     workers = backend.tries(0)
     assert len(workers) == len(set(workers)) == most  # a fresh worker each time
     assert pool.workers.faults == {kind: most - 1}
@@ -195,27 +199,27 @@ def test_suspects_get_their_last_try_only_after_another_answer(backend):
     pool = ready_pool(backend)
     submit(pool, 0, 1)
     while len(backend.tries(0)) < MOST["lost"] - 1 or len(backend.tries(1)) < MOST["lost"] - 1:
-        assert pool.next_outcome() is None
+        assert pool.next_done() is None
     down["until"] = backend.started + 3  # the outage ends while the baseline is evaluated
-    assert {a.outcome.kind for a in drive(pool, 2).values()} == {"evaluated"}
+    assert {job.outcome.kind for job in drive(pool, 2).values()} == {"evaluated"}
     assert backend.tries(BASELINE)
 
 
 def test_suspect_that_is_alone_is_judged_by_a_baseline(backend):
     alone = {0: EXHAUSTED, BASELINE: Outcome("evaluated", 1.0)}
-    backend.does = lambda worker, call: alone[call.arguments[0].index]
+    backend.does = lambda worker, job: alone[job.candidate.index]
     pool = ready_pool(backend)
     submit(pool, 0)
     found = drive(pool, 1)
     assert list(found) == [0]  # the baseline is no candidate of the search
     assert found[0].outcome.kind == "failed"
-    assert backend.evaluated == [0, 0, BASELINE, 0]
+    assert [index for _, index in backend.evaluations] == [0, 0, BASELINE, 0]
 
 
 @pytest.mark.parametrize("fault", [EXHAUSTED, RAISED])
 def test_baseline_that_raises_ends_the_run_and_blames_no_suspect(backend, fault):
     alone = {0: fault, BASELINE: RAISED}
-    backend.does = lambda worker, call: alone[call.arguments[0].index]
+    backend.does = lambda worker, job: alone[job.candidate.index]
     pool = ready_pool(backend)
     submit(pool, 0)
     line = f"no worker functions: a baseline fails, too: {RAISED.line}"
@@ -226,15 +230,15 @@ def test_baseline_that_raises_ends_the_run_and_blames_no_suspect(backend, fault)
 @pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG, RAISED])
 @pytest.mark.parametrize("candidates", [2, 8])
 def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault, candidates):
-    backend.does = lambda worker, call: fault
+    backend.does = lambda worker, job: fault
     pool = ready_pool(backend)
     submit(pool, *range(candidates))
-    arrivals = []
+    done = []
     with pytest.raises(PoolError, match=r"^no worker functions: .*$") as error:
         for _ in range(3000):
-            arrivals += turns(pool, 1)
+            done += turns(pool, 1)
     assert "\n" not in str(error.value)
-    assert arrivals == []
+    assert done == []
     assert len(backend.given) <= 2 * (MOST_SUSPECTS + 1) * 8
 
 
@@ -248,7 +252,7 @@ def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, at_once):
         for first in range(0, 100, at_once):
             submit(pool, *range(first, first + at_once))
             while len(failed) < first + at_once:
-                failed += [arrival.index for arrival in turns(pool, 1)]
+                failed += turns(pool, 1)
     assert len(failed) < MOST_SUSPECTS
 
 
@@ -257,14 +261,13 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
     backend.does = faulty(EXHAUSTED, bad)
     pool = ready_pool(backend)
     for index in range(40):
-        submit(pool, index)
-        drive(pool, 1)
+        kinds_of(pool, index)
     assert pool.workers.faults == {"out of memory": MOST["out of memory"] * len(bad)}
 
 
 def test_node_where_everything_raises_blames_none_though_others_work(backend):
     """It is done at once with all that it is given, the baseline too."""
-    backend.does = lambda worker, call: HANG if worker == 1 else RAISED
+    backend.does = lambda worker, job: HANG if worker == 1 else RAISED
     pool = ready_pool(backend)
     submit(pool, *range(30))
     with pytest.raises(PoolError, match="a baseline fails, too"):
@@ -275,10 +278,7 @@ def test_node_where_everything_raises_blames_none_though_others_work(backend):
 def test_candidates_that_raise_in_a_row_fail_if_a_baseline_works(backend):
     backend.does = faulty(RAISED, set(range(12)))
     pool = ready_pool(backend)
-    submit(pool, *range(13))
-    found = drive(pool, 13)
-    kinds = [found[index].outcome.kind for index in range(13)]
-    assert kinds == ["failed"] * 12 + ["evaluated"]
+    assert kinds_of(pool, *range(13)) == ["failed"] * 12 + ["evaluated"]
     assert 2 <= len(backend.tries(BASELINE)) <= 3  # not one for each
 
 
@@ -332,7 +332,7 @@ def test_work_starts_with_the_first_worker_that_is_ready(backend):
     submit(pool, 0)
     drive(pool, 1)
     assert backend.tries(0) == [2]
-    backend.does = lambda worker, call: HANG
+    backend.does = lambda worker, job: HANG
     submit(pool, 1)
     staff = pool.workers
     assert (staff.ready, staff.busy, staff.starting) == (1, 1, 2)
@@ -342,15 +342,14 @@ def test_work_starts_with_the_first_worker_that_is_ready(backend):
 def test_node_that_refuses_does_not_end_what_another_can_do(backend):
     backend.starts = lambda worker: REFUSED if worker % 2 else "the model"
     pool = pool_of(backend)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    assert kinds_of(pool, 0) == ["evaluated"]
     assert backend.tries(0) == [2]
 
 
 def test_workers_that_cannot_start_again_end_the_run_with_the_reason(backend):
     pool = ready_pool(backend)
     backend.starts = lambda worker: REFUSED
-    backend.does = lambda worker, call: LOST
+    backend.does = lambda worker, job: LOST
     submit(pool, 0, 1)
     with pytest.raises(PoolError, match=r"no worker could be started, .*model 'm' cannot be") as e:
         turns(pool, 1000)
@@ -362,13 +361,12 @@ def test_workers_that_cannot_start_again_end_the_run_with_the_reason(backend):
 def test_failed_starts_elsewhere_do_not_end_a_run_whose_only_worker_is_lost(backend):
     backend.starts = lambda worker: REFUSED if worker > 1 else "the model"
     pool = pool_of(backend)
-    _ = pool.digests
+    pool.start()
     turns(pool, 100)
     assert backend.started > 1 + MOST_STARTS
     backend.starts = lambda worker: "the model"
     backend.does = faulty(LOST, {0}, times=1)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    assert kinds_of(pool, 0) == ["evaluated"]
 
 
 def test_worker_that_never_starts_is_given_up_after_its_time(backend):
@@ -376,7 +374,7 @@ def test_worker_that_never_starts_is_given_up_after_its_time(backend):
     pool = pool_of(backend)
     before = backend.seconds
     with pytest.raises(PoolError, match=r"no worker for 300 s .*: timeout: did not start in time"):
-        _ = pool.digests
+        pool.start()
     assert START <= backend.seconds - before < START + 2
     assert backend.stopped == [1, 2]
 
@@ -385,7 +383,7 @@ def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_withou
     backend.places = 3
     pool = ready_pool(backend)
     backend.starts = lambda worker: LOST
-    backend.does = lambda worker, call: LOST
+    backend.does = lambda worker, job: LOST
     submit(pool, 0)
     before = backend.seconds
     with pytest.raises(PoolError, match="no worker for 300 s"):
@@ -400,7 +398,7 @@ def test_pool_without_room_waits_as_long_as_it_is_told_to(backend):
     pool = pool_of(backend)
     before = backend.seconds
     with pytest.raises(PoolError, match=r"no worker for 300 s \(ray.wait_seconds\)$"):
-        _ = pool.digests
+        pool.start()
     assert WAIT < backend.seconds - before < WAIT + 2
 
 
@@ -423,25 +421,13 @@ def test_pool_grows_with_the_room_up_to_what_is_asked_for(backend, workers, read
     assert (pool.workers.ready, backend.started) == (ready, ready)
 
 
-def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later(backend):
-    backend.does = faulty(CROWDED, {0}, times=1)
-    pool = ready_pool(backend)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
-    for seconds, ready in ((50, 1), (15, 2)):
-        turns(pool, 2 * seconds)
-        assert pool.workers.ready == ready
-
-
-def test_pause_after_lack_of_memory_outlasts_a_later_loss(backend):
+def test_worker_whose_node_lacked_memory_is_replaced_a_minute_later_whatever_is_lost_then(backend):
     backend.places = 3
     backend.does = faulty(CROWDED, {0}, times=1)
     pool = ready_pool(backend)
-    submit(pool, 0)
-    assert drive(pool, 1)[0].outcome.kind == "evaluated"
+    assert kinds_of(pool, 0) == ["evaluated"]
     backend.does = faulty(LOST, {1}, times=1)
-    submit(pool, 1)
-    assert drive(pool, 1)[1].outcome.kind == "evaluated"
+    assert kinds_of(pool, 1) == ["evaluated"]
     for seconds, ready in ((50, 1), (15, 3)):
         turns(pool, 2 * seconds)
         assert pool.workers.ready == ready
@@ -455,28 +441,33 @@ def test_statistics_and_scale_go_with_every_call_to_late_workers_too(backend):
     submit(pool, *range(30))
     drive(pool, 30)
     assert {worker for worker, _, _ in backend.given} == {1, 2, 3}
-    shared = {("use_statistics", 0): {"X/layer": 1}, ("use_scale",): "scale"}
+    shared = {0: {"X/layer": 1}, "scale": "scale"}
     assert all(given == shared for _, _, given in backend.given)
 
 
 @pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG])
 def test_calls_of_the_run_are_done_again_after_a_fault(backend, fault):
-    seen, counted = [], []
+    seen, kept = [], {}
 
-    def does(worker, call):
-        if call not in seen:
-            seen.append(call)
+    def does(worker, job):
+        if job not in seen:
+            seen.append(job)
             return fault
-        return (call.method, *call.arguments)
+        return (job.method, *job.arguments)
 
     backend.does = does
-    pool = ready_pool(backend)
+    pool = ready_pool(backend, keep=kept.__setitem__)
     wanted = [(0, role, None) for role in ("report", "selection")]
-    with pool.counting(lambda: counted.append(1)):
-        assert pool.losses(wanted) == [("losses", *one) for one in wanted]
-        assert pool.collect_statistics(0) == ("collect_statistics", 0)
-        assert pool.probe_tensors(0) == ("probe_tensors", 0)
-    assert len(counted) == 4
+    expected = {one: ("losses", *one) for one in wanted}
+    assert pool.losses("losses", [*wanted, *wanted]) == expected == kept
+    assert pool.tensors("collect_statistics", 0) == ("collect_statistics", 0)
+    assert pool.tensors("probe_tensors", 0) == ("probe_tensors", 0)
+
+
+def test_losses_that_are_known_are_not_measured_again(backend):
+    known = {(0, "fitness", None): [1.0]}
+    assert ready_pool(backend, known=known).losses("losses", [*known]) == known
+    assert backend.given == []
 
 
 @pytest.mark.parametrize(
@@ -487,10 +478,10 @@ def test_calls_of_the_run_are_done_again_after_a_fault(backend, fault):
     ],
 )
 def test_call_of_the_run_that_cannot_be_done_is_one_line(backend, fault, error, line):
-    backend.does = lambda worker, call: fault
+    backend.does = lambda worker, job: fault
     pool = ready_pool(backend)
     with pytest.raises(error, match=f"^a worker failed in probe_tensors: {line}$") as raised:
-        pool.probe_tensors(0)
+        pool.tensors("probe_tensors", 0)
     assert getattr(raised.value, "trace", "t") == "t"
 
 

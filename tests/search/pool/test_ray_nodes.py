@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from ray_cluster import Orders, cluster_of, pool_of, until, until_arrival
+from ray_cluster import Orders, cluster_of, next_outcome, pool_of, until
 from toy_models import toy_model
 from toy_setup import SNIP, WANDA, brief, embedded_setup, made_of, outcomes_of
 
@@ -25,7 +25,7 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
     setup, expected = one_model
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=0) as cluster, pool_of(cluster, setup) as pool:
-        assert pool.next_outcome() is None
+        assert pool.next_done() is None
         assert (pool.workers.ready, pool.workers.starting) == (0, 0)
         first = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         brief(pool, setup)
@@ -39,9 +39,7 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         cluster.remove_node(second)
         until(pool, lambda: pool.workers.ready == 1)
         orders.withdraw("hold-0", "hold-1")
-        arrivals = [until_arrival(pool) for _ in range(2)]
-        outcomes = {arrival.index: arrival.outcome for arrival in arrivals}
-        assert outcomes == {0: expected, 1: expected}
+        assert [next_outcome(pool) for _ in range(2)] == [expected, expected]
         until(pool, lambda: pool.workers.starting == 0)
         assert pool.workers.faults == {"lost": 1}
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
@@ -59,7 +57,7 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
     ):
         until(pool, lambda: pool.workers.ready == 2)
         for _ in range(10):
-            pool.next_outcome()
+            pool.next_done()
         assert (pool.workers.ready, pool.workers.starting) == (2, 0)
 
 

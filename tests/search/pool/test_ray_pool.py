@@ -4,11 +4,12 @@ import os
 import signal
 
 import pytest
-from ray_cluster import Orders, cluster_of, is_gone, pool_of, until, until_arrival
+from ray_cluster import Orders, cluster_of, is_gone, next_outcome, pool_of, until
 from toy_models import assert_same_tensors
-from toy_setup import SNIP, WANDA, arrivals_of, brief, embedded_setup, made_of, outcomes_of
+from toy_setup import SNIP, WANDA, brief, embedded_setup, jobs_of, made_of, outcomes_of
 
 from prunevolve.pruning.metric import Criterion
+from prunevolve.search.fingerprint import tensors_digest
 from prunevolve.search.pool import workers as workers
 from prunevolve.search.records import Candidate
 
@@ -59,22 +60,24 @@ def faults_since(pool, before):
 def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     same = [Candidate(index, SNIP if index % 2 else WANDA) for index in range(6)]
     constant = Candidate(6, Criterion.parse("sub(W, W)", "row"))
-    arrivals = arrivals_of(pool, [*same, constant])
-    outcomes = [arrival.outcome for arrival in arrivals]
+    jobs = jobs_of(pool, [*same, constant])
+    outcomes = [job.outcome for job in jobs]
     assert outcomes == [here.evaluate(candidate) for candidate in [*same, constant]]
     assert (outcomes[0].tokens, outcomes[6].kind) == (2 * 32 + 2 * 32, "degenerate")
-    assert list(arrivals[0].timing) == ["seconds", "peak_mib", "worker"]
+    assert list(jobs[0].timing) == ["seconds", "peak_mib", "worker"]
     wanted = [(task, "report", SNIP) for task in (1, 0)]
-    assert pool.losses(wanted) == [here.losses(task, "report", SNIP) for task in (1, 0)]
-    assert pool.digests == here.digests
-    probe, expected = pool.probe_tensors(1), here.probe_tensors(1)
+    known = pool.losses("losses", wanted)
+    assert [known[one] for one in wanted] == [here.losses(*one) for one in wanted]
+    masters = [resident.master for resident in here.residents]
+    assert pool.workers.loaded.digests == tuple(map(tensors_digest, masters))
+    probe, expected = pool.tensors("probe_tensors", 1), here.probe_tensors(1)
     assert_same_tensors(probe, expected)
 
 
 def test_wrong_value_in_a_request_is_one_line(pool):
     line = r"^a worker failed in losses: ValueError: "
     with pytest.raises(ValueError, match=line) as error:
-        pool.losses([(0, "report", Criterion(WANDA.metric, "none"))])
+        pool.losses("losses", [(0, "report", Criterion(WANDA.metric, "none"))])
     assert "\n" not in str(error.value)
 
 
@@ -86,7 +89,7 @@ def test_candidate_whose_workers_are_killed_again_and_again_has_its_outcome(pool
         os.kill(orders.wait_for(pool, "0", count), signal.SIGKILL)
     orders.wait_for(pool, "0", 3)
     orders.withdraw("hold-0")
-    assert until_arrival(pool).outcome == here.evaluate(Candidate(0, WANDA))
+    assert next_outcome(pool) == here.evaluate(Candidate(0, WANDA))
     assert len(set(orders.doers("0"))) == 3
     assert faults_since(pool, before) == {"lost": 2}
 
@@ -100,7 +103,7 @@ def test_stopped_worker_is_ended_and_its_candidate_tried_elsewhere(pool, here, o
     stopped = orders.wait_for(pool, "0")
     os.kill(stopped, signal.SIGSTOP)
     orders.withdraw("hold-0")
-    assert until_arrival(pool).outcome == here.evaluate(Candidate(0, WANDA))
+    assert next_outcome(pool) == here.evaluate(Candidate(0, WANDA))
     # On a slow machine a healthy worker may take longer than that, too, and is replaced.
     assert faults_since(pool, before).keys() == {"timeout"}
     until(pool, lambda: is_gone(stopped), 20)
