@@ -179,7 +179,8 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
         about = f"{task['verdict']} {about}"
     rows = [("dense", f"{task['dense']:.2f}", "", "", "")]
     perplexities = {FOUND: task["best"]["perplexity"], **task["baselines"]}
-    for name, perplexity in _ranked(perplexities):
+    # What cannot prune the model has none, and comes last.
+    for name, perplexity in sorted(perplexities.items(), key=lambda x: (x[1] is None, x[1])):
         criterion, behind = Criterion.parse(best["metric"], best["group"]), ""
         if name != FOUND:
             criterion = BASELINES[name].criterion
@@ -189,11 +190,6 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
         rows.append((name, shown(perplexity), behind, group, criterion.metric.infix))
     columns = ("metric", "perplexity", "vs best found, nats/token", "group", FORMULA)
     return Table(f"Result on the report text: {task['name']}", about, columns, _joined(rows))
-
-
-def _ranked(perplexities: Mapping[str, float | None]) -> list[tuple[str, float | None]]:
-    """Return names and perplexities, the best first, and what has none last."""
-    return sorted(perplexities.items(), key=lambda one: math.inf if one[1] is None else one[1])
 
 
 def about_winner(best: JsonObject, evaluated: Sequence[Record]) -> str:

@@ -160,9 +160,8 @@ class Products:
         """Return a factor with a grown subtree in its tree; None if that is none."""
         match base:
             case Metric("exp", (Metric("divrms", (inner, _)),)) | Metric("divrms", (inner, _)):
-                tree = to_tree(inner, self.primitives)
-            case _:
-                tree = to_tree(base, self.primitives)
+                base = inner
+        tree = to_tree(base, self.primitives)
         grow = partial(gp.genHalfAndHalf, min_=0, max_=1)
         tree = gp.mutUniform(tree, lambda pset, type_: grow(pset, type_=type_), self.primitives)[0]
         return self._relative(grown(tree, self.primitives, self.comparable))

@@ -30,13 +30,7 @@ POOL = 0.5
 
 @dataclass(frozen=True)
 class Breeder:
-    """Makes candidates.
-
-    Attributes:
-        search: The search's settings, from the config.
-        group: The comparison group of all candidates.
-        seeds: Criteria that come first, in this order.
-    """
+    """Makes candidates of one comparison group; seeds come first, in their order."""
 
     search: Search
     group: str

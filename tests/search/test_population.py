@@ -10,9 +10,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
 from refusals import refusal
 from toy_records import record_of
 
@@ -78,29 +75,6 @@ def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():
 def test_mean_of_a_tuning_is_measured_to_the_end():
     mean = replace(record(9, None).candidate, tuned=True)
     assert after((5.0, 1), (2.0, 1), (3.0, 1)).with_limits(mean, THREE) is mean
-
-
-@examples(max_examples=60, deadline=None, derandomize=True)
-@given(
-    st.lists(
-        st.tuples(
-            st.one_of(st.none(), st.integers(0, 20).map(float)),
-            st.sampled_from(list(SIZES)),
-        ),
-        max_size=60,
-    ),
-    st.integers(2, 8),
-)
-def test_commit_lets_nobody_enter_above_the_limit(outcomes, size):
-    search = Search(population=size, lag=2)
-    state = State()
-    for index, outcome in enumerate(outcomes):
-        one, before = record(index, *outcome), state
-        limit = before.with_limits(one.candidate, search).enter
-        state = state.commit(one, search)
-        assert len(state.population) <= size
-        if one in state.population and len(before.population) == size:
-            assert one.fitness <= limit
 
 
 def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():
