@@ -152,9 +152,10 @@ class Evaluator:
 
     def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
         """Return how many fitness tokens were measured."""
-        lengths = [self._resident(task).tokens["fitness"].shape[1] for task in range(len(losses))]
-        counts = [sum(not math.isnan(loss) for loss in part) for part in losses]
-        return sum(count * length for count, length in zip(counts, lengths, strict=True))
+        return sum(
+            self._resident(task).tokens["fitness"].shape[1] * sum(not math.isnan(x) for x in part)
+            for task, part in enumerate(losses)
+        )
 
 
 def perplexity_of(losses: Sequence[float]) -> float:

@@ -133,9 +133,7 @@ class RayBackend:
         """Return the events that arrived, waiting at most this long; PoolError if Ray is lost."""
         found = []
         with suppress(Empty):
-            found.append(
-                self._events.get(timeout=seconds) if seconds else self._events.get_nowait()
-            )
+            found.append(self._events.get(timeout=seconds))
             while True:
                 found.append(self._events.get_nowait())
         if self._trouble:

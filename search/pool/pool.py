@@ -140,7 +140,7 @@ class Pool:
         """
         job = Job(method, (subject,), _BACKWARD * self._cost(subject, "calibration"))
         self._add(job)
-        while not job.done:
+        while job.result is None:
             self._turn(_STEP_SECONDS)
         return cast("dict[str, Tensor]", job.result)
 
@@ -216,7 +216,7 @@ class Pool:
             self._in_a_row = 0
         while self._raised:  # this worked, so they failed by themselves
             self._fail(*self._raised.pop(0))
-        job.result, job.done = result, True
+        job.result = result
         if job.is_candidate:
             self._decided.append(job)
         elif job.method == "evaluate":
@@ -240,7 +240,6 @@ class Pool:
         """Let a candidate be `failed`, and the run end if the job is none."""
         if job.is_candidate:
             job.result, job.trace = Outcome("failed", reason=job.reason(fault)), fault.trace
-            job.done = True
             self._decided.append(job)
             return
         if job.method == "evaluate":

@@ -74,7 +74,7 @@ class Job:
         cost: Roughly how long it takes, in times of all fitness windows on the dense models.
         number: Its position in the order of arrival; -1 of a baseline that judges the workers.
         faults: How often it met each kind of fault.
-        result: What came of it, of a candidate its outcome; final once it is done.
+        result: What came of it, of a candidate its outcome; None before.
         trace: The traceback of a candidate that failed, if there is one.
     """
 
@@ -86,7 +86,6 @@ class Job:
     timing: Timing = field(default_factory=dict)
     result: object = None
     trace: str = ""
-    done: bool = False
 
     @property
     def is_candidate(self) -> bool:

@@ -14,29 +14,20 @@ from prunevolve.search.resident import Resident
 
 CANDIDATES = [Candidate(0, WANDA), Candidate(1, SNIP)]
 CUDA = "CUDA error: an illegal memory access was encountered"
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 4294967296 bytes. Error code 12"
+)
 LACKING = {
-    "CUDA out of memory": (
-        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
-        "OutOfMemoryError: out of memory",
+    "OutOfMemoryError: out of memory": torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"
     ),
-    "CUDA error": (
-        lambda: RuntimeError(f"{CUDA}\nCUDA kernel errors might be reported later"),
-        f"RuntimeError: {CUDA}",
-    ),
-    "MemoryError": (MemoryError, "MemoryError: out of memory"),
-    "no memory for torch": (
-        lambda: RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate "
-            "memory: you tried to allocate 4294967296 bytes. Error code 12"
-        ),
-        "RuntimeError: out of memory",
-    ),
-    "no memory for a map": (
-        lambda: OSError(errno.ENOMEM, "Cannot allocate memory"),
-        "OSError: out of memory",
-    ),
+    f"RuntimeError: {CUDA}": RuntimeError(f"{CUDA}\nCUDA kernel errors might be reported later"),
+    "MemoryError: out of memory": MemoryError(),
+    "RuntimeError: out of memory": RuntimeError(ALLOCATOR),
+    "OSError: out of memory": OSError(errno.ENOMEM, "Cannot allocate memory"),
 }
-"""Errors and their reasons, which are the same whatever the sizes are: the journal has them."""
+"""Errors by their reasons, which are the same whatever the sizes are: the journal has them."""
 
 
 @pytest.fixture
@@ -62,7 +53,7 @@ def injected(monkeypatch):
         def raises(self, *arguments):
             calls.append(arguments)
             if when(len(calls), *arguments):
-                raise error()
+                raise error
             return true(self, *arguments)
 
         monkeypatch.setattr(Resident, method, raises)
@@ -70,23 +61,22 @@ def injected(monkeypatch):
     return inject
 
 
-@pytest.mark.parametrize(("error", "reason"), LACKING.values(), ids=LACKING)
-def test_lack_of_memory_and_errors_of_devices_are_one_kind_of_fault(error, reason):
-    fault = fault_of(error())
+@pytest.mark.parametrize(("reason", "error"), LACKING.items())
+def test_lack_of_memory_and_errors_of_devices_are_one_kind_of_fault(reason, error):
+    fault = fault_of(error)
     assert (fault.kind, fault.reason) == ("out of memory", reason)
 
 
-@pytest.mark.parametrize(
-    ("name", "times"), [("MemoryError", 1), ("CUDA error", MOST["out of memory"] - 1)]
-)
-def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, injected, name, times):
-    injected("prune", LACKING[name][0], lambda call, *_: call <= times)
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(CUDA)])
+def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, injected, error):
+    times = MOST["out of memory"] - 1
+    injected("prune", error, lambda call, *_: call <= times)
     assert outcomes_of(pool, CANDIDATES) == undisturbed
     assert pool.workers.faults == {"out of memory": times}
 
 
 def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, injected):
-    injected("prune", lambda: KeyError("layer"), lambda call, metric, _: metric == WANDA.metric)
+    injected("prune", KeyError("layer"), lambda call, metric, _: metric == WANDA.metric)
     failed, other = jobs_of(pool, CANDIDATES)
     assert other.outcome == undisturbed[1]
     assert failed.outcome.kind == "failed"

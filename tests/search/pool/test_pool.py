@@ -19,6 +19,7 @@ CROWDED = Fault("no memory on node", "Ray killed it: its node lacked memory")
 EXHAUSTED = Fault("out of memory", "OutOfMemoryError: out of memory")
 RAISED = Fault("error", "KeyError: 'X'", "search/evaluator.py:120", "Traceback ...")
 REFUSED = Fault("refused", "ValueError: model 'm' cannot be loaded")
+FAULTS = {"lost": LOST, "no memory on node": CROWDED, "out of memory": EXHAUSTED, "timeout": HANG}
 BASELINE, WAIT, START = -1, 300.0, 600.0
 
 
@@ -153,15 +154,7 @@ def test_pool_returns_one_outcome_for_every_candidate_in_order(backend):
     assert [index for _, index in backend.evaluations] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        ("lost", LOST),
-        ("no memory on node", CROWDED),
-        ("out of memory", EXHAUSTED),
-        ("timeout", HANG),
-    ],
-)
+@pytest.mark.parametrize(("kind", "fault"), FAULTS.items())
 def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
     most = MOST[kind]
     backend.does = faulty(fault, {0}, times=most - 1)
@@ -172,22 +165,14 @@ def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
     assert pool.workers.faults == {kind: most - 1}
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        (LOST, f"{LOST.reason}, {{0}} times"),
-        (CROWDED, f"{CROWDED.reason}, {{0}} times"),
-        (EXHAUSTED, "OutOfMemoryError: out of memory, {0} times"),
-    ],
-    ids=lambda value: getattr(value, "kind", ""),
-)
-def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, fault, reason):
+@pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED])
+def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, fault):
     backend.does = faulty(fault, {1})
     pool = ready_pool(backend)
     submit(pool, *range(4))
     found = drive(pool, 4)
     most = MOST[fault.kind]
-    assert found[1].outcome == Outcome("failed", reason=reason.format(most))
+    assert found[1].outcome == Outcome("failed", reason=f"{fault.reason}, {most} times")
     assert {found[index].outcome.kind for index in (0, 2, 3)} == {"evaluated"}
     assert len(backend.tries(1)) == most
 
@@ -227,7 +212,7 @@ def test_baseline_that_raises_ends_the_run_and_blames_no_suspect(backend, fault)
         drive(pool, 1)
 
 
-@pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG, RAISED])
+@pytest.mark.parametrize("fault", [*FAULTS.values(), RAISED])
 @pytest.mark.parametrize("candidates", [2, 8])
 def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault, candidates):
     backend.does = lambda worker, job: fault
@@ -445,7 +430,7 @@ def test_statistics_and_scale_go_with_every_call_to_late_workers_too(backend):
     assert all(given == shared for _, _, given in backend.given)
 
 
-@pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED, HANG])
+@pytest.mark.parametrize("fault", FAULTS.values())
 def test_calls_of_the_run_are_done_again_after_a_fault(backend, fault):
     seen, kept = [], {}
 
