@@ -48,7 +48,7 @@ class Variant:
 
 def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     """Take the place of the fingerprint: tell all texts apart whose scores make masks."""
-    marks.distance(criterion, criterion)
+    marks.sketch(criterion)
     return str(criterion)
 
 
@@ -63,15 +63,12 @@ VARIANTS: dict[str, Variant] = {
     "no broods": Variant(["search.brood=1"]),
     "broods of 8": Variant(["search.brood=8"]),
     "broods of 48": Variant(["search.brood=48"]),
-    "no crowding": Variant(["search.crowding=0"]),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     "no mutation": Variant(["search.mutation=0"]),
     "no grown factors": Variant(replaced={f"{_BREEDING}.factors.GROWN": 0.0}),
-    "8 factors": Variant(
-        replaced={f"{_BREEDING}.factors.MOST": 8, f"{_BREEDING}.variation.MOST": 8}
-    ),
+    "8 factors": Variant(replaced={f"{_BREEDING}.factors.MOST": 8, f"{_BREEDING}.tuning.MOST": 8}),
     "12 factors": Variant(
-        replaced={f"{_BREEDING}.factors.MOST": 12, f"{_BREEDING}.variation.MOST": 12}
+        replaced={f"{_BREEDING}.factors.MOST": 12, f"{_BREEDING}.tuning.MOST": 12}
     ),
     "no simplification": Variant(
         replaced={f"{_BREEDING}.variation.simplify": lambda criterion: criterion}
@@ -79,9 +76,9 @@ VARIANTS: dict[str, Variant] = {
     "no equal masks": Variant(
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
-    "no tuning": Variant(replaced={f"{_BREEDING}.variation.is_tuned": lambda index: False}),
-    "samples as drawn": Variant(replaced={f"{_BREEDING}.variation.DRAWN": 1}),
-    "whole windows": Variant(replaced={f"{_BREEDING}.variation.PARTS": 1}),
+    "no tuning": Variant(replaced={f"{_BREEDING}.tuning.BRED": 1}),
+    "samples as drawn": Variant(replaced={f"{_BREEDING}.tuning.DRAWN": 1}),
+    "whole windows": Variant(replaced={f"{_BREEDING}.tuning.PARTS": 1}),
     "steps of 0.3": Variant(replaced={f"{_BREEDING}.tuning.SIGMA": 0.3}),
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),

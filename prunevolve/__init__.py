@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunevolve.pruning.api import *
-    from prunevolve.search.api import *
+    from prunevolve.search.run import *
 
 _PUBLIC = {
     "prunevolve.pruning.api": (
         *("Criterion", "Metric", "PruneReport", "Statistics", "collect_statistics", "load_model"),
         *("load_tokenizer", "prune", "read_metric"),
     ),
-    "prunevolve.search.api": (
+    "prunevolve.search.run": (
         *("Record", "Result", "Unfinished", "evolve", "read_config", "resume"),
     ),
 }

@@ -8,11 +8,10 @@ from typing import Annotated
 from typer import Option
 
 from prunevolve import command_line
-from prunevolve.command_line import DONE, Answer, outcome
+from prunevolve.command_line import DONE, INTERRUPTED, Answer, outcome
 from prunevolve.configs import schema
 from prunevolve.configs.files import shipped
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.progress import PlainConsole
 
 EXAMPLES = (
@@ -89,6 +88,8 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
 
     from prunevolve.search import run
     from prunevolve.search.experiment import plan_of
+    from prunevolve.search.progress import status_of
+    from prunevolve.search.run_folder import RunFolder
 
     logging.disable_progress_bar()  # the search shows its own progress
     console = PlainConsole()
@@ -98,45 +99,43 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
         return outcome(DONE, ending="valid", plan=plan, config=config.model_dump())
     try:
         if config:
-            ending = run.launch(config, folder, console)
+            result = run.evolve(config, folder, console=console)
         else:
-            ending = run.resume(folder, overrides, console)
-    except run.Unfinished as end:
+            result = run.resume(folder, overrides, console=console)
+    except (run.Unfinished, KeyboardInterrupt) as end:
+        if not str(end):  # interrupted before there is anything to go on with
+            raise
         print(end, file=sys.stderr)
-        return outcome(end.code, error=str(end), **_about(folder))
-    return outcome(DONE, ending=ending, **_about(folder))
+        status = status_of(RunFolder.look(folder)) if (folder / "status.json").is_file() else {}
+        code = getattr(end, "code", INTERRUPTED)
+        return outcome(code, error=str(end), **_about(folder), **status)
+    ending = "finished" if result.is_new else "finished before"
+    return outcome(DONE, ending=ending, **_about(folder), **result.summary)
 
 
 def _inspect(report: Path | None, status: Path | None) -> Answer:
     """Rebuild the report of a run, or print how far it is."""
-    from prunevolve.search.progress import print_status
+    from prunevolve.search.progress import print_status, status_of
     from prunevolve.search.run_folder import RunFolder
 
     if status:
-        print_status(RunFolder.look(status), PlainConsole())
-        return outcome(DONE, ending="shown", **_about(status))
-    from prunevolve.search.results import write_report
+        now = print_status(RunFolder.look(status), PlainConsole())
+        return outcome(DONE, ending="shown", **_about(status), **now)
+    from prunevolve.search.results import rebuild_report
 
     assert report
-    is_finished = write_report(RunFolder.look(report))
+    folder = RunFolder.look(report)
+    is_finished = rebuild_report(folder)
     note = "" if is_finished else ": partial, because the run has not ended"
     print(f"wrote {report / 'report.html'} and fitness.svg{note}")
     ending = "written" if is_finished else "written, partial"
-    return outcome(DONE, ending=ending, **_about(report))
+    return outcome(DONE, ending=ending, **_about(report), **status_of(folder))
 
 
 def _about(folder: Path) -> Answer:
-    """Return the run's folder, its files, and its summary, or its status if it has not ended."""
+    """Return the run's folder and its files."""
     files = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
-    from prunevolve.search.progress import status_of
-    from prunevolve.search.run_folder import RunFolder
-
-    summary = folder / "summary.json"
-    measured = read_object(summary) if summary.is_file() else {}
-    status = status_of(RunFolder.look(folder)) if (folder / "status.json").is_file() else {}
-    # If the run was extended since, the summary does not cover all its candidates.
-    is_whole = measured.get("candidates") == status.get("candidates")
-    return {"folder": str(folder), "files": files, **(measured if is_whole else status)}
+    return {"folder": str(folder), "files": files}
 
 
 def _new_folder(config: Path | None) -> Path:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.fingerprint import Fingerprints
@@ -23,9 +22,8 @@ class Evolution:
     """A search with an ask-and-tell interface: `ask` for candidates, `tell` their outcomes.
 
     Args:
-        breeder: Makes the candidates.
-        weights: Weight of each task in the fitness, which add up to 1; for the surrogate.
-        marks: Tells which candidates have equal or nearly equal masks.
+        weights: The weight of each task in the fitness; they add up to 1.
+        marks: Tells which candidates have equal masks.
         start: A state early enough to breed every child that is not among the records.
         records: All earlier committed records, in order; empty for a new search.
     """
@@ -40,12 +38,10 @@ class Evolution:
     ) -> None:
         self.breeder, self.search = breeder, breeder.search
         self.marks = marks
-        # The first index of each text and fingerprint.
-        self._texts: dict[str, int] = {}
-        self._fingerprints: dict[str, int] = {}
+        self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint
         self._surrogate = None
         if self.search.brood > 1:
-            self._surrogate = Surrogate(marks.sketch, weights, self.search.crowding)
+            self._surrogate = Surrogate(marks.sketch, weights)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
@@ -81,7 +77,7 @@ class Evolution:
         search = self.search
         while self._bred < min(search.candidates, self._committed + search.lag + 1):
             state = self._states[max(0, self._bred - search.lag)]
-            candidate = state.limited(self._propose(state), search, self.near)
+            candidate = state.with_limits(self._propose(state), search)
             self._remember(candidate)
             self._waiting[self._bred] = candidate
             self._bred += 1
@@ -114,39 +110,33 @@ class Evolution:
     def _commit(self, record: Record) -> None:
         if self._surrogate:
             self._surrogate.learn(record)
-        state = self.state.commit(record, self.search, self.near)
+        state = self.state.commit(record, self.search)
         self._committed = state.committed
         self._states[self._committed] = state
         self._states.pop(self._committed - self.search.lag - 1, None)
 
-    def near(self, one: Criterion, other: Criterion) -> bool:
-        """Return whether two criteria make nearly the same mask."""
-        crowding = self.search.crowding
-        return crowding > 0 and self.marks.distance(one, other) < crowding
-
     def _decide(self, candidate: Candidate) -> Candidate:
         """Add the fingerprint, and the outcome if it needs no evaluation.
 
-        A sample of a tuning is measured whatever was before, and on fewer windows than others, so
-        that it is no duplicate, and nothing is one of it.
+        A sample is always measured: it sees fewer windows, so it is no duplicate and causes none.
         """
         is_sample = bool(candidate.numbers)
-        known = self._texts.get(str(candidate.criterion))
-        if known is not None and not is_sample:
-            return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {known}"))
+        text = str(candidate.criterion)
+        if text in self._firsts and not is_sample:
+            return replace(candidate, decided=self._duplicate("text", text))
         try:
             mark = self.marks.fingerprint(candidate.criterion)
         except DegenerateScores as error:
             return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
         if is_sample:
             return candidate
-        known = self._fingerprints.get(mark)
-        same = None if known is None else Outcome("duplicate", reason=f"same mask as {known}")
+        same = self._duplicate("mask", mark) if mark in self._firsts else None
         return replace(candidate, fingerprint=mark, decided=same)
 
+    def _duplicate(self, what: str, key: str) -> Outcome:
+        return Outcome("duplicate", reason=f"same {what} as {self._firsts[key]}")
+
     def _remember(self, candidate: Candidate) -> None:
-        if candidate.numbers:  # see `_decide`
-            return
-        self._texts.setdefault(str(candidate.criterion), candidate.index)
-        if candidate.fingerprint:
-            self._fingerprints.setdefault(candidate.fingerprint, candidate.index)
+        if not candidate.numbers:  # see `_decide`
+            for key in filter(None, (str(candidate.criterion), candidate.fingerprint)):
+                self._firsts.setdefault(key, candidate.index)

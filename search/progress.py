@@ -54,8 +54,11 @@ class Recorder:
     """Keeps a run's files and the screen up to date inside its context.
 
     At the end, whatever it is, it writes the checkpoint, the best metric and the status if it can.
-    Its `outcomes` count the journal's records by kind. The run `began` then, by `time.monotonic`,
-    if all its processes had followed one another.
+
+    Attributes:
+        began: When the run did, by `time.monotonic`, as if all its processes had followed one
+            another.
+        outcomes: The number of the journal's records, by kind.
     """
 
     folder: RunFolder
@@ -112,7 +115,7 @@ class Recorder:
         now, done = time.monotonic(), self.evolution.done
         if now - self._shown < _SHOW_SECONDS and not done:
             return
-        self._shown, status = now, self._status(RUNNING)
+        self._shown, status = now, self.status(RUNNING)
         self._show("candidates", status["candidates"], status["of"], lines_of(status))
         if now - self._written >= _STATUS_SECONDS or done:
             self._written = now
@@ -123,15 +126,17 @@ class Recorder:
 
     def _close(self, state: str) -> None:
         self._checkpoint()
-        self.folder.write_json("status.json", self._status(state))
+        self.folder.write_json("status.json", self.status(state))
 
     def _checkpoint(self) -> None:
-        self.folder.write_checkpoint(self.evolution.resumable, self.evolution.state)
+        hall = self.evolution.state.hall_of_fame
+        self.folder.write_checkpoint(self.evolution.resumable.to_checkpoint(), hall)
         # A run that is extended keeps its winner until another is chosen.
         if self.evolution.state.best and not self.folder.has_ended:
             self.folder.write_best(self.evolution.state.best, self.experiment.origin())
 
-    def _status(self, state: str) -> JsonObject:
+    def status(self, state: str) -> JsonObject:
+        """Return the run's status now."""
         workers, evolved = self.pool.workers, self.evolution.state
         seconds = time.monotonic() - self.began
         return {
@@ -182,20 +187,20 @@ def status_of(folder: RunFolder) -> JsonObject:
     """Return the status of a run as it is now: how far it is says the journal."""
     if not (folder.path / "status.json").is_file():
         raise FolderError(f"{folder.path} has no status before its first candidate: look later")
-    status: JsonObject = folder.read_json("status.json", "best")
+    status = folder.read_json("status.json", "best")
     if status["state"] in (RUNNING, CHOOSING) and not folder.is_in_use:  # its process is gone
         status["state"] = f"stopped while {status['state']}"
-    told = folder.told()
-    kinds = Counter(kind for kind, _ in told)
+    outcomes = folder.outcomes()
+    kinds = Counter(kind for kind, _ in outcomes)
     return status | {
-        "candidates": len(told),
+        "candidates": len(outcomes),
         "outcomes": {kind: kinds[kind] for kind in OUTCOMES},
-        "convergence": convergence([fitness for _, fitness in told]),
+        "convergence": convergence([fitness for _, fitness in outcomes]),
     }
 
 
-def print_status(folder: RunFolder, console: Console) -> None:
-    """Print the status of a run, while it is running or afterwards."""
+def print_status(folder: RunFolder, console: Console) -> JsonObject:
+    """Print and return the status of a run, while it is running or afterwards."""
     status = status_of(folder)
     far, state = f"candidates: {status['candidates']}/{status['of']}", status["state"]
     if state == RUNNING and status["per_hour"]:
@@ -203,5 +208,6 @@ def print_status(folder: RunFolder, console: Console) -> None:
         far += f", {timedelta(seconds=round(hours * 3600))} left"
     if state not in (RUNNING, CHOOSING, FINISHED):
         state += f"; resume with {SEARCH} --resume {shlex.quote(str(folder.path))}"
-    told = f"{folder.path}: {state}, as of {status['written']}"
-    console.print(told, far, status["convergence"], *lines_of(status), sep="\n")
+    head = f"{folder.path}: {state}, as of {status['written']}"
+    console.print(head, far, status["convergence"], *lines_of(status), sep="\n")
+    return status

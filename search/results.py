@@ -1,13 +1,10 @@
-"""The end of a search: its winner, measured on the report text, as files and on the screen.
-
-`finish` writes what came of it as one object, `summary.json`, which the screen, the report and the
-verdict read.
-"""
+"""The end of a search: its winner, measured on the report text, as files and on the screen."""
 
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column
@@ -19,90 +16,77 @@ from prunevolve.configs.schema import Config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import step
+from prunevolve.search import report
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
-from prunevolve.search.pool.pool import Pool
-from prunevolve.search.population import State
-from prunevolve.search.progress import FINISHED
+from prunevolve.search.progress import FINISHED, Recorder
 from prunevolve.search.records import Candidate, Losses, Outcome, Record, Wanted
-from prunevolve.search.report import report
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import baselines_on, cells_of, paired_difference, wanted_of
 from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 
-def finish(
-    folder: RunFolder,
-    experiment: Experiment,
-    pool: Pool,
-    state: State,
-    started: float,
-    console: Console,
-) -> None:
-    """Choose and measure the winner; write and print the results.
-
-    Args:
-        state: The state after the whole journal; it has at least one evaluated candidate.
-        started: When the run began, by `time.monotonic`, if all its processes had followed one
-            another.
+def finish(recorder: Recorder) -> JsonObject:
+    """Choose and measure the winner of a search, in which at least one candidate was evaluated;
+    write and print the results, and return the summary.
     """
-    choice = choose(experiment, pool, state.finalists(), winner_of(folder), console)
-    winner, standings = choice.winner, choice.standings
-    folder.write_best(winner.record, experiment.origin(candidate=winner.name, selection=standings))
-    folder.write_hall_of_fame(standings, state.hall_of_fame)
+    folder, experiment, pool = recorder.folder, recorder.experiment, recorder.pool
+    state, console, before = recorder.evolution.state, recorder.console, recorder.folder.summary()
+    winner_before = _winner_of(before) if before else None
+    choice = choose(experiment, pool, state.finalists(), winner_before, console)
+    winner = choice.winner
+    folder.write_best(winner.record, experiment.origin(candidate=winner.name))
+    folder.write_hall_of_fame(choice.standings, state.hall_of_fame)
     places = range(len(experiment.tasks))
     wanted = [(place, "report", winner.record.criterion) for place in places]
     known = pool.losses("report", [*wanted_of("report", places), *wanted])
     tasks = [_measured(experiment, known, place, winner.record) for place in places]
-    told = folder.told()
-    outcomes, looks = Counter(kind for kind, _ in told), _looks_before(folder, len(told))
-    seconds = round(time.monotonic() - started, 1)
-    first, pruning = tasks[0], experiment.config.pruning.model_dump()
+    records = folder.records()
+    looks = _looks(before, len(records)) if before else []
+    verdict, first = verdict_of(tasks), tasks[0]
+    pruning = experiment.config.pruning.model_dump()
     summary: JsonObject = {
-        "verdict": verdict_of(tasks).sentence + looks_at_report(looks),
-        "convergence": convergence([fitness for _, fitness in told]),
+        "verdict": verdict.sentence + looks_at_report(looks),
+        "verdict_kind": verdict.kind,
+        "convergence": convergence([record.fitness for record in records]),
         "looks": looks,
         "best": first["best"] | winner.described,
-        "candidates": outcomes.total(),
-        "outcomes": dict(outcomes),
+        "candidates": len(records),
+        "outcomes": dict(Counter(record.outcome.kind for record in records)),
         "pruning": pruning | {key: first[key] for key in ("sparsity", "pattern")},
         "tasks": tasks,
-        "selection": standings,
+        "selection": choice.standings,
         "path": choice.path,
-        "seconds": seconds,
+        "seconds": round(time.monotonic() - recorder.began, 1),
         # The first task's results also stand here.
         **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
     }
     folder.write_json("summary.json", summary)
+    status = recorder.status(FINISHED)
+    folder.write_json("status.json", status)
     with step(console, "drawing the report"):
-        write_report(folder)
+        write_report(folder, experiment.config, records, summary, status)
     for table in report.measured_tables(summary):
         console.print(table.about, _on_screen(table), sep="\n")
     best = winner.record.criterion
     console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
     console.print(report.about_winner(summary["best"], state.hall_of_fame))
     console.print(f"verdict: {summary['verdict']}", f"search: {summary['convergence']}", sep="\n")
-    say_files(folder, experiment.config, console)
-    ended = {"state": FINISHED, "seconds": seconds}
-    folder.write_json("status.json", folder.read_json("status.json") | ended)
+    say_files(folder.path, experiment.config, summary, console)
+    return summary
 
 
-def winner_of(folder: RunFolder) -> Finalist | None:
-    """Return the winner of a run that ended and was extended since; None if it never ended."""
-    if not folder.has_ended:
-        return None
-    best = read_summary(folder)["best"]
+def _winner_of(summary: JsonObject) -> Finalist:
+    """Return the winner of a run that ended and was extended since."""
+    best = summary["best"]
     name, criterion = str(best["name"]), Criterion.parse(best["metric"], best["group"])
     candidate = Candidate(int(name.partition("-")[0]), criterion)
     return Finalist(name, Record(candidate, Outcome("evaluated", best["fitness"])))
 
 
-def _looks_before(folder: RunFolder, candidates: int) -> list[JsonObject]:
+def _looks(before: JsonObject, candidates: int) -> list[JsonObject]:
     """Return the looks at the report text after fewer candidates, the first one first."""
-    if not folder.has_ended:
-        return []
-    before = read_summary(folder)
     looks: list[JsonObject] = before.get("looks", [])
     if before["candidates"] == candidates:
         return looks
@@ -122,7 +106,7 @@ def _measured(
     best = known[index, "report", winner.criterion]
     subject, row = experiment.subject_of[index], experiment.task_rows()[index]
     provenance = experiment.subjects[subject].windows["report"].provenance
-    return {
+    task: JsonObject = {
         **row,
         "dense": perplexity_of(dense),
         "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
@@ -146,6 +130,7 @@ def _measured(
         ],
         "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
+    return task | {"verdict": verdict_of([task]).sentence}
 
 
 def _on_screen(table: report.Table) -> ScreenTable:
@@ -156,38 +141,26 @@ def _on_screen(table: report.Table) -> ScreenTable:
     return shown
 
 
-def say_files(folder: RunFolder, config: Config, console: Console) -> None:
+def say_files(path: Path, config: Config, summary: JsonObject, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply it or to search on."""
-    apply, search_on = commands_of(folder, config)
+    apply, search_on = commands_of(path, config)
     way_on = f"it did not clearly win: search on with {search_on}"
-    if verdict_of(read_summary(folder)["tasks"]).kind == "better":
+    if summary["verdict_kind"] == "better":
         way_on = f"apply it: {apply}"
-    report_page, metric = folder.path / "report.html", folder.path / "best_metric.json"
-    console.print(f"report: {report_page}", f"metric: {metric}", way_on, sep="\n")
+    files = f"report: {path / 'report.html'}", f"metric: {path / 'best_metric.json'}"
+    console.print(*files, way_on, sep="\n")
 
 
-def commands_of(folder: RunFolder, config: Config) -> tuple[str, str]:
-    """Return how to apply the best metric to the first task's model, as the run did, and how to
-    search on.
+def commands_of(path: Path, config: Config) -> tuple[str, str]:
+    """Return how to apply a run's best metric to the first task's model, as the run did, and how
+    to search on.
     """
-    words = [
-        _word(name.replace("_", "-"), value)
-        for name, values in _options_of(folder, config).items()
-        for value in (values if isinstance(values, list) else [values])
-        if value is not None
-    ]
-    more = f"search.candidates={2 * config.search.candidates}"
-    search_on = f"{SEARCH} --resume {shlex.quote(str(folder.path))} --set {more}"
-    return " ".join([PRUNE, *words]), search_on
-
-
-def _options_of(folder: RunFolder, config: Config) -> JsonObject:
     task = config.tasks[0]
     calibration, report_text = task.calibration, task.report
     is_unstructured = task.pattern == "unstructured"
-    return {
+    options: dict[str, object] = {
         "model": task.model,
-        "metric": str(folder.path / "best_metric.json"),
+        "metric": path / "best_metric.json",
         "sparsity": task.sparsity if is_unstructured else None,
         "pattern": None if is_unstructured else task.pattern,
         "corpus": calibration.corpus,
@@ -196,66 +169,66 @@ def _options_of(folder: RunFolder, config: Config) -> JsonObject:
         "samples": calibration.windows,
         "seqlen": calibration.length,
         "seed": calibration.seed,
-        "bos": calibration.bos,
-        "eval_corpus": report_text.corpus,
-        "eval_split": report_text.split,
-        "eval_windows": report_text.windows or "all",
+        "bos" if calibration.bos else "no-bos": None if calibration.bos is None else "",
+        "eval-corpus": report_text.corpus,
+        "eval-split": report_text.split,
+        "eval-windows": report_text.windows or "all",
         "dtype": task.dtype,
         "out": "DIR",
     }
+    words = [
+        f"--{name} {shlex.quote(str(value))}" if value != "" else f"--{name}"
+        for name, values in options.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None
+    ]
+    more = f"search.candidates={2 * config.search.candidates}"
+    search_on = f"{SEARCH} --resume {shlex.quote(str(path))} --set {more}"
+    return " ".join([PRUNE, *words]), search_on
 
 
-def _word(name: str, value: object) -> str:
-    """Return an option with its value, or a flag."""
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name} {shlex.quote(str(value))}"
+def write_report(
+    folder: RunFolder,
+    config: Config,
+    records: Sequence[Record],
+    summary: JsonObject | None,
+    status: JsonObject,
+) -> None:
+    """Write `report.html` and its chart, `fitness.svg`; see `report.render`."""
+    # Imported here, so that a search does not load matplotlib when it starts.
+    from prunevolve.search.charts import WIDE, fitness_chart, path_chart
+
+    size = config.search.population
+    charts = (
+        fitness_chart(records, size),
+        fitness_chart(records, size, WIDE),
+        path_chart(summary["path"]) if summary and summary["path"] else "",
+    )
+    page = report.render(
+        config=config,
+        records=records,
+        summary=summary,
+        environment=folder.read_json("environment.json"),
+        written=str(status["written"]),
+        commands=commands_of(folder.path, config),
+        charts=charts,
+        baselines=status.get("baselines", {}),
+    )
+    folder.write_text("fitness.svg", charts[0])
+    folder.write_text("report.html", page)
 
 
-def read_summary(folder: RunFolder) -> JsonObject:
-    """Return `summary.json`; raise FolderError if it is missing or damaged."""
-    return folder.read_json("summary.json", "best", "tasks", "selection", "path")
-
-
-def write_report(folder: RunFolder) -> bool:
-    """Write `report.html` and its chart, `fitness.svg`, from the run folder's other files.
+def rebuild_report(folder: RunFolder) -> bool:
+    """Write the report from the run folder's other files; return whether the run is finished.
 
     Another process may go on working there: only whole lines of its journal are read.
-
-    Returns:
-        Whether the run is finished.
-
-    Raises:
-        FolderError: If nothing is evaluated yet, or a file is damaged.
     """
-    # Imported here, so that a search does not load matplotlib when it starts.
-    from prunevolve.search.report.charts import WIDE, fitness_chart, path_chart
-
-    records = folder.records()
+    records, summary = folder.records(), folder.summary()
     if all(record.fitness is None for record in records):
         raise FolderError(
             f"{folder.path} has no evaluated candidate yet: there is nothing to report; "
             f"see {SEARCH} --status {folder.path}"
         )
     config = schema.load(folder.path / "config.yaml", [])
-    size = config.search.population
-    summary = read_summary(folder) if folder.has_ended else None
-    charts = (
-        fitness_chart(records, size),
-        fitness_chart(records, size, WIDE),
-        path_chart(summary["path"]) if summary and summary["path"] else "",
-    )
-    status: JsonObject = folder.read_json("status.json")
-    page = report.render(
-        config=config,
-        records=records,
-        summary=summary,
-        environment=folder.read_json("environment.json"),
-        ended=str(status["written"]),
-        commands=commands_of(folder, config),
-        charts=charts,
-        baselines=status.get("baselines", {}),
-    )
-    folder.write_text("fitness.svg", charts[0])
-    folder.write_text("report.html", page)
-    return folder.is_finished(len(records))
+    write_report(folder, config, records, summary, folder.read_json("status.json"))
+    return summary is not None and summary["candidates"] == len(records)

@@ -1,9 +1,14 @@
-"""From a config to a finished run: check, load, evolve, finish. Resuming takes the same path."""
+"""From a config to a finished run: check, load, evolve, finish. Resuming takes the same path.
 
+From Python see docs/PYTHON.md.
+"""
+
+import io
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +17,9 @@ from rich.console import Console
 from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, SEARCH, Resumable
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
+from prunevolve.configs.schema import load as read_config
+from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import step
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, pinned_config, resolve
@@ -20,73 +28,110 @@ from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.workers import Backend
+from prunevolve.search.population import State
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
-from prunevolve.search.progress import FINISHED, OnRecord, Recorder, ignore
+from prunevolve.search.progress import OnRecord, Recorder, ignore
 from prunevolve.search.records import Record
 from prunevolve.search.resident import free_memory_as_usual
-from prunevolve.search.results import finish, say_files, write_report
+from prunevolve.search.results import finish, rebuild_report, say_files
 from prunevolve.search.run_folder import FolderError, RunFolder
+
+__all__ = ["Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
 
 _LEAST_LAG, _GOOD_LAG = 4, 16
 """Lags for each worker: with less than the first they wait for one another; with the second 95%
 work though one evaluation in ten takes ten times as long."""
 
+_NOWHERE = Console(file=io.StringIO())
+"""From Python nothing is printed: it would mix with the caller's output."""
+
 
 class Unfinished(RuntimeError):
-    """A run stopped before its end; the message says why, and how to continue.
-
-    Attributes:
-        code: The exit code of the command line.
-    """
+    """A run stopped before its end, with this exit code; the message says why and how to go on."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
 
-def launch(config: Config, out: Path, console: Console, on_record: OnRecord = ignore) -> str:
-    """Run a new search in an empty folder to its end; return in a word how it ended.
+@dataclass(frozen=True)
+class Result:
+    """A finished search: its folder, from which it can be extended, and `summary.json`."""
+
+    folder: Path
+    summary: JsonObject
+    is_new: bool = True  # not finished before
+
+    @property
+    def best(self) -> Criterion:
+        """The winner on the selection text."""
+        return Criterion.parse(self.summary["best"]["metric"], self.summary["best"]["group"])
+
+
+def evolve(
+    config: Config, out: Path | str, on_record: OnRecord = ignore, console: Console = _NOWHERE
+) -> Result:
+    """Run a new search to its end.
+
+    Args:
+        config: As `read_config` returns it.
+        out: The run's folder, which must be empty or not exist.
+        on_record: Called with each candidate and its outcome once they are in the journal, in the
+            order of breeding. If it raises, the run stops after a checkpoint; `resume` continues.
+        console: Where to print progress and results.
 
     Raises:
-        Unfinished: If the run stopped before its end; its folder can usually be resumed.
+        Unfinished: If the run stopped early: workers or disk failed, or nothing was evaluated.
+        KeyboardInterrupt: If it was interrupted; as of `Unfinished`, the message says how to go on.
         FolderError: If the folder is not empty or cannot be created.
         ValueError: If something is wrong with the config.
     """
+    path = Path(out)
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
-    RunFolder.check_empty(out)
+    RunFolder.check_empty(path)
     experiment = _ready(pinned_config(config), console)
-    with backend_of(experiment, console) as backend, closing(RunFolder.create(out)) as folder:
+    with backend_of(experiment, console) as backend, closing(RunFolder.create(path)) as folder:
         return _run(folder, experiment, backend, [], console, on_record)
 
 
 def resume(
-    path: Path, overrides: Sequence[str], console: Console, on_record: OnRecord = ignore
-) -> str:
-    """Continue a run to its end, or extend a finished one; return in a word or two how it ended.
+    folder: Path | str,
+    overrides: Sequence[str] = (),
+    on_record: OnRecord = ignore,
+    console: Console = _NOWHERE,
+) -> Result:
+    """Continue a run to its end, or extend a finished one.
+
+    Args:
+        folder: The run's folder.
+        overrides: Such as `search.candidates=500`; those that would change the search are refused.
+        on_record: As in `evolve`; called with new records only.
+        console: As in `evolve`.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
-        Unfinished: And anything else that `launch` raises.
+        Unfinished: And anything else that `evolve` raises.
     """
-    with closing(RunFolder.open_(path)) as folder:
+    path = Path(folder)
+    with closing(RunFolder.open_(path)) as run:
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
-        check_identity(folder, settings(config))  # before a text is read
-        records = folder.records()
+        check_identity(run, settings(config))  # before a text is read
+        records, summary = run.records(), run.summary()
         done, wanted = len(records), config.search.candidates
-        if done == wanted and folder.is_finished(done):
+        if summary and summary["candidates"] == done == wanted:
             if not (path / "report.html").exists():  # killed before it was written
-                write_report(folder)
+                rebuild_report(run)
             console.print(f"{path} is finished; nothing to do", soft_wrap=True)
-            say_files(folder, config, console)
-            return "finished before"
+            say_files(path, config, summary, console)
+            return Result(path, summary, is_new=False)
         experiment = _ready(config, console)
-        check_identity(folder, identity(experiment))
+        check_identity(run, identity(experiment))
         if wanted < done:
             raise FolderError(
                 f"search.candidates = {wanted} is below the {done} that {path} has: give more"
             )
         with backend_of(experiment, console) as backend:
-            return _run(folder, experiment, backend, records, console, on_record)
+            return _run(run, experiment, backend, records, console, on_record)
 
 
 def _ready(config: Config, console: Console) -> Experiment:
@@ -103,9 +148,7 @@ def _ready(config: Config, console: Console) -> Experiment:
 def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
     """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
-    Raises:
-        ValueError: If there is no such cluster, or it refuses the connection.
-        PoolError: If the cluster is lost.
+    Raises ValueError if no such cluster lets us in, PoolError if it is lost.
     """
     ray = experiment.config.ray
     with ExitStack() as stack:
@@ -127,7 +170,7 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
 
 @contextmanager
 def _resumable(folder: RunFolder) -> Iterator[str]:
-    """Yield the command that goes on; raise Unfinished for whatever ends the run early."""
+    """Yield the command that goes on, which whatever ends the run early then names."""
     command = f"{SEARCH} --resume {shlex.quote(str(folder.path))}"
     way_on = f"continue with {command}"
     guard.tell(f"resume {way_on}")
@@ -135,7 +178,7 @@ def _resumable(folder: RunFolder) -> Iterator[str]:
         yield command
     except KeyboardInterrupt as error:
         why = f"interrupted after {folder.lines} candidates"
-        raise Unfinished(f"{why}; {way_on}", INTERRUPTED) from error
+        raise KeyboardInterrupt(f"{why}; {way_on}") from error
     except Resumable as error:
         raise Unfinished(f"error: {error}; {way_on}", INTERRUPTED) from error
     except CallError as error:
@@ -151,11 +194,10 @@ def _run(
     records: list[Record],
     console: Console,
     on_record: OnRecord,
-) -> str:
-    """Prepare, breed and evaluate to the end, and measure the winner; say how the run ended.
+) -> Result:
+    """Prepare, breed and evaluate to the end, and measure the winner.
 
-    Args:
-        records: The journal so far; emptied once it is replayed.
+    The records of the journal so far are emptied once they are replayed.
     """
     began = time.monotonic() - _seconds_before(folder)
 
@@ -179,7 +221,7 @@ def _run(
                 f"one another: set search.lag={_GOOD_LAG * workers} in a new run; see "
                 "docs/CLUSTER.md"
             )
-        start = folder.read_checkpoint(records, lag, warn=lambda why: say(f"warning: {why}"))
+        start = state_before(folder, records, lag, say)
         evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
         with Recorder(folder, experiment, evolution, pool, console, on_record, began) as recorder:
             recorder.outcomes.update(record.outcome.kind for record in records)
@@ -191,14 +233,26 @@ def _run(
                 f"{command} --set search.candidates=N",
                 NOTHING_EVALUATED,
             )
-        finish(folder, experiment, pool, evolution.state, began, console)
-    return FINISHED
+        return Result(folder.path, finish(recorder))
+
+
+def state_before(
+    folder: RunFolder, records: Sequence[Record], lag: int, say: Callable[[str], object]
+) -> State:
+    """Return the state in the checkpoint, or the first one, and say why, if that does not fit."""
+    try:
+        if records:
+            old = records[: max(0, len(records) - lag)]  # enough to breed what is missing
+            return State.from_checkpoint(folder.read_json("checkpoint.json"), old)
+    except ValueError as error:
+        say(f"warning: checkpoint.json: {error}: all of the journal is replayed")
+    return State()
 
 
 def _seconds_before(folder: RunFolder) -> float:
     """Return how long earlier processes worked on the run."""
     try:
-        return float(str(folder.read_json("status.json", "seconds")["seconds"]))
+        return float(folder.read_json("status.json", "seconds")["seconds"])
     except ValueError:  # none was written, or by an earlier version
         return 0.0
 

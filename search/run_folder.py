@@ -26,7 +26,6 @@ from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
-from prunevolve.search.population import State, read_state
 from prunevolve.search.records import Line, Losses, Record, Wanted, read_line
 
 Parsed = TypeVar("Parsed", Record, Line)
@@ -64,8 +63,6 @@ class RunFolder:
         """Raise FolderError if the path of a new run exists and is not an empty folder."""
         # A kill at the start leaves the lock behind.
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else [".lock"]
-        if path.is_symlink() and not path.exists():
-            raise FolderError(f"--out {path} is a broken link: name a new folder")
         if path.is_file() or names not in ([], [".lock"]):
             way_on = f", or --resume {path}" if (path / "config.yaml").is_file() else ""
             raise FolderError(f"--out {path} is not an empty folder: name another{way_on}")
@@ -120,11 +117,10 @@ class RunFolder:
         """Whether the run ended at least once, and was measured."""
         return (self.path / "summary.json").is_file()
 
-    def is_finished(self, candidates: int) -> bool:
-        """Return whether the run ended, and was measured, with this many candidates."""
-        if not self.has_ended:
-            return False
-        return self.read_json("summary.json", "candidates")["candidates"] == candidates
+    def summary(self) -> JsonObject | None:
+        """Return what the run came to when it ended; None if it did not yet."""
+        keys = ("best", "candidates", "path", "selection", "tasks", "verdict_kind")
+        return self.read_json("summary.json", *keys) if self.has_ended else None
 
     @property
     def is_in_use(self) -> bool:
@@ -150,11 +146,11 @@ class RunFolder:
             name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
 
-    def read_json(self, name: str, *keys: str) -> dict[str, object]:
+    def read_json(self, name: str, *keys: str) -> JsonObject:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
         try:
-            value: dict[str, object] = read_object(path)
+            value = read_object(path)
         except (OSError, ValueError) as error:
             raise FolderError(f"{path} cannot be read: {error}") from error
         if missing := sorted(set(keys) - set(value)):
@@ -188,30 +184,27 @@ class RunFolder:
 
         Raises FolderError if a line is damaged or out of order, or the file cannot be read.
         """
-        records = list(self._read(Record.from_dict))
+        records = self._read(Record.from_dict)
         self.lines = len(records)
         return records
 
-    def told(self) -> list[tuple[str, float | None]]:
-        """Return each candidate's kind of outcome and fitness, without parsing its metric.
-
-        Raises as `records` does.
-        """
+    def outcomes(self) -> list[tuple[str, float | None]]:
+        """Return each record's outcome and fitness, without parsing its metric."""
         return [(line.outcome, line.fitness) for line in self._read(read_line)]
 
-    def _read(self, parse: Callable[[object], Parsed]) -> Iterator[Parsed]:
-        """Yield what the journal's whole lines hold."""
+    def _read(self, parse: Callable[[object], Parsed]) -> list[Parsed]:
+        parsed: list[Parsed] = []
         for place, line in enumerate(self._lines(JOURNAL)):
             try:
-                parsed = parse(json.loads(line.rstrip()))
-                if parsed.index != place:
-                    raise ValueError(f"it is candidate {parsed.index}")
+                parsed.append(parse(json.loads(line)))
+                if parsed[-1].index != place:
+                    raise ValueError(f"it is candidate {parsed[-1].index}")
             except (ValueError, RecursionError) as error:
                 raise FolderError(
                     f"{self.path / JOURNAL} line {place + 1} is damaged: {error}; keep "
                     f"the {place} lines before it and resume: the rest is searched again"
                 ) from error
-            yield parsed
+        return parsed
 
     def _lines(self, name: str) -> list[bytes]:
         path = self.path / name
@@ -259,18 +252,13 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def write_checkpoint(self, resumable: State, state: State) -> None:
-        """Write the state that a continuation starts from, and the current hall of fame."""
-        self.write_json("checkpoint.json", resumable.to_dict())
-        self.write_hall_of_fame([], state.hall_of_fame)
+    def write_checkpoint(self, content: JsonObject, hall: Sequence[Record]) -> None:
+        """Write the state from which a search goes on, and the current hall of fame."""
+        self.write_json("checkpoint.json", content)
+        self.write_hall_of_fame([], hall)
 
     def write_hall_of_fame(self, finalists: Sequence[JsonObject], hall: Sequence[Record]) -> None:
-        """Write `hall_of_fame.csv`: the best of each size, and all finalists, by size.
-
-        Args:
-            finalists: As in `summary.json`; none while the search goes on.
-            hall: The best candidate of each size.
-        """
+        """Write `hall_of_fame.csv`, by size: the best of each, and at the end all finalists."""
         known: dict[str, JsonObject] = {str(record.index): record.described for record in hall}
         known |= {str(row["name"]): row for row in finalists}
         columns = ("name", "size", "fitness", "group", "metric", "pareto")
@@ -283,41 +271,12 @@ class RunFolder:
             writer.writerow({**row, "name": name, "pareto": str(on_front).lower()})
         self.write_text("hall_of_fame.csv", table.getvalue())
 
-    def read_checkpoint(
-        self, records: Sequence[Record], lag: int, warn: Callable[[str], object]
-    ) -> State:
-        """Return the state from which a search with these records goes on.
-
-        The checkpoint makes that quick; if there is none that fits, it is the state before the
-        first record, and the reason is a warning.
-        """
-        try:
-            state = read_state(self.path / "checkpoint.json")
-            known = records[: state.committed]
-            members = {*state.population, *state.hall_of_fame, *state.in_tuning}
-            # Old enough to breed what is missing, and of this journal.
-            if state.committed > max(0, len(records) - lag) or not members <= {*known}:
-                raise ValueError("checkpoint.json does not fit the journal")
-        except ValueError as error:
-            if records:
-                warn(f"{error}: all of the journal is replayed")
-            return State()
-        return state
-
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
         metric = record.criterion.metric
-        best = {
-            "schema": SCHEMA,
-            "metric": metric.text,
-            "tree": metric.to_release_json(),
-            "group": record.criterion.group,
-            "leaves": sorted(metric.terminals),
-            "fitness": record.fitness,
-            "size": metric.size,
-            "provenance": dict(provenance),
-        }
-        self.write_json("best_metric.json", best)
+        tree, leaves = metric.to_release_json(), sorted(metric.terminals)
+        more = {"tree": tree, "leaves": leaves, "provenance": provenance}
+        self.write_json("best_metric.json", {"schema": SCHEMA, **record.described, **more})
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""The verdict on a run: does its metric beat the best of the baselines on the report text?
-
-It is read from the `tasks` of `summary.json`; see `search.results`.
-"""
+"""The verdict on a run: does its metric beat the best of the baselines on the report text?"""
 
 import math
 from collections.abc import Sequence
@@ -18,12 +15,9 @@ _KINDS = ("unknown", "worse", "level", "better")
 
 
 class Verdict(NamedTuple):
-    """How the metric that a run found does on the report text.
+    """How the metric that a run found does on the report text, compared with the best baseline.
 
-    Attributes:
-        kind: Compared with the best baseline: better or worse by at least `CLEAR` standard errors,
-            level if neither, unknown if there is nothing to compare with or no error.
-        sentence: The same as a sentence; on one task, with perplexities and standard errors.
+    Better or worse by at least `CLEAR` standard errors, level if neither, unknown without an error.
     """
 
     kind: str
@@ -31,7 +25,7 @@ class Verdict(NamedTuple):
 
 
 def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
-    """Return the verdict over these tasks; it is as good as that on the worst of them."""
+    """Return the verdict over tasks as `summary.json` has them: that on the worst of them."""
     verdicts = [_on_task(task) for task in tasks]
     if len(verdicts) == 1:
         return verdicts[0]
@@ -48,11 +42,7 @@ def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
 
 
 def looks_at_report(looks: Sequence[JsonObject]) -> str:
-    """Say that the report text was looked at before, after which a result on it flatters.
-
-    Args:
-        looks: The earlier ones: after how many `candidates`, and the best metric's `perplexity`.
-    """
+    """Say that the report text was looked at before, after which a result on it flatters."""
     if not looks:
         return ""
     before = ", ".join(
@@ -68,11 +58,7 @@ def shown(value: float | None, digits: int = 2) -> str:
 
 
 def convergence(fitness: Sequence[float | None]) -> str:
-    """Say when the best candidate came, and what the last third of all brought.
-
-    Args:
-        fitness: Of all candidates in order; None if one was not evaluated.
-    """
+    """Say when the best of all candidates came, and what the last third of them brought."""
     best = list(accumulate((math.inf if f is None else f for f in fitness), min))
     if not best or best[-1] == math.inf:
         return "no candidate was evaluated yet"

@@ -35,10 +35,8 @@ SEARCH_IMPORTS = {
         *("search.pool", "search.evaluator", "search.experiment", "search.fingerprint"),
         *("search.records", "search.resident", "search.scale"),
     ),
-    "search/report/": (
-        *("search.report", "search.population", "search.records"),
-        *("search.scale", "search.verdict"),
-    ),
+    "search/report.py": ("search.records", "search.verdict"),
+    "search/charts.py": ("search.records",),
 }
 TENSOR_READER = "pruning/run/result.py"
 """The module that may call torch.load: with weights_only=True, written out."""

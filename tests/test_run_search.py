@@ -1,7 +1,6 @@
 """A whole search on the embedded model, in this process: its files, its table, its exit codes."""
 
 import json
-import math
 import shutil
 from contextlib import closing
 
@@ -13,10 +12,10 @@ from search_process import started
 from prunevolve.configs import schema
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.masks import NOfM, Target, group_of
+from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_model
-from prunevolve.pruning.parse import named_metric, read_tree, resolve_metric
+from prunevolve.pruning.parse import read_tree, resolve_metric
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
@@ -27,7 +26,6 @@ from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
 from prunevolve.search.finalists import ROLES
-from prunevolve.search.population import read_state
 from prunevolve.search.run_folder import RunFolder
 
 SMALL = [
@@ -167,30 +165,6 @@ def test_every_finalist_is_in_the_hall_of_fame_and_can_be_applied_by_its_name(fi
         assert (criterion.text, criterion.group) == (row["metric"], row["group"])
 
 
-def test_selection_of_two_tasks_is_their_mean_relative_rise_by_weight(on_two_tasks):
-    winner = read(on_two_tasks[0] / "summary.json")["selection"][0]
-    experiment = resolve(schema.load(on_two_tasks[0] / "config.yaml", []))
-    (subject,) = experiment.read_texts().subjects
-    windows = subject.windows
-    text = windows["selection"].tokens
-    dense = window_losses(ResidentStore(load_model("embedded", "float32")), text)
-
-    def rise(criterion, pattern):
-        store = ResidentStore(load_model("embedded", "float32"))
-        recipe = Recipe(criterion.metric, Target(0.5, pattern or group_of(criterion.group)))
-        prune(store, recipe, Texts(windows["calibration"].tokens))
-        rises = window_losses(store, text) - dense
-        return rises.mean().item(), rises.std().item() / math.sqrt(len(rises))
-
-    best = Criterion.parse(winner["metric"], winner["group"])
-    relative = []
-    for pattern in (None, NOfM(2, 4)):
-        unit = max(min(rise(named_metric(name), pattern) for name in BASELINES))
-        relative.append(rise(best, pattern)[0] / unit)
-    expected = (1 * relative[0] + 3 * relative[1]) / 4
-    assert winner["selection"] == pytest.approx(expected, rel=1e-4)
-
-
 def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhere, tiny_llama_dir):
     run = chosen_elsewhere
     summary = read(run / "summary.json")
@@ -258,18 +232,11 @@ def test_winner_that_cannot_prune_the_unseen_model_is_told_and_measured_where_it
     assert after == json.loads(before)
 
 
-def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finished, on_two_tasks):
+def test_run_seeded_from_another_begins_with_its_best_and_outlives_it(finished, on_two_tasks):
     out, _ = on_two_tasks
-    best = read(finished / "best_metric.json")
-    others = read_state(finished / "checkpoint.json").finalists(100)
-    expected = [
-        (best["metric"], best["group"]),
-        *((one.criterion.text, one.criterion.group) for one in others),
-    ]
-    expected = [*dict.fromkeys(expected), ("mul(W, sqrt(X))", "row")]
+    expected = [(read(finished / "best_metric.json")["metric"], "row"), ("mul(W, sqrt(X))", "row")]
     bred = [(line["metric"], line["group"]) for line in lines_of(out / "journal.jsonl")]
-    assert len(expected) > 2
-    assert bred[: len(expected)] == expected
+    assert bred[:2] == expected
     assert "another" not in (out / "config.yaml").read_text()
     seeds = read_seeds(schema.load(out / "config.yaml", []).search.seeds, "row")
     assert [(seed.text, seed.group) for seed in seeds] == expected
@@ -278,11 +245,13 @@ def test_run_seeded_from_another_begins_with_its_metrics_and_outlives_it(finishe
 def test_status_tells_where_a_finished_run_stands(finished, call):
     out, _ = call("--status", finished)
     assert out.startswith(f"{finished}: finished, as of ")
-    best = read_state(finished / "checkpoint.json").best
+    lines = lines_of(finished / "journal.jsonl")
+    best = min((x for x in lines if x["fitness"] is not None), key=lambda x: x["fitness"])
     assert "candidates: 16/16\n" in out
-    assert f"best: {best.criterion.text}, group {best.criterion.group}\n" in out
+    assert f"best: {best['metric']}, group {best['group']}\n" in out
     status = read(finished / "status.json")
-    assert (status["candidates"], status["of"], status["best"]["fitness"]) == (16, 16, best.fitness)
+    assert (status["candidates"], status["of"]) == (16, 16)
+    assert status["best"]["fitness"] == best["fitness"]
     assert sum(status["outcomes"].values()) == 16
 
 
@@ -386,9 +355,7 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(
     way_on = f"python run_search.py --resume {run} --set search.candidates=32"
     assert err.endswith(f"it did not clearly win: search on with {way_on}\n")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    for gap in summary["tasks"][0]["behind_best"].values():
-        gap.update(nats=1.0, standard_error=0.1)
-    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "summary.json").write_text(json.dumps(summary | {"verdict_kind": "better"}))
     line = call("--resume", run)[0].splitlines()[-1]
     assert line.startswith("apply it: python run_prune.py --model embedded --metric ")
     assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line

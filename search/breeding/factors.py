@@ -14,6 +14,7 @@ from functools import partial
 
 from deap import gp
 
+from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER
 from prunevolve.search.breeding.product import (
@@ -53,11 +54,9 @@ _SNIP = (Metric("W"), Metric("G"))
 
 
 def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
-    """Return the table of factors: each terminal relative to its row, column or layer.
+    """Return the table of factors of some terminals, each relative to its row, column or layer.
 
-    Args:
-        terminals: Those that may be in it.
-        group: The comparison group; what is the same for all that compete is left out.
+    What is the same for all that compete in a comparison group is left out.
     """
     allowed = [factor for factor in _TABLE if factor.terminals <= set(terminals)]
     if group == "row":
@@ -67,23 +66,15 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
 
 @dataclass(frozen=True)
 class Products:
-    """Draws and varies products of powers.
+    """Draws and varies products of powers: of factors in a table, and of trees of primitives.
 
-    Attributes:
-        table: The factors to draw from.
-        primitives: What the trees in grown factors are made of.
-        depth: Least and greatest depth of those.
-        comparable: Whether metrics must have no units, since scores of several layers compete.
-        crossover: Its probability.
-        mutation: Its probability.
+    They have no units if they must be comparable, since scores of several layers compete.
     """
 
+    search: Search
     table: Sequence[Metric]
     primitives: gp.PrimitiveSet
-    depth: tuple[int, int]
     comparable: bool
-    crossover: float
-    mutation: float
 
     def random(self) -> Metric:
         """Draw a product of one to four factors, mostly with W and G as its core."""
@@ -95,9 +86,9 @@ class Products:
     def child(self, first: Metric, second: Metric) -> Metric:
         """Make a child by crossover and mutation of factors; the parents are unchanged."""
         product = factors_of(first)
-        if random.random() < self.crossover:
+        if random.random() < self.search.crossover:
             product = self._crossed(product, factors_of(second))
-        if random.random() < self.mutation:
+        if random.random() < self.search.mutation:
             (kind,) = random.choices(list(MUTATIONS), list(MUTATIONS.values()))
             self._mutate(product, kind)
         return self._made(product)
@@ -162,16 +153,15 @@ class Products:
 
     def _grown(self) -> Metric | None:
         """Grow a factor; None if the tree is none."""
-        tree = gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *self.depth))
+        tree = gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *self.search.initial_depth))
         return self._relative(grown(tree, self.primitives, self.comparable))
 
     def _varied(self, base: Metric) -> Metric | None:
         """Return a factor with a grown subtree in its tree; None if that is none."""
         match base:
             case Metric("exp", (Metric("divrms", (inner, _)),)) | Metric("divrms", (inner, _)):
-                tree = to_tree(inner, self.primitives)
-            case _:
-                tree = to_tree(base, self.primitives)
+                base = inner
+        tree = to_tree(base, self.primitives)
         grow = partial(gp.genHalfAndHalf, min_=0, max_=1)
         tree = gp.mutUniform(tree, lambda pset, type_: grow(pset, type_=type_), self.primitives)[0]
         return self._relative(grown(tree, self.primitives, self.comparable))

@@ -60,12 +60,12 @@ def rests_of(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
 
     What is left ranks weights, and has no units if scores of several layers compete.
     """
-    rests = {base: without(metric, base) for base in factors_of(metric)}
-    return {
-        base: rest
-        for base, rest in rests.items()
-        if not rest.problem and (rest.is_comparable or not comparable)
-    }
+    powers, rests = factors_of(metric), {}
+    for base in powers:
+        rest = product_of_powers((other, powers[other]) for other in powers if other != base)
+        if not rest.problem and (rest.is_comparable or not comparable):
+            rests[base] = rest
+    return rests
 
 
 def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:

@@ -30,12 +30,9 @@ that are negative."""
 
 @dataclass(frozen=True)
 class Trees:
-    """Draws and varies trees within the limits of a search.
+    """Draws and varies trees of primitives within the limits of a search.
 
-    Attributes:
-        search: Its settings.
-        primitives: What trees are made of.
-        comparable: Whether metrics must have no units, since scores of several layers compete.
+    They have no units if they must be comparable, since scores of several layers compete.
     """
 
     search: Search
@@ -51,8 +48,8 @@ class Trees:
     def child(self, first: Metric, second: Metric) -> Metric:
         """Make a child by subtree crossover and node mutation, each with its probability.
 
-        Returns a child within the limits that is not the first parent, or that parent if `TRIES`
-        draws find none. The parents are unchanged.
+        It is the first parent if `TRIES` draws find no other within the limits. The parents are
+        unchanged.
         """
 
         def vary() -> gp.PrimitiveTree:
@@ -69,9 +66,7 @@ class Trees:
     def _first_allowed(
         self, draw: Callable[[], gp.PrimitiveTree], known: Metric | None = None
     ) -> Metric | None:
-        """Return the first drawn metric within the limits that is not a known one; None if there is
-        none in `TRIES` draws.
-        """
+        """Return the first drawn metric within the limits but the known one; None if none is."""
         for _ in range(TRIES):
             metric = grown(draw(), self.primitives, self.comparable)
             small = metric.size <= self.search.max_size and metric.depth <= MAX_TREE_DEPTH

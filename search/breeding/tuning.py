@@ -7,16 +7,25 @@ remain comparable. The table's factors stand beside the metric's own with the ex
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from deap import cma
 
-from prunevolve.pruning.metric import Metric, interned, is_number
-from prunevolve.search.breeding.product import as_power, exponents_of, product_of_powers
-from prunevolve.search.population import Tuning
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
+from prunevolve.pruning.operators import SETS_WITH_NUMBERS
+from prunevolve.search.breeding.factors import MOST
+from prunevolve.search.breeding.product import (
+    as_power,
+    exponents_of,
+    factors_of,
+    product_of_powers,
+)
+from prunevolve.search.breeding.simplify import simplify
+from prunevolve.search.records import Candidate, Record
 
 SIGMA = 0.15
 """First standard deviation of exponents, and of the logarithms of constants."""
@@ -44,45 +53,30 @@ MEASURED = 2
 BRED = 4
 """One candidate in so many is bred while there is a tuning; the others are the tuning's."""
 
+UNTUNED = 3
+"""Tuning begins after this many populations, when the best is good, or right after the seeds."""
+
+PATIENCE = 2
+"""Means in a row, none of which is the best candidate so far, that end the tuning of a metric."""
+
 Numbers = npt.NDArray[np.float64]
 """How far each gene is from where the tuning began."""
 
 _Make = Callable[[Numbers], Metric]
 
 
-@dataclass(frozen=True)
 class Genes:
-    """The numbers of a metric.
+    """The numbers of a metric; a part that is there twice has its own once.
 
-    Attributes:
-        count: How many there are.
-        make: Returns the metric with other numbers.
+    `make` returns the metric with other numbers, `count` in all. The exponents of added factors
+    begin at 0. If scores of several layers compete, they keep their units.
     """
 
-    count: int
-    make: _Make
-
-
-@lru_cache(256)
-def genes_of(metric: Metric, added: tuple[Metric, ...], comparable: bool) -> Genes:
-    """Return the numbers of a metric and of factors to add, whose exponents begin at 0.
-
-    Args:
-        added: The factors.
-        comparable: Whether scores of several layers compete, so that they must keep their units.
-    """
-    reader = _Reader(comparable)
-    factors = dict.fromkeys(added, 0.0) | exponents_of(metric, comparable)
-    make = reader.product(factors, whole=True)
-    return Genes(reader.count, make)
-
-
-class _Reader:
-    """Reads a metric into a function of its genes; a part that is there twice has its own once."""
-
-    def __init__(self, comparable: bool) -> None:
+    def __init__(self, metric: Metric, added: tuple[Metric, ...], comparable: bool) -> None:
         self.count, self._comparable = 0, comparable
         self._known: dict[Metric, _Make] = {}
+        factors = dict.fromkeys(added, 0.0) | exponents_of(metric, comparable)
+        self.make = self._product(factors, whole=True)
 
     def _gene(self) -> int:
         self.count += 1
@@ -100,14 +94,14 @@ class _Reader:
         if not metric.operands:
             return lambda z: metric
         if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
-            return self.product(exponents_of(metric, self._comparable))
+            return self._product(exponents_of(metric, self._comparable))
         return self._call(metric)
 
     def _call(self, metric: Metric) -> _Make:
         makers = [self._maker(operand) for operand in metric.operands]
         return lambda z: interned(metric.name, tuple(make(z) for make in makers))
 
-    def product(self, factors: Mapping[Metric, float], whole: bool = False) -> _Make:
+    def _product(self, factors: Mapping[Metric, float], whole: bool = False) -> _Make:
         """Return the maker of a product of powers, which keeps the units that matter.
 
         Args:
@@ -151,10 +145,8 @@ def _times(number: Metric, factor: float) -> Metric:
 
 
 def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, list[float]]]:
-    """Return which of some exponents can move freely, and how the others then follow.
-
-    Args:
-        columns: For each exponent, its part in each sum that has to stay.
+    """Return which of some exponents can move freely, and how the others then follow, given the
+    part of each in the sums that have to stay.
     """
     from sympy import Matrix, Rational  # takes half a second
 
@@ -164,6 +156,9 @@ def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, li
     reduced, pivots = Matrix(rational).T.rref()
     free = [i for i in range(len(columns)) if i not in pivots]
     return free, {p: [float(reduced[r, i]) for i in free] for r, p in enumerate(pivots)}
+
+
+_genes = lru_cache(256)(Genes)
 
 
 # The strategy
@@ -177,20 +172,112 @@ _Samples = tuple[tuple[tuple[float, ...], float], ...]
 """The numbers and losses of a generation's samples."""
 
 
-def place_of(index: int, tuning: Tuning, lag: int) -> tuple[int, bool]:
-    """Return the generation of a tuned candidate, and whether it is the mean that the generations
-    before led to: that has the first place at which all outcomes of those samples are known.
+@dataclass(frozen=True)
+class Tuning:
+    """Moves the numbers of the best metric, then of the next, by `ask` and `tell`.
+
+    It is what pyribs calls an emitter, but a value: `tell` returns the tuning after an outcome, so
+    that a child can be asked of any earlier one, and all follows from the journal.
+
+    Attributes:
+        start: The candidate whose numbers are moved, if any is.
+        first: Index from which on its children are bred.
+        children: Its samples, and the means of their distribution, committed so far, in order.
+        done: Indices of the candidates whose numbers were moved before.
     """
-    ordinal, samples = _tuned_before(index) - _tuned_before(tuning.first), _samples_of(lag)
-    means, place = divmod(ordinal, MEASURED * samples + 1)
-    if place == _unknown(lag):
-        return MEASURED * means, True
-    return MEASURED * means + (place - (place > _unknown(lag))) // samples, False
 
+    start: Record | None = None
+    first: int = 0
+    children: tuple[Record, ...] = ()
+    done: tuple[int, ...] = ()
 
-def is_tuned(index: int) -> bool:
-    """Whether a candidate is the tuning's, if there is one."""
-    return index % BRED != 0
+    def tell(
+        self, record: Record, members: Sequence[Record], best: float, search: Search
+    ) -> "Tuning":
+        """Return the tuning after one more outcome.
+
+        A metric is done once its last means are all worse than the best candidate so far. The next
+        is the best that was not tuned yet.
+
+        Args:
+            best: The fitness of the best candidate so far; infinite if there is none.
+        """
+        tuning = self
+        if self.owns(record):
+            tuning = replace(self, children=(*self.children, record))
+        means = [child.loss for child in tuning.children if not child.candidate.numbers]
+        if self.start and len(means) >= PATIENCE and min(means[-PATIENCE:]) > best:
+            tuning = Tuning(done=(*self.done, self.start.index))
+        committed = record.index + 1
+        early = committed < (len(search.seeds) or UNTUNED * search.population)
+        if tuning.start or early or search.primitives not in SETS_WITH_NUMBERS:
+            return tuning
+        new = (member for member in members if member.index not in tuning.done)
+        start = min(new, key=lambda member: member.rank, default=None)
+        return Tuning(start, committed + search.lag, done=tuning.done) if start else tuning
+
+    def owns(self, record: Record) -> bool:
+        """Whether a record is a child of the metric whose numbers are moved."""
+        is_parent = self.start is not None and record.candidate.parents == (self.start.index,)
+        return is_parent and record.candidate.tuned
+
+    def ask(
+        self, index: int, search: Search, table: tuple[Metric, ...], comparable: bool
+    ) -> list[Candidate]:
+        """Return samples, of which one is to be measured, or the mean of their distribution.
+
+        Nothing if the candidate is to be bred. The same index gives the same samples.
+
+        Args:
+            table: Factors to add to a metric that has fewer than a bred one may have.
+            comparable: Whether scores of several layers compete.
+        """
+        if not self.start or index % BRED == 0:
+            return []
+        parent, start = self.start.index, self.start.criterion
+        added = table if len(factors_of(start.metric)) < MOST else ()
+        genes = _genes(start.metric, added, comparable and start.metric.is_comparable)
+        generation, is_mean = self._place_of(index, search.lag)
+
+        def child(moved: Numbers) -> Candidate:
+            metric = genes.make(moved)
+            # An exponent that becomes 0 may take what an operator needs, as W of colmax(mul(W, X)).
+            metric = start.metric if metric.problem else metric
+            return Candidate(index, simplify(Criterion(metric, start.group)), (parent,), tuned=True)
+
+        if is_mean:
+            return [child(self._mean(genes, search.lag))]
+        generations = self._generations(search.lag)
+        strategy = _strategy_after(genes.count, _samples_of(search.lag), generations)
+        drawn = [_drawn(strategy, search.seed, index, attempt) for attempt in range(DRAWN)]
+        part = (generation % PARTS, PARTS)
+        return [replace(child(z), numbers=tuple(z.tolist()), part=part) for z in drawn]
+
+    def _place_of(self, index: int, lag: int) -> tuple[int, bool]:
+        """Return the generation of a child, and whether it is the mean that those before led to:
+        that has the first place at which all outcomes of their samples are known.
+        """
+        ordinal = _tuned_before(index) - _tuned_before(self.first)
+        unknown, samples = _unknown(lag), _samples_of(lag)
+        means, place = divmod(ordinal, MEASURED * samples + 1)
+        if place == unknown:
+            return MEASURED * means, True
+        return MEASURED * means + (place - (place > unknown)) // samples, False
+
+    def _generations(self, lag: int) -> tuple[_Samples, ...]:
+        """Return the numbers and losses of the samples, by whole generations."""
+        count = _samples_of(lag)
+        samples = [(x.candidate.numbers, x.loss) for x in self.children if x.candidate.numbers]
+        ends = range(count, len(samples) + 1, count)
+        return tuple(tuple(samples[end - count : end]) for end in ends)
+
+    def _mean(self, genes: Genes, lag: int) -> Numbers:
+        """Return the mean of the distribution over its last generations."""
+        generations = self._generations(lag)
+        count, last = _samples_of(lag), len(generations)
+        ends = [last - back for back in range(min(AVERAGED, last) or 1)]
+        means = [_strategy_after(genes.count, count, generations[:end]).centroid for end in ends]
+        return np.asarray(np.mean(means, axis=0))
 
 
 def _tuned_before(index: int) -> int:
@@ -206,36 +293,14 @@ def _samples_of(lag: int) -> int:
     return max(SAMPLES, _unknown(lag))
 
 
-def draw(genes: Genes, tuning: Tuning, lag: int, *key: int) -> Numbers:
-    """Draw a sample from the distribution that a tuning has come to, the same for the same key."""
+def _drawn(strategy: cma.Strategy, *key: int) -> Numbers:
+    """Draw a sample, the same for the same key."""
     state = np.random.get_state()
     np.random.seed([part % 2**32 for part in key])
     try:
-        return np.asarray(_strategy_of(genes, tuning, lag).generate(np.array)[0])
+        return np.asarray(strategy.generate(np.array)[0])
     finally:
         np.random.set_state(state)
-
-
-def mean_of(genes: Genes, tuning: Tuning, lag: int) -> Numbers:
-    """Return the mean of the distribution that a tuning has come to, over its last generations."""
-    generations = _generations_of(tuning, lag)
-    count, last = _samples_of(lag), len(generations)
-    ends = [last - back for back in range(min(AVERAGED, last) or 1)]
-    means = [_strategy_after(genes.count, count, generations[:end]).centroid for end in ends]
-    return np.asarray(np.mean(means, axis=0))
-
-
-def _strategy_of(genes: Genes, tuning: Tuning, lag: int) -> cma.Strategy:
-    """Return the strategy after all whole generations of samples: it follows from the journal."""
-    return _strategy_after(genes.count, _samples_of(lag), _generations_of(tuning, lag))
-
-
-def _generations_of(tuning: Tuning, lag: int) -> tuple[_Samples, ...]:
-    """Return the numbers and losses of a tuning's samples, by whole generations."""
-    count = _samples_of(lag)
-    samples = [(x.candidate.numbers, x.loss) for x in tuning.children if x.candidate.numbers]
-    ends = range(count, len(samples) + 1, count)
-    return tuple(tuple(samples[end - count : end]) for end in ends)
 
 
 @lru_cache(16)  # each generation begins where the last one ended

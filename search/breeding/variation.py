@@ -5,32 +5,21 @@ DEAP draws from the module `random` and takes no generator, so call everything h
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.operators import SETS_WITH_NUMBERS
-from prunevolve.pruning.parse import existing, read_metric
+from prunevolve.pruning.parse import read_metric
 from prunevolve.pruning.statistics import TERMINAL_SETS
-from prunevolve.search.breeding.factors import MOST, Products, factors_for
-from prunevolve.search.breeding.product import factors_of
+from prunevolve.search.breeding.factors import Products, factors_for
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.trees import Trees, primitive_set
-from prunevolve.search.breeding.tuning import (
-    DRAWN,
-    PARTS,
-    Numbers,
-    draw,
-    genes_of,
-    is_tuned,
-    mean_of,
-    place_of,
-)
-from prunevolve.search.population import State, Tuning, read_state
+from prunevolve.search.population import State
 from prunevolve.search.records import Candidate
 
 Member = TypeVar("Member")
@@ -41,13 +30,7 @@ POOL = 0.5
 
 @dataclass(frozen=True)
 class Breeder:
-    """Makes candidates.
-
-    Attributes:
-        search: The search's settings, from the config.
-        group: The comparison group of all candidates.
-        seeds: Criteria that come first, in this order.
-    """
+    """Makes candidates of one comparison group; seeds come first, in their order."""
 
     search: Search
     group: str
@@ -65,8 +48,7 @@ class Breeder:
         primitives = primitive_set(search.primitives, self.terminals)
         if search.primitives not in SETS_WITH_NUMBERS:
             return Trees(search, primitives, self.comparable)
-        depth, odds = search.initial_depth, (search.crossover, search.mutation)
-        return Products(self._factors, primitives, depth, self.comparable, *odds)
+        return Products(search, self._factors, primitives, self.comparable)
 
     @property
     def comparable(self) -> bool:
@@ -81,33 +63,13 @@ class Breeder:
         """
         if index < len(self.seeds):
             return [Candidate(index, simplify(self.seeds[index]))]
-        if state.tuning and is_tuned(index):
-            return self._tuned(index, state.tuning)
+        if tuned := state.tuning.ask(index, self.search, self._factors, self.comparable):
+            return tuned
         children = []
         for attempt in range(self.search.brood):
             with seeded(self.search.seed, index, *([attempt] if attempt else [])):
                 children.append(self._child(index, state))
         return children
-
-    def _tuned(self, index: int, tuning: Tuning) -> list[Candidate]:
-        """Draw samples of a tuning, of which one is measured, or take their distribution's mean."""
-        start, search = tuning.start.criterion.metric, self.search
-        # One that has as many factors as a bred one may have gets no more: only numbers move.
-        added = self._factors if len(factors_of(start)) < MOST else ()
-        genes = genes_of(start, added, self.comparable and start.is_comparable)
-        generation, is_mean = place_of(index, tuning, search.lag)
-
-        def child(moved: Numbers) -> Candidate:
-            metric = genes.make(moved)
-            # An exponent that becomes 0 may take what an operator needs, as W of colmax(mul(W, X)).
-            criterion = simplify(Criterion(start if metric.problem else metric, self.group))
-            return Candidate(index, criterion, (tuning.start.index,), tuned=True)
-
-        if is_mean:
-            return [child(mean_of(genes, tuning, search.lag))]
-        drawn = (draw(genes, tuning, search.lag, search.seed, index, i) for i in range(DRAWN))
-        part = (generation % PARTS, PARTS)
-        return [replace(child(z), numbers=tuple(z.tolist()), part=part) for z in drawn]
 
     @cached_property
     def _factors(self) -> tuple[Metric, ...]:
@@ -128,28 +90,17 @@ class Breeder:
 def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:
     """Return the criteria that entries of `search.seeds` stand for, in order, without repeats.
 
-    From another run only texts are taken, never a fitness: its model, sparsity or texts may differ.
     The text of a criterion is an entry that stands for it without any other file.
 
     Args:
-        entries: A metric's name, its text, a metric file or a run folder.
+        entries: A metric's name, its text, a metric file or a run folder, which gives its best.
         group: The comparison group that every seed gets.
 
     Raises:
         ValueError: If an entry is none of these, or its metric cannot rank weights.
     """
-    read = [criterion for entry in entries for criterion in _criteria_of(entry)]
-    seeds = (Criterion(seed.metric.check_scores_weights(), group) for seed in read)
-    return list(dict.fromkeys(seeds))
-
-
-def _criteria_of(entry: str) -> Iterable[Criterion]:
-    yield read_metric(entry)  # of a run its best
-    path = existing(entry)
-    if path and (path / "checkpoint.json").is_file():
-        # Some outcomes behind, so that the best may be newer than its members.
-        state = read_state(path / "checkpoint.json")
-        yield from (record.criterion for record in state.finalists(None))
+    metrics = (read_metric(entry).metric.check_scores_weights() for entry in entries)
+    return list(dict.fromkeys(Criterion(metric, group) for metric in metrics))
 
 
 @contextmanager

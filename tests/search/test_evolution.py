@@ -31,9 +31,9 @@ def changed(search, **changes):
 
 PLAIN = Search(
     **{"seed": 5, "candidates": 60, "population": 8, "lag": 7, "primitives": "release"},
-    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0, "brood": 1},
+    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "brood": 1},
 )
-FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3, primitives="extended")
+FULL = changed(PLAIN, candidates=160, population=7, brood=3, primitives="extended")
 """Everything switched on."""
 
 KINDS = {"plain": PLAIN, "full": FULL}
@@ -44,7 +44,7 @@ def digits(criterion):
 
 
 class Drawn:
-    """Masks of which some formulas share one and some have none; a distance is one of marks."""
+    """Masks of which some formulas share one and some have none."""
 
     def mark(self, criterion):
         return f"{digits(criterion) % 199:03}" if digits(criterion) % 7 else None
@@ -53,9 +53,6 @@ class Drawn:
         if not self.mark(criterion):
             raise DegenerateScores(f"'{criterion.text}' is constant")
         return self.mark(criterion)
-
-    def distance(self, one, other):
-        return abs(int(self.fingerprint(one)) - int(self.fingerprint(other))) / 1000
 
     def sketch(self, criterion):
         return np.frombuffer(criterion.text.ljust(64)[:64].encode(), np.uint64)
@@ -179,14 +176,10 @@ def assert_continues(evolution, pick, cut, lag=7, kind="plain"):
     assert evolution.done and list(evolution.ask()) == []
 
 
-def near_of(search):
-    return lambda one, other: Drawn().distance(one, other) < search.crowding
-
-
 def state_after(records, search):
     state = State()
     for record in records:
-        state = state.commit(record, search, near_of(search))
+        state = state.commit(record, search)
     return state
 
 
@@ -212,16 +205,6 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
     start = None if checkpoint is None else steps[min(cut, checkpoint + 1) - 1].resumable
     evolution = beginning(changed(KINDS[kind], lag=lag), journal(lag, kind)[:cut], start)
     assert_continues(evolution, racing(seed), cut, lag, kind)
-
-
-@pytest.mark.parametrize("lag", [0, 7])
-def test_evolution_with_everything_on_has_every_rule_at_work(lag, monkeypatch):
-    """Else the tests above would say nothing about the rules."""
-    full, records = changed(FULL, lag=lag), journal(lag, "full")
-    for off in ({"crowding": 0.0}, {"brood": 1}):
-        assert records_of(changed(full, **off)) != records, off
-    monkeypatch.setattr("prunevolve.search.records.RESOLUTION", 0.1)
-    assert records_of(full) != records
 
 
 def test_evolution_with_more_candidates_keeps_the_prefix():
@@ -284,10 +267,10 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     bred_from = [state_after(records[: max(0, i - lag)], search) for i in range(len(records))]
     for candidate in searching.submitted:
         state = bred_from[candidate.index]
-        limited = state.limited(candidate, search, near_of(search))
+        limited = state.with_limits(candidate, search)
         assert candidate.enter == limited.enter
         assert candidate.best == limited.best
-        members = state.in_tuning[:1] if candidate.tuned else state.population
+        members = [state.tuning.start] if candidate.tuned else state.population
         assert set(candidate.parents) <= {member.index for member in members}
     assert any(candidate.enter is not None for candidate in searching.submitted)
     assert any(candidate.parents for candidate in searching.submitted)

@@ -79,7 +79,7 @@ def test_texts_of_another_python_are_refused_with_both_versions(folder):
     ("file", "matters"),
     [
         *(("configs/schema.py", True), ("search/evaluator.py", True), ("pruning/masks.py", True)),
-        ("search/report/report.py", False),
+        ("search/report.py", False),
     ],
 )
 def test_code_is_that_of_an_evaluation_with_configs_and_without_the_report(

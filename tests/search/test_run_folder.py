@@ -18,6 +18,7 @@ from toy_records import record_of
 from prunevolve.configs.schema import Search
 from prunevolve.search.population import State
 from prunevolve.search.records import Record
+from prunevolve.search.run import state_before
 from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
 
 refused = partial(refusal, error=FolderError)
@@ -139,13 +140,13 @@ GOOD = record(1).to_dict()
         (json.dumps(GOOD | {"fitness": float("nan")}).encode(), "fitness: "),
     ],
 )
-def test_records_and_told_refuse_a_damaged_whole_line(folder, line, problem):
+def test_journal_with_a_damaged_whole_line_is_refused(folder, line, problem):
     folder.append(record(0), {})
     path = folder.path / "journal.jsonl"
     before = path.read_bytes() + line + b"\n" + json.dumps(record(2).to_dict()).encode() + b"\n"
     path.write_bytes(before)
     message = refused(folder.records)
-    assert message == refused(folder.told)
+    assert message == refused(folder.outcomes)
     assert message.startswith(f"{path} line 2 is damaged: ")
     assert problem in message and "\n" not in message
     way_out = "keep the 1 lines before it and resume: the rest is searched again"
@@ -155,14 +156,14 @@ def test_records_and_told_refuse_a_damaged_whole_line(folder, line, problem):
 
 def written(folder: RunFolder, count: int) -> Path:
     """Write the checkpoint after so many outcomes; return its file."""
-    folder.write_checkpoint(state_after(count), state_after(count))
+    folder.write_checkpoint(state_after(count).to_checkpoint(), ())
     return folder.path / "checkpoint.json"
 
 
 def checkpoint_of(folder: RunFolder, records: list[Record], lag: int) -> tuple[State, list[str]]:
     """Return the state to go on from, and the warnings."""
     warnings: list[str] = []
-    return folder.read_checkpoint(records, lag, warnings.append), warnings
+    return state_before(folder, records, lag, warnings.append), warnings
 
 
 RECORDS = [record(index, 4 - index % 5 / 10) for index in range(9)]
@@ -176,36 +177,46 @@ def test_read_checkpoint_returns_what_was_written(folder):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "problem"),
     [
-        lambda data: data.replace(b'"fitness": 3.', b'"fitness": "a', 1),
-        lambda data: json.dumps(json.loads(data) | {"schema": 0}).encode(),
+        (lambda data: data[:-9], "cannot be read: "),
+        (
+            lambda data: json.dumps(json.loads(data) | {"schema": 0}).encode(),
+            "does not fit the jou",
+        ),
+        (
+            lambda data: json.dumps(json.loads(data) | {"population": [{}]}).encode(),
+            "is damaged or",
+        ),
     ],
-    ids=["no record", "another schema"],
 )
-def test_read_checkpoint_replaces_a_damaged_one_by_all_of_the_journal(folder, damage):
+def test_read_checkpoint_replaces_a_damaged_one_by_all_of_the_journal(folder, damage, problem):
     path = written(folder, 7)
     path.write_bytes(damage(path.read_bytes()))
-    problem = f"checkpoint {path} is missing, damaged or from another version"
-    warnings = [f"{problem}: all of the journal is replayed"]
-    assert checkpoint_of(folder, RECORDS, 2) == (State(), warnings)
+    state, (warning,) = checkpoint_of(folder, RECORDS, 2)
+    assert state == State() and problem in warning
+    assert warning.endswith(": all of the journal is replayed")
 
 
 def test_read_checkpoint_takes_only_a_state_of_the_journal_that_is_old_enough(folder):
     written(folder, 7)
-    unfit = ["checkpoint.json does not fit the journal: all of the journal is replayed"]
+    unfit = [
+        "warning: checkpoint.json: it does not fit the journal: all of the journal is replayed"
+    ]
+    damaged = ["warning: checkpoint.json: it is damaged or from another version: IndexError('"]
     others = [record(index, 3.5) for index in range(9)]
     for journal, lag in ((RECORDS, 3), (RECORDS[:6], 0), (others, 0)):
-        assert checkpoint_of(folder, journal, lag) == (State(), unfit)
-    folder.write_checkpoint(replace(state_after(7), committed=2), State())
-    assert checkpoint_of(folder, RECORDS, 0) == (State(), unfit)
+        state, (warning,) = checkpoint_of(folder, journal, lag)
+        assert state == State() and warning.startswith((*unfit, *damaged))
+    folder.write_checkpoint(replace(state_after(7), committed=2).to_checkpoint(), ())
+    assert checkpoint_of(folder, RECORDS, 0)[0] == State()
 
 
 def test_write_checkpoint_rewrites_the_hall_of_fame_and_marks_the_pareto_front(folder):
     state = State()
     for index, fitness in enumerate([3.5, 3.25, 3.125, None, 3.125]):
         state = state.commit(record(index, fitness, group="model"), Search(population=2))
-    folder.write_checkpoint(State(), state)
+    folder.write_checkpoint({}, state.hall_of_fame)
     # add(G, W) is as large as mul(G, W) and fitter, and smaller than what is as fit.
     assert (folder.path / "hall_of_fame.csv").read_text() == (
         "name,size,fitness,group,metric,pareto\n"

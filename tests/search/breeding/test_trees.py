@@ -20,7 +20,6 @@ from prunevolve.search.breeding.trees import (
     primitive_set,
     to_metric,
     to_tree,
-    with_means,
 )
 from prunevolve.search.breeding.variation import seeded
 
@@ -81,11 +80,6 @@ def test_what_is_grown_reaches_every_depth_and_every_primitive(name):
     assert {metric.depth for metric in metrics} == {1, 2, 3}
     names = {node.name for metric in metrics for node in metric.nodes() if not node.is_constant}
     assert names == {*SETS[name], *TERMINAL_SETS[name]}
-
-
-def test_with_means_puts_a_mean_in_place_of_each_sum_and_norm():
-    metric = Metric.parse("mul(rowsum(colnorm(W)), rowmax(W))")
-    assert with_means(metric).text == "mul(rowmean(colrms(W)), rowmax(W))"
 
 
 def test_what_is_grown_to_be_compared_has_no_sums_and_norms():

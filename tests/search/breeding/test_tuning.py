@@ -1,6 +1,7 @@
 """What numbers a metric has, what becomes of it with others, and what CMA-ES makes of samples."""
 
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -12,20 +13,21 @@ from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.statistics import TERMINALS
-from prunevolve.search.breeding import tuning as tuning_module
-from prunevolve.search.breeding.factors import factors_for
+from prunevolve.search.breeding.factors import MOST, factors_for
+from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.tuning import (
+    BRED,
+    DRAWN,
     LEAST,
+    PATIENCE,
     SAMPLES,
-    draw,
-    genes_of,
-    is_tuned,
-    mean_of,
-    place_of,
+    UNTUNED,
+    Genes,
+    Tuning,
 )
 from prunevolve.search.breeding.variation import Breeder, seeded
-from prunevolve.search.population import PATIENCE, UNTUNED, State, Tuning
+from prunevolve.search.population import State
 from prunevolve.search.records import Candidate, Outcome, Record
 
 DIRECTED = named_metric("directed-snip-wanda").metric
@@ -45,7 +47,7 @@ def terminals():
 
 
 def moved(metric, numbers):
-    genes = genes_of(Metric.parse(metric), (), True)
+    genes = Genes(Metric.parse(metric), (), True)
     assert genes.count == len(numbers)
     return genes.make(np.array(numbers)).text
 
@@ -77,10 +79,10 @@ def test_numbers_of_a_metric_move_as_worked_by_hand(metric, numbers, made):
 
 
 def test_units_stay_and_without_them_every_exponent_moves():
-    bound = genes_of(Metric.parse("mul(W, G)"), (), True)
+    bound = Genes(Metric.parse("mul(W, G)"), (), True)
     assert bound.count == 0  # w^1 w^-1: neither can move alone
     # The first stays, since a power of the whole changes nothing.
-    assert genes_of(Metric.parse("mul(W, G)"), (), False).count == 1
+    assert Genes(Metric.parse("mul(W, G)"), (), False).count == 1
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -88,7 +90,7 @@ def test_units_stay_and_without_them_every_exponent_moves():
 def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key):
     with seeded(seed):
         metric = Breeder(Search(initial_depth=(1, 3)), "model").varied.random()
-    genes = genes_of(metric, TABLE, True)
+    genes = Genes(metric, TABLE, True)
     same = genes.make(np.zeros(genes.count))
     before, after = metric.score(**terminals()), same.score(**terminals())
     assume(before.isfinite().all() and after.isfinite().all())
@@ -103,7 +105,7 @@ def test_any_metric_keeps_its_units_and_its_scores_while_nothing_moves(seed, key
 
 
 def test_exponents_near_0_leave_the_factor_out():
-    genes = genes_of(Metric.parse("mul(W, G)"), TABLE, True)
+    genes = Genes(Metric.parse("mul(W, G)"), TABLE, True)
     assert genes.count == len(TABLE)
     assert genes.make(np.full(genes.count, 0.7 * LEAST)).text == "mul(W, G)"
     assert len(list(genes.make(np.full(genes.count, 1.3 * LEAST)).nodes())) > 50
@@ -119,28 +121,38 @@ def child(index, numbers=(), loss=0.0, start=0):
     return Record(Candidate(index, metric, (start,), tuned=True, numbers=tuple(numbers)), outcome)
 
 
-def generations(genes, loss, count, lag=0):
+def plain(index, loss, metric="mul(W, G)"):
+    candidate = Candidate(index, Criterion.parse(metric, "model"))
+    return Record(candidate, Outcome("evaluated", loss, 1, rises=(loss,)))
+
+
+def asked(tuning, index, lag=0, table=()):
+    return tuning.ask(index, Search(seed=7, lag=lag), table, True)
+
+
+def generations(loss, count, lag=0):
     """Return the tuning after so many generations of samples, each with the loss of its numbers."""
-    tuning, states, index = Tuning(child(0), 1 + lag), [], 1
-    while index < 1 + lag or place_of(index, tuning, lag)[0] < count:
+    start = Record(Candidate(0, named_metric("directed-snip-wanda")), Outcome("evaluated", 1.0))
+    tuning, states, index, means = Tuning(start, 1 + lag), [], 1, 0
+    while means <= count // 2:
         states.append(tuning)
-        seen = states[max(0, index - 1 - lag)]
-        if index >= tuning.first and is_tuned(index):
-            is_mean = place_of(index, tuning, lag)[1]
-            numbers = mean_of(genes, seen, lag) if is_mean else draw(genes, seen, lag, 7, index)
-            tuning = tuning.add(child(index, () if is_mean else numbers.tolist(), loss(numbers)))
+        if index >= tuning.first and (candidates := asked(states[index - 1 - lag], index, lag)):
+            numbers = candidates[0].numbers
+            means += not numbers
+            record = child(index, numbers, loss(np.array(numbers)) if numbers else 0.0)
+            tuning = tuning.tell(record, (), 0.0, Search(lag=lag))
         index += 1
     return tuning
 
 
 def test_mean_is_that_over_the_last_generations(monkeypatch):
-    genes = genes_of(DIRECTED, (), True)
-    tuning = generations(genes, lambda numbers: float(numbers[0]), 4)
+    genes = Genes(DIRECTED, (), True)
+    tuning = generations(lambda numbers: float(numbers[0]), 4)
     samples = [record for record in tuning.children if record.candidate.numbers]
-    mean = mean_of(genes, tuning, 0)
-    monkeypatch.setattr(tuning_module, "AVERAGED", 1)
+    mean = tuning._mean(genes, 0)
+    monkeypatch.setattr("prunevolve.search.breeding.tuning.AVERAGED", 1)
     each = [
-        mean_of(genes, replace(tuning, children=tuple(samples[:end])), 0)
+        replace(tuning, children=tuple(samples[:end]))._mean(genes, 0)
         for end in range(0, len(samples) + 1, SAMPLES)
     ]
     assert len(each) == 5
@@ -149,23 +161,21 @@ def test_mean_is_that_over_the_last_generations(monkeypatch):
 
 
 @pytest.mark.parametrize("lag", [0, 4, 64])
-def test_strategy_moves_to_where_samples_are_better(lag):
-    genes = genes_of(DIRECTED, (), True)
+def test_tuning_moves_to_where_samples_are_better(lag):
     goal = np.array([0.6, -0.4, 0.5])
-    tuning = generations(genes, lambda numbers: float(np.square(numbers - goal).sum()), 30, lag)
-    assert np.abs(mean_of(genes, tuning, lag) - goal).max() < 0.1
-    # It follows from the records alone, and a draw from its key alone.
-    again = replace(tuning)
-    assert draw(genes, again, lag, 7, 900).tolist() == draw(genes, tuning, lag, 7, 900).tolist()
-    assert draw(genes, again, lag, 7, 902).tolist() != draw(genes, tuning, lag, 7, 900).tolist()
+    tuning = generations(lambda numbers: float(np.square(numbers - goal).sum()), 30, lag)
+    assert np.abs(tuning._mean(Genes(DIRECTED, (), True), lag) - goal).max() < 0.1
+    # What is asked follows from the records alone, and a draw from its index alone.
+    assert asked(replace(tuning), 901, lag) == asked(tuning, 901, lag)
+    assert asked(tuning, 902, lag)[0].numbers != asked(tuning, 901, lag)[0].numbers
 
 
 @pytest.mark.parametrize("lag", [0, 1, 5, 8, 12, 256])
 @pytest.mark.parametrize("begun", [1, 2, 3, 4])
 def test_mean_comes_as_soon_as_its_generations_outcomes_are_known(lag, begun):
-    tuning = Tuning(child(0), begun + lag)
-    tuned = [i for i in range(tuning.first, tuning.first + 3000) if is_tuned(i)]
-    places = {index: place_of(index, tuning, lag) for index in tuned}
+    tuning = Tuning(plain(0, 0.9), begun + lag)
+    tuned = [i for i in range(tuning.first, tuning.first + 3000) if i % BRED]
+    places = {index: tuning._place_of(index, lag) for index in tuned}
     samples = {}
     for index, (generation, is_mean) in places.items():
         if not is_mean:
@@ -178,47 +188,61 @@ def test_mean_comes_as_soon_as_its_generations_outcomes_are_known(lag, begun):
         assert 0 <= (index - lag - 1) - last <= 3
 
 
-def test_draw_leaves_numpys_generator_as_it_was():
+def test_asking_leaves_numpys_generator_as_it_was():
     np.random.seed(3)
     expected = np.random.random(2).tolist()
     np.random.seed(3)
     first = np.random.random()
-    draw(genes_of(DIRECTED, (), True), Tuning(child(0), 1), 0, 1)
+    assert len(asked(Tuning(plain(0, 0.9, "mul(mul(W, G), I)"), 1), 2)) == DRAWN
     assert [first, np.random.random()] == expected
 
 
-# When a tuning begins and ends
+def test_one_candidate_in_four_is_bred_and_all_are_while_nothing_is_tuned():
+    tuning = Tuning(plain(0, 0.9, "mul(mul(W, G), I)"), 1)
+    assert [bool(asked(tuning, index)) for index in range(4, 9)] == [False, *[True] * 3, False]
+    assert asked(Tuning(), 5) == []
 
 
-def test_tuning_takes_its_own_children_and_ends_when_its_means_fall_behind():
-    tuning = Tuning(child(0), 1)
-    assert tuning.add(child(4, (0.1,), start=2)) is tuning
-    for index in range(PATIENCE):
-        assert not tuning.lags_behind(0.5)
-        tuning = tuning.add(child(2 * index + 2, loss=0.6))
-        tuning = tuning.add(child(2 * index + 3, (0.1,), loss=0.1))
-    assert tuning.lags_behind(0.5)
-    assert not tuning.lags_behind(0.6)
+def test_tuning_adds_the_tables_factors_unless_there_are_as_many_as_may_be():
+    free = [f"divrms({x}, {x})" for x in ("X", "V", "H", "sqr(X)", "sqr(V)")]
+    for count in (4, 5):
+        start = plain(0, 0.9, reduce("mul({}, {})".format, free[:count], "mul(W, G)"))
+        (sample, *_) = asked(Tuning(start, first=1), 2, table=TABLE)
+        own, bases = (set(factors_of(x.criterion.metric)) for x in (start, sample))
+        assert len(own) == count + 2
+        assert (bases == own) == (len(own) == MOST)
+
+
+def test_a_tuned_child_can_be_read_back_whatever_exponents_become_0():
+    inner = "colmax(mul(power(quot(W, rowmean(W)), 0.1), power(divrms(X, X), 0.2)))"
+    tuning = Tuning(plain(5, 0.5, f"mul(mul(W, G), divrms({inner}, {inner}))"), 1)
+    children = [sample for index in range(1, 200) for sample in asked(tuning, index, table=TABLE)]
+    assert not any(sample.criterion.metric.problem for sample in children)
+    assert len({sample.criterion.text for sample in children}) > 100
+
+
+# When the tuning of a metric begins and ends
 
 
 def test_state_tunes_the_best_and_then_the_best_that_was_not():
     search, state = Search(population=2, primitives="extended"), State()
     for index, loss in enumerate((0.9, 0.8, 0.7, *[0.95] * 3)):
-        assert not state.tuning
+        assert not state.tuning.start
         state = state.commit(plain(index, loss), search)
     assert (UNTUNED, state.tuning) == (3, Tuning(plain(2, 0.7), 6 + search.lag))
-    for index in range(6, 6 + PATIENCE):
+    of_another, sample = child(6, (0.1,), start=1), child(7, (0.1,), 0.1, start=2)
+    state = state.commit(of_another, search).commit(sample, search)
+    assert state.tuning.children == (sample,)
+    for index in range(8, 8 + PATIENCE):
+        assert state.tuning.start == plain(2, 0.7)
         state = state.commit(child(index, loss=0.99, start=2), search)
-    assert state.tuned == (2,)
-    assert state.tuning == Tuning(plain(1, 0.8), 6 + PATIENCE + search.lag)
-    seeded = search.model_copy(update={"seeds": ["wanda", "snip"]})
-    assert State().commit(plain(0, 0.9), seeded).tuning is None
-    assert State(1).commit(plain(1, 0.8), seeded).tuning == Tuning(plain(1, 0.8), 2 + search.lag)
-    release = search.model_copy(update={"primitives": "release"})
-    assert State(6, state.population).commit(plain(6, 0.1), release).tuning is None
+    assert state.tuning == Tuning(plain(1, 0.8), 8 + PATIENCE + search.lag, done=(2,))
 
 
-def plain(index, loss):
-    return Record(
-        Candidate(index, child(index).criterion), Outcome("evaluated", loss, 1, rises=(loss,))
-    )
+def test_tuning_begins_after_the_seeds_and_never_with_the_releases_set():
+    seeded = Search(population=2, seeds=["wanda", "snip"])
+    assert State().commit(plain(0, 0.9), seeded).tuning == Tuning()
+    begun = State(1).commit(plain(1, 0.8), seeded).tuning
+    assert begun == Tuning(plain(1, 0.8), 2 + seeded.lag)
+    release = Search(population=2, primitives="release")
+    assert State(6).commit(plain(6, 0.1), release).tuning == Tuning()

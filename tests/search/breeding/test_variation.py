@@ -1,14 +1,72 @@
-"""What the breeder draws with, and from whom."""
+"""The breeder: seeds first, then random metrics, then children of a population's members."""
 
 import random
+import shutil
+from contextlib import closing
 
 import pytest
+from refusals import refusal
+from toy_records import record_of
 
 from prunevolve.configs.schema import Search
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.breeding.factors import Products
 from prunevolve.search.breeding.trees import Trees
-from prunevolve.search.breeding.variation import Breeder, choose_parents, seeded
+from prunevolve.search.breeding.variation import Breeder, choose_parents, read_seeds, seeded
+from prunevolve.search.population import State
+from prunevolve.search.run_folder import RunFolder
+
+SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
+TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
+MEMBERS = tuple(record_of(index, text, 2.0 + index) for index, text in enumerate(TEXTS))
+STATE = State(committed=4, population=MEMBERS)
+
+
+def bred(group="row", seeds=(), **changes):
+    seed_criteria = tuple(Criterion.parse(text, group) for text in seeds)
+    breeder = Breeder(SEARCH.model_copy(update=changes), group, seed_criteria)
+    return [breeder.brood(index, STATE)[0] for index in range(60)]
+
+
+def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
+    for group, expected in (("row", ["W", "W", "W"]), ("model", ["mms(W)", "W", "W"])):
+        candidates = bred(group, ("mms(W)", "mul(W, W)", "W"))
+        assert [candidate.criterion.text for candidate in candidates[:3]] == expected
+
+
+def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_children():
+    candidates = bred()
+    assert [candidate.parents for candidate in candidates[:4]] == [()] * 4
+    children = [candidate for candidate in candidates[4:] if candidate.parents]
+    assert len(children) > 20
+    for child in children:
+        one, other = child.parents
+        assert one != other
+        assert child.criterion.text not in (TEXTS[one], TEXTS[other])
+
+
+def test_breed_replaces_a_child_that_equals_a_parent_by_a_random_metric():
+    candidates = bred(crossover=0.0, mutation=0.0)
+    assert {candidate.parents for candidate in candidates} == {()}
+    assert len({candidate.criterion for candidate in candidates}) > 30
+
+
+def test_breed_depends_on_seed_index_attempt_and_state_alone():
+    breeder = Breeder(SEARCH.model_copy(update={"brood": 20}), "row")
+    assert bred() == bred()
+    assert bred(seed=6)[4:] != bred()[4:]
+    attempts = {child.criterion for child in breeder.brood(8, STATE)}
+    assert len(attempts) > 10
+
+
+def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_compare():
+    for group in ("row", "model"):
+        assert {candidate.criterion.group for candidate in bred(group)} == {group}
+    assert all(candidate.criterion.metric.is_comparable for candidate in bred("model")[:4])
+    free = bred("model", units="off")
+    assert not all(candidate.criterion.metric.is_comparable for candidate in free)
 
 
 def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
@@ -62,3 +120,35 @@ def test_breeder_varies_trees_of_the_releases_set_and_products_else(primitives, 
 def test_units_count_where_layers_compete_and_they_are_required(group, units, comparable):
     breeder = Breeder(Search(units=units), group)
     assert breeder.comparable is breeder.varied.comparable is comparable
+
+
+# What an entry of `search.seeds` may be
+
+
+def texts(entries, group="row"):
+    criteria = read_seeds(entries, group)
+    assert {criterion.group for criterion in criteria} <= {group}
+    return [criterion.text for criterion in criteria]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_seeds_are_names_or_texts_under_the_group_that_is_searched(group):
+    for name, metric in NAMED.items():
+        assert texts([name], group) == [metric.criterion.text]
+    assert texts(["mul(W, sqr(G))"], group) == ["mul(W, sqr(G))"]
+    message = refusal(read_seeds, ["model:wanda"], group)
+    assert message.startswith("metric 'model:wanda' is no known name or file: did you mean ")
+
+
+def test_seeds_are_also_the_best_of_a_run_in_their_order_and_need_no_file_later(
+    tmp_path, monkeypatch
+):
+    with closing(RunFolder.create(tmp_path / "run")) as folder:
+        folder.write_best(record_of(3, "add(G, W)", 1.0), {})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    entries = ["W", "snip", str(tmp_path / "run"), "mul(W, G)", "W", "~/run"]
+    expected = ["W", "mul(W, G)", "add(G, W)"]
+    assert texts(entries) == expected
+    shutil.rmtree(tmp_path / "run")
+    assert texts(expected) == expected
+    assert texts([]) == []

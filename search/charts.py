@@ -40,9 +40,6 @@ def fitness_chart(records: Sequence[Record], population: int, width: float = NAR
         records: The journal; at least one candidate is evaluated.
         population: Its size.
         width: In inches.
-
-    Returns:
-        An SVG document, the same for the same arguments.
     """
     evaluated = [record for record in records if record.fitness is not None]
     fitness = [record.rank[0] for record in evaluated]
@@ -83,9 +80,6 @@ def path_chart(path: Sequence[JsonObject]) -> str:
 
     Args:
         path: As in `summary.json`.
-
-    Returns:
-        An SVG document, the same for the same arguments.
     """
     steps = sorted(path, key=lambda step: step["factors"])
     factors = [step["factors"] for step in steps]

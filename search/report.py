@@ -19,15 +19,16 @@ from prunevolve.search.records import Record
 from prunevolve.search.verdict import (
     best_of_the_baselines,
     convergence,
-    looks_at_report,
     shown,
-    verdict_of,
 )
 
 FOUND = "best found"
 
 FORMULA, LEFT_OUT = "formula", "left out"
 """Headings of columns of formulas."""
+
+STANDING = ("candidate", "factors", "fitness", "selection", "vs best")
+"""Headings of what is said of a finalist."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def render(
     records: Sequence[Record],
     summary: JsonObject | None,
     environment: JsonObject,
-    ended: str,
+    written: str,
     commands: tuple[str, str],
     charts: tuple[str, str, str],
     baselines: Mapping[str, float],
@@ -63,12 +64,10 @@ def render(
     Args:
         records: The journal; at least one candidate is evaluated.
         summary: None before the run ends.
-        environment: As in `environment.json`.
-        ended: When the last candidate's outcome was written, ISO 8601.
+        written: When the run's status was, ISO 8601.
         commands: How to apply the best metric, and how to search on.
-        charts: SVG documents: the chart of the run for a phone and for a wide screen, and that of
-            the winner's way to fewer factors, empty if it has none.
-        baselines: Their fitness.
+        charts: SVG documents: the run for a phone and for a wide screen, and the winner's way to
+            fewer factors, empty if it has none.
     """
     template = Template(
         (Path(__file__).parent / "report.html.j2").read_text("utf-8"),
@@ -78,9 +77,7 @@ def render(
         undefined=StrictUndefined,
     )
     evaluated = [record for record in records if record.fitness is not None]
-    best = min(evaluated, key=lambda record: record.rank).described
-    if summary and summary["selection"]:
-        best = summary["best"]
+    best = summary["best"] if summary else min(evaluated, key=lambda record: record.rank).described
     metric = Metric.parse(str(best["metric"]))
     measured = measured_tables(summary) if summary else []
     learned = _learned(evaluated, summary, baselines)
@@ -91,13 +88,11 @@ def render(
         records=records,
         outcomes=Counter(record.outcome.kind for record in records).most_common(),
         summary=summary,
-        verdict=verdict_of(summary["tasks"]) if summary else None,
-        looks=looks_at_report(summary.get("looks", [])) if summary else "",
         convergence=convergence([record.fitness for record in records]),
         measured=tables[: len(measured)],
         learned=tables[len(measured) :],
         environment=environment,
-        ended=ended.replace("T", " ").replace("+00:00", " UTC"),
+        written=written.replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
         charts=[b64encode(chart.encode()).decode() for chart in charts],
         about_winner=about_winner(best, evaluated),
@@ -122,11 +117,8 @@ def _learned(
 
 
 def _each_formula_once(tables: Sequence[Table], best: str) -> list[Table]:
-    """Return tables in which a formula that stands further up is the name of its row there, or
-    nothing if that is the name of this row, too.
-
-    Args:
-        best: The formula of the best metric, which stands above all.
+    """Return tables in which a formula that stands further up, as the best one does, is the name
+    of its row there, or nothing if that is the name of this row, too.
     """
     name_of = {best: FOUND}
 
@@ -184,10 +176,11 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
         f"{task['model']}; ± is a standard error, window by window."
     )
     if is_one_of_several:
-        about = f"{verdict_of([task]).sentence} {about}"
+        about = f"{task['verdict']} {about}"
     rows = [("dense", f"{task['dense']:.2f}", "", "", "")]
     perplexities = {FOUND: task["best"]["perplexity"], **task["baselines"]}
-    for name, perplexity in _ranked(perplexities):
+    # What cannot prune the model has none, and comes last.
+    for name, perplexity in sorted(perplexities.items(), key=lambda x: (x[1] is None, x[1])):
         criterion, behind = Criterion.parse(best["metric"], best["group"]), ""
         if name != FOUND:
             criterion = named_metric(name)
@@ -197,11 +190,6 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
         rows.append((name, shown(perplexity), behind, group, criterion.metric.infix))
     columns = ("metric", "perplexity", "vs best found, nats/token", "group", FORMULA)
     return Table(f"Result on the report text: {task['name']}", about, columns, _joined(rows))
-
-
-def _ranked(perplexities: Mapping[str, float | None]) -> list[tuple[str, float | None]]:
-    """Return names and perplexities, the best first, and what has none last."""
-    return sorted(perplexities.items(), key=lambda one: math.inf if one[1] is None else one[1])
 
 
 def about_winner(best: JsonObject, evaluated: Sequence[Record]) -> str:
@@ -217,15 +205,17 @@ def about_winner(best: JsonObject, evaluated: Sequence[Record]) -> str:
     )
 
 
+def _standing(row: JsonObject, *more: str) -> tuple[str, ...]:
+    """Return a finalist's row of a table, with more cells at the end."""
+    name = row["name"] + (", chosen" if row["chosen"] else "")
+    fitness, selection = f"{row['fitness']:.4f}", f"{row['selection']:.4f}"
+    return (name, str(row["factors"]), fitness, selection, _gap(row, "difference"), *more)
+
+
 def path_table(path: Sequence[JsonObject]) -> Table:
     """Return the winner's candidate with ever fewer factors."""
     rows = [
-        (
-            f"{step['name']}{', chosen' if step['chosen'] else ''}",
-            *(str(step["factors"]), f"{step['fitness']:.4f}", f"{step['selection']:.4f}"),
-            _gap(step, "difference"),
-            Metric.parse(step["left_out"]).infix if step["left_out"] else "",
-        )
+        _standing(step, Metric.parse(step["left_out"]).infix if step["left_out"] else "")
         for step in sorted(path, key=lambda step: -step["factors"])
     ]
     about = (
@@ -233,46 +223,36 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         "chosen that is behind the best of them by no more than the standard error of that, "
         "between windows and between models."
     )
-    columns = ("candidate", "factors", "fitness", "selection", "vs best", LEFT_OUT)
-    return Table("Fewer factors", about, columns, rows)
+    return Table("Fewer factors", about, (*STANDING, LEFT_OUT), rows)
 
 
 def finalist_table(finalists: Sequence[JsonObject]) -> Table:
     """Return all finalists, the best first."""
-    rows = [
-        (
-            f"{finalist['name']}{', chosen' if finalist['chosen'] else ''}",
-            *(str(finalist["factors"]), f"{finalist['fitness']:.4f}"),
-            *(f"{finalist['selection']:.4f}", _gap(finalist, "difference"), finalist["group"]),
-            Metric.parse(finalist["metric"]).infix,
-        )
-        for finalist in finalists
-    ]
-    columns = ("candidate", "factors", "fitness", "selection", "vs best", "group", FORMULA)
+    rows = [_standing(row, row["group"], Metric.parse(row["metric"]).infix) for row in finalists]
     about = (
         "By the mean of the fitness on both texts, which is compared with the best of those with "
         "few factors; behind a dash: how many were left out. run_prune.py --metric RUN:NAME prunes "
         "by any of them."
     )
-    return Table("Finalists", about, columns, _joined(rows))
+    return Table("Finalists", about, (*STANDING, "group", FORMULA), _joined(rows))
 
 
 def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
     """Return what was measured, and the baselines, that no smaller one equals or beats, by size."""
-    criteria = {name: named_metric(name) for name in baselines}
-    known = [(x.metric.size, baselines[name], name, x) for name, x in criteria.items()]
-    known += [
-        (row["size"], row["fitness"], row["name"], Criterion.parse(row["metric"], row["group"]))
-        for row in found
-    ]
+    known = []
+    for name, fitness in baselines.items():
+        criterion = named_metric(name)
+        facts = {"metric": criterion.text, "group": criterion.group, "size": criterion.metric.size}
+        known.append({"name": name, "fitness": fitness, **facts})
     rows: list[tuple[str, ...]] = []
     best = math.inf
-    for size, fitness, name, criterion in sorted(known, key=lambda one: one[:2]):
-        if fitness < best or name == chosen:
-            best = min(best, fitness)
-            mark = ", chosen" if name == chosen else ""
-            formula = (criterion.group, criterion.metric.infix)
-            rows.append((f"{name}{mark}", str(size), f"{fitness:.4f}", *formula))
+    for row in sorted([*known, *found], key=lambda row: (row["size"], row["fitness"])):
+        is_chosen = row["name"] == chosen
+        if row["fitness"] < best or is_chosen:
+            best = min(best, row["fitness"])
+            name = row["name"] + (", chosen" if is_chosen else "")
+            formula = (row["group"], Metric.parse(row["metric"]).infix)
+            rows.append((name, str(row["size"]), f"{row['fitness']:.4f}", *formula))
     about = "None that is smaller is as fit; and the chosen one. hall_of_fame.csv has their texts."
     columns = ("candidate or baseline", "size", "fitness", "group", FORMULA)
     return Table("Pareto front of the found and the baselines", about, columns, _joined(rows))

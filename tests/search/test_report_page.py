@@ -6,7 +6,7 @@ import shutil
 import pytest
 from report_run import records_of, summary_of, task_of, write_run
 
-from prunevolve.search.results import write_report
+from prunevolve.search.results import rebuild_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -33,7 +33,7 @@ def page(tmp_path):
     cell |= {"named_perplexity": 35.0, "perplexity": 30.0, "relative_rise": 0.8}
     tasks = [task_of(name=f"models/smollm2-135m {rate}", by_text=[cell]) for rate in ("50%", "60%")]
     folder = write_run(tmp_path / "run", records, summary_of(records, tasks=tasks))
-    write_report(folder)
+    rebuild_report(folder)
     folder.close()
     return (folder.path / "report.html").as_uri()
 

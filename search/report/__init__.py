@@ -1,1 +1,0 @@
-"""Output for people: tables of perplexities, and report.html with its chart."""
