@@ -9,7 +9,7 @@ from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.masks import resolve_target
-from prunevolve.pruning.memory import Plan, Work, plan_pruning
+from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
 from prunevolve.pruning.parse import resolve_metric
@@ -89,17 +89,9 @@ def make_job(request: Request, resume: bool) -> Job:
     if not (recipe.dense_terminals or recipe.follows):
         del texts["calibration"]
     evaluated = [x.windows or x.most or TEST_TOKENS // model.seqlen for x in texts["evaluation"]]
-    work = Work(
-        model.shapes,
-        recipe,
-        model.dtype,
-        model.device,
-        model.own_dtype,
-        calibration=(request.samples if "calibration" in texts else 0, model.seqlen),
-        evaluation=(sum(evaluated), model.seqlen),
-    )
+    calibration = request.samples if "calibration" in texts else 0
     whole = bool(request.tasks)
-    plan = plan_pruning(work, model.file_size, request.max_memory, whole)
+    plan = plan_pruning(model, recipe, calibration, sum(evaluated), request.max_memory, whole)
     out = Path(str(request.out))
     check_output_folder(out, plan.disk, resume)
     with on_stderr().status("reading the list of zero-shot tasks"):
