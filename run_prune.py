@@ -5,7 +5,6 @@ torch and transformers, whose import takes seconds, are loaded inside the comman
 
 import shlex
 import sys
-from collections.abc import Mapping
 from functools import partial
 from inspect import Signature, signature
 from pathlib import Path
@@ -48,10 +47,10 @@ def prune_model(
         Path | None, Argument(help="With --resume alone: the unfinished folder.")
     ] = None,
     recipe: Annotated[
-        list[str] | None,
+        str | None,
         Option(
             help=f"{', '.join(RECIPES)}, a pruning_recipe.json to repeat, or a YAML file of "
-            "options; default fast without a metric. Repeat to combine; options go over it.",
+            "options; default fast without a metric. Options go over it.",
             autocompletion=lambda: list(RECIPES),
         ),
     ] = None,
@@ -92,12 +91,11 @@ def prune_model(
         if resume and out and not recipe and "model" not in given:
             if given.keys() <= {*MACHINE} and (told := command.finished(Path(out))):
                 return told
-            run = result.read_unfinished(Path(out))
-            wanted, sums = over(given, run["options"]), run["sha256"]
+            wanted = over(given, result.Run.read(Path(out)).options)
         else:
-            wanted, sums = _with_recipes(given, recipe or [])
+            wanted = _with_recipe(given, recipe)
         made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
-        return command.validate(made) if validate else command.apply(made, sums)
+        return command.validate(made) if validate else command.apply(made)
 
     try:
         return command_line.outcome(command_line.DONE, **work())
@@ -118,27 +116,19 @@ def _way_on(out: str) -> str:
     return "run the same command again"
 
 
-def _with_recipes(
-    given: JsonObject, recipes: list[str]
-) -> tuple[JsonObject, Mapping[str, str] | None]:
-    """Return what is asked for, recipes and all, and the sha256 that the result should have."""
-    wanted: JsonObject = {}
-    sums = None
-    for recipe in recipes:
-        found, sums = read_recipe(recipe, given.get("pattern") or wanted.get("pattern"))
-        wanted = over(found, wanted)
-    wanted = over(given, wanted)
+def _with_recipe(given: JsonObject, recipe: str | None) -> JsonObject:
+    """Return options over those of a recipe; where there is no metric, that of `fast`."""
+    wanted = over(given, read_recipe(recipe, given.get("pattern"))) if recipe else given
     if "metric" not in wanted:
-        fast, _ = read_recipe("fast", wanted.get("pattern"))
-        wanted = fast | wanted
+        wanted = read_recipe("fast", wanted.get("pattern")) | wanted
         print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
-    return wanted, sums
+    return wanted
 
 
 def _measuring(model: str, given: JsonObject) -> Measurement:
     """Return the request of --evaluate: windows and dtype are those of a pruned model's recipe."""
     if (recipe := Path(model) / "pruning_recipe.json").is_file():
-        saved, _ = read_recipe(str(recipe), None)
+        saved = read_recipe(str(recipe), None)
         taken = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows", "dtype")
         given = over(given, {name: saved[name] for name in taken if name in saved})
         print(f"note: windows and dtype as in {recipe} unless options differ", file=sys.stderr)

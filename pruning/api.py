@@ -155,7 +155,7 @@ def _asked(
     method = make(Method, {**options}, "prune")
     if recipe is not None:
         given = {**options} | ({} if metric is None else {"metric": metric})
-        wanted = over(given, read_recipe(recipe, options.get("pattern"))[0])
+        wanted = over(given, read_recipe(recipe, options.get("pattern")))
         metric = wanted.get("metric")
         method = Method(**{name: wanted[name] for name in Method.model_fields if name in wanted})
     criterion = read_metric(metric) if isinstance(metric, str) else metric

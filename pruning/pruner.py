@@ -27,7 +27,7 @@ from prunevolve.pruning.store import Store, all_layers
 from prunevolve.pruning.stream import Stream, Texts
 
 Tell = Callable[[str, JsonObject], object]
-"""Called with the name of something that was found out, and with it."""
+"""Called with a kind of something that was found out, and with it by block or layer."""
 
 
 def prune(
@@ -52,8 +52,8 @@ def prune(
             there are used. None keeps none, and computes them three times for a threshold over the
             whole model.
         tell: Called with `shares` and what the recipe's allocation gives each layer, before the
-            first block is pruned; with a trained block's name and its errors by part; with an
-            updated layer's and how many times the damping of its Gram matrix grew, if it did.
+            first block is pruned; with `training` and a block's errors by part; with `damping` and
+            how many times that of a layer's Gram matrix grew, if it did.
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant, or its Gram matrix has
@@ -291,7 +291,7 @@ class _Walk:
         if recipe.training and "targets" in self._streams:
             lesson = self._streams["calibration"].lesson(i, self._streams["targets"])
             weights, errors = recipe.training(block, module, weights, lesson)
-            self.tell(block, dict(errors))
+            self.tell("training", {block: dict(errors)})
         self.store.write(block, weights)
 
     def _changed(self, recipe: Recipe, layer: str, removal: Removal) -> Tensor:
@@ -305,7 +305,7 @@ class _Walk:
             except DegenerateScores as error:
                 raise DegenerateScores(f"layer {layer}: {error}") from error
             if grown:
-                self.tell(layer, {"damping": grown})
+                self.tell("damping", {layer: grown})
             return weight
         assert isinstance(removal, Tensor)
         return _zeroed(dense, removal)

@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from prunevolve.evaluation import zero_shot
 from prunevolve.evaluation.perplexity import losses_of, perplexity
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
-from prunevolve.pruning.json_file import JsonObject, finite, read_object
+from prunevolve.pruning.json_file import JsonObject, finite
 from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.models import hub_id, load_model
 from prunevolve.pruning.parse import SCHEMA
@@ -26,12 +25,13 @@ from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.options import Measurement
 from prunevolve.pruning.run.result import (
+    Run,
     WorkFolder,
     kept_statistics,
     measured_lines,
+    publish,
     save_model,
     save_papers,
-    work_folder,
 )
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
@@ -61,18 +61,14 @@ def validate(job: Job) -> JsonObject:
     }
 
 
-def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
-    """Measure, prune, measure again and save; return what `--json` prints.
-
-    Args:
-        expected: sha256 of the files that the result should have, by name, if known.
-    """
+def apply(job: Job) -> JsonObject:
+    """Measure, prune, measure again and save; return what `--json` prints."""
     model, request = job.model, job.request
     with on_stderr().status("reading the texts and the zero-shot tasks"):
         windows = {role: cut_all(texts, model.tokenizer) for role, texts in job.texts.items()}
         tasks = zero_shot.load_tasks(request.tasks)
     checkpoint = model.open()
-    calibration = windows.get("calibration")
+    calibration, evaluation = windows.get("calibration"), windows["evaluation"]
     warnings = job.warnings
     if calibration and (special := special_note(calibration.tokens, model.tokenizer)):
         warnings = [*warnings, special]
@@ -86,32 +82,33 @@ def apply(job: Job, expected: Mapping[str, str] | None) -> JsonObject:
     }
     if not job.recipe.own_masks:  # SparseGPT is no formula alone
         recipe["tree"] = job.recipe.metric.to_release_json()
-    evaluation = windows["evaluation"].provenance
-    identity = {**recipe, "model": checkpoint.fingerprint(), "evaluation": evaluation}
-    shards = WorkFolder(job.out).result
+    fingerprints = {"model": checkpoint.fingerprint(), "evaluation": evaluation.provenance}
+    work = WorkFolder(job.out, request.model_dump(), recipe | fingerprints)
     of_model = (model.config, model.dtype, model.device)
-    store = FolderStore(checkpoint, *of_model, shards, job.plan.resident)
-    print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
+    store = FolderStore(checkpoint, *of_model, work.result, job.plan.resident)
     kept = request.statistics if job.recipe.dense_terminals else None
-    statistics = kept_statistics(Path(kept), identity, store) if kept else None
-    with shown_progress(on_stderr()) as progress, work_folder(job.out) as work:
-        work.begin(request.model_dump(), identity, expected)
+    statistics = kept_statistics(Path(kept), work.run.identity, store) if kept else None
+    print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
+    with shown_progress(on_stderr()) as progress, work.open():
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
-            _Run(job, windows, tasks, work, store, progress).save(statistics, recipe, warnings)
-        report = work.publish()
+            inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
+            recipe |= {"shares": work.run.shares} if work.run.shares else {}
+            found = _found(work.run, evaluation, model.dtype, warnings)
+            save_papers(work.result, recipe, found, inspector)
+        report = publish(job.out)
     _say("warning", [line for line in report["warnings"] if line not in warnings])
     told = _told(job.out, report) | {"group": job.recipe.target.group_name}
     print(*measured_lines(report), sep="\n")
     print(f"saved: {job.out} ({_counts(told)})")
     print(f"verify: {PRUNE} --verify {shlex.quote(str(job.out))}")
-    return told | (_compare(job.out, expected) if expected else {})
+    return told
 
 
 def finished(folder: Path) -> JsonObject | None:
     """Say that a result is finished; return what `--json` prints, or None if it is not."""
     if not (folder / REPORT).is_file():
         return None
-    report = WorkFolder(folder).publish()  # a kill may have come before its end
+    report = publish(folder)  # a kill may have come before its end
     print(f"{folder}: finished; nothing to do")
     return _told(folder, report)
 
@@ -153,91 +150,80 @@ def _say(kind: str, lines: Sequence[str]) -> None:
         print(f"{kind}: {line}", file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One pruning in its work folder."""
+def _carry_out(
+    job: Job,
+    windows: Mapping[str, Windows],
+    tasks: zero_shot.Tasks,
+    store: FolderStore,
+    statistics: Offload | None,
+    work: WorkFolder,
+    progress: Progress,
+) -> Inspector:
+    """Measure the model, prune it, measure it again; return what looked into its files.
 
-    job: Job
-    windows: Mapping[str, Windows]
-    tasks: zero_shot.Tasks
-    work: WorkFolder
-    store: FolderStore
-    progress: Progress
+    What is found out is kept as soon as it is known.
+    """
+    model, run, tokens = job.model, work.run, windows["evaluation"].tokens
+    inspector = Inspector(model.config, all_layers(store), job.recipe.target, run.shares)
+    for path in map(store.shard, sorted(store.written)):  # by the run before
+        inspector.look(path, run.sha256.get(path.name))
 
-    def save(self, statistics: Offload | None, recipe: JsonObject, warnings: Sequence[str]) -> None:
-        """Measure the model, prune it, measure it again and save it with its recipe and report."""
-        model, work, blocks = self.job.model, self.work, self.store.blocks
-        inspector = Inspector(model.config, all_layers(self.store), self.job.recipe.target)
-        for path in map(self.store.shard, sorted(self.store.written)):  # by the run before
-            known = work.found.get("sha256", {}).get(path.name)
-            inspector.look(path, work.found.get("shares", {}), known)
-        self._score("dense", model.name)
-        self._prune(statistics, inspector)
-        shares = work.found.get("shares", {})
-        counted = save_model(self.store, inspector, shares, self.progress)
-        self._score("pruned", str(work.result))
-        found, names = work.found, ("dense", "pruned")
-        losses = {f"{x}_perplexity": torch.from_numpy(np.array(found[x], float)) for x in names}
-        parts = {
-            "training": {block: found[block] for block in blocks if block in found},
-            "damping": {x: found[x]["damping"] for x in all_layers(self.store) if x in found},
-            "zero_shot": {x: found[f"{x} zero-shot"] for x in names if self.tasks},
-        }
-        evaluation = self.windows["evaluation"]
-        warnings = [*warnings, *_not_finite(losses, evaluation, model.dtype)]
-        if grown := parts["damping"]:
-            worst = max(grown, key=lambda layer: grown[layer])
-            told = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "
-            warnings.append(f"{told}{grown[worst]} times: the update makes up for less there")
-        report = _measured(losses, evaluation, model.dtype) | {"warnings": warnings}
-        report |= {name: part for name, part in parts.items() if part}
-        recipe |= {"shares": shares} if shares else {}
-        save_papers(work.result, recipe, report, counted)
+    def look(path: Path) -> None:  # while the shard is in the system's cache
+        inspector.look(path)
+        work.keep("sha256", inspector.sums)
 
-    def _prune(self, statistics: Offload | None, inspector: Inspector) -> None:
-        """Prune the blocks, and keep what is found out as soon as it is known."""
-        work, plan, tokens = self.work, self.job.plan, self.windows["evaluation"].tokens
+    def measure(
+        name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
+    ) -> None:
+        stage, total = f"{name} perplexity", len(tokens)
+        losses = losses_of(states, logits, tokens, lambda done: progress(stage, done, total))
+        if not losses.isfinite().all():
+            store.checkpoint.check_finite()  # else a value overflows in this dtype
+        work.keep("losses", {name: losses.tolist()})
 
-        def measure(
-            name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
-        ) -> None:
-            stage, total = f"{name} perplexity", len(tokens)
-            losses = losses_of(
-                states, logits, tokens, lambda done: self.progress(stage, done, total)
-            )
-            if not losses.isfinite().all():
-                self.store.checkpoint.check_finite()  # else a value overflows in this dtype
-            work.keep(name, losses.tolist())
-
-        texts = Texts(
-            self.windows["calibration"].tokens if "calibration" in self.windows else tokens[:0],
-            {name: tokens for name in ("dense", "pruned") if name not in work.found},
-            measure,
-        )
-        if statistics is None and "statistics" in plan.on_disk:
-            statistics = DiskOffload(work.statistics)
-        states = DiskOffload(work.states, fresh=True) if "hidden states" in plan.on_disk else {}
-
-        def look(path: Path) -> None:  # while the shard is in the system's cache
-            inspector.look(path, work.found.get("shares", {}))
-            work.keep("sha256", dict(inspector.sums))
-
-        self.store.on_shard = look
-        recipe, progress = self.job.recipe, self.progress
-        try:
-            prune(self.store, recipe, texts, states, statistics, progress, tell=work.keep)
-        except DegenerateScores:
-            self.store.checkpoint.check_finite()  # else it is the metric's fault
-            raise
-        work.forget_work()
-
-    def _score(self, name: str, place: str) -> None:
-        """Keep the zero-shot results of the model in a place, in the passes' dtype and device."""
-        stage, model = f"{name} zero-shot", self.job.model
-        if self.tasks and stage not in self.work.found:
+    def score(name: str, place: str) -> None:
+        if tasks and name not in run.zero_shot:
             live = load_model(place, model.dtype, model.device)
-            self.work.keep(stage, zero_shot.evaluate_tasks(live, model.tokenizer, self.tasks))
-            self.progress(stage, 1, 1)
+            scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks)
+            work.keep("zero_shot", {name: scores})
+            progress(f"{name} zero-shot", 1, 1)
+
+    store.on_shard = look
+    texts = Texts(
+        windows["calibration"].tokens if "calibration" in windows else tokens[:0],
+        {name: tokens for name in ("dense", "pruned") if name not in run.losses},
+        measure,
+    )
+    on_disk = job.plan.on_disk
+    if statistics is None and "statistics" in on_disk:
+        statistics = DiskOffload(work.statistics)
+    states = DiskOffload(work.states, fresh=True) if "hidden states" in on_disk else {}
+    score("dense", model.name)
+    try:
+        prune(store, job.recipe, texts, states, statistics, progress, tell=work.keep)
+    except DegenerateScores:
+        store.checkpoint.check_finite()  # else it is the metric's fault
+        raise
+    work.forget_work()
+    save_model(store, inspector, progress)
+    score("pruned", str(work.result))
+    return inspector
+
+
+def _found(run: Run, evaluation: Windows, dtype: str, warnings: Sequence[str]) -> JsonObject:
+    """Return what the report says of a finished run."""
+    losses = {
+        f"{name}_perplexity": torch.from_numpy(np.array(run.losses[name], float))
+        for name in ("dense", "pruned")
+    }
+    warnings = [*warnings, *_not_finite(losses, evaluation, dtype)]
+    if grown := run.damping:
+        worst = max(grown, key=lambda layer: grown[layer])
+        told = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "
+        warnings.append(f"{told}{grown[worst]} times: the update makes up for less there")
+    parts = run.model_dump(include={"training", "damping", "zero_shot"})
+    report = _measured(losses, evaluation, dtype) | {"warnings": warnings}
+    return report | {name: part for name, part in parts.items() if part}
 
 
 def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> JsonObject:
@@ -288,15 +274,3 @@ def _told(folder: Path, report: JsonObject) -> JsonObject:
 def _counts(told: JsonObject) -> str:
     zeros = told["zeros"] / told["weights"]
     return f"{told['layers']} layers, {zeros:.2%} zeros, {told['pattern']}"
-
-
-def _compare(folder: Path, expected: Mapping[str, str]) -> JsonObject:
-    """Print whether a result has the files that its recipe names; return that for `--json`."""
-    sums = read_object(folder / RECIPE)["sha256"]
-    if sums == expected:
-        print("repeated: all files match the recipe's, byte for byte")
-        return {"repeated": True}
-    first = min(x for x in {*sums, *expected} if sums.get(x) != expected.get(x))
-    line = f"files differ from the recipe's, {first} first: the model, the texts, the options or "
-    _say("warning", [f"{line}the versions are not the same"])
-    return {"repeated": False}

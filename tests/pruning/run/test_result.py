@@ -67,10 +67,9 @@ def saved(dense):
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
         store = store_of(dense, folder)
         prune(store, Recipe(Metric("W"), target), Texts(NO_WINDOWS))
-        inspector = Inspector(store.config, all_layers(store), target)
-        recipe = recipe_of(name or str(dense), target)
-        counted = save_model(store, inspector, {})
-        save_papers(folder, recipe, MEASURED | measured, counted)
+        inspector = Inspector(store.config, all_layers(store), target, {})
+        save_model(store, inspector)
+        save_papers(folder, recipe_of(name or str(dense), target), MEASURED | measured, inspector)
         return json.loads((folder / "pruning_report.json").read_text())
 
     return save
@@ -135,9 +134,9 @@ def test_save_result_refuses_a_dense_model(tmp_path, dense):
     store = store_of(dense, tmp_path)
     for block in store.blocks:
         store.write(block, {})
-    inspector = Inspector(store.config, all_layers(store), HALF_OF_ROWS)
+    inspector = Inspector(store.config, all_layers(store), HALF_OF_ROWS, {})
     with pytest.raises(ValueError, match=f"layer {FIRST} is not 0.5 per row"):
-        save_model(store, inspector, {})
+        save_model(store, inspector)
     assert not (tmp_path / "pruning_report.json").exists()
 
 
@@ -148,9 +147,9 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
     for i, layer in enumerate(layers.values()):
         layer.weight.data.fill_(1.0).view(-1)[: i + 1] = 0.0
     model.save_pretrained(tmp_path)
-    inspector = Inspector(model.config, list(layers), Target(0.0, Row()))
-    counts, _ = inspector.look_at_all(tmp_path, {})
-    assert [count.zeros for count in counts] == list(range(1, len(layers) + 1))
+    inspector = Inspector(model.config, list(layers), Target(0.0, Row()), {})
+    inspector.look_at_all(tmp_path)
+    assert [layer.zeros for layer in inspector.layers] == list(range(1, len(layers) + 1))
 
 
 @pytest.mark.parametrize(
@@ -168,8 +167,9 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
 def test_inspector_judges_each_comparison_group(tmp_path, target, rows, holds):
     save_file({"a.weight": torch.tensor(rows).float()}, tmp_path / "model.safetensors")
     config = toy_model("llama").config
-    counts, _ = Inspector(config, ["a"], target).look_at_all(tmp_path, {})
-    assert counts[0].pattern_ok is holds
+    inspector = Inspector(config, ["a"], target, {})
+    inspector.look_at_all(tmp_path)
+    assert inspector.layers[0].pattern_ok is holds
 
 
 @pytest.mark.parametrize(
